@@ -1,0 +1,162 @@
+"""A run's checkpoints: one safetensors file each, written beside and renamed, with the config in its header.
+
+A file holds `student.*`, `predictor.*`, `teacher.*` and AdamW's moments as `optimizer.*`. Nothing else is needed to
+continue exactly: schedules, data order, crops and masks are functions of the seed and the step.
+"""
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tubelet.config import TrainConfig, from_dict, to_dict
+from tubelet.released import load_exactly, read_released
+from tubelet.types import TubeletError
+from tubelet.vjepa import VJEPA
+
+FORMAT = "tubelet-checkpoint-1"
+_NAME = re.compile(r"step-(\d{9})\.safetensors$")
+_OPTIMIZER = "optimizer."
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("step-*.safetensors") if _NAME.match(path.name))
+
+
+def save_checkpoint(
+    run: Path, step: int, model: VJEPA, optimizer: Optimizer, config: TrainConfig, keep: int
+) -> Path:  # fmt: skip
+    """Write the state after `step` optimiser steps, then remove all but the newest `keep` checkpoints.
+
+    The file appears under its name only when all of it is on the disk: whatever moment the process dies at, every
+    checkpoint that can be seen can be read.
+
+    Raises:
+        TubeletError: if it cannot be written, a full disk included; older checkpoints are untouched.
+    """
+    folder = run / "checkpoints"
+    path = folder / f"step-{step:09d}.safetensors"
+    partial = path.with_suffix(".partial")
+    header = {"format": FORMAT, "step": str(step), "config": json.dumps(to_dict(config))}
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    tensors |= _optimizer_tensors(model, optimizer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.partial"):  # of a process that died while it wrote
+            leftover.unlink()
+        save_file(tensors, partial, metadata=header)
+        _sync(partial)
+        partial.replace(path)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise TubeletError(f"{path}: the checkpoint could not be written: {describe_os_error(error)}") from error
+    for old in checkpoints(run)[:-keep]:
+        old.unlink()
+    return path
+
+
+def describe_os_error(error: Exception) -> str:
+    """What went wrong with a file, and what to do where that is known."""
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        return "the disk is full; free some space and continue with --resume"
+    return str(error)
+
+
+def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
+    """Bring model and optimiser to the state that a checkpoint holds, and return the optimiser steps done.
+
+    Raises:
+        TubeletError: if the file cannot be read or does not fit the model.
+    """
+    tensors, header = read_tensors(path)
+    moments = {name.removeprefix(_OPTIMIZER): tensors.pop(name) for name in list(tensors) if name.startswith(_OPTIMIZER)}
+    load_exactly(model, tensors, str(path))
+    _load_optimizer_tensors(model, optimizer, moments, path)
+    return int(header["step"])
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a checkpoint and its header.
+
+    Raises:
+        TubeletError: if the file is missing, damaged, or no checkpoint of this package.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise TubeletError(f"{path}: the checkpoint cannot be read ({error})") from error
+    if header.get("format") != FORMAT:
+        raise TubeletError(f"{path}: expected a checkpoint of format {FORMAT!r}, found {header.get('format')!r}")
+    return tensors, header
+
+
+def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
+    """Student, predictor and teacher from a run folder, one of its checkpoints, or a released .pt file.
+
+    Returns:
+        the model in eval mode on the CPU, and the run's config (None for a released file).
+
+    Raises:
+        TubeletError: if there is no such thing, or it does not fit.
+    """
+    path = Path(what)
+    if path.is_dir():
+        found = checkpoints(path)
+        if not found:
+            raise TubeletError(f"{path}: no checkpoint in this folder (expected checkpoints/step-*.safetensors)")
+        path = found[-1]
+    if not path.is_file():
+        raise TubeletError(f"{path}: no such file; expected a run folder, a checkpoint, or a released .pt file")
+    if path.suffix == ".pt":
+        released = read_released(path)
+        model = VJEPA(released.config)
+        load_exactly(model.student, released.student, f"{path}: encoder")
+        load_exactly(model.predictor, released.predictor, f"{path}: predictor")
+        load_exactly(model.teacher, released.teacher, f"{path}: teacher")
+        return model.eval(), None
+    tensors, header = read_tensors(path)
+    config: TrainConfig = from_dict(TrainConfig, json.loads(header["config"]), f"{path}: config")
+    model = VJEPA(config.model)
+    load_exactly(model, {name: t for name, t in tensors.items() if not name.startswith(_OPTIMIZER)}, str(path))
+    return model.eval(), config
+
+
+def _optimizer_tensors(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{_OPTIMIZER}{key}.{names[parameter]}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def _load_optimizer_tensors(model: VJEPA, optimizer: Optimizer, moments: dict[str, Tensor], path: Path) -> None:
+    parameters = dict(model.named_parameters())
+    state: dict[Tensor, dict[str, Tensor]] = {}
+    for name, value in moments.items():
+        key, parameter_name = name.split(".", 1)
+        if parameter_name not in parameters:
+            raise TubeletError(f"{path}: it holds an optimiser moment of {parameter_name}, which the model does not have")
+        parameter = parameters[parameter_name]
+        state.setdefault(parameter, {})[key] = value if key == "step" else value.to(parameter.device)
+    optimizer.state.clear()
+    optimizer.state.update(state)
+
+
+def _sync(path: Path) -> None:
+    """Ask the system to have a file's (or folder's) bytes on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

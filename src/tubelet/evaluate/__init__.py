@@ -1,0 +1,1 @@
+"""What frozen features are worth: linear probes beside a random encoder and raw patches."""

@@ -1,0 +1,1 @@
+"""The network: tokenizer, rotary positions, blocks, encoder and predictor."""

@@ -1,0 +1,51 @@
+"""The multi-level ViT: student (X-encoder) and teacher (Y-encoder) alike (SYSTEM steps 1, 2 and 4)."""
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.config import ModelConfig
+from tubelet.model.layers import NORM_EPS, Block, initialise, run_block
+from tubelet.model.rope import rotary_table
+from tubelet.model.tokenizer import Tokenizer
+
+
+class Encoder(nn.Module):
+    """A pre-norm ViT over all tokens, or over those that a mask leaves visible, tapped at several depths."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute_activations = False
+        self.tokenizer = Tokenizer(config)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )  # fmt: skip
+        # One norm a tapped level, kept also where only the last levels are returned: released files hold all of them.
+        self.norms = nn.ModuleList(nn.LayerNorm(config.width, eps=NORM_EPS) for _ in config.levels)
+        initialise(self, self.blocks)
+
+    def forward(self, pixels: Tensor, ids: Tensor | None = None) -> list[Tensor]:
+        """Encode whole inputs, or their visible tokens alone.
+
+        Args:
+            pixels: (B, C, T, H, W) normalised pixels; T = 1 is an image.
+            ids: (B, K) indices of the tokens to see, or None for all N.
+
+        Returns:
+            L tensors (B, K, D): the tapped levels, shallow to deep, each after its own LayerNorm.
+
+        Raises:
+            TubeletError: if the pixels' shape does not divide into patches.
+        """
+        config = self.config
+        grid = self.tokenizer.grid(pixels)
+        x = self.tokenizer(pixels, ids)
+        where = torch.arange(grid.tokens, device=pixels.device).unsqueeze(0) if ids is None else ids
+        table = rotary_table(where, grid, config.width // config.heads, config.rope_grid)
+        returned = config.levels[-config.num_output_levels :]
+        levels = []
+        for i, block in enumerate(self.blocks):
+            x = run_block(block, x, table, self.recompute_activations)
+            if i in returned:
+                levels.append(self.norms[config.levels.index(i)](x))
+        return levels

@@ -1,0 +1,83 @@
+"""3-D rotary position embedding (SYSTEM step 2): where a token is, said inside every attention layer.
+
+Each head is cut into three equal even-sized parts for time, row and column, and a rest that is not rotated. A part of
+size d rotates d/2 pairs of channels by position / 10000^(2i/d), i = 0..d/2-1 (V-JEPA 2, arXiv 2506.09985, section 2.1).
+
+The release pairs channel 2i with 2i+1. Here a head keeps all first members of its pairs in its first half and all
+second members in its second half, so that a rotation is arithmetic on two contiguous halves; `pair_permutation` is the
+reordering that carries released weights over.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tubelet.types import Grid
+
+
+class RotaryTable(NamedTuple):
+    """Cosines and sines of every token's angles, shared by all blocks of a forward pass.
+
+    Attributes:
+        cos: (B or 1, K, 1, head_dim / 2).
+        sin: the same shape.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
+def axis_size(head_dim: int) -> int:
+    """Channels of a head that each of the three axes rotates: the largest even number not over head_dim / 3."""
+    return 2 * (head_dim // 3 // 2)
+
+
+def pair_permutation(head_dim: int) -> Tensor:
+    """(head_dim,) indices: channel j of a head here is channel `pair_permutation(head_dim)[j]` of a released head."""
+    first = torch.arange(0, head_dim, 2)
+    return torch.cat([first, first + 1])
+
+
+def grid_positions(ids: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Time step, row and column of token indices, each of the shape of `ids`."""
+    frame = grid.h * grid.w
+    return ids // frame, ids % frame // grid.w, ids % grid.w
+
+
+def rotary_table(ids: Tensor, grid: Grid, head_dim: int, rope_grid: int | None) -> RotaryTable:
+    """Angles of the tokens `ids`.
+
+    Args:
+        ids: (B or 1, K) int64 token indices.
+        grid: the grid they index.
+        head_dim: channels of an attention head, even.
+        rope_grid: rows and columns of the pre-training grid, which row and column positions are rescaled to so that
+            the first and last keep their angles at any resolution; None leaves positions as they are.
+    """
+    pairs = axis_size(head_dim) // 2
+    frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float32, device=ids.device) / max(pairs, 1))
+    time, row, column = (position.float() for position in grid_positions(ids, grid))
+    if rope_grid is not None:
+        # A grid with a single row or column has nothing to stretch: its only position is 0.
+        row = row * ((rope_grid - 1) / max(grid.h - 1, 1))
+        column = column * ((rope_grid - 1) / max(grid.w - 1, 1))
+    angles = torch.cat([position.unsqueeze(-1) * frequency for position in (time, row, column)], dim=-1)
+    # The rest of the head turns by angle 0, which leaves it as it is without a branch in the rotation.
+    angles = torch.nn.functional.pad(angles, (0, head_dim // 2 - 3 * pairs)).unsqueeze(-2)
+    return RotaryTable(angles.cos(), angles.sin())
+
+
+def rotate(x: Tensor, table: RotaryTable) -> Tensor:
+    """Rotate heads by their tokens' angles.
+
+    Args:
+        x: (B, K, heads, head_dim).
+        table: the angles of the K tokens.
+
+    Returns:
+        (B, K, heads, head_dim).
+    """
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = table.cos.to(x.dtype), table.sin.to(x.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

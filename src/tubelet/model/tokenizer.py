@@ -1,0 +1,79 @@
+"""From pixels to tokens, by modality (SYSTEM steps 1 and 2)."""
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.config import ModelConfig
+from tubelet.types import Grid, Modality, TubeletError
+
+
+def modality_of(pixels: Tensor) -> Modality:
+    """An input of one frame is an image; more are a video."""
+    return Modality.IMAGE if pixels.shape[2] == 1 else Modality.VIDEO
+
+
+def patchify(pixels: Tensor, grid: Grid) -> Tensor:
+    """Cut clips into non-overlapping patches in (t, h, w) order.
+
+    Args:
+        pixels: (B, C, T, H, W).
+        grid: the token grid; its steps divide T, H and W.
+
+    Returns:
+        (B, N, C·t·p·p), each patch flattened in (c, t, h, w) order, as a convolution's kernel is.
+    """
+    B, C, T, H, W = pixels.shape
+    t, p, q = T // grid.t, H // grid.h, W // grid.w
+    patches = pixels.view(B, C, grid.t, t, grid.h, p, grid.w, q).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return patches.reshape(B, grid.tokens, C * t * p * q)
+
+
+def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
+    """The tokens `ids` (B, K) of x (B, N, D): (B, K, D)."""
+    return x.gather(1, ids.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+class Tokenizer(nn.Module):
+    """A linear patch embedding for each modality, and an embedding that says which modality it was.
+
+    A convolution whose kernel equals its stride is one matrix product over flattened patches; written so, the patches
+    that a mask hides are never multiplied at all.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        area = config.channels * config.patch_size**2
+        self.video = nn.Linear(config.tubelet_size * area, config.width)
+        self.image = nn.Linear(area, config.width)
+        self.video_embedding = nn.Parameter(torch.empty(config.width).normal_(std=1e-6))
+        self.image_embedding = nn.Parameter(torch.empty(config.width).normal_(std=1e-6))
+
+    def grid(self, pixels: Tensor) -> Grid:
+        """The token grid of an input.
+
+        Raises:
+            TubeletError: if the shape is not (B, C, T, H, W) of whole patches.
+        """
+        if pixels.dim() != 5 or pixels.shape[1] != self.config.channels:
+            raise TubeletError(
+                f"pixels have shape {tuple(pixels.shape)}, expected (clips, {self.config.channels}, frames, height, width)"
+            )
+        return self.config.grid(*pixels.shape[2:])
+
+    def forward(self, pixels: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Embed the patches `ids` of an input, or all of them.
+
+        Args:
+            pixels: (B, C, T, H, W) normalised pixels; T = 1 is an image.
+            ids: (B, K) token indices, or None for all N.
+
+        Returns:
+            (B, K, D) tokens.
+        """
+        patches = patchify(pixels, self.grid(pixels))
+        if ids is not None:
+            patches = gather_tokens(patches, ids)
+        if modality_of(pixels) is Modality.IMAGE:
+            return self.image(patches) + self.image_embedding
+        return self.video(patches) + self.video_embedding

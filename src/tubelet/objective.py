@@ -1,0 +1,88 @@
+"""Targets and the dense predictive loss (SYSTEM step 8; arXiv 2603.14482, section 3)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tubelet.model.tokenizer import gather_tokens
+from tubelet.types import Grid, Mask
+
+
+class Losses(NamedTuple):
+    """Scalars of one batch, averaged over its masks.
+
+    Attributes:
+        total: prediction + λ · context.
+        prediction: mean L1 over masked tokens and channels.
+        context: distance-weighted mean L1 over context tokens and channels.
+    """
+
+    total: Tensor
+    prediction: Tensor
+    context: Tensor
+
+
+def normalised_targets(levels: list[Tensor]) -> Tensor:
+    """The teacher's levels, each token's channels brought to mean 0 and variance 1 level by level.
+
+    Args:
+        levels: L tensors (B, N, D).
+
+    Returns:
+        (B, N, L·D) in fp32.
+    """
+    return torch.cat([F.layer_norm(level.float(), level.shape[-1:]) for level in levels], dim=-1)
+
+
+def target_distance(mask: Mask, grid: Grid) -> Tensor:
+    """Euclidean distance in the (t, h, w) grid from every context token to the nearest target token.
+
+    Squared Euclidean distance is a sum over axes, so its minimum over all targets can be taken axis by axis: three
+    small minima instead of a table of every context token against every target.
+
+    Returns:
+        (B, Kc), at least 1.
+    """
+    B = mask.target.shape[0]
+    squared = torch.full((B, grid.tokens), torch.inf, device=mask.target.device)
+    squared = squared.scatter(1, mask.target, 0.0).view(B, *grid.shape)
+    for axis, size in enumerate(grid.shape, start=1):
+        step = torch.arange(size, device=squared.device)
+        apart = (step.unsqueeze(1) - step).square()  # (size, size)
+        squared = (squared.movedim(axis, -1).unsqueeze(-2) + apart).amin(-1).movedim(-1, axis)
+    return squared.flatten(1).gather(1, mask.context).sqrt()
+
+
+def token_errors(predicted: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
+    """L1 error of each predicted token, mean over channels.
+
+    Args:
+        predicted: (B, K, L·D) predictions.
+        targets: (B, N, L·D) targets of the whole grid.
+        ids: (B, K) which tokens were predicted.
+
+    Returns:
+        (B, K).
+    """
+    return (predicted.float() - gather_tokens(targets, ids)).abs().mean(-1)
+
+
+def dense_predictive_loss(
+    predicted: Tensor, reconstructed: Tensor, targets: Tensor, mask: Mask, grid: Grid, context_weight: float | Tensor
+) -> Losses:
+    """L_predict + λ · L_context for one mask.
+
+    Args:
+        predicted: (B, Kt, L·D) predictions at target tokens.
+        reconstructed: (B, Kc, L·D) predictions at context tokens.
+        targets: (B, N, L·D) normalised targets.
+        mask: which tokens are which.
+        grid: the grid they index.
+        context_weight: λ.
+    """
+    prediction = token_errors(predicted, targets, mask.target).mean()
+    # A context token far from anything masked has the least to say about it: its error counts 1 / sqrt(distance).
+    context = (token_errors(reconstructed, targets, mask.context) / target_distance(mask, grid).sqrt()).mean()
+    return Losses(prediction + context_weight * context, prediction, context)

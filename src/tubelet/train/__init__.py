@@ -1,0 +1,1 @@
+"""Pre-training: schedules, optimiser, state, monitoring and the loop."""

@@ -1,0 +1,113 @@
+"""Shapes and units that every room of the house shares.
+
+Shape legend, used in all docstrings: B clips in a batch, C channels, T frames, H x W pixels, (T', H', W') the token
+grid, N = T'·H'·W' tokens, K tokens of an index list, D width, L levels.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+
+class Modality(StrEnum):
+    """Which tokenizer an input goes through."""
+
+    VIDEO = "video"
+    IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The token grid (T', H', W'): time steps, rows, columns. Tokens are numbered in (t, h, w) order."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def tokens(self) -> int:
+        """N, the number of tokens."""
+        return self.t * self.h * self.w
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(T', H', W')."""
+        return (self.t, self.h, self.w)
+
+    def __str__(self) -> str:
+        return f"{self.t}x{self.h}x{self.w}"
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One mask of a batch: which tokens the student sees and which it must predict.
+
+    Attributes:
+        context: (B, Kc) int64 token indices that the student sees, sorted.
+        target: (B, Kt) int64 token indices that it must predict, sorted.
+    """
+
+    context: Tensor
+    target: Tensor
+
+    def to(self, device: torch.device) -> "Mask":
+        """The same mask on another device."""
+        return Mask(self.context.to(device, non_blocking=True), self.target.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that could not be read, and why."""
+
+    path: str
+    reason: str
+
+
+class TubeletError(Exception):
+    """An error that a person can act on: one sentence that names the file or field, what was expected, what to do."""
+
+
+class DecodeError(TubeletError):
+    """A media file that cannot be decoded.
+
+    Attributes:
+        path: the file.
+        reason: why, without the path.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["DecodeError"], tuple[str, str]]:
+        # Exceptions cross process borders by pickle, which calls the class with its message alone unless told.
+        return (DecodeError, (self.path, self.reason))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one modality: what a training step works on.
+
+    Attributes:
+        modality: which tokenizer it goes through.
+        pixels: (B, 3, T, H, W) uint8, T = 1 for images.
+        masks: the masks drawn for it; the losses are averaged over them.
+        weight: this micro-batch's share of its step's samples; the weights of a step sum to 1.
+        bad: files that were met while it was made, could not be read and were replaced by others.
+        short_clips: clips whose video was shorter than frames / fps and was read at a higher rate.
+    """
+
+    modality: Modality
+    pixels: Tensor
+    masks: list[Mask]
+    weight: float
+    bad: list[BadFile] = field(default_factory=list)
+    short_clips: int = 0
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, so that copies to a CUDA device overlap with work."""
+        masks = [Mask(m.context.pin_memory(), m.target.pin_memory()) for m in self.masks]
+        return Batch(self.modality, self.pixels.pin_memory(), masks, self.weight, self.bad, self.short_clips)

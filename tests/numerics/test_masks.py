@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tubelet.config import BlockMask, MaskConfig
+from tubelet.data.masks import sample_mask
+from tubelet.types import Grid, TubeletError
+
+STATISTICS = json.loads((Path(__file__).parent / "mask_statistics.json").read_text())
+GRIDS = {
+    "video_256px_16f": Grid(8, 16, 16),
+    "video_384px_64f": Grid(32, 24, 24),
+    "video_128px_16f": Grid(8, 8, 8),
+    "image_256px": Grid(1, 16, 16),
+}
+CASES = [
+    (name, i, spec)
+    for name in STATISTICS
+    for i, spec in enumerate(MaskConfig().image if name.startswith("image") else MaskConfig().video)
+]
+
+
+@pytest.mark.parametrize(("name", "index", "spec"), CASES)
+def test_visible_share_matches_the_reference(name, index, spec):
+    grid, stated = GRIDS[name], STATISTICS[name][index]
+    rng = np.random.default_rng(0)
+    shares = [sample_mask(spec, grid, 1, rng).context.shape[1] / grid.tokens for _ in range(300)]
+    assert grid.tokens == stated["tokens"]
+    assert np.mean(shares) == pytest.approx(stated["visible_mean"], abs=0.02)
+    assert np.std(shares) == pytest.approx(stated["visible_std"], abs=0.02)
+
+
+def test_each_block_spans_all_of_time():
+    grid = Grid(4, 8, 8)
+    mask = sample_mask(MaskConfig().video[0], grid, 1, np.random.default_rng(1))
+    hidden = torch.zeros(grid.tokens, dtype=torch.bool)
+    hidden[mask.target[0]] = True
+    per_frame = hidden.view(grid.t, -1)
+    assert (per_frame == per_frame[0]).all()
+
+
+def test_context_and_target_of_a_single_sample_cover_the_grid_without_overlap():
+    grid = Grid(2, 8, 8)
+    mask = sample_mask(MaskConfig().video[1], grid, 1, np.random.default_rng(2))
+    both = torch.cat([mask.context, mask.target], dim=1).sort(dim=1).values
+    assert torch.equal(both[0], torch.arange(grid.tokens))
+
+
+def test_a_batch_is_cut_to_one_length_without_favouring_a_time_step():
+    grid = Grid(8, 8, 8)
+    counts = torch.zeros(grid.t)
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        mask = sample_mask(MaskConfig().video[0], grid, 8, rng)
+        assert mask.context.shape[0] == mask.target.shape[0] == 8
+        counts += torch.bincount((mask.context // (grid.h * grid.w)).flatten(), minlength=grid.t)
+    assert counts.max() / counts.min() < 1.1
+
+
+def test_masks_repeat_with_their_seed():
+    draw = [sample_mask(MaskConfig().video[0], Grid(2, 8, 8), 4, np.random.default_rng(7)).context for _ in range(2)]
+    assert torch.equal(*draw)
+
+
+def test_a_grid_that_blocks_always_cover_is_refused():
+    with pytest.raises(TubeletError, match="leave nothing visible"):
+        sample_mask(BlockMask(blocks=2, area=1.0, aspect=(1.0, 1.0)), Grid(1, 4, 4), 1, np.random.default_rng(0))
