@@ -9,7 +9,9 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
+
+import tyro
 
 from tubelet.types import Grid, TubeletError
 
@@ -220,7 +222,7 @@ class MaskConfig:
 class DataConfig:
     """What is read and how it is cut."""
 
-    sources: tuple[str, ...] = ()
+    sources: tyro.conf.Positional[tuple[str, ...]] = ()
     """Folders, media files, globs, and CSV or JSONL manifests."""
     image_size: int = 256
     """Side of the square crop, in pixels."""
@@ -294,11 +296,11 @@ class OptimConfig:
 class TrainConfig:
     """A whole pre-training run."""
 
-    model: ModelConfig = field(default_factory=vit_ti)
-    """Sizes of the network."""
+    model: tyro.conf.Suppress[ModelConfig] = field(default_factory=vit_ti)
+    """Sizes of the network; the command line names a preset instead."""
     data: DataConfig = field(default_factory=DataConfig)
     """What is read."""
-    masks: MaskConfig = field(default_factory=MaskConfig)
+    masks: tyro.conf.Suppress[MaskConfig] = field(default_factory=MaskConfig)
     """What is hidden from the student."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """How it learns."""
@@ -326,7 +328,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "monitor_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        self.model.grid(self.data.frames, self.data.image_size, self.data.image_size)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -340,11 +341,11 @@ def from_dict(kind: type, values: Mapping[str, Any], where: str = "config") -> A
     Raises:
         TubeletError: for an unknown key, naming the nearest valid one, and for a key without a value or default.
     """
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    kinds = get_type_hints(kind)
     for key in values:
-        if key not in fields:
-            raise TubeletError(f"{where} has an unknown key {key!r}{_nearest(key, fields)}")
-    given = {name: _rebuild(fields[name].type, value, f"{where}.{name}") for name, value in values.items()}
+        if key not in kinds:
+            raise TubeletError(f"{where} has an unknown key {key!r}{_nearest(key, kinds)}")
+    given = {name: _rebuild(kinds[name], value, f"{where}.{name}") for name, value in values.items()}
     try:
         return kind(**given)
     except TypeError as error:

@@ -4,7 +4,7 @@ Shape legend, used in all docstrings: B clips in a batch, C channels, T frames, 
 grid, N = T'·H'·W' tokens, K tokens of an index list, D width, L levels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -89,25 +89,47 @@ class DecodeError(TubeletError):
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one modality: what a training step works on.
+    """Samples of one modality, and what is hidden of them.
 
     Attributes:
-        modality: which tokenizer it goes through.
+        modality: which tokenizer they go through.
         pixels: (B, 3, T, H, W) uint8, T = 1 for images.
-        masks: the masks drawn for it; the losses are averaged over them.
-        weight: this micro-batch's share of its step's samples; the weights of a step sum to 1.
-        bad: files that were met while it was made, could not be read and were replaced by others.
-        short_clips: clips whose video was shorter than frames / fps and was read at a higher rate.
+        masks: the masks drawn for them; the losses are averaged over them.
+        weight: these samples' share of their step's; the weights of a step sum to 1.
     """
 
     modality: Modality
     pixels: Tensor
     masks: list[Mask]
     weight: float
-    bad: list[BadFile] = field(default_factory=list)
-    short_clips: int = 0
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, so that copies to a CUDA device overlap with work."""
         masks = [Mask(m.context.pin_memory(), m.target.pin_memory()) for m in self.masks]
-        return Batch(self.modality, self.pixels.pin_memory(), masks, self.weight, self.bad, self.short_clips)
+        return Batch(self.modality, self.pixels.pin_memory(), masks, self.weight)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        masks = [mask.to(device) for mask in self.masks]
+        return Batch(self.modality, self.pixels.to(device, non_blocking=True), masks, self.weight)
+
+
+@dataclass(frozen=True)
+class StepData:
+    """All that one optimiser step works on.
+
+    Attributes:
+        batches: one of each modality, or several where the step is accumulated in parts.
+        bad: files that could not be read while the step was made, and were replaced by others.
+        short_clips: clips whose video was shorter than frames / fps and was read at a higher rate.
+        failure: why the step could not be made, if it could not; `batches` is then empty.
+    """
+
+    batches: list[Batch]
+    bad: list[BadFile]
+    short_clips: int = 0
+    failure: str | None = None
+
+    def pin_memory(self) -> "StepData":
+        """The same data in page-locked memory."""
+        return StepData([b.pin_memory() for b in self.batches], self.bad, self.short_clips, self.failure)

@@ -1,0 +1,153 @@
+"""The command line: sample-data, train, evaluate, explain, report."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+# Data workers share the cores with the training process. OpenMP's threads spin while they wait for each other, which
+# on busy cores holds up the very thread they wait for: steps were seen to take ten times as long. It must be said
+# before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import tyro
+from rich.console import Console
+
+from tubelet.config import TrainConfig, model_preset
+from tubelet.types import TubeletError
+
+# Commands import what they run when they run: `tubelet --help` answers without loading torch's training code.
+
+
+def train(
+    config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
+    *,
+    out: Path,
+    model: str = "vit-ti",
+    patch_size: int | None = None,
+    tubelet_size: int | None = None,
+    resume: bool = False,
+) -> None:
+    """Pre-train V-JEPA 2.1 on videos and images.
+
+    Args:
+        config: The run.
+        out: Folder of the run: checkpoints, metrics, list of bad files.
+        model: vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G.
+        patch_size: Pixels along a patch's side, instead of the model's 16.
+        tubelet_size: Frames of a video token, instead of the model's 2.
+        resume: Continue the run in --out from its newest checkpoint.
+    """
+    from tubelet.train.loop import train as run_training
+
+    sizes = {"patch_size": patch_size, "tubelet_size": tubelet_size}
+    chosen = dataclasses.replace(model_preset(model), **{k: v for k, v in sizes.items() if v is not None})
+    run_training(dataclasses.replace(config, model=chosen), out, resume, Console())
+
+
+def sample_data(
+    folder: Annotated[Path, tyro.conf.Positional],
+    *,
+    clips: int = 1000,
+    seed: int = 0,
+    size: int = 128,
+    frames: int = 16,
+    workers: int | None = None,
+) -> None:
+    """Render first-person clips of textured 3-D levels, with depth, classes, instances, poses and tracks beside them.
+
+    Args:
+        folder: Where to write the set.
+        clips: Video clips, train and val together; a quarter as many images come with them.
+        seed: The same seed gives the same files.
+        size: Side of the square frames in pixels.
+        frames: Frames of a clip.
+        workers: Rendering processes; all cores by default.
+    """
+    from rich.progress import Progress
+
+    from tubelet.data.sample import write_sample_data
+
+    console = Console()
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("rendering", total=None)
+        index = write_sample_data(
+            folder,
+            clips=clips,
+            seed=seed,
+            size=size,
+            frames=frames,
+            workers=workers,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    console.print(f"{folder}: {index['clips']} clips", highlight=False, soft_wrap=True)
+
+
+def evaluate(run: Annotated[Path, tyro.conf.Positional], *, data: Path, seed: int = 0) -> None:
+    """Probe a run's frozen teacher beside a random encoder and raw patches.
+
+    Args:
+        run: A run folder.
+        data: A folder that sample-data wrote.
+        seed: Seed of the random encoder and of all choices of samples.
+    """
+    from tubelet.evaluate.suite import evaluate_run, print_table
+
+    print_table(evaluate_run(run, data, seed=seed), Console())
+
+
+def explain(
+    file: Annotated[Path, tyro.conf.Positional],
+    *,
+    model: str = "vit-ti",
+    out: Path = Path("explain.html"),
+    image_size: int | None = None,
+    frames: int | None = None,
+    fps: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Follow one video or image through the system: eight steps, printed and drawn on a page.
+
+    Args:
+        file: A video or an image.
+        model: A preset (random weights), a run folder, a checkpoint, or a released .pt file.
+        out: The page.
+        image_size: Side of the centre crop in pixels; by default what the run was trained at, or 224.
+        frames: Frames of the clip; by default what the run was trained at, or 16.
+        fps: Frames per second of the clip; by default what the run was trained at, or 4.
+        seed: Seed of the masks, and of random weights.
+    """
+    from tubelet.view.explain import explain as write_explanation
+
+    write_explanation(file, model, out, image_size=image_size, frames=frames, fps=fps, seed=seed, console=Console())
+
+
+def report(run: Annotated[Path, tyro.conf.Positional], *, data: Path | None = None, out: Path | None = None) -> None:
+    """Write a run's report: table, curves, and pictures of its features.
+
+    Args:
+        run: A run folder.
+        data: The sample data set that the pictures are taken from.
+        out: The page; RUN/report.html by default.
+    """
+    from tubelet.view.report import write_report
+
+    page = out or run / "report.html"
+    write_report(run, data, page)
+    Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+COMMANDS = {"train": train, "sample-data": sample_data, "evaluate": evaluate, "explain": explain, "report": report}
+
+
+def main() -> None:
+    """Run a command; what a person can mend ends in one sentence and a non-zero exit code."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="tubelet", description=__doc__)
+    except TubeletError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,198 @@
+"""A mix of videos and images -> the data of every training step.
+
+Step k's data are a pure function of (sources, config, k): the order of files, the moments and crops and the masks all
+come from generators seeded by the seed and their own position. Any process can make any step, and a resumed run needs
+to know nothing but where it stopped.
+
+Both modalities are in every step, each with its share of the samples, and their gradients are accumulated before the
+optimiser moves. The published recipe has the same mixture - half of the ranks take images, half videos, and gradients
+are averaged over ranks - where alternating modalities from step to step would let AdamW's moments and the teacher swing
+between the two.
+"""
+
+import signal
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tubelet.config import TrainConfig
+from tubelet.data.clips import augment, clip_times
+from tubelet.data.decode import VideoInfo, read_clips, read_image
+from tubelet.data.manifest import MediaList
+from tubelet.data.masks import sample_mask
+from tubelet.types import BadFile, Batch, DecodeError, Modality, StepData, TubeletError
+
+# One number for every use of randomness, so that no two share a stream.
+_VIDEO_ORDER, _IMAGE_ORDER, _VIDEO_SAMPLE, _IMAGE_SAMPLE, _REPLACEMENT, _MASKS = range(6)
+_ORDER = {Modality.VIDEO: _VIDEO_ORDER, Modality.IMAGE: _IMAGE_ORDER}
+_SAMPLE = {Modality.VIDEO: _VIDEO_SAMPLE, Modality.IMAGE: _IMAGE_SAMPLE}
+
+
+def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, int]:
+    """How many samples of each modality a step has.
+
+    Raises:
+        TubeletError: if the batch is too small to hold both.
+    """
+    batch, share = config.batch_size, config.data.image_share
+    if not media.videos:
+        share = 1.0
+    elif not media.images or config.data.frames == 1:
+        share = 1.0 if config.data.frames == 1 else 0.0
+    images = round(batch * share)
+    if 0 < share < 1:
+        if batch < 2:
+            raise TubeletError(
+                f"batch_size is {batch}, too small for a step to mix videos and images: use at least 2, "
+                "or an image_share of 0 or 1"
+            )
+        images = min(max(images, 1), batch - 1)
+    counts = {Modality.VIDEO: batch - images, Modality.IMAGE: images}
+    return {modality: count for modality, count in counts.items() if count}
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng([seed, stream, epoch]).permutation(length)
+
+
+class _Unreadable(Exception):
+    """So many files are bad that the run must stop."""
+
+
+class StepDataset(Dataset[StepData]):
+    """Item k is the data of step k."""
+
+    def __init__(self, config: TrainConfig, media: MediaList) -> None:
+        self.config = config
+        self.files = {Modality.VIDEO: media.videos, Modality.IMAGE: media.images}
+        self.counts = samples_per_step(config, media)
+        self.known_bad: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def __getitem__(self, step: int) -> StepData:
+        """The micro-batches of one step, and the files that had to be replaced to make them."""
+        bad: dict[str, str] = {}
+        batches, short = [], 0
+        try:
+            for modality, count in self.counts.items():
+                pixels, shortened = self._samples(modality, step * count, count, bad)
+                short += shortened
+                batches += self._micro_batches(modality, pixels, step)
+        except _Unreadable as error:
+            return StepData([], _as_list(bad), failure=str(error))
+        return StepData(batches, _as_list(bad), short)
+
+    def _micro_batches(self, modality: Modality, pixels: list[Tensor], step: int) -> Iterator[Batch]:
+        """Cut a step's samples of one modality into parts, each with masks of its own."""
+        size = -(-len(pixels) // self.config.accumulate)
+        masks = self.config.masks
+        specs = masks.image if modality is Modality.IMAGE else masks.video
+        rng = np.random.default_rng([self.config.seed, _MASKS, _ORDER[modality], step])
+        for start in range(0, len(pixels), size):
+            part = torch.stack(pixels[start : start + size])
+            grid = self.config.model.grid(*part.shape[2:])
+            drawn = [sample_mask(spec, grid, len(part), rng) for spec in specs]
+            yield Batch(modality, part, drawn, weight=len(part) / self.config.batch_size)
+
+    def _samples(
+        self, modality: Modality, first: int, count: int, bad: dict[str, str]
+    ) -> tuple[list[Tensor], int]:  # fmt: skip
+        """Samples `first` to `first + count` of a modality's endless stream, and how many clips were short."""
+        per_file = self.config.data.clips_per_video if modality is Modality.VIDEO else 1
+        samples: list[Tensor] = []
+        short = 0
+        position = first
+        while position < first + count:
+            visit = position // per_file
+            end = min((visit + 1) * per_file, first + count)
+            read, shortened = self._visit(modality, visit, range(position, end), bad)
+            samples += read
+            short += shortened
+            position = end
+        return samples, short
+
+    def _visit(
+        self, modality: Modality, visit: int, positions: range, bad: dict[str, str]
+    ) -> tuple[list[Tensor], int]:  # fmt: skip
+        """Read one file's samples; where it cannot be read, another's that chance picks."""
+        for path in self._candidates(modality, visit):
+            if path not in self.known_bad:
+                rngs = [np.random.default_rng([self.config.seed, _SAMPLE[modality], p]) for p in positions]
+                try:
+                    return self._read(modality, path, rngs)
+                except DecodeError as error:
+                    self.known_bad[path] = error.reason
+            bad[path] = self.known_bad[path]
+            total = sum(map(len, self.files.values()))
+            if len(bad) > self.config.data.max_bad_share * total:
+                break
+        path, reason = next(iter(bad.items()))
+        raise _Unreadable(
+            f"{len(bad)} of {len(self.files[modality])} {modality} files that were tried one after the other cannot be "
+            f"read, more than max_bad_share allows; the first is {path}: {reason}"
+        )
+
+    def _candidates(self, modality: Modality, visit: int) -> Iterator[str]:
+        """The file whose turn it is, then all others in an order of chance."""
+        files, seed = self.files[modality], self.config.seed
+        epoch, index = divmod(visit, len(files))
+        turn = int(_permutation(seed, _ORDER[modality], epoch, len(files))[index])
+        yield files[turn]
+        for other in np.random.default_rng([seed, _REPLACEMENT, _ORDER[modality], visit]).permutation(len(files)):
+            if other != turn:
+                yield files[int(other)]
+
+    def _read(self, modality: Modality, path: str, rngs: list[np.random.Generator]) -> tuple[list[Tensor], int]:
+        """One augmented sample (3, T, S, S) uint8 for each generator, and how many are of a video too short."""
+        data = self.config.data
+        if modality is Modality.IMAGE:
+            frames = [read_image(path).unsqueeze(0)]
+            short = [False]
+        else:
+            short = []
+
+            def choose(info: VideoInfo) -> list[np.ndarray]:
+                drawn = [clip_times(info, data.frames, data.fps, rng) for rng in rngs]
+                short.extend(is_short for _, is_short in drawn)
+                return [times for times, _ in drawn]
+
+            frames = [clip.pixels for clip in read_clips(path, choose)[1]]
+        cut = [
+            augment(pixels, data.image_size, rng, scale=data.crop_scale, aspect=data.crop_aspect, flip=data.flip)
+            for pixels, rng in zip(frames, rngs, strict=True)
+        ]
+        return cut, sum(short)
+
+
+def _as_list(bad: dict[str, str]) -> list[BadFile]:
+    return [BadFile(path, reason) for path, reason in bad.items()]
+
+
+def _start_worker(_: int) -> None:
+    # A terminal sends Ctrl-C to every process; the workers must live on until the training process has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def step_loader(config: TrainConfig, media: MediaList, start: int, pin_memory: bool) -> DataLoader[StepData]:
+    """The data of steps start, start + 1, ..., in order, made ahead of need by worker processes.
+
+    Raises:
+        TubeletError: if the batch is too small to mix both modalities.
+    """
+    workers = config.data.workers
+    return DataLoader(
+        StepDataset(config, media),
+        batch_size=None,
+        sampler=range(start, config.steps),
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+    )

@@ -1,0 +1,30 @@
+"""Which device a run uses, and in which precision."""
+
+import torch
+
+from tubelet.config import Precision
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, then Apple's MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether bf16 products are faster than fp32 ones on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: what was asked for, or bf16 where the device has units for it."""
+    if precision == "auto":
+        return torch.bfloat16 if has_bf16_units(device) else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32

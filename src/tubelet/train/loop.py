@@ -1,0 +1,247 @@
+"""Pre-training: load, step, log, save."""
+
+import math
+import signal
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch.optim import Optimizer
+
+from tubelet.checkpoint import load_training_state, save_checkpoint
+from tubelet.config import TrainConfig
+from tubelet.data.clips import normalise
+from tubelet.data.loader import samples_per_step, step_loader
+from tubelet.data.manifest import MediaList, list_media
+from tubelet.train import schedules
+from tubelet.train.device import has_bf16_units, pick_device, pick_dtype
+from tubelet.train.monitor import CollapseWatch, feature_health
+from tubelet.train.optim import build_optimizer, set_learning_rate
+from tubelet.train.progress import Curves, ProgressLine
+from tubelet.train.state import RunFolder
+from tubelet.types import Batch, StepData, TubeletError
+from tubelet.vjepa import VJEPA
+
+
+class Interrupted(TubeletError):
+    """A signal asked the run to stop; it saved a checkpoint first.
+
+    Attributes:
+        exit_code: what the shell expects of a process that such a signal ended.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class StopSignals:
+    """Remembers Ctrl-C and SIGTERM until the step in progress is done; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._restore()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def train(config: TrainConfig, out: str | Path, resume: bool = False, console: Console | None = None) -> Path:
+    """Pre-train a model and leave it in the run folder `out`.
+
+    Args:
+        config: the whole run.
+        out: the run's folder; its checkpoints, metrics and list of bad files go there.
+        resume: continue the run in `out` from its newest checkpoint, exactly as if it had never stopped.
+        console: where progress is shown.
+
+    Returns:
+        the newest checkpoint.
+
+    Raises:
+        TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
+    """
+    console = console or Console()
+    config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)  # refuse what does not fit
+    media = list_media(config.data.sources)
+    run = RunFolder(Path(out), config, resume)
+    device = pick_device()
+    torch.manual_seed(config.seed)
+    model = VJEPA(config.model).to(device)
+    optimizer = build_optimizer(model, config.optim)
+    start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
+    prepare(model, config)
+    curves, watch = Curves(run.path, start), CollapseWatch()
+    for row in run.begin(start):
+        watch.observe(row)
+    announce(console, config, media, run, model, device, start)
+    loader = step_loader(config, media, start, pin_memory=device.type == "cuda")
+    path = run.checkpoint
+    total_files = len(media.videos) + len(media.images)
+    with StopSignals() as signals, ProgressLine(console, config.steps, start) as progress:
+        began = time.perf_counter()
+        for step, data in enumerate(loader, start=start):
+            waited = time.perf_counter() - began
+            report_bad_files(data, run, console, total_files, config.data.max_bad_share)
+            metrics = train_step(model, optimizer, data, config, step, device)
+            if step % config.monitor_every == 0 or step + 1 == config.steps:
+                metrics |= teacher_health(model, data.batches[0], config, device)
+                for warning in watch.observe(metrics):
+                    console.print(f"[yellow]step {step + 1}: {warning}[/yellow]")
+            row = {"step": step + 1} | {name: float(value) for name, value in metrics.items()}
+            elapsed = time.perf_counter() - began
+            row |= {"clips_per_s": config.batch_size / elapsed, "data_wait_share": waited / elapsed}
+            row |= {"bad_files": len(run.bad), "short_clips": data.short_clips}
+            began = time.perf_counter()
+            if not math.isfinite(row["loss"]):
+                raise TubeletError(
+                    f"the loss is {row['loss']} at step {step + 1}: lower the learning rate; the checkpoint before it is kept"
+                )
+            run.log(row)
+            curves.add(row)
+            progress.show(row, len(run.bad))
+            last = step + 1 == config.steps
+            if last or signals.received or (step + 1) % config.checkpoint_every == 0:
+                path = save_checkpoint(run.path, step + 1, model, optimizer, config, config.keep_checkpoints)
+            if signals.received and not last:
+                raise Interrupted(
+                    f"{signals.received.name}: stopped after step {step + 1} of {config.steps}; {path} is written, "
+                    "continue with --resume",
+                    signals.received,
+                )
+    curves.close()
+    if path is None:
+        raise TubeletError("the run has no steps")
+    console.print(f"{config.steps} steps done; the model is in [bold]{path}[/bold]", highlight=False, soft_wrap=True)
+    return path
+
+
+def train_step(
+    model: VJEPA, optimizer: Optimizer, data: StepData, config: TrainConfig, step: int, device: torch.device
+) -> dict[str, Any]:
+    """One optimiser step over all of its micro-batches, then the teacher's.
+
+    Returns:
+        the step's losses as tensors (each the mean over samples) and the schedules' values.
+    """
+    values = scheduled(config, step)
+    set_learning_rate(optimizer, values["lr"])
+    losses = torch.zeros(3, device=device)  # total, prediction, context
+    for batch in data.batches:
+        batch = batch.to(device)
+        pixels = normalise(batch.pixels)
+        with autocast(config, device):
+            parts = model(pixels, batch.masks, values["context_weight"])
+        (batch.weight * parts.total).backward()
+        losses += batch.weight * torch.stack(parts).detach()
+    optimizer.step()
+    optimizer.zero_grad()
+    model.update_teacher(values["ema"])
+    total, prediction, context = losses
+    return {"loss": total, "prediction_loss": prediction, "context_loss": context, **values}
+
+
+def scheduled(config: TrainConfig, step: int) -> dict[str, float]:
+    """Learning rate, teacher momentum and λ of a step."""
+    optim, steps = config.optim, config.steps
+    warmup = optim.warmup_share * steps
+    first, last = (share * steps for share in optim.context_warmup)
+    ema = optim.ema if optim.ema is not None else default_momentum(steps)
+    final_ema = optim.final_ema if optim.final_ema is not None else ema
+    return {
+        "lr": schedules.warmup_cosine(step + 1, warmup, steps, optim.start_lr, optim.lr, optim.final_lr),
+        "ema": schedules.linear(step, steps, ema, final_ema),
+        "context_weight": schedules.context_weight(step, first, last, optim.context_weight),
+    }
+
+
+def default_momentum(steps: int) -> float:
+    """The published 0.99925, or less where its memory of 1,333 steps would be more than an eighth of the run."""
+    return min(0.99925, 1 - 1 / max(steps / 8, 1))
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Matrix products in the run's precision; everything that must not round stays in fp32."""
+    dtype = pick_dtype(config.precision, device)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def prepare(model: VJEPA, config: TrainConfig) -> None:
+    """Compile blocks and recompute activations, where asked."""
+    model.student.recompute_activations = config.activation_checkpointing
+    model.predictor.recompute_activations = config.activation_checkpointing
+    if config.compile:
+        for part in (model.student, model.teacher, model.predictor):
+            for block in part.blocks:
+                block.compile(dynamic=True)
+
+
+@torch.no_grad()
+def teacher_health(model: VJEPA, batch: Batch, config: TrainConfig, device: torch.device) -> dict[str, float]:
+    """Effective rank and channel spread of the teacher's last level on a batch."""
+    with autocast(config, device):
+        levels = model.teacher(normalise(batch.pixels.to(device)))
+    return feature_health(levels[-1])
+
+
+def report_bad_files(data: StepData, run: RunFolder, console: Console, total: int, max_share: float) -> None:
+    """Name each bad file once; stop when there are too many.
+
+    Raises:
+        TubeletError: if more than `max_share` of all files are bad.
+    """
+    for file in run.add_bad(data.bad):
+        console.print(f"[yellow]bad file[/yellow] {file.path}: {file.reason}", highlight=False, soft_wrap=True)
+    share = len(run.bad) / total
+    if data.failure or share > max_share:
+        raise TubeletError(
+            f"{len(run.bad)} of {total} files ({100 * share:.0f} %) cannot be read, more than the {100 * max_share:.0f} % "
+            f"that --max-bad-share allows; they are listed in {run.path / 'bad_files.jsonl'}"
+            + (f" ({data.failure})" if data.failure and share <= max_share else "")
+        )
+
+
+def announce(
+    console: Console, config: TrainConfig, media: MediaList, run: RunFolder, model: VJEPA, device: torch.device, start: int
+) -> None:
+    """Say what is about to happen, and everything about it that a person might not expect."""
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    millions = {part: sum(p.numel() for p in getattr(model, part).parameters()) / 1e6 for part in ("student", "predictor")}
+    counts = samples_per_step(config, media)
+    say(
+        f"[bold]{len(media.videos)} videos, {len(media.images)} images[/bold]; each step takes "
+        + " and ".join(f"{count} {modality}s" for modality, count in counts.items())
+    )
+    if media.ignored:
+        say(f"left out: {', '.join(f'{count} {suffix} files' for suffix, count in sorted(media.ignored.items()))}")
+    grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
+    dtype = pick_dtype(config.precision, device)
+    say(
+        f"student {millions['student']:.1f} M parameters, predictor {millions['predictor']:.1f} M; clips of "
+        f"{config.data.frames} frames at {config.data.image_size} px are {grid} = {grid.tokens} tokens; "
+        f"{str(dtype).removeprefix('torch.')} on {device}"
+    )
+    if dtype is torch.bfloat16 and not has_bf16_units(device):
+        say(f"[yellow]this {device} has no bf16 units: --precision fp32 would be many times faster[/yellow]")
+    for change in run.changed:
+        say(f"[yellow]changed since this run began: {change}[/yellow]")
+    if start:
+        say(f"continuing after step {start} from {run.checkpoint}")

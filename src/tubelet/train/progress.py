@@ -1,0 +1,68 @@
+"""What a person sees of a run while it goes: a progress line, log lines, TensorBoard curves."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# Without a terminal there is no line to redraw: a line is printed at most this often instead.
+_PLAIN_LINES = 20
+_FIELDS = ("loss", "lr", "clips_per_s", "data_wait_share")
+
+
+class ProgressLine:
+    """One line with loss, learning rate, clips per second, share of time spent waiting for data, and time left."""
+
+    def __init__(self, console: Console, steps: int, start: int) -> None:
+        self.console, self.steps = console, steps
+        self.every = max(steps // _PLAIN_LINES, 1)
+        self.bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("train", total=steps, completed=start, figures="")
+
+    def __enter__(self) -> "ProgressLine":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def show(self, row: dict[str, Any], bad: int) -> None:
+        """Bring the line up to one step's metrics."""
+        figures = (
+            f"loss {row['loss']:.4f}  lr {row['lr']:.1e}  {row['clips_per_s']:.1f} clips/s  "
+            f"wait {100 * row['data_wait_share']:.0f}%"
+        )
+        if bad:
+            figures += f"  [yellow]{bad} bad files[/yellow]"
+        self.bar.update(self.task, completed=row["step"], figures=figures)
+        if not self.console.is_terminal and (row["step"] % self.every == 0 or row["step"] == self.steps):
+            self.console.print(f"step {row['step']}/{self.steps}  {figures}", highlight=False)
+
+
+class Curves:
+    """The metrics as TensorBoard scalars; rows that a resumed run writes anew replace the old ones."""
+
+    def __init__(self, run: Path, start: int) -> None:
+        # TensorBoard takes seconds to import, which commands that do not train should not spend.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One step's metrics."""
+        for name, value in row.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Write what is still held in memory."""
+        self.writer.close()

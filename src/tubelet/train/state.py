@@ -1,0 +1,107 @@
+"""A run's folder: its config, its metrics, its list of bad files, and what a resumed run takes up again."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from tubelet.checkpoint import checkpoints, describe_os_error
+from tubelet.config import TrainConfig, from_dict, to_dict
+from tubelet.types import BadFile, TubeletError
+
+CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
+
+
+class RunFolder:
+    """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
+
+    def __init__(self, path: Path, config: TrainConfig, resume: bool) -> None:
+        """Start a run's folder, or take up the one that is there.
+
+        Raises:
+            TubeletError: if a run is there already and is not to be resumed, or was of another model.
+        """
+        self.path = path
+        self.checkpoint = (checkpoints(path) or [None])[-1]
+        self.changed: list[str] = []
+        if (path / CONFIG).exists():
+            if not resume:
+                raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
+            self.changed = _changes(path / CONFIG, config)
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
+        self.bad: dict[str, str] = {row["path"]: row["reason"] for row in _rows(path / BAD_FILES)}
+
+    def begin(self, step: int) -> list[dict[str, Any]]:
+        """Keep the metrics of the first `step` steps, and return them: a resumed run writes those after it anew."""
+        kept = [row for row in _rows(self.path / METRICS) if row["step"] <= step]
+        write_atomically(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        bad = [_bad_line(path, reason) for path, reason in self.bad.items()]
+        write_atomically(self.path / BAD_FILES, "".join(bad))
+        return kept
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one step's metrics."""
+        self._append(METRICS, json.dumps(row) + "\n")
+
+    def add_bad(self, files: list[BadFile]) -> list[BadFile]:
+        """Record files that could not be read; returns those that were not known to be bad."""
+        new = [file for file in files if file.path not in self.bad]
+        for file in new:
+            self.bad[file.path] = file.reason
+            self._append(BAD_FILES, _bad_line(file.path, file.reason))
+        return new
+
+    def _append(self, name: str, line: str) -> None:
+        try:
+            with (self.path / name).open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise TubeletError(f"{self.path / name}: {describe_os_error(error)}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it, so that no reader or crash ever finds half of it.
+
+    Raises:
+        TubeletError: if it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise TubeletError(f"{path}: {describe_os_error(error)}") from error
+
+
+def _bad_line(path: str, reason: str) -> str:
+    return json.dumps({"path": path, "reason": reason}) + "\n"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file. A process killed while it wrote leaves a last line without an end: not a row."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _changes(path: Path, config: TrainConfig) -> list[str]:
+    """Which settings differ from the run's, as `name: before -> now`."""
+    before = from_dict(TrainConfig, json.loads(path.read_text()), str(path))
+    if before.model != config.model:
+        raise TubeletError(
+            f"{path}: this run trains another model than the one asked for; resume it with the same --model "
+            "and sizes, or choose another --out"
+        )
+    return list(_differences(before, config))
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(before):
+        a, b = getattr(before, field.name), getattr(now, field.name)
+        if dataclasses.is_dataclass(a):
+            found += _differences(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            found.append(f"{prefix}{field.name}: {a} -> {b}")
+    return found
