@@ -1,0 +1,147 @@
+"""Which frames of a video, which part of the picture: from decoded frames to what the model sees."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tubelet.data.decode import VideoInfo
+
+# Mean and standard deviation of red, green and blue over ImageNet, on pixels scaled to [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def clip_times(info: VideoInfo, frames: int, fps: float, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """Times of one clip at a random place of a video.
+
+    Args:
+        info: the video.
+        frames: T, how many.
+        fps: frames per second of the clip, not of the video.
+        rng: draws the start.
+
+    Returns:
+        (T,) float64 seconds, and whether the video is shorter than T / fps seconds: then the times are spread evenly
+        over all of it, which makes a clip of a higher rate than asked for.
+    """
+    return _times(info, frames, fps, float(rng.random()))
+
+
+def centre_clip_times(info: VideoInfo, frames: int, fps: float) -> tuple[np.ndarray, bool]:
+    """As `clip_times`, from the middle of the video, without chance."""
+    return _times(info, frames, fps, 0.5)
+
+
+def _times(info: VideoInfo, frames: int, fps: float, place: float) -> tuple[np.ndarray, bool]:
+    """Times of a clip that starts at the share `place` in [0, 1] of the possible starts."""
+    steps = np.arange(frames, dtype=np.float64)
+    span = frames / fps
+    # A duration is rounded to its container's clock: a video of exactly the wanted length is not short.
+    if info.duration_s < span - 1e-3:
+        return steps * (info.duration_s / frames), True
+    return place * max(0.0, info.duration_s - span) + steps / fps, False
+
+
+def augment(
+    pixels: Tensor,
+    size: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.3, 1.0),
+    aspect: tuple[float, float] = (0.75, 1.35),
+    flip: bool = True,
+) -> Tensor:
+    """A random crop, mirrored in half of the cases if `flip`; the same for all frames.
+
+    Args:
+        pixels: (T, H, W, 3) uint8.
+        size: side of the result in pixels.
+        rng: draws crop and mirroring.
+        scale: range of the crop's share of the picture's area.
+        aspect: range of the crop's width over height.
+        flip: whether to mirror left and right at all.
+
+    Returns:
+        (3, T, size, size) uint8, contiguous.
+    """
+    clip = random_resized_crop(pixels, size, rng, scale, aspect)
+    return clip.flip(-1) if flip and rng.random() < 0.5 else clip
+
+
+def random_resized_crop(
+    pixels: Tensor,
+    size: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.3, 1.0),
+    aspect: tuple[float, float] = (0.75, 1.35),
+) -> Tensor:
+    """A crop of random area, shape and place, the same for all frames, resized to a square; see `augment`."""
+    top, left, height, width = crop_box(pixels.shape[1], pixels.shape[2], rng, scale, aspect)
+    return _resize(pixels[:, top : top + height, left : left + width], size, size)
+
+
+def crop_box(
+    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], aspect: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random crop of an H x W picture, in pixels.
+
+    The area is uniform, the aspect ratio uniform on a log scale. A draw that does not fit is drawn again, ten times;
+    then it is the largest crop in the middle whose aspect ratio is in range.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    w = min(width, max(1, round(height * ratio)))
+    h = min(height, max(1, round(width / ratio)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resize_centre_crop(pixels: Tensor, size: int) -> Tensor:
+    """The middle square of each frame, for evaluation: the short side becomes `size`, the long side is cut.
+
+    Args:
+        pixels: (T, H, W, 3) uint8.
+        size: side of the result in pixels.
+
+    Returns:
+        (3, T, size, size) uint8, contiguous.
+    """
+    height, width = resize_shape(pixels.shape[1], pixels.shape[2], size)
+    top, left = (height - size) // 2, (width - size) // 2
+    resized = _resize(pixels, height, width)
+    return resized[:, :, top : top + size, left : left + size].contiguous()
+
+
+def resize_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width in pixels at which the short side is `size` and the shape is kept."""
+    short = min(height, width)
+    return max(size, round(height * size / short)), max(size, round(width * size / short))
+
+
+def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
+    """(T, H, W, 3) uint8 -> (3, T, height, width) uint8: bilinear, antialiased when it shrinks."""
+    frames = pixels.permute(0, 3, 1, 2)  # a view in PyTorch's channels-last layout, for which there is a uint8 kernel
+    if pixels.shape[1:3] != (height, width):
+        frames = F.interpolate(frames, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    return frames.permute(1, 0, 2, 3).contiguous()
+
+
+def normalise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels as the model takes them: mean 0 and standard deviation 1 over ImageNet.
+
+    Args:
+        pixels: (B, 3, T, H, W) uint8, on any device.
+        dtype: of the result; the arithmetic is in float32.
+
+    Returns:
+        (B, 3, T, H, W) of `dtype` on the same device.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(3, 1, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(3, 1, 1, 1) * 255
+    return ((pixels.float() - mean) / std).to(dtype)

@@ -1,0 +1,101 @@
+"""The command line as a person or a script uses it: real processes, exit codes, messages."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from media import write_image, write_text, write_video
+from runs import rows
+
+from tubelet.checkpoint import checkpoints, load_vjepa
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tubelet", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def run(*arguments):
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    for i in range(4):
+        write_video(folder / f"{i}.mp4", frames=24)
+    write_image(folder / "0.png")
+    return folder
+
+
+TRAIN = ("--model", "vit-ti", "--image-size", "32", "--patch-size", "8", "--frames", "4", "--batch-size", "2")
+
+
+def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_step(media, tmp_path):
+    out = tmp_path / "run"
+    options = ("train", media, "--out", out, *TRAIN, "--checkpoint-every", "1000", "--precision", "fp32")
+    process = start(*options, "--steps", "500")
+    while len(rows(out)) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    stopped = rows(out)[-1]["step"]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"SIGTERM: stopped after step {stopped}" in err
+    assert "--resume" in err
+    assert len(checkpoints(out)) == 1
+    code, text, err = run(*options, "--steps", str(stopped + 2), "--resume")
+    assert code == 0, err
+    assert f"continuing after step {stopped}" in text
+    assert [row["step"] for row in rows(out)] == list(range(1, stopped + 3))
+    promised = {"step", "loss", "prediction_loss", "context_loss", "lr", "clips_per_s", "data_wait_share"}
+    assert promised <= rows(out)[0].keys()
+    model, config = load_vjepa(out)
+    assert model.config.patch_size == 8
+    assert json.loads((out / "config.json").read_text())["steps"] == config.steps
+
+
+def test_only_bad_files_end_in_one_line_and_a_non_zero_exit_code(tmp_path):
+    for i in range(3):
+        write_text(tmp_path / f"{i}.mp4")
+    code, _, err = run("train", tmp_path, "--out", tmp_path / "run", *TRAIN, "--steps", "5")
+    assert code == 1
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--steps", "0"), ("steps", "at least 1")),
+        (("--model", "vit-tii"), ("vit-ti",)),
+        (("--image-size", "100"), ("100", "multiple of 16")),
+        (("--frames", "7"), ("7 frames", "multiple of 2")),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_that_names_it(media, tmp_path, arguments, words):
+    code, _, err = run("train", media, "--out", tmp_path / "run", *arguments)
+    assert code != 0
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_option_names_the_nearest_known_one(media, tmp_path):
+    code, out, err = run("train", media, "--out", tmp_path / "run", "--imagesize", "32")
+    assert code != 0
+    assert "--image-size" in out + err

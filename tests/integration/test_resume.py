@@ -1,0 +1,114 @@
+import os
+import random
+import signal
+import time
+
+import pytest
+from media import write_image, write_video
+from runs import rows, start_training, tiny_config, train_quietly
+
+from tubelet.checkpoint import checkpoints, read_tensors
+from tubelet.types import TubeletError
+
+LOSSES = ("loss", "prediction_loss", "context_loss")
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    for i in range(5):
+        write_video(folder / f"{i}.mp4", frames=24)
+    for i in range(3):
+        write_image(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(media, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train_quietly(tiny_config(media), run)
+    return run
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def test_a_run_killed_after_step_ten_resumes_to_the_same_losses(media, undisturbed, tmp_path):
+    config, run = tiny_config(media, data={"workers": 1}), tmp_path / "run"
+    process = start_training(config, run)
+    wait_for(lambda: len(rows(run)) >= 12)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    train_quietly(config, run, resume=True)
+    assert [row["step"] for row in rows(run)] == list(range(1, 21))
+    for ours, theirs in zip(rows(run), rows(undisturbed), strict=True):
+        for name in LOSSES:
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-6)
+
+
+def test_no_checkpoint_is_ever_unreadable_when_the_run_is_killed_ten_times(media, tmp_path):
+    config, run = tiny_config(media, steps=100_000, checkpoint_every=1), tmp_path / "run"
+    moments = random.Random(0)
+    for _ in range(10):
+        seen = len(rows(run))
+        process = start_training(config, run, resume=True)
+        wait_for(lambda seen=seen: len(rows(run)) > seen)
+        time.sleep(moments.uniform(0, 0.5))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kept = checkpoints(run)
+        assert kept
+        for path in kept:
+            read_tensors(path)
+    assert rows(run)[-1]["step"] > 10
+
+
+def test_metrics_have_one_row_a_step_after_a_kill_and_a_resume(media, tmp_path):
+    config, run = tiny_config(media, steps=12), tmp_path / "run"
+    process = start_training(config, run)
+    wait_for(lambda: len(rows(run)) >= 7)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # what a kill in the middle of a write leaves
+    train_quietly(config, run, resume=True)
+    assert [row["step"] for row in rows(run)] == list(range(1, 13))
+
+
+def test_only_the_stated_number_of_checkpoints_is_kept(undisturbed):
+    assert [path.name for path in checkpoints(undisturbed)] == ["step-000000015.safetensors", "step-000000020.safetensors"]
+
+
+def test_a_finished_run_is_not_started_over_without_being_asked(media, undisturbed):
+    with pytest.raises(TubeletError, match="--resume"):
+        train_quietly(tiny_config(media), undisturbed)
+
+
+def test_resuming_with_another_model_is_refused(media, undisturbed):
+    import dataclasses
+
+    config = tiny_config(media)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, width=48))
+    with pytest.raises(TubeletError, match="another model"):
+        train_quietly(other, undisturbed, resume=True)
+    train_quietly(config, undisturbed, resume=True)  # and nothing was spoilt
+
+
+def test_data_of_a_step_do_not_depend_on_where_loading_began(media):
+    import torch
+
+    from tubelet.data.loader import step_loader
+    from tubelet.data.manifest import list_media
+
+    config = tiny_config(media)
+    media_list = list_media(config.data.sources)
+    whole = list(step_loader(config, media_list, 0, pin_memory=False))
+    late = list(step_loader(config, media_list, 15, pin_memory=False))
+    for a, b in zip(whole[15:], late, strict=True):
+        for x, y in zip(a.batches, b.batches, strict=True):
+            assert torch.equal(x.pixels, y.pixels)
+            assert all(torch.equal(m.context, n.context) for m, n in zip(x.masks, y.masks, strict=True))

@@ -1,0 +1,362 @@
+import contextlib
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from media import (
+    flip_bytes,
+    picture,
+    read_index,
+    variable_times,
+    write_audio_only,
+    write_image,
+    write_one_frame,
+    write_rotated,
+    write_text,
+    write_truncated,
+    write_variable_rate,
+    write_video,
+)
+from tubelet.data import decode
+from tubelet.data.decode import Frames, VideoInfo, read_clips, read_frames, read_image, read_info
+from tubelet.types import DecodeError
+
+OPEN_GOP = {"x264-params": "keyint=12:min-keyint=12:scenecut=0:threads=1:open-gop=1"}
+FILES = {
+    "b_frames.mp4": {},
+    "pyramid.mp4": {"bframes": 5, "gop": 30},
+    "open_gop.mp4": {"codec_options": OPEN_GOP},
+    "open_gop.ts": {"codec_options": OPEN_GOP},
+    "variable.mp4": {"times": list(variable_times())},
+    "variable.mkv": {"times": list(variable_times())},
+    "late_start.mp4": {"times": [1.5 + i / 12 for i in range(48)]},
+    "early_start.mp4": {"times": [-0.5 + i / 12 for i in range(48)]},
+    "fragments.mp4": {"container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "live.webm": {"codec": "libvpx-vp9", "container_options": {"live": "1"}},
+    "b_frames.mov": {},
+    "b_frames.mkv": {},
+    "b_frames.ts": {},
+    "b_frames.avi": {},
+    "mpeg4.mp4": {"codec": "mpeg4"},
+    "mpeg4.avi": {"codec": "mpeg4", "bframes": 0},
+    "mpeg2.ts": {"codec": "mpeg2video", "fps": 25},
+    "one_keyframe.ts": {"gop": 250},
+}
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("film") / "film.mp4")
+
+
+def one_clip(path: Path, times: list[float] | np.ndarray) -> Frames:
+    return read_clips(path, lambda info: [np.asarray(times)])[1][0]
+
+
+def indices(frames: Frames) -> list[int]:
+    return [read_index(pixels) for pixels in frames.pixels]
+
+
+def reason(path: Path, times: list[float] | None = None) -> str:
+    """Why the file cannot be read; the message names the file."""
+    with pytest.raises(DecodeError) as caught:
+        one_clip(path, [0.0, 0.1] if times is None else times)
+    assert str(caught.value) == f"{path}: {caught.value.reason}"
+    return caught.value.reason
+
+
+def plainly_decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and times of all frames by the shortest way there is: no seeking, no skipping, no options."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+        start = container.streams.video[0].start_time * float(container.streams.video[0].time_base)
+    return np.stack([f.to_ndarray(format="rgb24") for f in frames]), np.array([f.time - start for f in frames])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_random_clips_are_bit_identical_to_the_frames_of_a_plain_decoder(name: str, tmp_path: Path) -> None:
+    path = write_video(tmp_path / name, **FILES[name])
+    pixels, starts = plainly_decoded(path)
+    starts = np.sort(starts)  # FFmpeg guesses the times of AVI packets, in decoding order
+    rng = np.random.default_rng(0)
+    clips = []
+    for _ in range(12):
+        rate = rng.choice([4.0, 6.0, 12.0, 30.0])
+        clips.append(rng.uniform(-0.2, starts[-1]) + np.arange(rng.integers(2, 9)) / rate)
+    _, found = read_clips(path, lambda info: clips)
+    for times, clip in zip(clips, found, strict=True):
+        shown = np.maximum(np.searchsorted(starts, times + 1e-6, side="right") - 1, 0)
+        assert np.array_equal(clip.pixels.numpy(), pixels[shown])
+        assert np.allclose(clip.times, starts[shown], atol=1e-6)
+
+
+def test_pictures_that_nobody_needs_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "film.mp4", bframes=5, gop=48)
+    decoded = []
+    real = decode._Video._decode
+
+    def counted(self, packet, at):
+        frames = real(self, packet, at)
+        decoded.extend(frames)
+        return frames
+
+    monkeypatch.setattr(decode._Video, "_decode", counted)
+    assert indices(one_clip(path, np.arange(48) / 12)) == list(range(48))
+    everything = len(decoded)
+    decoded.clear()
+    assert indices(one_clip(path, [1.0, 2.0, 3.9])) == [12, 24, 46]
+    assert len(decoded) < 0.75 * everything
+
+
+def test_frames_are_found_by_time_where_the_rate_varies(tmp_path: Path) -> None:
+    path = write_variable_rate(tmp_path / "film.mp4")
+    starts = variable_times()
+    clip = one_clip(path, starts[10:20] + 1 / 48)
+    assert indices(clip) == list(range(10, 20))
+    assert np.allclose(clip.times, starts[10:20], atol=1e-3)
+
+
+def test_a_time_on_a_frame_boundary_shows_the_frame_that_begins_there_whatever_the_clock_rounds(tmp_path: Path) -> None:
+    for name in ("film.mp4", "film.mkv", "film.ts"):
+        clip = one_clip(write_video(tmp_path / name), np.arange(48) / 12)
+        assert indices(clip) == list(range(48)), name
+
+
+def test_times_before_the_first_frame_show_it_and_times_after_the_last_show_the_last(film: Path) -> None:
+    assert indices(one_clip(film, [-1.0, 0.0, 3.95, 4.0, 9.0])) == [0, 0, 47, 47, 47]
+
+
+def test_a_hidden_beginning_of_an_edit_list_is_not_shown(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "film.mp4", times=[-0.5 + i / 12 for i in range(48)])
+    assert indices(one_clip(path, [0.0, 1.0])) == [6, 18]
+
+
+def test_a_seek_that_lands_too_late_is_taken_back(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    landings = []
+    real = decode._Video._seek
+
+    def late(self, target):
+        landings.append(target)
+        return real(self, target + round(1.5 / self.tick))
+
+    monkeypatch.setattr(decode._Video, "_seek", late)
+    assert indices(one_clip(film, [1.5, 2.0])) == [18, 24]
+    assert len(landings) > 1
+
+
+def test_a_container_that_cannot_seek_is_read_from_its_start(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode._Video, "_seek", lambda self, target: False)
+    assert indices(one_clip(film, [3.0, 3.5])) == [36, 42]
+
+
+def test_the_info_tells_length_rate_and_size(tmp_path: Path) -> None:
+    for name in ("film.mp4", "film.mkv", "film.ts", "film.avi"):
+        info = read_info(write_video(tmp_path / name))
+        assert (info.duration_s, info.fps) == (pytest.approx(4.0, abs=0.01), pytest.approx(12, abs=0.1)), name
+        assert (info.width, info.height, info.rotation) == (64, 64, 0)
+
+
+def test_a_recording_without_a_length_in_its_header_is_measured(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "live.webm", codec="libvpx-vp9", container_options={"live": "1"})
+    assert read_info(path).duration_s == pytest.approx(4.0, abs=0.1)
+
+
+def test_the_length_is_that_of_the_pictures_where_the_sound_is_longer(tmp_path: Path) -> None:
+    path = tmp_path / "film.mkv"
+    film = write_video(tmp_path / "film.mp4")
+    sound = write_audio_only(tmp_path / "sound.mp4", seconds=9.0)
+    with av.open(str(path), "w") as target, av.open(str(film)) as pictures, av.open(str(sound)) as tone:
+        sources = [pictures.streams.video[0], tone.streams.audio[0]]
+        streams = [target.add_stream_from_template(source) for source in sources]
+        for container, source, stream in zip([pictures, tone], sources, streams, strict=True):
+            for packet in container.demux(source):
+                if packet.size:
+                    packet.stream = stream
+                    target.mux(packet)
+    data = path.read_bytes()
+    assert read_info(path).duration_s == pytest.approx(4.0, abs=0.1)
+    path.write_bytes(data.replace(b"DURATION", b"NOTATION"))  # as written by tools that give streams no length
+    assert read_info(path).duration_s == pytest.approx(4.0, abs=0.1)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_frames_stand_upright(degrees: int, suffix: str, tmp_path: Path) -> None:
+    frames = read_frames(write_rotated(tmp_path / f"film{suffix}", degrees, frames=4))
+    lying = np.rot90(frames.pixels[3].numpy(), -degrees // 90)
+    assert read_index(lying) == 3
+
+
+def test_the_matrix_that_phones_write_for_upright_films_turns_clockwise(tmp_path: Path) -> None:
+    path = write_rotated(tmp_path / "film.mp4", -90, frames=4)
+    one, minus = (1 << 16).to_bytes(4, "big"), ((-1 << 16) & 0xFFFFFFFF).to_bytes(4, "big")
+    zero = bytes(4)
+    assert b"".join([zero, one, zero, minus, zero, zero]) in path.read_bytes()  # x' = -y, y' = x
+    assert read_info(path).rotation == 270
+    assert np.allclose(read_frames(path).pixels[2].float(), np.rot90(picture(2), -1).astype(np.float32), atol=60)
+
+
+def test_width_and_height_are_those_of_the_upright_picture(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.set_display_rotation(90)
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(1)[:32], format="rgb24")))
+        container.mux(stream.encode(None))
+    info, (clip,) = read_clips(path, lambda info: [np.array([0.0, 0.2])])
+    assert (info.width, info.height) == (32, 64)
+    assert clip.pixels.shape == (2, 64, 32, 3)
+
+
+def test_read_frames_delivers_all_frames_with_their_times(film: Path) -> None:
+    frames = read_frames(film)
+    assert indices(frames) == list(range(48))
+    assert frames.pixels.dtype == torch.uint8 and frames.pixels.shape == (48, 64, 64, 3)
+    assert np.allclose(frames.times, np.arange(48) / 12)
+
+
+def test_colours_survive(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "film.mp4", frames=4, codec_options={"crf": "10"})
+    assert (read_frames(path).pixels[0].float() - torch.from_numpy(picture(0)).float()).abs().mean() < 8
+
+
+def test_a_mistake_in_choosing_times_is_not_blamed_on_the_file(film: Path) -> None:
+    def choose(info: VideoInfo) -> list[np.ndarray]:
+        raise KeyError("a mistake")
+
+    with pytest.raises(KeyError):
+        read_clips(film, choose)
+
+
+def test_a_missing_file_an_empty_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    assert reason(tmp_path / "missing.mp4") == "does not exist"
+    assert reason(tmp_path / "empty.mp4") == "is empty (0 bytes)"
+    assert reason(tmp_path) == "is a folder, not a file"
+
+
+def test_a_text_file_is_not_media(tmp_path: Path) -> None:
+    assert "not a media file" in reason(write_text(tmp_path / "film.mp4"))
+
+
+def test_a_sound_file_has_no_video_stream(tmp_path: Path) -> None:
+    assert reason(write_audio_only(tmp_path / "sound.mp4")) == "has no video stream (it has 1 audio)"
+
+
+def test_a_film_cut_off_before_its_index_misses_it(film: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(film.read_bytes()[:4000])
+    assert "its index (moov) is missing" in reason(path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".avi"])
+def test_a_film_that_is_shorter_than_its_header_promises_is_cut_off(suffix: str, tmp_path: Path) -> None:
+    codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
+    path = write_truncated(tmp_path / f"cut{suffix}", codec=codec)
+    assert reason(path).startswith(f"is cut off: it has {path.stat().st_size} bytes, its header promises")
+
+
+def test_junk_behind_a_film_does_no_harm(film: Path, tmp_path: Path) -> None:
+    path = tmp_path / "junk.mp4"
+    path.write_bytes(film.read_bytes() + b"signed by a camera" * 9)
+    assert indices(one_clip(path, [1.0, 2.0])) == [12, 24]
+
+
+def test_a_header_that_promises_more_than_there_is_is_named(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "film.mkv")
+    data = path.read_bytes()
+    assert data.count(b"00:00:04.000000000") == 1
+    path.write_bytes(data.replace(b"00:00:04.000000000", b"00:00:08.000000000"))
+    assert reason(path, [6.0, 7.0]) == "ends at 4.0 s, its header promises 8.0 s: cut off"
+
+
+def test_an_unknown_codec_is_named_as_such(film: Path, tmp_path: Path) -> None:
+    path = tmp_path / "odd.mp4"
+    path.write_bytes(film.read_bytes().replace(b"avc1", b"zzzz"))
+    assert "codec is not supported" in reason(path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi"])
+def test_a_film_of_one_frame_is_no_film(suffix: str, tmp_path: Path) -> None:
+    path = write_one_frame(tmp_path / f"still{suffix}")
+    assert reason(path) == "has 1 frame; a video needs at least 2: save it as an image"
+
+
+def test_a_clip_that_shows_one_frame_of_many_is_delivered(film: Path) -> None:
+    assert indices(one_clip(film, [1.0, 1.01, 1.02])) == [12, 12, 12]
+
+
+def test_flipped_bytes_are_noticed_and_healthy_files_are_not_blamed(tmp_path: Path) -> None:
+    unnoticed, raised = 0, 0
+    for seed in range(12):
+        healthy = write_video(tmp_path / f"{seed}.mp4", bframes=seed % 4, gop=8 + seed, size=32 * (2 + seed % 3))
+        assert indices(read_frames(healthy)) == list(range(48))
+        damaged = flip_bytes(healthy, tmp_path / f"{seed}_damaged.mp4", seed)
+        try:
+            plainly_decoded(damaged)
+            unnoticed += 1
+        except av.error.FFmpegError:
+            pass
+        try:
+            read_frames(damaged)
+        except DecodeError as error:
+            assert "damaged" in error.reason
+            raised += 1
+    assert raised >= 10
+    assert unnoticed >= 3  # else the files are so broken that any reader complains
+
+
+def test_no_reader_writes_to_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    film = write_video(tmp_path / "film.mp4")
+    damaged = flip_bytes(film, tmp_path / "damaged.mp4", 3)
+    capfd.readouterr()  # encoders may talk
+    for path in (film, damaged, write_text(tmp_path / "text.mp4")):
+        with contextlib.suppress(DecodeError):
+            read_frames(path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_an_image_is_read_as_rgb(suffix: str, tmp_path: Path) -> None:
+    pixels = read_image(write_image(tmp_path / f"still{suffix}", index=77))
+    assert pixels.shape == (64, 64, 3) and pixels.dtype == torch.uint8
+    assert read_index(pixels) == 77
+
+
+def test_an_image_is_turned_as_its_exif_tag_asks(tmp_path: Path) -> None:
+    pixels = read_image(write_image(tmp_path / "still.jpg", index=77, orientation=6))
+    assert read_index(np.rot90(pixels.numpy(), 1)) == 77
+
+
+def test_images_of_other_kinds_become_rgb(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)
+    for mode in ("L", "P", "RGBA", "LA", "1"):
+        path = tmp_path / f"{mode}.png"
+        Image.fromarray(ramp).convert(mode).save(path)
+        assert read_image(path).shape == (64, 64, 3), mode
+    path = tmp_path / "deep.png"
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(path)
+    assert np.array_equal(read_image(path)[..., 0].numpy(), ramp)
+
+
+def test_an_image_cut_off_or_damaged_or_too_large_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_image(tmp_path / "still.png")
+    data = path.read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    for name, words in (("cut.png", "damaged or cut off"), ("text.png", "not an image"), ("none.png", "not exist")):
+        if name == "text.png":
+            write_text(tmp_path / name)
+        with pytest.raises(DecodeError, match=words):
+            read_image(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    for limit in (3000, 1000):  # Pillow warns above the limit and refuses above twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(DecodeError, match="million pixels"):
+            read_image(path)
