@@ -77,7 +77,9 @@ def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
         TubeletError: if the file cannot be read or does not fit the model.
     """
     tensors, header = read_tensors(path)
-    moments = {name.removeprefix(_OPTIMIZER): tensors.pop(name) for name in list(tensors) if name.startswith(_OPTIMIZER)}
+    moments = {
+        name.removeprefix(_OPTIMIZER): tensors.pop(name) for name in list(tensors) if name.startswith(_OPTIMIZER)
+    }
     load_exactly(model, tensors, str(path))
     _load_optimizer_tensors(model, optimizer, moments, path)
     return int(header["step"])
@@ -132,7 +134,7 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
 
 
 def _optimizer_tensors(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{_OPTIMIZER}{key}.{names[parameter]}": value
         for parameter, state in optimizer.state.items()
@@ -146,7 +148,9 @@ def _load_optimizer_tensors(model: VJEPA, optimizer: Optimizer, moments: dict[st
     for name, value in moments.items():
         key, parameter_name = name.split(".", 1)
         if parameter_name not in parameters:
-            raise TubeletError(f"{path}: it holds an optimiser moment of {parameter_name}, which the model does not have")
+            raise TubeletError(
+                f"{path}: it holds an optimiser moment of {parameter_name}, which the model does not have"
+            )
         parameter = parameters[parameter_name]
         state.setdefault(parameter, {})[key] = value if key == "step" else value.to(parameter.device)
     optimizer.state.clear()

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -41,9 +42,11 @@ def train(
     """
     from tubelet.train.loop import train as run_training
 
-    sizes = {"patch_size": patch_size, "tubelet_size": tubelet_size}
-    chosen = dataclasses.replace(model_preset(model), **{k: v for k, v in sizes.items() if v is not None})
-    run_training(dataclasses.replace(config, model=chosen), out, resume, Console())
+    preset = model_preset(model)
+    sizes = dataclasses.replace(
+        preset, patch_size=patch_size or preset.patch_size, tubelet_size=tubelet_size or preset.tubelet_size
+    )
+    run_training(dataclasses.replace(config, model=sizes), out, resume, Console())
 
 
 def sample_data(
@@ -138,7 +141,13 @@ def report(run: Annotated[Path, tyro.conf.Positional], *, data: Path | None = No
     Console().print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
-COMMANDS = {"train": train, "sample-data": sample_data, "evaluate": evaluate, "explain": explain, "report": report}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "sample-data": sample_data,
+    "evaluate": evaluate,
+    "explain": explain,
+    "report": report,
+}
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ class ModelConfig:
         )
         ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
         _require(
-            bool(self.levels) and ascending and 0 <= self.levels[0] and self.levels[-1] < self.depth,
+            bool(self.levels) and ascending and self.levels[0] >= 0 and self.levels[-1] < self.depth,
             f"levels {self.levels} must be ascending block numbers in 0..{self.depth - 1}",
         )
         _require(
@@ -288,7 +288,8 @@ class OptimConfig:
             _require(value is None or 0 <= value <= 1, f"{name} is {value}, expected a momentum from 0 to 1")
         first, last = self.context_warmup
         _require(
-            0 <= first <= last <= 1, f"context_warmup is {self.context_warmup}, expected two ascending shares of the run"
+            0 <= first <= last <= 1,
+            f"context_warmup is {self.context_warmup}, expected two ascending shares of the run",
         )
 
 

@@ -21,6 +21,7 @@ from tubelet.types import TubeletError
 TEACHER_KEYS = ("target_encoder", "ema_encoder")
 PREFIX = "module.backbone."
 
+_MODALITY = {"img": "image", "video": "video"}
 _ENCODER_NAMES = (
     (r"^(img|video)_mod_embed$", lambda m: f"tokenizer.{_MODALITY[m[1]]}_embedding"),
     (r"^patch_embed\.proj\.", lambda m: "tokenizer.video."),
@@ -38,7 +39,6 @@ _PREDICTOR_NAMES = (
     (r"^predictor_proj\.", lambda m: "target_head."),
     (r"\.attn\.", lambda m: ".attention."),
 )
-_MODALITY = {"img": "image", "video": "video"}
 
 
 class Released(NamedTuple):
@@ -185,7 +185,9 @@ def _halve_pairs(qkv: Tensor, heads: int) -> Tensor:
 
 
 def _stack_mask_tokens(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = sorted((name for name in state if name.startswith("mask_tokens.")), key=lambda name: int(name.split(".")[1]))
+    names = sorted(
+        (name for name in state if name.startswith("mask_tokens.")), key=lambda name: int(name.split(".")[1])
+    )
     tokens = [state.pop(name) for name in names]
     if tokens:
         state["mask_tokens"] = torch.stack(tokens)

@@ -48,5 +48,6 @@ class VJEPA(nn.Module):
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """Teacher <- momentum · teacher + (1 - momentum) · student, in one fused pass over all parameters."""
-        teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
+        teacher: list[Tensor] = list(self.teacher.parameters())
+        student: list[Tensor] = list(self.student.parameters())
         torch._foreach_lerp_(teacher, student, 1 - momentum)

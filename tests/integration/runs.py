@@ -17,7 +17,12 @@ processes.set_forkserver_preload(["tubelet.train.loop", "torch.utils.tensorboard
 def tiny_config(source, steps=20, **changes):
     """A run that takes milliseconds a step: 32 px, 4 frames, 3 blocks."""
     model = ModelConfig(
-        width=24, depth=3, heads=2, levels=(0, 1, 2), patch_size=8, predictor=PredictorConfig(width=24, depth=2, heads=2)
+        width=24,
+        depth=3,
+        heads=2,
+        levels=(0, 1, 2),
+        patch_size=8,
+        predictor=PredictorConfig(width=24, depth=2, heads=2),
     )
     data = changes.pop("data", {})
     return TrainConfig(

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from runs import rows, tiny_config, train_quietly
+
 from media import (
     write_audio_only,
     write_image,
@@ -11,8 +13,6 @@ from media import (
     write_variable_rate,
     write_video,
 )
-from runs import rows, tiny_config, train_quietly
-
 from tubelet.types import TubeletError
 
 BAD = {

@@ -8,9 +8,9 @@ import sys
 import time
 
 import pytest
-from media import write_image, write_text, write_video
 from runs import rows
 
+from media import write_image, write_text, write_video
 from tubelet.checkpoint import checkpoints, load_vjepa
 
 

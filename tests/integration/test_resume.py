@@ -4,9 +4,9 @@ import signal
 import time
 
 import pytest
-from media import write_image, write_video
 from runs import rows, start_training, tiny_config, train_quietly
 
+from media import write_image, write_video
 from tubelet.checkpoint import checkpoints, read_tensors
 from tubelet.types import TubeletError
 
@@ -80,7 +80,10 @@ def test_metrics_have_one_row_a_step_after_a_kill_and_a_resume(media, tmp_path):
 
 
 def test_only_the_stated_number_of_checkpoints_is_kept(undisturbed):
-    assert [path.name for path in checkpoints(undisturbed)] == ["step-000000015.safetensors", "step-000000020.safetensors"]
+    assert [path.name for path in checkpoints(undisturbed)] == [
+        "step-000000015.safetensors",
+        "step-000000020.safetensors",
+    ]
 
 
 def test_a_finished_run_is_not_started_over_without_being_asked(media, undisturbed):

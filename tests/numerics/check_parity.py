@@ -51,7 +51,9 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor], Released]:
     """meta.json, the cases, and the checkpoint, whose sizes must agree with meta.json."""
     meta = json.loads((folder / "meta.json").read_text())
-    released = read_released(folder / "checkpoint.pt", meta["heads"], meta["predictor_heads"], tuple(meta["norm_levels"]))
+    released = read_released(
+        folder / "checkpoint.pt", meta["heads"], meta["predictor_heads"], tuple(meta["norm_levels"])
+    )
     config = released.config
     stated = {
         "dim": config.width,

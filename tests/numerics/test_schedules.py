@@ -28,7 +28,9 @@ def test_learning_rate_warms_up_and_decays_as_the_reference(step, value):
 @pytest.mark.parametrize(("step", "value"), values("lr_linear_cooldown"))
 def test_cool_down_learning_rate_is_linear_as_the_reference(step, value):
     t = TABLE["lr_linear_cooldown"]
-    assert schedules.linear(step, horizon("lr_linear_cooldown"), t["peak"], t["final"]) == pytest.approx(value, rel=1e-9)
+    assert schedules.linear(step, horizon("lr_linear_cooldown"), t["peak"], t["final"]) == pytest.approx(
+        value, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(("step", "value"), values("weight_decay_cosine"))
@@ -41,7 +43,9 @@ def test_weight_decay_follows_a_cosine_as_the_reference(step, value):
 @pytest.mark.parametrize(("step", "value"), values("ema_momentum_linear"))
 def test_teacher_momentum_is_linear_as_the_reference(step, value):
     t = TABLE["ema_momentum_linear"]
-    assert schedules.linear(step, horizon("ema_momentum_linear"), t["start"], t["final"]) == pytest.approx(value, rel=1e-12)
+    assert schedules.linear(step, horizon("ema_momentum_linear"), t["start"], t["final"]) == pytest.approx(
+        value, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(("step", "value"), values("context_weight_warmup"))

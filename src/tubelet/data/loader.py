@@ -60,7 +60,7 @@ def _permutation(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, stream, epoch]).permutation(length)
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     """So many files are bad that the run must stop."""
 
 
@@ -79,13 +79,14 @@ class StepDataset(Dataset[StepData]):
     def __getitem__(self, step: int) -> StepData:
         """The micro-batches of one step, and the files that had to be replaced to make them."""
         bad: dict[str, str] = {}
-        batches, short = [], 0
+        batches: list[Batch] = []
+        short = 0
         try:
             for modality, count in self.counts.items():
                 pixels, shortened = self._samples(modality, step * count, count, bad)
                 short += shortened
                 batches += self._micro_batches(modality, pixels, step)
-        except _Unreadable as error:
+        except _UnreadableError as error:
             return StepData([], _as_list(bad), failure=str(error))
         return StepData(batches, _as_list(bad), short)
 
@@ -134,7 +135,7 @@ class StepDataset(Dataset[StepData]):
             if len(bad) > self.config.data.max_bad_share * total:
                 break
         path, reason = next(iter(bad.items()))
-        raise _Unreadable(
+        raise _UnreadableError(
             f"{len(bad)} of {len(self.files[modality])} {modality} files that were tried one after the other cannot be "
             f"read, more than max_bad_share allows; the first is {path}: {reason}"
         )

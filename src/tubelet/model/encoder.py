@@ -17,12 +17,11 @@ class Encoder(nn.Module):
         self.config = config
         self.recompute_activations = False
         self.tokenizer = Tokenizer(config)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
-        )  # fmt: skip
+        blocks = [Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)]
+        self.blocks = nn.ModuleList(blocks)
         # One norm a tapped level, kept also where only the last levels are returned: released files hold all of them.
         self.norms = nn.ModuleList(nn.LayerNorm(config.width, eps=NORM_EPS) for _ in config.levels)
-        initialise(self, self.blocks)
+        initialise(self, blocks)
 
     def forward(self, pixels: Tensor, ids: Tensor | None = None) -> list[Tensor]:
         """Encode whole inputs, or their visible tokens alone.

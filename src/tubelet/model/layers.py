@@ -1,10 +1,11 @@
 """The transformer block: pre-norm attention with rotary positions, and a GELU MLP."""
 
 import math
+from collections.abc import Iterable
 
 import torch
-import torch.utils.checkpoint
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from tubelet.model.rope import RotaryTable, rotate
@@ -61,7 +62,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def initialise(module: nn.Module, blocks: nn.ModuleList) -> None:
+def initialise(module: nn.Module, blocks: Iterable[Block]) -> None:
     """Truncated-normal weights, zero biases; block i's residual projections divided by sqrt(2i), i from 1."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
@@ -69,12 +70,12 @@ def initialise(module: nn.Module, blocks: nn.ModuleList) -> None:
             nn.init.zeros_(part.bias)
     with torch.no_grad():
         for i, block in enumerate(blocks, start=1):
-            block.attention.proj.weight.div_(math.sqrt(2 * i))  # type: ignore[union-attr]
-            block.mlp.fc2.weight.div_(math.sqrt(2 * i))  # type: ignore[union-attr]
+            block.attention.proj.weight.div_(math.sqrt(2 * i))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * i))
 
 
 def run_block(block: nn.Module, x: Tensor, table: RotaryTable, recompute: bool) -> Tensor:
     """One block, its activations kept for the backward pass or recomputed in it."""
     if recompute and torch.is_grad_enabled():
-        return torch.utils.checkpoint.checkpoint(block, x, table, use_reentrant=False)  # type: ignore[no-any-return]
+        return torch.utils.checkpoint.checkpoint(block, x, table, use_reentrant=False)
     return block(x, table)

@@ -31,11 +31,12 @@ class Predictor(nn.Module):
         self.mask_tokens = nn.Parameter(torch.zeros(size.mask_tokens, size.width))
         self.video_embedding = nn.Parameter(torch.empty(size.width).normal_(std=1e-6))
         self.image_embedding = nn.Parameter(torch.empty(size.width).normal_(std=1e-6))
-        self.blocks = nn.ModuleList(Block(size.width, size.heads, size.mlp_ratio) for _ in range(size.depth))
+        blocks = [Block(size.width, size.heads, size.mlp_ratio) for _ in range(size.depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
         self.target_head = nn.Linear(size.width, config.prediction_width)
         self.context_head = nn.Linear(size.width, config.prediction_width)
-        initialise(self, self.blocks)
+        initialise(self, blocks)
 
     def forward(
         self, levels: list[Tensor], mask: Mask, grid: Grid, modality: Modality, mask_token: int = 0

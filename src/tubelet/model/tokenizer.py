@@ -57,7 +57,8 @@ class Tokenizer(nn.Module):
         """
         if pixels.dim() != 5 or pixels.shape[1] != self.config.channels:
             raise TubeletError(
-                f"pixels have shape {tuple(pixels.shape)}, expected (clips, {self.config.channels}, frames, height, width)"
+                f"pixels have shape {tuple(pixels.shape)}, "
+                f"expected (clips, {self.config.channels}, frames, height, width)"
             )
         return self.config.grid(*pixels.shape[2:])
 

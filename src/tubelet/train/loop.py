@@ -26,7 +26,7 @@ from tubelet.types import Batch, StepData, TubeletError
 from tubelet.vjepa import VJEPA
 
 
-class Interrupted(TubeletError):
+class InterruptedRunError(TubeletError):
     """A signal asked the run to stop; it saved a checkpoint first.
 
     Attributes:
@@ -50,7 +50,9 @@ class StopSignals:
             self.previous[number] = signal.signal(number, self._remember)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -111,7 +113,8 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
             began = time.perf_counter()
             if not math.isfinite(row["loss"]):
                 raise TubeletError(
-                    f"the loss is {row['loss']} at step {step + 1}: lower the learning rate; the checkpoint before it is kept"
+                    f"the loss is {row['loss']} at step {step + 1}: lower the learning rate; "
+                    "the checkpoint before it is kept"
                 )
             run.log(row)
             curves.add(row)
@@ -120,7 +123,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
             if last or signals.received or (step + 1) % config.checkpoint_every == 0:
                 path = save_checkpoint(run.path, step + 1, model, optimizer, config, config.keep_checkpoints)
             if signals.received and not last:
-                raise Interrupted(
+                raise InterruptedRunError(
                     f"{signals.received.name}: stopped after step {step + 1} of {config.steps}; {path} is written, "
                     "continue with --resume",
                     signals.received,
@@ -211,20 +214,27 @@ def report_bad_files(data: StepData, run: RunFolder, console: Console, total: in
     share = len(run.bad) / total
     if data.failure or share > max_share:
         raise TubeletError(
-            f"{len(run.bad)} of {total} files ({100 * share:.0f} %) cannot be read, more than the {100 * max_share:.0f} % "
-            f"that --max-bad-share allows; they are listed in {run.path / 'bad_files.jsonl'}"
+            f"{len(run.bad)} of {total} files ({100 * share:.0f} %) cannot be read, more than the "
+            f"{100 * max_share:.0f} % that --max-bad-share allows; they are listed in {run.path / 'bad_files.jsonl'}"
             + (f" ({data.failure})" if data.failure and share <= max_share else "")
         )
 
 
 def announce(
-    console: Console, config: TrainConfig, media: MediaList, run: RunFolder, model: VJEPA, device: torch.device, start: int
+    console: Console,
+    config: TrainConfig,
+    media: MediaList,
+    run: RunFolder,
+    model: VJEPA,
+    device: torch.device,
+    start: int,
 ) -> None:
     """Say what is about to happen, and everything about it that a person might not expect."""
+
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    millions = {part: sum(p.numel() for p in getattr(model, part).parameters()) / 1e6 for part in ("student", "predictor")}
+    student, predictor = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (model.student, model.predictor))
     counts = samples_per_step(config, media)
     say(
         f"[bold]{len(media.videos)} videos, {len(media.images)} images[/bold]; each step takes "
@@ -235,7 +245,7 @@ def announce(
     grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
     dtype = pick_dtype(config.precision, device)
     say(
-        f"student {millions['student']:.1f} M parameters, predictor {millions['predictor']:.1f} M; clips of "
+        f"student {student:.1f} M parameters, predictor {predictor:.1f} M; clips of "
         f"{config.data.frames} frames at {config.data.image_size} px are {grid} = {grid.tokens} tokens; "
         f"{str(dtype).removeprefix('torch.')} on {device}"
     )

@@ -27,5 +27,3 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """The learning rate of the next step, for all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-

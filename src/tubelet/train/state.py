@@ -22,7 +22,8 @@ class RunFolder:
             TubeletError: if a run is there already and is not to be resumed, or was of another model.
         """
         self.path = path
-        self.checkpoint = (checkpoints(path) or [None])[-1]
+        found = checkpoints(path)
+        self.checkpoint = found[-1] if found else None
         self.changed: list[str] = []
         if (path / CONFIG).exists():
             if not resume:

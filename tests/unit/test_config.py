@@ -1,0 +1,42 @@
+import dataclasses
+import json
+
+import pytest
+
+from tubelet.config import DataConfig, ModelConfig, TrainConfig, from_dict, model_preset, to_dict, vit_s
+from tubelet.types import TubeletError
+
+
+def test_a_config_survives_json():
+    config = TrainConfig(model=vit_s(), data=DataConfig(sources=("a", "b")), steps=7)
+    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one():
+    values = to_dict(TrainConfig())
+    values["data"]["imagesize"] = 3
+    with pytest.raises(TubeletError, match=r"config\.data has an unknown key 'imagesize' \(nearest: 'image_size'\)"):
+        from_dict(TrainConfig, values)
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_known_one():
+    with pytest.raises(TubeletError, match="nearest: 'vit-ti'"):
+        model_preset("vit-tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 30}, "multiple of 2 x heads"),
+        ({"levels": (3, 2)}, "ascending block numbers in 0..11"),
+        ({"levels": (2, 12)}, "ascending block numbers in 0..11"),
+        ({"output_levels": 5}, "expected 1..4"),
+    ],
+)
+def test_sizes_that_do_not_fit_say_what_was_expected(change, words):
+    with pytest.raises(TubeletError, match=words.replace(".", r"\.")):
+        dataclasses.replace(vit_s(), **change)
+
+
+def test_the_notes_example_has_1568_tokens():
+    assert ModelConfig(width=768, depth=12, heads=12, levels=(11,)).grid(16, 224, 224).tokens == 1568

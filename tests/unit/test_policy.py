@@ -1,0 +1,131 @@
+"""Policies worth having: import direction, no dead config field, no file that needs a table of contents."""
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from tubelet import config
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "tubelet"
+FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
+# Floor by floor, and on a floor room by room: a file imports from floors below, or from earlier files of its own room.
+FLOORS = [
+    [["types.py"]],
+    [["config.py"]],
+    [
+        [
+            "data/decode.py",
+            "data/manifest.py",
+            "data/clips.py",
+            "data/masks.py",
+            "data/loader.py",
+            "data/sample/level.py",
+            "data/sample/truth.py",
+            "data/sample/render.py",
+            "data/sample/write.py",
+            "data/sample/__init__.py",
+        ],
+        ["model/rope.py", "model/layers.py", "model/tokenizer.py", "model/encoder.py", "model/predictor.py"],
+    ],
+    [["objective.py"]],
+    [["vjepa.py"]],
+    [["released.py"]],
+    [["checkpoint.py"]],
+    [
+        [
+            "train/device.py",
+            "train/schedules.py",
+            "train/optim.py",
+            "train/monitor.py",
+            "train/state.py",
+            "train/progress.py",
+            "train/loop.py",
+        ],
+        ["evaluate/metrics.py", "evaluate/probes.py", "evaluate/features.py", "evaluate/suite.py"],
+        ["view/pictures.py", "view/pca.py", "view/figures.py", "view/explain.py", "view/report.py"],
+    ],
+    [["cli.py"]],
+    [["__main__.py"]],
+]
+PLACE = {
+    file: (floor, room, i)
+    for floor, rooms in enumerate(FLOORS)
+    for room, files in enumerate(rooms)
+    for i, file in enumerate(files)
+}
+
+
+def imported(file):
+    """Files of the package that a file imports."""
+    for node in ast.walk(ast.parse((SOURCE / file).read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tubelet"):
+            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("tubelet")]
+        for name in names:
+            path = "/".join(name.split(".")[1:])
+            for candidate in (f"{path}.py", f"{path}/__init__.py"):
+                if path and (SOURCE / candidate).exists():
+                    yield candidate
+
+
+def test_every_file_has_its_place_in_the_house():
+    rooms_doors = {file for file in FILES if file.endswith("__init__.py") and file not in PLACE}
+    assert set(FILES) - rooms_doors == set(PLACE)
+    for door in rooms_doors:
+        assert not list(imported(door)), f"{door} imports: give it a place"
+
+
+@pytest.mark.parametrize("file", sorted(PLACE))
+def test_imports_go_one_way(file):
+    floor, room, index = PLACE[file]
+    for other in imported(file):
+        if other not in PLACE:
+            continue
+        below = PLACE[other][0] < floor
+        earlier = PLACE[other][:2] == (floor, room) and PLACE[other][2] < index
+        assert below or earlier, f"{file} imports {other}"
+
+
+def test_every_config_field_is_read_somewhere():
+    code = "\n".join((SOURCE / file).read_text() for file in FILES)
+    for kind in vars(config).values():
+        if dataclasses.is_dataclass(kind):
+            for field in dataclasses.fields(kind):
+                assert re.search(rf"\.{field.name}\b", code), f"{kind.__name__}.{field.name} is never read"
+
+
+def test_every_config_field_is_documented():
+    tree = ast.parse((SOURCE / "config.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            for field, doc in zip(node.body, node.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign):
+                    assert isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant), (
+                        f"{node.name}: {ast.unparse(field)}"
+                    )
+
+
+def test_every_model_preset_can_be_built_without_memory():
+    import torch
+
+    from tubelet.vjepa import VJEPA
+
+    millions = {}
+    for name in config.MODELS:
+        with torch.device("meta"):
+            model = VJEPA(config.model_preset(name))
+        millions[name] = sum(p.numel() for p in model.student.parameters()) / 1e6
+    published = {"vit-b": 80, "vit-l": 300, "vit-g": 1000, "vit-G": 2000}
+    for name, size in published.items():
+        assert millions[name] == pytest.approx(size, rel=0.1), name
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_file_needs_a_table_of_contents(file):
+    assert len((SOURCE / file).read_text().splitlines()) <= 450
