@@ -18,6 +18,7 @@ FLOORS = [
     [["config.py"]],
     [
         [
+            "data/containers.py",
             "data/decode.py",
             "data/manifest.py",
             "data/clips.py",

@@ -8,22 +8,22 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import numpy as np
 import torch
-from av.error import DecoderNotFoundError, FFmpegError
+from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from tubelet.data.containers import check_complete, check_present, plain_words
 from tubelet.types import DecodeError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".ts"})
@@ -40,12 +40,8 @@ _STRICT = {"err_detect": "explode"}
 # Decoders hold back at most so many frames to put them in order; a field may be a packet of its own.
 _HELD_BACK = 16
 _REORDER = 2 * _HELD_BACK
-# Bytes that may be missing at the end before a file counts as cut off: some writers miscount their last header.
-_SLACK = 64
 # From version 17 on PyAV converts the colours of each frame on all cores of the machine unless told not to.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
-_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
-_DATA_BOXES = (b"moov", b"moof", b"mdat")
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -134,7 +130,7 @@ def read_image(path: str | Path) -> Tensor:
         DecodeError: the file is missing, no image, damaged, cut off, or has more pixels than Pillow allows.
     """
     name = str(path)
-    _check_present(name)
+    check_present(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -161,8 +157,8 @@ class _Video:
         self.path = path
         self.rotation = 0
         self.duration_s = 0.0
-        _check_present(path)
-        _check_complete(path)
+        check_present(path)
+        check_complete(path)
         self._open()
         self.timed = self.format in _TIMED_FORMATS
         self.skipping = self.timed
@@ -180,7 +176,7 @@ class _Video:
         self.container.close()
 
     def _open(self) -> None:
-        with _plain_words(self.path, "is not a media file, or its beginning is damaged"):
+        with plain_words(self.path, "is not a media file, or its beginning is damaged"):
             self.container = av.open(self.path, metadata_errors="ignore")
         self.format = self.container.format.name
         try:
@@ -375,7 +371,7 @@ class _Video:
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the video stream from where the demuxer stands to the end of the file."""
-        with _plain_words(self.path, "is damaged: its packets cannot be told apart"):
+        with plain_words(self.path, "is damaged: its packets cannot be told apart"):
             for packet in self.container.demux(self.stream):
                 if packet.size:  # the empty one at the end asks the decoder for the frames that it still holds
                     yield packet
@@ -399,7 +395,7 @@ class _Video:
 
     def _decode(self, packet: Any, at: int | None) -> list[Any]:
         where = "" if at is None else f" at about {float((at - self.start) * self.tick):.1f} s"
-        with _plain_words(self.path, f"has damaged pictures{where}"):
+        with plain_words(self.path, f"has damaged pictures{where}"):
             frames = self.decoder.decode(packet)
         for frame in frames:
             if frame.pts is None:
@@ -421,7 +417,7 @@ class _Video:
             if (frame.height, frame.width) != (height, width):
                 sizes = f"from {width}x{height} to {frame.width}x{frame.height}"
                 raise DecodeError(self.path, f"changes its size {sizes} on the way: split it there")
-            with _plain_words(self.path, f"has pixels of a format ({frame.format.name}) that cannot become RGB"):
+            with plain_words(self.path, f"has pixels of a format ({frame.format.name}) that cannot become RGB"):
                 picture = converter.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
             pixels[at : at + repeats] = np.rot90(picture, self.rotation // 90)
             times[at : at + repeats] = float((frame.pts - self.start) * self.tick)
@@ -455,92 +451,3 @@ def _retimed(frame: Any, pts: int) -> Any:
 def _rotation(frame: Any) -> int:
     """Counter-clockwise degrees (0, 90, 180, 270) by which the container asks to turn frames."""
     return round(frame.rotation / 90) % 4 * 90
-
-
-@contextmanager
-def _plain_words(path: str, reason: str) -> Iterator[None]:
-    """Turn what FFmpeg and the operating system raise into a DecodeError with `reason`."""
-    try:
-        yield
-    except DecoderNotFoundError as error:
-        raise DecodeError(
-            path, "its codec is not supported by this build of FFmpeg: convert it, e.g. to H.264"
-        ) from error
-    except PermissionError as error:
-        raise DecodeError(path, "may not be read: check its permissions") from error
-    except (FFmpegError, OSError, ValueError, OverflowError, IndexError, MemoryError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise DecodeError(path, f"{reason} (FFmpeg: {said})") from error
-
-
-def _check_present(path: str) -> None:
-    """A DecodeError unless the path is a file with something in it."""
-    file = Path(path)
-    try:
-        size = file.stat().st_size
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DecodeError(path, "does not exist") from error
-    except OSError as error:
-        raise DecodeError(path, f"cannot be read ({error.strerror})") from error
-    if file.is_dir():
-        raise DecodeError(path, "is a folder, not a file")
-    if size == 0:
-        raise DecodeError(path, "is empty (0 bytes)")
-
-
-def _check_complete(path: str) -> None:
-    """A DecodeError if the container's own sizes say that its end is missing; reads a few bytes only."""
-    size = Path(path).stat().st_size
-    with _plain_words(path, "cannot be read"), Path(path).open("rb") as file:
-        head = file.read(64)
-        if head[4:8] in _FIRST_BOXES:
-            promised, indexed = _mp4_extent(file, size)
-            if not indexed:
-                raise DecodeError(path, "is cut off or was never finished: its index (moov) is missing")
-        elif head[:4] == b"\x1a\x45\xdf\xa3":
-            promised = _matroska_extent(head)
-        elif head[:4] == b"RIFF":
-            length = int.from_bytes(head[4:8], "little")
-            promised = 0 if length == 0xFFFFFFFF else 8 + length  # not known when it was written
-        else:
-            return
-    if promised - size > _SLACK:
-        raise DecodeError(path, f"is cut off: it has {size} bytes, its header promises {promised}")
-
-
-def _mp4_extent(file: BinaryIO, size: int) -> tuple[int, bool]:
-    """Where the last of the top-level boxes of an MP4 of `size` bytes ends, and whether its index is among them."""
-    at, indexed = 0, False
-    while at + 8 <= size:
-        file.seek(at)
-        head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:  # too large for 32 bits
-            length = int.from_bytes(head[8:16], "big")
-        elif length == 0:  # up to the end of the file
-            length = size - at
-        if length < 8 or (at + length > size and head[4:8] not in _DATA_BOXES):
-            break  # no box of a film: something else was appended, which players ignore
-        indexed |= head[4:8] == b"moov" and at + length <= size
-        at += length
-    return at, indexed
-
-
-def _matroska_extent(head: bytes) -> int:
-    """Where the segment of a Matroska or WebM file ends by its header; 0 if the header leaves it open."""
-    length, at = _matroska_length(head, 4)
-    at += length
-    if head[at : at + 4] != b"\x18\x53\x80\x67" or at + 12 > len(head):
-        return 0
-    length, begin = _matroska_length(head, at + 4)
-    return begin + length
-
-
-def _matroska_length(data: bytes, at: int) -> tuple[int, int]:
-    """The variable-length number at `at`, 0 if it stands for unknown, and where it ends."""
-    width = 9 - data[at].bit_length()  # leading zero bits tell how many bytes follow
-    if width > 8:
-        return 0, at + 1
-    bits = 7 * width
-    value = int.from_bytes(data[at : at + width], "big") & ((1 << bits) - 1)
-    return (0 if value == (1 << bits) - 1 else value), at + width
