@@ -1,0 +1,17 @@
+"""A generated data set with ground truth: first-person clips through the textured 3-D levels of Freedoom.
+
+The reader (`read_truth`, `read_index`) needs numpy alone; the writer needs ViZDoom, which is the extra `sample`.
+"""
+
+from tubelet.data.sample.truth import CLASSES, MOTIONS, ClipTruth, SampleEntry, read_index, read_truth
+from tubelet.data.sample.write import write_sample_data
+
+__all__ = [
+    "CLASSES",
+    "MOTIONS",
+    "ClipTruth",
+    "SampleEntry",
+    "read_index",
+    "read_truth",
+    "write_sample_data",
+]

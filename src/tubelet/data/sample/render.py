@@ -1,0 +1,407 @@
+"""Recording in the engine: viewpoints, camera motions, frames and the buffers that truth is made of."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tubelet.data.sample import truth
+from tubelet.data.sample.level import Level, can_walk, heading, is_sky, wad_folder
+from tubelet.data.sample.tracks import no_tracks, track
+from tubelet.data.sample.truth import Camera, ClipTruth
+from tubelet.types import TubeletError
+
+TICS_PER_SECOND = 35
+# Resolutions of the engine with the same shape (4:3), for which the depth bytes were measured.
+RESOLUTIONS = ((400, 300), (512, 384), (640, 480))
+DEPTH_FULL_HEIGHT = 480  # rows at which the depth byte of walls uses its whole range
+SETTLE_TICS = 18  # after a jump to a new place: fall to the floor, lift the eyes
+WARM_TICS = 15  # reach an even speed before recording
+STEP_UNITS = (5.0, 14.0)  # map units per frame of a moving camera
+TURN_DEGREES = (1.5, 6.0)  # degrees per frame of a turning camera
+JUMP_UNITS = 64.0  # more between two frames is a teleporter
+NEAR_UNITS, OBJECT_NEAR_UNITS, NEAR_SHARE = 56.0, 40.0, 0.3
+EFFECT_SHARE = 0.04  # of a frame; more is an explosion in the player's face
+DROP_UNITS = 2.0  # between two frames without a step of the player: a lift, or a fall that has not ended
+DARK_LUMA = 34.0
+FLAT_DEVIATION = 9.0
+OBJECT_PIXELS = 0.003  # share of the view that an object must fill to count as seen
+# The player cannot die, his eyes do not bob, no text over the picture, no monster drawn as mere flicker; and distance
+# dims the light less, since what is night to a player's eye is noise to a codec.
+SETTINGS = ("god", "movebob 0", "cl_showsecretmessage 0", "con_midtime 0", "r_visibility 24", "r_drawfuzz 0")
+
+
+class RejectedError(Exception):
+    """A viewpoint or a clip that is not worth keeping; the message is the reason that is counted."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How the engine's picture becomes the written frame.
+
+    Attributes:
+        width, height: pixels that the engine renders.
+        factor: engine pixels per written pixel.
+        size: pixels of the written square.
+    """
+
+    width: int
+    height: int
+    factor: int
+    size: int
+
+    @property
+    def camera(self) -> Camera:
+        """The pinhole of the written frame: the engine's picture spans 90 degrees across."""
+        focal = self.width / 2 / self.factor
+        return Camera(fx=focal, fy=1.2 * focal, cx=self.size / 2, cy=self.size / 2)
+
+    @property
+    def inside(self) -> float:
+        """Where in a written pixel, from its left or upper edge, the engine's pixel lies that gives its truth."""
+        return (self.factor // 2 + 0.5) / self.factor
+
+    @property
+    def last_wall_code(self) -> int:
+        """The depth byte at which walls and objects saturate; the engine draws the sky with it as well."""
+        return 255 * self.height // DEPTH_FULL_HEIGHT
+
+    @property
+    def degrees(self) -> float:
+        """Horizontal field of view."""
+        return float(2 * np.degrees(np.arctan(self.size / 2 / self.camera.fx)))
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Frames as recorded. T frames.
+
+    Attributes:
+        pixels: (T, size, size, 3) uint8.
+        truth: of the same frames.
+        codes: (T, size, size) uint8 depth bytes.
+        steps: (3, 256) float32, what they mean.
+        shows_object: an object that fills at least `OBJECT_PIXELS` of some frame.
+    """
+
+    pixels: NDArray[np.uint8]
+    truth: ClipTruth
+    codes: NDArray[np.uint8]
+    steps: NDArray[np.float32]
+    shows_object: bool
+
+
+def view_of(size: int) -> View:
+    """The rendering for frames of `size` pixels: reduced from at least twice as many, so that colours are smooth.
+
+    Raises:
+        TubeletError: no resolution fits that size.
+    """
+    for width, height in RESOLUTIONS:
+        for factor in range(2, 9):
+            if size % 2 == 0 and 0.6 * width <= size * factor <= height:  # the video's colours are at half size
+                return View(width, height, factor, size)
+    raise TubeletError(f"size {size}: must be an even number of pixels from 32 to 240, such as 64, 128 or 224")
+
+
+@contextmanager
+def engine(wad: str, level: str, view: View, seed: int) -> Iterator[Any]:
+    """A running game without window and sound, without anything drawn over the world, on one level.
+
+    Raises:
+        TubeletError: ViZDoom is missing, or cannot start the level.
+    """
+    try:
+        import vizdoom
+    except ImportError as error:
+        raise TubeletError("the sample data set is rendered by ViZDoom: pip install 'tubelet[sample]'") from error
+    game = vizdoom.DoomGame()
+    game.set_doom_game_path(str(wad_folder() / wad))
+    game.set_doom_map(level)
+    game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{view.width}X{view.height}"))
+    game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+    game.set_depth_buffer_enabled(True)
+    game.set_labels_buffer_enabled(True)
+    for hidden in (
+        "hud",
+        "weapon",
+        "crosshair",
+        "messages",
+        "screen_flashes",
+        "decals",
+        "particles",
+        "effects_sprites",
+    ):
+        getattr(game, f"set_render_{hidden}")(False)
+    game.set_window_visible(False)
+    game.set_sound_enabled(False)
+    button, variable = vizdoom.Button, vizdoom.GameVariable
+    game.set_available_buttons(
+        [button.MOVE_FORWARD_BACKWARD_DELTA, button.MOVE_LEFT_RIGHT_DELTA, button.TURN_LEFT_RIGHT_DELTA]
+    )
+    game.set_available_game_variables(
+        [
+            variable.CAMERA_POSITION_X,
+            variable.CAMERA_POSITION_Y,
+            variable.CAMERA_POSITION_Z,
+            variable.CAMERA_ANGLE,
+        ]
+    )
+    game.set_mode(vizdoom.Mode.PLAYER)
+    game.set_seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        # Otherwise the engine would leave its settings in the working directory.
+        game.set_doom_config_path(str(Path(folder) / "engine.ini"))
+        try:
+            game.init()
+            start_level(game)
+            yield game
+        except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
+            raise TubeletError(f"level {level} of {wad}: the engine stopped ({error}); try another seed") from error
+        finally:
+            game.close()
+
+
+def start_level(game: Any) -> None:
+    """Give the settings that hold for one run through a level."""
+    for command in SETTINGS:
+        game.send_game_command(command)
+    game.make_action([0, 0, 0], 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A viewpoint and what the camera does from it.
+
+    Attributes:
+        at: (2,) map units, where the player is put.
+        yaw: degrees, at the start.
+        action: values of the engine's three buttons (ahead, right, turn) per tic.
+    """
+
+    at: NDArray[np.float64]
+    yaw: float
+    action: tuple[float, float, float]
+
+
+def plan_view(level: Level, motion: int, frames: int, tics: int, view: View, rng: np.random.Generator) -> Plan:
+    """Choose a place near an object, with the object in view, and a free way for the motion.
+
+    Args:
+        level: its geometry.
+        motion: index of `MOTIONS`, -1 for a single frame.
+        frames: how many are recorded.
+        tics: of the engine, per frame.
+        view: for its field of view.
+        rng: decides.
+
+    Raises:
+        RejectedError: no free way was found in a few tries.
+    """
+    kind = truth.MOTIONS[motion] if motion >= 0 else "still"
+    anchors = level.things[level.is_object] if level.is_object.any() else level.things
+    for _ in range(60):
+        anchor = anchors[rng.integers(len(anchors))]
+        bearing, distance = rng.uniform(0, 360), rng.uniform(90, 330)
+        middle = anchor + distance * heading(bearing)[0]
+        yaw = bearing + 180 + rng.uniform(-0.3, 0.3) * view.degrees
+        ahead, right = heading(yaw)
+        speed = rng.uniform(*STEP_UNITS)
+        turn = rng.uniform(*TURN_DEGREES)
+        action, way = (0.0, 0.0, 0.0), np.zeros(2)
+        # The engine's speed settles at a third of the button's value, in units per tic.
+        if kind in ("forward", "backward"):
+            sign = 1 if kind == "forward" else -1
+            way, action = sign * ahead, (sign * 3 * speed / tics, 0.0, 0.0)
+        elif kind in ("strafe_left", "strafe_right"):
+            sign = 1 if kind == "strafe_right" else -1
+            way, action = sign * right, (0.0, sign * 3 * speed / tics, 0.0)
+        elif kind in ("turn_left", "turn_right"):
+            sign = 1 if kind == "turn_right" else -1  # yaw falls to the right, the button's value rises
+            action = (0.0, 0.0, sign * turn / tics)
+            yaw += sign * turn * (frames * 0.5 + WARM_TICS / tics)  # the object is in view half-way
+        length = speed * (frames - 1 + WARM_TICS / tics) if way.any() else 0.0
+        start, end = middle - way * length / 2, middle + way * length / 2
+        if kind == "forward" and distance < length / 2 + 40:
+            continue
+        # Whoever sees the object from the middle of the way is in the same space as the object.
+        if can_walk(level, middle, anchor, 1.0) and can_walk(level, start, end, _margin(kind)):
+            return Plan(start, yaw, action)
+    raise RejectedError("no free way")
+
+
+def _margin(kind: str) -> float:
+    """Map units to keep from walls: more than the player's radius, so that walls do not fill the view."""
+    return 24.0 if kind == "still" else 20.0
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One frame at written size, before it is part of a clip. Arrays (size, size[, 3])."""
+
+    pixels: NDArray[np.uint8]
+    codes: NDArray[np.uint8]
+    classes: NDArray[np.uint8]
+    labels: NDArray[np.uint8]  # the engine's numbers in this frame, 0 and 1 for what is no object
+    ids: dict[int, int]  # label -> the engine's number of the object, the same in all frames
+    pose: NDArray[np.float32]
+
+
+def reduce_square(pixels: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
+    """(n·k, n·k, 3) to (n, n, 3): the rounded mean of each k x k block."""
+    # Sums of strided slices: several times faster than a mean over reshaped axes.
+    rows = sum((pixels[i::k].astype(np.uint16) for i in range(1, k)), start=pixels[::k].astype(np.uint16))
+    blocks = sum((rows[:, i::k] for i in range(1, k)), start=rows[:, ::k])
+    return ((blocks + k * k // 2) // (k * k)).astype(np.uint8)
+
+
+def grab(game: Any, view: View) -> _Frame:
+    """Read the engine's present picture and buffers, cut to the square and reduced. Sky is still called wall.
+
+    Raises:
+        RejectedError: the level was left, or there are more objects than the engine can tell apart.
+    """
+    state = game.get_state()
+    if state is None:
+        raise RejectedError("level left")
+    k, size = view.factor, view.size
+    x0, y0 = (view.width - size * k) // 2, (view.height - size * k) // 2
+    cut = (slice(y0, y0 + size * k), slice(x0, x0 + size * k))
+    pixels = reduce_square(state.screen_buffer[cut], k)
+    every = (slice(y0 + k // 2, y0 + size * k, k), slice(x0 + k // 2, x0 + size * k, k))
+    labels, codes = state.labels_buffer[every], state.depth_buffer[every].copy()
+
+    class_of, ids = np.zeros(256, np.uint8), {}
+    class_of[0] = truth.WALL
+    for label in state.labels:
+        if label.value <= 1:
+            raise RejectedError("too many objects")
+        class_of[label.value] = truth.OBJECT_CLASSES.get(label.object_category, truth.OTHER_OBJECT)
+        ids[label.value] = label.object_id
+    classes = class_of[labels]
+    # The engine marks floors and ceilings alike; the camera never tilts, so the horizon tells them apart.
+    plane = labels == 1
+    classes[: size // 2][plane[: size // 2]] = truth.CEILING
+    classes[size // 2 :][plane[size // 2 :]] = truth.FLOOR
+    # Nearer than its first step, the byte of a floor or ceiling wraps to that of 1,400 units: there, this far from the
+    # horizon, one would be 600 units above a floor.
+    far_from_horizon = np.abs(np.arange(size) + 0.5 - size / 2) > 600 / 1400 * view.camera.fy
+    codes[plane & far_from_horizon[:, None] & (codes >= 192)] = 255
+    x, y, z, yaw = state.game_variables
+    pose = np.array([x, y, z, yaw, 0], np.float32)
+    return _Frame(pixels, codes, classes, labels, ids, pose)
+
+
+def check_view(frame: _Frame, view: View, steps: NDArray[np.float32]) -> None:
+    """Refuse a view that shows too little.
+
+    Raises:
+        RejectedError: with the reason.
+    """
+    depth = truth.depth_from_codes(frame.codes, frame.classes, steps)
+    surface = frame.classes < truth.FIRST_OBJECT
+    if np.mean(surface & (depth < NEAR_UNITS)) > NEAR_SHARE or np.mean(depth < OBJECT_NEAR_UNITS) > NEAR_SHARE:
+        raise RejectedError("too near")
+    luma = frame.pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    if luma.mean() < DARK_LUMA:
+        raise RejectedError("too dark")
+    if luma.std() < FLAT_DEVIATION:
+        raise RejectedError("nothing to see")
+
+
+def _name_sky(frame: _Frame, view: View, level: Level, limit: float) -> None:
+    """Turn the saturated wall pixels of a frame into sky where the level says so, in place."""
+    rows, columns = np.nonzero((frame.classes == truth.WALL) & (frame.codes >= view.last_wall_code))
+    if not len(rows):
+        return
+    camera = view.camera
+    ahead, right = heading(float(frame.pose[3]))
+    across = (np.arange(view.size, dtype=np.float64) + 0.5 - camera.cx) / camera.fx
+    directions = ahead + across[:, None] * right
+    slopes = (camera.cy - rows.astype(np.float64) - 0.5) / camera.fy
+    used, place = np.unique(columns, return_inverse=True)
+    sky = is_sky(level, frame.pose[:3].astype(np.float64), directions[used], place, slopes, limit)
+    frame.classes[rows[sky], columns[sky]] = truth.SKY
+
+
+def record(game: Any, level: Level, motion: int, frames: int, tics: int, view: View, rng: np.random.Generator) -> Shot:
+    """Go to a new viewpoint and record a clip with the given motion, or a single frame.
+
+    Args:
+        game: from `engine`.
+        level: the same level's geometry.
+        motion: index of `MOTIONS`, -1 for a single frame.
+        frames: how many; 1 for a single frame.
+        tics: of the engine, per frame.
+        view: how it is rendered.
+        rng: decides the viewpoint and the speed.
+
+    Raises:
+        RejectedError: what was seen is not worth keeping.
+    """
+    steps = truth.depth_steps(view.last_wall_code)
+    limit = float(np.nanmax(steps[0]))
+    plan = plan_view(level, motion, frames, tics, view, rng)
+    yaw = float(game.get_state().game_variables[3])
+    game.send_game_command(f"warp {round(plan.at[0])} {round(plan.at[1])}")
+    game.make_action([0, 0, (yaw - plan.yaw + 180) % 360 - 180], 1)
+    game.make_action([0, 0, 0], SETTLE_TICS)
+    action = list(plan.action)
+    if motion > 0:
+        game.make_action(action, WARM_TICS)
+    taken = [grab(game, view)]
+    first = taken[0]
+    if np.hypot(*(first.pose[:2] - plan.at)) > 150 or first.pose[2] < -20000:
+        raise RejectedError("jumped")
+    check_view(first, view, steps)
+    for k in range(1, frames):
+        game.make_action(action, tics)
+        taken.append(grab(game, view))
+        moved = float(np.hypot(*(taken[-1].pose[:2] - taken[-2].pose[:2])))
+        if moved > JUMP_UNITS:
+            raise RejectedError("jumped")
+        if moved < 1 and abs(float(taken[-1].pose[2] - taken[-2].pose[2])) > DROP_UNITS:
+            raise RejectedError("lifted")
+        if np.mean(taken[-1].classes == truth.OTHER_OBJECT) > EFFECT_SHARE:
+            raise RejectedError("explosion")
+        if k == min(3, frames - 1) and truth.motion_of(np.stack([f.pose for f in taken])) != motion:
+            raise RejectedError("ambiguous motion")  # most often something stood in the way
+    pose = np.stack([frame.pose for frame in taken])
+    if frames > 1:
+        check_view(taken[-1], view, steps)
+        if truth.motion_of(pose) != motion:
+            raise RejectedError("ambiguous motion")
+    for frame in taken:
+        _name_sky(frame, view, level, limit)
+    classes = np.stack([frame.classes for frame in taken])
+    codes = np.stack([frame.codes for frame in taken])
+    numbers: dict[int, int] = {}
+    instances = np.zeros(classes.shape, np.uint16)
+    for frame, instance in zip(taken, instances, strict=True):
+        number_of = np.zeros(256, np.uint16)
+        for label in sorted(set(np.unique(frame.labels)) & set(frame.ids)):
+            number_of[label] = numbers.setdefault(frame.ids[label], len(numbers) + 1)
+        instance[:] = number_of[frame.labels]
+    tracks, visible = (
+        track(classes, codes, steps, pose, level, view.camera, view.inside, rng) if frames > 1 else no_tracks(1)
+    )
+    clip = ClipTruth(
+        depth=np.zeros((0, 0, 0), np.float32),  # made from the codes by the reader
+        classes=classes,
+        instances=instances,
+        pose=pose,
+        motion=motion,
+        tracks=tracks,
+        visible=visible,
+        camera=view.camera,
+        range_limit=limit,
+        level=level.name,
+    )
+    pixels = np.stack([frame.pixels for frame in taken])
+    seen = bool(((classes >= truth.FIRST_OBJECT).mean(axis=(1, 2)) >= OBJECT_PIXELS).any())
+    return Shot(pixels, clip, codes, steps, seen)

@@ -1,0 +1,307 @@
+"""The ground truth of a clip: its classes, its geometry, its form on disk and its reader.
+
+Units and axes. Lengths are map units of the game; 32 of them are about a metre. World axes are x east, y north,
+z up. Yaw is in degrees, counter-clockwise, 0 along x. The camera is a pinhole that never tilts: a point `z` in front of
+it (along its axis, not along the ray), `right` to its right and `up` above it is seen at
+
+    x = cx + fx · right / z        y = cy − fy · up / z        (pixels; the first pixel's centre is at 0.5)
+
+The game's pixels are not square: fy = 1.2 fx.
+"""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tubelet.types import TubeletError
+
+NAME = "tubelet-sample"
+FORMAT = 1
+
+CLASSES = (
+    "void",  # nothing known: the engine drew neither a surface nor an object that it labels
+    "wall",
+    "floor",
+    "ceiling",
+    "sky",
+    "monster",
+    "item",  # health, armour, ammunition, keys, power-ups
+    "weapon",  # lying on the floor; the player's own is not drawn
+    "decoration",  # pillars, stalagmites, statues
+    "plant",
+    "light",  # lamps, torches, candles
+    "barrel",
+    "remains",  # corpses and gore
+    "effect",  # projectiles, puffs, blood, teleport fog
+)
+VOID, WALL, FLOOR, CEILING, SKY = range(5)
+FIRST_OBJECT = 5
+
+# What the engine calls the kinds of its objects -> class id.
+OBJECT_CLASSES = {
+    "Monster": CLASSES.index("monster"),
+    "Health": CLASSES.index("item"),
+    "Armor": CLASSES.index("item"),
+    "Ammo": CLASSES.index("item"),
+    "Key": CLASSES.index("item"),
+    "Powerup": CLASSES.index("item"),
+    "Weapon": CLASSES.index("weapon"),
+    "Decoration": CLASSES.index("decoration"),
+    "Vegetation": CLASSES.index("plant"),
+    "LightSource": CLASSES.index("light"),
+    "Hazard": CLASSES.index("barrel"),
+    "Gore": CLASSES.index("remains"),
+    "Gibs": CLASSES.index("remains"),
+}
+OTHER_OBJECT = CLASSES.index("effect")
+
+MOTIONS = ("still", "forward", "backward", "strafe_left", "strafe_right", "turn_left", "turn_right")
+NO_MOTION = -1  # of a single frame
+
+# The engine writes depth in one byte, in three ways; (step, start) in map units. Measured: objects against positions
+# that the game reports, the rest against the lines and sectors of the level files; what is left is rounding (standard
+# deviation 2 to 2.8 units).
+PLANE_STEP, PLANE_START, PLANE_LAST = 7.1592, 10.925, 254  # floors and ceilings, whatever the resolution
+# The bytes of walls and objects stop at a value that grows with the resolution; the sky is drawn with that value too.
+WALL_STEP, WALL_START = 7.145, 8.5
+OBJECT_STEP, OBJECT_START = 7.342, 3.6
+
+
+class Camera(NamedTuple):
+    """A pinhole: focal lengths and centre in pixels of the written frame."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+
+@dataclass(frozen=True)
+class ClipTruth:
+    """What is known of each pixel of a clip, and of its camera. T frames of H x W pixels, P tracked points.
+
+    Attributes:
+        depth: (T, H, W) float32 map units along the camera's axis (not along the ray), right to about 4 units; +inf in
+            the sky; NaN where the engine does not know: walls and objects beyond its range (`range_limit`), floors and
+            ceilings beyond 1,830 units or nearer than 11, void.
+        classes: (T, H, W) uint8 indices of `CLASSES`.
+        instances: (T, H, W) uint16, the same number for the same object in all frames of the clip, 0 for no object.
+        pose: (T, 5) float32 x, y, z of the camera in map units, yaw, pitch in degrees (pitch is always 0).
+        motion: index of `MOTIONS`, -1 for a single frame.
+        tracks: (P, T, 2) float32 x, y in pixels of points of walls, floors and ceilings; P = 0 for a single frame.
+        visible: (P, T) bool: inside the frame and not hidden.
+        camera: the pinhole.
+        range_limit: map units beyond which walls and objects have no depth.
+        level: name of the level.
+    """
+
+    depth: NDArray[np.float32]
+    classes: NDArray[np.uint8]
+    instances: NDArray[np.uint16]
+    pose: NDArray[np.float32]
+    motion: int
+    tracks: NDArray[np.float32]
+    visible: NDArray[np.bool_]
+    camera: Camera
+    range_limit: float
+    level: str
+
+
+@dataclass(frozen=True)
+class SampleEntry:
+    """One file of a sample set.
+
+    Attributes:
+        media: the video or the image.
+        truth: its ground truth, for `read_truth`.
+        level: name of the level that it was recorded in.
+        motion: name of the camera's motion, empty for an image.
+    """
+
+    media: Path
+    truth: Path
+    level: str
+    motion: str
+
+
+def depth_steps(last_wall_code: int) -> NDArray[np.float32]:
+    """(3, 256) float32 map units of the engine's depth bytes: row 0 of walls, 1 of floors and ceilings, 2 of objects.
+
+    Args:
+        last_wall_code: the byte at which walls and objects saturate; it and those above it mean "unknown", NaN.
+    """
+    code = np.arange(256)
+    wall = np.where(code < last_wall_code, WALL_START + WALL_STEP * (code + 0.5), np.nan)
+    plane = np.where(code <= PLANE_LAST, PLANE_START + PLANE_STEP * (code + 0.5), np.nan)
+    thing = np.where(code < last_wall_code, OBJECT_START + OBJECT_STEP * (code + 0.5), np.nan)
+    return np.stack([wall, plane, thing]).astype(np.float32)
+
+
+def depth_from_codes(
+    codes: NDArray[np.uint8], classes: NDArray[np.uint8], steps: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Depth in map units, of any shape, from the engine's bytes, the classes of the same pixels and `depth_steps`."""
+    row_of_class = np.full(len(CLASSES), 2)
+    row_of_class[[VOID, WALL, SKY]] = 0
+    row_of_class[[FLOOR, CEILING]] = 1
+    depth = steps[row_of_class[classes], codes]
+    depth[classes == SKY] = np.inf
+    depth[classes == VOID] = np.nan
+    return depth
+
+
+def project(
+    points: NDArray[np.float64], pose: NDArray[np.float32], camera: Camera
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where world points are seen.
+
+    Args:
+        points: (P, 3) map units.
+        pose: (T, 5), see `ClipTruth`.
+        camera: the pinhole.
+
+    Returns:
+        (P, T, 2) pixels x, y, and (P, T) depth in map units; pixels are meaningless where the depth is not positive.
+    """
+    moved = points[:, None, :] - pose[None, :, :3].astype(np.float64)
+    yaw = np.radians(pose[:, 3].astype(np.float64))
+    depth = moved[..., 0] * np.cos(yaw) + moved[..., 1] * np.sin(yaw)
+    right = moved[..., 0] * np.sin(yaw) - moved[..., 1] * np.cos(yaw)
+    safe = np.where(depth > 1e-3, depth, 1e-3)
+    pixels = np.stack([camera.cx + camera.fx * right / safe, camera.cy - camera.fy * moved[..., 2] / safe], axis=-1)
+    return pixels, depth
+
+
+def unproject(
+    pixels: NDArray[np.float64], depth: NDArray[np.float64], pose: NDArray[np.float32], camera: Camera
+) -> NDArray[np.float64]:
+    """(P, 3) world points of (P, 2) pixels x, y of one frame with (P,) depth in map units and its (5,) pose."""
+    yaw = np.radians(float(pose[3]))
+    right = (pixels[:, 0] - camera.cx) / camera.fx * depth
+    up = (camera.cy - pixels[:, 1]) / camera.fy * depth
+    return np.stack(
+        [
+            pose[0] + depth * np.cos(yaw) + right * np.sin(yaw),
+            pose[1] + depth * np.sin(yaw) - right * np.cos(yaw),
+            pose[2] + up,
+        ],
+        axis=1,
+    )
+
+
+def motion_of(pose: NDArray[np.float32]) -> int | None:
+    """The one motion that the camera makes from the first to the last pose, or None if no single one dominates.
+
+    Per frame step: still is less than 0.3 units and 0.2 degrees; a turn is at least 1 degree with less than 1 unit;
+    a translation is at least 2 units with less than 0.3 degrees, within 25 degrees of one of the four directions.
+
+    Args:
+        pose: (T, 5), T at least 2.
+    """
+    steps = len(pose) - 1
+    yaw = np.unwrap(np.radians(pose[:, 3].astype(np.float64)))
+    turn = float(np.degrees(yaw[-1] - yaw[0])) / steps
+    move = (pose[-1, :2] - pose[0, :2]).astype(np.float64) / steps
+    ahead = float(move[0] * np.cos(yaw[0]) + move[1] * np.sin(yaw[0]))
+    right = float(move[0] * np.sin(yaw[0]) - move[1] * np.cos(yaw[0]))
+    speed = float(np.hypot(ahead, right))
+    if speed < 0.3 and abs(turn) < 0.2:
+        return MOTIONS.index("still")
+    if abs(turn) >= 1 and speed < 1:
+        return MOTIONS.index("turn_left" if turn > 0 else "turn_right")
+    if speed < 2 or abs(turn) >= 0.3:
+        return None
+    limit = np.cos(np.radians(25)) * speed
+    for value, name in ((ahead, "forward"), (-ahead, "backward"), (-right, "strafe_left"), (right, "strafe_right")):
+        if value >= limit:
+            return MOTIONS.index(name)
+    return None
+
+
+def save_arrays(path: Path, arrays: dict[str, NDArray]) -> None:
+    """Write arrays as .npz with light compression and without the time of day, so that equal arrays are equal bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w") as file:
+                np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
+
+
+def read_truth(path: str | Path) -> ClipTruth:
+    """Read the ground truth of one clip or image.
+
+    Raises:
+        TubeletError: the file is missing or is not such a truth.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            classes = file["classes"]
+            steps = file["depth_steps"]
+            return ClipTruth(
+                depth=depth_from_codes(file["depth_codes"], classes, steps),
+                classes=classes,
+                instances=file["instances"].astype(np.uint16),
+                pose=file["pose"],
+                motion=int(file["motion"].item()),
+                tracks=file["tracks"],
+                visible=file["visible"],
+                camera=Camera(*(float(v) for v in file["camera"])),
+                range_limit=float(np.nanmax(steps[0])),
+                level=str(file["level"].item()),
+            )
+    except FileNotFoundError:
+        raise TubeletError(f"{path}: no such ground truth; make it with `tubelet sample-data`") from None
+    except (OSError, KeyError, IndexError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise TubeletError(f"{path}: not a ground truth of the sample data set ({error})") from error
+
+
+def read_description(root: str | Path) -> dict:
+    """The content of dataset.json of a sample set.
+
+    Raises:
+        TubeletError: the directory holds no sample set of this format.
+    """
+    path = Path(root) / "dataset.json"
+    try:
+        description = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise TubeletError(f"{root}: no sample set here; make one with `tubelet sample-data {root}`") from error
+    if not isinstance(description, dict) or description.get("name") != NAME:
+        raise TubeletError(f"{path}: not the description of a sample set")
+    if description.get("format") != FORMAT:
+        raise TubeletError(
+            f"{path}: format {description.get('format')}, this version reads {FORMAT}; make the set anew"
+        )
+    return description
+
+
+def read_index(root: str | Path, split: str = "train", kind: str = "videos") -> list[SampleEntry]:
+    """The files of one split.
+
+    Args:
+        root: directory of the set.
+        split: "train" or "val".
+        kind: "videos" or "images".
+
+    Raises:
+        TubeletError: no sample set there, or it has no such split or kind.
+    """
+    files = read_description(root)["files"]
+    if split not in files or kind not in files[split]:
+        raise TubeletError(f"{root}: no {split}/{kind}; a sample set has train and val, videos and images")
+    base = Path(root) / split
+    return [
+        SampleEntry(
+            media=base / kind / entry["file"],
+            truth=base / "truth" / kind / f"{Path(entry['file']).stem}.npz",
+            level=entry["level"],
+            motion=entry.get("motion", ""),
+        )
+        for entry in files[split][kind]
+    ]

@@ -1,0 +1,422 @@
+"""Making the sample set: splits, jobs over processes, the files."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tubelet.data.sample import truth
+from tubelet.data.sample.level import all_levels, load_level
+from tubelet.data.sample.render import TICS_PER_SECOND, RejectedError, Shot, View, engine, record, start_level, view_of
+from tubelet.types import TubeletError
+
+CLIPS_PER_LEVEL = 20  # fewer would spend the time on starting levels, more would show less variety
+TRIES_PER_CLIP, TRIES_MORE = 12, 60
+UNSEEN_REFUSED = 0.7  # share of the clips without any object that is thrown away
+JOB_SECONDS = 600  # a level that takes longer hangs
+ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """The clips and images that one run through one level makes.
+
+    Attributes:
+        folder: of the split, where the files go.
+        split: "train" or "val".
+        wad, level: the level.
+        seed: of this job alone, so that the result does not depend on who runs it.
+        clips: (index, motion) of each.
+        images: index of each.
+        frames: per clip.
+        tics: of the engine, per frame.
+        fps: frames per second of the files.
+        view: how it is rendered.
+    """
+
+    folder: Path
+    split: str
+    wad: str
+    level: str
+    seed: tuple[int, ...]
+    clips: tuple[tuple[int, int], ...]
+    images: tuple[int, ...]
+    frames: int
+    tics: int
+    fps: int
+    view: View
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job made and what it could not.
+
+    Attributes:
+        job: the job.
+        missing_clips, missing_images: what another level must give.
+        dropped: reason -> number of candidates.
+        with_object: clips that show an object.
+    """
+
+    job: Job
+    missing_clips: tuple[tuple[int, int], ...]
+    missing_images: tuple[int, ...]
+    dropped: Counter[str]
+    with_object: int
+
+
+def write_video(path: Path, pixels: NDArray[np.uint8], fps: int) -> None:
+    """Write (T, H, W, 3) uint8 as H.264, the same bytes for the same pixels."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.width, stream.height, stream.pix_fmt = pixels.shape[2], pixels.shape[1], "yuv420p"
+        stream.options = {"crf": "18", "preset": "veryfast", "threads": "1"}
+        stream.thread_count = 1
+        for image in pixels:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+
+
+def write_truth(path: Path, shot: Shot) -> None:
+    """Write the ground truth of a clip or image for `read_truth`."""
+    clip = shot.truth
+    small = clip.instances.max(initial=0) < 256
+    truth.save_arrays(
+        path,
+        {
+            "depth_codes": shot.codes,
+            "depth_steps": shot.steps,
+            "classes": clip.classes,
+            "instances": clip.instances.astype(np.uint8) if small else clip.instances,
+            "pose": clip.pose,
+            "motion": np.array(clip.motion, np.int8),
+            "tracks": clip.tracks,
+            "visible": clip.visible,
+            "camera": np.array(clip.camera, np.float64),
+            "level": np.array(clip.level),
+        },
+    )
+
+
+def run_job(job: Job) -> JobResult:
+    """Play one level and write its clips and images.
+
+    Raises:
+        TubeletError: the engine stopped.
+    """
+    level = load_level(job.wad, job.level)
+    rng = np.random.default_rng(job.seed)
+    dropped: Counter[str] = Counter()
+    clips, images = list(job.clips), list(job.images)
+    with_object = 0
+    tries = TRIES_PER_CLIP * (len(clips) + len(images)) + TRIES_MORE
+    if not len(level.things) or not level.solid.any():
+        return JobResult(job, job.clips, job.images, dropped, 0)
+    with engine(job.wad, job.level, job.view, int(rng.integers(1, 2**31))) as game:
+        for attempt in range(tries):
+            if not clips and not images:
+                break
+            if game.is_episode_finished():
+                game.new_episode()
+                start_level(game)
+            # Turns between the two, and from motion to motion: one that this level cannot give must not block the rest.
+            for_image = bool(images) and (not clips or attempt % 4 == 3)
+            place = attempt % len(images if for_image else clips)
+            motion = truth.NO_MOTION if for_image else clips[place][1]
+            try:
+                shot = record(game, level, motion, 1 if for_image else job.frames, job.tics, job.view, rng)
+                if not shot.shows_object and rng.random() < UNSEEN_REFUSED:
+                    raise RejectedError("no object in view")
+            except RejectedError as reason:
+                dropped[str(reason)] += 1
+                continue
+            if for_image:
+                index = images.pop(place)
+                Image.fromarray(shot.pixels[0]).save(job.folder / "images" / f"{index:06d}.png", compress_level=3)
+                write_truth(job.folder / "truth" / "images" / f"{index:06d}.npz", shot)
+            else:
+                index, _ = clips.pop(place)
+                write_video(job.folder / "videos" / f"{index:06d}.mp4", shot.pixels, job.fps)
+                write_truth(job.folder / "truth" / "videos" / f"{index:06d}.npz", shot)
+                with_object += shot.shows_object
+    return JobResult(job, tuple(clips), tuple(images), dropped, with_object)
+
+
+def run_jobs(jobs: list[Job], workers: int, done: Callable[[JobResult], None]) -> list[JobResult]:
+    """Run jobs in this process or over several; results in the order of the jobs.
+
+    Raises:
+        TubeletError: a level hangs or the engine takes a process down.
+    """
+    if workers <= 1 or len(jobs) == 1:
+        results = []
+        for job in jobs:
+            results.append(run_job(job))
+            done(results[-1])
+        return results
+    # Spawned, not forked: the engine's threads and a parent that has started torch do not survive a fork.
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
+    futures = {pool.submit(run_job, job): k for k, job in enumerate(jobs)}
+    found: dict[int, JobResult] = {}
+    try:
+        rounds = ceil(len(jobs) / workers)
+        for future in as_completed(futures, timeout=JOB_SECONDS * rounds):
+            found[futures[future]] = future.result()
+            done(found[futures[future]])
+    except TimeoutError:
+        left = ", ".join(jobs[k].level for k in range(len(jobs)) if k not in found)
+        raise TubeletError(f"rendering hangs; unfinished levels: {left}; try another seed") from None
+    except BrokenProcessPool as error:
+        raise TubeletError("a rendering process died, perhaps for want of memory; try fewer workers") from error
+    finally:
+        for process in list((pool._processes or {}).values()) if len(found) < len(jobs) else []:
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+    return [found[k] for k in range(len(jobs))]
+
+
+def split_levels(seed: int, validation_share: float) -> dict[str, list[tuple[str, str]]]:
+    """The levels of each split, in the order in which they are used: no level is in both."""
+    levels = all_levels()
+    order = np.random.default_rng([seed, 0]).permutation(len(levels))
+    held = min(max(round(len(levels) * validation_share), 1 if validation_share > 0 else 0), len(levels) - 1)
+    shuffled = [levels[k] for k in order]
+    return {"train": shuffled[held:], "val": shuffled[:held]}
+
+
+def plan_jobs(
+    root: Path,
+    split: str,
+    levels: list[tuple[str, str]],
+    clips: list[tuple[int, int]],
+    images: list[int],
+    round_: int,
+    seed: int,
+    frames: int,
+    fps: int,
+    view: View,
+) -> list[Job]:
+    """Deal clips and images out to as many levels as they need; a later round starts further down the list."""
+    used = min(len(levels), max(1, ceil(len(clips) / CLIPS_PER_LEVEL), ceil(len(images) / CLIPS_PER_LEVEL)))
+    jobs = []
+    for k in range(used):
+        place = (k + round_ * used) % len(levels)
+        wad, level = levels[place]
+        jobs.append(
+            Job(
+                folder=root / split,
+                split=split,
+                wad=wad,
+                level=level,
+                seed=(seed, 1 if split == "train" else 2, round_, place),
+                clips=tuple(clips[k::used]),
+                images=tuple(images[k::used]),
+                frames=frames,
+                tics=TICS_PER_SECOND // fps,
+                fps=fps,
+                view=view,
+            )
+        )
+    return [job for job in jobs if job.clips or job.images]
+
+
+def check_parameters(clips: int, images: int, frames: int, fps: int, validation_share: float) -> None:
+    """Refuse what cannot be made.
+
+    Raises:
+        TubeletError: names the parameter and what it may be.
+    """
+    if fps < 1 or TICS_PER_SECOND % fps:
+        raise TubeletError(f"fps {fps}: must divide the engine's {TICS_PER_SECOND} tics per second: 1, 5, 7 or 35")
+    if clips < 0 or images < 0 or clips + images == 0:
+        raise TubeletError(f"clips {clips}, images {images}: must not be negative, and not both 0")
+    if frames < 2:
+        raise TubeletError(f"frames {frames}: a clip has at least 2")
+    if not 0 <= validation_share < 1:
+        raise TubeletError(f"validation_share {validation_share}: must be at least 0 and below 1")
+
+
+def write_sample_data(
+    out: str | Path,
+    clips: int = 1000,
+    seed: int = 0,
+    size: int = 128,
+    frames: int = 16,
+    fps: int = 7,
+    images: int | None = None,
+    validation_share: float = 0.2,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
+    """Render a data set of first-person clips and images with ground truth.
+
+    The same parameters give the same bytes, whatever the number of workers. A set that is already there with the same
+    parameters is left as it is.
+
+    Args:
+        out: directory to make; it may exist if it is empty.
+        clips: number of clips of both splits together.
+        seed: chooses levels, viewpoints and motions.
+        size: pixels of the square frames.
+        frames: per clip.
+        fps: frames per second; must divide 35.
+        images: number of single frames, a quarter of the clips unless told.
+        validation_share: of levels, clips and images.
+        workers: processes, as many as cores unless told.
+        progress: called with files made and files to make.
+
+    Returns:
+        The content of dataset.json and "reused", whether the set was there before.
+
+    Raises:
+        TubeletError: impossible parameters, `out` holds something else, ViZDoom is missing or fails.
+    """
+    out = Path(out)
+    images = clips // 4 if images is None else images
+    check_parameters(clips, images, frames, fps, validation_share)
+    view = view_of(size)
+    parameters = {
+        "clips": clips,
+        "images": images,
+        "seed": seed,
+        "size": size,
+        "frames": frames,
+        "fps": fps,
+        "validation_share": validation_share,
+    }
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        description = truth.read_description(out)
+        if description["parameters"] != parameters:
+            raise TubeletError(
+                f"{out}: holds a sample set made with other parameters; delete it or name another folder"
+            )
+        return {**description, "reused": True}
+    partial = out.with_name(out.name + ".partial")
+    if partial.exists():
+        if not (partial / "unfinished").exists():
+            raise TubeletError(f"{partial}: in the way, and not left by this command; move it away")
+        shutil.rmtree(partial)
+    levels = split_levels(seed, validation_share)
+    partial.mkdir(parents=True)
+    (partial / "unfinished").touch()
+    litter = Path("_vizdoom")  # an empty folder that the engine makes wherever it is started
+    had_litter = litter.exists()
+    try:
+        description = _render_set(partial, levels, parameters, view, workers or os.cpu_count() or 1, progress)
+    finally:
+        if not had_litter and litter.is_dir() and not any(litter.iterdir()):
+            litter.rmdir()
+    (partial / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
+    (partial / "unfinished").unlink()
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+    return {**description, "reused": False}
+
+
+def _render_set(
+    root: Path,
+    levels: dict[str, list[tuple[str, str]]],
+    parameters: dict,
+    view: View,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict:
+    """Render all files below `root`; returns the content of dataset.json."""
+    share = parameters["validation_share"]
+    clips, images = parameters["clips"], parameters["images"]
+    counts = {"val": (round(clips * share), round(images * share))}
+    counts["train"] = (clips - counts["val"][0], images - counts["val"][1])
+    todo: dict[str, tuple[list[tuple[int, int]], list[int]]] = {}
+    files: dict[str, dict[str, list[dict]]] = {}
+    for split in ("train", "val"):
+        for kind in ("videos", "images"):
+            (root / split / kind).mkdir(parents=True)
+            (root / split / "truth" / kind).mkdir(parents=True)
+        n_clips, n_images = counts[split]
+        # Motions in turn, shifted once per round through the levels, so that each level has all of them.
+        todo[split] = ([(k, (k + k // 7) % len(truth.MOTIONS)) for k in range(n_clips)], list(range(n_images)))
+        files[split] = {"videos": [], "images": []}
+
+    dropped: Counter[str] = Counter()
+    made, with_object, total = 0, 0, clips + images
+
+    def count(result: JobResult) -> None:
+        nonlocal made
+        job = result.job
+        made += len(job.clips) + len(job.images) - len(result.missing_clips) - len(result.missing_images)
+        if progress is not None:
+            progress(made, total)
+
+    for round_ in range(ROUNDS):
+        jobs = []
+        for split, (left_clips, left_images) in todo.items():
+            if left_clips or left_images:
+                jobs += plan_jobs(
+                    root,
+                    split,
+                    levels[split],
+                    left_clips,
+                    left_images,
+                    round_,
+                    parameters["seed"],
+                    parameters["frames"],
+                    parameters["fps"],
+                    view,
+                )
+        if not jobs:
+            break
+        results = run_jobs(jobs, workers, count)
+        todo = {split: ([], []) for split in todo}
+        for result in results:
+            job = result.job
+            dropped.update(result.dropped)
+            with_object += result.with_object
+            todo[job.split][0].extend(result.missing_clips)
+            todo[job.split][1].extend(result.missing_images)
+            for index, motion in set(job.clips) - set(result.missing_clips):
+                entry = {"file": f"{index:06d}.mp4", "level": job.level, "motion": truth.MOTIONS[motion]}
+                files[job.split]["videos"].append(entry)
+            for index in set(job.images) - set(result.missing_images):
+                files[job.split]["images"].append({"file": f"{index:06d}.png", "level": job.level})
+    missing = sum(len(left[0]) + len(left[1]) for left in todo.values())
+    if missing:
+        raise TubeletError(f"{missing} of {total} files could not be recorded ({dict(dropped)}); try another seed")
+    for by_kind in files.values():
+        for entries in by_kind.values():
+            entries.sort(key=lambda entry: entry["file"])
+    camera = view.camera
+    return {
+        "name": truth.NAME,
+        "format": truth.FORMAT,
+        "parameters": parameters,
+        "classes": list(truth.CLASSES),
+        "motions": list(truth.MOTIONS),
+        "camera": camera._asdict(),
+        "field_of_view_degrees": {
+            "horizontal": round(view.degrees, 3),
+            "vertical": round(float(2 * np.degrees(np.arctan(camera.cy / camera.fy))), 3),
+        },
+        "counts": {split: {kind: len(entries) for kind, entries in files[split].items()} for split in files},
+        "levels": {
+            split: sorted({entry["level"] for entries in files[split].values() for entry in entries}) for split in files
+        },
+        "clips_with_object": with_object,
+        "dropped": dict(sorted(dropped.items())),
+        "files": files,
+    }

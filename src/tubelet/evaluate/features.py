@@ -1,0 +1,170 @@
+"""From clips and their ground truth to features and targets of tokens.
+
+N tokens of a clip, K classes. A clip is decoded once and goes through both encoders in the same batch; the three kinds
+of features are therefore of the same pixels, and their probes see the same tokens and targets.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tubelet.config import ModelConfig
+from tubelet.data.clips import normalise, resize_centre_crop, resize_shape
+from tubelet.data.decode import read_frames
+from tubelet.data.sample.truth import VOID, SampleEntry, read_truth
+from tubelet.model.encoder import Encoder
+from tubelet.model.tokenizer import patchify
+from tubelet.types import Grid, TubeletError
+
+TRAINED, RANDOM, RAW = "trained", "random", "raw patches"
+FEATURES = (TRAINED, RANDOM, RAW)
+_TOKENS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class View:
+    """How clips are cut, and what their truth is named after.
+
+    Attributes:
+        image_size: side of the centre crop in pixels.
+        frames: T, taken from the middle of the clip at the file's own rate.
+        classes: names of the pixels' classes.
+        motions: names of the camera's motions.
+    """
+
+    image_size: int
+    frames: int
+    classes: tuple[str, ...]
+    motions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Features and targets of B clips, on the CPU.
+
+    Attributes:
+        features: kind of feature -> (B, N, D) float32; D differs between the kinds.
+        class_pixels: (B, N, K) int64, how many pixels of the token's patch are of each class; none are of void.
+        log_depth: (B, N) float32, mean over the patch of the logarithm of depth in map units where depth is known;
+            NaN where it is known of no pixel.
+        motion: (B,) int64 indices of the camera's motion.
+    """
+
+    features: dict[str, Tensor]
+    class_pixels: Tensor
+    log_depth: Tensor
+    motion: Tensor
+
+
+def random_encoder(config: ModelConfig, seed: int) -> Encoder:
+    """An encoder of the same architecture with the initial weights that `seed` gives; no other generator is touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(config).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def frozen_features(encoders: Mapping[str, Encoder], pixels: Tensor, grid: Grid) -> dict[str, Tensor]:
+    """The features of clips: each encoder's last level, and the patches as they are.
+
+    Args:
+        encoders: kind of feature -> encoder.
+        pixels: (B, 3, T, H, W) normalised pixels on the encoders' device.
+        grid: the token grid.
+
+    Returns:
+        kind of feature -> (B, N, D) float32 on the CPU.
+    """
+    levels = {kind: encoder(pixels)[-1] for kind, encoder in encoders.items()}
+    return {kind: x.float().cpu() for kind, x in (levels | {RAW: patchify(pixels, grid)}).items()}
+
+
+def crop_nearest(truth: NDArray, size: int) -> Tensor:
+    """The pixels of a truth (T, H, W) at the centres of those that `resize_centre_crop` makes: (T, size, size)."""
+    before: tuple[int, int] = (truth.shape[1], truth.shape[2])
+    rows, columns = (
+        ((np.arange(size) + (after - size) // 2 + 0.5) * old / after).astype(np.int64)
+        for old, after in zip(before, resize_shape(*before, size), strict=True)
+    )
+    return torch.from_numpy(truth[:, rows[:, None], columns])
+
+
+def count_classes(labels: Tensor, grid: Grid, classes: int) -> Tensor:
+    """How many pixels of each patch are of each class, void left out.
+
+    Args:
+        labels: (B, T, H, W) uint8 class indices.
+        grid: the token grid.
+        classes: K.
+
+    Returns:
+        (B, N, K) int64.
+    """
+    patches = patchify(labels.unsqueeze(1), grid)
+    B, N, _ = patches.shape
+    ids = torch.arange(B * N).view(B, N, 1) * classes + patches
+    counts = torch.bincount(ids.flatten(), minlength=B * N * classes).view(B, N, classes)
+    counts[..., VOID] = 0
+    return counts
+
+
+def mean_log_depth(depth: Tensor, grid: Grid) -> Tensor:
+    """Mean of the logarithm of the known depths of each patch; NaN where none is known.
+
+    Args:
+        depth: (B, T, H, W) float32; what is not finite is not known.
+        grid: the token grid.
+
+    Returns:
+        (B, N) float32.
+    """
+    patches = patchify(depth.unsqueeze(1), grid)
+    known = patches.isfinite() & (patches > 0)
+    return torch.where(known, patches, 1.0).log().sum(-1) / known.sum(-1)
+
+
+def batches(entries: Sequence[SampleEntry], encoders: Mapping[str, Encoder], view: View) -> Iterator[ClipBatch]:
+    """Features and targets of clips, in their order, a batch at a time.
+
+    Args:
+        entries: the clips.
+        encoders: kind of feature -> encoder; all of the same configuration and on the same device.
+        view: how clips are cut.
+
+    Raises:
+        TubeletError: a clip or its truth cannot be read, or they do not fit together.
+    """
+    first = next(iter(encoders.values()))
+    grid = first.config.grid(view.frames, view.image_size, view.image_size)
+    device = first.tokenizer.video.weight.device
+    size = max(1, _TOKENS_PER_BATCH // grid.tokens)
+    for start in range(0, len(entries), size):
+        clips = [_read(entry, view) for entry in entries[start : start + size]]
+        pixels, labels, depth = (torch.stack(parts) for parts in list(zip(*clips, strict=True))[:3])
+        yield ClipBatch(
+            features=frozen_features(encoders, normalise(pixels.to(device)), grid),
+            class_pixels=count_classes(labels, grid, len(view.classes)),
+            log_depth=mean_log_depth(depth, grid),
+            motion=torch.tensor([motion for *_, motion in clips]),
+        )
+
+
+def _read(entry: SampleEntry, view: View) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Pixels (3, T, H, W), classes (T, H, W) and depth (T, H, W) of a clip, and its motion."""
+    frames, truth = read_frames(entry.media).pixels, read_truth(entry.truth)
+    if frames.shape[:3] != truth.classes.shape:
+        raise TubeletError(
+            f"{entry.media}: {tuple(frames.shape[:3])} frames x rows x columns, but {entry.truth} describes "
+            f"{truth.classes.shape}; make the sample set anew"
+        )
+    if len(frames) < view.frames:
+        raise TubeletError(f"{entry.media}: {len(frames)} frames, but {view.frames} are to be evaluated")
+    first = (len(frames) - view.frames) // 2
+    middle = slice(first, first + view.frames)
+    pixels = resize_centre_crop(frames[middle], view.image_size)
+    labels = crop_nearest(truth.classes[middle], view.image_size)
+    return pixels, labels, crop_nearest(truth.depth[middle], view.image_size), truth.motion

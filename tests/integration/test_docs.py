@@ -1,0 +1,71 @@
+"""Every command that the documentation shows is run."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from media import write_image, write_video
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page, language):
+    """The lines of a page's code blocks of one language, continued lines joined, comments left out."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, sample_set):
+    """A folder with what the pages' commands expect to find: a few films and a sample data set."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "films").mkdir()
+    for i in range(3):
+        write_video(folder / "films" / f"{i}.mp4", frames=48)
+        write_image(folder / "films" / f"{i}.jpg")
+    shutil.copytree(sample_set, folder / "runs" / "sample")
+    for part in ("tests", "benchmarks"):
+        (folder / part).symlink_to(ROOT / part)
+    return folder
+
+
+def test_pages_show_commands():
+    assert sum(len(commands(page, "bash")) for page in PAGES) >= 8
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_works_in_its_order(page, workplace):
+    for line in commands(page, "bash"):
+        words = shlex.split(line)
+        if words[0] == "make":
+            # The test suite itself is `make test`, and the demo takes its minutes: here they must at least exist.
+            assert subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, check=False).returncode == 0
+            continue
+        if words[0] in ("git", "cd"):
+            continue
+        assert words[0] in ("tubelet", "python"), f"{page.name} shows a command that is not tested: {line}"
+        program = ["-m", "tubelet"] if words[0] == "tubelet" else []
+        done = subprocess.run(
+            [sys.executable, *program, *words[1:]], cwd=workplace, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_of_a_page_runs(page, workplace):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
+    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_of_a_page_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
