@@ -1,0 +1,108 @@
+"""`tubelet explain`: one video or image on its way through the eight steps, printed and drawn on a page."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from tubelet.types import Modality
+from tubelet.view.diagram import overview
+from tubelet.view.facts import STEPS, weights_sentence
+from tubelet.view.pictures import Scale, gradient, write_page
+from tubelet.view.scenes import COSINE, LAYERS, Scenes, head_cells, summary
+from tubelet.view.trace import Trace, follow
+
+
+def explain(
+    file: Path,
+    what: str,
+    out: Path,
+    *,
+    image_size: int | None,
+    frames: int | None,
+    fps: float | None,
+    seed: int,
+    console: Console,
+) -> None:
+    """Print the life of one input and write it as a page.
+
+    Args:
+        file: a video or an image.
+        what: a preset's name (random weights), a run folder, a checkpoint, or a released .pt file.
+        out: the page, one file that needs no other.
+        image_size: side of the centre crop in pixels; None is what the run was trained at, or 224.
+        frames: frames of the clip; None is what the run was trained at, or 16.
+        fps: frames per second of the clip; None is what the run was trained at, or 4.
+        seed: of the masks, and of random weights.
+        console: where the steps are printed.
+
+    Raises:
+        TubeletError: if the file or the model cannot be read, sizes do not fit, or the page cannot be written.
+    """
+    with console.status("running the model"):
+        trace = follow(file, what, image_size, frames, fps, seed)
+    print_steps(trace, console)
+    with console.status("drawing"):
+        write_page("explain.html", out, page_values(trace))
+    console.print(f"\npage: [bold]{out}[/bold]", highlight=False, soft_wrap=True)
+
+
+def print_steps(trace: Trace, console: Console) -> None:
+    """The eight steps with this input's sizes, for a terminal of 80 columns."""
+    console.print(Text(f"The life of {trace.source.path.name}", style="bold"))
+    console.print(Text(weights_sentence(trace), style="" if trace.weights else "yellow"))
+    for step in STEPS:
+        title = Text.assemble(
+            "\n", (f"{step.number}", "bold cyan"), " ", (step.name, "bold"), "  ", (step.files[0], "dim")
+        )
+        console.print(title)
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", min_width=10)
+        table.add_column()
+        for name, value in step.facts(trace):
+            table.add_row(name, Text(value))
+        console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def page_values(trace: Trace) -> dict[str, Any]:
+    """All that the template shows."""
+    scenes = Scenes(trace)
+    weights, weight_scale = scenes.weights()
+    errors = scenes.errors()
+    config = trace.model.config
+    chosen = scenes.chosen_token()
+    return {
+        "trace": trace,
+        "config": config,
+        "steps": STEPS,
+        "video": trace.modality is Modality.VIDEO,
+        "weights_sentence": weights_sentence(trace),
+        "overview": overview(trace),
+        "frames": scenes.frames(),
+        "patches": scenes.patches(),
+        "tubelet": scenes.tubelet(),
+        "tubelet_place": scenes.tubelet_place(),
+        "chosen": chosen,
+        "head_cells": head_cells(config.width // config.heads),
+        "rotary_axes": scenes.rotary_axes(),
+        "rotary_maps": scenes.rotary_maps(),
+        "cosine_scale": Scale(-1, 1, gradient(COSINE), "cos"),
+        "masks": scenes.masks(),
+        "visible": scenes.visible(),
+        "positions": scenes.positions(),
+        "layers": LAYERS,
+        "predictions": scenes.predictions(),
+        "teacher": scenes.teacher(),
+        "weights": weights,
+        "weight_scale": weight_scale,
+        "errors": errors[0] if errors else None,
+        "error_scale": errors[1] if errors else None,
+        "mask_losses": [summary(mask, trace.context_weight) for mask in trace.masks],
+        "zero_error": float(trace.targets.abs().mean()),
+        "levels": config.levels[-config.num_output_levels :],
+        "fusion": [layer for layer in trace.model.predictor.fusion if isinstance(layer, nn.Linear)],
+    }

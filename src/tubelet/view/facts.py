@@ -1,0 +1,170 @@
+"""What one input's tensors say about each of the eight steps: numbers for the console and the page alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from tubelet.model.rope import axis_size
+from tubelet.types import Modality
+from tubelet.view.pictures import count, figures, percent, shape
+from tubelet.view.trace import Trace
+
+Facts = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One of the eight steps.
+
+    Attributes:
+        number: from 1.
+        name: as the project's documents call it.
+        files: where its code is.
+        facts: what a trace says about it, as pairs of a name and a value.
+    """
+
+    number: int
+    name: str
+    files: tuple[str, ...]
+    facts: Callable[[Trace], Facts]
+
+
+def tokenise(trace: Trace) -> Facts:
+    """Step 1."""
+    config, grid, tokenizer = trace.model.config, trace.grid, trace.model.student.tokenizer
+    video = trace.modality is Modality.VIDEO
+    embed = tokenizer.video if video else tokenizer.image
+    sides = [config.patch_size, config.patch_size]
+    if video:
+        sides.insert(0, trace.pixels.shape[2] // grid.t)
+    patch = " × ".join(map(str, sides))
+    plural = "" if grid.t == 1 else "s"
+    return [
+        ("pixels", shape(trace.pixels.shape)),
+        ("patch", f"{patch} pixels × {trace.pixels.shape[1]} colours = {embed.in_features} numbers"),
+        ("grid", f"{grid.t} time step{plural} × {grid.h} rows × {grid.w} columns = {count(grid.tokens)} tokens"),
+        ("tokens", shape(trace.tokens.shape)),
+        ("weights", f"Linear {embed.in_features} → {embed.out_features}, the {trace.modality} one of two"),
+    ]
+
+
+def place(trace: Trace) -> Facts:
+    """Step 2."""
+    config, grid = trace.model.config, trace.grid
+    head = 2 * trace.rotary.cos.shape[-1]
+    each = axis_size(head)
+    stretched = (grid.h - 1) * (config.rope_grid - 1) / max(grid.h - 1, 1)
+    return [
+        (
+            "a head",
+            f"{head} channels: {each} turn with time, {each} with row, {each} with column, {head - 3 * each} never",
+        ),
+        ("angles", f"cos and sin of shape {shape(trace.rotary.cos.shape)}"),
+        ("last row", f"{grid.h - 1} → {figures(stretched)} on the pre-training grid of {config.rope_grid} rows"),
+        ("modality", f"one learnable vector of {trace.tokens.shape[-1]} for '{trace.modality}', added to every token"),
+    ]
+
+
+def masks(trace: Trace) -> Facts:
+    """Step 3."""
+    return [
+        (
+            f"mask {i}",
+            f"{mask.spec.blocks} blocks of {percent(mask.spec.area)}: sees {count(mask.mask.context.shape[1])}, "
+            f"hides {count(mask.mask.target.shape[1])} of {count(trace.grid.tokens)} "
+            f"({percent(mask.visible_share)} visible)",
+        )
+        for i, mask in enumerate(trace.masks, start=1)
+    ]
+
+
+def student(trace: Trace) -> Facts:
+    """Step 4."""
+    config, first = trace.model.config, trace.masks[0]
+    blocks = ", ".join(str(i + 1) for i in config.levels[-len(first.levels) :])
+    return [
+        ("in", " and ".join(shape(mask.tokens.shape) for mask in trace.masks)),
+        ("network", f"{config.depth} blocks, {config.heads} heads, {millions(trace.model.student)} parameters"),
+        ("taps", f"{len(first.levels)} levels, after blocks {blocks}, each {shape(first.levels[0].shape)}"),
+        ("attention", f"{percent(first.visible_share**2)} of the pairs that all tokens would make (mask 1)"),
+    ]
+
+
+def fusion(trace: Trace) -> Facts:
+    """Step 5."""
+    first = trace.masks[0]
+    layers = [
+        f"Linear {layer.in_features} → {layer.out_features}" if isinstance(layer, nn.Linear) else type(layer).__name__
+        for layer in trace.model.predictor.fusion
+    ]
+    return [
+        ("in", f"{len(first.levels)} × {shape(first.levels[0].shape)} → {shape(first.concatenated.shape)}"),
+        ("layers", ", ".join(layers)),
+        ("out", shape(first.fused.shape)),
+    ]
+
+
+def mask_tokens(trace: Trace) -> Facts:
+    """Step 6."""
+    return [
+        (
+            f"mask {i}",
+            f"{count(mask.mask.context.shape[1])} context + {count(mask.mask.target.shape[1])} mask tokens "
+            f"= {shape(mask.sequence.shape)}",
+        )
+        for i, mask in enumerate(trace.masks, start=1)
+    ]
+
+
+def predictor(trace: Trace) -> Facts:
+    """Step 7."""
+    size, first, network = trace.model.config.predictor, trace.masks[0], trace.model.predictor
+    head, width = network.target_head, first.sequence.shape[-1]
+    return [
+        ("network", f"{size.depth} blocks, width {width}, {size.heads} heads, {millions(network)} parameters"),
+        ("at targets", f"{shape(first.predicted.shape)}, Linear {head.in_features} → {head.out_features}"),
+        ("at context", f"{shape(first.reconstructed.shape)}, another Linear of that size"),
+    ]
+
+
+def loss(trace: Trace) -> Facts:
+    """Step 8."""
+    levels, losses = trace.teacher_levels, trace.losses
+    targets = ("targets", f"{len(levels)} × {shape(levels[0].shape)} → {shape(trace.targets.shape)}")
+    if losses is None:
+        width = trace.masks[0].predicted.shape[-1]
+        return [targets, ("loss", f"none: predictions, {width} wide, are of a larger teacher that the file lacks")]
+    prediction, context, total = (
+        figures(float(value), 4) for value in (losses.prediction, losses.context, losses.total)
+    )
+    return [
+        targets,
+        ("L_predict", prediction),
+        ("L_context", context),
+        ("loss", f"{prediction} + {figures(trace.context_weight, 2)} · {context} = {total}"),
+    ]
+
+
+STEPS = (
+    Step(1, "Tokenise, by modality", ("tubelet/model/tokenizer.py",), tokenise),
+    Step(2, "Say where and what", ("tubelet/model/rope.py", "tubelet/model/tokenizer.py"), place),
+    Step(3, "Mask", ("tubelet/data/masks.py",), masks),
+    Step(4, "X-encoder", ("tubelet/model/encoder.py", "tubelet/model/layers.py"), student),
+    Step(5, "Multi-level fusion", ("tubelet/model/predictor.py",), fusion),
+    Step(6, "Add mask tokens", ("tubelet/model/predictor.py",), mask_tokens),
+    Step(7, "Multi-level predictor", ("tubelet/model/predictor.py",), predictor),
+    Step(8, "Targets and loss", ("tubelet/vjepa.py", "tubelet/objective.py"), loss),
+)
+
+
+def weights_sentence(trace: Trace) -> str:
+    """Whose weights these are, in one sentence."""
+    if trace.weights is None:
+        return f"{trace.name} with random weights: sizes are real, what it sees and predicts means nothing yet."
+    return f"Weights of {trace.weights}."
+
+
+def millions(module: nn.Module) -> str:
+    """How many parameters, in millions."""
+    return f"{figures(sum(p.numel() for p in module.parameters()) / 1e6)} M"

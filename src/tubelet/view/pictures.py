@@ -1,0 +1,264 @@
+"""From arrays to what a page can hold: data URIs, heat maps, outlines, strips of frames, charts as inline SVG.
+
+A page holds each frame once, as a background image; what is laid over it is as small as the token grid and enlarged by
+the browser, so that a page of a hundred pictures stays below a megabyte and is sharp at any size.
+"""
+
+import base64
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from tubelet.checkpoint import describe_os_error
+from tubelet.types import TubeletError
+
+MAX_COLUMNS = 8
+TARGET_RGBA = (224, 122, 42, 150)  # the page's colour of target tokens, see base.html
+HIDDEN_RGBA = (140, 146, 156, 255)
+
+# Stand-ins that a chart is drawn with, replaced by the page's own colours, which change with its light.
+_INK, _FAINT = "#010203", "#010204"
+_SERIES = ("#010205", "#010206", "#010207", "#010208")
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tubelet",
+    "font.family": "sans-serif",
+    "font.size": 8.5,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a strip.
+
+    Attributes:
+        frame: number of the frame (or other page image) underneath, None for none.
+        layer: data URI of a small picture enlarged over it, empty for none.
+        outline: path in the token grid's or the frame's units, drawn on top, empty for none.
+        box: the outline's units, columns and rows.
+        kind: CSS class of the outline.
+        opacity: of the layer.
+    """
+
+    frame: int | None = None
+    layer: str = ""
+    outline: str = ""
+    box: tuple[int, int] = (1, 1)
+    kind: str = "edge"
+    opacity: float = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures beside each other, one a time step, and what they are."""
+
+    label: str
+    cells: list[Cell]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Rows of pictures under common times.
+
+    Attributes:
+        heads: what is written over each column.
+        rows: each of as many cells as there are heads.
+        grid: columns and rows of the patch grid drawn over every cell, None for none.
+    """
+
+    heads: list[str]
+    rows: list[Row]
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A colour scale to be shown beside heat maps."""
+
+    low: float
+    high: float
+    colours: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of a chart.
+
+    Attributes:
+        label: its name.
+        x, y: its points.
+        faint: whether it is only the ground of a smoother one.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    faint: bool = False
+    style: Mapping[str, Any] = field(default_factory=dict)
+
+
+def data_uri(pixels: NDArray[np.uint8], kind: str = "png") -> Markup:
+    """(H, W, 3 or 4) uint8 as the address of an image that is its own content.
+
+    Args:
+        pixels: RGB or RGBA.
+        kind: "png", exact, or "jpeg", small.
+    """
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": 86} if kind == "jpeg" else {"optimize": True}
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format=kind, **options)
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}")
+
+
+def heat(values: NDArray[Any], low: float, high: float, colours: str) -> NDArray[np.uint8]:
+    """(..., ) values on a colour scale: (..., 4) uint8, transparent where a value is NaN."""
+    shares = (np.asarray(values, dtype=np.float64) - low) / max(high - low, 1e-12)
+    rgba = np.array(matplotlib.colormaps[colours](np.nan_to_num(shares).clip(0, 1), bytes=True))
+    rgba[np.isnan(shares), 3] = 0
+    return rgba
+
+
+def tint(chosen: NDArray[np.bool_], rgba: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """(H', W') bool -> (H', W', 4): one colour where true, transparent elsewhere."""
+    layer = np.zeros((*chosen.shape, 4), dtype=np.uint8)
+    layer[chosen] = rgba
+    return layer
+
+
+def gradient(colours: str) -> Markup:
+    """A colour scale as a CSS background."""
+    stops = [matplotlib.colors.to_hex(matplotlib.colormaps[colours](i / 8)) for i in range(9)]
+    return Markup(f"linear-gradient(to right, {', '.join(stops)})")
+
+
+def boundary(inside: NDArray[np.bool_]) -> str:
+    """The outline of a region as an SVG path in cells: x runs along columns, y along rows; no line at the rim."""
+    path = []
+    for y, x in zip(*np.nonzero(inside[:, 1:] != inside[:, :-1]), strict=True):
+        path.append(f"M{x + 1} {y}v1")
+    for y, x in zip(*np.nonzero(inside[1:] != inside[:-1]), strict=True):
+        path.append(f"M{x} {y + 1}h1")
+    return "".join(path)
+
+
+def columns(steps: int, most: int = MAX_COLUMNS) -> list[int]:
+    """Which of `steps` time steps a strip shows: all, or `most` spread evenly, the first and the last included."""
+    if steps <= most:
+        return list(range(steps))
+    return [round(i * (steps - 1) / (most - 1)) for i in range(most)]
+
+
+def chart(lines: Sequence[Line], *, y: str, x: str = "step", size: tuple[float, float] = (5.0, 2.0)) -> Markup:
+    """Curves as inline SVG in the page's colours.
+
+    Args:
+        lines: the curves; those that are not faint take the colours in turn, a faint one that of the next.
+        y: what the y axis shows.
+        x: what the x axis shows.
+        size: width and height in inches, of 72 pixels where there is room.
+    """
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": y}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        number = 0
+        for line in lines:
+            colour = _SERIES[number % len(_SERIES)]
+            if line.faint:
+                axes.plot(line.x, line.y, color=colour, alpha=0.28, linewidth=0.8)
+                continue
+            axes.plot(line.x, line.y, color=colour, linewidth=1.7, label=line.label, **line.style)
+            number += 1
+        if number > 1:
+            legend = axes.legend(frameon=False, labelcolor=_INK, ncols=min(number, 3), loc="best")
+            legend.set_zorder(9)
+        axes.set_xlabel(x, color=_INK)
+        axes.set_ylabel(y, color=_INK)
+        axes.tick_params(which="both", color=_FAINT, labelcolor=_INK)
+        axes.grid(True, color=_FAINT, linewidth=0.5, alpha=0.35)
+        axes.set_axisbelow(True)
+        axes.margins(x=0.01)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(_FAINT)
+        return inline_svg(figure)
+
+
+def inline_svg(figure: Figure) -> Markup:
+    """A figure as an SVG element without header, metadata or background."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    start, end = text.find("<metadata>"), text.find("</metadata>")
+    if start >= 0:
+        text = text[:start] + text[end + len("</metadata>") :]
+    for stand_in, variable in zip((_INK, _FAINT, *_SERIES), ("ink2", "faint", "s1", "s2", "s3", "s4"), strict=True):
+        text = text.replace(stand_in, f"var(--{variable})")
+    return Markup(text.replace("<svg ", '<svg class="chart" ', 1))
+
+
+def write_page(template: str, out: Path, values: Mapping[str, Any]) -> None:
+    """Render a template and write it, beside its place first and renamed when it is whole.
+
+    Raises:
+        TubeletError: if it cannot be written.
+    """
+    text = _templates().get_template(template).render(**values)
+    partial = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out)
+    except OSError as error:
+        raise TubeletError(f"{out}: the page could not be written: {describe_os_error(error)}") from error
+
+
+@functools.cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tubelet.view"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"count": count, "shape": shape, "figures": figures, "percent": percent}
+    return environment
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """A tensor's shape as it is written in code, its spaces unbreakable."""
+    return "(" + ",\u00a0".join(str(size) for size in sizes) + ")"
+
+
+def count(number: float) -> str:
+    """A whole number with separated thousands."""
+    return f"{round(number):,}"
+
+
+def figures(number: float, digits: int = 3) -> str:
+    """A number with so many significant digits."""
+    if number == 0:
+        return "0"
+    if 1e-3 <= abs(number) < 1e5:
+        decimals = max(0, digits - 1 - int(np.floor(np.log10(abs(number)))))
+        return f"{number:,.{decimals}f}"
+    return f"{number:.{digits - 1}e}"
+
+
+def percent(share: float) -> str:
+    """A share in percent."""
+    return f"{100 * share:.0f} %" if share == 0 or share >= 0.1 else f"{100 * share:.1f} %"

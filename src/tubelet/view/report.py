@@ -1,0 +1,235 @@
+"""`tubelet report`: what a run was, how it went, and what its features show, on one page."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tubelet.checkpoint import checkpoints, load_vjepa
+from tubelet.config import MODELS, ModelConfig, TrainConfig, from_dict
+from tubelet.data.sample.truth import SampleEntry, read_index
+from tubelet.types import TubeletError
+from tubelet.view.maps import (
+    RANDOM,
+    SEARCHED_CLIPS,
+    TRAINED,
+    Gallery,
+    component_strips,
+    find_tracks,
+    follow_object,
+    random_encoder,
+    read_clip,
+)
+from tubelet.view.pictures import Line, chart, figures, write_page
+from tubelet.vjepa import VJEPA
+
+SHOWN_CLIPS, SHOWN_OBJECTS, SHOWN_BAD_FILES = 4, 2, 50
+POINTS = 500  # of a curve: more cannot be told apart at the width of a page
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the evaluation table.
+
+    Attributes:
+        name: the task.
+        metric: what the values are, and which way is better.
+        cells: for each kind of feature the value, its ratio to the random encoder's, and whether it is the best.
+        details: more figures, as JSON text.
+    """
+
+    name: str
+    metric: str
+    cells: list[tuple[str, str, bool]]
+    details: str
+
+
+def write_report(run: Path, data: Path | None, out: Path) -> None:
+    """Write a run's report. What the run does not have yet is said on the page.
+
+    Args:
+        run: the run's folder: config.json, metrics.jsonl, checkpoints, evaluation.json, bad_files.jsonl.
+        data: the sample set whose validation clips the pictures are taken from; None leaves them out.
+        out: the page, one file that needs no other.
+
+    Raises:
+        TubeletError: if there is no such run, one of its files is damaged, `data` is no sample set, or the page cannot
+            be written.
+    """
+    config = _read_config(run)
+    entries = read_index(data, "val", "videos") if data else None
+    rows = _read_rows(run / "metrics.jsonl")
+    model = load_vjepa(run)[0] if checkpoints(run) else None
+    gallery = Gallery()
+    values: dict[str, Any] = {
+        "run": run.resolve().name,
+        "config": config,
+        "model_name": _model_name(config.model),
+        "sizes": _parameters(model or VJEPA(config.model)),
+        "steps": rows[-1]["step"] if rows else 0,
+        "hours": _duration(sum(config.batch_size / row["clips_per_s"] for row in rows)),
+        "last": rows[-1] if rows else None,
+        "curves": _curves(rows) if rows else None,
+        "evaluation": None,
+        "results": [],
+        "bad": _read_rows(run / "bad_files.jsonl"),
+        "shown_bad": SHOWN_BAD_FILES,
+        "strips": [],
+        "followings": [],
+        "why_no_pictures": "",
+    }
+    evaluation = _read_json(run / "evaluation.json")
+    if evaluation is not None:
+        values |= {"evaluation": evaluation, "results": [_result(task, evaluation) for task in evaluation["tasks"]]}
+    if model is None:
+        values["why_no_pictures"] = "The run has no checkpoint yet, so there is no teacher to look through."
+    elif entries is None:
+        values["why_no_pictures"] = (
+            "No sample set was given; run `tubelet report RUN --data FOLDER` with one that `tubelet sample-data` wrote."
+        )
+    else:
+        values |= _pictures(model, config, entries, gallery)
+    write_page("report.html", out, values | {"frames": gallery.frames})
+
+
+def _pictures(model: VJEPA, config: TrainConfig, entries: list[SampleEntry], gallery: Gallery) -> dict[str, Any]:
+    """Features as colours, and objects followed."""
+    size, frames, tubelet = config.data.image_size, config.data.frames, config.model.tubelet_size
+    encoders = {TRAINED: model.teacher, RANDOM: random_encoder(config.model, config.seed)}
+    chosen = _spread(entries, SHOWN_CLIPS)
+    clips = [read_clip(entry, size, frames, tubelet) for entry in chosen]
+    tracks = find_tracks(_spread(entries, SEARCHED_CLIPS), config.model, size, frames, SHOWN_OBJECTS)
+    return {
+        "strips": component_strips(clips, encoders, gallery),
+        "followings": [follow_object(track, encoders, gallery) for track in tracks],
+    }
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` items, evenly spread."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i * len(items) // most] for i in range(most)]
+
+
+def _result(task: dict[str, Any], evaluation: dict[str, Any]) -> Result:
+    values: dict[str, float] = task["values"]
+    best = (max if task["higher_is_better"] else min)(values.values())
+    reference = values.get("random")
+    cells = []
+    for feature in evaluation["features"]:
+        value = values.get(feature)
+        if value is None:
+            cells.append(("–", "", False))
+            continue
+        ratio = f"×{figures(value / reference)}" if reference and feature != "random" else ""
+        cells.append((figures(value), ratio, value == best))
+    way = "higher is better" if task["higher_is_better"] else "lower is better"
+    details = json.dumps(task["details"], indent=1) if task.get("details") else ""
+    return Result(task["name"], f"{task['metric']}, {way}", cells, details)
+
+
+def _curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The charts, by name."""
+    monitored = [row for row in rows if "effective_rank" in row]
+    smooth = {
+        "loss": ("loss", "prediction_loss", "context_loss"),
+        "speed": ("clips_per_s",),
+        "wait": ("data_wait_share",),
+    }
+    names = {
+        "loss": "total",
+        "prediction_loss": "prediction",
+        "context_loss": "context (unweighted by λ)",
+        "clips_per_s": "clips/s",
+        "data_wait_share": "share",
+    }
+    units = {"loss": "loss (L1)", "speed": "clips / s", "wait": "share of time"}
+    charts: dict[str, Any] = {
+        key: chart([line for name in keys for line in _smoothed(rows, name, names[name])], y=units[key],
+                   size=(6.6, 3.0) if key == "loss" else (5.0, 2.0))
+        for key, keys in smooth.items()
+    }  # fmt: skip
+    for key, name, unit in (
+        ("lr", "lr", "learning rate"),
+        ("ema", "ema", "momentum"),
+        ("weight", "context_weight", "λ"),
+    ):
+        charts[key] = chart([Line(unit, *_thinned(rows, name))], y=unit)
+    for key, name, unit in (("rank", "effective_rank", "effective rank"), ("std", "channel_std", "channel std")):
+        style = {"marker": "o", "markersize": 3} if len(monitored) < 60 else {}
+        line = Line(unit, *_thinned(monitored, name), style=style)
+        charts[key] = chart([line], y=unit) if monitored else None
+    return charts
+
+
+def _smoothed(rows: list[dict[str, Any]], name: str, label: str) -> list[Line]:
+    """A curve as it is, faint, and its running mean over a fiftieth of the run."""
+    x, y = _thinned(rows, name)
+    width = max(1, len(y) // 50)
+    padded = np.pad(y, width, mode="edge")
+    kernel = np.ones(2 * width + 1) / (2 * width + 1)
+    return [Line(label, x, y, faint=True), Line(label, x, np.convolve(padded, kernel, mode="valid").tolist())]
+
+
+def _thinned(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Steps and values, neighbours averaged where there are more than POINTS."""
+    size = max(1, len(rows) // POINTS)
+    x = [rows[min(i + size // 2, len(rows) - 1)]["step"] for i in range(0, len(rows), size)]
+    return x, [float(np.mean([row[name] for row in rows[i : i + size]])) for i in range(0, len(rows), size)]
+
+
+def _parameters(model: VJEPA) -> dict[str, str]:
+    return {
+        part: f"{figures(sum(p.numel() for p in getattr(model, part).parameters()) / 1e6)} M"
+        for part in ("student", "predictor")
+    }
+
+
+def _model_name(config: ModelConfig) -> str:
+    """The family member of these sizes, patch and tubelet aside; a description where there is none."""
+    for name, preset in MODELS.items():
+        if dataclasses.replace(preset(), patch_size=config.patch_size, tubelet_size=config.tubelet_size) == config:
+            return name
+    return f"ViT of width {config.width}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _read_config(run: Path) -> TrainConfig:
+    values = _read_json(run / "config.json")
+    if values is None:
+        raise TubeletError(f"{run}: no run here; expected a folder that `tubelet train` wrote, with config.json in it")
+    config: TrainConfig = from_dict(TrainConfig, values, f"{run / 'config.json'}")
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON file's content, or None where there is no such file."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise TubeletError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise TubeletError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; a last line without an end was cut off while it was written, and is no row."""
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    except (OSError, ValueError) as error:
+        raise TubeletError(f"{path}: cannot be read as JSON lines ({error})") from error

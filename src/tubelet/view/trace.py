@@ -1,0 +1,318 @@
+"""One input's way through the system, every tensor kept: what the page and the console show is read off these.
+
+Nothing is computed here that training does not compute: the modules themselves are run, and what they pass between
+their parts is caught with hooks.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tubelet.checkpoint import load_vjepa
+from tubelet.config import MODELS, BlockMask, DataConfig, MaskConfig, OptimConfig, TrainConfig, model_preset
+from tubelet.data.clips import centre_clip_times, normalise, resize_centre_crop
+from tubelet.data.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoInfo, read_clips, read_image
+from tubelet.data.masks import block_shape, sample_mask
+from tubelet.model.rope import RotaryTable, rotary_table
+from tubelet.model.tokenizer import modality_of
+from tubelet.objective import Losses, dense_predictive_loss, normalised_targets, target_distance, token_errors
+from tubelet.types import Grid, Mask, Modality, TubeletError
+from tubelet.vjepa import VJEPA
+
+DEFAULT_SIZE = 224
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file as it was read.
+
+    Attributes:
+        path: the file.
+        pixels: (3, T, S, S) uint8, the centre crop.
+        times: (T,) seconds at which the frames are shown; (0,) for an image.
+        height, width: of the file's pictures, in pixels.
+        duration_s: of the video; None for an image.
+        file_fps: the video's own frames per second; None for an image.
+        fps: frames per second of the clip; None for an image.
+        stretched: whether the video was shorter than the clip was to be.
+    """
+
+    path: Path
+    pixels: Tensor
+    times: np.ndarray
+    height: int
+    width: int
+    duration_s: float | None = None
+    file_fps: float | None = None
+    fps: float | None = None
+    stretched: bool = False
+
+
+@dataclass(frozen=True)
+class MaskTrace:
+    """What happens under one mask. Batch size is 1; Kc context and Kt target tokens, P the predictor's width.
+
+    Attributes:
+        spec: what was drawn.
+        block: rows and columns of one rectangle.
+        mask: context (1, Kc) and target (1, Kt) indices.
+        tokens: (1, Kc, D) what enters the student's first block.
+        levels: L tensors (1, Kc, D), the student's taps.
+        concatenated: (1, Kc, L·D) what enters the fusion.
+        fused: (1, Kc, P) what leaves it.
+        sequence: (1, N, P) what enters the predictor's first block.
+        predicted: (1, Kt, L·D).
+        reconstructed: (1, Kc, L·D).
+        distance: (1, Kc) grid steps to the nearest target token.
+        target_error: (1, Kt) L1 of each target token; None where predictions and targets are of different widths.
+        context_error: (1, Kc) the same of context tokens, unweighted.
+        losses: scalars of this mask.
+    """
+
+    spec: BlockMask
+    block: tuple[int, int]
+    mask: Mask
+    tokens: Tensor
+    levels: list[Tensor]
+    concatenated: Tensor
+    fused: Tensor
+    sequence: Tensor
+    predicted: Tensor
+    reconstructed: Tensor
+    distance: Tensor
+    target_error: Tensor | None
+    context_error: Tensor | None
+    losses: Losses | None
+
+    @property
+    def visible_share(self) -> float:
+        """Context tokens over all tokens."""
+        seen, hidden = self.mask.context.shape[1], self.mask.target.shape[1]
+        return seen / (seen + hidden)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything that one input becomes.
+
+    Attributes:
+        source: the file.
+        model: the network.
+        weights: where its weights are from, for a reader; None for random ones.
+        name: what the network is called.
+        modality: which tokenizer took the input.
+        grid: the token grid.
+        pixels: (1, 3, T, S, S) normalised.
+        tokens: (1, N, D) all tokens, embedded by the student's tokenizer.
+        rotary: the encoder's angles of all N tokens.
+        masks: what happens under each mask.
+        teacher_levels: L tensors (1, N, D).
+        targets: (1, N, L·D) fp32.
+        context_weight: λ, as it is after its warm-up.
+        seed: of masks and random weights.
+    """
+
+    source: Source
+    model: VJEPA
+    weights: str | None
+    name: str
+    modality: Modality
+    grid: Grid
+    pixels: Tensor
+    tokens: Tensor
+    rotary: RotaryTable
+    masks: list[MaskTrace]
+    teacher_levels: list[Tensor]
+    targets: Tensor
+    context_weight: float
+    seed: int
+
+    @property
+    def level_width(self) -> int:
+        """D, channels of one level."""
+        return self.teacher_levels[0].shape[-1]
+
+    @property
+    def losses(self) -> Losses | None:
+        """Scalars, averaged over the masks; None where predictions and targets are of different widths."""
+        parts = [mask.losses for mask in self.masks if mask.losses is not None]
+        return Losses(*(torch.stack(part).mean() for part in zip(*parts, strict=True))) if parts else None
+
+
+def follow(
+    file: Path,
+    what: str,
+    image_size: int | None = None,
+    frames: int | None = None,
+    fps: float | None = None,
+    seed: int = 0,
+) -> Trace:
+    """Run one file through the whole system.
+
+    Args:
+        file: a video or an image.
+        what: a preset's name (random weights), a run folder, a checkpoint, or a released .pt file.
+        image_size: side of the centre crop in pixels; None is what the run was trained at, or 224.
+        frames: frames of the clip; None is what the run was trained at, or 16.
+        fps: frames per second of the clip; None is what the run was trained at, or 4.
+        seed: of the masks, and of random weights.
+
+    Raises:
+        TubeletError: if the file or the model cannot be read, or the sizes do not fit together.
+    """
+    is_video = _is_video(file)
+    model, config, weights = _load(what, seed)
+    data = config.data if config else DataConfig(image_size=DEFAULT_SIZE)
+    size, length = image_size or data.image_size, frames or data.frames
+    model.config.grid(length if is_video else 1, size, size)  # refuse what does not fit before decoding
+    source = _read_video(file, size, length, fps or data.fps) if is_video else _read_still(file, size)
+    specs = config.masks if config else MaskConfig()
+    weight = (config.optim if config else OptimConfig()).context_weight
+    return _run(model, source, specs, weight, weights, what if weights is None else Path(what).name or what, seed)
+
+
+@torch.no_grad()
+def _run(
+    model: VJEPA, source: Source, specs: MaskConfig, weight: float, weights: str | None, name: str, seed: int
+) -> Trace:
+    pixels = normalise(source.pixels.unsqueeze(0))
+    grid, modality = model.student.tokenizer.grid(pixels), modality_of(pixels)
+    config = model.config
+    levels = model.teacher(pixels)
+    targets = normalised_targets(levels)
+    rng = np.random.default_rng(seed)
+    masks = []
+    for spec in specs.video if modality is Modality.VIDEO else specs.image:
+        # The sampler draws the rectangles' shape first and does not tell: a twin of its generator draws the same.
+        block = block_shape(spec, grid, copy.deepcopy(rng))
+        mask = sample_mask(spec, grid, 1, rng)
+        masks.append(_under_mask(model, pixels, targets, spec, block, mask, grid, modality, weight))
+    return Trace(
+        source=source,
+        model=model,
+        weights=weights,
+        name=name,
+        modality=modality,
+        grid=grid,
+        pixels=pixels,
+        tokens=model.student.tokenizer(pixels),
+        rotary=rotary_table(
+            torch.arange(grid.tokens).unsqueeze(0), grid, config.width // config.heads, config.rope_grid
+        ),
+        masks=masks,
+        teacher_levels=levels,
+        targets=targets,
+        context_weight=weight,
+        seed=seed,
+    )
+
+
+def _under_mask(
+    model: VJEPA,
+    pixels: Tensor,
+    targets: Tensor,
+    spec: BlockMask,
+    block: tuple[int, int],
+    mask: Mask,
+    grid: Grid,
+    modality: Modality,
+    weight: float,
+) -> MaskTrace:
+    student, predictor = model.student, model.predictor
+    parts = {"tokens": student.blocks[0], "fusion": predictor.fusion, "sequence": predictor.blocks[0]}
+    with _caught(parts) as (inputs, outputs):
+        levels = student(pixels, mask.context)
+        predicted, reconstructed = predictor(levels, mask, grid, modality)
+    # A distilled release predicts the last level of a larger teacher, which its file does not hold.
+    comparable = predicted.shape[-1] == targets.shape[-1]
+    return MaskTrace(
+        spec=spec,
+        block=block,
+        mask=mask,
+        tokens=inputs["tokens"],
+        levels=levels,
+        concatenated=inputs["fusion"],
+        fused=outputs["fusion"],
+        sequence=inputs["sequence"],
+        predicted=predicted,
+        reconstructed=reconstructed,
+        distance=target_distance(mask, grid),
+        target_error=token_errors(predicted, targets, mask.target) if comparable else None,
+        context_error=token_errors(reconstructed, targets, mask.context) if comparable else None,
+        losses=dense_predictive_loss(predicted, reconstructed, targets, mask, grid, weight) if comparable else None,
+    )
+
+
+@contextmanager
+def _caught(parts: dict[str, nn.Module]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """The first input and the output of modules while they run, by name."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Any:
+        def keep(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+            inputs[name], outputs[name] = given[0], made
+
+        return keep
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in parts.items()]
+    try:
+        yield inputs, outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _load(what: str, seed: int) -> tuple[VJEPA, TrainConfig | None, str | None]:
+    """The network, its run's config, and where its weights are from; a folder named like a preset is ./NAME."""
+    if what in MODELS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return VJEPA(model_preset(what)).eval(), None, None
+    if not Path(what).exists():
+        raise TubeletError(
+            f"{what}: no such model; expected one of {', '.join(MODELS)}, a run folder, a checkpoint or a .pt file"
+        )
+    model, config = load_vjepa(what)
+    return model, config, what
+
+
+def _is_video(file: Path) -> bool:
+    if not file.is_file():
+        raise TubeletError(f"{file}: no such file; expected a video or an image")
+    suffix = file.suffix.lower()
+    if suffix not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+        raise TubeletError(
+            f"{file}: neither a video ({' '.join(sorted(VIDEO_SUFFIXES))}) "
+            f"nor an image ({' '.join(sorted(IMAGE_SUFFIXES))})"
+        )
+    return suffix in VIDEO_SUFFIXES
+
+
+def _read_video(file: Path, size: int, frames: int, fps: float) -> Source:
+    chosen: list[tuple[np.ndarray, bool]] = []
+
+    def choose(info: VideoInfo) -> list[np.ndarray]:
+        chosen.append(centre_clip_times(info, frames, fps))
+        return [chosen[0][0]]
+
+    info, clips = read_clips(file, choose)
+    wanted, stretched = chosen[0]
+    rate = 1 / (wanted[1] - wanted[0]) if frames > 1 else fps
+    pixels = resize_centre_crop(clips[0].pixels, size)
+    return Source(
+        file, pixels, clips[0].times, info.height, info.width, info.duration_s, info.fps, float(rate), stretched
+    )
+
+
+def _read_still(file: Path, size: int) -> Source:
+    pixels = read_image(file)
+    height, width = pixels.shape[:2]
+    return Source(file, resize_centre_crop(pixels.unsqueeze(0), size), np.zeros(1), height, width)

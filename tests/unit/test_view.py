@@ -1,0 +1,311 @@
+import dataclasses
+import html
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import tubelet
+from media import write_image, write_text, write_video
+from tubelet.checkpoint import save_checkpoint
+from tubelet.config import MODELS, DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, to_dict
+from tubelet.types import Grid, TubeletError
+from tubelet.view.explain import explain
+from tubelet.view.facts import STEPS
+from tubelet.view.maps import _hits
+from tubelet.view.pca import fit_projection
+from tubelet.view.pictures import Line, boundary, chart, columns, figures, heat
+from tubelet.view.report import write_report
+from tubelet.view.trace import follow
+from tubelet.vjepa import VJEPA
+
+TINY = ModelConfig(
+    width=64,
+    depth=4,
+    heads=2,
+    levels=(0, 1, 2, 3),
+    patch_size=8,
+    predictor=PredictorConfig(width=48, depth=2, heads=2),
+)
+DATA = DataConfig(sources=("clips",), image_size=64, frames=8, fps=4.0)
+
+
+def make_run(folder: Path, model: ModelConfig = TINY) -> Path:
+    """A run folder with one checkpoint of random weights, and nothing else but its config."""
+    config = TrainConfig(model=model, data=DATA, optim=OptimConfig(context_weight=0.25), steps=10, batch_size=2)
+    torch.manual_seed(1)
+    network = VJEPA(config.model)
+    save_checkpoint(folder, 10, network, torch.optim.AdamW(network.student.parameters()), config, keep=1)
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("view") / "run")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("view") / "film.mp4", frames=36)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    return write_image(tmp_path_factory.mktemp("view") / "still.png", size=96)
+
+
+def explained(file, what, folder, **options):
+    """The page's HTML with character references resolved, and what was printed."""
+    printed = io.StringIO()
+    options = {"image_size": None, "frames": None, "fps": None, "seed": 0} | options
+    explain(Path(file), str(what), folder / "page.html", console=Console(file=printed, width=80), **options)
+    return html.unescape((folder / "page.html").read_text()), printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def video_page(video, run, tmp_path_factory):
+    return explained(video, run, tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def image_page(image, run, tmp_path_factory):
+    return explained(image, run, tmp_path_factory.mktemp("page"))
+
+
+def shape(tensor):
+    return "(" + ",\u00a0".join(map(str, tensor.shape)) + ")"
+
+
+def assert_self_contained(page):
+    assert not re.findall(r"""(?:src|href|action)\s*=\s*["'](?!data:|#)""", page)
+    assert not re.findall(r"url\((?!data:|#)", page)
+    assert "@import" not in page
+
+
+@pytest.mark.parametrize("kind", ["video_page", "image_page"])
+def test_the_page_and_the_console_have_all_eight_steps(kind, request):
+    page, printed = request.getfixturevalue(kind)
+    for step in STEPS:
+        assert f'<span class="n">{step.number}</span> {step.name}</h2>' in page
+        assert f"{step.number} {step.name}  {step.files[0]}" in printed
+    assert [step.number for step in STEPS] == list(range(1, 9))
+    assert max(map(len, printed.splitlines()[:-1])) <= 80
+
+
+def test_a_page_needs_no_other_file_and_is_small(video_page, image_page):
+    for page, _ in (video_page, image_page):
+        assert_self_contained(page)
+        assert len(page) < 2_000_000
+
+
+def test_every_step_names_code_that_exists():
+    package = Path(tubelet.__file__).parent
+    for step in STEPS:
+        for file in step.files:
+            assert (package.parent / file).is_file()
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_the_numbers_on_the_page_are_those_of_the_tensors(kind, request, run):
+    page, _ = request.getfixturevalue(f"{kind}_page")
+    trace = follow(request.getfixturevalue(kind), str(run))
+    assert trace.grid == (Grid(4, 8, 8) if kind == "video" else Grid(1, 8, 8))
+    assert len(trace.masks) == (2 if kind == "video" else 1)
+    shown = [trace.pixels, trace.tokens, trace.targets, trace.rotary.cos]
+    for mask in trace.masks:
+        shown += [mask.tokens, mask.sequence]
+        seen, hidden = mask.mask.context.shape[1], mask.mask.target.shape[1]
+        assert seen + hidden == trace.grid.tokens
+        assert f"sees {seen}, hides {hidden} of {trace.grid.tokens}" in page
+    first = trace.masks[0]
+    shown += [first.levels[0], first.concatenated, first.fused, first.predicted, first.reconstructed]
+    for tensor in shown:
+        assert shape(tensor) in page
+    assert first.concatenated.shape[-1] == 4 * 64
+    assert first.predicted.shape[-1] == trace.targets.shape[-1]
+
+
+def test_the_losses_on_the_page_are_what_training_would_compute(video, video_page, run):
+    trace = follow(video, str(run))
+    with torch.no_grad():
+        expected = trace.model(trace.pixels, [mask.mask for mask in trace.masks], 0.25)
+    assert trace.losses is not None
+    torch.testing.assert_close(torch.stack(trace.losses), torch.stack(expected))
+    page, printed = video_page
+    for value in expected:
+        assert figures(float(value), 4) in page
+        assert figures(float(value), 4) in printed
+
+
+def test_random_weights_are_said_to_be_random_and_leave_the_global_generator_alone(image, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "vit-ti", lambda: TINY)
+    state = torch.random.get_rng_state()
+    page, printed = explained(image, "vit-ti", tmp_path, image_size=64)
+    assert "random weights" in page
+    assert "random weights" in printed
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_distilled_network_has_no_loss_and_the_page_says_why(image, tmp_path):
+    distilled = dataclasses.replace(
+        TINY, output_levels=1, predictor=dataclasses.replace(TINY.predictor, output_width=160)
+    )
+    page, printed = explained(image, make_run(tmp_path / "run", distilled), tmp_path)
+    assert follow(image, str(tmp_path / "run")).losses is None
+    assert "the predictions are 160 wide and the targets of the teacher in this file 64" in page
+    assert "larger teacher" in printed
+
+
+def test_a_video_shorter_than_its_clip_is_said_to_be_stretched(run, tmp_path):
+    short = write_video(tmp_path / "short.mp4", frames=12)
+    assert "shorter than the clip" in explained(short, run, tmp_path)[0]
+
+
+def test_what_cannot_be_explained_is_one_sentence(run, image, tmp_path):
+    cases = [
+        (tmp_path / "no.mp4", run, {}, "no such file"),
+        (write_text(tmp_path / "text.mp4"), run, {}, "text.mp4"),
+        (write_text(tmp_path / "notes.txt"), run, {}, "neither a video"),
+        (image, "vit-x", {}, "no such model"),
+        (image, run, {"image_size": 60}, "multiple of 8"),
+    ]
+    for file, what, options, reason in cases:
+        with pytest.raises(TubeletError, match=reason) as caught:
+            explained(file, what, tmp_path, **options)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(run, image, tmp_path):
+    write_text(tmp_path / "file")
+    with pytest.raises(TubeletError, match="could not be written"):
+        explained(image, run, tmp_path / "file")
+
+
+def test_components_do_not_depend_on_the_tokens_order_and_are_the_same_every_time():
+    tokens = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)) * torch.arange(16, 0, -1)
+    first, again = fit_projection(tokens), fit_projection(tokens.flip(0))
+    assert torch.equal(first.colours(tokens), fit_projection(tokens).colours(tokens))
+    assert (first.colours(tokens).int() - again.colours(tokens).int()).abs().max() <= 1
+    assert (first.axes.gather(0, first.axes.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+def test_components_tell_groups_apart_and_one_odd_token_does_not_grey_the_rest():
+    tokens = torch.zeros(101, 8)
+    tokens[50:100, 2] = 1.0
+    tokens += 0.01 * torch.randn(101, 8, generator=torch.Generator().manual_seed(0))
+    tokens[100, 2] = 3.0
+    red = fit_projection(tokens).colours(tokens)[:, 0].int()
+    assert red[:50].max() < 20
+    assert red[50:100].min() > 235
+
+
+def test_heat_maps_are_transparent_where_nothing_is_known_and_outlines_follow_a_region():
+    assert heat(np.array([0.0, np.nan]), 0, 1, "magma")[:, 3].tolist() == [255, 0]
+    region = np.zeros((2, 3), dtype=bool)
+    region[0, 0] = True
+    assert boundary(region) == "M1 0v1M0 1h1"
+    assert columns(4) == [0, 1, 2, 3]
+    assert columns(32)[0] == 0
+    assert columns(32)[-1] == 31
+    assert len(columns(32)) == 8
+
+
+def test_charts_take_their_colours_from_the_page():
+    svg = chart([Line("a", [1, 2], [0.1, 0.2]), Line("b", [1, 2], [0.2, 0.1])], y="loss")
+    assert "var(--s1)" in svg
+    assert "var(--s2)" in svg
+    assert "#0102" not in svg
+    assert_self_contained(svg)
+
+
+def test_hits_are_the_share_of_the_most_similar_tokens_that_lie_on_the_object():
+    on = np.zeros((2, 4, 4), dtype=bool)
+    on[:, :2, :2] = True
+    assert _hits(on.astype(float), on) == 1.0
+    assert _hits(1 - on.astype(float), on) == 0.0
+
+
+def report(run, folder, data=None):
+    write_report(run, data, folder / "report.html")
+    return html.unescape((folder / "report.html").read_text())
+
+
+def write_metrics(run, steps=10):
+    rows = [
+        {"step": i, "loss": 1 / i, "prediction_loss": 0.8 / i, "context_loss": 0.4 / i, "lr": 1e-4, "ema": 0.99}
+        | {"context_weight": 0.5, "clips_per_s": 4.0, "data_wait_share": 0.1}
+        | ({"effective_rank": 20.0, "channel_std": 0.5} if i % 5 == 1 else {})
+        for i in range(1, steps + 1)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 11, "lo')
+
+
+def test_a_report_says_what_a_young_run_does_not_have(tmp_path):
+    config = TrainConfig(model=TINY, data=DATA)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    page = report(tmp_path, tmp_path)
+    assert "has not been evaluated" in page
+    assert "has no checkpoint yet" in page
+    assert "has no metrics yet" in page
+    assert "nothing trained yet" in page
+    assert_self_contained(page)
+
+
+def test_a_report_without_sample_data_says_how_to_get_its_pictures(run, tmp_path):
+    write_metrics(run)
+    page = report(run, tmp_path)
+    assert "No sample set was given" in page
+    assert "has no metrics yet" not in page
+    assert "10 of 10, 2 samples each" in page
+    assert page.count('class="chart"') == 8
+
+
+def test_a_reports_table_marks_the_best_and_compares_with_random_weights(tmp_path):
+    run = make_run(tmp_path / "run")
+    tasks = [
+        ("segmentation", "mIoU", True, {"trained": 0.5, "random": 0.25, "raw patches": 0.2}),
+        ("depth", "RMSE", False, {"trained": 0.3, "random": 0.4, "raw patches": 0.5}),
+    ]
+    evaluation = {"checkpoint": "c", "step": 10, "data": "d", "seed": 0, "clips": {"train": 3, "val": 2}} | {
+        "features": ["trained", "random", "raw patches"],
+        "tasks": [
+            {"name": n, "metric": m, "higher_is_better": h, "values": v, "details": {"penalty": 1.0}}
+            for n, m, h, v in tasks
+        ],
+    }
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    (run / "bad_files.jsonl").write_text(json.dumps({"path": "broken.mp4", "reason": "ends early"}) + "\n")
+    page = report(run, tmp_path)
+    assert re.findall(r'class="best">([\d.]+)<', page) == ["0.500", "0.300"]
+    assert "×2.00" in page
+    assert "×0.750" in page
+    assert "1 file could not be read" in page
+    assert "broken.mp4" in page
+
+
+def test_a_report_shows_features_and_an_object_of_the_sample_set(run, sample_set, tmp_path):
+    page = report(run, tmp_path, sample_set)
+    assert page.count("trained teacher</div>") >= 2
+    assert "random encoder" in page
+    assert "No sample set" not in page
+    assert ("Cosine similarity to the framed token" in page) != ("None of the validation clips" in page)
+    assert_self_contained(page)
+    assert len(page) < 2_000_000
+
+
+def test_what_cannot_be_reported_is_one_sentence(run, tmp_path):
+    with pytest.raises(TubeletError, match="no run here"):
+        report(tmp_path, tmp_path)
+    with pytest.raises(TubeletError, match="no sample set"):
+        report(run, tmp_path, tmp_path)
+    other = make_run(tmp_path / "damaged")
+    (other / "evaluation.json").write_text("{")
+    with pytest.raises(TubeletError, match=r"evaluation\.json.*JSON"):
+        report(other, tmp_path)
