@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from media import write_image, write_video
 
 ROOT = Path(__file__).parents[2]

@@ -40,8 +40,6 @@ _STRICT = {"err_detect": "explode"}
 # Decoders hold back at most so many frames to put them in order; a field may be a packet of its own.
 _HELD_BACK = 16
 _REORDER = 2 * _HELD_BACK
-# From version 17 on PyAV converts the colours of each frame on all cores of the machine unless told not to.
-_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -209,7 +207,7 @@ class _Video:
         first = next(self._decoded(self._packets(), None), None)
         if first is None:
             raise DecodeError(self.path, "has no frames")
-        self.rotation = _rotation(first)
+        self.rotation = round(first.rotation / 90) % 4 * 90
         self.duration_s = self._duration_s()
         width, height = first.width, first.height
         if self.rotation % 180:
@@ -231,7 +229,7 @@ class _Video:
         found = [(frame, 1) for frame in self._decoded(self._packets(), None)]
         if not found:
             raise DecodeError(self.path, "has no frames")
-        self.rotation = _rotation(found[0][0])
+        self.rotation = round(found[0][0].rotation / 90) % 4 * 90
         return self._frames(found)
 
     def _fps(self) -> float:
@@ -418,7 +416,8 @@ class _Video:
                 sizes = f"from {width}x{height} to {frame.width}x{frame.height}"
                 raise DecodeError(self.path, f"changes its size {sizes} on the way: split it there")
             with plain_words(self.path, f"has pixels of a format ({frame.format.name}) that cannot become RGB"):
-                picture = converter.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
+                # Unless told not to, PyAV converts the colours of each frame on all cores.
+                picture = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
             pixels[at : at + repeats] = np.rot90(picture, self.rotation // 90)
             times[at : at + repeats] = float((frame.pts - self.start) * self.tick)
             at += repeats
@@ -446,8 +445,3 @@ def _in_order(frames: Iterator[Any]) -> Iterator[Any]:
 def _retimed(frame: Any, pts: int) -> Any:
     frame.pts = pts
     return frame
-
-
-def _rotation(frame: Any) -> int:
-    """Counter-clockwise degrees (0, 90, 180, 270) by which the container asks to turn frames."""
-    return round(frame.rotation / 90) % 4 * 90

@@ -6,7 +6,7 @@ to choose viewpoints without rendering, to tell sky from far walls and to place 
 
 import struct
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,6 +48,12 @@ class Level:
     solid: NDArray[np.bool_]
     things: NDArray[np.float64]
     is_object: NDArray[np.bool_]
+
+    @cached_property
+    def barriers(self) -> tuple[NDArray[np.float64], ...]:
+        """Start, end, lower and upper corner of the solid lines, (K, 2) each."""
+        a, b = self.lines[self.solid, :2], self.lines[self.solid, 2:]
+        return a, b, np.minimum(a, b), np.maximum(a, b)
 
 
 def wad_folder() -> Path:
@@ -140,7 +146,7 @@ def heading(yaw: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return ahead, np.array([ahead[1], -ahead[0]])
 
 
-def _distance_to_segment(
+def distance_to_segment(
     points: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Distance of points (..., 2) to segments start (..., 2) - end (..., 2), broadcast."""
@@ -159,10 +165,10 @@ def _side(at: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.f
 
 def can_walk(level: Level, start: NDArray[np.float64], end: NDArray[np.float64], margin: float) -> bool:
     """Whether no solid line comes nearer than `margin` to the straight way from start (2,) to end (2,)."""
-    a, b = level.lines[level.solid, :2], level.lines[level.solid, 2:]
+    a, b, lower, upper = level.barriers
     # Only lines whose box meets that of the way can come near.
     low, high = np.minimum(start, end) - margin, np.maximum(start, end) + margin
-    close = ((np.minimum(a, b) <= high) & (np.maximum(a, b) >= low)).all(axis=1)
+    close = (lower[:, 0] <= high[0]) & (upper[:, 0] >= low[0]) & (lower[:, 1] <= high[1]) & (upper[:, 1] >= low[1])
     a, b = a[close], b[close]
     if not len(a):
         return True
@@ -171,17 +177,17 @@ def can_walk(level: Level, start: NDArray[np.float64], end: NDArray[np.float64],
         return False
     near = np.minimum.reduce(
         [
-            _distance_to_segment(start, a, b),
-            _distance_to_segment(end, a, b),
-            _distance_to_segment(a, start, end),
-            _distance_to_segment(b, start, end),
+            distance_to_segment(start, a, b),
+            distance_to_segment(end, a, b),
+            distance_to_segment(a, start, end),
+            distance_to_segment(b, start, end),
         ]
     )
     return bool(near.min() >= margin)
 
 
 def ray_hits(
-    level: Level, origin: NDArray[np.float64], directions: NDArray[np.float64]
+    level: Level, origin: NDArray[np.float64], directions: NDArray[np.float64], reach: float = np.inf
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Where rays meet the lines of the level, seen from above.
 
@@ -189,6 +195,7 @@ def ray_hits(
         level: its geometry.
         origin: (2,) map units.
         directions: (R, 2), one unit of depth each, so that the answer is in depth; less than 180 degrees apart.
+        reach: depth from which on nobody asks; crossings beyond it may be left out.
 
     Returns:
         (R, K) depth of the crossing of each ray with each of K lines, +inf for none, and (K,) which lines these are.
@@ -200,8 +207,10 @@ def ray_hits(
     left, right = directions[turn.argmax()], directions[turn.argmin()]
     beyond_left = np.minimum(left[0] * a[:, 1] - left[1] * a[:, 0], left[0] * b[:, 1] - left[1] * b[:, 0]) > 1
     beyond_right = np.maximum(right[0] * a[:, 1] - right[1] * a[:, 0], right[0] * b[:, 1] - right[1] * b[:, 0]) < -1
-    behind = np.maximum(a @ middle, b @ middle) <= 0
-    kept = np.nonzero(~(beyond_left | beyond_right | behind))[0]
+    a_ahead, b_ahead = a @ middle, b @ middle
+    behind = np.maximum(a_ahead, b_ahead) <= 0
+    too_far = np.minimum(a_ahead, b_ahead) > reach * (directions @ middle).max()
+    kept = np.nonzero(~(beyond_left | beyond_right | behind | too_far))[0]
     a, along = a[kept], (b - a)[kept]
     across = directions[:, :1] * along[:, 1] - directions[:, 1:] * along[:, 0]
     across = np.where(np.abs(across) < 1e-9, 1e-9, across)
@@ -229,23 +238,34 @@ def is_sky(
         beyond: depth in map units up to which the pixels show no wall.
     """
     depth, kept = ray_hits(level, origin[:2], directions)
-    order = np.argsort(depth, axis=1)
     on_front = _side(origin[:2], level.lines[kept, :2], level.lines[kept, 2:]) <= 0
-    near_side = np.where(on_front, level.front[kept], level.back[kept])
-    far_side = np.where(on_front, level.back[kept], level.front[kept])
+    near = np.where(on_front, level.front[kept], level.back[kept])
+    far = np.where(on_front, level.back[kept], level.front[kept])
+    # Nothing goes on behind the first solid wall beyond the range: only crossings up to there are put in order.
+    last = np.where((far < 0) & (depth > beyond), depth, np.inf).min(axis=1, initial=np.inf)
+    rays, lines = np.nonzero((depth <= last[:, None]) & np.isfinite(depth))
+    order = np.lexsort((depth[rays, lines], rays))
+    lines = lines[order]
+    counts = np.bincount(rays, minlength=len(directions))
+    starts = np.cumsum(counts) - counts
+    # What a crossing means for a pixel depends on its height there: above `open_above` it is out under the sky, else
+    # below `wall_below` or above `wall_above` it shows a wall.
+    at = depth[rays[order], lines]
+    near, far = near[lines], far[lines]
+    near_sky, far_sky = (near >= 0) & level.sky[near], level.sky[far]
+    open_above = np.where(near_sky, level.ceilings[near], np.inf)
+    wall_below = np.where(at > beyond, np.where(far < 0, np.inf, level.floors[far]), -np.inf)
+    wall_above = np.where((at > beyond) & ~(level.sky[near] & far_sky), level.ceilings[far], np.inf)
     sky = np.ones(len(ray), dtype=bool)  # until a wall is met; so is a ray that leaves the level
     left = np.arange(len(ray))
-    for k in range(int(np.isfinite(depth).sum(axis=1).max(initial=0))):
-        line = order[ray[left], k]
-        at = depth[ray[left], line]
-        going_on = np.isfinite(at)
-        height = origin[2] + slopes[left] * np.where(going_on, at, 0)
-        near, far = near_side[line], far_side[line]
-        out = (near >= 0) & level.sky[near] & (height > level.ceilings[near])
-        upper = (height > level.ceilings[far]) & ~(level.sky[near] & level.sky[far])
-        wall = going_on & ~out & (at > beyond) & ((far < 0) | (height < level.floors[far]) | upper)
+    for k in range(int(counts.max(initial=0))):
+        left = left[counts[ray[left]] > k]
+        crossing = starts[ray[left]] + k
+        height = origin[2] + slopes[left] * at[crossing]
+        out = height > open_above[crossing]
+        wall = ~out & ((height < wall_below[crossing]) | (height > wall_above[crossing]))
         sky[left[wall]] = False
-        left = left[going_on & ~out & ~wall]
+        left = left[~out & ~wall]
         if not len(left):
             break
     return sky

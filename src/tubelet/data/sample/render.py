@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from tubelet.data.sample import truth
-from tubelet.data.sample.level import Level, can_walk, heading, is_sky, wad_folder
+from tubelet.data.sample.level import Level, heading, is_sky, wad_folder
+from tubelet.data.sample.plan import WARM_TICS, Anchors, RejectedError, plan_view
 from tubelet.data.sample.tracks import no_tracks, track
 from tubelet.data.sample.truth import Camera, ClipTruth
 from tubelet.types import TubeletError
@@ -21,9 +23,6 @@ TICS_PER_SECOND = 35
 RESOLUTIONS = ((400, 300), (512, 384), (640, 480))
 DEPTH_FULL_HEIGHT = 480  # rows at which the depth byte of walls uses its whole range
 SETTLE_TICS = 18  # after a jump to a new place: fall to the floor, lift the eyes
-WARM_TICS = 15  # reach an even speed before recording
-STEP_UNITS = (5.0, 14.0)  # map units per frame of a moving camera
-TURN_DEGREES = (1.5, 6.0)  # degrees per frame of a turning camera
 JUMP_UNITS = 64.0  # more between two frames is a teleporter
 NEAR_UNITS, OBJECT_NEAR_UNITS, NEAR_SHARE = 56.0, 40.0, 0.3
 EFFECT_SHARE = 0.04  # of a frame; more is an explosion in the player's face
@@ -31,13 +30,22 @@ DROP_UNITS = 2.0  # between two frames without a step of the player: a lift, or 
 DARK_LUMA = 34.0
 FLAT_DEVIATION = 9.0
 OBJECT_PIXELS = 0.003  # share of the view that an object must fill to count as seen
-# The player cannot die, his eyes do not bob, no text over the picture, no monster drawn as mere flicker; and distance
-# dims the light less, since what is night to a player's eye is noise to a codec.
-SETTINGS = ("god", "movebob 0", "cl_showsecretmessage 0", "con_midtime 0", "r_visibility 24", "r_drawfuzz 0")
+# The player cannot die and monsters do not notice him (their fire would end every third clip), his eyes do not bob, no
+# text over the picture, no monster drawn as mere flicker; and distance dims the light less, since what is night to a
+# player's eye is noise to a codec.
+SETTINGS = (
+    "god",
+    "notarget",
+    "movebob 0",
+    "cl_showsecretmessage 0",
+    "con_midtime 0",
+    "r_visibility 24",
+    "r_drawfuzz 0",
+)
 
 
-class RejectedError(Exception):
-    """A viewpoint or a clip that is not worth keeping; the message is the reason that is counted."""
+class DarkError(RejectedError):
+    """A view that is too dark, as others near it will be."""
 
 
 @dataclass(frozen=True)
@@ -175,76 +183,10 @@ def start_level(game: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A viewpoint and what the camera does from it.
-
-    Attributes:
-        at: (2,) map units, where the player is put.
-        yaw: degrees, at the start.
-        action: values of the engine's three buttons (ahead, right, turn) per tic.
-    """
-
-    at: NDArray[np.float64]
-    yaw: float
-    action: tuple[float, float, float]
-
-
-def plan_view(level: Level, motion: int, frames: int, tics: int, view: View, rng: np.random.Generator) -> Plan:
-    """Choose a place near an object, with the object in view, and a free way for the motion.
-
-    Args:
-        level: its geometry.
-        motion: index of `MOTIONS`, -1 for a single frame.
-        frames: how many are recorded.
-        tics: of the engine, per frame.
-        view: for its field of view.
-        rng: decides.
-
-    Raises:
-        RejectedError: no free way was found in a few tries.
-    """
-    kind = truth.MOTIONS[motion] if motion >= 0 else "still"
-    anchors = level.things[level.is_object] if level.is_object.any() else level.things
-    for _ in range(60):
-        anchor = anchors[rng.integers(len(anchors))]
-        bearing, distance = rng.uniform(0, 360), rng.uniform(90, 330)
-        middle = anchor + distance * heading(bearing)[0]
-        yaw = bearing + 180 + rng.uniform(-0.3, 0.3) * view.degrees
-        ahead, right = heading(yaw)
-        speed = rng.uniform(*STEP_UNITS)
-        turn = rng.uniform(*TURN_DEGREES)
-        action, way = (0.0, 0.0, 0.0), np.zeros(2)
-        # The engine's speed settles at a third of the button's value, in units per tic.
-        if kind in ("forward", "backward"):
-            sign = 1 if kind == "forward" else -1
-            way, action = sign * ahead, (sign * 3 * speed / tics, 0.0, 0.0)
-        elif kind in ("strafe_left", "strafe_right"):
-            sign = 1 if kind == "strafe_right" else -1
-            way, action = sign * right, (0.0, sign * 3 * speed / tics, 0.0)
-        elif kind in ("turn_left", "turn_right"):
-            sign = 1 if kind == "turn_right" else -1  # yaw falls to the right, the button's value rises
-            action = (0.0, 0.0, sign * turn / tics)
-            yaw += sign * turn * (frames * 0.5 + WARM_TICS / tics)  # the object is in view half-way
-        length = speed * (frames - 1 + WARM_TICS / tics) if way.any() else 0.0
-        start, end = middle - way * length / 2, middle + way * length / 2
-        if kind == "forward" and distance < length / 2 + 40:
-            continue
-        # Whoever sees the object from the middle of the way is in the same space as the object.
-        if can_walk(level, middle, anchor, 1.0) and can_walk(level, start, end, _margin(kind)):
-            return Plan(start, yaw, action)
-    raise RejectedError("no free way")
-
-
-def _margin(kind: str) -> float:
-    """Map units to keep from walls: more than the player's radius, so that walls do not fill the view."""
-    return 24.0 if kind == "still" else 20.0
-
-
-@dataclass(frozen=True)
 class _Frame:
-    """One frame at written size, before it is part of a clip. Arrays (size, size[, 3])."""
+    """One frame at written size, before it is part of a clip. Arrays (size, size)."""
 
-    pixels: NDArray[np.uint8]
+    large: NDArray[np.uint8]  # colours as rendered, (size·k, size·k, 3): reduced when they are needed
     codes: NDArray[np.uint8]
     classes: NDArray[np.uint8]
     labels: NDArray[np.uint8]  # the engine's numbers in this frame, 0 and 1 for what is no object
@@ -254,10 +196,8 @@ class _Frame:
 
 def reduce_square(pixels: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
     """(n·k, n·k, 3) to (n, n, 3): the rounded mean of each k x k block."""
-    # Sums of strided slices: several times faster than a mean over reshaped axes.
-    rows = sum((pixels[i::k].astype(np.uint16) for i in range(1, k)), start=pixels[::k].astype(np.uint16))
-    blocks = sum((rows[:, i::k] for i in range(1, k)), start=rows[:, ::k])
-    return ((blocks + k * k // 2) // (k * k)).astype(np.uint8)
+    # Pillow's box reduction is several times faster than sums of numpy slices.
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(k))
 
 
 def grab(game: Any, view: View) -> _Frame:
@@ -272,7 +212,6 @@ def grab(game: Any, view: View) -> _Frame:
     k, size = view.factor, view.size
     x0, y0 = (view.width - size * k) // 2, (view.height - size * k) // 2
     cut = (slice(y0, y0 + size * k), slice(x0, x0 + size * k))
-    pixels = reduce_square(state.screen_buffer[cut], k)
     every = (slice(y0 + k // 2, y0 + size * k, k), slice(x0 + k // 2, x0 + size * k, k))
     labels, codes = state.labels_buffer[every], state.depth_buffer[every].copy()
 
@@ -294,7 +233,7 @@ def grab(game: Any, view: View) -> _Frame:
     codes[plane & far_from_horizon[:, None] & (codes >= 192)] = 255
     x, y, z, yaw = state.game_variables
     pose = np.array([x, y, z, yaw, 0], np.float32)
-    return _Frame(pixels, codes, classes, labels, ids, pose)
+    return _Frame(state.screen_buffer[cut], codes, classes, labels, ids, pose)
 
 
 def check_view(frame: _Frame, view: View, steps: NDArray[np.float32]) -> None:
@@ -303,13 +242,15 @@ def check_view(frame: _Frame, view: View, steps: NDArray[np.float32]) -> None:
     Raises:
         RejectedError: with the reason.
     """
+    if np.count_nonzero(frame.classes == truth.OTHER_OBJECT) > EFFECT_SHARE * frame.classes.size:
+        raise RejectedError("explosion")
     depth = truth.depth_from_codes(frame.codes, frame.classes, steps)
     surface = frame.classes < truth.FIRST_OBJECT
     if np.mean(surface & (depth < NEAR_UNITS)) > NEAR_SHARE or np.mean(depth < OBJECT_NEAR_UNITS) > NEAR_SHARE:
         raise RejectedError("too near")
-    luma = frame.pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    luma = reduce_square(frame.large, view.factor) @ np.array([0.299, 0.587, 0.114], np.float32)
     if luma.mean() < DARK_LUMA:
-        raise RejectedError("too dark")
+        raise DarkError("too dark")
     if luma.std() < FLAT_DEVIATION:
         raise RejectedError("nothing to see")
 
@@ -324,17 +265,35 @@ def _name_sky(frame: _Frame, view: View, level: Level, limit: float) -> None:
     across = (np.arange(view.size, dtype=np.float64) + 0.5 - camera.cx) / camera.fx
     directions = ahead + across[:, None] * right
     slopes = (camera.cy - rows.astype(np.float64) - 0.5) / camera.fy
-    used, place = np.unique(columns, return_inverse=True)
+    is_used = np.zeros(view.size, dtype=bool)
+    is_used[columns] = True
+    used, place = np.nonzero(is_used)[0], (np.cumsum(is_used) - 1)[columns]
     sky = is_sky(level, frame.pose[:3].astype(np.float64), directions[used], place, slopes, limit)
     frame.classes[rows[sky], columns[sky]] = truth.SKY
 
 
-def record(game: Any, level: Level, motion: int, frames: int, tics: int, view: View, rng: np.random.Generator) -> Shot:
+def go(game: Any, action: list[float], tics: int, draw: bool = False) -> None:
+    """Hold the buttons for some tics; only with `draw` is there a picture at the end."""
+    game.set_action(action)
+    game.advance_action(tics, draw)
+
+
+def record(
+    game: Any,
+    level: Level,
+    anchors: Anchors,
+    motion: int,
+    frames: int,
+    tics: int,
+    view: View,
+    rng: np.random.Generator,
+) -> Shot:
     """Go to a new viewpoint and record a clip with the given motion, or a single frame.
 
     Args:
         game: from `engine`.
         level: the same level's geometry.
+        anchors: of the same level; learns where it is dark.
         motion: index of `MOTIONS`, -1 for a single frame.
         frames: how many; 1 for a single frame.
         tics: of the engine, per frame.
@@ -346,28 +305,36 @@ def record(game: Any, level: Level, motion: int, frames: int, tics: int, view: V
     """
     steps = truth.depth_steps(view.last_wall_code)
     limit = float(np.nanmax(steps[0]))
-    plan = plan_view(level, motion, frames, tics, view, rng)
+    plan = plan_view(level, anchors.left, motion, frames, tics, view.degrees, rng)
     yaw = float(game.get_state().game_variables[3])
     game.send_game_command(f"warp {round(plan.at[0])} {round(plan.at[1])}")
-    game.make_action([0, 0, (yaw - plan.yaw + 180) % 360 - 180], 1)
-    game.make_action([0, 0, 0], SETTLE_TICS)
+    # A tic costs the engine next to nothing and a picture milliseconds: only the frames that are kept are drawn.
+    go(game, [0, 0, (yaw - plan.yaw + 180) % 360 - 180], 1)
+    go(game, [0, 0, 0], SETTLE_TICS, draw=motion <= 0)
     action = list(plan.action)
     if motion > 0:
-        game.make_action(action, WARM_TICS)
+        go(game, action, WARM_TICS, draw=True)
     taken = [grab(game, view)]
     first = taken[0]
     if np.hypot(*(first.pose[:2] - plan.at)) > 150 or first.pose[2] < -20000:
         raise RejectedError("jumped")
-    check_view(first, view, steps)
+    way = float(np.hypot(*plan.lead))
+    if way and (first.pose[:2] - plan.at) @ plan.lead < 0.4 * way**2:
+        raise RejectedError("ambiguous motion")  # something stands in the way
+    try:
+        check_view(first, view, steps)
+    except DarkError:
+        anchors.leave(plan.anchor)
+        raise
     for k in range(1, frames):
-        game.make_action(action, tics)
+        go(game, action, tics, draw=True)
         taken.append(grab(game, view))
         moved = float(np.hypot(*(taken[-1].pose[:2] - taken[-2].pose[:2])))
         if moved > JUMP_UNITS:
             raise RejectedError("jumped")
         if moved < 1 and abs(float(taken[-1].pose[2] - taken[-2].pose[2])) > DROP_UNITS:
             raise RejectedError("lifted")
-        if np.mean(taken[-1].classes == truth.OTHER_OBJECT) > EFFECT_SHARE:
+        if np.count_nonzero(taken[-1].classes == truth.OTHER_OBJECT) > EFFECT_SHARE * view.size**2:
             raise RejectedError("explosion")
         if k == min(3, frames - 1) and truth.motion_of(np.stack([f.pose for f in taken])) != motion:
             raise RejectedError("ambiguous motion")  # most often something stood in the way
@@ -384,7 +351,9 @@ def record(game: Any, level: Level, motion: int, frames: int, tics: int, view: V
     instances = np.zeros(classes.shape, np.uint16)
     for frame, instance in zip(taken, instances, strict=True):
         number_of = np.zeros(256, np.uint16)
-        for label in sorted(set(np.unique(frame.labels)) & set(frame.ids)):
+        for label in np.nonzero(np.bincount(frame.labels.ravel(), minlength=256))[0].tolist():
+            if label not in frame.ids:
+                continue
             number_of[label] = numbers.setdefault(frame.ids[label], len(numbers) + 1)
         instance[:] = number_of[frame.labels]
     tracks, visible = (
@@ -402,6 +371,6 @@ def record(game: Any, level: Level, motion: int, frames: int, tics: int, view: V
         range_limit=limit,
         level=level.name,
     )
-    pixels = np.stack([frame.pixels for frame in taken])
+    pixels = np.stack([reduce_square(frame.large, view.factor) for frame in taken])
     seen = bool(((classes >= truth.FIRST_OBJECT).mean(axis=(1, 2)) >= OBJECT_PIXELS).any())
     return Shot(pixels, clip, codes, steps, seen)

@@ -87,7 +87,9 @@ def _exact_depth(
     """(P,) depth of the level's surface nearest to the coarse (P,) depth on each pixel's ray, NaN if none is near."""
     ahead, right = heading(float(pose[3]))
     directions = ahead + ((pixels[:, 0] - camera.cx) / camera.fx)[:, None] * right
-    walls, _ = ray_hits(level, pose[:2].astype(np.float64), directions)
+    # Walls count if they are within a step of a known depth: none is looked for beyond the largest.
+    reach = float(np.nanmax(coarse, initial=0)) + truth.WALL_STEP
+    walls, _ = ray_hits(level, pose[:2].astype(np.float64), directions, reach)
     walls = walls if walls.shape[1] else np.full((len(pixels), 1), np.inf)
     below = camera.cy - pixels[:, 1]
     slope = np.where(np.abs(below) < 0.5, np.nan, below) / camera.fy

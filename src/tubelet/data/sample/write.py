@@ -20,11 +20,13 @@ from PIL import Image
 
 from tubelet.data.sample import truth
 from tubelet.data.sample.level import all_levels, load_level
-from tubelet.data.sample.render import TICS_PER_SECOND, RejectedError, Shot, View, engine, record, start_level, view_of
+from tubelet.data.sample.plan import Anchors, RejectedError
+from tubelet.data.sample.render import TICS_PER_SECOND, Shot, View, engine, record, start_level, view_of
 from tubelet.types import TubeletError
 
-CLIPS_PER_LEVEL = 20  # fewer would spend the time on starting levels, more would show less variety
+CLIPS_PER_LEVEL = 25  # fewer would spend the time on starting levels, more would show less variety
 TRIES_PER_CLIP, TRIES_MORE = 12, 60
+AWAKE_SHARE = 1 / 3  # the last clips of a level, in which monsters notice the player, walk and fire
 UNSEEN_REFUSED = 0.7  # share of the clips without any object that is thrown away
 JOB_SECONDS = 600  # a level that takes longer hangs
 ROUNDS = 4
@@ -127,6 +129,7 @@ def run_job(job: Job) -> JobResult:
     tries = TRIES_PER_CLIP * (len(clips) + len(images)) + TRIES_MORE
     if not len(level.things) or not level.solid.any():
         return JobResult(job, job.clips, job.images, dropped, 0)
+    anchors, awake = Anchors(level), False
     with engine(job.wad, job.level, job.view, int(rng.integers(1, 2**31))) as game:
         for attempt in range(tries):
             if not clips and not images:
@@ -134,12 +137,16 @@ def run_job(job: Job) -> JobResult:
             if game.is_episode_finished():
                 game.new_episode()
                 start_level(game)
+                awake = False
+            if not awake and len(clips) <= AWAKE_SHARE * len(job.clips):
+                game.send_game_command("notarget")  # a switch: this turns it off
+                awake = True
             # Turns between the two, and from motion to motion: one that this level cannot give must not block the rest.
             for_image = bool(images) and (not clips or attempt % 4 == 3)
             place = attempt % len(images if for_image else clips)
             motion = truth.NO_MOTION if for_image else clips[place][1]
             try:
-                shot = record(game, level, motion, 1 if for_image else job.frames, job.tics, job.view, rng)
+                shot = record(game, level, anchors, motion, 1 if for_image else job.frames, job.tics, job.view, rng)
                 if not shot.shows_object and rng.random() < UNSEEN_REFUSED:
                     raise RejectedError("no object in view")
             except RejectedError as reason:
