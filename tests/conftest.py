@@ -1,4 +1,8 @@
+import os
 from pathlib import Path
+
+# As the command line does, and for the same reason: test processes share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 
@@ -6,7 +10,6 @@ import pytest
 @pytest.fixture(scope="session")
 def sample_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sample set with ground truth: 24 clips of 8 frames and 8 images at 64 px."""
-    pytest.importorskip("vizdoom")
     from tubelet.data.sample import write_sample_data
 
     root = tmp_path_factory.mktemp("sample") / "set"

@@ -4,11 +4,15 @@ Shape legend, used in all docstrings: B clips in a batch, C channels, T frames, 
 grid, N = T'·H'·W' tokens, K tokens of an index list, D width, L levels.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # processes that only render or read files need not spend seconds on importing torch
+    import torch
+    from torch import Tensor
 
 
 class Modality(StrEnum):
@@ -52,7 +56,7 @@ class Mask:
     context: Tensor
     target: Tensor
 
-    def to(self, device: torch.device) -> "Mask":
+    def to(self, device: torch.device) -> Mask:
         """The same mask on another device."""
         return Mask(self.context.to(device, non_blocking=True), self.target.to(device, non_blocking=True))
 
@@ -82,7 +86,7 @@ class DecodeError(TubeletError):
         self.path = path
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type["DecodeError"], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
         # Exceptions cross process borders by pickle, which calls the class with its message alone unless told.
         return (DecodeError, (self.path, self.reason))
 
@@ -103,12 +107,12 @@ class Batch:
     masks: list[Mask]
     weight: float
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, so that copies to a CUDA device overlap with work."""
         masks = [Mask(m.context.pin_memory(), m.target.pin_memory()) for m in self.masks]
         return Batch(self.modality, self.pixels.pin_memory(), masks, self.weight)
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         masks = [mask.to(device) for mask in self.masks]
         return Batch(self.modality, self.pixels.to(device, non_blocking=True), masks, self.weight)
@@ -130,6 +134,6 @@ class StepData:
     short_clips: int = 0
     failure: str | None = None
 
-    def pin_memory(self) -> "StepData":
+    def pin_memory(self) -> StepData:
         """The same data in page-locked memory."""
         return StepData([b.pin_memory() for b in self.batches], self.bad, self.short_clips, self.failure)
