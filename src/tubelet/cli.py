@@ -35,9 +35,9 @@ def train(
     Args:
         config: The run.
         out: Folder of the run: checkpoints, metrics, list of bad files.
-        model: vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G.
-        patch_size: Pixels along a patch's side, instead of the model's 16.
-        tubelet_size: Frames of a video token, instead of the model's 2.
+        model: vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G.
+        patch_size: Pixels along a patch's side, instead of the model's own.
+        tubelet_size: Frames of a video token, instead of the model's own.
         resume: Continue the run in --out from its newest checkpoint.
     """
     from tubelet.train.loop import train as run_training
@@ -84,7 +84,11 @@ def sample_data(
             workers=workers,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    console.print(f"{folder}: {index['clips']} clips", highlight=False, soft_wrap=True)
+    counts = ", ".join(f"{c['videos']} {split} clips and {c['images']} images" for split, c in index["counts"].items())
+    dropped = ", ".join(f"{count} {reason}" for reason, count in index["dropped"].items())
+    already = " (it was there already)" if index["reused"] else ""
+    console.print(f"{folder}{already}: {counts}", highlight=False, soft_wrap=True)
+    console.print(f"views that were tried and dropped: {dropped or 'none'}", highlight=False, soft_wrap=True)
 
 
 def evaluate(run: Annotated[Path, tyro.conf.Positional], *, data: Path, seed: int = 0) -> None:

@@ -130,6 +130,12 @@ def _quarters(depth: int) -> tuple[int, int, int, int]:
     return (depth // 4 - 1, depth // 2 - 1, 3 * depth // 4 - 1, depth - 1)
 
 
+def vit_pico() -> ModelConfig:
+    """ViT-pico/8, 128 wide, 1.3 M parameters: small enough to learn something on a laptop's CPU in minutes."""
+    predictor = PredictorConfig(width=96, depth=3, heads=4)
+    return ModelConfig(width=128, depth=6, heads=4, levels=(1, 2, 4, 5), patch_size=8, predictor=predictor)
+
+
 def vit_ti() -> ModelConfig:
     """ViT-Ti/16, 192 wide. Its predictor is no wider than itself and keeps the family's 32 channels a head."""
     predictor = PredictorConfig(width=192, depth=12, heads=6)
@@ -171,6 +177,7 @@ def levels_of_depth(depth: int) -> tuple[int, ...]:
 
 
 MODELS: Mapping[str, Callable[[], ModelConfig]] = {
+    "vit-pico": vit_pico,
     "vit-ti": vit_ti,
     "vit-s": vit_s,
     "vit-b": vit_b,

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +22,13 @@ def commands(page, language):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory, sample_set):
-    """A folder with what the pages' commands expect to find: a few films and a sample data set."""
+def workplace(tmp_path_factory):
+    """A folder with what the pages' commands expect to find: a few films."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "films").mkdir()
     for i in range(3):
         write_video(folder / "films" / f"{i}.mp4", frames=48)
         write_image(folder / "films" / f"{i}.jpg")
-    shutil.copytree(sample_set, folder / "runs" / "sample")
     for part in ("tests", "benchmarks"):
         (folder / part).symlink_to(ROOT / part)
     return folder
