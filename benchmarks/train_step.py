@@ -7,7 +7,7 @@ The step is the one that `tubelet train` takes, on random pixels; the split is r
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it
 
 import json
 import resource

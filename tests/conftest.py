@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 # As the command line does, and for the same reason: test processes share the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import pytest
 

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import random
 import signal
@@ -8,6 +9,8 @@ from runs import rows, start_training, tiny_config, train_quietly
 
 from media import write_image, write_video
 from tubelet.checkpoint import checkpoints, read_tensors
+from tubelet.data.loader import StepDataset, step_loader
+from tubelet.data.manifest import list_media
 from tubelet.types import TubeletError
 
 LOSSES = ("loss", "prediction_loss", "context_loss")
@@ -92,8 +95,6 @@ def test_a_finished_run_is_not_started_over_without_being_asked(media, undisturb
 
 
 def test_resuming_with_another_model_is_refused(media, undisturbed):
-    import dataclasses
-
     config = tiny_config(media)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, width=48))
     with pytest.raises(TubeletError, match="another model"):
@@ -102,11 +103,6 @@ def test_resuming_with_another_model_is_refused(media, undisturbed):
 
 
 def test_data_of_a_step_do_not_depend_on_where_loading_began(media):
-    import torch
-
-    from tubelet.data.loader import step_loader
-    from tubelet.data.manifest import list_media
-
     config = tiny_config(media)
     media_list = list_media(config.data.sources)
     whole = list(step_loader(config, media_list, 0, pin_memory=False))
@@ -115,3 +111,17 @@ def test_data_of_a_step_do_not_depend_on_where_loading_began(media):
         for x, y in zip(a.batches, b.batches, strict=True):
             assert torch.equal(x.pixels, y.pixels)
             assert all(torch.equal(m.context, n.context) for m, n in zip(x.masks, y.masks, strict=True))
+
+
+def test_recomputed_activations_give_the_same_losses(media, undisturbed, tmp_path):
+    train_quietly(tiny_config(media, activation_checkpointing=True), tmp_path / "run")
+    for ours, theirs in zip(rows(tmp_path / "run"), rows(undisturbed), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
+
+
+def test_accumulated_parts_of_a_step_weigh_one_together_and_hold_all_samples(media):
+    config = tiny_config(media, accumulate=2, batch_size=8)
+    step = StepDataset(config, list_media(config.data.sources))[0]
+    assert [len(batch.pixels) for batch in step.batches] == [2, 2, 2, 2]
+    assert sum(batch.weight for batch in step.batches) == pytest.approx(1)
+    assert [batch.modality for batch in step.batches] == ["video", "video", "image", "image"]
