@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+import torch
 from runs import rows, start_training, tiny_config, train_quietly
 
 from media import write_image, write_video
