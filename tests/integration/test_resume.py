@@ -126,3 +126,9 @@ def test_accumulated_parts_of_a_step_weigh_one_together_and_hold_all_samples(med
     assert [len(batch.pixels) for batch in step.batches] == [2, 2, 2, 2]
     assert sum(batch.weight for batch in step.batches) == pytest.approx(1)
     assert [batch.modality for batch in step.batches] == ["video", "video", "image", "image"]
+
+
+def test_bf16_gives_nearly_the_losses_of_fp32(media, undisturbed, tmp_path):
+    train_quietly(tiny_config(media, precision="bf16"), tmp_path / "run")
+    for ours, theirs in zip(rows(tmp_path / "run")[:3], rows(undisturbed)[:3], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.01)

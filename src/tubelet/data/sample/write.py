@@ -85,7 +85,8 @@ def write_video(path: Path, pixels: NDArray[np.uint8], fps: int) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.width, stream.height, stream.pix_fmt = pixels.shape[2], pixels.shape[1], "yuv420p"
-        stream.options = {"crf": "18", "preset": "veryfast", "threads": "1"}
+        # Two thirds of the usual preset's time to write and to read, for half as many bytes again.
+        stream.options = {"crf": "18", "preset": "superfast", "tune": "fastdecode", "threads": "1"}
         stream.thread_count = 1
         for image in pixels:
             for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
