@@ -1,8 +1,10 @@
-"""Time and memory of one training step, split by what it is spent on.
+"""Time and memory of one training step beside the executable specification's, and what it is spent on.
 
-    python benchmarks/train_step.py --model vit-s --image-size 128 --frames 16 --batch-size 8 --precision bf16
+    python benchmarks/train_step.py --model vit-s --image-size 128 --frames 16 --batch-size 8
 
-The step is the one that `tubelet train` takes, on random pixels; the split is read off by hooks on its parts.
+The package's step is the one that `tubelet train` takes; the other side is `tests/numerics/reference.py`, with the same
+pixels, masks and precision. Each side lives in a process of its own, which tells its peak memory; they step in turn, so
+that whatever else the machine does falls on both. The split is read off by hooks on the real modules.
 """
 
 import os
@@ -10,10 +12,14 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it
 
 import json
-import resource
 import statistics
+import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,16 +27,21 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
+from measure import matrix_rate, peak_gb, synchronise
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
+from tubelet.data.clips import normalise
 from tubelet.data.masks import sample_mask
 from tubelet.train.device import pick_device, pick_dtype
-from tubelet.train.loop import prepare, train_step
 from tubelet.train.optim import build_optimizer
+from tubelet.train.step import autocast, backpropagate, prepare, train_step
 from tubelet.types import Batch, Modality, StepData
 from tubelet.vjepa import VJEPA
 
 PARTS = ("teacher", "student", "predictor", "loss", "backward", "optimiser")
+SIDES = ("tubelet", "reference")
+LATE_STEP = 200_000  # λ is at its full value, so that the context loss is part of what is timed
 
 
 class Stopwatch:
@@ -42,26 +53,90 @@ class Stopwatch:
         self.mark = 0.0
         for name in ("teacher", "student", "predictor"):
             part = getattr(model, name)
-            part.register_forward_pre_hook(lambda *_: self.lap("loss"))
+            part.register_forward_pre_hook(
+                lambda *_, name=name: self.lap("loss" if name == "predictor" else "backward")
+            )
             part.register_forward_hook(lambda *_, name=name: self.lap(name))
-        model.register_forward_pre_hook(lambda *_: self.lap("start"))
+        model.register_forward_pre_hook(lambda *_: self.lap("backward"))
         model.register_forward_hook(lambda *_: self.lap("loss"))
         optimizer.register_step_pre_hook(lambda *_: self.lap("backward"))
 
     def lap(self, name: str) -> None:
         """Book the time since the last lap under `name`."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise(self.device)
         now = time.perf_counter()
         self.seconds[name] += now - self.mark
         self.mark = now
 
 
-def peak_gb(device: torch.device) -> float:
-    """Peak memory in GB: of the device's allocator on CUDA, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+def step_data(config: TrainConfig, step: int) -> Batch:
+    """Random pixels and real masks; the same on both sides."""
+    rng = np.random.default_rng(step)
+    size, frames = config.data.image_size, config.data.frames
+    pixels = torch.from_numpy(rng.integers(0, 256, (config.batch_size, 3, frames, size, size), dtype=np.uint8))
+    grid = config.model.grid(frames, size, size)
+    masks = [sample_mask(spec, grid, config.batch_size, rng) for spec in config.masks.video]
+    return Batch(Modality.VIDEO, pixels, masks, 1.0)
+
+
+def package_side(config: TrainConfig, device: torch.device) -> tuple[Callable[[Batch], None], dict[str, float]]:
+    """The package's training step, and the split that it fills."""
+    model = VJEPA(config.model).to(device)
+    optimizer = build_optimizer(model, config.optim)
+    prepare(model, config)
+    watch = Stopwatch(model, optimizer, device)
+
+    def step(batch: Batch) -> None:
+        watch.seconds.clear()
+        watch.mark = time.perf_counter()
+        train_step(model, optimizer, StepData([batch], []), config, LATE_STEP, device)
+        watch.lap("optimiser")
+
+    return step, watch.seconds
+
+
+def reference_side(config: TrainConfig, device: torch.device) -> tuple[Callable[[Batch], None], dict[str, float]]:
+    """The specification's training step; it has no split."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "numerics"))
+    import reference
+
+    model = reference.System(config.model).to(device)
+    optimizer = reference.optimizer(model, lr=config.optim.lr)
+
+    def step(batch: Batch) -> None:
+        batch = batch.to(device)
+        pixels = normalise(batch.pixels)
+        with autocast(config, device):
+            losses = model(pixels, batch.masks, config.optim.context_weight)
+        losses[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_teacher(0.999)
+        synchronise(device)
+
+    return step, {}
+
+
+def serve(side: str, config: TrainConfig, orders: Connection) -> None:
+    """A side's process: build, then step whenever a number comes."""
+    torch.manual_seed(0)
+    device = pick_device()
+    step, split = (package_side if side == "tubelet" else reference_side)(config, device)
+    while (number := orders.recv()) is not None:
+        batch = step_data(config, number)
+        began = time.perf_counter()
+        step(batch)
+        orders.send((time.perf_counter() - began, dict(split), peak_gb(device)))
+
+
+def step_flops(config: TrainConfig) -> float:
+    """Floating-point operations of the matrix products of one step, attention's included; nothing is computed."""
+    nowhere = torch.device("meta")
+    batch = step_data(config, 0).to(nowhere)
+    model = VJEPA(config.model).to(nowhere)
+    with FlopCounterMode(display=False) as counter:
+        backpropagate(model, normalise(batch.pixels), batch.masks, 0.5, 1.0, torch.autocast("cpu", enabled=False))
+    return float(counter.get_total_flops())
 
 
 def main(
@@ -74,6 +149,7 @@ def main(
     warmup: int = 2,
     compile: bool = False,
     activation_checkpointing: bool = False,
+    alone: bool = False,
     json_line: bool = False,
 ) -> None:
     """Print the table.
@@ -84,10 +160,11 @@ def main(
         frames: Frames of a clip.
         batch_size: Clips of a step, all videos.
         precision: bf16, fp32, or what the device is fast at.
-        steps: Steps that are timed; the table holds their medians.
+        steps: Steps that are timed on each side; the table holds their medians.
         warmup: Steps before them.
         compile: Compile the blocks.
         activation_checkpointing: Recompute activations in the backward pass.
+        alone: Leave the reference out.
         json_line: Print one JSON object as the last line.
     """
     device = pick_device()
@@ -99,56 +176,81 @@ def main(
         compile=compile,
         activation_checkpointing=activation_checkpointing,
     )
-    torch.manual_seed(0)
-    network = VJEPA(config.model).to(device)
-    optimizer = build_optimizer(network, config.optim)
-    prepare(network, config)
-    watch = Stopwatch(network, optimizer, device)
-    grid = config.model.grid(frames, image_size, image_size)
-    laps: list[dict[str, float]] = []
-    for step in range(warmup + steps):
-        rng = np.random.default_rng(step)
-        pixels = torch.from_numpy(rng.integers(0, 256, (batch_size, 3, frames, image_size, image_size), dtype=np.uint8))
-        masks = [sample_mask(spec, grid, batch_size, rng) for spec in config.masks.video]
-        watch.seconds.clear()
-        watch.lap("start")
-        # λ is at its full value, so that the context loss is part of what is timed.
-        train_step(
-            network, optimizer, StepData([Batch(Modality.VIDEO, pixels, masks, 1.0)], []), config, 100_000, device
-        )
-        watch.lap("optimiser")
-        if step >= warmup:
-            laps.append(dict(watch.seconds))
-    medians = {part: statistics.median(lap[part] for lap in laps) for part in PARTS}
-    total = statistics.median(sum(lap.values()) for lap in laps)
-    show(
-        medians,
-        total,
-        peak_gb(device),
-        f"{model}, {image_size} px, {frames} frames, batch {batch_size}",
-        config,
-        device,
-    )
+    dtype = pick_dtype(precision, device)
+    flops, rate = step_flops(config), matrix_rate(device, dtype, config.model.width)
+    sides = SIDES[:1] if alone else SIDES
+    timed, peak = run_in_turn(config, sides, warmup, steps)
+    seconds = {side: statistics.median(t for t, _ in timed[side]) for side in sides}
+    split = {part: statistics.median(laps.get(part, 0.0) for _, laps in timed["tubelet"]) for part in PARTS}
+    bound = {side: flops / rate / seconds[side] for side in sides}
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    title = f"{model}, {image_size} px, {frames} frames, batch {batch_size}, {str(dtype)[6:]} on {name}"
+    show(title, seconds, split, peak, bound, flops, rate)
     if json_line:
-        result: dict[str, Any] = {"seconds": total, "peak_gb": peak_gb(device), "split": medians}
+        result: dict[str, Any] = {"seconds": seconds["tubelet"], "peak_gb": peak["tubelet"], "split": split}
+        result |= {"bound_share": bound["tubelet"], "dtype": str(dtype)[6:]}
+        if not alone:
+            result |= {
+                f"reference_{key}": value["reference"] for key, value in (("seconds", seconds), ("peak_gb", peak))
+            }
+            result["time_ratio"] = seconds["tubelet"] / seconds["reference"]
+            result["memory_ratio"] = peak["tubelet"] / peak["reference"]
         print(json.dumps(result))
 
 
+def run_in_turn(
+    config: TrainConfig, sides: tuple[str, ...], warmup: int, steps: int
+) -> tuple[dict[str, list[tuple[float, dict[str, float]]]], dict[str, float]]:
+    """Seconds and split of every timed step by side, and the peak memory of each side's process in GB."""
+    context = get_context("spawn")
+    processes, ends = {}, {}
+    for side in sides:
+        ends[side], theirs = context.Pipe()
+        processes[side] = context.Process(target=serve, args=(side, config, theirs), daemon=True)
+        processes[side].start()
+        theirs.close()
+    timed: dict[str, list[tuple[float, dict[str, float]]]] = {side: [] for side in sides}
+    peak: dict[str, float] = {}
+    for number in range(warmup + steps):
+        for side in sides:
+            ends[side].send(number)
+            seconds, split, peak[side] = ends[side].recv()
+            if number >= warmup:
+                timed[side].append((seconds, split))
+    for side in sides:
+        ends[side].send(None)
+        processes[side].join()
+    return timed, peak
+
+
 def show(
-    medians: dict[str, float], total: float, peak: float, what: str, config: TrainConfig, device: torch.device
+    title: str,
+    seconds: dict[str, float],
+    split: dict[str, float],
+    peak: dict[str, float],
+    bound: dict[str, float],
+    flops: float,
+    rate: float,
 ) -> None:
-    """Print the table of one configuration."""
-    dtype = str(pick_dtype(config.precision, device)).removeprefix("torch.")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    table = Table(title=f"{what}, {dtype} on {name}")
-    table.add_column("part")
-    table.add_column("seconds", justify="right")
-    table.add_column("share", justify="right")
-    for part, seconds in medians.items():
-        table.add_row(part, f"{seconds:.3f}", f"{100 * seconds / total:.0f} %")
-    table.add_row("step", f"{total:.3f}", "", end_section=True)
-    table.add_row("peak memory", f"{peak:.2f} GB", "")
-    Console().print(table)
+    """Print the tables."""
+    table = Table(title=title)
+    for column in ("part", "seconds", "share"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part, value in split.items():
+        table.add_row(part, f"{value:.3f}", f"{100 * value / seconds['tubelet']:.0f} %")
+    console = Console()
+    console.print(table)
+    table = Table(
+        caption=f"bound: {flops / 1e12:.2f} TFLOP of matrix products at the measured {rate / 1e9:.0f} GFLOP/s"
+    )
+    for column in ("side", "s/step", "peak GB", "share of bound"):
+        table.add_column(column, justify="left" if column == "side" else "right")
+    for side in seconds:
+        table.add_row(side, f"{seconds[side]:.3f}", f"{peak[side]:.2f}", f"{bound[side]:.2f}")
+    if "reference" in seconds:
+        ratio = seconds["tubelet"] / seconds["reference"], peak["tubelet"] / peak["reference"]
+        table.add_row("ratio", f"{ratio[0]:.2f}", f"{ratio[1]:.2f}", "")
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tubelet.types import Grid, Mask
 
 
 class Losses(NamedTuple):
-    """Scalars of one batch, averaged over its masks.
+    """Scalars of one batch under one mask.
 
     Attributes:
         total: prediction + λ · context.

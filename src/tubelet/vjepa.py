@@ -23,22 +23,19 @@ class VJEPA(nn.Module):
         self.predictor = Predictor(config)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
-    def forward(self, pixels: Tensor, masks: list[Mask], context_weight: float | Tensor) -> Losses:
-        """The dense predictive loss of a batch, averaged over its masks.
+    def forward(self, pixels: Tensor, mask: Mask, targets: Tensor, context_weight: float | Tensor) -> Losses:
+        """The dense predictive loss of a batch under one mask.
 
         Args:
             pixels: (B, C, T, H, W) normalised pixels; T = 1 is an image batch.
-            masks: the masks drawn for it.
+            mask: what the student sees of it, and what it must predict.
+            targets: (B, N, L·D) from `targets`.
             context_weight: λ of this step.
         """
         grid, modality = self.student.tokenizer.grid(pixels), modality_of(pixels)
-        targets = self.targets(pixels)
-        losses = []
-        for mask in masks:
-            levels = self.student(pixels, mask.context)
-            predicted, reconstructed = self.predictor(levels, mask, grid, modality)
-            losses.append(dense_predictive_loss(predicted, reconstructed, targets, mask, grid, context_weight))
-        return Losses(*(torch.stack(parts).mean() for parts in zip(*losses, strict=True)))
+        levels = self.student(pixels, mask.context)
+        predicted, reconstructed = self.predictor(levels, mask, grid, modality)
+        return dense_predictive_loss(predicted, reconstructed, targets, mask, grid, context_weight)
 
     @torch.no_grad()
     def targets(self, pixels: Tensor) -> Tensor:

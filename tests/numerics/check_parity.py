@@ -1,6 +1,9 @@
-"""Compare this package with what the reference computed, case by case.
+"""Compare this package with what the release computed, case by case.
 
     python tests/numerics/check_parity.py tests/numerics/teacher_vit
+    python tests/numerics/check_parity.py tests/numerics/teacher_vit --reference
+
+The second line puts the executable specification, reference.py, in the package's place.
 
 A folder holds `meta.json` (sizes), `checkpoint.pt` (released layout) and `cases.safetensors` (inputs and outputs). One
 line a case: the largest absolute difference, its bound, and whether it holds. Exits 1 if any case is over its bound.
@@ -9,24 +12,25 @@ line a case: the largest absolute difference, its bound, and whether it holds. E
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import reference
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tubelet.config import OptimConfig
-from tubelet.model.encoder import Encoder
-from tubelet.model.predictor import Predictor
+from tubelet import objective
+from tubelet.config import ModelConfig, OptimConfig
 from tubelet.model.tokenizer import modality_of
-from tubelet.objective import normalised_targets, target_distance
-from tubelet.released import Released, load_exactly, read_released
+from tubelet.released import TEACHER_KEYS, Released, load_exactly, read_released
 from tubelet.train.optim import build_optimizer
+from tubelet.train.step import backpropagate
 from tubelet.types import Mask
 from tubelet.vjepa import VJEPA
 
+Model = VJEPA | reference.System
 FORWARD_BOUND = 2e-5  # absolute, fp32
 LOSS_BOUND = 1e-3  # relative
 INPUTS = {"video": ("video0", "video1"), "image": ("image",)}
@@ -73,13 +77,21 @@ def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor], Released]:
     return meta, load_file(folder / "cases.safetensors"), released
 
 
-def build(released: Released) -> tuple[Encoder, Encoder, Predictor]:
-    """Student, teacher and predictor with the checkpoint's weights."""
-    student, teacher, predictor = Encoder(released.config), Encoder(released.config), Predictor(released.config)
-    load_exactly(student, released.student, "encoder")
-    load_exactly(teacher, released.teacher, "teacher")
-    load_exactly(predictor, released.predictor, "predictor")
-    return student, teacher, predictor
+def package(folder: Path, released: Released) -> VJEPA:
+    """The package's model with the checkpoint's weights."""
+    model = VJEPA(released.config)
+    load_exactly(model.student, released.student, "encoder")
+    load_exactly(model.teacher, released.teacher, "teacher")
+    load_exactly(model.predictor, released.predictor, "predictor")
+    return model
+
+
+def specification(folder: Path, released: Released) -> reference.System:
+    """The executable specification with the same weights."""
+    system = reference.System(released.config)
+    file = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    reference.load(system, folder / "checkpoint.pt", next(key for key in TEACHER_KEYS if key in file))
+    return system
 
 
 def mask_of(cases: dict[str, Tensor], name: str) -> Mask:
@@ -88,9 +100,10 @@ def mask_of(cases: dict[str, Tensor], name: str) -> Mask:
 
 
 @torch.no_grad()
-def forward_outputs(cases: dict[str, Tensor], released: Released) -> Iterator[tuple[str, Tensor]]:
-    """Everything the reference's forward passes are compared in, by the case's name."""
-    student, teacher, predictor = build(released)
+def forward_outputs(model: Model, cases: dict[str, Tensor], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Everything the release's forward passes are compared in, by the case's name."""
+    room = reference if isinstance(model, reference.System) else objective
+    student, teacher, predictor = model.student, model.teacher, model.predictor
     for prefix, encoder, inputs in (
         ("encoder", student, ("video", "image", "video_nonsquare")),
         ("ema_encoder", teacher, ("video",)),
@@ -101,26 +114,26 @@ def forward_outputs(cases: dict[str, Tensor], released: Released) -> Iterator[tu
             yield f"{prefix}.{name}.levels_concat", torch.cat(levels, dim=-1)
             for i, level in enumerate(levels):
                 yield f"{prefix}.{name}.level{i}", level
-    yield "targets.video", normalised_targets(student(cases["video"]))
+    yield "targets.video", room.normalised_targets(student(cases["video"]))
     for name, masks in INPUTS.items():
         pixels = cases[name]
-        grid, modality = student.tokenizer.grid(pixels), modality_of(pixels)
+        grid, modality = config.grid(*pixels.shape[2:]), modality_of(pixels)
         for i, mask_name in enumerate(masks):
             mask = mask_of(cases, mask_name)
             levels = student(pixels, mask.context)
             yield f"encoder.{name}.masked{i if name == 'video' else ''}.levels_concat", torch.cat(levels, dim=-1)
-            yield f"distance.{mask_name}", target_distance(mask, grid).sqrt()
-            for token in range(released.config.predictor.mask_tokens):
+            yield f"distance.{mask_name}", room.target_distance(mask, grid).sqrt()
+            for token in range(config.predictor.mask_tokens):
                 target, context = predictor(levels, mask, grid, modality, token)
                 which = f".mask_token{token}" if name == "video" else ""
                 yield f"predictor.{mask_name}{which}.target", target
                 yield f"predictor.{mask_name}{which}.context", context
 
 
-def forward_cases(cases: dict[str, Tensor], released: Released) -> Iterator[Case]:
+def forward_cases(model: Model, cases: dict[str, Tensor], config: ModelConfig) -> Iterator[Case]:
     """Compare every stored output; one that nothing here computes is an error, not a pass."""
     stored = {name for name in cases if name.split(".")[0] not in ("mask", "video", "image", "video_nonsquare")}
-    for name, ours in forward_outputs(cases, released):
+    for name, ours in forward_outputs(model, cases, config):
         if name in stored:
             stored.remove(name)
             yield Case(name, difference(ours, cases[name]), FORWARD_BOUND)
@@ -128,27 +141,26 @@ def forward_cases(cases: dict[str, Tensor], released: Released) -> Iterator[Case
         yield Case(f"{name} (not computed here)", float("inf"), FORWARD_BOUND)
 
 
-def trajectory_cases(meta: dict, cases: dict[str, Tensor], released: Released) -> Iterator[Case]:
+def trajectory_cases(model: Model, meta: dict, cases: dict[str, Tensor]) -> Iterator[Case]:
     """Five optimiser steps from the stored weights, the teacher starting equal to the student."""
     stated = meta["trajectory"]
-    model = VJEPA(released.config)
-    load_exactly(model.student, released.student, "encoder")
-    load_exactly(model.teacher, released.student, "encoder")
-    load_exactly(model.predictor, released.predictor, "predictor")
-    config = OptimConfig(
-        lr=stated["lr"], weight_decay=stated["weight_decay"], betas=tuple(stated["betas"]), eps=stated["eps"]
-    )
-    optimizer = build_optimizer(model, config)
+    model.teacher.load_state_dict(model.student.state_dict())
+    numbers = {key: stated[key] for key in ("lr", "weight_decay", "eps")} | {"betas": tuple(stated["betas"])}
+    is_package = isinstance(model, VJEPA)
+    optimizer = build_optimizer(model, OptimConfig(**numbers)) if is_package else reference.optimizer(model, **numbers)
     for step in stated["steps"]:
-        name = step["modality"]
+        name, weight = step["modality"], stated["context_weight"]
         masks = [mask_of(cases, mask) for mask in INPUTS[name]]
-        losses = model(cases[name], masks, stated["context_weight"])
-        losses.total.backward()
+        if is_package:
+            losses = backpropagate(model, cases[name], masks, weight, 1.0, torch.autocast("cpu", enabled=False))
+        else:
+            losses = torch.stack(model(cases[name], masks, weight))
+            losses[0].backward()
         optimizer.step()
         optimizer.zero_grad()
         model.update_teacher(stated["ema"])
-        for part, value in losses._asdict().items():
-            relative = abs(value.item() - step[part]) / abs(step[part])
+        for part, value in zip(("total", "prediction", "context"), losses.tolist(), strict=True):
+            relative = abs(value - step[part]) / abs(step[part])
             yield Case(f"trajectory.step{step['step']}.{name}.{part}", relative, LOSS_BOUND)
     for part in ("student", "teacher", "predictor"):
         total = sum(p.detach().double().abs().sum().item() for p in getattr(model, part).parameters())
@@ -156,12 +168,13 @@ def trajectory_cases(meta: dict, cases: dict[str, Tensor], released: Released) -
         yield Case(f"trajectory.{part}_l1_after", relative, LOSS_BOUND)
 
 
-def run(folder: Path) -> list[Case]:
+def run(folder: Path, build: Callable[[Path, Released], Model] = package) -> list[Case]:
     """All cases of a folder."""
     meta, cases, released = read_folder(folder)
-    found = list(forward_cases(cases, released))
+    model = build(folder, released)
+    found = list(forward_cases(model, cases, released.config))
     if "trajectory" in meta:
-        found += trajectory_cases(meta, cases, released)
+        found += trajectory_cases(model, meta, cases)
     return found
 
 
@@ -169,8 +182,10 @@ def main() -> None:
     """Print a line a case; exit 1 if any is over its bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--reference", action="store_true", help="check the executable specification instead")
+    given = parser.parse_args()
     failed = 0
-    found = run(parser.parse_args().folder)
+    found = run(given.folder, specification if given.reference else package)
     for case in found:
         verdict = "ok" if case.error <= case.bound else "OVER"
         failed += verdict == "OVER"

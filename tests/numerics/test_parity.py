@@ -3,10 +3,15 @@ from pathlib import Path
 import check_parity
 import pytest
 
-FOLDERS = ["teacher_vit", "distilled_vit"]
-CASES = [(folder, case) for folder in FOLDERS for case in check_parity.run(Path(__file__).parent / folder)]
+FOLDERS = [Path(__file__).parent / name for name in ("teacher_vit", "distilled_vit")]
+CASES = [
+    pytest.param(case, id=f"{build.__name__}-{folder.name}-{case.name}")
+    for build in (check_parity.package, check_parity.specification)
+    for folder in FOLDERS
+    for case in check_parity.run(folder, build)
+]
 
 
-@pytest.mark.parametrize(("folder", "case"), CASES, ids=[f"{folder}-{case.name}" for folder, case in CASES])
-def test_output_equals_the_reference(folder, case):
+@pytest.mark.parametrize("case", CASES)
+def test_output_equals_that_of_the_release(case):
     assert case.error <= case.bound, f"{case.name} is off by {case.error}, allowed {case.bound}"

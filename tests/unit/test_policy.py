@@ -46,6 +46,7 @@ FLOORS = [
             "train/monitor.py",
             "train/state.py",
             "train/progress.py",
+            "train/step.py",
             "train/loop.py",
         ],
         ["evaluate/metrics.py", "evaluate/probes.py", "evaluate/features.py", "evaluate/suite.py"],

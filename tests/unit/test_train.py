@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from tubelet.config import OptimConfig, TrainConfig, vit_ti
-from tubelet.train.loop import default_momentum, scheduled
 from tubelet.train.monitor import CollapseWatch, channel_std, effective_rank
 from tubelet.train.optim import build_optimizer
+from tubelet.train.step import default_momentum, scheduled
 from tubelet.vjepa import VJEPA
 
 

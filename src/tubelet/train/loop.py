@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch.optim import Optimizer
 
 from tubelet.checkpoint import load_training_state, save_checkpoint
 from tubelet.config import TrainConfig
 from tubelet.data.clips import normalise
 from tubelet.data.loader import samples_per_step, step_loader
 from tubelet.data.manifest import MediaList, list_media
-from tubelet.train import schedules
 from tubelet.train.device import has_bf16_units, pick_device, pick_dtype
 from tubelet.train.monitor import CollapseWatch, feature_health
-from tubelet.train.optim import build_optimizer, set_learning_rate
+from tubelet.train.optim import build_optimizer
 from tubelet.train.progress import Curves, ProgressLine
 from tubelet.train.state import RunFolder
+from tubelet.train.step import autocast, prepare, train_step
 from tubelet.types import Batch, StepData, TubeletError
 from tubelet.vjepa import VJEPA
 
@@ -133,66 +132,6 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
         raise TubeletError("the run has no steps")
     console.print(f"{config.steps} steps done; the model is in [bold]{path}[/bold]", highlight=False, soft_wrap=True)
     return path
-
-
-def train_step(
-    model: VJEPA, optimizer: Optimizer, data: StepData, config: TrainConfig, step: int, device: torch.device
-) -> dict[str, Any]:
-    """One optimiser step over all of its micro-batches, then the teacher's.
-
-    Returns:
-        the step's losses as tensors (each the mean over samples) and the schedules' values.
-    """
-    values = scheduled(config, step)
-    set_learning_rate(optimizer, values["lr"])
-    losses = torch.zeros(3, device=device)  # total, prediction, context
-    for batch in data.batches:
-        batch = batch.to(device)
-        pixels = normalise(batch.pixels)
-        with autocast(config, device):
-            parts = model(pixels, batch.masks, values["context_weight"])
-        (batch.weight * parts.total).backward()
-        losses += batch.weight * torch.stack(parts).detach()
-    optimizer.step()
-    optimizer.zero_grad()
-    model.update_teacher(values["ema"])
-    total, prediction, context = losses
-    return {"loss": total, "prediction_loss": prediction, "context_loss": context, **values}
-
-
-def scheduled(config: TrainConfig, step: int) -> dict[str, float]:
-    """Learning rate, teacher momentum and λ of a step."""
-    optim, steps = config.optim, config.steps
-    warmup = optim.warmup_share * steps
-    first, last = (share * steps for share in optim.context_warmup)
-    ema = optim.ema if optim.ema is not None else default_momentum(steps)
-    final_ema = optim.final_ema if optim.final_ema is not None else ema
-    return {
-        "lr": schedules.warmup_cosine(step + 1, warmup, steps, optim.start_lr, optim.lr, optim.final_lr),
-        "ema": schedules.linear(step, steps, ema, final_ema),
-        "context_weight": schedules.context_weight(step, first, last, optim.context_weight),
-    }
-
-
-def default_momentum(steps: int) -> float:
-    """The published 0.99925, or less where its memory of 1,333 steps would be more than an eighth of the run."""
-    return min(0.99925, 1 - 1 / max(steps / 8, 1))
-
-
-def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Matrix products in the run's precision; everything that must not round stays in fp32."""
-    dtype = pick_dtype(config.precision, device)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
-def prepare(model: VJEPA, config: TrainConfig) -> None:
-    """Compile blocks and recompute activations, where asked."""
-    model.student.recompute_activations = config.activation_checkpointing
-    model.predictor.recompute_activations = config.activation_checkpointing
-    if config.compile:
-        for part in (model.student, model.teacher, model.predictor):
-            for block in part.blocks:
-                block.compile(dynamic=True)
 
 
 @torch.no_grad()

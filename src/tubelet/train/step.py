@@ -1,0 +1,103 @@
+"""One training step: forward and backward under each mask, the optimiser, then the teacher."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tubelet.config import TrainConfig
+from tubelet.data.clips import normalise
+from tubelet.train import schedules
+from tubelet.train.device import pick_dtype
+from tubelet.train.optim import set_learning_rate
+from tubelet.types import Mask, StepData
+from tubelet.vjepa import VJEPA
+
+
+def train_step(
+    model: VJEPA, optimizer: Optimizer, data: StepData, config: TrainConfig, step: int, device: torch.device
+) -> dict[str, Any]:
+    """One optimiser step over all of its micro-batches, then the teacher's.
+
+    Returns:
+        the step's losses as tensors (each the mean over samples) and the schedules' values.
+    """
+    values = scheduled(config, step)
+    set_learning_rate(optimizer, values["lr"])
+    losses = torch.zeros(3, device=device)  # total, prediction, context
+    for batch in data.batches:
+        batch = batch.to(device)
+        pixels = normalise(batch.pixels)
+        losses += batch.weight * backpropagate(
+            model, pixels, batch.masks, values["context_weight"], batch.weight, autocast(config, device)
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    model.update_teacher(values["ema"])
+    total, prediction, context = losses
+    return {"loss": total, "prediction_loss": prediction, "context_loss": context, **values}
+
+
+def backpropagate(
+    model: VJEPA, pixels: Tensor, masks: list[Mask], context_weight: float, weight: float, precision: torch.autocast
+) -> Tensor:
+    """Add `weight` times the gradient of a batch's loss, averaged over its masks, to the parameters' gradients.
+
+    One mask after the other goes forward and backward, so that the activations of one alone are ever held.
+
+    Args:
+        model: student, predictor and teacher.
+        pixels: (B, C, T, H, W) normalised pixels.
+        masks: the masks drawn for them.
+        context_weight: λ of this step.
+        weight: the batch's share of the step.
+        precision: of the forward pass.
+
+    Returns:
+        (3,) total, prediction and context loss, averaged over the masks, without the weight.
+    """
+    losses = torch.zeros(3, device=pixels.device)
+    with precision:
+        targets = model.targets(pixels)
+    for mask in masks:
+        with precision:
+            parts = model(pixels, mask, targets, context_weight)
+        (weight / len(masks) * parts.total).backward()
+        losses += torch.stack(parts).detach() / len(masks)
+    return losses
+
+
+def scheduled(config: TrainConfig, step: int) -> dict[str, float]:
+    """Learning rate, teacher momentum and λ of a step."""
+    optim, steps = config.optim, config.steps
+    warmup = optim.warmup_share * steps
+    first, last = (share * steps for share in optim.context_warmup)
+    ema = optim.ema if optim.ema is not None else default_momentum(steps)
+    final_ema = optim.final_ema if optim.final_ema is not None else ema
+    return {
+        "lr": schedules.warmup_cosine(step + 1, warmup, steps, optim.start_lr, optim.lr, optim.final_lr),
+        "ema": schedules.linear(step, steps, ema, final_ema),
+        "context_weight": schedules.context_weight(step, first, last, optim.context_weight),
+    }
+
+
+def default_momentum(steps: int) -> float:
+    """The published 0.99925, or less where its memory of 1,333 steps would be more than an eighth of the run."""
+    return min(0.99925, 1 - 1 / max(steps / 8, 1))
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Matrix products in the run's precision; everything that must not round stays in fp32."""
+    dtype = pick_dtype(config.precision, device)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def prepare(model: VJEPA, config: TrainConfig) -> None:
+    """Compile blocks and recompute activations, where asked."""
+    model.student.recompute_activations = config.activation_checkpointing
+    model.predictor.recompute_activations = config.activation_checkpointing
+    if config.compile:
+        for part in (model.student, model.teacher, model.predictor):
+            for block in part.blocks:
+                block.compile(dynamic=True)
