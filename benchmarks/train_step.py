@@ -11,12 +11,12 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it
 
-import json
 import statistics
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from json import dumps
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -83,7 +83,7 @@ def package_side(config: TrainConfig, device: torch.device) -> tuple[Callable[[B
     """The package's training step, and the split that it fills."""
     model = VJEPA(config.model).to(device)
     optimizer = build_optimizer(model, config.optim)
-    prepare(model, config)
+    prepare(model, config, device)
     watch = Stopwatch(model, optimizer, device)
 
     def step(batch: Batch) -> None:
@@ -147,10 +147,10 @@ def main(
     precision: Precision = "auto",
     steps: int = 5,
     warmup: int = 2,
-    compile: bool = False,
+    compile: bool | None = None,
     activation_checkpointing: bool = False,
     alone: bool = False,
-    json_line: bool = False,
+    json: bool = False,
 ) -> None:
     """Print the table.
 
@@ -162,10 +162,10 @@ def main(
         precision: bf16, fp32, or what the device is fast at.
         steps: Steps that are timed on each side; the table holds their medians.
         warmup: Steps before them.
-        compile: Compile the blocks.
+        compile: Compile the blocks; None does as a run of the published length would.
         activation_checkpointing: Recompute activations in the backward pass.
         alone: Leave the reference out.
-        json_line: Print one JSON object as the last line.
+        json: Print one JSON object as the last line.
     """
     device = pick_device()
     config = TrainConfig(
@@ -186,7 +186,7 @@ def main(
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     title = f"{model}, {image_size} px, {frames} frames, batch {batch_size}, {str(dtype)[6:]} on {name}"
     show(title, seconds, split, peak, bound, flops, rate)
-    if json_line:
+    if json:
         result: dict[str, Any] = {"seconds": seconds["tubelet"], "peak_gb": peak["tubelet"], "split": split}
         result |= {"bound_share": bound["tubelet"], "dtype": str(dtype)[6:]}
         if not alone:
@@ -195,7 +195,7 @@ def main(
             }
             result["time_ratio"] = seconds["tubelet"] / seconds["reference"]
             result["memory_ratio"] = peak["tubelet"] / peak["reference"]
-        print(json.dumps(result))
+        print(dumps(result))
 
 
 def run_in_turn(

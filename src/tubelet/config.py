@@ -322,8 +322,8 @@ class TrainConfig:
     """bf16 autocast or fp32; auto is bf16 where the device has units for it."""
     seed: int = 0
     """Seed of initial weights, data order, crops and masks."""
-    compile: bool = False
-    """Compile the blocks with torch.compile."""
+    compile: bool | None = None
+    """Compile the blocks with torch.compile; None does so where the run is long enough to gain from it."""
     activation_checkpointing: bool = False
     """Recompute the blocks' activations in the backward pass instead of keeping them."""
     checkpoint_every: int = 1000

@@ -22,6 +22,7 @@ class VJEPA(nn.Module):
         self.student = Encoder(config)
         self.predictor = Predictor(config)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.loss = dense_predictive_loss  # an attribute, so that it can be compiled with the blocks
 
     def forward(self, pixels: Tensor, mask: Mask, targets: Tensor, context_weight: float | Tensor) -> Losses:
         """The dense predictive loss of a batch under one mask.
@@ -35,7 +36,7 @@ class VJEPA(nn.Module):
         grid, modality = self.student.tokenizer.grid(pixels), modality_of(pixels)
         levels = self.student(pixels, mask.context)
         predicted, reconstructed = self.predictor(levels, mask, grid, modality)
-        return dense_predictive_loss(predicted, reconstructed, targets, mask, grid, context_weight)
+        return self.loss(predicted, reconstructed, targets, mask, grid, context_weight)
 
     @torch.no_grad()
     def targets(self, pixels: Tensor) -> Tensor:

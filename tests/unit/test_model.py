@@ -47,7 +47,7 @@ def test_embedding_visible_patches_equals_embedding_all_and_choosing(config):
 def test_rotation_in_halves_equals_rotation_of_interleaved_pairs():
     head_dim, grid = 14, Grid(2, 3, 4)  # 3 axes of 4 channels, 2 left over
     ids = torch.arange(grid.tokens).unsqueeze(0)
-    x = torch.randn(1, grid.tokens, 1, head_dim, dtype=torch.float64)
+    x = torch.randn(1, 1, grid.tokens, head_dim, dtype=torch.float64)
     permutation = pair_permutation(head_dim)
     table = rotary_table(ids, grid, head_dim, rope_grid=None)
     ours = rotate(x[..., permutation], table)
@@ -57,9 +57,9 @@ def test_rotation_in_halves_equals_rotation_of_interleaved_pairs():
     for axis, position in enumerate(positions):
         for i in range(d // 2):
             angle = position[0] / 10000 ** (i / (d / 2))
-            a, b = x[0, :, 0, axis * d + 2 * i], x[0, :, 0, axis * d + 2 * i + 1]
-            expected[0, :, 0, axis * d + 2 * i] = a * angle.cos() - b * angle.sin()
-            expected[0, :, 0, axis * d + 2 * i + 1] = b * angle.cos() + a * angle.sin()
+            a, b = x[0, 0, :, axis * d + 2 * i], x[0, 0, :, axis * d + 2 * i + 1]
+            expected[0, 0, :, axis * d + 2 * i] = a * angle.cos() - b * angle.sin()
+            expected[0, 0, :, axis * d + 2 * i + 1] = b * angle.cos() + a * angle.sin()
     torch.testing.assert_close(ours, expected[..., permutation], atol=1e-6, rtol=0)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from tubelet.model.attention import attention
 from tubelet.model.rope import RotaryTable, rotate
 
 NORM_EPS = 1e-6
@@ -26,10 +27,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, table: RotaryTable) -> Tensor:
         """(B, K, D) -> (B, K, D)."""
         B, K, D = x.shape
-        q, k, v = self.qkv(x).view(B, K, 3 * self.heads, D // self.heads).split(self.heads, dim=2)
-        q, k = rotate(q, table), rotate(k, table)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self.proj(out.transpose(1, 2).reshape(B, K, D))
+        heads = self.qkv(x).view(B, K, 3 * self.heads, D // self.heads).transpose(1, 2)
+        qk, v = heads.split([2 * self.heads, self.heads], dim=1)
+        q, k = rotate(qk, table).chunk(2, dim=1)
+        return self.proj(attention(q, k, v).transpose(1, 2).reshape(B, K, D))
 
 
 class MLP(nn.Module):

@@ -20,7 +20,7 @@ class RotaryTable(NamedTuple):
     """Cosines and sines of every token's angles, shared by all blocks of a forward pass.
 
     Attributes:
-        cos: (B or 1, K, 1, head_dim / 2).
+        cos: (B or 1, 1, K, head_dim / 2) fp32.
         sin: the same shape.
     """
 
@@ -64,7 +64,7 @@ def rotary_table(ids: Tensor, grid: Grid, head_dim: int, rope_grid: int | None) 
         column = column * ((rope_grid - 1) / max(grid.w - 1, 1))
     angles = torch.cat([position.unsqueeze(-1) * frequency for position in (time, row, column)], dim=-1)
     # The rest of the head turns by angle 0, which leaves it as it is without a branch in the rotation.
-    angles = torch.nn.functional.pad(angles, (0, head_dim // 2 - 3 * pairs)).unsqueeze(-2)
+    angles = torch.nn.functional.pad(angles, (0, head_dim // 2 - 3 * pairs)).unsqueeze(1)
     return RotaryTable(angles.cos(), angles.sin())
 
 
@@ -72,12 +72,12 @@ def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Rotate heads by their tokens' angles.
 
     Args:
-        x: (B, K, heads, head_dim).
+        x: (B, heads, K, head_dim).
         table: the angles of the K tokens.
 
     Returns:
-        (B, K, heads, head_dim).
+        (B, heads, K, head_dim) of the dtype of x; the arithmetic is in fp32, in which the angles are.
     """
     first, second = x.chunk(2, dim=-1)
-    cos, sin = table.cos.to(x.dtype), table.sin.to(x.dtype)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    turned = [first * table.cos - second * table.sin, second * table.cos + first * table.sin]
+    return torch.cat(turned, dim=-1).to(x.dtype)

@@ -30,7 +30,10 @@ def patchify(pixels: Tensor, grid: Grid) -> Tensor:
 
 def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
     """The tokens `ids` (B, K) of x (B, N, D): (B, K, D)."""
-    return x.gather(1, ids.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    B, N, D = x.shape
+    # As rows of one long table: whole rows are copied, where a gather would look up every channel by itself.
+    rows = ids + N * torch.arange(B, device=ids.device).unsqueeze(1)
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view(B, -1, D)
 
 
 class Tokenizer(nn.Module):

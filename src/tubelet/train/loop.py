@@ -87,11 +87,13 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     model = VJEPA(config.model).to(device)
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
-    prepare(model, config)
+    compiling = prepare(model, config, device)
     curves, watch = Curves(run.path, start), CollapseWatch()
     for row in run.begin(start):
         watch.observe(row)
     announce(console, config, media, run, model, device, start)
+    if compiling:
+        console.print(compiling, highlight=False, soft_wrap=True)
     loader = step_loader(config, media, start, pin_memory=device.type == "cuda")
     path = run.checkpoint
     total_files = len(media.videos) + len(media.images)

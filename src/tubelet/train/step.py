@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from tubelet.config import TrainConfig
 from tubelet.data.clips import normalise
 from tubelet.train import schedules
+from tubelet.train.compilation import compile_blocks
 from tubelet.train.device import pick_dtype
 from tubelet.train.optim import set_learning_rate
 from tubelet.types import Mask, StepData
@@ -25,12 +26,14 @@ def train_step(
     """
     values = scheduled(config, step)
     set_learning_rate(optimizer, values["lr"])
+    # As a tensor: each new number would be a new constant, and another compilation.
+    context_weight = torch.tensor(values["context_weight"], device=device)
     losses = torch.zeros(3, device=device)  # total, prediction, context
     for batch in data.batches:
         batch = batch.to(device)
         pixels = normalise(batch.pixels)
         losses += batch.weight * backpropagate(
-            model, pixels, batch.masks, values["context_weight"], batch.weight, autocast(config, device)
+            model, pixels, batch.masks, context_weight, batch.weight, autocast(config, device)
         )
     optimizer.step()
     optimizer.zero_grad()
@@ -40,7 +43,12 @@ def train_step(
 
 
 def backpropagate(
-    model: VJEPA, pixels: Tensor, masks: list[Mask], context_weight: float, weight: float, precision: torch.autocast
+    model: VJEPA,
+    pixels: Tensor,
+    masks: list[Mask],
+    context_weight: float | Tensor,
+    weight: float,
+    precision: torch.autocast,
 ) -> Tensor:
     """Add `weight` times the gradient of a batch's loss, averaged over its masks, to the parameters' gradients.
 
@@ -93,11 +101,8 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def prepare(model: VJEPA, config: TrainConfig) -> None:
-    """Compile blocks and recompute activations, where asked."""
+def prepare(model: VJEPA, config: TrainConfig, device: torch.device) -> str | None:
+    """Recompute activations and compile blocks, as the config has it; what there is to say of the latter."""
     model.student.recompute_activations = config.activation_checkpointing
     model.predictor.recompute_activations = config.activation_checkpointing
-    if config.compile:
-        for part in (model.student, model.teacher, model.predictor):
-            for block in part.blocks:
-                block.compile(dynamic=True)
+    return compile_blocks(model, config, device)

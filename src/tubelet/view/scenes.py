@@ -213,7 +213,7 @@ class Scenes:
 
     def _rotary(self) -> NDArray[np.float32]:
         """(T', H', W', head_dim / 2) cosines."""
-        cos = self.trace.rotary.cos[0, :, 0]
+        cos = self.trace.rotary.cos[0, 0]
         return cos.view(*self.trace.grid.shape, -1).numpy()
 
 

@@ -1,0 +1,67 @@
+"""torch.compile that is felt only as speed: a block once, any length of sequence, kept from run to run."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from tubelet.config import TrainConfig
+from tubelet.train.device import has_bf16_units
+from tubelet.vjepa import VJEPA
+
+# Compiling takes up to a minute and a half and saves a tenth of the time or more: what is over sooner does not gain.
+WORTH_SECONDS = 20 * 60
+# Operations a second that a modest device of each kind does; whether to compile must not hang on a measurement, since
+# compiled blocks round differently and a resumed run has to decide as it did before.
+_RATES = {"cuda": 1e14, "cpu": 1e11, "cpu with bf16 units": 5e11}
+
+
+def compile_blocks(model: VJEPA, config: TrainConfig, device: torch.device) -> str | None:
+    """Compile the blocks and the loss in place, where the config asks for it or, if it is silent, where it pays.
+
+    All blocks of an encoder share one graph, as do those of the predictor, and sizes are symbols in it: four graphs
+    (student, teacher, predictor, loss) serve every mask length. They are kept on disk: the next run only loads them.
+
+    Returns:
+        a sentence for whoever started the run, or None if there is nothing to say.
+    """
+    if config.compile is False or (config.compile is None and not is_worth_compiling(model, config, device)):
+        return None
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tubelet" / "compiled"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    if problem := _problem(device):
+        return f"not compiling, steps will be slower: {problem}"
+    for part in (model.student, model.teacher, model.predictor):
+        for block in part.blocks:
+            block.compile(dynamic=True)
+    model.loss = torch.compile(model.loss, dynamic=True)
+    return "compiling the blocks: the first step takes up to two minutes (--compile False does without)"
+
+
+def is_worth_compiling(model: VJEPA, config: TrainConfig, device: torch.device) -> bool:
+    """Whether the run's matrix products alone take `WORTH_SECONDS`, by the sizes of model, batch and run."""
+    if device.type not in ("cpu", "cuda"):
+        return False
+    data = config.data
+    tokens = config.model.grid(data.frames, data.image_size, data.image_size).tokens
+    encoder, predictor = (sum(p.numel() for p in part.parameters()) for part in (model.teacher, model.predictor))
+    # Two operations a weight and token, three times that with the backward pass. The teacher sees all tokens, the
+    # student about a fifth under each of two masks, the predictor all under each.
+    step = 2 * config.batch_size * tokens * (encoder + 3 * 2 * (0.2 * encoder + predictor))
+    kind = "cpu with bf16 units" if device.type == "cpu" and has_bf16_units(device) else device.type
+    return config.steps * step / _RATES[kind] > WORTH_SECONDS
+
+
+def _problem(device: torch.device) -> str | None:
+    """Why nothing can be compiled here, found out by compiling something small."""
+
+    @torch.compile
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    try:
+        double(torch.ones(8, device=device))
+    except Exception as error:  # compilers and their drivers fail in every way there is
+        what = str(error).strip().split("\n")[0]
+        return f"nothing can be compiled on this machine ({what or type(error).__name__})"
+    return None
