@@ -1,11 +1,18 @@
-"""What the benchmarks share: a device's matrix-product rate, peak memory, waiting for a device."""
+"""What the benchmarks share: sides that run in turn, a device's matrix-product rate, peak memory."""
 
 import resource
-import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
+
+from tubelet.train.device import pick_device
+
+Timed = Callable[[int], tuple[float, Any]]
 
 
 def synchronise(device: torch.device) -> None:
@@ -22,15 +29,62 @@ def peak_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, width: int, rounds: int = 7) -> float:
-    """Floating-point operations a second of an MLP's matrix product (2,048 tokens, width -> 4 x width), the median."""
+def matrix_rate(device: torch.device, dtype: torch.dtype, width: int, rounds: int = 20) -> float:
+    """Floating-point operations a second of an MLP's matrix product (2,048 tokens, width -> 4 x width), at its best."""
     x = torch.randn(2048, width, device=device, dtype=dtype)
     weight = torch.randn(width, 4 * width, device=device, dtype=dtype)
+    out = x @ weight
     seconds = []
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         synchronise(device)
         began = time.perf_counter()
-        x @ weight
+        torch.mm(x, weight, out=out)
         synchronise(device)
         seconds.append(time.perf_counter() - began)
-    return 2 * x.numel() * 4 * width / statistics.median(seconds[1:])
+    return 2 * x.numel() * 4 * width / min(seconds)
+
+
+def run_in_turn(
+    build: Callable[[str, Any], Timed], config: Any, sides: Sequence[str], warmup: int, rounds: int
+) -> tuple[dict[str, list[tuple[float, Any]]], dict[str, float]]:
+    """Time several sides, one round of each after the other, so that whatever else the machine does falls on all.
+
+    Each side lives in a process of its own, which tells its peak memory.
+
+    Args:
+        build: given a side and the config, in that side's process, the function that does round number n and returns
+            its seconds and anything else; a function of a module, not a closure.
+        config: passed to `build`.
+        sides: their names.
+        warmup: rounds that are not kept.
+        rounds: rounds that are.
+
+    Returns:
+        what the kept rounds of each side returned, and each side's peak memory in GB.
+    """
+    context = get_context("spawn")
+    processes, ends = {}, {}
+    for side in sides:
+        ends[side], theirs = context.Pipe()
+        processes[side] = context.Process(target=_serve, args=(build, side, config, theirs), daemon=True)
+        processes[side].start()
+        theirs.close()
+    kept: dict[str, list[tuple[float, Any]]] = {side: [] for side in sides}
+    peak: dict[str, float] = {}
+    for number in range(warmup + rounds):
+        for side in sides:
+            ends[side].send(number)
+            result, peak[side] = ends[side].recv()
+            if number >= warmup:
+                kept[side].append(result)
+    for side in sides:
+        ends[side].send(None)
+        processes[side].join()
+    return kept, peak
+
+
+def _serve(build: Callable[[str, Any], Timed], side: str, config: Any, orders: Connection) -> None:
+    run = build(side, config)
+    device = pick_device()
+    while (number := orders.recv()) is not None:
+        orders.send((run(number), peak_gb(device)))

@@ -17,8 +17,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from json import dumps
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from measure import matrix_rate, peak_gb, synchronise
+from measure import matrix_rate, run_in_turn, synchronise
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.data.clips import normalise
 from tubelet.data.masks import sample_mask
@@ -117,16 +115,19 @@ def reference_side(config: TrainConfig, device: torch.device) -> tuple[Callable[
     return step, {}
 
 
-def serve(side: str, config: TrainConfig, orders: Connection) -> None:
-    """A side's process: build, then step whenever a number comes."""
+def build(side: str, config: TrainConfig) -> Callable[[int], tuple[float, dict[str, float]]]:
+    """A side's process: a function that takes step `number` and returns its seconds and their split."""
     torch.manual_seed(0)
     device = pick_device()
     step, split = (package_side if side == "tubelet" else reference_side)(config, device)
-    while (number := orders.recv()) is not None:
+
+    def timed(number: int) -> tuple[float, dict[str, float]]:
         batch = step_data(config, number)
         began = time.perf_counter()
         step(batch)
-        orders.send((time.perf_counter() - began, dict(split), peak_gb(device)))
+        return time.perf_counter() - began, dict(split)
+
+    return timed
 
 
 def step_flops(config: TrainConfig) -> float:
@@ -179,7 +180,7 @@ def main(
     dtype = pick_dtype(precision, device)
     flops, rate = step_flops(config), matrix_rate(device, dtype, config.model.width)
     sides = SIDES[:1] if alone else SIDES
-    timed, peak = run_in_turn(config, sides, warmup, steps)
+    timed, peak = run_in_turn(build, config, sides, warmup, steps)
     seconds = {side: statistics.median(t for t, _ in timed[side]) for side in sides}
     split = {part: statistics.median(laps.get(part, 0.0) for _, laps in timed["tubelet"]) for part in PARTS}
     bound = {side: flops / rate / seconds[side] for side in sides}
@@ -196,31 +197,6 @@ def main(
             result["time_ratio"] = seconds["tubelet"] / seconds["reference"]
             result["memory_ratio"] = peak["tubelet"] / peak["reference"]
         print(dumps(result))
-
-
-def run_in_turn(
-    config: TrainConfig, sides: tuple[str, ...], warmup: int, steps: int
-) -> tuple[dict[str, list[tuple[float, dict[str, float]]]], dict[str, float]]:
-    """Seconds and split of every timed step by side, and the peak memory of each side's process in GB."""
-    context = get_context("spawn")
-    processes, ends = {}, {}
-    for side in sides:
-        ends[side], theirs = context.Pipe()
-        processes[side] = context.Process(target=serve, args=(side, config, theirs), daemon=True)
-        processes[side].start()
-        theirs.close()
-    timed: dict[str, list[tuple[float, dict[str, float]]]] = {side: [] for side in sides}
-    peak: dict[str, float] = {}
-    for number in range(warmup + steps):
-        for side in sides:
-            ends[side].send(number)
-            seconds, split, peak[side] = ends[side].recv()
-            if number >= warmup:
-                timed[side].append((seconds, split))
-    for side in sides:
-        ends[side].send(None)
-        processes[side].join()
-    return timed, peak
 
 
 def show(

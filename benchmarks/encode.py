@@ -1,0 +1,173 @@
+"""Time and memory of encoding whole clips, beside the executable specification or another package's encoder.
+
+    python benchmarks/encode.py --model vit-b --image-size 224 --frames 16 --batch-size 1
+    python benchmarks/encode.py --against transformers
+
+`transformers` has V-JEPA 2.0 alone, whose encoder is the same network but for the image tokenizer and the tapped
+levels: the same sizes, random weights. The sides run in turn, each in a process of its own.
+"""
+
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from json import dumps
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from measure import matrix_rate, run_in_turn, synchronise
+from tubelet.config import ModelConfig, Precision, model_preset
+from tubelet.model.encoder import Encoder
+from tubelet.train.device import pick_device, pick_dtype
+
+Peer = Literal["reference", "transformers"]
+
+
+class Sizes(NamedTuple):
+    """What is encoded by what."""
+
+    model: ModelConfig
+    image_size: int
+    frames: int
+    batch_size: int
+    precision: Precision
+    compile: bool
+
+
+def build(side: str, sizes: Sizes) -> Callable[[int], tuple[float, None]]:
+    """A side's process: a function that encodes a batch and returns its seconds."""
+    torch.manual_seed(0)
+    device = pick_device()
+    encoders = {"tubelet": package_encoder, "reference": reference_encoder, "transformers": transformers_encoder}
+    encode = encoders[side](sizes, device)
+    autocast = torch.autocast(device.type, torch.bfloat16, pick_dtype(sizes.precision, device) == torch.bfloat16)
+    shape = (sizes.batch_size, 3, sizes.frames, sizes.image_size, sizes.image_size)
+
+    def timed(number: int) -> tuple[float, None]:
+        pixels = torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(device)
+        synchronise(device)
+        began = time.perf_counter()
+        with torch.inference_mode(), autocast:
+            encode(pixels)
+        synchronise(device)
+        return time.perf_counter() - began, None
+
+    return timed
+
+
+def package_encoder(sizes: Sizes, device: torch.device) -> Callable[[Tensor], object]:
+    """The package's encoder."""
+    encoder = Encoder(sizes.model).to(device).eval()
+    if sizes.compile:
+        for block in encoder.blocks:
+            block.compile(dynamic=True)
+    return encoder
+
+
+def reference_encoder(sizes: Sizes, device: torch.device) -> Callable[[Tensor], object]:
+    """The specification's encoder."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "numerics"))
+    import reference
+
+    return reference.Encoder(sizes.model).to(device).eval()
+
+
+def transformers_encoder(sizes: Sizes, device: torch.device) -> Callable[[Tensor], object]:
+    """The encoder of `transformers`, of the same sizes."""
+    from transformers import VJEPA2Config, VJEPA2Model
+
+    model = sizes.model
+    config = VJEPA2Config(
+        patch_size=model.patch_size,
+        crop_size=sizes.image_size,
+        frames_per_clip=sizes.frames,
+        tubelet_size=model.tubelet_size,
+        hidden_size=model.width,
+        num_attention_heads=model.heads,
+        num_hidden_layers=model.depth,
+        mlp_ratio=model.mlp_ratio,
+        pred_num_hidden_layers=1,
+    )
+    network = VJEPA2Model(config).to(device).eval()
+    return lambda pixels: network(pixels.transpose(1, 2), skip_predictor=True)  # it takes (B, T, C, H, W)
+
+
+def encode_flops(sizes: Sizes) -> float:
+    """Floating-point operations of the matrix products of one batch, attention's included; nothing is computed."""
+    nowhere = torch.device("meta")
+    shape = (sizes.batch_size, 3, sizes.frames, sizes.image_size, sizes.image_size)
+    encoder = Encoder(sizes.model).to(nowhere)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder(torch.empty(shape, device=nowhere))
+    return float(counter.get_total_flops())
+
+
+def main(
+    model: str = "vit-b",
+    image_size: int = 224,
+    frames: int = 16,
+    batch_size: int = 1,
+    precision: Precision = "auto",
+    rounds: int = 5,
+    warmup: int = 1,
+    compile: bool = False,
+    against: Peer = "reference",
+    json: bool = False,
+) -> None:
+    """Print the table.
+
+    Args:
+        model: Preset.
+        image_size: Side of the clips in pixels.
+        frames: Frames of a clip.
+        batch_size: Clips of a batch.
+        precision: bf16, fp32, or what the device is fast at.
+        rounds: Batches that are timed on each side; the table holds their medians.
+        warmup: Batches before them.
+        compile: Compile the blocks of the package's encoder.
+        against: The other side; transformers must be installed.
+        json: Print one JSON object as the last line.
+    """
+    if against == "transformers":
+        try:
+            import transformers  # noqa: F401
+        except ImportError:
+            sys.exit("transformers is not installed: pip install transformers")
+    device = pick_device()
+    sizes = Sizes(model_preset(model), image_size, frames, batch_size, precision, compile)
+    dtype = pick_dtype(precision, device)
+    flops, rate = encode_flops(sizes), matrix_rate(device, dtype, sizes.model.width)
+    sides = ("tubelet", against)
+    timed, peak = run_in_turn(build, sizes, sides, warmup, rounds)
+    seconds = {side: statistics.median(t for t, _ in timed[side]) for side in sides}
+    bound = {side: flops / rate / seconds[side] for side in sides}
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    console = Console()
+    console.print(f"{model}, {image_size} px, {frames} frames, batch {batch_size}, {str(dtype)[6:]} on {name}")
+    table = Table(caption=f"bound: {flops / 1e9:.0f} GFLOP of matrix products at the measured {rate / 1e9:.0f} GFLOP/s")
+    for column in ("side", "s/batch", "clips/s", "peak GB", "share of bound"):
+        table.add_column(column, justify="left" if column == "side" else "right")
+    for side in sides:
+        clips = f"{batch_size / seconds[side]:.2f}"
+        table.add_row(side, f"{seconds[side]:.3f}", clips, f"{peak[side]:.2f}", f"{bound[side]:.2f}")
+    time_ratio, memory_ratio = seconds["tubelet"] / seconds[against], peak["tubelet"] / peak[against]
+    table.add_row("ratio", f"{time_ratio:.2f}", "", f"{memory_ratio:.2f}", "")
+    console.print(table)
+    if json:
+        result = {"seconds": seconds["tubelet"], "peak_gb": peak["tubelet"], "bound_share": bound["tubelet"]}
+        print(dumps(result | {"against": against, "time_ratio": time_ratio, "memory_ratio": memory_ratio}))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
