@@ -1,6 +1,7 @@
 """Which frames of a video, which part of the picture: from decoded frames to what the model sees."""
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -142,6 +143,12 @@ def normalise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     Returns:
         (B, 3, T, H, W) of `dtype` on the same device.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(3, 1, 1, 1) * 255
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(3, 1, 1, 1) * 255
+    mean, std = _statistics(pixels.device)
     return ((pixels.float() - mean) / std).to(dtype)
+
+
+@cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation on the scale of uint8, each (3, 1, 1, 1): copied to a device once, not every step."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std

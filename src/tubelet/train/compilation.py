@@ -42,14 +42,20 @@ def is_worth_compiling(model: VJEPA, config: TrainConfig, device: torch.device) 
     """Whether the run's matrix products alone take `WORTH_SECONDS`, by the sizes of model, batch and run."""
     if device.type not in ("cpu", "cuda"):
         return False
-    data = config.data
-    tokens = config.model.grid(data.frames, data.image_size, data.image_size).tokens
-    encoder, predictor = (sum(p.numel() for p in part.parameters()) for part in (model.teacher, model.predictor))
-    # Two operations a weight and token, three times that with the backward pass. The teacher sees all tokens, the
-    # student about a fifth under each of two masks, the predictor all under each.
-    step = 2 * config.batch_size * tokens * (encoder + 3 * 2 * (0.2 * encoder + predictor))
     kind = "cpu with bf16 units" if device.type == "cpu" and has_bf16_units(device) else device.type
-    return config.steps * step / _RATES[kind] > WORTH_SECONDS
+    return config.steps * step_operations(model, config) / _RATES[kind] > WORTH_SECONDS
+
+
+def step_operations(model: VJEPA, config: TrainConfig) -> float:
+    """Floating-point operations of a step's matrix products: 2 a weight and token, 6 where there is a backward pass.
+
+    As if all samples were videos. The teacher sees all tokens, the student about a fifth under each of two masks, the
+    predictor all under each. Attention's own products are left out, as is usual for MFU.
+    """
+    data = config.data
+    tokens = config.batch_size * config.model.grid(data.frames, data.image_size, data.image_size).tokens
+    encoder, predictor = (sum(p.numel() for p in part.parameters()) for part in (model.teacher, model.predictor))
+    return tokens * (2 * encoder + len(config.masks.video) * 6 * (0.2 * encoder + predictor))
 
 
 def _problem(device: torch.device) -> str | None:

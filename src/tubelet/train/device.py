@@ -28,3 +28,23 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if has_bf16_units(device) else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+# Dense bf16 operations a second by the makers' data sheets, by a part of the name that CUDA gives the device.
+_PEAK_FLOPS = {
+    "B200": 2.25e15,
+    "H200": 9.89e14,
+    "H100": 9.89e14,
+    "A100": 3.12e14,
+    "L40S": 3.62e14,
+    "RTX 4090": 1.65e14,
+    "RTX 3090": 7.1e13,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What a CUDA device could do in bf16, for model FLOPs utilisation; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)

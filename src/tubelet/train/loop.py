@@ -1,8 +1,8 @@
 """Pre-training: load, step, log, save."""
 
-import math
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,7 +15,9 @@ from tubelet.config import TrainConfig
 from tubelet.data.clips import normalise
 from tubelet.data.loader import samples_per_step, step_loader
 from tubelet.data.manifest import MediaList, list_media
-from tubelet.train.device import has_bf16_units, pick_device, pick_dtype
+from tubelet.train.compilation import step_operations
+from tubelet.train.device import has_bf16_units, peak_flops, pick_device, pick_dtype
+from tubelet.train.log import StepLog
 from tubelet.train.monitor import CollapseWatch, feature_health
 from tubelet.train.optim import build_optimizer
 from tubelet.train.progress import Curves, ProgressLine
@@ -95,9 +97,11 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     if compiling:
         console.print(compiling, highlight=False, soft_wrap=True)
     loader = step_loader(config, media, start, pin_memory=device.type == "cuda")
+    operations = step_operations(model, config)
     path = run.checkpoint
     total_files = len(media.videos) + len(media.images)
-    with StopSignals() as signals, ProgressLine(console, config.steps, start) as progress:
+    with StopSignals() as signals, ProgressLine(console, config.steps, start, peak_flops(device)) as progress:
+        log = StepLog(partial(write_row, run, curves, progress), device)
         began = time.perf_counter()
         for step, data in enumerate(loader, start=start):
             waited = time.perf_counter() - began
@@ -107,21 +111,15 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
                 metrics |= teacher_health(model, data.batches[0], config, device)
                 for warning in watch.observe(metrics):
                     console.print(f"[yellow]step {step + 1}: {warning}[/yellow]")
-            row = {"step": step + 1} | {name: float(value) for name, value in metrics.items()}
             elapsed = time.perf_counter() - began
-            row |= {"clips_per_s": config.batch_size / elapsed, "data_wait_share": waited / elapsed}
-            row |= {"bad_files": len(run.bad), "short_clips": data.short_clips}
             began = time.perf_counter()
-            if not math.isfinite(row["loss"]):
-                raise TubeletError(
-                    f"the loss is {row['loss']} at step {step + 1}: lower the learning rate; "
-                    "the checkpoint before it is kept"
-                )
-            run.log(row)
-            curves.add(row)
-            progress.show(row, len(run.bad))
+            metrics |= {"clips_per_s": config.batch_size / elapsed, "data_wait_share": waited / elapsed}
+            metrics |= {"tflop_per_s": operations / elapsed / 1e12}
+            metrics |= {"bad_files": len(run.bad), "short_clips": data.short_clips}
+            log.add({"step": step + 1} | metrics)
             last = step + 1 == config.steps
             if last or signals.received or (step + 1) % config.checkpoint_every == 0:
+                log.flush()
                 path = save_checkpoint(run.path, step + 1, model, optimizer, config, config.keep_checkpoints)
             if signals.received and not last:
                 raise InterruptedRunError(
@@ -134,6 +132,13 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
         raise TubeletError("the run has no steps")
     console.print(f"{config.steps} steps done; the model is in [bold]{path}[/bold]", highlight=False, soft_wrap=True)
     return path
+
+
+def write_row(run: RunFolder, curves: Curves, progress: ProgressLine, row: dict[str, Any]) -> None:
+    """One step's metrics, to the run's file, to TensorBoard and to the screen."""
+    run.log(row)
+    curves.add(row)
+    progress.show(row)
 
 
 @torch.no_grad()

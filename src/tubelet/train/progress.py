@@ -14,8 +14,14 @@ _FIELDS = ("loss", "lr", "clips_per_s", "data_wait_share")
 class ProgressLine:
     """One line with loss, learning rate, clips per second, share of time spent waiting for data, and time left."""
 
-    def __init__(self, console: Console, steps: int, start: int) -> None:
-        self.console, self.steps = console, steps
+    def __init__(self, console: Console, steps: int, start: int, peak_flops: float | None) -> None:
+        """Args:
+        console: where it is shown.
+        steps: of the whole run.
+        start: steps done before.
+        peak_flops: what the device could do, where known: then model FLOPs utilisation (MFU) is shown.
+        """
+        self.console, self.steps, self.peak_flops = console, steps, peak_flops
         self.every = max(steps // _PLAIN_LINES, 1)
         self.bar = Progress(
             TextColumn("step"),
@@ -35,14 +41,16 @@ class ProgressLine:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def show(self, row: dict[str, Any], bad: int) -> None:
+    def show(self, row: dict[str, Any]) -> None:
         """Bring the line up to one step's metrics."""
         figures = (
             f"loss {row['loss']:.4f}  lr {row['lr']:.1e}  {row['clips_per_s']:.1f} clips/s  "
             f"wait {100 * row['data_wait_share']:.0f}%"
         )
-        if bad:
-            figures += f"  [yellow]{bad} bad files[/yellow]"
+        if self.peak_flops:
+            figures += f"  MFU {1e14 * row['tflop_per_s'] / self.peak_flops:.0f}%"
+        if row["bad_files"]:
+            figures += f"  [yellow]{row['bad_files']} bad files[/yellow]"
         self.bar.update(self.task, completed=row["step"], figures=figures)
         if not self.console.is_terminal and (row["step"] % self.every == 0 or row["step"] == self.steps):
             self.console.print(f"step {row['step']}/{self.steps}  {figures}", highlight=False)

@@ -27,7 +27,7 @@ def train_step(
     values = scheduled(config, step)
     set_learning_rate(optimizer, values["lr"])
     # As a tensor: each new number would be a new constant, and another compilation.
-    context_weight = torch.tensor(values["context_weight"], device=device)
+    context_weight = torch.full((), values["context_weight"], device=device)
     losses = torch.zeros(3, device=device)  # total, prediction, context
     for batch in data.batches:
         batch = batch.to(device)

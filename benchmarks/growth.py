@@ -1,0 +1,88 @@
+"""How time and memory of a training step grow with tokens and with batch.
+
+    python benchmarks/growth.py
+
+A small encoder (ViT-pico with patches of 16), so that 8,192 tokens fit any machine. Every size has a process of its own,
+which tells its peak memory; exponents are fitted to the larger half of the sizes, where constant costs no longer weigh.
+"""
+
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it
+
+import dataclasses
+import statistics
+from json import dumps
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from measure import Timed, run_in_turn
+from train_step import build as build_step
+from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
+from tubelet.train.device import pick_device, pick_dtype
+
+# Frames and pixels whose grids of 2x16x16 tubelets have so many tokens.
+CLIPS = {256: (8, 128), 512: (16, 128), 1024: (32, 128), 2048: (64, 128), 4096: (32, 256), 8192: (64, 256)}
+BATCHES = (1, 2, 4, 8, 16, 32)
+
+
+def build(side: str, precision: Precision) -> Timed:
+    """The training step at one size, named "tokens,batch"."""
+    tokens, batch = map(int, side.split(","))
+    frames, size = CLIPS[tokens]
+    config = TrainConfig(
+        model=dataclasses.replace(model_preset("vit-pico"), patch_size=16),
+        data=DataConfig(frames=frames, image_size=size),
+        batch_size=batch,
+        precision=precision,
+        compile=False,
+    )
+    return build_step("tubelet", config)
+
+
+def exponent(sizes: list[int], values: list[float]) -> float:
+    """The slope of log(value) over log(size), over the larger half of the sizes."""
+    half = len(sizes) // 2
+    return float(np.polyfit(np.log(sizes[half:]), np.log(values[half:]), 1)[0])
+
+
+def main(precision: Precision = "auto", rounds: int = 5, json: bool = False) -> None:
+    """Print the tables.
+
+    Args:
+        precision: bf16, fp32, or what the device is fast at.
+        rounds: Steps that are timed at each size, after one that is not; the tables hold their medians.
+        json: Print one JSON object as the last line.
+    """
+    device, console = pick_device(), Console()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    console.print(f"ViT-pico/16, {str(pick_dtype(precision, device))[6:]} on {name}")
+    result = {}
+    for what, sides in (
+        ("tokens", [f"{tokens},1" for tokens in CLIPS]),
+        ("batch", [f"512,{batch}" for batch in BATCHES]),
+    ):
+        timed, peak = run_in_turn(build, precision, sides, 1, rounds)
+        sizes = [int(side.split(",")[what == "batch"]) for side in sides]
+        seconds = [statistics.median(t for t, _ in timed[side]) for side in sides]
+        memory = [peak[side] for side in sides]
+        table = Table(
+            caption=f"time ~ {what}^{exponent(sizes, seconds):.2f}, memory ~ {what}^{exponent(sizes, memory):.2f}"
+        )
+        for column in (what, "s/step", "peak GB"):
+            table.add_column(column, justify="right")
+        for row in zip(sizes, seconds, memory, strict=True):
+            table.add_row(f"{row[0]:,}", f"{row[1]:.3f}", f"{row[2]:.2f}")
+        console.print(table)
+        result[what] = {"sizes": sizes, "seconds": seconds, "peak_gb": memory}
+        result[what] |= {"time_exponent": exponent(sizes, seconds), "memory_exponent": exponent(sizes, memory)}
+    if json:
+        print(dumps(result))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

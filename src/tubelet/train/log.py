@@ -1,0 +1,57 @@
+"""Metrics on their way from the device to the files and the screen."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tubelet.types import TubeletError
+
+
+class StepLog:
+    """Hands on each step's metrics; on CUDA one step late, so that the device never waits for the host to read them."""
+
+    def __init__(self, hand_on: Callable[[dict[str, Any]], None], device: torch.device) -> None:
+        """Args:
+        hand_on: called with each step's row of plain numbers, in order.
+        device: where the steps run.
+        """
+        self.hand_on = hand_on
+        self.late = device.type == "cuda"
+        self.waiting: tuple[dict[str, Any], list[str], Tensor, torch.cuda.Event | None] | None = None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take one step's metrics, some of them scalar tensors on the device.
+
+        Raises:
+            TubeletError: if the loss of a step that is handed on is not finite.
+        """
+        names = [name for name, value in row.items() if isinstance(value, Tensor)]
+        values = torch.stack([row[name].detach() for name in names])
+        arrived = None
+        if self.late:
+            values = torch.empty(len(names), pin_memory=True).copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self.flush()
+        self.waiting = dict(row), names, values, arrived
+        if not self.late:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on what is still held back."""
+        if self.waiting is None:
+            return
+        row, names, values, arrived = self.waiting
+        self.waiting = None
+        if arrived is not None:
+            arrived.synchronize()
+        row |= dict(zip(names, values.tolist(), strict=True))
+        if not math.isfinite(row["loss"]):
+            raise TubeletError(
+                f"the loss is {row['loss']} at step {row['step']}: lower the learning rate; "
+                "the checkpoint before it is kept"
+            )
+        self.hand_on(row)
