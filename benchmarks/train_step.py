@@ -209,7 +209,9 @@ def show(
     rate: float,
 ) -> None:
     """Print the tables."""
-    table = Table(title=title)
+    console = Console()
+    console.print(title)
+    table = Table()
     for column in ("part", "seconds", "share"):
         table.add_column(column, justify="left" if column == "part" else "right")
     for part, value in split.items():
@@ -227,6 +229,7 @@ def show(
         ratio = seconds["tubelet"] / seconds["reference"], peak["tubelet"] / peak["reference"]
         table.add_row("ratio", f"{ratio[0]:.2f}", f"{ratio[1]:.2f}", "")
     console.print(table)
+    console.print(f"bound: {flops / 1e12:.2f} TFLOP of matrix products at the measured {rate / 1e9:.0f} GFLOP/s")
 
 
 if __name__ == "__main__":
