@@ -3,8 +3,8 @@
     python benchmarks/growth.py
 
 A small encoder (ViT-pico with patches of 16), so that 8,192 tokens fit any machine. Every size has a process of its
-own, which tells its peak memory, Python's and PyTorch's own 0.35 GB included; exponents are fitted to the larger half of
-the sizes, where constant costs weigh less.
+own, which tells its peak memory, Python's and PyTorch's own 0.35 GB included; exponents are fitted to the larger half
+of the sizes, where constant costs weigh less.
 """
 
 import os

@@ -218,9 +218,7 @@ def show(
         table.add_row(part, f"{value:.3f}", f"{100 * value / seconds['tubelet']:.0f} %")
     console = Console()
     console.print(table)
-    table = Table(
-        caption=f"bound: {flops / 1e12:.2f} TFLOP of matrix products at the measured {rate / 1e9:.0f} GFLOP/s"
-    )
+    table = Table()
     for column in ("side", "s/step", "peak GB", "share of bound"):
         table.add_column(column, justify="left" if column == "side" else "right")
     for side in seconds:
