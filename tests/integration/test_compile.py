@@ -1,0 +1,89 @@
+"""Compiled runs: the same losses, no compilation after the first steps, and no compiler is no error."""
+
+import dataclasses
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from rich.console import Console
+from runs import rows, tiny_config, train_quietly
+
+from media import write_image, write_video
+from tubelet.config import DataConfig, TrainConfig, vit_pico
+from tubelet.model.layers import Block
+from tubelet.model.rope import rotary_table
+from tubelet.train.compilation import is_worth_compiling
+from tubelet.train.loop import train
+from tubelet.types import Grid
+from tubelet.vjepa import VJEPA
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    for i in range(3):
+        write_video(folder / f"{i}.mp4", frames=24)
+        write_image(folder / f"{i}.png")
+    return folder
+
+
+def test_a_compiled_run_gives_the_losses_of_an_eager_one_and_compiles_nothing_after_its_first_steps(
+    media, tmp_path, monkeypatch
+):
+    # What is traced, and when, is the same for every backend; this one takes seconds, the real one a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    counted = []
+
+    class Counting(Console):
+        def print(self, *words, **_):
+            counted.append((str(words[0]), torch._dynamo.utils.counters["stats"]["unique_graphs"]))
+
+    torch._dynamo.reset()
+    config = tiny_config(media, steps=40)
+    train(dataclasses.replace(config, compile=True), tmp_path / "compiled", console=Counting())
+    train_quietly(config, tmp_path / "eager")
+    assert any("compiling the blocks" in words for words, _ in counted)
+    graphs = [number for words, number in counted if words.startswith("step ")]
+    assert graphs[0] > 0
+    assert graphs[len(graphs) // 2] == graphs[-1]
+    for ours, theirs in zip(rows(tmp_path / "compiled"), rows(tmp_path / "eager"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="there is no C++ compiler here")
+def test_a_compiled_block_computes_what_an_eager_one_does(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    grid = Grid(2, 3, 3)
+    table = rotary_table(torch.arange(grid.tokens).unsqueeze(0), grid, 8, 16)
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        block, x = Block(24, 3, 4.0), torch.randn(2, grid.tokens, 24)
+        if compiled:
+            block.compile(dynamic=True)
+        block(x, table).square().sum().backward()
+        gradients.append([p.grad for p in block.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_compiler_a_run_says_so_and_goes_on(media, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.delenv("CXX", raising=False)
+    torch._dynamo.reset()
+    console = Console(record=True, width=200)
+    train(tiny_config(media, steps=2, compile=True), tmp_path / "run", console=console)
+    assert len(rows(tmp_path / "run")) == 2
+    assert console.export_text().count("not compiling, steps will be slower") == 1
+
+
+def test_only_long_runs_compile_unless_told():
+    demo = TrainConfig(model=vit_pico(), data=DataConfig(image_size=64, frames=4), steps=1100, batch_size=16)
+    published = dataclasses.replace(demo, data=DataConfig(), steps=300_000)
+    assert not is_worth_compiling(VJEPA(demo.model), demo, CPU)
+    assert is_worth_compiling(VJEPA(published.model), published, CPU)
