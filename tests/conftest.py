@@ -3,6 +3,8 @@ from pathlib import Path
 
 # As the command line does, and for the same reason: test processes share the cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+# Tests run side by side, one process a core, and so do the commands that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
