@@ -4,6 +4,7 @@ import random
 import signal
 import time
 
+import psutil
 import pytest
 import torch
 from runs import rows, start_training, tiny_config, train_quietly
@@ -88,6 +89,16 @@ def test_only_the_stated_number_of_checkpoints_is_kept(undisturbed):
         "step-000000015.safetensors",
         "step-000000020.safetensors",
     ]
+
+
+def test_data_workers_end_with_a_run_that_is_killed(media, tmp_path):
+    run = start_training(tiny_config(media, steps=10_000, data={"workers": 1}), tmp_path / "run")
+    wait_for(lambda: rows(tmp_path / "run"))
+    workers = psutil.Process(run.pid).children(recursive=True)
+    assert workers
+    run.kill()
+    run.join()
+    wait_for(lambda: not any(worker.is_running() for worker in workers), seconds=20)
 
 
 def test_a_finished_run_is_not_started_over_without_being_asked(media, undisturbed):

@@ -10,7 +10,10 @@ are averaged over ranks - where alternating modalities from step to step would l
 between the two.
 """
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -179,6 +182,14 @@ def _as_list(bad: dict[str, str]) -> list[BadFile]:
 def _start_worker(_: int) -> None:
     # A terminal sends Ctrl-C to every process; the workers must live on until the training process has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # PyTorch's own watch asks who the parent is, which under the start method "forkserver" is never the run.
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    if run := multiprocessing.parent_process():
+        run.join()
+        os._exit(1)
 
 
 def step_loader(config: TrainConfig, media: MediaList, start: int, pin_memory: bool) -> DataLoader[StepData]:
