@@ -15,7 +15,7 @@ import tyro
 
 from tubelet.types import Grid, TubeletError
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32", "fp8"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -319,7 +319,7 @@ class TrainConfig:
     accumulate: int = 1
     """Parts that each step's samples are processed in, to save memory."""
     precision: Precision = "auto"
-    """bf16 autocast or fp32; auto is bf16 where the device has units for it."""
+    """fp32 or bf16 autocast; auto is bf16 where the device has units for it; fp8 multiplies in 8 bits inside blocks."""
     seed: int = 0
     """Seed of initial weights, data order, crops and masks."""
     compile: bool | None = None

@@ -54,6 +54,7 @@ FLOORS = [
             "train/state.py",
             "train/progress.py",
             "train/compilation.py",
+            "train/float8.py",
             "train/log.py",
             "train/step.py",
             "train/loop.py",

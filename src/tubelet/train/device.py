@@ -27,7 +27,7 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype of matrix products: what was asked for, or bf16 where the device has units for it."""
     if precision == "auto":
         return torch.bfloat16 if has_bf16_units(device) else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 # Dense bf16 operations a second by the makers' data sheets, by a part of the name that CUDA gives the device.

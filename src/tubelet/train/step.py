@@ -11,6 +11,7 @@ from tubelet.data.clips import normalise
 from tubelet.train import schedules
 from tubelet.train.compilation import compile_blocks
 from tubelet.train.device import pick_dtype
+from tubelet.train.float8 import use_float8
 from tubelet.train.optim import set_learning_rate
 from tubelet.types import Mask, StepData
 from tubelet.vjepa import VJEPA
@@ -102,7 +103,16 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
 
 
 def prepare(model: VJEPA, config: TrainConfig, device: torch.device) -> str | None:
-    """Recompute activations and compile blocks, as the config has it; what there is to say of the latter."""
+    """Set precision and recomputation of the blocks and compile them, as the config has it.
+
+    Returns:
+        what there is to say of compiling, if anything.
+
+    Raises:
+        TubeletError: if the device cannot compute in the precision that the config asks for.
+    """
+    if config.precision == "fp8":
+        use_float8(model, device)
     model.student.recompute_activations = config.activation_checkpointing
     model.predictor.recompute_activations = config.activation_checkpointing
     return compile_blocks(model, config, device)
