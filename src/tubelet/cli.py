@@ -25,7 +25,7 @@ def train(
     config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
     *,
     out: Path,
-    model: str = "vit-ti",
+    model: str | None = None,
     patch_size: int | None = None,
     tubelet_size: int | None = None,
     resume: bool = False,
@@ -35,14 +35,18 @@ def train(
     Args:
         config: The run.
         out: Folder of the run: checkpoints, metrics, list of bad files.
-        model: vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G.
+        model: vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G; by default vit-ti, or what --init-from holds.
         patch_size: Pixels along a patch's side, instead of the model's own.
         tubelet_size: Frames of a video token, instead of the model's own.
         resume: Continue the run in --out from its newest checkpoint.
     """
+    from tubelet.train.initial import continued_sizes
     from tubelet.train.loop import train as run_training
 
-    preset = model_preset(model)
+    if config.init_from and model is None:
+        preset = continued_sizes(config.init_from)
+    else:
+        preset = model_preset(model or "vit-ti")
     sizes = dataclasses.replace(
         preset, patch_size=patch_size or preset.patch_size, tubelet_size=tubelet_size or preset.tubelet_size
     )

@@ -320,6 +320,10 @@ class TrainConfig:
     """Parts that each step's samples are processed in, to save memory."""
     precision: Precision = "auto"
     """fp32 or bf16 autocast; auto is bf16 where the device has units for it; fp8 multiplies in 8 bits inside blocks."""
+    init_from: str | None = None
+    """Run folder, checkpoint or released .pt whose weights the run starts from, instead of from random ones."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank in the encoder's blocks, and leave its own weights as they are; 0 is off."""
     seed: int = 0
     """Seed of initial weights, data order, crops and masks."""
     compile: bool | None = None
@@ -336,6 +340,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "monitor_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        _require(self.lora_rank >= 0, f"lora_rank is {self.lora_rank}, expected 0 (off) or more")
+        _require(
+            self.lora_rank == 0 or self.init_from is not None,
+            "lora_rank adapts trained weights: say which with init_from",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from tubelet.config import TrainConfig
 from tubelet.data.clips import normalise
 from tubelet.data.loader import samples_per_step, step_loader
 from tubelet.data.manifest import MediaList, list_media
+from tubelet.model.lora import save_adapters
 from tubelet.train.compilation import step_operations
 from tubelet.train.device import has_bf16_units, peak_flops, pick_device, pick_dtype
+from tubelet.train.initial import initial_model
 from tubelet.train.log import StepLog
 from tubelet.train.monitor import CollapseWatch, feature_health
 from tubelet.train.optim import build_optimizer
@@ -86,16 +88,18 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     run = RunFolder(Path(out), config, resume)
     device = pick_device()
     torch.manual_seed(config.seed)
-    model = VJEPA(config.model).to(device)
+    model, origin = initial_model(config, resumed=run.checkpoint is not None)
+    model.to(device)
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
     compiling = prepare(model, config, device)
-    curves, watch = Curves(run.path, start), CollapseWatch()
+    watch = CollapseWatch()
     for row in run.begin(start):
         watch.observe(row)
+    curves = Curves(run.path, start)
     announce(console, config, media, run, model, device, start)
-    if compiling:
-        console.print(compiling, highlight=False, soft_wrap=True)
+    for sentence in filter(None, (origin, compiling)):
+        console.print(sentence, highlight=False, soft_wrap=True)
     loader = step_loader(config, media, start, pin_memory=device.type == "cuda")
     operations = step_operations(model, config)
     path = run.checkpoint
@@ -121,6 +125,8 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
             if last or signals.received or (step + 1) % config.checkpoint_every == 0:
                 log.flush()
                 path = save_checkpoint(run.path, step + 1, model, optimizer, config, config.keep_checkpoints)
+                if config.lora_rank:
+                    save_adapters(model.teacher, run.path / "adapter")
             if signals.received and not last:
                 raise InterruptedRunError(
                     f"{signals.received.name}: stopped after step {step + 1} of {config.steps}; {path} is written, "
