@@ -70,7 +70,8 @@ def _segments(path: str, recipe: Recipe) -> Iterator[Piece]:
         for picture, begins_s, repeats in scan(np.arange(moments) / recipe.fps, height, width):
             shown_until = at + repeats
             while at < shown_until:
-                film.add(picture, begins_s - bounds[segment] / recipe.fps)
+                # The source's clock may round a frame to a little after the moment that shows it.
+                film.add(picture, min(begins_s, at / recipe.fps) - bounds[segment] / recipe.fps)
                 at = min(shown_until, bounds[segment + 1])
                 if at == bounds[segment + 1]:
                     if film.frames == 1:  # a picture that stands still; a video has two frames
