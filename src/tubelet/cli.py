@@ -1,4 +1,4 @@
-"""The command line: sample-data, train, evaluate, explain, report."""
+"""The command line: sample-data, shard, train, evaluate, explain, report."""
 
 import dataclasses
 import os
@@ -15,8 +15,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 import tyro
 from rich.console import Console
 
-from tubelet.config import TrainConfig, model_preset
-from tubelet.types import TubeletError
+from tubelet.config import Recipe, TrainConfig, model_preset
+from tubelet.types import BadFile, TubeletError
 
 # Commands import what they run when they run: `tubelet --help` answers without loading torch's training code.
 
@@ -95,6 +95,56 @@ def sample_data(
     console.print(f"views that were tried and dropped: {dropped or 'none'}", highlight=False, soft_wrap=True)
 
 
+def shard(
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional],
+    recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
+    *,
+    out: Path,
+    workers: int | None = None,
+    shard_mb: float = 1024,
+    max_bad_share: float = 0.05,
+) -> None:
+    """Cut videos and images into shards that train faster: short clips at training size, in tar files with an index.
+
+    Args:
+        sources: Folders, media files, globs, and CSV or JSONL manifests.
+        recipe: How they are cut.
+        out: Folder of the shards; what a stopped or killed command left there is continued.
+        workers: Processes; all cores by default.
+        shard_mb: Megabytes of source files that go into one shard.
+        max_bad_share: Share of the files that may be unreadable before the command stops.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tubelet.data.reshard import write_shards
+
+    console = Console()
+
+    def report(file: BadFile) -> None:
+        console.print(f"[yellow]bad file[/yellow] {file.path}: {file.reason}", highlight=False, soft_wrap=True)
+
+    columns = (TextColumn("files"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("sharding", total=None)
+        made = write_shards(
+            sources,
+            out,
+            recipe,
+            workers=workers,
+            shard_mb=shard_mb,
+            max_bad_share=max_bad_share,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            report=report,
+        )
+    already = " (it was there already)" if made.reused else ""
+    console.print(
+        f"{out}{already}: {made.videos} video segments and {made.images} images in {made.shards} shards, "
+        f"{made.size / 1e6:.1f} MB from {made.source_size / 1e6:.1f} MB of sources; {made.bad} bad files",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def evaluate(run: Annotated[Path, tyro.conf.Positional], *, data: Path, seed: int = 0) -> None:
     """Probe a run's frozen teacher beside a random encoder and raw patches.
 
@@ -152,6 +202,7 @@ def report(run: Annotated[Path, tyro.conf.Positional], *, data: Path | None = No
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "sample-data": sample_data,
+    "shard": shard,
     "evaluate": evaluate,
     "explain": explain,
     "report": report,

@@ -230,7 +230,7 @@ class DataConfig:
     """What is read and how it is cut."""
 
     sources: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Folders, media files, globs, and CSV or JSONL manifests."""
+    """Folders, media files, globs, CSV or JSONL manifests, and folders or URLs of shards."""
     image_size: int = 256
     """Side of the square crop, in pixels."""
     frames: int = 16
@@ -259,6 +259,35 @@ class DataConfig:
         _require(0 <= self.image_share <= 1, f"image_share is {self.image_share}, expected a share from 0 to 1")
         _require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
         _require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How source files are cut into the members of shards."""
+
+    size: int = 256
+    """Pixels of the short side of what is kept; smaller pictures stay as they are."""
+    fps: float = 8.0
+    """Frames per second that are kept, each with its own time in the source; no run can ask for a higher rate."""
+    segment_s: float = 20.0
+    """Seconds of a segment: a video is cut into equal ones of at least this length; no clip can be longer."""
+    gop: int = 8
+    """Frames from one keyframe to the next: fewer are faster to enter and take more space."""
+    crf: int = 20
+    """H.264 quality from 0 (lossless) to 51."""
+    image_quality: int = 92
+    """JPEG quality of still images, 1 to 100."""
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 16, f"size is {self.size}, expected at least 16 pixels")
+        _require(0 < self.fps <= 1000, f"fps is {self.fps}, expected a rate above 0 and at most 1000")
+        _require(
+            self.segment_s * self.fps >= 2,
+            f"segment_s is {self.segment_s}, expected at least two frames, {2 / self.fps:g} s at {self.fps:g} fps",
+        )
+        _require(self.gop >= 1, f"gop is {self.gop}, expected at least 1 frame")
+        _require(0 <= self.crf <= 51, f"crf is {self.crf}, expected 0 to 51")
+        _require(1 <= self.image_quality <= 100, f"image_quality is {self.image_quality}, expected 1 to 100")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,17 @@ FLOORS = [
     [
         [
             "data/containers.py",
+            "data/clock.py",
             "data/decode.py",
+            "data/images.py",
+            "data/shards.py",
             "data/manifest.py",
             "data/clips.py",
             "data/masks.py",
+            "data/pool.py",
             "data/loader.py",
+            "data/cut.py",
+            "data/reshard.py",
             "data/sample/level.py",
             "data/sample/truth.py",
             "data/sample/plan.py",
