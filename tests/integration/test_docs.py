@@ -39,7 +39,7 @@ def test_pages_show_commands():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_works_in_its_order(page, workplace):
+def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workplace):
     for line in commands(page, "bash"):
         words = shlex.split(line)
         if words[0] == "make":
@@ -54,10 +54,6 @@ def test_every_command_of_a_page_works_in_its_order(page, workplace):
             [sys.executable, *program, *words[1:]], cwd=workplace, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_of_a_page_runs(page, workplace):
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
     done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ FLOORS = [
     [["config.py"]],
     [
         [
+            "data/processes.py",
             "data/containers.py",
             "data/clock.py",
             "data/decode.py",

@@ -10,10 +10,6 @@ are averaged over ranks - where alternating modalities from step to step would l
 between the two.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -29,6 +25,7 @@ from tubelet.data.images import read_image
 from tubelet.data.manifest import MediaList
 from tubelet.data.masks import sample_mask
 from tubelet.data.pool import pool_of
+from tubelet.data.processes import start_worker
 from tubelet.data.shards import StorageError, epoch_order
 from tubelet.types import BadFile, Batch, DecodeError, Modality, StepData, TubeletError
 
@@ -190,19 +187,6 @@ def _as_list(bad: dict[str, str]) -> list[BadFile]:
     return [BadFile(path, reason) for path, reason in bad.items()]
 
 
-def _start_worker(_: int) -> None:
-    # A terminal sends Ctrl-C to every process; the workers must live on until the training process has saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # PyTorch's own watch asks who the parent is, which under the start method "forkserver" is never the run.
-    threading.Thread(target=_end_with_the_run, daemon=True).start()
-
-
-def _end_with_the_run() -> None:
-    if run := multiprocessing.parent_process():
-        run.join()
-        os._exit(1)
-
-
 def step_loader(config: TrainConfig, media: MediaList, start: int, pin_memory: bool) -> DataLoader[StepData]:
     """The data of steps start, start + 1, ..., in order, made ahead of need by worker processes.
 
@@ -217,5 +201,5 @@ def step_loader(config: TrainConfig, media: MediaList, start: int, pin_memory: b
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )

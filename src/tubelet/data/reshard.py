@@ -8,14 +8,12 @@ renamed into place after the tar, is there; the index is made of the notes and r
 import hashlib
 import json
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from tarfile import BLOCKSIZE, USTAR_FORMAT, TarInfo
 from typing import Any, BinaryIO
@@ -26,6 +24,7 @@ import numpy as np
 from tubelet.config import Recipe
 from tubelet.data.cut import cut
 from tubelet.data.manifest import list_media
+from tubelet.data.processes import start_worker
 from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_shards
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError
 
@@ -174,7 +173,7 @@ def _results(jobs: list[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any
             yield job, write_shard(job)
         return
     # Spawned, not forked: a parent that has started torch's threads does not survive a fork.
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=start_worker)
     try:
         futures = {pool.submit(write_shard, job): job for job in jobs}
         for future in as_completed(futures):
@@ -185,19 +184,6 @@ def _results(jobs: list[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any
         for process in list((pool._processes or {}).values()):
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # Ctrl-C reaches all processes of a terminal; the parent, whose it is to stop, terminates its workers. One that is
-    # killed cannot: its workers end themselves.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if (parent := parent_process()) is not None:
-        parent.join()
-        os._exit(1)
 
 
 def write_shard(job: Job) -> dict[str, Any]:
