@@ -68,6 +68,7 @@ FLOORS = [
             "train/step.py",
             "train/loop.py",
         ],
+        ["embed/table.py", "embed/clips.py", "embed/collection.py", "embed/search.py"],
         ["evaluate/metrics.py", "evaluate/probes.py", "evaluate/features.py", "evaluate/suite.py"],
         [
             "view/pictures.py",

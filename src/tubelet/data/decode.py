@@ -104,6 +104,13 @@ def read_clips(media: Media, choose: Callable[[VideoInfo], list[np.ndarray]]) ->
         return info, [video.clip(times) for times in wanted]
 
 
+def stream_clips(media: Media, choose: Callable[[VideoInfo], list[np.ndarray]]) -> Iterator[Frames]:
+    """As `read_clips`, one clip after the other, so that a film of any length can be read."""
+    with _Video(media) as video:
+        for times in choose(video.info()):
+            yield video.clip(np.asarray(times, dtype=np.float64))
+
+
 def read_frames(media: Media) -> Frames:
     """Every frame of a short video.
 
