@@ -16,6 +16,7 @@ FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.p
 FLOORS = [
     [["types.py"]],
     [["config.py"]],
+    [["device.py"]],
     [
         [
             "data/containers.py",
@@ -47,7 +48,15 @@ FLOORS = [
     [["checkpoint.py"]],
     [
         [
-            "train/device.py",
+            "pretrained/features.py",
+            "pretrained/inputs.py",
+            "pretrained/sources.py",
+            "pretrained/weights.py",
+            "pretrained/backbone.py",
+        ],
+    ],
+    [
+        [
             "train/schedules.py",
             "train/optim.py",
             "train/monitor.py",

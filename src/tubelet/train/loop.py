@@ -15,8 +15,8 @@ from tubelet.config import TrainConfig
 from tubelet.data.clips import normalise
 from tubelet.data.loader import samples_per_step, step_loader
 from tubelet.data.manifest import MediaList, list_media
+from tubelet.device import has_bf16_units, peak_flops, pick_device, pick_dtype
 from tubelet.train.compilation import step_operations
-from tubelet.train.device import has_bf16_units, peak_flops, pick_device, pick_dtype
 from tubelet.train.log import StepLog
 from tubelet.train.monitor import CollapseWatch, feature_health
 from tubelet.train.optim import build_optimizer
