@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from measure import matrix_rate, run_in_turn, synchronise
 from tubelet.config import ModelConfig, Precision, model_preset
+from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
-from tubelet.train.device import pick_device, pick_dtype
 
 Peer = Literal["reference", "transformers"]
 

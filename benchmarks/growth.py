@@ -24,7 +24,7 @@ from rich.table import Table
 from measure import Timed, run_in_turn
 from train_step import build as build_step
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
-from tubelet.train.device import pick_device, pick_dtype
+from tubelet.device import pick_device, pick_dtype
 
 # Frames and pixels whose grids of 2x16x16 tubelets have so many tokens.
 CLIPS = {256: (8, 128), 512: (16, 128), 1024: (32, 128), 2048: (64, 128), 4096: (32, 256), 8192: (64, 256)}

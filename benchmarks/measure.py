@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tubelet.train.device import pick_device
+from tubelet.device import pick_device
 
 Timed = Callable[[int], tuple[float, Any]]
 

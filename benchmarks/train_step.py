@@ -31,7 +31,7 @@ from measure import matrix_rate, run_in_turn, synchronise
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.data.clips import normalise
 from tubelet.data.masks import sample_mask
-from tubelet.train.device import pick_device, pick_dtype
+from tubelet.device import pick_device, pick_dtype
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import autocast, backpropagate, prepare, train_step
 from tubelet.types import Batch, Modality, StepData

@@ -1,1 +1,22 @@
 """V-JEPA 2.1: self-supervised pre-training on videos and images that yields dense features."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tubelet.pretrained.backbone import load
+    from tubelet.pretrained.features import DenseFeatures
+
+__all__ = ["DenseFeatures", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and `DenseFeatures`, imported when they are first asked for: commands that need no torch stay quick."""
+    if name == "load":
+        from tubelet.pretrained.backbone import load
+
+        return load
+    if name == "DenseFeatures":
+        from tubelet.pretrained.features import DenseFeatures
+
+        return DenseFeatures
+    raise AttributeError(f"module 'tubelet' has no attribute {name!r}")

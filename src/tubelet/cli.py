@@ -155,7 +155,7 @@ def embed(
         out: Folder of the table; what a stopped or killed command left there is continued.
     """
     from tubelet.embed.collection import embed_collection
-    from tubelet.pretrained import load
+    from tubelet.pretrained.backbone import load
 
     console = Console()
     with _files_progress(console) as progress:
@@ -189,7 +189,7 @@ def search(
     from rich.table import Table
 
     from tubelet.embed.search import search as find_nearest
-    from tubelet.pretrained import load
+    from tubelet.pretrained.backbone import load
 
     table = Table()
     for column in ("similarity", "seconds"):

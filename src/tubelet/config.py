@@ -9,13 +9,14 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import tyro
 
 from tubelet.types import Grid, TubeletError
 
 Precision = Literal["auto", "bf16", "fp32", "fp8"]
+RopeVersion = Literal["2.1", "2.0"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -75,6 +76,8 @@ class ModelConfig:
     """Colour channels of the input."""
     rope_grid: int = 16
     """Rows (and columns) of the pre-training grid that rotary positions are rescaled to."""
+    rope: RopeVersion = "2.1"
+    """Whose rotary angles: V-JEPA 2.0 gives the two channels of a pair two angles and rescales no positions."""
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     """The predictor's sizes."""
 
@@ -93,6 +96,7 @@ class ModelConfig:
             self.output_levels is None or 1 <= self.output_levels <= len(self.levels),
             f"output_levels is {self.output_levels}, expected 1..{len(self.levels)}",
         )
+        _require(self.rope in get_args(RopeVersion), f"rope is {self.rope!r}, expected '2.1' or '2.0'")
 
     @property
     def num_output_levels(self) -> int:

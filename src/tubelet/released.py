@@ -2,42 +2,47 @@
 
 `encoder` holds the student, `target_encoder` the teacher (`ema_encoder` in the distilled B and L), `predictor` the
 predictor. Names are mapped to this package's, patch embeddings are flattened from convolution kernels to matrices, and
-rows of queries and keys are reordered to the rotation's half layout (see `tubelet.model.rope`).
+rows of queries and keys are reordered to the rotation's half layout (see `tubelet.model.rope`). All of it can be undone
+to the bit, and a file is held against what this package would write: errors speak of the file's own names and shapes.
 """
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, levels_of_depth
+from tubelet.model.encoder import Encoder
+from tubelet.model.predictor import Predictor
 from tubelet.model.rope import pair_permutation
 from tubelet.types import TubeletError
 
+Part = Literal["student", "predictor", "teacher"]
+PARTS: tuple[Part, ...] = ("student", "predictor", "teacher")
 TEACHER_KEYS = ("target_encoder", "ema_encoder")
 PREFIX = "module.backbone."
+State = dict[str, Tensor]
 
-_MODALITY = {"img": "image", "video": "video"}
+# What a name begins with, there and here; the first that fits counts.
 _ENCODER_NAMES = (
-    (r"^(img|video)_mod_embed$", lambda m: f"tokenizer.{_MODALITY[m[1]]}_embedding"),
-    (r"^patch_embed\.proj\.", lambda m: "tokenizer.video."),
-    (r"^patch_embed_img\.proj\.", lambda m: "tokenizer.image."),
-    (r"^norms_block\.", lambda m: "norms."),
-    (r"\.attn\.", lambda m: ".attention."),
+    ("img_mod_embed", "tokenizer.image_embedding"),
+    ("video_mod_embed", "tokenizer.video_embedding"),
+    ("patch_embed.proj.", "tokenizer.video."),
+    ("patch_embed_img.proj.", "tokenizer.image."),
+    ("norms_block.", "norms."),
 )
 _PREDICTOR_NAMES = (
-    (r"^(img|video)_mod_embed$", lambda m: f"{_MODALITY[m[1]]}_embedding"),
-    (r"^predictor_embed\.(weight|bias)$", lambda m: f"fusion.0.{m[1]}"),
-    (r"^predictor_embed\.", lambda m: "fusion."),
-    (r"^predictor_blocks\.", lambda m: "blocks."),
-    (r"^predictor_norm\.", lambda m: "norm."),
-    (r"^predictor_proj_context\.", lambda m: "context_head."),
-    (r"^predictor_proj\.", lambda m: "target_head."),
-    (r"\.attn\.", lambda m: ".attention."),
+    ("img_mod_embed", "image_embedding"),
+    ("video_mod_embed", "video_embedding"),
+    ("predictor_blocks.", "blocks."),
+    ("predictor_norm.", "norm."),
+    ("predictor_proj_context.", "context_head."),
+    ("predictor_proj.", "target_head."),
 )
 
 
@@ -46,149 +51,286 @@ class Released(NamedTuple):
 
     Attributes:
         config: sizes read off the tensors.
-        student, predictor, teacher: state dictionaries of `Encoder`, `Predictor` and `Encoder`.
+        student, predictor, teacher: state dictionaries of `Encoder`, `Predictor` and `Encoder`; those that were not
+            asked for are empty.
     """
 
     config: ModelConfig
-    student: dict[str, Tensor]
-    predictor: dict[str, Tensor]
-    teacher: dict[str, Tensor]
+    student: State
+    predictor: State
+    teacher: State
 
 
 def read_released(
-    path: str | Path, heads: int | None = None, predictor_heads: int = 12, levels: tuple[int, ...] | None = None
+    path: str | Path,
+    heads: int | None = None,
+    predictor_heads: int = 12,
+    levels: tuple[int, ...] | None = None,
+    parts: Collection[Part] = PARTS,
 ) -> Released:
-    """Read a released checkpoint.
+    """Read a released checkpoint. Tensors that need no reordering stay in the file until they are used.
 
     Args:
         path: the .pt file.
         heads: attention heads of the encoder, which no tensor tells; None looks the width up in the family.
         predictor_heads: attention heads of the predictor; every released one has 12.
         levels: tapped blocks, which no tensor tells; None is what the family taps at this depth.
+        parts: what to read.
 
     Raises:
-        TubeletError: if the file is not such a checkpoint, or its tensors contradict each other.
+        TubeletError: if the file is not such a checkpoint, or a tensor is missing, unexpected or misshapen; all of them
+            are listed.
+    """
+    file = read_torch_file(path)
+    teacher_key = next((key for key in TEACHER_KEYS if key in file), TEACHER_KEYS[0])
+    keys = {"student": "encoder", "predictor": "predictor", "teacher": teacher_key}
+    absent = [keys[part] for part in parts if keys[part] not in file]
+    if absent:
+        raise TubeletError(
+            f"{path}: expected the keys {', '.join(map(repr, absent))}, found {sorted(map(str, file))}: "
+            "not a V-JEPA 2.1 release"
+        )
+    states = {part: strip(file[keys[part]]) for part in PARTS if keys[part] in file}
+    encoder = states["student" if "teacher" not in parts and "student" in states else "teacher"]
+    distilled = teacher_key == "ema_encoder"
+    config = _infer_config(path, encoder, heads, levels, states.get("predictor", {}), distilled)
+    if "predictor" in parts:
+        config = replace(config, predictor=_infer_predictor(path, states["predictor"], predictor_heads, distilled))
+    wanted = {part: states[part] for part in parts}
+    _check(path, {keys[part]: (wanted[part], expected_state(config, part)) for part in parts})
+    own = {part: _to_own(state, config, part) for part, state in wanted.items()}
+    return Released(config, own.get("student", {}), own.get("predictor", {}), own.get("teacher", {}))
+
+
+def write_released(path: Path, config: ModelConfig, states: Mapping[Part, Mapping[str, Tensor]]) -> None:
+    """Write state dictionaries of this package as a released checkpoint, which `read_released` gives back to the bit.
+
+    Raises:
+        TubeletError: for a V-JEPA 2.0 model, whose positions this layout cannot tell, or if the file cannot be written.
+    """
+    if config.rope != "2.1":
+        raise TubeletError(f"{path}: the layout of 2.1 cannot hold a V-JEPA {config.rope} model: write .safetensors")
+    teacher_key = TEACHER_KEYS[0] if config.predictor.rescale_rope else TEACHER_KEYS[1]
+    keys = {"student": "encoder", "predictor": "predictor", "teacher": teacher_key}
+    file = {
+        keys[part]: {PREFIX + name: value for name, value in to_released(state, config, part).items()}
+        for part, state in states.items()
+    }
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(file, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise TubeletError(f"{path}: the checkpoint could not be written: {error}") from error
+
+
+def read_torch_file(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a .pt file, its tensors mapped rather than read, without running any code of it.
+
+    Raises:
+        TubeletError: if that cannot be.
     """
     try:
         file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise TubeletError(f"{path}: not a checkpoint that can be read safely ({error})") from error
-    teacher_key = next((key for key in TEACHER_KEYS if key in file), None)
-    if teacher_key is None or "encoder" not in file or "predictor" not in file:
-        raise TubeletError(
-            f"{path}: expected the keys 'encoder', 'predictor' and one of {TEACHER_KEYS}, found {sorted(file)}"
-        )
-    student, predictor, teacher = (_strip(file[key]) for key in ("encoder", "predictor", teacher_key))
-    config = _infer_config(student, predictor, heads, predictor_heads, levels, distilled=teacher_key == "ema_encoder")
-    return Released(
-        config,
-        _to_own(student, _ENCODER_NAMES, config.heads),
-        _stack_mask_tokens(_to_own(predictor, _PREDICTOR_NAMES, config.predictor.heads)),
-        _to_own(teacher, _ENCODER_NAMES, config.heads),
-    )
+    if not isinstance(file, dict):
+        raise TubeletError(f"{path}: expected a dictionary of state dictionaries, found {type(file).__name__}")
+    return file
 
 
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load a state dictionary that must fit to the last tensor.
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str, assign: bool = False) -> None:
+    """Load a state dictionary that must fit to the last tensor; `assign` puts its tensors in the parameters' place.
 
     Raises:
         TubeletError: that lists every missing, unexpected and misshapen tensor.
     """
-    own = module.state_dict()
-    wrong = [f"missing {name} {tuple(own[name].shape)}" for name in own if name not in state]
-    wrong += [f"unexpected {name} {tuple(state[name].shape)}" for name in state if name not in own]
-    wrong += [
-        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+    if wrong := differences(state, module.state_dict()):
+        raise TubeletError(f"{what} does not fit the model: {'; '.join(wrong)}")
+    module.load_state_dict(state, assign=assign)
+
+
+def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Every tensor of `state` that is missing, unexpected or misshapen, in words."""
+    wrong = [f"missing {name} {tuple(expected[name].shape)}" for name in expected if name not in state]
+    wrong += [f"unexpected {name} {tuple(state[name].shape)}" for name in state if name not in expected]
+    return wrong + [
+        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
+    ]
+
+
+def expected_state(config: ModelConfig, part: Part) -> State:
+    """The names and shapes, without content, that a released checkpoint of these sizes has for one part."""
+    with torch.device("meta"):
+        module = Predictor(config) if part == "predictor" else Encoder(config)
+    return to_released(module.state_dict(), config, part)
+
+
+def to_released(state: Mapping[str, Tensor], config: ModelConfig, part: Part) -> State:
+    """One part's tensors in the released names and layout, without their prefix."""
+    released: State = {}
+    p, t = config.patch_size, config.tubelet_size
+    heads = config.predictor.heads if part == "predictor" else config.heads
+    for name, value in state.items():
+        if name == "mask_tokens":
+            released |= {f"mask_tokens.{i}": token.view(1, 1, -1) for i, token in enumerate(value)}
+            continue
+        if name.endswith("_embedding"):
+            value = value.view(1, 1, -1)
+        elif name in ("tokenizer.video.weight", "tokenizer.image.weight"):
+            value = value.view(-1, config.channels, 1 if "image" in name else t, p, p)
+        elif ".attention.qkv." in name:
+            value = _permute_pairs(value, heads, pair_permutation(head_dim_of(value, heads)).argsort())
+        for there, here in _names(config, part):
+            if name.startswith(here):
+                name = there + name.removeprefix(here)
+                break
+        released[name.replace(".attention.", ".attn.")] = value
+    return released
+
+
+def _to_own(state: Mapping[str, Tensor], config: ModelConfig, part: Part) -> State:
+    """One part's tensors in this package's names and layout."""
+    own = {}
+    heads = config.predictor.heads if part == "predictor" else config.heads
+    for name, value in state.items():
+        if name.startswith("mask_tokens."):
+            continue
+        for there, here in _names(config, part):
+            if name.startswith(there):
+                name = here + name.removeprefix(there)
+                break
+        name = name.replace(".attn.", ".attention.")
+        if name.endswith("_embedding"):
+            value = value.flatten()
+        elif name in ("tokenizer.video.weight", "tokenizer.image.weight"):
+            value = value.flatten(1)
+        elif ".attention.qkv." in name:
+            value = halve_pairs(value, heads)
+        own[name] = value
+    if part == "predictor":
+        tokens = [state[f"mask_tokens.{i}"].flatten() for i in range(config.predictor.mask_tokens)]
+        own["mask_tokens"] = torch.stack(tokens)
+    return own
+
+
+def halve_pairs(qkv: Tensor, heads: int) -> Tensor:
+    """(3D, ...) rows of queries and keys from interleaved pairs to the half layout; values stay."""
+    return _permute_pairs(qkv, heads, pair_permutation(head_dim_of(qkv, heads)))
+
+
+def head_dim_of(qkv: Tensor, heads: int) -> int:
+    """Channels of a head of stacked queries, keys and values (3D, ...)."""
+    return qkv.shape[0] // (3 * heads)
+
+
+def _permute_pairs(qkv: Tensor, heads: int, permutation: Tensor) -> Tensor:
+    per_head = qkv.unflatten(0, (3, heads, -1))
+    return torch.cat([per_head[:2, :, permutation.to(qkv.device)], per_head[2:]]).flatten(0, 2)
+
+
+def _names(config: ModelConfig, part: Part) -> tuple[tuple[str, str], ...]:
+    if part != "predictor":
+        return _ENCODER_NAMES
+    # A single level is not fused: its one layer is no list there.
+    fusion = ("predictor_embed.", "fusion.0." if config.num_output_levels == 1 else "fusion.")
+    return (fusion, *_PREDICTOR_NAMES)
+
+
+def strip(state: Mapping[str, Tensor]) -> State:
+    """The same tensors without the wrappers' prefixes."""
+    return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in state.items()}
+
+
+def _check(path: str | Path, parts: Mapping[str, tuple[State, State]]) -> None:
+    wrong = [
+        f"{key}: {'; '.join(found)}"
+        for key, (state, expected) in parts.items()
+        if (found := differences(state, expected))
     ]
     if wrong:
-        raise TubeletError(f"{what} does not fit the model: {'; '.join(wrong)}")
-    module.load_state_dict(state)
+        raise TubeletError(f"{path} does not fit the model that its sizes speak of: {' | '.join(wrong)}")
 
 
-def _strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(PREFIX): value for name, value in state.items()}
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+def count_blocks(state: Mapping[str, Tensor], pattern: str) -> int:
+    """One more than the largest number that `pattern` finds at the beginning of a name."""
     found = [int(match[1]) for name in state if (match := re.match(pattern, name))]
     return max(found, default=-1) + 1
 
 
+def length_of(state: Mapping[str, Tensor], pattern: str, path: str | Path) -> int:
+    """Length of the vector whose name matches; of several, the one that most have, so that one error is one error.
+
+    Raises:
+        TubeletError: if there is none.
+    """
+    lengths = [value.shape[0] for name, value in state.items() if re.fullmatch(pattern, name) and value.dim() == 1]
+    if not lengths:
+        raise TubeletError(f"{path}: the checkpoint has no tensor {pattern!r}: not a V-JEPA release")
+    return max(set(lengths), key=lengths.count)
+
+
+def tokenizer_shape(state: Mapping[str, Tensor], width: int, path: str | Path) -> tuple[int, int, int]:
+    """Channels, frames and pixels of the video tokenizer's kernel.
+
+    Raises:
+        TubeletError: if it is missing or no kernel of this width.
+    """
+    name = "patch_embed.proj.weight"
+    shape = tuple(state[name].shape) if name in state else ()
+    if len(shape) != 5 or shape[0] != width or shape[3] != shape[4]:
+        found = f"has shape {shape}" if shape else "is missing"
+        raise TubeletError(f"{path}: {name} {found}, expected (width = {width}, channels, frames, p, p)")
+    return shape[1], shape[2], shape[3]
+
+
 def _infer_config(
+    path: str | Path,
     encoder: Mapping[str, Tensor],
-    predictor: Mapping[str, Tensor],
     heads: int | None,
-    predictor_heads: int,
     levels: tuple[int, ...] | None,
+    predictor: Collection[str],
     distilled: bool,
 ) -> ModelConfig:
-    try:
-        width, channels, tubelet_size, patch_size, _ = encoder["patch_embed.proj.weight"].shape
-        hidden = encoder["blocks.0.mlp.fc1.weight"].shape[0]
-        predictor_width = predictor["predictor_norm.weight"].shape[0]
-        predictor_hidden = predictor["predictor_blocks.0.mlp.fc1.weight"].shape[0]
-        output_width = predictor["predictor_proj.weight"].shape[0]
-    except KeyError as error:
-        raise TubeletError(f"the checkpoint has no tensor {error}: not a V-JEPA 2.1 release") from error
+    width = length_of(encoder, r"blocks\.\d+\.norm1\.weight", path)
+    channels, tubelet_size, patch_size = tokenizer_shape(encoder, width, path)
+    depth = count_blocks(encoder, r"blocks\.(\d+)\.")
+    family = {preset().width: preset() for preset in MODELS.values()}.get(width)
     if heads is None:
-        by_width = {preset().width: preset().heads for preset in MODELS.values()}
-        if width not in by_width:
+        if family is None:
             raise TubeletError(f"no family member is {width} wide: say how many attention heads it has with heads=")
-        heads = by_width[width]
-    depth = _count(encoder, r"blocks\.(\d+)\.")
+        if levels is None and depth != family.depth:  # a file that lost its last blocks would be a shallower model
+            raise TubeletError(
+                f"{path}: {depth} blocks of width {width}, where the family member of that width has {family.depth}: "
+                "blocks are missing, or say what this model is with heads= and levels="
+            )
+        heads = family.heads
     return ModelConfig(
         width=width,
         depth=depth,
         heads=heads,
-        mlp_ratio=hidden / width,
+        mlp_ratio=length_of(encoder, r"blocks\.\d+\.mlp\.fc1\.bias", path) / width,
         levels=levels or levels_of_depth(depth),
         output_levels=1 if "predictor_embed.weight" in predictor else None,
         patch_size=patch_size,
         tubelet_size=tubelet_size,
         channels=channels,
-        predictor=PredictorConfig(
-            width=predictor_width,
-            depth=_count(predictor, r"predictor_blocks\.(\d+)\."),
-            heads=predictor_heads,
-            mlp_ratio=predictor_hidden / predictor_width,
-            mask_tokens=_count(predictor, r"mask_tokens\.(\d+)$"),
-            rescale_rope=not distilled,
-            output_width=output_width,
-        ),
+        predictor=PredictorConfig(rescale_rope=not distilled),
     )
 
 
-def _to_own(state: Mapping[str, Tensor], names: tuple, heads: int) -> dict[str, Tensor]:
-    """Rename, flatten and reorder one module's tensors."""
-    own = {}
-    for name, value in state.items():
-        renamed = name
-        for pattern, replacement in names:
-            renamed = re.sub(pattern, replacement, renamed)
-        if renamed.endswith("_embedding") or renamed.startswith("mask_tokens."):
-            value = value.flatten()
-        elif renamed in ("tokenizer.video.weight", "tokenizer.image.weight"):
-            value = value.flatten(1)
-        elif ".attention.qkv." in renamed:
-            value = _halve_pairs(value, heads)
-        own[renamed] = value
-    return own
-
-
-def _halve_pairs(qkv: Tensor, heads: int) -> Tensor:
-    """(3D, ...) rows of queries and keys from interleaved pairs to the half layout; values stay."""
-    per_head = qkv.unflatten(0, (3, heads, -1))
-    permutation = pair_permutation(per_head.shape[2])
-    return torch.cat([per_head[:2, :, permutation], per_head[2:]]).flatten(0, 2)
-
-
-def _stack_mask_tokens(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = sorted(
-        (name for name in state if name.startswith("mask_tokens.")), key=lambda name: int(name.split(".")[1])
+def _infer_predictor(path: str | Path, state: Mapping[str, Tensor], heads: int, distilled: bool) -> PredictorConfig:
+    width = length_of(state, r"predictor_norm\.weight", path)
+    return PredictorConfig(
+        width=width,
+        depth=count_blocks(state, r"predictor_blocks\.(\d+)\."),
+        heads=heads,
+        mlp_ratio=length_of(state, r"predictor_blocks\.\d+\.mlp\.fc1\.bias", path) / width,
+        mask_tokens=count_blocks(state, r"mask_tokens\.(\d+)$"),
+        rescale_rope=not distilled,
+        output_width=length_of(state, r"predictor_proj\.bias", path),
     )
-    tokens = [state.pop(name) for name in names]
-    if tokens:
-        state["mask_tokens"] = torch.stack(tokens)
-    return state

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # processes that only render or read files need not spend seconds on importing torch
     import torch
@@ -22,8 +22,7 @@ class Modality(StrEnum):
     IMAGE = "image"
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """The token grid (T', H', W'): time steps, rows, columns. Tokens are numbered in (t, h, w) order."""
 
     t: int

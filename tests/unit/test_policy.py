@@ -16,6 +16,7 @@ FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.p
 FLOORS = [
     [["types.py"]],
     [["config.py"]],
+    [["device.py"]],
     [
         [
             "data/processes.py",
@@ -55,7 +56,15 @@ FLOORS = [
     [["checkpoint.py"]],
     [
         [
-            "train/device.py",
+            "pretrained/features.py",
+            "pretrained/inputs.py",
+            "pretrained/sources.py",
+            "pretrained/weights.py",
+            "pretrained/backbone.py",
+        ],
+    ],
+    [
+        [
             "train/schedules.py",
             "train/optim.py",
             "train/monitor.py",

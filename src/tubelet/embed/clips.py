@@ -59,7 +59,8 @@ class CollectionClips(IterableDataset[ClipBatch]):
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         pixels: list[Tensor] = []
         rows: list[dict[str, Any]] = []
-        ended, short, bad = 0, 0, []
+        bad: list[BadFile] = []
+        ended = short = 0
         for modality, sample in self.samples[first::step]:
             if rows and rows[0]["modality"] != modality:
                 yield ClipBatch(torch.stack(pixels), rows, ended, short, bad)

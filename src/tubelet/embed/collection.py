@@ -15,7 +15,7 @@ from tubelet.config import EmbedConfig
 from tubelet.data.manifest import list_media
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import FeatureTable
-from tubelet.pretrained import Backbone
+from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Modality, TubeletError
 
 BAD_FILES = "bad_files.jsonl"

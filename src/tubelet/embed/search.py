@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tubelet.embed.table import parts, pooled_rows, read_settings
-from tubelet.pretrained import Backbone, load
+from tubelet.pretrained.backbone import Backbone, load
 from tubelet.types import TubeletError
 
 
@@ -56,6 +56,6 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
     for columns, pooled in pooled_rows(index, ["path", "start_s", "end_s"]):
         similarity = pooled @ query / np.linalg.norm(pooled, axis=1)
         nearest = np.argsort(-similarity)[:top]
-        best += [Hit(*(columns[key][i] for key in columns), similarity=float(similarity[i])) for i in nearest]
+        best += [Hit(**{key: columns[key][i] for key in columns}, similarity=float(similarity[i])) for i in nearest]
         best = sorted(best, key=lambda hit: -hit.similarity)[:top]
     return best

@@ -44,8 +44,10 @@ class FeatureTable:
             if not (path / SETTINGS).is_file():
                 raise TubeletError(f"{path}: holds something else; choose another --out")
             before = read_settings(path)
+            # Where the model was loaded from may change, as long as it is the same model.
+            compared = [key for key in settings if key != "model"]
             changed = [
-                f"{key}: {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value
+                f"{key}: {before.get(key)} -> {settings[key]}" for key in compared if before.get(key) != settings[key]
             ]
             if changed:
                 raise TubeletError(

@@ -1,5 +1,7 @@
 """The multi-level ViT: student (X-encoder) and teacher (Y-encoder) alike (SYSTEM steps 1, 2 and 4)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -37,14 +39,29 @@ class Encoder(nn.Module):
             TubeletError: if the pixels' shape does not divide into patches.
         """
         config = self.config
+        returned = config.levels[-config.num_output_levels :]
+        outputs = self.outputs(pixels, returned, ids)
+        return [self.norms[config.levels.index(i)](x) for i, x in zip(returned, outputs, strict=True)]
+
+    def outputs(self, pixels: Tensor, blocks: Sequence[int], ids: Tensor | None = None) -> list[Tensor]:
+        """What some blocks give, before any norm; nothing is computed beyond the last of them.
+
+        Args:
+            pixels: (B, C, T, H, W) normalised pixels; T = 1 is an image.
+            blocks: their 0-based numbers, ascending.
+            ids: (B, K) indices of the tokens to see, or None for all N.
+
+        Returns:
+            a tensor (B, K, D) for each of the blocks.
+        """
+        config = self.config
         grid = self.tokenizer.grid(pixels)
         x = self.tokenizer(pixels, ids)
         where = torch.arange(grid.tokens, device=pixels.device).unsqueeze(0) if ids is None else ids
-        table = rotary_table(where, grid, config.width // config.heads, config.rope_grid)
-        returned = config.levels[-config.num_output_levels :]
-        levels = []
-        for i, block in enumerate(self.blocks):
-            x = run_block(block, x, table, self.recompute_activations)
-            if i in returned:
-                levels.append(self.norms[config.levels.index(i)](x))
-        return levels
+        table = rotary_table(where, grid, config.width // config.heads, config.rope_grid, config.rope)
+        outputs = []
+        for i in range(blocks[-1] + 1):
+            x = run_block(self.blocks[i], x, table, self.recompute_activations)
+            if i in blocks:
+                outputs.append(x)
+        return outputs

@@ -13,19 +13,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tubelet.config import RopeVersion
 from tubelet.types import Grid
 
 
 class RotaryTable(NamedTuple):
     """Cosines and sines of every token's angles, shared by all blocks of a forward pass.
 
+    The two channels of a pair turn by one angle, and `second_*` are the same tensors as the first two. In V-JEPA 2.0
+    they turn by two, which is no rotation any more, but is what its weights have learned.
+
     Attributes:
-        cos: (B or 1, 1, K, head_dim / 2) fp32.
-        sin: the same shape.
+        cos, sin: (B or 1, 1, K, head_dim / 2) fp32, of the pairs' first members.
+        second_cos, second_sin: the same shape, of their second members.
     """
 
     cos: Tensor
     sin: Tensor
+    second_cos: Tensor
+    second_sin: Tensor
 
 
 def axis_size(head_dim: int) -> int:
@@ -45,7 +51,9 @@ def grid_positions(ids: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     return ids // frame, ids % frame // grid.w, ids % grid.w
 
 
-def rotary_table(ids: Tensor, grid: Grid, head_dim: int, rope_grid: int | None) -> RotaryTable:
+def rotary_table(
+    ids: Tensor, grid: Grid, head_dim: int, rope_grid: int | None, rope: RopeVersion = "2.1"
+) -> RotaryTable:
     """Angles of the tokens `ids`.
 
     Args:
@@ -54,18 +62,29 @@ def rotary_table(ids: Tensor, grid: Grid, head_dim: int, rope_grid: int | None) 
         head_dim: channels of an attention head, even.
         rope_grid: rows and columns of the pre-training grid, which row and column positions are rescaled to so that
             the first and last keep their angles at any resolution; None leaves positions as they are.
+        rope: "2.0" repeats an axis's frequencies end to end over its channels, where pairs lie side by side, and leaves
+            positions as they are (see `ModelConfig.rope`).
     """
     pairs = axis_size(head_dim) // 2
     frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float32, device=ids.device) / max(pairs, 1))
-    time, row, column = (position.float() for position in grid_positions(ids, grid))
+    positions = [position.float() for position in grid_positions(ids, grid)]
+    if rope == "2.0":
+        first, second = frequency.repeat(2).view(pairs, 2).unbind(-1)
+        return RotaryTable(*_cos_sin(positions, first, head_dim), *_cos_sin(positions, second, head_dim))
     if rope_grid is not None:
         # A grid with a single row or column has nothing to stretch: its only position is 0.
-        row = row * ((rope_grid - 1) / max(grid.h - 1, 1))
-        column = column * ((rope_grid - 1) / max(grid.w - 1, 1))
-    angles = torch.cat([position.unsqueeze(-1) * frequency for position in (time, row, column)], dim=-1)
+        positions[1] = positions[1] * ((rope_grid - 1) / max(grid.h - 1, 1))
+        positions[2] = positions[2] * ((rope_grid - 1) / max(grid.w - 1, 1))
+    cos, sin = _cos_sin(positions, frequency, head_dim)
+    return RotaryTable(cos, sin, cos, sin)
+
+
+def _cos_sin(positions: list[Tensor], frequency: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B or 1, 1, K, head_dim / 2) of one member of each pair, the three axes side by side."""
+    angles = torch.cat([position.unsqueeze(-1) * frequency for position in positions], dim=-1)
     # The rest of the head turns by angle 0, which leaves it as it is without a branch in the rotation.
-    angles = torch.nn.functional.pad(angles, (0, head_dim // 2 - 3 * pairs)).unsqueeze(1)
-    return RotaryTable(angles.cos(), angles.sin())
+    angles = torch.nn.functional.pad(angles, (0, head_dim // 2 - angles.shape[-1])).unsqueeze(1)
+    return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
@@ -79,5 +98,5 @@ def rotate(x: Tensor, table: RotaryTable) -> Tensor:
         (B, heads, K, head_dim) of the dtype of x; the arithmetic is in fp32, in which the angles are.
     """
     first, second = x.chunk(2, dim=-1)
-    turned = [first * table.cos - second * table.sin, second * table.cos + first * table.sin]
+    turned = [first * table.cos - second * table.sin, second * table.second_cos + first * table.second_sin]
     return torch.cat(turned, dim=-1).to(x.dtype)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tubelet.config import TrainConfig
-from tubelet.train.device import has_bf16_units
+from tubelet.device import has_bf16_units
 from tubelet.vjepa import VJEPA
 
 # Compiling takes up to a minute and a half and saves a tenth of the time or more: what is over sooner does not gain.

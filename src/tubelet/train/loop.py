@@ -16,9 +16,9 @@ from tubelet.data.clips import normalise
 from tubelet.data.loader import samples_per_step, step_loader
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
+from tubelet.device import has_bf16_units, peak_flops, pick_device, pick_dtype
 from tubelet.model.lora import save_adapters
 from tubelet.train.compilation import step_operations
-from tubelet.train.device import has_bf16_units, peak_flops, pick_device, pick_dtype
 from tubelet.train.initial import initial_model
 from tubelet.train.log import StepLog
 from tubelet.train.monitor import CollapseWatch, feature_health

@@ -8,9 +8,9 @@ from torch.optim import Optimizer
 
 from tubelet.config import TrainConfig
 from tubelet.data.clips import normalise
+from tubelet.device import pick_dtype
 from tubelet.train import schedules
 from tubelet.train.compilation import compile_blocks
-from tubelet.train.device import pick_dtype
 from tubelet.train.float8 import use_float8
 from tubelet.train.optim import set_learning_rate
 from tubelet.types import Mask, StepData

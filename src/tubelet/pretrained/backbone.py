@@ -1,0 +1,170 @@
+"""A trained encoder, and the one function that loads it from wherever it is.
+
+model = tubelet.load("vjepa2.1-vitb16-384")
+features = model.encode("film.mp4")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tubelet.config import ModelConfig, to_dict
+from tubelet.data.clips import normalise
+from tubelet.device import pick_device, pick_dtype
+from tubelet.model.encoder import Encoder
+from tubelet.model.predictor import Predictor
+from tubelet.pretrained.features import DenseFeatures
+from tubelet.pretrained.inputs import Resize, Sampling, read_inputs, step_times
+from tubelet.pretrained.sources import RELEASED, find
+from tubelet.pretrained.weights import EncoderPart, Wanted, read_weights
+from tubelet.released import load_exactly
+from tubelet.types import TubeletError
+
+
+class Backbone(Encoder):
+    """An encoder with everything that using it takes; made by `tubelet.load`.
+
+    Attributes:
+        model_id: name and fingerprint of the weights; the same wherever the file lies and whatever its format.
+        part: "teacher" or "student".
+        predictor: the predictor, if it was asked for.
+    """
+
+    predictor: Predictor | None
+
+    def __init__(self, config: ModelConfig, with_predictor: bool = False) -> None:
+        super().__init__(config)
+        self.predictor = Predictor(config) if with_predictor else None
+        self.name = "untitled"
+        self.part: EncoderPart = "teacher"
+        self.fingerprint = ""
+
+    @property
+    def model_id(self) -> str:
+        """Such as "vjepa2.1-vitb16-384-teacher-1f2e3d4c": it changes when the weights do."""
+        return f"{self.name}-{self.part}-{self.fingerprint}"
+
+    @property
+    def config_hash(self) -> str:
+        """Twelve hexadecimal digits that change when a size or setting of the model does."""
+        return hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tokenizer.video.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the encoder computes."""
+        return self.tokenizer.video.weight.dtype
+
+    @torch.no_grad()
+    def encode(
+        self,
+        x: Any,
+        *,
+        resize: Resize = None,
+        frames: int = 16,
+        fps: float | None = None,
+        start: float | None = None,
+    ) -> DenseFeatures:
+        """Encode one picture or clip, or a batch.
+
+        Args:
+            x: a tensor or array: (H, W, 3) or (3, H, W) a picture, (T, H, W, 3) or (3, T, H, W) a clip, with a batch
+                dimension in front several; uint8 colours, or floats that are normalised already. Or a PIL image; a list
+                of pictures, which are the frames of one clip; the path of a video or an image; or a list of any of
+                these but pictures, which is a batch. What has one frame goes through the image tokenizer.
+            resize: None takes pictures as they are, if they divide into patches; "round" brings each side to the
+                nearest size that does; a number makes the middle square of that side; a pair is (height, width).
+            frames: T, of a video file; an odd count repeats the last frame, with a warning.
+            fps: frames per second that a video file is read at (4 unless told); for frames in memory their own rate,
+                for `times`.
+            start: seconds into a video file at which the clip begins; None takes it from the middle.
+
+        Raises:
+            TubeletError: if x cannot be read, or does not divide into patches.
+        """
+        clips = read_inputs(x, self.config, Sampling(frames, fps, start), resize)
+        return self._features(clips.pixels, clips.times)
+
+    def _features(self, pixels: Tensor, times: Tensor | None) -> DenseFeatures:
+        """Features of whole clips (B, C, T, H, W), all levels, the times (B, T) of their frames beside them."""
+        pixels = pixels.to(self.device, non_blocking=True)
+        pixels = normalise(pixels, self.dtype) if pixels.dtype == torch.uint8 else pixels.to(self.dtype)
+        grid = self.tokenizer.grid(pixels)
+        outputs = self.outputs(pixels, self.config.levels)
+        levels = tuple(norm(x) for norm, x in zip(self.norms, outputs, strict=True))
+        return DenseFeatures(levels, grid, step_times(times, grid.t))
+
+
+def load(
+    what: str | Path,
+    *,
+    part: EncoderPart = "teacher",
+    with_predictor: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    heads: int | None = None,
+    predictor_heads: int = 12,
+    levels: tuple[int, ...] | None = None,
+    sha256: str | None = None,
+    **hub: Any,
+) -> Backbone:
+    """A trained encoder in eval mode, without gradients.
+
+    Weights are mapped from their file and held once: what is not reordered, cast or moved stays there until it is used.
+
+    Args:
+        what: a run folder or one of its checkpoints, a .safetensors file or folder that `save_pretrained` wrote, a
+            released .pt file, a released name such as "vjepa2.1-vitb16-384", or the id of a repository on the Hub.
+        part: the teacher (Y-encoder), whose features are the better ones, or the student (X-encoder).
+        with_predictor: load the predictor too, as `model.predictor`.
+        device: an accelerator if there is one.
+        dtype: bfloat16 where the device has units for it, else float32.
+        heads: attention heads, of a .pt file of a width outside the family.
+        predictor_heads: attention heads of the predictor in a .pt file; every released one has 12.
+        levels: tapped blocks, of a .pt file outside the family.
+        sha256: what the file must have, in hexadecimal.
+        hub: revision, token, cache_dir, force_download, local_files_only, as `huggingface_hub` takes them.
+
+    Raises:
+        TubeletError: if there is no such model, or one of its tensors is missing, unexpected or misshapen: never is a
+            part of it loaded and the rest left to chance.
+    """
+    if part not in ("teacher", "student"):
+        raise TubeletError(f"part is {part!r}, expected 'teacher' or 'student'")
+    path = find(what, sha256, **hub)
+    wanted = Wanted(part, with_predictor, heads, predictor_heads, levels)
+    weights = read_weights(path, _name_of(what, path), wanted)
+    with torch.device("meta"):
+        model = Backbone(weights.config, with_predictor)
+    state = weights.encoder | {f"predictor.{name}": value for name, value in weights.predictor.items()}
+    load_exactly(model, state, str(path), assign=True)
+    model.name, model.part, model.fingerprint = weights.name, weights.part, _fingerprint(weights.encoder)
+    chosen = torch.device(device) if device is not None else pick_device()
+    return model.to(chosen, dtype or pick_dtype("auto", chosen)).requires_grad_(False).eval()
+
+
+def _name_of(what: str | Path, path: Path) -> str:
+    """A released name, also of a file that is given by its path; a Hub id; or the name of the file or folder."""
+    released = {file: name for name, file in RELEASED.items()}
+    if not Path(what).expanduser().exists():
+        return str(what)
+    return released.get(path.name, path.resolve().stem)
+
+
+def _fingerprint(state: dict[str, Tensor]) -> str:
+    """Eight hexadecimal digits of names, shapes and first values of all tensors: a few pages of a file of any size."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        head = state[name].flatten()[:32].float()
+        digest.update(f"{name}{tuple(state[name].shape)}".encode() + head.numpy().tobytes())
+    return digest.hexdigest()[:8]

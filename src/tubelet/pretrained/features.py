@@ -1,0 +1,60 @@
+"""What encoding gives: one vector for each patch of each moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tubelet.types import Grid
+
+
+@dataclass(frozen=True)
+class DenseFeatures:
+    """The features of B clips or images.
+
+    Attributes:
+        levels: the tapped levels, each (B, N, D), shallow to deep, each after its LayerNorm.
+        grid: (T', H', W'): time steps, rows and columns; N = T'·H'·W' tokens, in that order.
+        times: (B, T') float64 seconds from the start of each video, the mean over the frames of a time step; None if
+            the rate of the frames is not known.
+    """
+
+    levels: tuple[Tensor, ...]
+    grid: Grid
+    times: Tensor | None
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, N, D), the deepest level."""
+        return self.levels[-1]
+
+    @property
+    def map(self) -> Tensor:
+        """(B, T', H', W', D), the deepest level on its grid."""
+        return self.tokens.unflatten(1, self.grid.shape)
+
+    @property
+    def pooled(self) -> Tensor:
+        """(B, D), the mean over all tokens of the deepest level."""
+        return self.tokens.mean(dim=1)
+
+    def upsample(self, size: int | tuple[int, int]) -> Tensor:
+        """The map at another resolution, bilinear in space; time stays.
+
+        Args:
+            size: rows and columns, or the side of a square.
+
+        Returns:
+            (B, T', rows, columns, D).
+        """
+        rows, columns = (size, size) if isinstance(size, int) else size
+        pictures = self.map.flatten(0, 1).permute(0, 3, 1, 2)
+        large = F.interpolate(pictures, (rows, columns), mode="bilinear", align_corners=False)
+        return large.permute(0, 2, 3, 1).unflatten(0, (-1, self.grid.t))
+
+    def to(self, device: torch.device | str) -> DenseFeatures:
+        """The same features on another device; the times stay on the CPU."""
+        return DenseFeatures(tuple(level.to(device) for level in self.levels), self.grid, self.times)

@@ -1,0 +1,235 @@
+"""From whatever holds a picture or a film to a batch of clips that divide into patches."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from tubelet.config import ModelConfig
+from tubelet.data.clips import centre_clip_times, resize_shape
+from tubelet.data.decode import VIDEO_SUFFIXES, VideoInfo, read_clips
+from tubelet.data.images import IMAGE_SUFFIXES, read_image
+from tubelet.types import TubeletError
+
+Resize = Literal["round"] | int | tuple[int, int] | None
+DEFAULT_FPS = 4.0
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A batch of clips of one size.
+
+    Attributes:
+        pixels: (B, C, T, H, W), uint8 RGB, or floats that are normalised already.
+        times: (B, T) float64 seconds at which the frames are shown; None if not known.
+    """
+
+    pixels: Tensor
+    times: Tensor | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video file.
+
+    Attributes:
+        frames: how many.
+        fps: a second; for frames in memory, their own rate. None is 4 for a file, not known for others.
+        start: of the first, in seconds from the video's start; None takes the clip from the middle.
+    """
+
+    frames: int = 16
+    fps: float | None = None
+    start: float | None = None
+
+
+def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize) -> Clips:
+    """Make a batch of what `Backbone.encode` takes.
+
+    Raises:
+        TubeletError: if it cannot be read as images or clips of one size that divides into patches.
+    """
+    if isinstance(x, (list, tuple)) and not (x and _is_picture(x[0])):
+        if not x:
+            raise TubeletError("there is nothing to encode: the list is empty")
+        batch = [_fit(*_read(item, config, sampling), config, resize) for item in x]
+    elif not isinstance(x, (list, tuple)) and _dimensions(x) == 5:
+        pixels = _channels_first(_tensor(x), config)
+        times = _own_times(pixels.shape[2], sampling)
+        batch = [_fit(clip, times, config, resize) for clip in pixels]
+    else:
+        batch = [_fit(*_read(x, config, sampling), config, resize)]
+    shapes = {tuple(pixels.shape) for pixels, _ in batch}
+    kinds = {pixels.dtype for pixels, _ in batch}
+    if len(shapes) > 1 or len(kinds) > 1:
+        raise TubeletError(
+            f"a batch needs inputs of one kind and size, these are (channels, frames, height, width) = "
+            f"{', '.join(map(str, sorted(shapes)))} of {', '.join(map(str, kinds))}: give resize=(height, width), or "
+            "encode them one by one"
+        )
+    known = [t for _, t in batch if t is not None]
+    return Clips(torch.stack([p for p, _ in batch]), torch.stack(known) if len(known) == len(batch) else None)
+
+
+def _read(x: Any, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    """One image or clip (C, T, H, W), and the times (T,) of its frames."""
+    if isinstance(x, (str, Path)):
+        return _read_file(Path(x), sampling)
+    if isinstance(x, (list, tuple)):
+        if not (x and _is_picture(x[0])):
+            raise TubeletError("a clip is a list of pictures; this list holds something else, or nothing")
+        frames = [_picture(frame, config) for frame in x]
+        if len({frame.shape for frame in frames}) > 1:
+            raise TubeletError(f"the frames of a clip have one size, these have {sorted({*(f.shape for f in frames)})}")
+        pixels = torch.stack(frames, dim=1)
+    elif _is_picture(x):
+        pixels = _picture(x, config).unsqueeze(1)
+    else:
+        pixels = _channels_first(_tensor(x).unsqueeze(0), config)[0]
+    return pixels, _own_times(pixels.shape[1], sampling)
+
+
+def _read_file(path: Path, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return read_image(path).permute(2, 0, 1).unsqueeze(1), torch.zeros(1, dtype=torch.float64)
+    if suffix not in VIDEO_SUFFIXES:
+        known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
+        raise TubeletError(f"{path}: expected a video or an image ({known}); a released name goes to tubelet.load")
+    chosen = np.empty(0)
+
+    def choose(info: VideoInfo) -> list[np.ndarray]:
+        nonlocal chosen
+        fps = sampling.fps or DEFAULT_FPS
+        if sampling.start is None:
+            chosen, short = centre_clip_times(info, sampling.frames, fps)
+            if short:
+                warnings.warn(
+                    f"{path}: {info.duration_s:.1f} s are too short for {sampling.frames} frames at {fps:g} a second: "
+                    "they are read at a higher rate",
+                    stacklevel=2,
+                )
+        else:
+            chosen = sampling.start + np.arange(sampling.frames) / fps
+            if chosen[-1] >= info.duration_s:
+                raise TubeletError(
+                    f"{path}: lasts {info.duration_s:.1f} s, the clip would end at {chosen[-1]:.1f} s: begin earlier "
+                    "or take fewer frames"
+                )
+        return [chosen]
+
+    _, clips = read_clips(path, choose)
+    return clips[0].pixels.permute(3, 0, 1, 2), torch.from_numpy(chosen)
+
+
+def _own_times(frames: int, sampling: Sampling) -> Tensor | None:
+    """Times of frames in memory: known of an image, and of a clip whose rate was said."""
+    if frames == 1:
+        return torch.zeros(1, dtype=torch.float64)
+    return None if sampling.fps is None else torch.arange(frames, dtype=torch.float64) / sampling.fps
+
+
+def _dimensions(x: Any) -> int:
+    return getattr(x, "ndim", 0)
+
+
+def _is_picture(x: Any) -> bool:
+    return isinstance(x, Image.Image) or (isinstance(x, (Tensor, np.ndarray)) and x.ndim in (2, 3))
+
+
+def _tensor(x: Any) -> Tensor:
+    if isinstance(x, np.ndarray):
+        x = torch.from_numpy(np.ascontiguousarray(x))
+    if not isinstance(x, Tensor) or x.dim() < 3:
+        raise TubeletError(
+            f"cannot encode {type(x).__name__}: expected a tensor, an array, a picture, a list of frames or a path"
+        )
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise TubeletError(f"pixels are {x.dtype}, expected uint8 (0 to 255) or normalised floats")
+    if x.is_floating_point() and x.numel() and x.min() >= 0 and 0.5 < x.max() <= 1:
+        warnings.warn(
+            "floats are taken as normalised pixels, but these look like colours from 0 to 1: give uint8 instead",
+            stacklevel=2,
+        )
+    return x
+
+
+def _picture(x: Any, config: ModelConfig) -> Tensor:
+    """One picture (C, H, W)."""
+    if isinstance(x, Image.Image):
+        x = np.array(ImageOps.exif_transpose(x).convert("RGB"))
+    pixels = _tensor(x)
+    if pixels.shape[-1] == config.channels:
+        return pixels.permute(2, 0, 1)
+    if pixels.shape[0] == config.channels:
+        return pixels
+    raise TubeletError(f"a picture has shape {tuple(pixels.shape)}, expected (height, width, 3) or (3, height, width)")
+
+
+def _channels_first(x: Tensor, config: ModelConfig) -> Tensor:
+    """(B, T, H, W, C) or (B, C, T, H, W) -> (B, C, T, H, W). No picture is as narrow as it has channels."""
+    C = config.channels
+    if x.dim() == 5 and x.shape[-1] == C:
+        return x.permute(0, 4, 1, 2, 3)
+    if x.dim() == 5 and x.shape[1] == C and x.shape[2] != C:
+        return x
+    shape = tuple(x.shape)
+    raise TubeletError(
+        f"pixels have shape {shape[1:] if shape[0] == 1 else shape}, expected (clips, {C}, frames, height, width), "
+        f"(clips, frames, height, width, {C}), or one clip or image of these; of (frames, {C}, height, width), which "
+        f"could be images as well, make a clip with x.transpose(0, 1) or a batch of images with x.unsqueeze(2)"
+    )
+
+
+def _fit(
+    pixels: Tensor, times: Tensor | None, config: ModelConfig, resize: Resize
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """A clip (C, T, H, W) of whole patches and tubelets."""
+    C, T, H, W = pixels.shape
+    p, t = config.patch_size, config.tubelet_size
+    if T > 1 and T % t:
+        missing = -T % t
+        warnings.warn(
+            f"{T} frames do not divide into tubelets of {t}: the last is repeated {missing} time{'s' * (missing > 1)}",
+            stacklevel=2,
+        )
+        pixels = torch.cat([pixels, pixels[:, -1:].expand(C, missing, H, W)], dim=1)
+        if times is not None:
+            times = torch.cat([times, times[-1] + (times[-1] - times[-2]) * torch.arange(1, missing + 1)])
+    if isinstance(resize, int):
+        pixels = _stretch(pixels, *resize_shape(H, W, resize))
+        top, left = (pixels.shape[2] - resize) // 2, (pixels.shape[3] - resize) // 2
+        pixels = pixels[:, :, top : top + resize, left : left + resize]
+    elif resize is not None:
+        height, width = (max(p, round(H / p) * p), max(p, round(W / p) * p)) if resize == "round" else resize
+        pixels = _stretch(pixels, height, width)
+    elif H % p or W % p:
+        raise TubeletError(
+            f"pictures are {H} x {W} pixels (height x width), which do not divide into patches of {p}: say "
+            f'resize="round" (to the nearest that do), resize={14 * p} (centre square) or resize=(height, width)'
+        )
+    config.grid(*pixels.shape[1:])  # a size that was asked for must divide too
+    return pixels, times
+
+
+def _stretch(pixels: Tensor, height: int, width: int) -> Tensor:
+    """(C, T, H, W) -> (C, T, height, width): bilinear, antialiased when it shrinks."""
+    if pixels.shape[2:] == (height, width):
+        return pixels
+    frames = pixels.transpose(0, 1)
+    on_cpu_or_float = frames if frames.is_floating_point() or frames.device.type == "cpu" else frames.float()
+    resized = F.interpolate(on_cpu_or_float, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    if resized.dtype != frames.dtype:
+        resized = resized.round().clamp(0, 255).to(frames.dtype)
+    return resized.transpose(0, 1)
+
+
+def step_times(times: Tensor | None, steps: int) -> Tensor | None:
+    """(B, T) times of frames -> (B, T') times of time steps."""
+    return None if times is None else times.unflatten(1, (steps, -1)).mean(-1)

@@ -1,0 +1,131 @@
+"""From a file or folder of any known layout to a config and state dictionaries in this package's names."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from tubelet.checkpoint import FORMAT as CHECKPOINT_FORMAT
+from tubelet.checkpoint import checkpoints
+from tubelet.config import ModelConfig, TrainConfig, from_dict
+from tubelet.released import State, read_released
+from tubelet.types import TubeletError
+
+EncoderPart = Literal["teacher", "student"]
+FORMAT = "tubelet-encoder-1"
+
+
+class Weights(NamedTuple):
+    """What a model is made of.
+
+    Attributes:
+        config: its sizes.
+        encoder: state dictionary of `Encoder`.
+        predictor: state dictionary of `Predictor`; empty if it was not asked for.
+        name: what it is called, wherever its file lies.
+        part: which of the two encoders it is.
+    """
+
+    config: ModelConfig
+    encoder: State
+    predictor: State
+    name: str
+    part: EncoderPart
+
+
+class Wanted(NamedTuple):
+    """What to read, and what no tensor tells.
+
+    Attributes:
+        part: teacher or student.
+        predictor: whether the predictor too.
+        heads, predictor_heads, levels: of a .pt file, see `read_released`.
+    """
+
+    part: EncoderPart = "teacher"
+    predictor: bool = False
+    heads: int | None = None
+    predictor_heads: int = 12
+    levels: tuple[int, ...] | None = None
+
+
+def read_weights(path: Path, name: str, wanted: Wanted) -> Weights:
+    """Read an encoder; what it does not hold is said by whoever puts the tensors into a model.
+
+    Args:
+        path: a run folder, a folder with .safetensors files and a config.json, a .safetensors file, or a released .pt.
+        name: what to call it unless the file tells.
+        wanted: what to read.
+
+    Raises:
+        TubeletError: if it is none of these or damaged.
+    """
+    if path.is_dir():
+        found = checkpoints(path)
+        if found:
+            return _from_safetensors(found[-1:], f"{path.resolve().name}/{found[-1].stem}", wanted)
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise TubeletError(
+                f"{path}: no checkpoint in this folder (expected checkpoints/step-*.safetensors, or .safetensors files)"
+            )
+        return _from_safetensors(files, name, wanted)
+    if path.suffix in (".pt", ".pth"):
+        return _from_pt(path, name, wanted)
+    if path.suffix == ".safetensors":
+        return _from_safetensors([path], name, wanted)
+    raise TubeletError(f"{path}: expected a run folder, a .safetensors or a .pt file")
+
+
+def _from_pt(path: Path, name: str, wanted: Wanted) -> Weights:
+    released = read_released(
+        path,
+        wanted.heads,
+        wanted.predictor_heads,
+        wanted.levels,
+        parts=(wanted.part, "predictor") if wanted.predictor else (wanted.part,),
+    )
+    encoder = released.teacher if wanted.part == "teacher" else released.student
+    return Weights(released.config, encoder, released.predictor, name, wanted.part)
+
+
+def _from_safetensors(files: list[Path], name: str, wanted: Wanted) -> Weights:
+    tensors, header = _read_safetensors(files)
+    where = str(files[0])
+    if header.get("format") == CHECKPOINT_FORMAT:
+        train: TrainConfig = from_dict(TrainConfig, json.loads(header["config"]), f"{where}: config")
+        encoder = _below(tensors, f"{wanted.part}.")
+        return Weights(train.model, encoder, _predictor(tensors, wanted), name, wanted.part)
+    if header.get("format") == FORMAT:
+        config: ModelConfig = from_dict(ModelConfig, json.loads(header["config"]), f"{where}: config")
+        if header["part"] != wanted.part:
+            raise TubeletError(f"{where}: holds the {header['part']} alone, not the {wanted.part}: say part=")
+        encoder = {key: value for key, value in tensors.items() if not key.startswith("predictor.")}
+        return Weights(config, encoder, _predictor(tensors, wanted), header["name"], wanted.part)
+    raise TubeletError(
+        f"{where}: expected a .safetensors file of this package, its header says format {header.get('format')!r}"
+    )
+
+
+def _predictor(tensors: Mapping[str, Any], wanted: Wanted) -> State:
+    return _below(tensors, "predictor.") if wanted.predictor else {}
+
+
+def _below(tensors: Mapping[str, Any], prefix: str) -> State:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _read_safetensors(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
+    """All tensors of a model's files, mapped rather than read, and the header of the last."""
+    tensors: State = {}
+    header: dict[str, str] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError) as error:
+            raise TubeletError(f"{path}: cannot be read ({error})") from error
+    return tensors, header
