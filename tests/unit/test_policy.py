@@ -58,6 +58,7 @@ FLOORS = [
         [
             "pretrained/features.py",
             "pretrained/inputs.py",
+            "pretrained/windows.py",
             "pretrained/sources.py",
             "pretrained/weights.py",
             "pretrained/backbone.py",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.pretrained.features import DenseFeatures
-from tubelet.pretrained.inputs import Resize, Sampling, read_inputs, step_times
+from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, read_inputs, step_times
 from tubelet.pretrained.sources import RELEASED, find
 from tubelet.pretrained.weights import EncoderPart, Wanted, read_weights
+from tubelet.pretrained.windows import read_windows
 from tubelet.released import load_exactly
 from tubelet.types import TubeletError
 
@@ -94,6 +96,37 @@ class Backbone(Encoder):
         """
         clips = read_inputs(x, self.config, Sampling(frames, fps, start), resize)
         return self._features(clips.pixels, clips.times)
+
+    def stream(
+        self,
+        path: str | Path,
+        *,
+        frames: int = 16,
+        overlap: int = 8,
+        fps: float = DEFAULT_FPS,
+        resize: Resize = None,
+    ) -> Iterator[DenseFeatures]:
+        """Encode all of a video, however long, in memory that does not grow.
+
+        `DenseFeatures.merge(model.stream(path))` is the whole in one, which does take memory for all of it.
+
+        Args:
+            path: the video.
+            frames: T of a window; a video that is shorter is one window.
+            overlap: frames that a window shares with the one before; the last may share more.
+            fps: frames per second.
+            resize: as in `encode`.
+
+        Yields:
+            The features of one window after the other, each a batch of one.
+
+        Raises:
+            TubeletError: if the video cannot be read, or the sizes do not divide into patches and tubelets.
+        """
+        for pixels, times in read_windows(Path(path), frames, overlap, fps, self.config.tubelet_size):
+            clips = read_inputs(pixels, self.config, Sampling(), resize)
+            with torch.no_grad():
+                yield self._features(clips.pixels, times.unsqueeze(0))
 
     def _features(self, pixels: Tensor, times: Tensor | None) -> DenseFeatures:
         """Features of whole clips (B, C, T, H, W), all levels, the times (B, T) of their frames beside them."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubelet.types import Grid
+from tubelet.types import Grid, TubeletError
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,33 @@ class DenseFeatures:
     def to(self, device: torch.device | str) -> DenseFeatures:
         """The same features on another device; the times stay on the CPU."""
         return DenseFeatures(tuple(level.to(device) for level in self.levels), self.grid, self.times)
+
+    @classmethod
+    def merge(cls, windows: Iterable[DenseFeatures]) -> DenseFeatures:
+        """Join the windows of one video: a time step that several of them saw gets the mean of what they made of it.
+
+        Raises:
+            TubeletError: if there are none, or they are not windows of one video.
+        """
+        sums: dict[float, list[Tensor]] = {}
+        counts: dict[float, int] = {}
+        grids: set[tuple[int, int]] = set()
+        for window in windows:
+            if window.times is None or len(window.times) != 1:
+                raise TubeletError("only windows of one video can be merged: they have times, and a batch size of 1")
+            grids.add((window.grid.h, window.grid.w))
+            maps = [level.unflatten(1, window.grid.shape) for level in window.levels]
+            for i, time in enumerate(window.times[0].tolist()):
+                step = [level[:, i].clone() for level in maps]
+                if time in sums:
+                    step = [a + b for a, b in zip(sums[time], step, strict=True)]
+                sums[time], counts[time] = step, counts.get(time, 0) + 1
+        if len(grids) != 1:
+            raise TubeletError(f"windows of one video have one size, these have (rows, columns) {sorted(grids)}")
+        times = sorted(sums)
+        levels = zip(*([x / counts[time] for x in sums[time]] for time in times), strict=True)
+        return cls(
+            tuple(torch.stack(level, dim=1).flatten(1, 3) for level in levels),
+            Grid(len(times), *grids.pop()),
+            torch.tensor([times], dtype=torch.float64),
+        )

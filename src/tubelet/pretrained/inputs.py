@@ -86,7 +86,9 @@ def _read(x: Any, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tens
             raise TubeletError("a clip is a list of pictures; this list holds something else, or nothing")
         frames = [_picture(frame, config) for frame in x]
         if len({frame.shape for frame in frames}) > 1:
-            raise TubeletError(f"the frames of a clip have one size, these have {sorted({*(f.shape for f in frames)})}")
+            raise TubeletError(
+                f"the frames of a clip have one size, these have {sorted({tuple(f.shape) for f in frames})}"
+            )
         pixels = torch.stack(frames, dim=1)
     elif _is_picture(x):
         pixels = _picture(x, config).unsqueeze(1)

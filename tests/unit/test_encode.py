@@ -1,0 +1,172 @@
+"""One call from anything that holds a picture or a film to dense features."""
+
+import warnings
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from media import picture, write_image, write_video
+from tubelet.config import ModelConfig
+from tubelet.data.clips import normalise
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.features import DenseFeatures
+from tubelet.types import TubeletError
+
+CONFIG = ModelConfig(width=48, depth=4, heads=2, levels=(0, 1, 2, 3), patch_size=8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Backbone(CONFIG).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    write_video(folder / "film.mp4", frames=48, fps=12)  # 4 s
+    write_image(folder / "still.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return np.stack([picture(i) for i in range(4)])
+
+
+def test_features_are_the_encoders_levels_on_their_grid(model, frames):
+    pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)
+    expected = model(normalise(pixels))
+    features = model.encode(pixels, fps=4)
+    assert features.grid == (2, 8, 8)
+    assert all(torch.equal(a, b) for a, b in zip(features.levels, expected, strict=True))
+    assert torch.equal(features.tokens, expected[-1]) and features.tokens.shape == (1, 128, 48)
+    assert torch.equal(features.map[0, 1, 2, 3], features.tokens[0, 64 + 2 * 8 + 3])
+    assert torch.allclose(features.pooled, features.tokens.mean(1))
+    assert features.times.tolist() == [[0.125, 0.625]]
+    assert features.upsample((32, 24)).shape == (1, 2, 32, 24, 48)
+    assert torch.allclose(features.upsample(8), features.map)
+
+
+def test_every_form_of_a_clip_gives_the_same_features(model, frames):
+    expected = model.encode(frames).tokens
+    pictures = [Image.fromarray(frame) for frame in frames]
+    tensor = torch.from_numpy(frames)
+    floats = normalise(tensor.permute(3, 0, 1, 2).unsqueeze(0))
+    for clip in (tensor, tensor.permute(3, 0, 1, 2), tensor.unsqueeze(0), pictures, list(frames), floats, floats[0]):
+        assert torch.allclose(model.encode(clip).tokens, expected, atol=1e-6)
+    for batch in (torch.stack([tensor, tensor]), [pictures, frames], [tensor.permute(3, 0, 1, 2)] * 2):
+        both = model.encode(batch)
+        assert both.tokens.shape == (2, 128, 48) and both.times is None
+        assert torch.allclose(both.tokens[1], expected[0], atol=1e-6)
+
+
+def test_images_go_through_the_image_tokenizer_whatever_they_come_as(model, films):
+    expected = model.encode(films / "still.png")
+    assert expected.grid == (1, 8, 8) and expected.times.tolist() == [[0.0]]
+    image = Image.open(films / "still.png")
+    for form in (image, [image], np.array(image), torch.from_numpy(np.array(image)).permute(2, 0, 1)):
+        assert torch.equal(model.encode(form).tokens, expected.tokens)
+    assert model.encode([films / "still.png"] * 3).tokens.shape == (3, 64, 48)
+    assert torch.allclose(model(normalise(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None, :, None]))[-1],
+                          expected.tokens)  # fmt: skip
+
+
+def test_a_video_file_is_read_at_the_rate_and_place_that_were_asked_for(model, films):
+    features = model.encode(films / "film.mp4", frames=4, fps=2, start=1.0)
+    assert features.times.tolist() == [[1.25, 2.25]]
+    whole = torch.from_numpy(np.stack([picture(i) for i in (12, 18, 24, 30)]))
+    similarity = torch.cosine_similarity(features.tokens, model.encode(whole).tokens, dim=-1)
+    assert similarity.min() > 0.9  # but for compression, these are the frames
+    assert model.encode(str(films / "film.mp4"), frames=8).grid == (4, 8, 8)
+    with pytest.warns(UserWarning, match="too short for 32 frames"):
+        model.encode(films / "film.mp4", frames=32)
+    with pytest.raises(TubeletError, match=r"lasts 4\.0 s"):
+        model.encode(films / "film.mp4", frames=16, start=3)
+
+
+def test_an_odd_count_of_frames_repeats_the_last_and_says_so(model, frames):
+    with pytest.warns(UserWarning, match="3 frames do not divide into tubelets of 2"):
+        features = model.encode(frames[:3], fps=1)
+    repeated = model.encode(frames[[0, 1, 2, 2]], fps=1)
+    assert torch.equal(features.tokens, repeated.tokens)
+    assert features.times.tolist() == repeated.times.tolist()
+
+
+def test_sizes_that_do_not_divide_need_a_word_about_resizing(model):
+    clip = torch.randint(0, 256, (2, 50, 90, 3), dtype=torch.uint8)
+    with pytest.raises(TubeletError, match='resize="round"'):
+        model.encode(clip)
+    assert model.encode(clip, resize="round").grid == (1, 6, 11)
+    assert model.encode(clip, resize=32).grid == (1, 4, 4)
+    assert model.encode(clip, resize=(16, 40)).grid == (1, 2, 5)
+    with pytest.raises(TubeletError, match="multiple of 8"):
+        model.encode(clip, resize=30)
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.zeros(5, 3, 32, 32, dtype=torch.uint8), "x.unsqueeze(2)"),
+        (torch.zeros(32, 32, 4, dtype=torch.uint8), "expected (height, width, 3)"),
+        (torch.zeros(1, 3, 2, 32, 32, dtype=torch.int64), "expected uint8"),
+        ([], "nothing to encode"),
+        ("film.docx", "expected a video or an image"),
+        (7, "cannot encode int"),
+        ([np.zeros((32, 32, 3), np.uint8), np.zeros((16, 32, 3), np.uint8)], "have one size"),
+        ([np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 16, 32, 3), np.uint8)], "resize=(height, width)"),
+    ],
+)
+def test_what_cannot_be_encoded_says_what_was_expected(model, x, words):
+    with pytest.raises(TubeletError) as error:
+        model.encode(x)
+    assert words in str(error.value)
+
+
+def test_floats_that_look_like_colours_get_a_warning(model):
+    with pytest.warns(UserWarning, match="look like colours"):
+        model.encode(torch.rand(3, 2, 16, 16))
+
+
+def test_windows_cover_a_video_and_merge_into_one(model, films):
+    windows = list(model.stream(films / "film.mp4", frames=8, overlap=4, fps=5))  # 20 frames
+    assert [w.grid.t for w in windows] == [4, 4, 4, 4]
+    starts = [w.times[0, 0].item() for w in windows]
+    assert starts == pytest.approx([0.1, 0.9, 1.7, 2.5])
+    whole = DenseFeatures.merge(windows)
+    assert whole.grid == (10, 8, 8) and whole.tokens.shape == (1, 640, 48) and len(whole.levels) == 4
+    assert torch.allclose(whole.times, torch.arange(10, dtype=torch.float64)[None] * 0.4 + 0.1)
+    assert torch.equal(whole.map[:, :2], windows[0].map[:, :2])
+    assert torch.allclose(whole.map[:, 2:4], (windows[0].map[:, 2:] + windows[1].map[:, :2]) / 2)
+
+
+def test_windows_see_the_frames_that_a_clip_of_the_same_times_sees(model, films):
+    for window in model.stream(films / "film.mp4", frames=8, overlap=2, fps=4):
+        start = window.times[0, 0].item() - 0.125
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            clip = model.encode(films / "film.mp4", frames=8, fps=4, start=start)
+        assert torch.allclose(window.tokens, clip.tokens, atol=1e-6)
+
+
+def test_a_last_window_is_of_full_length_and_a_short_video_is_one_window(model, films):
+    last = list(model.stream(films / "film.mp4", frames=6, overlap=0, fps=4))[-1]  # 16 frames: 0-5, 6-11, 10-15
+    assert last.times.tolist() == [[2.625, 3.125, 3.625]]
+    (only,) = model.stream(films / "film.mp4", frames=64, overlap=8, fps=4)
+    assert only.grid.t == 8
+    with pytest.warns(UserWarning, match="the last is repeated"):
+        assert [w.grid.t for w in model.stream(films / "film.mp4", frames=64, overlap=8, fps=1.25)] == [3]
+    with pytest.raises(TubeletError, match="expected multiples of 2"):
+        next(model.stream(films / "film.mp4", frames=8, overlap=3))
+
+
+def test_a_long_video_does_not_grow_the_process(model, tmp_path):
+    path = write_video(tmp_path / "long.mp4", frames=1200, fps=4, size=64)  # five minutes
+    process, memory = psutil.Process(), []
+    for _ in model.stream(path, frames=8, overlap=4):
+        memory.append(process.memory_info().rss)
+    assert len(memory) == 299
+    assert memory[-1] - memory[50] < 5e6
