@@ -21,17 +21,16 @@ def commands(page, language):
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with what the pages' commands expect to find: a few films."""
-    folder = tmp_path_factory.mktemp("docs")
-    (folder / "films").mkdir()
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder with what a page's commands expect to find: a few films."""
+    (tmp_path / "films").mkdir()
     for i in range(3):
-        write_video(folder / "films" / f"{i}.mp4", frames=48)
-        write_image(folder / "films" / f"{i}.jpg")
+        write_video(tmp_path / "films" / f"{i}.mp4", frames=48)
+        write_image(tmp_path / "films" / f"{i}.jpg")
     for part in ("tests", "benchmarks"):
-        (folder / part).symlink_to(ROOT / part)
-    return folder
+        (tmp_path / part).symlink_to(ROOT / part)
+    return tmp_path
 
 
 def test_pages_show_commands():

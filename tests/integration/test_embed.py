@@ -96,6 +96,7 @@ def test_dense_rows_hold_all_tokens_of_all_levels_and_images_and_videos_share_a_
 def test_pandas_polars_and_duckdb_read_the_same(table):
     pattern = f"{table}/part-*.parquet"
     expected = rows(table).sort_values(["path", "clip"])
+    assert len(pd.read_parquet(table)) == len(expected)
     with_polars = pl.read_parquet(pattern).sort("path", "clip")
     with_duckdb = duckdb.sql(f"select * from '{pattern}' order by path, clip").df()
     for found in (np.stack(with_polars["pooled"].to_list()), np.stack(with_duckdb["pooled"])):
@@ -182,7 +183,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_of_a_part(tmp_path, monkeypatch
     table.add([{"path": "a", "pooled": np.zeros(2, np.float16)}])
     with pytest.raises(TubeletError, match=r"part-000000.parquet: cannot be written \(No space left"):
         table.flush()
-    assert [path.name for path in (tmp_path / "table").iterdir()] == ["settings.json"]
+    assert [path.name for path in (tmp_path / "table").iterdir()] == ["_settings.json"]
 
 
 def test_the_nearest_clip_to_a_file_is_its_own(films, table, run):

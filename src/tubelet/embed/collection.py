@@ -18,7 +18,7 @@ from tubelet.embed.table import FeatureTable
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Modality, TubeletError
 
-BAD_FILES = "bad_files.jsonl"
+BAD_FILES = "_bad_files.jsonl"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from tubelet.types import TubeletError
 
-SETTINGS = "settings.json"
+# Readers of Parquet folders pass over names that begin with "_" or ".".
+SETTINGS = "_settings.json"
 # What a crash may cost, and what is held in memory before it is written.
 PART_SECONDS = 60.0
 PART_BYTES = 256 * 2**20
@@ -57,7 +58,7 @@ class FeatureTable:
                 leftover.unlink()
         else:
             path.mkdir(parents=True, exist_ok=True)
-            partial = path / (SETTINGS + ".partial")
+            partial = path / f"{SETTINGS}.partial"
             partial.write_text(json.dumps(self.settings, indent=2) + "\n")
             partial.replace(path / SETTINGS)
         self.next_part = max((int(part.stem.split("-")[1]) for part in parts(path)), default=-1) + 1
@@ -91,7 +92,7 @@ class FeatureTable:
         """
         if self.rows:
             path = self.path / f"part-{self.next_part:06d}.parquet"
-            partial = path.with_suffix(".partial")
+            partial = path.with_name(f".{path.name}.partial")
             table = _table(self.rows, self.settings)
             try:
                 pq.write_table(table, partial, compression="zstd")
