@@ -14,6 +14,7 @@ from runs import rows, tiny_config, train_quietly
 from media import write_image, write_video
 from tubelet.checkpoint import load_vjepa
 from tubelet.model.lora import apply_adapters
+from tubelet.pretrained.backbone import load
 from tubelet.released import read_released
 from tubelet.train.initial import continued_sizes, initial_model
 from tubelet.types import TubeletError
@@ -88,6 +89,9 @@ def test_adapters_train_alone_resume_and_load_back(media, first_run, tmp_path):
     assert changed == expected
     apply_adapters(base.teacher, run / "adapter")
     for a, b in zip(base.teacher.parameters(), adapted.teacher.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    loaded = load(run, device="cpu")
+    for a, b in zip(loaded.parameters(), adapted.teacher.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     small = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert small["r"] == 2
