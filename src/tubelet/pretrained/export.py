@@ -1,7 +1,9 @@
 """An encoder as one graph that other runtimes execute: torch.export and ONNX, checked against eager and timed."""
 
+import logging
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,13 +100,23 @@ def _to_onnx(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> 
         import onnxscript  # noqa: F401 - what torch.onnx writes with
     except ImportError as error:
         raise TubeletError(f"{out}: writing ONNX needs {error.name}: pip install 'tubelet[export]'") from error
-    names = [f"level{i}" for i in range(len(graph.model.config.levels))]
-    program = torch.onnx.export(
-        _program(graph, shape, images), dynamo=True, input_names=["pixels"], output_names=names, opset_version=_OPSET
-    )
-    assert program is not None
-    program.save(out)
-    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it counts the packages that it could also translate
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        written = torch.onnx.export(
+            _program(graph, shape, images),
+            dynamo=True,
+            input_names=["pixels"],
+            output_names=[f"level{i}" for i in range(len(graph.model.config.levels))],
+            opset_version=_OPSET,
+            verbose=False,
+        )
+    assert written is not None
+    written.save(out)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would slow the other side down
+    session = onnxruntime.InferenceSession(out, options, providers=["CPUExecutionProvider"])
     return lambda pixels: [torch.from_numpy(y) for y in session.run(None, {"pixels": pixels.numpy()})]
 
 
