@@ -1,7 +1,7 @@
 """Time and memory of encoding whole clips, beside the executable specification or another package's encoder.
 
     python benchmarks/encode.py --model vit-b --image-size 224 --frames 16 --batch-size 1
-    python benchmarks/encode.py --against transformers
+    python benchmarks/encode.py --against transformers --image-size 224 384 --precision fp32 bf16
 
 `transformers` has V-JEPA 2.0 alone, whose encoder is the same network but for the image tokenizer and the tapped
 levels: the same sizes, random weights. The sides run in turn, each in a process of its own.
@@ -15,9 +15,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from json import dumps
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -115,21 +116,21 @@ def encode_flops(sizes: Sizes) -> float:
 
 def main(
     model: str = "vit-b",
-    image_size: int = 224,
+    image_size: tuple[int, ...] = (224,),
     frames: int = 16,
     batch_size: int = 1,
-    precision: Precision = "auto",
+    precision: tuple[Precision, ...] = ("auto",),
     rounds: int = 5,
     warmup: int = 1,
     compile: bool = False,
     against: Peer = "reference",
     json: bool = False,
 ) -> None:
-    """Print the table.
+    """Print the table: each image size in each precision, both sides of a case in turn.
 
     Args:
         model: Preset.
-        image_size: Side of the clips in pixels.
+        image_size: Sides of the clips in pixels.
         frames: Frames of a clip.
         batch_size: Clips of a batch.
         precision: bf16, fp32, or what the device is fast at.
@@ -137,7 +138,7 @@ def main(
         warmup: Batches before them.
         compile: Compile the blocks of the package's encoder.
         against: The other side; transformers must be installed.
-        json: Print one JSON object as the last line.
+        json: Print one JSON object a case as the last lines.
     """
     if against == "transformers":
         try:
@@ -145,29 +146,43 @@ def main(
         except ImportError:
             sys.exit("transformers is not installed: pip install transformers")
     device = pick_device()
-    sizes = Sizes(model_preset(model), image_size, frames, batch_size, precision, compile)
-    dtype = pick_dtype(precision, device)
+    console, table, results = Console(), Table(), []
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    console.print(f"{model}, {frames} frames, batch {batch_size} on {name}")
+    for column in ("px", "precision", "side", "s/batch", "clips/s", "peak GB", "share of bound"):
+        table.add_column(column, justify="left" if column in ("precision", "side") else "right")
+    for size, asked in product(image_size, precision):
+        sizes = Sizes(model_preset(model), size, frames, batch_size, asked, compile)
+        result = measure(sizes, against, warmup, rounds, device)
+        results.append({"image_size": size, "precision": asked, "against": against} | result)
+        for side in ("tubelet", against):
+            seconds, peak, bound = (result[key][side] for key in ("seconds", "peak_gb", "bound_share"))
+            table.add_row(
+                str(size), asked, side, f"{seconds:.3f}", f"{batch_size / seconds:.3f}", f"{peak:.2f}", f"{bound:.2f}"
+            )
+        ratios = f"{result['time_ratio']:.2f}", f"{1 / result['time_ratio']:.2f}", f"{result['memory_ratio']:.2f}"
+        table.add_row("", "", "ratio", *ratios, "", end_section=True)
+    console.print(table)
+    console.print("bound: the matrix products of a batch, attention's included, at their measured rate")
+    if json:
+        for result in results:
+            print(dumps(result))
+
+
+def measure(sizes: Sizes, against: Peer, warmup: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Medians, peak memory and share of the bound of both sides of one case, and the ratios of the two."""
+    dtype = pick_dtype(sizes.precision, device)
     flops, rate = encode_flops(sizes), matrix_rate(device, dtype, sizes.model.width)
     sides = ("tubelet", against)
     timed, peak = run_in_turn(build, sizes, sides, warmup, rounds)
     seconds = {side: statistics.median(t for t, _ in timed[side]) for side in sides}
-    bound = {side: flops / rate / seconds[side] for side in sides}
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    console = Console()
-    console.print(f"{model}, {image_size} px, {frames} frames, batch {batch_size}, {str(dtype)[6:]} on {name}")
-    table = Table()
-    for column in ("side", "s/batch", "clips/s", "peak GB", "share of bound"):
-        table.add_column(column, justify="left" if column == "side" else "right")
-    for side in sides:
-        clips = f"{batch_size / seconds[side]:.2f}"
-        table.add_row(side, f"{seconds[side]:.3f}", clips, f"{peak[side]:.2f}", f"{bound[side]:.2f}")
-    time_ratio, memory_ratio = seconds["tubelet"] / seconds[against], peak["tubelet"] / peak[against]
-    table.add_row("ratio", f"{time_ratio:.2f}", "", f"{memory_ratio:.2f}", "")
-    console.print(table)
-    console.print(f"bound: {flops / 1e9:.0f} GFLOP of matrix products at the measured {rate / 1e9:.0f} GFLOP/s")
-    if json:
-        result = {"seconds": seconds["tubelet"], "peak_gb": peak["tubelet"], "bound_share": bound["tubelet"]}
-        print(dumps(result | {"against": against, "time_ratio": time_ratio, "memory_ratio": memory_ratio}))
+    return {
+        "seconds": seconds,
+        "peak_gb": peak,
+        "bound_share": {side: flops / rate / seconds[side] for side in sides},
+        "time_ratio": seconds["tubelet"] / seconds[against],
+        "memory_ratio": peak["tubelet"] / peak[against],
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: sample-data, shard, train, evaluate, embed, search, explain, report."""
+"""The command line: sample-data, shard, train, evaluate, embed, search, convert, explain, report."""
 
 import dataclasses
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 # Data workers share the cores with the training process. OpenMP's threads spin while they wait for each other, which
 # on busy cores holds up the very thread they wait for: steps were seen to take ten times as long. Not spinning at all
@@ -254,6 +254,45 @@ def report(run: Annotated[Path, tyro.conf.Positional], *, data: Path | None = No
     Console().print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
+def convert(
+    what: Annotated[str, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    *,
+    part: Literal["teacher", "student"] = "teacher",
+    with_predictor: bool = False,
+    heads: int | None = None,
+    predictor_heads: int = 12,
+    levels: tuple[int, ...] | None = None,
+    license: str = "unknown",
+    images: bool = False,
+) -> None:
+    """Write a model in another layout: released .pt, .safetensors, a folder for the Hub, .pt2 or .onnx.
+
+    Args:
+        what: A run folder, a file, a released name or a Hub id.
+        out: NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder.
+        part: Teacher or student; a .pt of a run holds both.
+        with_predictor: The predictor too.
+        heads: Attention heads, of a .pt file of a width outside the family.
+        predictor_heads: Attention heads of the predictor, of a .pt file.
+        levels: Tapped blocks, of a .pt file outside the family.
+        license: Of the weights, for a folder's model card.
+        images: Export the image tokenizer's path rather than the video's.
+    """
+    from tubelet.pretrained.weights import Wanted
+
+    wanted = Wanted(part, with_predictor, heads, predictor_heads, levels)
+    if out.suffix in (".pt2", ".onnx"):
+        from tubelet.pretrained.export import export
+
+        said = export(what, out, wanted, images)
+    else:
+        from tubelet.pretrained.convert import convert as write
+
+        said = write(what, out, wanted, license)
+    Console().print(said, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def _files_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
     """A bar of files, and the function that moves it to `done` of `total`."""
@@ -278,6 +317,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
     "explain": explain,
     "report": report,
+    "convert": convert,
 }
 
 

@@ -90,6 +90,8 @@ def read_released(
             f"{path}: expected the keys {', '.join(map(repr, absent))}, found {sorted(map(str, file))}: "
             "not a V-JEPA 2.1 release"
         )
+    if any(is_2_0(file[keys[part]]) for part in parts if part != "predictor"):
+        raise TubeletError(f"{path}: a V-JEPA 2.0 file, of which the encoder alone can be used: tubelet.load gives it")
     states = {part: strip(file[keys[part]]) for part in PARTS if keys[part] in file}
     encoder = states["student" if "teacher" not in parts and "student" in states else "teacher"]
     distilled = teacher_key == "ema_encoder"
@@ -244,6 +246,12 @@ def _names(config: ModelConfig, part: Part) -> tuple[tuple[str, str], ...]:
 def strip(state: Mapping[str, Tensor]) -> State:
     """The same tensors without the wrappers' prefixes."""
     return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in state.items()}
+
+
+def is_2_0(state: Mapping[str, Tensor]) -> bool:
+    """Whether an encoder of a released .pt file is of V-JEPA 2.0: one final norm instead of one a level."""
+    names = strip(state)
+    return "norm.weight" in names and not any(name.startswith("norms_block.") for name in names)
 
 
 def _check(path: str | Path, parts: Mapping[str, tuple[State, State]]) -> None:

@@ -52,7 +52,7 @@ FLOORS = [
     ],
     [["objective.py"]],
     [["vjepa.py"]],
-    [["released.py"]],
+    [["released.py", "released_2_0.py"]],
     [["checkpoint.py"]],
     [
         [
@@ -61,7 +61,10 @@ FLOORS = [
             "pretrained/windows.py",
             "pretrained/sources.py",
             "pretrained/weights.py",
+            "pretrained/hub.py",
             "pretrained/backbone.py",
+            "pretrained/convert.py",
+            "pretrained/export.py",
         ],
     ],
     [

@@ -48,7 +48,10 @@ def pair_permutation(head_dim: int) -> Tensor:
 def grid_positions(ids: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """Time step, row and column of token indices, each of the shape of `ids`."""
     frame = grid.h * grid.w
-    return ids // frame, ids % frame // grid.w, ids % grid.w
+    time = ids // frame
+    place = ids - frame * time  # not ids % frame, which ONNX's exporter has no translation for
+    row = place // grid.w
+    return time, row, place - grid.w * row
 
 
 def rotary_table(

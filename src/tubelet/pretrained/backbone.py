@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from huggingface_hub import ModelCard, ModelHubMixin
+from torch import Tensor, nn
 
 from tubelet.config import ModelConfig, to_dict
 from tubelet.data.clips import normalise
@@ -21,6 +22,7 @@ from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.pretrained.features import DenseFeatures
+from tubelet.pretrained.hub import WEIGHTS_FILE, model_card, save_encoder
 from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, read_inputs, step_times
 from tubelet.pretrained.sources import RELEASED, find
 from tubelet.pretrained.weights import EncoderPart, Wanted, read_weights
@@ -29,8 +31,11 @@ from tubelet.released import load_exactly
 from tubelet.types import TubeletError
 
 
-class Backbone(Encoder):
+class Backbone(Encoder, ModelHubMixin):
     """An encoder with everything that using it takes; made by `tubelet.load`.
+
+    It has the interface that heads for ViTs expect of `timm`'s (`forward_intermediates` and the names around it), and
+    `save_pretrained`, `from_pretrained` and `push_to_hub` of `huggingface_hub`.
 
     Attributes:
         model_id: name and fingerprint of the weights; the same wherever the file lies and whatever its format.
@@ -39,6 +44,8 @@ class Backbone(Encoder):
     """
 
     predictor: Predictor | None
+    num_prefix_tokens = 0
+    num_classes = 0
 
     def __init__(self, config: ModelConfig, with_predictor: bool = False) -> None:
         super().__init__(config)
@@ -66,6 +73,100 @@ class Backbone(Encoder):
     def dtype(self) -> torch.dtype:
         """In which the encoder computes."""
         return self.tokenizer.video.weight.dtype
+
+    @property
+    def embed_dim(self) -> int:
+        """D; what timm's models call it."""
+        return self.config.width
+
+    @property
+    def num_features(self) -> int:
+        """D, too."""
+        return self.config.width
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along a patch's side."""
+        return self.config.patch_size
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Module, channels and reduction of each block, as timm's models tell them."""
+        sizes = {"num_chs": self.embed_dim, "reduction": self.patch_size}
+        return [{"module": f"blocks.{i}"} | sizes for i in range(self.config.depth)]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, N, D) of normalised pixels (B, C, H, W) or (B, C, T, H, W), with gradients where they are wanted."""
+        return self.norms[-1](self.outputs(_as_clip(x), [self.config.depth - 1])[0])
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The outputs of some blocks, as timm's ViTs give them.
+
+        Args:
+            x: normalised pixels (B, C, H, W) or (B, C, T, H, W).
+            indices: the blocks, negative from the end; a number is the last so many, None all.
+            return_prefix_tokens: accepted, there are none.
+            norm: normalise them: a tapped level by its own norm, others by the last.
+            stop_early: accepted; nothing is ever computed beyond what is asked for.
+            output_fmt: "NCHW", which is (B, D, H', W') for images and (B, D, T', H', W') for clips, or "NLC" (B, N, D).
+            intermediates_only: leave out the final features.
+
+        Returns:
+            the list of intermediates, or the pair (final features (B, N, D), intermediates).
+
+        Raises:
+            TubeletError: if a block is asked for that is not there, or another format.
+        """
+        depth = self.config.depth
+        wanted = range(depth) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
+        blocks = [i + depth if i < 0 else i for i in wanted]
+        if output_fmt not in ("NCHW", "NLC") or not blocks or not all(0 <= i < depth for i in blocks):
+            raise TubeletError(
+                f"blocks {indices} as {output_fmt!r}: expected some of 0..{depth - 1}, as 'NCHW' or 'NLC'"
+            )
+        clip = _as_clip(x)
+        numbers = sorted({*blocks} if intermediates_only else {*blocks, depth - 1})
+        outputs = dict(zip(numbers, self.outputs(clip, numbers), strict=True))
+        intermediates = [self._norm_of(i)(outputs[i]) if norm else outputs[i] for i in blocks]
+        if output_fmt == "NCHW":
+            grid = self.tokenizer.grid(clip).shape if x.dim() == 5 else self.tokenizer.grid(clip).shape[1:]
+            intermediates = [y.mT.unflatten(2, grid).contiguous() for y in intermediates]
+        return intermediates if intermediates_only else (self.norms[-1](outputs[depth - 1]), intermediates)
+
+    def _norm_of(self, block: int) -> nn.Module:
+        return self.norms[self.config.levels.index(block) if block in self.config.levels else -1]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Backbone:
+        """`load` by the name that the Hub's users know."""
+        return load(pretrained_model_name_or_path, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_encoder(save_directory / WEIGHTS_FILE, self.state_dict(), self.config, self.name, self.part)
+        # For readers and for the Hub, which counts its downloads; the weights file says the same in its header.
+        stated = {"library_name": "tubelet", "model_id": self.model_id, "model": to_dict(self.config)}
+        (save_directory / "config.json").write_text(json.dumps(stated, indent=2) + "\n")
+
+    def generate_model_card(
+        self, license: str = "unknown", metrics: Mapping[str, float] | None = None, **_: Any
+    ) -> ModelCard:
+        """The card that `save_pretrained` and `push_to_hub` write, by their `model_card_kwargs`.
+
+        Args:
+            license: the weights' licence, by the Hub's identifiers: it is for their owner to say.
+            metrics: what the features are worth, by name.
+        """
+        parameters = sum(p.numel() for p in self.parameters())
+        return model_card(self.config, self.model_id, self.part, parameters, license, metrics or {})
 
     @torch.no_grad()
     def encode(
@@ -138,6 +239,10 @@ class Backbone(Encoder):
         return DenseFeatures(levels, grid, step_times(times, grid.t))
 
 
+def _as_clip(x: Tensor) -> Tensor:
+    return x.unsqueeze(2) if x.dim() == 4 else x
+
+
 def load(
     what: str | Path,
     *,
@@ -172,18 +277,23 @@ def load(
         TubeletError: if there is no such model, or one of its tensors is missing, unexpected or misshapen: never is a
             part of it loaded and the rest left to chance.
     """
-    if part not in ("teacher", "student"):
-        raise TubeletError(f"part is {part!r}, expected 'teacher' or 'student'")
+    model = build(what, Wanted(part, with_predictor, heads, predictor_heads, levels), sha256, **hub)
+    chosen = torch.device(device) if device is not None else pick_device()
+    return model.to(chosen, dtype or pick_dtype("auto", chosen))
+
+
+def build(what: str | Path, wanted: Wanted, sha256: str | None = None, **hub: Any) -> Backbone:
+    """`load`, the numbers as they are in the file."""
+    if wanted.part not in get_args(EncoderPart):
+        raise TubeletError(f"part is {wanted.part!r}, expected 'teacher' or 'student'")
     path = find(what, sha256, **hub)
-    wanted = Wanted(part, with_predictor, heads, predictor_heads, levels)
     weights = read_weights(path, _name_of(what, path), wanted)
     with torch.device("meta"):
-        model = Backbone(weights.config, with_predictor)
+        model = Backbone(weights.config, wanted.predictor)
     state = weights.encoder | {f"predictor.{name}": value for name, value in weights.predictor.items()}
     load_exactly(model, state, str(path), assign=True)
     model.name, model.part, model.fingerprint = weights.name, weights.part, _fingerprint(weights.encoder)
-    chosen = torch.device(device) if device is not None else pick_device()
-    return model.to(chosen, dtype or pick_dtype("auto", chosen)).requires_grad_(False).eval()
+    return model.requires_grad_(False).eval()
 
 
 def _name_of(what: str | Path, path: Path) -> str:

@@ -11,7 +11,8 @@ from tubelet.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from tubelet.checkpoint import checkpoints
 from tubelet.config import ModelConfig, TrainConfig, from_dict
 from tubelet.model.lora import merge_adapters
-from tubelet.released import State, read_released
+from tubelet.released import State, is_2_0, read_released, read_torch_file
+from tubelet.released_2_0 import from_release, from_transformers
 from tubelet.types import TubeletError
 
 EncoderPart = Literal["teacher", "student"]
@@ -81,6 +82,10 @@ def read_weights(path: Path, name: str, wanted: Wanted) -> Weights:
 
 
 def _from_pt(path: Path, name: str, wanted: Wanted) -> Weights:
+    file = read_torch_file(path)
+    key = "encoder" if wanted.part == "student" else "target_encoder"
+    if key in file and is_2_0(file[key]):
+        return Weights(*from_release(path, file[key], wanted.heads), _no_predictor(path, wanted), name, wanted.part)
     released = read_released(
         path,
         wanted.heads,
@@ -105,9 +110,16 @@ def _from_safetensors(files: list[Path], name: str, wanted: Wanted) -> Weights:
             raise TubeletError(f"{where}: holds the {header['part']} alone, not the {wanted.part}: say part=")
         encoder = {key: value for key, value in tensors.items() if not key.startswith("predictor.")}
         return Weights(config, encoder, _predictor(tensors, wanted), header["name"], wanted.part)
-    raise TubeletError(
-        f"{where}: expected a .safetensors file of this package, its header says format {header.get('format')!r}"
-    )
+    folder = files[0].parent
+    if wanted.part != "teacher":
+        raise TubeletError(f"{where}: transformers' files hold the teacher alone, not the {wanted.part}: say part=")
+    return Weights(*from_transformers(folder, tensors), _no_predictor(folder, wanted), name, wanted.part)
+
+
+def _no_predictor(path: Path, wanted: Wanted) -> State:
+    if wanted.predictor:
+        raise TubeletError(f"{path}: V-JEPA 2.0's predictor has other heads and is not read: load the encoder alone")
+    return {}
 
 
 def _predictor(tensors: Mapping[str, Any], wanted: Wanted) -> State:

@@ -1,0 +1,74 @@
+"""One model, other files: the suffix of the target says which."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from tubelet.checkpoint import checkpoints, load_vjepa
+from tubelet.pretrained.backbone import build
+from tubelet.pretrained.hub import save_encoder
+from tubelet.pretrained.sources import find
+from tubelet.pretrained.weights import FORMAT, Wanted
+from tubelet.released import PARTS, Part, State, write_released
+from tubelet.types import TubeletError
+
+
+def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown") -> str:
+    """Write a model in another layout; no number changes.
+
+    Args:
+        what: whatever `load` takes.
+        out: NAME.pt is the released layout (student, predictor and teacher of a run or a released file; of an encoder
+            what there is), NAME.safetensors one file of this package, and a folder that and a model card for the Hub.
+        wanted: which encoder, and whether the predictor too.
+        license: of the weights, for the card.
+
+    Returns:
+        what was written, in words.
+
+    Raises:
+        TubeletError: if the source cannot be loaded, or the target cannot hold it.
+    """
+    path = find(what)
+    if out.exists() and out.resolve() == path.resolve():
+        raise TubeletError(f"{out}: is the source itself: write to another file")
+    if out.suffix == ".pt" and not _is_encoder(path):
+        system, _ = load_vjepa(path)
+        write_released(out, system.config, {name: getattr(system, name).state_dict() for name in PARTS})
+        return f"{out}: student, predictor and teacher in the released layout"
+    model = build(what, wanted)
+    if out.suffix == ".pt":
+        encoder = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor.")}
+        parts: dict[Part, State] = {model.part: encoder}
+        if model.predictor is not None:
+            parts["predictor"] = model.predictor.state_dict()
+        write_released(out, model.config, parts)
+        return f"{out}: the {' and the '.join(parts)} in the released layout"
+    if out.suffix == ".safetensors":
+        save_encoder(out, model.state_dict(), model.config, model.name, model.part)
+        return f"{out}: {model.model_id}"
+    model.save_pretrained(out, model_card_kwargs={"license": license, "metrics": _metrics(path)})
+    return f"{out}: {model.model_id} with its card; push_to_hub uploads it"
+
+
+def _is_encoder(path: Path) -> bool:
+    """Whether a file or folder holds an encoder rather than the whole system."""
+    if path.is_dir():
+        return not checkpoints(path)
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") in (None, "pt", FORMAT)  # transformers says "pt"
+    except (OSError, SafetensorError) as error:
+        raise TubeletError(f"{path}: cannot be read ({error})") from error
+
+
+def _metrics(path: Path) -> dict[str, float]:
+    """What `tubelet evaluate` found of a run's trained features."""
+    file = path / "evaluation.json"
+    if not file.is_file():
+        return {}
+    tasks = json.loads(file.read_text())["tasks"]
+    return {f"{task['name']}, {task['metric']}": round(task["values"]["trained"], 4) for task in tasks}

@@ -1,0 +1,136 @@
+"""An encoder as one graph that other runtimes execute: torch.export and ONNX, checked against eager and timed."""
+
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.config import ModelConfig
+from tubelet.pretrained.backbone import Backbone, build
+from tubelet.pretrained.weights import Wanted
+from tubelet.types import TubeletError
+
+BOUND = 1e-4  # absolute, fp32
+_OPSET = 20
+_ROUNDS = 5
+
+
+class Levels(nn.Module):
+    """What is exported: normalised pixels (B, C, T, H, W) in, the tapped levels (B, N, D) out, shallow to deep."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """All levels, also those of a model that returns its last alone."""
+        outputs = self.model.outputs(pixels, self.model.config.levels)
+        return tuple(norm(x) for norm, x in zip(self.model.norms, outputs, strict=True))
+
+
+def export(what: str | Path, out: Path, wanted: Wanted, images: bool = False) -> str:
+    """Write an encoder, in fp32, as .pt2 (torch.export) or .onnx, and hold the file against eager at other shapes.
+
+    Args:
+        what: whatever `load` takes.
+        out: the file.
+        wanted: which encoder; its predictor is not exported.
+        images: the image tokenizer's graph, of inputs with T = 1, instead of the video tokenizer's.
+
+    Returns:
+        largest difference and speed beside eager, in words.
+
+    Raises:
+        TubeletError: if the model cannot be loaded, the packages for ONNX are not there, or the file computes something
+            else.
+    """
+    model = build(what, wanted._replace(predictor=False)).float()
+    graph = Levels(model).eval()
+    shapes = example_shapes(model.config, images)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        run = (_to_onnx if out.suffix == ".onnx" else _to_pt2)(graph, shapes[0], out, images)
+        worst = max(_difference(graph, run, shape) for shape in shapes)
+        if not worst <= BOUND:
+            raise TubeletError(f"{out}: differs from eager by {worst:.1e}, expected at most {BOUND:.0e}: do not use it")
+        ours, theirs = _time_in_turn([graph, run], torch.randn(shapes[-1]))
+    tokens = model.config.grid(*shapes[-1][2:]).tokens * shapes[-1][0]
+    return (
+        f"{out}: differs from eager by at most {worst:.1e} over {len(shapes)} shapes; {tokens / theirs:,.0f} tokens/s, "
+        f"eager {tokens / ours:,.0f} (ratio {ours / theirs:.2f}) at {'x'.join(map(str, shapes[-1]))} on this CPU"
+    )
+
+
+def example_shapes(config: ModelConfig, images: bool) -> list[tuple[int, ...]]:
+    """Inputs of several batch sizes, lengths and sizes, non-square ones among them; the first is traced."""
+    C, t, p = config.channels, config.tubelet_size, config.patch_size
+    steps = [1, 1, 1] if images else [2 * t, 3 * t, 4 * t]
+    return [(2, C, steps[0], 4 * p, 3 * p), (1, C, steps[1], 2 * p, 5 * p), (3, C, steps[2], 8 * p, 8 * p)]
+
+
+def _dynamic(config: ModelConfig, images: bool) -> dict[int, Any]:
+    """Batch, frames and size are free; one row or column of patches is the only shape that is not in the graph."""
+    dims: dict[int, Any] = {
+        0: torch.export.Dim("batch"),
+        3: config.patch_size * torch.export.Dim("rows", min=2),
+        4: config.patch_size * torch.export.Dim("columns", min=2),
+    }
+    return dims if images else dims | {2: config.tubelet_size * torch.export.Dim("steps")}
+
+
+def _program(graph: Levels, shape: tuple[int, ...], images: bool) -> torch.export.ExportedProgram:
+    dims = _dynamic(graph.model.config, images)
+    return torch.export.export(graph, (torch.randn(shape),), dynamic_shapes=(dims,))
+
+
+def _to_pt2(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> Callable[[Tensor], Sequence[Tensor]]:
+    torch.export.save(_program(graph, shape, images), out)
+    return torch.export.load(out).module()
+
+
+def _to_onnx(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> Callable[[Tensor], Sequence[Tensor]]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - what torch.onnx writes with
+    except ImportError as error:
+        raise TubeletError(f"{out}: writing ONNX needs {error.name}: pip install 'tubelet[export]'") from error
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it counts the packages that it could also translate
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        written = torch.onnx.export(
+            _program(graph, shape, images),
+            dynamo=True,
+            input_names=["pixels"],
+            output_names=[f"level{i}" for i in range(len(graph.model.config.levels))],
+            opset_version=_OPSET,
+            verbose=False,
+        )
+    assert written is not None
+    written.save(out)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would slow the other side down
+    session = onnxruntime.InferenceSession(out, options, providers=["CPUExecutionProvider"])
+    return lambda pixels: [torch.from_numpy(y) for y in session.run(None, {"pixels": pixels.numpy()})]
+
+
+def _difference(graph: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], shape: tuple[int, ...]) -> float:
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return max((a - b).abs().max().item() for a, b in zip(graph(pixels), run(pixels), strict=True))
+
+
+def _time_in_turn(sides: Sequence[Callable[[Tensor], Any]], pixels: Tensor) -> list[float]:
+    """Median seconds of each side, which run in turn so that whatever else the machine does falls on all."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for _ in range(_ROUNDS):
+        for side, kept in zip(sides, seconds, strict=True):
+            began = time.perf_counter()
+            side(pixels)
+            kept.append(time.perf_counter() - began)
+    return [statistics.median(kept) for kept in seconds]

@@ -1,0 +1,84 @@
+"""An encoder as a folder that the Hugging Face Hub, and any program with safetensors, can read."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tubelet.checkpoint import describe_os_error
+from tubelet.config import ModelConfig, to_dict
+from tubelet.pretrained.weights import FORMAT
+from tubelet.types import TubeletError
+
+WEIGHTS_FILE = "model.safetensors"
+_CARD = """---
+{{ card_data }}
+---
+
+# {{ model_id }}
+
+Dense, temporally consistent features of videos and images: one vector of {{ width }} channels for each patch of
+{{ patch }} x {{ patch }} pixels and {{ tubelet }} frames. The {{ part }} of [V-JEPA
+{{ generation }}](https://arxiv.org/abs/{{ paper }}), {{ depth }} blocks, {{ millions }} M parameters.
+
+```python
+import tubelet
+
+model = tubelet.load("this repository's id, or the folder")
+features = model.encode("film.mp4", resize=256)  # .tokens, .map, .levels, .pooled, .times
+```
+{% if metrics %}
+| metric | value |
+|---|---|
+{% for name, value in metrics.items() %}| {{ name }} | {{ value }} |
+{% endfor %}{% endif %}"""
+
+
+def save_encoder(
+    path: Path, tensors: Mapping[str, Tensor], config: ModelConfig, name: str, part: str
+) -> None:  # fmt: skip
+    """Write an encoder, and its predictor if it comes with one, as one safetensors file with its config in the header.
+
+    Raises:
+        TubeletError: if it cannot be written.
+    """
+    header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "name": name, "part": part}
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=header)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise TubeletError(f"{path}: the model could not be written: {describe_os_error(error)}") from error
+
+
+def model_card(
+    config: ModelConfig, model_id: str, part: str, parameters: int, license: str, metrics: Mapping[str, float]
+) -> ModelCard:
+    """A model card with licence and metrics in its metadata, and a table of the metrics below."""
+    data = ModelCardData(
+        license=license,
+        library_name="tubelet",
+        tags=["v-jepa", "video", "self-supervised", "dense-features"],
+        pipeline_tag="image-feature-extraction",
+        metrics=list(metrics) or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=_CARD,
+        model_id=model_id,
+        part=part,
+        generation=config.rope,
+        paper="2603.14482" if config.rope == "2.1" else "2506.09985",
+        width=config.width,
+        patch=config.patch_size,
+        tubelet=config.tubelet_size,
+        depth=config.depth,
+        millions=f"{parameters / 1e6:.1f}",
+        metrics=metrics,
+    )

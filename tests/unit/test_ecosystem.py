@@ -1,0 +1,183 @@
+"""From and to the files, and behind the interfaces, that others expect."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+import torch
+from huggingface_hub import HfApi, ModelCard
+from runs import tiny_config, train_quietly
+
+import tubelet
+from media import write_image, write_video
+from tubelet.config import ModelConfig, OptimConfig, PredictorConfig
+from tubelet.pretrained import sources
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.convert import convert
+from tubelet.pretrained.weights import Wanted
+from tubelet.released import read_released
+from tubelet.types import TubeletError
+
+CONFIG = ModelConfig(
+    width=48, depth=4, heads=2, levels=(0, 1, 3), patch_size=8, predictor=PredictorConfig(width=24, depth=2, heads=2)
+)
+load = partial(tubelet.load, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("run")
+    write_video(folder / "film.mp4", frames=24)
+    write_image(folder / "still.png")
+    config = replace(tiny_config(folder, steps=2), optim=OptimConfig(lr=1e-3, ema=0.9))
+    train_quietly(config, folder / "mine")
+    return folder / "mine"
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Backbone(CONFIG, with_predictor=True).eval()
+
+
+def same(a, b):
+    assert a.state_dict().keys() == b.state_dict().keys()
+    return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
+
+
+def test_a_run_gives_its_newest_teacher_or_its_student(run):
+    teacher, student = load(run), load(run, part="student")
+    assert teacher.name == "mine/step-000000002"
+    assert not same(teacher, student) and teacher.fingerprint != student.fingerprint
+    assert teacher.config_hash == student.config_hash
+    assert same(teacher, load(run / "checkpoints" / "step-000000002.safetensors"))
+
+
+def test_a_saved_encoder_comes_back_to_the_bit_with_its_name(run, tmp_path):
+    model = load(run, with_predictor=True)
+    model.save_pretrained(tmp_path / "saved", model_card_kwargs={"license": "mit", "metrics": {"mIoU": 0.5}})
+    for again in (load(tmp_path / "saved", with_predictor=True), load(tmp_path / "saved" / "model.safetensors")):
+        assert again.model_id == model.model_id and again.config == model.config
+    assert same(Backbone.from_pretrained(tmp_path / "saved", device="cpu", dtype=torch.float32), load(run))
+    card = ModelCard.load(tmp_path / "saved" / "README.md")
+    assert (card.data.license, card.data.library_name, card.data.metrics) == ("mit", "tubelet", ["mIoU"])
+    assert "| mIoU | 0.5 |" in card.text
+    with pytest.raises(TubeletError, match="holds the teacher alone"):
+        load(tmp_path / "saved", part="student")
+
+
+def test_what_is_pushed_to_the_hub_loads_from_it(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, repo_id, **__: type("Repo", (), {"repo_id": repo_id}))
+    monkeypatch.setattr(
+        HfApi, "upload_folder", lambda *_, folder_path, **__: shutil.copytree(folder_path, tmp_path / "there")
+    )
+    model.push_to_hub("someone/encoder", model_card_kwargs={"license": "cc-by-4.0"})
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)) or tmp_path / "there"
+    )
+    again = load("someone/encoder", with_predictor=True, revision="v1")
+    assert same(model, again)
+    assert asked == [("someone/encoder", {"revision": "v1", "allow_patterns": ["config.json", "*.safetensors"]})]
+
+
+def test_a_hub_id_that_is_not_there_is_one_sentence(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(TubeletError, match=r"someone/nothing: no such file or folder here.*\(no network\)"):
+        load("someone/nothing")
+
+
+@pytest.mark.parametrize("first", ["own.safetensors", "own", "own.pt"])
+def test_a_run_survives_every_conversion_to_the_bit(run, tmp_path, first):
+    convert(run, tmp_path / first, Wanted(predictor=True))
+    heads = {"heads": 2, "predictor_heads": 2, "levels": (0, 1, 2)}
+    model = load(tmp_path / first, with_predictor=True, **heads)
+    assert same(model, load(run, with_predictor=True))
+    convert(tmp_path / first, tmp_path / "back.safetensors", Wanted(predictor=True, **heads))
+    assert same(load(tmp_path / "back.safetensors", with_predictor=True), model)
+
+
+def test_an_encoder_alone_becomes_a_released_file_with_its_teacher(run, tmp_path):
+    convert(run, tmp_path / "own", Wanted())
+    convert(tmp_path / "own", tmp_path / "own.pt", Wanted())
+    assert same(load(tmp_path / "own.pt", heads=2, levels=(0, 1, 2)), load(run))
+    with pytest.raises(TubeletError, match="expected the keys 'encoder'"):
+        read_released(tmp_path / "own.pt")
+
+
+def test_a_file_is_not_converted_onto_itself(run, tmp_path):
+    convert(run, tmp_path / "a.safetensors", Wanted())
+    with pytest.raises(TubeletError, match="the source itself"):
+        convert(tmp_path / "a.safetensors", tmp_path / "a.safetensors", Wanted())
+
+
+def test_heads_for_vits_find_what_timm_has(model):
+    images, clips = torch.randn(2, 3, 32, 24), torch.randn(2, 3, 4, 32, 24)
+    assert (model.embed_dim, model.num_features, model.patch_size, model.num_prefix_tokens) == (48, 48, 8, 0)
+    assert model.feature_info[3] == {"module": "blocks.3", "num_chs": 48, "reduction": 8}
+    final, maps = model.forward_intermediates(images, indices=[0, -1], norm=True)
+    assert torch.equal(final, model.forward_features(images)) and final.shape == (2, 12, 48)
+    assert [m.shape for m in maps] == [(2, 48, 4, 3)] * 2
+    assert torch.equal(maps[1].flatten(2).mT, final)
+    assert torch.equal(maps[0].flatten(2).mT, model(images.unsqueeze(2))[0])
+    assert len(model.forward_intermediates(images, intermediates_only=True)) == 4
+    tokens = model.forward_intermediates(images, indices=2, output_fmt="NLC", intermediates_only=True)
+    assert [t.shape for t in tokens] == [(2, 12, 48)] * 2
+    _, (volume,) = model.forward_intermediates(clips, indices=1)
+    assert volume.shape == (2, 48, 2, 4, 3)
+    with pytest.raises(TubeletError, match=r"expected some of 0\.\.3"):
+        model.forward_intermediates(images, indices=[4])
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Files with ranges, as the release's server gives them."""
+
+    asked: list[str | None] = []  # noqa: RUF012 - one server at a time
+
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        self.asked.append(asked)
+        file = self.root / self.path.strip("/")
+        if not file.exists():
+            return self.send_error(404)
+        data = file.read_bytes()
+        begin = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(data) - begin))
+        if asked:
+            self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+        self.end_headers()
+        self.wfile.write(data[begin:])
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_download_that_was_broken_off_goes_on_where_it_ended(tmp_path, monkeypatch):
+    served, cache = tmp_path / "served", tmp_path / "cache" / "tubelet" / "released"
+    served.mkdir()
+    cache.mkdir(parents=True)
+    file = sources.RELEASED["vjepa2.1-vitb16-384"]
+    content = bytes(range(256)) * 1000
+    (served / file).write_bytes(content)
+    (cache / f"{file}.partial").write_bytes(content[:100_000])
+    monkeypatch.setattr(Handler, "root", served, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(sources, "RELEASE_URL", f"http://127.0.0.1:{server.server_port}/")
+    try:
+        found = sources.find("vjepa2.1-vitb16-384")
+        with pytest.raises(TubeletError, match=r"could not be downloaded.*vjepa2_1_vitg_384\.pt"):  # 404
+            sources.find("vjepa2.1-vitg16-384")
+    finally:
+        server.shutdown()
+    assert found == cache / file and found.read_bytes() == content
+    assert Handler.asked[0].startswith("bytes=100000-")
