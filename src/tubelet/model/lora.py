@@ -77,4 +77,4 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
         a, b = state.get(layer + ".lora_A.weight"), state.get(layer + ".lora_B.weight")
         if weight is None or a is None or b is None or (b.shape[0], a.shape[1]) != weight.shape:
             raise TubeletError(f"{path}: {layer} does not fit this encoder; load it with the weights it was trained on")
-        weight.add_(b @ a)
+        weight.data = weight.data + (b @ a).to(weight.dtype)  # not in place: it may be mapped from a file

@@ -20,6 +20,7 @@ from tubelet.config import ModelConfig, to_dict
 from tubelet.data.clips import normalise
 from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
+from tubelet.model.lora import apply_adapters
 from tubelet.model.predictor import Predictor
 from tubelet.pretrained.features import DenseFeatures
 from tubelet.pretrained.hub import WEIGHTS_FILE, model_card, save_encoder
@@ -253,6 +254,7 @@ def load(
     heads: int | None = None,
     predictor_heads: int = 12,
     levels: tuple[int, ...] | None = None,
+    adapter: str | Path | None = None,
     sha256: str | None = None,
     **hub: Any,
 ) -> Backbone:
@@ -270,6 +272,7 @@ def load(
         heads: attention heads, of a .pt file of a width outside the family.
         predictor_heads: attention heads of the predictor in a .pt file; every released one has 12.
         levels: tapped blocks, of a .pt file outside the family.
+        adapter: the `adapter` folder of a run that was trained with lora_rank from these weights, to be added to them.
         sha256: what the file must have, in hexadecimal.
         hub: revision, token, cache_dir, force_download, local_files_only, as `huggingface_hub` takes them.
 
@@ -278,6 +281,9 @@ def load(
             part of it loaded and the rest left to chance.
     """
     model = build(what, Wanted(part, with_predictor, heads, predictor_heads, levels), sha256, **hub)
+    if adapter is not None:
+        apply_adapters(model, Path(adapter))
+        model.fingerprint = _fingerprint(model.state_dict())
     chosen = torch.device(device) if device is not None else pick_device()
     return model.to(chosen, dtype or pick_dtype("auto", chosen))
 
