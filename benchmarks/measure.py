@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ def peak_gb(device: torch.device) -> float:
     """Peak memory in GB: of the device's allocator on CUDA, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
+    if sys.platform == "linux":  # where getrusage tells of what the process was before it became this program, too
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

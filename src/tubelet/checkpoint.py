@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tubelet.config import TrainConfig, from_dict, to_dict
+from tubelet.model.lora import merge_adapters
 from tubelet.released import load_exactly, read_released
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
@@ -129,7 +130,8 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
     tensors, header = read_tensors(path)
     config: TrainConfig = from_dict(TrainConfig, json.loads(header["config"]), f"{path}: config")
     model = VJEPA(config.model)
-    load_exactly(model, {name: t for name, t in tensors.items() if not name.startswith(_OPTIMIZER)}, str(path))
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMIZER)}
+    load_exactly(model, merge_adapters(state), str(path))
     return model.eval(), config
 
 

@@ -1,9 +1,11 @@
-"""The command line: sample-data, train, evaluate, explain, report, convert."""
+"""The command line: sample-data, shard, train, evaluate, embed, search, explain, report, convert."""
 
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,8 +17,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 import tyro
 from rich.console import Console
 
-from tubelet.config import TrainConfig, model_preset
-from tubelet.types import TubeletError
+from tubelet.config import EmbedConfig, Recipe, TrainConfig, model_preset
+from tubelet.types import BadFile, TubeletError
 
 # Commands import what they run when they run: `tubelet --help` answers without loading torch's training code.
 
@@ -25,7 +27,7 @@ def train(
     config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
     *,
     out: Path,
-    model: str = "vit-ti",
+    model: str | None = None,
     patch_size: int | None = None,
     tubelet_size: int | None = None,
     resume: bool = False,
@@ -35,14 +37,18 @@ def train(
     Args:
         config: The run.
         out: Folder of the run: checkpoints, metrics, list of bad files.
-        model: vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G.
+        model: vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G; by default vit-ti, or what --init-from holds.
         patch_size: Pixels along a patch's side, instead of the model's own.
         tubelet_size: Frames of a video token, instead of the model's own.
         resume: Continue the run in --out from its newest checkpoint.
     """
+    from tubelet.train.initial import continued_sizes
     from tubelet.train.loop import train as run_training
 
-    preset = model_preset(model)
+    if config.init_from and model is None:
+        preset = continued_sizes(config.init_from)
+    else:
+        preset = model_preset(model or "vit-ti")
     sizes = dataclasses.replace(
         preset, patch_size=patch_size or preset.patch_size, tubelet_size=tubelet_size or preset.tubelet_size
     )
@@ -89,6 +95,109 @@ def sample_data(
     already = " (it was there already)" if index["reused"] else ""
     console.print(f"{folder}{already}: {counts}", highlight=False, soft_wrap=True)
     console.print(f"views that were tried and dropped: {dropped or 'none'}", highlight=False, soft_wrap=True)
+
+
+def shard(
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional],
+    recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
+    *,
+    out: Path,
+    workers: int | None = None,
+    shard_mb: float = 1024,
+    max_bad_share: float = 0.05,
+) -> None:
+    """Cut videos and images into shards that train faster: short clips at training size, in tar files with an index.
+
+    Args:
+        sources: Folders, media files, globs, and CSV or JSONL manifests.
+        recipe: How they are cut.
+        out: Folder of the shards; what a stopped or killed command left there is continued.
+        workers: Processes; all cores by default.
+        shard_mb: Megabytes of source files that go into one shard.
+        max_bad_share: Share of the files that may be unreadable before the command stops.
+    """
+    from tubelet.data.reshard import write_shards
+
+    console = Console()
+    with _files_progress(console) as progress:
+        made = write_shards(
+            sources,
+            out,
+            recipe,
+            workers=workers,
+            shard_mb=shard_mb,
+            max_bad_share=max_bad_share,
+            progress=progress,
+            report=partial(_say_bad, console),
+        )
+    already = " (it was there already)" if made.reused else ""
+    console.print(
+        f"{out}{already}: {made.videos} video segments and {made.images} images in {made.shards} shards, "
+        f"{made.size / 1e6:.1f} MB from {made.source_size / 1e6:.1f} MB of sources; {made.bad} bad files",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def embed(
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional],
+    config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
+    *,
+    model: str,
+    out: Path,
+) -> None:
+    """Write the features of a collection's clips to a table of Parquet files.
+
+    Args:
+        sources: Folders, media files, globs, CSV or JSONL manifests, and folders or URLs of shards.
+        config: Which clips, and what is kept.
+        model: A run folder, a .safetensors or released .pt file, a released name, or a Hub id.
+        out: Folder of the table; what a stopped or killed command left there is continued.
+    """
+    from tubelet.embed.collection import embed_collection
+    from tubelet.pretrained.backbone import load
+
+    console = Console()
+    with _files_progress(console) as progress:
+        made = embed_collection(
+            load(model), sources, out, config, model, progress=progress, report=partial(_say_bad, console)
+        )
+    before = f" ({made.before} files were done before)" if made.before else ""
+    short = f"; {made.short} videos too short for --fps were read at a higher rate" if made.short else ""
+    console.print(
+        f"{out}: {made.rows} clips of {made.files} files{before}; {made.bad} bad files{short}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def search(
+    index: Annotated[Path, tyro.conf.Positional],
+    file: Annotated[Path, tyro.conf.Positional],
+    *,
+    top: int = 10,
+    model: str | None = None,
+) -> None:
+    """Find the clips of a table that are nearest to an image or to the middle of a video.
+
+    Args:
+        index: A folder that embed wrote.
+        file: The query.
+        top: How many clips to show.
+        model: The model that made the table, if it no longer lies where it was.
+    """
+    from rich.table import Table
+
+    from tubelet.embed.search import search as find_nearest
+    from tubelet.pretrained.backbone import load
+
+    table = Table()
+    for column in ("similarity", "seconds"):
+        table.add_column(column, justify="right")
+    table.add_column("file", overflow="fold")
+    for hit in find_nearest(index, file, top, load(model) if model else None):
+        table.add_row(f"{hit.similarity:.3f}", f"{hit.start_s:.1f}-{hit.end_s:.1f}", hit.path)
+    Console().print(table)
 
 
 def evaluate(run: Annotated[Path, tyro.conf.Positional], *, data: Path, seed: int = 0) -> None:
@@ -184,10 +293,28 @@ def convert(
     Console().print(said, highlight=False, soft_wrap=True)
 
 
+@contextmanager
+def _files_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar of files, and the function that moves it to `done` of `total`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("files"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("files", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _say_bad(console: Console, file: BadFile) -> None:
+    console.print(f"[yellow]bad file[/yellow] {file.path}: {file.reason}", highlight=False, soft_wrap=True)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "sample-data": sample_data,
+    "shard": shard,
     "evaluate": evaluate,
+    "embed": embed,
+    "search": search,
     "explain": explain,
     "report": report,
     "convert": convert,

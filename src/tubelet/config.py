@@ -234,7 +234,7 @@ class DataConfig:
     """What is read and how it is cut."""
 
     sources: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Folders, media files, globs, and CSV or JSONL manifests."""
+    """Folders, media files, globs, CSV or JSONL manifests, and folders or URLs of shards."""
     image_size: int = 256
     """Side of the square crop, in pixels."""
     frames: int = 16
@@ -263,6 +263,67 @@ class DataConfig:
         _require(0 <= self.image_share <= 1, f"image_share is {self.image_share}, expected a share from 0 to 1")
         _require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
         _require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How source files are cut into the members of shards."""
+
+    size: int = 256
+    """Pixels of the short side of what is kept; smaller pictures stay as they are."""
+    fps: float = 8.0
+    """Frames per second that are kept, each with its own time in the source; no run can ask for a higher rate."""
+    segment_s: float = 20.0
+    """Seconds of a segment: a video is cut into equal ones of at least this length; no clip can be longer."""
+    gop: int = 8
+    """Frames from one keyframe to the next: fewer are faster to enter and take more space."""
+    crf: int = 20
+    """H.264 quality from 0 (lossless) to 51."""
+    image_quality: int = 92
+    """JPEG quality of still images, 1 to 100."""
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 16, f"size is {self.size}, expected at least 16 pixels")
+        _require(0 < self.fps <= 1000, f"fps is {self.fps}, expected a rate above 0 and at most 1000")
+        _require(
+            self.segment_s * self.fps >= 2,
+            f"segment_s is {self.segment_s}, expected at least two frames, {2 / self.fps:g} s at {self.fps:g} fps",
+        )
+        _require(self.gop >= 1, f"gop is {self.gop}, expected at least 1 frame")
+        _require(0 <= self.crf <= 51, f"crf is {self.crf}, expected 0 to 51")
+        _require(1 <= self.image_quality <= 100, f"image_quality is {self.image_quality}, expected 1 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """Which clips of a collection are embedded, and what is kept of their features."""
+
+    image_size: int = 224
+    """Side of the middle square that is seen, in pixels."""
+    frames: int = 16
+    """Frames of a clip."""
+    fps: float = 4.0
+    """Frames per second of a clip; a video too short for it is read at a higher rate, and counted."""
+    stride_s: float | None = None
+    """Seconds from clip to clip of a video; None puts them end to end, spread evenly over the video."""
+    dense: bool = False
+    """Keep all tokens, not their mean alone."""
+    levels: bool = False
+    """Keep all tapped levels, not the deepest alone."""
+    batch_size: int = 8
+    """Clips that are encoded at once."""
+    workers: int = 1
+    """Decoding processes; 0 decodes in the process that encodes."""
+    max_bad_share: float = 0.05
+    """Share of the files that may be unreadable before the command stops."""
+
+    def __post_init__(self) -> None:
+        _require(self.fps > 0, f"fps is {self.fps}, expected a positive rate")
+        _require(self.stride_s is None or self.stride_s > 0, f"stride_s is {self.stride_s}, expected seconds above 0")
+        for name in ("image_size", "frames", "batch_size"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        _require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
+        _require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +385,10 @@ class TrainConfig:
     """Parts that each step's samples are processed in, to save memory."""
     precision: Precision = "auto"
     """fp32 or bf16 autocast; auto is bf16 where the device has units for it; fp8 multiplies in 8 bits inside blocks."""
+    init_from: str | None = None
+    """Run folder, checkpoint or released .pt whose weights the run starts from, instead of from random ones."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank in the encoder's blocks, and leave its own weights as they are; 0 is off."""
     seed: int = 0
     """Seed of initial weights, data order, crops and masks."""
     compile: bool | None = None
@@ -340,6 +405,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "monitor_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        _require(self.lora_rank >= 0, f"lora_rank is {self.lora_rank}, expected 0 (off) or more")
+        _require(
+            self.lora_rank == 0 or self.init_from is not None,
+            "lora_rank adapts trained weights: say which with init_from",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -68,6 +68,19 @@ class BadFile:
     reason: str
 
 
+@dataclass(frozen=True)
+class Blob:
+    """A media file that is in memory.
+
+    Attributes:
+        name: what errors call it.
+        data: its bytes.
+    """
+
+    name: str
+    data: bytes
+
+
 class TubeletError(Exception):
     """An error that a person can act on: one sentence that names the file or field, what was expected, what to do."""
 
@@ -76,7 +89,7 @@ class DecodeError(TubeletError):
     """A media file that cannot be decoded.
 
     Attributes:
-        path: the file.
+        path: the file, or the name of a `Blob`.
         reason: why, without the path.
     """
 

@@ -21,17 +21,16 @@ def commands(page, language):
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with what the pages' commands expect to find: a few films."""
-    folder = tmp_path_factory.mktemp("docs")
-    (folder / "films").mkdir()
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder with what a page's commands expect to find: a few films."""
+    (tmp_path / "films").mkdir()
     for i in range(3):
-        write_video(folder / "films" / f"{i}.mp4", frames=48)
-        write_image(folder / "films" / f"{i}.jpg")
+        write_video(tmp_path / "films" / f"{i}.mp4", frames=48)
+        write_image(tmp_path / "films" / f"{i}.jpg")
     for part in ("tests", "benchmarks"):
-        (folder / part).symlink_to(ROOT / part)
-    return folder
+        (tmp_path / part).symlink_to(ROOT / part)
+    return tmp_path
 
 
 def test_pages_show_commands():
@@ -39,7 +38,7 @@ def test_pages_show_commands():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_works_in_its_order(page, workplace):
+def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workplace):
     for line in commands(page, "bash"):
         words = shlex.split(line)
         if words[0] == "make":
@@ -54,10 +53,6 @@ def test_every_command_of_a_page_works_in_its_order(page, workplace):
             [sys.executable, *program, *words[1:]], cwd=workplace, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_of_a_page_runs(page, workplace):
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
     done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,8 @@ from media import (
     write_video,
 )
 from tubelet.data import decode
-from tubelet.data.decode import Frames, VideoInfo, read_clips, read_frames, read_image, read_info
+from tubelet.data.decode import Frames, VideoInfo, read_clips, read_frames, read_info
+from tubelet.data.images import read_image
 from tubelet.types import DecodeError
 
 OPEN_GOP = {"x264-params": "keyint=12:min-keyint=12:scenecut=0:threads=1:open-gop=1"}

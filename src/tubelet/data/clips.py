@@ -36,6 +36,27 @@ def centre_clip_times(info: VideoInfo, frames: int, fps: float) -> tuple[np.ndar
     return _times(info, frames, fps, 0.5)
 
 
+def window_times(info: VideoInfo, frames: int, fps: float, stride_s: float | None) -> tuple[list[np.ndarray], bool]:
+    """Times of clips that cover a video.
+
+    Args:
+        info: the video.
+        frames: T of each clip.
+        fps: frames per second of a clip.
+        stride_s: seconds from one clip to the next; None is their length. The last clip ends with the video, so the
+            distances are evened out a little.
+
+    Returns:
+        for each clip (T,) float64 seconds, and whether the video is too short for one, as in `clip_times`.
+    """
+    span = frames / fps
+    count = max(1, 1 + round((info.duration_s - span) / (stride_s or span)))
+    if count == 1:
+        times, short = centre_clip_times(info, frames, fps)
+        return [times], short
+    return [_times(info, frames, fps, k / (count - 1))[0] for k in range(count)], False
+
+
 def _times(info: VideoInfo, frames: int, fps: float, place: float) -> tuple[np.ndarray, bool]:
     """Times of a clip that starts at the share `place` in [0, 1] of the possible starts."""
     steps = np.arange(frames, dtype=np.float64)

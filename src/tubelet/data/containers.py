@@ -1,5 +1,6 @@
 """What a media file's container says about itself, read off a few bytes: is it there, and is it whole."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import BinaryIO
 
 from av.error import DecoderNotFoundError, FFmpegError
 
-from tubelet.types import DecodeError
+from tubelet.types import Blob, DecodeError
+
+Media = str | Path | Blob  # a file, or what one holds
 
 # Bytes that may be missing at the end before a file counts as cut off: some writers miscount their last header.
 _SLACK = 64
@@ -31,30 +34,46 @@ def plain_words(path: str, reason: str) -> Iterator[None]:
         raise DecodeError(path, f"{reason} (FFmpeg: {said})") from error
 
 
-def check_present(path: str) -> None:
-    """A DecodeError unless the path is a file with something in it."""
-    file = Path(path)
+def name_of(media: Media) -> str:
+    """What errors call a file."""
+    return media.name if isinstance(media, Blob) else str(media)
+
+
+def open_media(media: Media) -> BinaryIO:
+    """A file's bytes, to be read from any place."""
+    return io.BytesIO(media.data) if isinstance(media, Blob) else Path(media).open("rb")
+
+
+def check_present(media: Media) -> None:
+    """A DecodeError unless the media is a file, or bytes, with something in it."""
+    if _size_of(media) == 0:
+        raise DecodeError(name_of(media), "is empty (0 bytes)")
+
+
+def _size_of(media: Media) -> int:
+    if isinstance(media, Blob):
+        return len(media.data)
+    name, file = str(media), Path(media)
     try:
         size = file.stat().st_size
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DecodeError(path, "does not exist") from error
+        raise DecodeError(name, "does not exist") from error
     except OSError as error:
-        raise DecodeError(path, f"cannot be read ({error.strerror})") from error
+        raise DecodeError(name, f"cannot be read ({error.strerror})") from error
     if file.is_dir():
-        raise DecodeError(path, "is a folder, not a file")
-    if size == 0:
-        raise DecodeError(path, "is empty (0 bytes)")
+        raise DecodeError(name, "is a folder, not a file")
+    return size
 
 
-def check_complete(path: str) -> None:
+def check_complete(media: Media) -> None:
     """A DecodeError if the container's own sizes say that its end is missing; reads a few bytes only."""
-    size = Path(path).stat().st_size
-    with plain_words(path, "cannot be read"), Path(path).open("rb") as file:
+    name, size = name_of(media), _size_of(media)
+    with plain_words(name, "cannot be read"), open_media(media) as file:
         head = file.read(64)
         if head[4:8] in _FIRST_BOXES:
             promised, indexed = _mp4_extent(file, size)
             if not indexed:
-                raise DecodeError(path, "is cut off or was never finished: its index (moov) is missing")
+                raise DecodeError(name, "is cut off or was never finished: its index (moov) is missing")
         elif head[:4] == b"\x1a\x45\xdf\xa3":
             promised = _matroska_extent(head)
         elif head[:4] == b"RIFF":
@@ -63,7 +82,7 @@ def check_complete(path: str) -> None:
         else:
             return
     if promised - size > _SLACK:
-        raise DecodeError(path, f"is cut off: it has {size} bytes, its header promises {promised}")
+        raise DecodeError(name, f"is cut off: it has {size} bytes, its header promises {promised}")
 
 
 def _mp4_extent(file: BinaryIO, size: int) -> tuple[int, bool]:

@@ -4,14 +4,10 @@ Frames are chosen by their timestamps, never by counting: files of variable fram
 broadcast have no other truth. Whatever goes wrong with a file is a `DecodeError` that says what it is.
 """
 
-import re
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from heapq import heappop, heappush
-from pathlib import Path
 from typing import Any
 
 import av
@@ -19,15 +15,14 @@ import numpy as np
 import torch
 from av.error import FFmpegError
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
-from PIL import Image, ImageOps
+from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
-from tubelet.data.containers import check_complete, check_present, plain_words
-from tubelet.types import DecodeError
+from tubelet.data.clock import HELD_BACK, clock_seconds, in_order, time_of
+from tubelet.data.containers import Media, check_complete, check_present, name_of, open_media, plain_words
+from tubelet.types import Blob, DecodeError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".ts"})
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 _MP4, _MATROSKA, _MPEGTS = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts"
 # These formats store the display time of every packet. AVI does not: there FFmpeg guesses it while it decodes, and
@@ -37,10 +32,11 @@ _TIMED_FORMATS = (_MP4, _MATROSKA, _MPEGTS)
 # formats whose packets are whole by construction are held to the letter.
 _STRICT_FORMATS = (_MP4, _MATROSKA)
 _STRICT = {"err_detect": "explode"}
+# Passes over the pictures of a video at the times given, (T,) seconds, as height x width pixels: each (H, W, 3) uint8,
+# the second from which it is shown, and at how many of the times it is.
+Scan = Callable[[np.ndarray, int, int], Iterator[tuple[np.ndarray, float, int]]]
 # Decoders hold back at most so many frames to put them in order; a field may be a packet of its own.
-_HELD_BACK = 16
-_REORDER = 2 * _HELD_BACK
-_CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+_REORDER = 2 * HELD_BACK
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class VideoInfo:
     """What a video says about itself.
 
     Attributes:
-        path: the file.
+        path: the file, or the name of a `Blob`.
         duration_s: of the video stream, in seconds.
         fps: frames per second, on average.
         width: pixels, after rotation.
@@ -77,21 +73,21 @@ class Frames:
     times: np.ndarray
 
 
-def read_info(path: str | Path) -> VideoInfo:
+def read_info(media: Media) -> VideoInfo:
     """Length, rate and size of a video; decodes one frame.
 
     Raises:
         DecodeError: the file cannot be read as a video.
     """
-    with _Video(str(path)) as video:
+    with _Video(media) as video:
         return video.info()
 
 
-def read_clips(path: str | Path, choose: Callable[[VideoInfo], list[np.ndarray]]) -> tuple[VideoInfo, list[Frames]]:
+def read_clips(media: Media, choose: Callable[[VideoInfo], list[np.ndarray]]) -> tuple[VideoInfo, list[Frames]]:
     """Clips of one video, which is opened once.
 
     Args:
-        path: the file.
+        media: the file.
         choose: given the video's info, the times (T,) of each clip's frames in seconds from the video's start,
             ascending.
 
@@ -102,61 +98,50 @@ def read_clips(path: str | Path, choose: Callable[[VideoInfo], list[np.ndarray]]
     Raises:
         DecodeError: the file cannot be read, ends before a wanted time, or has a single frame while a clip wants more.
     """
-    with _Video(str(path)) as video:
+    with _Video(media) as video:
         info = video.info()
         wanted = [np.asarray(times, dtype=np.float64) for times in choose(info)]
         return info, [video.clip(times) for times in wanted]
 
 
-def read_frames(path: str | Path) -> Frames:
+def stream_clips(media: Media, choose: Callable[[VideoInfo], list[np.ndarray]]) -> Iterator[Frames]:
+    """As `read_clips`, one clip after the other, so that a film of any length can be read."""
+    with _Video(media) as video:
+        for times in choose(video.info()):
+            yield video.clip(np.asarray(times, dtype=np.float64))
+
+
+def read_frames(media: Media) -> Frames:
     """Every frame of a short video.
 
     Raises:
         DecodeError: the file cannot be read as a video.
     """
-    with _Video(str(path)) as video:
+    with _Video(media) as video:
         return video.everything()
 
 
-def read_image(path: str | Path) -> Tensor:
-    """A still image, upright as its EXIF tag asks.
-
-    Returns:
-        (H, W, 3) uint8 RGB. Transparency is dropped; of an animation, the first picture.
+@contextmanager
+def open_video(media: Media) -> Iterator[tuple[VideoInfo, Scan]]:
+    """A video to be read from end to end, however long: its info, and what passes over its pictures.
 
     Raises:
-        DecodeError: the file is missing, no image, damaged, cut off, or has more pixels than Pillow allows.
+        DecodeError: the file cannot be read, here or on the way; see `read_clips`.
     """
-    name = str(path)
-    check_present(name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(name) as image:
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
-                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-                pixels = np.array(upright.convert("RGB"))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = Image.MAX_IMAGE_PIXELS or 0
-        raise DecodeError(name, f"has more than {limit / 1e6:.0f} million pixels: make it smaller") from error
-    except Image.UnidentifiedImageError as error:
-        raise DecodeError(name, "is not an image that Pillow can read, or its beginning is damaged") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
-        # Pillow's decoders raise all of these on damaged files.
-        raise DecodeError(name, f"is damaged or cut off ({error})") from error
-    return torch.from_numpy(pixels)
+    with _Video(media) as video:
+        yield video.info(), video.scan
 
 
 class _Video:
     """One open video file: its demuxer, its decoder and where its clock starts."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, media: Media) -> None:
+        self.media = media
+        self.path = name_of(media)
         self.rotation = 0
         self.duration_s = 0.0
-        check_present(path)
-        check_complete(path)
+        check_present(media)
+        check_complete(media)
         self._open()
         self.timed = self.format in _TIMED_FORMATS
         self.skipping = self.timed
@@ -175,7 +160,8 @@ class _Video:
 
     def _open(self) -> None:
         with plain_words(self.path, "is not a media file, or its beginning is damaged"):
-            self.container = av.open(self.path, metadata_errors="ignore")
+            file = open_media(self.media) if isinstance(self.media, Blob) else self.path
+            self.container: Any = av.open(file, metadata_errors="ignore")
         self.format = self.container.format.name
         try:
             self.stream = self._video_stream()
@@ -216,13 +202,27 @@ class _Video:
 
     def clip(self, times: np.ndarray) -> Frames:
         """The frames shown at ascending `times` (T,) in seconds from the start."""
-        if len(times) == 0 or np.any(np.diff(times) < 0):
-            raise ValueError(f"a clip needs ascending times, got {times}")
-        targets = self.start + np.floor((times + self.tolerance_s) / float(self.tick)).astype(np.int64)
-        found = self._find(targets)
-        if len(times) > 1 and len(found) == 1 and self._has_one_frame():
-            raise DecodeError(self.path, "has 1 frame; a video needs at least 2: save it as an image")
+        found = self._find(self._ticks(times))
+        if len(times) > 1 and len(found) == 1:
+            self._check_moving()
         return self._frames(found)
+
+    def scan(self, times: np.ndarray, height: int, width: int) -> Iterator[tuple[np.ndarray, float, int]]:
+        """See `Scan`. Holds a few frames at a time; pictures that no time asks for are skipped where they can be."""
+        targets = self._ticks(times)
+        converter, served = VideoReformatter(), 0
+        while served < len(targets):
+            self._restart()
+            needed = self._needed(self._packets(), targets[served:])
+            self._restart()
+            for frame, repeats in self._select(self._decoded(self._packets(), needed), targets[served:], ended=True):
+                if needed is not None and frame.pts not in needed:
+                    self.skipping = False  # see `_find`: over again from where this failed
+                    break
+                served += repeats
+                if repeats == len(targets) > 1:
+                    self._check_moving()
+                yield self._picture(frame, converter, height, width), self._seconds(frame), repeats
 
     def everything(self) -> Frames:
         """All frames of a file that has just been opened."""
@@ -243,9 +243,8 @@ class _Video:
         if self.stream.duration:
             return float(self.stream.duration * self.tick)
         start_s = float(self.start * self.tick)
-        if clock := _CLOCK.fullmatch(self.stream.metadata.get("DURATION", "")):
-            hours, minutes, seconds = (float(part) for part in clock.groups())
-            duration = 3600 * hours + 60 * minutes + seconds - start_s
+        if (end_s := clock_seconds(self.stream.metadata.get("DURATION", ""))) is not None:
+            duration = end_s - start_s
         elif self.container.duration and len(self.container.streams) == 1:
             duration = self.container.duration / av.time_base - start_s
         else:  # a recording that was never finished, or a header that speaks of the sound as well
@@ -267,12 +266,14 @@ class _Video:
 
     def _end_of(self, packets: Iterator[Any]) -> int:
         """The tick at which the last of `packets` stops being shown; 0 without packets."""
-        return max((_time_of(p) + (p.duration or 0) for p in packets if _time_of(p) is not None), default=0)
+        return max((time_of(p) + (p.duration or 0) for p in packets if time_of(p) is not None), default=0)
 
-    def _has_one_frame(self) -> bool:
+    def _check_moving(self) -> None:
+        """Complain of a file with a single frame."""
         self._restart()
         packets = self._packets()
-        return next(packets, None) is not None and next(packets, None) is None
+        if next(packets, None) is not None and next(packets, None) is None:
+            raise DecodeError(self.path, "has 1 frame; a video needs at least 2: save it as an image")
 
     def _restart(self) -> None:
         """Back to the first packet, by the one way that needs no index."""
@@ -298,8 +299,8 @@ class _Video:
             packets, ended = self._gather(int(targets[-1]), from_start)
             needed = self._needed(packets, targets)
             found: list[tuple[Any, int]] = []
-            if packets and (from_start or _time_of(packets[0]) <= targets[0]):
-                found = self._select(self._decoded(iter(packets), needed), targets, ended)
+            if packets and (from_start or time_of(packets[0]) <= targets[0]):
+                found = list(self._select(self._decoded(iter(packets), needed), targets, ended))
             if found and needed is not None and not all(frame.pts in needed for frame, _ in found):
                 # This decoder names its frames by other times than their packets': nothing can be left out.
                 self.skipping = False
@@ -316,10 +317,10 @@ class _Video:
         packets: list[Any] = []
         beyond = 0
         for packet in self._packets():
-            time = _time_of(packet)
+            time = time_of(packet)
             if not packets and not from_start and (not packet.is_keyframe or time is None):
                 continue
-            if packets and not from_start and self.timed and time is not None and time < _time_of(packets[0]):
+            if packets and not from_start and self.timed and time is not None and time < time_of(packets[0]):
                 continue  # shown before the keyframe and built on pictures from before it, which are not there
             packets.append(packet)
             beyond += time is not None and time > last
@@ -328,19 +329,19 @@ class _Video:
                 return packets, False
         return packets, True
 
-    def _needed(self, packets: list[Any], targets: np.ndarray) -> set[int] | None:
+    def _needed(self, packets: Iterable[Any], targets: np.ndarray) -> set[int] | None:
         """Display times of the packets whose frames are shown at `targets`; None where the packets do not tell."""
-        if not self.skipping or any(packet.pts is None for packet in packets):
+        if not self.skipping:
             return None
-        times = np.unique([packet.pts for packet in packets if not packet.is_discard])
-        if len(times) == 0:
+        shown = [packet.pts for packet in packets if not packet.is_discard]
+        if not shown or None in shown:
             return None
+        times = np.unique(shown)
         places = np.maximum(np.searchsorted(times, targets, side="right") - 1, 0)
         return set(times[places].tolist())
 
-    def _select(self, frames: Iterator[Any], targets: np.ndarray, ended: bool) -> list[tuple[Any, int]]:
+    def _select(self, frames: Iterator[Any], targets: np.ndarray, ended: bool) -> Iterator[tuple[Any, int]]:
         """Of frames in the order they are shown, those shown at `targets`, each with how many targets it serves."""
-        found: list[tuple[Any, int]] = []
         served = 0
         shown = None
         for frame in frames:
@@ -349,16 +350,15 @@ class _Video:
                     continue  # a clock that jumps back: the frame has no place in the order
                 reached = int(np.searchsorted(targets, frame.pts))
                 if reached > served:
-                    found.append((shown, reached - served))
+                    yield shown, reached - served
                     served = reached
                 if served == len(targets):
-                    return found
+                    return
             shown = frame
         if shown is not None:
             if ended:
                 self._check_end(shown, int(targets[-1]))
-            found.append((shown, len(targets) - served))
-        return found
+            yield shown, len(targets) - served
 
     def _check_end(self, final: Any, last: int) -> None:
         """Complain if the file's final frame is over long before a wanted tick that lies within the promised length."""
@@ -381,12 +381,12 @@ class _Video:
         two thirds of a video and cost as much as any. The frames that come are the same to the bit.
         """
         frames = self._decode_all(packets, needed)
-        return frames if self.timed else _in_order(frames)
+        return frames if self.timed else in_order(frames)
 
     def _decode_all(self, packets: Iterator[Any], needed: set[int] | None) -> Iterator[Any]:
         at: int | None = None
         for packet in packets:
-            at = at if _time_of(packet) is None else _time_of(packet)
+            at = at if time_of(packet) is None else time_of(packet)
             self.decoder.skip_frame = "DEFAULT" if needed is None or packet.pts in needed else "NONREF"
             yield from self._decode(packet, at)
         yield from self._decode(None, at)
@@ -405,43 +405,37 @@ class _Video:
     def _frames(self, found: list[tuple[Any, int]]) -> Frames:
         """Frames, each so many times, as pixels and seconds."""
         height, width = found[0][0].height, found[0][0].width
-        count = sum(repeats for _, repeats in found)
         upright = (width, height) if self.rotation % 180 else (height, width)
-        pixels = np.empty((count, *upright, 3), dtype=np.uint8)
-        times = np.empty(count, dtype=np.float64)
+        repeats = [repeats for _, repeats in found]
+        pixels = np.empty((sum(repeats), *upright, 3), dtype=np.uint8)
         converter = VideoReformatter()  # one for all: it sets itself up for a format once
-        at = 0
-        for frame, repeats in found:
+        for (frame, count), end in zip(found, np.cumsum(repeats), strict=True):
             if (frame.height, frame.width) != (height, width):
                 sizes = f"from {width}x{height} to {frame.width}x{frame.height}"
                 raise DecodeError(self.path, f"changes its size {sizes} on the way: split it there")
-            with plain_words(self.path, f"has pixels of a format ({frame.format.name}) that cannot become RGB"):
-                # Unless told not to, PyAV converts the colours of each frame on all cores.
-                picture = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            pixels[at : at + repeats] = np.rot90(picture, self.rotation // 90)
-            times[at : at + repeats] = float((frame.pts - self.start) * self.tick)
-            at += repeats
+            pixels[end - count : end] = self._picture(frame, converter, *upright)
+        times = np.repeat([self._seconds(frame) for frame, _ in found], repeats)
         return Frames(torch.from_numpy(pixels), times)
 
+    def _picture(self, frame: Any, converter: VideoReformatter, height: int, width: int) -> np.ndarray:
+        """A frame as (height, width, 3) uint8 RGB, upright; a view of the converted frame's memory."""
+        if self.rotation % 180:
+            height, width = width, height
+        with plain_words(self.path, f"has pixels of a format ({frame.format.name}) that cannot become RGB"):
+            # Unless told not to, PyAV converts the colours of each frame on all cores.
+            picture = converter.reformat(
+                frame, width, height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1
+            )
+            plane: Any = picture.planes[0]
+            rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)  # rows may end in padding
+        return np.rot90(rows[:height, : 3 * width].reshape(height, width, 3), self.rotation // 90)
 
-def _time_of(packet: Any) -> Any:
-    """When a packet's frame is shown, in ticks; else when it is decoded; None if neither is known."""
-    return packet.dts if packet.pts is None else packet.pts
+    def _ticks(self, times: np.ndarray) -> np.ndarray:
+        """Ascending seconds from the start as ticks of the stream's clock."""
+        if len(times) == 0 or np.any(np.diff(times) < 0):
+            raise ValueError(f"a clip needs ascending times, got {times}")
+        return self.start + np.floor((times + self.tolerance_s) / float(self.tick)).astype(np.int64)
 
-
-def _in_order(frames: Iterator[Any]) -> Iterator[Any]:
-    """Frames in the order they are shown, with times that ascend: the guessed ones are those of the decoding order."""
-    waiting: deque[Any] = deque()
-    times: list[int] = []
-    for frame in frames:
-        waiting.append(frame)
-        heappush(times, frame.pts)
-        if len(waiting) > _HELD_BACK:
-            yield _retimed(waiting.popleft(), heappop(times))
-    while waiting:
-        yield _retimed(waiting.popleft(), heappop(times))
-
-
-def _retimed(frame: Any, pts: int) -> Any:
-    frame.pts = pts
-    return frame
+    def _seconds(self, frame: Any) -> float:
+        """When a frame begins to be shown, in seconds from the start."""
+        return float((frame.pts - self.start) * self.tick)

@@ -10,12 +10,8 @@ are averaged over ranks - where alternating modalities from step to step would l
 between the two.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator
-from functools import lru_cache
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,9 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from tubelet.config import TrainConfig
 from tubelet.data.clips import augment, clip_times
-from tubelet.data.decode import VideoInfo, read_clips, read_image
+from tubelet.data.decode import VideoInfo, read_clips
+from tubelet.data.images import read_image
 from tubelet.data.manifest import MediaList
 from tubelet.data.masks import sample_mask
+from tubelet.data.pool import pool_of
+from tubelet.data.processes import start_worker
+from tubelet.data.shards import StorageError, epoch_order
 from tubelet.types import BadFile, Batch, DecodeError, Modality, StepData, TubeletError
 
 # One number for every use of randomness, so that no two share a stream.
@@ -42,9 +42,9 @@ def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, in
         TubeletError: if the batch is too small to hold both.
     """
     batch, share = config.batch_size, config.data.image_share
-    if not media.videos:
+    if not media.count(Modality.VIDEO):
         share = 1.0
-    elif not media.images or config.data.frames == 1:
+    elif not media.count(Modality.IMAGE) or config.data.frames == 1:
         share = 1.0 if config.data.frames == 1 else 0.0
     images = round(batch * share)
     if 0 < share < 1:
@@ -58,11 +58,6 @@ def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, in
     return {modality: count for modality, count in counts.items() if count}
 
 
-@lru_cache(maxsize=4)
-def _permutation(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
-    return np.random.default_rng([seed, stream, epoch]).permutation(length)
-
-
 class _UnreadableError(Exception):
     """So many files are bad that the run must stop."""
 
@@ -72,9 +67,10 @@ class StepDataset(Dataset[StepData]):
 
     def __init__(self, config: TrainConfig, media: MediaList) -> None:
         self.config = config
-        self.files = {Modality.VIDEO: media.videos, Modality.IMAGE: media.images}
+        self.pools = {modality: pool_of(media, modality) for modality in Modality}
         self.counts = samples_per_step(config, media)
         self.known_bad: dict[str, str] = {}
+        self.orders: dict[Modality, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return self.config.steps
@@ -89,7 +85,7 @@ class StepDataset(Dataset[StepData]):
                 pixels, shortened = self._samples(modality, step * count, count, bad)
                 short += shortened
                 batches += self._micro_batches(modality, pixels, step)
-        except _UnreadableError as error:
+        except (_UnreadableError, StorageError) as error:
             return StepData([], _as_list(bad), failure=str(error))
         return StepData(batches, _as_list(bad), short)
 
@@ -126,48 +122,60 @@ class StepDataset(Dataset[StepData]):
         self, modality: Modality, visit: int, positions: range, bad: dict[str, str]
     ) -> tuple[list[Tensor], int]:  # fmt: skip
         """Read one file's samples; where it cannot be read, another's that chance picks."""
-        for path in self._candidates(modality, visit):
+        pool = self.pools[modality]
+        for sample in self._candidates(modality, visit):
+            path = pool.name(sample)
             if path not in self.known_bad:
                 rngs = [np.random.default_rng([self.config.seed, _SAMPLE[modality], p]) for p in positions]
                 try:
-                    return self._read(modality, path, rngs)
+                    return self._read(modality, sample, rngs)
                 except DecodeError as error:
                     self.known_bad[path] = error.reason
             bad[path] = self.known_bad[path]
-            total = sum(map(len, self.files.values()))
+            total = sum(map(len, self.pools.values()))
             if len(bad) > self.config.data.max_bad_share * total:
                 break
         path, reason = next(iter(bad.items()))
         raise _UnreadableError(
-            f"{len(bad)} of {len(self.files[modality])} {modality} files that were tried one after the other cannot be "
+            f"{len(bad)} of {len(pool)} {modality} files that were tried one after the other cannot be "
             f"read, more than max_bad_share allows; the first is {path}: {reason}"
         )
 
-    def _candidates(self, modality: Modality, visit: int) -> Iterator[str]:
-        """The file whose turn it is, then all others in an order of chance."""
-        files, seed = self.files[modality], self.config.seed
-        epoch, index = divmod(visit, len(files))
-        turn = int(_permutation(seed, _ORDER[modality], epoch, len(files))[index])
-        yield files[turn]
-        for other in np.random.default_rng([seed, _REPLACEMENT, _ORDER[modality], visit]).permutation(len(files)):
+    def _candidates(self, modality: Modality, visit: int) -> Iterator[int]:
+        """The sample whose turn it is, then all others in an order of chance."""
+        size, seed = len(self.pools[modality]), self.config.seed
+        epoch, index = divmod(visit, size)
+        turn = int(self._order(modality, epoch)[index])
+        yield turn
+        for other in np.random.default_rng([seed, _REPLACEMENT, _ORDER[modality], visit]).permutation(size):
             if other != turn:
-                yield files[int(other)]
+                yield int(other)
 
-    def _read(self, modality: Modality, path: str, rngs: list[np.random.Generator]) -> tuple[list[Tensor], int]:
+    def _order(self, modality: Modality, epoch: int) -> np.ndarray:
+        """The order of an epoch; kept until the next one is asked for."""
+        known = self.orders.get(modality)
+        if known is None or known[0] != epoch:
+            order = epoch_order(self.pools[modality].group, (self.config.seed, _ORDER[modality], epoch))
+            known = self.orders[modality] = (epoch, order)
+        return known[1]
+
+    def _read(self, modality: Modality, sample: int, rngs: list[np.random.Generator]) -> tuple[list[Tensor], int]:
         """One augmented sample (3, T, S, S) uint8 for each generator, and how many are of a video too short."""
         data = self.config.data
+        media, shown_s = self.pools[modality].read(sample)
         if modality is Modality.IMAGE:
-            frames = [read_image(path).unsqueeze(0)]
+            frames = [read_image(media).unsqueeze(0)]
             short = [False]
         else:
             short = []
 
             def choose(info: VideoInfo) -> list[np.ndarray]:
+                info = replace(info, duration_s=shown_s or info.duration_s)  # a segment's last frame may stand long
                 drawn = [clip_times(info, data.frames, data.fps, rng) for rng in rngs]
                 short.extend(is_short for _, is_short in drawn)
                 return [times for times, _ in drawn]
 
-            frames = [clip.pixels for clip in read_clips(path, choose)[1]]
+            frames = [clip.pixels for clip in read_clips(media, choose)[1]]
         cut = [
             augment(pixels, data.image_size, rng, scale=data.crop_scale, aspect=data.crop_aspect, flip=data.flip)
             for pixels, rng in zip(frames, rngs, strict=True)
@@ -177,19 +185,6 @@ class StepDataset(Dataset[StepData]):
 
 def _as_list(bad: dict[str, str]) -> list[BadFile]:
     return [BadFile(path, reason) for path, reason in bad.items()]
-
-
-def _start_worker(_: int) -> None:
-    # A terminal sends Ctrl-C to every process; the workers must live on until the training process has saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # PyTorch's own watch asks who the parent is, which under the start method "forkserver" is never the run.
-    threading.Thread(target=_end_with_the_run, daemon=True).start()
-
-
-def _end_with_the_run() -> None:
-    if run := multiprocessing.parent_process():
-        run.join()
-        os._exit(1)
 
 
 def step_loader(config: TrainConfig, media: MediaList, start: int, pin_memory: bool) -> DataLoader[StepData]:
@@ -206,5 +201,5 @@ def step_loader(config: TrainConfig, media: MediaList, start: int, pin_memory: b
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )

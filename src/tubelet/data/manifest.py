@@ -1,4 +1,4 @@
-"""From what a person names as a source - folders, files, globs, CSV or JSONL lists - to lists of videos and images."""
+"""From what a person names as a source - folders, files, globs, lists, shards - to lists of videos and images."""
 
 import csv
 import glob
@@ -11,8 +11,10 @@ from functools import cache
 from os import walk
 from pathlib import Path
 
-from tubelet.data.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from tubelet.types import TubeletError
+from tubelet.data.decode import VIDEO_SUFFIXES
+from tubelet.data.images import IMAGE_SUFFIXES
+from tubelet.data.shards import ShardFolder, is_shards, is_url, open_shards
+from tubelet.types import Modality, TubeletError
 
 _MANIFEST_SUFFIXES = (".csv", ".jsonl")
 _PATH_COLUMN = "path"
@@ -26,12 +28,20 @@ class MediaList:
     Attributes:
         videos: files with a video's suffix.
         images: files with an image's suffix.
+        shards: folders of shards, which hold both.
         ignored: how many files of each other suffix were passed over ("" for none), the most frequent first.
     """
 
     videos: list[str]
     images: list[str]
+    shards: list[ShardFolder] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
+
+    def count(self, modality: Modality) -> int:
+        """How many samples of a modality there are: files, and members of shards."""
+        image = modality is Modality.IMAGE
+        members = sum(int((folder.members["image"] == image).sum()) for folder in self.shards)
+        return len(self.images if image else self.videos) + members
 
 
 def list_media(sources: Sequence[str]) -> MediaList:
@@ -41,20 +51,26 @@ def list_media(sources: Sequence[str]) -> MediaList:
         sources: each a folder (searched with its subfolders, sorted), a media file, a CSV or JSONL manifest, or a glob
             (`**` stands for any number of folders). A CSV has a `path` column, or no header and the path first, parted
             from the rest by a comma or a space; a line of JSONL is an object with a `path`. Relative paths in a
-            manifest are relative to its folder.
+            manifest are relative to its folder. Or a folder of shards, or the URL of one.
 
     Returns:
         The files. Those that a manifest lists are not looked at: one that does not exist is found out when it is read.
 
     Raises:
-        TubeletError: a source is missing or has no media, or a manifest has a line that cannot be understood.
+        TubeletError: a source is missing or has no media, or a manifest or an index has a line that cannot be
+            understood.
     """
     if not sources:
         raise TubeletError("no data source given: name a folder, a file, a glob, or a CSV or JSONL manifest")
     videos: dict[str, None] = {}
     images: dict[str, None] = {}
+    shards: dict[str, ShardFolder] = {}
     ignored: set[str] = set()
     for source in sources:
+        if is_shards(source):
+            root = source.rstrip("/") if is_url(source) else str(_real(Path(source).expanduser()))
+            shards[root] = open_shards(root)
+            continue
         files = list(_files_of(source))
         media = 0
         for file in files:
@@ -69,7 +85,7 @@ def list_media(sources: Sequence[str]) -> MediaList:
             media += 1
         if not media:
             raise TubeletError(f"{source}: {_what_instead(files)}; name a source that has some")
-    return MediaList(list(videos), list(images), _by_suffix(ignored))
+    return MediaList(list(videos), list(images), list(shards.values()), _by_suffix(ignored))
 
 
 def _files_of(source: str) -> Iterator[str]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tubelet.config import ModelConfig
 from tubelet.data.clips import centre_clip_times, resize_shape
-from tubelet.data.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoInfo, read_clips, read_image
+from tubelet.data.decode import VIDEO_SUFFIXES, VideoInfo, read_clips
+from tubelet.data.images import IMAGE_SUFFIXES, read_image
 from tubelet.types import TubeletError
 
 Resize = Literal["round"] | int | tuple[int, int] | None

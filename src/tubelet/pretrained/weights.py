@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from tubelet.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from tubelet.checkpoint import checkpoints
 from tubelet.config import ModelConfig, TrainConfig, from_dict
+from tubelet.model.lora import merge_adapters
 from tubelet.released import State, is_2_0, read_released, read_torch_file
 from tubelet.released_2_0 import from_release, from_transformers
 from tubelet.types import TubeletError
@@ -101,7 +102,7 @@ def _from_safetensors(files: list[Path], name: str, wanted: Wanted) -> Weights:
     where = str(files[0])
     if header.get("format") == CHECKPOINT_FORMAT:
         train: TrainConfig = from_dict(TrainConfig, json.loads(header["config"]), f"{where}: config")
-        encoder = _below(tensors, f"{wanted.part}.")
+        encoder = merge_adapters(_below(tensors, f"{wanted.part}."))
         return Weights(train.model, encoder, _predictor(tensors, wanted), name, wanted.part)
     if header.get("format") == FORMAT:
         config: ModelConfig = from_dict(ModelConfig, json.loads(header["config"]), f"{where}: config")

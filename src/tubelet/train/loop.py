@@ -15,15 +15,18 @@ from tubelet.config import TrainConfig
 from tubelet.data.clips import normalise
 from tubelet.data.loader import samples_per_step, step_loader
 from tubelet.data.manifest import MediaList, list_media
+from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, peak_flops, pick_device, pick_dtype
+from tubelet.model.lora import save_adapters
 from tubelet.train.compilation import step_operations
+from tubelet.train.initial import initial_model
 from tubelet.train.log import StepLog
 from tubelet.train.monitor import CollapseWatch, feature_health
 from tubelet.train.optim import build_optimizer
 from tubelet.train.progress import Curves, ProgressLine
 from tubelet.train.state import RunFolder
 from tubelet.train.step import autocast, prepare, train_step
-from tubelet.types import Batch, StepData, TubeletError
+from tubelet.types import Batch, Modality, StepData, TubeletError
 from tubelet.vjepa import VJEPA
 
 
@@ -83,23 +86,26 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     console = console or Console()
     config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)  # refuse what does not fit
     media = list_media(config.data.sources)
+    check_recipes(media, config.data)
     run = RunFolder(Path(out), config, resume)
     device = pick_device()
     torch.manual_seed(config.seed)
-    model = VJEPA(config.model).to(device)
+    model, origin = initial_model(config, resumed=run.checkpoint is not None)
+    model.to(device)
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
     compiling = prepare(model, config, device)
-    curves, watch = Curves(run.path, start), CollapseWatch()
+    watch = CollapseWatch()
     for row in run.begin(start):
         watch.observe(row)
+    curves = Curves(run.path, start)
     announce(console, config, media, run, model, device, start)
-    if compiling:
-        console.print(compiling, highlight=False, soft_wrap=True)
+    for sentence in filter(None, (origin, compiling)):
+        console.print(sentence, highlight=False, soft_wrap=True)
     loader = step_loader(config, media, start, pin_memory=device.type == "cuda")
     operations = step_operations(model, config)
     path = run.checkpoint
-    total_files = len(media.videos) + len(media.images)
+    total_files = sum(media.count(modality) for modality in Modality)
     with StopSignals() as signals, ProgressLine(console, config.steps, start, peak_flops(device)) as progress:
         log = StepLog(partial(write_row, run, curves, progress), device)
         began = time.perf_counter()
@@ -121,6 +127,8 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
             if last or signals.received or (step + 1) % config.checkpoint_every == 0:
                 log.flush()
                 path = save_checkpoint(run.path, step + 1, model, optimizer, config, config.keep_checkpoints)
+                if config.lora_rank:
+                    save_adapters(model.teacher, run.path / "adapter")
             if signals.received and not last:
                 raise InterruptedRunError(
                     f"{signals.received.name}: stopped after step {step + 1} of {config.steps}; {path} is written, "
@@ -153,17 +161,18 @@ def report_bad_files(data: StepData, run: RunFolder, console: Console, total: in
     """Name each bad file once; stop when there are too many.
 
     Raises:
-        TubeletError: if more than `max_share` of all files are bad.
+        TubeletError: if more than `max_share` of all files are bad, or the step could not be made.
     """
     for file in run.add_bad(data.bad):
         console.print(f"[yellow]bad file[/yellow] {file.path}: {file.reason}", highlight=False, soft_wrap=True)
     share = len(run.bad) / total
-    if data.failure or share > max_share:
+    if share > max_share:
         raise TubeletError(
             f"{len(run.bad)} of {total} files ({100 * share:.0f} %) cannot be read, more than the "
             f"{100 * max_share:.0f} % that --max-bad-share allows; they are listed in {run.path / 'bad_files.jsonl'}"
-            + (f" ({data.failure})" if data.failure and share <= max_share else "")
         )
+    if data.failure:
+        raise TubeletError(data.failure)
 
 
 def announce(
@@ -182,8 +191,11 @@ def announce(
 
     student, predictor = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (model.student, model.predictor))
     counts = samples_per_step(config, media)
+    members = sum(len(folder.members) for folder in media.shards)
     say(
-        f"[bold]{len(media.videos)} videos, {len(media.images)} images[/bold]; each step takes "
+        f"[bold]{media.count(Modality.VIDEO)} videos, {media.count(Modality.IMAGE)} images[/bold]"
+        + (f" ({members} of them in shards)" if members else "")
+        + "; each step takes "
         + " and ".join(f"{count} {modality}s" for modality, count in counts.items())
     )
     if media.ignored:

@@ -9,7 +9,7 @@ from tubelet.vjepa import VJEPA
 
 def build_optimizer(model: VJEPA, config: OptimConfig) -> AdamW:
     """AdamW over student and predictor, one fused kernel a step; biases and 1-d parameters are not decayed."""
-    trained = [p for part in (model.student, model.predictor) for p in part.parameters()]
+    trained = [p for part in (model.student, model.predictor) for p in part.parameters() if p.requires_grad]
     decayed = [p for p in trained if _is_decayed(p)]
     kept = [p for p in trained if not _is_decayed(p)]
     groups = [

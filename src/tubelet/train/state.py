@@ -16,7 +16,7 @@ class RunFolder:
     """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
 
     def __init__(self, path: Path, config: TrainConfig, resume: bool) -> None:
-        """Start a run's folder, or take up the one that is there.
+        """Look at a run's folder; nothing is written before `begin`.
 
         Raises:
             TubeletError: if a run is there already and is not to be resumed, or was of another model.
@@ -29,12 +29,16 @@ class RunFolder:
             if not resume:
                 raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
             self.changed = _changes(path / CONFIG, config)
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
+        self.config = config
         self.bad: dict[str, str] = {row["path"]: row["reason"] for row in _rows(path / BAD_FILES)}
 
     def begin(self, step: int) -> list[dict[str, Any]]:
-        """Keep the metrics of the first `step` steps, and return them: a resumed run writes those after it anew."""
+        """Write the config, keep the metrics of the first `step` steps and return them.
+
+        A resumed run writes those after it anew.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
         kept = [row for row in _rows(self.path / METRICS) if row["step"] <= step]
         write_atomically(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         bad = [_bad_line(path, reason) for path, reason in self.bad.items()]

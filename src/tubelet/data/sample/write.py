@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tubelet.data.processes import start_worker
 from tubelet.data.sample import truth
 from tubelet.data.sample.level import all_levels, load_level
 from tubelet.data.sample.plan import Anchors, RejectedError
@@ -178,7 +179,7 @@ def run_jobs(jobs: list[Job], workers: int, done: Callable[[JobResult], None]) -
             done(results[-1])
         return results
     # Spawned, not forked: the engine's threads and a parent that has started torch do not survive a fork.
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=start_worker)
     futures = {pool.submit(run_job, job): k for k, job in enumerate(jobs)}
     found: dict[int, JobResult] = {}
     try:

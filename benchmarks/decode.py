@@ -1,0 +1,169 @@
+"""Random clips a second, from source files and from shards, beside another reader.
+
+    python benchmarks/decode.py
+    python benchmarks/decode.py --against decord --json
+
+Films of moving texture are made at each height, and shards of them; then every side reads the same random clips, one
+after the other in turn, each in a process of its own with one decoding thread. A file is opened for each clip, as in
+training. From shards a clip has the same moments, at the shards' size.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from films import make_films
+from measure import run_in_turn
+from tubelet.config import Recipe
+from tubelet.data.decode import VideoInfo, read_clips
+from tubelet.data.reshard import write_shards
+from tubelet.data.shards import open_shards
+
+
+class Work(NamedTuple):
+    """What is read."""
+
+    films: list[Path]
+    shards: Path
+    frames: int
+    stride: int
+
+
+class Clip(NamedTuple):
+    """A random clip: which file, and where in it from 0 to 1."""
+
+    file: float
+    place: float
+
+
+def build(side: str, work: Work) -> Callable[[int], tuple[float, None]]:
+    """A side's process: a function that reads a clip and returns its seconds."""
+    read = {"source": source_reader, "shards": shard_reader, "decord": decord_reader}[side](work)
+
+    def timed(number: int) -> tuple[float, None]:
+        clip = Clip(*np.random.default_rng(number).random(2))
+        began = time.perf_counter()
+        pixels = read(clip)
+        seconds = time.perf_counter() - began
+        assert pixels.shape[0] == work.frames, pixels.shape
+        return seconds, None
+
+    return timed
+
+
+def source_reader(work: Work) -> Callable[[Clip], Any]:
+    """From the films themselves."""
+
+    def read(clip: Clip) -> Any:
+        film = work.films[int(clip.file * len(work.films))]
+
+        def choose(info: VideoInfo) -> list[np.ndarray]:
+            times = np.arange(work.frames) * work.stride / info.fps
+            return [clip.place * (info.duration_s - times[-1] - 1 / info.fps) + times]
+
+        return read_clips(film, choose)[1][0].pixels
+
+    return read
+
+
+def shard_reader(work: Work) -> Callable[[Clip], Any]:
+    """From members of shards: as many seconds as the films' clips have, at their mean rate of 27 frames a second."""
+    shards = open_shards(work.shards)
+    times = np.arange(work.frames) * work.stride / 27.0
+
+    def read(clip: Clip) -> Any:
+        place = int(clip.file * len(shards.members))
+        latest = float(shards.members["duration_s"][place]) - times[-1] - 1 / 27
+        return read_clips(shards.read(place), lambda info: [clip.place * latest + times])[1][0].pixels
+
+    return read
+
+
+def decord_reader(work: Work) -> Callable[[Clip], Any]:
+    """As decord's users do."""
+    import decord
+
+    def read(clip: Clip) -> Any:
+        film = decord.VideoReader(str(work.films[int(clip.file * len(work.films))]), num_threads=1)
+        steps = np.arange(work.frames) * work.stride
+        return film.get_batch(int(clip.place * (len(film) - steps[-1])) + steps).asnumpy()
+
+    return read
+
+
+def main(
+    heights: tuple[int, ...] = (240, 720),
+    films: int = 2,
+    seconds: float = 30.0,
+    frames: int = 16,
+    stride: int = 8,
+    rounds: int = 30,
+    warmup: int = 3,
+    folder: Path = Path("runs/bench/films"),
+    against: Literal["decord"] | None = None,
+    json: bool = False,
+) -> None:
+    """Print the table.
+
+    Args:
+        heights: Lines of the films; below 720 they are 4:3, else 16:9.
+        films: How many of each.
+        seconds: How long each is.
+        frames: Frames of a clip.
+        stride: Frames of the film from one frame of a clip to the next.
+        rounds: Clips that each side reads; the table holds their medians.
+        warmup: Clips before them.
+        folder: Where films and shards are kept for the next time.
+        against: Another reader; it must be installed.
+        json: Print one JSON object as the last line.
+    """
+    if against == "decord":
+        try:
+            import decord  # noqa: F401
+        except ImportError:
+            sys.exit("decord is not installed: pip install decord")
+    sides = ("source", "shards", *([against] if against else []))
+    console = Console()
+    result: dict[str, Any] = {"frames": frames, "stride": stride}
+    for height in heights:
+        paths = make_films(folder, height, films, seconds)
+        shards = folder / f"shards-{height}p-{films}x{seconds:g}s"
+        write_shards([str(path) for path in paths], shards, Recipe(), workers=1)
+        work = Work(paths, shards, frames, stride)
+        timed, peak = run_in_turn(build, work, sides, warmup, rounds)
+        taken = {side: [seconds for seconds, _ in timed[side]] for side in sides}
+        result[f"{height}p"] = show(console, f"{frames} frames, stride {stride}, {height} lines", taken, peak)
+    if json:
+        print(dumps(result))
+
+
+def show(console: Console, title: str, taken: dict[str, list[float]], peak: dict[str, float]) -> dict[str, Any]:
+    """Print one height's table; its figures."""
+    table = Table(title=title)
+    for column in ("side", "ms/clip", "10-90 %", "clips/s", "x source", "peak GB"):
+        table.add_column(column, justify="left" if column == "side" else "right")
+    median = {side: statistics.median(seconds) for side, seconds in taken.items()}
+    for side, seconds in taken.items():
+        low, high = np.quantile(seconds, [0.1, 0.9]) * 1e3
+        ratio = median["source"] / median[side]
+        cells = (f"{1e3 * median[side]:.1f}", f"{low:.0f}-{high:.0f}", f"{1 / median[side]:.1f}", f"{ratio:.2f}")
+        table.add_row(side, *cells, f"{peak[side]:.2f}")
+    console.print(table)
+    return {
+        side: {"clips_per_s": 1 / median[side], "peak_gb": peak[side]}
+        | {f"times_{other}": median[other] / median[side] for other in taken if other != side}
+        for side in taken
+    }
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

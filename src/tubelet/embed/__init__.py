@@ -1,0 +1,1 @@
+"""Features of whole collections: tables of them, and what is nearest in one."""

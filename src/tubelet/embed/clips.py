@@ -1,0 +1,117 @@
+"""The clips of a collection, decoded by worker processes into batches of one size."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from tubelet.config import EmbedConfig
+from tubelet.data.clips import resize_centre_crop, window_times
+from tubelet.data.decode import VideoInfo, stream_clips
+from tubelet.data.images import read_image
+from tubelet.data.manifest import MediaList
+from tubelet.data.pool import Pool, pool_of
+from tubelet.data.processes import start_worker
+from tubelet.types import BadFile, DecodeError, Modality
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clips of one modality, or what happened to a file.
+
+    Attributes:
+        pixels: (B, 3, T, S, S) uint8; None if there is nothing to encode.
+        rows: path, modality, clip (its number in the file), clips (of the file) and times (T,) in seconds of each.
+        ended: files that are through, whole or bad.
+        short: how many of `ended` are videos too short for the rate that was asked for.
+        bad: the files among them that could not be read to their end.
+    """
+
+    pixels: Tensor | None
+    rows: list[dict[str, Any]]
+    ended: int
+    short: int
+    bad: list[BadFile]
+
+
+class CollectionClips(IterableDataset[ClipBatch]):
+    """Every clip of a collection that is not done; each worker takes its share of the files."""
+
+    def __init__(self, media: MediaList, config: EmbedConfig, done: Mapping[str, tuple[set[int], int]]) -> None:
+        self.config = config
+        self.pools = {modality: pool_of(media, modality) for modality in Modality}
+        self.done = {path: clips for path, (clips, _) in done.items()}
+        whole = {path for path, (clips, count) in done.items() if len(clips) == count}
+        self.samples = [
+            (modality, sample)
+            for modality, pool in self.pools.items()
+            for sample in range(len(pool))
+            if pool.name(sample) not in whole
+        ]
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        """Batches of clips, videos first."""
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        pixels: list[Tensor] = []
+        rows: list[dict[str, Any]] = []
+        bad: list[BadFile] = []
+        ended = short = 0
+        for modality, sample in self.samples[first::step]:
+            if rows and rows[0]["modality"] != modality:
+                yield ClipBatch(torch.stack(pixels), rows, ended, short, bad)
+                pixels, rows, ended, short, bad = [], [], 0, 0, []
+            pool = self.pools[modality]
+            try:
+                for clip, row, is_short in self._clips(pool, modality, sample):
+                    pixels.append(clip)
+                    rows.append(row)
+                    short += is_short and row["clip"] == 0
+                    if len(rows) == self.config.batch_size:
+                        yield ClipBatch(torch.stack(pixels), rows, ended, short, bad)
+                        pixels, rows, ended, short, bad = [], [], 0, 0, []
+            except DecodeError as error:
+                bad.append(BadFile(error.path, error.reason))
+            ended += 1
+        yield ClipBatch(torch.stack(pixels) if pixels else None, rows, ended, short, bad)
+
+    def _clips(self, pool: Pool, modality: Modality, sample: int) -> Iterator[tuple[Tensor, dict[str, Any], bool]]:
+        """The clips of one file that are not done, with their rows, and whether the video is too short for one."""
+        media, shown_s = pool.read(sample)
+        path, size = pool.name(sample), self.config.image_size
+        about = {"path": path, "modality": str(modality)}
+        if modality is Modality.IMAGE:
+            pixels = resize_centre_crop(read_image(media).unsqueeze(0), size)
+            yield pixels, about | {"clip": 0, "clips": 1, "times": np.zeros(1)}, False
+            return
+        wanted: list[tuple[int, int, np.ndarray]] = []
+        is_short = False
+
+        def choose(info: VideoInfo) -> list[np.ndarray]:
+            nonlocal is_short
+            info = replace(info, duration_s=shown_s or info.duration_s)
+            plan, is_short = window_times(info, self.config.frames, self.config.fps, self.config.stride_s)
+            done = self.done.get(path, ())
+            wanted.extend((clip, len(plan), times) for clip, times in enumerate(plan) if clip not in done)
+            return [times for _, _, times in wanted]
+
+        for number, frames in enumerate(stream_clips(media, choose)):
+            clip, clips, times = wanted[number]
+            row = about | {"clip": clip, "clips": clips, "times": times}
+            yield resize_centre_crop(frames.pixels, size), row, is_short
+
+
+def clip_loader(clips: CollectionClips) -> DataLoader[ClipBatch]:
+    """Batches, decoded ahead of need."""
+    workers = min(clips.config.workers, len(clips.samples))
+    return DataLoader(
+        clips,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        worker_init_fn=start_worker,
+    )

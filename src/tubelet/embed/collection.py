@@ -1,0 +1,131 @@
+"""A collection of videos and images -> a table of their features."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from tubelet.config import EmbedConfig
+from tubelet.data.manifest import list_media
+from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
+from tubelet.embed.table import FeatureTable
+from tubelet.pretrained.backbone import Backbone
+from tubelet.types import BadFile, Modality, TubeletError
+
+BAD_FILES = "_bad_files.jsonl"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `embed_collection` did.
+
+    Attributes:
+        files: of the collection.
+        rows: written now.
+        before: files that were done before.
+        bad: files that could not be read.
+        short: videos too short for the rate that was asked for.
+    """
+
+    files: int
+    rows: int
+    before: int
+    bad: int
+    short: int
+
+
+def embed_collection(
+    model: Backbone,
+    sources: Sequence[str],
+    out: str | Path,
+    config: EmbedConfig,
+    name: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[BadFile], None] = lambda file: None,
+) -> Summary:
+    """Encode all clips of some sources and write a row for each.
+
+    Args:
+        model: the encoder.
+        sources: as for training.
+        out: folder of the table; one that a stopped call left is continued, clip by clip.
+        config: which clips, and what is kept.
+        name: what `tubelet.load` was given, for `search` to load the same model.
+        progress: called with files done and all files.
+        report: called once with each file that cannot be read.
+
+    Raises:
+        TubeletError: too many files are bad, the table was made otherwise, or it cannot be written.
+    """
+    out = Path(out)
+    model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
+    media = list_media(sources)
+    kept = ("image_size", "frames", "fps", "stride_s", "dense", "levels")
+    settings = {"model": name, "model_id": model.model_id, "config_hash": model.config_hash}
+    table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
+    with _alone(out):
+        clips = CollectionClips(media, config, table.done())
+        total = sum(media.count(modality) for modality in Modality)
+        ended = before = total - len(clips.samples)
+        bad: list[BadFile] = []
+        rows = short = 0
+        progress(ended, total)
+        try:
+            for batch in clip_loader(clips):
+                rows += len(batch.rows)
+                if batch.pixels is not None:
+                    table.add(_rows(model, batch, batch.pixels, config))
+                for file in batch.bad:
+                    bad.append(file)
+                    report(file)
+                ended, short = ended + batch.ended, short + batch.short
+                progress(ended, total)
+                if len(bad) > config.max_bad_share * total:
+                    raise TubeletError(
+                        f"{len(bad)} of {total} files ({100 * len(bad) / total:.0f} %) cannot be read, more than the "
+                        f"{100 * config.max_bad_share:.0f} % that --max-bad-share allows; the first is {bad[0].path}: "
+                        f"{bad[0].reason}"
+                    )
+        finally:  # whatever happened, what was computed is kept
+            table.flush()
+            (out / BAD_FILES).write_text("".join(json.dumps(asdict(file)) + "\n" for file in bad))
+    return Summary(total, rows, before, len(bad), short)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two writers would double rows; a lock of the system's dies with its process."""
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise TubeletError(f"{out}: another process is writing to it; wait for it, or choose another --out") from error
+
+
+def _rows(model: Backbone, batch: ClipBatch, pixels: Tensor, config: EmbedConfig) -> list[dict[str, Any]]:
+    """Encode a batch; a row for each clip."""
+    features = model.encode(pixels)
+    levels = features.levels if config.levels else features.levels[-1:]
+    names = [f"_level{i}" for i in range(len(levels) - 1)] + [""]
+    vectors = {f"pooled{name}": _half(level.float().mean(dim=1)) for name, level in zip(names, levels, strict=True)}
+    if config.dense:
+        vectors |= {f"tokens{name}": _half(level.flatten(1)) for name, level in zip(names, levels, strict=True)}
+    grid = np.array(features.grid.shape, np.int32)
+    rows = []
+    for i, row in enumerate(batch.rows):
+        times = row["times"].reshape(features.grid.t, -1)
+        about = {key: row[key] for key in ("path", "modality", "clip", "clips")}
+        about |= {"start_s": float(times[0, 0]), "end_s": float(times[-1, -1]), "times": times.mean(axis=1)}
+        about |= {"grid": grid, "model_id": model.model_id, "config_hash": model.config_hash}
+        rows.append(about | {name: vector[i] for name, vector in vectors.items()})
+    return rows
+
+
+def _half(x: Tensor) -> np.ndarray:
+    return x.half().cpu().numpy()

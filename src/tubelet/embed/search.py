@@ -1,0 +1,61 @@
+"""The nearest clips of a table: all pooled features are compared, part by part; no index, no server."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tubelet.embed.table import parts, pooled_rows, read_settings
+from tubelet.pretrained.backbone import Backbone, load
+from tubelet.types import TubeletError
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A clip that was found.
+
+    Attributes:
+        path: its file.
+        start_s: where in the file it begins, in seconds.
+        end_s: its last frame's time.
+        similarity: cosine of the angle between its pooled features and the query's, -1 to 1.
+    """
+
+    path: str
+    start_s: float
+    end_s: float
+    similarity: float
+
+
+def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone | None = None) -> list[Hit]:
+    """The clips of a table that are nearest to an image, or to the middle clip of a video.
+
+    Args:
+        index: a folder that `tubelet embed` wrote.
+        file: the query.
+        top: how many clips.
+        model: the encoder; None loads the one that made the table.
+
+    Raises:
+        TubeletError: if the table is none or empty, the model is another one, or the file cannot be read.
+    """
+    index = Path(index)
+    settings = read_settings(index)
+    if not parts(index):
+        raise TubeletError(f"{index}: has no rows yet; run `tubelet embed` to its end")
+    model = model or load(settings["model"])
+    if model.model_id != settings["model_id"]:
+        raise TubeletError(
+            f"{index}: was made by {settings['model_id']}, the model is {model.model_id}: their features cannot be "
+            "compared; name the model that made the table, or embed the collection again"
+        )
+    features = model.encode(file, resize=settings["image_size"], frames=settings["frames"], fps=settings["fps"])
+    query = features.pooled[0].float().cpu().numpy()
+    query /= np.linalg.norm(query)
+    best: list[Hit] = []
+    for columns, pooled in pooled_rows(index, ["path", "start_s", "end_s"]):
+        similarity = pooled @ query / np.linalg.norm(pooled, axis=1)
+        nearest = np.argsort(-similarity)[:top]
+        best += [Hit(**{key: columns[key][i] for key in columns}, similarity=float(similarity[i])) for i in nearest]
+        best = sorted(best, key=lambda hit: -hit.similarity)[:top]
+    return best

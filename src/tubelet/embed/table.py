@@ -1,0 +1,169 @@
+"""Features of a collection as Parquet files, which grow part by part and can be continued after any crash.
+
+A part is written beside its place and renamed: every part that can be seen is whole. Which clips are done is read from
+the parts themselves, so no row is ever there twice.
+"""
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tubelet.types import TubeletError
+
+# Readers of Parquet folders pass over names that begin with "_" or ".".
+SETTINGS = "_settings.json"
+# What a crash may cost, and what is held in memory before it is written.
+PART_SECONDS = 60.0
+PART_BYTES = 256 * 2**20
+
+
+class FeatureTable:
+    """A folder of parts `part-000000.parquet`, ..., one row a clip, and the settings that made them.
+
+    Attributes:
+        path: the folder.
+        settings: what all rows have in common, as JSON.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """Start a table, or take up the one that is there.
+
+        Raises:
+            TubeletError: if the folder holds rows of other settings, or something else.
+        """
+        self.path = path
+        self.settings = dict(settings)
+        if path.exists() and any(path.iterdir()):
+            if not (path / SETTINGS).is_file():
+                raise TubeletError(f"{path}: holds something else; choose another --out")
+            before = read_settings(path)
+            # Where the model was loaded from may change, as long as it is the same model.
+            compared = [key for key in settings if key != "model"]
+            changed = [
+                f"{key}: {before.get(key)} -> {settings[key]}" for key in compared if before.get(key) != settings[key]
+            ]
+            if changed:
+                raise TubeletError(
+                    f"{path}: holds features that were made otherwise ({'; '.join(changed)}): choose another --out"
+                )
+            for leftover in path.glob("*.partial"):  # of a process that died while it wrote
+                leftover.unlink()
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            partial = path / f"{SETTINGS}.partial"
+            partial.write_text(json.dumps(self.settings, indent=2) + "\n")
+            partial.replace(path / SETTINGS)
+        self.next_part = max((int(part.stem.split("-")[1]) for part in parts(path)), default=-1) + 1
+        self.rows: list[dict[str, Any]] = []
+        self.size = 0
+        self.began = time.monotonic()
+
+    def done(self) -> dict[str, tuple[set[int], int]]:
+        """The clips of each file that have a row, and how many the file has."""
+        found: dict[str, set[int]] = defaultdict(set)
+        total: dict[str, int] = {}
+        for part in parts(self.path):
+            columns = read_part(part, ["path", "clip", "clips"]).to_pydict()
+            for path, clip, clips in zip(columns["path"], columns["clip"], columns["clips"], strict=True):
+                found[path].add(clip)
+                total[path] = clips
+        return {path: (clips, total[path]) for path, clips in found.items()}
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Take rows, and write a part when there are enough of them or the last one is a while ago."""
+        self.rows += rows
+        self.size += sum(value.nbytes for row in rows for value in row.values() if isinstance(value, np.ndarray))
+        if self.size >= PART_BYTES or time.monotonic() - self.began >= PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was taken.
+
+        Raises:
+            TubeletError: if it cannot be written; earlier parts are untouched.
+        """
+        if self.rows:
+            path = self.path / f"part-{self.next_part:06d}.parquet"
+            partial = path.with_name(f".{path.name}.partial")
+            table = _table(self.rows, self.settings)
+            try:
+                pq.write_table(table, partial, compression="zstd")
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(path)
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                raise TubeletError(
+                    f"{path}: cannot be written ({error.strerror or error}); earlier parts are kept, the same command "
+                    "continues after them"
+                ) from error
+            self.next_part += 1
+        self.rows, self.size, self.began = [], 0, time.monotonic()
+
+
+def parts(path: Path) -> list[Path]:
+    """The parts of a table, in order."""
+    return sorted(path.glob("part-*.parquet"))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a table.
+
+    Raises:
+        TubeletError: if the folder is no table.
+    """
+    try:
+        return dict(json.loads((path / SETTINGS).read_text()))
+    except (OSError, ValueError) as error:
+        raise TubeletError(
+            f"{path}: is not a folder of features ({error}); expected what `tubelet embed` wrote"
+        ) from error
+
+
+def read_part(part: Path, columns: list[str]) -> pa.Table:
+    """Some columns of a part.
+
+    Raises:
+        TubeletError: if the file is damaged.
+    """
+    try:
+        return pq.read_table(part, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise TubeletError(f"{part}: cannot be read ({error}); delete it and embed the files again") from error
+
+
+def stacked(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A column of vectors as (rows, width)."""
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate(chunks).reshape(-1, width) if chunks else np.empty((0, width), np.float16)
+
+
+def pooled_rows(path: Path, columns: list[str]) -> Iterator[tuple[dict[str, list[Any]], np.ndarray]]:
+    """Part by part: some columns, and the pooled features (rows, D) in float32 beside them."""
+    for part in parts(path):
+        table = read_part(part, [*columns, "pooled"])
+        width = table.schema.field("pooled").type.list_size
+        yield table.select(columns).to_pydict(), stacked(table["pooled"], width).astype(np.float32)
+
+
+def _table(rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> pa.Table:
+    columns = {name: _column(name, [row[name] for row in rows]) for name in rows[0]}
+    return pa.table(columns).replace_schema_metadata({"tubelet": json.dumps(settings)})
+
+
+def _column(name: str, values: list[Any]) -> pa.Array:
+    """Scalars; or vectors, whose length is part of the type where it is the same for every clip of every table."""
+    if not isinstance(values[0], np.ndarray):
+        return pa.array(values)
+    flat = pa.array(np.concatenate(values))
+    if name == "grid" or name.startswith("pooled"):
+        return pa.FixedSizeListArray.from_arrays(flat, len(values[0]))
+    return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *map(len, values)]), pa.int32()), flat)

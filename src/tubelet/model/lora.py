@@ -1,0 +1,80 @@
+"""Low-rank adapters (Hu et al., arXiv 2106.09685) in the linear layers of an encoder's blocks, by peft.
+
+A layer of weight W computes with W + B·A; A and B are trained and W is not. alpha equals the rank, so that nothing is
+scaled between them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.types import TubeletError
+
+_LAYERS = ["qkv", "proj", "fc1", "fc2"]
+_BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+def add_adapters(encoder: nn.Module, rank: int) -> None:
+    """Put adapters into an encoder's blocks, in place; afterwards they alone require a gradient.
+
+    A starts at random and B at zero: the encoder computes what it did.
+
+    Raises:
+        TubeletError: if peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise TubeletError("lora_rank needs peft: pip install 'tubelet[lora]'") from error
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=_LAYERS), encoder)
+
+
+def save_adapters(encoder: nn.Module, folder: Path) -> None:
+    """Write the adapters alone as peft does: `adapter_model.safetensors` and `adapter_config.json`."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(encoder)
+    partial = folder / "adapter_model.partial"
+    save_file({name: value.contiguous() for name, value in state.items()}, partial)
+    partial.replace(folder / "adapter_model.safetensors")
+    encoder.peft_config["default"].save_pretrained(folder)  # type: ignore[index,union-attr]
+
+
+def merge_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dictionary with adapters -> that of the plain network which computes the same."""
+    merged = {name.replace(_BASE, "."): value for name, value in state.items() if ".lora_" not in name}
+    for name in state:
+        if name.endswith(_A):
+            layer = name.removesuffix(_A)
+            update = state[layer + _B].float() @ state[name].float()
+            merged[layer + ".weight"] = (merged[layer + ".weight"] + update).to(merged[layer + ".weight"].dtype)
+    return merged
+
+
+@torch.no_grad()
+def apply_adapters(encoder: nn.Module, folder: Path) -> None:
+    """Add what `save_adapters` wrote to the weights of the encoder it was trained on, in place.
+
+    Raises:
+        TubeletError: if the folder holds no adapters, or they are of another encoder.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise TubeletError(
+            f"{path}: no such file; expected the adapter folder of a run that was trained with lora_rank"
+        )
+    parameters = dict(encoder.named_parameters())
+    state = load_file(path)
+    layers = sorted({name.rsplit(".lora_", 1)[0] for name in state})
+    for layer in layers:
+        weight = parameters.get(layer + ".weight")
+        a, b = state.get(layer + ".lora_A.weight"), state.get(layer + ".lora_B.weight")
+        if weight is None or a is None or b is None or (b.shape[0], a.shape[1]) != weight.shape:
+            raise TubeletError(f"{path}: {layer} does not fit this encoder; load it with the weights it was trained on")
+        weight.add_(b @ a)

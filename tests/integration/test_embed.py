@@ -1,0 +1,206 @@
+"""Features of a collection: complete, continued after a crash, readable by others, searchable."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import psutil
+import pytest
+from PIL import Image
+from runs import tiny_config, train_quietly
+
+from media import picture, write_video
+from tubelet.config import EmbedConfig
+from tubelet.embed import collection
+from tubelet.embed.collection import embed_collection
+from tubelet.embed.search import search
+from tubelet.embed.table import FeatureTable, parts
+from tubelet.pretrained.backbone import load
+from tubelet.types import TubeletError
+
+SMALL = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=4, workers=0)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    for i in range(5):
+        write_video(folder / f"{i}.mp4", frames=24)
+        Image.fromarray(picture(40 * i)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(films, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train_quietly(tiny_config(films, steps=2), run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return load(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def table(films, run, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tables") / "table"
+    made = embed_collection(model, [str(films)], out, SMALL, str(run))
+    assert (made.files, made.bad, made.before, made.short) == (10, 0, 0, 0)
+    return out
+
+
+def rows(out):
+    return pd.concat([pd.read_parquet(part) for part in parts(out)], ignore_index=True)
+
+
+def test_each_clip_of_each_file_has_one_row(films, model, table):
+    found = rows(table)
+    assert not found.duplicated(["path", "clip"]).any()
+    assert found.groupby("path").size().equals(found.groupby("path")["clips"].first().astype("int64"))
+    assert set(found["path"]) == {str(path.resolve()) for path in films.iterdir()}
+    videos = found[found["modality"] == "video"]
+    assert (videos.groupby("path").size() > 1).all()
+    assert set(found["model_id"]) == {model.model_id}
+
+
+def test_a_row_holds_what_encoding_its_clip_gives(model, table):
+    for row in rows(table).iloc[[0, 3, -1]].itertuples():
+        start = None if row.modality == "image" else row.start_s
+        features = model.encode(row.path, resize=32, frames=4, fps=12, start=start)
+        np.testing.assert_allclose(row.pooled, features.pooled[0].numpy(), atol=2e-3)
+        assert tuple(row.grid) == features.grid.shape
+        np.testing.assert_allclose(row.times, features.times[0].numpy(), atol=1e-6)
+
+
+def test_dense_rows_hold_all_tokens_of_all_levels_and_images_and_videos_share_a_table(films, model, tmp_path):
+    config = EmbedConfig(image_size=32, frames=4, fps=12, workers=0, dense=True, levels=True)
+    embed_collection(model, [str(films / "0.mp4"), str(films / "0.png")], tmp_path / "table", config)
+    for row in rows(tmp_path / "table").itertuples():
+        start = None if row.modality == "image" else row.start_s
+        features = model.encode(row.path, resize=32, frames=4, fps=12, start=start)
+        maps = [
+            np.asarray(getattr(row, name)).reshape(*row.grid, 24)
+            for name in ("tokens_level0", "tokens_level1", "tokens")
+        ]
+        for found, level in zip(maps, features.levels, strict=True):
+            expected = level[0].unflatten(0, features.grid.shape).numpy()
+            np.testing.assert_allclose(found.astype(np.float32), expected, atol=4e-3)
+
+
+def test_pandas_polars_and_duckdb_read_the_same(table):
+    pattern = f"{table}/part-*.parquet"
+    expected = rows(table).sort_values(["path", "clip"])
+    assert len(pd.read_parquet(table)) == len(expected)
+    with_polars = pl.read_parquet(pattern).sort("path", "clip")
+    with_duckdb = duckdb.sql(f"select * from '{pattern}' order by path, clip").df()
+    for found in (np.stack(with_polars["pooled"].to_list()), np.stack(with_duckdb["pooled"])):
+        np.testing.assert_array_equal(found.astype(np.float16), np.stack(expected["pooled"]))
+    assert list(with_duckdb["start_s"]) == list(expected["start_s"]) == with_polars["start_s"].to_list()
+
+
+def test_killed_twice_it_ends_with_every_row_once(films, run, table, tmp_path):
+    out = tmp_path / "table"
+    words = f"embed {films} --model {run} --out {out} --image-size 32 --frames 4 --fps 12 --batch-size 1".split()
+    # A part a clip, so that there is something to kill between.
+    script = "import sys, tubelet.embed.table as t; t.PART_BYTES = 1; from tubelet.cli import main; main()"
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", script, *words])
+        before, deadline = len(parts(out)), time.monotonic() + 60
+        while len(parts(out)) < before + 3 and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        psutil.wait_procs(family, timeout=20)
+    killed_at = len(parts(out))
+    assert killed_at < len(rows(table))
+    done = subprocess.run([sys.executable, "-m", "tubelet", *words], capture_output=True, text=True, check=True)
+    key = ["path", "clip"]
+    found, expected = (rows(o).sort_values(key, ignore_index=True) for o in (out, table))
+    assert found[key].equals(expected[key])
+    assert f"{len(expected) - killed_at} clips of 10 files" in done.stdout
+    again = subprocess.run([sys.executable, "-m", "tubelet", *words], capture_output=True, text=True, check=True)
+    assert "0 clips of 10 files (10 files were done before)" in again.stdout
+
+
+def test_a_bad_file_costs_itself_alone_and_too_many_stop_the_command(films, model, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.mp4").write_bytes(b"not a film")
+    named = []
+    lenient = EmbedConfig(image_size=32, frames=4, fps=12, workers=0, max_bad_share=0.2)
+    sources = [str(films), str(tmp_path / "bad")]
+    made = embed_collection(model, sources, tmp_path / "table", lenient, report=named.append)
+    assert (made.bad, made.files, [Path(file.path).name for file in named]) == (1, 11, ["x.mp4"])
+    assert len(set(rows(tmp_path / "table")["path"])) == 10
+    with pytest.raises(TubeletError, match=r"1 of 1 files \(100 %\) cannot be read, more than the 5 %"):
+        embed_collection(model, [str(tmp_path / "bad")], tmp_path / "other", SMALL)
+
+
+def test_what_was_computed_is_kept_when_the_command_fails(films, model, tmp_path, monkeypatch):
+    calls = []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return make_rows(*arguments)
+
+    make_rows = collection._rows
+    monkeypatch.setattr(collection, "_rows", failing)
+    with pytest.raises(KeyboardInterrupt):
+        embed_collection(model, [str(films)], tmp_path / "table", SMALL)
+    assert len(rows(tmp_path / "table")) == 8
+
+
+def test_other_settings_another_writer_and_a_foreign_folder_are_refused(films, model, table, tmp_path):
+    with pytest.raises(TubeletError, match=r"made otherwise \(image_size: 32 -> 48"):
+        embed_collection(model, [str(films)], table, EmbedConfig(image_size=48, frames=4, fps=12, workers=0))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    with pytest.raises(TubeletError, match="holds something else"):
+        embed_collection(model, [str(films)], tmp_path / "mine", SMALL)
+    with (
+        collection._alone(table),
+        pytest.raises(TubeletError, match="another process is writing"),
+        collection._alone(table),
+    ):
+        pass
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_of_a_part(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    table = FeatureTable(tmp_path / "table", {})
+    monkeypatch.setattr("pyarrow.parquet.write_table", full)
+    table.add([{"path": "a", "pooled": np.zeros(2, np.float16)}])
+    with pytest.raises(TubeletError, match=r"part-000000.parquet: cannot be written \(No space left"):
+        table.flush()
+    assert [path.name for path in (tmp_path / "table").iterdir()] == ["_settings.json"]
+
+
+def test_the_nearest_clip_to_a_file_is_its_own(films, table, run):
+    for name in ("2.png", "3.png"):
+        hits = search(table, films / name, top=3)
+        assert len(hits) == 3
+        assert hits[0].path == str((films / name).resolve())
+        assert hits[0].similarity >= hits[1].similarity >= hits[2].similarity
+    words = ["search", str(table), str(films / "2.png"), "--top", "2"]
+    done = subprocess.run([sys.executable, "-m", "tubelet", *words], capture_output=True, text=True, check=True)
+    assert "2.png" in done.stdout.replace("\n", "")
+
+
+def test_a_table_is_searched_only_by_the_model_that_made_it(films, table, model, tmp_path):
+    train_quietly(tiny_config(films, steps=1, seed=1), tmp_path / "other")
+    other = load(tmp_path / "other", device="cpu")
+    with pytest.raises(TubeletError, match="their features cannot be compared"):
+        search(table, films / "2.png", model=other)
+    with pytest.raises(TubeletError, match="is not a folder of features"):
+        search(tmp_path, films / "2.png", model=model)

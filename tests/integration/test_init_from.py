@@ -1,0 +1,114 @@
+"""Pre-training that starts from trained weights, whole or by adapters."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from runs import rows, tiny_config, train_quietly
+
+from media import write_image, write_video
+from tubelet.checkpoint import load_vjepa
+from tubelet.model.lora import apply_adapters
+from tubelet.pretrained.backbone import load
+from tubelet.released import read_released
+from tubelet.train.initial import continued_sizes, initial_model
+from tubelet.types import TubeletError
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    for i in range(3):
+        write_video(folder / f"{i}.mp4", frames=24)
+        write_image(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first_run(media, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "first"
+    train_quietly(tiny_config(media), run)
+    return run
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_run_begins_with_the_weights_that_it_is_given(media, first_run, tmp_path):
+    model, said = initial_model(tiny_config(media, init_from=str(first_run)), resumed=False)
+    assert same(model, load_vjepa(first_run)[0])
+    assert said == f"starting from {first_run}"
+    train_quietly(tiny_config(media, init_from=str(first_run)), tmp_path / "run")
+    assert rows(tmp_path / "run")[0]["loss"] != rows(first_run)[0]["loss"]
+
+
+def test_weights_of_another_size_are_refused_and_nothing_is_written(media, first_run, tmp_path):
+    config = tiny_config(media, init_from=str(first_run))
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=48))
+    with pytest.raises(TubeletError, match="its encoder has width 24, the run asks for 48"):
+        train_quietly(wider, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "anew"), [("teacher_vit", False), ("distilled_vit", True)])
+def test_a_released_checkpoint_is_continued(name, anew, media, monkeypatch):
+    # These are narrower than any member of the family, whose widths tell how many heads they have.
+    monkeypatch.setattr("tubelet.checkpoint.read_released", partial(read_released, heads=2, predictor_heads=2))
+    file = next((Path(__file__).parents[1] / "numerics" / name).glob("*.pt"))
+    config = dataclasses.replace(tiny_config(media, init_from=str(file)), model=continued_sizes(str(file)))
+    model, said = initial_model(config, resumed=False)
+    source = load_vjepa(file)[0]
+    assert same(model.student, source.student)
+    assert same(model.teacher, source.teacher)
+    assert ("starts anew" in said) is anew
+    assert model.config.prediction_width == model.config.num_output_levels * model.config.width
+
+
+def test_adapters_train_alone_resume_and_load_back(media, first_run, tmp_path):
+    run = tmp_path / "run"
+    config = tiny_config(media, init_from=str(first_run), lora_rank=2, steps=10)
+    train_quietly(dataclasses.replace(config, steps=5), run)
+    train_quietly(config, run, resume=True)
+    base, adapted = load_vjepa(first_run)[0], load_vjepa(run)[0]
+    changed = {
+        name
+        for (name, a), b in zip(base.teacher.state_dict().items(), adapted.teacher.state_dict().values(), strict=True)
+        if not torch.equal(a, b)
+    }
+    expected = {
+        f"blocks.{i}.{layer}.weight"
+        for i in range(3)
+        for layer in ("attention.qkv", "attention.proj", "mlp.fc1", "mlp.fc2")
+    }
+    assert changed == expected
+    apply_adapters(base.teacher, run / "adapter")
+    for a, b in zip(base.teacher.parameters(), adapted.teacher.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    loaded = load(run, device="cpu")
+    for a, b in zip(loaded.parameters(), adapted.teacher.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    small = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert small["r"] == 2
+
+
+def test_adapters_of_another_encoder_are_refused(media, first_run, tmp_path):
+    with pytest.raises(TubeletError, match="no such file; expected the adapter folder"):
+        apply_adapters(load_vjepa(first_run)[0].teacher, tmp_path)
+
+
+def test_the_command_takes_the_sizes_from_the_checkpoint(media, first_run, tmp_path):
+    command = f"train {media} --out {tmp_path / 'run'} --init-from {first_run} --steps 1 --batch-size 2 --image-size 32"
+    done = subprocess.run(
+        [sys.executable, "-m", "tubelet", *command.split(), "--frames", "4"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_vjepa(tmp_path / "run")[0].config == load_vjepa(first_run)[0].config

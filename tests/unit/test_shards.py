@@ -1,0 +1,341 @@
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from media import flip_bytes, read_index, variable_times, write_image, write_rotated, write_text, write_video
+from tubelet.config import DataConfig, Recipe
+from tubelet.data import shards
+from tubelet.data.cut import Piece, cut, fit
+from tubelet.data.decode import read_clips, read_frames, read_info
+from tubelet.data.images import read_image
+from tubelet.data.manifest import list_media
+from tubelet.data.pool import check_recipes, pool_of
+from tubelet.data.reshard import write_shards
+from tubelet.data.shards import StorageError, epoch_order, open_shards
+from tubelet.types import Blob, DecodeError, Modality, TubeletError
+
+RECIPE = Recipe(size=48, fps=6, segment_s=2)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Four films of 4 s at 12 frames a second and three images, all of 64 px."""
+    folder = tmp_path_factory.mktemp("sources")
+    for i in range(4):
+        write_video(folder / f"{i}.mp4")
+    for i in range(3):
+        write_image(folder / f"{i}.png", index=70 + i)
+    return folder
+
+
+@pytest.fixture
+def folder(sources, tmp_path):
+    """Shards of the sources, two segments of each film."""
+    out = tmp_path / "shards"
+    write_shards([str(sources)], out, RECIPE, workers=1, shard_mb=0.02)
+    return out
+
+
+def pieces(path, recipe=RECIPE, modality=Modality.VIDEO) -> list[Piece]:
+    return list(cut(str(path), modality, recipe))
+
+
+def frame_at(media, second: float) -> int:
+    return read_index(read_clips(media, lambda info: [np.array([second])])[1][0].pixels[0])
+
+
+def clip_at(media, times) -> list[int]:
+    return [read_index(pixels) for pixels in read_clips(media, lambda info: [np.asarray(times)])[1][0].pixels]
+
+
+# Order
+
+
+def test_an_epoch_is_a_permutation_that_depends_on_nothing_but_its_seed():
+    group = np.repeat(np.arange(20), 50)
+    order = epoch_order(group, (0, 1), window=100)
+    assert np.array_equal(np.sort(order), np.arange(1000))
+    assert np.array_equal(order, epoch_order(group, (0, 1), window=100))
+    assert not np.array_equal(order, epoch_order(group, (0, 2), window=100))
+
+
+def test_members_of_a_shard_stay_near_each_other_and_yet_neighbours_come_from_several():
+    group = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 100))
+    order = epoch_order(group, (3,), window=200)
+    span = [np.ptp(np.flatnonzero(group[order] == shard)) for shard in range(40)]
+    assert max(span) < 100 + 2 * 200
+    assert np.mean(group[order][1:] != group[order][:-1]) > 0.4
+
+
+def test_files_alone_are_in_an_order_of_pure_chance():
+    assert np.array_equal(epoch_order(np.arange(9), (5,)), np.random.default_rng((5,)).permutation(9))
+
+
+# Cutting
+
+
+def test_every_moment_of_the_recipe_shows_the_same_frame_as_the_source(tmp_path):
+    films = {
+        "steady.mp4": {},
+        "pyramid.mkv": {"bframes": 5, "gop": 48},
+        "variable.mp4": {"times": list(variable_times())},
+        "early_start.mp4": {"times": [-0.5 + i / 12 for i in range(48)]},
+        "broadcast.ts": {"gop": 30},
+        "guessed.avi": {"codec": "mpeg4", "bframes": 0},
+    }
+    for name, options in films.items():
+        path = write_video(tmp_path / name, **options)
+        duration = read_info(path).duration_s
+        found = pieces(path, Recipe(fps=6, segment_s=1.5, crf=10))
+        assert sum(piece.duration_s for piece in found) == pytest.approx(duration)
+        for piece in found:
+            moments = np.arange(int(np.ceil(piece.duration_s * 6 - 1e-3))) / 6
+            assert clip_at(Blob(name, piece.data), moments) == clip_at(path, piece.start_s + moments), name
+
+
+def test_a_frame_keeps_its_own_time_between_the_moments_of_the_recipe(tmp_path):
+    path = write_video(tmp_path / "film.mp4", fps=5)  # a frame begins at 0.2 s; moments of 6 a second are at 0.17, 0.33
+    piece = pieces(path, Recipe(fps=6, segment_s=20))[0]
+    assert np.allclose(read_frames(Blob("film", piece.data)).times, np.arange(48) / 5, atol=1e-4)
+    assert [frame_at(Blob("film", piece.data), t) for t in (0.19, 0.2, 0.39, 0.4)] == [0, 1, 1, 2]
+
+
+def test_segments_are_equal_and_at_least_as_long_as_asked(tmp_path):
+    path = write_video(tmp_path / "film.mp4", frames=60)  # 5 s
+    found = pieces(path, Recipe(fps=6, segment_s=1.5))
+    assert [piece.start_s for piece in found] == pytest.approx([0, 10 / 6, 20 / 6])
+    assert [piece.duration_s for piece in found] == pytest.approx([10 / 6] * 3, abs=1e-2)
+    assert len(pieces(path, Recipe(fps=6, segment_s=9))) == 1
+
+
+def test_a_picture_that_stands_still_longer_than_a_segment_is_still_a_video(tmp_path):
+    path = write_video(tmp_path / "film.mp4", frames=3, times=[0.0, 5.0, 10.0])
+    found = pieces(path, Recipe(fps=4, segment_s=2))
+    assert [clip_at(Blob("film", p.data), [0, 1.0, 1.9]) for p in found[:3]] == [[0] * 3, [0] * 3, [0, 1, 1]]
+
+
+def test_what_a_recipe_cannot_use_is_a_bad_file(tmp_path):
+    for frames, fps, words in ((1, 2, "has 1 frame"), (2, 12, "lasts 0.167 s, less than two frames at 4 fps")):
+        path = write_video(tmp_path / "film.mp4", frames=frames, fps=fps)
+        with pytest.raises(DecodeError, match=rf"film\.mp4: {words}"):
+            pieces(path, Recipe(fps=4))
+
+
+def test_pictures_shrink_to_the_size_and_never_grow(tmp_path):
+    assert fit(720, 1280, 256, multiple=2) == (256, 456)
+    assert fit(1280, 720, 256, multiple=2) == (456, 256)
+    assert fit(101, 75, 256, multiple=2) == (100, 76)
+    piece = pieces(write_rotated(tmp_path / "film.mp4", 90, frames=24))[0]
+    info = read_info(Blob("film", piece.data))
+    assert (info.width, info.height, info.rotation) == (piece.width, piece.height, 0) == (48, 48, 0)
+    image = pieces(write_image(tmp_path / "still.png", index=77, size=96), modality=Modality.IMAGE)[0]
+    assert read_image(Blob("still", image.data)).shape == (48, 48, 3)
+    assert read_index(read_image(Blob("still", image.data))) == 77
+
+
+def test_colours_survive_being_cut(tmp_path):
+    path = write_video(tmp_path / "film.mp4", frames=24, codec_options={"crf": "5"})
+    piece = pieces(path, Recipe(fps=12, crf=5))[0]
+    before, after = read_frames(path).pixels.float(), read_frames(Blob("film", piece.data)).pixels.float()
+    assert (before - after).abs().mean() < 4 and (before.mean((0, 1, 2)) - after.mean((0, 1, 2))).abs().max() < 2
+
+
+# Reading
+
+
+def test_a_film_in_memory_is_read_as_from_its_file_and_errors_carry_its_name(sources, tmp_path):
+    path = sources / "0.mp4"
+    blob = Blob("tar:film", path.read_bytes())
+    assert read_frames(blob).pixels.equal(read_frames(path).pixels)
+    assert clip_at(blob, [0.5, 3.0]) == [6, 36]
+    damaged = flip_bytes(path, tmp_path / "damaged.mp4", 3).read_bytes()
+    for data, words in (
+        (b"", "is empty"),
+        (blob.data[:3000], "moov"),
+        (damaged, "damaged"),
+        (b"text" * 99, "not a media"),
+    ):
+        with pytest.raises(DecodeError, match=f"^tar:film: .*{words}"):
+            read_frames(Blob("tar:film", data))
+    with pytest.raises(DecodeError, match=r"^tar:still: is not an image"):
+        read_image(Blob("tar:still", b"text" * 99))
+
+
+def test_members_lie_where_the_index_says_and_any_tar_tool_reads_them(folder):
+    found = open_shards(folder)
+    assert len(found.shards) > 1 and len(found.members) == 4 * 2 + 3
+    lines = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()[1:]]
+    for place, line in enumerate(lines):
+        with tarfile.open(folder / line["shard"]) as tar:
+            assert tar.extractfile(line["name"]).read() == found.read(place).data
+        if line["modality"] == "video":
+            assert frame_at(found.read(place), 1.0) == round(12 * (line["start_s"] + 1.0))
+        else:
+            assert read_index(read_image(found.read(place))) == 70 + int(Path(line["source"]).stem)
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory"])
+def test_shards_are_read_from_a_url(protocol, folder):
+    import fsspec
+
+    url = folder.resolve().as_uri()
+    if protocol == "memory":
+        url = f"memory://{folder.name}"
+        for path in folder.iterdir():
+            fsspec.filesystem("memory").pipe_file(f"/{folder.name}/{path.name}", path.read_bytes())
+    near, far = open_shards(folder), open_shards(url)
+    assert all(near.read(k).data == far.read(k).data for k in range(len(near.members)))
+    assert far.title(0).startswith(url)
+
+
+def test_a_member_that_is_not_what_was_written_is_named_with_its_shard(folder):
+    found = open_shards(folder)
+    tar = folder / found.shards[found.members["shard"][2]]
+    data = bytearray(tar.read_bytes())
+    data[found.members["offset"][2] + 100] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(DecodeError, match=r"shard-\d{6}\.tar:\d{8}-\d{4}\.\w+: is damaged: its checksum"):
+        found.read(2)
+    tar.write_bytes(data[: found.members["offset"][2] + 100])
+    with pytest.raises(DecodeError, match="is cut off: it has 100 bytes"):
+        found.read(2)
+
+
+def test_a_shard_that_is_missing_or_short_is_an_error_at_the_start(folder):
+    tar = folder / "shard-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    with pytest.raises(TubeletError, match=r"shard-000001\.tar: has \d+ bytes, the index promises \d+"):
+        open_shards(folder)
+    tar.unlink()
+    with pytest.raises(TubeletError, match=r"shard-000001\.tar: is missing"):
+        open_shards(folder)
+
+
+def test_an_index_that_cannot_be_right_is_named_with_its_line(folder):
+    path = folder / "index.jsonl"
+    header, first, *rest = path.read_text().splitlines()
+    far = json.dumps(json.loads(first) | {"offset": 10**9})
+    bare = json.dumps({k: v for k, v in json.loads(first).items() if k != "offset"})
+    worded = json.dumps(json.loads(first) | {"crc32": "none"})
+    newer = json.dumps(json.loads(header) | {"tubelet_shards": 99})
+    cases = {
+        "line 1: is not JSON": ["{", first, *rest],
+        "line 1: has no valid tubelet_shards": ["{}", first, *rest],
+        "is of format 99": [newer, first, *rest],
+        "line 2: is not JSON": [header, first[:40], *rest],
+        "line 2: has no valid offset": [header, bare, *rest],
+        "line 2: has no valid crc32": [header, worded, *rest],
+        "line 2: .* is not within shard": [header, far, *rest],
+        "is cut off: it has 1 members of 11": [header, first],
+    }
+    for words, lines in cases.items():
+        path.write_text("\n".join(lines))
+        with pytest.raises(TubeletError, match=rf"index\.jsonl.*{words}"):
+            open_shards(folder)
+
+
+def test_what_fails_in_passing_is_tried_again_and_what_does_not_exist_is_not(folder, monkeypatch):
+    found = open_shards(folder.resolve().as_uri())
+    real, calls, pauses = shards._remote, [], []
+    monkeypatch.setattr(shards.time, "sleep", pauses.append)
+
+    def failing(times: int, error: Exception):
+        calls.clear()
+        pauses.clear()
+
+        def remote(url, start, end):
+            calls.append(url)
+            if len(calls) <= times:
+                raise error
+            return real(url, start, end)
+
+        monkeypatch.setattr(shards, "_remote", remote)
+
+    failing(3, TimeoutError("too slow"))
+    assert len(found.read(0).data) == found.members["size"][0]
+    assert pauses == [0.5, 1.0, 2.0]
+    failing(99, RuntimeError("the bucket is on fire"))
+    with pytest.raises(StorageError, match=r"shard-\d+\.tar: cannot be read \(the bucket is on fire\)"):
+        found.read(0)
+    assert len(calls) == shards.TRIES
+    failing(99, FileNotFoundError())
+    with pytest.raises(StorageError, match="does not exist"):
+        found.read(0)
+    assert not pauses
+
+
+def test_a_url_of_nothing_or_of_no_known_storage_is_an_error():
+    for url, words in (("memory://nowhere", "does not exist"), ("nosuch://bucket", "Protocol not known")):
+        with pytest.raises(TubeletError, match=f"{url}/index.jsonl: .*{words}"):
+            list_media([url])
+
+
+# Mixing
+
+
+def test_files_and_shards_mix_and_every_sample_has_its_own_name(folder, sources):
+    media = list_media([str(sources / "1.mp4"), str(folder), f"{folder}/"])
+    pool = pool_of(media, Modality.VIDEO)
+    assert len(pool) == media.count(Modality.VIDEO) == 1 + 8
+    assert media.count(Modality.IMAGE) == len(pool_of(media, Modality.IMAGE)) == 3
+    assert len({pool.name(k) for k in range(9)}) == 9
+    assert pool.read(0) == (str(sources / "1.mp4"), None)
+    media_of_member, seconds = pool.read(5)
+    assert media_of_member.name == pool.name(5) and seconds == pytest.approx(2.0)
+
+
+def test_a_run_that_asks_for_more_than_shards_hold_is_refused(folder):
+    media = list_media([str(folder)])
+    fine = {"image_size": 48, "frames": 8, "fps": 4.0}
+    check_recipes(media, DataConfig(**fine))
+    for change, words in (
+        ({"fps": 8.0}, "--fps 8 is more than the 6 frames per second"),
+        ({"frames": 9}, "last 2.25 s, longer than the 2 s segments"),
+        ({"image_size": 64}, "--image-size 64 is more than the 48 pixels"),
+    ):
+        with pytest.raises(TubeletError, match=f"shards: .*{words}.*shard the sources again with --"):
+            check_recipes(media, DataConfig(**(fine | change)))
+
+
+# Writing
+
+
+def test_a_folder_is_used_again_only_for_the_same_shards(folder, sources, tmp_path):
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert write_shards([str(sources)], folder, RECIPE, workers=1, shard_mb=0.02).reused
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    for change, words in (
+        (([str(sources)], folder, Recipe(size=32, fps=6, segment_s=2)), "size: 48 -> 32"),
+        (([str(sources / "0.mp4")], folder, RECIPE), "other source files: 7 -> 1"),
+        (([str(folder)], tmp_path / "twice", RECIPE), "is a folder of shards already"),
+        (([str(sources)], sources, RECIPE), "holds something else"),
+    ):
+        with pytest.raises(TubeletError, match=words):
+            write_shards(*change, workers=1, shard_mb=0.02)
+
+
+def test_a_file_that_breaks_off_leaves_nothing_in_its_shard(sources, tmp_path):
+    late = flip_bytes(write_video(tmp_path / "late.mp4", frames=120), tmp_path / "damaged.mp4", 1, count=2)
+    write_text(tmp_path / "text.mp4")
+    manifest = tmp_path / "list.csv"
+    manifest.write_text(f"{late}\ntext.mp4\ngone.mp4\n" + "".join(f"{sources / str(i)}.mp4\n" for i in range(4)))
+    named = []
+    made = write_shards([str(manifest)], tmp_path / "out", RECIPE, workers=1, max_bad_share=0.5, report=named.append)
+    assert made.bad == 3 and made.videos == 8
+    rows = [json.loads(line) for line in (tmp_path / "out" / "bad_files.jsonl").open()]
+    assert {Path(row["path"]).name for row in rows} == {"damaged.mp4", "text.mp4", "gone.mp4"}
+    assert [(file.path, file.reason) for file in named] == [(row["path"], row["reason"]) for row in rows]
+    with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
+        assert len(tar.getnames()) == 8
+    with pytest.raises(TubeletError, match=r"of 7 files \(\d+ %\) cannot be read, more than the 5 %"):
+        write_shards([str(manifest)], tmp_path / "strict", RECIPE, workers=1)
+
+
+def test_a_transparent_image_becomes_a_jpeg(tmp_path):
+    Image.new("RGBA", (64, 96), (200, 10, 10, 128)).save(tmp_path / "still.png")
+    piece = pieces(tmp_path / "still.png", modality=Modality.IMAGE)[0]
+    assert (piece.width, piece.height) == (48, 72) and piece.data[:2] == b"\xff\xd8"
