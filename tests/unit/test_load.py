@@ -144,7 +144,7 @@ def test_files_of_the_true_sizes_load_by_their_released_name(tmp_path, monkeypat
     folder.mkdir(parents=True)
     random_release(folder / RELEASED[name], config, "ema_encoder")
     model = tubelet.load(name, device="cpu", dtype=torch.float32)
-    by_path = tubelet.load(folder / RELEASED[name], device="cpu", dtype=torch.float32)
+    by_path = tubelet.load(folder / RELEASED[name], device="cpu", dtype=torch.float32)  # mapped, not read
     (folder / RELEASED[name]).unlink()  # more than a gigabyte that no later run should find
     assert (model.config.width, model.config.heads, model.config.levels) == (config.width, config.heads, config.levels)
     assert model.model_id.startswith(f"{name}-teacher-")
