@@ -16,6 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from tubelet.config import EmbedConfig, Recipe, TrainConfig, model_preset
 from tubelet.types import BadFile, TubeletError
@@ -134,6 +135,7 @@ def shard(
     console.print(
         f"{out}{already}: {made.videos} video segments and {made.images} images in {made.shards} shards, "
         f"{made.size / 1e6:.1f} MB from {made.source_size / 1e6:.1f} MB of sources; {made.bad} bad files",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )
@@ -166,6 +168,7 @@ def embed(
     short = f"; {made.short} videos too short for --fps were read at a higher rate" if made.short else ""
     console.print(
         f"{out}: {made.rows} clips of {made.files} files{before}; {made.bad} bad files{short}",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )
@@ -196,7 +199,7 @@ def search(
         table.add_column(column, justify="right")
     table.add_column("file", overflow="fold")
     for hit in find_nearest(index, file, top, load(model) if model else None):
-        table.add_row(f"{hit.similarity:.3f}", f"{hit.start_s:.1f}-{hit.end_s:.1f}", hit.path)
+        table.add_row(f"{hit.similarity:.3f}", f"{hit.start_s:.1f}-{hit.end_s:.1f}", escape(hit.path))
     Console().print(table)
 
 
@@ -305,7 +308,7 @@ def _files_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 def _say_bad(console: Console, file: BadFile) -> None:
-    console.print(f"[yellow]bad file[/yellow] {file.path}: {file.reason}", highlight=False, soft_wrap=True)
+    console.print(f"[yellow]bad file[/yellow] {escape(f'{file.path}: {file.reason}')}", highlight=False, soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

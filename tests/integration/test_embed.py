@@ -1,5 +1,6 @@
 """Features of a collection: complete, continued after a crash, readable by others, searchable."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -178,6 +179,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_of_a_part(tmp_path, monkeypatch
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
+    (tmp_path / "table").mkdir()
     table = FeatureTable(tmp_path / "table", {})
     monkeypatch.setattr("pyarrow.parquet.write_table", full)
     table.add([{"path": "a", "pooled": np.zeros(2, np.float16)}])
@@ -195,6 +197,13 @@ def test_the_nearest_clip_to_a_file_is_its_own(films, table, run):
     words = ["search", str(table), str(films / "2.png"), "--top", "2"]
     done = subprocess.run([sys.executable, "-m", "tubelet", *words], capture_output=True, text=True, check=True)
     assert "2.png" in done.stdout.replace("\n", "")
+
+
+def test_a_table_is_continued_and_searched_by_a_model_that_moved(films, run, table, tmp_path):
+    shutil.copytree(run, tmp_path / "moved")
+    moved = load(tmp_path / "moved", device="cpu")
+    assert search(table, films / "2.png", model=moved)[0].path.endswith("2.png")
+    assert embed_collection(moved, [str(films)], table, SMALL, "elsewhere").rows == 0
 
 
 def test_a_table_is_searched_only_by_the_model_that_made_it(films, table, model, tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 from tubelet.config import EmbedConfig
 from tubelet.data.manifest import list_media
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
-from tubelet.embed.table import FeatureTable
+from tubelet.embed.table import LOCK, FeatureTable
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Modality, TubeletError
 
@@ -67,9 +67,15 @@ def embed_collection(
     model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
     media = list_media(sources)
     kept = ("image_size", "frames", "fps", "stride_s", "dense", "levels")
-    settings = {"model": name, "model_id": model.model_id, "config_hash": model.config_hash}
-    table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
+    place = Path(name).expanduser()
+    settings = {
+        "model": str(place.resolve()) if name and place.exists() else name,
+        "model_id": model.model_id,
+        "config_hash": model.config_hash,
+        "weights": model.weights_id,
+    }
     with _alone(out):
+        table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
         clips = CollectionClips(media, config, table.done())
         total = sum(media.count(modality) for modality in Modality)
         ended = before = total - len(clips.samples)
@@ -102,7 +108,11 @@ def embed_collection(
 def _alone(out: Path) -> Iterator[None]:
     """Two writers would double rows; a lock of the system's dies with its process."""
     try:
-        with FileLock(out / ".lock", timeout=0):
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TubeletError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+    try:
+        with FileLock(out / LOCK, timeout=0):
             yield
     except Timeout as error:
         raise TubeletError(f"{out}: another process is writing to it; wait for it, or choose another --out") from error

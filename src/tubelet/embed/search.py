@@ -43,8 +43,8 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
     settings = read_settings(index)
     if not parts(index):
         raise TubeletError(f"{index}: has no rows yet; run `tubelet embed` to its end")
-    model = model or load(settings["model"])
-    if model.model_id != settings["model_id"]:
+    model = model or _load(index, settings["model"])
+    if model.weights_id != settings["weights"]:
         raise TubeletError(
             f"{index}: was made by {settings['model_id']}, the model is {model.model_id}: their features cannot be "
             "compared; name the model that made the table, or embed the collection again"
@@ -59,3 +59,13 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
         best += [Hit(**{key: columns[key][i] for key in columns}, similarity=float(similarity[i])) for i in nearest]
         best = sorted(best, key=lambda hit: -hit.similarity)[:top]
     return best
+
+
+def _load(index: Path, name: str) -> Backbone:
+    try:
+        return load(name)
+    except TubeletError as error:
+        raise TubeletError(
+            f"{index}: the model that made it was {name}, which cannot be loaded ({error}); say with "
+            "--model where it is now"
+        ) from error

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tubelet.types import TubeletError
 
 # Readers of Parquet folders pass over names that begin with "_" or ".".
-SETTINGS = "_settings.json"
+SETTINGS, LOCK = "_settings.json", ".lock"
 # What a crash may cost, and what is held in memory before it is written.
 PART_SECONDS = 60.0
 PART_BYTES = 256 * 2**20
@@ -34,19 +34,19 @@ class FeatureTable:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Start a table, or take up the one that is there.
+        """Start a table in a folder, or take up the one that is there.
 
         Raises:
             TubeletError: if the folder holds rows of other settings, or something else.
         """
         self.path = path
         self.settings = dict(settings)
-        if path.exists() and any(path.iterdir()):
+        if any(entry.name != LOCK for entry in path.iterdir()):
             if not (path / SETTINGS).is_file():
                 raise TubeletError(f"{path}: holds something else; choose another --out")
             before = read_settings(path)
-            # Where the model was loaded from may change, as long as it is the same model.
-            compared = [key for key in settings if key != "model"]
+            # Name and place of the model may change, as long as its weights are the same.
+            compared = [key for key in settings if key not in ("model", "model_id", "config_hash")]
             changed = [
                 f"{key}: {before.get(key)} -> {settings[key]}" for key in compared if before.get(key) != settings[key]
             ]
@@ -57,7 +57,6 @@ class FeatureTable:
             for leftover in path.glob("*.partial"):  # of a process that died while it wrote
                 leftover.unlink()
         else:
-            path.mkdir(parents=True, exist_ok=True)
             partial = path / f"{SETTINGS}.partial"
             partial.write_text(json.dumps(self.settings, indent=2) + "\n")
             partial.replace(path / SETTINGS)

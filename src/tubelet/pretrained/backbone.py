@@ -61,6 +61,11 @@ class Backbone(Encoder, ModelHubMixin):
         return f"{self.name}-{self.part}-{self.fingerprint}"
 
     @property
+    def weights_id(self) -> str:
+        """The same for the same weights of the same part, whatever they are called: features can be compared."""
+        return f"{self.part}-{self.fingerprint}"
+
+    @property
     def config_hash(self) -> str:
         """Twelve hexadecimal digits that change when a size or setting of the model does."""
         return hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode()).hexdigest()[:12]

@@ -33,6 +33,10 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
     path = find(what)
     if out.exists() and out.resolve() == path.resolve():
         raise TubeletError(f"{out}: is the source itself: write to another file")
+    if out.is_dir() and ((out / "checkpoints").exists() or checkpoints(out.parent)):
+        raise TubeletError(f"{out}: holds a run, whose files would be overwritten: write to another folder")
+    if out.exists() and not out.suffix and not out.is_dir():
+        raise TubeletError(f"{out}: is a file, expected a folder, or a name that ends in .pt or .safetensors")
     if out.suffix == ".pt" and not _is_encoder(path):
         system, _ = load_vjepa(path)
         write_released(out, system.config, {name: getattr(system, name).state_dict() for name in PARTS})

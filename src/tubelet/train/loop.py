@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from tubelet.checkpoint import load_training_state, save_checkpoint
 from tubelet.config import TrainConfig
@@ -101,7 +102,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     curves = Curves(run.path, start)
     announce(console, config, media, run, model, device, start)
     for sentence in filter(None, (origin, compiling)):
-        console.print(sentence, highlight=False, soft_wrap=True)
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     loader = step_loader(config, media, start, pin_memory=device.type == "cuda")
     operations = step_operations(model, config)
     path = run.checkpoint
@@ -164,7 +165,9 @@ def report_bad_files(data: StepData, run: RunFolder, console: Console, total: in
         TubeletError: if more than `max_share` of all files are bad, or the step could not be made.
     """
     for file in run.add_bad(data.bad):
-        console.print(f"[yellow]bad file[/yellow] {file.path}: {file.reason}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[yellow]bad file[/yellow] {escape(f'{file.path}: {file.reason}')}", highlight=False, soft_wrap=True
+        )
     share = len(run.bad) / total
     if share > max_share:
         raise TubeletError(
