@@ -264,7 +264,7 @@ def convert(
     part: Literal["teacher", "student"] = "teacher",
     with_predictor: bool = False,
     heads: int | None = None,
-    predictor_heads: int = 12,
+    predictor_heads: int | None = None,
     levels: tuple[int, ...] | None = None,
     license: str = "unknown",
     images: bool = False,

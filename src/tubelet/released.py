@@ -64,7 +64,7 @@ class Released(NamedTuple):
 def read_released(
     path: str | Path,
     heads: int | None = None,
-    predictor_heads: int = 12,
+    predictor_heads: int | None = None,
     levels: tuple[int, ...] | None = None,
     parts: Collection[Part] = PARTS,
 ) -> Released:
@@ -73,7 +73,7 @@ def read_released(
     Args:
         path: the .pt file.
         heads: attention heads of the encoder, which no tensor tells; None looks the width up in the family.
-        predictor_heads: attention heads of the predictor; every released one has 12.
+        predictor_heads: attention heads of the predictor; None looks its width up in the family.
         levels: tapped blocks, which no tensor tells; None is what the family taps at this depth.
         parts: what to read.
 
@@ -331,8 +331,18 @@ def _infer_config(
     )
 
 
-def _infer_predictor(path: str | Path, state: Mapping[str, Tensor], heads: int, distilled: bool) -> PredictorConfig:
+def _infer_predictor(
+    path: str | Path, state: Mapping[str, Tensor], heads: int | None, distilled: bool
+) -> PredictorConfig:
     width = length_of(state, r"predictor_norm\.weight", path)
+    if heads is None:
+        by_width = {preset().predictor.width: preset().predictor.heads for preset in MODELS.values()}
+        if width not in by_width:
+            raise TubeletError(
+                f"{path}: no predictor of the family is {width} wide: say how many attention heads it has with "
+                "predictor_heads="
+            )
+        heads = by_width[width]
     return PredictorConfig(
         width=width,
         depth=count_blocks(state, r"predictor_blocks\.(\d+)\."),

@@ -257,7 +257,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     heads: int | None = None,
-    predictor_heads: int = 12,
+    predictor_heads: int | None = None,
     levels: tuple[int, ...] | None = None,
     adapter: str | Path | None = None,
     sha256: str | None = None,
@@ -275,7 +275,7 @@ def load(
         device: an accelerator if there is one.
         dtype: bfloat16 where the device has units for it, else float32.
         heads: attention heads, of a .pt file of a width outside the family.
-        predictor_heads: attention heads of the predictor in a .pt file; every released one has 12.
+        predictor_heads: attention heads of the predictor in a .pt file of a width outside the family.
         levels: tapped blocks, of a .pt file outside the family.
         adapter: the `adapter` folder of a run that was trained with lora_rank from these weights, to be added to them.
         sha256: what the file must have, in hexadecimal.

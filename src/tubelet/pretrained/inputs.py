@@ -89,6 +89,8 @@ def _read(x: Any, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tens
             raise TubeletError(
                 f"the frames of a clip have one size, these have {sorted({tuple(f.shape) for f in frames})}"
             )
+        if len({frame.dtype for frame in frames}) > 1:
+            raise TubeletError("the frames of a clip are of one kind, these are uint8 colours and normalised floats")
         pixels = torch.stack(frames, dim=1)
     elif _is_picture(x):
         pixels = _picture(x, config).unsqueeze(1)

@@ -49,7 +49,7 @@ class Wanted(NamedTuple):
     part: EncoderPart = "teacher"
     predictor: bool = False
     heads: int | None = None
-    predictor_heads: int = 12
+    predictor_heads: int | None = None
     levels: tuple[int, ...] | None = None
 
 
