@@ -45,8 +45,11 @@ def train(
     """
     from tubelet.train.initial import continued_sizes
     from tubelet.train.loop import train as run_training
+    from tubelet.train.state import CONFIG, read_config
 
-    if config.init_from and model is None:
+    if resume and model is None and (out / CONFIG).is_file():
+        preset = read_config(out).model  # where the run's first weights came from may be gone by now
+    elif config.init_from and model is None:
         preset = continued_sizes(config.init_from)
     else:
         preset = model_preset(model or "vit-ti")

@@ -112,3 +112,18 @@ def test_the_command_takes_the_sizes_from_the_checkpoint(media, first_run, tmp_p
     )
     assert done.returncode == 0, done.stderr
     assert load_vjepa(tmp_path / "run")[0].config == load_vjepa(first_run)[0].config
+    again = [
+        *command.replace(str(first_run), "gone").replace("--steps 1", "--steps 2").split(),
+        "--frames",
+        "4",
+        "--resume",
+    ]
+    done = subprocess.run([sys.executable, "-m", "tubelet", *again], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "run")) == 2
+
+
+def test_single_frames_need_images(media, tmp_path):
+    config = tiny_config(media / "0.mp4", data={"frames": 1})
+    with pytest.raises(TubeletError, match="frames is 1, which trains on images alone, and the sources hold none"):
+        train_quietly(config, tmp_path / "run")

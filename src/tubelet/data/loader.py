@@ -42,6 +42,8 @@ def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, in
         TubeletError: if the batch is too small to hold both.
     """
     batch, share = config.batch_size, config.data.image_share
+    if config.data.frames == 1 and not media.count(Modality.IMAGE):
+        raise TubeletError("frames is 1, which trains on images alone, and the sources hold none: use 2 frames or more")
     if not media.count(Modality.VIDEO):
         share = 1.0
     elif not media.count(Modality.IMAGE) or config.data.frames == 1:

@@ -65,6 +65,20 @@ class RunFolder:
             raise TubeletError(f"{self.path / name}: {describe_os_error(error)}") from error
 
 
+def read_config(run: Path) -> TrainConfig:
+    """The config that a run was started with.
+
+    Raises:
+        TubeletError: if it is damaged.
+    """
+    path = run / CONFIG
+    try:
+        config: TrainConfig = from_dict(TrainConfig, json.loads(path.read_text()), str(path))
+    except (OSError, ValueError) as error:
+        raise TubeletError(f"{path}: cannot be read ({error}); put it back, or begin in another --out") from error
+    return config
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file beside its place and rename it, so that no reader or crash ever finds half of it.
 
@@ -92,7 +106,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _changes(path: Path, config: TrainConfig) -> list[str]:
     """Which settings differ from the run's, as `name: before -> now`."""
-    before = from_dict(TrainConfig, json.loads(path.read_text()), str(path))
+    before = read_config(path.parent)
     if before.model != config.model:
         raise TubeletError(
             f"{path}: this run trains another model than the one asked for; resume it with the same --model "
