@@ -17,8 +17,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 import tyro
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import TaskID
 
 from tubelet.config import EmbedConfig, Recipe, TrainConfig, model_preset
+from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.types import BadFile, TubeletError
 
 # Commands import what they run when they run: `tubelet --help` answers without loading torch's training code.
@@ -206,17 +208,47 @@ def search(
     Console().print(table)
 
 
-def evaluate(run: Annotated[Path, tyro.conf.Positional], *, data: Path, seed: int = 0) -> None:
-    """Probe a run's frozen teacher beside a random encoder and raw patches.
+def evaluate(
+    model: Annotated[str, tyro.conf.Positional],
+    config: Annotated[EvaluateConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
+    *,
+    data: Path,
+    task: str | None = None,
+    out: Path | None = None,
+    cache: Path | None = None,
+) -> None:
+    """Ask what a model's frozen features are worth, on a benchmark in its own layout or on a sample set.
+
+    Without --task, linear probes of a run's teacher on a sample set, beside a random encoder and raw patches.
 
     Args:
-        run: A run folder.
-        data: A folder that sample-data wrote.
-        seed: Seed of the random encoder and of all choices of samples.
+        model: A run folder; with --task also a .safetensors or released .pt file, a released name, or a Hub id.
+        config: How.
+        data: The benchmark's folder, or one that sample-data wrote.
+        task: One of the tasks that docs/evaluate.md describes.
+        out: Folder of result.json and page.html; by default evaluation/TASK-DATA in the run, or here by the model's id.
+        cache: Folder of the features, which are computed once; by default in the user's cache.
     """
-    from tubelet.evaluate.suite import evaluate_run, print_table
+    if task is None:
+        from tubelet.evaluate.suite import evaluate_run, print_table
 
-    print_table(evaluate_run(run, data, seed=seed), Console())
+        print_table(evaluate_run(Path(model), data, seed=config.seed), Console())
+        return
+    from tubelet.evaluate.cache import FeatureCache, default_folder
+    from tubelet.evaluate.result import print_result, write_result
+    from tubelet.evaluate.tasks import run_task
+    from tubelet.pretrained.backbone import load
+    from tubelet.view.results import write_result_page
+
+    console, encoder = Console(), load(model)
+    with _stages_progress(console) as progress:
+        result = run_task(task, encoder, data, config, FeatureCache(cache or default_folder(), encoder), progress)
+    folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
+    folder = out or folder / "evaluation" / f"{task}-{data.resolve().name}"
+    write_result(result, folder / "result.json")
+    write_result_page(result, folder / "page.html")
+    print_result(result, console)
+    console.print(f"{folder / 'page.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
 def explain(
@@ -308,6 +340,23 @@ def _files_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("files", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage of an evaluation, and the function that moves them."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def move(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what)
+            progress.update(bars[what], completed=done, total=total)
+
+        yield move
 
 
 def _say_bad(console: Console, file: BadFile) -> None:

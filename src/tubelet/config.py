@@ -19,7 +19,12 @@ Precision = Literal["auto", "bf16", "fp32", "fp8"]
 RopeVersion = Literal["2.1", "2.0"]
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Refuse settings that cannot be meant.
+
+    Raises:
+        TubeletError: with the message, unless the condition holds.
+    """
     if not condition:
         raise TubeletError(message)
 
@@ -44,12 +49,12 @@ class PredictorConfig:
     """Channels of one prediction, all levels together; None is the encoder's width times its output levels."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.width % self.heads == 0 and (self.width // self.heads) % 2 == 0,
             f"predictor width {self.width} does not split into {self.heads} heads of even size: "
             "choose a width that is a multiple of 2 x heads",
         )
-        _require(self.depth >= 1, f"predictor depth is {self.depth}, expected at least 1")
+        require(self.depth >= 1, f"predictor depth is {self.depth}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +87,21 @@ class ModelConfig:
     """The predictor's sizes."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.width % self.heads == 0 and (self.width // self.heads) % 2 == 0,
             f"encoder width {self.width} does not split into {self.heads} heads of even size: "
             "choose a width that is a multiple of 2 x heads",
         )
         ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
-        _require(
+        require(
             bool(self.levels) and ascending and self.levels[0] >= 0 and self.levels[-1] < self.depth,
             f"levels {self.levels} must be ascending block numbers in 0..{self.depth - 1}",
         )
-        _require(
+        require(
             self.output_levels is None or 1 <= self.output_levels <= len(self.levels),
             f"output_levels is {self.output_levels}, expected 1..{len(self.levels)}",
         )
-        _require(self.rope in get_args(RopeVersion), f"rope is {self.rope!r}, expected '2.1' or '2.0'")
+        require(self.rope in get_args(RopeVersion), f"rope is {self.rope!r}, expected '2.1' or '2.0'")
 
     @property
     def num_output_levels(self) -> int:
@@ -116,13 +121,13 @@ class ModelConfig:
         """
         p, t = self.patch_size, self.tubelet_size
         for name, size in (("height", height), ("width", width)):
-            _require(
+            require(
                 size >= p and size % p == 0,
                 f"{name} is {size} pixels, which does not divide into patches of {p}: use a multiple of {p}",
             )
         if frames == 1:
             return Grid(1, height // p, width // p)
-        _require(
+        require(
             frames >= t and frames % t == 0,
             f"a clip has {frames} frames, which do not divide into tubelets of {t}: use a multiple of {t}",
         )
@@ -257,12 +262,12 @@ class DataConfig:
     """Share of the files that may be unreadable before the run stops."""
 
     def __post_init__(self) -> None:
-        _require(self.fps > 0, f"fps is {self.fps}, expected a positive rate")
-        _require(self.frames >= 1, f"frames is {self.frames}, expected at least 1")
-        _require(self.clips_per_video >= 1, f"clips_per_video is {self.clips_per_video}, expected at least 1")
-        _require(0 <= self.image_share <= 1, f"image_share is {self.image_share}, expected a share from 0 to 1")
-        _require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
-        _require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
+        require(self.fps > 0, f"fps is {self.fps}, expected a positive rate")
+        require(self.frames >= 1, f"frames is {self.frames}, expected at least 1")
+        require(self.clips_per_video >= 1, f"clips_per_video is {self.clips_per_video}, expected at least 1")
+        require(0 <= self.image_share <= 1, f"image_share is {self.image_share}, expected a share from 0 to 1")
+        require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
+        require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,15 +288,15 @@ class Recipe:
     """JPEG quality of still images, 1 to 100."""
 
     def __post_init__(self) -> None:
-        _require(self.size >= 16, f"size is {self.size}, expected at least 16 pixels")
-        _require(0 < self.fps <= 1000, f"fps is {self.fps}, expected a rate above 0 and at most 1000")
-        _require(
+        require(self.size >= 16, f"size is {self.size}, expected at least 16 pixels")
+        require(0 < self.fps <= 1000, f"fps is {self.fps}, expected a rate above 0 and at most 1000")
+        require(
             self.segment_s * self.fps >= 2,
             f"segment_s is {self.segment_s}, expected at least two frames, {2 / self.fps:g} s at {self.fps:g} fps",
         )
-        _require(self.gop >= 1, f"gop is {self.gop}, expected at least 1 frame")
-        _require(0 <= self.crf <= 51, f"crf is {self.crf}, expected 0 to 51")
-        _require(1 <= self.image_quality <= 100, f"image_quality is {self.image_quality}, expected 1 to 100")
+        require(self.gop >= 1, f"gop is {self.gop}, expected at least 1 frame")
+        require(0 <= self.crf <= 51, f"crf is {self.crf}, expected 0 to 51")
+        require(1 <= self.image_quality <= 100, f"image_quality is {self.image_quality}, expected 1 to 100")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,12 +323,12 @@ class EmbedConfig:
     """Share of the files that may be unreadable before the command stops."""
 
     def __post_init__(self) -> None:
-        _require(self.fps > 0, f"fps is {self.fps}, expected a positive rate")
-        _require(self.stride_s is None or self.stride_s > 0, f"stride_s is {self.stride_s}, expected seconds above 0")
+        require(self.fps > 0, f"fps is {self.fps}, expected a positive rate")
+        require(self.stride_s is None or self.stride_s > 0, f"stride_s is {self.stride_s}, expected seconds above 0")
         for name in ("image_size", "frames", "batch_size"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        _require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
-        _require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
+        require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,12 +359,12 @@ class OptimConfig:
     """Shares of the run between which λ rises from 0 (published: steps 15,000 to 30,000 of 300,000)."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"lr is {self.lr}, expected a positive learning rate")
-        _require(0 <= self.warmup_share < 1, f"warmup_share is {self.warmup_share}, expected a share of the run")
+        require(self.lr > 0, f"lr is {self.lr}, expected a positive learning rate")
+        require(0 <= self.warmup_share < 1, f"warmup_share is {self.warmup_share}, expected a share of the run")
         for name, value in (("ema", self.ema), ("final_ema", self.final_ema)):
-            _require(value is None or 0 <= value <= 1, f"{name} is {value}, expected a momentum from 0 to 1")
+            require(value is None or 0 <= value <= 1, f"{name} is {value}, expected a momentum from 0 to 1")
         first, last = self.context_warmup
-        _require(
+        require(
             0 <= first <= last <= 1,
             f"context_warmup is {self.context_warmup}, expected two ascending shares of the run",
         )
@@ -404,9 +409,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "monitor_every"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        _require(self.lora_rank >= 0, f"lora_rank is {self.lora_rank}, expected 0 (off) or more")
-        _require(
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        require(self.lora_rank >= 0, f"lora_rank is {self.lora_rank}, expected 0 (off) or more")
+        require(
             self.lora_rank == 0 or self.init_from is not None,
             "lora_rank adapts trained weights: say which with init_from",
         )

@@ -1,5 +1,1 @@
-"""What frozen features are worth: linear probes beside a random encoder and raw patches."""
-
-from tubelet.evaluate.suite import Evaluation, Task, evaluate_encoder, evaluate_run, print_table
-
-__all__ = ["Evaluation", "Task", "evaluate_encoder", "evaluate_run", "print_table"]
+"""What frozen features are worth: the benchmarks of dense features, and linear probes on the sample set."""

@@ -1,0 +1,119 @@
+"""Features on disk: one safetensors file for each model, way of cutting and source file, found by their content.
+
+A probe passes over the same features many times, and so does the next evaluation of the same model: they are computed
+once. A file appears under its name only when it is whole, so an evaluation that was stopped goes on where it was.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tubelet.checkpoint import describe_os_error
+from tubelet.types import TubeletError
+
+
+def default_folder() -> Path:
+    """Where features go unless told: in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tubelet" / "features"
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits of the names, types and values of all of a model's tensors."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """The features of one model in a folder that models share."""
+
+    def __init__(self, folder: Path, model: nn.Module) -> None:
+        """Open or begin the folder.
+
+        Raises:
+            TubeletError: if it cannot be written.
+        """
+        self.folder = folder / weights_hash(model)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # What a file's content hashes to is remembered as long as its size and time stay: films are long.
+            self.known = sqlite3.connect(folder / "contents.sqlite", isolation_level=None, timeout=60)
+            self.known.execute(
+                "create table if not exists contents "
+                "(path text primary key, size integer, mtime_ns integer, digest text) without rowid"
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise TubeletError(
+                f"{folder}: features cannot be kept here ({describe_os_error(error)}); choose another --cache"
+            ) from error
+
+    def place(self, recipe: Mapping[str, Any], sources: list[Path]) -> Path:
+        """Where the features of a file, or of the frames of a clip, cut in one way, are or will be.
+
+        Args:
+            recipe: all that the features depend on besides the model and the files, as JSON can tell it.
+            sources: the file, or the files of a clip in their order.
+
+        Raises:
+            TubeletError: if a source cannot be read.
+        """
+        digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=16)
+        for source in sources:
+            digest.update(self._content(source).encode())
+        name = digest.hexdigest()
+        return self.folder / name[:2] / f"{name[2:]}.safetensors"
+
+    def _content(self, path: Path) -> str:
+        try:
+            found = path.stat()
+            stamp = (str(path.resolve()), found.st_size, found.st_mtime_ns)
+            row = self.known.execute("select size, mtime_ns, digest from contents where path = ?", stamp[:1]).fetchone()
+            if row is not None and row[:2] == stamp[1:]:
+                return str(row[2])
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        except OSError as error:
+            raise TubeletError(f"{path}: cannot be read ({error.strerror})") from error
+        self.known.execute("insert or replace into contents values (?, ?, ?, ?)", (*stamp, digest))
+        return digest
+
+
+def write_features(path: Path, features: Mapping[str, Tensor]) -> None:
+    """Write the features of one source, beside and renamed.
+
+    Raises:
+        TubeletError: if they cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in features.items()}, partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise TubeletError(f"{path}: features could not be written: {describe_os_error(error)}") from error
+
+
+def read_features(path: Path) -> dict[str, Tensor]:
+    """Read what `write_features` wrote.
+
+    Raises:
+        TubeletError: if the file is gone or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise TubeletError(
+            f"{path}: cached features cannot be read ({error}); delete the file and begin anew"
+        ) from error

@@ -1,0 +1,185 @@
+"""From files to features on disk: decoded by worker processes, encoded in batches, each source once and for all.
+
+B views of a batch, V views of a source, C channels, T frames, H x W pixels, N tokens, D width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tubelet.data.clips import normalise
+from tubelet.data.processes import start_worker
+from tubelet.evaluate.cache import FeatureCache, read_features, write_features
+from tubelet.pretrained.backbone import Backbone
+from tubelet.types import BadFile, DecodeError, TubeletError
+
+# What is encoded at once: enough to keep a device busy, little enough for a small one.
+_TOKENS_PER_BATCH = 8192
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is cut into views: a media file, or the frames of a clip as files of their own.
+
+    Attributes:
+        files: in their order.
+        part: which part of them, where that is not all; as JSON can tell it.
+    """
+
+    files: tuple[Path, ...]
+    part: tuple[float | str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FeatureSet(Dataset[dict[str, Tensor]]):
+    """The features of sources, on disk.
+
+    Attributes:
+        sources: those that could be read, in their order.
+        places: the file of each.
+        numbers: the position of each in the list that was asked for.
+        bad: the files that could not be read, and why.
+    """
+
+    sources: list[Source]
+    places: list[Path]
+    numbers: list[int]
+    bad: list[BadFile]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """The tensors of one source, each (V, ...)."""
+        return read_features(self.places[index])
+
+
+def last_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
+    """`tokens` (B, N, D): the deepest level of normalised pixels (B, C, T, H, W), after its norm."""
+    return {"tokens": model.forward_features(pixels)}
+
+
+Cut = Callable[[Source], Tensor]
+Encode = Callable[[Backbone, Tensor], dict[str, Tensor]]
+
+
+def extract(
+    model: Backbone,
+    cache: FeatureCache,
+    sources: Sequence[Source],
+    recipe: Mapping[str, Any],
+    cut: Cut,
+    encode: Encode = last_level,
+    *,
+    workers: int = 0,
+    max_bad_share: float = 0.0,
+    progress: Progress = lambda what, done, total: None,
+) -> FeatureSet:
+    """Bring the features of all sources to disk; those that are there already are not computed again.
+
+    Args:
+        model: the encoder.
+        cache: of that model.
+        sources: what is encoded.
+        recipe: everything besides model and source that the features depend on: a name, sizes, levels, ...
+        cut: a source to its views (V, C, T, H, W) uint8; called in worker processes, so it must be picklable. Raises
+            `DecodeError` for a file that cannot be read.
+        encode: normalised views (B, C, T, H, W) to tensors (B, ...), which are kept in float16.
+        workers: decoding processes; 0 decodes here.
+        max_bad_share: share of the sources that may be unreadable.
+        progress: told what is going on, how much is done and of how much.
+
+    Raises:
+        TubeletError: if more sources cannot be read, naming the first; or features cannot be written.
+    """
+    stated = {"dtype": str(model.dtype)} | dict(recipe)
+    places = [cache.place(stated | {"part": source.part}, list(source.files)) for source in sources]
+    missing = [number for number, place in enumerate(places) if not place.exists()]
+    bad: dict[int, BadFile] = {}
+    done = len(sources) - len(missing)
+    progress("encoding", done, len(sources))
+    loader = DataLoader(
+        _Views([sources[number] for number in missing], cut),
+        batch_size=None,
+        num_workers=min(workers, len(missing)),
+        prefetch_factor=4 if min(workers, len(missing)) else None,
+        worker_init_fn=start_worker,
+    )
+    waiting: list[tuple[int, Tensor]] = []
+    for number, views in zip(missing, loader, strict=True):
+        if isinstance(views, BadFile):
+            bad[number] = views
+            if len(bad) > max_bad_share * len(sources):
+                allowed = f", more than the {100 * max_bad_share:g} % that --max-bad-share allows"
+                raise TubeletError(
+                    f"{views.path}: {views.reason}; {len(bad)} of {len(sources)} files cannot be read{allowed}"
+                )
+            continue
+        if waiting and not _fits(model, waiting, views):
+            done += _encode(model, waiting, places, encode)
+            progress("encoding", done, len(sources))
+            waiting = []
+        waiting.append((number, views))
+    if waiting:
+        done += _encode(model, waiting, places, encode)
+    progress("encoding", done, len(sources))
+    kept = [number for number in range(len(sources)) if number not in bad]
+    return FeatureSet([sources[n] for n in kept], [places[n] for n in kept], kept, list(bad.values()))
+
+
+def _fits(model: Backbone, waiting: list[tuple[int, Tensor]], views: Tensor) -> bool:
+    """Whether views can be encoded together with those that wait."""
+    if waiting[0][1].shape[1:] != views.shape[1:]:
+        return False
+    count = sum(len(v) for _, v in waiting) + len(views)
+    return count * model.tokenizer.grid(views).tokens <= _TOKENS_PER_BATCH
+
+
+@torch.inference_mode()
+def _encode(model: Backbone, waiting: list[tuple[int, Tensor]], places: list[Path], encode: Encode) -> int:
+    """Encode what waits and write it; returns how many sources that were."""
+    pixels = torch.cat([views for _, views in waiting])
+    step = max(1, _TOKENS_PER_BATCH // model.tokenizer.grid(pixels).tokens)
+    parts: dict[str, list[Tensor]] = {}
+    for chunk in pixels.split(step):
+        for name, value in encode(model, normalise(chunk.to(model.device), model.dtype)).items():
+            parts.setdefault(name, []).append(value.half().cpu())
+    features = {name: torch.cat(values) for name, values in parts.items()}
+    first = 0
+    for number, views in waiting:
+        own = {name: value[first : first + len(views)].clone() for name, value in features.items()}
+        write_features(places[number], own)
+        first += len(views)
+    return len(waiting)
+
+
+class _Views(Dataset[Tensor | BadFile]):
+    """The views of each source, or why it has none."""
+
+    def __init__(self, sources: list[Source], cut: Cut) -> None:
+        self.sources, self.cut = sources, cut
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> Tensor | BadFile:
+        try:
+            return self.cut(self.sources[index])
+        except DecodeError as error:
+            return BadFile(error.path, error.reason)
+
+
+T = TypeVar("T")
+
+
+def spread(items: Sequence[T], limit: int | None) -> list[T]:
+    """All items, or `limit` of them spread evenly, in their order: a quick look that sees every part of a list."""
+    if limit is None or len(items) <= limit:
+        return list(items)
+    return [items[i * len(items) // limit] for i in range(limit)]

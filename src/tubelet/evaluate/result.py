@@ -1,0 +1,128 @@
+"""What an evaluation came to: figures for a table and for JSON, pictures for a page."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from tubelet.checkpoint import describe_os_error
+from tubelet.types import BadFile, TubeletError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A figure of merit.
+
+    Attributes:
+        value: in `unit`.
+        unit: "%", "m", ...; empty for a plain number.
+        higher_is_better: which way it goes.
+    """
+
+    value: float
+    unit: str = ""
+    higher_is_better: bool = True
+
+    def __str__(self) -> str:
+        digits = 1 if self.unit == "%" else 3
+        return f"{self.value:.{digits}f}{' ' * bool(self.unit)}{self.unit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One file or sequence: what was predicted, beside the truth.
+
+    Attributes:
+        name: which.
+        score: the task's first metric on it alone.
+        pictures: label -> (H, W, 3) uint8; the input first, then truth and prediction.
+        note: what else there is to say of it.
+    """
+
+    name: str
+    score: float
+    pictures: Mapping[str, NDArray[np.uint8]]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one task came to on one benchmark.
+
+    Attributes:
+        task: its name on the command line.
+        benchmark: the layout that was read, such as "NYUv2".
+        data: the folder.
+        model_id: of the encoder.
+        protocol: in a sentence, with its source.
+        metrics: by their published names, the most important first.
+        counts: how many files, samples, classes, ... the figures stand for.
+        skipped: files that were left out, and why; never silently.
+        details: more figures, ready for JSON: each class, each sequence, the whole sweep.
+        examples: a choice, worst first.
+    """
+
+    task: str
+    benchmark: str
+    data: str
+    model_id: str
+    protocol: str
+    metrics: Mapping[str, Metric]
+    counts: Mapping[str, int]
+    skipped: list[BadFile] = field(default_factory=list)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
+
+
+def write_result(result: Result, path: Path) -> None:
+    """Write all but the pictures as JSON, beside and renamed.
+
+    Raises:
+        TubeletError: if it cannot be written.
+    """
+    stated = {
+        "task": result.task,
+        "benchmark": result.benchmark,
+        "data": result.data,
+        "model_id": result.model_id,
+        "protocol": result.protocol,
+        "metrics": {name: metric.value for name, metric in result.metrics.items()},
+        "units": {name: metric.unit for name, metric in result.metrics.items()},
+        "counts": dict(result.counts),
+        "skipped": [{"path": file.path, "reason": file.reason} for file in result.skipped],
+        "details": result.details,
+        "examples": [{"name": example.name, "score": example.score} for example in result.examples],
+    }
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(stated, indent=1, allow_nan=False) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise TubeletError(f"{path}: the result could not be written: {describe_os_error(error)}") from error
+
+
+def print_result(result: Result, console: Console) -> None:
+    """The metrics as a table, and what they stand for below it."""
+    table = Table(title=f"{result.task} on {result.benchmark}, {result.model_id}")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, metric in result.metrics.items():
+        table.add_row(f"{name} {'↑' if metric.higher_is_better else '↓'}", str(metric))
+    console.print(table)
+    console.print(", ".join(f"{number} {what}" for what, number in result.counts.items()), highlight=False)
+    if result.skipped:
+        first = result.skipped[0]
+        console.print(
+            f"{len(result.skipped)} files were left out, the first is {first.path}: {first.reason}",
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )

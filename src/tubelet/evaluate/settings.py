@@ -1,0 +1,34 @@
+"""The settings of `tubelet evaluate`."""
+
+from dataclasses import dataclass
+
+from tubelet.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How an encoder is evaluated on a benchmark, as far as the benchmark's protocol leaves it open."""
+
+    image_size: int | None = None
+    """Pixels along the side of a view; None is the protocol's."""
+    frames: int | None = None
+    """Frames of a clip; None is the protocol's."""
+    limit: int | None = None
+    """Files of each split that are used at most, for a quick look; None is all."""
+    epochs: int | None = None
+    """Passes over the training features, where a head is trained; None is the protocol's."""
+    batch_size: int | None = None
+    """Samples of an optimiser step, where a head is trained; None is the protocol's."""
+    seed: int = 0
+    """Seed of initial weights and of all choices."""
+    workers: int = 1
+    """Decoding processes; 0 decodes in the process that encodes."""
+    max_bad_share: float = 0.0
+    """Share of a split's files that may be unreadable; they are then left out, counted and listed."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "frames", "limit", "epochs", "batch_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} is {value}, expected at least 1")
+        require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
+        require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")

@@ -1,0 +1,47 @@
+"""The evaluations of `tubelet evaluate MODEL --task NAME --data DIR`, each a function from a folder to a result.
+
+A task recognises the layouts of its benchmarks by what lies in the folder.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from tubelet.evaluate.cache import FeatureCache
+from tubelet.evaluate.extract import Progress
+from tubelet.evaluate.result import Result
+from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.pretrained.backbone import Backbone
+from tubelet.types import TubeletError
+
+
+class Task(Protocol):
+    """Evaluates an encoder on the benchmark that lies in a folder."""
+
+    def __call__(
+        self, model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress
+    ) -> Result:
+        """See the task's own file.
+
+        Raises:
+            TubeletError: if the folder has none of the layouts that the task reads, or a file in it is wrong.
+        """
+        ...
+
+
+TASKS: Mapping[str, Task] = {}
+
+
+def run_task(
+    task: str, model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress
+) -> Result:
+    """Run a task by name.
+
+    Raises:
+        TubeletError: for an unknown name, and what the task raises.
+    """
+    if task not in TASKS:
+        raise TubeletError(f"no task is called {task!r}; the tasks are {', '.join(TASKS)}")
+    if not data.is_dir():
+        raise TubeletError(f"{data}: no such folder; expected a benchmark in its own layout")
+    return TASKS[task](model, data, config, cache, progress)

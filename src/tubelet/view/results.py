@@ -1,0 +1,48 @@
+"""The page of an evaluation: its figures, and predictions beside the truth, worst first."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tubelet.evaluate.result import Result
+from tubelet.view.pictures import data_uri, write_page
+
+SHOWN_SKIPPED = 50
+_WIDEST = 480  # pixels of a picture on the page
+
+
+def write_result_page(result: Result, out: Path) -> None:
+    """Write the page, one file that needs no other.
+
+    Raises:
+        TubeletError: if it cannot be written.
+    """
+    examples = [
+        {
+            "name": example.name,
+            "score": example.score,
+            "note": example.note,
+            "pictures": [(label, data_uri(_small(pixels), "png")) for label, pixels in example.pictures.items()],
+        }
+        for example in result.examples
+    ]
+    values = {
+        "result": result,
+        "first": next(iter(result.metrics)),
+        "examples": examples,
+        "shown_skipped": SHOWN_SKIPPED,
+        "details": {name: json.dumps(value, indent=1) for name, value in result.details.items()},
+    }
+    write_page("results.html", out, values)
+
+
+def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture at the width of the page; nearest pixels, for colours that stand for classes have no mean."""
+    height, width = pixels.shape[:2]
+    if width <= _WIDEST:
+        return pixels
+    size = (_WIDEST, max(1, round(height * _WIDEST / width)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST))

@@ -1,0 +1,113 @@
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from media import write_image, write_text
+from tubelet.config import ModelConfig, PredictorConfig
+from tubelet.data.clips import resize_centre_crop
+from tubelet.data.images import read_image
+from tubelet.evaluate.cache import FeatureCache, weights_hash
+from tubelet.evaluate.extract import Source, extract, spread
+from tubelet.evaluate.result import Example, Metric, Result, write_result
+from tubelet.pretrained.backbone import Backbone
+from tubelet.types import BadFile, TubeletError
+from tubelet.view.results import write_result_page
+
+SIZES = ModelConfig(
+    width=32, depth=2, heads=2, levels=(0, 1), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)
+)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Backbone(SIZES).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    return [Source(files=(write_image(folder / f"{i}.png", size=40 + 8 * i),)) for i in range(3)]
+
+
+def whole(source: Source, size: int = 32) -> torch.Tensor:
+    return resize_centre_crop(read_image(source.files[0]).unsqueeze(0), size).unsqueeze(0)
+
+
+def counted(model: Backbone, pixels: torch.Tensor, seen: list[int]) -> dict[str, torch.Tensor]:
+    seen.append(len(pixels))
+    return {"tokens": model.forward_features(pixels)}
+
+
+def test_features_are_those_of_the_encoder_and_are_computed_once(model, pictures, tmp_path):
+    cache, seen = FeatureCache(tmp_path / "cache", model), []
+    for _ in range(2):
+        features = extract(model, cache, pictures, {"size": 32}, whole, partial(counted, seen=seen), workers=1)
+    assert sum(seen) == 3
+    alone = model.encode(pictures[1].files[0], resize=32).tokens
+    assert torch.allclose(features[1]["tokens"].float(), alone, atol=2e-3)
+
+
+def test_another_recipe_another_file_or_another_model_is_computed_anew(model, pictures, tmp_path):
+    cache, seen = FeatureCache(tmp_path / "cache", model), []
+    encode = partial(counted, seen=seen)
+    extract(model, cache, pictures, {"size": 32}, whole, encode)
+    extract(model, cache, pictures, {"size": 40}, partial(whole, size=40), encode)
+    assert sum(seen) == 6
+    write_image(pictures[0].files[0], size=72)
+    extract(model, cache, pictures, {"size": 32}, whole, encode)
+    assert sum(seen) == 7
+    other = Backbone(SIZES).eval()
+    assert weights_hash(other) != weights_hash(model)
+    extract(other, FeatureCache(tmp_path / "cache", other), pictures, {"size": 32}, whole, encode)
+    assert sum(seen) == 10
+
+
+def test_the_same_file_under_another_name_is_not_computed_again(model, pictures, tmp_path):
+    cache, seen = FeatureCache(tmp_path / "cache", model), []
+    extract(model, cache, pictures, {}, whole, partial(counted, seen=seen))
+    moved = [
+        dataclasses.replace(s, files=(s.files[0].rename(s.files[0].with_stem(f"x{i}")),))
+        for i, s in enumerate(pictures)
+    ]
+    extract(model, cache, moved, {}, whole, partial(counted, seen=seen))
+    assert sum(seen) == 3
+
+
+def test_an_unreadable_file_is_named_and_ends_the_evaluation_unless_some_are_allowed(model, pictures, tmp_path):
+    cache = FeatureCache(tmp_path / "cache", model)
+    bad = Source(files=(write_text(tmp_path / "bad.png"),))
+    with pytest.raises(TubeletError, match=r"bad\.png.*1 of 4"):
+        extract(model, cache, [bad, *pictures], {}, whole)
+    features = extract(model, cache, [bad, *pictures], {}, whole, max_bad_share=0.25)
+    assert features.numbers == [1, 2, 3] and [Path(b.path).name for b in features.bad] == ["bad.png"]
+
+
+def test_a_quick_look_is_spread_over_a_list():
+    assert spread(range(10), 3) == [0, 3, 6]
+    assert spread([1, 2], 5) == [1, 2]
+
+
+def test_a_result_is_written_as_json_and_as_a_page_that_escapes_names(tmp_path):
+    picture = np.zeros((8, 600, 3), np.uint8)
+    result = Result(
+        task="depth",
+        benchmark="NYUv2",
+        data="<b>here</b>",
+        model_id="m",
+        protocol="p",
+        metrics={"RMSE": Metric(value=0.5, unit="m", higher_is_better=False)},
+        counts={"images": 3},
+        skipped=[BadFile("a.png", "is damaged")],
+        examples=[Example(name="<i>x</i>", score=0.7, pictures={"input": picture})],
+    )
+    write_result(result, tmp_path / "result.json")
+    write_result_page(result, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<i>x</i>" not in page and "&lt;b&gt;here" in page
+    assert "0.500 m" in page and "is damaged" in page
