@@ -96,7 +96,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
     compiling = prepare(model, config, device)
-    watch = CollapseWatch()
+    watch = CollapseWatch(config.model.width)
     for row in run.begin(start):
         watch.observe(row)
     curves = Curves(run.path, start)

@@ -1,12 +1,18 @@
 """Whether the features live: the figures that betray a collapse, and the warnings that name it."""
 
+from collections import deque
 from collections.abc import Mapping
+from math import inf
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
 MAX_TOKENS = 4096
+LOOKS = 10  # that "lately" means
+LEAST_RANK = 0.03  # of the width; healthy runs were seen at 0.15 and above
+LEAST_STD = 0.05  # healthy ones at 0.25 and above
 
 
 @torch.no_grad()
@@ -39,10 +45,19 @@ def feature_health(tokens: Tensor) -> dict[str, float]:
 
 
 class CollapseWatch:
-    """Compares the teacher's health with the best this run has shown, and warns once for each new halving."""
+    """Compares the teacher's health with what it lately was, and warns once for each new halving.
 
-    def __init__(self) -> None:
-        self.best: dict[str, float] = {}
+    An untrained network spreads its tokens over more directions than a trained one will: the effective rank of a
+    healthy run falls to a third within its first steps. What alarms is therefore a fall below half of the median of the
+    last looks, or a figure so low that hardly anything is left to tell tokens apart, however slowly it came to that.
+    """
+
+    def __init__(self, width: int) -> None:
+        """Args:
+        width: D, channels of the teacher.
+        """
+        self.least = {"effective_rank": max(2.0, LEAST_RANK * width), "channel_std": LEAST_STD}
+        self.recent: dict[str, deque[float]] = {name: deque(maxlen=LOOKS) for name in _MEANING}
         self.warned: dict[str, float] = {}
 
     def observe(self, metrics: Mapping[str, Any]) -> list[str]:
@@ -52,16 +67,19 @@ class CollapseWatch:
             metrics: one step's; those without `feature_health`'s figures are passed over.
         """
         warnings = []
-        for name in _MEANING.keys() & metrics.keys():
+        for name, recent in self.recent.items():
+            if name not in metrics:
+                continue
             value = metrics[name]
-            self.best[name] = max(self.best.get(name, value), value)
-            threshold = self.warned.get(name, self.best[name]) / 2
-            if value < threshold:
-                self.warned[name] = value
-                warnings.append(
-                    f"the teacher's features are collapsing: {_MEANING[name]} fell from {self.best[name]:.3g} to "
-                    f"{value:.3g}; lower the learning rate, or raise the teacher's momentum (ema)"
-                )
+            usual = median(recent) if recent else value
+            recent.append(value)
+            if value >= max(usual / 2, self.least[name]) or value >= self.warned.get(name, inf) / 2:
+                continue
+            self.warned[name] = value
+            warnings.append(
+                f"the teacher's features are collapsing: {_MEANING[name]} is {value:.3g}, it lately was {usual:.3g}; "
+                "lower the learning rate, or raise the teacher's momentum (ema)"
+            )
         return warnings
 
 
