@@ -245,6 +245,8 @@ class DataConfig:
     """Clips taken from a video each time it is opened."""
     image_share: float = 0.5
     """Share of a step's samples that are images, where the sources hold both images and videos."""
+    image_frames: int = 1
+    """Frames of a still image: 1 has the image tokenizer; more repeat it for the video tokenizer, as in V-JEPA 2.0."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
     """Range of the random crop's area over the frame's."""
     crop_aspect: tuple[float, float] = (0.75, 1.35)
@@ -259,6 +261,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.fps > 0, f"fps is {self.fps}, expected a positive rate")
         _require(self.frames >= 1, f"frames is {self.frames}, expected at least 1")
+        _require(self.image_frames >= 1, f"image_frames is {self.image_frames}, expected at least 1")
         _require(self.clips_per_video >= 1, f"clips_per_video is {self.clips_per_video}, expected at least 1")
         _require(0 <= self.image_share <= 1, f"image_share is {self.image_share}, expected a share from 0 to 1")
         _require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
@@ -352,6 +355,8 @@ class OptimConfig:
     """λ, the weight of the context loss after its warm-up."""
     context_warmup: tuple[float, float] = (0.05, 0.10)
     """Shares of the run between which λ rises from 0 (published: steps 15,000 to 30,000 of 300,000)."""
+    distance_weighting: bool = True
+    """Whether visible tokens count less in the context loss the farther they are from a hidden one (cool-down: no)."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, f"lr is {self.lr}, expected a positive learning rate")
