@@ -130,6 +130,7 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
     tensors, header = read_tensors(path)
     config: TrainConfig = from_dict(TrainConfig, json.loads(header["config"]), f"{path}: config")
     model = VJEPA(config.model)
+    model.distance_weighting = config.optim.distance_weighting
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMIZER)}
     load_exactly(model, merge_adapters(state), str(path))
     return model.eval(), config

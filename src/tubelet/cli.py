@@ -33,6 +33,7 @@ def train(
     model: str | None = None,
     patch_size: int | None = None,
     tubelet_size: int | None = None,
+    output_levels: int | None = None,
     resume: bool = False,
 ) -> None:
     """Pre-train V-JEPA 2.1 on videos and images.
@@ -43,6 +44,7 @@ def train(
         model: vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G; by default vit-ti, or what --init-from holds.
         patch_size: Pixels along a patch's side, instead of the model's own.
         tubelet_size: Frames of a video token, instead of the model's own.
+        output_levels: How many levels, the last ones, are predicted from and predicted; 1 is V-JEPA 2.0's way.
         resume: Continue the run in --out from its newest checkpoint.
     """
     from tubelet.train.initial import continued_sizes
@@ -56,7 +58,10 @@ def train(
     else:
         preset = model_preset(model or "vit-ti")
     sizes = dataclasses.replace(
-        preset, patch_size=patch_size or preset.patch_size, tubelet_size=tubelet_size or preset.tubelet_size
+        preset,
+        patch_size=patch_size or preset.patch_size,
+        tubelet_size=tubelet_size or preset.tubelet_size,
+        output_levels=preset.output_levels if output_levels is None else output_levels,
     )
     run_training(dataclasses.replace(config, model=sizes), out, resume, Console())
 

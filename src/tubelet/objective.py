@@ -16,7 +16,7 @@ class Losses(NamedTuple):
     Attributes:
         total: prediction + λ · context.
         prediction: mean L1 over masked tokens and channels.
-        context: distance-weighted mean L1 over context tokens and channels.
+        context: mean L1 over context tokens, weighted by distance or not, and channels.
     """
 
     total: Tensor
@@ -70,7 +70,13 @@ def token_errors(predicted: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
 
 
 def dense_predictive_loss(
-    predicted: Tensor, reconstructed: Tensor, targets: Tensor, mask: Mask, grid: Grid, context_weight: float | Tensor
+    predicted: Tensor,
+    reconstructed: Tensor,
+    targets: Tensor,
+    mask: Mask,
+    grid: Grid,
+    context_weight: float | Tensor,
+    distance_weighting: bool = True,
 ) -> Losses:
     """L_predict + λ · L_context for one mask.
 
@@ -81,8 +87,10 @@ def dense_predictive_loss(
         mask: which tokens are which.
         grid: the grid they index.
         context_weight: λ.
+        distance_weighting: whether a context token far from anything masked, which has the least to say about it,
+            counts less: 1 / sqrt(distance). Otherwise all count alike, as in the released cool-down.
     """
     prediction = token_errors(predicted, targets, mask.target).mean()
-    # A context token far from anything masked has the least to say about it: its error counts 1 / sqrt(distance).
-    context = (token_errors(reconstructed, targets, mask.context) / target_distance(mask, grid).sqrt()).mean()
+    errors = token_errors(reconstructed, targets, mask.context)
+    context = (errors / target_distance(mask, grid).sqrt() if distance_weighting else errors).mean()
     return Losses(prediction + context_weight * context, prediction, context)

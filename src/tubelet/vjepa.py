@@ -22,6 +22,7 @@ class VJEPA(nn.Module):
         self.student = Encoder(config)
         self.predictor = Predictor(config)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.distance_weighting = True  # a run's own choice, see OptimConfig
         self.loss = dense_predictive_loss  # an attribute, so that it can be compiled with the blocks
 
     def forward(self, pixels: Tensor, mask: Mask, targets: Tensor, context_weight: float | Tensor) -> Losses:
@@ -36,7 +37,9 @@ class VJEPA(nn.Module):
         grid, modality = self.student.tokenizer.grid(pixels), modality_of(pixels)
         levels = self.student(pixels, mask.context)
         predicted, reconstructed = self.predictor(levels, mask, grid, modality)
-        return self.loss(predicted, reconstructed, targets, mask, grid, context_weight)
+        return self.loss(
+            predicted, reconstructed, targets, mask, grid, context_weight, distance_weighting=self.distance_weighting
+        )
 
     @torch.no_grad()
     def targets(self, pixels: Tensor) -> Tensor:

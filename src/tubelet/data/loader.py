@@ -101,7 +101,9 @@ class StepDataset(Dataset[StepData]):
             part = torch.stack(pixels[start : start + size])
             grid = self.config.model.grid(*part.shape[2:])
             drawn = [sample_mask(spec, grid, len(part), rng) for spec in specs]
-            yield Batch(modality, part, drawn, weight=len(part) / self.config.batch_size)
+            still = part.shape[2] == 1  # an image that is repeated goes through the video tokenizer
+            tokenizer = Modality.IMAGE if still else Modality.VIDEO
+            yield Batch(tokenizer, part, drawn, weight=len(part) / self.config.batch_size)
 
     def _samples(
         self, modality: Modality, first: int, count: int, bad: dict[str, str]
@@ -182,6 +184,8 @@ class StepDataset(Dataset[StepData]):
             augment(pixels, data.image_size, rng, scale=data.crop_scale, aspect=data.crop_aspect, flip=data.flip)
             for pixels, rng in zip(frames, rngs, strict=True)
         ]
+        if modality is Modality.IMAGE and data.image_frames > 1:
+            cut = [pixels.expand(-1, data.image_frames, -1, -1) for pixels in cut]
         return cut, sum(short)
 
 

@@ -36,6 +36,7 @@ def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, str | None
         TubeletError: if the checkpoint does not fit the config's sizes.
     """
     model = VJEPA(config.model)
+    model.distance_weighting = config.optim.distance_weighting
     said = None
     if config.init_from and not resumed:
         said = _take_over(model, config.init_from)

@@ -85,7 +85,8 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
         TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
     """
     console = console or Console()
-    config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)  # refuse what does not fit
+    for frames in (config.data.frames, config.data.image_frames):
+        config.model.grid(frames, config.data.image_size, config.data.image_size)  # refuse what does not fit
     media = list_media(config.data.sources)
     check_recipes(media, config.data)
     run = RunFolder(Path(out), config, resume)

@@ -149,22 +149,22 @@ class Scenes:
         return Strip(self.heads, rows)
 
     def weights(self) -> tuple[Strip, Scale]:
-        """Step 8: what a context token's error counts, by its distance to the nearest target."""
+        """Step 8: what a context token's error counts, by its distance to the nearest target, or all alike."""
         rows = []
         least = 1.0
         for i, mask in enumerate(self.trace.masks):
-            weight = mask.distance.rsqrt()
-            least = min(least, float(weight.min()))
-            rows.append((f"Mask {i + 1}", self._scatter([(mask.mask.context, weight)]), self._hidden(mask)))
-        return self._heat_strip(rows, least, 1.0, WEIGHT), Scale(least, 1.0, gradient(WEIGHT), "weight 1/√d")
+            least = min(least, float(mask.counts.min()))
+            rows.append((f"Mask {i + 1}", self._scatter([(mask.mask.context, mask.counts)]), self._hidden(mask)))
+        unit = "weight 1/√d" if self.trace.model.distance_weighting else "weight"
+        return self._heat_strip(rows, least, 1.0, WEIGHT), Scale(least, 1.0, gradient(WEIGHT), unit)
 
     def errors(self) -> tuple[Strip, Scale] | None:
-        """Step 8: what each token adds to the loss: L1 of targets, distance-weighted L1 of context tokens."""
+        """Step 8: what each token adds to the loss: L1 of targets, weighted L1 of context tokens."""
         rows = []
         for i, mask in enumerate(self.trace.masks):
             if mask.target_error is None or mask.context_error is None:
                 return None
-            weighted = mask.context_error * mask.distance.rsqrt()
+            weighted = mask.context_error * mask.counts
             values = self._scatter([(mask.mask.target, mask.target_error), (mask.mask.context, weighted)])
             rows.append((f"Mask {i + 1}", values, self._hidden(mask)))
         low, high = np.quantile(np.concatenate([values.ravel() for _, values, _ in rows]), [0.01, 0.99])

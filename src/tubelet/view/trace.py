@@ -23,7 +23,7 @@ from tubelet.data.images import IMAGE_SUFFIXES, read_image
 from tubelet.data.masks import block_shape, sample_mask
 from tubelet.model.rope import RotaryTable, rotary_table
 from tubelet.model.tokenizer import modality_of
-from tubelet.objective import Losses, dense_predictive_loss, normalised_targets, target_distance, token_errors
+from tubelet.objective import Losses, normalised_targets, target_distance, token_errors
 from tubelet.types import Grid, Mask, Modality, TubeletError
 from tubelet.vjepa import VJEPA
 
@@ -71,7 +71,7 @@ class MaskTrace:
         sequence: (1, N, P) what enters the predictor's first block.
         predicted: (1, Kt, L·D).
         reconstructed: (1, Kc, L·D).
-        distance: (1, Kc) grid steps to the nearest target token.
+        counts: (1, Kc) what each context token's error counts: 1 / sqrt(grid steps to the nearest target token), or 1.
         target_error: (1, Kt) L1 of each target token; None where predictions and targets are of different widths.
         context_error: (1, Kc) the same of context tokens, unweighted.
         losses: scalars of this mask.
@@ -87,7 +87,7 @@ class MaskTrace:
     sequence: Tensor
     predicted: Tensor
     reconstructed: Tensor
-    distance: Tensor
+    counts: Tensor
     target_error: Tensor | None
     context_error: Tensor | None
     losses: Losses | None
@@ -233,6 +233,7 @@ def _under_mask(
         predicted, reconstructed = predictor(levels, mask, grid, modality)
     # A distilled release predicts the last level of a larger teacher, which its file does not hold.
     comparable = predicted.shape[-1] == targets.shape[-1]
+    distance = target_distance(mask, grid)
     return MaskTrace(
         spec=spec,
         block=block,
@@ -244,10 +245,14 @@ def _under_mask(
         sequence=inputs["sequence"],
         predicted=predicted,
         reconstructed=reconstructed,
-        distance=target_distance(mask, grid),
+        counts=distance.rsqrt() if model.distance_weighting else torch.ones_like(distance),
         target_error=token_errors(predicted, targets, mask.target) if comparable else None,
         context_error=token_errors(reconstructed, targets, mask.context) if comparable else None,
-        losses=dense_predictive_loss(predicted, reconstructed, targets, mask, grid, weight) if comparable else None,
+        losses=model.loss(
+            predicted, reconstructed, targets, mask, grid, weight, distance_weighting=model.distance_weighting
+        )
+        if comparable
+        else None,
     )
 
 

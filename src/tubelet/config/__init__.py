@@ -1,0 +1,48 @@
+"""Every setting of the package: frozen dataclasses, each field documented with its unit; presets are functions."""
+
+from tubelet.config.data import BlockMask, DataConfig, MaskConfig, Recipe
+from tubelet.config.fields import from_dict, require, to_dict
+from tubelet.config.model import (
+    MODELS,
+    ModelConfig,
+    PredictorConfig,
+    RopeVersion,
+    levels_of_depth,
+    model_preset,
+    vit_b,
+    vit_g,
+    vit_gigantic,
+    vit_l,
+    vit_pico,
+    vit_s,
+    vit_ti,
+)
+from tubelet.config.tools import EmbedConfig
+from tubelet.config.train import OptimConfig, Precision, TrainConfig
+
+__all__ = [
+    "MODELS",
+    "BlockMask",
+    "DataConfig",
+    "EmbedConfig",
+    "MaskConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Precision",
+    "PredictorConfig",
+    "Recipe",
+    "RopeVersion",
+    "TrainConfig",
+    "from_dict",
+    "levels_of_depth",
+    "model_preset",
+    "require",
+    "to_dict",
+    "vit_b",
+    "vit_g",
+    "vit_gigantic",
+    "vit_l",
+    "vit_pico",
+    "vit_s",
+    "vit_ti",
+]

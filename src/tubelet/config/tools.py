@@ -1,0 +1,37 @@
+"""The settings of what is done with a trained model."""
+
+from dataclasses import dataclass
+
+from tubelet.config.fields import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """Which clips of a collection are embedded, and what is kept of their features."""
+
+    image_size: int = 224
+    """Side of the middle square that is seen, in pixels."""
+    frames: int = 16
+    """Frames of a clip."""
+    fps: float = 4.0
+    """Frames per second of a clip; a video too short for it is read at a higher rate, and counted."""
+    stride_s: float | None = None
+    """Seconds from clip to clip of a video; None puts them end to end, spread evenly over the video."""
+    dense: bool = False
+    """Keep all tokens, not their mean alone."""
+    levels: bool = False
+    """Keep all tapped levels, not the deepest alone."""
+    batch_size: int = 8
+    """Clips that are encoded at once."""
+    workers: int = 1
+    """Decoding processes; 0 decodes in the process that encodes."""
+    max_bad_share: float = 0.05
+    """Share of the files that may be unreadable before the command stops."""
+
+    def __post_init__(self) -> None:
+        require(self.fps > 0, f"fps is {self.fps}, expected a positive rate")
+        require(self.stride_s is None or self.stride_s > 0, f"stride_s is {self.stride_s}, expected seconds above 0")
+        for name in ("image_size", "frames", "batch_size"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
+        require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")

@@ -1,0 +1,105 @@
+"""A pre-training run.
+
+The values of the published recipe (arXiv 2603.14482 and its release) are the defaults wherever a run is long enough for
+them. What the recipe counts in steps is kept here as a share of the run, so that a run of 500 steps warms up and hands
+over in the same proportions as one of 300,000.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import tyro
+
+from tubelet.config.data import DataConfig, MaskConfig
+from tubelet.config.fields import require
+from tubelet.config.model import ModelConfig, vit_ti
+
+Precision = Literal["auto", "bf16", "fp32", "fp8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, the teacher's averaging and the context loss, by share of the run."""
+
+    lr: float = 6e-4
+    """Peak learning rate."""
+    start_lr: float = 1e-4
+    """Learning rate at the first step of the warm-up."""
+    final_lr: float = 6e-4
+    """Learning rate at the last step; the published pre-training keeps its peak."""
+    warmup_share: float = 0.04
+    """Share of the run in which the learning rate rises linearly (published: 12,000 of 300,000 steps)."""
+    weight_decay: float = 0.04
+    """Decoupled weight decay; biases and 1-d parameters have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    eps: float = 1e-8
+    """AdamW's denominator offset."""
+    ema: float | None = None
+    """The teacher's momentum at the first step; None is the published 0.99925, lowered where the run is too short."""
+    final_ema: float | None = None
+    """The teacher's momentum at the last step, approached linearly; None keeps it constant."""
+    context_weight: float = 0.5
+    """λ, the weight of the context loss after its warm-up."""
+    context_warmup: tuple[float, float] = (0.05, 0.10)
+    """Shares of the run between which λ rises from 0 (published: steps 15,000 to 30,000 of 300,000)."""
+    distance_weighting: bool = True
+    """Whether visible tokens count less in the context loss the farther they are from a hidden one (cool-down: no)."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"lr is {self.lr}, expected a positive learning rate")
+        require(0 <= self.warmup_share < 1, f"warmup_share is {self.warmup_share}, expected a share of the run")
+        for name, value in (("ema", self.ema), ("final_ema", self.final_ema)):
+            require(value is None or 0 <= value <= 1, f"{name} is {value}, expected a momentum from 0 to 1")
+        first, last = self.context_warmup
+        require(
+            0 <= first <= last <= 1,
+            f"context_warmup is {self.context_warmup}, expected two ascending shares of the run",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole pre-training run."""
+
+    model: tyro.conf.Suppress[ModelConfig] = field(default_factory=vit_ti)
+    """Sizes of the network; the command line names a preset instead."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What is read."""
+    masks: tyro.conf.Suppress[MaskConfig] = field(default_factory=MaskConfig)
+    """What is hidden from the student."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """How it learns."""
+    steps: int = 300_000
+    """Optimiser steps."""
+    batch_size: int = 24
+    """Samples of one optimiser step, images and videos, over all processes."""
+    accumulate: int = 1
+    """Parts that each step's samples are processed in, to save memory."""
+    precision: Precision = "auto"
+    """fp32 or bf16 autocast; auto is bf16 where the device has units for it; fp8 multiplies in 8 bits inside blocks."""
+    init_from: str | None = None
+    """Run folder, checkpoint or released .pt whose weights the run starts from, instead of from random ones."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank in the encoder's blocks, and leave its own weights as they are; 0 is off."""
+    seed: int = 0
+    """Seed of initial weights, data order, crops and masks."""
+    compile: bool | None = None
+    """Compile the blocks with torch.compile; None does so where the run is long enough to gain from it."""
+    activation_checkpointing: bool = False
+    """Recompute the blocks' activations in the backward pass instead of keeping them."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; the last step always writes one."""
+    keep_checkpoints: int = 2
+    """Checkpoints that are kept, the newest included."""
+    monitor_every: int = 100
+    """Steps between looks at the teacher's features for collapse."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "monitor_every"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        require(self.lora_rank >= 0, f"lora_rank is {self.lora_rank}, expected 0 (off) or more")
+        require(
+            self.lora_rank == 0 or self.init_from is not None,
+            "lora_rank adapts trained weights: say which with init_from",
+        )
