@@ -33,6 +33,7 @@ from tubelet.data.clips import normalise
 from tubelet.data.masks import sample_mask
 from tubelet.device import pick_device, pick_dtype
 from tubelet.train.optim import build_optimizer
+from tubelet.train.parallel import World
 from tubelet.train.step import autocast, backpropagate, prepare, train_step
 from tubelet.types import Batch, Modality, StepData
 from tubelet.vjepa import VJEPA
@@ -87,7 +88,7 @@ def package_side(config: TrainConfig, device: torch.device) -> tuple[Callable[[B
     def step(batch: Batch) -> None:
         watch.seconds.clear()
         watch.mark = time.perf_counter()
-        train_step(model, optimizer, StepData([batch], []), config, LATE_STEP, device)
+        train_step(model, optimizer, StepData([batch], []), config, LATE_STEP, World(device))
         watch.lap("optimiser")
 
     return step, watch.seconds

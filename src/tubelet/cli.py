@@ -386,7 +386,9 @@ def main() -> None:
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="tubelet", description=__doc__)
     except TubeletError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # What is wrong before the processes of a run have met is wrong for all of them: one on each machine says it.
+        if not error.told and os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

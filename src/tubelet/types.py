@@ -82,7 +82,13 @@ class Blob:
 
 
 class TubeletError(Exception):
-    """An error that a person can act on: one sentence that names the file or field, what was expected, what to do."""
+    """An error that a person can act on: one sentence that names the file or field, what was expected, what to do.
+
+    Attributes:
+        told: whether the person has been told, by this process or by another one of the same run.
+    """
+
+    told = False
 
 
 class DecodeError(TubeletError):
@@ -111,7 +117,7 @@ class Batch:
         modality: which tokenizer they go through.
         pixels: (B, 3, T, H, W) uint8, T = 1 for images.
         masks: the masks drawn for them; the losses are averaged over them.
-        weight: these samples' share of their step's; the weights of a step sum to 1.
+        weight: these samples' share of their step's; the weights of a step sum to 1 over all processes.
     """
 
     modality: Modality

@@ -2,12 +2,16 @@
 
 import json
 import multiprocessing
+import os
+import socket
+import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig
 from tubelet.train.loop import train
+from tubelet.types import TubeletError
 
 # A server that has imported everything forks a training process in milliseconds.
 processes = multiprocessing.get_context("forkserver")
@@ -44,6 +48,47 @@ def start_training(config, out, resume=False):
     process = processes.Process(target=train_quietly, args=(config, str(out), resume))
     process.start()
     return process
+
+
+def start_together(count, config, out, resume=False):
+    """`train` in processes that form one run, as a launcher would start them; each writes its stderr to a file."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    started = []
+    for rank in range(count):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place = {name: str(value) for name, value in place.items()}
+        said = Path(f"{out}.{rank}.err")
+        started.append(processes.Process(target=_train_as_one_of, args=(place, said, config, str(out), resume)))
+        started[-1].start()
+    return started
+
+
+def train_together(count, config, out, resume=False):
+    """`start_together`, to its end: the exit codes, and what all of them said on stderr."""
+    return wait_for_all(start_together(count, config, out, resume), out)
+
+
+def wait_for_all(started, out):
+    """The exit codes of processes, and what they said on stderr."""
+    for process in started:
+        process.join(60)
+    assert not any(process.is_alive() for process in started)
+    said = [Path(f"{out}.{rank}.err") for rank in range(len(started))]
+    return [process.exitcode for process in started], "".join(path.read_text() for path in said)
+
+
+def _train_as_one_of(place, said, config, out, resume):
+    os.environ.update(place)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    try:
+        train_quietly(config, out, resume)
+    except TubeletError as error:  # what the command line does with it
+        if not error.told:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 def rows(run):

@@ -11,6 +11,7 @@ import pytest
 from media import write_image, write_video
 
 ROOT = Path(__file__).parents[2]
+PROGRAMS = {"tubelet": ["-m", "tubelet"], "torchrun": ["-m", "torch.distributed.run"], "python": []}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -47,11 +48,9 @@ def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workpl
             continue
         if words[0] in ("git", "cd"):
             continue
-        assert words[0] in ("tubelet", "python"), f"{page.name} shows a command that is not tested: {line}"
-        program = ["-m", "tubelet"] if words[0] == "tubelet" else []
-        done = subprocess.run(
-            [sys.executable, *program, *words[1:]], cwd=workplace, capture_output=True, text=True, check=False
-        )
+        assert words[0] in PROGRAMS, f"{page.name} shows a command that is not tested: {line}"
+        command = [sys.executable, *PROGRAMS[words[0]], *words[1:]]
+        done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
     done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=False)

@@ -8,6 +8,7 @@ from tubelet.config import TrainConfig, vit_pico
 from tubelet.data.masks import sample_mask
 from tubelet.train import float8
 from tubelet.train.optim import build_optimizer
+from tubelet.train.parallel import World
 from tubelet.train.step import prepare, train_step
 from tubelet.types import Batch, Modality, StepData, TubeletError
 from tubelet.vjepa import VJEPA
@@ -22,7 +23,7 @@ def losses(model, config, steps=3):
     masks = [sample_mask(spec, grid, 3, rng) for spec in config.masks.video]
     data = StepData([Batch(Modality.VIDEO, pixels, masks, 1.0)], [])
     optimizer = build_optimizer(model, config.optim)
-    return [train_step(model, optimizer, data, config, step, CPU)["loss"].item() for step in range(steps)]
+    return [train_step(model, optimizer, data, config, step, World(CPU))["loss"].item() for step in range(steps)]
 
 
 def test_a_device_without_float8_units_is_refused():

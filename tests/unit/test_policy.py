@@ -71,6 +71,8 @@ FLOORS = [
     [
         [
             "train/schedules.py",
+            "train/signals.py",
+            "train/parallel.py",
             "train/optim.py",
             "train/monitor.py",
             "train/state.py",

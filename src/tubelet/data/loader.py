@@ -12,6 +12,7 @@ between the two.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from tubelet.data.masks import sample_mask
 from tubelet.data.pool import pool_of
 from tubelet.data.processes import start_worker
 from tubelet.data.shards import StorageError, epoch_order
-from tubelet.types import BadFile, Batch, DecodeError, Modality, StepData, TubeletError
+from tubelet.types import BadFile, Batch, DecodeError, Mask, Modality, StepData, TubeletError
 
 # One number for every use of randomness, so that no two share a stream.
 _VIDEO_ORDER, _IMAGE_ORDER, _VIDEO_SAMPLE, _IMAGE_SAMPLE, _REPLACEMENT, _MASKS = range(6)
@@ -65,12 +66,33 @@ class _UnreadableError(Exception):
 
 
 class StepDataset(Dataset[StepData]):
-    """Item k is the data of step k."""
+    """Item k is the data of step k, or one process's share of it.
 
-    def __init__(self, config: TrainConfig, media: MediaList) -> None:
+    The samples of a step, their masks and the length that these are cut to are those of all processes together: every
+    process draws the masks of all and keeps its own, so that nothing depends on how many there are.
+    """
+
+    def __init__(self, config: TrainConfig, media: MediaList, rank: int = 0, processes: int = 1) -> None:
+        """Args:
+        config: the run.
+        media: its files.
+        rank: whose share.
+        processes: how many share a step.
+
+        Raises:
+            TubeletError: if the batch is too small to give every process a sample of each modality.
+        """
         self.config = config
         self.pools = {modality: pool_of(media, modality) for modality in Modality}
         self.counts = samples_per_step(config, media)
+        self.rank = rank
+        self.processes = processes
+        for modality, count in self.counts.items():
+            if min(map(len, self._parts(count))) < processes:
+                raise TubeletError(
+                    f"a step has {count} {modality}s in {config.accumulate} parts, too few to give each of {processes} "
+                    "processes one in every part: raise --batch-size, or lower --accumulate"
+                )
         self.known_bad: dict[str, str] = {}
         self.orders: dict[Modality, tuple[int, np.ndarray]] = {}
 
@@ -84,46 +106,58 @@ class StepDataset(Dataset[StepData]):
         short = 0
         try:
             for modality, count in self.counts.items():
-                pixels, shortened = self._samples(modality, step * count, count, bad)
+                parts = self._parts(count)
+                own = [self._share(part) for part in parts]
+                pixels, shortened = self._samples(modality, [step * count + i for share in own for i in share], bad)
                 short += shortened
-                batches += self._micro_batches(modality, pixels, step)
+                batches += self._micro_batches(modality, pixels, parts, own, step)
         except (_UnreadableError, StorageError) as error:
             return StepData([], _as_list(bad), failure=str(error))
         return StepData(batches, _as_list(bad), short)
 
-    def _micro_batches(self, modality: Modality, pixels: list[Tensor], step: int) -> Iterator[Batch]:
-        """Cut a step's samples of one modality into parts, each with masks of its own."""
-        size = -(-len(pixels) // self.config.accumulate)
+    def _parts(self, count: int) -> list[range]:
+        """The parts that a step's samples of one modality are processed in."""
+        size = -(-count // self.config.accumulate)
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def _share(self, part: range) -> range:
+        """This process's samples of a part."""
+        first, last = (part.start + len(part) * rank // self.processes for rank in (self.rank, self.rank + 1))
+        return range(first, last)
+
+    def _micro_batches(
+        self, modality: Modality, pixels: list[Tensor], parts: list[range], own: list[range], step: int
+    ) -> Iterator[Batch]:
+        """This process's samples of each part, with masks that are drawn for the whole part."""
         masks = self.config.masks
         specs = masks.image if modality is Modality.IMAGE else masks.video
         rng = np.random.default_rng([self.config.seed, _MASKS, _ORDER[modality], step])
-        for start in range(0, len(pixels), size):
-            part = torch.stack(pixels[start : start + size])
-            grid = self.config.model.grid(*part.shape[2:])
+        ready = iter(pixels)
+        for part, share in zip(parts, own, strict=True):
+            stacked = torch.stack(list(islice(ready, len(share))))
+            grid = self.config.model.grid(*stacked.shape[2:])
+            rows = slice(share.start - part.start, share.stop - part.start)
             drawn = [sample_mask(spec, grid, len(part), rng) for spec in specs]
-            still = part.shape[2] == 1  # an image that is repeated goes through the video tokenizer
+            drawn = [Mask(mask.context[rows], mask.target[rows]) for mask in drawn]
+            still = stacked.shape[2] == 1  # an image that is repeated goes through the video tokenizer
             tokenizer = Modality.IMAGE if still else Modality.VIDEO
-            yield Batch(tokenizer, part, drawn, weight=len(part) / self.config.batch_size)
+            yield Batch(tokenizer, stacked, drawn, weight=len(share) / self.config.batch_size)
 
     def _samples(
-        self, modality: Modality, first: int, count: int, bad: dict[str, str]
+        self, modality: Modality, positions: list[int], bad: dict[str, str]
     ) -> tuple[list[Tensor], int]:  # fmt: skip
-        """Samples `first` to `first + count` of a modality's endless stream, and how many clips were short."""
+        """The samples at some positions of a modality's endless stream, and how many clips were short."""
         per_file = self.config.data.clips_per_video if modality is Modality.VIDEO else 1
         samples: list[Tensor] = []
         short = 0
-        position = first
-        while position < first + count:
-            visit = position // per_file
-            end = min((visit + 1) * per_file, first + count)
-            read, shortened = self._visit(modality, visit, range(position, end), bad)
+        for visit, together in groupby(positions, key=lambda position: position // per_file):
+            read, shortened = self._visit(modality, visit, list(together), bad)
             samples += read
             short += shortened
-            position = end
         return samples, short
 
     def _visit(
-        self, modality: Modality, visit: int, positions: range, bad: dict[str, str]
+        self, modality: Modality, visit: int, positions: list[int], bad: dict[str, str]
     ) -> tuple[list[Tensor], int]:  # fmt: skip
         """Read one file's samples; where it cannot be read, another's that chance picks."""
         pool = self.pools[modality]
@@ -193,15 +227,17 @@ def _as_list(bad: dict[str, str]) -> list[BadFile]:
     return [BadFile(path, reason) for path, reason in bad.items()]
 
 
-def step_loader(config: TrainConfig, media: MediaList, start: int, pin_memory: bool) -> DataLoader[StepData]:
+def step_loader(
+    config: TrainConfig, media: MediaList, start: int, pin_memory: bool, rank: int = 0, processes: int = 1
+) -> DataLoader[StepData]:
     """The data of steps start, start + 1, ..., in order, made ahead of need by worker processes.
 
     Raises:
-        TubeletError: if the batch is too small to mix both modalities.
+        TubeletError: if the batch is too small to mix both modalities, on every one of the processes.
     """
     workers = config.data.workers
     return DataLoader(
-        StepDataset(config, media),
+        StepDataset(config, media, rank, processes),
         batch_size=None,
         sampler=range(start, config.steps),
         num_workers=workers,

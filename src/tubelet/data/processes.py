@@ -1,22 +1,37 @@
-"""How a worker process begins: deaf to Ctrl-C, and bound to the life of its parent."""
+"""How a worker process begins: deaf to signals that its parent decides about, and bound to the life of its parent."""
 
 import os
 import signal
 import threading
 from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 
 
 def start_worker(*_: object) -> None:
     """Call first in a worker.
 
-    A terminal sends Ctrl-C to every process, but the parent decides when its workers end. If it is killed it cannot:
-    then they end themselves, under every start method.
+    Terminals and launchers send their signals to all processes of a group, but the parent decides when its workers
+    end: a run that saves before it stops still needs them. If the parent is killed it cannot decide: then they end
+    themselves, under every start method.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    parent = parent_process()
+    if parent is None:
+        return
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none: there a SIGTERM to the whole group ends workers at once
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # before threads start, which inherit it
+        threading.Thread(target=_end_when_told_by, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    if (parent := parent_process()) is not None:
-        parent.join()
-        os._exit(1)
+def _end_when_told_by(parent: BaseProcess) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
+        pass
+    os._exit(0)
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

@@ -1,15 +1,15 @@
 """Pre-training: load, step, log, save."""
 
-import signal
 import time
 from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
+from zlib import crc32
 
 import torch
 from rich.console import Console
 from rich.markup import escape
+from torch.optim import Optimizer
 
 from tubelet.checkpoint import load_training_state, save_checkpoint
 from tubelet.config import TrainConfig
@@ -17,56 +17,20 @@ from tubelet.data.clips import normalise
 from tubelet.data.loader import samples_per_step, step_loader
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
-from tubelet.device import has_bf16_units, peak_flops, pick_device, pick_dtype
+from tubelet.device import has_bf16_units, pick_dtype
 from tubelet.model.lora import save_adapters
 from tubelet.train.compilation import step_operations
 from tubelet.train.initial import initial_model
 from tubelet.train.log import StepLog
-from tubelet.train.monitor import CollapseWatch, feature_health
+from tubelet.train.monitor import CollapseWatch, feature_health, some_tokens
 from tubelet.train.optim import build_optimizer
+from tubelet.train.parallel import World, join_world
 from tubelet.train.progress import Curves, ProgressLine
+from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.state import RunFolder
 from tubelet.train.step import autocast, prepare, train_step
 from tubelet.types import Batch, Modality, StepData, TubeletError
 from tubelet.vjepa import VJEPA
-
-
-class InterruptedRunError(TubeletError):
-    """A signal asked the run to stop; it saved a checkpoint first.
-
-    Attributes:
-        exit_code: what the shell expects of a process that such a signal ended.
-    """
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
-
-
-class StopSignals:
-    """Remembers Ctrl-C and SIGTERM until the step in progress is done; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self.previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
 
 
 def train(config: TrainConfig, out: str | Path, resume: bool = False, console: Console | None = None) -> Path:
@@ -84,39 +48,51 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     Raises:
         TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
     """
-    console = console or Console()
+    with join_world() as world:
+        return run_steps(config, Path(out), resume, console or Console(), world)
+
+
+def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, world: World) -> Path:
+    """What one of a run's processes does; see `train`."""
+    console = console if world.is_first else Console(quiet=True)
+    device = world.device
     for frames in (config.data.frames, config.data.image_frames):
         config.model.grid(frames, config.data.image_size, config.data.image_size)  # refuse what does not fit
     media = list_media(config.data.sources)
     check_recipes(media, config.data)
-    run = RunFolder(Path(out), config, resume)
-    device = pick_device()
+    run = RunFolder(out, config, resume, writes=world.is_first)
+    require_same_start(config, media, run, world)
     torch.manual_seed(config.seed)
     model, origin = initial_model(config, resumed=run.checkpoint is not None)
     model.to(device)
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
+    world.copy_from_first(model.parameters())  # equal seeds round differently on different processors
     compiling = prepare(model, config, device)
     watch = CollapseWatch(config.model.width)
     for row in run.begin(start):
         watch.observe(row)
-    curves = Curves(run.path, start)
-    announce(console, config, media, run, model, device, start)
+    curves = Curves(run.path, start, writes=world.is_first)
+    announce(console, config, media, run, model, world, start)
     for sentence in filter(None, (origin, compiling)):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    loader = step_loader(config, media, start, pin_memory=device.type == "cuda")
+    loader = step_loader(config, media, start, device.type == "cuda", world.rank, world.size)
     operations = step_operations(model, config)
-    path = run.checkpoint
+    path, saved = run.checkpoint, start
+    stop = None
     total_files = sum(media.count(modality) for modality in Modality)
-    with StopSignals() as signals, ProgressLine(console, config.steps, start, peak_flops(device)) as progress:
+    with StopSignals() as signals, ProgressLine(console, config.steps, start, world.peak_flops()) as progress:
         log = StepLog(partial(write_row, run, curves, progress), device)
         began = time.perf_counter()
         for step, data in enumerate(loader, start=start):
+            data, stop = world.agree(data, run.bad, signals.received)
+            if stop:
+                break
             waited = time.perf_counter() - began
             report_bad_files(data, run, console, total_files, config.data.max_bad_share)
-            metrics = train_step(model, optimizer, data, config, step, device)
+            metrics = train_step(model, optimizer, data, config, step, world)
             if step % config.monitor_every == 0 or step + 1 == config.steps:
-                metrics |= teacher_health(model, data.batches[0], config, device)
+                metrics |= teacher_health(model, data.batches[0], config, world)
                 for warning in watch.observe(metrics):
                     console.print(f"[yellow]step {step + 1}: {warning}[/yellow]")
             elapsed = time.perf_counter() - began
@@ -125,23 +101,44 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
             metrics |= {"tflop_per_s": operations / elapsed / 1e12}
             metrics |= {"bad_files": len(run.bad), "short_clips": data.short_clips}
             log.add({"step": step + 1} | metrics)
-            last = step + 1 == config.steps
-            if last or signals.received or (step + 1) % config.checkpoint_every == 0:
+            done = step + 1
+            if done == config.steps or done % config.checkpoint_every == 0:
                 log.flush()
-                path = save_checkpoint(run.path, step + 1, model, optimizer, config, config.keep_checkpoints)
-                if config.lora_rank:
-                    save_adapters(model.teacher, run.path / "adapter")
-            if signals.received and not last:
-                raise InterruptedRunError(
-                    f"{signals.received.name}: stopped after step {step + 1} of {config.steps}; {path} is written, "
-                    "continue with --resume",
-                    signals.received,
-                )
+                path, saved = world.on_first(partial(save, run, done, model, optimizer, config)), done
+        if stop:
+            log.flush()
+            if saved != step or path is None:
+                path = world.on_first(partial(save, run, step, model, optimizer, config))
+            raise InterruptedRunError(
+                f"{stop.name}: stopped after step {step} of {config.steps}; {path} is written, continue with --resume",
+                stop,
+            )
     curves.close()
     if path is None:
         raise TubeletError("the run has no steps")
     console.print(f"{config.steps} steps done; the model is in [bold]{path}[/bold]", highlight=False, soft_wrap=True)
     return path
+
+
+def save(run: RunFolder, step: int, model: VJEPA, optimizer: Optimizer, config: TrainConfig) -> Path:
+    """Write a checkpoint, and the adapters if the run has any."""
+    path = save_checkpoint(run.path, step, model, optimizer, config, config.keep_checkpoints)
+    if config.lora_rank:
+        save_adapters(model.teacher, run.path / "adapter")
+    return path
+
+
+def require_same_start(config: TrainConfig, media: MediaList, run: RunFolder, world: World) -> None:
+    """Make sure that all processes begin the same run; none writes before all have looked.
+
+    Raises:
+        TubeletError: if they do not.
+    """
+    files = media.videos + media.images + [folder.root for folder in media.shards]
+    counted = {modality.value: media.count(modality) for modality in Modality}
+    world.require_same("the setting", str(config))
+    world.require_same("the sources", f"{counted}, checksum {crc32(chr(10).join(files).encode()):08x}")
+    world.require_same("the checkpoint", str(run.checkpoint))
 
 
 def write_row(run: RunFolder, curves: Curves, progress: ProgressLine, row: dict[str, Any]) -> None:
@@ -152,11 +149,11 @@ def write_row(run: RunFolder, curves: Curves, progress: ProgressLine, row: dict[
 
 
 @torch.no_grad()
-def teacher_health(model: VJEPA, batch: Batch, config: TrainConfig, device: torch.device) -> dict[str, float]:
-    """Effective rank and channel spread of the teacher's last level on a batch."""
-    with autocast(config, device):
-        levels = model.teacher(normalise(batch.pixels.to(device)))
-    return feature_health(levels[-1])
+def teacher_health(model: VJEPA, batch: Batch, config: TrainConfig, world: World) -> dict[str, float]:
+    """Effective rank and channel spread of the teacher's last level on a batch, all processes' parts together."""
+    with autocast(config, world.device):
+        levels = model.teacher(normalise(batch.pixels.to(world.device)))
+    return feature_health(world.concatenate(some_tokens(levels[-1], world.size)))
 
 
 def report_bad_files(data: StepData, run: RunFolder, console: Console, total: int, max_share: float) -> None:
@@ -185,7 +182,7 @@ def announce(
     media: MediaList,
     run: RunFolder,
     model: VJEPA,
-    device: torch.device,
+    world: World,
     start: int,
 ) -> None:
     """Say what is about to happen, and everything about it that a person might not expect."""
@@ -205,11 +202,12 @@ def announce(
     if media.ignored:
         say(f"left out: {', '.join(f'{count} {suffix} files' for suffix, count in sorted(media.ignored.items()))}")
     grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
+    device = world.device
     dtype = pick_dtype(config.precision, device)
     say(
         f"student {student:.1f} M parameters, predictor {predictor:.1f} M; clips of "
         f"{config.data.frames} frames at {config.data.image_size} px are {grid} = {grid.tokens} tokens; "
-        f"{str(dtype).removeprefix('torch.')} on {device}"
+        f"{str(dtype).removeprefix('torch.')} on {device}" + (f", {world.size} processes" if world.size > 1 else "")
     )
     if dtype is torch.bfloat16 and not has_bf16_units(device):
         say(f"[yellow]this {device} has no bf16 units: --precision fp32 would be many times faster[/yellow]")

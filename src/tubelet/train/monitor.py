@@ -36,12 +36,15 @@ def channel_std(tokens: Tensor) -> float:
     return tokens.float().std(0).mean().item()
 
 
-@torch.no_grad()
-def feature_health(tokens: Tensor) -> dict[str, float]:
-    """Effective rank and channel spread of up to MAX_TOKENS of the tokens (B, N, D)."""
+def some_tokens(tokens: Tensor, processes: int) -> Tensor:
+    """(K, D) of the tokens (B, N, D), evenly spread; those of all processes together are at most MAX_TOKENS."""
     flat = tokens.flatten(0, 1)
-    flat = flat[:: -(-len(flat) // MAX_TOKENS)]
-    return {"effective_rank": effective_rank(flat), "channel_std": channel_std(flat)}
+    return flat[:: -(-len(flat) * processes // MAX_TOKENS)]
+
+
+def feature_health(tokens: Tensor) -> dict[str, float]:
+    """Effective rank and channel spread of tokens (K, D)."""
+    return {"effective_rank": effective_rank(tokens), "channel_std": channel_std(tokens)}
 
 
 class CollapseWatch:

@@ -59,7 +59,15 @@ class ProgressLine:
 class Curves:
     """The metrics as TensorBoard scalars; rows that a resumed run writes anew replace the old ones."""
 
-    def __init__(self, run: Path, start: int) -> None:
+    def __init__(self, run: Path, start: int, writes: bool = True) -> None:
+        """Args:
+        run: the run's folder.
+        start: steps done before.
+        writes: whether this process is the one that writes.
+        """
+        self.writer = None
+        if not writes:
+            return
         # TensorBoard takes seconds to import, which commands that do not train should not spend.
         from torch.utils.tensorboard import SummaryWriter
 
@@ -68,9 +76,10 @@ class Curves:
     def add(self, row: dict[str, Any]) -> None:
         """One step's metrics."""
         for name, value in row.items():
-            if name != "step":
+            if name != "step" and self.writer is not None:
                 self.writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
         """Write what is still held in memory."""
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()

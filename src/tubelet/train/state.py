@@ -15,8 +15,14 @@ CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
 class RunFolder:
     """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
 
-    def __init__(self, path: Path, config: TrainConfig, resume: bool) -> None:
+    def __init__(self, path: Path, config: TrainConfig, resume: bool, writes: bool = True) -> None:
         """Look at a run's folder; nothing is written before `begin`.
+
+        Args:
+            path: the folder.
+            config: the run.
+            resume: whether a run that is there is to be continued.
+            writes: whether this process is the one that writes.
 
         Raises:
             TubeletError: if a run is there already and is not to be resumed, or was of another model.
@@ -30,6 +36,7 @@ class RunFolder:
                 raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
             self.changed = _changes(path / CONFIG, config)
         self.config = config
+        self.writes = writes
         self.bad: dict[str, str] = {row["path"]: row["reason"] for row in _rows(path / BAD_FILES)}
 
     def begin(self, step: int) -> list[dict[str, Any]]:
@@ -37,6 +44,8 @@ class RunFolder:
 
         A resumed run writes those after it anew.
         """
+        if not self.writes:
+            return []
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
         kept = [row for row in _rows(self.path / METRICS) if row["step"] <= step]
@@ -58,6 +67,8 @@ class RunFolder:
         return new
 
     def _append(self, name: str, line: str) -> None:
+        if not self.writes:
+            return
         try:
             with (self.path / name).open("a") as file:
                 file.write(line)

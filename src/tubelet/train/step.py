@@ -13,19 +13,20 @@ from tubelet.train import schedules
 from tubelet.train.compilation import compile_blocks
 from tubelet.train.float8 import use_float8
 from tubelet.train.optim import set_learning_rate
+from tubelet.train.parallel import World
 from tubelet.types import Mask, StepData
 from tubelet.vjepa import VJEPA
 
 
 def train_step(
-    model: VJEPA, optimizer: Optimizer, data: StepData, config: TrainConfig, step: int, device: torch.device
+    model: VJEPA, optimizer: Optimizer, data: StepData, config: TrainConfig, step: int, world: World
 ) -> dict[str, Any]:
-    """One optimiser step over all of its micro-batches, then the teacher's.
+    """One optimiser step over all of its micro-batches, on all processes, then the teacher's.
 
     Returns:
-        the step's losses as tensors (each the mean over samples) and the schedules' values.
+        the step's losses as tensors (each the mean over the samples of all processes) and the schedules' values.
     """
-    values = scheduled(config, step)
+    device, values = world.device, scheduled(config, step)
     set_learning_rate(optimizer, values["lr"])
     # As a tensor: each new number would be a new constant, and another compilation.
     context_weight = torch.full((), values["context_weight"], device=device)
@@ -36,6 +37,8 @@ def train_step(
         losses += batch.weight * backpropagate(
             model, pixels, batch.masks, context_weight, batch.weight, autocast(config, device)
         )
+    world.sum_gradients(model)
+    world.sum(losses)
     optimizer.step()
     optimizer.zero_grad()
     model.update_teacher(values["ema"])

@@ -1,0 +1,279 @@
+"""The processes of a run: who they are, what they add up, what they tell each other, and how they end together.
+
+Each process holds the whole model and takes its share of every step's samples. Gradients are summed once a step, after
+the last backward pass. A step runs several of those, one for each mask of each modality, and the last is the shortest
+(one mask of images), so that a sum that overlaps with it, as DistributedDataParallel's does, would hide next to
+nothing - and parameters of the other modality, which the last pass does not reach, would need a search for them.
+
+What a person would want to know - bad files, signals, errors - goes between hosts by gloo, so that devices never wait
+for it.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from signal import Signals
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tubelet.device import peak_flops, pick_device
+from tubelet.train.signals import STOP_SIGNALS
+from tubelet.types import StepData, TubeletError
+
+# A process that waits so long for another one gives up.
+TIMEOUT = timedelta(minutes=10)
+BUCKET_BYTES = 64 * 2**20
+# How long processes that end wait for one that is ending too.
+_PATIENCE = timedelta(seconds=5)
+
+T = TypeVar("T")
+
+
+class World:
+    """One process among those of a run. Alone, it has nobody to wait for, and all of this costs nothing."""
+
+    def __init__(self, device: torch.device, rank: int = 0, size: int = 1) -> None:
+        """Args:
+        device: where this process computes.
+        rank: its number, from 0.
+        size: how many there are.
+        """
+        self.device = device
+        self.rank = rank
+        self.size = size
+
+    def peak_flops(self) -> float | None:
+        """What all devices together could do, where that is known."""
+        flops = peak_flops(self.device)
+        return flops and flops * self.size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> None:
+        """Sum a tensor over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Sum the gradients over all processes, in place: each has that of its own samples' share of the loss.
+
+        Those of parameters that no sample reached are None everywhere, since each process has every modality.
+        """
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        for bucket in _buckets(gradients):
+            together = torch.cat([g.flatten() for g in bucket])
+            dist.all_reduce(together)
+            parts = together.split([g.numel() for g in bucket])
+            torch._foreach_copy_(bucket, [part.view_as(g) for part, g in zip(parts, bucket, strict=True)])
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of the first process."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
+    def gather(self, thing: T) -> list[T]:
+        """What every process has, in the order of ranks, to all of them; by way of the hosts."""
+        if self.size == 1:
+            return [thing]
+        things: list[Any] = [None] * self.size
+        dist.all_gather_object(things, thing)
+        return things
+
+    def concatenate(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, one after the other along their first dimension; by way of the hosts."""
+        if self.size == 1:
+            return tensor
+        return torch.cat(self.gather(tensor.cpu())).to(self.device)
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Let the first process do something; all get what it returned, or its error.
+
+        Raises:
+            TubeletError: that the first process ended in.
+        """
+        if self.size == 1:
+            return work()
+        outcome: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                outcome[0] = work()
+            except TubeletError as error:
+                outcome[1] = str(error)
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise TubeletError(outcome[1])
+        result: T = outcome[0]
+        return result
+
+    def require_same(self, what: str, value: object) -> None:
+        """Make sure that all processes have found the same.
+
+        Raises:
+            TubeletError: if they have not.
+        """
+        values = self.gather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise TubeletError(
+                    f"process {rank} finds {what} {other}, process 0 {values[0]}: all machines of a run need the same "
+                    "command and must see the same files under the same paths"
+                )
+
+    def agree(self, data: StepData, known: Container[str], stop: Signals | None) -> tuple[StepData, Signals | None]:
+        """Exchange what must not be known to one process alone.
+
+        Args:
+            data: this process's share of a step.
+            known: files that are known to all processes to be bad.
+            stop: the signal that this process received.
+
+        Returns:
+            the share, with the bad files, short clips and failure of all; and a stop signal that any of them received.
+        """
+        if self.size == 1:
+            return data, stop
+        bad = [file for file in data.bad if file.path not in known]
+        signals = [int(stop == signal) for signal in STOP_SIGNALS]
+        told = torch.tensor([len(bad) + (data.failure is not None), data.short_clips, *signals])
+        dist.all_reduce(told)
+        news, short, *signals = told.tolist()
+        data = replace(data, bad=bad, short_clips=short)
+        if news:
+            every = self.gather((bad, data.failure))
+            files = {file.path: file for theirs, _ in every for file in theirs}
+            failure = next((failure for _, failure in every if failure), None)
+            data = replace(data, bad=list(files.values()), failure=failure)
+        return data, next((s for s, count in zip(STOP_SIGNALS, signals, strict=True) if count), None)
+
+
+@contextmanager
+def join_world() -> Iterator[World]:
+    """Meet the other processes, if a launcher such as torchrun has started this one among several.
+
+    An error in any process ends all of them, and one of them says why.
+
+    Raises:
+        TubeletError: if there are more processes on this machine than devices.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(pick_device())
+        return
+    device = _own_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store, rank = _meet(size)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        yield World(device, rank, size)
+    except BaseException as error:
+        raise _told_once(error, store, rank, size) from error
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _meet(size: int) -> tuple[dist.Store, int]:
+    """This process's rank, and a store that all share and that holds nothing yet.
+
+    torchrun keeps its store over restarts, and what is left in it would send the new processes to the addresses of the
+    old ones (https://github.com/pytorch/pytorch/issues/135712). So each gives itself a name that never was before and
+    tells the first, whose own name, sent back to each, is where all of them begin.
+    """
+    store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    name = uuid4().hex
+    if rank:
+        store.set(f"tubelet/rank {rank}", name)
+        name = store.get(name).decode()
+        store.add(f"{name}/met", 1)
+        return dist.PrefixStore(name, store), rank
+    answered: dict[str, str] = {}
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while (met := store.add(f"{name}/met", 0)) < size - 1:
+        if time.monotonic() > deadline:
+            raise TubeletError(f"{met + 1} of {size} processes came within {TIMEOUT}: see what the others' logs say")
+        for key in (f"tubelet/rank {other}" for other in range(1, size)):
+            known = store.get(key).decode() if store.check([key]) else ""
+            if known != answered.get(key, ""):
+                store.set(known, name)
+                answered[key] = known
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store), rank
+
+
+def _own_device(local_rank: int) -> torch.device:
+    device = pick_device()
+    if device.type != "cuda":
+        return torch.device("cpu")  # Apple's MPS is one device, which processes cannot share
+    if local_rank >= torch.cuda.device_count():
+        raise TubeletError(
+            f"process {local_rank} of this machine has no CUDA device of its own, there are "
+            f"{torch.cuda.device_count()}: start as many processes (--nproc-per-node)"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _told_once(error: BaseException, store: dist.Store, rank: int, size: int) -> TubeletError:
+    """Let one of the processes that fail say why; the others wait until it has, lest their end ends it first."""
+    if isinstance(error, TubeletError):
+        known = error
+    elif _is_lost_peer(error):
+        known = TubeletError("another process of the run has ended, so that none can go on")
+    else:
+        known = TubeletError(f"{type(error).__name__}: {error}")
+    try:
+        if store.add("failed", 1) == 1:
+            if not isinstance(error, TubeletError) and not _is_lost_peer(error):
+                traceback.print_exception(error)
+            print(f"error: {known}", file=sys.stderr, flush=True)
+            store.set("told", "")
+        else:
+            store.wait(["told"], _PATIENCE)
+        known.told = True
+        left = store.add("left", 1)
+        deadline = time.monotonic() + _PATIENCE.total_seconds()
+        # Where no agent of torchrun holds the store, the first process does, and leaves last.
+        while rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and left < size:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+            left = store.add("left", 0)
+    except RuntimeError:
+        pass  # the process that held the store has died
+    return known
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed since another process is gone."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+    )
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Parts of a list, each of about `BUCKET_BYTES`, so that communication neither stutters nor needs much memory."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.nbytes
+        if size >= BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket

@@ -1,0 +1,153 @@
+"""One run on several processes: the same losses on any number of them, through failures, signals and resumption."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from runs import rows, start_together, tiny_config, train_quietly, train_together, wait_for_all
+
+from media import write_image, write_text, write_video
+from tubelet.checkpoint import checkpoints, read_tensors
+from tubelet.data.loader import StepDataset
+from tubelet.data.manifest import list_media
+from tubelet.types import TubeletError
+
+LOSSES = ("loss", "prediction_loss", "context_loss")
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    for i in range(5):
+        write_video(folder / f"{i}.mp4", frames=24)
+    for i in range(3):
+        write_image(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(media, tmp_path_factory):
+    """What one process makes of 20 steps of 8 samples."""
+    run = tmp_path_factory.mktemp("runs") / "alone"
+    train_quietly(tiny_config(media, batch_size=8), run)
+    return run
+
+
+def assert_same_losses(run, other):
+    assert [row["step"] for row in rows(run)] == list(range(1, 21))
+    for ours, theirs in zip(rows(run), rows(other), strict=True):
+        for name in LOSSES:
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("changes", "processes"), [({}, 4), ({"accumulate": 2, "data": {"clips_per_video": 3}}, 3)])
+def test_processes_share_each_step_without_overlap_and_their_data_are_those_of_one(media, changes, processes):
+    config = tiny_config(media, batch_size=14, **changes)
+    files = list_media(config.data.sources)
+    whole = StepDataset(config, files)[3]
+    shares = [StepDataset(config, files, rank, processes)[3] for rank in range(processes)]
+    assert sum(batch.weight for share in shares for batch in share.batches) == pytest.approx(1)
+    for i, batch in enumerate(whole.batches):
+        parts = [share.batches[i] for share in shares]
+        assert {part.modality for part in parts} == {batch.modality}
+        assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
+        for j, mask in enumerate(batch.masks):
+            assert torch.equal(torch.cat([part.masks[j].context for part in parts]), mask.context)
+            assert torch.equal(torch.cat([part.masks[j].target for part in parts]), mask.target)
+
+
+def test_a_batch_too_small_for_its_processes_is_refused(media):
+    config = tiny_config(media, batch_size=7)
+    with pytest.raises(TubeletError, match="3 videos in 1 parts, too few to give each of 4 processes"):
+        StepDataset(config, list_media(config.data.sources), 0, 4)
+
+
+def test_four_processes_have_the_losses_and_weights_of_one(media, alone, tmp_path):
+    run, config = tmp_path / "run", tiny_config(media, batch_size=8)
+    codes, said = train_together(4, config, run)
+    assert (codes, said) == ([0, 0, 0, 0], "")
+    assert_same_losses(run, alone)
+    mine, theirs = (read_tensors(checkpoints(folder)[-1])[0] for folder in (run, alone))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(mine[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_a_run_goes_on_on_other_numbers_of_processes(media, alone, tmp_path):
+    run, config = tmp_path / "run", tiny_config(media, batch_size=8)
+    started = start_together(4, config, run)
+    wait_for(lambda: len(rows(run)) >= 6)
+    for process in started:
+        process.kill()  # it may be gone already, having lost the others
+        process.join()
+    started = start_together(2, config, run, resume=True)
+    wait_for(lambda: len(rows(run)) >= 11)
+    os.kill(started[1].pid, signal.SIGUSR1)
+    codes, said = wait_for_all(started, run)
+    stopped = rows(run)[-1]["step"]
+    assert stopped < 20
+    assert codes == [128 + signal.SIGUSR1] * 2
+    assert said.startswith(f"error: SIGUSR1: stopped after step {stopped} of 20; ")
+    assert said.count("error") == 1
+    train_quietly(config, run, resume=True)
+    assert_same_losses(run, alone)
+
+
+def test_bad_files_that_any_process_meets_are_named_once_and_stop_the_run_once(tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for i in range(6):
+        write_video(folder / f"good{i}.mp4", frames=24)
+    for i in range(3):
+        write_text(folder / f"bad{i}.mp4")
+    run, config = tmp_path / "run", tiny_config(folder, batch_size=6, steps=3, data={"max_bad_share": 0.5})
+    assert train_together(2, config, run) == ([0, 0], "")
+    named = [json.loads(line)["path"] for line in (run / "bad_files.jsonl").open()]
+    assert sorted(path.rsplit("/", 1)[1] for path in named) == ["bad0.mp4", "bad1.mp4", "bad2.mp4"]
+    assert [row["bad_files"] for row in rows(run)][-1] == 3
+    strict = tiny_config(folder, batch_size=6, steps=3, data={"max_bad_share": 0.25})
+    codes, said = train_together(2, strict, tmp_path / "strict")
+    assert codes == [1, 1]
+    assert said.startswith("error: 3 of 9 files (33 %) cannot be read")
+    assert len(said.splitlines()) == 1
+
+
+def test_torchrun_restarts_a_run_that_was_asked_to_stop_and_stops_it_whole_when_asked_itself(media, tmp_path):
+    run = tmp_path / "run"
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 -m tubelet train"
+    options = "--model vit-pico --patch-size 8 --image-size 32 --frames 4 --batch-size 8 --precision fp32"
+    options += f" --steps 5000 --checkpoint-every 5000 --resume --out {run}"
+    torchrun = subprocess.Popen(
+        [sys.executable, *launch.split(), str(media), *options.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_for(lambda: len(rows(run)) >= 2)
+        psutil.Process(torchrun.pid).children()[1].send_signal(signal.SIGTERM)
+        wait_for(lambda: checkpoints(run))
+        first = len(rows(run))
+        wait_for(lambda: len(rows(run)) >= first + 2)
+    finally:
+        torchrun.send_signal(signal.SIGTERM)
+        said, _ = torchrun.communicate(timeout=60)
+    stops = [int(step) for step in re.findall(r"error: SIGTERM: stopped after step (\d+) of 5000", said)]
+    assert stops == [first, len(rows(run))], said
+    assert f"continuing after step {first}" in said
+    assert [int(path.stem.split("-")[1]) for path in checkpoints(run)] == stops
+    assert [row["step"] for row in rows(run)] == list(range(1, stops[1] + 1))
+    assert "DataLoader" not in said
