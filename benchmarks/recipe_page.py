@@ -97,7 +97,8 @@ def panel(measure: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> 
         wide = row["spread"][label] or 0.0
         reach += [row["mean"][label] - wide, row["mean"][label] + wide]
     low, high = min(reach), max(reach)
-    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    if low == high:  # all alike: in the middle of an axis that has some width
+        low, high = low - 0.01, high + 0.01
 
     def place(value: float) -> float:
         return (value - low) / (high - low)
