@@ -32,10 +32,11 @@ from typing import Any, Literal
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from recipe_page import write_recipe_page
+from recipe_table import gather, print_tables, spread, verdicts
+from recipe_tasks import MEASURES, evaluated
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, model_preset
 from tubelet.data.clips import normalise
@@ -43,8 +44,7 @@ from tubelet.data.loader import StepDataset
 from tubelet.data.manifest import list_media
 from tubelet.data.sample.truth import read_description
 from tubelet.device import pick_device
-from tubelet.evaluate.features import TRAINED, random_encoder
-from tubelet.evaluate.suite import Task, evaluate_encoder
+from tubelet.evaluate.features import random_encoder
 from tubelet.model.encoder import Encoder
 from tubelet.train.loop import train
 from tubelet.train.state import RunFolder, write_atomically
@@ -75,46 +75,6 @@ VARIANTS = {
     "f": Variant("e without distance weighting", {"optim": {"distance_weighting": False}}),
     "g": Variant("e without λ warm-up", {"optim": {"context_warmup": (0.0, 0.0)}}),
 }
-CLAIM = ("e", "b")  # the first is to be better than the second
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A column of the table: a task's metric, or one of the details beside it."""
-
-    label: str
-    task: str
-    higher_is_better: bool
-    detail: str | None = None
-
-    def of(self, tasks: Sequence[Task]) -> float:
-        """The value of the trained features."""
-        task = next(task for task in tasks if task.name == self.task)
-        return float((task.details[self.detail] if self.detail else task.values)[TRAINED])
-
-
-MEASURES = (
-    Measure("segmentation mIoU", "segmentation", True),
-    Measure("depth RMSE (log)", "depth", False),
-    Measure("depth R²", "depth", True, "R2"),
-    Measure("motion accuracy", "camera motion", True),
-)
-
-
-def evaluated(encoder: Encoder, run: "Run") -> list[Task]:
-    """All tasks of one encoder. This is the one place where a task joins; its columns are named in MEASURES.
-
-    Clips and tokens are the same for all runs, so that what differs between seeds is the training alone.
-    """
-    size = run.size
-    return evaluate_encoder(
-        encoder,
-        run.data,
-        max_train_clips=size.train_clips,
-        max_val_clips=size.val_clips,
-        image_size=size.image_size,
-        frames=size.frames,
-    )[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +117,7 @@ _SMALL = ModelConfig(
     patch_size=8,
     predictor=PredictorConfig(width=192, depth=6, heads=6),
 )
+# "gpu" is chosen by counting operations: 18 runs of 3,000 steps, four of them (--jobs 4) side by side.
 SIZES = {
     "home": Size(model=model_preset("vit-pico"), image_size=64, frames=4, batch_size=8, steps=3000, optim=_SHORT),
     "gpu": Size(
@@ -247,7 +208,7 @@ class Run:
             "clips": [size.train_clips, size.val_clips],
             "view": [size.image_size, size.frames],
             "steps": self.steps if VARIANTS[self.name].trained else 0,
-            "measures": [measure.label for measure in MEASURES],
+            "measures": list(MEASURES),
         }
 
     def finished(self) -> dict[str, Any] | None:
@@ -279,16 +240,23 @@ def carry_out(run: Run, evaluate_only: bool) -> None:
         try:
             encoder = trained_teacher(run, evaluate_only, console) if VARIANTS[run.name].trained else None
             encoder = encoder or random_encoder(run.config().model, run.seed)
-            tasks = evaluated(encoder.to(pick_device()), run)
+            size = run.size
+            scores, details = evaluated(
+                encoder.to(pick_device()),
+                run.data,
+                clips=(size.train_clips, size.val_clips),
+                image_size=size.image_size,
+                frames=size.frames,
+            )
         except TubeletError as error:
             console.print(f"error: {error}", markup=False, highlight=False)
             print(f"error: {run.folder.name}: {error}", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 1))
     content = {
         "asked": run.asked(),
-        "scores": {measure.label: measure.of(tasks) for measure in MEASURES},
+        "scores": {label: scores[label] for label in MEASURES},
         "training": training_figures(run) if VARIANTS[run.name].trained else {},
-        "tasks": [dataclasses.asdict(task) for task in tasks],
+        "details": details,
     }
     write_atomically(run.scores, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
@@ -367,95 +335,6 @@ def side_by_side(runs: Sequence[Run], jobs: int, evaluate_only: bool, console: C
         signal.signal(signal.SIGTERM, before)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A variant's results over its seeds.
-
-    Attributes:
-        name, title: of the variant.
-        seeds: of its runs.
-        scores: measure -> value of each seed.
-        training: figure -> value of each seed; none for the random variant.
-    """
-
-    name: str
-    title: str
-    seeds: list[int]
-    scores: dict[str, list[float]]
-    training: dict[str, list[float]]
-
-
-def gather(name: str, found: Mapping[int, dict[str, Any]]) -> Row:
-    """A variant's row from what its runs came to, by seed."""
-    contents = list(found.values())
-    training = [content["training"] for content in contents]
-    return Row(
-        name,
-        VARIANTS[name].title,
-        list(found),
-        {measure.label: [content["scores"][measure.label] for content in contents] for measure in MEASURES},
-        {key: [figures[key] for figures in training] for key in training[0]},
-    )
-
-
-def spread(values: Sequence[float]) -> float | None:
-    """Standard deviation over seeds (of a sample); unknown for one."""
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def with_spread(values: Sequence[float]) -> str:
-    """Mean and spread."""
-    wide = spread(values)
-    return f"{statistics.mean(values):.3f}" + (f" ± {wide:.3f}" if wide is not None else "")
-
-
-def verdicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For every measure, how much better one variant is than the other, beside the larger of their spreads."""
-    by_name = {row.name: row for row in rows}
-    if not set(CLAIM) <= by_name.keys():
-        return []
-    better, worse = (by_name[name] for name in CLAIM)
-    found = []
-    for measure in MEASURES:
-        ours, theirs = better.scores[measure.label], worse.scores[measure.label]
-        gain = statistics.mean(ours) - statistics.mean(theirs)
-        gain = gain if measure.higher_is_better else -gain
-        spreads = [s for s in (spread(ours), spread(theirs)) if s is not None]
-        word = "one seed: no spread to compare with"
-        if spreads:
-            word = "within the spread" if abs(gain) <= max(spreads) else "better" if gain > 0 else "worse"
-        found.append({"measure": measure.label, "gain": gain, "spread": max(spreads, default=None), "verdict": word})
-    return found
-
-
-def print_tables(rows: Sequence[Row], console: Console) -> None:
-    """Scores, costs, and the claim."""
-    scores = Table(title="frozen teacher, last level: mean ± standard deviation over seeds")
-    scores.add_column("variant")
-    for measure in MEASURES:
-        scores.add_column(f"{measure.label} {'↑' if measure.higher_is_better else '↓'}", justify="right")
-    for row in rows:
-        scores.add_row(f"({row.name}) {row.title}", *(with_spread(values) for values in row.scores.values()))
-    console.print(scores)
-    trained = [row for row in rows if row.training]
-    if trained:
-        costs = Table(title="what a run cost: mean over seeds")
-        costs.add_column("variant")
-        for key in trained[0].training:
-            costs.add_column(key, justify="right")
-        for row in trained:
-            costs.add_row(f"({row.name}) {row.title}", *(f"{statistics.mean(v):.3g}" for v in row.training.values()))
-        console.print(costs)
-        hours = sum(sum(row.training["hours"]) for row in trained)
-        console.print(f"all runs together: {hours:.2f} hours of training steps", highlight=False)
-    for said in verdicts(rows):
-        beside = "" if said["spread"] is None else f", spread {said['spread']:.3f}"
-        console.print(
-            f"({CLAIM[0]}) over ({CLAIM[1]}), {said['measure']}: {said['gain']:+.3f}{beside}: {said['verdict']}",
-            highlight=False,
-        )
-
-
 def hardware() -> str:
     """What it ran on."""
     device = pick_device()
@@ -482,7 +361,7 @@ def main(
     Args:
         out: Folder of the experiment; what was done there is continued.
         data: A folder that sample-data wrote; rendered where there is none.
-        size: home takes hours on two cores, gpu half an hour on one H100, toy seconds.
+        size: home takes hours on two cores, toy seconds; gpu is sized for half an hour on one H100.
         variants: Letters of the variants: a random, b 2.0, c + context loss, d + levels, e 2.1, f and g without a part.
         seeds: Of initial weights, data order, crops and masks.
         steps: Of each run, instead of the size's own.
@@ -513,7 +392,7 @@ def main(
     side_by_side(pending, jobs, evaluate_only, console)
     found = {(run.name, run.seed): json.loads(run.scores.read_text()) for run in runs}
     names = [name for name in VARIANTS if name in variants]
-    rows = [gather(name, {seed: found[name, seed] for seed in seeds}) for name in names]
+    rows = [gather(name, VARIANTS[name].title, {seed: found[name, seed] for seed in seeds}) for name in names]
     results = {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -523,7 +402,7 @@ def main(
         "steps": steps or chosen.steps,
         "setting": dataclasses.asdict(chosen),
         "data": description["parameters"],
-        "measures": [dataclasses.asdict(measure) for measure in MEASURES],
+        "measures": [{"label": label, "higher_is_better": higher} for label, higher in MEASURES.items()],
         "variants": [
             dataclasses.asdict(row)
             | {"changes": VARIANTS[row.name].changes}

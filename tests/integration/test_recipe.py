@@ -8,7 +8,9 @@ from rich.console import Console
 from runs import rows
 
 import recipe
-from recipe import MEASURES, SIZES, VARIANTS, Row, Run, main, trained_teacher, verdicts
+from recipe import SIZES, VARIANTS, Run, main, trained_teacher
+from recipe_table import Row, verdicts
+from recipe_tasks import MEASURES
 from tubelet.checkpoint import load_vjepa
 from tubelet.evaluate.features import random_encoder
 from tubelet.train.initial import initial_model
@@ -28,7 +30,7 @@ def test_two_variants_end_to_end_then_nothing_is_done_twice_and_other_settings_a
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in results["variants"]] == ["a", "e"]
     for row in results["variants"]:
-        assert set(row["mean"]) == {measure.label for measure in MEASURES}
+        assert set(row["mean"]) == set(MEASURES)
         assert set(row["spread"].values()) == {None}  # of one seed there is none
     assert results["variants"][1]["training"]["GFLOP/step"][0] > 0
     assert [row["step"] for row in rows(tmp_path / "e-seed-0")] == [1, 2]
@@ -77,7 +79,7 @@ def test_only_trained_runs_can_be_evaluated_again(sample_set, tmp_path):
 
 def test_a_gain_counts_when_it_is_larger_than_the_larger_spread():
     def row(name, segmentation, rmse):
-        scores = {measure.label: [0.0, 0.0] for measure in MEASURES}
+        scores = {label: [0.0, 0.0] for label in MEASURES}
         scores |= {"segmentation mIoU": segmentation, "depth RMSE (log)": rmse}
         return Row(name, "", [0, 1], scores, {})
 
