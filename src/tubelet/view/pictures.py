@@ -14,7 +14,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -210,13 +210,19 @@ def inline_svg(figure: Figure) -> Markup:
     return Markup(text.replace("<svg ", '<svg class="chart" ', 1))
 
 
-def write_page(template: str, out: Path, values: Mapping[str, Any]) -> None:
+def write_page(template: str, out: Path, values: Mapping[str, Any], folder: Path | None = None) -> None:
     """Render a template and write it, beside its place first and renamed when it is whole.
+
+    Args:
+        template: its file's name.
+        out: the page.
+        values: what it shows.
+        folder: where the template lies, if it is none of the package's; it may extend and import those.
 
     Raises:
         TubeletError: if it cannot be written.
     """
-    text = _templates().get_template(template).render(**values)
+    text = _templates(folder).get_template(template).render(**values)
     partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -227,9 +233,10 @@ def write_page(template: str, out: Path, values: Mapping[str, Any]) -> None:
 
 
 @functools.cache
-def _templates() -> Environment:
+def _templates(folder: Path | None) -> Environment:
+    own = [FileSystemLoader(folder)] if folder else []
     environment = Environment(
-        loader=PackageLoader("tubelet.view"),
+        loader=ChoiceLoader([*own, PackageLoader("tubelet.view")]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
