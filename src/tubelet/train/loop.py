@@ -20,7 +20,7 @@ from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, peak_flops, pick_device, pick_dtype
 from tubelet.model.lora import save_adapters
 from tubelet.train.compilation import step_operations
-from tubelet.train.initial import initial_model
+from tubelet.train.initial import initial_model, load_guide
 from tubelet.train.log import StepLog
 from tubelet.train.monitor import CollapseWatch, feature_health
 from tubelet.train.optim import build_optimizer
@@ -94,6 +94,9 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     torch.manual_seed(config.seed)
     model, origin = initial_model(config, resumed=run.checkpoint is not None)
     model.to(device)
+    guide = load_guide(config, device)
+    if guide is not None:
+        model.guides = (guide,)
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
     compiling = prepare(model, config, device)
@@ -102,7 +105,8 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
         watch.observe(row)
     curves = Curves(run.path, start)
     announce(console, config, media, run, model, device, start)
-    for sentence in filter(None, (origin, compiling)):
+    following = guide and f"predicting the last level of {config.distil_from} ({guide.weights_id})"
+    for sentence in filter(None, (origin, following, compiling)):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     loader = step_loader(config, media, start, pin_memory=device.type == "cuda")
     operations = step_operations(model, config)
