@@ -1,4 +1,4 @@
-"""The command line: sample-data, shard, train, evaluate, embed, search, convert, explain, report."""
+"""The command line: data, the stages of training, and what is done with a trained model."""
 
 import dataclasses
 import os
@@ -19,15 +19,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import TaskID
 
-from tubelet.config import EmbedConfig, Recipe, TrainConfig, model_preset
+from tubelet.config import EmbedConfig, ModelConfig, Recipe, TrainConfig, model_preset, recipes
 from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.types import BadFile, TubeletError
 
 # Commands import what they run when they run: `tubelet --help` answers without loading torch's training code.
 
 
+Run = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
+
+
 def train(
-    config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
+    config: Run,
     *,
     out: Path,
     model: str | None = None,
@@ -57,13 +60,72 @@ def train(
         preset = continued_sizes(config.init_from)
     else:
         preset = model_preset(model or "vit-ti")
-    sizes = dataclasses.replace(
-        preset,
-        patch_size=patch_size or preset.patch_size,
-        tubelet_size=tubelet_size or preset.tubelet_size,
-        output_levels=preset.output_levels if output_levels is None else output_levels,
-    )
+    sizes = _resized(preset, patch_size, tubelet_size)
+    if output_levels is not None:
+        sizes = dataclasses.replace(sizes, output_levels=output_levels)
     run_training(dataclasses.replace(config, model=sizes), out, resume, Console())
+
+
+def cooldown(config: Run = recipes.cooldown(), *, out: Path, resume: bool = False) -> None:  # noqa: B008 - frozen
+    """Cool a pre-trained model down: longer clips, and a learning rate that falls to nothing.
+
+    Args:
+        config: The run; --init-from names what is cooled down.
+        out: Folder of the run.
+        resume: Continue the run in --out from its newest checkpoint.
+    """
+    if config.init_from is None:
+        raise TubeletError("init_from is not given: say which run, checkpoint or released .pt file goes on")
+    train(config, out=out, resume=resume)
+
+
+def high_resolution(config: Run = recipes.high_resolution(), *, out: Path, resume: bool = False) -> None:  # noqa: B008
+    """Cool a pre-trained model down at 384 px.
+
+    Args:
+        config: The run; --init-from names what is adapted.
+        out: Folder of the run.
+        resume: Continue the run in --out from its newest checkpoint.
+    """
+    cooldown(config, out=out, resume=resume)
+
+
+def distil(
+    config: Run = recipes.distil(),  # noqa: B008
+    *,
+    teacher: str,
+    out: Path,
+    model: str = "vit-b",
+    patch_size: int | None = None,
+    tubelet_size: int | None = None,
+    resume: bool = False,
+) -> None:
+    """Train a small student, and a predictor of its own, to predict a frozen larger model's last level.
+
+    What is kept is the student's average, which `tubelet convert` writes under the released key `ema_encoder`.
+
+    Args:
+        config: The run.
+        teacher: The frozen model: a run folder, a .safetensors or released .pt file, a released name, or a Hub id.
+        out: Folder of the run.
+        model: The student: vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G.
+        patch_size: Pixels along a patch's side, instead of the student's own; the teacher's must be the same.
+        tubelet_size: Frames of a video token, instead of the student's own; the teacher's must be the same.
+        resume: Continue the run in --out from its newest checkpoint.
+    """
+    from tubelet.pretrained.backbone import load
+    from tubelet.train.initial import distilled_sizes
+    from tubelet.train.loop import train as run_training
+
+    student = _resized(model_preset(model), patch_size, tubelet_size)
+    sizes = distilled_sizes(student, load(teacher, device="cpu").config)
+    run_training(dataclasses.replace(config, model=sizes, distil_from=teacher), out, resume, Console())
+
+
+def _resized(preset: ModelConfig, patch_size: int | None, tubelet_size: int | None) -> ModelConfig:
+    return dataclasses.replace(
+        preset, patch_size=patch_size or preset.patch_size, tubelet_size=tubelet_size or preset.tubelet_size
+    )
 
 
 def sample_data(
@@ -370,6 +432,9 @@ def _say_bad(console: Console, file: BadFile) -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
+    "cooldown": cooldown,
+    "high-resolution": high_resolution,
+    "distil": distil,
     "sample-data": sample_data,
     "shard": shard,
     "evaluate": evaluate,

@@ -23,6 +23,7 @@ class VJEPA(nn.Module):
         self.predictor = Predictor(config)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.distance_weighting = True  # a run's own choice, see OptimConfig
+        self.guides: tuple[Encoder, ...] = ()  # the frozen model of a distillation; in a tuple, as no part of this one
         self.loss = dense_predictive_loss  # an attribute, so that it can be compiled with the blocks
 
     def forward(self, pixels: Tensor, mask: Mask, targets: Tensor, context_weight: float | Tensor) -> Losses:
@@ -43,7 +44,13 @@ class VJEPA(nn.Module):
 
     @torch.no_grad()
     def targets(self, pixels: Tensor) -> Tensor:
-        """(B, N, L·D) the teacher's normalised view of the clean input, without gradient."""
+        """(B, N, L·D) the teacher's normalised view of the clean input, without gradient.
+
+        In a distillation, the last level of the model that is distilled; the teacher, the average of the student, is
+        then what the run is for.
+        """
+        if self.guides:
+            return normalised_targets(self.guides[0](pixels)[-1:])
         return normalised_targets(self.teacher(pixels))
 
     @torch.no_grad()

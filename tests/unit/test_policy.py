@@ -16,7 +16,16 @@ FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.p
 # Floor by floor, and on a floor room by room: a file imports from floors below, or from earlier files of its own room.
 FLOORS = [
     [["types.py"]],
-    [["config/fields.py", "config/model.py", "config/data.py", "config/train.py", "config/tools.py"]],
+    [
+        [
+            "config/fields.py",
+            "config/model.py",
+            "config/data.py",
+            "config/train.py",
+            "config/recipes.py",
+            "config/tools.py",
+        ]
+    ],
     [["device.py"]],
     [
         [

@@ -27,6 +27,8 @@ class OptimConfig:
     """Learning rate at the first step of the warm-up."""
     final_lr: float = 6e-4
     """Learning rate at the last step; the published pre-training keeps its peak."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate goes from its peak to its last value."""
     warmup_share: float = 0.04
     """Share of the run in which the learning rate rises linearly (published: 12,000 of 300,000 steps)."""
     weight_decay: float = 0.04
@@ -80,6 +82,8 @@ class TrainConfig:
     """fp32 or bf16 autocast; auto is bf16 where the device has units for it; fp8 multiplies in 8 bits inside blocks."""
     init_from: str | None = None
     """Run folder, checkpoint or released .pt whose weights the run starts from, instead of from random ones."""
+    distil_from: tyro.conf.Suppress[str | None] = None
+    """Frozen model whose last level is predicted instead of the run's own teacher's: whatever `tubelet.load` takes."""
     lora_rank: int = 0
     """Train low-rank adapters of this rank in the encoder's blocks, and leave its own weights as they are; 0 is off."""
     seed: int = 0

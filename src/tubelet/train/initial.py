@@ -1,10 +1,14 @@
-"""The model that a run begins with: random weights, or those of a checkpoint, with adapters where asked for."""
+"""What a run begins with: random weights or a checkpoint's, adapters if asked for, and whom a distillation follows."""
 
 import dataclasses
 
+import torch
+
 from tubelet.checkpoint import load_vjepa
 from tubelet.config import ModelConfig, TrainConfig
+from tubelet.device import pick_dtype
 from tubelet.model.lora import add_adapters
+from tubelet.pretrained.backbone import Backbone, load
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
@@ -20,6 +24,37 @@ def continued_sizes(what: str) -> ModelConfig:
         predictor = dataclasses.replace(sizes.predictor, output_width=None)
         return dataclasses.replace(sizes, output_levels=None, predictor=predictor)
     return sizes
+
+
+def distilled_sizes(student: ModelConfig, guide: ModelConfig) -> ModelConfig:
+    """The sizes of a student that predicts the last level of a frozen model, as those of the distilled releases."""
+    predictor = dataclasses.replace(student.predictor, output_width=guide.width, rescale_rope=False)
+    return dataclasses.replace(student, output_levels=1, predictor=predictor)
+
+
+def load_guide(config: TrainConfig, device: torch.device) -> Backbone | None:
+    """The frozen model that a distillation follows, on the device and in the precision of the run; None without one.
+
+    Raises:
+        TubeletError: if it cannot be loaded, or cuts inputs into another grid than the student does.
+    """
+    if config.distil_from is None:
+        return None
+    guide = load(config.distil_from, device=device, dtype=pick_dtype(config.precision, device))
+    data, ours, theirs = config.data, config.model, guide.config
+    for frames in (1, data.frames):
+        here, there = (sizes.grid(frames, data.image_size, data.image_size) for sizes in (ours, theirs))
+        if here != there:
+            raise TubeletError(
+                f"{config.distil_from}: it cuts {frames} frames at {data.image_size} px into {there} tokens, the "
+                f"student into {here}: use --patch-size {theirs.patch_size} --tubelet-size {theirs.tubelet_size}"
+            )
+    if (ours.num_output_levels, ours.prediction_width) != (1, theirs.width):
+        raise TubeletError(
+            f"{config.distil_from}: its last level is {theirs.width} wide, the student predicts "
+            f"{ours.num_output_levels} levels, {ours.prediction_width} channels in all: take `distilled_sizes`"
+        )
+    return guide
 
 
 def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, str | None]:

@@ -20,7 +20,7 @@ from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, pick_dtype
 from tubelet.model.lora import save_adapters
 from tubelet.train.compilation import step_operations
-from tubelet.train.initial import initial_model
+from tubelet.train.initial import initial_model, load_guide
 from tubelet.train.log import StepLog
 from tubelet.train.monitor import CollapseWatch, feature_health, some_tokens
 from tubelet.train.optim import build_optimizer
@@ -65,6 +65,9 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     torch.manual_seed(config.seed)
     model, origin = initial_model(config, resumed=run.checkpoint is not None)
     model.to(device)
+    guide = load_guide(config, device)
+    if guide is not None:
+        model.guides = (guide,)
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
     world.copy_from_first(model.parameters())  # equal seeds round differently on different processors
@@ -74,7 +77,8 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
         watch.observe(row)
     curves = Curves(run.path, start, writes=world.is_first)
     announce(console, config, media, run, model, world, start)
-    for sentence in filter(None, (origin, compiling)):
+    following = guide and f"predicting the last level of {config.distil_from} ({guide.weights_id})"
+    for sentence in filter(None, (origin, following, compiling)):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     loader = step_loader(config, media, start, device.type == "cuda", world.rank, world.size)
     operations = step_operations(model, config)

@@ -17,11 +17,16 @@ def cosine(step: float, total: float, start: float, end: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def warmup_cosine(step: float, warmup: float, total: float, start: float, peak: float, final: float) -> float:
-    """Linear from start to peak over `warmup` steps, then half a cosine wave from peak to final at `total`."""
+DECAYS = {"cosine": cosine, "linear": linear}
+
+
+def learning_rate(
+    step: float, warmup: float, total: float, start: float, peak: float, final: float, decay: str = "cosine"
+) -> float:
+    """Linear from start to peak over `warmup` steps, then from peak to final at `total` by one of `DECAYS`."""
     if step < warmup:
         return linear(step, warmup, start, peak)
-    return cosine(step - warmup, total - warmup, peak, final)
+    return DECAYS[decay](step - warmup, total - warmup, peak, final)
 
 
 def context_weight(step: float, start_step: float, end_step: float, final: float) -> float:

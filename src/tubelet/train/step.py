@@ -88,7 +88,7 @@ def scheduled(config: TrainConfig, step: int) -> dict[str, float]:
     ema = optim.ema if optim.ema is not None else default_momentum(steps)
     final_ema = optim.final_ema if optim.final_ema is not None else ema
     return {
-        "lr": schedules.warmup_cosine(step + 1, warmup, steps, optim.start_lr, optim.lr, optim.final_lr),
+        "lr": schedules.learning_rate(step + 1, warmup, steps, optim.start_lr, optim.lr, optim.final_lr, optim.decay),
         "ema": schedules.linear(step, steps, ema, final_ema),
         "context_weight": schedules.context_weight(step, first, last, optim.context_weight),
     }

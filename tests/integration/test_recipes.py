@@ -1,0 +1,136 @@
+"""The stages of the published training: each runs its first steps at a tiny size, by the values that it publishes."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+from runs import rows, tiny_config, train_quietly
+
+from media import write_image, write_video
+from tubelet.checkpoint import load_vjepa
+from tubelet.config import OptimConfig, recipes
+from tubelet.pretrained.backbone import load
+from tubelet.pretrained.convert import convert
+from tubelet.pretrained.weights import Wanted
+from tubelet.released import read_torch_file
+from tubelet.train.initial import distilled_sizes
+from tubelet.train.step import scheduled
+from tubelet.types import TubeletError
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    for i in range(3):
+        write_video(folder / f"{i}.mp4", frames=24)
+        write_image(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(media, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "pretrained"
+    train_quietly(tiny(media, recipes.pretrain()), run)
+    return run
+
+
+def tiny(media, recipe, **changes):
+    """A recipe's own optimiser and objective at a tiny size."""
+    return dataclasses.replace(tiny_config(media, steps=STEPS), optim=recipe.optim, **changes)
+
+
+def test_presets_carry_the_published_values():
+    pre, cool = recipes.pretrain(), recipes.cooldown()
+    assert (pre.steps, pre.data.frames, pre.data.image_size, pre.optim) == (300_000, 16, 256, OptimConfig())
+    assert (cool.steps, cool.data.frames, cool.data.image_size) == (12_000, 64, 256)
+    first, middle, last = (scheduled(cool, step) for step in (0, 5_999, 11_999))
+    assert first["lr"] == pytest.approx(6e-4, rel=1e-3)
+    assert middle["lr"] == pytest.approx((6e-4 + 1e-6) / 2)
+    assert last["lr"] == pytest.approx(1e-6)
+    assert {first["context_weight"], last["context_weight"]} == {0.5}
+    assert {first["ema"], last["ema"]} == {0.99925}
+    assert not cool.optim.distance_weighting
+    assert recipes.high_resolution().data.image_size == 384
+    assert dataclasses.replace(recipes.high_resolution(), data=cool.data) == cool
+
+
+@pytest.mark.parametrize("recipe", [recipes.cooldown, recipes.high_resolution])
+def test_a_cool_down_goes_on_from_a_checkpoint(recipe, media, pretrained, tmp_path):
+    config = tiny(media, recipe(), init_from=str(pretrained))
+    train_quietly(config, tmp_path / "run")
+    learned = rows(tmp_path / "run")
+    assert len(learned) == STEPS
+    assert learned[-1]["lr"] == pytest.approx(1e-6)
+    assert learned[0]["context_weight"] == 0.5
+
+
+@pytest.fixture(scope="module")
+def distilled(media, pretrained, tmp_path_factory):
+    """A student of half the width, distilled from `pretrained`, stopped half-way and continued."""
+    run = tmp_path_factory.mktemp("runs") / "distilled"
+    small = dataclasses.replace(tiny_config(media).model, width=12)
+    sizes = distilled_sizes(small, load_vjepa(pretrained)[0].config)
+    config = tiny(media, recipes.distil(), distil_from=str(pretrained), model=sizes)
+    train_quietly(dataclasses.replace(config, steps=10), run)
+    train_quietly(config, run, resume=True)
+    return run
+
+
+def test_a_distilled_student_learns_the_frozen_models_last_level(distilled):
+    learned = [row["loss"] for row in rows(distilled)]
+    assert len(learned) == STEPS
+    assert sum(learned[-5:]) < 0.95 * sum(learned[:5])
+
+
+def test_a_distilled_run_holds_the_students_average_and_not_the_frozen_model(distilled):
+    model, _ = load_vjepa(distilled)
+    assert model.config.width == 12
+    assert model.config.prediction_width == 24
+    assert not any("guide" in name for name in model.state_dict())
+    assert not torch.equal(model.teacher.norms[-1].weight, model.student.norms[-1].weight)
+
+
+def test_a_distilled_run_converts_to_the_released_key(distilled, tmp_path):
+    convert(str(distilled), tmp_path / "small.pt", Wanted("teacher", True))
+    assert {"ema_encoder", "encoder", "predictor"} <= set(read_torch_file(tmp_path / "small.pt"))
+    again = load(tmp_path / "small.pt", heads=2, predictor_heads=2, levels=(0, 1, 2), device="cpu", dtype=torch.float32)
+    for a, b in zip(again.parameters(), load_vjepa(distilled)[0].teacher.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_student_with_another_grid_is_refused(media, pretrained, tmp_path):
+    student = dataclasses.replace(tiny_config(media).model, patch_size=16)
+    sizes = distilled_sizes(student, load_vjepa(pretrained)[0].config)
+    config = tiny(media, recipes.distil(), distil_from=str(pretrained), model=sizes)
+    with pytest.raises(TubeletError, match="--patch-size 8"):
+        train_quietly(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_predicts_all_levels_is_refused(media, pretrained, tmp_path):
+    with pytest.raises(TubeletError, match="predicts 3 levels"):
+        train_quietly(tiny(media, recipes.distil(), distil_from=str(pretrained)), tmp_path / "run")
+
+
+def tubelet(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "tubelet", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_cool_down_of_nothing_is_refused(media, tmp_path):
+    done = tubelet("cooldown", media, "--out", tmp_path / "run")
+    assert done.returncode == 1
+    assert "init_from is not given" in done.stderr
+
+
+def test_distil_is_one_command(media, pretrained, tmp_path):
+    sizes = ("--image-size", 32, "--frames", 4, "--steps", 2, "--batch-size", 2, "--patch-size", 8)
+    done = tubelet("distil", media, "--teacher", pretrained, "--out", tmp_path / "run", "--model", "vit-pico", *sizes)
+    assert done.returncode == 0, done.stderr
+    assert "predicting the last level of" in done.stdout.replace("\n", " ")
+    assert load_vjepa(tmp_path / "run")[0].config.prediction_width == 24
