@@ -49,6 +49,7 @@ FLOORS = [
             "data/sample/render.py",
             "data/sample/write.py",
             "data/sample/__init__.py",
+            "data/sample/layouts/__init__.py",
         ],
         [
             "model/rope.py",
