@@ -49,6 +49,12 @@ FLOORS = [
             "data/sample/render.py",
             "data/sample/write.py",
             "data/sample/__init__.py",
+            "data/sample/layouts/frames.py",
+            "data/sample/layouts/ade20k.py",
+            "data/sample/layouts/voc2012.py",
+            "data/sample/layouts/cityscapes.py",
+            "data/sample/layouts/nyuv2.py",
+            "data/sample/layouts/kitti.py",
             "data/sample/layouts/__init__.py",
         ],
         [

@@ -46,8 +46,8 @@ class HeadProtocol:
     iterations: int
     passes: int
     batch_size: int = 16
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
-    weight_decay: float = 1e-3
+    learning_rates: tuple[float, ...]
+    weight_decay: float
     warmup_share: float = 1500 / 40_000
     dropout: float = 0.0
     gradient_norm: float = 35.0

@@ -1,1 +1,1 @@
-"""Readers of benchmarks as their official downloads unpack: from a folder to lists of files and what belongs to them."""
+"""Readers of benchmarks as their official downloads unpack: from a folder to lists of files."""

@@ -187,7 +187,7 @@ def check_pairs(pairs: list[Pair], split: str, folder: Path) -> list[Pair]:
 
 
 def find_root(data: Path, inside: tuple[str, ...], markers: tuple[str, ...]) -> Path | None:
-    """The folder that holds all of some markers: `data` itself, or one of the folders that downloads unpack to in it."""
+    """The folder that holds all of some markers: `data` itself, or a folder that downloads make in it."""
     for root in (data, *(data / name for name in inside)):
         if all((root / marker).exists() for marker in markers):
             return root

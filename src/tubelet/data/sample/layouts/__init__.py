@@ -7,13 +7,20 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tubelet.data.sample.layouts import ade20k, cityscapes, kitti, nyuv2, voc2012
 from tubelet.data.sample.truth import read_description
 from tubelet.types import TubeletError
 
 Writer = Callable[[Path, Path], Mapping[str, int]]
 """Writes a rendered sample set (its folder) to an empty folder; says how many of what it wrote."""
 
-LAYOUTS: Mapping[str, Writer] = {}
+LAYOUTS: Mapping[str, Writer] = {
+    "ade20k": ade20k.write,
+    "voc2012": voc2012.write,
+    "cityscapes": cityscapes.write,
+    "nyuv2": nyuv2.write,
+    "kitti": kitti.write,
+}
 ALL = "all"
 
 
