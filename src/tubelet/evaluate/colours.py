@@ -2,6 +2,7 @@
 
 import colorsys
 import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -20,6 +21,17 @@ def _palette(classes: int) -> NDArray[np.uint8]:
         lightness, saturation = (0.56, 0.72, 0.42)[k % 3], (0.62, 0.55, 0.5)[k // 3 % 3]
         colours[k] = [round(255 * x) for x in colorsys.hls_to_rgb((0.58 + k * _GOLDEN) % 1, lightness, saturation)]
     return colours
+
+
+def legend(names: Sequence[str], shown: Iterable[int]) -> dict[str, tuple[int, int, int]]:
+    """The names of some classes, and of pixels that have no say, with their colours.
+
+    Args:
+        names: of all K classes.
+        shown: indices of those that are in a picture.
+    """
+    colours = {names[k]: tuple(_palette(len(names))[k].tolist()) for k in sorted(shown)}
+    return colours | {"no say": UNKNOWN}
 
 
 def paint_classes(indices: NDArray[Any], classes: int) -> NDArray[np.uint8]:

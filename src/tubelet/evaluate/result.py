@@ -66,6 +66,7 @@ class Result:
         skipped: files that were left out, and why; never silently.
         details: more figures, ready for JSON: each class, each sequence, the whole sweep.
         examples: a choice, worst first.
+        legend: what stands for a colour of their pictures -> red, green and blue.
     """
 
     task: str
@@ -78,6 +79,7 @@ class Result:
     skipped: list[BadFile] = field(default_factory=list)
     details: Mapping[str, Any] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
+    legend: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 def write_result(result: Result, path: Path) -> None:

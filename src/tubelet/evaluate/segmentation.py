@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tubelet.data.clips import resize, resize_shape
 from tubelet.data.processes import start_worker
 from tubelet.evaluate.cache import FeatureCache, read_features
-from tubelet.evaluate.colours import paint_classes, paint_mistakes
+from tubelet.evaluate.colours import legend, paint_classes, paint_mistakes
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
 from tubelet.evaluate.heads import HeadProtocol, TrainedHead, train_heads
 from tubelet.evaluate.layouts import ade20k, cityscapes, sample, voc2012
@@ -128,8 +128,10 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     recipe = {"cut": "segmentation windows", "size": size, "stride": PROTOCOL.stride}
     windows = extract(model, cache, [test_source(p) for p in test], recipe, partial(cut_windows, size=size), **options)
     tested = [test[number] for number in windows.numbers]
-    counts, examples = _test(windows, tested, labels, head, size, model, config.workers, progress)
-    return _result(model, data, labels, head, counts, examples, [*features.bad, *windows.bad], size, crops, len(tested))
+    counts, shown, examples = _test(windows, tested, labels, head, size, model, config.workers, progress)
+    return _result(
+        model, data, labels, head, counts, shown, examples, [*features.bad, *windows.bad], size, crops, len(tested)
+    )
 
 
 def _size(model: Backbone, size: int) -> int:
@@ -260,8 +262,8 @@ def _test(
     model: Backbone,
     workers: int,
     progress: Progress,
-) -> tuple[Tensor, list[Example]]:
-    """Counts (K, K) of all pixels of the test split, and examples."""
+) -> tuple[Tensor, set[int], list[Example]]:
+    """Counts (K, K) of all pixels of the test split, examples, and the classes that are seen in them."""
     K = len(labels.classes)
     counts = torch.zeros(K, K, dtype=torch.int64)
     loader = DataLoader(
@@ -284,9 +286,12 @@ def _test(
     if not int(counts.sum()):
         raise TubeletError("no pixel of the test split is labelled; are the annotations right?")
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
-    return counts, [
-        _example(pairs[number], -score, predicted, truth, labels) for score, number, predicted, truth in ranked
-    ]
+    shown = {int(k) for _, _, *maps in ranked for one in maps for k in np.unique(one)} - {IGNORED}
+    return (
+        counts,
+        shown,
+        [_example(pairs[number], -score, predicted, truth, labels) for score, number, predicted, truth in ranked],
+    )
 
 
 def _indices(classes: NDArray[Any]) -> Tensor:
@@ -322,6 +327,7 @@ def _result(
     labels: LabelSet,
     head: TrainedHead,
     counts: Tensor,
+    shown: set[int],
     examples: list[Example],
     bad: list[BadFile],
     size: int,
@@ -365,4 +371,5 @@ def _result(
             "iterations": head.steps,
         },
         examples=examples,
+        legend=legend(labels.classes, shown),
     )
