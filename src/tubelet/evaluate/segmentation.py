@@ -263,7 +263,7 @@ def _test(
     workers: int,
     progress: Progress,
 ) -> tuple[Tensor, set[int], list[Example]]:
-    """Counts (K, K) of all pixels of the test split, examples, and the classes that are seen in them."""
+    """Counts (K, K) of all pixels of the test split, the classes that examples show, and the examples."""
     K = len(labels.classes)
     counts = torch.zeros(K, K, dtype=torch.int64)
     loader = DataLoader(
