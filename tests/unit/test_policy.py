@@ -141,7 +141,7 @@ FLOORS = [
             "view/results.py",
         ],
     ],
-    [["cli.py"]],
+    [["console.py", "cli.py"]],
     [["__main__.py"]],
 ]
 PLACE = {
