@@ -10,7 +10,17 @@ from PIL import Image
 from tubelet.data import sample
 from tubelet.data.sample import CLASSES, MOTIONS, SampleEntry, read_index, read_truth, write_sample_data
 from tubelet.data.sample.level import Level, can_walk, is_sky
-from tubelet.data.sample.truth import FLOOR, Camera, motion_of, project, save_arrays, unproject
+from tubelet.data.sample.truth import (
+    CEILING,
+    FLOOR,
+    WALL,
+    Camera,
+    motion_of,
+    project,
+    save_arrays,
+    unproject,
+    wrapped_planes,
+)
 from tubelet.data.sample.write import split_levels
 from tubelet.types import TubeletError
 
@@ -250,3 +260,12 @@ def test_a_ray_over_a_wall_under_open_sky_ends_in_the_sky() -> None:
     room = square_room(sky=True, ceiling=128)
     found = is_sky(room, np.array([0.0, 0, 41]), np.array([[1.0, 0]]), np.zeros(2, int), np.array([0.5, 1.0]), 0)
     assert found.tolist() == [False, True]  # at the wall the first is 91 high, the second 141
+
+
+def test_planes_too_near_for_the_engines_byte_are_unknown_and_not_far_away():
+    classes = np.full((2, 7, 2), FLOOR, np.uint8)
+    classes[:, :3], classes[:, 3] = CEILING, WALL
+    wraps = [[194, 194], [0, 6], [1, 7], [90, 90], [1, 9], [0, 140], [194, 194]]
+    far = [[190, 190], [200, 200], [210, 210], [90, 90], [230, 230], [220, 220], [210, 210]]
+    wrapped = wrapped_planes(np.array([wraps, far], np.uint8), classes)
+    assert np.argwhere(wrapped).tolist() == [[0, 0, 0], [0, 0, 1], [0, 6, 0], [0, 6, 1]]

@@ -155,6 +155,30 @@ def depth_from_codes(
     return depth
 
 
+def wrapped_planes(codes: NDArray[np.uint8], classes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Floors and ceilings so near that the engine's byte for them fell below 0, where it goes on from about 194 down.
+
+    It happens at the edge of a frame whose camera is low or high: from the horizon outwards a plane comes nearer, its
+    byte reaches 0, and what follows of it is not far away but nearer still. The camera never tilts, so that it is in
+    the same row for all of a plane; nothing else of its kind is seen from that row on.
+
+    Args:
+        codes: (T, H, W) the engine's bytes.
+        classes: (T, H, W) indices of `CLASSES`.
+
+    Returns:
+        (T, H, W) bool.
+    """
+    wrapped = np.zeros(codes.shape, bool)
+    for plane, outwards in ((FLOOR, 1), (CEILING, -1)):
+        on, code = ((x[:, ::outwards]) for x in (classes == plane, codes))
+        high = on & (code > 127)
+        begins = (on & (code == 0))[:, :-1] & high[:, 1:]
+        beyond = np.logical_or.accumulate(begins.any(axis=2), axis=1)  # (T, H - 1), from the second row on
+        wrapped[:, ::outwards][:, 1:] |= high[:, 1:] & beyond[..., None]
+    return wrapped
+
+
 def project(
     points: NDArray[np.float64], pose: NDArray[np.float32], camera: Camera
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -243,8 +267,11 @@ def read_truth(path: str | Path) -> ClipTruth:
         with np.load(path, allow_pickle=False) as file:
             classes = file["classes"]
             steps = file["depth_steps"]
+            codes = file["depth_codes"]
+            depth = depth_from_codes(codes, classes, steps)
+            depth[wrapped_planes(codes, classes)] = np.nan
             return ClipTruth(
-                depth=depth_from_codes(file["depth_codes"], classes, steps),
+                depth=depth,
                 classes=classes,
                 instances=file["instances"].astype(np.uint16),
                 pose=file["pose"],
