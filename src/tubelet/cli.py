@@ -136,6 +136,7 @@ def sample_data(
     size: int = 128,
     frames: int = 16,
     workers: int | None = None,
+    layout: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
 ) -> None:
     """Render first-person clips of textured 3-D levels, with depth, classes, instances, poses and tracks beside them.
 
@@ -146,12 +147,15 @@ def sample_data(
         size: Side of the square frames in pixels.
         frames: Frames of a clip.
         workers: Rendering processes; all cores by default.
+        layout: Also write the set as FOLDER/layouts/NAME in the layout of a public benchmark, which docs/evaluate.md
+            lists; may be repeated, and "all" is every one.
     """
     from rich.progress import Progress
 
     from tubelet.data.sample import write_sample_data
+    from tubelet.data.sample.layouts import check_layouts, write_layout
 
-    console = Console()
+    console, layouts = Console(), check_layouts(layout)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("rendering", total=None)
         index = write_sample_data(
@@ -168,6 +172,9 @@ def sample_data(
     already = " (it was there already)" if index["reused"] else ""
     console.print(f"{folder}{already}: {counts}", highlight=False, soft_wrap=True)
     console.print(f"views that were tried and dropped: {dropped or 'none'}", highlight=False, soft_wrap=True)
+    for name in layouts:
+        written = ", ".join(f"{count} {what}" for what, count in write_layout(folder, name).items())
+        console.print(f"{folder / 'layouts' / name}: {written or 'was there already'}", highlight=False, soft_wrap=True)
 
 
 def shard(
@@ -303,11 +310,11 @@ def evaluate(
         return
     from tubelet.evaluate.cache import FeatureCache, default_folder
     from tubelet.evaluate.result import print_result, write_result
-    from tubelet.evaluate.tasks import run_task
+    from tubelet.evaluate.tasks import WITH_PREDICTOR, run_task
     from tubelet.pretrained.backbone import load
     from tubelet.view.results import write_result_page
 
-    console, encoder = Console(), load(model)
+    console, encoder = Console(), load(model, with_predictor=task in WITH_PREDICTOR)
     with _stages_progress(console) as progress:
         result = run_task(task, encoder, data, config, FeatureCache(cache or default_folder(), encoder), progress)
     folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id

@@ -57,6 +57,23 @@ def window_times(info: VideoInfo, frames: int, fps: float, stride_s: float | Non
     return [_times(info, frames, fps, k / (count - 1))[0] for k in range(count)], False
 
 
+def segment_times(info: VideoInfo, frames: int, fps: float, segments: int) -> tuple[list[np.ndarray], bool]:
+    """Times of a fixed number of clips, the first at the video's start, the last at its end, the others between them.
+
+    Args:
+        info: the video.
+        frames: T of each clip.
+        fps: frames per second of a clip.
+        segments: how many clips; a single one is taken from the middle.
+
+    Returns:
+        for each clip (T,) float64 seconds, and whether the video is too short for one, as in `clip_times`.
+    """
+    places = [0.5] if segments == 1 else [k / (segments - 1) for k in range(segments)]
+    clips = [_times(info, frames, fps, place) for place in places]
+    return [times for times, _ in clips], clips[0][1]
+
+
 def _times(info: VideoInfo, frames: int, fps: float, place: float) -> tuple[np.ndarray, bool]:
     """Times of a clip that starts at the share `place` in [0, 1] of the possible starts."""
     steps = np.arange(frames, dtype=np.float64)
@@ -138,6 +155,27 @@ def resize_centre_crop(pixels: Tensor, size: int) -> Tensor:
     top, left = (height - size) // 2, (width - size) // 2
     resized = _resize(pixels, height, width)
     return resized[:, :, top : top + size, left : left + size].contiguous()
+
+
+def crops_along(pixels: Tensor, size: int, count: int) -> Tensor:
+    """Squares that cover each frame from one end of its long side to the other; the short side becomes `size`.
+
+    Args:
+        pixels: (T, H, W, 3) uint8.
+        size: side of a square in pixels.
+        count: how many; a single one is the middle. A frame that is square itself gives one, for all would be equal.
+
+    Returns:
+        (count or 1, 3, T, size, size) uint8, contiguous.
+    """
+    height, width = resize_shape(pixels.shape[1], pixels.shape[2], size)
+    room = max(height, width) - size
+    if room == 0 or count == 1:
+        return resize_centre_crop(pixels, size).unsqueeze(0)
+    resized = _resize(pixels, height, width)
+    axis = 2 if height > width else 3
+    starts = [round(k * room / (count - 1)) for k in range(count)]
+    return torch.stack([resized.narrow(axis, start, size) for start in starts])
 
 
 def resize_shape(height: int, width: int, size: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from tubelet.evaluate import anticipation, classification, pooled
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Progress
 from tubelet.evaluate.result import Result
@@ -29,7 +30,14 @@ class Task(Protocol):
         ...
 
 
-TASKS: Mapping[str, Task] = {}
+TASKS: Mapping[str, Task] = {
+    "classification": classification.evaluate,
+    "knn": pooled.knn,
+    "linear": pooled.linear,
+    "anticipation": anticipation.evaluate,
+}
+WITH_PREDICTOR = frozenset({"anticipation"})
+"""Tasks that use the model's predictor too, see `load`."""
 
 
 def run_task(

@@ -103,13 +103,13 @@ def _from_safetensors(files: list[Path], name: str, wanted: Wanted) -> Weights:
     if header.get("format") == CHECKPOINT_FORMAT:
         train: TrainConfig = from_dict(TrainConfig, json.loads(header["config"]), f"{where}: config")
         encoder = merge_adapters(_below(tensors, f"{wanted.part}."))
-        return Weights(train.model, encoder, _predictor(tensors, wanted), name, wanted.part)
+        return Weights(train.model, encoder, _predictor(tensors, wanted, where), name, wanted.part)
     if header.get("format") == FORMAT:
         config: ModelConfig = from_dict(ModelConfig, json.loads(header["config"]), f"{where}: config")
         if header["part"] != wanted.part:
             raise TubeletError(f"{where}: holds the {header['part']} alone, not the {wanted.part}: say part=")
         encoder = {key: value for key, value in tensors.items() if not key.startswith("predictor.")}
-        return Weights(config, encoder, _predictor(tensors, wanted), header["name"], wanted.part)
+        return Weights(config, encoder, _predictor(tensors, wanted, where), header["name"], wanted.part)
     folder = files[0].parent
     if wanted.part != "teacher":
         raise TubeletError(f"{where}: transformers' files hold the teacher alone, not the {wanted.part}: say part=")
@@ -122,8 +122,13 @@ def _no_predictor(path: Path, wanted: Wanted) -> State:
     return {}
 
 
-def _predictor(tensors: Mapping[str, Any], wanted: Wanted) -> State:
-    return _below(tensors, "predictor.") if wanted.predictor else {}
+def _predictor(tensors: Mapping[str, Any], wanted: Wanted, where: str) -> State:
+    if not wanted.predictor:
+        return {}
+    found = _below(tensors, "predictor.")
+    if not found:
+        raise TubeletError(f"{where}: holds an encoder alone, without the predictor that was asked for")
+    return found
 
 
 def _below(tensors: Mapping[str, Any], prefix: str) -> State:
