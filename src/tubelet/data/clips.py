@@ -64,14 +64,16 @@ def segment_times(info: VideoInfo, frames: int, fps: float, segments: int) -> tu
         info: the video.
         frames: T of each clip.
         fps: frames per second of a clip.
-        segments: how many clips; a single one is taken from the middle.
+        segments: how many clips; a single one is taken from the middle. A video with no room for more than one gives
+            one, for all would be equal.
 
     Returns:
         for each clip (T,) float64 seconds, and whether the video is too short for one, as in `clip_times`.
     """
-    places = [0.5] if segments == 1 else [k / (segments - 1) for k in range(segments)]
-    clips = [_times(info, frames, fps, place) for place in places]
-    return [times for times, _ in clips], clips[0][1]
+    if segments == 1 or info.duration_s <= frames / fps + 1e-3:
+        times, short = centre_clip_times(info, frames, fps)
+        return [times], short
+    return [_times(info, frames, fps, k / (segments - 1))[0] for k in range(segments)], False
 
 
 def _times(info: VideoInfo, frames: int, fps: float, place: float) -> tuple[np.ndarray, bool]:

@@ -18,19 +18,19 @@ from torch import Tensor
 
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.decode import Frames, VideoInfo, read_clips
+from tubelet.evaluate.answers import answers_in_words, most_confident_errors, sweep_details
 from tubelet.evaluate.attentive import BLOCKS, AttentiveProbe, probe_heads
 from tubelet.evaluate.benchmarks import Protocol, training
 from tubelet.evaluate.cache import FeatureCache
+from tubelet.evaluate.cuts import frames_by_time
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
 from tubelet.evaluate.layouts import epic
 from tubelet.evaluate.layouts.epic import Epic, Segment
 from tubelet.evaluate.layouts.labelled import LabelledFile, present, refuse
 from tubelet.evaluate.ranking import class_mean_recall, top_k
-from tubelet.evaluate.report import answers_in_words, most_confident_errors, sweep_details
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.evaluate.sweep import Scores, Tokens, score, state_path, told_samples, train_side_by_side
-from tubelet.evaluate.views import frames_by_time
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Grid, Mask, Modality, TubeletError
 
@@ -58,8 +58,8 @@ class Before:
     gap_s: float = GAP_S
 
     def __call__(self, source: Source) -> Tensor:
-        """(1, C, T, H, W) uint8."""
-        return resize_centre_crop(self.read(source).pixels, self.size).unsqueeze(0)
+        """(1, 1, C, T, H, W) uint8: one view of one segment."""
+        return resize_centre_crop(self.read(source).pixels, self.size)[None, None]
 
     def read(self, source: Source) -> Frames:
         """The clip as it is in the file."""
@@ -153,14 +153,14 @@ def evaluate(
     train_labels, truth = _labels(used["train"], actions), _labels(used["val"], actions)
     trained = len({(s.verb, s.noun) for s in used["train"]})
     classes = (len(benchmark.verbs), len(benchmark.nouns), trained)
-    candidates, schedule = training(PROTOCOL, config)
+    candidates, schedule = training(PROTOCOL, config, len(train))
     heads = probe_heads(model.config.width, model.config.heads)
     identity = {"task": "anticipation", "samples": told_samples(train, train_labels), "classes": classes}
     probes = train_side_by_side(
         partial(AttentiveProbe, model.config.width, classes, heads),
         candidates,
         schedule,
-        Tokens(train, train_labels, 1),
+        Tokens(train, train_labels),
         focal_loss,
         state_path(cache.folder, identity, candidates, schedule),
         model.device,
@@ -171,7 +171,7 @@ def evaluate(
     among = [_occurring(truth[known, h], count) for h, count in enumerate(classes)]
     scores = score(
         probes,
-        Tokens(val, truth, 1),
+        Tokens(val, truth),
         torch.sigmoid,
         model.device,
         among=among,

@@ -82,8 +82,12 @@ class LinearProbe(nn.Module):
 
 
 def probe_heads(width: int, own: int) -> int:
-    """The attention heads of a probe on tokens of width D: 16 as published, or the encoder's `own` if 16 do not fit."""
-    return HEADS if width % (2 * HEADS) == 0 else own
+    """The attention heads of a probe on tokens of width D.
+
+    They are 16 as published for widths of 1024 and more, or the encoder's `own` where those are fewer: sixteen heads of
+    a few channels each are slow and see little.
+    """
+    return HEADS if width % HEADS == 0 and own >= HEADS else own
 
 
 class _SelfAttention(nn.Module):

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tubelet.evaluate.cuts import ClipView, ImageView, View
 from tubelet.evaluate.extract import Source, spread
 from tubelet.evaluate.layouts import diving48, imagenet, kinetics, ssv2
 from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, present, refuse
 from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.evaluate.sweep import Candidate, Schedule, grid
-from tubelet.evaluate.views import ClipView, ImageView, View
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile
 
@@ -186,14 +186,23 @@ def plan(model: Backbone, data: Path, config: EvaluateConfig) -> Plan:
     )
 
 
-def training(protocol: Protocol, config: EvaluateConfig) -> tuple[list[Candidate], Schedule]:
-    """What the heads of a protocol are trained with, with the settings that were given."""
+def training(protocol: Protocol, config: EvaluateConfig, count: int) -> tuple[list[Candidate], Schedule]:
+    """What the heads of a protocol are trained with, with the settings that were given.
+
+    The published batches are for hundreds of thousands of samples: unless told, a set too small for 32 of them in an
+    epoch is cut into smaller ones, for heads that take a few dozen steps learn nothing.
+
+    Args:
+        protocol: as published.
+        config: what was given.
+        count: training samples.
+    """
     candidates = grid(
         config.learning_rates or protocol.learning_rates, config.weight_decays or protocol.weight_decays
     )  # fmt: skip
     schedule = Schedule(
         epochs=config.epochs or protocol.epochs,
-        batch_size=config.batch_size or protocol.batch_size,
+        batch_size=config.batch_size or min(protocol.batch_size, max(8, count // 32)),
         warmup_epochs=protocol.warmup_epochs,
         start_lr=protocol.start_lr,
         seed=config.seed,

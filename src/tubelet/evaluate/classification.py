@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from tubelet.evaluate.answers import confusion_details, metrics, sweep_details, worst_examples
 from tubelet.evaluate.attentive import BLOCKS, AttentiveProbe, probe_heads
 from tubelet.evaluate.benchmarks import Plan, plan, training
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Progress, extract
-from tubelet.evaluate.report import confusion_details, metrics, sweep_details, worst_examples
 from tubelet.evaluate.result import Result
 from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.evaluate.sweep import Tokens, score, state_path, told_samples, train_side_by_side
@@ -31,16 +31,15 @@ def evaluate(
     cut = partial(extract, model, cache, workers=config.workers, max_bad_share=config.max_bad_share, progress=progress)
     train = cut(task.train.sources, task.train_view.recipe, task.train_view)
     val = cut(task.val.sources, task.val_view.recipe, task.val_view)
-    segments = task.val_view.segments
     train_labels, truth = task.train.labels(train.numbers), task.val.labels(val.numbers)
-    candidates, schedule = training(task.protocol, config)
+    candidates, schedule = training(task.protocol, config, len(train))
     heads = probe_heads(model.config.width, model.config.heads)
     recipe = {"task": "classification", "samples": told_samples(train, train_labels), "classes": len(task.classes)}
     probes = train_side_by_side(
         partial(AttentiveProbe, model.config.width, (len(task.classes),), heads),
         candidates,
         schedule,
-        Tokens(train, train_labels, segments),
+        Tokens(train, train_labels),
         F.cross_entropy,
         state_path(cache.folder, recipe, candidates, schedule),
         model.device,
@@ -49,9 +48,7 @@ def evaluate(
     )
     scores = [
         own[0]
-        for own in score(
-            probes, Tokens(val, truth, segments), _softmax, model.device, workers=config.workers, progress=progress
-        )
+        for own in score(probes, Tokens(val, truth), _softmax, model.device, workers=config.workers, progress=progress)
     ]
     figures = [metrics(own, truth[:, 0]) for own in scores]
     best = max(range(len(scores)), key=lambda i: figures[i]["top-1"].value)

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 
 from tubelet.checkpoint import describe_os_error
 from tubelet.data.processes import start_worker
+from tubelet.evaluate.answers import confusion_details, metrics, sweep_details, worst_examples
 from tubelet.evaluate.attentive import LinearProbe
 from tubelet.evaluate.benchmarks import Protocol, plan, training
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import FeatureSet, Progress, extract
 from tubelet.evaluate.ranking import best_answers, ranks
-from tubelet.evaluate.report import confusion_details, metrics, sweep_details, worst_examples
 from tubelet.evaluate.result import Metric, Result
 from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.evaluate.sweep import ANSWERS, Pooled, Scores, join, score, state_path, told_samples, train_side_by_side
@@ -116,7 +116,7 @@ def linear(
         TubeletError: if the folder holds none of the benchmarks, or something in it is wrong.
     """
     found = _Set(model, data, config, cache, progress)
-    candidates, schedule = training(LINEAR, config)
+    candidates, schedule = training(LINEAR, config, len(found.table))
     mean, scale = moments(found.table)
     recipe = {
         "task": "linear",
@@ -163,7 +163,7 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
     Raises:
         TubeletError: if the file cannot be written.
     """
-    width = features[0]["pooled"].shape[1]
+    width = features[0]["pooled"].shape[-1]
     names = "".join(f"{place.parent.name}{place.stem}" for place in features.places)
     path = folder / "tables" / f"{hashlib.blake2b(names.encode(), digest_size=16).hexdigest()}.f16"
     if not path.exists():
@@ -184,7 +184,7 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
 
 
 def _rows(features: list[dict[str, Tensor]]) -> Tensor:
-    return torch.stack([own["pooled"].float().mean(0).half() for own in features])
+    return torch.stack([own["pooled"].float().mean((0, 1)).half() for own in features])
 
 
 def moments(table: Tensor) -> tuple[Tensor, Tensor]:

@@ -83,22 +83,19 @@ class Tokens(Dataset[tuple[Tensor, Tensor]]):
     """The tokens of each source, the segments of a view one after the other, and its labels.
 
     Attributes:
-        features: whose `tokens` are (V · segments, N, D) with the segments of a view beside each other.
+        features: whose `tokens` are (V, S, N, D), the S segments of V views.
         labels: (n, heads) int64.
-        segments: of a view.
     """
 
     features: FeatureSet
     labels: Tensor
-    segments: int
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """(V, segments · N, D) float16 and (heads,)."""
-        tokens = self.features[index]["tokens"]
-        return tokens.unflatten(0, (-1, self.segments)).flatten(1, 2), self.labels[index]
+        """(V, S · N, D) float16 and (heads,)."""
+        return self.features[index]["tokens"].flatten(1, 2), self.labels[index]
 
 
 @dataclass(frozen=True)
@@ -126,24 +123,33 @@ Samples = Tokens | Pooled
 
 @dataclass(frozen=True)
 class Batch:
-    """Views of B samples.
+    """Views of B samples, each of which may have another number of views and of tokens.
 
     Attributes:
-        views: (ΣV, ...) of all of them.
-        owner: (ΣV,) int64, the sample of each.
+        groups: views (v, ...) of one shape.
+        owner: (ΣV,) int64, the sample of each view, group after group.
         labels: (B, heads) int64.
     """
 
-    views: Tensor
+    groups: list[Tensor]
     owner: Tensor
     labels: Tensor
 
+    def apply(self, head: nn.Module, device: torch.device) -> list[Tensor]:
+        """The outputs of a head for all views, each (ΣV, K) float32 on the device."""
+        with _autocast(device):
+            parts = [head(views.to(device, non_blocking=True).float()) for views in self.groups]
+        return [torch.cat(own).float() for own in zip(*parts, strict=True)]
+
 
 def collate(samples: list[tuple[Tensor, Tensor]]) -> Batch:
-    """Views of several samples, of which each may have another number."""
-    counts = torch.tensor([len(views) for views, _ in samples])
-    owner = torch.arange(len(samples)).repeat_interleave(counts)
-    return Batch(torch.cat([views for views, _ in samples]), owner, torch.stack([labels for _, labels in samples]))
+    """Put samples together, by the shape of their views."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, (views, _) in enumerate(samples):
+        groups.setdefault(tuple(views.shape[1:]), []).append(i)
+    owner = [torch.full((len(samples[i][0]),), i) for group in groups.values() for i in group]
+    together = [torch.cat([samples[i][0] for i in group]) for group in groups.values()]
+    return Batch(together, torch.cat(owner), torch.stack([labels for _, labels in samples]))
 
 
 class _Shuffled(Sampler[int]):
@@ -229,11 +235,10 @@ def train_side_by_side(
 def _step(
     heads: nn.ModuleList, optimizer: torch.optim.Optimizer, batch: Batch, loss: Loss, device: torch.device
 ) -> None:
-    views, labels = batch.views.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+    labels = batch.labels[batch.owner].to(device, non_blocking=True).unbind(1)
     for head in heads:  # one after the other: the activations of one are in memory at a time
-        with _autocast(device):
-            outputs = head(views.float())
-        torch.stack([loss(x.float(), y) for x, y in zip(outputs, labels.unbind(1), strict=True)]).sum().backward()
+        outputs = batch.apply(head, device)
+        torch.stack([loss(x, y) for x, y in zip(outputs, labels, strict=True)]).sum().backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -293,11 +298,8 @@ def score(
     parts: list[list[list[Scores]]] = [[] for _ in heads]
     for i, batch in enumerate(loader):
         progress("scoring", i * batch_size, len(samples))
-        views = batch.views.to(device, non_blocking=True).float()
         for head, own in zip(heads, parts, strict=True):
-            with _autocast(device):
-                outputs = head(views)
-            means = [_mean_by_owner(probabilities(x.float()).cpu(), batch.owner) for x in outputs]
+            means = [_mean_by_owner(probabilities(x).cpu(), batch.owner) for x in batch.apply(head, device)]
             own.append(
                 [
                     _scores(mean, labels, among[h] if among else None)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from tubelet.evaluate.benchmarks import Plan
+from tubelet.evaluate.cuts import shown_frames
 from tubelet.evaluate.extract import FeatureSet
 from tubelet.evaluate.ranking import class_mean_recall, recall_by_class, top_k
 from tubelet.evaluate.result import Example, Metric
 from tubelet.evaluate.sweep import Candidate, Schedule, Scores
-from tubelet.evaluate.views import shown_frames
 
 EXAMPLES = 12
 _MATRIX_CLASSES = 20  # beyond which a table of all confusions is no longer read

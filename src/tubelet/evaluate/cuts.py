@@ -1,6 +1,8 @@
 """How files are cut for classification: segments in time, squares along the long side, or the middle of an image.
 
-V views of a file, spatial ones first: view v of segment s is number v · segments + s.
+V views of a file, each of S segments. Views and segments that would be equal to each other are cut once: a square
+picture has one view, a video no longer than a segment one segment. To attention, tokens that all come several times
+are the same as tokens that come once, and so is an average of equal answers.
 """
 
 from collections.abc import Sequence
@@ -40,9 +42,8 @@ class ClipView:
     views: int = 1
 
     def __call__(self, source: Source) -> Tensor:
-        """(V, C, T, H, W) uint8."""
-        clips = [crops_along(clip.pixels, self.size, self.views) for clip in self.read(source)]
-        return torch.stack(clips, dim=1).flatten(0, 1)
+        """(V, S, C, T, H, W) uint8."""
+        return torch.stack([crops_along(clip.pixels, self.size, self.views) for clip in self.read(source)], dim=1)
 
     def read(self, source: Source) -> list[Frames]:
         """The segments as they are in the file, and the times of their frames."""
@@ -67,13 +68,12 @@ class ImageView:
     """
 
     size: int
-    segments: int = 1
 
     def __call__(self, source: Source) -> Tensor:
-        """(1, C, 1, H, W) uint8."""
+        """(1, 1, C, 1, H, W) uint8."""
         square = resize_centre_crop(read_image(source.files[0]).unsqueeze(0), round(self.size * _MARGIN))
         first = (square.shape[2] - self.size) // 2
-        return square[:, :, first : first + self.size, first : first + self.size].unsqueeze(0)
+        return square[:, :, first : first + self.size, first : first + self.size][None, None]
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ View = ClipView | ImageView
 def shown_frames(view: View, source: Source, at_most: int = 5) -> dict[str, NDArray[np.uint8]]:
     """Some frames of a file's middle, as the model saw them: the time of each -> (H, W, 3)."""
     if isinstance(view, ImageView):
-        return {"image": view(source)[0, :, 0].permute(1, 2, 0).numpy()}
+        return {"image": view(source)[0, 0, :, 0].permute(1, 2, 0).numpy()}
     clips = view.read(source)
     middle = clips[len(clips) // 2]
     return frames_by_time(resize_centre_crop(middle.pixels, view.size), middle.times, at_most)
