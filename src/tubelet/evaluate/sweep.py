@@ -358,7 +358,7 @@ def _resume(
         if state["epochs"] < epochs:
             optimizer.load_state_dict(state["optimizer"])
     except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, EOFError) as error:
-        raise TubeletError(f"{path}: the state of a training cannot be read ({error}); delete it") from error
+        raise TubeletError(f"{path}: the state of a training is damaged, or of another version: delete it") from error
     return int(state["epochs"])
 
 
