@@ -9,7 +9,6 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tubelet.data.sample.truth import CLASSES, FIRST_OBJECT, SampleEntry, read_truth
 
@@ -18,7 +17,12 @@ NOTHING = "nothing"
 
 def dominant_object(entry: SampleEntry) -> str:
     """The class of object that has the most pixels over all frames, or "nothing"."""
-    counts = np.bincount(read_truth(entry.truth).classes.ravel(), minlength=len(CLASSES))[FIRST_OBJECT:]
+    return largest_object(read_truth(entry.truth).classes)
+
+
+def largest_object(classes: NDArray[np.uint8]) -> str:
+    """The class of object that has the most pixels of a picture or clip of any shape, or "nothing"."""
+    counts = np.bincount(classes.ravel(), minlength=len(CLASSES))[FIRST_OBJECT:]
     return CLASSES[FIRST_OBJECT + int(counts.argmax())] if counts.any() else NOTHING
 
 
@@ -31,13 +35,6 @@ def copy(entry: SampleEntry, path: Path) -> None:
     """Copy a media file as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(entry.media, path)
-
-
-def write_jpeg(entry: SampleEntry, path: Path) -> None:
-    """Write an image as JPEG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(entry.media) as image:
-        image.convert("RGB").save(path, format="JPEG", quality=95)
 
 
 def encode(path: Path, frames: Sequence[NDArray[np.uint8]], fps: Fraction, codec: str, options: dict[str, str]) -> None:
