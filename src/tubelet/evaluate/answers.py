@@ -77,9 +77,9 @@ def worst_examples(scores: Scores, truth: Tensor, features: FeatureSet, plan: Pl
     return examples
 
 
-def most_confident_errors(scores: Scores) -> list[int]:
-    """Up to twelve samples whose first answer is wrong, the surest first."""
-    wrong = (scores.ranks > 0).nonzero().flatten()
+def most_confident_errors(scores: Scores, k: int = 1) -> list[int]:
+    """Up to twelve samples whose class is not among the first k answers, the surest of the first answer first."""
+    wrong = (scores.ranks >= k).nonzero().flatten()
     order = scores.shares[wrong, 0].argsort(descending=True, stable=True)
     return wrong[order][:EXAMPLES].tolist()
 

@@ -257,14 +257,14 @@ def _examples(
 ) -> list[Example]:
     names = {number: f"{benchmark.verbs[v]} {benchmark.nouns[n]}" for (v, n), number in actions.items()}
     examples = []
-    for i in most_confident_errors(scores[2]):
+    for i in most_confident_errors(scores[2], _K):
         segment = segments[i]
         clip = view.read(features.sources[i])
         pixels = resize_centre_crop(clip.pixels, view.size)
         examples.append(
             Example(
                 name=segment.name,
-                score=100.0 * bool(scores[2].ranks[i] < _K),
+                score=0.0,
                 pictures=frames_by_time(pixels, clip.times, 5),
                 note=f"{segment.start_s:.2f} s: {segment.narration} ({benchmark.verbs[segment.verb]} "
                 f"{benchmark.nouns[segment.noun]}); {answers_in_words(scores[2], i, names.__getitem__, _K)}",
