@@ -39,6 +39,7 @@ FLOORS = [
             "data/clips.py",
             "data/masks.py",
             "data/pool.py",
+            "data/mix.py",
             "data/loader.py",
             "data/cut.py",
             "data/reshard.py",

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from tubelet.checkpoint import load_training_state, save_checkpoint
 from tubelet.config import TrainConfig
 from tubelet.data.clips import normalise
-from tubelet.data.loader import samples_per_step, step_loader
+from tubelet.data.loader import mixes, samples_per_step, step_loader
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, pick_dtype
@@ -203,6 +203,10 @@ def announce(
         + "; each step takes "
         + " and ".join(f"{count} {modality}s" for modality, count in counts.items())
     )
+    for modality, mix in mixes(config, media).items():
+        if shares := mix.shares():
+            parts = (f"{100 * share:.2f} % from {config.data.sources[i]}" for i, share in shares.items())
+            say(escape(f"{modality}s: {', '.join(parts)}"))
     if media.ignored:
         say(f"left out: {', '.join(f'{count} {suffix} files' for suffix, count in sorted(media.ignored.items()))}")
     grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
