@@ -64,7 +64,7 @@ FLOORS = [
     [["objective.py"]],
     [["vjepa.py"]],
     [["released.py", "released_2_0.py"]],
-    [["checkpoint.py"]],
+    [["parts.py", "resharding.py", "checkpoint.py"]],
     [
         [
             "pretrained/features.py",
@@ -83,9 +83,11 @@ FLOORS = [
             "train/schedules.py",
             "train/signals.py",
             "train/parallel.py",
+            "train/sharding.py",
             "train/optim.py",
             "train/monitor.py",
             "train/state.py",
+            "train/saving.py",
             "train/progress.py",
             "train/compilation.py",
             "train/float8.py",
