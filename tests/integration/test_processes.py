@@ -1,8 +1,10 @@
 """One run on several processes: the same losses on any number of them, through failures, signals and resumption."""
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +16,10 @@ import torch
 from runs import rows, start_together, tiny_config, train_quietly, train_together, wait_for_all
 
 from media import write_image, write_text, write_video
-from tubelet.checkpoint import checkpoints, read_tensors
+from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors, step_of
 from tubelet.data.loader import StepDataset
 from tubelet.data.manifest import list_media
+from tubelet.pretrained.backbone import load
 from tubelet.types import TubeletError
 
 LOSSES = ("loss", "prediction_loss", "context_loss")
@@ -48,7 +51,7 @@ def assert_same_losses(run, other):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
@@ -106,6 +109,50 @@ def test_a_run_goes_on_on_other_numbers_of_processes(media, alone, tmp_path):
     assert_same_losses(run, alone)
 
 
+def test_a_sharded_run_has_the_losses_of_one_process_and_reshards_its_checkpoints(media, alone, tmp_path):
+    run = tmp_path / "run"
+    config = tiny_config(media, batch_size=8, parallel="fsdp", activation_checkpointing=True, checkpoint_every=2)
+    started = start_together(2, config, run)
+    wait_for(lambda: len(rows(run)) >= 6)
+    for process in started:
+        process.kill()
+        process.join()
+    assert checkpoints(run)
+    for path in checkpoints(run):  # whatever moment it died at
+        assert path.is_dir()
+        read_tensors(path)
+    started = start_together(4, dataclasses.replace(config, parallel="hsdp"), run, resume=True, machines=2)
+    wait_for(lambda: len(rows(run)) >= 11)
+    os.kill(started[3].pid, signal.SIGTERM)
+    codes, said = wait_for_all(started, run)
+    assert codes == [128 + signal.SIGTERM] * 4
+    assert len(said.splitlines()) == 1, said
+    assert [step_of(path) for path in checkpoints(run)][-1] == rows(run)[-1]["step"]
+    features = load(run, device="cpu", dtype=torch.float32)
+    for name, value in read_tensors(checkpoints(run)[-1])[0].items():
+        if name.startswith("teacher."):
+            assert torch.equal(value, features.state_dict()[name.removeprefix("teacher.")])
+    train_quietly(dataclasses.replace(config, parallel="auto"), run, resume=True)
+    assert_same_losses(run, alone)
+    assert [path.is_file() for path in checkpoints(run)] == [True, True]
+
+
+def test_a_sharded_run_goes_on_from_a_single_file(media, alone, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(alone, run)
+    checkpoints(run)[-1].unlink()
+    config = tiny_config(media, batch_size=8, parallel="fsdp")
+    assert train_together(3, config, run, resume=True) == ([0, 0, 0], "")
+    assert_same_losses(run, alone)
+    mine, theirs = (load_vjepa(folder)[0].state_dict() for folder in (run, alone))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(mine[name], tensor, atol=1e-4, rtol=1e-3)
+    part = next(checkpoints(run)[-1].glob("*.safetensors"))
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(TubeletError, match="copy the whole folder again"):
+        load_vjepa(run)
+
+
 def test_bad_files_that_any_process_meets_are_named_once_and_stop_the_run_once(tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -144,7 +191,7 @@ def test_torchrun_restarts_a_run_that_was_asked_to_stop_and_stops_it_whole_when_
         wait_for(lambda: len(rows(run)) >= first + 2)
     finally:
         torchrun.send_signal(signal.SIGTERM)
-        said, _ = torchrun.communicate(timeout=60)
+        said, _ = torchrun.communicate(timeout=120)
     stops = [int(step) for step in re.findall(r"error: SIGTERM: stopped after step (\d+) of 5000", said)]
     assert stops == [first, len(rows(run))], said
     assert f"continuing after step {first}" in said

@@ -39,6 +39,7 @@ FLOORS = [
             "data/clips.py",
             "data/masks.py",
             "data/pool.py",
+            "data/mix.py",
             "data/loader.py",
             "data/cut.py",
             "data/reshard.py",
@@ -70,7 +71,7 @@ FLOORS = [
     [["objective.py"]],
     [["vjepa.py"]],
     [["released.py", "released_2_0.py"]],
-    [["checkpoint.py"]],
+    [["parts.py", "resharding.py", "checkpoint.py"]],
     [
         [
             "pretrained/features.py",
@@ -89,9 +90,11 @@ FLOORS = [
             "train/schedules.py",
             "train/signals.py",
             "train/parallel.py",
+            "train/sharding.py",
             "train/optim.py",
             "train/monitor.py",
             "train/state.py",
+            "train/saving.py",
             "train/progress.py",
             "train/compilation.py",
             "train/float8.py",

@@ -15,6 +15,7 @@ from tubelet.config.fields import require
 from tubelet.config.model import ModelConfig, vit_ti
 
 Precision = Literal["auto", "bf16", "fp32", "fp8"]
+Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,9 @@ class TrainConfig:
     """Samples of one optimiser step, images and videos, over all processes."""
     accumulate: int = 1
     """Parts that each step's samples are processed in, to save memory."""
+    parallel: Parallel = "auto"
+    """How processes share the work: ddp has the model on each, fsdp in shards over all, hsdp in shards on each machine;
+    auto is ddp unless what is trained needs more memory than a device has."""
     precision: Precision = "auto"
     """fp32 or bf16 autocast; auto is bf16 where the device has units for it; fp8 multiplies in 8 bits inside blocks."""
     init_from: str | None = None

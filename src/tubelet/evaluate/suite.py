@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
 from torch import Tensor
 
 from tubelet.checkpoint import checkpoints, describe_os_error, load_vjepa
@@ -25,6 +24,7 @@ from tubelet.evaluate.features import FEATURES, RANDOM, TRAINED, View, batches, 
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.probes import Probe, Scaling, scaling_of, select_ridge, select_softmax
 from tubelet.model.encoder import Encoder
+from tubelet.parts import read_header
 from tubelet.types import TubeletError
 
 MAX_TRAIN_CLIPS, MAX_VAL_CLIPS = 400, 200
@@ -151,7 +151,7 @@ def evaluate_run(
         image_size=image_size,
         frames=frames,
     )
-    step = None if config is None else _step_of(checkpoint)
+    step = None if config is None else int(read_header(checkpoint)["step"])
     evaluation = Evaluation(str(checkpoint), step, str(data), seed, clips, list(FEATURES), tasks)
     write_evaluation(evaluation, run / "evaluation.json" if run.is_dir() else run.with_suffix(".evaluation.json"))
     return evaluation
@@ -229,11 +229,6 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
         ]
         table.add_row(task.name, f"{task.metric} {'↑' if task.higher_is_better else '↓'}", *cells)
     console.print(table)
-
-
-def _step_of(checkpoint: Path) -> int:
-    with safe_open(checkpoint, framework="pt") as file:
-        return int(file.metadata()["step"])
 
 
 def _usable(frames: int, data: Path, config: ModelConfig) -> int:

@@ -46,14 +46,23 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class Norm(nn.LayerNorm):
+    """LayerNorm in the precision of what it normalises: a sharded run gathers its weights in a lower one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm1 = Norm(width, eps=NORM_EPS)
         self.attention = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm2 = Norm(width, eps=NORM_EPS)
         # A ratio such as 48/11 names a whole number of channels, which its float may miss from below.
         self.mlp = MLP(width, int(width * mlp_ratio + 1e-6))
 

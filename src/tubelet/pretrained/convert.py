@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from tubelet.checkpoint import checkpoints, load_vjepa
+from tubelet.parts import is_in_parts
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.hub import save_encoder
 from tubelet.pretrained.sources import find
@@ -59,7 +60,7 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
 def _is_encoder(path: Path) -> bool:
     """Whether a file or folder holds an encoder rather than the whole system."""
     if path.is_dir():
-        return not checkpoints(path)
+        return not (is_in_parts(path) or checkpoints(path))
     if path.suffix != ".safetensors":
         return False
     try:

@@ -8,9 +8,10 @@ from typing import Any, Literal, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from tubelet.checkpoint import FORMAT as CHECKPOINT_FORMAT
-from tubelet.checkpoint import checkpoints
+from tubelet.checkpoint import checkpoints, read_tensors
 from tubelet.config import ModelConfig, TrainConfig, from_dict
 from tubelet.model.lora import merge_adapters
+from tubelet.parts import is_in_parts
 from tubelet.released import State, is_2_0, read_released, read_torch_file
 from tubelet.released_2_0 import from_release, from_transformers
 from tubelet.types import TubeletError
@@ -65,7 +66,7 @@ def read_weights(path: Path, name: str, wanted: Wanted) -> Weights:
         TubeletError: if it is none of these or damaged.
     """
     if path.is_dir():
-        found = checkpoints(path)
+        found = [path] if is_in_parts(path) else checkpoints(path)
         if found:
             return _from_safetensors(found[-1:], f"{path.resolve().name}/{found[-1].stem}", wanted)
         files = sorted(path.glob("*.safetensors"))
@@ -140,6 +141,9 @@ def _read_safetensors(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
     tensors: State = {}
     header: dict[str, str] = {}
     for path in files:
+        if path.is_dir():
+            tensors, header = read_tensors(path, moments=False)
+            continue
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
