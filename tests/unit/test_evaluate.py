@@ -261,6 +261,7 @@ def test_a_run_is_evaluated_from_its_newest_checkpoint(sample_set: Path, save_ru
         ("segmentation", "mIoU", True),
         ("depth", "RMSE of log depth", False),
         ("camera motion", "accuracy", True),
+        ("tracking", "share found within a patch, of points that moved more", True),
     ]
     for task in written["tasks"]:
         assert list(task["values"]) == written["features"] == ["trained", "random", "raw patches"]

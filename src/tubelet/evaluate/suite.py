@@ -1,8 +1,8 @@
-"""The evaluation: segmentation, depth and camera motion from frozen features, beside two references.
+"""The evaluation: segmentation, depth, camera motion and tracking from frozen features, beside two references.
 
 What the trained encoder is worth is what its features give beyond those of the same architecture with random weights
 and beyond the pixels themselves, under one protocol: the same clips, tokens, targets and penalties, and probes that are
-linear and solved to their optimum.
+linear and solved to their optimum. Tracking has no probe: points are followed by the likeness of tokens.
 """
 
 import json
@@ -21,8 +21,10 @@ from torch import Tensor
 from tubelet.checkpoint import checkpoints, describe_os_error, load_vjepa
 from tubelet.config import ModelConfig
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index
+from tubelet.evaluate.correspondence import headline, scores_of_kinds
 from tubelet.evaluate.features import FEATURES, RANDOM, TRAINED, View, batches, random_encoder
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
+from tubelet.evaluate.points import measure_points
 from tubelet.evaluate.probes import Probe, Scaling, scaling_of, select_ridge, select_softmax
 from tubelet.model.encoder import Encoder
 from tubelet.types import TubeletError
@@ -37,17 +39,17 @@ class Task:
     """What one task came to.
 
     Attributes:
-        name: segmentation, depth or camera motion.
+        name: segmentation, depth, camera motion or tracking.
         metric: what the values are.
         higher_is_better: which way the metric goes.
-        values: kind of feature -> metric.
+        values: kind of feature -> metric; None for all where the set has nothing to measure it on.
         details: more figures, ready for JSON.
     """
 
     name: str
     metric: str
     higher_is_better: bool
-    values: dict[str, float]
+    values: dict[str, float | None]
     details: dict[str, Any]
 
 
@@ -196,7 +198,8 @@ def evaluate_encoder(
         raise TubeletError(f"{data}: the training clips have no pixel of known depth or class")
     # A kind's rows go when its probes are fitted: the pixels of many patches fill memory.
     probes = {kind: _fit(rows.tokens.pop(kind), rows.clips.pop(kind), rows, view) for kind in FEATURES}
-    return {"train": len(train), "val": len(val)}, _score(val, encoders, probes, view, len(rows.labels))
+    tasks = _score(val, encoders, probes, view, len(rows.labels))
+    return {"train": len(train), "val": len(val)}, [*tasks, _follow_points(val, encoders, view)]
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
@@ -222,9 +225,10 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
     for kind in evaluation.features:
         table.add_column(kind, justify="right")
     for task in evaluation.tasks:
-        best = (max if task.higher_is_better else min)(task.values.values())
+        known = [value for value in task.values.values() if value is not None]
+        best = (max if task.higher_is_better else min)(known, default=None)
         cells = [
-            f"[bold]{value:.3f}[/bold]" if value == best else f"{value:.3f}"
+            "–" if value is None else f"[bold]{value:.3f}[/bold]" if value == best else f"{value:.3f}"
             for value in (task.values[kind] for kind in evaluation.features)
         ]
         table.add_row(task.name, f"{task.metric} {'↑' if task.higher_is_better else '↓'}", *cells)
@@ -386,3 +390,21 @@ def _score(
             },
         ),
     ]
+
+
+def _follow_points(entries: Sequence[SampleEntry], encoders: dict[str, Encoder], view: View) -> Task:
+    """Points of whole validation clips followed by the likeness of tokens, in windows of the view's frames."""
+    grid = encoders[TRAINED].config.grid(view.frames, view.image_size, view.image_size)
+    pairs = measure_points(entries, encoders, view.frames, view.image_size)
+    return Task(
+        "tracking",
+        "share found within a patch, of points that moved more",
+        True,
+        {kind: headline(some) for kind, some in pairs.items()},
+        {
+            **scores_of_kinds(pairs, (grid.h, grid.w)),
+            "clips": len(entries),
+            "image_size": view.image_size,
+            "frames in a window": view.frames,
+        },
+    )
