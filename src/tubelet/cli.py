@@ -136,6 +136,7 @@ def sample_data(
     size: int = 128,
     frames: int = 16,
     workers: int | None = None,
+    layout: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
 ) -> None:
     """Render first-person clips of textured 3-D levels, with depth, classes, instances, poses and tracks beside them.
 
@@ -146,12 +147,15 @@ def sample_data(
         size: Side of the square frames in pixels.
         frames: Frames of a clip.
         workers: Rendering processes; all cores by default.
+        layout: Also write the set as FOLDER/layouts/NAME in the layout of a public benchmark, which docs/evaluate.md
+            lists; may be repeated, and "all" is every one.
     """
     from rich.progress import Progress
 
     from tubelet.data.sample import write_sample_data
+    from tubelet.data.sample.layouts import check_layouts, write_layout
 
-    console = Console()
+    console, layouts = Console(), check_layouts(layout)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("rendering", total=None)
         index = write_sample_data(
@@ -168,6 +172,9 @@ def sample_data(
     already = " (it was there already)" if index["reused"] else ""
     console.print(f"{folder}{already}: {counts}", highlight=False, soft_wrap=True)
     console.print(f"views that were tried and dropped: {dropped or 'none'}", highlight=False, soft_wrap=True)
+    for name in layouts:
+        written = ", ".join(f"{count} {what}" for what, count in write_layout(folder, name).items())
+        console.print(f"{folder / 'layouts' / name}: {written or 'was there already'}", highlight=False, soft_wrap=True)
 
 
 def shard(
@@ -286,20 +293,23 @@ def evaluate(
 ) -> None:
     """Ask what a model's frozen features are worth, on a benchmark in its own layout or on a sample set.
 
-    Without --task, linear probes of a run's teacher on a sample set, beside a random encoder and raw patches.
+    Without --task, segmentation, depth, camera motion and tracking on a sample set, beside a random encoder and raw
+    patches.
 
     Args:
-        model: A run folder; with --task also a .safetensors or released .pt file, a released name, or a Hub id.
+        model: A run folder, a .safetensors or released .pt file, a released name, or a Hub id.
         config: How.
         data: The benchmark's folder, or one that sample-data wrote.
         task: One of the tasks that docs/evaluate.md describes.
-        out: Folder of result.json and page.html; by default evaluation/TASK-DATA in the run, or here by the model's id.
+        out: Folder of the results; by default the run, and with --task its folder evaluation/TASK-DATA, or here
+            evaluation/ID by the model's id.
         cache: Folder of the features, which are computed once; by default in the user's cache.
     """
     if task is None:
-        from tubelet.evaluate.suite import evaluate_run, print_table
+        from tubelet.evaluate.comparison import print_table
+        from tubelet.evaluate.suite import evaluate_model
 
-        print_table(evaluate_run(Path(model), data, seed=config.seed), Console())
+        print_table(evaluate_model(model, data, config, out), Console())
         return
     from tubelet.evaluate.cache import FeatureCache, default_folder
     from tubelet.evaluate.result import print_result, write_result

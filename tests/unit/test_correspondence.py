@@ -12,7 +12,8 @@ from tubelet.evaluate.correspondence import (
     score,
     step_tracks,
 )
-from tubelet.evaluate.points import cut_tracks, cut_windows
+from tubelet.evaluate.dynamics import displacements
+from tubelet.evaluate.windows import cut_tracks, cut_windows
 
 
 def moving_pattern(steps: int, size: int, dim: int = 16) -> torch.Tensor:
@@ -91,3 +92,18 @@ def test_tracks_are_cut_as_the_frames_are() -> None:
     for t in range(4):
         y, x = windows.transpose(1, 2).flatten(0, 1)[t, 0].nonzero().float().mean(0).tolist()
         assert places[0, t].tolist() == pytest.approx([x + 0.5, y + 0.5], abs=0.3)
+
+
+def test_displacements_point_to_where_tokens_went() -> None:
+    volume = displacements(moving_pattern(3, 6)).view(9, 2, 2)
+    # Rows first: displacement (0, +1) is the sixth of nine.
+    assert volume[5].flatten().tolist() == pytest.approx([1] * 4, abs=1e-5)
+    assert volume[[i for i in range(9) if i != 5]].abs().max() < 0.5
+
+
+def test_a_cell_next_to_the_edge_is_averaged_over_the_places_that_exist() -> None:
+    assert displacements(torch.ones(2, 4, 4, 3)).tolist() == pytest.approx([1] * 36)
+
+
+def test_one_time_step_has_no_displacement() -> None:
+    assert displacements(torch.ones(1, 4, 4, 3)).shape == (0,)

@@ -49,6 +49,7 @@ FLOORS = [
             "data/sample/render.py",
             "data/sample/write.py",
             "data/sample/__init__.py",
+            "data/sample/layouts/__init__.py",
         ],
         [
             "model/rope.py",
@@ -100,7 +101,9 @@ FLOORS = [
             "evaluate/probes.py",
             "evaluate/correspondence.py",
             "evaluate/features.py",
-            "evaluate/points.py",
+            "evaluate/windows.py",
+            "evaluate/comparison.py",
+            "evaluate/dynamics.py",
             "evaluate/suite.py",
             "evaluate/result.py",
             "evaluate/cache.py",

@@ -1,10 +1,11 @@
-"""True point tracks of sample clips beside the features of the whole clip, for matching by likeness.
+"""Whole clips of a sample set, beside their true tracks and motion.
 
 A clip is longer than what a model was trained at, so it is encoded in windows, end to end: each frame belongs to one
 time step, and no feature has seen more frames than the model is used to.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from numpy.typing import NDArray
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from tubelet.data.clips import normalise, resize_centre_crop, resize_shape
 from tubelet.data.decode import read_frames
-from tubelet.data.sample.truth import SampleEntry, read_truth
-from tubelet.evaluate.correspondence import Pairs, join, measure, step_tracks
-from tubelet.evaluate.features import FEATURES, frozen_features
+from tubelet.data.sample.truth import ClipTruth, SampleEntry, read_truth
+from tubelet.evaluate.correspondence import StepTracks, step_tracks
+from tubelet.evaluate.features import frozen_features
 from tubelet.model.encoder import Encoder
 from tubelet.types import TubeletError
 
@@ -52,29 +53,25 @@ def cut_tracks(
     return places, torch.from_numpy(visible[:, middle]) & ((places >= 0) & (places < size)).all(-1)
 
 
-def read_tracked(entry: SampleEntry, window: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows (n, 3, window, size, size) of a sample clip, and the tracks and visibility of its points in them.
+@dataclass(frozen=True)
+class WholeClip:
+    """A clip of S time steps, on the CPU.
 
-    Raises:
-        TubeletError: a clip or its truth cannot be read, they do not fit together, or the clip is shorter than one
-            window.
+    Attributes:
+        maps: kind of feature -> (S, H', W', D) float32.
+        tracks: of its points.
+        motion: index of the camera's motion.
     """
-    frames, truth = read_frames(entry.media).pixels, read_truth(entry.truth)
-    if truth.tracks.shape[1] != len(frames):
-        raise TubeletError(
-            f"{entry.media}: {len(frames)} frames, but {entry.truth} follows points through {truth.tracks.shape[1]}; "
-            "make the sample set anew"
-        )
-    if len(frames) < window:
-        raise TubeletError(f"{entry.media}: {len(frames)} frames, but a window has {window}")
-    shape = (frames.shape[1], frames.shape[2])
-    return cut_windows(frames, window, size), *cut_tracks(truth.tracks, truth.visible, shape, window, size)
+
+    maps: dict[str, Tensor]
+    tracks: StepTracks
+    motion: int
 
 
-def measure_points(
+def whole_clips(
     entries: Sequence[SampleEntry], encoders: Mapping[str, Encoder], window: int, size: int
-) -> dict[str, Pairs]:
-    """Follow the points of sample clips by each kind of features.
+) -> Iterator[WholeClip]:
+    """Features of whole clips, one after the other.
 
     Args:
         entries: the clips.
@@ -82,15 +79,35 @@ def measure_points(
         window: frames that an encoder sees at once.
         size: pixels along the side of the view.
 
-    Returns:
-        kind of feature -> pairs of all clips.
+    Raises:
+        TubeletError: a clip or its truth cannot be read, they do not fit together, or the clip is shorter than one
+            window.
     """
     first = next(iter(encoders.values()))
     grid, device = first.config.grid(window, size, size), first.tokenizer.video.weight.device
-    found: dict[str, list[Pairs]] = {kind: [] for kind in FEATURES}
     for entry in entries:
-        windows, tracks, visible = read_tracked(entry, window, size)
-        steps = step_tracks(tracks, visible, window // grid.t, first.config.patch_size)
-        for kind, x in frozen_features(encoders, normalise(windows.to(device)), grid).items():
-            found[kind].append(measure(x.view(-1, grid.h, grid.w, x.shape[-1]), steps))
-    return {kind: join(pairs) for kind, pairs in found.items()}
+        frames, truth = read_frames(entry.media).pixels, read_truth(entry.truth)
+        check_truth(entry, frames, truth, window)
+        pixels = normalise(cut_windows(frames, window, size).to(device))
+        features = frozen_features(encoders, pixels, grid)
+        places, visible = cut_tracks(truth.tracks, truth.visible, truth.classes.shape[1:], window, size)
+        yield WholeClip(
+            {kind: x.view(-1, grid.h, grid.w, x.shape[-1]) for kind, x in features.items()},
+            step_tracks(places, visible, window // grid.t, first.config.patch_size),
+            truth.motion,
+        )
+
+
+def check_truth(entry: SampleEntry, frames: Tensor, truth: ClipTruth, needed: int) -> None:
+    """Refuse a truth that is of other frames (T, H, W, 3), and a clip of fewer frames than are needed.
+
+    Raises:
+        TubeletError: naming the file.
+    """
+    if frames.shape[:3] != truth.classes.shape or len(frames) != truth.tracks.shape[1]:
+        raise TubeletError(
+            f"{entry.media}: {tuple(frames.shape[:3])} frames x rows x columns, but {entry.truth} describes "
+            f"{truth.classes.shape}; make the sample set anew"
+        )
+    if len(frames) < needed:
+        raise TubeletError(f"{entry.media}: {len(frames)} frames, but {needed} are to be evaluated")
