@@ -108,6 +108,8 @@ FLOORS = [
             "evaluate/result.py",
             "evaluate/cache.py",
             "evaluate/extract.py",
+            "evaluate/drawing.py",
+            "evaluate/tracking.py",
             "evaluate/tasks.py",
         ],
     ],

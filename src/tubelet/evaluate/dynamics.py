@@ -1,16 +1,17 @@
 """Camera motion and tracking: what is read off how tokens of successive time steps correspond, over whole clips.
 
-Camera motion cannot be read off mean tokens by a linear probe, nor off their signed differences: what a moving edge adds
-to a token depends on the edge as much as on the motion, and over the content of many clips the sum says nothing. (Share
-of right answers among seven motions, of the sample set's 200 validation clips at 64 pixels, for trained, random and raw
-features: mean token of two time steps 0.14, 0.14, 0.14; both steps in 2 x 2 cells, fitted to four windows of each of 800
-clips, 0.15, 0.15, 0.19; their differences 0.21, 0.21, 0.24. Always one answer: 0.15.) What does not depend on content
-is where a token went. So each kind of features is described by how like a token is, by the cosine, to those around its
-place at the next time step, as a mean over the clip and over each of 2 x 2 cells: the coarsest grid on which a view that
-grows (forward) differs from one that shifts. These are the same few numbers whatever the width of the features, so that
-the probe, linear as for the other tasks, is the same for all; and the likeness is the one that points are followed by.
-On this description the three score 0.62, 0.45 and 0.45. With the mean token of the clip taken off first they would be
-equal (about 0.67 each): the trained features tell directions by their plain likeness, the others do not.
+Camera motion cannot be read off mean tokens by a linear probe, nor off their signed differences: what a moving edge
+adds to a token depends on the edge as much as on the motion, and over the content of many clips the sum says nothing.
+(Share of right answers among seven motions, of the sample set's 200 validation clips at 64 pixels, for trained,
+random and raw features: mean token of two time steps 0.14, 0.14, 0.14; both steps in 2 x 2 cells, fitted to four
+windows of each of 800 clips, 0.15, 0.15, 0.19; their differences 0.21, 0.21, 0.24. Always one answer: 0.15.) What
+does not depend on content is where a token went. So each kind of features is described by how like a token is, by the
+cosine, to those around its place at the next time step, as a mean over the clip and over each of 2 x 2 cells: the
+coarsest grid on which a view that grows (forward) differs from one that shifts. These are the same few numbers
+whatever the width of the features, so that the probe, linear as for the other tasks, is the same for all; and the
+likeness is the one that points are followed by. On this description the three score 0.62, 0.45 and 0.45. With the
+mean token of the clip taken off first they would be equal (about 0.67 each): the trained features tell directions by
+their plain likeness, the others do not.
 """
 
 from collections.abc import Sequence

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from tubelet.evaluate import tracking
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Progress
 from tubelet.evaluate.result import Result
@@ -29,7 +30,9 @@ class Task(Protocol):
         ...
 
 
-TASKS: Mapping[str, Task] = {}
+TASKS: Mapping[str, Task] = {
+    "tracking": tracking.evaluate,
+}
 
 
 def run_task(
