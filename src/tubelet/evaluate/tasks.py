@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tubelet.evaluate import tracking
+from tubelet.evaluate import tracking, vos
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Progress
 from tubelet.evaluate.result import Result
@@ -32,6 +32,7 @@ class Task(Protocol):
 
 TASKS: Mapping[str, Task] = {
     "tracking": tracking.evaluate,
+    "vos": vos.evaluate,
 }
 
 

@@ -31,8 +31,9 @@ def write_result_page(result: Result, out: Path) -> None:
     ]
     values = {
         "result": result,
-        "first": next(iter(result.metrics)),
+        "first": next(iter(result.metrics), ""),
         "examples": examples,
+        "tops": sorted({Path(name).parent.as_posix() for name in result.files}),
         "shown_skipped": SHOWN_SKIPPED,
         "details": {name: json.dumps(value, indent=1) for name, value in result.details.items()},
     }

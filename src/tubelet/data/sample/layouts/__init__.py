@@ -7,13 +7,17 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tubelet.data.sample.layouts import davis, youtube_vos
 from tubelet.data.sample.truth import read_description
 from tubelet.types import TubeletError
 
 Writer = Callable[[Path, Path], Mapping[str, int]]
 """Writes a rendered sample set (its folder) to an empty folder; says how many of what it wrote."""
 
-LAYOUTS: Mapping[str, Writer] = {}
+LAYOUTS: Mapping[str, Writer] = {
+    "davis": davis.write,
+    "youtube_vos": youtube_vos.write,
+}
 ALL = "all"
 
 
