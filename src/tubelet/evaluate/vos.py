@@ -108,9 +108,8 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     for done, n in enumerate(readable):
         progress("segmenting", done, len(readable))
         sequence = sequences[n]
-        recipe = options | {"propagation": asdict(PROTOCOL.propagation), "window": window, "masks": 1}
-        files = [*sequence.frames, *sequence.given.values()]
-        folder = cache.place(recipe, files).with_suffix("")
+        folder = cache.place(_recipe(sequence, window, options), [*sequence.frames, *sequence.given.values()])
+        folder = folder.with_suffix("")
         try:
             if not folder.is_dir():
                 _write_masks(folder, sequence, _frame_features(features, places[n], sequence, short, model), model)
@@ -128,8 +127,8 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         model_id=model.model_id,
         protocol=(
             f"Labels of the first frame and of the last {p.context} are carried on by the {p.neighbours} most similar "
-            f"tokens within {p.radius} tokens (temperature {p.temperature}), as for DINOv3: frames of at most {short} px, "
-            f"{size}; no training."
+            f"tokens within {p.radius} tokens (temperature {p.temperature}), as for DINOv3; no training. Frames of "
+            f"at most {short} px, {size}."
             + ("" if public else " The truth is not public, so there is no figure: the masks are for its server.")
         ),
         metrics=_metrics(measured) if public else {},
@@ -144,6 +143,13 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         examples=[_example(m) for m in _chosen(measured)],
         files={f"{found.folder}/{m.sequence.name}": m.folder for m in measured},
     )
+
+
+def _recipe(sequence: ObjectSequence, window: int, options: dict[str, Any]) -> dict[str, Any]:
+    """All that the masks of a sequence depend on besides the model and the contents of its files."""
+    own = {"wanted": [sequence.frames[n].stem for n in sequence.wanted], "given": list(sequence.given)}
+    objects = None if sequence.objects is None else list(sequence.objects.items())
+    return options | own | {"masks": asdict(PROTOCOL.propagation), "window": window, "objects": objects}
 
 
 def _windows(sequence: ObjectSequence, window: int) -> list[Source]:
@@ -257,7 +263,7 @@ def _chosen(measured: list[_Measured]) -> list[_Measured]:
 
 
 def _example(measured: _Measured) -> Example:
-    """The given mask, and two later frames: the middle one and the last that counts."""
+    """The given mask, and truth and prediction half-way; without truth, predictions half-way and at the end."""
     sequence, palette = measured.sequence, davis_palette()
     frames = sequence.wanted[1:-1] if sequence.truth is not None else sequence.wanted[1:]
     start = min(sequence.given)
@@ -268,7 +274,8 @@ def _example(measured: _Measured) -> Example:
         return draw_objects(read_image(sequence.frames[number]).numpy(), labels, palette)
 
     pictures = {f"given, frame {sequence.frames[start].stem}": drawn(start, sequence.given[start])}
-    for number in dict.fromkeys([frames[len(frames) // 2], frames[-1]] if frames else []):
+    shown = [frames[len(frames) // 2], *(frames[-1:] if sequence.truth is None else ())] if frames else []
+    for number in dict.fromkeys(shown):
         stem = sequence.frames[number].stem
         if sequence.truth is not None:
             pictures[f"truth, frame {stem}"] = drawn(number, sequence.truth[number])
