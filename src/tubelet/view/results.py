@@ -43,7 +43,7 @@ def write_result_page(result: Result, out: Path) -> None:
 
 
 def _address(pixels: NDArray[np.uint8]) -> Markup:
-    """A picture as a data URI: exact where it is of few colours, which mean something, and small where it is a photo."""
+    """A picture as a data URI: exact where it has few colours, which mean something, and small where it is a photo."""
     packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     return data_uri(pixels, "png" if len(np.unique(packed)) <= _FEW_COLOURS else "jpeg")
 
