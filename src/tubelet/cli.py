@@ -293,20 +293,23 @@ def evaluate(
 ) -> None:
     """Ask what a model's frozen features are worth, on a benchmark in its own layout or on a sample set.
 
-    Without --task, linear probes of a run's teacher on a sample set, beside a random encoder and raw patches.
+    Without --task, segmentation, depth, camera motion and tracking on a sample set, beside a random encoder and raw
+    patches.
 
     Args:
-        model: A run folder; with --task also a .safetensors or released .pt file, a released name, or a Hub id.
+        model: A run folder, a .safetensors or released .pt file, a released name, or a Hub id.
         config: How.
         data: The benchmark's folder, or one that sample-data wrote.
         task: One of the tasks that docs/evaluate.md describes.
-        out: Folder of result.json and page.html; by default evaluation/TASK-DATA in the run, or here by the model's id.
+        out: Folder of the results; by default the run, and with --task its folder evaluation/TASK-DATA, or here
+            evaluation/ID by the model's id.
         cache: Folder of the features, which are computed once; by default in the user's cache.
     """
     if task is None:
-        from tubelet.evaluate.suite import evaluate_run, print_table
+        from tubelet.evaluate.comparison import print_table
+        from tubelet.evaluate.suite import evaluate_model
 
-        print_table(evaluate_run(Path(model), data, seed=config.seed), Console())
+        print_table(evaluate_model(model, data, config, out), Console())
         return
     from tubelet.evaluate.cache import FeatureCache, default_folder
     from tubelet.evaluate.result import print_result, write_result

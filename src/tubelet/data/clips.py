@@ -120,7 +120,7 @@ def random_resized_crop(
 ) -> Tensor:
     """A crop of random area, shape and place, the same for all frames, resized to a square; see `augment`."""
     top, left, height, width = crop_box(pixels.shape[1], pixels.shape[2], rng, scale, aspect)
-    return _resize(pixels[:, top : top + height, left : left + width], size, size)
+    return resize(pixels[:, top : top + height, left : left + width], size, size)
 
 
 def crop_box(
@@ -155,7 +155,7 @@ def resize_centre_crop(pixels: Tensor, size: int) -> Tensor:
     """
     height, width = resize_shape(pixels.shape[1], pixels.shape[2], size)
     top, left = (height - size) // 2, (width - size) // 2
-    resized = _resize(pixels, height, width)
+    resized = resize(pixels, height, width)
     return resized[:, :, top : top + size, left : left + size].contiguous()
 
 
@@ -186,7 +186,7 @@ def resize_shape(height: int, width: int, size: int) -> tuple[int, int]:
     return max(size, round(height * size / short)), max(size, round(width * size / short))
 
 
-def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
+def resize(pixels: Tensor, height: int, width: int) -> Tensor:
     """(T, H, W, 3) uint8 -> (3, T, height, width) uint8: bilinear, antialiased when it shrinks."""
     frames = pixels.permute(0, 3, 1, 2)  # a view in PyTorch's channels-last layout, for which there is a uint8 kernel
     if pixels.shape[1:3] != (height, width):

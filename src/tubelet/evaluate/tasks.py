@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tubelet.evaluate import anticipation, classification, pooled
+from tubelet.evaluate import anticipation, classification, pooled, tracking, vos
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Progress
 from tubelet.evaluate.result import Result
@@ -35,6 +35,8 @@ TASKS: Mapping[str, Task] = {
     "knn": pooled.knn,
     "linear": pooled.linear,
     "anticipation": anticipation.evaluate,
+    "tracking": tracking.evaluate,
+    "vos": vos.evaluate,
 }
 WITH_PREDICTOR = frozenset({"anticipation"})
 """Tasks that use the model's predictor too, see `load`."""

@@ -76,4 +76,5 @@ def _metrics(path: Path) -> dict[str, float]:
     if not file.is_file():
         return {}
     tasks = json.loads(file.read_text())["tasks"]
-    return {f"{task['name']}, {task['metric']}": round(task["values"]["trained"], 4) for task in tasks}
+    values = {f"{task['name']}, {task['metric']}": task["values"]["trained"] for task in tasks}
+    return {name: round(value, 4) for name, value in values.items() if value is not None}

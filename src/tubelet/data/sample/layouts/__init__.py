@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tubelet.data.sample.layouts import diving48, epic, imagenet, kinetics, ssv2
+from tubelet.data.sample.layouts import davis, diving48, epic, imagenet, kinetics, ssv2, youtube_vos
 from tubelet.data.sample.truth import read_description
 from tubelet.types import TubeletError
 
@@ -20,6 +20,8 @@ LAYOUTS: Mapping[str, Writer] = {
     "diving48": diving48.write,
     "imagenet": imagenet.write,
     "epic": epic.write,
+    "davis": davis.write,
+    "youtube_vos": youtube_vos.write,
 }
 ALL = "all"
 
