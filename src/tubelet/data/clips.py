@@ -174,7 +174,7 @@ def crops_along(pixels: Tensor, size: int, count: int) -> Tensor:
     room = max(height, width) - size
     if room == 0 or count == 1:
         return resize_centre_crop(pixels, size).unsqueeze(0)
-    resized = _resize(pixels, height, width)
+    resized = resize(pixels, height, width)
     axis = 2 if height > width else 3
     starts = [round(k * room / (count - 1)) for k in range(count)]
     return torch.stack([resized.narrow(axis, start, size) for start in starts])
