@@ -10,8 +10,8 @@ cosine, to those around its place at the next time step, as a mean over the clip
 coarsest grid on which a view that grows (forward) differs from one that shifts. These are the same few numbers
 whatever the width of the features, so that the probe, linear as for the other tasks, is the same for all; and the
 likeness is the one that points are followed by. On this description the three score 0.62, 0.45 and 0.45. With the
-mean token of the clip taken off first they would be equal (about 0.67 each): the trained features tell directions by
-their plain likeness, the others do not.
+mean token of the clip taken off first they would be 0.64, 0.70 and 0.67, about equal: the trained features tell
+directions by their plain likeness, the others do not.
 """
 
 from collections.abc import Sequence
