@@ -3,8 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,11 +16,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import TaskID
 
 from tubelet.config import EmbedConfig, ModelConfig, Recipe, TrainConfig, model_preset, recipes
+from tubelet.console import files_progress, say_bad, stages_progress
 from tubelet.evaluate.settings import EvaluateConfig
-from tubelet.types import BadFile, TubeletError
+from tubelet.types import TubeletError
 
 # Commands import what they run when they run: `tubelet --help` answers without loading torch's training code.
 
@@ -199,7 +198,7 @@ def shard(
     from tubelet.data.reshard import write_shards
 
     console = Console()
-    with _files_progress(console) as progress:
+    with files_progress(console) as progress:
         made = write_shards(
             sources,
             out,
@@ -208,7 +207,7 @@ def shard(
             shard_mb=shard_mb,
             max_bad_share=max_bad_share,
             progress=progress,
-            report=partial(_say_bad, console),
+            report=partial(say_bad, console),
         )
     already = " (it was there already)" if made.reused else ""
     console.print(
@@ -239,9 +238,9 @@ def embed(
     from tubelet.pretrained.backbone import load
 
     console = Console()
-    with _files_progress(console) as progress:
+    with files_progress(console) as progress:
         made = embed_collection(
-            load(model), sources, out, config, model, progress=progress, report=partial(_say_bad, console)
+            load(model), sources, out, config, model, progress=progress, report=partial(say_bad, console)
         )
     before = f" ({made.before} files were done before)" if made.before else ""
     short = f"; {made.short} videos too short for --fps were read at a higher rate" if made.short else ""
@@ -318,7 +317,7 @@ def evaluate(
     from tubelet.view.results import write_result_page
 
     console, encoder = Console(), load(model, with_predictor=task in WITH_PREDICTOR)
-    with _stages_progress(console) as progress:
+    with stages_progress(console) as progress:
         result = run_task(task, encoder, data, config, FeatureCache(cache or default_folder(), encoder), progress)
     folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
     folder = out or folder / "evaluation" / f"{task}-{data.resolve().name}"
@@ -406,38 +405,6 @@ def convert(
 
         said = write(what, out, wanted, license)
     Console().print(said, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _files_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar of files, and the function that moves it to `done` of `total`."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("files"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("files", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage of an evaluation, and the function that moves them."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def move(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what)
-            progress.update(bars[what], completed=done, total=total)
-
-        yield move
-
-
-def _say_bad(console: Console, file: BadFile) -> None:
-    console.print(f"[yellow]bad file[/yellow] {escape(f'{file.path}: {file.reason}')}", highlight=False, soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

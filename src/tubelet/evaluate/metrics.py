@@ -1,5 +1,8 @@
 """The figures of merit, each as its field defines it."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -41,6 +44,49 @@ def accuracy(counts: Tensor) -> float:
         counts: (K, K) from `confusion`.
     """
     return int(counts.diagonal().sum()) / int(counts.sum())
+
+
+@dataclass(frozen=True)
+class DepthErrors:
+    """How far a map of depth is off, over the pixels whose depth is known.
+
+    Attributes:
+        rmse: root of the mean squared error, metres.
+        abs_rel: mean of |error| / truth.
+        delta1, delta2, delta3: shares of pixels whose ratio to the truth, or the truth's to them, is below 1.25 to the
+            power of 1, 2, 3.
+        log10: mean of |log10 prediction - log10 truth|.
+        silog: 100 times the standard deviation of the error of the natural logarithm.
+    """
+
+    rmse: float
+    abs_rel: float
+    delta1: float
+    delta2: float
+    delta3: float
+    log10: float
+    silog: float
+
+
+def depth_errors(predicted: Tensor, truth: Tensor) -> DepthErrors:
+    """The errors of Eigen et al. (2014) and of KITTI's depth benchmark.
+
+    Args:
+        predicted: (n,) metres, above 0.
+        truth: (n,) metres, above 0; n at least 1.
+    """
+    y, t = predicted.double(), truth.double()
+    ratio, log = torch.maximum(y / t, t / y), y.log() - t.log()
+    delta1, delta2, delta3 = (float((ratio < 1.25**power).double().mean()) for power in (1, 2, 3))
+    return DepthErrors(
+        rmse=rmse(y, t),
+        abs_rel=float(((y - t).abs() / t).mean()),
+        delta1=delta1,
+        delta2=delta2,
+        delta3=delta3,
+        log10=float(log.abs().mean()) / math.log(10),
+        silog=100 * float(log.var(correction=0).sqrt()),
+    )
 
 
 def rmse(predicted: Tensor, truth: Tensor) -> float:

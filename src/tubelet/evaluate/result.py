@@ -68,6 +68,7 @@ class Result:
         details: more figures, ready for JSON: each class, each sequence, the whole sweep.
         examples: a choice, worst first.
         files: a name in the result's folder -> the folder that is copied there: predictions, for other evaluators.
+        legend: what stands for a colour of their pictures -> red, green and blue.
     """
 
     task: str
@@ -81,6 +82,7 @@ class Result:
     details: Mapping[str, Any] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     files: Mapping[str, Path] = field(default_factory=dict)
+    legend: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 def write_result(result: Result, path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tubelet.evaluate import anticipation, classification, pooled, tracking, vos
+from tubelet.evaluate import anticipation, classification, depth, pooled, segmentation, tracking, vos
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Progress
 from tubelet.evaluate.result import Result
@@ -31,6 +31,8 @@ class Task(Protocol):
 
 
 TASKS: Mapping[str, Task] = {
+    "segmentation": segmentation.evaluate,
+    "depth": depth.evaluate,
     "classification": classification.evaluate,
     "knn": pooled.knn,
     "linear": pooled.linear,

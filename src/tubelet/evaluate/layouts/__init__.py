@@ -1,1 +1,1 @@
-"""The folders of public benchmarks, as their official downloads unpack: from files on disk to plain lists."""
+"""Readers of benchmarks as their official downloads unpack: from a folder to lists of files."""

@@ -7,7 +7,20 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tubelet.data.sample.layouts import davis, diving48, epic, imagenet, kinetics, ssv2, youtube_vos
+from tubelet.data.sample.layouts import (
+    ade20k,
+    cityscapes,
+    davis,
+    diving48,
+    epic,
+    imagenet,
+    kinetics,
+    kitti,
+    nyuv2,
+    ssv2,
+    voc2012,
+    youtube_vos,
+)
 from tubelet.data.sample.truth import read_description
 from tubelet.types import TubeletError
 
@@ -15,6 +28,11 @@ Writer = Callable[[Path, Path], Mapping[str, int]]
 """Writes a rendered sample set (its folder) to an empty folder; says how many of what it wrote."""
 
 LAYOUTS: Mapping[str, Writer] = {
+    "ade20k": ade20k.write,
+    "voc2012": voc2012.write,
+    "cityscapes": cityscapes.write,
+    "nyuv2": nyuv2.write,
+    "kitti": kitti.write,
     "ssv2": ssv2.write,
     "kinetics": kinetics.write,
     "diving48": diving48.write,

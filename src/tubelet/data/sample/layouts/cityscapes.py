@@ -1,0 +1,42 @@
+"""The sample set as Cityscapes: a level is a city, classes are the labels that come nearest, void is unlabelled."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from tubelet.data.sample.layouts.frames import frames_of, translate, write_map, write_picture
+from tubelet.data.sample.truth import CLASSES
+
+# Label ids, not train ids.
+LABELS = {
+    "wall": 11,  # building
+    "floor": 7,  # road
+    "ceiling": 16,  # tunnel, which is not evaluated
+    "sky": 23,
+    "monster": 24,  # person
+    "item": 20,  # traffic sign
+    "weapon": 33,  # bicycle
+    "decoration": 17,  # pole
+    "plant": 21,  # vegetation
+    "light": 19,  # traffic light
+    "barrel": 26,  # car
+    "remains": 22,  # terrain
+    "effect": 0,
+}
+
+
+def write(root: Path, out: Path) -> Mapping[str, int]:
+    """Write the layout; see the registry."""
+    counts = {}
+    for split in ("train", "val"):
+        seen: Counter[str] = Counter()
+        for frame in frames_of(root, split):
+            city = frame.level.lower()
+            name = f"{city}_{seen[city]:06d}_000019"
+            write_picture(out / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", frame.pixels)
+            labels = translate(frame.classes, LABELS, CLASSES, 0)
+            write_map(out / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", labels)
+            seen[city] += 1
+        counts[f"{split} pictures"] = seen.total()
+        counts[f"{split} cities"] = len(seen)
+    return counts

@@ -1,0 +1,83 @@
+"""What layouts of pictures are written from: images and the middle frames of clips, with their truth."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tubelet.data.decode import read_frames
+from tubelet.data.images import read_image
+from tubelet.data.sample.truth import read_index, read_truth
+
+UNITS_PER_METRE = 32
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture of the sample set.
+
+    Attributes:
+        number: its place among those of its split, from 0.
+        level: name of the level.
+        pixels: (H, W, 3) uint8.
+        classes: (H, W) uint8 indices of `CLASSES`.
+        metres: (H, W) float32 along the camera's axis; 0 where it is not known, and in the sky.
+    """
+
+    number: int
+    level: str
+    pixels: NDArray[np.uint8]
+    classes: NDArray[np.uint8]
+    metres: NDArray[Any]
+
+
+def frames_of(root: Path, split: str) -> Iterator[Frame]:
+    """The pictures of a split: "train" or "val".
+
+    Raises:
+        TubeletError: if there is no sample set, or a file of it cannot be read.
+    """
+    number = 0
+    for kind in ("images", "videos"):
+        for entry in read_index(root, split, kind):
+            truth = read_truth(entry.truth)
+            middle = len(truth.classes) // 2
+            pixels = read_image(entry.media) if kind == "images" else read_frames(entry.media).pixels[middle]
+            metres = truth.depth[middle] / UNITS_PER_METRE
+            known = np.isfinite(metres) & (metres > 0)
+            yield Frame(number, entry.level, pixels.numpy(), truth.classes[middle], np.where(known, metres, 0))
+            number += 1
+
+
+def write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write (H, W, 3) as the format that the name asks for; a JPEG is of high quality."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=95)  # which a PNG ignores
+
+
+def write_map(path: Path, values: NDArray[np.integer], palette: list[int] | None = None) -> None:
+    """Write (H, W) uint8 or uint16 as a PNG of one channel, with a palette if one is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(values)
+    if palette is not None:
+        image.putpalette(palette)
+    image.save(path)
+
+
+def translate(
+    classes: NDArray[np.uint8], labels: Mapping[str, int], names: tuple[str, ...], other: int
+) -> NDArray[np.uint8]:
+    """Classes (H, W) in the labels of a benchmark.
+
+    Args:
+        classes: indices of `names`.
+        labels: name -> label.
+        names: of the classes.
+        other: label of the classes that `labels` leaves out.
+    """
+    table = np.array([labels.get(name, other) for name in names], np.uint8)
+    return table[classes]

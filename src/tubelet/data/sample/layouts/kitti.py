@@ -1,0 +1,46 @@
+"""The sample set as KITTI's depth: a level is a drive, depth is as sparse as a laser's, 256 a metre.
+
+Depth is known below the upper third, in every other row and every fourth column. Pictures are smaller than KITTI's, so
+that readers do not cut them as they cut KITTI's own. As in Eigen's test split, some pictures have no depth: every
+twentieth.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tubelet.data.sample.layouts.frames import frames_of, write_map, write_picture
+
+FOCAL_LENGTH = 721.5377
+DATE = "2011_09_26"
+WITHOUT_DEPTH = 20
+
+
+def write(root: Path, out: Path) -> Mapping[str, int]:
+    """Write the layout; see the registry."""
+    counts, drives = {}, list[str]()
+    for split, name, folder in (("train", "train", "train"), ("val", "test", "val")):
+        seen: Counter[str] = Counter()
+        lines = []
+        for frame in frames_of(root, split):
+            if frame.level not in drives:
+                drives.append(frame.level)
+            drive = f"{DATE}_drive_{drives.index(frame.level) + 1:04d}_sync"
+            picture = f"{DATE}/{drive}/image_02/data/{seen[drive]:010d}.png"
+            depth = f"{drive}/proj_depth/groundtruth/image_02/{seen[drive]:010d}.png"
+            write_picture(out / "raw" / picture, frame.pixels)
+            if name == "test" and frame.number % WITHOUT_DEPTH == WITHOUT_DEPTH - 1:
+                depth = "None"
+            else:
+                sparse = np.zeros(frame.metres.shape, np.uint16)
+                laser = (slice(len(sparse) // 3, None, 2), slice(None, None, 4))
+                sparse[laser] = np.clip(np.rint(256 * frame.metres[laser]), 0, 65535)
+                write_map(out / "data_depth_annotated" / folder / depth, sparse)
+            lines.append(f"{picture} {depth} {FOCAL_LENGTH}\n")
+            seen[drive] += 1
+        (out / f"eigen_{name}_files_with_gt.txt").write_text("".join(lines))
+        counts[f"{name} pictures"] = len(lines)
+        counts[f"{name} drives"] = len(seen)
+    return counts

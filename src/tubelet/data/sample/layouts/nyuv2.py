@@ -1,0 +1,31 @@
+"""The sample set as NYU Depth v2: a level is a scene, depth is in millimetres, 32 units of the game about a metre."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tubelet.data.sample.layouts.frames import frames_of, write_map, write_picture
+
+FOCAL_LENGTH = 518.8579  # what the benchmark's own lists say of every picture
+
+
+def write(root: Path, out: Path) -> Mapping[str, int]:
+    """Write the layout; see the registry."""
+    base, counts = out / "nyu_depth_v2", {}
+    for split, name, folder in (("train", "train", "sync"), ("val", "test", "official_splits/test")):
+        seen: Counter[str] = Counter()
+        lines = []
+        for frame in frames_of(root, split):
+            scene = frame.level.lower()
+            picture, depth = (f"{scene}/{what}{seen[scene]:05d}" for what in ("rgb_", "sync_depth_"))
+            write_picture(base / folder / f"{picture}.jpg", frame.pixels)
+            millimetres = np.clip(np.rint(1000 * frame.metres), 0, 65535).astype(np.uint16)
+            write_map(base / folder / f"{depth}.png", millimetres)
+            lines.append(f"/{picture}.jpg /{depth}.png {FOCAL_LENGTH}\n")
+            seen[scene] += 1
+        (base / f"nyudepthv2_{name}_files_with_gt.txt").write_text("".join(lines))
+        counts[f"{name} pictures"] = len(lines)
+        counts[f"{name} scenes"] = len(seen)
+    return counts

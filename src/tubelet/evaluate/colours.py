@@ -1,0 +1,62 @@
+"""Maps as pictures: classes in distinct colours, depth on a colour scale."""
+
+import colorsys
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+UNKNOWN = (38, 38, 42)  # pixels that have no say
+_GOLDEN = 0.618034  # turns of hue that come round to no colour near an earlier one for long
+
+
+@functools.cache
+def _palette(classes: int) -> NDArray[np.uint8]:
+    """(256, 3) colours of class indices, `UNKNOWN` above."""
+    colours = np.full((256, 3), UNKNOWN, np.uint8)
+    for k in range(classes):
+        lightness, saturation = (0.56, 0.72, 0.42)[k % 3], (0.62, 0.55, 0.5)[k // 3 % 3]
+        colours[k] = [round(255 * x) for x in colorsys.hls_to_rgb((0.58 + k * _GOLDEN) % 1, lightness, saturation)]
+    return colours
+
+
+def legend(names: Sequence[str], shown: Iterable[int]) -> dict[str, tuple[int, int, int]]:
+    """The names of some classes, and of pixels that have no say, with their colours.
+
+    Args:
+        names: of all K classes.
+        shown: indices of those that are in a picture.
+    """
+    colours = {names[k]: tuple(_palette(len(names))[k].tolist()) for k in sorted(shown)}
+    return colours | {"no say": UNKNOWN}
+
+
+def paint_classes(indices: NDArray[Any], classes: int) -> NDArray[np.uint8]:
+    """(H, W) class indices -> (H, W, 3); 255 is painted dark."""
+    return _palette(classes)[indices]
+
+
+def paint_mistakes(predicted: NDArray[Any], truth: NDArray[Any], ignored: int) -> NDArray[np.uint8]:
+    """(H, W) class indices, twice -> (H, W, 3): right pale, wrong red, ignored dark."""
+    picture = np.where((predicted == truth)[..., None], (214, 217, 214), (200, 60, 50)).astype(np.uint8)
+    picture[truth == ignored] = UNKNOWN
+    return picture
+
+
+def paint_depth(metres: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """(H, W) metres -> (H, W, 3), near bright and far dark, on a scale of logarithms; 0 is unknown."""
+    share = np.log(np.maximum(metres, low) / low) / np.log(high / low)
+    picture = (255 * matplotlib.colormaps["magma_r"](np.clip(share, 0, 1))[..., :3]).astype(np.uint8)
+    picture[metres <= 0] = UNKNOWN
+    return picture
+
+
+def paint_errors(ratio: NDArray[Any], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """(H, W) prediction / truth -> (H, W, 3): red where too far, blue where too near, pale where right."""
+    share = 0.5 + 0.5 * np.clip(np.log2(np.where(known, ratio, 1)), -1, 1)
+    picture = (255 * matplotlib.colormaps["coolwarm"](share)[..., :3]).astype(np.uint8)
+    picture[~known] = UNKNOWN
+    return picture

@@ -1,0 +1,379 @@
+"""Depth by a linear head on the last level: NYU Depth v2, KITTI, the sample set.
+
+H x W pixels of a picture, N = h·w tokens of a view, D width, K bins of depth.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tubelet.data.processes import start_worker
+from tubelet.evaluate.cache import FeatureCache, read_features
+from tubelet.evaluate.colours import paint_depth, paint_errors
+from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
+from tubelet.evaluate.heads import HeadProtocol, TrainedHead, train_heads
+from tubelet.evaluate.layouts import kitti, nyuv2, sample
+from tubelet.evaluate.layouts.depths import DepthSet, read_depth, scored_region, seen_region
+from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture, recognise
+from tubelet.evaluate.metrics import DepthErrors, depth_errors
+from tubelet.evaluate.result import Example, Metric, Result
+from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.evaluate.views import (
+    POINTS_SHOWN,
+    Crop,
+    Draw,
+    PointReader,
+    Rows,
+    check_shape,
+    crops_of,
+    cut,
+    cut_crops,
+    draw_points,
+    point_places,
+    source_picture,
+    test_source,
+    training_source,
+)
+from tubelet.pretrained.backbone import Backbone
+from tubelet.types import BadFile, TubeletError
+
+READERS = {"NYUv2": nyuv2.read, "KITTI": kitti.read, "sample set": sample.read_depths}
+EXPECTED = (
+    "sync and official_splits/test or nyu_train.txt and nyu_test.txt, data_depth_annotated or gt_depth, or dataset.json"
+)
+_EXAMPLES = 12
+
+
+# The published rate is the first. The others are for small sets, on which there are fewer iterations.
+RATES = (1e-4, 1e-3, 1e-2)
+HEAD = HeadProtocol(iterations=38_400, passes=25, learning_rates=RATES, weight_decay=1e-2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """DINOv3's linear protocol for depth, which is that of DINOv2 and AdaBins (Siméoni et al. 2025, appendix D).
+
+    Attributes:
+        bins: K, spread evenly from `min_depth` to the benchmark's largest depth.
+        min_depth: metres.
+        smoothing: what each bin's score has at least, before scores are divided by their sum.
+        upsample: by which the head's scores are brought up before they become depth.
+        head: how the head is trained.
+    """
+
+    bins: int = 256
+    min_depth: float = 1e-3
+    smoothing: float = 0.1
+    upsample: int = 4
+    head: HeadProtocol = HEAD
+
+
+PROTOCOL = Protocol()
+
+
+def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
+    """Train the head on the training split's features and score it on the test split at the pictures' own size.
+
+    Raises:
+        TubeletError: if the folder has none of the layouts, or a file in it is wrong.
+    """
+    depths = recognise(data, READERS, EXPECTED)
+    train, test = spread(depths.train, config.limit), spread(depths.test, config.limit)
+    options: dict[str, Any] = {"workers": config.workers, "max_bad_share": config.max_bad_share, "progress": progress}
+    view = view_size(depths, picture_shape(test[0]), config.image_size, model.patch_size)
+    size = (
+        _in_patches(view[0] * depths.crop[0], model.patch_size),
+        _in_patches(view[1] * depths.crop[1], model.patch_size),
+    )
+
+    crops = crops_of(len(train))
+    sources = [training_source(pair, crops, config.seed) for pair in train]
+    choose = partial(choose_crop, depths=depths)
+    recipe = {"cut": "depth crops", "size": size, "seen": depths.seen, "crop": depths.crop}
+    features = extract(model, cache, sources, recipe, partial(cut_crops, choose=choose, size=size), **options)
+    pairs = [train[number] for number in features.numbers]
+    stated = {"cut": recipe, "scale": depths.scale, "max": depths.max_depth}
+    places = point_places(cache, pairs, features.sources, stated)
+    reader = PointReader(pairs, features.sources, places, partial(read_depth, depths=depths), 0, choose)
+    draw_points(reader, config.workers, progress)
+
+    bins = torch.linspace(PROTOCOL.min_depth, depths.max_depth, PROTOCOL.bins, device=model.device)
+    head = train_heads(
+        Rows(features, places, (size[0] // model.patch_size, size[1] // model.patch_size), config.seed, config.workers),
+        PROTOCOL.bins,
+        PROTOCOL.head.changed(config.epochs, config.batch_size),
+        partial(loss_of_heads, bins=bins),
+        partial(_tally, bins=bins),
+        _scores,
+        folder=cache.folder / "heads",
+        device=model.device,
+        seed=config.seed,
+        readers=config.workers,
+        progress=progress,
+    )
+
+    recipe = {"cut": "depth views", "size": view, "seen": depths.seen}
+    views = extract(
+        model, cache, [test_source(p) for p in test], recipe, partial(cut_views, depths=depths, size=view), **options
+    )
+    tested = [test[number] for number in views.numbers]
+    grid = (view[0] // model.patch_size, view[1] // model.patch_size)
+    errors, empty, examples = _test(views, tested, depths, head, grid, bins, config.workers, progress)
+    bad = [*features.bad, *views.bad]
+    return _result(model, data, depths, head, errors, empty, examples, bad, view, crops)
+
+
+def view_size(depths: DepthSet, shape: tuple[int, int], height: int | None, patch: int) -> tuple[int, int]:
+    """Rows and columns in pixels that a picture is encoded at: whole patches, in the shape of what models see of it.
+
+    Args:
+        depths: the benchmark.
+        shape: (H, W) of its pictures.
+        height: pixels; None is the benchmark's.
+        patch: pixels along a patch's side.
+    """
+    top, left, bottom, right = seen_region(depths, shape)
+    rows = height or depths.height or bottom - top
+    return _in_patches(rows, patch), _in_patches(rows * (right - left) / (bottom - top), patch)
+
+
+def _in_patches(length: float, patch: int) -> int:
+    return max(1, round(length / patch)) * patch
+
+
+def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, depths: DepthSet) -> Crop:
+    """A crop of the benchmark's shares of what models see of a picture of (H, W) pixels; its scale is never changed."""
+    top, left, bottom, right = seen_region(depths, shape)
+    height, width = (
+        max(1, round(share * length)) for share, length in zip(depths.crop, (bottom - top, right - left), strict=True)
+    )
+    down, across = round(draw.down * (bottom - top - height)), round(draw.across * (right - left - width))
+    return Crop(top + down, left + across, height, width, draw.mirror < 0.5)
+
+
+def cut_views(source: Source, depths: DepthSet, size: tuple[int, int]) -> Tensor:
+    """What models see of a picture, and its mirror image: (2, 3, 1, *size) uint8.
+
+    Raises:
+        DecodeError: if the picture cannot be read.
+    """
+    picture = source_picture(source)
+    top, left, bottom, right = seen_region(depths, (picture.shape[0], picture.shape[1]))
+    view = cut(picture, Crop(top, left, bottom - top, right - left, mirrored=False), size)
+    return torch.stack([view, view.flip(-1)])
+
+
+def depth_of(scores: Tensor, bins: Tensor) -> Tensor:
+    """Metres (...) of scores (..., K): the bins' mean, weighted by scores above 0 and a little more."""
+    # (relu(scores) + e) · bins / sum(relu(scores) + e), in one product and without a copy of the scores for e.
+    sums = scores.relu() @ torch.stack([bins, torch.ones_like(bins)], dim=1)
+    more = PROTOCOL.smoothing * torch.stack([bins.sum(), bins.new_tensor(len(bins))])
+    weighted, weights = (sums + more).unbind(-1)
+    return weighted / weights
+
+
+def loss_of_heads(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
+    """The scale-invariant logarithmic loss of AdaBins, summed over the heads: (R, S, K) and (R,) metres -> scalar.
+
+    The root of variance + 0.15 mean² of the error g of the logarithm, over all of a batch's rows with a depth.
+    """
+    known = values > 0
+    count = known.sum().clamp(min=1)
+    g = depth_of(outputs, bins).add(1e-3).log() - values.clamp(min=1e-3).add(1e-3).log().unsqueeze(1)
+    g = g * known.unsqueeze(1)
+    mean = g.sum(0) / count
+    variance = g.square().sum(0) / count - mean.square()
+    return (variance + 0.15 * mean.square()).clamp(min=1e-8).sqrt().sum()
+
+
+def _tally(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
+    known = values > 0
+    squares = (depth_of(outputs[known], bins) - values[known].unsqueeze(1)).square().double().sum(0)
+    return torch.stack([squares, known.sum().double().expand_as(squares)], dim=1)
+
+
+def _scores(sums: Tensor) -> list[float]:
+    if not int(sums[0, 1]):
+        raise TubeletError("no training picture that was held out has a known depth; are the annotations right?")
+    return (-(sums[:, 0] / sums[:, 1]).sqrt()).tolist()
+
+
+@torch.inference_mode()
+def predict(
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    grid: tuple[int, int],
+    bins: Tensor,
+    depths: DepthSet,
+    shape: tuple[int, int],
+) -> NDArray[np.float32]:
+    """Metres (H, W) of a picture, the mean of it and its mirror image; 0 outside of what models see.
+
+    Args:
+        tokens: (2, N, D) of `cut_views`.
+        weight: (K, D).
+        bias: (K,).
+        grid: (h, w).
+        bins: (K,) metres.
+        depths: the benchmark.
+        shape: (H, W) of the picture.
+    """
+    scores = F.linear(tokens.float(), weight, bias).mT.unflatten(2, grid)
+    scores = F.interpolate(scores, scale_factor=PROTOCOL.upsample, mode="bilinear", align_corners=False)
+    metres = depth_of(scores.movedim(1, -1), bins)
+    metres = (metres[0] + metres[1].flip(-1)) / 2
+    top, left, bottom, right = seen_region(depths, shape)
+    seen = F.interpolate(metres[None, None], (bottom - top, right - left), mode="bilinear", align_corners=False)
+    whole = np.zeros(shape, np.float32)
+    whole[top:bottom, left:right] = seen[0, 0].clamp(PROTOCOL.min_depth, depths.max_depth).cpu().numpy()
+    return whole
+
+
+@dataclass(frozen=True)
+class _Test(Dataset[tuple[Tensor, NDArray[Any] | str]]):
+    """Features of a picture and its depth, or why there is none."""
+
+    places: list[Path]
+    pairs: list[Pair]
+    depths: DepthSet
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, NDArray[Any] | str]:
+        try:
+            truth = read_depth(self.pairs[index], self.depths)
+            check_shape(self.pairs[index], (truth.shape[0], truth.shape[1]))
+        except TubeletError as error:
+            return torch.empty(0), str(error)
+        return read_features(self.places[index])["tokens"], truth
+
+
+def _test(
+    views: FeatureSet,
+    pairs: list[Pair],
+    depths: DepthSet,
+    head: TrainedHead,
+    grid: tuple[int, int],
+    bins: Tensor,
+    workers: int,
+    progress: Progress,
+) -> tuple[list[DepthErrors], list[str], list[Example]]:
+    """The errors of each picture, the pictures that have none for want of truth, and examples."""
+    loader = DataLoader(
+        _Test(views.places, pairs, depths),
+        batch_size=None,
+        num_workers=min(workers, len(pairs)),
+        worker_init_fn=start_worker,
+    )
+    errors: list[DepthErrors] = []
+    empty: list[str] = []
+    worst: list[tuple[float, int, NDArray[np.float32], NDArray[Any], DepthErrors]] = []
+    for number, (tokens, truth) in enumerate(_without_errors(loader)):
+        shape = (truth.shape[0], truth.shape[1])
+        predicted = predict(tokens.to(bins.device), head.weight, head.bias, grid, bins, depths, shape)
+        scored = np.zeros(shape, bool)
+        top, left, bottom, right = scored_region(depths, shape)
+        scored[top:bottom, left:right] = True
+        known = scored & (truth > PROTOCOL.min_depth) & (predicted > 0)
+        progress("testing", number + 1, len(pairs))
+        if not known.any():
+            empty.append(pairs[number].name)
+            continue
+        own = depth_errors(torch.from_numpy(predicted[known]), torch.from_numpy(truth[known]))
+        errors.append(own)
+        heapq.heappush(worst, (own.rmse, number, predicted, np.where(scored, truth, 0), own))
+        if len(worst) > _EXAMPLES:
+            heapq.heappop(worst)
+    if not errors:
+        raise TubeletError("no picture of the test split has a known depth where it is scored; are the files right?")
+    ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
+    examples = [_example(pairs[n], predicted, truth, own) for _, n, predicted, truth, own in ranked]
+    return errors, empty, examples
+
+
+def _without_errors(loader: DataLoader) -> Iterator[tuple[Tensor, NDArray[Any]]]:
+    for tokens, truth in loader:
+        if isinstance(truth, str):
+            raise TubeletError(truth)
+        yield tokens, np.asarray(truth)
+
+
+def _example(pair: Pair, predicted: NDArray[np.float32], truth: NDArray[Any], errors: DepthErrors) -> Example:
+    known = (truth > 0) & (predicted > 0)
+    low, high = float(truth[known].min()), float(truth[known].max())
+    ratio = predicted / np.where(known, truth, 1)
+    return Example(
+        name=pair.name,
+        score=errors.rmse,
+        pictures={
+            "picture": read_picture(pair),
+            f"truth, {low:.1f} to {high:.1f} m": paint_depth(truth, low, max(high, 1.01 * low)),
+            "prediction": paint_depth(predicted, low, max(high, 1.01 * low)),
+            "blue too near, red too far": paint_errors(ratio, known),
+        },
+        note=f"AbsRel {errors.abs_rel:.3f}, δ1 {errors.delta1:.3f}",
+    )
+
+
+def _result(
+    model: Backbone,
+    data: Path,
+    depths: DepthSet,
+    head: TrainedHead,
+    errors: list[DepthErrors],
+    empty: list[str],
+    examples: list[Example],
+    bad: list[BadFile],
+    view: tuple[int, int],
+    crops: int,
+) -> Result:
+    fitted, held_out = head.pictures
+    rows = [asdict(one) for one in errors]
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return Result(
+        task="depth",
+        benchmark=depths.benchmark,
+        data=str(data),
+        model_id=model.model_id,
+        protocol=(
+            f"DINOv3's linear protocol (Siméoni et al. 2025): batch norm and a 1x1 convolution on the last level to "
+            f"{PROTOCOL.bins} bins from {PROTOCOL.min_depth:g} to {depths.max_depth:g} m, scale-invariant logarithmic "
+            f"loss, pictures at {view[1]} x {view[0]} px and mirrored at test time; errors at the pictures' full size, "
+            f"the mean of each picture's. Other than published: features are kept, so that each training picture is "
+            f"seen in {crops} fixed {'crop' if crops == 1 else 'crops'} without rotation or changes of colour; the "
+            f"loss is of {POINTS_SHOWN} pixels of a crop, drawn anew each time, and has no term for gradients; the "
+            f"head took {head.steps} iterations; the learning rate is chosen on {held_out} training pictures that no "
+            f"head is trained on."
+        ),
+        metrics={
+            "RMSE": Metric(value=mean["rmse"], unit="m", higher_is_better=False),
+            "AbsRel": Metric(value=mean["abs_rel"], higher_is_better=False),
+            "δ1": Metric(value=mean["delta1"]),
+        },
+        counts={"training pictures": fitted, "held-out pictures": held_out, "test pictures": len(errors)}
+        | dict(depths.left_out)
+        | ({"test pictures without a known depth": len(empty)} if empty else {}),
+        skipped=bad,
+        details={
+            "more errors": {name: mean[name] for name in ("delta2", "delta3", "log10", "silog")},
+            "learning rates": {
+                "chosen": head.learning_rate,
+                "RMSE on held-out pictures, m": {rate: -value for rate, value in head.sweep.items()},
+            },
+            "iterations": head.steps,
+        }
+        | ({"test pictures without a known depth": empty} if empty else {}),
+        examples=examples,
+    )

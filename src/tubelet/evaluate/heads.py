@@ -1,0 +1,276 @@
+"""Linear heads on frozen features: batch norm and a 1x1 convolution, at several learning rates side by side.
+
+R rows (points of pictures), D width, K outputs, S heads.
+"""
+
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from tubelet.checkpoint import describe_os_error
+from tubelet.data.processes import start_worker
+from tubelet.evaluate.extract import Progress
+from tubelet.evaluate.views import Batches, Rows
+from tubelet.types import TubeletError
+
+SAVE_SECONDS = 60
+HELD_OUT_SHARE, HELD_OUT_AT_MOST = 0.1, 500
+_STD = 0.01  # of initial weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadProtocol:
+    """How heads are trained.
+
+    Attributes:
+        iterations: at most.
+        passes: over the pictures, at most.
+        batch_size: pictures of a step.
+        learning_rates: at their peak; one head is trained at each.
+        weight_decay: of AdamW with betas 0.9 and 0.999.
+        warmup_share: of the iterations, over which learning rates rise linearly; then they fall to 0 along a cosine.
+        dropout: share of channels that a picture's rows miss in training.
+        gradient_norm: of each head, at most.
+    """
+
+    iterations: int
+    passes: int
+    batch_size: int = 16
+    learning_rates: tuple[float, ...]
+    weight_decay: float
+    warmup_share: float = 1500 / 40_000
+    dropout: float = 0.0
+    gradient_norm: float = 35.0
+
+    def changed(self, epochs: int | None, batch_size: int | None) -> "HeadProtocol":
+        """The protocol with what a user set: so many passes, whatever number of iterations they are."""
+        changed = replace(self, batch_size=batch_size or self.batch_size)
+        return changed if epochs is None else replace(changed, passes=epochs, iterations=sys.maxsize)
+
+    def steps(self, pictures: int) -> int:
+        """Iterations over so many pictures."""
+        return max(1, min(self.iterations, math.ceil(self.passes * pictures / self.batch_size)))
+
+    def rate(self, step: int, steps: int) -> float:
+        """What the learning rates are multiplied with at a step, counted from 0."""
+        warmup = max(1, round(self.warmup_share * steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class LinearHeads(nn.Module):
+    """S heads on the same rows.
+
+    Batch norm's statistics are common to all heads, for they see the same rows. Its scale and shift, of which each head
+    has its own, are multiplied into the head's weights instead of into S copies of the rows: the same function, with
+    the same gradients.
+    """
+
+    def __init__(self, width: int, outputs: int, heads: int, dropout: float, seed: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False)
+        self.dropout = dropout
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.empty(outputs, width).normal_(0, _STD, generator=generator)
+        # A tensor for each head: each has its own learning rate.
+        self.weight = nn.ParameterList(nn.Parameter(weight.clone()) for _ in range(heads))
+        self.bias = nn.ParameterList(nn.Parameter(torch.zeros(outputs)) for _ in range(heads))
+        self.scale = nn.ParameterList(nn.Parameter(torch.ones(width)) for _ in range(heads))
+        self.shift = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(heads))
+
+    def parameters_of(self, head: int) -> list[nn.Parameter]:
+        """The parameters of one head."""
+        return [self.weight[head], self.bias[head], self.scale[head], self.shift[head]]
+
+    def folded(self, head: int) -> tuple[Tensor, Tensor]:
+        """The head as one product of normalised rows: weight (K, D) and bias (K,)."""
+        weight = self.weight[head]
+        return weight * self.scale[head], self.bias[head] + weight @ self.shift[head]
+
+    def forward(self, rows: Tensor, pictures: int, chance: torch.Generator | None = None) -> Tensor:
+        """(R, D) -> (R, S, K); the rows are those of `pictures` pictures, one after the other, as many of each."""
+        x = self.norm(rows)
+        if self.training and self.dropout:
+            keep = torch.full((pictures, 1, x.shape[1]), 1 - self.dropout)
+            keep = (torch.bernoulli(keep, generator=chance) / (1 - self.dropout)).to(x.device)
+            x = (x.unflatten(0, (pictures, -1)) * keep).flatten(0, 1)
+        folded = [self.folded(head) for head in range(len(self.weight))]
+        out = F.linear(x, torch.cat([w for w, _ in folded]), torch.cat([b for _, b in folded]))
+        return out.unflatten(1, (len(folded), -1))
+
+    @torch.no_grad()
+    def frozen(self, head: int) -> tuple[Tensor, Tensor]:
+        """One trained head, batch norm and all, as weight (K, D) and bias (K,) of rows as they are."""
+        weight, bias = self.folded(head)
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        weight = weight * (variance + self.norm.eps).rsqrt()
+        return weight, bias - weight @ mean
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """The head of the learning rate that did best on pictures that it was not trained on.
+
+    Attributes:
+        weight: (K, D) float32.
+        bias: (K,) float32.
+        learning_rate: its own.
+        sweep: learning rate -> score on the pictures that were held out.
+        steps: iterations.
+        pictures: how many heads were trained on, and how many were held out.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    learning_rate: float
+    sweep: dict[str, float]
+    steps: int
+    pictures: tuple[int, int]
+
+
+def train_heads(
+    rows: Rows,
+    outputs: int,
+    protocol: HeadProtocol,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    tally: Callable[[Tensor, Tensor], Tensor],
+    score: Callable[[Tensor], list[float]],
+    *,
+    folder: Path,
+    device: torch.device,
+    seed: int,
+    readers: int,
+    progress: Progress,
+) -> TrainedHead:
+    """Train a head at each learning rate, all on the same rows, and choose one.
+
+    Args:
+        rows: what they are trained on.
+        outputs: K.
+        protocol: how.
+        loss: of outputs (R, S, K) and values (R,), the sum over the heads.
+        tally: of outputs (R, S, K) and values (R,): what a score needs, to be added up over batches.
+        score: of that sum: S numbers, of which the highest is best.
+        folder: where the state of a training is kept, so that one that was stopped goes on.
+        device: where to train.
+        seed: of initial weights and of the order.
+        readers: reading processes.
+        progress: told of the iterations.
+
+    Raises:
+        TubeletError: if there are too few pictures, or the state cannot be written.
+    """
+    fitted, held_out = _hold_out(len(rows.features), seed)
+    width = rows[[(0, 0)]][0].shape[1]
+    steps = protocol.steps(len(fitted))
+    heads = LinearHeads(width, outputs, len(protocol.learning_rates), protocol.dropout, seed).to(device)
+    groups = [
+        {"params": heads.parameters_of(head), "lr": rate, "peak": rate}
+        for head, rate in enumerate(protocol.learning_rates)
+    ]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=protocol.weight_decay, foreach=True)
+    stated = [asdict(protocol), seed, outputs, [str(path) for path in (*rows.features.places, *rows.points)]]
+    state = folder / f"{hashlib.blake2b(json.dumps(stated).encode(), digest_size=16).hexdigest()}.pt"
+    start = _restore(state, heads, optimiser)
+    loader = DataLoader(
+        rows,
+        batch_size=None,
+        sampler=Batches(fitted, protocol.batch_size, seed, start, steps),
+        num_workers=readers,
+        worker_init_fn=start_worker,
+    )
+    saved, chance = time.monotonic(), torch.Generator()
+    heads.train()
+    for step, (x, values) in enumerate(loader, start):
+        chance.manual_seed(seed * steps + step)  # so that dropout does not depend on where a training goes on
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * protocol.rate(step, steps)
+        optimiser.zero_grad()
+        loss(heads(x.to(device), protocol.batch_size, chance), values.to(device)).backward()
+        for head in range(len(groups)):
+            nn.utils.clip_grad_norm_(heads.parameters_of(head), protocol.gradient_norm)
+        optimiser.step()
+        if step % 20 == 0 or step + 1 == steps:
+            progress("training the head", step + 1, steps)
+        if step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS:
+            _save(state, heads, optimiser, step + 1)
+            saved = time.monotonic()
+    heads.eval()
+    scores = score(_tally_held_out(rows, heads, held_out, protocol.batch_size, tally, device))
+    best = max(range(len(scores)), key=scores.__getitem__)
+    weight, bias = heads.frozen(best)
+    rates = [f"{rate:g}" for rate in protocol.learning_rates]
+    return TrainedHead(
+        weight,
+        bias,
+        protocol.learning_rates[best],
+        dict(zip(rates, scores, strict=True)),
+        steps,
+        (len(fitted), len(held_out)),
+    )
+
+
+def _hold_out(pictures: int, seed: int) -> tuple[list[int], list[int]]:
+    """Pictures to train on, and pictures to choose by."""
+    if pictures < 2:
+        raise TubeletError(
+            "the training split has fewer than 2 pictures: a head needs one to train on, one to choose by"
+        )
+    order = torch.randperm(pictures, generator=torch.Generator().manual_seed(seed)).tolist()
+    count = max(1, min(HELD_OUT_AT_MOST, round(HELD_OUT_SHARE * pictures)))
+    return sorted(order[count:]), sorted(order[:count])
+
+
+@torch.no_grad()
+def _tally_held_out(
+    rows: Rows,
+    heads: LinearHeads,
+    pictures: list[int],
+    batch: int,
+    tally: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device,
+) -> Tensor:
+    parts = []
+    for start in range(0, len(pictures), batch):
+        chosen = [(0, picture) for picture in pictures[start : start + batch]]
+        x, values = rows[chosen]
+        parts.append(tally(heads(x.to(device), len(chosen)), values.to(device)))
+    return torch.stack(parts).sum(0)
+
+
+def _restore(path: Path, heads: LinearHeads, optimiser: torch.optim.Optimizer) -> int:
+    """Bring heads and optimiser to the state that a file holds; returns the iterations done, 0 without a file."""
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, weights_only=True, map_location=next(heads.parameters()).device)
+        heads.load_state_dict(state["heads"])
+        optimiser.load_state_dict(state["optimiser"])
+        return int(state["step"])
+    except Exception as error:  # torch.load raises anything on a damaged file
+        raise TubeletError(f"{path}: the state of a head's training cannot be read ({error}); delete it") from error
+
+
+def _save(path: Path, heads: LinearHeads, optimiser: torch.optim.Optimizer, step: int) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {"heads": heads.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+        torch.save(state, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise TubeletError(
+            f"{path}: the state of a head's training could not be written: {describe_os_error(error)}"
+        ) from error

@@ -1,0 +1,70 @@
+"""KITTI's raw drives with the depth of its depth benchmark, in Eigen's split: PNG of 16 bits, 256 a metre.
+
+    raw/2011_09_26/2011_09_26_drive_0001_sync/image_02/data/0000000005.png       (or without raw/)
+    data_depth_annotated/{train,val}/2011_09_26_drive_0001_sync/proj_depth/groundtruth/image_02/0000000005.png
+    eigen_train_files_with_gt.txt, eigen_test_files_with_gt.txt                  the split, by its usual names
+
+Lists have a picture, its depth and a focal length on each line; None stands for a picture without depth. Folders input/
+and gt_depth/ with kitti_eigen_train.txt and kitti_eigen_test.txt are read as well.
+"""
+
+from pathlib import Path
+
+from tubelet.evaluate.layouts.depths import DepthSet
+from tubelet.evaluate.layouts.pairs import Pair, check_pairs, find_root, read_list
+from tubelet.types import TubeletError
+
+DEPTHS = ("data_depth_annotated/train", "data_depth_annotated/val", "data_depth_annotated", "gt_depth")
+IMAGES = ("raw", "input", ".")
+LISTS = {
+    split: (f"eigen_{split}_files_with_gt.txt", f"kitti_eigen_{split}_files_with_gt.txt", f"kitti_eigen_{split}.txt")
+    for split in ("train", "test")
+}
+
+
+def read(data: Path) -> DepthSet | None:
+    """The benchmark, or None if the folder is not one of KITTI's depth.
+
+    Raises:
+        TubeletError: if a list is missing, empty or malformed, or a file is missing.
+    """
+    root = find_root(data, ("kitti",), ("data_depth_annotated",)) or find_root(data, ("kitti",), ("gt_depth", "input"))
+    if root is None:
+        return None
+    (train, _), (test, unknown) = _split(root, "train"), _split(root, "test")
+    return DepthSet(
+        benchmark="KITTI Eigen",
+        train=train,
+        test=test,
+        left_out={"test pictures without depth": unknown} if unknown else {},
+        scale=256,
+        max_depth=80,
+        seen=(352, 1216),  # the benchmark's crop, where LiDAR reaches
+        scored=(0.40810811, 0.03594771, 0.99189189, 0.96405229),  # Garg's crop
+        height=352,
+        crop=(1.0, 704 / 1216),
+    )
+
+
+def _split(root: Path, split: str) -> tuple[list[Pair], int]:
+    """The pairs of a split, and how many of its pictures have no depth."""
+    lists = [root / name for name in LISTS[split] if (root / name).is_file()]
+    if not lists:
+        raise TubeletError(
+            f"{root}: the list of Eigen's {split} split is missing, expected {' or '.join(LISTS[split])}"
+        )
+    folders = [root / name for name in DEPTHS if (root / name).is_dir()]
+    images = next(root / name for name in IMAGES if (root / name).is_dir())
+    pairs, unknown = [], 0
+    for line in read_list(lists[0]):
+        names = line.split()
+        if len(names) < 2:
+            raise TubeletError(f"{lists[0]}: expected a picture, its depth and a focal length on each line: {line!r}")
+        if names[1] == "None":
+            unknown += 1
+            continue
+        places = [folder / names[1] for folder in folders]
+        target = next((place for place in places if place.is_file()), places[0])
+        drive, number = Path(names[0]).parts[-4], Path(names[0]).stem
+        pairs.append(Pair(name=f"{drive}/{number}", image=images / names[0], target=target))
+    return check_pairs(pairs, split, root), unknown

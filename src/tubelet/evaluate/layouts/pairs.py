@@ -1,0 +1,216 @@
+"""What segmentation and depth benchmarks have in common: pictures, each with a map of the same size.
+
+H x W pixels of a picture.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tubelet.data.decode import read_frames, read_info
+from tubelet.data.images import read_image
+from tubelet.types import DecodeError, TubeletError
+
+T = TypeVar("T")
+_ORIENTATION = 0x0112  # of EXIF
+IGNORED = 255  # in maps of class indices: a pixel that has no say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A picture and its map.
+
+    Attributes:
+        name: how results call it.
+        image: an image file, or a video.
+        target: the file of the map.
+        frame: which frame of the video; None where `image` is an image.
+    """
+
+    name: str
+    image: Path
+    target: Path
+    frame: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSet:
+    """A benchmark of pairs.
+
+    Attributes:
+        benchmark: its name.
+        train: the pairs that heads are trained on.
+        test: the pairs that the figures are of.
+        left_out: reason -> how many pairs the benchmark's lists name that are not in `train` or `test`.
+    """
+
+    benchmark: str
+    train: list[Pair]
+    test: list[Pair]
+    left_out: Mapping[str, int]
+
+
+def read_picture(pair: Pair) -> NDArray[np.uint8]:
+    """The picture of a pair, (H, W, 3).
+
+    Raises:
+        DecodeError: if it cannot be read, or a video has no such frame.
+    """
+    if pair.frame is None:
+        return read_image(pair.image).numpy()
+    frames = read_frames(pair.image).pixels
+    if pair.frame >= len(frames):
+        raise DecodeError(str(pair.image), f"has {len(frames)} frames, but number {pair.frame} is wanted")
+    return frames[pair.frame].numpy()
+
+
+def picture_shape(pair: Pair) -> tuple[int, int]:
+    """(H, W) of the picture of a pair, without decoding all of it.
+
+    Raises:
+        DecodeError: if it cannot be read.
+    """
+    if pair.frame is not None:
+        info = read_info(pair.image)
+        return info.height, info.width
+    try:
+        with Image.open(pair.image) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5  # as `read_image` turns it upright
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DecodeError(str(pair.image), f"cannot be read ({error})") from error
+
+
+def read_png(path: Path) -> NDArray[np.integer]:
+    """The numbers (H, W) of a PNG of one channel: grey values of 8 or 16 bits, or indices of a palette.
+
+    Raises:
+        TubeletError: if it is missing, damaged, or of several channels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                values = np.asarray(image)
+                mode = image.mode
+    except FileNotFoundError:
+        raise TubeletError(f"{path}: there is no such file, but the picture that it belongs to is there") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise TubeletError(f"{path}: cannot be read as a PNG ({error})") from error
+    if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
+        raise TubeletError(f"{path}: a PNG of mode {mode}, expected one number a pixel (grey, or a palette)")
+    return values
+
+
+def class_indices(
+    path: Path, labels: NDArray[np.integer], table: NDArray[np.uint8], legal: NDArray[np.bool_]
+) -> NDArray:
+    """Class indices (H, W) uint8 of the labels of a file, `IGNORED` where the benchmark ignores a pixel.
+
+    Args:
+        path: the file, for errors.
+        labels: (H, W) as they are in it.
+        table: (256,) class index of each label.
+        legal: (256,) which labels the benchmark has.
+
+    Raises:
+        TubeletError: for a label that the benchmark does not have.
+    """
+    if labels.size and (labels.min() < 0 or labels.max() > 255):
+        wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
+    else:
+        labels = labels.astype(np.uint8)
+        wrong = next((int(v) for v in np.unique(labels[~legal[labels]])), -1)
+        if wrong < 0:
+            return table[labels]
+    known = ", ".join(_ranges(np.flatnonzero(legal).tolist()))
+    raise TubeletError(
+        f"{path}: holds label {wrong}, but the benchmark has only {known}; is the file another layout's?"
+    )
+
+
+def _ranges(numbers: list[int]) -> Iterable[str]:
+    """Ascending numbers in words: 0-20, 255."""
+    start = numbers[0]
+    for number, after in zip(numbers, [*numbers[1:], None], strict=True):
+        if after != number + 1:
+            yield str(number) if start == number else f"{start}-{number}"
+            start = after if after is not None else start
+
+
+def images_in(folder: Path, suffixes: tuple[str, ...] = (".jpg", ".png")) -> list[Path]:
+    """The image files of a folder, in the order of their names.
+
+    Raises:
+        TubeletError: if there is none.
+    """
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes) if folder.is_dir() else []
+    if not found:
+        raise TubeletError(f"{folder}: no images here, expected {' or '.join(suffixes)} files")
+    return found
+
+
+def read_list(path: Path) -> list[str]:
+    """The lines of a split's list that are not empty.
+
+    Raises:
+        TubeletError: if it cannot be read, or is empty.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TubeletError(f"{path}: the list of a split cannot be read ({error})") from error
+    if not any(lines):
+        raise TubeletError(f"{path}: the list of a split is empty")
+    return [line for line in lines if line]
+
+
+def check_pairs(pairs: list[Pair], split: str, folder: Path) -> list[Pair]:
+    """The pairs as they are, if there are any and all of their files are there.
+
+    Raises:
+        TubeletError: for an empty split, and for the first file that is missing.
+    """
+    if not pairs:
+        raise TubeletError(f"{folder}: the {split} split has no pictures")
+    for pair in pairs:
+        for path, what in ((pair.image, "picture"), (pair.target, "annotation")):
+            if not path.is_file():
+                raise TubeletError(f"{path}: the {what} of {pair.name} in the {split} split is missing")
+    return pairs
+
+
+def find_root(data: Path, inside: tuple[str, ...], markers: tuple[str, ...]) -> Path | None:
+    """The folder that holds all of some markers: `data` itself, or a folder that downloads make in it."""
+    for root in (data, *(data / name for name in inside)):
+        if all((root / marker).exists() for marker in markers):
+            return root
+    return None
+
+
+def recognise(data: Path, readers: Mapping[str, Callable[[Path], T | None]], expected: str) -> T:
+    """What the first reader that knows the folder makes of it.
+
+    Args:
+        data: the folder.
+        readers: benchmark -> reader, which answers None where the folder is not its benchmark's.
+        expected: what marks the layouts, for the error.
+
+    Raises:
+        TubeletError: if none of them knows it, and what the reader raises.
+    """
+    for read in readers.values():
+        found = read(data)
+        if found is not None:
+            return found
+    there = sorted(path.name + "/" * path.is_dir() for path in data.iterdir())
+    shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
+    raise TubeletError(
+        f"{data}: none of the layouts {', '.join(readers)}: expected {expected}; found {shown or 'nothing'}"
+    )

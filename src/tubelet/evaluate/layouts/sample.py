@@ -1,0 +1,87 @@
+"""The sample set as it is rendered: its images, and the middle frame of each of its clips."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tubelet.data.sample.truth import CLASSES, NAME, VOID, read_description, read_index
+from tubelet.evaluate.layouts.depths import UNITS_PER_METRE, DepthSet
+from tubelet.evaluate.layouts.labels import LabelSet
+from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs
+
+BENCHMARK = "sample set"
+MAX_DEPTH = 1830 / UNITS_PER_METRE  # metres; farther floors and ceilings have no depth
+
+
+def read_classes(data: Path) -> LabelSet | None:
+    """The set with the classes of its pixels, or None if the folder is not a sample set.
+
+    Raises:
+        TubeletError: if it is one of another format, or a file is missing.
+    """
+    if not _is_sample_set(data):
+        return None
+    table = np.full(256, IGNORED, np.uint8)
+    kept = [number for number in range(len(CLASSES)) if number != VOID]
+    table[kept] = np.arange(len(kept))
+    return LabelSet(
+        benchmark=BENCHMARK,
+        train=pairs(data, "train"),
+        test=pairs(data, "val"),
+        left_out={},
+        classes=tuple(CLASSES[number] for number in kept),
+        table=table,
+        legal=np.arange(256) < len(CLASSES),
+        image_size=_size(data),
+    )
+
+
+def read_depths(data: Path) -> DepthSet | None:
+    """The set with the depth of its pixels, or None if the folder is not a sample set.
+
+    Raises:
+        TubeletError: if it is one of another format, or a file is missing.
+    """
+    if not _is_sample_set(data):
+        return None
+    return DepthSet(
+        benchmark=BENCHMARK,
+        train=pairs(data, "train"),
+        test=pairs(data, "val"),
+        left_out={},
+        scale=1,
+        max_depth=MAX_DEPTH,
+        seen=None,
+        scored=(0, 0, 1, 1),
+        height=_size(data),
+        crop=(7 / 8, 7 / 8),
+    )
+
+
+def pairs(data: Path, split: str) -> list[Pair]:
+    """The images of a split, and the middle frames of its clips.
+
+    Raises:
+        TubeletError: if there is none, or a file is missing.
+    """
+    middle = int(read_description(data)["parameters"]["frames"]) // 2
+    found = [
+        Pair(
+            name=f"{kind}/{entry.media.stem}",
+            image=entry.media,
+            target=entry.truth,
+            frame=middle if kind == "videos" else None,
+        )
+        for kind in ("images", "videos")
+        for entry in read_index(data, split, kind)
+    ]
+    return check_pairs(found, split, data)
+
+
+def _is_sample_set(data: Path) -> bool:
+    path = data / "dataset.json"
+    return path.is_file() and NAME in path.read_text(errors="replace")
+
+
+def _size(data: Path) -> int:
+    return int(read_description(data)["parameters"]["size"])

@@ -1,0 +1,75 @@
+"""Pascal VOC 2012 as its trainval archive unpacks: 20 classes and the background, 255 is a border or difficult.
+
+VOCdevkit/VOC2012/
+  JPEGImages/2007_000032.jpg ...     SegmentationClass/2007_000032.png ...
+  ImageSets/Segmentation/train.txt, val.txt
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from tubelet.evaluate.layouts.labels import LabelSet
+from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs, find_root, read_list
+
+CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "dining table",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "potted plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv monitor",
+)
+MARKERS = ("ImageSets/Segmentation", "JPEGImages")
+
+
+def read(data: Path) -> LabelSet | None:
+    """The benchmark, or None if the folder is not one of Pascal VOC.
+
+    Raises:
+        TubeletError: if a list cannot be read or is empty, or a file that it names is missing.
+    """
+    root = find_root(data, ("VOC2012", "VOCdevkit/VOC2012"), MARKERS)
+    if root is None:
+        return None
+    table = np.full(256, IGNORED, np.uint8)
+    table[: len(CLASSES)] = np.arange(len(CLASSES))
+    legal = np.arange(256) < len(CLASSES)
+    legal[IGNORED] = True
+    return LabelSet(
+        benchmark="Pascal VOC 2012",
+        train=_split(root, "train"),
+        test=_split(root, "val"),
+        left_out={},
+        classes=CLASSES,
+        table=table,
+        legal=legal,
+    )
+
+
+def _split(root: Path, split: str) -> list[Pair]:
+    names = read_list(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+    pairs = [
+        Pair(
+            name=name,
+            image=root / "JPEGImages" / f"{name}.jpg",
+            target=root / "SegmentationClass" / f"{name}.png",
+        )
+        for name in names
+    ]
+    return check_pairs(pairs, split, root)

@@ -1,0 +1,311 @@
+"""What heads for dense tasks are trained on: crops of pictures, and points of their maps.
+
+Features are computed once, so a picture is seen in a few fixed crops, not in ever new ones. A head is linear, and what
+is between two tokens is interpolated: the value of a pixel depends on the four tokens around it alone, and a few pixels
+of each crop, drawn anew each time, teach what all of them would.
+
+B crops of a batch, V crops of a picture, N = h·w tokens, D width, P points.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tubelet.data.clips import resize
+from tubelet.data.processes import start_worker
+from tubelet.evaluate.cache import FeatureCache, write_features
+from tubelet.evaluate.extract import FeatureSet, Progress, Source
+from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture
+from tubelet.types import TubeletError
+
+POINTS_KEPT = 2048  # of each crop, drawn once and kept on disk
+POINTS_SHOWN = 256  # of those, at each pass
+# Crops of a small set's pictures: so many that they are about this many altogether, and a picture's at most so many.
+CROPS_IN_ALL, CROPS_AT_MOST = 20_000, 4
+_MEMORY_BYTES = 1 << 30  # crops that all reading processes together may keep in memory
+
+
+class Draw(NamedTuple):
+    """The chance in a crop, each uniform from 0 to 1: its place down and across, its scale, whether it is mirrored."""
+
+    down: float
+    across: float
+    scale: float
+    mirror: float
+
+
+class Crop(NamedTuple):
+    """Part of a picture.
+
+    Attributes:
+        top, left, height, width: in pixels of the picture.
+        mirrored: whether left and right are swapped.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+# (shape (H, W) of the picture, draw, whether it is the picture's first crop) -> crop
+ChooseCrop = Callable[[tuple[int, int], Draw, bool], Crop]
+
+
+def crops_of(pictures: int) -> int:
+    """V, how many crops each of so many pictures is seen in."""
+    return max(1, min(CROPS_AT_MOST, CROPS_IN_ALL // pictures))
+
+
+def training_source(pair: Pair, crops: int, seed: int) -> Source:
+    """A picture with what chance says of its crops, which is a function of its name and the seed alone."""
+    rng = np.random.default_rng([seed, zlib.crc32(pair.name.encode())])
+    draws = rng.random((crops, len(Draw._fields))).round(6).ravel().tolist()
+    return Source(files=(pair.image,), part=(_frame(pair), *draws))
+
+
+def test_source(pair: Pair) -> Source:
+    """A picture as a whole."""
+    return Source(files=(pair.image,), part=(_frame(pair),))
+
+
+def source_picture(source: Source) -> NDArray[np.uint8]:
+    """The picture (H, W, 3) of a source.
+
+    Raises:
+        DecodeError: if it cannot be read.
+    """
+    frame = int(source.part[0])
+    return read_picture(
+        Pair(name="", image=source.files[0], target=source.files[0], frame=None if frame < 0 else frame)
+    )
+
+
+def _frame(pair: Pair) -> float:
+    return -1 if pair.frame is None else pair.frame
+
+
+def source_draws(source: Source) -> list[Draw]:
+    """The chance in the crops of a `training_source`."""
+    numbers = [float(number) for number in source.part[1:]]
+    size = len(Draw._fields)
+    return [Draw(*numbers[i : i + size]) for i in range(0, len(numbers), size)]
+
+
+def cut_crops(source: Source, choose: ChooseCrop, size: tuple[int, int]) -> Tensor:
+    """The crops of a picture, (V, 3, 1, *size) uint8.
+
+    Raises:
+        DecodeError: if the picture cannot be read.
+    """
+    picture = source_picture(source)
+    shape = (picture.shape[0], picture.shape[1])
+    crops = [choose(shape, draw, i == 0) for i, draw in enumerate(source_draws(source))]
+    return torch.stack([cut(picture, crop, size) for crop in crops])
+
+
+def cut(picture: NDArray[np.uint8], crop: Crop, size: tuple[int, int]) -> Tensor:
+    """Part of a picture (H, W, 3) at a size in pixels: (3, 1, *size) uint8."""
+    rows, columns = slice(crop.top, crop.top + crop.height), slice(crop.left, crop.left + crop.width)
+    pixels = resize(torch.from_numpy(picture[rows, columns]).unsqueeze(0), *size)
+    return pixels.flip(-1) if crop.mirrored else pixels
+
+
+@dataclass(frozen=True)
+class PointReader(Dataset[str]):
+    """Draws the points of crops and writes them to disk; an item is a picture.
+
+    Attributes:
+        pairs: the pictures.
+        sources: each as `training_source` gives it.
+        places: the file of each one's points.
+        read: a pair to its map (H, W).
+        ignored: the value of the map that has no say.
+        choose: the crops.
+    """
+
+    pairs: list[Pair]
+    sources: list[Source]
+    places: list[Path]
+    read: Callable[[Pair], NDArray[Any]]
+    ignored: float
+    choose: ChooseCrop
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> str:
+        """Writes `at` (V, P, 2), rows and columns of points as shares of a crop, and `value` (V, P); "" or an error."""
+        try:
+            if not self.places[index].exists():
+                write_features(self.places[index], self._draw(index))
+        except TubeletError as error:  # the main process raises it: it would reach it with a worker's whole traceback
+            return str(error)
+        return ""
+
+    def _draw(self, index: int) -> dict[str, Tensor]:
+        values = self.read(self.pairs[index])
+        shape = (values.shape[0], values.shape[1])
+        check_shape(self.pairs[index], shape)
+        rng = np.random.default_rng(zlib.crc32(repr(self.sources[index].part).encode()))
+        points = [
+            _points(values, self.choose(shape, draw, i == 0), self.ignored, rng)
+            for i, draw in enumerate(source_draws(self.sources[index]))
+        ]
+        return {"at": torch.stack([at for at, _ in points]), "value": torch.stack([value for _, value in points])}
+
+
+def check_shape(pair: Pair, shape: tuple[int, int]) -> None:
+    """That the map (H, W) of a pair and its picture go together.
+
+    Raises:
+        TubeletError: if they do not.
+    """
+    H, W = picture_shape(pair)
+    if shape != (H, W):
+        raise TubeletError(f"{pair.target}: {shape[1]} x {shape[0]} pixels, but {pair.image} has {W} x {H}")
+
+
+def _points(values: NDArray[Any], crop: Crop, ignored: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Places (P, 2) float32 and values (P,) of points of a crop that have a say; all ignored where none has."""
+    part = values[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    known = np.flatnonzero(part != ignored)
+    chosen = known[rng.integers(len(known), size=POINTS_KEPT)] if len(known) else np.zeros(POINTS_KEPT, np.int64)
+    rows, columns = np.divmod(chosen, crop.width)
+    across = (columns + 0.5) / crop.width
+    at = np.stack([(rows + 0.5) / crop.height, 1 - across if crop.mirrored else across], axis=-1)
+    return torch.from_numpy(at.astype(np.float32)), torch.from_numpy(part.ravel()[chosen])
+
+
+def draw_points(reader: PointReader, workers: int, progress: Progress) -> None:
+    """Bring the points of all pictures to disk, reading every map on the way.
+
+    Raises:
+        TubeletError: if a map cannot be read, or does not fit its picture.
+    """
+    loader = DataLoader(reader, batch_size=None, num_workers=min(workers, len(reader)), worker_init_fn=start_worker)
+    for number, error in enumerate(loader):
+        if error:
+            raise TubeletError(error)
+        progress("annotations", number + 1, len(reader))
+
+
+def point_places(cache: FeatureCache, pairs: Sequence[Pair], sources: Sequence[Source], recipe: object) -> list[Path]:
+    """The file of each picture's points, which depends on its annotation, its crops and how they are read."""
+    stated = {"points": POINTS_KEPT, "recipe": recipe}
+    return [
+        cache.place(stated | {"part": source.part}, [pair.target]) for pair, source in zip(pairs, sources, strict=True)
+    ]
+
+
+def interpolate(tokens: Tensor, grid: tuple[int, int], at: Tensor) -> Tensor:
+    """Features at points, as `F.interpolate(mode="bilinear", align_corners=False)` has them at pixels.
+
+    Args:
+        tokens: (B, N, D) of any float type.
+        grid: (h, w).
+        at: (B, P, 2) float32 rows and columns as shares of the crop.
+
+    Returns:
+        (B, P, D) float32.
+    """
+    (B, N, _), (h, w) = tokens.shape, grid
+    last = torch.tensor([h - 1, w - 1])
+    place = (at * torch.tensor([h, w]) - 0.5).clamp(min=0).minimum(last)
+    first = place.floor()
+    share = place - first
+    top, left = first.long().unbind(-1)
+    bottom, right = (top + 1).clamp(max=h - 1), (left + 1).clamp(max=w - 1)
+    down, across = share.unbind(-1)
+    flat, start = tokens.flatten(0, 1), (torch.arange(B) * N).unsqueeze(1)
+    corners = (
+        (top, left, (1 - down) * (1 - across)),
+        (top, right, (1 - down) * across),
+        (bottom, left, down * (1 - across)),
+        (bottom, right, down * across),
+    )
+    total = torch.zeros(*at.shape[:2], tokens.shape[-1])
+    for row, column, weight in corners:
+        total += flat[start + row * w + column].float() * weight.unsqueeze(-1)
+    return total
+
+
+class Rows(Dataset[tuple[Tensor, Tensor]]):
+    """Batches of points and their features; an item is named by the pass of each crop and its picture."""
+
+    def __init__(
+        self, features: FeatureSet, points: list[Path], grid: tuple[int, int], seed: int, readers: int
+    ) -> None:
+        self.features, self.points, self.grid, self.seed = features, points, grid, seed
+        self.budget = _MEMORY_BYTES // max(1, readers)
+        self.kept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self.size = 0
+
+    def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """(B·P, D) float32 features and (B·P,) values of (pass, picture) pairs."""
+        tokens, at, values = [], [], []
+        for number, picture in batch:
+            rng = np.random.default_rng([self.seed, number, picture])
+            crops = len(self.features.sources[picture].part) // len(Draw._fields)
+            crop_tokens, crop_at, crop_values = self._crop(picture, int(rng.integers(crops)))
+            chosen = torch.from_numpy(rng.integers(POINTS_KEPT, size=POINTS_SHOWN))
+            tokens.append(crop_tokens)
+            at.append(crop_at[chosen])
+            values.append(crop_values[chosen])
+        rows = interpolate(torch.stack(tokens), self.grid, torch.stack(at))
+        return rows.flatten(0, 1), torch.cat(values)
+
+    def _crop(self, picture: int, crop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (N, D), places (P, 2) and values (P,) of a crop, from memory while there is room in it."""
+        key = (picture, crop)
+        if key not in self.kept:
+            (tokens,) = read_slices(self.features.places[picture], ("tokens",), crop)
+            at, value = read_slices(self.points[picture], ("at", "value"), crop)
+            self.size += sum(t.numel() * t.element_size() for t in (tokens, at, value))
+            if self.size > self.budget:
+                return tokens, at, value
+            self.kept[key] = (tokens, at, value)
+        return self.kept[key]
+
+
+def read_slices(path: Path, names: Sequence[str], index: int) -> list[Tensor]:
+    """One entry along the first dimension of some tensors of a file.
+
+    Raises:
+        TubeletError: if the file is gone or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [file.get_slice(name)[index] for name in names]
+    except (OSError, SafetensorError) as error:
+        raise TubeletError(
+            f"{path}: cached features cannot be read ({error}); delete the file and begin anew"
+        ) from error
+
+
+class Batches:
+    """Which pictures each step sees: all of them in an order of chance, then again; a function of the seed alone."""
+
+    def __init__(self, pictures: Sequence[int], batch: int, seed: int, start: int, steps: int) -> None:
+        self.pictures, self.batch, self.seed, self.start, self.steps = pictures, batch, seed, start, steps
+        self.order = lru_cache(2)(lambda number: np.random.default_rng([seed, number]).permutation(len(pictures)))
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        n = len(self.pictures)
+        for step in range(self.start, self.steps):
+            places = [divmod(i, n) for i in range(step * self.batch, (step + 1) * self.batch)]
+            yield [(number, self.pictures[self.order(number)[place]]) for number, place in places]
