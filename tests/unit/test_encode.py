@@ -42,8 +42,8 @@ def test_features_are_the_encoders_levels_on_their_grid(model, frames):
     expected = model(normalise(pixels))
     features = model.encode(pixels, fps=4)
     assert features.grid == (2, 8, 8)
-    assert all(torch.equal(a, b) for a, b in zip(features.levels, expected, strict=True))
-    assert torch.equal(features.tokens, expected[-1]) and features.tokens.shape == (1, 128, 48)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features.levels, expected, strict=True))
+    assert torch.equal(features.tokens, features.levels[-1]) and features.tokens.shape == (1, 128, 48)
     assert torch.equal(features.map[0, 1, 2, 3], features.tokens[0, 64 + 2 * 8 + 3])
     assert torch.allclose(features.pooled, features.tokens.mean(1))
     assert features.times.tolist() == [[0.125, 0.625]]
