@@ -252,7 +252,7 @@ def _as_clip(x: Tensor) -> Tensor:
 def load(
     what: str | Path,
     *,
-    part: EncoderPart = "teacher",
+    part: EncoderPart | None = None,
     with_predictor: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -270,7 +270,8 @@ def load(
     Args:
         what: a run folder or one of its checkpoints, a .safetensors file or folder that `save_pretrained` wrote, a
             released .pt file, a released name such as "vjepa2.1-vitb16-384", or the id of a repository on the Hub.
-        part: the teacher (Y-encoder), whose features are the better ones, or the student (X-encoder).
+        part: the teacher (Y-encoder), whose features are the better ones, or the student (X-encoder); None is the
+            teacher, or whichever of the two is all that a file holds.
         with_predictor: load the predictor too, as `model.predictor`.
         device: an accelerator if there is one.
         dtype: bfloat16 where the device has units for it, else float32.
@@ -295,7 +296,7 @@ def load(
 
 def build(what: str | Path, wanted: Wanted, sha256: str | None = None, **hub: Any) -> Backbone:
     """`load`, the numbers as they are in the file."""
-    if wanted.part not in get_args(EncoderPart):
+    if wanted.part is not None and wanted.part not in get_args(EncoderPart):
         raise TubeletError(f"part is {wanted.part!r}, expected 'teacher' or 'student'")
     path = find(what, sha256, **hub)
     weights = read_weights(path, _name_of(what, path), wanted)
