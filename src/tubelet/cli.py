@@ -363,7 +363,7 @@ def convert(
     what: Annotated[str, tyro.conf.Positional],
     out: Annotated[Path, tyro.conf.Positional],
     *,
-    part: Literal["teacher", "student"] = "teacher",
+    part: Literal["teacher", "student"] | None = None,
     with_predictor: bool = False,
     heads: int | None = None,
     predictor_heads: int | None = None,
@@ -376,7 +376,7 @@ def convert(
     Args:
         what: A run folder, a file, a released name or a Hub id.
         out: NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder.
-        part: Teacher or student; a .pt of a run holds both.
+        part: Teacher or student; by default the teacher, or the one that the file holds. A .pt of a run holds both.
         with_predictor: The predictor too.
         heads: Attention heads, of a .pt file of a width outside the family.
         predictor_heads: Attention heads of the predictor, of a .pt file.
@@ -427,7 +427,7 @@ def _stages_progress(console: Console) -> Iterator[Callable[[str, int, int], Non
 
 
 def _say_bad(console: Console, file: BadFile) -> None:
-    console.print(f"[yellow]bad file[/yellow] {escape(f'{file.path}: {file.reason}')}", highlight=False, soft_wrap=True)
+    console.print(f"[yellow]bad file[/yellow] {escape(str(file))}", highlight=False, soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

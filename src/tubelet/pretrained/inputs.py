@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from tubelet.config import ModelConfig
-from tubelet.data.clips import centre_clip_times, resize_shape
+from tubelet.data.clips import centre_clip_times, middle, resize_shape
 from tubelet.data.decode import VIDEO_SUFFIXES, VideoInfo, read_clips
-from tubelet.data.images import IMAGE_SUFFIXES, read_image
+from tubelet.data.images import IMAGE_SUFFIXES, read_image, rgb_of
 from tubelet.types import TubeletError
 
 Resize = Literal["round"] | int | tuple[int, int] | None
@@ -167,7 +167,7 @@ def _tensor(x: Any) -> Tensor:
 def _picture(x: Any, config: ModelConfig) -> Tensor:
     """One picture (C, H, W)."""
     if isinstance(x, Image.Image):
-        x = np.array(ImageOps.exif_transpose(x).convert("RGB"))
+        x = rgb_of(x, "the picture")
     pixels = _tensor(x)
     if pixels.shape[-1] == config.channels:
         return pixels.permute(2, 0, 1)
@@ -207,7 +207,9 @@ def _fit(
         if times is not None:
             times = torch.cat([times, times[-1] + (times[-1] - times[-2]) * torch.arange(1, missing + 1)])
     if isinstance(resize, int):
-        pixels = _stretch(pixels, *resize_shape(H, W, resize))
+        rows, columns = middle(H, W)
+        pixels = pixels[:, :, rows, columns]
+        pixels = _stretch(pixels, *resize_shape(*pixels.shape[2:], resize))
         top, left = (pixels.shape[2] - resize) // 2, (pixels.shape[3] - resize) // 2
         pixels = pixels[:, :, top : top + resize, left : left + resize]
     elif resize is not None:
