@@ -124,7 +124,9 @@ def distil(
 
 def _resized(preset: ModelConfig, patch_size: int | None, tubelet_size: int | None) -> ModelConfig:
     return dataclasses.replace(
-        preset, patch_size=patch_size or preset.patch_size, tubelet_size=tubelet_size or preset.tubelet_size
+        preset,
+        patch_size=preset.patch_size if patch_size is None else patch_size,
+        tubelet_size=preset.tubelet_size if tubelet_size is None else tubelet_size,
     )
 
 
@@ -237,9 +239,11 @@ def embed(
             load(model), sources, out, config, model, progress=progress, report=partial(_say_bad, console)
         )
     before = f" ({made.before} files were done before)" if made.before else ""
+    changed = f"; {made.changed} files changed since: their rows were made anew" if made.changed else ""
+    broken = f" ({made.broken} of them break off on the way and have no rows either)" if made.broken else ""
     short = f"; {made.short} videos too short for --fps were read at a higher rate" if made.short else ""
     console.print(
-        f"{out}: {made.rows} clips of {made.files} files{before}; {made.bad} bad files{short}",
+        f"{out}: {made.rows} clips of {made.files} files{before}{changed}; {made.bad} bad files{broken}{short}",
         markup=False,
         highlight=False,
         soft_wrap=True,

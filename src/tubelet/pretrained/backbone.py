@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from tubelet.model.lora import apply_adapters
 from tubelet.model.predictor import Predictor
 from tubelet.pretrained.features import DenseFeatures
 from tubelet.pretrained.hub import WEIGHTS_FILE, model_card, save_encoder
-from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, read_inputs, step_times
+from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, check_resize, read_inputs, step_times
 from tubelet.pretrained.sources import RELEASED, find
 from tubelet.pretrained.weights import EncoderPart, Wanted, read_weights
 from tubelet.pretrained.windows import read_windows
@@ -230,6 +231,10 @@ class Backbone(Encoder, ModelHubMixin):
         Raises:
             TubeletError: if the video cannot be read, or the sizes do not divide into patches and tubelets.
         """
+        check_resize(resize)
+        Sampling(frames, fps)  # refuses odd numbers before a file is opened
+        if not isinstance(overlap, (int, np.integer)):
+            raise TubeletError(f"overlap is {overlap!r}, expected a whole number of frames")
         for pixels, times in read_windows(Path(path), frames, overlap, fps, self.config.tubelet_size):
             clips = read_inputs(pixels, self.config, Sampling(), resize)
             with torch.no_grad():

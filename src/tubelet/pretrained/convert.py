@@ -33,6 +33,8 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
     path = find(what)
     if out.exists() and out.resolve() == path.resolve():
         raise TubeletError(f"{out}: is the source itself: write to another file")
+    if out.is_dir() and out.suffix in (".pt", ".safetensors"):
+        raise TubeletError(f"{out}: is a folder, expected a file or a new name")
     if out.is_dir() and ((out / "checkpoints").exists() or checkpoints(out.parent)):
         raise TubeletError(f"{out}: holds a run, whose files would be overwritten: write to another folder")
     if out.exists() and not out.suffix and not out.is_dir():
@@ -52,7 +54,10 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
     if out.suffix == ".safetensors":
         save_encoder(out, model.state_dict(), model.config, model.name, model.part)
         return f"{out}: {model.model_id}"
-    model.save_pretrained(out, model_card_kwargs={"license": license, "metrics": _metrics(path)})
+    try:
+        model.save_pretrained(out, model_card_kwargs={"license": license, "metrics": _metrics(path)})
+    except OSError as error:
+        raise TubeletError(f"{out}: cannot be written ({error.strerror or error}): choose another folder") from error
     return f"{out}: {model.model_id} with its card; push_to_hub uploads it"
 
 

@@ -1,6 +1,5 @@
 """Films of any length in bounded memory: overlapping windows."""
 
-import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,8 +28,6 @@ def read_windows(path: Path, frames: int, overlap: int, fps: float, tubelet: int
     Raises:
         TubeletError: if the sizes do not fit together or the video cannot be read.
     """
-    if not (math.isfinite(fps) and fps > 0):
-        raise TubeletError(f"fps is {fps}, expected a positive number of frames per second")
     if frames < tubelet or frames % tubelet or overlap % tubelet or not 0 <= overlap < frames:
         raise TubeletError(
             f"windows of {frames} frames that overlap by {overlap}: expected multiples of {tubelet}, and less overlap"
