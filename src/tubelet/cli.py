@@ -1,4 +1,7 @@
-"""The command line: data, the stages of training, and what is done with a trained model."""
+"""V-JEPA 2.1: pre-train it on videos and images, and use its dense features.
+
+tubelet COMMAND --help says what a command takes.
+"""
 
 import dataclasses
 import os
@@ -216,7 +219,7 @@ def shard(
 
 
 def embed(
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional],
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")],
     config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
     *,
     model: str,
@@ -251,8 +254,8 @@ def embed(
 
 
 def search(
-    index: Annotated[Path, tyro.conf.Positional],
-    file: Annotated[Path, tyro.conf.Positional],
+    index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     *,
     top: int = 10,
     model: str | None = None,
@@ -364,8 +367,8 @@ def report(run: Annotated[Path, tyro.conf.Positional], *, data: Path | None = No
 
 
 def convert(
-    what: Annotated[str, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")],
     *,
     part: Literal["teacher", "student"] | None = None,
     with_predictor: bool = False,

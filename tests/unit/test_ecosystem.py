@@ -86,6 +86,8 @@ def test_a_target_that_cannot_be_written_is_named(run, tmp_path, name):
     (tmp_path / "file").write_text("no folder")
     target = tmp_path / "file" / name
     write = export if name == "a.pt2" else convert
+    with pytest.raises(TubeletError, match=r"a\.bin: expected NAME\.pt"):
+        convert(run, tmp_path / "a.bin", Wanted())
     with pytest.raises(TubeletError, match=f"{name}.*(written|expected)"):
         write(run, target, Wanted())
 

@@ -169,8 +169,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((path / SETTINGS).read_text()))
     except (OSError, ValueError) as error:
+        lack = f"{SETTINGS} in it is damaged" if (path / SETTINGS).is_file() else f"there is no {SETTINGS} in it"
         raise TubeletError(
-            f"{path}: is not a folder of features ({error}); expected what `tubelet embed` wrote"
+            f"{path}: is not a folder of features ({lack}); expected what `tubelet embed` wrote"
         ) from error
 
 

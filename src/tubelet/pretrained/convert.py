@@ -13,6 +13,8 @@ from tubelet.pretrained.weights import FORMAT, Wanted
 from tubelet.released import PARTS, Part, State, write_released
 from tubelet.types import TubeletError
 
+_FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # files, of which one would not want a folder
+
 
 def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown") -> str:
     """Write a model in another layout; no number changes.
@@ -31,6 +33,10 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
         TubeletError: if the source cannot be loaded, or the target cannot hold it.
     """
     path = find(what)
+    if path.is_file() and path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise TubeletError(f"{path}: expected a run folder, a .safetensors or a .pt file")
+    if out.suffix in _FOREIGN:
+        raise TubeletError(f"{out}: expected NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder")
     if out.exists() and out.resolve() == path.resolve():
         raise TubeletError(f"{out}: is the source itself: write to another file")
     if out.is_dir() and out.suffix in (".pt", ".safetensors"):
