@@ -1,6 +1,7 @@
 """What is read, how it is cut, and what is hidden of it."""
 
 from dataclasses import dataclass
+from math import inf
 
 import tyro
 
@@ -67,7 +68,7 @@ class DataConfig:
         )
         for weight in self.weights:
             require(weight > 0, f"a weight is {weight}, expected more than 0: leave out a source that is not wanted")
-        require(self.fps > 0, f"fps is {self.fps}, expected a positive rate")
+        require(0 < self.fps < inf, f"fps is {self.fps}, expected a positive rate")
         require(self.frames >= 1, f"frames is {self.frames}, expected at least 1")
         require(self.image_frames >= 1, f"image_frames is {self.image_frames}, expected at least 1")
         require(self.clips_per_video >= 1, f"clips_per_video is {self.clips_per_video}, expected at least 1")

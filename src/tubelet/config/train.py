@@ -6,6 +6,7 @@ over in the same proportions as one of 300,000.
 """
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 import tyro
@@ -50,7 +51,7 @@ class OptimConfig:
     """Whether visible tokens count less in the context loss the farther they are from a hidden one (cool-down: no)."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"lr is {self.lr}, expected a positive learning rate")
+        require(0 < self.lr < inf, f"lr is {self.lr}, expected a positive learning rate")
         require(0 <= self.warmup_share < 1, f"warmup_share is {self.warmup_share}, expected a share of the run")
         for name, value in (("ema", self.ema), ("final_ema", self.final_ema)):
             require(value is None or 0 <= value <= 1, f"{name} is {value}, expected a momentum from 0 to 1")

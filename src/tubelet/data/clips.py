@@ -13,6 +13,8 @@ from tubelet.data.decode import VideoInfo
 # Mean and standard deviation of red, green and blue over ImageNet, on pixels scaled to [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# What is cut to its middle square is resized whole up to this ratio of long to short side.
+_LONGEST = 4
 
 
 def clip_times(info: VideoInfo, frames: int, fps: float, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
@@ -153,6 +155,8 @@ def resize_centre_crop(pixels: Tensor, size: int) -> Tensor:
     Returns:
         (3, T, size, size) uint8, contiguous.
     """
+    rows, columns = middle(pixels.shape[1], pixels.shape[2])
+    pixels = pixels[:, rows, columns]
     height, width = resize_shape(pixels.shape[1], pixels.shape[2], size)
     top, left = (height - size) // 2, (width - size) // 2
     resized = resize(pixels, height, width)
@@ -178,6 +182,13 @@ def crops_along(pixels: Tensor, size: int, count: int) -> Tensor:
     axis = 2 if height > width else 3
     starts = [round(k * room / (count - 1)) for k in range(count)]
     return torch.stack([resized.narrow(axis, start, size) for start in starts])
+
+
+def middle(height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of what is resized for the middle square: of very long pictures not all, which could be vast."""
+    longest = _LONGEST * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    return slice(top, top + longest), slice(left, left + longest)
 
 
 def resize_shape(height: int, width: int, size: int) -> tuple[int, int]:

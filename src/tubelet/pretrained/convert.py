@@ -14,6 +14,8 @@ from tubelet.pretrained.weights import FORMAT, Wanted
 from tubelet.released import PARTS, Part, State, write_released
 from tubelet.types import TubeletError
 
+_FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # files, of which one would not want a folder
+
 
 def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown") -> str:
     """Write a model in another layout; no number changes.
@@ -32,8 +34,14 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
         TubeletError: if the source cannot be loaded, or the target cannot hold it.
     """
     path = find(what)
+    if path.is_file() and path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise TubeletError(f"{path}: expected a run folder, a .safetensors or a .pt file")
+    if out.suffix in _FOREIGN:
+        raise TubeletError(f"{out}: expected NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder")
     if out.exists() and out.resolve() == path.resolve():
         raise TubeletError(f"{out}: is the source itself: write to another file")
+    if out.is_dir() and out.suffix in (".pt", ".safetensors"):
+        raise TubeletError(f"{out}: is a folder, expected a file or a new name")
     if out.is_dir() and ((out / "checkpoints").exists() or checkpoints(out.parent)):
         raise TubeletError(f"{out}: holds a run, whose files would be overwritten: write to another folder")
     if out.exists() and not out.suffix and not out.is_dir():
@@ -53,7 +61,10 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
     if out.suffix == ".safetensors":
         save_encoder(out, model.state_dict(), model.config, model.name, model.part)
         return f"{out}: {model.model_id}"
-    model.save_pretrained(out, model_card_kwargs={"license": license, "metrics": _metrics(path)})
+    try:
+        model.save_pretrained(out, model_card_kwargs={"license": license, "metrics": _metrics(path)})
+    except OSError as error:
+        raise TubeletError(f"{out}: cannot be written ({error.strerror or error}): choose another folder") from error
     return f"{out}: {model.model_id} with its card; push_to_hub uploads it"
 
 

@@ -162,9 +162,7 @@ def report_bad_files(data: StepData, run: RunFolder, console: Console, total: in
         TubeletError: if more than `max_share` of all files are bad, or the step could not be made.
     """
     for file in run.add_bad(data.bad):
-        console.print(
-            f"[yellow]bad file[/yellow] {escape(f'{file.path}: {file.reason}')}", highlight=False, soft_wrap=True
-        )
+        console.print(f"[yellow]bad file[/yellow] {escape(str(file))}", highlight=False, soft_wrap=True)
     share = len(run.bad) / total
     if share > max_share:
         raise TubeletError(
