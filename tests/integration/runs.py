@@ -15,7 +15,9 @@ from tubelet.types import TubeletError
 
 # A server that has imported everything forks a training process in milliseconds.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tubelet.train.loop", "torch.utils.tensorboard"])
+processes.set_forkserver_preload(
+    ["tubelet.train.loop", "torch.utils.tensorboard", "torch.distributed.fsdp", "torch._dynamo", "tubelet.resharding"]
+)
 
 
 def tiny_config(source, steps=20, **changes):
