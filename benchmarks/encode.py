@@ -3,8 +3,10 @@
     python benchmarks/encode.py --model vit-b --image-size 224 --frames 16 --batch-size 1
     python benchmarks/encode.py --against transformers --image-size 224 384 --precision fp32 bf16
 
+The package's side is `model.encode`, which is what its users call, from normalised pixels to all tapped levels.
 `transformers` has V-JEPA 2.0 alone, whose encoder is the same network but for the image tokenizer and the tapped
-levels: the same sizes, random weights. The sides run in turn, each in a process of its own.
+levels: the same sizes, random weights, loaded in the same dtype, its own choice of attention (sdpa). The specification
+runs under autocast. The sides run in turn, each in a process of its own.
 """
 
 import os
@@ -31,6 +33,7 @@ from measure import matrix_rate, run_in_turn, synchronise
 from tubelet.config import ModelConfig, Precision, model_preset
 from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
+from tubelet.pretrained.backbone import Backbone
 
 Peer = Literal["reference", "transformers"]
 
@@ -46,45 +49,46 @@ class Sizes(NamedTuple):
     compile: bool
 
 
-def build(side: str, sizes: Sizes) -> Callable[[int], tuple[float, None]]:
-    """A side's process: a function that encodes a batch and returns its seconds."""
+def build(side: str, sizes: Sizes) -> Callable[[int], tuple[float, float]]:
+    """A side's process: a function that encodes a batch and returns its seconds, and those of its processors."""
     torch.manual_seed(0)
     device = pick_device()
     encoders = {"tubelet": package_encoder, "reference": reference_encoder, "transformers": transformers_encoder}
-    encode = encoders[side](sizes, device)
-    autocast = torch.autocast(device.type, torch.bfloat16, pick_dtype(sizes.precision, device) == torch.bfloat16)
+    dtype = pick_dtype(sizes.precision, device)
+    encode = encoders[side](sizes, device, dtype)
     shape = (sizes.batch_size, 3, sizes.frames, sizes.image_size, sizes.image_size)
 
-    def timed(number: int) -> tuple[float, None]:
+    def timed(number: int) -> tuple[float, float]:
         pixels = torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(device)
         synchronise(device)
-        began = time.perf_counter()
-        with torch.inference_mode(), autocast:
+        began, worked = time.perf_counter(), time.process_time()
+        with torch.inference_mode():
             encode(pixels)
         synchronise(device)
-        return time.perf_counter() - began, None
+        return time.perf_counter() - began, time.process_time() - worked
 
     return timed
 
 
-def package_encoder(sizes: Sizes, device: torch.device) -> Callable[[Tensor], object]:
-    """The package's encoder."""
-    encoder = Encoder(sizes.model).to(device).eval()
+def package_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:
+    """The package's encoder, as `tubelet.load` gives it."""
+    model = Backbone(sizes.model).requires_grad_(False).eval().to(device, dtype)
     if sizes.compile:
-        for block in encoder.blocks:
+        for block in model.blocks:
             block.compile(dynamic=True)
-    return encoder
+    return model.encode
 
 
-def reference_encoder(sizes: Sizes, device: torch.device) -> Callable[[Tensor], object]:
+def reference_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:
     """The specification's encoder."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "numerics"))
     import reference
 
-    return reference.Encoder(sizes.model).to(device).eval()
+    encoder = reference.Encoder(sizes.model).to(device).eval()
+    return torch.autocast(device.type, torch.bfloat16, dtype == torch.bfloat16)(encoder)
 
 
-def transformers_encoder(sizes: Sizes, device: torch.device) -> Callable[[Tensor], object]:
+def transformers_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:
     """The encoder of `transformers`, of the same sizes."""
     from transformers import VJEPA2Config, VJEPA2Model
 
@@ -100,8 +104,9 @@ def transformers_encoder(sizes: Sizes, device: torch.device) -> Callable[[Tensor
         mlp_ratio=model.mlp_ratio,
         pred_num_hidden_layers=1,
     )
-    network = VJEPA2Model(config).to(device).eval()
-    return lambda pixels: network(pixels.transpose(1, 2), skip_predictor=True)  # it takes (B, T, C, H, W)
+    network = VJEPA2Model(config).to(device, dtype).eval()
+    # It takes (B, T, C, H, W).
+    return lambda pixels: network(pixels.transpose(1, 2).to(dtype), skip_predictor=True)
 
 
 def encode_flops(sizes: Sizes) -> float:
@@ -149,20 +154,21 @@ def main(
     console, table, results = Console(), Table(), []
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     console.print(f"{model}, {frames} frames, batch {batch_size} on {name}")
-    for column in ("px", "precision", "side", "s/batch", "clips/s", "peak GB", "share of bound"):
+    for column in ("px", "precision", "side", "s/batch", "clips/s", "CPU s", "peak GB", "share of bound"):
         table.add_column(column, justify="left" if column in ("precision", "side") else "right")
     for size, asked in product(image_size, precision):
         sizes = Sizes(model_preset(model), size, frames, batch_size, asked, compile)
         result = measure(sizes, against, warmup, rounds, device)
         results.append({"image_size": size, "precision": asked, "against": against} | result)
         for side in ("tubelet", against):
-            seconds, peak, bound = (result[key][side] for key in ("seconds", "peak_gb", "bound_share"))
-            table.add_row(
-                str(size), asked, side, f"{seconds:.3f}", f"{batch_size / seconds:.3f}", f"{peak:.2f}", f"{bound:.2f}"
-            )
-        ratios = f"{result['time_ratio']:.2f}", f"{1 / result['time_ratio']:.2f}", f"{result['memory_ratio']:.2f}"
-        table.add_row("", "", "ratio", *ratios, "", end_section=True)
+            found = [result[key][side] for key in ("seconds", "cpu_seconds", "peak_gb", "bound_share")]
+            seconds, worked, peak, bound = found
+            rates = f"{seconds:.3f}", f"{batch_size / seconds:.3f}", f"{worked:.3f}"
+            table.add_row(str(size), asked, side, *rates, f"{peak:.2f}", f"{bound:.2f}")
+        ratios = (result["time_ratio"], 1 / result["time_ratio"], result["cpu_ratio"], result["memory_ratio"])
+        table.add_row("", "", "ratio", *(f"{ratio:.2f}" for ratio in ratios), "", end_section=True)
     console.print(table)
+    console.print("CPU s: of all cores together, which tells more than a clock where others use them too")
     console.print("bound: the matrix products of a batch, attention's included, at their measured rate")
     if json:
         for result in results:
@@ -175,12 +181,16 @@ def measure(sizes: Sizes, against: Peer, warmup: int, rounds: int, device: torch
     flops, rate = encode_flops(sizes), matrix_rate(device, dtype, sizes.model.width)
     sides = ("tubelet", against)
     timed, peak = run_in_turn(build, sizes, sides, warmup, rounds)
-    seconds = {side: statistics.median(t for t, _ in timed[side]) for side in sides}
+    seconds, worked = (
+        {side: statistics.median(times[kind] for times in timed[side]) for side in sides} for kind in (0, 1)
+    )
     return {
         "seconds": seconds,
+        "cpu_seconds": worked,
         "peak_gb": peak,
         "bound_share": {side: flops / rate / seconds[side] for side in sides},
         "time_ratio": seconds["tubelet"] / seconds[against],
+        "cpu_ratio": worked["tubelet"] / worked[against],
         "memory_ratio": peak["tubelet"] / peak[against],
     }
 

@@ -13,6 +13,7 @@ MEASURES = {
     "segmentation mIoU": True,
     "depth RMSE (log)": False,
     "depth R²": True,
+    "tracking": True,
     "motion accuracy": True,
 }
 
@@ -42,6 +43,7 @@ def evaluated(
         "segmentation mIoU": by_name["segmentation"].values[TRAINED],
         "depth RMSE (log)": by_name["depth"].values[TRAINED],
         "depth R²": by_name["depth"].details["R2"][TRAINED],
+        "tracking": by_name["tracking"].values[TRAINED],
         "motion accuracy": by_name["camera motion"].values[TRAINED],
     }
     return scores, [dataclasses.asdict(task) for task in tasks]

@@ -1,34 +1,50 @@
 """A run's checkpoints: one safetensors file each, written beside and renamed, with the config in its header.
 
+Those of a sharded run are folders of such files, see `parts`; everything here reads both.
+
 A file holds `student.*`, `predictor.*`, `teacher.*` and AdamW's moments as `optimizer.*`. Nothing else is needed to
 continue exactly: schedules, data order, crops and masks are functions of the seed and the step.
 """
 
 import errno
 import json
-import os
 import re
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.model.lora import merge_adapters
-from tubelet.released import load_exactly, read_released
+from tubelet.parts import is_in_parts, read_header, remove, sync
+from tubelet.released import differences, load_exactly, read_released
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
 FORMAT = "tubelet-checkpoint-1"
-_NAME = re.compile(r"step-(\d{9})\.safetensors$")
+_NAME = re.compile(r"step-(\d{9})(\.safetensors)?$")
 _OPTIMIZER = "optimizer."
 
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
-    return sorted(path for path in (run / "checkpoints").glob("step-*.safetensors") if _NAME.match(path.name))
+    found = (path for path in (run / "checkpoints").glob("step-*") if _NAME.match(path.name))
+    return sorted(found, key=lambda path: (step_of(path), path.name))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser steps after which a checkpoint was written, by its name.
+
+    Raises:
+        TubeletError: if it is no checkpoint's name.
+    """
+    name = _NAME.match(checkpoint.name)
+    if name is None:
+        raise TubeletError(f"{checkpoint}: expected step-000000000.safetensors, or such a folder")
+    return int(name[1])
 
 
 def save_checkpoint(
@@ -45,23 +61,42 @@ def save_checkpoint(
     folder = run / "checkpoints"
     path = folder / f"step-{step:09d}.safetensors"
     partial = path.with_suffix(".partial")
-    header = {"format": FORMAT, "step": str(step), "config": json.dumps(to_dict(config))}
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    tensors |= _optimizer_tensors(model, optimizer)
+    tensors = {name: value.contiguous() for name, value in state_tensors(model, optimizer).items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.partial"):  # of a process that died while it wrote
-            leftover.unlink()
-        save_file(tensors, partial, metadata=header)
-        _sync(partial)
+        make_room(run)
+        save_file(tensors, partial, metadata=header_of(step, config))
+        sync(partial)
         partial.replace(path)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise TubeletError(f"{path}: the checkpoint could not be written: {describe_os_error(error)}") from error
-    for old in checkpoints(run)[:-keep]:
-        old.unlink()
+    keep_newest(run, keep)
     return path
+
+
+def header_of(step: int, config: TrainConfig) -> dict[str, str]:
+    """What a checkpoint says of itself."""
+    return {"format": FORMAT, "step": str(step), "config": json.dumps(to_dict(config))}
+
+
+def make_room(run: Path) -> None:
+    """Make the folder of a run's checkpoints, and remove from it what a process left that died while it wrote."""
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob("*.partial"):
+        remove(leftover)
+
+
+def keep_newest(run: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for old in checkpoints(run)[:-keep]:
+        remove(old)
+
+
+def state_tensors(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
+    """All that a checkpoint holds: the model's tensors, and the optimiser's by kind and parameter."""
+    return {**model.state_dict(), **_optimizer_tensors(model, optimizer)}
 
 
 def describe_os_error(error: Exception) -> str:
@@ -77,6 +112,8 @@ def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     Raises:
         TubeletError: if the file cannot be read or does not fit the model.
     """
+    if hasattr(next(model.parameters()), "placements"):  # a DTensor, whose module takes long to import
+        return _load_into_shards(path, model, optimizer)
     tensors, header = read_tensors(path)
     moments = {
         name.removeprefix(_OPTIMIZER): tensors.pop(name) for name in list(tensors) if name.startswith(_OPTIMIZER)
@@ -86,21 +123,61 @@ def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     return int(header["step"])
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
+    """As `load_training_state`, each process reading the parts that it holds alone."""
+    from tubelet.resharding import read_into, shapes
+
+    header = read_header(path)
+    _check_format(path, header)
+    there = shapes(path)
+    state = model.state_dict()
+    moments = {name.removeprefix(_OPTIMIZER): value for name, value in there.items() if name.startswith(_OPTIMIZER)}
+    if wrong := differences({k: v for k, v in there.items() if not k.startswith(_OPTIMIZER)}, state):
+        raise TubeletError(f"{path} does not fit the model: {'; '.join(wrong)}")
+    parameters = dict(model.named_parameters())
+    empty = {name: _room_for(name, parameters, path) for name in moments}
+    read_into(path, {**state, **{_OPTIMIZER + name: value for name, value in empty.items()}})
+    _load_optimizer_tensors(model, optimizer, empty, path)
+    return int(header["step"])
+
+
+def _room_for(moment: str, parameters: dict[str, nn.Parameter], path: Path) -> Tensor:
+    """An empty tensor for an optimiser's moment, cut as its parameter is."""
+    key, name = moment.split(".", 1)
+    if name not in parameters:
+        raise TubeletError(f"{path}: it holds an optimiser moment of {name}, which the model does not have")
+    return torch.zeros(()) if key == "step" else torch.zeros_like(parameters[name], requires_grad=False)
+
+
+def read_tensors(path: Path, moments: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a checkpoint and its header.
+
+    Args:
+        path: the checkpoint.
+        moments: whether those of the optimiser too, where leaving them out saves reading them.
 
     Raises:
         TubeletError: if the file is missing, damaged, or no checkpoint of this package.
     """
+    if path.is_dir():
+        from tubelet.resharding import read_whole
+
+        header = read_header(path)
+        _check_format(path, header)
+        return read_whole(path, lambda name: moments or not name.startswith(_OPTIMIZER)), header
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise TubeletError(f"{path}: the checkpoint cannot be read ({error})") from error
+    _check_format(path, header)
+    return tensors, header
+
+
+def _check_format(path: Path, header: dict[str, str]) -> None:
     if header.get("format") != FORMAT:
         raise TubeletError(f"{path}: expected a checkpoint of format {FORMAT!r}, found {header.get('format')!r}")
-    return tensors, header
 
 
 def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
@@ -113,12 +190,12 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
         TubeletError: if there is no such thing, or it does not fit.
     """
     path = Path(what)
-    if path.is_dir():
+    if path.is_dir() and not is_in_parts(path):
         found = checkpoints(path)
         if not found:
             raise TubeletError(f"{path}: no checkpoint in this folder (expected checkpoints/step-*.safetensors)")
         path = found[-1]
-    if not path.is_file():
+    if not path.exists():
         raise TubeletError(f"{path}: no such file; expected a run folder, a checkpoint, or a released .pt file")
     if path.suffix == ".pt":
         released = read_released(path)
@@ -127,7 +204,7 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
         load_exactly(model.predictor, released.predictor, f"{path}: predictor")
         load_exactly(model.teacher, released.teacher, f"{path}: teacher")
         return model.eval(), None
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors(path, moments=False)
     config: TrainConfig = from_dict(TrainConfig, json.loads(header["config"]), f"{path}: config")
     model = VJEPA(config.model)
     model.distance_weighting = config.optim.distance_weighting
@@ -155,15 +232,6 @@ def _load_optimizer_tensors(model: VJEPA, optimizer: Optimizer, moments: dict[st
                 f"{path}: it holds an optimiser moment of {parameter_name}, which the model does not have"
             )
         parameter = parameters[parameter_name]
-        state.setdefault(parameter, {})[key] = value if key == "step" else value.to(parameter.device)
+        state.setdefault(parameter, {})[key] = value.to(parameter.device)
     optimizer.state.clear()
     optimizer.state.update(state)
-
-
-def _sync(path: Path) -> None:
-    """Ask the system to have a file's (or folder's) bytes on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,7 @@
-"""The command line: data, the stages of training, and what is done with a trained model."""
+"""V-JEPA 2.1: pre-train it on videos and images, and use its dense features.
+
+tubelet COMMAND --help says what a command takes.
+"""
 
 import dataclasses
 import os
@@ -123,7 +126,9 @@ def distil(
 
 def _resized(preset: ModelConfig, patch_size: int | None, tubelet_size: int | None) -> ModelConfig:
     return dataclasses.replace(
-        preset, patch_size=patch_size or preset.patch_size, tubelet_size=tubelet_size or preset.tubelet_size
+        preset,
+        patch_size=preset.patch_size if patch_size is None else patch_size,
+        tubelet_size=preset.tubelet_size if tubelet_size is None else tubelet_size,
     )
 
 
@@ -220,7 +225,7 @@ def shard(
 
 
 def embed(
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional],
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")],
     config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
     *,
     model: str,
@@ -243,9 +248,11 @@ def embed(
             load(model), sources, out, config, model, progress=progress, report=partial(say_bad, console)
         )
     before = f" ({made.before} files were done before)" if made.before else ""
+    changed = f"; {made.changed} files changed since: their rows were made anew" if made.changed else ""
+    broken = f" ({made.broken} of them break off on the way and have no rows either)" if made.broken else ""
     short = f"; {made.short} videos too short for --fps were read at a higher rate" if made.short else ""
     console.print(
-        f"{out}: {made.rows} clips of {made.files} files{before}; {made.bad} bad files{short}",
+        f"{out}: {made.rows} clips of {made.files} files{before}{changed}; {made.bad} bad files{broken}{short}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -253,8 +260,8 @@ def embed(
 
 
 def search(
-    index: Annotated[Path, tyro.conf.Positional],
-    file: Annotated[Path, tyro.conf.Positional],
+    index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     *,
     top: int = 10,
     model: str | None = None,
@@ -292,28 +299,31 @@ def evaluate(
 ) -> None:
     """Ask what a model's frozen features are worth, on a benchmark in its own layout or on a sample set.
 
-    Without --task, linear probes of a run's teacher on a sample set, beside a random encoder and raw patches.
+    Without --task, segmentation, depth, camera motion and tracking on a sample set, beside a random encoder and raw
+    patches.
 
     Args:
-        model: A run folder; with --task also a .safetensors or released .pt file, a released name, or a Hub id.
+        model: A run folder, a .safetensors or released .pt file, a released name, or a Hub id.
         config: How.
         data: The benchmark's folder, or one that sample-data wrote.
         task: One of the tasks that docs/evaluate.md describes.
-        out: Folder of result.json and page.html; by default evaluation/TASK-DATA in the run, or here by the model's id.
+        out: Folder of the results; by default the run, and with --task its folder evaluation/TASK-DATA, or here
+            evaluation/ID by the model's id.
         cache: Folder of the features, which are computed once; by default in the user's cache.
     """
     if task is None:
-        from tubelet.evaluate.suite import evaluate_run, print_table
+        from tubelet.evaluate.comparison import print_table
+        from tubelet.evaluate.suite import evaluate_model
 
-        print_table(evaluate_run(Path(model), data, seed=config.seed), Console())
+        print_table(evaluate_model(model, data, config, out), Console())
         return
     from tubelet.evaluate.cache import FeatureCache, default_folder
     from tubelet.evaluate.result import print_result, write_result
-    from tubelet.evaluate.tasks import run_task
+    from tubelet.evaluate.tasks import WITH_PREDICTOR, run_task
     from tubelet.pretrained.backbone import load
     from tubelet.view.results import write_result_page
 
-    console, encoder = Console(), load(model)
+    console, encoder = Console(), load(model, with_predictor=task in WITH_PREDICTOR)
     with stages_progress(console) as progress:
         result = run_task(task, encoder, data, config, FeatureCache(cache or default_folder(), encoder), progress)
     folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
@@ -366,10 +376,10 @@ def report(run: Annotated[Path, tyro.conf.Positional], *, data: Path | None = No
 
 
 def convert(
-    what: Annotated[str, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")],
     *,
-    part: Literal["teacher", "student"] = "teacher",
+    part: Literal["teacher", "student"] | None = None,
     with_predictor: bool = False,
     heads: int | None = None,
     predictor_heads: int | None = None,
@@ -382,7 +392,7 @@ def convert(
     Args:
         what: A run folder, a file, a released name or a Hub id.
         out: NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder.
-        part: Teacher or student; a .pt of a run holds both.
+        part: Teacher or student; by default the teacher, or the one that the file holds. A .pt of a run holds both.
         with_predictor: The predictor too.
         heads: Attention heads, of a .pt file of a width outside the family.
         predictor_heads: Attention heads of the predictor, of a .pt file.

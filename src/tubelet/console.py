@@ -36,4 +36,4 @@ def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None
 
 def say_bad(console: Console, file: BadFile) -> None:
     """A line on a file that cannot be read."""
-    console.print(f"[yellow]bad file[/yellow] {escape(f'{file.path}: {file.reason}')}", highlight=False, soft_wrap=True)
+    console.print(f"[yellow]bad file[/yellow] {escape(str(file))}", highlight=False, soft_wrap=True)

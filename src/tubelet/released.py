@@ -9,6 +9,7 @@ to the bit, and a file is held against what this package would write: errors spe
 import pickle
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -124,7 +125,8 @@ def write_released(path: Path, config: ModelConfig, states: Mapping[Part, Mappin
         torch.save(file, partial)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise TubeletError(f"{path}: the checkpoint could not be written: {error}") from error
 
 

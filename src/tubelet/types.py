@@ -60,12 +60,20 @@ class Mask:
         return Mask(self.context.to(device, non_blocking=True), self.target.to(device, non_blocking=True))
 
 
+def printable(name: str) -> str:
+    """A file's name as text that can be printed and stored: bytes of it that are not UTF-8 become escapes (\\udcff)."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @dataclass(frozen=True)
 class BadFile:
     """A file that could not be read, and why."""
 
     path: str
     reason: str
+
+    def __str__(self) -> str:
+        return printable(f"{self.path}: {self.reason}")
 
 
 @dataclass(frozen=True)

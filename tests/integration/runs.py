@@ -15,7 +15,9 @@ from tubelet.types import TubeletError
 
 # A server that has imported everything forks a training process in milliseconds.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tubelet.train.loop", "torch.utils.tensorboard"])
+processes.set_forkserver_preload(
+    ["tubelet.train.loop", "torch.utils.tensorboard", "torch.distributed.fsdp", "torch._dynamo", "tubelet.resharding"]
+)
 
 
 def tiny_config(source, steps=20, **changes):
@@ -50,15 +52,17 @@ def start_training(config, out, resume=False):
     return process
 
 
-def start_together(count, config, out, resume=False):
+def start_together(count, config, out, resume=False, machines=1):
     """`train` in processes that form one run, as a launcher would start them; each writes its stderr to a file."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     started = []
+    local = count // machines
     for rank in range(count):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place = {"RANK": rank, "LOCAL_RANK": rank % local, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": local}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         place = {name: str(value) for name, value in place.items()}
         said = Path(f"{out}.{rank}.err")
         started.append(processes.Process(target=_train_as_one_of, args=(place, said, config, str(out), resume)))
@@ -74,7 +78,7 @@ def train_together(count, config, out, resume=False):
 def wait_for_all(started, out):
     """The exit codes of processes, and what they said on stderr."""
     for process in started:
-        process.join(60)
+        process.join(120)
     assert not any(process.is_alive() for process in started)
     said = [Path(f"{out}.{rank}.err") for rank in range(len(started))]
     return [process.exitcode for process in started], "".join(path.read_text() for path in said)

@@ -1,5 +1,6 @@
 """Features of a collection: complete, continued after a crash, readable by others, searchable."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,15 @@ import pandas as pd
 import polars as pl
 import psutil
 import pytest
+import torch
 from PIL import Image
 from runs import tiny_config, train_quietly
 
 from media import picture, write_video
 from tubelet.config import EmbedConfig
+from tubelet.data.manifest import list_media
 from tubelet.embed import collection
+from tubelet.embed.clips import CollectionClips
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
 from tubelet.embed.table import FeatureTable, parts
@@ -45,7 +49,7 @@ def run(films, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(run):
-    return load(run, device="cpu")
+    return load(run, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +146,52 @@ def test_a_bad_file_costs_itself_alone_and_too_many_stop_the_command(films, mode
     assert len(set(rows(tmp_path / "table")["path"])) == 10
     with pytest.raises(TubeletError, match=r"1 of 1 files \(100 %\) cannot be read, more than the 5 %"):
         embed_collection(model, [str(tmp_path / "bad")], tmp_path / "other", SMALL)
+
+
+def test_a_video_that_breaks_half_way_leaves_no_rows_and_is_counted(films, model, tmp_path):
+    write_video(tmp_path / "0.mp4", frames=96)
+    data = bytearray((tmp_path / "0.mp4").read_bytes())
+    middle = len(data) * 7 // 10
+    data[middle : middle + 200] = bytes(255 - byte for byte in data[middle : middle + 200])
+    (tmp_path / "0.mp4").write_bytes(data)
+    lenient = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=2, workers=0, max_bad_share=0.5)
+    clips = CollectionClips(list_media([str(tmp_path / "0.mp4")]), lenient, {})
+    assert sum(len(batch.rows) for batch in clips) > 1  # so much of it can be read
+    for _ in range(2):
+        made = embed_collection(model, [str(films / "1.mp4"), str(tmp_path / "0.mp4")], tmp_path / "table", lenient)
+        assert (made.bad, made.broken) == (1, 1)
+        assert set(rows(tmp_path / "table")["path"]) == {str((films / "1.mp4").resolve())}
+
+
+def test_the_rows_of_a_file_that_changed_are_made_anew(model, tmp_path):
+    folder, table = tmp_path / "films", tmp_path / "table"
+    folder.mkdir()
+    for i in range(2):
+        Image.fromarray(picture(40 * i)).save(folder / f"{i}.png")
+    embed_collection(model, [str(folder)], table, SMALL)
+    before = rows(table).set_index("path")["pooled"]
+    Image.fromarray(picture(200)).save(folder / "1.png")
+    made = embed_collection(model, [str(folder)], table, SMALL)
+    assert (made.rows, made.before, made.changed) == (1, 1, 1)
+    after = rows(table).set_index("path")["pooled"]
+    same = [np.array_equal(before[path], after[path]) for path in sorted(before.index)]
+    assert same == [True, False] and len(after) == 2
+    made = embed_collection(model, [str(folder)], table, SMALL)
+    assert (made.rows, made.changed) == (0, 0)
+
+
+def test_a_name_that_is_not_utf_8_is_embedded_once_and_can_be_found(model, tmp_path):
+    folder, table = tmp_path / "films", tmp_path / "table"
+    folder.mkdir()
+    name = os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")
+    try:
+        Image.fromarray(picture(9)).save(name)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    for expected in (1, 0):
+        assert embed_collection(model, [str(folder)], table, SMALL).rows == expected
+    (hit,) = search(table, name, model=model)
+    assert hit.path.endswith("caf\\udce9.png")
 
 
 def test_what_was_computed_is_kept_when_the_command_fails(films, model, tmp_path, monkeypatch):

@@ -52,5 +52,8 @@ def test_a_file_that_computes_something_else_is_refused(saved, tmp_path, monkeyp
         return lambda pixels: [level + 1e-3 for level in graph(pixels)]
 
     monkeypatch.setattr(export, "_to_pt2", wrong)
+    (tmp_path / "a.pt2").write_text("of before")
     with pytest.raises(TubeletError, match=r"differs from eager by 1\.0e-03"):
         export.export(saved, tmp_path / "a.pt2", Wanted())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
+    assert (tmp_path / "a.pt2").read_text() == "of before"

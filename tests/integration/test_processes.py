@@ -1,12 +1,16 @@
 """One run on several processes: the same losses on any number of them, through failures, signals and resumption."""
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,11 +18,13 @@ import torch
 from runs import rows, start_together, tiny_config, train_quietly, train_together, wait_for_all
 
 from media import write_image, write_text, write_video
-from tubelet.checkpoint import checkpoints, read_tensors
+from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors, step_of
 from tubelet.data.loader import StepDataset
 from tubelet.data.manifest import list_media
+from tubelet.pretrained.backbone import load
 from tubelet.types import TubeletError
 
+SCRIPT = Path(__file__).parents[2] / "examples" / "slurm.sh"
 LOSSES = ("loss", "prediction_loss", "context_loss")
 
 
@@ -48,7 +54,7 @@ def assert_same_losses(run, other):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
@@ -106,6 +112,50 @@ def test_a_run_goes_on_on_other_numbers_of_processes(media, alone, tmp_path):
     assert_same_losses(run, alone)
 
 
+def test_a_sharded_run_has_the_losses_of_one_process_and_reshards_its_checkpoints(media, alone, tmp_path):
+    run = tmp_path / "run"
+    config = tiny_config(media, batch_size=8, parallel="fsdp", activation_checkpointing=True, checkpoint_every=2)
+    started = start_together(2, config, run)
+    wait_for(lambda: len(rows(run)) >= 6)
+    for process in started:
+        process.kill()
+        process.join()
+    assert checkpoints(run)
+    for path in checkpoints(run):  # whatever moment it died at
+        assert path.is_dir()
+        read_tensors(path)
+    started = start_together(4, dataclasses.replace(config, parallel="hsdp"), run, resume=True, machines=2)
+    wait_for(lambda: len(rows(run)) >= 11)
+    os.kill(started[3].pid, signal.SIGTERM)
+    codes, said = wait_for_all(started, run)
+    assert codes == [128 + signal.SIGTERM] * 4
+    assert len(said.splitlines()) == 1, said
+    assert [step_of(path) for path in checkpoints(run)][-1] == rows(run)[-1]["step"]
+    features = load(run, device="cpu", dtype=torch.float32)
+    for name, value in read_tensors(checkpoints(run)[-1])[0].items():
+        if name.startswith("teacher."):
+            assert torch.equal(value, features.state_dict()[name.removeprefix("teacher.")])
+    train_quietly(dataclasses.replace(config, parallel="auto"), run, resume=True)
+    assert_same_losses(run, alone)
+    assert [path.is_file() for path in checkpoints(run)] == [True, True]
+
+
+def test_a_sharded_run_goes_on_from_a_single_file(media, alone, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(alone, run)
+    checkpoints(run)[-1].unlink()
+    config = tiny_config(media, batch_size=8, parallel="fsdp")
+    assert train_together(3, config, run, resume=True) == ([0, 0, 0], "")
+    assert_same_losses(run, alone)
+    mine, theirs = (load_vjepa(folder)[0].state_dict() for folder in (run, alone))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(mine[name], tensor, atol=1e-4, rtol=1e-3)
+    part = next(checkpoints(run)[-1].glob("*.safetensors"))
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(TubeletError, match="copy the whole folder again"):
+        load_vjepa(run)
+
+
 def test_bad_files_that_any_process_meets_are_named_once_and_stop_the_run_once(tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -125,29 +175,52 @@ def test_bad_files_that_any_process_meets_are_named_once_and_stop_the_run_once(t
     assert len(said.splitlines()) == 1
 
 
-def test_torchrun_restarts_a_run_that_was_asked_to_stop_and_stops_it_whole_when_asked_itself(media, tmp_path):
-    run = tmp_path / "run"
-    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 -m tubelet train"
-    options = "--model vit-pico --patch-size 8 --image-size 32 --frames 4 --batch-size 8 --precision fp32"
-    options += f" --steps 5000 --checkpoint-every 5000 --resume --out {run}"
-    torchrun = subprocess.Popen(
-        [sys.executable, *launch.split(), str(media), *options.split()],
+SLURM = {  # what its commands do to the script, on this machine alone
+    "srun": 'echo $$ > torchrun.pid; exec "$@"',
+    "scontrol": "case $1 in show) echo 127.0.0.1 ;; requeue) touch requeued ;; esac",
+    "scancel": "kill -USR1 $(cat torchrun.pid)",
+}
+
+
+def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_again_in_time(media, tmp_path):
+    for name, body in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    job = {"SLURM_JOB_ID": "1", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "here", "PROCESSES": "2", "PORT": port}
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    options = "--out run --model vit-pico --patch-size 8 --image-size 32 --frames 4 --batch-size 8 --precision fp32"
+    script = subprocess.Popen(
+        ["bash", SCRIPT, media, *options.split(), "--steps", "5000", "--checkpoint-every", "5000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=tmp_path,
+        env=os.environ | job | {"PATH": path},
     )
+    run = tmp_path / "run"
     try:
         wait_for(lambda: len(rows(run)) >= 2)
-        psutil.Process(torchrun.pid).children()[1].send_signal(signal.SIGTERM)
+        torchrun = psutil.Process(int((tmp_path / "torchrun.pid").read_text()))
+        torchrun.children()[1].send_signal(signal.SIGTERM)
         wait_for(lambda: checkpoints(run))
         first = len(rows(run))
         wait_for(lambda: len(rows(run)) >= first + 2)
     finally:
-        torchrun.send_signal(signal.SIGTERM)
-        said, _ = torchrun.communicate(timeout=60)
-    stops = [int(step) for step in re.findall(r"error: SIGTERM: stopped after step (\d+) of 5000", said)]
-    assert stops == [first, len(rows(run))], said
+        family = psutil.Process(script.pid).children(recursive=True)
+        script.send_signal(signal.SIGUSR1)
+        try:
+            said, _ = script.communicate(timeout=120)
+        finally:
+            for process in filter(psutil.Process.is_running, family):
+                process.kill()
+    stops = re.findall(r"error: (SIG\w+): stopped after step (\d+) of 5000", said)
+    assert stops == [("SIGTERM", str(first)), ("SIGUSR1", str(len(rows(run))))], said
     assert f"continuing after step {first}" in said
-    assert [int(path.stem.split("-")[1]) for path in checkpoints(run)] == stops
-    assert [row["step"] for row in rows(run)] == list(range(1, stops[1] + 1))
+    assert [step_of(path) for path in checkpoints(run)] == [first, len(rows(run))]
+    assert [row["step"] for row in rows(run)] == list(range(1, len(rows(run)) + 1))
     assert "DataLoader" not in said
+    assert script.returncode != 0
+    assert (tmp_path / "requeued").exists()

@@ -122,7 +122,7 @@ def test_an_epoch_of_shards_and_files_shows_every_sample_once(folder, media):
         config, data=dataclasses.replace(config.data, sources=(str(folder), str(media / "0.mp4")))
     )
     dataset = StepDataset(config, list_media(config.data.sources))
-    seen = [next(dataset._candidates(Modality.VIDEO, visit)) for visit in range(25)]
+    seen = [dataset.mixes[Modality.VIDEO].turn(visit)[1] for visit in range(25)]
     assert sorted(seen) == list(range(25))
     step = dataset[0]
     assert [(batch.modality, len(batch.pixels)) for batch in step.batches] == [("video", 1), ("image", 1)]

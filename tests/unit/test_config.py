@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from tubelet.config import DataConfig, ModelConfig, TrainConfig, from_dict, model_preset, to_dict, vit_s
+from tubelet.config import DataConfig, EmbedConfig, ModelConfig, TrainConfig, from_dict, model_preset, to_dict, vit_s
 from tubelet.types import TubeletError
 
 
@@ -31,11 +31,22 @@ def test_an_unknown_model_is_refused_with_the_nearest_known_one():
         ({"levels": (3, 2)}, "ascending block numbers in 0..11"),
         ({"levels": (2, 12)}, "ascending block numbers in 0..11"),
         ({"output_levels": 5}, "expected 1..4"),
+        ({"heads": 0}, "multiple of 2 x heads"),
+        ({"patch_size": 0}, "patch_size is 0"),
     ],
 )
 def test_sizes_that_do_not_fit_say_what_was_expected(change, words):
     with pytest.raises(TubeletError, match=words.replace(".", r"\.")):
         dataclasses.replace(vit_s(), **change)
+
+
+@pytest.mark.parametrize("kind", [DataConfig, EmbedConfig])
+def test_rates_that_are_no_numbers_are_refused(kind):
+    for fps in (float("inf"), float("nan"), 0, -1):
+        with pytest.raises(TubeletError, match=f"fps is {fps}, expected a positive rate"):
+            kind(fps=fps)
+    with pytest.raises(TubeletError, match="stride_s is inf"):
+        EmbedConfig(stride_s=float("inf"))
 
 
 def test_the_notes_example_has_1568_tokens():

@@ -17,6 +17,7 @@ from tubelet.config import ModelConfig, OptimConfig, PredictorConfig
 from tubelet.pretrained import sources
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.convert import convert
+from tubelet.pretrained.export import export
 from tubelet.pretrained.weights import Wanted
 from tubelet.released import read_released
 from tubelet.types import TubeletError
@@ -68,6 +69,27 @@ def test_a_saved_encoder_comes_back_to_the_bit_with_its_name(run, tmp_path):
     assert "| mIoU | 0.5 |" in card.text
     with pytest.raises(TubeletError, match="holds the teacher alone"):
         load(tmp_path / "saved", part="student")
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "folder"])
+def test_a_file_of_the_student_alone_loads_and_converts_as_it_is(run, tmp_path, name):
+    student = load(run, part="student")
+    convert(run, tmp_path / "student.safetensors", Wanted("student"))
+    convert(tmp_path / "student.safetensors", tmp_path / name, Wanted()) if name != "a.safetensors" else None
+    path = tmp_path / ("student.safetensors" if name == "a.safetensors" else name)
+    again = load(path, **({"heads": 2, "levels": (0, 1, 2)} if name == "a.pt" else {}))
+    assert again.part == "student" and again.weights_id == student.weights_id
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.pt2", "folder"])
+def test_a_target_that_cannot_be_written_is_named(run, tmp_path, name):
+    (tmp_path / "file").write_text("no folder")
+    target = tmp_path / "file" / name
+    write = export if name == "a.pt2" else convert
+    with pytest.raises(TubeletError, match=r"a\.bin: expected NAME\.pt"):
+        convert(run, tmp_path / "a.bin", Wanted())
+    with pytest.raises(TubeletError, match=f"{name}.*(written|expected)"):
+        write(run, target, Wanted())
 
 
 def test_what_is_pushed_to_the_hub_loads_from_it(model, tmp_path, monkeypatch):

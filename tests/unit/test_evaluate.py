@@ -15,6 +15,7 @@ from tubelet.checkpoint import save_checkpoint
 from tubelet.config import ModelConfig, PredictorConfig, TrainConfig
 from tubelet.data.clips import normalise, resize_centre_crop
 from tubelet.data.sample.truth import VOID
+from tubelet.evaluate.comparison import Evaluation, Task, print_table, write_evaluation
 from tubelet.evaluate.features import RAW, count_classes, crop_nearest, frozen_features, mean_log_depth, random_encoder
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.probes import (
@@ -26,7 +27,9 @@ from tubelet.evaluate.probes import (
     select_ridge,
     select_softmax,
 )
-from tubelet.evaluate.suite import Evaluation, Task, evaluate_encoder, evaluate_run, print_table, write_evaluation
+from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.evaluate.suite import evaluate_encoder, evaluate_model, evaluate_run
+from tubelet.pretrained.backbone import Backbone
 from tubelet.types import Grid, TubeletError
 from tubelet.vjepa import VJEPA
 
@@ -218,7 +221,7 @@ def test_an_evaluation_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(written) == ["checkpoint", "step", "data", "seed", "clips", "features", "tasks"]
     assert list(written["tasks"][0]) == ["name", "metric", "higher_is_better", "values", "details"]
     with pytest.raises(TubeletError, match="could not be written"):
-        write_evaluation(result(), tmp_path / "missing" / "evaluation.json")
+        write_evaluation(result(), tmp_path / "evaluation.json" / "evaluation.json")
 
 
 def test_the_table_shows_every_value() -> None:
@@ -261,10 +264,33 @@ def test_a_run_is_evaluated_from_its_newest_checkpoint(sample_set: Path, save_ru
         ("segmentation", "mIoU", True),
         ("depth", "RMSE of log depth", False),
         ("camera motion", "accuracy", True),
+        ("tracking", "share found within a patch, of points that moved more", True),
     ]
     for task in written["tasks"]:
         assert list(task["values"]) == written["features"] == ["trained", "random", "raw patches"]
         assert all(math.isfinite(value) for value in task["values"].values())
+
+
+def test_an_encoder_of_no_run_is_evaluated_at_the_size_that_is_said(sample_set: Path, tmp_path: Path) -> None:
+    model = Backbone(TINY)
+    model.save_pretrained(tmp_path / "encoder")
+    config = EvaluateConfig(image_size=32, frames=4, limit=4)
+    evaluation = evaluate_model(str(tmp_path / "encoder"), sample_set, config, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["checkpoint"] == evaluation.checkpoint and written["step"] is None
+    assert evaluation.clips == {"train": 4, "val": 4}
+    assert evaluation.tasks[3].details["image_size"] == 32 and evaluation.tasks[3].details["frames in a window"] == 4
+
+
+def test_a_task_without_anything_to_measure_says_so_and_the_others_go_on(sample_set: Path) -> None:
+    # A window as long as a clip, of one tubelet: there is no later time step.
+    encoder = random_encoder(dataclasses.replace(TINY, tubelet_size=8), 0)
+    _, tasks = evaluate_encoder(encoder, sample_set, image_size=32, max_train_clips=4, max_val_clips=2)
+    assert [set(task.values.values()) == {None} for task in tasks] == [False, False, True, True]
+    evaluation = Evaluation("x", None, "data", 0, {"train": 4, "val": 2}, ["trained", "random", "raw patches"], tasks)
+    console = Console(record=True, width=120)
+    print_table(evaluation, console)
+    assert console.export_text().count("–") == 6
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What is read, how it is cut, and what is hidden of it."""
 
 from dataclasses import dataclass
+from math import inf
 
 import tyro
 
@@ -35,6 +36,8 @@ class DataConfig:
 
     sources: tyro.conf.Positional[tuple[str, ...]] = ()
     """Folders, media files, globs, CSV or JSONL manifests, and folders or URLs of shards."""
+    weights: tuple[float, ...] = ()
+    """Each source's share of the videos, and of the images, of all; none visits every file equally often."""
     image_size: int = 256
     """Side of the square crop, in pixels."""
     frames: int = 16
@@ -59,7 +62,13 @@ class DataConfig:
     """Share of the files that may be unreadable before the run stops."""
 
     def __post_init__(self) -> None:
-        require(self.fps > 0, f"fps is {self.fps}, expected a positive rate")
+        require(
+            len(self.weights) in (0, len(self.sources)),
+            f"there are {len(self.weights)} weights for {len(self.sources)} sources: give one for each, or none",
+        )
+        for weight in self.weights:
+            require(weight > 0, f"a weight is {weight}, expected more than 0: leave out a source that is not wanted")
+        require(0 < self.fps < inf, f"fps is {self.fps}, expected a positive rate")
         require(self.frames >= 1, f"frames is {self.frames}, expected at least 1")
         require(self.image_frames >= 1, f"image_frames is {self.image_frames}, expected at least 1")
         require(self.clips_per_video >= 1, f"clips_per_video is {self.clips_per_video}, expected at least 1")

@@ -31,7 +31,7 @@ class PredictorConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.width % self.heads == 0 and (self.width // self.heads) % 2 == 0,
+            self.heads > 0 and self.width % (2 * self.heads) == 0 < self.width,
             f"predictor width {self.width} does not split into {self.heads} heads of even size: "
             "choose a width that is a multiple of 2 x heads",
         )
@@ -69,10 +69,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.width % self.heads == 0 and (self.width // self.heads) % 2 == 0,
+            self.heads > 0 and self.width % (2 * self.heads) == 0 < self.width,
             f"encoder width {self.width} does not split into {self.heads} heads of even size: "
             "choose a width that is a multiple of 2 x heads",
         )
+        for name in ("patch_size", "tubelet_size", "channels"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
         require(
             bool(self.levels) and ascending and self.levels[0] >= 0 and self.levels[-1] < self.depth,

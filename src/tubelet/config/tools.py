@@ -1,6 +1,7 @@
 """The settings of what is done with a trained model."""
 
 from dataclasses import dataclass
+from math import inf
 
 from tubelet.config.fields import require
 
@@ -29,8 +30,10 @@ class EmbedConfig:
     """Share of the files that may be unreadable before the command stops."""
 
     def __post_init__(self) -> None:
-        require(self.fps > 0, f"fps is {self.fps}, expected a positive rate")
-        require(self.stride_s is None or self.stride_s > 0, f"stride_s is {self.stride_s}, expected seconds above 0")
+        require(0 < self.fps < inf, f"fps is {self.fps}, expected a positive rate")
+        require(
+            self.stride_s is None or 0 < self.stride_s < inf, f"stride_s is {self.stride_s}, expected seconds above 0"
+        )
         for name in ("image_size", "frames", "batch_size"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")

@@ -6,6 +6,7 @@ over in the same proportions as one of 300,000.
 """
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 import tyro
@@ -15,6 +16,7 @@ from tubelet.config.fields import require
 from tubelet.config.model import ModelConfig, vit_ti
 
 Precision = Literal["auto", "bf16", "fp32", "fp8"]
+Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class OptimConfig:
     """Whether visible tokens count less in the context loss the farther they are from a hidden one (cool-down: no)."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"lr is {self.lr}, expected a positive learning rate")
+        require(0 < self.lr < inf, f"lr is {self.lr}, expected a positive learning rate")
         require(0 <= self.warmup_share < 1, f"warmup_share is {self.warmup_share}, expected a share of the run")
         for name, value in (("ema", self.ema), ("final_ema", self.final_ema)):
             require(value is None or 0 <= value <= 1, f"{name} is {value}, expected a momentum from 0 to 1")
@@ -78,6 +80,9 @@ class TrainConfig:
     """Samples of one optimiser step, images and videos, over all processes."""
     accumulate: int = 1
     """Parts that each step's samples are processed in, to save memory."""
+    parallel: Parallel = "auto"
+    """How processes share the work: ddp has the model on each, fsdp in shards over all, hsdp in shards on each machine;
+    auto is ddp unless what is trained needs more memory than a device has."""
     precision: Precision = "auto"
     """fp32 or bf16 autocast; auto is bf16 where the device has units for it; fp8 multiplies in 8 bits inside blocks."""
     init_from: str | None = None

@@ -13,6 +13,8 @@ from tubelet.data.decode import VideoInfo
 # Mean and standard deviation of red, green and blue over ImageNet, on pixels scaled to [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# What is cut to its middle square is resized whole up to this ratio of long to short side.
+_LONGEST = 4
 
 
 def clip_times(info: VideoInfo, frames: int, fps: float, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
@@ -55,6 +57,25 @@ def window_times(info: VideoInfo, frames: int, fps: float, stride_s: float | Non
         times, short = centre_clip_times(info, frames, fps)
         return [times], short
     return [_times(info, frames, fps, k / (count - 1))[0] for k in range(count)], False
+
+
+def segment_times(info: VideoInfo, frames: int, fps: float, segments: int) -> tuple[list[np.ndarray], bool]:
+    """Times of a fixed number of clips, the first at the video's start, the last at its end, the others between them.
+
+    Args:
+        info: the video.
+        frames: T of each clip.
+        fps: frames per second of a clip.
+        segments: how many clips; a single one is taken from the middle. A video with no room for more than one gives
+            one, for all would be equal.
+
+    Returns:
+        for each clip (T,) float64 seconds, and whether the video is too short for one, as in `clip_times`.
+    """
+    if segments == 1 or info.duration_s <= frames / fps + 1e-3:
+        times, short = centre_clip_times(info, frames, fps)
+        return [times], short
+    return [_times(info, frames, fps, k / (segments - 1))[0] for k in range(segments)], False
 
 
 def _times(info: VideoInfo, frames: int, fps: float, place: float) -> tuple[np.ndarray, bool]:
@@ -134,10 +155,40 @@ def resize_centre_crop(pixels: Tensor, size: int) -> Tensor:
     Returns:
         (3, T, size, size) uint8, contiguous.
     """
+    rows, columns = middle(pixels.shape[1], pixels.shape[2])
+    pixels = pixels[:, rows, columns]
     height, width = resize_shape(pixels.shape[1], pixels.shape[2], size)
     top, left = (height - size) // 2, (width - size) // 2
     resized = resize(pixels, height, width)
     return resized[:, :, top : top + size, left : left + size].contiguous()
+
+
+def crops_along(pixels: Tensor, size: int, count: int) -> Tensor:
+    """Squares that cover each frame from one end of its long side to the other; the short side becomes `size`.
+
+    Args:
+        pixels: (T, H, W, 3) uint8.
+        size: side of a square in pixels.
+        count: how many; a single one is the middle. A frame that is square itself gives one, for all would be equal.
+
+    Returns:
+        (count or 1, 3, T, size, size) uint8, contiguous.
+    """
+    height, width = resize_shape(pixels.shape[1], pixels.shape[2], size)
+    room = max(height, width) - size
+    if room == 0 or count == 1:
+        return resize_centre_crop(pixels, size).unsqueeze(0)
+    resized = resize(pixels, height, width)
+    axis = 2 if height > width else 3
+    starts = [round(k * room / (count - 1)) for k in range(count)]
+    return torch.stack([resized.narrow(axis, start, size) for start in starts])
+
+
+def middle(height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of what is resized for the middle square: of very long pictures not all, which could be vast."""
+    longest = _LONGEST * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    return slice(top, top + longest), slice(left, left + longest)
 
 
 def resize_shape(height: int, width: int, size: int) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def _segments(path: str, recipe: Recipe) -> Iterator[Piece]:
         bounds = [moments * k // count for k in range(count + 1)]
         height, width = fit(info.height, info.width, recipe.size, multiple=2)
         at, segment, film = 0, 0, _Film(recipe, height, width)
-        for picture, begins_s, repeats in scan(np.arange(moments) / recipe.fps, height, width):
+        for picture, begins_s, repeats in scan(np.arange(moments) / recipe.fps, (height, width)):
             shown_until = at + repeats
             while at < shown_until:
                 # The source's clock may round a frame to a little after the moment that shows it.

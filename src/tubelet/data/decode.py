@@ -32,9 +32,9 @@ _TIMED_FORMATS = (_MP4, _MATROSKA, _MPEGTS)
 # formats whose packets are whole by construction are held to the letter.
 _STRICT_FORMATS = (_MP4, _MATROSKA)
 _STRICT = {"err_detect": "explode"}
-# Passes over the pictures of a video at the times given, (T,) seconds, as height x width pixels: each (H, W, 3) uint8,
-# the second from which it is shown, and at how many of the times it is.
-Scan = Callable[[np.ndarray, int, int], Iterator[tuple[np.ndarray, float, int]]]
+# Passes over the pictures of a video at the times given, (T,) seconds, as height x width pixels, or as they are if they
+# all are of one size: each (H, W, 3) uint8, the second from which it is shown, and at how many of the times it is.
+Scan = Callable[[np.ndarray, tuple[int, int] | None], Iterator[tuple[np.ndarray, float, int]]]
 # Decoders hold back at most so many frames to put them in order; a field may be a packet of its own.
 _REORDER = 2 * HELD_BACK
 
@@ -207,10 +207,10 @@ class _Video:
             self._check_moving()
         return self._frames(found)
 
-    def scan(self, times: np.ndarray, height: int, width: int) -> Iterator[tuple[np.ndarray, float, int]]:
+    def scan(self, times: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[np.ndarray, float, int]]:
         """See `Scan`. Holds a few frames at a time; pictures that no time asks for are skipped where they can be."""
         targets = self._ticks(times)
-        converter, served = VideoReformatter(), 0
+        converter, served, first = VideoReformatter(), 0, None
         while served < len(targets):
             self._restart()
             needed = self._needed(self._packets(), targets[served:])
@@ -222,7 +222,9 @@ class _Video:
                 served += repeats
                 if repeats == len(targets) > 1:
                     self._check_moving()
-                yield self._picture(frame, converter, height, width), self._seconds(frame), repeats
+                first = first or frame
+                upright = size or self._upright(frame, first)
+                yield self._picture(frame, converter, *upright), self._seconds(frame), repeats
 
     def everything(self) -> Frames:
         """All frames of a file that has just been opened."""
@@ -404,18 +406,21 @@ class _Video:
 
     def _frames(self, found: list[tuple[Any, int]]) -> Frames:
         """Frames, each so many times, as pixels and seconds."""
-        height, width = found[0][0].height, found[0][0].width
-        upright = (width, height) if self.rotation % 180 else (height, width)
+        first = found[0][0]
         repeats = [repeats for _, repeats in found]
-        pixels = np.empty((sum(repeats), *upright, 3), dtype=np.uint8)
+        pixels = np.empty((sum(repeats), *self._upright(first, first), 3), dtype=np.uint8)
         converter = VideoReformatter()  # one for all: it sets itself up for a format once
         for (frame, count), end in zip(found, np.cumsum(repeats), strict=True):
-            if (frame.height, frame.width) != (height, width):
-                sizes = f"from {width}x{height} to {frame.width}x{frame.height}"
-                raise DecodeError(self.path, f"changes its size {sizes} on the way: split it there")
-            pixels[end - count : end] = self._picture(frame, converter, *upright)
+            pixels[end - count : end] = self._picture(frame, converter, *self._upright(frame, first))
         times = np.repeat([self._seconds(frame) for frame, _ in found], repeats)
         return Frames(torch.from_numpy(pixels), times)
+
+    def _upright(self, frame: Any, first: Any) -> tuple[int, int]:
+        """Height and width of a frame once it stands upright, which must be those of the first."""
+        if (frame.height, frame.width) != (first.height, first.width):
+            sizes = f"from {first.width}x{first.height} to {frame.width}x{frame.height}"
+            raise DecodeError(self.path, f"changes its size {sizes} on the way: split it there")
+        return (frame.width, frame.height) if self.rotation % 180 else (frame.height, frame.width)
 
     def _picture(self, frame: Any, converter: VideoReformatter, height: int, width: int) -> np.ndarray:
         """A frame as (height, width, 3) uint8 RGB, upright; a view of the converted frame's memory."""

@@ -28,10 +28,9 @@ def read_image(media: Media) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with open_media(media) as file, Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scale
-                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-                pixels = np.array(upright.convert("RGB"))
+                pixels = rgb_of(image, name)
+    except DecodeError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = Image.MAX_IMAGE_PIXELS or 0
         raise DecodeError(name, f"has more than {limit / 1e6:.0f} million pixels: make it smaller") from error
@@ -41,3 +40,22 @@ def read_image(media: Media) -> Tensor:
         # Pillow's decoders raise all of these on damaged files.
         raise DecodeError(name, f"is damaged or cut off ({error})") from error
     return torch.from_numpy(pixels)
+
+
+def rgb_of(image: Image.Image, name: str) -> np.ndarray:
+    """A picture of Pillow's as (H, W, 3) uint8 RGB, upright as its EXIF tag asks; of 16 bits, the upper eight.
+
+    Raises:
+        DecodeError: its numbers are no colours of 8 or 16 bits; `name` is what it is called.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise DecodeError(name, "has floats of no known range (Pillow's mode F): scale them to 0-255 and make it uint8")
+    if upright.mode.startswith("I"):  # convert() would clip instead of scale
+        values = np.asarray(upright)
+        if values.size and not (values.min() >= 0 and values.max() < 2**16):
+            raise DecodeError(
+                name, f"has values from {values.min()} to {values.max()}, expected 16 bits: scale them to 0-65535"
+            )
+        upright = Image.fromarray((values >> 8).astype(np.uint8))
+    return np.array(upright.convert("RGB"))

@@ -25,14 +25,16 @@ from tubelet.data.decode import VideoInfo, read_clips
 from tubelet.data.images import read_image
 from tubelet.data.manifest import MediaList
 from tubelet.data.masks import sample_mask
-from tubelet.data.pool import pool_of
+from tubelet.data.mix import Mix
+from tubelet.data.pool import Pool
 from tubelet.data.processes import start_worker
-from tubelet.data.shards import StorageError, epoch_order
+from tubelet.data.shards import StorageError
 from tubelet.types import BadFile, Batch, DecodeError, Mask, Modality, StepData, TubeletError
 
 # One number for every use of randomness, so that no two share a stream.
-_VIDEO_ORDER, _IMAGE_ORDER, _VIDEO_SAMPLE, _IMAGE_SAMPLE, _REPLACEMENT, _MASKS = range(6)
+_VIDEO_ORDER, _IMAGE_ORDER, _VIDEO_SAMPLE, _IMAGE_SAMPLE, _REPLACEMENT, _MASKS, _VIDEO_MIX, _IMAGE_MIX = range(8)
 _ORDER = {Modality.VIDEO: _VIDEO_ORDER, Modality.IMAGE: _IMAGE_ORDER}
+_MIX = {Modality.VIDEO: _VIDEO_MIX, Modality.IMAGE: _IMAGE_MIX}
 _SAMPLE = {Modality.VIDEO: _VIDEO_SAMPLE, Modality.IMAGE: _IMAGE_SAMPLE}
 
 
@@ -61,6 +63,12 @@ def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, in
     return {modality: count for modality, count in counts.items() if count}
 
 
+def mixes(config: TrainConfig, media: MediaList) -> dict[Modality, Mix]:
+    """The endless stream of each modality's files."""
+    keys = {modality: (config.seed, _ORDER[modality], _MIX[modality]) for modality in Modality}
+    return {modality: Mix(media, modality, config.data.weights, keys[modality]) for modality in Modality}
+
+
 class _UnreadableError(Exception):
     """So many files are bad that the run must stop."""
 
@@ -83,7 +91,7 @@ class StepDataset(Dataset[StepData]):
             TubeletError: if the batch is too small to give every process a sample of each modality.
         """
         self.config = config
-        self.pools = {modality: pool_of(media, modality) for modality in Modality}
+        self.mixes = mixes(config, media)
         self.counts = samples_per_step(config, media)
         self.rank = rank
         self.processes = processes
@@ -94,7 +102,6 @@ class StepDataset(Dataset[StepData]):
                     "processes one in every part: raise --batch-size, or lower --accumulate"
                 )
         self.known_bad: dict[str, str] = {}
-        self.orders: dict[Modality, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return self.config.steps
@@ -160,17 +167,16 @@ class StepDataset(Dataset[StepData]):
         self, modality: Modality, visit: int, positions: list[int], bad: dict[str, str]
     ) -> tuple[list[Tensor], int]:  # fmt: skip
         """Read one file's samples; where it cannot be read, another's that chance picks."""
-        pool = self.pools[modality]
-        for sample in self._candidates(modality, visit):
+        for pool, sample in self.mixes[modality].candidates(visit, _REPLACEMENT):
             path = pool.name(sample)
             if path not in self.known_bad:
                 rngs = [np.random.default_rng([self.config.seed, _SAMPLE[modality], p]) for p in positions]
                 try:
-                    return self._read(modality, sample, rngs)
+                    return self._read(modality, pool, sample, rngs)
                 except DecodeError as error:
                     self.known_bad[path] = error.reason
             bad[path] = self.known_bad[path]
-            total = sum(map(len, self.pools.values()))
+            total = sum(map(len, self.mixes.values()))
             if len(bad) > self.config.data.max_bad_share * total:
                 break
         path, reason = next(iter(bad.items()))
@@ -179,28 +185,12 @@ class StepDataset(Dataset[StepData]):
             f"read, more than max_bad_share allows; the first is {path}: {reason}"
         )
 
-    def _candidates(self, modality: Modality, visit: int) -> Iterator[int]:
-        """The sample whose turn it is, then all others in an order of chance."""
-        size, seed = len(self.pools[modality]), self.config.seed
-        epoch, index = divmod(visit, size)
-        turn = int(self._order(modality, epoch)[index])
-        yield turn
-        for other in np.random.default_rng([seed, _REPLACEMENT, _ORDER[modality], visit]).permutation(size):
-            if other != turn:
-                yield int(other)
-
-    def _order(self, modality: Modality, epoch: int) -> np.ndarray:
-        """The order of an epoch; kept until the next one is asked for."""
-        known = self.orders.get(modality)
-        if known is None or known[0] != epoch:
-            order = epoch_order(self.pools[modality].group, (self.config.seed, _ORDER[modality], epoch))
-            known = self.orders[modality] = (epoch, order)
-        return known[1]
-
-    def _read(self, modality: Modality, sample: int, rngs: list[np.random.Generator]) -> tuple[list[Tensor], int]:
+    def _read(
+        self, modality: Modality, pool: Pool, sample: int, rngs: list[np.random.Generator]
+    ) -> tuple[list[Tensor], int]:
         """One augmented sample (3, T, S, S) uint8 for each generator, and how many are of a video too short."""
         data = self.config.data
-        media, shown_s = self.pools[modality].read(sample)
+        media, shown_s = pool.read(sample)
         if modality is Modality.IMAGE:
             frames = [read_image(media).unsqueeze(0)]
             short = [False]

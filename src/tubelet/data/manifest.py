@@ -30,12 +30,20 @@ class MediaList:
         images: files with an image's suffix.
         shards: folders of shards, which hold both.
         ignored: how many files of each other suffix were passed over ("" for none), the most frequent first.
+        ends: for each source, how many videos, images and folders of shards there are up to and with it.
     """
 
     videos: list[str]
     images: list[str]
     shards: list[ShardFolder] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
+    ends: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def of_source(self, number: int) -> "MediaList":
+        """What the source of that number, from 0, was the first to name."""
+        first = self.ends[number - 1] if number else (0, 0, 0)
+        videos, images, shards = (slice(start, end) for start, end in zip(first, self.ends[number], strict=True))
+        return MediaList(self.videos[videos], self.images[images], self.shards[shards])
 
     def count(self, modality: Modality) -> int:
         """How many samples of a modality there are: files, and members of shards."""
@@ -66,10 +74,12 @@ def list_media(sources: Sequence[str]) -> MediaList:
     images: dict[str, None] = {}
     shards: dict[str, ShardFolder] = {}
     ignored: set[str] = set()
+    ends: list[tuple[int, int, int]] = []
     for source in sources:
         if is_shards(source):
             root = source.rstrip("/") if is_url(source) else str(_real(Path(source).expanduser()))
-            shards[root] = open_shards(root)
+            shards.setdefault(root, open_shards(root))
+            ends.append((len(videos), len(images), len(shards)))
             continue
         files = list(_files_of(source))
         media = 0
@@ -85,7 +95,8 @@ def list_media(sources: Sequence[str]) -> MediaList:
             media += 1
         if not media:
             raise TubeletError(f"{source}: {_what_instead(files)}; name a source that has some")
-    return MediaList(list(videos), list(images), list(shards.values()), _by_suffix(ignored))
+        ends.append((len(videos), len(images), len(shards)))
+    return MediaList(list(videos), list(images), list(shards.values()), _by_suffix(ignored), ends)
 
 
 def _files_of(source: str) -> Iterator[str]:

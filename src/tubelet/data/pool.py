@@ -47,6 +47,10 @@ class Pool:
         folder, place = self._member(sample)
         return folder.read(place), float(folder.members["duration_s"][place])
 
+    def member(self, sample: int) -> tuple[ShardFolder, int] | None:
+        """The shards that hold a sample and its place among their members; None for a file of its own."""
+        return None if sample < len(self.files) else self._member(sample)
+
     def _member(self, sample: int) -> tuple[ShardFolder, int]:
         sample -= len(self.files)
         for folder, places in self.folders:

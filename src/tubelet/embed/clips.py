@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from tubelet.data.images import read_image
 from tubelet.data.manifest import MediaList
 from tubelet.data.pool import Pool, pool_of
 from tubelet.data.processes import start_worker
-from tubelet.types import BadFile, DecodeError, Modality
+from tubelet.embed.table import Done
+from tubelet.types import BadFile, DecodeError, Modality, printable
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class ClipBatch:
 
     Attributes:
         pixels: (B, 3, T, S, S) uint8; None if there is nothing to encode.
-        rows: path, modality, clip (its number in the file), clips (of the file) and times (T,) in seconds of each.
+        rows: path, modality, size_bytes and changed_s (which version of the file it is), clip (its number in the file),
+            clips (of the file) and times (T,) in seconds of each.
         ended: files that are through, whole or bad.
         short: how many of `ended` are videos too short for the rate that was asked for.
         bad: the files among them that could not be read to their end.
@@ -39,19 +42,32 @@ class ClipBatch:
 
 
 class CollectionClips(IterableDataset[ClipBatch]):
-    """Every clip of a collection that is not done; each worker takes its share of the files."""
+    """Every clip of a collection that is not done; each worker takes its share of the files.
 
-    def __init__(self, media: MediaList, config: EmbedConfig, done: Mapping[str, tuple[set[int], int]]) -> None:
+    Attributes:
+        samples: modality and number of each file that is not done.
+        changed: paths of files whose rows were made of an older version.
+    """
+
+    def __init__(self, media: MediaList, config: EmbedConfig, done: Mapping[str, Done]) -> None:
         self.config = config
         self.pools = {modality: pool_of(media, modality) for modality in Modality}
-        self.done = {path: clips for path, (clips, _) in done.items()}
-        whole = {path for path, (clips, count) in done.items() if len(clips) == count}
-        self.samples = [
-            (modality, sample)
-            for modality, pool in self.pools.items()
-            for sample in range(len(pool))
-            if pool.name(sample) not in whole
-        ]
+        self.done: dict[str, set[int]] = {}
+        self.changed: set[str] = set()
+        self.samples: list[tuple[Modality, int]] = []
+        for modality, pool in self.pools.items():
+            for sample in range(len(pool)):
+                path = printable(pool.name(sample))
+                before = done.get(path)
+                if before is not None:
+                    version = version_of(pool, sample)
+                    if version is not None and before.versions != {version}:
+                        self.changed.add(path)
+                    elif before.whole:
+                        continue
+                    else:
+                        self.done[path] = before.found
+                self.samples.append((modality, sample))
 
     def __iter__(self) -> Iterator[ClipBatch]:
         """Batches of clips, videos first."""
@@ -81,9 +97,11 @@ class CollectionClips(IterableDataset[ClipBatch]):
 
     def _clips(self, pool: Pool, modality: Modality, sample: int) -> Iterator[tuple[Tensor, dict[str, Any], bool]]:
         """The clips of one file that are not done, with their rows, and whether the video is too short for one."""
+        version = version_of(pool, sample)  # before it is read: what is changed in the meantime is found out next time
         media, shown_s = pool.read(sample)
-        path, size = pool.name(sample), self.config.image_size
-        about = {"path": path, "modality": str(modality)}
+        path, size = printable(pool.name(sample)), self.config.image_size
+        size_bytes, changed_s = version or (0, 0.0)  # gone in between: reading it has said so, or was in time
+        about = {"path": path, "modality": str(modality), "size_bytes": size_bytes, "changed_s": changed_s}
         if modality is Modality.IMAGE:
             pixels = resize_centre_crop(read_image(media).unsqueeze(0), size)
             yield pixels, about | {"clip": 0, "clips": 1, "times": np.zeros(1)}, False
@@ -103,6 +121,21 @@ class CollectionClips(IterableDataset[ClipBatch]):
             clip, clips, times = wanted[number]
             row = about | {"clip": clip, "clips": clips, "times": times}
             yield resize_centre_crop(frames.pixels, size), row, is_short
+
+
+def version_of(pool: Pool, sample: int) -> tuple[int, float] | None:
+    """Size of a file in bytes and when it was last changed, in seconds since 1970; None if it is not there.
+
+    A member of a shard has no time of its own; what stands in its place is its checksum.
+    """
+    if member := pool.member(sample):
+        folder, place = member
+        return int(folder.members["size"][place]), float(folder.members["crc32"][place])
+    try:
+        status = Path(pool.files[sample]).stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime
 
 
 def clip_loader(clips: CollectionClips) -> DataLoader[ClipBatch]:

@@ -1,6 +1,7 @@
 """A collection of videos and images -> a table of their features."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from tubelet.data.manifest import list_media
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import LOCK, FeatureTable
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, Modality, TubeletError
+from tubelet.types import BadFile, Modality, TubeletError, printable
 
 BAD_FILES = "_bad_files.jsonl"
 
@@ -29,14 +30,18 @@ class Summary:
         files: of the collection.
         rows: written now.
         before: files that were done before.
+        changed: files that were embedded before, but had changed since; their old rows were replaced.
         bad: files that could not be read.
+        broken: of these, videos that can be read up to some place only; they have no rows.
         short: videos too short for the rate that was asked for.
     """
 
     files: int
     rows: int
     before: int
+    changed: int
     bad: int
+    broken: int
     short: int
 
 
@@ -78,13 +83,15 @@ def embed_collection(
         table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
         clips = CollectionClips(media, config, table.done())
         total = sum(media.count(modality) for modality in Modality)
+        table.drop(clips.changed)
         ended = before = total - len(clips.samples)
         bad: list[BadFile] = []
-        rows = short = 0
+        made: Counter[str] = Counter()  # rows of each file
+        short = 0
         progress(ended, total)
         try:
             for batch in clip_loader(clips):
-                rows += len(batch.rows)
+                made.update(row["path"] for row in batch.rows)
                 if batch.pixels is not None:
                     table.add(_rows(model, batch, batch.pixels, config))
                 for file in batch.bad:
@@ -98,10 +105,14 @@ def embed_collection(
                         f"{100 * config.max_bad_share:.0f} % that --max-bad-share allows; the first is {bad[0].path}: "
                         f"{bad[0].reason}"
                     )
-        finally:  # whatever happened, what was computed is kept
+        finally:  # whatever happened, what was computed is kept, but for the beginnings of files that go no further
+            names = {printable(file.path) for file in bad}
+            broken = {path for path in names if path in made or path in clips.done}
+            table.drop(broken)
             table.flush()
             (out / BAD_FILES).write_text("".join(json.dumps(asdict(file)) + "\n" for file in bad))
-    return Summary(total, rows, before, len(bad), short)
+    rows = sum(count for path, count in made.items() if path not in broken)
+    return Summary(total, rows, before, len(clips.changed), len(bad), len(broken), short)
 
 
 @contextmanager
@@ -130,7 +141,7 @@ def _rows(model: Backbone, batch: ClipBatch, pixels: Tensor, config: EmbedConfig
     rows = []
     for i, row in enumerate(batch.rows):
         times = row["times"].reshape(features.grid.t, -1)
-        about = {key: row[key] for key in ("path", "modality", "clip", "clips")}
+        about = {key: row[key] for key in ("path", "modality", "size_bytes", "changed_s", "clip", "clips")}
         about |= {"start_s": float(times[0, 0]), "end_s": float(times[-1, -1]), "times": times.mean(axis=1)}
         about |= {"grid": grid, "model_id": model.model_id, "config_hash": model.config_hash}
         rows.append(about | {name: vector[i] for name, vector in vectors.items()})

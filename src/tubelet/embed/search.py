@@ -40,6 +40,8 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
         TubeletError: if the table is none or empty, the model is another one, or the file cannot be read.
     """
     index = Path(index)
+    if top < 1:
+        raise TubeletError(f"top is {top}, expected at least 1 clip")
     settings = read_settings(index)
     if not parts(index):
         raise TubeletError(f"{index}: has no rows yet; run `tubelet embed` to its end")

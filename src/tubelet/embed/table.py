@@ -7,22 +7,44 @@ the parts themselves, so no row is ever there twice.
 import json
 import os
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tubelet.types import TubeletError
 
+FORMAT = 2  # 1 did not say which version of a file its rows are of
 # Readers of Parquet folders pass over names that begin with "_" or ".".
 SETTINGS, LOCK = "_settings.json", ".lock"
 # What a crash may cost, and what is held in memory before it is written.
 PART_SECONDS = 60.0
 PART_BYTES = 256 * 2**20
+
+
+@dataclass
+class Done:
+    """What a table has of one file.
+
+    Attributes:
+        clips: how many the file has.
+        found: numbers of those that have a row.
+        versions: sizes in bytes and times of change in seconds that the file had when they were made.
+    """
+
+    clips: int
+    found: set[int] = field(default_factory=set)
+    versions: set[tuple[int, float]] = field(default_factory=set)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every clip has its row."""
+        return len(self.found) == self.clips
 
 
 class FeatureTable:
@@ -40,7 +62,7 @@ class FeatureTable:
             TubeletError: if the folder holds rows of other settings, or something else.
         """
         self.path = path
-        self.settings = dict(settings)
+        self.settings = settings = {"format": FORMAT, **settings}
         if any(entry.name != LOCK for entry in path.iterdir()):
             if not (path / SETTINGS).is_file():
                 raise TubeletError(f"{path}: holds something else; choose another --out")
@@ -65,16 +87,38 @@ class FeatureTable:
         self.size = 0
         self.began = time.monotonic()
 
-    def done(self) -> dict[str, tuple[set[int], int]]:
-        """The clips of each file that have a row, and how many the file has."""
-        found: dict[str, set[int]] = defaultdict(set)
-        total: dict[str, int] = {}
+    def done(self) -> dict[str, Done]:
+        """What there is of each file, by its path."""
+        found: dict[str, Done] = {}
         for part in parts(self.path):
-            columns = read_part(part, ["path", "clip", "clips"]).to_pydict()
-            for path, clip, clips in zip(columns["path"], columns["clip"], columns["clips"], strict=True):
-                found[path].add(clip)
-                total[path] = clips
-        return {path: (clips, total[path]) for path, clips in found.items()}
+            columns = read_part(part, ["path", "clip", "clips", "size_bytes", "changed_s"]).to_pydict()
+            for path, clip, clips, size, changed in zip(*columns.values(), strict=True):
+                file = found.setdefault(path, Done(clips))
+                file.found.add(clip)
+                file.versions.add((size, changed))
+        return found
+
+    def drop(self, paths: Collection[str]) -> int:
+        """Take all rows of some files out, and return how many there were.
+
+        Raises:
+            TubeletError: if a part cannot be read or written.
+        """
+        dropped = len(self.rows)
+        self.rows = [row for row in self.rows if row["path"] not in paths]
+        dropped -= len(self.rows)
+        if not paths:
+            return dropped
+        gone = pa.array(sorted(paths))
+        for part in parts(self.path):
+            stale = pc.is_in(read_part(part, ["path"])["path"], value_set=gone)
+            count = pc.sum(stale).as_py() or 0
+            if count == len(stale):
+                part.unlink()
+            elif count:
+                _write(part, read_part(part, None).filter(pc.invert(stale)))
+            dropped += count
+        return dropped
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Take rows, and write a part when there are enough of them or the last one is a while ago."""
@@ -90,22 +134,25 @@ class FeatureTable:
             TubeletError: if it cannot be written; earlier parts are untouched.
         """
         if self.rows:
-            path = self.path / f"part-{self.next_part:06d}.parquet"
-            partial = path.with_name(f".{path.name}.partial")
-            table = _table(self.rows, self.settings)
-            try:
-                pq.write_table(table, partial, compression="zstd")
-                with partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                partial.replace(path)
-            except OSError as error:
-                partial.unlink(missing_ok=True)
-                raise TubeletError(
-                    f"{path}: cannot be written ({error.strerror or error}); earlier parts are kept, the same command "
-                    "continues after them"
-                ) from error
+            _write(self.path / f"part-{self.next_part:06d}.parquet", _table(self.rows, self.settings))
             self.next_part += 1
         self.rows, self.size, self.began = [], 0, time.monotonic()
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """Write a part beside its place and rename it, or leave what is there as it is."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        pq.write_table(table, partial, compression="zstd")
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise TubeletError(
+            f"{path}: cannot be written ({error.strerror or error}); what was written before is kept, the same "
+            "command continues after it"
+        ) from error
 
 
 def parts(path: Path) -> list[Path]:
@@ -122,13 +169,14 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((path / SETTINGS).read_text()))
     except (OSError, ValueError) as error:
+        lack = f"{SETTINGS} in it is damaged" if (path / SETTINGS).is_file() else f"there is no {SETTINGS} in it"
         raise TubeletError(
-            f"{path}: is not a folder of features ({error}); expected what `tubelet embed` wrote"
+            f"{path}: is not a folder of features ({lack}); expected what `tubelet embed` wrote"
         ) from error
 
 
-def read_part(part: Path, columns: list[str]) -> pa.Table:
-    """Some columns of a part.
+def read_part(part: Path, columns: list[str] | None) -> pa.Table:
+    """Some columns of a part, or all of them.
 
     Raises:
         TubeletError: if the file is damaged.

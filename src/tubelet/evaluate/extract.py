@@ -3,6 +3,7 @@
 B views of a batch, V views of a source, C channels, T frames, H x W pixels, N tokens, D width.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class FeatureSet(Dataset[dict[str, Tensor]]):
         return len(self.places)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The tensors of one source, each (V, ...)."""
+        """The tensors of one source, each (V, ...), or what the leading dimensions of its views were."""
         return read_features(self.places[index])
 
 
@@ -88,9 +89,10 @@ def extract(
         cache: of that model.
         sources: what is encoded.
         recipe: everything besides model and source that the features depend on: a name, sizes, levels, ...
-        cut: a source to its views (V, C, T, H, W) uint8; called in worker processes, so it must be picklable. Raises
+        cut: a source to its views (..., C, T, H, W) uint8; called in worker processes, so it must be picklable. Raises
             `DecodeError` for a file that cannot be read.
-        encode: normalised views (B, C, T, H, W) to tensors (B, ...), which are kept in float16.
+        encode: normalised views (B, C, T, H, W) to tensors (B, ...), which are kept in float16 in the order, and
+            under the leading dimensions, of the views.
         workers: decoding processes; 0 decodes here.
         max_bad_share: share of the sources that may be unreadable.
         progress: told what is going on, how much is done and of how much.
@@ -135,16 +137,25 @@ def extract(
 
 def _fits(model: Backbone, waiting: list[tuple[int, Tensor]], views: Tensor) -> bool:
     """Whether views can be encoded together with those that wait."""
-    if waiting[0][1].shape[1:] != views.shape[1:]:
+    if waiting[0][1].shape[-4:] != views.shape[-4:]:
         return False
-    count = sum(len(v) for _, v in waiting) + len(views)
-    return count * model.tokenizer.grid(views).tokens <= _TOKENS_PER_BATCH
+    count = sum(_count(v) for _, v in waiting) + _count(views)
+    return count * model.tokenizer.grid(_listed(views)).tokens <= _TOKENS_PER_BATCH
+
+
+def _listed(views: Tensor) -> Tensor:
+    """(..., C, T, H, W) -> (V, C, T, H, W)."""
+    return views.reshape(-1, *views.shape[-4:])
+
+
+def _count(views: Tensor) -> int:
+    return math.prod(views.shape[:-4])
 
 
 @torch.inference_mode()
 def _encode(model: Backbone, waiting: list[tuple[int, Tensor]], places: list[Path], encode: Encode) -> int:
     """Encode what waits and write it; returns how many sources that were."""
-    pixels = torch.cat([views for _, views in waiting])
+    pixels = torch.cat([_listed(views) for _, views in waiting])
     step = max(1, _TOKENS_PER_BATCH // model.tokenizer.grid(pixels).tokens)
     parts: dict[str, list[Tensor]] = {}
     for chunk in pixels.split(step):
@@ -153,9 +164,10 @@ def _encode(model: Backbone, waiting: list[tuple[int, Tensor]], places: list[Pat
     features = {name: torch.cat(values) for name, values in parts.items()}
     first = 0
     for number, views in waiting:
-        own = {name: value[first : first + len(views)].clone() for name, value in features.items()}
-        write_features(places[number], own)
-        first += len(views)
+        count = _count(views)
+        own = {name: value[first : first + count].clone() for name, value in features.items()}
+        write_features(places[number], {name: value.unflatten(0, views.shape[:-4]) for name, value in own.items()})
+        first += count
     return len(waiting)
 
 

@@ -51,13 +51,11 @@ class ClipBatch:
         class_pixels: (B, N, K) int64, how many pixels of the token's patch are of each class; none are of void.
         log_depth: (B, N) float32, mean over the patch of the logarithm of depth in map units where depth is known;
             NaN where it is known of no pixel.
-        motion: (B,) int64 indices of the camera's motion.
     """
 
     features: dict[str, Tensor]
     class_pixels: Tensor
     log_depth: Tensor
-    motion: Tensor
 
 
 def random_encoder(config: ModelConfig, seed: int) -> Encoder:
@@ -144,17 +142,16 @@ def batches(entries: Sequence[SampleEntry], encoders: Mapping[str, Encoder], vie
     size = max(1, _TOKENS_PER_BATCH // grid.tokens)
     for start in range(0, len(entries), size):
         clips = [_read(entry, view) for entry in entries[start : start + size]]
-        pixels, labels, depth = (torch.stack(parts) for parts in list(zip(*clips, strict=True))[:3])
+        pixels, labels, depth = (torch.stack(parts) for parts in zip(*clips, strict=True))
         yield ClipBatch(
             features=frozen_features(encoders, normalise(pixels.to(device)), grid),
             class_pixels=count_classes(labels, grid, len(view.classes)),
             log_depth=mean_log_depth(depth, grid),
-            motion=torch.tensor([motion for *_, motion in clips]),
         )
 
 
-def _read(entry: SampleEntry, view: View) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Pixels (3, T, H, W), classes (T, H, W) and depth (T, H, W) of a clip, and its motion."""
+def _read(entry: SampleEntry, view: View) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels (3, T, H, W), classes (T, H, W) and depth (T, H, W) of a clip."""
     frames, truth = read_frames(entry.media).pixels, read_truth(entry.truth)
     if frames.shape[:3] != truth.classes.shape:
         raise TubeletError(
@@ -167,4 +164,4 @@ def _read(entry: SampleEntry, view: View) -> tuple[Tensor, Tensor, Tensor, int]:
     middle = slice(first, first + view.frames)
     pixels = resize_centre_crop(frames[middle], view.image_size)
     labels = crop_nearest(truth.classes[middle], view.image_size)
-    return pixels, labels, crop_nearest(truth.depth[middle], view.image_size), truth.motion
+    return pixels, labels, crop_nearest(truth.depth[middle], view.image_size)

@@ -1,6 +1,7 @@
 """What an evaluation came to: figures for a table and for JSON, pictures for a page."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,13 +41,13 @@ class Example:
 
     Attributes:
         name: which.
-        score: the task's first metric on it alone.
+        score: the task's first metric on it alone; None where the truth is not known.
         pictures: label -> (H, W, 3) uint8; the input first, then truth and prediction.
         note: what else there is to say of it.
     """
 
     name: str
-    score: float
+    score: float | None
     pictures: Mapping[str, NDArray[np.uint8]]
     note: str = ""
 
@@ -61,11 +62,12 @@ class Result:
         data: the folder.
         model_id: of the encoder.
         protocol: in a sentence, with its source.
-        metrics: by their published names, the most important first.
+        metrics: by their published names, the most important first; none where the truth is not public.
         counts: how many files, samples, classes, ... the figures stand for.
         skipped: files that were left out, and why; never silently.
         details: more figures, ready for JSON: each class, each sequence, the whole sweep.
         examples: a choice, worst first.
+        files: a name in the result's folder -> the folder that is copied there: predictions, for other evaluators.
         legend: what stands for a colour of their pictures -> red, green and blue.
     """
 
@@ -79,11 +81,12 @@ class Result:
     skipped: list[BadFile] = field(default_factory=list)
     details: Mapping[str, Any] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
+    files: Mapping[str, Path] = field(default_factory=dict)
     legend: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 def write_result(result: Result, path: Path) -> None:
-    """Write all but the pictures as JSON, beside and renamed.
+    """Write all but the pictures as JSON, beside and renamed, and the result's files beside it.
 
     Raises:
         TubeletError: if it cannot be written.
@@ -104,10 +107,23 @@ def write_result(result: Result, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _copy_files(result.files, path.parent)
         partial.write_text(json.dumps(stated, indent=1, allow_nan=False) + "\n")
         partial.replace(path)
     except OSError as error:
         raise TubeletError(f"{path}: the result could not be written: {describe_os_error(error)}") from error
+
+
+def _copy_files(files: Mapping[str, Path], out: Path) -> None:
+    """Copy folders, each beside its place and renamed; what an earlier evaluation left in the same top folder goes."""
+    for top in {Path(name).parts[0] for name in files}:
+        shutil.rmtree(out / top, ignore_errors=True)
+    for name, source in files.items():
+        target = out / name
+        partial = target.with_name(target.name + ".partial")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, partial)
+        partial.rename(target)
 
 
 def print_result(result: Result, console: Console) -> None:
@@ -117,7 +133,10 @@ def print_result(result: Result, console: Console) -> None:
     table.add_column("value", justify="right")
     for name, metric in result.metrics.items():
         table.add_row(f"{name} {'↑' if metric.higher_is_better else '↓'}", str(metric))
-    console.print(table)
+    if result.metrics:
+        console.print(table)
+    else:
+        console.print(table.title, result.protocol, sep="\n", markup=False, highlight=False)
     console.print(", ".join(f"{number} {what}" for what, number in result.counts.items()), highlight=False)
     if result.skipped:
         first = result.skipped[0]

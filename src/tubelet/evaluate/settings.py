@@ -19,6 +19,10 @@ class EvaluateConfig:
     """Passes over the training features, where a head is trained; None is the protocol's."""
     batch_size: int | None = None
     """Samples of an optimiser step, where a head is trained; None is the protocol's."""
+    learning_rates: tuple[float, ...] = ()
+    """Peak learning rates of the heads that are trained side by side; none is the protocol's."""
+    weight_decays: tuple[float, ...] = ()
+    """Weight decays, each of which goes with each learning rate; none is the protocol's."""
     seed: int = 0
     """Seed of initial weights and of all choices."""
     workers: int = 1
@@ -30,5 +34,11 @@ class EvaluateConfig:
         for name in ("image_size", "frames", "limit", "epochs", "batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}, expected at least 1")
+        require(
+            all(lr > 0 for lr in self.learning_rates), f"learning_rates are {self.learning_rates}, expected above 0"
+        )
+        require(
+            all(wd >= 0 for wd in self.weight_decays), f"weight_decays are {self.weight_decays}, expected 0 or more"
+        )
         require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
         require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")

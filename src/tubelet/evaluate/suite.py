@@ -1,30 +1,32 @@
-"""The evaluation: segmentation, depth and camera motion from frozen features, beside two references.
+"""The evaluation: segmentation, depth, camera motion and tracking from frozen features, beside two references.
 
 What the trained encoder is worth is what its features give beyond those of the same architecture with random weights
 and beyond the pixels themselves, under one protocol: the same clips, tokens, targets and penalties, and probes that are
-linear and solved to their optimum.
+linear and solved to their optimum. Segmentation and depth are read off single tokens; for camera motion and tracking,
+which are about what changes, see `dynamics`.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
-from safetensors import safe_open
 from torch import Tensor
 
-from tubelet.checkpoint import checkpoints, describe_os_error, load_vjepa
+from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.config import ModelConfig
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index
+from tubelet.evaluate.comparison import Evaluation, Task, write_evaluation
+from tubelet.evaluate.dynamics import evaluate_dynamics
 from tubelet.evaluate.features import FEATURES, RANDOM, TRAINED, View, batches, random_encoder
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.probes import Probe, Scaling, scaling_of, select_ridge, select_softmax
+from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.model.encoder import Encoder
+from tubelet.parts import read_header
+from tubelet.pretrained.backbone import load
 from tubelet.types import TubeletError
 
 MAX_TRAIN_CLIPS, MAX_VAL_CLIPS = 400, 200
@@ -33,77 +35,58 @@ HELD_OUT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class Task:
-    """What one task came to.
-
-    Attributes:
-        name: segmentation, depth or camera motion.
-        metric: what the values are.
-        higher_is_better: which way the metric goes.
-        values: kind of feature -> metric.
-        details: more figures, ready for JSON.
-    """
-
-    name: str
-    metric: str
-    higher_is_better: bool
-    values: dict[str, float]
-    details: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The content of evaluation.json.
-
-    Attributes:
-        checkpoint: the file that was evaluated.
-        step: optimiser steps that it has seen; None for a released file, which does not say.
-        data: the sample set.
-        seed: of the random encoder and of all choices of clips and tokens.
-        clips: split -> how many were used.
-        features: the kinds of features, the trained one first.
-        tasks: the results.
-    """
-
-    checkpoint: str
-    step: int | None
-    data: str
-    seed: int
-    clips: dict[str, int]
-    features: list[str]
-    tasks: list[Task]
-
-
-@dataclass(frozen=True)
 class _Rows:
     """What probes are fitted to.
 
     Attributes:
-        tokens, clips: kind of feature -> (n, D) features of single tokens, and of clips, averaged over their tokens.
+        tokens: kind of feature -> (n, D) features of single tokens.
         labels: (n,) class of each token's patch, -1 where none is known.
         log_depth: (n,) NaN where it is not known.
-        motion: (clips,) index of the motion.
         held_out_tokens, held_out_clips: bool, what chooses the penalty; the tokens are those of the clips.
     """
 
     tokens: dict[str, Tensor]
-    clips: dict[str, Tensor]
     labels: Tensor
     log_depth: Tensor
-    motion: Tensor
     held_out_tokens: Tensor
     held_out_clips: Tensor
 
 
 @dataclass(frozen=True)
 class _Probes:
-    """What one kind of feature is read with: a scaling of tokens and of clips, and a probe for each task."""
+    """What one kind of feature is read with: a scaling of tokens, and a probe for each task."""
 
     token_scaling: Scaling
-    clip_scaling: Scaling
     segmentation: Probe
     depth: Probe
-    motion: Probe
+
+
+def evaluate_model(what: str, data: Path, config: EvaluateConfig, out: Path | None = None) -> Evaluation:
+    """Evaluate whatever `load` takes, and write the result as evaluation.json.
+
+    Args:
+        what: a run, whose size and frames are used unless told; or any other model.
+        data: a folder that `tubelet sample-data` wrote.
+        config: image_size, frames, limit (clips of each split) and seed count.
+        out: folder of the result; by default the run's, beside a file as NAME.evaluation.json, or for a name
+            evaluation/ID here.
+
+    Raises:
+        TubeletError: no such model or sample set, they do not fit together, or the result cannot be written.
+    """
+    path = Path(what).expanduser()
+    options: dict[str, Any] = {"seed": config.seed, "image_size": config.image_size, "frames": config.frames}
+    if config.limit is not None:
+        options |= {"max_train_clips": config.limit, "max_val_clips": config.limit}
+    if checkpoints(path) or path in checkpoints(path.parent.parent):
+        return evaluate_run(path, data, out=out, **options)
+    model = load(what, dtype=torch.float32)
+    clips, tasks = evaluate_encoder(model, data, **options)
+    evaluation = Evaluation(model.model_id, None, str(data), config.seed, clips, list(FEATURES), tasks)
+    beside = path.with_suffix(".evaluation.json") if path.is_file() else None
+    folder = out or Path("evaluation") / model.model_id
+    write_evaluation(evaluation, beside if beside and not out else folder / "evaluation.json")
+    return evaluation
 
 
 def evaluate_run(
@@ -116,6 +99,7 @@ def evaluate_run(
     image_size: int | None = None,
     frames: int | None = None,
     device: torch.device | str | None = None,
+    out: Path | None = None,
 ) -> Evaluation:
     """Evaluate the teacher of a run's newest checkpoint and write the result as evaluation.json into the run's folder.
 
@@ -129,6 +113,7 @@ def evaluate_run(
         image_size: side of the centre crop in pixels; what the run was trained at unless told.
         frames: frames of a clip; what the run was trained at unless told, or as many as the clips have.
         device: where the encoders run; an accelerator if there is one.
+        out: another folder for evaluation.json.
 
     Raises:
         TubeletError: no such run or sample set, they do not fit together, or the result cannot be written.
@@ -151,9 +136,10 @@ def evaluate_run(
         image_size=image_size,
         frames=frames,
     )
-    step = None if config is None else _step_of(checkpoint)
+    step = None if config is None else int(read_header(checkpoint)["step"])
     evaluation = Evaluation(str(checkpoint), step, str(data), seed, clips, list(FEATURES), tasks)
-    write_evaluation(evaluation, run / "evaluation.json" if run.is_dir() else run.with_suffix(".evaluation.json"))
+    beside = run / "evaluation.json" if run.is_dir() else run.with_suffix(".evaluation.json")
+    write_evaluation(evaluation, out / "evaluation.json" if out else beside)
     return evaluation
 
 
@@ -195,45 +181,10 @@ def evaluate_encoder(
     if not rows.log_depth.isfinite().any() or (rows.labels < 0).all():
         raise TubeletError(f"{data}: the training clips have no pixel of known depth or class")
     # A kind's rows go when its probes are fitted: the pixels of many patches fill memory.
-    probes = {kind: _fit(rows.tokens.pop(kind), rows.clips.pop(kind), rows, view) for kind in FEATURES}
-    return {"train": len(train), "val": len(val)}, _score(val, encoders, probes, view, len(rows.labels))
-
-
-def write_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write an evaluation as JSON, beside and renamed.
-
-    Raises:
-        TubeletError: if it cannot be written.
-    """
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(json.dumps(asdict(evaluation), indent=1, allow_nan=False) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise TubeletError(f"{path}: the evaluation could not be written: {describe_os_error(error)}") from error
-
-
-def print_table(evaluation: Evaluation, console: Console) -> None:
-    """One row a task, one column a kind of feature, the best of each row in bold."""
-    what = f"{evaluation.checkpoint} on {evaluation.data}"
-    table = Table(title=what, caption=f"{evaluation.clips['train']} train and {evaluation.clips['val']} val clips")
-    table.add_column("task")
-    table.add_column("metric")
-    for kind in evaluation.features:
-        table.add_column(kind, justify="right")
-    for task in evaluation.tasks:
-        best = (max if task.higher_is_better else min)(task.values.values())
-        cells = [
-            f"[bold]{value:.3f}[/bold]" if value == best else f"{value:.3f}"
-            for value in (task.values[kind] for kind in evaluation.features)
-        ]
-        table.add_row(task.name, f"{task.metric} {'↑' if task.higher_is_better else '↓'}", *cells)
-    console.print(table)
-
-
-def _step_of(checkpoint: Path) -> int:
-    with safe_open(checkpoint, framework="pt") as file:
-        return int(file.metadata()["step"])
+    probes = {kind: _fit(rows.tokens.pop(kind), rows, view) for kind in FEATURES}
+    tasks = _score(val, encoders, probes, view, len(rows.labels))
+    tasks += evaluate_dynamics(train, val, encoders, view, rows.held_out_clips)
+    return {"train": len(train), "val": len(val)}, tasks
 
 
 def _usable(frames: int, data: Path, config: ModelConfig) -> int:
@@ -268,8 +219,7 @@ def _training_rows(entries: Sequence[SampleEntry], encoders: dict[str, Encoder],
     held_out_clips = torch.zeros(len(entries), dtype=torch.bool)
     held_out_clips[order[: max(1, round(HELD_OUT_SHARE * len(entries)))]] = True
     tokens: dict[str, list[Tensor]] = {kind: [] for kind in FEATURES}
-    clips: dict[str, list[Tensor]] = {kind: [] for kind in FEATURES}
-    labels, log_depth, motion = [], [], []
+    labels, log_depth = [], []
     for batch in batches(entries, encoders, view):
         B, N = batch.log_depth.shape
         share = min(N, max(1, MAX_TRAIN_TOKENS // len(entries)))
@@ -277,16 +227,12 @@ def _training_rows(entries: Sequence[SampleEntry], encoders: dict[str, Encoder],
         row = torch.arange(B).unsqueeze(1)
         for kind, x in batch.features.items():
             tokens[kind].append(x[row, chosen].flatten(0, 1))
-            clips[kind].append(x.mean(1))
         labels.append(_majority(batch.class_pixels)[row, chosen].flatten())
         log_depth.append(batch.log_depth[row, chosen].flatten())
-        motion.append(batch.motion)
     return _Rows(
         tokens={kind: torch.cat(tokens.pop(kind)) for kind in FEATURES},
-        clips={kind: torch.cat(clips[kind]) for kind in FEATURES},
         labels=torch.cat(labels),
         log_depth=torch.cat(log_depth),
-        motion=torch.cat(motion),
         held_out_tokens=held_out_clips.repeat_interleave(share),
         held_out_clips=held_out_clips,
     )
@@ -297,17 +243,15 @@ def _majority(class_pixels: Tensor) -> Tensor:
     return torch.where(class_pixels.sum(-1) > 0, class_pixels.argmax(-1), -1)
 
 
-def _fit(tokens: Tensor, clips: Tensor, rows: _Rows, view: View) -> _Probes:
-    """All probes of one kind of feature, whose tokens and clips are scaled in place."""
-    token_scaling, clip_scaling = scaling_of(tokens), scaling_of(clips)
-    tokens, clips = token_scaling.apply_(tokens), clip_scaling.apply_(clips)
+def _fit(tokens: Tensor, rows: _Rows, view: View) -> _Probes:
+    """All probes of one kind of feature, whose tokens are scaled in place."""
+    token_scaling = scaling_of(tokens)
+    tokens = token_scaling.apply_(tokens)
     named, deep, held_out = rows.labels >= 0, rows.log_depth.isfinite(), rows.held_out_tokens
     return _Probes(
         token_scaling,
-        clip_scaling,
         segmentation=select_softmax(tokens[named], rows.labels[named], len(view.classes), held_out[named]),
         depth=select_ridge(tokens[deep], rows.log_depth[deep], held_out[deep]),
-        motion=select_softmax(clips, rows.motion, len(view.motions), rows.held_out_clips),
     )
 
 
@@ -319,9 +263,8 @@ def _score(
     train_tokens: int,
 ) -> list[Task]:
     """What the probes say of validation clips, beside the truth. All tokens count; features are not kept."""
-    K, M = len(view.classes), len(view.motions)
+    K = len(view.classes)
     patch_counts = {kind: torch.zeros(K, K, dtype=torch.int64) for kind in FEATURES}
-    motion_counts = {kind: torch.zeros(M, M, dtype=torch.int64) for kind in FEATURES}
     right_pixels, depths = dict.fromkeys(FEATURES, 0), {kind: [] for kind in FEATURES}  # type: ignore[var-annotated]
     pixels, truths = 0, []
     for batch in batches(entries, encoders, view):
@@ -331,8 +274,6 @@ def _score(
         truths.append(batch.log_depth[deep])
         for kind, x in batch.features.items():
             probe = probes[kind]
-            motion = probe.motion(probe.clip_scaling.apply_(x.mean(1))).argmax(-1)
-            motion_counts[kind] += confusion(motion, batch.motion, M)
             tokens = probe.token_scaling.apply_(x.flatten(0, 1))
             classes = probe.segmentation(tokens).argmax(-1).view_as(labels)
             patch_counts[kind] += confusion(classes[named], labels[named], K)
@@ -340,7 +281,6 @@ def _score(
             depths[kind].append(probe.depth(tokens).view_as(batch.log_depth)[deep])
     truth = torch.cat(truths)
     predicted = {kind: torch.cat(parts) for kind, parts in depths.items()}
-    motions = motion_counts[TRAINED].sum(1)
     common = {"image_size": view.image_size, "frames": view.frames}
     return [
         Task(
@@ -370,18 +310,6 @@ def _score(
                 "spread of the truth": float(truth.double().std(correction=0)),
                 "l2": {kind: probe.depth.l2 for kind, probe in probes.items()},
                 "tokens": {"train": train_tokens, "val": len(truth)},
-                **common,
-            },
-        ),
-        Task(
-            "camera motion",
-            "accuracy",
-            True,
-            {kind: accuracy(counts) for kind, counts in motion_counts.items()},
-            {
-                "chance": int(motions.max()) / int(motions.sum()),
-                "classes": {view.motions[m]: n for m, n in enumerate(motions.tolist())},
-                "l2": {kind: probe.motion.l2 for kind, probe in probes.items()},
                 **common,
             },
         ),

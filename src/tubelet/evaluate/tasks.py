@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tubelet.evaluate import depth, segmentation
+from tubelet.evaluate import anticipation, classification, depth, pooled, segmentation, tracking, vos
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Progress
 from tubelet.evaluate.result import Result
@@ -30,7 +30,18 @@ class Task(Protocol):
         ...
 
 
-TASKS: Mapping[str, Task] = {"segmentation": segmentation.evaluate, "depth": depth.evaluate}
+TASKS: Mapping[str, Task] = {
+    "segmentation": segmentation.evaluate,
+    "depth": depth.evaluate,
+    "classification": classification.evaluate,
+    "knn": pooled.knn,
+    "linear": pooled.linear,
+    "anticipation": anticipation.evaluate,
+    "tracking": tracking.evaluate,
+    "vos": vos.evaluate,
+}
+WITH_PREDICTOR = frozenset({"anticipation"})
+"""Tasks that use the model's predictor too, see `load`."""
 
 
 def run_task(

@@ -1,7 +1,7 @@
 """The transformer block: pre-norm attention with rotary positions, and a GELU MLP."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,33 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from tubelet.model.attention import attention
-from tubelet.model.rope import RotaryTable, rotate
+from tubelet.model.rope import RotaryTable, rotate, rotate_into
 
 NORM_EPS = 1e-6
 INIT_STD = 0.02
+# Rows that a matrix product needs to be as fast as any longer one.
+_PIECE = 1024
+
+
+def runs_in_pieces(x: Tensor) -> bool:
+    """Whether a forward pass may overwrite what is not needed again, and goes through its tokens piece by piece.
+
+    On a CPU, what is as large as a cache or larger is slow to come by: a core waits for memory, and for the system,
+    which is given large blocks back and clears them before it lends them again. Neither autograd nor a compiler wants
+    pieces, and under autocast every piece would cast all weights anew.
+    """
+    return (
+        x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def pieces(x: Tensor) -> Iterator[slice]:
+    """Ranges of the tokens of x (B, K, D), about `_PIECE` tokens of all clips each."""
+    step = max(1, _PIECE // len(x))
+    return (slice(i, i + step) for i in range(0, x.shape[1], step))
 
 
 class Attention(nn.Module):
@@ -27,10 +50,25 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, table: RotaryTable) -> Tensor:
         """(B, K, D) -> (B, K, D)."""
         B, K, D = x.shape
-        heads = self.qkv(x).view(B, K, 3 * self.heads, D // self.heads).transpose(1, 2)
-        qk, v = heads.split([2 * self.heads, self.heads], dim=1)
-        q, k = rotate(qk, table).chunk(2, dim=1)
+        if runs_in_pieces(x):
+            q, k, v = self._in_pieces(x, table).chunk(3, dim=1)
+        else:
+            heads = self.qkv(x).view(B, K, 3 * self.heads, D // self.heads).transpose(1, 2)
+            qk, v = heads.split([2 * self.heads, self.heads], dim=1)
+            q, k = rotate(qk, table).chunk(2, dim=1)
         return self.proj(attention(q, k, v).transpose(1, 2).reshape(B, K, D))
+
+    def _in_pieces(self, x: Tensor, table: RotaryTable) -> Tensor:
+        """Queries, keys and values (B, 3·heads, K, head_dim), the first two rotated, as the CPU reads them fastest."""
+        B, K, D = x.shape
+        out = x.new_empty(B, 3 * self.heads, K, D // self.heads)
+        for now in pieces(x):
+            heads = self.qkv(x[:, now]).view(B, -1, 3 * self.heads, D // self.heads)
+            qk, v = heads.split([2 * self.heads, self.heads], dim=2)
+            angles = RotaryTable(*(of_all[:, :, now] for of_all in table))
+            rotate_into(out[:, : 2 * self.heads, now], qk, angles)
+            out[:, 2 * self.heads :, now] = v.transpose(1, 2)
+        return out
 
 
 class MLP(nn.Module):
@@ -43,7 +81,18 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, D) -> (B, K, D)."""
+        if runs_in_pieces(x):
+            return torch.cat([self.fc2(torch.ops.aten.gelu_(self.fc1(x[:, now]))) for now in pieces(x)], dim=1)
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Norm(nn.LayerNorm):
+    """LayerNorm in the precision of what it normalises: a sharded run gathers its weights in a lower one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class Block(nn.Module):
@@ -51,16 +100,17 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm1 = Norm(width, eps=NORM_EPS)
         self.attention = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm2 = Norm(width, eps=NORM_EPS)
         # A ratio such as 48/11 names a whole number of channels, which its float may miss from below.
         self.mlp = MLP(width, int(width * mlp_ratio + 1e-6))
 
     def forward(self, x: Tensor, table: RotaryTable) -> Tensor:
         """(B, K, D) -> (B, K, D)."""
         x = x + self.attention(self.norm1(x), table)
-        return x + self.mlp(self.norm2(x))
+        update = self.mlp(self.norm2(x))
+        return x.add_(update) if runs_in_pieces(x) else x + update
 
 
 def initialise(module: nn.Module, blocks: Iterable[Block]) -> None:

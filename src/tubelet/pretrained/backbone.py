@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from tubelet.model.lora import apply_adapters
 from tubelet.model.predictor import Predictor
 from tubelet.pretrained.features import DenseFeatures
 from tubelet.pretrained.hub import WEIGHTS_FILE, model_card, save_encoder
-from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, read_inputs, step_times
+from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, check_resize, read_inputs, step_times
 from tubelet.pretrained.sources import RELEASED, find
 from tubelet.pretrained.weights import EncoderPart, Wanted, read_weights
 from tubelet.pretrained.windows import read_windows
@@ -230,6 +231,10 @@ class Backbone(Encoder, ModelHubMixin):
         Raises:
             TubeletError: if the video cannot be read, or the sizes do not divide into patches and tubelets.
         """
+        check_resize(resize)
+        Sampling(frames, fps)  # refuses odd numbers before a file is opened
+        if not isinstance(overlap, (int, np.integer)):
+            raise TubeletError(f"overlap is {overlap!r}, expected a whole number of frames")
         for pixels, times in read_windows(Path(path), frames, overlap, fps, self.config.tubelet_size):
             clips = read_inputs(pixels, self.config, Sampling(), resize)
             with torch.no_grad():
@@ -252,7 +257,7 @@ def _as_clip(x: Tensor) -> Tensor:
 def load(
     what: str | Path,
     *,
-    part: EncoderPart = "teacher",
+    part: EncoderPart | None = None,
     with_predictor: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -270,7 +275,8 @@ def load(
     Args:
         what: a run folder or one of its checkpoints, a .safetensors file or folder that `save_pretrained` wrote, a
             released .pt file, a released name such as "vjepa2.1-vitb16-384", or the id of a repository on the Hub.
-        part: the teacher (Y-encoder), whose features are the better ones, or the student (X-encoder).
+        part: the teacher (Y-encoder), whose features are the better ones, or the student (X-encoder); None is the
+            teacher, or whichever of the two is all that a file holds.
         with_predictor: load the predictor too, as `model.predictor`.
         device: an accelerator if there is one.
         dtype: bfloat16 where the device has units for it, else float32.
@@ -295,7 +301,7 @@ def load(
 
 def build(what: str | Path, wanted: Wanted, sha256: str | None = None, **hub: Any) -> Backbone:
     """`load`, the numbers as they are in the file."""
-    if wanted.part not in get_args(EncoderPart):
+    if wanted.part is not None and wanted.part not in get_args(EncoderPart):
         raise TubeletError(f"part is {wanted.part!r}, expected 'teacher' or 'student'")
     path = find(what, sha256, **hub)
     weights = read_weights(path, _name_of(what, path), wanted)

@@ -6,12 +6,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from tubelet.checkpoint import checkpoints, load_vjepa
+from tubelet.parts import is_in_parts
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.hub import save_encoder
 from tubelet.pretrained.sources import find
 from tubelet.pretrained.weights import FORMAT, Wanted
 from tubelet.released import PARTS, Part, State, write_released
 from tubelet.types import TubeletError
+
+_FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # files, of which one would not want a folder
 
 
 def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown") -> str:
@@ -31,8 +34,14 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
         TubeletError: if the source cannot be loaded, or the target cannot hold it.
     """
     path = find(what)
+    if path.is_file() and path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise TubeletError(f"{path}: expected a run folder, a .safetensors or a .pt file")
+    if out.suffix in _FOREIGN:
+        raise TubeletError(f"{out}: expected NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder")
     if out.exists() and out.resolve() == path.resolve():
         raise TubeletError(f"{out}: is the source itself: write to another file")
+    if out.is_dir() and out.suffix in (".pt", ".safetensors"):
+        raise TubeletError(f"{out}: is a folder, expected a file or a new name")
     if out.is_dir() and ((out / "checkpoints").exists() or checkpoints(out.parent)):
         raise TubeletError(f"{out}: holds a run, whose files would be overwritten: write to another folder")
     if out.exists() and not out.suffix and not out.is_dir():
@@ -52,14 +61,17 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
     if out.suffix == ".safetensors":
         save_encoder(out, model.state_dict(), model.config, model.name, model.part)
         return f"{out}: {model.model_id}"
-    model.save_pretrained(out, model_card_kwargs={"license": license, "metrics": _metrics(path)})
+    try:
+        model.save_pretrained(out, model_card_kwargs={"license": license, "metrics": _metrics(path)})
+    except OSError as error:
+        raise TubeletError(f"{out}: cannot be written ({error.strerror or error}): choose another folder") from error
     return f"{out}: {model.model_id} with its card; push_to_hub uploads it"
 
 
 def _is_encoder(path: Path) -> bool:
     """Whether a file or folder holds an encoder rather than the whole system."""
     if path.is_dir():
-        return not checkpoints(path)
+        return not (is_in_parts(path) or checkpoints(path))
     if path.suffix != ".safetensors":
         return False
     try:
@@ -75,4 +87,5 @@ def _metrics(path: Path) -> dict[str, float]:
     if not file.is_file():
         return {}
     tasks = json.loads(file.read_text())["tasks"]
-    return {f"{task['name']}, {task['metric']}": round(task["values"]["trained"], 4) for task in tasks}
+    values = {f"{task['name']}, {task['metric']}": task["values"]["trained"] for task in tasks}
+    return {name: round(value, 4) for name, value in values.items() if value is not None}

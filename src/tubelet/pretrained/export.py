@@ -4,8 +4,10 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -47,15 +49,14 @@ def export(what: str | Path, out: Path, wanted: Wanted, images: bool = False) ->
         largest difference and speed beside eager, in words.
 
     Raises:
-        TubeletError: if the model cannot be loaded, the packages for ONNX are not there, or the file computes something
-            else.
+        TubeletError: if the model cannot be loaded, the packages for ONNX are not there, the file cannot be written, or
+            it computes something else; what was there before is then untouched.
     """
     model = build(what, wanted._replace(predictor=False)).float()
     graph = Levels(model).eval()
     shapes = example_shapes(model.config, images)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad():
-        run = (_to_onnx if out.suffix == ".onnx" else _to_pt2)(graph, shapes[0], out, images)
+    with _beside(out) as partial, torch.no_grad():
+        run = (_to_onnx if out.suffix == ".onnx" else _to_pt2)(graph, shapes[0], partial, images)
         worst = max(_difference(graph, run, shape) for shape in shapes)
         if not worst <= BOUND:
             raise TubeletError(f"{out}: differs from eager by {worst:.1e}, expected at most {BOUND:.0e}: do not use it")
@@ -65,6 +66,20 @@ def export(what: str | Path, out: Path, wanted: Wanted, images: bool = False) ->
         f"{out}: differs from eager by at most {worst:.1e} over {len(shapes)} shapes; {tokens / theirs:,.0f} tokens/s, "
         f"eager {tokens / ours:,.0f} (ratio {ours / theirs:.2f}) at {'x'.join(map(str, shapes[-1]))} on this CPU"
     )
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A place in a folder beside `out`, whose files take their own places when all has gone well."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            yield Path(folder) / out.name
+            # Large ONNX models keep their weights in a second file, which is to be there before the first is.
+            for written in sorted(Path(folder).iterdir(), key=lambda path: path.name == out.name):
+                written.replace(out.parent / written.name)
+    except OSError as error:
+        raise TubeletError(f"{out}: cannot be written ({error.strerror or error}): choose another file") from error
 
 
 def example_shapes(config: ModelConfig, images: bool) -> list[tuple[int, ...]]:

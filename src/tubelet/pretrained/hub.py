@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -53,7 +54,8 @@ def save_encoder(
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=header)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise TubeletError(f"{path}: the model could not be written: {describe_os_error(error)}") from error
 
 

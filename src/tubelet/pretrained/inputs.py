@@ -1,5 +1,6 @@
 """From whatever holds a picture or a film to a batch of clips that divide into patches."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from tubelet.config import ModelConfig
-from tubelet.data.clips import centre_clip_times, resize_shape
+from tubelet.data.clips import centre_clip_times, middle, resize_shape
 from tubelet.data.decode import VIDEO_SUFFIXES, VideoInfo, read_clips
-from tubelet.data.images import IMAGE_SUFFIXES, read_image
+from tubelet.data.images import IMAGE_SUFFIXES, read_image, rgb_of
 from tubelet.types import TubeletError
 
 Resize = Literal["round"] | int | tuple[int, int] | None
@@ -48,6 +49,31 @@ class Sampling:
     fps: float | None = None
     start: float | None = None
 
+    def __post_init__(self) -> None:
+        if not _is_whole(self.frames):
+            raise TubeletError(f"frames is {self.frames!r}, expected a whole number of at least 1")
+        if self.fps is not None and not (_is_number(self.fps) and self.fps > 0):
+            raise TubeletError(f"fps is {self.fps!r}, expected a positive number of frames per second")
+        if self.start is not None and not (_is_number(self.start) and self.start >= 0):
+            raise TubeletError(f"start is {self.start!r}, expected seconds from the beginning of the video, 0 or more")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
+
+
+def check_resize(resize: Any) -> None:
+    """Refuse what is no `Resize`."""
+    pair = isinstance(resize, (tuple, list)) and len(resize) == 2 and all(map(_is_whole, resize))
+    if not (resize is None or (isinstance(resize, str) and resize == "round") or _is_whole(resize) or pair):
+        raise TubeletError(
+            f'resize is {resize!r}, expected "round", the side of the middle square or (height, width), in pixels'
+        )
+
 
 def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize) -> Clips:
     """Make a batch of what `Backbone.encode` takes.
@@ -55,6 +81,7 @@ def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize)
     Raises:
         TubeletError: if it cannot be read as images or clips of one size that divides into patches.
     """
+    check_resize(resize)
     if isinstance(x, (list, tuple)) and not (x and _is_picture(x[0])):
         if not x:
             raise TubeletError("there is nothing to encode: the list is empty")
@@ -167,7 +194,7 @@ def _tensor(x: Any) -> Tensor:
 def _picture(x: Any, config: ModelConfig) -> Tensor:
     """One picture (C, H, W)."""
     if isinstance(x, Image.Image):
-        x = np.array(ImageOps.exif_transpose(x).convert("RGB"))
+        x = rgb_of(x, "the picture")
     pixels = _tensor(x)
     if pixels.shape[-1] == config.channels:
         return pixels.permute(2, 0, 1)
@@ -206,13 +233,16 @@ def _fit(
         pixels = torch.cat([pixels, pixels[:, -1:].expand(C, missing, H, W)], dim=1)
         if times is not None:
             times = torch.cat([times, times[-1] + (times[-1] - times[-2]) * torch.arange(1, missing + 1)])
-    if isinstance(resize, int):
-        pixels = _stretch(pixels, *resize_shape(H, W, resize))
+    if isinstance(resize, (int, np.integer)):
+        resize = int(resize)
+        rows, columns = middle(H, W)
+        pixels = pixels[:, :, rows, columns]
+        pixels = _stretch(pixels, *resize_shape(pixels.shape[2], pixels.shape[3], resize))
         top, left = (pixels.shape[2] - resize) // 2, (pixels.shape[3] - resize) // 2
         pixels = pixels[:, :, top : top + resize, left : left + resize]
     elif resize is not None:
-        height, width = (max(p, round(H / p) * p), max(p, round(W / p) * p)) if resize == "round" else resize
-        pixels = _stretch(pixels, height, width)
+        rounded = max(p, round(H / p) * p), max(p, round(W / p) * p)
+        pixels = _stretch(pixels, *(rounded if isinstance(resize, str) else resize))
     elif H % p or W % p:
         raise TubeletError(
             f"pictures are {H} x {W} pixels (height x width), which do not divide into patches of {p}: say "

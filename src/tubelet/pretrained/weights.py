@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from tubelet.checkpoint import FORMAT as CHECKPOINT_FORMAT
-from tubelet.checkpoint import checkpoints
+from tubelet.checkpoint import checkpoints, read_tensors
 from tubelet.config import ModelConfig, TrainConfig, from_dict
 from tubelet.model.lora import merge_adapters
-from tubelet.released import State, is_2_0, read_released, read_torch_file
+from tubelet.parts import is_in_parts
+from tubelet.released import TEACHER_KEYS, State, is_2_0, read_released, read_torch_file
 from tubelet.released_2_0 import from_release, from_transformers
 from tubelet.types import TubeletError
 
@@ -41,12 +42,12 @@ class Wanted(NamedTuple):
     """What to read, and what no tensor tells.
 
     Attributes:
-        part: teacher or student.
+        part: teacher or student; None is the teacher, or what a file of one part holds.
         predictor: whether the predictor too.
         heads, predictor_heads, levels: of a .pt file, see `read_released`.
     """
 
-    part: EncoderPart = "teacher"
+    part: EncoderPart | None = None
     predictor: bool = False
     heads: int | None = None
     predictor_heads: int | None = None
@@ -65,7 +66,7 @@ def read_weights(path: Path, name: str, wanted: Wanted) -> Weights:
         TubeletError: if it is none of these or damaged.
     """
     if path.is_dir():
-        found = checkpoints(path)
+        found = [path] if is_in_parts(path) else checkpoints(path)
         if found:
             return _from_safetensors(found[-1:], f"{path.resolve().name}/{found[-1].stem}", wanted)
         files = sorted(path.glob("*.safetensors"))
@@ -83,37 +84,40 @@ def read_weights(path: Path, name: str, wanted: Wanted) -> Weights:
 
 def _from_pt(path: Path, name: str, wanted: Wanted) -> Weights:
     file = read_torch_file(path)
-    key = "encoder" if wanted.part == "student" else "target_encoder"
+    only_student = "encoder" in file and not any(key in file for key in TEACHER_KEYS)
+    part = wanted.part or ("student" if only_student else "teacher")
+    key = "encoder" if part == "student" else "target_encoder"
     if key in file and is_2_0(file[key]):
-        return Weights(*from_release(path, file[key], wanted.heads), _no_predictor(path, wanted), name, wanted.part)
+        return Weights(*from_release(path, file[key], wanted.heads), _no_predictor(path, wanted), name, part)
     released = read_released(
         path,
         wanted.heads,
         wanted.predictor_heads,
         wanted.levels,
-        parts=(wanted.part, "predictor") if wanted.predictor else (wanted.part,),
+        parts=(part, "predictor") if wanted.predictor else (part,),
     )
-    encoder = released.teacher if wanted.part == "teacher" else released.student
-    return Weights(released.config, encoder, released.predictor, name, wanted.part)
+    encoder = released.teacher if part == "teacher" else released.student
+    return Weights(released.config, encoder, released.predictor, name, part)
 
 
 def _from_safetensors(files: list[Path], name: str, wanted: Wanted) -> Weights:
     tensors, header = _read_safetensors(files)
-    where = str(files[0])
+    where, part = str(files[0]), wanted.part or "teacher"
     if header.get("format") == CHECKPOINT_FORMAT:
         train: TrainConfig = from_dict(TrainConfig, json.loads(header["config"]), f"{where}: config")
-        encoder = merge_adapters(_below(tensors, f"{wanted.part}."))
-        return Weights(train.model, encoder, _predictor(tensors, wanted), name, wanted.part)
+        encoder = merge_adapters(_below(tensors, f"{part}."))
+        return Weights(train.model, encoder, _predictor(tensors, wanted, where), name, part)
     if header.get("format") == FORMAT:
         config: ModelConfig = from_dict(ModelConfig, json.loads(header["config"]), f"{where}: config")
-        if header["part"] != wanted.part:
-            raise TubeletError(f"{where}: holds the {header['part']} alone, not the {wanted.part}: say part=")
+        held: EncoderPart = "student" if header["part"] == "student" else "teacher"
+        if held != (wanted.part or held):
+            raise TubeletError(f"{where}: holds the {held} alone, not the {part}: leave part out, or name another file")
         encoder = {key: value for key, value in tensors.items() if not key.startswith("predictor.")}
-        return Weights(config, encoder, _predictor(tensors, wanted), header["name"], wanted.part)
+        return Weights(config, encoder, _predictor(tensors, wanted, where), header["name"], held)
     folder = files[0].parent
-    if wanted.part != "teacher":
-        raise TubeletError(f"{where}: transformers' files hold the teacher alone, not the {wanted.part}: say part=")
-    return Weights(*from_transformers(folder, tensors), _no_predictor(folder, wanted), name, wanted.part)
+    if part != "teacher":
+        raise TubeletError(f"{where}: transformers' files hold the teacher alone, not the {part}: leave part out")
+    return Weights(*from_transformers(folder, tensors), _no_predictor(folder, wanted), name, part)
 
 
 def _no_predictor(path: Path, wanted: Wanted) -> State:
@@ -122,8 +126,13 @@ def _no_predictor(path: Path, wanted: Wanted) -> State:
     return {}
 
 
-def _predictor(tensors: Mapping[str, Any], wanted: Wanted) -> State:
-    return _below(tensors, "predictor.") if wanted.predictor else {}
+def _predictor(tensors: Mapping[str, Any], wanted: Wanted, where: str) -> State:
+    if not wanted.predictor:
+        return {}
+    found = _below(tensors, "predictor.")
+    if not found:
+        raise TubeletError(f"{where}: holds an encoder alone, without the predictor that was asked for")
+    return found
 
 
 def _below(tensors: Mapping[str, Any], prefix: str) -> State:
@@ -135,6 +144,9 @@ def _read_safetensors(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
     tensors: State = {}
     header: dict[str, str] = {}
     for path in files:
+        if path.is_dir():
+            tensors, header = read_tensors(path, moments=False)
+            continue
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}

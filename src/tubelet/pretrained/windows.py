@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.data.decode import read_clips, read_info
-from tubelet.types import TubeletError
+from tubelet.data.decode import open_video
+from tubelet.types import DecodeError, TubeletError
 
 
 def read_windows(path: Path, frames: int, overlap: int, fps: float, tubelet: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The frames of a video, window by window; no frame is decoded twice, and one window is held at a time.
+    """The frames of a video, window by window; it is decoded once, from its beginning to its end.
 
     Args:
         path: the video.
@@ -23,7 +23,7 @@ def read_windows(path: Path, frames: int, overlap: int, fps: float, tubelet: int
         tubelet: frames of a time step; windows begin at whole steps of the video.
 
     Yields:
-        (T, H, W, 3) uint8 and (T,) float64 seconds.
+        (T, H, W, 3) uint8, which the next window overwrites, and (T,) float64 seconds.
 
     Raises:
         TubeletError: if the sizes do not fit together or the video cannot be read.
@@ -32,30 +32,35 @@ def read_windows(path: Path, frames: int, overlap: int, fps: float, tubelet: int
         raise TubeletError(
             f"windows of {frames} frames that overlap by {overlap}: expected multiples of {tubelet}, and less overlap"
         )
-    info = read_info(path)
-    # A duration is rounded to its container's clock; the frame that begins at the very end is none.
-    count = max(1, int(np.ceil(info.duration_s * fps - 1e-3)))
-    missing = -count % tubelet
-    if missing:
-        warnings.warn(
-            f"{path}: {count} frames at {fps:g} a second are no whole tubelets of {tubelet}: the last is repeated",
-            stacklevel=2,
-        )
-    times = np.arange(count + missing) / fps
-    read = np.minimum(times, times[count - 1])
-    held, at = torch.empty(0), 0  # the frames before `at` that the next window needs
-    for begin, end in _bounds(len(times), frames, overlap):
-        new = _read_at(path, read[max(at, begin) : end])
-        keep = max(0, at - begin)
-        held = torch.cat([held[len(held) - keep :], new]) if keep else new
-        at = end
-        yield held, torch.from_numpy(times[begin:end])
-
-
-def _read_at(path: Path, times: np.ndarray) -> Tensor:
-    """(T, H, W, 3) the frames at `times`."""
-    _, (clip,) = read_clips(path, lambda _: [times])
-    return clip.pixels
+    with open_video(path) as (info, scan):
+        # A duration is rounded to its container's clock; the frame that begins at the very end is none.
+        count = max(1, int(np.ceil(info.duration_s * fps - 1e-3)))
+        missing = -count % tubelet
+        if missing:
+            warnings.warn(
+                f"{path}: {count} frames at {fps:g} a second are no whole tubelets of {tubelet}: the last is repeated",
+                stacklevel=2,
+            )
+        total = count + missing
+        times = torch.arange(total, dtype=torch.float64) / fps
+        window = torch.empty(min(frames, total), info.height, info.width, 3, dtype=torch.uint8)
+        bounds = _bounds(total, frames, overlap)
+        begin, end = next(bounds)
+        at = 0
+        shown = np.minimum(np.arange(total), count - 1) / fps
+        for picture, _, repeats in scan(shown, None):
+            pixels = torch.from_numpy(np.ascontiguousarray(picture))
+            for _ in range(repeats):
+                window[at - begin] = pixels
+                at += 1
+                if at == end:
+                    yield window, times[begin:end]
+                    before = begin
+                    begin, end = next(bounds, (begin, end))
+                    kept = at - begin
+                    window[:kept] = window[begin - before :][:kept].clone()
+        if at < total:
+            raise DecodeError(str(path), f"ends at {at / fps:.1f} s, its header promises {info.duration_s:.1f} s")
 
 
 def _bounds(count: int, frames: int, overlap: int) -> Iterator[tuple[int, int]]:

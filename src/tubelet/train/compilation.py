@@ -16,7 +16,9 @@ WORTH_SECONDS = 20 * 60
 _RATES = {"cuda": 1e14, "cpu": 1e11, "cpu with bf16 units": 5e11}
 
 
-def compile_blocks(model: VJEPA, config: TrainConfig, device: torch.device) -> str | None:
+def compile_blocks(
+    model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False
+) -> str | None:  # fmt: skip
     """Compile the blocks and the loss in place, where the config asks for it or, if it is silent, where it pays.
 
     All blocks of an encoder share one graph, as do those of the predictor, and sizes are symbols in it: four graphs
@@ -33,7 +35,10 @@ def compile_blocks(model: VJEPA, config: TrainConfig, device: torch.device) -> s
         return f"not compiling, steps will be slower: {problem}"
     for part in (model.student, model.teacher, model.predictor):
         for block in part.blocks:
-            block.compile(dynamic=True)
+            if sharded:  # gathering and letting go of weights stay outside of the graph
+                block.forward = torch.compile(block.forward, dynamic=True)
+            else:
+                block.compile(dynamic=True)
     model.loss = torch.compile(model.loss, dynamic=True)
     return "compiling the blocks: the first step takes up to two minutes (--compile False does without)"
 

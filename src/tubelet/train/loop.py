@@ -9,16 +9,14 @@ from zlib import crc32
 import torch
 from rich.console import Console
 from rich.markup import escape
-from torch.optim import Optimizer
 
-from tubelet.checkpoint import load_training_state, save_checkpoint
+from tubelet.checkpoint import load_training_state
 from tubelet.config import TrainConfig
 from tubelet.data.clips import normalise
-from tubelet.data.loader import samples_per_step, step_loader
+from tubelet.data.loader import mixes, samples_per_step, step_loader
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, pick_dtype
-from tubelet.model.lora import save_adapters
 from tubelet.train.compilation import step_operations
 from tubelet.train.initial import initial_model, load_guide
 from tubelet.train.log import StepLog
@@ -26,6 +24,8 @@ from tubelet.train.monitor import CollapseWatch, feature_health, some_tokens
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World, join_world
 from tubelet.train.progress import Curves, ProgressLine
+from tubelet.train.saving import Saver
+from tubelet.train.sharding import pick_parallel, place
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.state import RunFolder
 from tubelet.train.step import autocast, prepare, train_step
@@ -64,24 +64,25 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     require_same_start(config, media, run, world)
     torch.manual_seed(config.seed)
     model, origin = initial_model(config, resumed=run.checkpoint is not None)
-    model.to(device)
+    parallel = pick_parallel(model, config, world)
+    compiling = prepare(model, config, device, sharded=parallel != "ddp")
+    place(model, parallel, config, world)
     guide = load_guide(config, device)
     if guide is not None:
         model.guides = (guide,)
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
-    world.copy_from_first(model.parameters())  # equal seeds round differently on different processors
-    compiling = prepare(model, config, device)
     watch = CollapseWatch(config.model.width)
     for row in run.begin(start):
         watch.observe(row)
     curves = Curves(run.path, start, writes=world.is_first)
-    announce(console, config, media, run, model, world, start)
+    announce(console, config, media, run, model, world, start, parallel)
     following = guide and f"predicting the last level of {config.distil_from} ({guide.weights_id})"
     for sentence in filter(None, (origin, following, compiling)):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     loader = step_loader(config, media, start, device.type == "cuda", world.rank, world.size)
     operations = step_operations(model, config)
+    saver = Saver(run.path, config, model, optimizer, world)
     path, saved = run.checkpoint, start
     stop = None
     total_files = sum(media.count(modality) for modality in Modality)
@@ -108,27 +109,21 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             done = step + 1
             if done == config.steps or done % config.checkpoint_every == 0:
                 log.flush()
-                path, saved = world.on_first(partial(save, run, done, model, optimizer, config)), done
+                path, saved = saver.save(done), done
         if stop:
             log.flush()
             if saved != step or path is None:
-                path = world.on_first(partial(save, run, step, model, optimizer, config))
+                path = saver.save(step)
+            saver.finish()
             raise InterruptedRunError(
                 f"{stop.name}: stopped after step {step} of {config.steps}; {path} is written, continue with --resume",
                 stop,
             )
+        saver.finish()
     curves.close()
     if path is None:
         raise TubeletError("the run has no steps")
     console.print(f"{config.steps} steps done; the model is in [bold]{path}[/bold]", highlight=False, soft_wrap=True)
-    return path
-
-
-def save(run: RunFolder, step: int, model: VJEPA, optimizer: Optimizer, config: TrainConfig) -> Path:
-    """Write a checkpoint, and the adapters if the run has any."""
-    path = save_checkpoint(run.path, step, model, optimizer, config, config.keep_checkpoints)
-    if config.lora_rank:
-        save_adapters(model.teacher, run.path / "adapter")
     return path
 
 
@@ -167,9 +162,7 @@ def report_bad_files(data: StepData, run: RunFolder, console: Console, total: in
         TubeletError: if more than `max_share` of all files are bad, or the step could not be made.
     """
     for file in run.add_bad(data.bad):
-        console.print(
-            f"[yellow]bad file[/yellow] {escape(f'{file.path}: {file.reason}')}", highlight=False, soft_wrap=True
-        )
+        console.print(f"[yellow]bad file[/yellow] {escape(str(file))}", highlight=False, soft_wrap=True)
     share = len(run.bad) / total
     if share > max_share:
         raise TubeletError(
@@ -188,6 +181,7 @@ def announce(
     model: VJEPA,
     world: World,
     start: int,
+    parallel: str,
 ) -> None:
     """Say what is about to happen, and everything about it that a person might not expect."""
 
@@ -203,6 +197,10 @@ def announce(
         + "; each step takes "
         + " and ".join(f"{count} {modality}s" for modality, count in counts.items())
     )
+    for modality, mix in mixes(config, media).items():
+        if shares := mix.shares():
+            parts = (f"{100 * share:.2f} % from {config.data.sources[i]}" for i, share in shares.items())
+            say(escape(f"{modality}s: {', '.join(parts)}"))
     if media.ignored:
         say(f"left out: {', '.join(f'{count} {suffix} files' for suffix, count in sorted(media.ignored.items()))}")
     grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
@@ -211,7 +209,8 @@ def announce(
     say(
         f"student {student:.1f} M parameters, predictor {predictor:.1f} M; clips of "
         f"{config.data.frames} frames at {config.data.image_size} px are {grid} = {grid.tokens} tokens; "
-        f"{str(dtype).removeprefix('torch.')} on {device}" + (f", {world.size} processes" if world.size > 1 else "")
+        f"{str(dtype).removeprefix('torch.')} on {device}"
+        + (f", {world.size} processes by {parallel}" if world.size > 1 else "")
     )
     if dtype is torch.bfloat16 and not has_bf16_units(device):
         say(f"[yellow]this {device} has no bf16 units: --precision fp32 would be many times faster[/yellow]")

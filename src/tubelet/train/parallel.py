@@ -1,9 +1,10 @@
 """The processes of a run: who they are, what they add up, what they tell each other, and how they end together.
 
-Each process holds the whole model and takes its share of every step's samples. Gradients are summed once a step, after
-the last backward pass. A step runs several of those, one for each mask of each modality, and the last is the shortest
-(one mask of images), so that a sum that overlaps with it, as DistributedDataParallel's does, would hide next to
-nothing - and parameters of the other modality, which the last pass does not reach, would need a search for them.
+Each process holds the whole model (unless it is sharded) and takes its share of every step's samples. Gradients are
+summed once a step, after the last backward pass. A step runs several of those, one for each mask of each modality, and
+the last is the shortest (one mask of images): a sum that overlaps with it, as DistributedDataParallel's does, would
+hide next to nothing - and parameters of the other modality, which the last pass does not reach, would need a search for
+them.
 
 What a person would want to know - bad files, signals, errors - goes between hosts by gloo, so that devices never wait
 for it.
@@ -50,6 +51,8 @@ class World:
         self.device = device
         self.rank = rank
         self.size = size
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))  # on this machine
+        self.sharded = False  # whether the model lies in shards, whose gradients are summed as they come
 
     def peak_flops(self) -> float | None:
         """What all devices together could do, where that is known."""
@@ -71,7 +74,7 @@ class World:
 
         Those of parameters that no sample reached are None everywhere, since each process has every modality.
         """
-        if self.size == 1:
+        if self.size == 1 or self.sharded:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         for bucket in _buckets(gradients):

@@ -105,8 +105,14 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def prepare(model: VJEPA, config: TrainConfig, device: torch.device) -> str | None:
+def prepare(model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False) -> str | None:
     """Set precision and recomputation of the blocks and compile them, as the config has it.
+
+    Args:
+        model: not yet sharded.
+        config: the run.
+        device: where it will compute.
+        sharded: whether it will be in shards.
 
     Returns:
         what there is to say of compiling, if anything.
@@ -118,4 +124,4 @@ def prepare(model: VJEPA, config: TrainConfig, device: torch.device) -> str | No
         use_float8(model, device)
     model.student.recompute_activations = config.activation_checkpointing
     model.predictor.recompute_activations = config.activation_checkpointing
-    return compile_blocks(model, config, device)
+    return compile_blocks(model, config, device, sharded)

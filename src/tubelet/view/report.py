@@ -117,8 +117,9 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _result(task: dict[str, Any], evaluation: dict[str, Any]) -> Result:
-    values: dict[str, float] = task["values"]
-    best = (max if task["higher_is_better"] else min)(values.values())
+    values: dict[str, float | None] = task["values"]
+    known = [value for value in values.values() if value is not None]
+    best = (max if task["higher_is_better"] else min)(known, default=None)
     reference = values.get("random")
     cells = []
     for feature in evaluation["features"]:

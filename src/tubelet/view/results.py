@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -12,6 +13,7 @@ from tubelet.view.pictures import data_uri, write_page
 
 SHOWN_SKIPPED = 50
 _WIDEST = 480  # pixels of a picture on the page
+_FEW_COLOURS = 512
 
 
 def write_result_page(result: Result, out: Path) -> None:
@@ -25,18 +27,25 @@ def write_result_page(result: Result, out: Path) -> None:
             "name": example.name,
             "score": example.score,
             "note": example.note,
-            "pictures": [(label, data_uri(_small(pixels), "png")) for label, pixels in example.pictures.items()],
+            "pictures": [(label, _address(_small(pixels))) for label, pixels in example.pictures.items()],
         }
         for example in result.examples
     ]
     values = {
         "result": result,
-        "first": next(iter(result.metrics)),
+        "first": next(iter(result.metrics), ""),
         "examples": examples,
+        "tops": sorted({Path(name).parent.as_posix() for name in result.files}),
         "shown_skipped": SHOWN_SKIPPED,
         "details": {name: json.dumps(value, indent=1) for name, value in result.details.items()},
     }
     write_page("results.html", out, values)
+
+
+def _address(pixels: NDArray[np.uint8]) -> Markup:
+    """A picture as a data URI: exact where it has few colours, which mean something, and small where it is a photo."""
+    packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    return data_uri(pixels, "png" if len(np.unique(packed)) <= _FEW_COLOURS else "jpeg")
 
 
 def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -7,7 +7,20 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tubelet.data.sample.layouts import ade20k, cityscapes, kitti, nyuv2, voc2012
+from tubelet.data.sample.layouts import (
+    ade20k,
+    cityscapes,
+    davis,
+    diving48,
+    epic,
+    imagenet,
+    kinetics,
+    kitti,
+    nyuv2,
+    ssv2,
+    voc2012,
+    youtube_vos,
+)
 from tubelet.data.sample.truth import read_description
 from tubelet.types import TubeletError
 
@@ -20,6 +33,13 @@ LAYOUTS: Mapping[str, Writer] = {
     "cityscapes": cityscapes.write,
     "nyuv2": nyuv2.write,
     "kitti": kitti.write,
+    "ssv2": ssv2.write,
+    "kinetics": kinetics.write,
+    "diving48": diving48.write,
+    "imagenet": imagenet.write,
+    "epic": epic.write,
+    "davis": davis.write,
+    "youtube_vos": youtube_vos.write,
 }
 ALL = "all"
 

@@ -1,0 +1,25 @@
+"""The sample set as DAVIS 2017: the validation clips whose first frame shows objects, and a mask for every frame."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tubelet.data.indexed import write_indexed
+from tubelet.data.sample.layouts.objects import object_clips, write_pictures
+
+
+def write(root: Path, out: Path) -> Mapping[str, int]:
+    """Write JPEGImages/480p, Annotations/480p and ImageSets/2017/val.txt. The frames keep their size."""
+    names, objects = [], 0
+    for clip in object_clips(root, only_first=True):
+        frames = [f"{t:05d}" for t in range(len(clip.frames))]
+        write_pictures(out / "JPEGImages" / "480p" / clip.name, clip.frames, frames)
+        masks = out / "Annotations" / "480p" / clip.name
+        masks.mkdir(parents=True)
+        for name, labels in zip(frames, clip.labels, strict=True):
+            write_indexed(masks / f"{name}.png", labels)
+        names.append(clip.name)
+        objects += len(clip.first)
+    lists = out / "ImageSets" / "2017"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("".join(f"{name}\n" for name in names))
+    return {"sequences": len(names), "objects": objects}

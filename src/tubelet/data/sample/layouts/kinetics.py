@@ -1,0 +1,27 @@
+"""The sample set as Kinetics: what the camera does is the action."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from tubelet.data.sample.layouts.labels import copy, in_words
+from tubelet.data.sample.truth import read_description, read_index
+
+
+def write(root: Path, out: Path) -> Mapping[str, int]:
+    """Write annotations/*.csv, and the videos in a folder for each class as official downloads are sorted."""
+    made = read_description(root)["parameters"]
+    end = round(made["frames"] / made["fps"]) or 1
+    (out / "annotations").mkdir()
+    counts = {}
+    for split in ("train", "val"):
+        entries = read_index(root, split)
+        with (out / "annotations" / f"{split}.csv").open("w", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(("label", "youtube_id", "time_start", "time_end", "split"))
+            for entry in entries:
+                label, identity = in_words(entry.motion), f"{split}-{entry.media.stem}"
+                rows.writerow((label, identity, 0, end, split))
+                copy(entry, out / split / label / f"{identity}_{0:06d}_{end:06d}.mp4")
+        counts[f"{split} videos"] = len(entries)
+    return counts

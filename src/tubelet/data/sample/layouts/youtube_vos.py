@@ -1,0 +1,36 @@
+"""The sample set as YouTube-VOS's validation set: masks only where objects begin, some of them later in the clip."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tubelet.data.indexed import write_indexed
+from tubelet.data.sample.layouts.objects import object_clips, write_pictures
+
+_APART = 5  # frames are numbered as in a video of which every fifth was annotated
+
+
+def write(root: Path, out: Path) -> Mapping[str, int]:
+    """Write valid/meta.json, valid/JPEGImages and valid/Annotations."""
+    videos, objects = {}, 0
+    for clip in object_clips(root, only_first=False):
+        names = [f"{_APART * t:05d}" for t in range(len(clip.frames))]
+        write_pictures(out / "valid" / "JPEGImages" / clip.name, clip.frames, names)
+        masks = out / "valid" / "Annotations" / clip.name
+        masks.mkdir(parents=True)
+        for t in sorted(set(clip.first.values())):
+            new = [number for number, first in clip.first.items() if first == t]
+            labels = clip.labels[t]
+            write_indexed(masks / f"{names[t]}.png", np.where(np.isin(labels, new), labels, 0))
+        videos[clip.name] = {
+            "objects": {
+                str(number): {"category": clip.classes[number], "frames": names[first:]}
+                for number, first in clip.first.items()
+            }
+        }
+        objects += len(clip.first)
+    (out / "valid").mkdir(exist_ok=True)
+    (out / "valid" / "meta.json").write_text(json.dumps({"videos": videos}, indent=1) + "\n")
+    return {"sequences": len(videos), "objects": objects}

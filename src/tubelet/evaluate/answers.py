@@ -1,0 +1,90 @@
+"""From the scores of heads to the figures, details and examples of a classification."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tubelet.evaluate.benchmarks import Plan
+from tubelet.evaluate.cuts import shown_frames
+from tubelet.evaluate.extract import FeatureSet
+from tubelet.evaluate.ranking import class_mean_recall, recall_by_class, top_k
+from tubelet.evaluate.result import Example, Metric
+from tubelet.evaluate.sweep import Candidate, Schedule, Scores
+
+EXAMPLES = 12
+_MATRIX_CLASSES = 20  # beyond which a table of all confusions is no longer read
+
+
+def metrics(scores: Scores, truth: Tensor) -> dict[str, Metric]:
+    """Top-1, top-5 where there are more than five classes, and the mean accuracy of the classes."""
+    figures = {"top-1": top_k(scores.ranks, 1)}
+    if scores.answers.shape[1] >= 5:
+        figures["top-5"] = top_k(scores.ranks, 5)
+    figures["mean per class"] = class_mean_recall(scores.ranks, truth, 1)
+    return {name: Metric(value=value, unit="%") for name, value in figures.items()}
+
+
+def sweep_details(
+    candidates: Sequence[Candidate], schedule: Schedule, figures: Sequence[dict[str, Metric]], best: int
+) -> dict[str, Any]:
+    """All heads that were trained, ready for JSON."""
+    rows = [
+        {"learning rate": c.lr, "weight decay": c.weight_decay} | {name: metric.value for name, metric in own.items()}
+        for c, own in zip(candidates, figures, strict=True)
+    ]
+    return {
+        "best": rows[best],
+        "sweep": rows,
+        "training": {"epochs": schedule.epochs, "batch size": schedule.batch_size, "seed": schedule.seed},
+    }
+
+
+def confusion_details(scores: Scores, truth: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """The accuracy of each class, what is most often taken for what, and all of it where the classes are few."""
+    predicted = scores.answers[:, 0]
+    details: dict[str, Any] = {
+        "accuracy by class": {classes[c]: v for c, v in recall_by_class(scores.ranks, truth, 1).items()}
+    }
+    pairs = Counter((t, p) for t, p in zip(truth.tolist(), predicted.tolist(), strict=True) if t != p)
+    details["most confused"] = [
+        {"truth": classes[t], "prediction": classes[p], "files": count} for (t, p), count in pairs.most_common(20)
+    ]
+    if len(classes) <= _MATRIX_CLASSES:
+        counts = torch.bincount(truth * len(classes) + predicted, minlength=len(classes) ** 2)
+        details["confusion, truth by prediction"] = {
+            "classes": list(classes),
+            "files": counts.view(len(classes), -1).tolist(),
+        }
+    return details
+
+
+def worst_examples(scores: Scores, truth: Tensor, features: FeatureSet, plan: Plan) -> list[Example]:
+    """The errors that the head was surest of."""
+    examples = []
+    for i in most_confident_errors(scores):
+        source = features.sources[i]
+        examples.append(
+            Example(
+                name=source.files[0].name,
+                score=0.0,
+                pictures=shown_frames(plan.val_view, source),
+                note=f"truth: {plan.classes[int(truth[i])]}; {answers_in_words(scores, i, lambda k: plan.classes[k])}",
+            )
+        )
+    return examples
+
+
+def most_confident_errors(scores: Scores, k: int = 1) -> list[int]:
+    """Up to twelve samples whose class is not among the first k answers, the surest of the first answer first."""
+    wrong = (scores.ranks >= k).nonzero().flatten()
+    order = scores.shares[wrong, 0].argsort(descending=True, stable=True)
+    return wrong[order][:EXAMPLES].tolist()
+
+
+def answers_in_words(scores: Scores, i: int, name: Callable[[int], str], count: int = 3) -> str:
+    """The first answers to a sample, with their probabilities."""
+    pairs = zip(scores.answers[i].tolist()[:count], scores.shares[i].tolist()[:count], strict=True)
+    return "prediction: " + ", ".join(f"{name(k)} {100 * share:.0f} %" for k, share in pairs)

@@ -1,0 +1,88 @@
+"""What the suite came to: one row a task, one column a kind of features."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tubelet.checkpoint import describe_os_error
+from tubelet.types import TubeletError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one task came to.
+
+    Attributes:
+        name: segmentation, depth, camera motion or tracking.
+        metric: what the values are.
+        higher_is_better: which way the metric goes.
+        values: kind of feature -> metric; None for all where the set has nothing to measure it on.
+        details: more figures, ready for JSON.
+    """
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    values: dict[str, float | None]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The content of evaluation.json.
+
+    Attributes:
+        checkpoint: the file that was evaluated, or the id of a model that is not of a run.
+        step: optimiser steps that it has seen; None for a model that does not say.
+        data: the sample set.
+        seed: of the random encoder and of all choices of clips and tokens.
+        clips: split -> how many were used.
+        features: the kinds of features, the trained one first.
+        tasks: the results.
+    """
+
+    checkpoint: str
+    step: int | None
+    data: str
+    seed: int
+    clips: dict[str, int]
+    features: list[str]
+    tasks: list[Task]
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write an evaluation as JSON, beside and renamed.
+
+    Raises:
+        TubeletError: if it cannot be written.
+    """
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(asdict(evaluation), indent=1, allow_nan=False) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise TubeletError(f"{path}: the evaluation could not be written: {describe_os_error(error)}") from error
+
+
+def print_table(evaluation: Evaluation, console: Console) -> None:
+    """One row a task, one column a kind of feature, the best of each row in bold."""
+    what = f"{evaluation.checkpoint} on {evaluation.data}"
+    table = Table(title=what, caption=f"{evaluation.clips['train']} train and {evaluation.clips['val']} val clips")
+    table.add_column("task")
+    table.add_column("metric")
+    for kind in evaluation.features:
+        table.add_column(kind, justify="right")
+    for task in evaluation.tasks:
+        known = [value for value in task.values.values() if value is not None]
+        best = (max if task.higher_is_better else min)(known, default=None)
+        cells = [
+            "–" if value is None else f"[bold]{value:.3f}[/bold]" if value == best else f"{value:.3f}"
+            for value in (task.values[kind] for kind in evaluation.features)
+        ]
+        table.add_row(task.name, f"{task.metric} {'↑' if task.higher_is_better else '↓'}", *cells)
+    console.print(table)

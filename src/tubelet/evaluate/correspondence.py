@@ -1,0 +1,225 @@
+"""Points followed through a clip by the likeness of tokens alone, and how often that ends where the point truly is.
+
+P points, S time steps, (H', W') tokens of a step, D width, n pairs of a point and a later time step. Lengths are in
+patches throughout: what tokens can resolve depends on their size and not on the picture's.
+
+A time step of a video tokenizer is made of t frames (the tubelet), so it has one feature where the point has t places.
+The point's place at a step is the mean of its places in the t frames, and it counts as visible if it is in all of them;
+it counts as hidden if it is visible in none. Steps in between are neither: nothing is measured at them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A prediction is right within these distances. TAP-Vid's (Doersch et al. 2022, arXiv 2211.03726) are pixels of a frame
+# of 256 x 256, and their mean is its "average position accuracy".
+WITHIN_PATCHES = (0.5, 1.0, 2.0)
+WITHIN_PIXELS_OF_256 = (1, 2, 4, 8, 16)
+HEADLINE = 1.0
+MOVED = 1.0  # patches from its first place from which on a point counts as moved; staying is then wrong by definition
+
+
+@dataclass(frozen=True)
+class StepTracks:
+    """The true tracks of a clip by time steps.
+
+    Attributes:
+        places: (P, S, 2) float32 x, y in patches from the top left corner of the view.
+        visible: (P, S) bool, in all frames of the step.
+        hidden: (P, S) bool, in none of them.
+    """
+
+    places: Tensor
+    visible: Tensor
+    hidden: Tensor
+
+    def __getitem__(self, chosen: Tensor) -> "StepTracks":
+        return StepTracks(self.places[chosen], self.visible[chosen], self.hidden[chosen])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Points at later time steps, at which they are visible; distances in patches.
+
+    Attributes:
+        error: (n,) from the predicted place to the true one.
+        moved: (n,) from the true place at the first step to the one now: the error of predicting no motion.
+        chance: (n, thresholds) share of all tokens whose centres are within each of the thresholds of the true place.
+        reappeared: (n,) bool, hidden at a step in between.
+    """
+
+    error: Tensor
+    moved: Tensor
+    chance: Tensor
+    reappeared: Tensor
+
+    def __getitem__(self, chosen: Tensor) -> "Pairs":
+        return Pairs(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+
+def step_tracks(tracks: Tensor, visible: Tensor, frames_per_step: int, patch_size: int) -> StepTracks:
+    """Tracks by frames to tracks by time steps.
+
+    Args:
+        tracks: (P, T, 2) x, y in pixels of the view; T divides into steps.
+        visible: (P, T) bool; a point outside the view is not.
+        frames_per_step: t.
+        patch_size: pixels.
+    """
+    seen = visible.unflatten(1, (-1, frames_per_step))
+    places = tracks.float().unflatten(1, (-1, frames_per_step)).mean(2) / patch_size
+    return StepTracks(places, seen.all(2), ~seen.any(2))
+
+
+def queries(tracks: StepTracks) -> tuple[Tensor, Tensor]:
+    """Each point's first visible step, for those that are also visible later: (Q,) numbers of points, (Q,) steps."""
+    first = tracks.visible.int().argmax(1)
+    asked = (tracks.visible.sum(1) > 1).nonzero().squeeze(1)
+    return asked, first[asked]
+
+
+def follow(features: Tensor, places: Tensor, steps: Tensor) -> Tensor:
+    """Where the tokens of every step are most like those at the queries.
+
+    A query's feature is read bilinearly between token centres. The likeness is the cosine; around the most similar
+    token of a step the maximum is refined by a parabola through it and its two neighbours, along columns and rows: no
+    temperature has to be chosen, which would suit some features more than others.
+
+    Args:
+        features: (S, H', W', D) float.
+        places: (Q, 2) x, y of the queries in patches.
+        steps: (Q,) at which the queries are.
+
+    Returns:
+        (Q, S, 2) x, y in patches.
+    """
+    S, rows, columns, D = features.shape
+    at = places / places.new_tensor([columns, rows]) * 2 - 1  # -1 and 1 are the view's edges
+    query = torch.empty(len(places), D)
+    for step in steps.unique().tolist():
+        here = steps == step
+        picture = features[step].permute(2, 0, 1).unsqueeze(0)
+        found = F.grid_sample(picture, at[here].view(1, 1, -1, 2), padding_mode="border", align_corners=False)
+        query[here] = found[0, :, 0].T
+    tokens = F.normalize(features.flatten(0, 2), dim=-1)
+    likeness = (F.normalize(query, dim=-1) @ tokens.T).view(-1, rows, columns)
+    best = likeness.flatten(1).argmax(1)
+    row, column = best // columns, best % columns
+    x = column + 0.5 + _refinement(likeness[torch.arange(len(best)), row], column)
+    y = row + 0.5 + _refinement(likeness[torch.arange(len(best)), :, column], row)
+    return torch.stack([x, y], dim=-1).view(-1, S, 2)
+
+
+def _refinement(line: Tensor, best: Tensor) -> Tensor:
+    """(m,) how far beyond its maximum at `best` (m,) each line (m, K) peaks, in -0.5 to 0.5; 0 at a line's end."""
+    K = line.shape[1]
+    before, here, after = (
+        line.gather(1, (best + i).clamp(0, K - 1).unsqueeze(1)).squeeze(1).double() for i in (-1, 0, 1)
+    )
+    bend = before - 2 * here + after
+    inside = (best > 0) & (best < K - 1) & (bend < 0)
+    return torch.where(inside, (before - after) / (2 * torch.where(inside, bend, 1.0)), 0.0).clamp(-0.5, 0.5).float()
+
+
+def measure(features: Tensor, tracks: StepTracks) -> Pairs:
+    """Follow every point of a clip from the first step at which it is visible to every later one at which it is.
+
+    Args:
+        features: (S, H', W', D) float.
+        tracks: of S steps.
+    """
+    asked, first = queries(tracks)
+    points = torch.arange(len(asked))
+    mine = tracks[asked]
+    start = mine.places[points, first]
+    predicted = follow(features, start, first)
+    return _pairs(predicted, mine, start, first, (features.shape[1], features.shape[2]))
+
+
+def _pairs(predicted: Tensor, tracks: StepTracks, start: Tensor, first: Tensor, size: tuple[int, int]) -> Pairs:
+    later = torch.arange(tracks.visible.shape[1]) > first.unsqueeze(1)
+    chosen = later & tracks.visible
+    been_hidden = (tracks.hidden & later).cumsum(1) > 0
+    truth = tracks.places[chosen]
+    y, x = torch.meshgrid(*(torch.arange(n) + 0.5 for n in size), indexing="ij")
+    away = torch.cdist(truth, torch.stack([x, y], dim=-1).view(-1, 2))
+    return Pairs(
+        error=(predicted[chosen] - truth).norm(dim=-1),
+        moved=(tracks.places - start.unsqueeze(1))[chosen].norm(dim=-1),
+        chance=torch.stack([(away <= within).float().mean(1) for within in _thresholds(size)], dim=1),
+        reappeared=been_hidden[chosen],
+    )
+
+
+def join(pairs: Sequence[Pairs]) -> Pairs:
+    """The pairs of several clips as one."""
+    return Pairs(*(torch.cat([getattr(p, field.name) for p in pairs]) for field in fields(Pairs)))
+
+
+def _thresholds(size: tuple[int, int]) -> list[float]:
+    """All distances within which a prediction can be right, in patches, of a view of (H', W') patches."""
+    return [*WITHIN_PATCHES, *(pixels * max(size) / 256 for pixels in WITHIN_PIXELS_OF_256)]
+
+
+def headline(pairs: Pairs) -> float | None:
+    """Share of the pairs that moved which are found within one patch; None where nothing moved.
+
+    In most clips most points stay near where they were, so that "stay" is a good answer. Only of those that moved by
+    more than a patch is it a wrong one, and what finds them has followed them.
+    """
+    moved = pairs[pairs.moved > MOVED]
+    return float((moved.error <= HEADLINE).float().mean()) if len(moved.error) else None
+
+
+def score(pairs: Pairs, size: tuple[int, int]) -> dict[str, dict[str, dict[str, float] | int]]:
+    """All shares: of the pairs that moved, of those among them that were hidden in between, and of all.
+
+    Args:
+        pairs: of all clips.
+        size: (H', W').
+
+    Returns:
+        which pairs -> "pairs": their number; and, where there are any, "found", "no motion" and "chance", each
+        threshold -> share.
+    """
+    names = [f"{p:g} patch{'es' * (p > 1)}" for p in WITHIN_PATCHES]
+    moved = pairs.moved > MOVED
+    chosen = {
+        "moved": moved,
+        "moved, hidden in between": moved & pairs.reappeared,
+        "all": torch.ones_like(moved),
+        "all, hidden in between": pairs.reappeared,
+    }
+    result: dict[str, dict[str, dict[str, float] | int]] = {}
+    for which, mask in chosen.items():
+        some = pairs[mask]
+        result[which] = {"pairs": len(some.error)}
+        if not len(some.error):
+            continue
+        limits = torch.tensor(_thresholds(size))
+        for what, shares in (
+            ("found", (some.error.unsqueeze(1) <= limits).float().mean(0)),
+            ("no motion", (some.moved.unsqueeze(1) <= limits).float().mean(0)),
+            ("chance", some.chance.mean(0)),
+        ):
+            values = shares.tolist()
+            result[which][what] = dict(zip(names, values, strict=False)) | {
+                "mean of 1, 2, 4, 8, 16 px of 256": sum(values[len(names) :]) / len(WITHIN_PIXELS_OF_256)
+            }
+    return result
+
+
+def scores_of_kinds(pairs: Mapping[str, Pairs], size: tuple[int, int]) -> dict[str, object]:
+    """`score` of several kinds of features over the same pairs: what does not depend on the features is said once."""
+    scores = {kind: score(some, size) for kind, some in pairs.items()}
+    first = next(iter(scores.values()))
+    return {
+        which: {"pairs": shared["pairs"]}
+        | {f"found by {kind}": own[which]["found"] for kind, own in scores.items() if "found" in own[which]}
+        | {what: shared[what] for what in ("no motion", "chance") if what in shared}
+        for which, shared in first.items()
+    }

@@ -1,0 +1,99 @@
+"""How files are cut for classification: segments in time, squares along the long side, or the middle of an image.
+
+V views of a file, each of S segments. Views and segments that would be equal to each other are cut once: a square
+picture has one view, a video no longer than a segment one segment. To attention, tokens that all come several times
+are the same as tokens that come once, and so is an average of equal answers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tubelet.data.clips import crops_along, resize_centre_crop, segment_times
+from tubelet.data.decode import Frames, VideoInfo, read_clips
+from tubelet.data.images import read_image
+from tubelet.evaluate.extract import Source
+
+_MARGIN = 256 / 224  # an image's short side over the side of its middle square, as is usual since AlexNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipView:
+    """The views of a video; a cut of `extract`.
+
+    Attributes:
+        size: side of a view in pixels.
+        frames: T of a segment.
+        frame_step: frames of the video from one frame of a segment to the next.
+        segments: clips spread over the video.
+        views: squares from one end of the picture's long side to the other; one is the middle.
+    """
+
+    size: int
+    frames: int
+    frame_step: int
+    segments: int = 1
+    views: int = 1
+
+    def __call__(self, source: Source) -> Tensor:
+        """(V, S, C, T, H, W) uint8."""
+        return torch.stack([crops_along(clip.pixels, self.size, self.views) for clip in self.read(source)], dim=1)
+
+    def read(self, source: Source) -> list[Frames]:
+        """The segments as they are in the file, and the times of their frames."""
+        return read_clips(source.files[0], partial(_choose, self))[1]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the features depend on."""
+        return {"cut": "segments"} | asdict(self)
+
+
+def _choose(view: ClipView, info: VideoInfo) -> list[np.ndarray]:
+    return segment_times(info, view.frames, info.fps / view.frame_step, view.segments)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageView:
+    """The middle of an image; a cut of `extract`.
+
+    Attributes:
+        size: side of the square in pixels.
+    """
+
+    size: int
+
+    def __call__(self, source: Source) -> Tensor:
+        """(1, 1, C, 1, H, W) uint8."""
+        square = resize_centre_crop(read_image(source.files[0]).unsqueeze(0), round(self.size * _MARGIN))
+        first = (square.shape[2] - self.size) // 2
+        return square[:, :, first : first + self.size, first : first + self.size][None, None]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the features depend on."""
+        return {"cut": "middle"} | asdict(self)
+
+
+View = ClipView | ImageView
+
+
+def shown_frames(view: View, source: Source, at_most: int = 5) -> dict[str, NDArray[np.uint8]]:
+    """Some frames of a file's middle, as the model saw them: the time of each -> (H, W, 3)."""
+    if isinstance(view, ImageView):
+        return {"image": view(source)[0, 0, :, 0].permute(1, 2, 0).numpy()}
+    clips = view.read(source)
+    middle = clips[len(clips) // 2]
+    return frames_by_time(resize_centre_crop(middle.pixels, view.size), middle.times, at_most)
+
+
+def frames_by_time(pixels: Tensor, times: Sequence[float] | np.ndarray, at_most: int) -> dict[str, NDArray[np.uint8]]:
+    """Frames spread evenly over a clip (C, T, H, W), each under its second; those shown twice once."""
+    chosen = sorted({i * (len(times) - 1) // max(at_most - 1, 1) for i in range(at_most)})
+    return {f"{times[i]:.2f} s": pixels[:, i].permute(1, 2, 0).numpy() for i in chosen}

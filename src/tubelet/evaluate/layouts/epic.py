@@ -1,0 +1,139 @@
+"""EPIC-KITCHENS-100 (Damen et al., arXiv 2006.13256), as its downloads unpack.
+
+EPIC_100_train.csv, EPIC_100_validation.csv            narration_id,video_id,start_timestamp,verb_class,noun_class,...
+EPIC_100_verb_classes.csv, EPIC_100_noun_classes.csv   id,key,instances,category
+P01/videos/P01_01.MP4, or P01/P01_01.MP4
+
+The CSV files lie in the folder, in annotations/ or in epic-kitchens-100-annotations/; the participants' folders in the
+folder, in videos/ or in EPIC-KITCHENS/, which the official downloader makes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tubelet.evaluate.layouts.labelled import read_table, refuse, whole_number
+from tubelet.types import TubeletError
+
+TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"
+_CLASS_FILES = {
+    "verb": ("EPIC_100_verb_classes.csv", "verb_classes.csv"),
+    "noun": ("EPIC_100_noun_classes.csv", "noun_classes.csv", "EPIC_100_noun_classes_v2.csv"),
+}
+_COLUMNS = ("narration_id", "participant_id", "video_id", "start_timestamp", "narration", "verb_class", "noun_class")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One annotated action.
+
+    Attributes:
+        name: narration_id.
+        video: the file.
+        start_s: seconds into the video at which it begins.
+        narration: what was said of it.
+        verb, noun: indices of its classes.
+    """
+
+    name: str
+    video: Path
+    start_s: float
+    narration: str
+    verb: int
+    noun: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epic:
+    """The benchmark's lists.
+
+    Attributes:
+        verbs, nouns: names of the classes, by index.
+        train, val: annotated actions.
+    """
+
+    verbs: tuple[str, ...]
+    nouns: tuple[str, ...]
+    train: list[Segment]
+    val: list[Segment]
+
+
+def recognise(data: Path) -> bool:
+    """Whether a folder looks like this benchmark's."""
+    return _find(data, (TRAIN,)) is not None
+
+
+def read(data: Path) -> Epic:
+    """The benchmark's lists.
+
+    Raises:
+        TubeletError: if a file is missing or wrong.
+    """
+    classes = {kind: _classes(data, kind) for kind in _CLASS_FILES}
+    splits = {name: _split(data, name, classes) for name in (TRAIN, VALIDATION)}
+    return Epic(verbs=classes["verb"], nouns=classes["noun"], train=splits[TRAIN], val=splits[VALIDATION])
+
+
+def _find(data: Path, names: tuple[str, ...]) -> Path | None:
+    folders = (data, data / "annotations", data / "epic-kitchens-100-annotations")
+    return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
+
+
+def _required(data: Path, names: tuple[str, ...]) -> Path:
+    found = _find(data, names)
+    if found is None:
+        expected = f"{TRAIN}, {VALIDATION}, {_CLASS_FILES['verb'][0]}, {_CLASS_FILES['noun'][0]} and P01/videos/*.MP4"
+        raise refuse(data, f"no {names[0]}", expected)
+    return found
+
+
+def _classes(data: Path, kind: str) -> tuple[str, ...]:
+    path = _required(data, _CLASS_FILES[kind])
+    names = {whole_number(row["id"], f"{path}: id"): row["key"] for row in read_table(path, ("id", "key"))}
+    if not names:
+        raise TubeletError(f"{path}: names no class")
+    return tuple(names.get(k, str(k)) for k in range(max(names) + 1))
+
+
+def _split(data: Path, name: str, classes: dict[str, tuple[str, ...]]) -> list[Segment]:
+    path = _required(data, (name,))
+    videos: dict[str, Path] = {}
+    segments = []
+    for number, row in enumerate(read_table(path, _COLUMNS), start=2):
+        labels = {}
+        for kind, known in classes.items():
+            labels[kind] = whole_number(row[f"{kind}_class"], f"{path}: line {number}, {kind}_class")
+            if labels[kind] >= len(known):
+                raise TubeletError(f"{path}: line {number} is of {kind} class {labels[kind]}, of {len(known)} classes")
+        if row["video_id"] not in videos:
+            videos[row["video_id"]] = _video(data, row["participant_id"], row["video_id"])
+        segments.append(
+            Segment(
+                name=row["narration_id"],
+                video=videos[row["video_id"]],
+                start_s=_seconds(row["start_timestamp"], f"{path}: line {number}"),
+                narration=row["narration"],
+                verb=labels["verb"],
+                noun=labels["noun"],
+            )
+        )
+    return segments
+
+
+def _video(data: Path, participant: str, video: str) -> Path:
+    """Where a video lies; where it should, if it does not."""
+    folders = [
+        root / participant / below
+        for root in (data, data / "videos", data / "EPIC-KITCHENS")
+        for below in ("videos", "")
+    ]
+    candidates = [folder / f"{video}{suffix}" for folder in folders for suffix in (".MP4", ".mp4")]
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def _seconds(timestamp: str, where: str) -> float:
+    """HH:mm:ss.SS in seconds."""
+    try:
+        hours, minutes, seconds = timestamp.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        raise TubeletError(f"{where}: start_timestamp is {timestamp!r}, expected HH:mm:ss.SS") from None

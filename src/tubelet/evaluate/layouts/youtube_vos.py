@@ -1,0 +1,60 @@
+"""YouTube-VOS, validation: valid/meta.json, valid/JPEGImages, and valid/Annotations of the frames where objects begin.
+
+The masks of all other frames are not public: predictions go to the benchmark's server.
+"""
+
+import json
+from pathlib import Path
+
+from tubelet.evaluate.layouts.sequences import ObjectSequence, ObjectSet, check_number, pictures
+from tubelet.types import TubeletError
+
+EXPECTED = "YouTube-VOS (valid/meta.json, valid/JPEGImages, valid/Annotations)"
+
+
+def read(data: Path) -> ObjectSet | None:
+    """The validation sequences, or None if this is another benchmark; the folder valid itself will do.
+
+    Raises:
+        TubeletError: if meta.json is not what it should be, or a frame or mask that it names is missing.
+    """
+    root = data / "valid" if (data / "valid").is_dir() else data
+    meta_file = root / "meta.json"
+    if not meta_file.is_file() or not (root / "JPEGImages").is_dir():
+        return None
+    try:
+        videos = json.loads(meta_file.read_text())["videos"]
+        objects = {
+            name: {int(number): [str(f) for f in entry["frames"]] for number, entry in video["objects"].items()}
+            for name, video in videos.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TubeletError(
+            f'{meta_file}: expected {{"videos": {{ID: {{"objects": {{NUMBER: {{"frames": [...]}}}}}}}}}} ({error!r})'
+        ) from error
+    check_number(list(objects), meta_file)
+    sequences = [_sequence(root, meta_file, name, entries) for name, entries in sorted(objects.items())]
+    return ObjectSet(benchmark="YouTube-VOS", sequences=sequences, folder="predictions/Annotations")
+
+
+def _sequence(root: Path, meta_file: Path, name: str, objects: dict[int, list[str]]) -> ObjectSequence:
+    frames = pictures(root / "JPEGImages" / name)
+    numbers = {frame.stem: i for i, frame in enumerate(frames)}
+    wanted: set[int] = set()
+    first: dict[int, int] = {}
+    for number, stems in objects.items():
+        missing = [stem for stem in stems if stem not in numbers]
+        if missing or not stems:
+            what = f"frame {missing[0]}, which has no picture" if missing else "no frame"
+            raise TubeletError(f"{meta_file}: object {number} of {name} has {what}")
+        first[number] = min(numbers[stem] for stem in stems)
+        wanted |= {numbers[stem] for stem in stems}
+    if not first:
+        raise TubeletError(f"{meta_file}: {name} has no object")
+    given = {frame: root / "Annotations" / name / f"{frames[frame].stem}.png" for frame in sorted({*first.values()})}
+    for mask in given.values():
+        if not mask.is_file():
+            raise TubeletError(f"{mask}: no such mask, but meta.json says that an object begins there")
+    return ObjectSequence(
+        name=name, frames=frames, given=given, objects=dict(sorted(first.items())), truth=None, wanted=sorted(wanted)
+    )

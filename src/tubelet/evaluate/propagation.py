@@ -1,0 +1,127 @@
+"""Labels carried from frame to frame by the likeness of tokens, without training.
+
+h x w tokens of a frame, D width, C frames of context, M labels (the background and the objects).
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+_AFFINITIES = 32 * 2**20  # that are held at once, in float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Propagation:
+    """How labels are carried on.
+
+    The values are those of DINOv3 (Siméoni et al. 2025, arXiv 2508.10104; its notebook on segmentation tracking), after
+    DINO (Caron et al. 2021), whose bilinear way from tokens to pixels is taken here, and Jabri et al. 2020.
+
+    Attributes:
+        context: how many of the last frames are looked at, besides those in which objects were given.
+        neighbours: k, how many of the most similar tokens of the whole context vote.
+        radius: tokens; those farther away along rows and columns (a disk) do not.
+        temperature: of the softmax over the votes' cosines.
+    """
+
+    context: int = 7
+    neighbours: int = 5
+    radius: int = 12
+    temperature: float = 0.2
+
+
+def carry(current: Tensor, context: Tensor, labels: Tensor, settings: Propagation, most: int = _AFFINITIES) -> Tensor:
+    """The label shares of a frame's tokens from those of its context.
+
+    Args:
+        current: (h, w, D) unit vectors.
+        context: (C, h, w, D) unit vectors.
+        labels: (C, h, w, M) shares that sum to 1.
+        settings: how.
+        most: affinities that are held at once; a frame is done in strips of rows.
+
+    Returns:
+        (h, w, M) shares that sum to 1.
+    """
+    C, h, w, D = context.shape
+    r = settings.radius
+    rows_at_once = max(1, min(h, most // (w * C * w * min(h, 2 * r + 1))))
+    columns = torch.arange(w, device=current.device)
+    across = (columns.unsqueeze(1) - columns).square()
+    strips = []
+    for first in range(0, h, rows_at_once):
+        last = min(h, first + rows_at_once)
+        low, high = max(0, first - r), min(h, last + r)
+        around = context[:, low:high].reshape(-1, D)
+        rows = torch.arange(first, last, device=current.device).unsqueeze(1)
+        down = (rows - torch.arange(low, high, device=current.device)).square()
+        near = (down[:, None, :, None] + across[None, :, None, :] <= r * r).view((last - first) * w, 1, -1)
+        likeness = current[first:last].reshape(-1, D) @ around.T
+        likeness = likeness.view(len(near), C, -1).masked_fill_(~near, -torch.inf).flatten(1)
+        best, where = likeness.topk(min(settings.neighbours, likeness.shape[1]), dim=1)
+        votes = (best / settings.temperature).softmax(1)
+        chosen = labels[:, low:high].reshape(-1, labels.shape[-1])[where]
+        strips.append((votes.unsqueeze(-1) * chosen).sum(1))
+    shares = torch.cat(strips).view(h, w, -1)
+    return shares / shares.sum(-1, keepdim=True)
+
+
+def segment(
+    features: Iterator[Tensor],
+    given: Mapping[int, Mapping[int, NDArray[np.bool_]]],
+    size: tuple[int, int],
+    settings: Propagation,
+) -> Iterator[NDArray[np.uint8]]:
+    """Follow objects through a sequence.
+
+    Args:
+        features: (h, w, D) of one frame after the other.
+        given: frame -> object -> its mask (H, W): the objects that are new there. A frame before the first of them is
+            all background.
+        size: H, W.
+        settings: how.
+
+    Yields:
+        (H, W) numbers of objects, of each frame.
+    """
+    numbers = sorted({number for masks in given.values() for number in masks})
+    kept: list[tuple[Tensor, Tensor]] = []
+    recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=settings.context)
+    for frame, tokens in enumerate(features):
+        units = F.normalize(tokens.float(), dim=-1)
+        new = given.get(frame, {})
+        pixels = np.zeros(size, np.uint8)
+        shares = _background(units, len(numbers) + 1)
+        if kept:
+            context = [*kept, *recent]
+            shares = carry(units, torch.stack([x for x, _ in context]), torch.stack([y for _, y in context]), settings)
+            pixels = np.array([0, *numbers], np.uint8)[to_pixels(shares, size).cpu().numpy()]
+        for number, mask in new.items():
+            pixels[mask] = number
+            inside = torch.from_numpy(mask)[None, None].float()
+            there = F.interpolate(inside, units.shape[:2], mode="nearest-exact")[0, 0].bool().to(shares.device)
+            shares[there] = F.one_hot(torch.tensor(numbers.index(number) + 1), len(numbers) + 1).to(shares)
+        if new:
+            kept.append((units, shares))
+        elif kept:
+            recent.append((units, shares))
+        yield pixels
+
+
+def _background(units: Tensor, labels: int) -> Tensor:
+    shares = torch.zeros(*units.shape[:2], labels, device=units.device)
+    shares[..., 0] = 1
+    return shares
+
+
+def to_pixels(shares: Tensor, size: tuple[int, int]) -> Tensor:
+    """(h, w, M) shares -> (H, W) the most likely label, each label's map first stretched to 0..1 over the frame."""
+    maps = F.interpolate(shares.permute(2, 0, 1).unsqueeze(0), size, mode="bilinear", align_corners=False)[0]
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return ((maps - low) / (high - low).clamp(min=1e-12)).argmax(0)

@@ -1,0 +1,213 @@
+"""Point tracking on the sample set: true tracks against the likeness of tokens, through occlusion, without training."""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tubelet.data.decode import read_frames
+from tubelet.data.sample.truth import SampleEntry, read_description, read_index, read_truth
+from tubelet.evaluate.cache import FeatureCache
+from tubelet.evaluate.correspondence import (
+    HEADLINE,
+    MOVED,
+    WITHIN_PATCHES,
+    StepTracks,
+    follow,
+    headline,
+    join,
+    measure,
+    queries,
+    score,
+    step_tracks,
+)
+from tubelet.evaluate.drawing import draw_matches, draw_tracks
+from tubelet.evaluate.extract import Progress, Source, extract, spread
+from tubelet.evaluate.result import Example, Metric, Result
+from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.evaluate.windows import check_truth, cut_tracks, cut_windows
+from tubelet.pretrained.backbone import Backbone
+from tubelet.types import DecodeError, Grid, TubeletError
+
+_EXAMPLES, _POINTS_DRAWN = 12, 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """As in TAP-Vid's "query first" mode (Doersch et al. 2022, arXiv 2211.03726), each step matched by itself.
+
+    Attributes:
+        frames: of a window; a shorter clip is one window.
+        split: whose clips are followed; nothing is trained, so it is the one that pre-training has not seen.
+    """
+
+    frames: int = 16
+    split: str = "val"
+
+
+PROTOCOL = Protocol()
+
+
+def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
+    """Follow the points of the validation clips of a sample set.
+
+    Raises:
+        TubeletError: if there is no sample set, it does not fit the model, or nothing in it moves.
+    """
+    made = read_description(data)["parameters"]
+    size = config.image_size or max(made["size"] - made["size"] % model.patch_size, model.patch_size)
+    window = config.frames or _window(made["frames"], model.config.tubelet_size)
+    if window > made["frames"]:
+        raise TubeletError(f"frames is {window}, but the clips of {data} have {made['frames']}")
+    grid = model.config.grid(window, size, size)
+    entries = spread(read_index(data, PROTOCOL.split), config.limit)
+    if not entries:
+        raise TubeletError(f"{data}: no {PROTOCOL.split} clips; make a larger set with `tubelet sample-data`")
+    recipe = {"cut": "whole clip in windows", "size": size, "window": window}
+    sources = [Source(files=(entry.media,)) for entry in entries]
+    features = extract(
+        model,
+        cache,
+        sources,
+        recipe,
+        partial(_cut, window=window, size=size),
+        workers=config.workers,
+        max_bad_share=config.max_bad_share,
+        progress=progress,
+    )
+    clips = [_Clip(entries[n], window, size, grid, model.patch_size) for n in features.numbers]
+    pairs, scores = [], []
+    for number, clip in enumerate(clips):
+        pairs.append(measure(clip.maps(features[number]), clip.tracks()))
+        value = headline(pairs[-1])
+        if value is not None:
+            scores.append((value, number))
+        progress("following", number + 1, len(clips))
+    joined = join(pairs)
+    shares = score(joined, (grid.h, grid.w))
+    moved = joined.moved > MOVED
+    if not moved.any():
+        raise TubeletError(f"{data}: no tracked point moves by more than {MOVED:g} patch of {model.patch_size} pixels")
+    worst = sorted(scores)[:_EXAMPLES]
+    return Result(
+        task="tracking",
+        benchmark="sample set",
+        data=str(data),
+        model_id=model.model_id,
+        protocol=(
+            "Each point is looked for, by the cosine of tokens, at every time step after the first at which it is "
+            f"visible: views of {size} px, windows of {window} frames, {grid.t} steps in each. A point has moved if it "
+            f"is more than {MOVED:g} patch ({model.patch_size} px) from its first place: staying is then wrong."
+        ),
+        metrics=_metrics(shares),
+        counts={
+            "clips": len(clips),
+            "points at later steps": len(joined.error),
+            "of them moved": int(moved.sum()),
+            "of them hidden in between": int((moved & joined.reappeared).sum()),
+        },
+        skipped=features.bad,
+        details={"shares": shares, "protocol": asdict(PROTOCOL) | {"image_size": size, "window": window}},
+        examples=[_example(clips[number], features[number], value) for value, number in worst],
+    )
+
+
+def _window(frames: int, tubelet: int) -> int:
+    there = min(PROTOCOL.frames, frames)
+    return there if there == 1 else max(there - there % tubelet, tubelet)
+
+
+def _metrics(shares: dict) -> dict[str, Metric]:
+    """The found share of the moved at each distance, after occlusion, and what other answers would give."""
+
+    def percent(which: str, what: str, within: str) -> Metric:
+        return Metric(value=100 * shares[which][what][within], unit="%")
+
+    near = f"{HEADLINE:g} patch"
+    metrics = {f"moved points found within {near}": percent("moved", "found", near)}
+    hidden = shares["moved, hidden in between"]
+    if hidden["pairs"]:
+        metrics[f"the same, after occlusion ({hidden['pairs']:,} cases)"] = percent(
+            "moved, hidden in between", "found", near
+        )
+    metrics["the same by chance"] = percent("moved", "chance", near)
+    for within in WITHIN_PATCHES:
+        if within != HEADLINE:
+            name = f"{within:g} patch{'es' * (within > 1)}"
+            metrics[f"moved points found within {name}"] = percent("moved", "found", name)
+    metrics[f"all points found within {near}"] = percent("all", "found", near)
+    metrics[f"all points within {near} if none had moved"] = percent("all", "no motion", near)
+    return metrics
+
+
+def _cut(source: Source, window: int, size: int) -> Tensor:
+    frames = read_frames(source.files[0]).pixels
+    if len(frames) < window:
+        raise DecodeError(str(source.files[0]), f"{len(frames)} frames, but a window has {window}")
+    return cut_windows(frames, window, size)
+
+
+@dataclass(frozen=True)
+class _Clip:
+    entry: SampleEntry
+    window: int
+    size: int
+    grid: Grid
+    patch_size: int
+
+    def maps(self, features: dict[str, Tensor]) -> Tensor:
+        """(S, H', W', D) of what `extract` kept."""
+        tokens = features["tokens"].float()
+        return tokens.view(-1, self.grid.h, self.grid.w, tokens.shape[-1])
+
+    def tracks(self) -> StepTracks:
+        truth = read_truth(self.entry.truth)
+        places, visible = cut_tracks(truth.tracks, truth.visible, truth.classes.shape[1:], self.window, self.size)
+        return step_tracks(places, visible, self.window // self.grid.t, self.patch_size)
+
+    def pictures(self) -> NDArray[np.uint8]:
+        """(S, size, size, 3) the mean frame of each step, as a token sees it."""
+        frames = read_frames(self.entry.media).pixels
+        check_truth(self.entry, frames, read_truth(self.entry.truth), self.window)
+        windows = cut_windows(frames, self.window, self.size).float()
+        steps = windows.unflatten(2, (self.grid.t, -1)).mean(3).permute(0, 2, 3, 4, 1).flatten(0, 1)
+        return steps.round().to(torch.uint8).numpy()
+
+
+def _example(clip: _Clip, features: dict[str, Tensor], value: float) -> Example:
+    """The step at which most of the points that move are first seen, and two later ones."""
+    tracks = clip.tracks()
+    asked, first = queries(tracks)
+    tracks = tracks[asked]
+    steps = torch.arange(tracks.visible.shape[1])
+    start = tracks.places[torch.arange(len(asked)), first]
+    moved = (tracks.places - start.unsqueeze(1)).norm(dim=-1) > MOVED
+    counted = tracks.visible & moved & (steps > first.unsqueeze(1))
+    begin = int(torch.bincount(first, counted.sum(1).double()).argmax())
+    chosen = torch.tensor(spread(((first == begin) & counted.any(1)).nonzero().squeeze(1).tolist(), _POINTS_DRAWN))
+    places = tracks.places[chosen]
+    found = follow(clip.maps(features), places[:, begin], first[chosen])
+    later = counted[chosen].any(0).nonzero().squeeze(1).tolist()
+    pictures, patch = clip.pictures(), clip.patch_size
+    drawn = {
+        f"asked for at step {begin + 1}, and where they go": draw_tracks(
+            pictures[begin], [(track[begin : later[-1] + 1] * patch).numpy() for track in places]
+        )
+    }
+    for step in dict.fromkeys([later[len(later) // 2], later[-1]]):
+        here = tracks.visible[chosen, step]
+        truth, guess = places[here, step], found[here, step]
+        right = (truth - guess).norm(dim=-1) <= HEADLINE
+        drawn[f"step {step + 1}: true (ring) and found (dot)"] = draw_matches(
+            pictures[step], (truth * patch).numpy(), (guess * patch).numpy(), right.numpy()
+        )
+    return Example(
+        name=clip.entry.media.name,
+        score=100 * value,
+        pictures=drawn,
+        note=f"camera: {clip.entry.motion.replace('_', ' ')}; of {len(asked)} points {len(chosen)} are drawn",
+    )

@@ -1,0 +1,291 @@
+"""Video object segmentation without training: masks of the first frame carried on by the likeness of tokens."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tubelet.checkpoint import describe_os_error
+from tubelet.data.clips import resize
+from tubelet.data.images import read_image
+from tubelet.data.indexed import VOID, davis_palette, read_indexed, write_indexed
+from tubelet.evaluate.cache import FeatureCache
+from tubelet.evaluate.drawing import draw_objects
+from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
+from tubelet.evaluate.jandf import Statistics, measure_objects
+from tubelet.evaluate.layouts import davis, youtube_vos
+from tubelet.evaluate.layouts.sequences import ObjectSequence, given_objects, picture_size, read_mask, recognise
+from tubelet.evaluate.propagation import Propagation, segment
+from tubelet.evaluate.result import Example, Metric, Result
+from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.pretrained.backbone import Backbone
+from tubelet.types import BadFile, DecodeError, TubeletError
+
+READERS = {davis.EXPECTED: davis.read, youtube_vos.EXPECTED: youtube_vos.read}
+_EXAMPLES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How frames become features; each through the image tokenizer, unless --frames is more than 1.
+
+    A video token stands for two frames: its one feature would have to be the mask of both, and the protocol, with all
+    that was published by it, gives each frame its own. So frames are images. For a model that was trained on videos
+    alone, --frames N takes windows of N frames, each frame shown for a whole tubelet, so that every time step is one.
+
+    Attributes:
+        short_side: pixels; a smaller frame keeps its size. Both sides go to the nearest multiple of the patch.
+        propagation: how labels are carried on.
+    """
+
+    short_side: int = 480
+    propagation: Propagation = field(default_factory=Propagation)
+
+
+PROTOCOL = Protocol()
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A sequence with its score.
+
+    Attributes:
+        sequence: which.
+        folder: of its masks.
+        objects: J and F of each object; empty if the truth is not public.
+    """
+
+    sequence: ObjectSequence
+    folder: Path
+    objects: list[tuple[Statistics, Statistics]]
+
+    @property
+    def score(self) -> float | None:
+        """J&F, the mean over the objects."""
+        if not self.objects:
+            return None
+        return float(np.mean([(j.mean + f.mean) / 2 for j, f in self.objects]))
+
+
+def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
+    """Segment the validation sequences of DAVIS 2017 or YouTube-VOS.
+
+    Raises:
+        TubeletError: if the folder has neither layout, or a file in it is wrong.
+    """
+    found = recognise(data, READERS)
+    sequences = spread(found.sequences, config.limit)
+    short, window = config.image_size or PROTOCOL.short_side, config.frames or 1
+    windows = [(n, part) for n, sequence in enumerate(sequences) for part in _windows(sequence, window)]
+    options: dict[str, Any] = {"short": short, "patch": model.patch_size}
+    options["repeat"] = model.config.tubelet_size if window > 1 else 1
+    features = extract(
+        model,
+        cache,
+        [part for _, part in windows],
+        {"cut": "whole frames"} | options,
+        partial(_cut, **options),
+        workers=config.workers,
+        max_bad_share=config.max_bad_share,
+        progress=progress,
+    )
+    bad = list(features.bad)
+    readable = [n for n in range(len(sequences)) if not _lacks_frames(n, windows, features)]
+    if not readable:
+        raise TubeletError(f"{data}: no sequence could be read whole, the first problem is {bad[0].path}")
+    places: dict[int, list[int]] = {n: [] for n in readable}
+    for index, number in enumerate(features.numbers):
+        if windows[number][0] in places:
+            places[windows[number][0]].append(index)
+    measured = []
+    for done, n in enumerate(readable):
+        progress("segmenting", done, len(readable))
+        sequence = sequences[n]
+        folder = cache.place(_recipe(sequence, window, options), [*sequence.frames, *sequence.given.values()])
+        folder = folder.with_suffix("")
+        try:
+            if not folder.is_dir():
+                _write_masks(folder, sequence, _frame_features(features, places[n], sequence, short, model), model)
+            measured.append(_Measured(sequence, folder, _measure(sequence, folder, bad)))
+        except DecodeError as error:
+            raise TubeletError(str(error)) from error
+    progress("segmenting", len(readable), len(readable))
+    public = measured[0].sequence.truth is not None
+    size = "each an image" if window == 1 else f"in windows of {window} through the video tokenizer"
+    p = PROTOCOL.propagation
+    return Result(
+        task="vos",
+        benchmark=found.benchmark,
+        data=str(data),
+        model_id=model.model_id,
+        protocol=(
+            f"Labels of the first frame and of the last {p.context} are carried on by the {p.neighbours} most similar "
+            f"tokens within {p.radius} tokens (temperature {p.temperature}), as for DINOv3; no training. Frames of "
+            f"at most {short} px, {size}."
+            + ("" if public else " The truth is not public, so there is no figure: the masks are for its server.")
+        ),
+        metrics=_metrics(measured) if public else {},
+        counts={
+            "sequences": len(measured),
+            "objects": sum(len(_numbers(m)) for m in measured),
+            "frames": sum(len(m.sequence.frames) for m in measured),
+            "masks written": sum(len(m.sequence.wanted) for m in measured),
+        },
+        skipped=bad,
+        details={"sequences": _details(measured), "protocol": asdict(PROTOCOL) | {"short_side": short}},
+        examples=[_example(m) for m in _chosen(measured)],
+        files={f"{found.folder}/{m.sequence.name}": m.folder for m in measured},
+    )
+
+
+def _recipe(sequence: ObjectSequence, window: int, options: dict[str, Any]) -> dict[str, Any]:
+    """All that the masks of a sequence depend on besides the model and the contents of its files."""
+    own = {"wanted": [sequence.frames[n].stem for n in sequence.wanted], "given": list(sequence.given)}
+    objects = None if sequence.objects is None else list(sequence.objects.items())
+    return options | own | {"masks": asdict(PROTOCOL.propagation), "window": window, "objects": objects}
+
+
+def _windows(sequence: ObjectSequence, window: int) -> list[Source]:
+    """The frames of a sequence, so many at a time."""
+    frames = sequence.frames
+    return [Source(files=tuple(frames[i : i + window])) for i in range(0, len(frames), window)]
+
+
+def _lacks_frames(n: int, windows: list[tuple[int, Source]], features: FeatureSet) -> bool:
+    kept = set(features.numbers)
+    return any(number not in kept for number, (owner, _) in enumerate(windows) if owner == n)
+
+
+def view_size(frame: tuple[int, int], short: int, patch: int) -> tuple[int, int]:
+    """Height and width of a frame as it is encoded: its short side at most `short`, both in whole patches."""
+    scale = min(1.0, short / min(frame))
+    height, width = (max(patch, round(side * scale / patch) * patch) for side in frame)
+    return height, width
+
+
+def _cut(source: Source, short: int, patch: int, repeat: int) -> Tensor:
+    """(1, 3, T · repeat, H, W) the frames of a window."""
+    frames = [read_image(path) for path in source.files]
+    sizes = {tuple(frame.shape) for frame in frames}
+    if len(sizes) > 1:
+        raise DecodeError(str(source.files[0]), f"this frame and the next ones have several sizes, {sorted(sizes)}")
+    size = view_size((frames[0].shape[0], frames[0].shape[1]), short, patch)
+    return resize(torch.stack(frames), *size).repeat_interleave(repeat, dim=1).unsqueeze(0)
+
+
+def _frame_features(
+    features: FeatureSet, indices: list[int], sequence: ObjectSequence, short: int, model: Backbone
+) -> Iterator[Tensor]:
+    """(h, w, D) of one frame after the other; a window's are held at a time."""
+    height, width = view_size(picture_size(sequence.frames[0]), short, model.patch_size)
+    for index in indices:
+        tokens = features[index]["tokens"][0].to(model.device)
+        yield from tokens.view(-1, height // model.patch_size, width // model.patch_size, tokens.shape[-1])
+
+
+def _write_masks(folder: Path, sequence: ObjectSequence, features: Iterator[Tensor], model: Backbone) -> None:
+    """Segment a sequence and write its masks, beside and renamed.
+
+    Raises:
+        TubeletError: if they cannot be written.
+    """
+    partial_folder = folder.with_name(folder.name + ".partial")
+    wanted = set(sequence.wanted)
+    try:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        partial_folder.mkdir(parents=True)
+        masks = segment(features, given_objects(sequence), picture_size(sequence.frames[0]), PROTOCOL.propagation)
+        for number, (path, labels) in enumerate(zip(sequence.frames, masks, strict=True)):
+            if number in wanted:
+                write_indexed(partial_folder / f"{path.stem}.png", labels)
+        partial_folder.rename(folder)
+    except OSError as error:
+        raise TubeletError(f"{folder}: the masks could not be written: {describe_os_error(error)}") from error
+
+
+def _measure(sequence: ObjectSequence, folder: Path, notes: list[BadFile]) -> list[tuple[Statistics, Statistics]]:
+    """J and F of the objects of the first frame, over all frames but the first and the last."""
+    if sequence.truth is None:
+        return []
+    truth = [read_mask(path, frame) for path, frame in zip(sequence.truth, sequence.frames, strict=True)]
+    objects = int(truth[0][truth[0] != VOID].max())
+    for path, labels in zip(sequence.truth, truth, strict=True):
+        strange = sorted({int(n) for n in np.unique(labels) if objects < n < VOID})
+        if strange:
+            notes.append(
+                BadFile(str(path), f"labels {strange} are no objects of the first frame: counted as background")
+            )
+    predicted = [read_indexed(folder / f"{frame.stem}.png") for frame in sequence.frames[1:-1]]
+    return measure_objects(np.stack(predicted), np.stack(truth[1:-1]), objects)
+
+
+def _metrics(measured: list[_Measured]) -> dict[str, Metric]:
+    """Means over all objects of all sequences, in percent as they are published."""
+    objects = [pair for m in measured for pair in m.objects]
+    values = {
+        f"{name} {what}": 100 * float(np.mean([getattr(pair[i], what) for pair in objects]))
+        for i, name in enumerate("JF")
+        for what in ("mean", "recall", "decay")
+    }
+    metrics = {"J&F": Metric(value=(values["J mean"] + values["F mean"]) / 2, unit="%")}
+    for name, value in values.items():
+        metrics[name] = Metric(value=value, unit="%", higher_is_better=not name.endswith("decay"))
+    return metrics
+
+
+def _numbers(measured: _Measured) -> list[int]:
+    sequence = measured.sequence
+    return list(range(1, len(measured.objects) + 1)) if sequence.objects is None else list(sequence.objects)
+
+
+def _details(measured: list[_Measured]) -> dict[str, Any]:
+    """Each object of each sequence."""
+    return {
+        m.sequence.name: {
+            str(number): {"J": asdict(j), "F": asdict(f)} for number, (j, f) in enumerate(m.objects, start=1)
+        }
+        or {"objects": _numbers(m), "begin in frame": list((m.sequence.objects or {}).values())}
+        for m in measured
+    }
+
+
+def _chosen(measured: list[_Measured]) -> list[_Measured]:
+    """The worst; where nobody knows, some of all."""
+    known = [m for m in measured if m.score is not None]
+    return sorted(known, key=lambda m: m.score or 0.0)[:_EXAMPLES] or spread(measured, _EXAMPLES)
+
+
+def _example(measured: _Measured) -> Example:
+    """The given mask, and truth and prediction half-way; without truth, predictions half-way and at the end."""
+    sequence, palette = measured.sequence, davis_palette()
+    frames = sequence.wanted[1:-1] if sequence.truth is not None else sequence.wanted[1:]
+    start = min(sequence.given)
+
+    def drawn(number: int, mask: Path) -> NDArray[np.uint8]:
+        labels = read_indexed(mask)
+        labels[labels == VOID] = 0
+        return draw_objects(read_image(sequence.frames[number]).numpy(), labels, palette)
+
+    pictures = {f"given, frame {sequence.frames[start].stem}": drawn(start, sequence.given[start])}
+    shown = [frames[len(frames) // 2], *(frames[-1:] if sequence.truth is None else ())] if frames else []
+    for number in dict.fromkeys(shown):
+        stem = sequence.frames[number].stem
+        if sequence.truth is not None:
+            pictures[f"truth, frame {stem}"] = drawn(number, sequence.truth[number])
+        pictures[f"predicted, frame {stem}"] = drawn(number, measured.folder / f"{stem}.png")
+    note = f"{len(_numbers(measured))} objects, {len(sequence.frames)} frames"
+    each = [f"object {k}: J {100 * j.mean:.0f}, F {100 * f.mean:.0f}" for k, (j, f) in enumerate(measured.objects, 1)]
+    score = measured.score
+    return Example(
+        name=sequence.name,
+        score=None if score is None else 100 * score,
+        pictures=pictures,
+        note="; ".join(each) or note,
+    )

@@ -1,0 +1,73 @@
+"""Checkpoints of a run: by the first process at once, or, where the model is sharded, by all in the background."""
+
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.optim import Optimizer
+
+from tubelet.checkpoint import describe_os_error, header_of, keep_newest, make_room, save_checkpoint, state_tensors
+from tubelet.config import TrainConfig
+from tubelet.model.lora import save_adapters
+from tubelet.train.parallel import World
+from tubelet.types import TubeletError
+from tubelet.vjepa import VJEPA
+
+
+class Saver:
+    """Writes a run's checkpoints; all processes call it together."""
+
+    def __init__(self, run: Path, config: TrainConfig, model: VJEPA, optimizer: Optimizer, world: World) -> None:
+        """Args:
+        run: the run's folder.
+        config: the run.
+        model: what is saved.
+        optimizer: with its moments.
+        world: the run's processes.
+        """
+        self.run, self.config, self.model, self.optimizer, self.world = run, config, model, optimizer, world
+        self.group = dist.new_group(backend="gloo") if world.sharded else None
+        self.pending: tuple[Path, Future[Any]] | None = None
+
+    def save(self, step: int) -> Path:
+        """Write the state after `step` steps; of a sharded run, only a copy of it is made before this returns.
+
+        Raises:
+            TubeletError: if this checkpoint, or the one before it, cannot be written.
+        """
+        if self.group is None:
+            return self.world.on_first(partial(self._save_whole, step))
+        from tubelet.resharding import begin_writing
+
+        self.finish()
+        path = self.run / "checkpoints" / f"step-{step:09d}"
+        self.world.on_first(partial(make_room, self.run))
+        state = state_tensors(self.model, self.optimizer)
+        finished = partial(keep_newest, self.run, self.config.keep_checkpoints)
+        self.pending = path, begin_writing(state, path, header_of(step, self.config), self.group, finished)
+        return path
+
+    def finish(self) -> None:
+        """Wait until what is being written is there.
+
+        Raises:
+            TubeletError: if it cannot be written; older checkpoints are untouched.
+        """
+        if self.pending is None:
+            return
+        from tubelet.resharding import what_failed
+
+        path, written = self.pending
+        self.pending = None
+        if error := written.exception():
+            cause = what_failed(error)
+            reason = describe_os_error(cause if isinstance(cause, Exception) else error)  # type: ignore[arg-type]
+            raise TubeletError(f"{path}: the checkpoint could not be written: {reason}") from error
+
+    def _save_whole(self, step: int) -> Path:
+        path = save_checkpoint(self.run, step, self.model, self.optimizer, self.config, self.config.keep_checkpoints)
+        if self.config.lora_rank:
+            save_adapters(self.model.teacher, self.run / "adapter")
+        return path

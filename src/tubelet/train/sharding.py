@@ -1,0 +1,117 @@
+"""Where a model lies: whole on every device, or cut into shards over several (FSDP2).
+
+Sharded, a block's weights are gathered just before it computes and let go just after. Student, predictor and teacher
+are cut alike, block by block, so that the teacher's update stays within each process's shards. A step runs backward
+once for each mask; each of these passes reduces its gradients into the shards, since whole gradients would need the
+memory that sharding is there to save.
+"""
+
+import warnings
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.distributed as dist
+
+from tubelet.config import TrainConfig
+from tubelet.device import pick_dtype
+from tubelet.train.parallel import World
+from tubelet.types import TubeletError
+from tubelet.vjepa import VJEPA
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+# Share of a device's memory that weights, gradients and moments may take; activations need the rest.
+STATE_SHARE = 0.6
+
+
+def training_bytes(model: VJEPA) -> int:
+    """What a model's training state takes: fp32 weights, and of those that are trained a gradient and two moments."""
+    return sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters())
+
+
+def pick_parallel(model: VJEPA, config: TrainConfig, world: World) -> str:
+    """Which way of sharing the work: what the config asks for, or what the devices' memory asks for.
+
+    Returns:
+        "ddp" (also for a process alone), "fsdp" or "hsdp".
+
+    Raises:
+        TubeletError: if the config asks for what cannot be.
+    """
+    if config.parallel == "auto":
+        if world.size == 1 or world.device.type != "cuda" or config.lora_rank:
+            return "ddp"
+        memory = torch.cuda.get_device_properties(world.device).total_memory
+        return parallel_for(training_bytes(model), memory, world.size, world.local_size)
+    if config.parallel != "ddp":
+        if world.size == 1:
+            raise TubeletError(f"parallel is {config.parallel}, which needs several processes: start torchrun")
+        if config.lora_rank:
+            raise TubeletError(f"parallel is {config.parallel}, but adapters are not sharded: use ddp")
+    if config.parallel == "hsdp" and (world.size % world.local_size or world.local_size in (1, world.size)):
+        raise TubeletError(
+            f"parallel is hsdp, which shards within a machine and replicates across: it needs several machines of "
+            f"several processes each, not {world.size} processes of which {world.local_size} are on this one: use fsdp"
+        )
+    return config.parallel
+
+
+def parallel_for(state: int, memory: int, processes: int, local: int) -> str:
+    """What fits: the model whole on each device, in shards on each machine, or in shards over all.
+
+    Args:
+        state: bytes of the training state.
+        memory: bytes of a device.
+        processes: how many there are.
+        local: how many of them are on a machine.
+    """
+    room = STATE_SHARE * memory
+    if state <= room:
+        return "ddp"
+    return "hsdp" if 1 < local < processes and processes % local == 0 and state / local <= room else "fsdp"
+
+
+def place(model: VJEPA, parallel: str, config: TrainConfig, world: World) -> None:
+    """Move a model from the CPU to the run's devices, whole or in shards."""
+    if parallel == "ddp":
+        model.to(world.device)
+        world.copy_from_first(model.parameters())  # equal seeds round differently on different processors
+    else:
+        _shard(model, _mesh(parallel, world), pick_dtype(config.precision, world.device))
+        world.sharded = True
+
+
+def _shard(model: VJEPA, mesh: "DeviceMesh", dtype: torch.dtype) -> None:
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard  # takes long to import
+    from torch.distributed.tensor import DTensor
+
+    # It warns of outputs that are views, since changing them in place would go wrong: nothing here does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    # Products are in low precision by autocast already; gathered in it, the blocks' weights take half the time and
+    # memory. All else, and what goes into a block, keeps its own, as it does without sharding.
+    low = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy() if dtype == torch.float32 else low
+    for part in (model.student, model.predictor, model.teacher):
+        for block in part.blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        # After a forward pass without a backward one, the teacher must lie in shards again, to be updated there.
+        fully_shard(part, mesh=mesh, reshard_after_forward=True if part is model.teacher else None)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Losses are weighted by samples: gradients add up to the whole step's, there is nothing to average.
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
+    if mesh.ndim == 2:
+        for parameter in model.parameters():
+            shard = cast(DTensor, parameter).to_local().detach()
+            dist.broadcast(shard, group=mesh.get_group("replicate"), group_src=0)
+
+
+def _mesh(parallel: str, world: World) -> "DeviceMesh":
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if parallel == "fsdp":
+        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    sizes = (world.size // world.local_size, world.local_size)
+    return init_device_mesh(world.device.type, sizes, mesh_dim_names=("replicate", "shard"))

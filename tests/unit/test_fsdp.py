@@ -1,0 +1,95 @@
+"""A model in shards computes what a whole one does: compiled, in low precision, and with its activations recomputed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from tubelet.config import ModelConfig, PredictorConfig, TrainConfig
+from tubelet.data.masks import sample_mask
+from tubelet.train.optim import build_optimizer
+from tubelet.train.parallel import World
+from tubelet.train.sharding import parallel_for, pick_parallel, place, training_bytes
+from tubelet.train.step import prepare, train_step
+from tubelet.types import Batch, Modality, StepData, TubeletError
+from tubelet.vjepa import VJEPA
+
+CPU = torch.device("cpu")
+SIZES = ModelConfig(
+    width=24,
+    depth=3,
+    heads=2,
+    levels=(0, 1, 2),
+    patch_size=8,
+    predictor=PredictorConfig(width=24, depth=2, heads=2),
+)
+
+
+@pytest.fixture(scope="module")
+def group():
+    """This process as the only one of a group: what sharding adds is there, but for the neighbours."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield World(CPU)
+    dist.destroy_process_group()
+
+
+def losses(world, parallel, **changes):
+    """Losses of three steps of a video and an image each."""
+    config = TrainConfig(model=SIZES, **({"precision": "fp32", "compile": False} | changes))
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    model, world = VJEPA(SIZES), World(world.device)
+    prepare(model, config, CPU, sharded=parallel != "ddp")
+    place(model, parallel, config, world)
+    optimizer = build_optimizer(model, config.optim)
+    batches = []
+    for modality, frames in ((Modality.VIDEO, 4), (Modality.IMAGE, 1)):
+        pixels = torch.from_numpy(rng.integers(0, 256, (2, 3, frames, 32, 32), dtype=np.uint8))
+        grid = SIZES.grid(frames, 32, 32)
+        masks = [sample_mask(spec, grid, 2, rng) for spec in config.masks.video]
+        batches.append(Batch(modality, pixels, masks, 0.5))
+    data = StepData(batches, [])
+    return [train_step(model, optimizer, data, config, 200_000 + i, world)["loss"].item() for i in range(3)]
+
+
+def test_compiled_and_recomputing_shards_have_the_losses_of_a_whole_model(group, monkeypatch):
+    compiled = []
+    real = torch.compile
+
+    def compile_quickly(target, **options):
+        compiled.append(target)
+        return real(target, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    ours = losses(group, "fsdp", compile=True, activation_checkpointing=True)
+    assert len(compiled) >= 3 + 3 + 2
+    assert ours == pytest.approx(losses(group, "ddp"), abs=1e-5)
+
+
+def test_bf16_shards_have_nearly_the_losses_of_a_whole_bf16_model(group):
+    assert losses(group, "fsdp", precision="bf16") == pytest.approx(losses(group, "ddp", precision="bf16"), rel=2e-3)
+
+
+def test_a_model_is_sharded_where_it_does_not_fit():
+    large = 50 * 2**30
+    assert parallel_for(10 * 2**30, 80 * 2**30, 16, 8) == "ddp"
+    assert parallel_for(large, 80 * 2**30, 16, 8) == "hsdp"
+    assert parallel_for(large, 80 * 2**30, 8, 8) == "fsdp"
+    assert parallel_for(large, 8 * 2**30, 64, 8) == "fsdp"
+    model = VJEPA(SIZES)
+    trained = sum(p.numel() for part in (model.student, model.predictor) for p in part.parameters())
+    assert training_bytes(model) == 16 * trained + 4 * sum(p.numel() for p in model.teacher.parameters())
+
+
+def test_what_cannot_be_sharded_is_refused():
+    model, config = VJEPA(SIZES), TrainConfig(model=SIZES, parallel="fsdp")
+    assert pick_parallel(model, dataclasses.replace(config, parallel="auto"), World(CPU, 0, 4)) == "ddp"
+    assert pick_parallel(model, config, World(CPU, 0, 4)) == "fsdp"
+    with pytest.raises(TubeletError, match="needs several processes"):
+        pick_parallel(model, config, World(CPU))
+    with pytest.raises(TubeletError, match="adapters are not sharded"):
+        pick_parallel(model, dataclasses.replace(config, init_from="x", lora_rank=2), World(CPU, 0, 4))
+    with pytest.raises(TubeletError, match="4 processes of which 4 are on this one"):
+        pick_parallel(model, dataclasses.replace(config, parallel="hsdp"), World(CPU, 0, 4))

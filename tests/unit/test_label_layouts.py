@@ -1,0 +1,166 @@
+"""Readers of labelled benchmarks: what the standard folders say, and what is said of folders that are wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tubelet.evaluate.layouts import diving48, epic, imagenet, kinetics, ssv2
+from tubelet.evaluate.layouts.labelled import LabelledFile, present
+from tubelet.types import TubeletError
+
+
+def put(path: Path, content: object = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def something(root: Path, folder: str = "labels", old: str = "") -> Path:
+    put(root / ssv2.VIDEOS / "7.webm")
+    entry = {"id": "7", "label": "putting a cup on a table", "template": "Putting [something] on a surface"}
+    put(root / folder / f"{old}labels.json", {"Holding something": "1", "Putting something on a surface": "0"})
+    put(root / folder / f"{old}train.json", [entry])
+    put(root / folder / f"{old}validation.json", [entry | {"id": "8", "template": "Holding [something]"}])
+    return root
+
+
+@pytest.mark.parametrize("folder, old", [("labels", ""), (".", "something-something-v2-")])
+def test_something_something(tmp_path, folder, old):
+    root = something(tmp_path, folder, old)
+    assert ssv2.recognise(root)
+    found = ssv2.read(root)
+    assert found.classes == ("Putting something on a surface", "Holding something")
+    assert found.train == [LabelledFile(path=root / ssv2.VIDEOS / "7.webm", label=0)]
+    assert found.val[0].label == 1 and found.val[0].path.name == "8.webm"
+
+
+def test_kinetics_by_its_official_annotations(tmp_path):
+    header = "label,youtube_id,time_start,time_end,split\n"
+    put(tmp_path / "annotations/train.csv", f'{header}"zumba, slow",abc,3,13,train\nabseiling,d-f,0,10,train\n')
+    put(tmp_path / "annotations/val.csv", f'{header}"zumba, slow",g_h,7,17,val\nabseiling,xyz,7,17,val\n')
+    here = [
+        put(tmp_path / "train/zumba, slow/abc_000003_000013.mp4"),
+        put(tmp_path / "train/abseiling/d-f_000000_000010.mkv"),
+        put(tmp_path / "val/g_h_000007_000017.mp4"),
+    ]
+    assert kinetics.recognise(tmp_path)
+    found = kinetics.read(tmp_path)
+    assert found.classes == ("abseiling", "zumba, slow")
+    assert found.train == [LabelledFile(path=here[0], label=1), LabelledFile(path=here[1], label=0)]
+    assert found.val[0] == LabelledFile(path=here[2], label=1)
+    assert found.val[1].path == tmp_path / "val/abseiling/xyz_000007_000017.mp4"  # where it should be
+
+
+@pytest.mark.parametrize("separator", [" ", ","])
+def test_kinetics_by_lists_of_paths_and_numbers(tmp_path, separator):
+    put(tmp_path / "train.csv", f"train/riding a bike/a.mp4{separator}1\n/far/away/b.mp4{separator}0\n")
+    put(tmp_path / "val.csv", f"val/riding a bike/c.mp4{separator}1\n")
+    found = kinetics.read(tmp_path)
+    assert found.train[0] == LabelledFile(path=tmp_path / "train/riding a bike/a.mp4", label=1)
+    assert found.train[1].path == Path("/far/away/b.mp4") and found.classes == ("away", "riding a bike")
+
+
+def test_diving(tmp_path):
+    put(tmp_path / diving48.VOCABULARY, [["Back", "15som"], ["Inward", "Dive"]])
+    put(tmp_path / diving48.TRAIN, [{"vid_name": "-a_1", "label": 1, "start_frame": 0, "end_frame": 9}])
+    put(tmp_path / diving48.TEST, [{"vid_name": "b_2", "label": 0, "start_frame": 0, "end_frame": 9}])
+    found = diving48.read(tmp_path)
+    assert found.classes == ("Back 15som", "Inward Dive")
+    assert found.train == [LabelledFile(path=tmp_path / "rgb" / "-a_1.mp4", label=1)]
+
+
+def test_imagenet(tmp_path):
+    here = [put(tmp_path / f"train/n0{i}/n0{i}_1.JPEG") for i in range(2)]
+    put(tmp_path / "val/n01/ILSVRC2012_val_00000001.JPEG")
+    put(tmp_path / imagenet.NAMES, "n00 tench, Tinca tinca\nn01 goldfish, Carassius auratus\n")
+    assert imagenet.recognise(tmp_path)
+    found = imagenet.read(tmp_path)
+    assert found.classes == ("tench", "goldfish") and [f.path for f in found.train] == here
+    assert found.val[0].label == 1
+
+
+COLUMNS = "narration_id,participant_id,video_id,start_timestamp,narration,verb_class,noun_class"
+
+
+def kitchen(root: Path, row: str = "P01_01_0,P01,P01_01,00:01:02.50,open door,1,0") -> Path:
+    for kind, names in (("verb", ("take", "open")), ("noun", ("door",))):
+        rows = "".join(f"{i},{name},\"['{name}']\",c\n" for i, name in enumerate(names))
+        put(root / f"annotations/EPIC_100_{kind}_classes.csv", f"id,key,instances,category\n{rows}")
+    put(root / "annotations" / epic.TRAIN, f"{COLUMNS}\n{row}\n")
+    put(root / "annotations" / epic.VALIDATION, f"{COLUMNS}\n{row}\n")
+    return root
+
+
+@pytest.mark.parametrize("where", ["P01/videos/P01_01.MP4", "P01/P01_01.mp4", "EPIC-KITCHENS/P01/videos/P01_01.MP4"])
+def test_epic_kitchens(tmp_path, where):
+    video = put(kitchen(tmp_path) / where)
+    assert epic.recognise(tmp_path)
+    found = epic.read(tmp_path)
+    assert found.verbs == ("take", "open") and found.nouns == ("door",)
+    (segment,) = found.train
+    assert (segment.video, segment.start_s, segment.verb, segment.noun) == (video, 62.5, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda r: (r / "labels/train.json").unlink(), r"no labels/train\.json.*the folder holds 20bn"),
+        (lambda r: put(r / "labels/train.json", "[{"), r"train\.json: cannot be read as JSON"),
+        (lambda r: put(r / "labels/train.json", {}), r"train\.json: holds a dict, expected a list"),
+        (lambda r: put(r / "labels/train.json", [{"id": "1"}]), r"train\.json: entry 0 has no id or no template"),
+        (lambda r: put(r / "labels/train.json", [{"id": "1", "template": "Eating"}]), r"unknown template 'Eating'"),
+        (lambda r: put(r / "labels/labels.json", {"Holding something": "3"}), r"with gaps or twice"),
+        (lambda r: put(r / "labels/labels.json", {"Holding something": "x"}), r"is 'x', expected a whole number"),
+    ],
+)
+def test_a_wrong_something_something_is_met_with_what_was_expected(tmp_path, change, message):
+    change(something(tmp_path))
+    with pytest.raises(TubeletError, match=message):
+        ssv2.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("P01_01_0,P01,P01_01,0:62,open door,1,0", r"line 2: start_timestamp is '0:62'"),
+        ("P01_01_0,P01,P01_01,00:01:02.50,open door,2,0", r"line 2 is of verb class 2, of 2 classes"),
+        ("P01_01_0,P01,P01_01,00:01:02.50,open door,1,-1", r"noun_class is -1, expected 0 or more"),
+        ("P01_01_0,P01,P01_01", r"line 2 has fewer values"),
+    ],
+)
+def test_a_wrong_annotation_is_named_with_its_line(tmp_path, row, message):
+    with pytest.raises(TubeletError, match=message):
+        epic.read(kitchen(tmp_path, row))
+
+
+def test_what_else_can_be_wrong_with_a_list(tmp_path):
+    put(tmp_path / "train.csv", "a.mp4 0\n")
+    put(tmp_path / "val.csv", "b.mp4 3\n")
+    with pytest.raises(TubeletError, match=r"b\.mp4 is of class 3, of which .*train\.csv has no video"):
+        kinetics.read(tmp_path)
+    put(tmp_path / "val.csv", "b.mp4\n")
+    with pytest.raises(TubeletError, match=r"line 1 is 'b\.mp4', expected a path and the number"):
+        kinetics.read(tmp_path)
+    put(tmp_path / "images/train/n0/a.JPEG")
+    put(tmp_path / "images/val/n1/a.JPEG")
+    with pytest.raises(TubeletError, match=r"val/n1: a class that .*train has no folder of"):
+        imagenet.read(tmp_path / "images")
+    put(tmp_path / diving48.VOCABULARY, [["Back"]])
+    put(tmp_path / diving48.TRAIN, [{"vid_name": "a", "label": 1}])
+    with pytest.raises(TubeletError, match=rf"no {diving48.TEST}"):
+        diving48.read(tmp_path)
+    put(tmp_path / diving48.TEST, [])
+    with pytest.raises(TubeletError, match=r"a is of class 1, but .* names 1 classes"):
+        diving48.read(tmp_path)
+
+
+def test_missing_files_are_counted_and_too_many_are_an_error(tmp_path):
+    files = [LabelledFile(path=put(tmp_path / f"{i}.mp4"), label=0) for i in range(3)]
+    files.append(LabelledFile(path=tmp_path / "gone.mp4", label=0))
+    there, gone = present(files, "train", 0.25)
+    assert len(there) == 3 and [Path(file.path).name for file in gone] == ["gone.mp4"]
+    with pytest.raises(TubeletError, match=r"gone\.mp4: is listed in the train split but not there.*--max-bad-share"):
+        present(files, "train", 0.0)
+    with pytest.raises(TubeletError, match="the train split lists no files"):
+        present([], "train", 1.0)

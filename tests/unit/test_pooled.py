@@ -1,0 +1,45 @@
+"""Neighbours and tables of pooled features."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from tubelet.evaluate import pooled
+from tubelet.evaluate.pooled import moments, neighbour_scores
+
+
+@pytest.fixture
+def clouds():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90).remainder(4)
+    vectors = torch.randn(90, 6, generator=generator) + 1.5 * torch.eye(4, 6)[labels]
+    return (vectors[:60], labels[:60]), (vectors[60:], labels[60:])
+
+
+@pytest.mark.parametrize("rows", [4096, 7])
+def test_the_votes_are_those_of_scikit_learn_whatever_part_is_in_memory(clouds, rows, monkeypatch):
+    monkeypatch.setattr(pooled, "_ROWS", rows)
+    (table, labels), (queries, truth) = clouds
+    for k, own in neighbour_scores(table, labels, queries, truth, 4, [5, 20]).items():
+        weigh = lambda distance: np.exp((1 - distance) / pooled.TEMPERATURE)  # noqa: E731
+        model = KNeighborsClassifier(k, weights=weigh, metric="cosine").fit(table, labels)
+        expected = torch.from_numpy(model.predict_proba(queries)).float()
+        assert torch.allclose(own.shares, expected.sort(1, descending=True).values, atol=1e-5)
+        assert ((own.ranks == 0) == (expected.argmax(1) == truth)).all()
+
+
+def test_a_query_that_is_a_training_vector_is_of_its_class():
+    table, labels = torch.eye(3), torch.tensor([2, 0, 1])
+    own = neighbour_scores(table, labels, table, labels, 3, [1])[1]
+    assert own.ranks.tolist() == [0, 0, 0] and own.answers[:, 0].tolist() == [2, 0, 1]
+
+
+def test_moments_are_those_of_all_rows_and_a_still_channel_is_left_alone(monkeypatch):
+    monkeypatch.setattr(pooled, "_ROWS", 5)
+    table = torch.randn(23, 3, generator=torch.Generator().manual_seed(1)) * 3 + 2
+    table[:, 1] = 4
+    mean, scale = moments(table)
+    std = table.std(0, correction=0)
+    assert torch.allclose(mean, table.mean(0), atol=1e-5)
+    assert torch.allclose(scale[[0, 2]], std[[0, 2]], atol=1e-4) and scale[1] == 1
