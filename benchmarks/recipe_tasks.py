@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tubelet.evaluate.features import TRAINED
-from tubelet.evaluate.suite import evaluate_encoder
+from tubelet.evaluate.suite.features import TRAINED
+from tubelet.evaluate.suite.run import evaluate_encoder
 from tubelet.model.encoder import Encoder
 
 # The columns of the table, and whether higher is better. `evaluated` gives each of them its value.

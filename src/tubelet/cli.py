@@ -312,8 +312,8 @@ def evaluate(
         cache: Folder of the features, which are computed once; by default in the user's cache.
     """
     if task is None:
-        from tubelet.evaluate.comparison import print_table
-        from tubelet.evaluate.suite import evaluate_model
+        from tubelet.evaluate.suite.comparison import print_table
+        from tubelet.evaluate.suite.run import evaluate_model
 
         print_table(evaluate_model(model, data, config, out), Console())
         return

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from media import read_index, write_video
 from tubelet.config import ModelConfig, PredictorConfig
-from tubelet.evaluate.anticipation import (
+from tubelet.evaluate.clips.anticipation import (
     Before,
     _actions,
     _labels,
@@ -19,9 +19,9 @@ from tubelet.evaluate.anticipation import (
     encode_and_predict,
     focal_loss,
 )
+from tubelet.evaluate.clips.sweep import Scores
 from tubelet.evaluate.extract import Source
 from tubelet.evaluate.layouts.epic import Segment
-from tubelet.evaluate.sweep import Scores
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import Grid, Mask, Modality, TubeletError
 

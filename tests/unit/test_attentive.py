@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from tubelet.evaluate.attentive import AttentiveProbe, LinearProbe, probe_heads
-from tubelet.evaluate.sweep import Candidate, Pooled, Schedule, collate, grid, score, train_side_by_side
+from tubelet.evaluate.clips.attentive import AttentiveProbe, LinearProbe, probe_heads
+from tubelet.evaluate.clips.sweep import Candidate, Pooled, Schedule, collate, grid, score, train_side_by_side
 from tubelet.types import TubeletError
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ class Clouds(Dataset):
 def trained(path, epochs=3, stop_after=None, candidates=None, monkeypatch=None):
     candidates = candidates or grid((1e-2,), (0.0, 0.1))
     if stop_after is not None:
-        from tubelet.evaluate import sweep
+        from tubelet.evaluate.clips import sweep
 
         saved, keep = [], sweep._save
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tubelet.evaluate.correspondence import (
+from tubelet.evaluate.suite.dynamics import displacements
+from tubelet.evaluate.time.correspondence import (
     Pairs,
     StepTracks,
     follow,
@@ -12,8 +13,7 @@ from tubelet.evaluate.correspondence import (
     score,
     step_tracks,
 )
-from tubelet.evaluate.dynamics import displacements
-from tubelet.evaluate.windows import cut_tracks, cut_windows
+from tubelet.evaluate.time.windows import cut_tracks, cut_windows
 
 
 def moving_pattern(steps: int, size: int, dim: int = 16) -> torch.Tensor:

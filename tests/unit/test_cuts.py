@@ -9,7 +9,7 @@ import torch
 from media import read_index, write_image, write_video
 from tubelet.data.clips import crops_along, resize_centre_crop, segment_times
 from tubelet.data.decode import VideoInfo
-from tubelet.evaluate.cuts import ClipView, ImageView, shown_frames
+from tubelet.evaluate.clips.cuts import ClipView, ImageView, shown_frames
 from tubelet.evaluate.extract import Source
 
 

@@ -10,15 +10,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from tubelet.evaluate import depth, segmentation
-from tubelet.evaluate.extract import FeatureSet, Source
-from tubelet.evaluate.heads import HeadProtocol, LinearHeads, train_heads
-from tubelet.evaluate.layouts import ade20k, cityscapes, kitti, nyuv2, sample, voc2012
-from tubelet.evaluate.layouts.depths import DepthSet, Region, read_depth, scored_region, seen_region
-from tubelet.evaluate.layouts.labels import read_labels
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, recognise
-from tubelet.evaluate.metrics import accuracy, confusion, depth_errors, iou_by_class, mean_iou
-from tubelet.evaluate.views import (
+from tubelet.evaluate.dense import depth, segmentation
+from tubelet.evaluate.dense.heads import HeadProtocol, LinearHeads, train_heads
+from tubelet.evaluate.dense.views import (
     POINTS_KEPT,
     Batches,
     Crop,
@@ -31,6 +25,12 @@ from tubelet.evaluate.views import (
     source_draws,
     training_source,
 )
+from tubelet.evaluate.extract import FeatureSet, Source
+from tubelet.evaluate.layouts import ade20k, cityscapes, kitti, nyuv2, sample, voc2012
+from tubelet.evaluate.layouts.depths import DepthSet, Region, read_depth, scored_region, seen_region
+from tubelet.evaluate.layouts.labels import read_labels
+from tubelet.evaluate.layouts.pairs import IGNORED, Pair, recognise
+from tubelet.evaluate.metrics import accuracy, confusion, depth_errors, iou_by_class, mean_iou
 from tubelet.types import TubeletError
 
 NYU = DepthSet(

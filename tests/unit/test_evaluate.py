@@ -15,10 +15,18 @@ from tubelet.checkpoint import save_checkpoint
 from tubelet.config import ModelConfig, PredictorConfig, TrainConfig
 from tubelet.data.clips import normalise, resize_centre_crop
 from tubelet.data.sample.truth import VOID
-from tubelet.evaluate.comparison import Evaluation, Task, print_table, write_evaluation
-from tubelet.evaluate.features import RAW, count_classes, crop_nearest, frozen_features, mean_log_depth, random_encoder
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
-from tubelet.evaluate.probes import (
+from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.evaluate.suite.comparison import Evaluation, Task, print_table, write_evaluation
+from tubelet.evaluate.suite.features import (
+    RAW,
+    count_classes,
+    crop_nearest,
+    frozen_features,
+    mean_log_depth,
+    random_encoder,
+)
+from tubelet.evaluate.suite.probes import (
     L2_GRID,
     fit_ridge,
     fit_softmax,
@@ -27,8 +35,7 @@ from tubelet.evaluate.probes import (
     select_ridge,
     select_softmax,
 )
-from tubelet.evaluate.settings import EvaluateConfig
-from tubelet.evaluate.suite import evaluate_encoder, evaluate_model, evaluate_run
+from tubelet.evaluate.suite.run import evaluate_encoder, evaluate_model, evaluate_run
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import Grid, TubeletError
 from tubelet.vjepa import VJEPA

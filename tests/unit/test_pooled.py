@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from tubelet.evaluate import pooled
-from tubelet.evaluate.pooled import moments, neighbour_scores
+from tubelet.evaluate.clips import pooled
+from tubelet.evaluate.clips.pooled import moments, neighbour_scores
 
 
 @pytest.fixture

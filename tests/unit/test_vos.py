@@ -15,7 +15,7 @@ from tubelet.evaluate.layouts import davis, youtube_vos
 from tubelet.evaluate.layouts.sequences import given_objects
 from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.evaluate.tasks import run_task
-from tubelet.evaluate.vos import view_size
+from tubelet.evaluate.time.vos import view_size
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import TubeletError
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tubelet.evaluate import anticipation, classification, depth, pooled, segmentation, tracking, vos
 from tubelet.evaluate.cache import FeatureCache
+from tubelet.evaluate.clips import anticipation, classification, pooled
+from tubelet.evaluate.dense import depth, segmentation
 from tubelet.evaluate.extract import Progress
 from tubelet.evaluate.result import Result
 from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.evaluate.time import tracking, vos
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import TubeletError
 

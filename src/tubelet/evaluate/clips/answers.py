@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.evaluate.benchmarks import Plan
-from tubelet.evaluate.cuts import shown_frames
+from tubelet.evaluate.clips.benchmarks import Plan
+from tubelet.evaluate.clips.cuts import shown_frames
+from tubelet.evaluate.clips.ranking import class_mean_recall, recall_by_class, top_k
+from tubelet.evaluate.clips.sweep import Candidate, Schedule, Scores
 from tubelet.evaluate.extract import FeatureSet
-from tubelet.evaluate.ranking import class_mean_recall, recall_by_class, top_k
 from tubelet.evaluate.result import Example, Metric
-from tubelet.evaluate.sweep import Candidate, Schedule, Scores
 
 EXAMPLES = 12
 _MATRIX_CLASSES = 20  # beyond which a table of all confusions is no longer read

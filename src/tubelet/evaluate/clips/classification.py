@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from tubelet.evaluate.answers import confusion_details, metrics, sweep_details, worst_examples
-from tubelet.evaluate.attentive import BLOCKS, AttentiveProbe, probe_heads
-from tubelet.evaluate.benchmarks import Plan, plan, training
 from tubelet.evaluate.cache import FeatureCache
+from tubelet.evaluate.clips.answers import confusion_details, metrics, sweep_details, worst_examples
+from tubelet.evaluate.clips.attentive import BLOCKS, AttentiveProbe, probe_heads
+from tubelet.evaluate.clips.benchmarks import Plan, plan, training
+from tubelet.evaluate.clips.sweep import Tokens, score, state_path, told_samples, train_side_by_side
 from tubelet.evaluate.extract import Progress, extract
 from tubelet.evaluate.result import Result
 from tubelet.evaluate.settings import EvaluateConfig
-from tubelet.evaluate.sweep import Tokens, score, state_path, told_samples, train_side_by_side
 from tubelet.pretrained.backbone import Backbone
 
 _softmax = partial(torch.softmax, dim=-1)

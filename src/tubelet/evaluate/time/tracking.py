@@ -12,7 +12,10 @@ from torch import Tensor
 from tubelet.data.decode import read_frames
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index, read_truth
 from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.correspondence import (
+from tubelet.evaluate.extract import Progress, Source, extract, spread
+from tubelet.evaluate.result import Example, Metric, Result
+from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.evaluate.time.correspondence import (
     HEADLINE,
     MOVED,
     WITHIN_PATCHES,
@@ -25,11 +28,8 @@ from tubelet.evaluate.correspondence import (
     score,
     step_tracks,
 )
-from tubelet.evaluate.drawing import draw_matches, draw_tracks
-from tubelet.evaluate.extract import Progress, Source, extract, spread
-from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.evaluate.settings import EvaluateConfig
-from tubelet.evaluate.windows import check_truth, cut_tracks, cut_windows
+from tubelet.evaluate.time.drawing import draw_matches, draw_tracks
+from tubelet.evaluate.time.windows import check_truth, cut_tracks, cut_windows
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import DecodeError, Grid, TubeletError
 

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from tubelet.checkpoint import describe_os_error
 from tubelet.data.processes import start_worker
+from tubelet.evaluate.dense.views import Batches, Rows
 from tubelet.evaluate.extract import Progress
-from tubelet.evaluate.views import Batches, Rows
 from tubelet.types import TubeletError
 
 SAVE_SECONDS = 60

@@ -20,16 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from tubelet.data.clips import resize, resize_shape
 from tubelet.data.processes import start_worker
 from tubelet.evaluate.cache import FeatureCache, read_features
-from tubelet.evaluate.colours import legend, paint_classes, paint_mistakes
-from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
-from tubelet.evaluate.heads import HeadProtocol, TrainedHead, train_heads
-from tubelet.evaluate.layouts import ade20k, cityscapes, sample, voc2012
-from tubelet.evaluate.layouts.labels import LabelSet, read_labels
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, read_picture, recognise
-from tubelet.evaluate.metrics import accuracy, confusion, iou_by_class, mean_iou
-from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.evaluate.settings import EvaluateConfig
-from tubelet.evaluate.views import (
+from tubelet.evaluate.dense.colours import legend, paint_classes, paint_mistakes
+from tubelet.evaluate.dense.heads import HeadProtocol, TrainedHead, train_heads
+from tubelet.evaluate.dense.views import (
     POINTS_SHOWN,
     Crop,
     Draw,
@@ -44,6 +37,13 @@ from tubelet.evaluate.views import (
     test_source,
     training_source,
 )
+from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
+from tubelet.evaluate.layouts import ade20k, cityscapes, sample, voc2012
+from tubelet.evaluate.layouts.labels import LabelSet, read_labels
+from tubelet.evaluate.layouts.pairs import IGNORED, Pair, read_picture, recognise
+from tubelet.evaluate.metrics import accuracy, confusion, iou_by_class, mean_iou
+from tubelet.evaluate.result import Example, Metric, Result
+from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, TubeletError
 

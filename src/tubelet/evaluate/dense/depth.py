@@ -19,16 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from tubelet.data.processes import start_worker
 from tubelet.evaluate.cache import FeatureCache, read_features
-from tubelet.evaluate.colours import paint_depth, paint_errors
-from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
-from tubelet.evaluate.heads import HeadProtocol, TrainedHead, train_heads
-from tubelet.evaluate.layouts import kitti, nyuv2, sample
-from tubelet.evaluate.layouts.depths import DepthSet, read_depth, scored_region, seen_region
-from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture, recognise
-from tubelet.evaluate.metrics import DepthErrors, depth_errors
-from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.evaluate.settings import EvaluateConfig
-from tubelet.evaluate.views import (
+from tubelet.evaluate.dense.colours import paint_depth, paint_errors
+from tubelet.evaluate.dense.heads import HeadProtocol, TrainedHead, train_heads
+from tubelet.evaluate.dense.views import (
     POINTS_SHOWN,
     Crop,
     Draw,
@@ -44,6 +37,13 @@ from tubelet.evaluate.views import (
     test_source,
     training_source,
 )
+from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
+from tubelet.evaluate.layouts import kitti, nyuv2, sample
+from tubelet.evaluate.layouts.depths import DepthSet, read_depth, scored_region, seen_region
+from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture, recognise
+from tubelet.evaluate.metrics import DepthErrors, depth_errors
+from tubelet.evaluate.result import Example, Metric, Result
+from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, TubeletError
 

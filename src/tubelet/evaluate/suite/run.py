@@ -18,12 +18,12 @@ from torch import Tensor
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.config import ModelConfig
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index
-from tubelet.evaluate.comparison import Evaluation, Task, write_evaluation
-from tubelet.evaluate.dynamics import evaluate_dynamics
-from tubelet.evaluate.features import FEATURES, RANDOM, TRAINED, View, batches, random_encoder
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
-from tubelet.evaluate.probes import Probe, Scaling, scaling_of, select_ridge, select_softmax
 from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
+from tubelet.evaluate.suite.dynamics import evaluate_dynamics
+from tubelet.evaluate.suite.features import FEATURES, RANDOM, TRAINED, View, batches, random_encoder
+from tubelet.evaluate.suite.probes import Probe, Scaling, scaling_of, select_ridge, select_softmax
 from tubelet.model.encoder import Encoder
 from tubelet.parts import read_header
 from tubelet.pretrained.backbone import load

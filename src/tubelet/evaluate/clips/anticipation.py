@@ -18,19 +18,19 @@ from torch import Tensor
 
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.decode import Frames, VideoInfo, read_clips
-from tubelet.evaluate.answers import answers_in_words, most_confident_errors, sweep_details
-from tubelet.evaluate.attentive import BLOCKS, AttentiveProbe, probe_heads
-from tubelet.evaluate.benchmarks import Protocol, training
 from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.cuts import frames_by_time
+from tubelet.evaluate.clips.answers import answers_in_words, most_confident_errors, sweep_details
+from tubelet.evaluate.clips.attentive import BLOCKS, AttentiveProbe, probe_heads
+from tubelet.evaluate.clips.benchmarks import Protocol, training
+from tubelet.evaluate.clips.cuts import frames_by_time
+from tubelet.evaluate.clips.ranking import class_mean_recall, top_k
+from tubelet.evaluate.clips.sweep import Scores, Tokens, score, state_path, told_samples, train_side_by_side
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
 from tubelet.evaluate.layouts import epic
 from tubelet.evaluate.layouts.epic import Epic, Segment
 from tubelet.evaluate.layouts.labelled import LabelledFile, present, refuse
-from tubelet.evaluate.ranking import class_mean_recall, top_k
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.evaluate.settings import EvaluateConfig
-from tubelet.evaluate.sweep import Scores, Tokens, score, state_path, told_samples, train_side_by_side
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Grid, Mask, Modality, TubeletError
 

@@ -17,14 +17,14 @@ from tubelet.data.clips import resize
 from tubelet.data.images import read_image
 from tubelet.data.indexed import VOID, davis_palette, read_indexed, write_indexed
 from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.drawing import draw_objects
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
-from tubelet.evaluate.jandf import Statistics, measure_objects
 from tubelet.evaluate.layouts import davis, youtube_vos
 from tubelet.evaluate.layouts.sequences import ObjectSequence, given_objects, picture_size, read_mask, recognise
-from tubelet.evaluate.propagation import Propagation, segment
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.evaluate.time.drawing import draw_objects
+from tubelet.evaluate.time.jandf import Statistics, measure_objects
+from tubelet.evaluate.time.propagation import Propagation, segment
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, DecodeError, TubeletError
 

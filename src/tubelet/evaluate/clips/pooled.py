@@ -16,15 +16,24 @@ from torch.utils.data import DataLoader
 
 from tubelet.checkpoint import describe_os_error
 from tubelet.data.processes import start_worker
-from tubelet.evaluate.answers import confusion_details, metrics, sweep_details, worst_examples
-from tubelet.evaluate.attentive import LinearProbe
-from tubelet.evaluate.benchmarks import Protocol, plan, training
 from tubelet.evaluate.cache import FeatureCache
+from tubelet.evaluate.clips.answers import confusion_details, metrics, sweep_details, worst_examples
+from tubelet.evaluate.clips.attentive import LinearProbe
+from tubelet.evaluate.clips.benchmarks import Protocol, plan, training
+from tubelet.evaluate.clips.ranking import best_answers, ranks
+from tubelet.evaluate.clips.sweep import (
+    ANSWERS,
+    Pooled,
+    Scores,
+    join,
+    score,
+    state_path,
+    told_samples,
+    train_side_by_side,
+)
 from tubelet.evaluate.extract import FeatureSet, Progress, extract
-from tubelet.evaluate.ranking import best_answers, ranks
 from tubelet.evaluate.result import Metric, Result
 from tubelet.evaluate.settings import EvaluateConfig
-from tubelet.evaluate.sweep import ANSWERS, Pooled, Scores, join, score, state_path, told_samples, train_side_by_side
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, TubeletError
 

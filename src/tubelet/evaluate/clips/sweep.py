@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tubelet.checkpoint import describe_os_error
 from tubelet.data.processes import start_worker
 from tubelet.device import pick_dtype
+from tubelet.evaluate.clips.ranking import best_answers, ranks
 from tubelet.evaluate.extract import FeatureSet, Progress
-from tubelet.evaluate.ranking import best_answers, ranks
 from tubelet.types import TubeletError
 
 ANSWERS = 5

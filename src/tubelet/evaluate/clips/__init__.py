@@ -1,0 +1,1 @@
+"""Whole clips and images: attentive and linear probes, neighbours, anticipation."""

@@ -1,0 +1,1 @@
+"""Segmentation and depth: linear heads on the tokens of pictures."""

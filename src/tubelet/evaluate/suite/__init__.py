@@ -1,0 +1,1 @@
+"""The suite: linear probes and points on the sample set, beside a random encoder and raw patches."""

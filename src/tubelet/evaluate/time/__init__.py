@@ -1,0 +1,1 @@
+"""What is followed through time: points and objects."""
