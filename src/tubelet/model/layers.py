@@ -33,9 +33,10 @@ def runs_in_pieces(x: Tensor) -> bool:
 
 
 def pieces(x: Tensor) -> Iterator[slice]:
-    """Ranges of the tokens of x (B, K, D), about `_PIECE` tokens of all clips each."""
-    step = max(1, _PIECE // len(x))
-    return (slice(i, i + step) for i in range(0, x.shape[1], step))
+    """Equal ranges of the tokens of x (B, K, D), at most about `_PIECE` tokens of all clips each."""
+    B, K, _ = x.shape
+    step = math.ceil(K / max(1, round(B * K / _PIECE)))
+    return (slice(i, i + step) for i in range(0, K, step))
 
 
 class Attention(nn.Module):
