@@ -352,7 +352,7 @@ def _result(
         data=str(data),
         model_id=model.model_id,
         protocol=(
-            f"After DINOv3's linear protocol (Siméoni et al. 2025): batch norm and a 1x1 convolution on the last level to "
+            f"After DINOv3's linear protocol (Siméoni et al. 2025): batch norm and a 1x1 convolution, last level, to "
             f"{PROTOCOL.bins} bins from {PROTOCOL.min_depth:g} to {depths.max_depth:g} m, scale-invariant logarithmic "
             f"loss, pictures at {view[1]} x {view[0]} px and mirrored at test time; errors at the pictures' full size, "
             f"the mean of each picture's. Other than there: features are kept, so that each training picture is "

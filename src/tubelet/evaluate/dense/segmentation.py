@@ -346,7 +346,7 @@ def _result(
         data=str(data),
         model_id=model.model_id,
         protocol=(
-            f"After DINOv3's linear protocol (Siméoni et al. 2025): batch norm and a 1x1 convolution on the last level, "
+            f"After DINOv3's linear protocol (Siméoni et al. 2025): batch norm and a 1x1 convolution, last level, "
             f"pictures at {size} px, windows of {size} px at test time, scores at the pictures' full size. "
             f"Other than there: features are kept, so that each training picture is seen in {crops} fixed "
             f"{'crop' if crops == 1 else 'crops'} instead of ever new ones and without changes of colour; the loss is "
