@@ -349,7 +349,7 @@ def test_training_that_was_stopped_goes_on_to_the_same_head(tmp_path, monkeypatc
     rows = linear_world(tmp_path)
     protocol = dataclasses.replace(PROTOCOL, dropout=0.1)
     whole = train(rows, tmp_path / "whole", protocol)
-    monkeypatch.setattr("tubelet.evaluate.heads.SAVE_SECONDS", -1)
+    monkeypatch.setattr("tubelet.evaluate.dense.heads.SAVE_SECONDS", -1)
 
     def stop(what, done, total):
         if done > 20:
