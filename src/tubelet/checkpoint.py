@@ -9,7 +9,9 @@ continue exactly: schedules, data order, crops and masks are functions of the se
 import errno
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +29,8 @@ from tubelet.vjepa import VJEPA
 FORMAT = "tubelet-checkpoint-1"
 _NAME = re.compile(r"step-(\d{9})(\.safetensors)?$")
 _OPTIMIZER = "optimizer."
+
+C = TypeVar("C")
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -120,7 +124,7 @@ def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     }
     load_exactly(model, tensors, str(path))
     _load_optimizer_tensors(model, optimizer, moments, path)
-    return int(header["step"])
+    return stated_step(header, path)
 
 
 def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
@@ -138,12 +142,12 @@ def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     empty = {name: _room_for(name, parameters, path) for name in moments}
     read_into(path, {**state, **{_OPTIMIZER + name: value for name, value in empty.items()}})
     _load_optimizer_tensors(model, optimizer, empty, path)
-    return int(header["step"])
+    return stated_step(header, path)
 
 
 def _room_for(moment: str, parameters: dict[str, nn.Parameter], path: Path) -> Tensor:
     """An empty tensor for an optimiser's moment, cut as its parameter is."""
-    key, name = moment.split(".", 1)
+    key, _, name = moment.partition(".")
     if name not in parameters:
         raise TubeletError(f"{path}: it holds an optimiser moment of {name}, which the model does not have")
     return torch.zeros(()) if key == "step" else torch.zeros_like(parameters[name], requires_grad=False)
@@ -169,7 +173,7 @@ def read_tensors(path: Path, moments: bool = True) -> tuple[dict[str, Tensor], d
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise TubeletError(f"{path}: the checkpoint cannot be read ({error})") from error
     _check_format(path, header)
     return tensors, header
@@ -178,6 +182,34 @@ def read_tensors(path: Path, moments: bool = True) -> tuple[dict[str, Tensor], d
 def _check_format(path: Path, header: dict[str, str]) -> None:
     if header.get("format") != FORMAT:
         raise TubeletError(f"{path}: expected a checkpoint of format {FORMAT!r}, found {header.get('format')!r}")
+
+
+def stored_config(header: Mapping[str, str], kind: type[C], where: str) -> C:
+    """The config in a file's header.
+
+    Raises:
+        TubeletError: there is none, or it is no such config.
+    """
+    try:
+        values = json.loads(header["config"])
+    except KeyError as error:
+        raise TubeletError(f"{where}: its header holds no config") from error
+    except (ValueError, RecursionError) as error:
+        raise TubeletError(f"{where}: the config in its header is not JSON ({error})") from error
+    config: C = from_dict(kind, values, f"{where}: config")
+    return config
+
+
+def stated_step(header: Mapping[str, str], path: Path) -> int:
+    """The optimiser steps that a checkpoint's header says were done.
+
+    Raises:
+        TubeletError: it does not say.
+    """
+    step = str(header.get("step", ""))
+    if not (step.isascii() and step.isdigit() and len(step) < 19):
+        raise TubeletError(f"{path}: its header gives {step[:40]!r} as the step, expected a number")
+    return int(step)
 
 
 def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
@@ -205,11 +237,15 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
         load_exactly(model.teacher, released.teacher, f"{path}: teacher")
         return model.eval(), None
     tensors, header = read_tensors(path, moments=False)
-    config: TrainConfig = from_dict(TrainConfig, json.loads(header["config"]), f"{path}: config")
+    config = stored_config(header, TrainConfig, str(path))
+    state = merge_adapters({name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMIZER)})
+    with torch.device("meta"):  # what does not fit is found before it takes memory
+        expected = VJEPA(config.model).state_dict()
+    if wrong := differences(state, expected):
+        raise TubeletError(f"{path} does not fit the model: {'; '.join(wrong)}")
     model = VJEPA(config.model)
     model.distance_weighting = config.optim.distance_weighting
-    state = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMIZER)}
-    load_exactly(model, merge_adapters(state), str(path))
+    load_exactly(model, state, str(path))
     return model.eval(), config
 
 
@@ -226,7 +262,7 @@ def _load_optimizer_tensors(model: VJEPA, optimizer: Optimizer, moments: dict[st
     parameters = dict(model.named_parameters())
     state: dict[Tensor, dict[str, Tensor]] = {}
     for name, value in moments.items():
-        key, parameter_name = name.split(".", 1)
+        key, _, parameter_name = name.partition(".")
         if parameter_name not in parameters:
             raise TubeletError(
                 f"{path}: it holds an optimiser moment of {parameter_name}, which the model does not have"

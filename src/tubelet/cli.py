@@ -189,16 +189,18 @@ def shard(
     workers: int | None = None,
     shard_mb: float = 1024,
     max_bad_share: float = 0.05,
+    allow_outside: tuple[str, ...] = (),
 ) -> None:
     """Cut videos and images into shards that train faster: short clips at training size, in tar files with an index.
 
     Args:
-        sources: Folders, media files, globs, and CSV or JSONL manifests.
+        sources: Folders, media files, globs, and CSV or JSONL manifests; paths or URLs.
         recipe: How they are cut.
         out: Folder of the shards; what a stopped or killed command left there is continued.
         workers: Processes; all cores by default.
         shard_mb: Megabytes of source files that go into one shard.
         max_bad_share: Share of the files that may be unreadable before the command stops.
+        allow_outside: Folders and URLs that manifests may name files of, besides those below a manifest's own folder.
     """
     from tubelet.data.reshard import write_shards
 
@@ -211,6 +213,7 @@ def shard(
             workers=workers,
             shard_mb=shard_mb,
             max_bad_share=max_bad_share,
+            allow_outside=allow_outside,
             progress=progress,
             report=partial(say_bad, console),
         )
@@ -234,7 +237,7 @@ def embed(
     """Write the features of a collection's clips to a table of Parquet files.
 
     Args:
-        sources: Folders, media files, globs, CSV or JSONL manifests, and folders or URLs of shards.
+        sources: Folders, media files, globs, CSV or JSONL manifests, and folders of shards; paths or URLs.
         config: Which clips, and what is kept.
         model: A run folder, a .safetensors or released .pt file, a released name, or a Hub id.
         out: Folder of the table; what a stopped or killed command left there is continued.

@@ -21,7 +21,7 @@ from tubelet.config import MODELS, ModelConfig, PredictorConfig, levels_of_depth
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import pair_permutation
-from tubelet.types import TubeletError
+from tubelet.types import TubeletError, one_line
 
 Part = Literal["student", "predictor", "teacher"]
 PARTS: tuple[Part, ...] = ("student", "predictor", "teacher")
@@ -91,9 +91,10 @@ def read_released(
             f"{path}: expected the keys {', '.join(map(repr, absent))}, found {sorted(map(str, file))}: "
             "not a V-JEPA 2.1 release"
         )
-    if any(is_2_0(file[keys[part]]) for part in parts if part != "predictor"):
+    found = {part: state_in(file, keys[part], path) for part in PARTS if keys[part] in file}
+    if any(is_2_0(found[part]) for part in parts if part != "predictor"):
         raise TubeletError(f"{path}: a V-JEPA 2.0 file, of which the encoder alone can be used: tubelet.load gives it")
-    states = {part: strip(file[keys[part]]) for part in PARTS if keys[part] in file}
+    states = {part: strip(state) for part, state in found.items()}
     encoder = states["student" if "teacher" not in parts and "student" in states else "teacher"]
     distilled = teacher_key == "ema_encoder"
     config = _infer_config(path, encoder, heads, levels, states.get("predictor", {}), distilled)
@@ -138,11 +139,32 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
     """
     try:
         file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise TubeletError(f"{path}: not a checkpoint that can be read safely ({error})") from error
+    except pickle.UnpicklingError as error:
+        raise TubeletError(f"{path}: is damaged, or asks for code to be run, which no file may") from error
+    except Exception as error:  # a damaged list of instructions fails in any way there is
+        raise TubeletError(f"{path}: not a checkpoint that can be read safely ({one_line(error)})") from error
     if not isinstance(file, dict):
         raise TubeletError(f"{path}: expected a dictionary of state dictionaries, found {type(file).__name__}")
     return file
+
+
+def state_in(file: Mapping[str, Any], key: str, path: str | Path) -> State:
+    """One state dictionary of a .pt file.
+
+    Raises:
+        TubeletError: it is something else, or holds tensors that are larger than what is stored of them: what is small
+            in the file would be of any size in memory.
+    """
+    state = file[key]
+    if not isinstance(state, Mapping):
+        raise TubeletError(f"{path}: {key!r} is {type(state).__name__}, expected a dictionary of tensors")
+    for name, value in state.items():
+        whole = isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        if not whole or value.is_quantized or value.device.type != "cpu":
+            raise TubeletError(f"{path}: {key!r} holds {ascii(name)[:200]}, which is not a plain tensor")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise TubeletError(f"{path}: {name} has shape {tuple(value.shape)}, more than the file holds of it")
+    return dict(state)
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str, assign: bool = False) -> None:

@@ -103,8 +103,10 @@ def _thirds(name: str) -> list[str]:
 def _read_config(path: Path) -> ModelConfig:
     try:
         stated: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TubeletError(f"{path}: cannot be read ({error}); it belongs beside the .safetensors files") from error
+    if not isinstance(stated, dict):
+        raise TubeletError(f"{path}: is {type(stated).__name__}, expected an object with a model_type")
     if stated.get("model_type") != "vjepa2":
         raise TubeletError(f"{path}: model_type is {stated.get('model_type')!r}, expected 'vjepa2'")
     for key, value in _FIXED.items():
@@ -125,6 +127,8 @@ def _read_config(path: Path) -> ModelConfig:
         )
     except KeyError as error:
         raise TubeletError(f"{path}: has no {error}") from error
+    except (TypeError, IndexError) as error:
+        raise TubeletError(f"{path}: has sizes that are no numbers ({error})") from error
 
 
 def _expected(config: ModelConfig) -> State:

@@ -99,6 +99,11 @@ class TubeletError(Exception):
     told = False
 
 
+def one_line(error: Exception) -> str:
+    """What a library's error says, as a part of a sentence; its class where it says nothing."""
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+
+
 class DecodeError(TubeletError):
     """A media file that cannot be decoded.
 

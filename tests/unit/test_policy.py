@@ -30,12 +30,15 @@ FLOORS = [
     [
         [
             "data/processes.py",
+            "data/limits.py",
+            "data/storage.py",
             "data/containers.py",
             "data/clock.py",
             "data/decode.py",
             "data/images.py",
             "data/indexed.py",
             "data/shards.py",
+            "data/listed.py",
             "data/manifest.py",
             "data/clips.py",
             "data/masks.py",

@@ -35,7 +35,9 @@ class DataConfig:
     """What is read and how it is cut."""
 
     sources: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Folders, media files, globs, CSV or JSONL manifests, and folders or URLs of shards."""
+    """Folders, media files, globs, CSV or JSONL manifests, and folders of shards; paths or URLs."""
+    allow_outside: tuple[str, ...] = ()
+    """Folders and URLs that manifests may name files of, besides those below a manifest's own folder."""
     weights: tuple[float, ...] = ()
     """Each source's share of the videos, and of the images, of all; none visits every file equally often."""
     image_size: int = 256

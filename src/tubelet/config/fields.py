@@ -2,8 +2,10 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tubelet.types import TubeletError
 
@@ -33,8 +35,10 @@ def from_dict(kind: type, values: Mapping[str, Any], where: str = "config") -> A
     """Rebuild a config from what `to_dict` gave.
 
     Raises:
-        TubeletError: for an unknown key, naming the nearest valid one, and for a key without a value or default.
+        TubeletError: for an unknown key, naming the nearest valid one, for a value of another type than the field's,
+            and for a key without a value or default.
     """
+    require(isinstance(values, Mapping), f"{where} is {values!r:.100}, expected an object of names and values")
     kinds = get_type_hints(kind)
     for key in values:
         if key not in kinds:
@@ -42,13 +46,46 @@ def from_dict(kind: type, values: Mapping[str, Any], where: str = "config") -> A
     given = {name: _rebuild(kinds[name], value, f"{where}.{name}") for name, value in values.items()}
     try:
         return kind(**given)
-    except TypeError as error:
+    except (TypeError, TubeletError) as error:
         raise TubeletError(f"{where}: {error}") from error
 
 
 def _rebuild(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    if dataclasses.is_dataclass(kind):
         return from_dict(kind, value, where)  # type: ignore[arg-type]
-    if get_origin(kind) is tuple and dataclasses.is_dataclass(item_kind := get_args(kind)[0]):
-        return tuple(from_dict(item_kind, item, f"{where}[{i}]") for i, item in enumerate(value))  # type: ignore[arg-type]
-    return tuple(value) if isinstance(value, list) else value
+    if get_origin(kind) is tuple and isinstance(value, list):
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            return tuple(_rebuild(kinds[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        value = tuple(value)
+    require(_fits(kind, value), f"{where} is {value!r:.100}, expected {_in_words(kind)}")
+    return value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether JSON's value is one of a field's type: a whole number will do for a float, but no truth for a number."""
+    origin, kinds = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(one, value) for one in kinds)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in kinds)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        return len(each) == len(value) and all(map(_fits, each, value))
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType, Literal):
+        return " or ".join(_in_words(one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return "a list of " + (
+            f"any number of {_in_words(kinds[0])}" if kinds[-1] is Ellipsis else f"{len(kinds)} numbers"
+        )
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
+    return names.get(kind) or repr(kind)

@@ -8,6 +8,8 @@ from tubelet.config.fields import nearest, require
 from tubelet.types import Grid, TubeletError
 
 RopeVersion = Literal["2.1", "2.0"]
+# Ten times the largest ViT there is: a file that states more is damaged, and building it would take all memory.
+MAX_WIDTH, MAX_DEPTH = 2**16, 2**10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,12 @@ class PredictorConfig:
     """Channels of one prediction, all levels together; None is the encoder's width times its output levels."""
 
     def __post_init__(self) -> None:
+        _require_sizes(self, "predictor ", width=MAX_WIDTH, depth=MAX_DEPTH, heads=MAX_WIDTH, mask_tokens=MAX_DEPTH)
         require(
             self.heads > 0 and self.width % (2 * self.heads) == 0 < self.width,
             f"predictor width {self.width} does not split into {self.heads} heads of even size: "
             "choose a width that is a multiple of 2 x heads",
         )
-        require(self.depth >= 1, f"predictor depth is {self.depth}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,8 @@ class ModelConfig:
     """The predictor's sizes."""
 
     def __post_init__(self) -> None:
+        _require_sizes(self, "", width=MAX_WIDTH, depth=MAX_DEPTH, heads=MAX_WIDTH)
+        _require_sizes(self, "", patch_size=1024, tubelet_size=1024, channels=1024, rope_grid=MAX_WIDTH)
         require(
             self.heads > 0 and self.width % (2 * self.heads) == 0 < self.width,
             f"encoder width {self.width} does not split into {self.heads} heads of even size: "
@@ -115,6 +119,13 @@ class ModelConfig:
             f"a clip has {frames} frames, which do not divide into tubelets of {t}: use a multiple of {t}",
         )
         return Grid(frames // t, height // p, width // p)
+
+
+def _require_sizes(config: "PredictorConfig | ModelConfig", whose: str, **limits: int) -> None:
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        require(1 <= value <= limit, f"{whose}{name} is {value}, expected 1 to {limit}")
+    require(0 < config.mlp_ratio <= 64, f"{whose}mlp_ratio is {config.mlp_ratio}, expected above 0 and at most 64")
 
 
 def _quarters(depth: int) -> tuple[int, int, int, int]:

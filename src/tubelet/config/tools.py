@@ -26,6 +26,8 @@ class EmbedConfig:
     """Clips that are encoded at once."""
     workers: int = 1
     """Decoding processes; 0 decodes in the process that encodes."""
+    allow_outside: tuple[str, ...] = ()
+    """Folders and URLs that manifests may name files of, besides those below a manifest's own folder."""
     max_bad_share: float = 0.05
     """Share of the files that may be unreadable before the command stops."""
 

@@ -4,13 +4,32 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from stat import S_ISDIR, S_ISREG
+from typing import Any, BinaryIO, cast
 
+import av
 from av.error import DecoderNotFoundError, FFmpegError
 
-from tubelet.types import Blob, DecodeError
+from tubelet.data.limits import VIDEO_PIXELS
+from tubelet.data.storage import RemoteFile, is_url
+from tubelet.types import Blob, DecodeError, one_line
 
-Media = str | Path | Blob  # a file, or what one holds
+Media = str | Path | Blob  # a file, the URL of one, or what one holds
+
+_MP4, _MATROSKA, _MPEGTS = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts"
+# These formats store the display time of every packet. AVI does not: there FFmpeg guesses it while it decodes, and
+# leaving out pictures would change its guesses.
+TIMED_FORMATS = (_MP4, _MATROSKA, _MPEGTS)
+# A broadcast recording may begin or be cut anywhere, and AVI decoders meet slightly odd streams in healthy files: only
+# formats whose packets are whole by construction are held to the letter.
+STRICT_FORMATS = (_MP4, _MATROSKA)
+_STRICT = {"err_detect": "explode"}
+# Containers that hold their pictures themselves. Among FFmpeg's others are playlists, which make it open whatever files
+# and addresses they name.
+_FORMATS = (_MP4, _MATROSKA, _MPEGTS, "avi", "mpeg", "flv", "asf", "ogg")
+# Decoders hold to it before they make room for a picture, whatever size the stream says on the way.
+_BOUNDED = {"max_pixels": str(VIDEO_PIXELS)}
+_GUARDED = _BOUNDED | {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file"}
 
 # Bytes that may be missing at the end before a file counts as cut off: some writers miscount their last header.
 _SLACK = 64
@@ -19,19 +38,37 @@ _DATA_BOXES = (b"moov", b"moof", b"mdat")
 
 
 @contextmanager
-def plain_words(path: str, reason: str) -> Iterator[None]:
-    """Turn what FFmpeg and the operating system raise into a DecodeError with `reason`."""
+def plain_words(path: str, reason: str, file: object = None) -> Iterator[None]:
+    """Turn what FFmpeg and the operating system raise into a DecodeError with `reason`.
+
+    If `file` is remote and failed meanwhile, that is the reason, whatever was made of it.
+    """
     try:
         yield
-    except DecoderNotFoundError as error:
-        raise DecodeError(
-            path, "its codec is not supported by this build of FFmpeg: convert it, e.g. to H.264"
-        ) from error
-    except PermissionError as error:
-        raise DecodeError(path, "may not be read: check its permissions") from error
-    except (FFmpegError, OSError, ValueError, OverflowError, IndexError, MemoryError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise DecodeError(path, f"{reason} (FFmpeg: {said})") from error
+        check_reached(file)
+    except (FFmpegError, OSError, ValueError, ArithmeticError, IndexError, MemoryError) as error:
+        check_reached(file)
+        raise _in_words(path, reason, error) from error
+
+
+def check_reached(file: object) -> None:
+    """What kept a remote file from being read, if something did: a library may have taken it for the file's end.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+        DecodeError: the file is gone.
+    """
+    if isinstance(file, RemoteFile) and file.failure:
+        raise file.failure
+
+
+def _in_words(path: str, reason: str, error: Exception) -> DecodeError:
+    if isinstance(error, DecoderNotFoundError):
+        return DecodeError(path, "its codec is not supported by this build of FFmpeg: convert it, e.g. to H.264")
+    if isinstance(error, PermissionError):
+        return DecodeError(path, "may not be read: check its permissions")
+    said = getattr(error, "strerror", None) or one_line(error)
+    return DecodeError(path, f"{reason} (FFmpeg: {said})")
 
 
 def name_of(media: Media) -> str:
@@ -40,35 +77,73 @@ def name_of(media: Media) -> str:
 
 
 def open_media(media: Media) -> BinaryIO:
-    """A file's bytes, to be read from any place."""
-    return io.BytesIO(media.data) if isinstance(media, Blob) else Path(media).open("rb")
+    """A file's bytes, to be read from any place; there is at least one.
 
-
-def check_present(media: Media) -> None:
-    """A DecodeError unless the media is a file, or bytes, with something in it."""
-    if _size_of(media) == 0:
-        raise DecodeError(name_of(media), "is empty (0 bytes)")
-
-
-def _size_of(media: Media) -> int:
+    Raises:
+        DecodeError: it is missing, empty, may not be read, or is no file.
+        StorageError: it lies behind a URL that cannot be reached.
+    """
+    name = name_of(media)
     if isinstance(media, Blob):
-        return len(media.data)
-    name, file = str(media), Path(media)
+        size, file = len(media.data), io.BytesIO(media.data)
+    elif is_url(media):
+        remote = RemoteFile(name)
+        size, file = remote.size, cast(io.BytesIO, remote)
+    else:
+        size = _size_of(Path(media))
+        with plain_words(name, "cannot be read"):
+            file = cast(io.BytesIO, Path(media).open("rb"))  # noqa: SIM115 - the caller closes it
+    if size == 0:
+        file.close()
+        raise DecodeError(name, "is empty (0 bytes)")
+    return file
+
+
+def open_container(media: Media, file: BinaryIO) -> Any:
+    """FFmpeg's reader of a file that `open_media` opened; files of this machine it opens once more, by their name."""
+    file.seek(0)
+    by_name = not isinstance(media, Blob) and not is_url(media)
+    return av.open(str(media) if by_name else file, options=_GUARDED, metadata_errors="ignore")
+
+
+def decoder_options(container: str) -> dict[str, str]:
+    """What FFmpeg's decoder is told of a stream out of a container of this format."""
+    return _BOUNDED | (_STRICT if container in STRICT_FORMATS else {})
+
+
+def _size_of(file: Path) -> int:
+    name = str(file)
     try:
-        size = file.stat().st_size
+        found = file.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DecodeError(name, "does not exist") from error
     except OSError as error:
         raise DecodeError(name, f"cannot be read ({error.strerror})") from error
-    if file.is_dir():
+    except ValueError as error:
+        raise DecodeError(ascii(name), "cannot be the name of a file") from error
+    if S_ISDIR(found.st_mode):
         raise DecodeError(name, "is a folder, not a file")
-    return size
+    if not S_ISREG(found.st_mode):  # a pipe or a device has no end
+        raise DecodeError(name, "is no regular file: copy it to one")
+    return found.st_size
 
 
-def check_complete(media: Media) -> None:
-    """A DecodeError if the container's own sizes say that its end is missing; reads a few bytes only."""
-    name, size = name_of(media), _size_of(media)
-    with plain_words(name, "cannot be read"), open_media(media) as file:
+def open_whole(media: Media) -> BinaryIO:
+    """As `open_media`, of a video; also a DecodeError if the container's own sizes say that its end is missing."""
+    file = open_media(media)
+    try:
+        _check_complete(name_of(media), file)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_complete(name: str, file: BinaryIO) -> None:
+    """Reads a few bytes only."""
+    with plain_words(name, "cannot be read", file):
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
         head = file.read(64)
         if head[4:8] in _FIRST_BOXES:
             promised, indexed = _mp4_extent(file, size)

@@ -19,19 +19,21 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
 from tubelet.data.clock import HELD_BACK, clock_seconds, in_order, time_of
-from tubelet.data.containers import Media, check_complete, check_present, name_of, open_media, plain_words
-from tubelet.types import Blob, DecodeError
+from tubelet.data.containers import (
+    STRICT_FORMATS,
+    TIMED_FORMATS,
+    Media,
+    decoder_options,
+    name_of,
+    open_container,
+    open_whole,
+    plain_words,
+)
+from tubelet.data.limits import check_clip, check_duration, check_picture
+from tubelet.types import DecodeError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".ts"})
 
-_MP4, _MATROSKA, _MPEGTS = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts"
-# These formats store the display time of every packet. AVI does not: there FFmpeg guesses it while it decodes, and
-# leaving out pictures would change its guesses.
-_TIMED_FORMATS = (_MP4, _MATROSKA, _MPEGTS)
-# A broadcast recording may begin or be cut anywhere, and AVI decoders meet slightly odd streams in healthy files: only
-# formats whose packets are whole by construction are held to the letter.
-_STRICT_FORMATS = (_MP4, _MATROSKA)
-_STRICT = {"err_detect": "explode"}
 # Passes over the pictures of a video at the times given, (T,) seconds, as height x width pixels, or as they are if they
 # all are of one size: each (H, W, 3) uint8, the second from which it is shown, and at how many of the times it is.
 Scan = Callable[[np.ndarray, tuple[int, int] | None], Iterator[tuple[np.ndarray, float, int]]]
@@ -140,10 +142,9 @@ class _Video:
         self.path = name_of(media)
         self.rotation = 0
         self.duration_s = 0.0
-        check_present(media)
-        check_complete(media)
+        self.file = open_whole(media)
         self._open()
-        self.timed = self.format in _TIMED_FORMATS
+        self.timed = self.format in TIMED_FORMATS
         self.skipping = self.timed
         # Where display times are guessed, frames that change order get other times after a seek than from the start.
         self.seekable = self.timed or not self.stream.codec_context.has_b_frames
@@ -157,23 +158,19 @@ class _Video:
 
     def __exit__(self, *_: object) -> None:
         self.container.close()
+        self.file.close()
 
     def _open(self) -> None:
-        with plain_words(self.path, "is not a media file, or its beginning is damaged"):
-            file = open_media(self.media) if isinstance(self.media, Blob) else self.path
-            self.container: Any = av.open(file, metadata_errors="ignore")
+        with plain_words(self.path, "is not a media file, or its beginning is damaged", self.file):
+            self.container: Any = open_container(self.media, self.file)
         self.format = self.container.format.name
-        try:
-            self.stream = self._video_stream()
-        except DecodeError:
-            self.container.close()
-            raise
+        self.stream = self._video_stream()
         self.decoder = self.stream.codec_context
+        check_picture(self.path, self.decoder.width, self.decoder.height)
         # Videos are spread over worker processes: more threads in each would only fight over the cores.
         self.decoder.thread_type = "NONE"
         self.decoder.thread_count = 1
-        if self.format in _STRICT_FORMATS:
-            self.decoder.options = dict(_STRICT)
+        self.decoder.options = decoder_options(self.format)
 
     def _video_stream(self) -> Any:
         """The first moving picture; the cover of a music file is a video stream too, but none to train on."""
@@ -195,7 +192,9 @@ class _Video:
             raise DecodeError(self.path, "has no frames")
         self.rotation = round(first.rotation / 90) % 4 * 90
         self.duration_s = self._duration_s()
+        check_duration(self.path, self.duration_s)
         width, height = first.width, first.height
+        check_picture(self.path, width, height)
         if self.rotation % 180:
             width, height = height, width
         return VideoInfo(self.path, self.duration_s, self._fps(), width, height, self.rotation)
@@ -228,7 +227,10 @@ class _Video:
 
     def everything(self) -> Frames:
         """All frames of a file that has just been opened."""
-        found = [(frame, 1) for frame in self._decoded(self._packets(), None)]
+        found: list[tuple[Any, int]] = []
+        for frame in self._decoded(self._packets(), None):
+            found.append((frame, 1))
+            check_clip(self.path, len(found), frame.width, frame.height)
         if not found:
             raise DecodeError(self.path, "has no frames")
         self.rotation = round(found[0][0].rotation / 90) % 4 * 90
@@ -371,7 +373,7 @@ class _Video:
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the video stream from where the demuxer stands to the end of the file."""
-        with plain_words(self.path, "is damaged: its packets cannot be told apart"):
+        with plain_words(self.path, "is damaged: its packets cannot be told apart", self.file):
             for packet in self.container.demux(self.stream):
                 if packet.size:  # the empty one at the end asks the decoder for the frames that it still holds
                     yield packet
@@ -400,7 +402,7 @@ class _Video:
         for frame in frames:
             if frame.pts is None:
                 raise DecodeError(self.path, f"has frames without a time{where}: convert it, e.g. to MP4")
-            if frame.is_corrupt and self.format in _STRICT_FORMATS:
+            if frame.is_corrupt and self.format in STRICT_FORMATS:
                 raise DecodeError(self.path, f"has damaged pictures{where}")
         return frames
 
@@ -408,6 +410,7 @@ class _Video:
         """Frames, each so many times, as pixels and seconds."""
         first = found[0][0]
         repeats = [repeats for _, repeats in found]
+        check_clip(self.path, sum(repeats), first.width, first.height)
         pixels = np.empty((sum(repeats), *self._upright(first, first), 3), dtype=np.uint8)
         converter = VideoReformatter()  # one for all: it sets itself up for a format once
         for (frame, count), end in zip(found, np.cumsum(repeats), strict=True):

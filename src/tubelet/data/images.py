@@ -1,16 +1,21 @@
 """Still images to uint8 pixels; whatever goes wrong with a file is a `DecodeError` that says what it is."""
 
 import warnings
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tubelet.data.containers import Media, check_present, name_of, open_media
-from tubelet.types import DecodeError
+from tubelet.data.containers import Media, check_reached, name_of, open_media
+from tubelet.data.limits import IMAGE_PIXELS
+from tubelet.data.storage import StorageError
+from tubelet.types import DecodeError, one_line
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+# Whatever a file is called, no more of Pillow's decoders than what images on disks are in: some call other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 def read_image(media: Media) -> Tensor:
@@ -20,26 +25,36 @@ def read_image(media: Media) -> Tensor:
         (H, W, 3) uint8 RGB. Transparency is dropped; of an animation, the first picture.
 
     Raises:
-        DecodeError: the file is missing, no image, damaged, cut off, or has more pixels than Pillow allows.
+        DecodeError: the file is missing, no image, damaged, cut off, or has more than 89 million pixels.
+        StorageError: it lies behind a URL that cannot be reached.
     """
     name = name_of(media)
-    check_present(media)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open_media(media) as file, Image.open(file) as image:
-                pixels = rgb_of(image, name)
-    except DecodeError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = Image.MAX_IMAGE_PIXELS or 0
-        raise DecodeError(name, f"has more than {limit / 1e6:.0f} million pixels: make it smaller") from error
-    except Image.UnidentifiedImageError as error:
-        raise DecodeError(name, "is not an image that Pillow can read, or its beginning is damaged") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
-        # Pillow's decoders raise all of these on damaged files.
-        raise DecodeError(name, f"is damaged or cut off ({error})") from error
-    return torch.from_numpy(pixels)
+    with open_media(media) as file:
+        try:
+            return torch.from_numpy(_pixels(file, name))
+        except (DecodeError, StorageError):
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise _too_large(name) from error
+        except Image.UnidentifiedImageError as error:
+            check_reached(file)
+            raise DecodeError(name, "is not an image that Pillow can read, or its beginning is damaged") from error
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+            check_reached(file)
+            raise DecodeError(name, f"is damaged or cut off ({one_line(error)})") from error
+
+
+def _pixels(file: BinaryIO, name: str) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > IMAGE_PIXELS:  # Pillow's own limit can be switched off by anyone
+                raise _too_large(name)
+            return rgb_of(image, name)
+
+
+def _too_large(name: str) -> DecodeError:
+    return DecodeError(name, f"has more than {IMAGE_PIXELS / 1e6:.0f} million pixels: make it smaller")
 
 
 def rgb_of(image: Image.Image, name: str) -> np.ndarray:

@@ -28,7 +28,7 @@ from tubelet.data.masks import sample_mask
 from tubelet.data.mix import Mix
 from tubelet.data.pool import Pool
 from tubelet.data.processes import start_worker
-from tubelet.data.shards import StorageError
+from tubelet.data.storage import StorageError
 from tubelet.types import BadFile, Batch, DecodeError, Mask, Modality, StepData, TubeletError
 
 # One number for every use of randomness, so that no two share a stream.

@@ -26,6 +26,7 @@ from tubelet.data.cut import cut
 from tubelet.data.manifest import list_media
 from tubelet.data.processes import start_worker
 from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_shards
+from tubelet.data.storage import is_url, size_of
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError
 
 BAD_FILES = "bad_files.jsonl"
@@ -90,6 +91,7 @@ def write_shards(
     workers: int | None = None,
     shard_mb: float = 1024,
     max_bad_share: float = 0.05,
+    allow_outside: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[BadFile], None] = lambda file: None,
 ) -> Summary:
@@ -102,6 +104,7 @@ def write_shards(
         workers: processes; as many as cores unless told.
         shard_mb: megabytes of source files that go into one shard.
         max_bad_share: share of the files that may be unreadable.
+        allow_outside: as for training.
         progress: called with files done and all files.
         report: called once with each file that cannot be read.
 
@@ -115,7 +118,7 @@ def write_shards(
         if is_shards(source):
             raise TubeletError(f"{source}: is a folder of shards already; name the files that it was made from")
     out = Path(out)
-    media = list_media(sources)
+    media = list_media(sources, allow_outside)
     files = [(path, Modality.VIDEO) for path in media.videos] + [(path, Modality.IMAGE) for path in media.images]
     sizes = [_size(path) for path, _ in files]
     jobs = _jobs(out, files, sizes, recipe, shard_mb)
@@ -277,8 +280,8 @@ def _finished(job: Job) -> dict[str, Any] | None:
 
 def _size(path: str) -> int:
     try:
-        return Path(path).stat().st_size
-    except OSError:
+        return size_of(path) if is_url(path) else Path(path).stat().st_size
+    except (OSError, DecodeError):
         return 0  # said when it is to be read
 
 

@@ -5,17 +5,19 @@ local disk or from anything that fsspec reaches, and carries the checksum that e
 """
 
 import json
-import time
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from zlib import crc32
 
-import fsspec
 import numpy as np
 
 from tubelet.config import Recipe, from_dict
+from tubelet.data.limits import LINE_CHARACTERS
+from tubelet.data.storage import StorageError, exists, fetch, is_pattern, is_url
 from tubelet.types import Blob, DecodeError, Modality, TubeletError
 
 INDEX = "index.jsonl"
@@ -23,10 +25,9 @@ PLAN = "plan.json"
 FORMAT = 1
 # Members move at most so many places from where the order of the shards puts them.
 WINDOW = 4096
-TRIES = 5
-FIRST_PAUSE_S = 0.5
 
 _NAME = 32
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,254}", re.ASCII)
 _RECORD = np.dtype(
     [
         ("name", f"S{_NAME}"),
@@ -39,12 +40,6 @@ _RECORD = np.dtype(
     ]
 )
 _HEADER = {"tubelet_shards": int, "recipe": dict, "shards": list, "members": int}
-
-T = TypeVar("T")
-
-
-class StorageError(TubeletError):
-    """Shards that cannot be reached: nothing is wrong with a single member, and no other can stand in for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +120,16 @@ class ShardFolder:
         return blob
 
 
-def is_url(source: str) -> bool:
-    """Whether a source is one for fsspec, such as s3://bucket/shards."""
-    return "://" in source
-
-
 def is_shards(source: str) -> bool:
-    """Whether a source is a folder of shards, finished or not; a URL can be nothing else."""
+    """Whether a source is a folder of shards, finished or not, or the URL of one.
+
+    Raises:
+        StorageError: the URL cannot be reached.
+    """
+    if is_url(source):
+        return not is_pattern(source) and exists(f"{source.rstrip('/')}/{INDEX}")
     folder = Path(source).expanduser()
-    return is_url(source) or (folder / INDEX).is_file() or (folder / PLAN).is_file()
+    return (folder / INDEX).is_file() or (folder / PLAN).is_file()
 
 
 def open_shards(root: str | Path) -> ShardFolder:
@@ -159,7 +155,7 @@ def open_shards(root: str | Path) -> ShardFolder:
         raise TubeletError(f"{where}: is cut off: it has {len(lines)} members of {header['members']}; copy it again")
     if not lines:
         raise TubeletError(f"{where}: holds no members; shard sources that have some")
-    sizes = {shard["name"]: shard["size"] for shard in header["shards"]}
+    sizes = _sizes(where, header["shards"])
     if not is_url(root):
         _check_sizes(root, sizes)
     places = {name: (place, size) for place, (name, size) in enumerate(sizes.items())}
@@ -191,22 +187,49 @@ def epoch_order(group: np.ndarray, seed: tuple[int, ...], window: int = WINDOW) 
 
 def _row(where: str, number: int, line: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """One line of an index, with all that it must hold."""
+    if number > 1 and len(line) > LINE_CHARACTERS:  # the first one lists all tars
+        raise TubeletError(f"{where}, line {number}: has {len(line)} characters, above the limit of {LINE_CHARACTERS}")
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TubeletError(f"{where}, line {number}: is not JSON ({error.msg}); copy the index again") from error
+    except (ValueError, RecursionError) as error:
+        said = getattr(error, "msg", type(error).__name__)
+        raise TubeletError(f"{where}, line {number}: is not JSON ({said}); copy the index again") from error
     for key, kind in kinds.items():
-        if not isinstance(row, dict) or not isinstance(row.get(key), kind):
+        value = row.get(key) if isinstance(row, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool) or _beyond(value):
             raise TubeletError(f"{where}, line {number}: has no valid {key}; expected an index of `tubelet shard`")
     return row
+
+
+def _beyond(value: object) -> bool:
+    """Whether a number does not fit the table."""
+    return isinstance(value, (int, float)) and not (math.isfinite(value) and -(2**63) <= value < 2**63)
+
+
+def _sizes(where: str, shards: list[Any]) -> dict[str, int]:
+    """Bytes of each tar. They lie beside their index: a name that leads elsewhere is none."""
+    sizes: dict[str, int] = {}
+    for shard in shards:
+        name, size = (shard.get("name"), shard.get("size")) if isinstance(shard, dict) else (None, None)
+        if (
+            not isinstance(name, str)
+            or not _SHARD_NAME.fullmatch(name)
+            or type(size) is not int
+            or not 0 <= size < 2**63
+        ):
+            raise TubeletError(f"{where}, line 1: {ascii(shard)[:200]} is not the name and size of a tar beside it")
+        sizes[name] = size
+    return sizes
 
 
 def _record(where: str, number: int, line: str, places: Mapping[str, tuple[int, int]]) -> tuple[Any, ...]:
     """A member's line as a row of the table."""
     row = _row(where, number, line, _MEMBER)
     place, size = places.get(row["shard"], (-1, 0))
-    if not 0 <= row["offset"] <= row["offset"] + row["size"] <= size or len(row["name"]) > _NAME:
+    if not 0 <= row["offset"] <= row["offset"] + row["size"] <= size or not 0 <= row["crc32"] < 2**32:
         raise TubeletError(f"{where}, line {number}: {row['name']} is not within {row['shard']}; copy the index again")
+    if not row["name"].isascii() or len(row["name"]) > _NAME or not row["duration_s"] >= 0:
+        raise TubeletError(f"{where}, line {number}: {ascii(row['name'])[:200]} is no member of `tubelet shard`")
     image = row["modality"] == Modality.IMAGE
     return row["name"].encode(), place, row["offset"], row["size"], row["crc32"], image, row["duration_s"]
 
@@ -223,7 +246,7 @@ def _check_sizes(root: str, sizes: Mapping[str, int]) -> None:
 def _fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """Bytes `start` to `end` of a local file, or of a URL, where what fails is tried again after a pause."""
     if is_url(url):
-        return _tried(url, lambda: _remote(url, start, end))
+        return fetch(url, start, end)
     try:
         with Path(url).open("rb") as file:
             file.seek(start or 0)
@@ -232,28 +255,3 @@ def _fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
         raise StorageError(
             f"{url}: cannot be read ({error.strerror}); check that the shards are still there"
         ) from error
-
-
-def _remote(url: str, start: int | None, end: int | None) -> bytes:
-    # Looked up each time: fsspec keeps its file systems for itself, and knows when a process was forked.
-    files, path = fsspec.core.url_to_fs(url)
-    return files.cat_file(path, start=start, end=end)
-
-
-def _tried(url: str, read: Callable[[], T]) -> T:
-    pause_s = FIRST_PAUSE_S
-    for _ in range(TRIES - 1):
-        try:
-            return read()
-        except (FileNotFoundError, PermissionError, ImportError, ValueError):
-            break  # another try would find the same
-        except Exception:  # every storage has exceptions of its own
-            time.sleep(pause_s)
-            pause_s *= 2
-    try:
-        return read()
-    except FileNotFoundError as error:
-        raise StorageError(f"{url}: does not exist; expected what `tubelet shard` wrote") from error
-    except Exception as error:
-        said = str(error) or type(error).__name__
-        raise StorageError(f"{url}: cannot be read ({said}); check the URL, the network and the credentials") from error

@@ -17,6 +17,7 @@ from tubelet.data.images import read_image
 from tubelet.data.manifest import MediaList
 from tubelet.data.pool import Pool, pool_of
 from tubelet.data.processes import start_worker
+from tubelet.data.storage import StorageError
 from tubelet.embed.table import Done
 from tubelet.types import BadFile, DecodeError, Modality, printable
 
@@ -32,6 +33,7 @@ class ClipBatch:
         ended: files that are through, whole or bad.
         short: how many of `ended` are videos too short for the rate that was asked for.
         bad: the files among them that could not be read to their end.
+        failure: why nothing more can be read, if so.
     """
 
     pixels: Tensor | None
@@ -39,6 +41,7 @@ class ClipBatch:
     ended: int
     short: int
     bad: list[BadFile]
+    failure: str | None = None
 
 
 class CollectionClips(IterableDataset[ClipBatch]):
@@ -92,6 +95,9 @@ class CollectionClips(IterableDataset[ClipBatch]):
                         pixels, rows, ended, short, bad = [], [], 0, 0, []
             except DecodeError as error:
                 bad.append(BadFile(error.path, error.reason))
+            except StorageError as error:  # what was read before it is kept
+                yield ClipBatch(torch.stack(pixels) if pixels else None, rows, ended, short, bad, str(error))
+                return
             ended += 1
         yield ClipBatch(torch.stack(pixels) if pixels else None, rows, ended, short, bad)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tubelet.config import EmbedConfig
 from tubelet.data.manifest import list_media
+from tubelet.data.storage import StorageError
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import LOCK, FeatureTable
 from tubelet.pretrained.backbone import Backbone
@@ -66,11 +67,12 @@ def embed_collection(
         report: called once with each file that cannot be read.
 
     Raises:
+        StorageError: a source cannot be reached.
         TubeletError: too many files are bad, the table was made otherwise, or it cannot be written.
     """
     out = Path(out)
     model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
-    media = list_media(sources)
+    media = list_media(sources, config.allow_outside)
     kept = ("image_size", "frames", "fps", "stride_s", "dense", "levels")
     place = Path(name).expanduser()
     settings = {
@@ -94,6 +96,8 @@ def embed_collection(
                 made.update(row["path"] for row in batch.rows)
                 if batch.pixels is not None:
                     table.add(_rows(model, batch, batch.pixels, config))
+                if batch.failure is not None:
+                    raise StorageError(batch.failure)
                 for file in batch.bad:
                     bad.append(file)
                     report(file)

@@ -62,6 +62,7 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
     Raises:
         TubeletError: if the folder holds no adapters, or they are of another encoder.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / "adapter_model.safetensors"
@@ -70,11 +71,22 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
             f"{path}: no such file; expected the adapter folder of a run that was trained with lora_rank"
         )
     parameters = dict(encoder.named_parameters())
-    state = load_file(path)
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise TubeletError(f"{path}: the adapters cannot be read ({error})") from error
     layers = sorted({name.rsplit(".lora_", 1)[0] for name in state})
     for layer in layers:
         weight = parameters.get(layer + ".weight")
         a, b = state.get(layer + ".lora_A.weight"), state.get(layer + ".lora_B.weight")
-        if weight is None or a is None or b is None or (b.shape[0], a.shape[1]) != weight.shape:
+        if (
+            weight is None
+            or a is None
+            or b is None
+            or a.dim() != 2
+            or b.dim() != 2
+            or (b.shape[0], a.shape[1]) != weight.shape
+            or b.shape[1] != a.shape[0]
+        ):
             raise TubeletError(f"{path}: {layer} does not fit this encoder; load it with the weights it was trained on")
         weight.data = weight.data + (b @ a).to(weight.dtype)  # not in place: it may be mapped from a file

@@ -1,6 +1,5 @@
 """From a file or folder of any known layout to a config and state dictionaries in this package's names."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -8,11 +7,11 @@ from typing import Any, Literal, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from tubelet.checkpoint import FORMAT as CHECKPOINT_FORMAT
-from tubelet.checkpoint import checkpoints, read_tensors
-from tubelet.config import ModelConfig, TrainConfig, from_dict
+from tubelet.checkpoint import checkpoints, read_tensors, stored_config
+from tubelet.config import ModelConfig, TrainConfig
 from tubelet.model.lora import merge_adapters
 from tubelet.parts import is_in_parts
-from tubelet.released import TEACHER_KEYS, State, is_2_0, read_released, read_torch_file
+from tubelet.released import TEACHER_KEYS, State, is_2_0, read_released, read_torch_file, state_in
 from tubelet.released_2_0 import from_release, from_transformers
 from tubelet.types import TubeletError
 
@@ -87,8 +86,8 @@ def _from_pt(path: Path, name: str, wanted: Wanted) -> Weights:
     only_student = "encoder" in file and not any(key in file for key in TEACHER_KEYS)
     part = wanted.part or ("student" if only_student else "teacher")
     key = "encoder" if part == "student" else "target_encoder"
-    if key in file and is_2_0(file[key]):
-        return Weights(*from_release(path, file[key], wanted.heads), _no_predictor(path, wanted), name, part)
+    if key in file and is_2_0(state := state_in(file, key, path)):
+        return Weights(*from_release(path, state, wanted.heads), _no_predictor(path, wanted), name, part)
     released = read_released(
         path,
         wanted.heads,
@@ -104,16 +103,16 @@ def _from_safetensors(files: list[Path], name: str, wanted: Wanted) -> Weights:
     tensors, header = _read_safetensors(files)
     where, part = str(files[0]), wanted.part or "teacher"
     if header.get("format") == CHECKPOINT_FORMAT:
-        train: TrainConfig = from_dict(TrainConfig, json.loads(header["config"]), f"{where}: config")
+        train = stored_config(header, TrainConfig, where)
         encoder = merge_adapters(_below(tensors, f"{part}."))
         return Weights(train.model, encoder, _predictor(tensors, wanted, where), name, part)
     if header.get("format") == FORMAT:
-        config: ModelConfig = from_dict(ModelConfig, json.loads(header["config"]), f"{where}: config")
-        held: EncoderPart = "student" if header["part"] == "student" else "teacher"
+        config = stored_config(header, ModelConfig, where)
+        held: EncoderPart = "student" if header.get("part") == "student" else "teacher"
         if held != (wanted.part or held):
             raise TubeletError(f"{where}: holds the {held} alone, not the {part}: leave part out, or name another file")
         encoder = {key: value for key, value in tensors.items() if not key.startswith("predictor.")}
-        return Weights(config, encoder, _predictor(tensors, wanted, where), header["name"], held)
+        return Weights(config, encoder, _predictor(tensors, wanted, where), header.get("name", name), held)
     folder = files[0].parent
     if part != "teacher":
         raise TubeletError(f"{where}: transformers' files hold the teacher alone, not the {part}: leave part out")
@@ -151,6 +150,6 @@ def _read_safetensors(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             raise TubeletError(f"{path}: cannot be read ({error})") from error
     return tensors, header

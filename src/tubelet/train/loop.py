@@ -58,7 +58,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     device = world.device
     for frames in (config.data.frames, config.data.image_frames):
         config.model.grid(frames, config.data.image_size, config.data.image_size)  # refuse what does not fit
-    media = list_media(config.data.sources)
+    media = list_media(config.data.sources, config.data.allow_outside)
     check_recipes(media, config.data)
     run = RunFolder(out, config, resume, writes=world.is_first)
     require_same_start(config, media, run, world)

@@ -85,7 +85,7 @@ def read_config(run: Path) -> TrainConfig:
     path = run / CONFIG
     try:
         config: TrainConfig = from_dict(TrainConfig, json.loads(path.read_text()), str(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TubeletError(f"{path}: cannot be read ({error}); put it back, or begin in another --out") from error
     return config
 

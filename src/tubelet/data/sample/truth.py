@@ -10,6 +10,7 @@ The game's pixels are not square: fy = 1.2 fx.
 """
 
 import json
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.types import TubeletError
+from tubelet.data.limits import ARRAY_BYTES
+from tubelet.types import TubeletError, one_line
 
 NAME = "tubelet-sample"
 FORMAT = 1
@@ -257,6 +259,21 @@ def save_arrays(path: Path, arrays: dict[str, NDArray]) -> None:
                 np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
 
 
+def _check_room(path: Path) -> None:
+    """Refuse arrays that would take more memory than any truth, or more than the file holds of them."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > ARRAY_BYTES:
+            raise TubeletError(f"{path}: unpacks to more than the limit of {ARRAY_BYTES} bytes")
+        for entry in entries:
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, kind = read(file)
+            if math.prod(shape) * kind.itemsize > entry.file_size:
+                raise ValueError(f"{entry.filename} claims the shape {shape}, more than is stored")
+
+
 def read_truth(path: str | Path) -> ClipTruth:
     """Read the ground truth of one clip or image.
 
@@ -264,6 +281,7 @@ def read_truth(path: str | Path) -> ClipTruth:
         TubeletError: the file is missing or is not such a truth.
     """
     try:
+        _check_room(Path(path))
         with np.load(path, allow_pickle=False) as file:
             classes = file["classes"]
             steps = file["depth_steps"]
@@ -284,8 +302,10 @@ def read_truth(path: str | Path) -> ClipTruth:
             )
     except FileNotFoundError:
         raise TubeletError(f"{path}: no such ground truth; make it with `tubelet sample-data`") from None
-    except (OSError, KeyError, IndexError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise TubeletError(f"{path}: not a ground truth of the sample data set ({error})") from error
+    except TubeletError:
+        raise
+    except Exception as error:  # a damaged archive, or a damaged description of an array in it, fails in many ways
+        raise TubeletError(f"{path}: not a ground truth of the sample data set ({one_line(error)})") from error
 
 
 def read_description(root: str | Path) -> dict:
@@ -323,6 +343,9 @@ def read_index(root: str | Path, split: str = "train", kind: str = "videos") -> 
     if split not in files or kind not in files[split]:
         raise TubeletError(f"{root}: no {split}/{kind}; a sample set has train and val, videos and images")
     base = Path(root) / split
+    for entry in files[split][kind]:
+        if Path(entry["file"]).name != entry["file"]:
+            raise TubeletError(f"{root}: lists {entry['file']!r}, expected the name of a file in {split}/{kind}")
     return [
         SampleEntry(
             media=base / kind / entry["file"],

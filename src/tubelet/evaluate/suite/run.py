@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.checkpoint import checkpoints, load_vjepa
+from tubelet.checkpoint import checkpoints, load_vjepa, stated_step
 from tubelet.config import ModelConfig
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
@@ -136,7 +136,7 @@ def evaluate_run(
         image_size=image_size,
         frames=frames,
     )
-    step = None if config is None else int(read_header(checkpoint)["step"])
+    step = None if config is None else stated_step(read_header(checkpoint), checkpoint)
     evaluation = Evaluation(str(checkpoint), step, str(data), seed, clips, list(FEATURES), tasks)
     beside = run / "evaluation.json" if run.is_dir() else run.with_suffix(".evaluation.json")
     write_evaluation(evaluation, out / "evaluation.json" if out else beside)

@@ -1,0 +1,44 @@
+"""How large an input may claim to be before it is refused: what is small on the disk can be huge in memory.
+
+All of these are far above what films, photographs and data sets have; docs/data.md lists them.
+"""
+
+from tubelet.types import DecodeError
+
+# Of one picture of a video: 8192 x 4320, more than 8K.
+VIDEO_PIXELS = 8192 * 4320
+# Of one still image: Pillow's own limit.
+IMAGE_PIXELS = 2**30 // 12
+# Of all frames of a clip together: 64 frames of 4K.
+CLIP_PIXELS = 64 * 3840 * 2160
+# Of a video, in seconds: a week.
+DURATION_S = 7 * 24 * 3600
+# Of one line of a manifest, or of an index of shards.
+LINE_CHARACTERS = 2**16
+# Of a whole manifest.
+MANIFEST_BYTES = 2**30
+# Of all arrays in one file of ground truth, unpacked.
+ARRAY_BYTES = 2**30
+
+
+def check_picture(path: str, width: int, height: int) -> None:
+    """Refuse a video whose pictures are too large."""
+    if width * height > VIDEO_PIXELS:
+        limit = f"the limit of {VIDEO_PIXELS / 1e6:.0f} million"
+        raise DecodeError(path, f"has pictures of {width}x{height} pixels, above {limit}: make it smaller")
+
+
+def check_clip(path: str, count: int, width: int, height: int) -> None:
+    """Refuse a clip that would take too much memory."""
+    if count * width * height > CLIP_PIXELS:
+        limit = f"the {CLIP_PIXELS / 1e6:.0f} million pixels that are decoded at once"
+        raise DecodeError(
+            path, f"{count} pictures of {width}x{height} pixels are more than {limit}: make it smaller, or take fewer"
+        )
+
+
+def check_duration(path: str, seconds: float) -> None:
+    """Refuse a video whose header promises an absurd length."""
+    if not seconds <= DURATION_S:
+        days = DURATION_S // (24 * 3600)
+        raise DecodeError(path, f"promises to last {seconds:.3g} s, above the limit of {days} days: cut it up")

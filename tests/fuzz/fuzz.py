@@ -1,0 +1,245 @@
+"""Damaged inputs of all kinds, read as the package reads them, each within limits of time and memory.
+
+Input k of a seed is always the same: its kind, its healthy original and its damage are functions of the two. An input
+is a finding if the process that reads it dies, hangs, needs more than a stated time or memory, or raises anything but a
+`TubeletError` of one line. Findings are written to --out.
+
+    python tests/fuzz/fuzz.py --inputs 10000 --workers 2
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from mutate import mutate  # noqa: E402 - run as a file, it finds its neighbours only now
+
+# Inputs of a hundred.
+SHARES = {
+    "video": 60, "image": 14, "manifest": 8, "config": 5, "checkpoint": 5, "released": 4, "index": 2, "truth": 2
+}  # fmt: skip
+MAX_CPU_S = 5.0
+MAX_MB = 2000
+# A busy machine makes everything slow; what makes no progress at all is ended after so long.
+MAX_WALL_S = 60.0
+# Above what a process has mapped at its start: so that one bad input does not take the machine's memory.
+ADDRESS_SPACE = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an input.
+
+    Attributes:
+        number: of the input.
+        kind: of the input.
+        name: of its file.
+        said: "read", the reason of a refusal, or what was found.
+        fault: whether it is a finding.
+        cpu_s: seconds that reading it took.
+        peak_mb: largest resident memory of the process meanwhile, its libraries included.
+    """
+
+    number: int
+    kind: str
+    name: str
+    said: str
+    fault: bool
+    cpu_s: float
+    peak_mb: float
+
+
+def make(seeds: Path, seed: int, number: int) -> tuple[str, str, bytes]:
+    """Kind, file name and bytes of an input."""
+    rng = np.random.default_rng([seed, number])
+    kinds = [kind for kind, share in SHARES.items() for _ in range(share)]
+    kind = kinds[number % 100]
+    files = sorted((seeds / kind).iterdir())
+    if kind == "index" and rng.random() < 0.8:
+        files = files[:1]
+    original = files[int(rng.integers(len(files)))]
+    other = files[int(rng.integers(len(files)))]
+    return kind, original.name, mutate(original.read_bytes(), original.name, other.read_bytes(), rng)
+
+
+def measure(number: int, kind: str, name: str, data: bytes, folder: Path, seeds: Path) -> Outcome:
+    """Read one input in this process."""
+    from front import place, read
+
+    path = place(kind, name, data, folder, seeds)
+    _forget_peak()
+    start, fault = time.process_time(), False
+    try:
+        said = read(kind, path, number // 100)
+    except Exception:
+        said, fault = traceback.format_exc(limit=-6), True
+    cpu_s, peak_mb = time.process_time() - start, _peak_mb()
+    if cpu_s > MAX_CPU_S:
+        said, fault = f"took {cpu_s:.1f} s; {said}", True
+    if peak_mb > MAX_MB:
+        said, fault = f"took {peak_mb:.0f} MB; {said}", True
+    return Outcome(number, kind, name, said, fault, round(cpu_s, 3), round(peak_mb))
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1000
+    raise RuntimeError("the system does not tell the peak of a process's memory")
+
+
+def _serve(pipe: Connection, seeds: Path, seed: int, folder: Path) -> None:
+    """A process that reads inputs by their numbers until it is told to stop."""
+    import torch
+    from front import READERS  # noqa: F401 - loads all libraries before memory is bounded
+
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # FFmpeg's own complaints
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESS_SPACE, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    while (number := pipe.recv()) is not None:
+        pipe.send(measure(number, *make(seeds, seed, number), folder, seeds))
+
+
+class _Worker:
+    """One process that reads inputs, and is begun anew when an input kills it."""
+
+    def __init__(self, seeds: Path, seed: int, folder: Path) -> None:
+        self.given = (seeds, seed, folder)
+        self.begin()
+
+    def begin(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, *self.given), daemon=True)
+        self.process.start()
+        other.close()
+        self.number: int | None = None
+
+    def ask(self, number: int) -> None:
+        self.pipe.send(number)
+        self.number, self.since = number, time.monotonic()
+
+    def answer(self) -> Outcome | None:
+        """What became of the input, if that is known by now."""
+        assert self.number is not None
+        if self.pipe.poll():
+            try:
+                outcome: Outcome = self.pipe.recv()
+                self.number = None
+                return outcome
+            except EOFError:
+                self.process.join()
+                return self._lost(f"the process died with exit code {self.process.exitcode}")
+        if time.monotonic() - self.since > MAX_WALL_S:
+            self.process.kill()
+            self.process.join()
+            return self._lost(f"no answer in {MAX_WALL_S:.0f} s")
+        return None
+
+    def _lost(self, said: str) -> Outcome:
+        number = self.number or 0
+        kind, name, _ = make(self.given[0], self.given[1], number)
+        took_s = time.monotonic() - self.since
+        self.begin()
+        return Outcome(number, kind, name, said, True, round(took_s, 3), 0)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def run(seeds: Path, seed: int, numbers: range, workers: int) -> Iterator[Outcome]:
+    """Read inputs in processes of their own; the outcomes as they come."""
+    with tempfile.TemporaryDirectory() as scratch:
+        pool = [_Worker(seeds, seed, Path(scratch) / str(i)) for i in range(workers)]
+        waiting = iter(numbers)
+        try:
+            busy = [worker for worker in pool if _next(worker, waiting)]
+            while busy:
+                wait([worker.pipe for worker in busy], timeout=1.0)
+                for worker in list(busy):
+                    outcome = worker.answer()
+                    if outcome is not None:
+                        yield outcome
+                        if not _next(worker, waiting):
+                            busy.remove(worker)
+        finally:
+            for worker in pool:
+                worker.end()
+
+
+def _next(worker: _Worker, waiting: Iterator[int]) -> bool:
+    number = next(waiting, None)
+    if number is not None:
+        worker.ask(number)
+    return number is not None
+
+
+def summary(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Numbers of a run."""
+    by_kind: dict[str, Counter[str]] = {}
+    for outcome in outcomes:
+        what = "findings" if outcome.fault else "read" if outcome.said == "read" else "refused"
+        by_kind.setdefault(outcome.kind, Counter())[what] += 1
+    slowest = max(outcomes, key=lambda outcome: outcome.cpu_s)
+    largest = max(outcomes, key=lambda outcome: outcome.peak_mb)
+    return {
+        "inputs": len(outcomes),
+        "findings": sum(outcome.fault for outcome in outcomes),
+        "kinds": {kind: dict(counts) for kind, counts in by_kind.items()},
+        "slowest_cpu_s": [slowest.cpu_s, slowest.kind, slowest.name, slowest.number],
+        "peak_mb": [largest.peak_mb, largest.kind, largest.name, largest.number],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first input")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
+    arguments = parser.parse_args()
+    from seeds import write_seeds
+
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    seeds = write_seeds(out / "seeds")
+    outcomes: list[Outcome] = []
+    numbers = range(arguments.first, arguments.first + arguments.inputs)
+    with (out / "outcomes.jsonl").open("w") as log:
+        for outcome in run(seeds, arguments.seed, numbers, arguments.workers):
+            outcomes.append(outcome)
+            log.write(json.dumps(asdict(outcome)) + "\n")
+            log.flush()
+            if outcome.fault:
+                kind, name, data = make(seeds, arguments.seed, outcome.number)
+                (out / f"{kind}-{outcome.number}-{name}").write_bytes(data)
+                last = outcome.said.strip().splitlines()[-1]
+                print(f"{kind} {outcome.number} {name}: {last}", flush=True)
+    print(json.dumps(summary(outcomes), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The inputs that once found faults, and a few hundred new ones, are read or refused with a reason."""
+
+from pathlib import Path
+
+import pytest
+from seeds import write_seeds
+
+from fuzz import measure, run, summary
+
+CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    return write_seeds(tmp_path_factory.mktemp("fuzz") / "seeds")
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
+def test_what_once_found_a_fault_is_refused_with_a_reason(path, seeds, tmp_path):
+    kind, name = path.name.split("-", 1)
+    given = (kind, name, path.read_bytes(), tmp_path / "place", seeds)
+    outcomes = [measure(100 * way, *given) for way in range(6)]
+    assert not [outcome.said for outcome in outcomes if outcome.fault]
+    assert any(outcome.said != "read" for outcome in outcomes)
+
+
+def test_three_hundred_damaged_inputs_are_read_or_refused_with_a_reason(seeds):
+    outcomes = list(run(seeds, seed=7, numbers=range(300), workers=1))
+    faults = [f"{o.kind} {o.number} {o.name}: {o.said}" for o in outcomes if o.fault]
+    assert not faults
+    kinds = summary(outcomes)["kinds"]
+    assert len(outcomes) == 300 and len(kinds) == 8
+    assert kinds["video"]["read"] > 30 and kinds["video"]["refused"] > 30  # damage of the kind that matters
