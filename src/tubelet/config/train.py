@@ -62,6 +62,17 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """When a run helps itself, and when it gives up."""
+
+    max_skipped: int = 10
+    """Steps in a row that may be skipped for a loss or gradient that is not finite; with so many the run stops."""
+
+    def __post_init__(self) -> None:
+        require(self.max_skipped >= 1, f"max_skipped is {self.max_skipped}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole pre-training run."""
 
@@ -73,6 +84,8 @@ class TrainConfig:
     """What is hidden from the student."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """How it learns."""
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    """What it does about trouble."""
     steps: int = 300_000
     """Optimiser steps."""
     batch_size: int = 24
@@ -101,7 +114,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Checkpoints that are kept, the newest included."""
     monitor_every: int = 100
-    """Steps between looks at the teacher's features for collapse."""
+    """Steps between looks at the features of teacher and predictor for collapse."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "monitor_every"):
