@@ -3,15 +3,20 @@
 import itertools
 import json
 import math
+import os
+import signal
+import time
 
 import pytest
 import torch
-from runs import rows, tiny_config, train_quietly, train_together
+from runs import rows, start_together, tiny_config, train_quietly, train_together
 
 from media import write_image, write_video
-from tubelet.checkpoint import checkpoints, read_tensors
+from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.config import GuardConfig
-from tubelet.train import monitor
+from tubelet.data.loader import StepDataset
+from tubelet.data.pool import Pool
+from tubelet.train import loop, monitor
 from tubelet.train import step as step_module
 from tubelet.types import TubeletError
 
@@ -137,3 +142,88 @@ def test_weights_that_are_not_finite_are_never_saved(media, tmp_path, monkeypatc
     with pytest.raises(TubeletError, match="not finite after step 5, so that no checkpoint is written"):
         train_quietly(tiny_config(media), tmp_path / "run")
     assert checkpoints(tmp_path / "run") == []
+
+
+def spiking(monkeypatch, *batches):
+    """Let the loss be ten times as high whenever the data of some batches (counted from 1) are used."""
+    real = step_module.train_step
+
+    def train_step(model, optimizer, data, config, step, world):
+        metrics = real(model, optimizer, data, config, step, world)
+        used.append(data.number)
+        return metrics | ({"loss": metrics["loss"] * 10} if data.number in batches else {})
+
+    real_item, used = StepDataset.__getitem__, []
+
+    def numbered(dataset, index):
+        data = real_item(dataset, index)
+        object.__setattr__(data, "number", index + 1)
+        return data
+
+    monkeypatch.setattr(StepDataset, "__getitem__", numbered)
+    monkeypatch.setattr(loop, "train_step", train_step)
+    return used
+
+
+def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_so_does_a_resumption(
+    media, tmp_path, monkeypatch
+):
+    used = spiking(monkeypatch, 23)
+    guarded = GuardConfig(spike_factor=3.0, spike_batches=4)
+    config, run = tiny_config(media, steps=28, guards=guarded, keep_checkpoints=9), tmp_path / "run"
+    train_quietly(config, run)
+    assert used == [*range(1, 24), *range(25, 33)]
+    found = rows(run)
+    assert [row["step"] for row in found] == list(range(1, 29))
+    assert [row["rewinds"] for row in found] == [0] * 20 + [1] * 8
+    (alarm,) = alarms(run)
+    assert (alarm["step"], alarm["kind"], alarm["batches"]) == (20, "spike", 4)
+    assert "the loss of step 23 is" in alarm["said"] and "back to step 20, leaving out the next 4" in alarm["said"]
+    for step in (25, 15):  # after the batches that were left out, and before
+        for path in checkpoints(run):
+            if step_of(path) > step:
+                path.unlink()
+        train_quietly(config, run, resume=True)
+        assert [(row["step"], row["loss"]) for row in rows(run)] == [(row["step"], row["loss"]) for row in found]
+        assert alarms(run) == [alarm]
+
+
+def test_a_loss_that_spikes_with_any_data_stops_the_run(media, tmp_path, monkeypatch):
+    spiking(monkeypatch, *range(23, 100))
+    config = tiny_config(media, steps=28, guards=GuardConfig(spike_factor=3.0, spike_batches=4))
+    with pytest.raises(TubeletError, match="3 times with other data: lower the learning rate"):
+        train_quietly(config, tmp_path / "run")
+
+
+def test_a_worker_that_hangs_ends_the_run_with_the_file_that_it_reads(media, tmp_path, monkeypatch):
+    real = Pool.read
+
+    def hanging(pool, sample):
+        if pool.name(sample).endswith("1.mp4"):
+            time.sleep(1000)
+        return real(pool, sample)
+
+    monkeypatch.setattr(Pool, "read", hanging)
+    config = tiny_config(media, data={"workers": 2}, guards=GuardConfig(data_timeout_s=1.5))
+    began = time.monotonic()
+    with pytest.raises(TubeletError, match=r"within 1.5 s .*: worker \d has been reading .*1\.mp4 for [1-9]\d* s"):
+        train_quietly(config, tmp_path / "run")
+    assert time.monotonic() - began < 60
+
+
+def test_a_process_that_hangs_ends_the_others_with_its_number(media, tmp_path):
+    run, config = tmp_path / "run", tiny_config(media, steps=10**6, guards=GuardConfig(process_timeout_s=8.0))
+    started = start_together(2, config, run)
+    deadline = time.monotonic() + 120
+    while len(rows(run)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(started[1].pid, signal.SIGSTOP)
+    try:
+        started[0].join(60)
+        assert started[0].exitcode == 1
+    finally:
+        started[1].kill()
+    said = (tmp_path / "run.0.err").read_text()
+    assert "error: process 0 waited 8 s (--process-timeout-s) in the " in said
+    assert "processes that did not come: 1" in said

@@ -105,6 +105,7 @@ FLOORS = [
             "train/initial.py",
             "train/log.py",
             "train/guards.py",
+            "train/stream.py",
             "train/step.py",
             "train/health.py",
             "train/loop.py",

@@ -1,11 +1,19 @@
-"""What a run does about numbers that go wrong: steps that are skipped, and when it gives up."""
+"""What a run does about numbers that go wrong: steps that are skipped, spikes, and when it gives up."""
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
 from typing import Any
 
+from tubelet.checkpoint import step_of
 from tubelet.config import TrainConfig
 from tubelet.train.state import RunFolder
 from tubelet.types import TubeletError
+
+MEDIAN_OF = 100  # losses that a spike is measured by
+LEAST_LOSSES = 20  # without so many there is no median to speak of
+MOST_REWINDS = 3  # to one checkpoint: what spikes with any data does not spike for its data
 
 
 class Guards:
@@ -20,10 +28,22 @@ class Guards:
         self.config, self.run, self.say = config, run, say
         self.skipped = 0  # steps so far
         self.in_row = 0  # and those at the end
+        self.losses: deque[float] = deque(maxlen=MEDIAN_OF)
+        self.spike: str | None = None  # what is to be said of it, until `go_back`
+        self.spike_step = 0
 
-    def restore(self, past: Mapping[str, int]) -> None:
+    def restore(self, past: Mapping[str, Any]) -> None:
         """Go on from what `summary` made of the rows before."""
         self.skipped, self.in_row = past["skipped"], past["in_row"]
+        self.losses = deque(past["losses"], MEDIAN_OF)
+        self.spike = None
+
+    def left_out(self) -> int:
+        """Batches that the data have been moved on by."""
+        return sum(alarm["batches"] for alarm in self._rewinds())
+
+    def _rewinds(self) -> list[dict[str, Any]]:
+        return [alarm for alarm in self.run.alarms if alarm["kind"] == "spike"]
 
     def observe(self, row: dict[str, Any]) -> None:
         """Take one step's row of plain numbers, in order, and complete it.
@@ -34,13 +54,50 @@ class Guards:
         skipped = bool(row.pop("skipped"))
         self.skipped += skipped
         self.in_row = self.in_row + 1 if skipped else 0
-        row["skipped_steps"] = self.skipped
+        row |= {"skipped_steps": self.skipped, "rewinds": len(self._rewinds())}
+        if not skipped:
+            self._measure(row["step"], row["loss"])
         if self.in_row == 1:
             self.alarm(
                 row["step"],
                 "skipped",
                 f"the loss ({row['loss']:.4g}) or its gradient is not finite: the step is skipped",
             )
+
+    def _measure(self, step: int, loss: float) -> None:
+        factor = self.config.guards.spike_factor
+        usual = median(self.losses) if len(self.losses) >= LEAST_LOSSES else None
+        self.losses.append(loss)
+        if factor and self.spike is None and usual is not None and loss > factor * usual:
+            self.spike, self.spike_step = f"the loss of step {step} is {loss:.4g}, it lately was {usual:.4g}", step
+
+    def go_back(self, checkpoint: Path | None) -> int | None:
+        """Decide about a spike, and record it: the data of a checkpoint's next steps are others from now on.
+
+        Args:
+            checkpoint: the last.
+
+        Returns:
+            after how many steps to go on; None to go on as if nothing were.
+
+        Raises:
+            TubeletError: if going back has not helped.
+        """
+        said, self.spike = self.spike, None
+        if checkpoint is None:
+            self.alarm(self.spike_step, "no checkpoint", f"{said}; there is no checkpoint to go back to yet")
+            return None
+        back = step_of(checkpoint)
+        if sum(alarm["step"] == back for alarm in self._rewinds()) >= MOST_REWINDS:
+            raise TubeletError(
+                f"{said}, after going back to {checkpoint} {MOST_REWINDS} times with other data: lower the learning "
+                "rate (--lr) and continue with --resume"
+            )
+        batches = max(self.config.guards.spike_batches, self.spike_step - back)
+        self.alarm(
+            back, "spike", f"{said}: back to step {back}, leaving out the next {batches} batches", batches=batches
+        )
+        return back
 
     def check(self, step: int) -> None:
         """Give up where nothing goes any more.
@@ -61,10 +118,11 @@ class Guards:
         self.say(f"step {step}: {said}")
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What `Guards` knew after some rows of metrics."""
     counts = [0, *(row.get("skipped_steps", 0) for row in rows)]
     in_row = 0
     while in_row + 1 < len(counts) and counts[-1 - in_row] > counts[-2 - in_row]:
         in_row += 1
-    return {"skipped": counts[-1], "in_row": in_row}
+    taken = [row["loss"] for row, a, b in zip(rows, counts, counts[1:], strict=False) if a == b]
+    return {"skipped": counts[-1], "in_row": in_row, "losses": taken[-MEDIAN_OF:]}

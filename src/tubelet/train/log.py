@@ -43,3 +43,7 @@ class StepLog:
             arrived.synchronize()
         row |= dict(zip(names, values.tolist(), strict=True))
         self.hand_on(row)
+
+    def drop(self) -> None:
+        """Forget what is still held back."""
+        self.waiting = None

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from tubelet.checkpoint import load_training_state
 from tubelet.config import TrainConfig
-from tubelet.data.loader import mixes, samples_per_step, step_loader
+from tubelet.data.loader import mixes, samples_per_step
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, pick_dtype
@@ -30,6 +30,7 @@ from tubelet.train.sharding import pick_parallel, place
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.state import RunFolder
 from tubelet.train.step import prepare, train_step
+from tubelet.train.stream import StepStream
 from tubelet.types import Modality, StepData, TubeletError
 from tubelet.vjepa import VJEPA
 
@@ -49,7 +50,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     Raises:
         TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
     """
-    with join_world() as world:
+    with join_world(config.guards.process_timeout_s) as world:
         return run_steps(config, Path(out), resume, console or Console(), world)
 
 
@@ -81,7 +82,8 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     following = guide and f"predicting the last level of {config.distil_from} ({guide.weights_id})"
     for sentence in filter(None, (origin, following, compiling)):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    loader = step_loader(config, media, start, device.type == "cuda", world.rank, world.size)
+    stream = StepStream(config, media, world)
+    stream.begin(start, guards.left_out())
     operations = step_operations(model, config)
     saver = Saver(run.path, config, model, optimizer, world)
     path, saved = run.checkpoint, start
@@ -90,7 +92,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     with StopSignals() as signals, ProgressLine(console, config.steps, start, world.peak_flops()) as progress:
         log = StepLog(partial(write_row, run, guards, curves, progress), device)
         began = time.perf_counter()
-        for step, data in enumerate(loader, start=start):
+        for step, data in stream:
             data, stop = world.agree(data, run.bad, signals.received)
             if stop:
                 break
@@ -111,12 +113,23 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             metrics |= {"bad_files": len(run.bad), "short_clips": data.short_clips}
             log.add({"step": step + 1} | metrics)
             done = step + 1
-            if done == config.steps or done % config.checkpoint_every == 0:
+            saving = done == config.steps or done % config.checkpoint_every == 0
+            if saving:
                 log.flush()
+            if guards.spike:
+                saver.finish()
+                if (back := guards.go_back(path)) is not None:
+                    log.drop()
+                    saved = load_training_state(path, model, optimizer) if path else back
+                    watch = collapse_watch(config.model)
+                    guards.restore(world.on_first(partial(begin, run, back, watch)))
+                    stream.begin(back, guards.left_out())
+                    continue
+            if saving:
                 path, saved = saver.save(done), done
         if stop:
             log.flush()
-            if saved != step or path is None:
+            if (saved != step or path is None) and not guards.spike:
                 path = saver.save(step)
             saver.finish()
             raise InterruptedRunError(
@@ -144,7 +157,7 @@ def require_same_start(config: TrainConfig, media: MediaList, run: RunFolder, wo
     world.require_same("the checkpoint", str(run.checkpoint))
 
 
-def begin(run: RunFolder, step: int, watch: CollapseWatch) -> dict[str, int]:
+def begin(run: RunFolder, step: int, watch: CollapseWatch) -> dict[str, Any]:
     """Begin, or begin again, after some steps; returns what the guards had seen until then."""
     rows = run.begin(step)
     for row in rows:
