@@ -54,8 +54,20 @@ class VJEPA(nn.Module):
         return normalised_targets(self.teacher(pixels))
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """Teacher <- momentum · teacher + (1 - momentum) · student, in one fused pass over all parameters."""
-        teacher: list[Tensor] = list(self.teacher.parameters())
-        student: list[Tensor] = list(self.student.parameters())
-        torch._foreach_lerp_(teacher, student, 1 - momentum)
+    def update_teacher(self, momentum: float, skipped: Tensor | None = None) -> None:
+        """Teacher <- momentum · teacher + (1 - momentum) · student.
+
+        Args:
+            momentum: from 0 to 1.
+            skipped: a scalar on the device, 1 where this step leaves the teacher as it is, otherwise 0.
+        """
+        teacher = [own_part(parameter) for parameter in self.teacher.parameters()]
+        student = [own_part(parameter) for parameter in self.student.parameters()]
+        share = torch.full((), 1 - momentum, device=teacher[0].device)
+        torch._foreach_lerp_(teacher, student, [share if skipped is None else share * (1 - skipped)] * len(teacher))
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, unless it is in shards."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+    return part

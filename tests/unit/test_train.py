@@ -20,8 +20,8 @@ def test_channels_that_do_not_differ_between_tokens_have_no_spread():
     assert channel_std(torch.ones(10, 4)) == 0
 
 
-def alarms(name, values, width=128):
-    watch = CollapseWatch(width)
+def alarms(name, values, width=128, predicted_width=None):
+    watch = CollapseWatch(width, predicted_width)
     return [watch.observe({name: value}) for value in values]
 
 
@@ -43,6 +43,36 @@ def test_what_healthy_runs_do_first_is_no_alarm():
     """The ranks of a run whose features ended 1.6 times as good as random ones."""
     measured = (59.6, 59.8, 58.6, 42.8, 32.8, 32.0, 32.8, 22.9, 22.8, 25.6, 19.6, 26.3, 25.2, 24.5, 30.5, 26.4, 25.5)
     assert not any(alarms("effective_rank", measured))
+
+
+def test_each_level_of_teacher_and_predictor_is_watched_by_the_same_rule_and_named():
+    values = [*[60] * 10, 29]
+    for name, who in (
+        ("effective_rank", "the teacher's features are collapsing: the effective rank of the last level is 29"),
+        ("teacher_level_2_effective_rank", "the teacher's features are collapsing: the effective rank of level 2 is"),
+        ("predictor_level_4_effective_rank", "the predictor's features are collapsing: the effective rank of level 4"),
+    ):
+        said = alarms(name, values)
+        assert [len(warnings) for warnings in said] == [0] * 10 + [1]
+        assert said[-1][0].startswith(who)
+
+
+def test_a_predictor_that_has_not_learnt_anything_yet_has_not_collapsed():
+    """The spread of a young predictor, measured; then of one that learns, and collapses for all that."""
+    young = [0.040, 0.0005, 0.0018, 0.0019, 0.0006, 0.0034, 0.0003, 0.0012, 0.0002]
+    assert not any(alarms("predictor_level_1_channel_std", [*young, *[0.2] * 9, 0.01]))
+    said = alarms("predictor_level_1_channel_std", [*young, *[0.2] * 10, 0.01])
+    assert [len(warnings) for warnings in said] == [0] * 19 + [1]
+
+
+def test_the_least_rank_goes_by_the_width_of_what_is_predicted():
+    slow = [60 * 0.9**k for k in range(30)]
+    first = [
+        next(k for k, warnings in enumerate(alarms("predictor_level_1_effective_rank", slow, 128, width)) if warnings)
+        for width in (128, 512)
+    ]
+    assert slow[first[0]] < 0.03 * 128 <= slow[first[0] - 1]
+    assert slow[first[1]] < 0.03 * 512 <= slow[first[1] - 1]
 
 
 def test_biases_and_one_dimensional_parameters_are_not_decayed():

@@ -239,11 +239,14 @@ def report(run, folder, data=None):
     return html.unescape((folder / "report.html").read_text())
 
 
+LEVELS = ("", "teacher_level_1_", "predictor_level_1_", "predictor_level_2_")
+
+
 def write_metrics(run, steps=10):
     rows = [
         {"step": i, "loss": 1 / i, "prediction_loss": 0.8 / i, "context_loss": 0.4 / i, "lr": 1e-4, "ema": 0.99}
         | {"context_weight": 0.5, "clips_per_s": 4.0, "data_wait_share": 0.1}
-        | ({"effective_rank": 20.0, "channel_std": 0.5} if i % 5 == 1 else {})
+        | ({f"{who}{name}": 20.0 for who in LEVELS for name in ("effective_rank", "channel_std")} if i % 5 == 1 else {})
         for i in range(1, steps + 1)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 11, "lo')
@@ -266,7 +269,19 @@ def test_a_report_without_sample_data_says_how_to_get_its_pictures(run, tmp_path
     assert "No sample set was given" in page
     assert "has no metrics yet" not in page
     assert "10 of 10, 2 samples each" in page
-    assert page.count('class="chart"') == 8
+    assert page.count('class="chart"') == 10
+
+
+def test_a_report_shows_all_levels_and_lists_alarms(run, tmp_path):
+    page = report(run, tmp_path)
+    assert page.count("level 2") >= 4
+    assert "None: no sign of collapse" in page
+    alarms = [{"step": 3, "kind": "collapse", "said": "the teacher's features are collapsing"}] * 60
+    (run / "alarms.jsonl").write_text("".join(json.dumps(alarm) + "\n" for alarm in alarms))
+    page = report(run, tmp_path)
+    (run / "alarms.jsonl").unlink()
+    assert page.count("<td>the teacher's features are collapsing</td>") == 50
+    assert "and 10 more, in <code>alarms.jsonl</code>" in page
 
 
 def test_a_reports_table_marks_the_best_and_compares_with_random_weights(tmp_path):

@@ -18,13 +18,14 @@ from tubelet.config.model import (
     vit_ti,
 )
 from tubelet.config.tools import EmbedConfig
-from tubelet.config.train import OptimConfig, Precision, TrainConfig
+from tubelet.config.train import GuardConfig, OptimConfig, Precision, TrainConfig
 
 __all__ = [
     "MODELS",
     "BlockMask",
     "DataConfig",
     "EmbedConfig",
+    "GuardConfig",
     "MaskConfig",
     "ModelConfig",
     "OptimConfig",

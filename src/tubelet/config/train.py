@@ -63,6 +63,32 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """When a run helps itself, and when it gives up."""
+
+    max_skipped: int = 10
+    """Steps in a row that may be skipped for a loss or gradient that is not finite; with so many the run stops."""
+    spike_factor: float = 0.0
+    """A loss above so many times the median of the last 100 sends the run back to its last checkpoint; 0 is off."""
+    spike_batches: int = 200
+    """Batches left out after that, at least those since the checkpoint (PaLM, arXiv 2204.02311, section 5.1)."""
+    data_timeout_s: float = 300.0
+    """Seconds that a step may wait for its data; then the run ends and names the file that is being read."""
+    process_timeout_s: float = 600.0
+    """Seconds that a process may wait for another one; then the run ends and says which did not come."""
+
+    def __post_init__(self) -> None:
+        require(self.max_skipped >= 1, f"max_skipped is {self.max_skipped}, expected at least 1")
+        require(
+            self.spike_factor == 0 or self.spike_factor > 1,
+            f"spike_factor is {self.spike_factor}, expected 0 (off) or more than 1",
+        )
+        require(self.spike_batches >= 1, f"spike_batches is {self.spike_batches}, expected at least 1")
+        for name in ("data_timeout_s", "process_timeout_s"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected a number of seconds above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole pre-training run."""
 
@@ -74,6 +100,8 @@ class TrainConfig:
     """What is hidden from the student."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """How it learns."""
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    """What it does about trouble."""
     steps: int = 300_000
     """Optimiser steps."""
     batch_size: int = 24
@@ -102,7 +130,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Checkpoints that are kept, the newest included."""
     monitor_every: int = 100
-    """Steps between looks at the teacher's features for collapse."""
+    """Steps between looks at the features of teacher and predictor for collapse."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "monitor_every"):

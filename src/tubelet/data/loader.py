@@ -17,7 +17,7 @@ from itertools import groupby, islice
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tubelet.config import TrainConfig
 from tubelet.data.clips import augment, clip_times
@@ -27,7 +27,7 @@ from tubelet.data.manifest import MediaList
 from tubelet.data.masks import sample_mask
 from tubelet.data.mix import Mix
 from tubelet.data.pool import Pool
-from tubelet.data.processes import start_worker
+from tubelet.data.processes import Readings, start_worker
 from tubelet.data.storage import StorageError
 from tubelet.types import BadFile, Batch, DecodeError, Mask, Modality, StepData, TubeletError
 
@@ -102,6 +102,7 @@ class StepDataset(Dataset[StepData]):
                     "processes one in every part: raise --batch-size, or lower --accumulate"
                 )
         self.known_bad: dict[str, str] = {}
+        self.readings = Readings(config.data.workers)
 
     def __len__(self) -> int:
         return self.config.steps
@@ -167,12 +168,14 @@ class StepDataset(Dataset[StepData]):
         self, modality: Modality, visit: int, positions: list[int], bad: dict[str, str]
     ) -> tuple[list[Tensor], int]:  # fmt: skip
         """Read one file's samples; where it cannot be read, another's that chance picks."""
+        worker = get_worker_info()
         for pool, sample in self.mixes[modality].candidates(visit, _REPLACEMENT):
             path = pool.name(sample)
             if path not in self.known_bad:
                 rngs = [np.random.default_rng([self.config.seed, _SAMPLE[modality], p]) for p in positions]
                 try:
-                    return self._read(modality, pool, sample, rngs)
+                    with self.readings.of(worker and worker.id, path):
+                        return self._read(modality, pool, sample, rngs)
                 except DecodeError as error:
                     self.known_bad[path] = error.reason
             bad[path] = self.known_bad[path]
@@ -218,9 +221,17 @@ def _as_list(bad: dict[str, str]) -> list[BadFile]:
 
 
 def step_loader(
-    config: TrainConfig, media: MediaList, start: int, pin_memory: bool, rank: int = 0, processes: int = 1
+    config: TrainConfig,
+    media: MediaList,
+    start: int,
+    pin_memory: bool,
+    rank: int = 0,
+    processes: int = 1,
+    left_out: int = 0,
 ) -> DataLoader[StepData]:
     """The data of steps start, start + 1, ..., in order, made ahead of need by worker processes.
+
+    With `left_out` these are the data that would otherwise have been those of so many steps later.
 
     Raises:
         TubeletError: if the batch is too small to mix both modalities, on every one of the processes.
@@ -229,9 +240,10 @@ def step_loader(
     return DataLoader(
         StepDataset(config, media, rank, processes),
         batch_size=None,
-        sampler=range(start, config.steps),
+        sampler=range(start + left_out, config.steps + left_out),
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=pin_memory,
         worker_init_fn=start_worker,
+        timeout=config.guards.data_timeout_s if workers else 0,
     )

@@ -3,8 +3,46 @@
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawArray
+
+_NAME_BYTES = 1024
+
+
+class Readings:
+    """Which file each worker is reading, in memory that its parent sees too."""
+
+    def __init__(self, workers: int) -> None:
+        """Args:
+        workers: how many there are.
+        """
+        self.names = [RawArray("c", _NAME_BYTES) for _ in range(workers)]
+        self.since = RawArray("d", max(workers, 1))
+
+    @contextmanager
+    def of(self, worker: int | None, name: str) -> Iterator[None]:
+        """Say what a worker reads while it does; None is no worker."""
+        if worker is None:
+            yield
+            return
+        self.names[worker].value = name.encode(errors="replace")[-_NAME_BYTES + 1 :]
+        self.since[worker] = time.time()
+        try:
+            yield
+        finally:
+            self.since[worker] = 0.0
+
+    def longest(self) -> tuple[int, str, float] | None:
+        """The worker that has been reading one file for longest, the file, and its seconds; None if none is."""
+        reading = [(since, worker) for worker, since in enumerate(self.since) if since]
+        if not reading:
+            return None
+        since, worker = min(reading)
+        return worker, self.names[worker].value.decode(errors="replace"), time.time() - since
 
 
 def start_worker(*_: object) -> None:

@@ -1,13 +1,10 @@
 """Metrics on their way from the device to the files and the screen."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from tubelet.types import TubeletError
 
 
 class StepLog:
@@ -23,11 +20,7 @@ class StepLog:
         self.waiting: tuple[dict[str, Any], list[str], Tensor, torch.cuda.Event | None] | None = None
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take one step's metrics, some of them scalar tensors on the device.
-
-        Raises:
-            TubeletError: if the loss of a step that is handed on is not finite.
-        """
+        """Take one step's metrics, some of them scalar tensors on the device."""
         names = [name for name, value in row.items() if isinstance(value, Tensor)]
         values = torch.stack([row[name].detach() for name in names])
         arrived = None
@@ -49,9 +42,8 @@ class StepLog:
         if arrived is not None:
             arrived.synchronize()
         row |= dict(zip(names, values.tolist(), strict=True))
-        if not math.isfinite(row["loss"]):
-            raise TubeletError(
-                f"the loss is {row['loss']} at step {row['step']}: lower the learning rate; "
-                "the checkpoint before it is kept"
-            )
         self.hand_on(row)
+
+    def drop(self) -> None:
+        """Forget what is still held back."""
+        self.waiting = None

@@ -12,15 +12,16 @@ from rich.markup import escape
 
 from tubelet.checkpoint import load_training_state
 from tubelet.config import TrainConfig
-from tubelet.data.clips import normalise
-from tubelet.data.loader import mixes, samples_per_step, step_loader
+from tubelet.data.loader import mixes, samples_per_step
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, pick_dtype
 from tubelet.train.compilation import step_operations
+from tubelet.train.guards import Guards, summary
+from tubelet.train.health import Health, collapse_watch
 from tubelet.train.initial import initial_model, load_guide
 from tubelet.train.log import StepLog
-from tubelet.train.monitor import CollapseWatch, feature_health, some_tokens
+from tubelet.train.monitor import CollapseWatch
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World, join_world
 from tubelet.train.progress import Curves, ProgressLine
@@ -28,8 +29,9 @@ from tubelet.train.saving import Saver
 from tubelet.train.sharding import pick_parallel, place
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.state import RunFolder
-from tubelet.train.step import autocast, prepare, train_step
-from tubelet.types import Batch, Modality, StepData, TubeletError
+from tubelet.train.step import prepare, train_step
+from tubelet.train.stream import StepStream
+from tubelet.types import Modality, StepData, TubeletError
 from tubelet.vjepa import VJEPA
 
 
@@ -48,7 +50,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     Raises:
         TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
     """
-    with join_world() as world:
+    with join_world(config.guards.process_timeout_s) as world:
         return run_steps(config, Path(out), resume, console or Console(), world)
 
 
@@ -72,34 +74,38 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
         model.guides = (guide,)
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
-    watch = CollapseWatch(config.model.width)
-    for row in run.begin(start):
-        watch.observe(row)
+    health, watch = Health(model, config, world), collapse_watch(config.model)
+    guards = Guards(config, run, partial(warn, console))
+    guards.restore(world.on_first(partial(begin, run, start, watch)))
     curves = Curves(run.path, start, writes=world.is_first)
     announce(console, config, media, run, model, world, start, parallel)
     following = guide and f"predicting the last level of {config.distil_from} ({guide.weights_id})"
     for sentence in filter(None, (origin, following, compiling)):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    loader = step_loader(config, media, start, device.type == "cuda", world.rank, world.size)
+    stream = StepStream(config, media, world)
+    stream.begin(start, guards.left_out())
     operations = step_operations(model, config)
     saver = Saver(run.path, config, model, optimizer, world)
     path, saved = run.checkpoint, start
     stop = None
     total_files = sum(media.count(modality) for modality in Modality)
     with StopSignals() as signals, ProgressLine(console, config.steps, start, world.peak_flops()) as progress:
-        log = StepLog(partial(write_row, run, curves, progress), device)
+        log = StepLog(partial(write_row, run, guards, curves, progress), device)
         began = time.perf_counter()
-        for step, data in enumerate(loader, start=start):
+        for step, data in stream:
             data, stop = world.agree(data, run.bad, signals.received)
             if stop:
                 break
             waited = time.perf_counter() - began
             report_bad_files(data, run, console, total_files, config.data.max_bad_share)
+            looking = step % config.monitor_every == 0 or step + 1 == config.steps
+            if looking:
+                health.listen()
             metrics = train_step(model, optimizer, data, config, step, world)
-            if step % config.monitor_every == 0 or step + 1 == config.steps:
-                metrics |= teacher_health(model, data.batches[0], config, world)
+            if looking:
+                metrics |= health.figures(data.batches[0])
                 for warning in watch.observe(metrics):
-                    console.print(f"[yellow]step {step + 1}: {warning}[/yellow]")
+                    guards.alarm(step + 1, "collapse", warning)
             elapsed = time.perf_counter() - began
             began = time.perf_counter()
             metrics |= {"clips_per_s": config.batch_size / elapsed, "data_wait_share": waited / elapsed}
@@ -107,12 +113,23 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             metrics |= {"bad_files": len(run.bad), "short_clips": data.short_clips}
             log.add({"step": step + 1} | metrics)
             done = step + 1
-            if done == config.steps or done % config.checkpoint_every == 0:
+            saving = done == config.steps or done % config.checkpoint_every == 0
+            if saving:
                 log.flush()
+            if guards.spike:
+                saver.finish()
+                if (back := guards.go_back(path)) is not None:
+                    log.drop()
+                    saved = load_training_state(path, model, optimizer) if path else back
+                    watch = collapse_watch(config.model)
+                    guards.restore(world.on_first(partial(begin, run, back, watch)))
+                    stream.begin(back, guards.left_out())
+                    continue
+            if saving:
                 path, saved = saver.save(done), done
         if stop:
             log.flush()
-            if saved != step or path is None:
+            if (saved != step or path is None) and not guards.spike:
                 path = saver.save(step)
             saver.finish()
             raise InterruptedRunError(
@@ -140,19 +157,30 @@ def require_same_start(config: TrainConfig, media: MediaList, run: RunFolder, wo
     world.require_same("the checkpoint", str(run.checkpoint))
 
 
-def write_row(run: RunFolder, curves: Curves, progress: ProgressLine, row: dict[str, Any]) -> None:
-    """One step's metrics, to the run's file, to TensorBoard and to the screen."""
+def begin(run: RunFolder, step: int, watch: CollapseWatch) -> dict[str, Any]:
+    """Begin, or begin again, after some steps; returns what the guards had seen until then."""
+    rows = run.begin(step)
+    for row in rows:
+        watch.observe(row)
+    return summary(rows)
+
+
+def write_row(run: RunFolder, guards: Guards, curves: Curves, progress: ProgressLine, row: dict[str, Any]) -> None:
+    """One step's metrics, past the guards, to the run's file, to TensorBoard and to the screen.
+
+    Raises:
+        TubeletError: if the guards give up.
+    """
+    guards.observe(row)
     run.log(row)
     curves.add(row)
     progress.show(row)
+    guards.check(row["step"])
 
 
-@torch.no_grad()
-def teacher_health(model: VJEPA, batch: Batch, config: TrainConfig, world: World) -> dict[str, float]:
-    """Effective rank and channel spread of the teacher's last level on a batch, all processes' parts together."""
-    with autocast(config, world.device):
-        levels = model.teacher(normalise(batch.pixels.to(world.device)))
-    return feature_health(world.concatenate(some_tokens(levels[-1], world.size)))
+def warn(console: Console, text: str) -> None:
+    """Say what a person should look at."""
+    console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False, soft_wrap=True)
 
 
 def report_bad_files(data: StepData, run: RunFolder, console: Console, total: int, max_share: float) -> None:

@@ -1,8 +1,9 @@
 """Whether the features live: the figures that betray a collapse, and the warnings that name it."""
 
+import re
 from collections import deque
 from collections.abc import Mapping
-from math import inf
+from math import inf, isfinite, nan
 from statistics import median
 from typing import Any
 
@@ -19,12 +20,15 @@ LEAST_STD = 0.05  # healthy ones at 0.25 and above
 def effective_rank(tokens: Tensor) -> float:
     """How many directions the tokens use: exp of the entropy of their normalised singular values.
 
-    Roy and Vetterli, "The effective rank", EUSIPCO 2007. Between 1 (all tokens on a line) and min(K, D).
+    Roy and Vetterli, "The effective rank", EUSIPCO 2007. Between 1 (all tokens on a line) and min(K, D);
+    nan where tokens are not finite.
 
     Args:
         tokens: (K, D).
     """
     centred = tokens.float() - tokens.float().mean(0)
+    if not centred.isfinite().all():
+        return nan
     values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt()
     shares = values / values.sum().clamp_min(1e-12)
     return torch.exp(torch.special.entr(shares).sum()).item()
@@ -47,46 +51,74 @@ def feature_health(tokens: Tensor) -> dict[str, float]:
     return {"effective_rank": effective_rank(tokens), "channel_std": channel_std(tokens)}
 
 
-class CollapseWatch:
-    """Compares the teacher's health with what it lately was, and warns once for each new halving.
+def level_name(who: str, level: int, levels: int) -> str:
+    """What comes before a figure's name in the metrics; nothing for the teacher's last level, the one that is used.
 
-    An untrained network spreads its tokens over more directions than a trained one will: the effective rank of a
-    healthy run falls to a third within its first steps. What alarms is therefore a fall below half of the median of the
-    last looks, or a figure so low that hardly anything is left to tell tokens apart, however slowly it came to that.
+    Args:
+        who: "teacher" or "predictor".
+        level: from 1, the shallowest.
+        levels: how many there are.
+    """
+    return "" if who == "teacher" and level == levels else f"{who}_level_{level}_"
+
+
+class CollapseWatch:
+    """Compares the health of teacher and predictor, level by level, with what it lately was.
+
+    It warns once for each new halving. An untrained network spreads its tokens over more directions than a trained one
+    will: the effective rank of a healthy run falls to a third within its first steps. What alarms is therefore a fall
+    below half of the median of the last looks, or a figure so low that hardly anything is left to tell tokens apart,
+    however slowly it came to that. A predictor begins there: before it has learnt anything it says the same of all
+    tokens. Its figures are watched from when ten looks in a row were above that.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, predicted_width: int | None = None) -> None:
         """Args:
         width: D, channels of the teacher.
+        predicted_width: channels of a predicted level, where they are not D.
         """
-        self.least = {"effective_rank": max(2.0, LEAST_RANK * width), "channel_std": LEAST_STD}
-        self.recent: dict[str, deque[float]] = {name: deque(maxlen=LOOKS) for name in _MEANING}
+        self.widths = {"teacher": width, "predictor": predicted_width or width}
+        self.recent: dict[str, deque[float]] = {}
         self.warned: dict[str, float] = {}
+        self.learnt: set[str] = set()
 
     def observe(self, metrics: Mapping[str, Any]) -> list[str]:
-        """Sentences for the log: which figure fell, from what to what, and what usually helps.
+        """Sentences for the log: whose figure fell, at which level, from what to what, and what usually helps.
 
         Args:
             metrics: one step's; those without `feature_health`'s figures are passed over.
         """
-        warnings = []
-        for name, recent in self.recent.items():
-            if name not in metrics:
-                continue
-            value = metrics[name]
-            usual = median(recent) if recent else value
-            recent.append(value)
-            if value >= max(usual / 2, self.least[name]) or value >= self.warned.get(name, inf) / 2:
-                continue
-            self.warned[name] = value
-            warnings.append(
-                f"the teacher's features are collapsing: {_MEANING[name]} is {value:.3g}, it lately was {usual:.3g}; "
-                "lower the learning rate, or raise the teacher's momentum (ema)"
-            )
-        return warnings
+        return list(filter(None, (self._observe(name, value) for name, value in metrics.items())))
+
+    def _observe(self, name: str, value: float | None) -> str | None:
+        found = _FIGURE.fullmatch(name)
+        if found is None or value is None or not isfinite(value):
+            return None  # what is not finite is another guard's
+        who, level, figure = found["who"] or "teacher", found["level"], found["figure"]
+        least = LEAST_STD if figure == "channel_std" else max(2.0, LEAST_RANK * self.widths[who])
+        recent = self.recent.setdefault(name, deque(maxlen=LOOKS))
+        usual = median(recent) if recent else value
+        recent.append(value)
+        if who == "predictor" and name not in self.learnt:
+            if value < least:
+                recent.clear()
+            if len(recent) == LOOKS:
+                self.learnt.add(name)
+            return None
+        if value >= max(usual / 2, least) or value >= self.warned.get(name, inf) / 2:
+            return None
+        self.warned[name] = value
+        where = f"level {level}" if level else "the last level"
+        return (
+            f"the {who}'s features are collapsing: {_MEANING[figure]} of {where} is {value:.3g}, it lately was "
+            f"{usual:.3g}; {REMEDIES}"
+        )
 
 
-_MEANING = {
-    "effective_rank": "the effective rank of its last level",
-    "channel_std": "the spread of its last level's channels over tokens",
-}
+# In the order in which to try them; the sources are in docs/scale.md.
+REMEDIES = (
+    "lower the learning rate (--lr) or warm up longer (--warmup-share), raise the teacher's momentum (--ema), or lower "
+    "the weight of the context loss (--context-weight) and raise it later (--context-warmup)"
+)
+_FIGURE = re.compile(r"((?P<who>teacher|predictor)_level_(?P<level>\d+)_)?(?P<figure>effective_rank|channel_std)")
+_MEANING = {"effective_rank": "the effective rank", "channel_std": "the spread of channels over tokens"}

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from signal import Signals
@@ -30,8 +30,6 @@ from tubelet.device import peak_flops, pick_device
 from tubelet.train.signals import STOP_SIGNALS
 from tubelet.types import StepData, TubeletError
 
-# A process that waits so long for another one gives up.
-TIMEOUT = timedelta(minutes=10)
 BUCKET_BYTES = 64 * 2**20
 # How long processes that end wait for one that is ending too.
 _PATIENCE = timedelta(seconds=5)
@@ -52,6 +50,7 @@ class World:
         self.rank = rank
         self.size = size
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))  # on this machine
+        self.doing = "the step's own work"  # for the error of a process that waits in vain
         self.sharded = False  # whether the model lies in shards, whose gradients are summed as they come
 
     def peak_flops(self) -> float | None:
@@ -66,6 +65,7 @@ class World:
 
     def sum(self, values: Tensor) -> None:
         """Sum a tensor over all processes, in place."""
+        self.doing = "the sum of the losses"
         if self.size > 1:
             dist.all_reduce(values)
 
@@ -74,6 +74,7 @@ class World:
 
         Those of parameters that no sample reached are None everywhere, since each process has every modality.
         """
+        self.doing = "the sum of the gradients"
         if self.size == 1 or self.sharded:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -91,6 +92,7 @@ class World:
 
     def gather(self, thing: T) -> list[T]:
         """What every process has, in the order of ranks, to all of them; by way of the hosts."""
+        self.doing = "an exchange between the hosts"
         if self.size == 1:
             return [thing]
         things: list[Any] = [None] * self.size
@@ -109,6 +111,7 @@ class World:
         Raises:
             TubeletError: that the first process ended in.
         """
+        self.doing = "what the first process does for all"
         if self.size == 1:
             return work()
         outcome: list[Any] = [None, None]
@@ -148,6 +151,7 @@ class World:
         Returns:
             the share, with the bad files, short clips and failure of all; and a stop signal that any of them received.
         """
+        self.doing = "the exchange at the beginning of a step"
         if self.size == 1:
             return data, stop
         bad = [file for file in data.bad if file.path not in known]
@@ -165,10 +169,13 @@ class World:
 
 
 @contextmanager
-def join_world() -> Iterator[World]:
+def join_world(timeout_s: float) -> Iterator[World]:
     """Meet the other processes, if a launcher such as torchrun has started this one among several.
 
     An error in any process ends all of them, and one of them says why.
+
+    Args:
+        timeout_s: a process that waits so many seconds for another one gives up.
 
     Raises:
         TubeletError: if there are more processes on this machine than devices.
@@ -178,25 +185,27 @@ def join_world() -> Iterator[World]:
         yield World(pick_device())
         return
     device = _own_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, rank = _meet(size)
+    timeout = timedelta(seconds=timeout_s)
+    store, rank = _meet(size, timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    world = World(device, rank, size)
     try:
-        yield World(device, rank, size)
+        yield world
     except BaseException as error:
-        raise _told_once(error, store, rank, size) from error
+        raise _told_once(error, store, world, timeout) from error
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _meet(size: int) -> tuple[dist.Store, int]:
+def _meet(size: int, timeout: timedelta) -> tuple[dist.Store, int]:
     """This process's rank, and a store that all share and that holds nothing yet.
 
     torchrun keeps its store over restarts, and what is left in it would send the new processes to the addresses of the
     old ones (https://github.com/pytorch/pytorch/issues/135712). So each gives itself a name that never was before and
     tells the first, whose own name, sent back to each, is where all of them begin.
     """
-    store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
     name = uuid4().hex
     if rank:
         store.set(f"tubelet/rank {rank}", name)
@@ -204,10 +213,10 @@ def _meet(size: int) -> tuple[dist.Store, int]:
         store.add(f"{name}/met", 1)
         return dist.PrefixStore(name, store), rank
     answered: dict[str, str] = {}
-    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    deadline = time.monotonic() + timeout.total_seconds()
     while (met := store.add(f"{name}/met", 0)) < size - 1:
         if time.monotonic() > deadline:
-            raise TubeletError(f"{met + 1} of {size} processes came within {TIMEOUT}: see what the others' logs say")
+            raise TubeletError(f"{met + 1} of {size} processes came within {timeout}: see what the others' logs say")
         for key in (f"tubelet/rank {other}" for other in range(1, size)):
             known = store.get(key).decode() if store.check([key]) else ""
             if known != answered.get(key, ""):
@@ -231,10 +240,15 @@ def _own_device(local_rank: int) -> torch.device:
     return device
 
 
-def _told_once(error: BaseException, store: dist.Store, rank: int, size: int) -> TubeletError:
+def _told_once(error: BaseException, store: dist.Store, world: World, timeout: timedelta) -> TubeletError:
     """Let one of the processes that fail say why; the others wait until it has, lest their end ends it first."""
+    rank, size = world.rank, world.size
+    with suppress(RuntimeError):
+        store.set(f"ends/{rank}", "")
     if isinstance(error, TubeletError):
         known = error
+    elif "imed out" in str(error):
+        known = TubeletError(_waited_in_vain(store, world, timeout))
     elif _is_lost_peer(error):
         known = TubeletError("another process of the run has ended, so that none can go on")
     else:
@@ -259,6 +273,23 @@ def _told_once(error: BaseException, store: dist.Store, rank: int, size: int) ->
     except RuntimeError:
         pass  # the process that held the store has died
     return known
+
+
+def _waited_in_vain(store: dist.Store, world: World, timeout: timedelta) -> str:
+    """Which processes did not come to where the others waited: those that do not end within seconds too."""
+    others = [rank for rank in range(world.size) if rank != world.rank]
+    deadline = time.monotonic() + _PATIENCE.total_seconds()
+    try:
+        while others and time.monotonic() < deadline:
+            others = [rank for rank in others if not store.check([f"ends/{rank}"])]
+            time.sleep(0.01)
+    except RuntimeError:
+        pass  # the process that held the store has died
+    who = ", ".join(map(str, others)) or "none: the network between them may be down"
+    return (
+        f"process {world.rank} waited {timeout.total_seconds():g} s (--process-timeout-s) in {world.doing}; processes "
+        f"that did not come: {who}"
+    )
 
 
 def _is_lost_peer(error: BaseException) -> bool:

@@ -51,6 +51,10 @@ class ProgressLine:
             figures += f"  MFU {1e14 * row['tflop_per_s'] / self.peak_flops:.0f}%"
         if row["bad_files"]:
             figures += f"  [yellow]{row['bad_files']} bad files[/yellow]"
+        if row["skipped_steps"]:
+            figures += f"  [yellow]{row['skipped_steps']} skipped steps[/yellow]"
+        if row["rewinds"]:
+            figures += f"  [yellow]{row['rewinds']} rewinds[/yellow]"
         self.bar.update(self.task, completed=row["step"], figures=figures)
         if not self.console.is_terminal and (row["step"] % self.every == 0 or row["step"] == self.steps):
             self.console.print(f"step {row['step']}/{self.steps}  {figures}", highlight=False)

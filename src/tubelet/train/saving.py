@@ -12,6 +12,7 @@ from tubelet.checkpoint import describe_os_error, header_of, keep_newest, make_r
 from tubelet.config import TrainConfig
 from tubelet.model.lora import save_adapters
 from tubelet.train.parallel import World
+from tubelet.train.sharding import all_finite
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
@@ -35,8 +36,10 @@ class Saver:
         """Write the state after `step` steps; of a sharded run, only a copy of it is made before this returns.
 
         Raises:
-            TubeletError: if this checkpoint, or the one before it, cannot be written.
+            TubeletError: if this checkpoint, or the one before it, cannot be written, or must not be, since what it
+                would hold is not finite.
         """
+        self._require_finite(step)
         if self.group is None:
             return self.world.on_first(partial(self._save_whole, step))
         from tubelet.resharding import begin_writing
@@ -65,6 +68,15 @@ class Saver:
             cause = what_failed(error)
             reason = describe_os_error(cause if isinstance(cause, Exception) else error)  # type: ignore[arg-type]
             raise TubeletError(f"{path}: the checkpoint could not be written: {reason}") from error
+
+    def _require_finite(self, step: int) -> None:
+        wrong = (~all_finite(list(state_tensors(self.model, self.optimizer).values()))).float()
+        self.world.sum(wrong)
+        if wrong.item():
+            raise TubeletError(
+                f"weights or moments are not finite after step {step}, so that no checkpoint is written and the run "
+                "stops: lower the learning rate (--lr) and continue from the checkpoint before with --resume"
+            )
 
     def _save_whole(self, step: int) -> Path:
         path = save_checkpoint(self.run, step, self.model, self.optimizer, self.config, self.config.keep_checkpoints)

@@ -7,16 +7,18 @@ memory that sharding is there to save.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from tubelet.config import TrainConfig
 from tubelet.device import pick_dtype
 from tubelet.train.parallel import World
 from tubelet.types import TubeletError
-from tubelet.vjepa import VJEPA
+from tubelet.vjepa import VJEPA, own_part
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -70,6 +72,12 @@ def parallel_for(state: int, memory: int, processes: int, local: int) -> str:
     if state <= room:
         return "ddp"
     return "hsdp" if 1 < local < processes and processes % local == 0 and state / local <= room else "fsdp"
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether every number is finite in what this process holds of some tensors, as a scalar on their device."""
+    parts = [part for tensor in tensors if (part := own_part(tensor)).numel()]
+    return torch.stack(torch._foreach_norm(parts, torch.inf)).isfinite().all()
 
 
 def place(model: VJEPA, parallel: str, config: TrainConfig, world: World) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.types import BadFile, TubeletError
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
+ALARMS = "alarms.jsonl"
 
 
 class RunFolder:
@@ -38,25 +40,29 @@ class RunFolder:
         self.config = config
         self.writes = writes
         self.bad: dict[str, str] = {row["path"]: row["reason"] for row in _rows(path / BAD_FILES)}
+        self.alarms: list[dict[str, Any]] = _rows(path / ALARMS)
 
     def begin(self, step: int) -> list[dict[str, Any]]:
-        """Write the config, keep the metrics of the first `step` steps and return them.
+        """Write the config, keep the metrics and alarms of the first `step` steps, and return the metrics.
 
         A resumed run writes those after it anew.
         """
+        self.alarms = [row for row in self.alarms if row["step"] <= step]
         if not self.writes:
             return []
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
         kept = [row for row in _rows(self.path / METRICS) if row["step"] <= step]
         write_atomically(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomically(self.path / ALARMS, "".join(json.dumps(row) + "\n" for row in self.alarms))
         bad = [_bad_line(path, reason) for path, reason in self.bad.items()]
         write_atomically(self.path / BAD_FILES, "".join(bad))
         return kept
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one step's metrics."""
-        self._append(METRICS, json.dumps(row) + "\n")
+        """Append one step's metrics; what is not finite is null, since JSON has no word for it."""
+        plain = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
+        self._append(METRICS, json.dumps(plain) + "\n")
 
     def add_bad(self, files: list[BadFile]) -> list[BadFile]:
         """Record files that could not be read; returns those that were not known to be bad."""
@@ -65,6 +71,19 @@ class RunFolder:
             self.bad[file.path] = file.reason
             self._append(BAD_FILES, _bad_line(file.path, file.reason))
         return new
+
+    def add_alarm(self, step: int, kind: str, said: str, **more: Any) -> None:
+        """Record what the guards of a run had to say.
+
+        Args:
+            step: after which it holds; a run that resumes before it will find it again.
+            kind: "collapse", or what else.
+            said: as the log has it.
+            more: figures.
+        """
+        row = {"step": step, "kind": kind, "said": said, **more}
+        self.alarms.append(row)
+        self._append(ALARMS, json.dumps(row) + "\n")
 
     def _append(self, name: str, line: str) -> None:
         if not self.writes:

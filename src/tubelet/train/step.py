@@ -14,6 +14,7 @@ from tubelet.train.compilation import compile_blocks
 from tubelet.train.float8 import use_float8
 from tubelet.train.optim import set_learning_rate
 from tubelet.train.parallel import World
+from tubelet.train.sharding import all_finite
 from tubelet.types import Mask, StepData
 from tubelet.vjepa import VJEPA
 
@@ -24,26 +25,38 @@ def train_step(
     """One optimiser step over all of its micro-batches, on all processes, then the teacher's.
 
     Returns:
-        the step's losses as tensors (each the mean over the samples of all processes) and the schedules' values.
+        the step's losses as tensors (each the mean over the samples of all processes), whether it was skipped, since
+        its loss or its gradient is not finite, as a tensor too (1 or 0), and the schedules' values.
     """
     device, values = world.device, scheduled(config, step)
     set_learning_rate(optimizer, values["lr"])
     # As a tensor: each new number would be a new constant, and another compilation.
     context_weight = torch.full((), values["context_weight"], device=device)
-    losses = torch.zeros(3, device=device)  # total, prediction, context
+    losses = torch.zeros(4, device=device)  # total, prediction, context, processes whose gradient is not finite
     for batch in data.batches:
         batch = batch.to(device)
         pixels = normalise(batch.pixels)
-        losses += batch.weight * backpropagate(
+        losses[:3] += batch.weight * backpropagate(
             model, pixels, batch.masks, context_weight, batch.weight, autocast(config, device)
         )
     world.sum_gradients(model)
+    losses[3] = ~gradient_is_finite(model)
     world.sum(losses)
+    total, prediction, context, not_finite = losses
+    # Decided on the device, so that the host need not wait for it: the optimiser's kernel leaves everything as it is
+    # where it finds this flag (torch.amp.GradScaler hands it in by the same way), and so does the teacher.
+    skipped = ((not_finite > 0) | ~total.isfinite()).float()
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()
-    model.update_teacher(values["ema"])
-    total, prediction, context = losses
-    return {"loss": total, "prediction_loss": prediction, "context_loss": context, **values}
+    model.update_teacher(values["ema"], skipped)
+    return {"loss": total, "prediction_loss": prediction, "context_loss": context, "skipped": skipped, **values}
+
+
+@torch.no_grad()
+def gradient_is_finite(model: VJEPA) -> Tensor:
+    """Whether every number in the gradients that this process holds is finite, as a scalar on the device."""
+    return all_finite([p.grad for p in model.parameters() if p.grad is not None])
 
 
 def backpropagate(

@@ -27,7 +27,7 @@ from tubelet.view.maps import (
 from tubelet.view.pictures import Line, chart, figures, write_page
 from tubelet.vjepa import VJEPA
 
-SHOWN_CLIPS, SHOWN_OBJECTS, SHOWN_BAD_FILES = 4, 2, 50
+SHOWN_CLIPS, SHOWN_OBJECTS, SHOWN_BAD_FILES, SHOWN_ALARMS = 4, 2, 50, 50
 POINTS = 500  # of a curve: more cannot be told apart at the width of a page
 
 
@@ -52,7 +52,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     """Write a run's report. What the run does not have yet is said on the page.
 
     Args:
-        run: the run's folder: config.json, metrics.jsonl, checkpoints, evaluation.json, bad_files.jsonl.
+        run: the run's folder: config.json, metrics.jsonl, alarms.jsonl, checkpoints, evaluation.json, bad_files.jsonl.
         data: the sample set whose validation clips the pictures are taken from; None leaves them out.
         out: the page, one file that needs no other.
 
@@ -77,7 +77,9 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "evaluation": None,
         "results": [],
         "bad": _read_rows(run / "bad_files.jsonl"),
+        "alarms": _read_rows(run / "alarms.jsonl"),
         "shown_bad": SHOWN_BAD_FILES,
+        "shown_alarms": SHOWN_ALARMS,
         "strips": [],
         "followings": [],
         "why_no_pictures": "",
@@ -161,11 +163,24 @@ def _curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
         ("weight", "context_weight", "λ"),
     ):
         charts[key] = chart([Line(unit, *_thinned(rows, name))], y=unit)
-    for key, name, unit in (("rank", "effective_rank", "effective rank"), ("std", "channel_std", "channel std")):
-        style = {"marker": "o", "markersize": 3} if len(monitored) < 60 else {}
-        line = Line(unit, *_thinned(monitored, name), style=style)
-        charts[key] = chart([line], y=unit) if monitored else None
+    for key, figure, unit in (("rank", "effective_rank", "effective rank"), ("std", "channel_std", "channel std")):
+        for who in ("teacher", "predictor"):
+            lines = _levels(monitored, who, figure)
+            charts[f"{who}_{key}"] = chart(lines, y=unit) if lines else None
     return charts
+
+
+def _levels(rows: list[dict[str, Any]], who: str, figure: str) -> list[Line]:
+    """A curve for each level of teacher or predictor, shallow to deep; the teacher's last has the figure's own name."""
+    names = sorted({name for row in rows for name in row if name.endswith("_" + figure) and name.startswith(who)})
+    style = {"marker": "o", "markersize": 3} if len(rows) < 60 else {}
+    if who == "teacher":
+        names.append(figure)
+    return [
+        Line(f"level {level}", *_thinned([row for row in rows if name in row], name), style=style)
+        for level, name in enumerate(names, start=1)
+        if any(name in row for row in rows)
+    ]
 
 
 def _smoothed(rows: list[dict[str, Any]], name: str, label: str) -> list[Line]:
@@ -181,7 +196,14 @@ def _thinned(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[f
     """Steps and values, neighbours averaged where there are more than POINTS."""
     size = max(1, len(rows) // POINTS)
     x = [rows[min(i + size // 2, len(rows) - 1)]["step"] for i in range(0, len(rows), size)]
-    return x, [float(np.mean([row[name] for row in rows[i : i + size]])) for i in range(0, len(rows), size)]
+    values = np.array([row[name] for row in rows], dtype=float)  # what was not finite is null there, and nan here
+    return x, [_mean(values[i : i + size]) for i in range(0, len(rows), size)]
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is finite; nan, a gap in a curve, where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
 
 
 def _parameters(model: VJEPA) -> dict[str, str]:

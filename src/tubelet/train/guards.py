@@ -1,0 +1,128 @@
+"""What a run does about numbers that go wrong: steps that are skipped, spikes, and when it gives up."""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tubelet.checkpoint import step_of
+from tubelet.config import TrainConfig
+from tubelet.train.state import RunFolder
+from tubelet.types import TubeletError
+
+MEDIAN_OF = 100  # losses that a spike is measured by
+LEAST_LOSSES = 20  # without so many there is no median to speak of
+MOST_REWINDS = 3  # to one checkpoint: what spikes with any data does not spike for its data
+
+
+class Guards:
+    """Follows the rows of a run's metrics, the same on every process, since the losses in them are those of all."""
+
+    def __init__(self, config: TrainConfig, run: RunFolder, say: Callable[[str], None]) -> None:
+        """Args:
+        config: the run.
+        run: where alarms are recorded.
+        say: tells a person.
+        """
+        self.config, self.run, self.say = config, run, say
+        self.skipped = 0  # steps so far
+        self.in_row = 0  # and those at the end
+        self.losses: deque[float] = deque(maxlen=MEDIAN_OF)
+        self.spike: str | None = None  # what is to be said of it, until `go_back`
+        self.spike_step = 0
+
+    def restore(self, past: Mapping[str, Any]) -> None:
+        """Go on from what `summary` made of the rows before."""
+        self.skipped, self.in_row = past["skipped"], past["in_row"]
+        self.losses = deque(past["losses"], MEDIAN_OF)
+        self.spike = None
+
+    def left_out(self) -> int:
+        """Batches that the data have been moved on by."""
+        return sum(alarm["batches"] for alarm in self._rewinds())
+
+    def _rewinds(self) -> list[dict[str, Any]]:
+        return [alarm for alarm in self.run.alarms if alarm["kind"] == "spike"]
+
+    def observe(self, row: dict[str, Any]) -> None:
+        """Take one step's row of plain numbers, in order, and complete it.
+
+        Raises:
+            TubeletError: if too many steps in a row had to be skipped.
+        """
+        skipped = bool(row.pop("skipped"))
+        self.skipped += skipped
+        self.in_row = self.in_row + 1 if skipped else 0
+        row |= {"skipped_steps": self.skipped, "rewinds": len(self._rewinds())}
+        if not skipped:
+            self._measure(row["step"], row["loss"])
+        if self.in_row == 1:
+            self.alarm(
+                row["step"],
+                "skipped",
+                f"the loss ({row['loss']:.4g}) or its gradient is not finite: the step is skipped",
+            )
+
+    def _measure(self, step: int, loss: float) -> None:
+        factor = self.config.guards.spike_factor
+        usual = median(self.losses) if len(self.losses) >= LEAST_LOSSES else None
+        self.losses.append(loss)
+        if factor and self.spike is None and usual is not None and loss > factor * usual:
+            self.spike, self.spike_step = f"the loss of step {step} is {loss:.4g}, it lately was {usual:.4g}", step
+
+    def go_back(self, checkpoint: Path | None) -> int | None:
+        """Decide about a spike, and record it: the data of a checkpoint's next steps are others from now on.
+
+        Args:
+            checkpoint: the last.
+
+        Returns:
+            after how many steps to go on; None to go on as if nothing were.
+
+        Raises:
+            TubeletError: if going back has not helped.
+        """
+        said, self.spike = self.spike, None
+        if checkpoint is None:
+            self.alarm(self.spike_step, "no checkpoint", f"{said}; there is no checkpoint to go back to yet")
+            return None
+        back = step_of(checkpoint)
+        if sum(alarm["step"] == back for alarm in self._rewinds()) >= MOST_REWINDS:
+            raise TubeletError(
+                f"{said}, after going back to {checkpoint} {MOST_REWINDS} times with other data: lower the learning "
+                "rate (--lr) and continue with --resume"
+            )
+        batches = max(self.config.guards.spike_batches, self.spike_step - back)
+        self.alarm(
+            back, "spike", f"{said}: back to step {back}, leaving out the next {batches} batches", batches=batches
+        )
+        return back
+
+    def check(self, step: int) -> None:
+        """Give up where nothing goes any more.
+
+        Raises:
+            TubeletError: if so many steps in a row were skipped as the config allows.
+        """
+        if self.in_row >= self.config.guards.max_skipped:
+            raise TubeletError(
+                f"the loss or its gradient was not finite in {self.in_row} steps in a row, the last of them step "
+                f"{step}, and the run stops (--max-skipped); the last checkpoint is kept: lower the learning rate "
+                "(--lr), or compute in --precision fp32, and continue with --resume"
+            )
+
+    def alarm(self, step: int, kind: str, said: str, **more: Any) -> None:
+        """Say something, and record it; see `RunFolder.add_alarm`."""
+        self.run.add_alarm(step, kind, said, **more)
+        self.say(f"step {step}: {said}")
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `Guards` knew after some rows of metrics."""
+    counts = [0, *(row.get("skipped_steps", 0) for row in rows)]
+    in_row = 0
+    while in_row + 1 < len(counts) and counts[-1 - in_row] > counts[-2 - in_row]:
+        in_row += 1
+    taken = [row["loss"] for row, a, b in zip(rows, counts, counts[1:], strict=False) if a == b]
+    return {"skipped": counts[-1], "in_row": in_row, "losses": taken[-MEDIAN_OF:]}

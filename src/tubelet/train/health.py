@@ -1,0 +1,76 @@
+"""A look at the features of a step: how the teacher's levels, and what the predictor says of them, are spread."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tubelet.config import ModelConfig, TrainConfig
+from tubelet.data.clips import normalise
+from tubelet.train.monitor import CollapseWatch, feature_health, level_name, some_tokens
+from tubelet.train.parallel import World
+from tubelet.train.step import autocast
+from tubelet.types import Batch
+from tubelet.vjepa import VJEPA
+
+
+def predicted_width(config: ModelConfig) -> int:
+    """Channels of one predicted level; of another model's level, in a distillation."""
+    return config.predictor.output_width or config.width
+
+
+def collapse_watch(config: ModelConfig) -> CollapseWatch:
+    """The watch over a model's figures."""
+    return CollapseWatch(config.width, predicted_width(config))
+
+
+class Health:
+    """Looks at every level of the teacher on a batch, and at what the predictor says under its first mask.
+
+    What the predictor says is caught in the step's own forward pass, so that looking costs no other, and calls nothing
+    that is compiled or sharded in another way than the step does.
+    """
+
+    def __init__(self, model: VJEPA, config: TrainConfig, world: World) -> None:
+        """Args:
+        model: whose features.
+        config: the run.
+        world: the run's processes, whose tokens are looked at together.
+        """
+        self.model, self.config, self.world = model, config, world
+        self.predicted: Tensor | None = None
+        self.hook: RemovableHandle | None = None
+
+    def listen(self) -> None:
+        """Catch what the predictor says next; to be called before a step."""
+        self.hook = self.model.predictor.register_forward_hook(self._catch)
+
+    def _catch(self, module: nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
+        if self.hook is not None:
+            self.hook.remove()
+            self.hook = None
+            self.predicted = some_tokens(outputs[0].detach(), self.world.size)
+
+    @torch.no_grad()
+    def figures(self, batch: Batch) -> dict[str, float]:
+        """Effective rank and channel spread of each level, all processes' tokens together; after the step.
+
+        Args:
+            batch: the step's first.
+        """
+        with autocast(self.config, self.world.device):
+            levels = self.model.teacher(normalise(batch.pixels.to(self.world.device)))
+        taught = torch.cat([some_tokens(level, self.world.size).float() for level in levels], dim=-1)
+        assert self.predicted is not None
+        said, self.predicted = self.predicted.float(), None
+        found: dict[str, float] = {}
+        for who, tokens, width in (
+            ("teacher", taught, self.config.model.width),
+            ("predictor", said, predicted_width(self.config.model)),
+        ):
+            parts = self.world.concatenate(tokens).split(width, dim=-1)
+            for level, part in enumerate(parts, start=1):
+                prefix = level_name(who, level, len(parts))
+                found |= {prefix + name: value for name, value in feature_health(part).items()}
+        return found

@@ -1,0 +1,66 @@
+"""The data of a run's steps in order, from any step on, past the batches that are left out."""
+
+from collections.abc import Iterator
+
+from tubelet.config import TrainConfig
+from tubelet.data.loader import step_loader
+from tubelet.data.manifest import MediaList
+from tubelet.train.parallel import World
+from tubelet.types import StepData, TubeletError
+
+
+class StepStream:
+    """Iterates over (step, its data); `begin` may be called again on the way."""
+
+    def __init__(self, config: TrainConfig, media: MediaList, world: World) -> None:
+        """Args:
+        config: the run.
+        media: its files.
+        world: the run's processes.
+
+        Raises:
+            TubeletError: see `step_loader`.
+        """
+        self.config, self.media, self.world = config, media, world
+        self.step = 0
+
+    def begin(self, step: int, left_out: int) -> None:
+        """Go on with a step.
+
+        Args:
+            step: steps done before it.
+            left_out: batches that are passed over before its own, of all so far.
+        """
+        world = self.world
+        self.step = step
+        self.loader = step_loader(
+            self.config, self.media, step, world.device.type == "cuda", world.rank, world.size, left_out
+        )
+        self.batches = iter(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[int, StepData]]:
+        return self
+
+    def __next__(self) -> tuple[int, StepData]:
+        try:
+            data = next(self.batches)
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            raise TubeletError(self._trouble(str(error))) from error
+        self.step += 1
+        return self.step - 1, data
+
+    def _trouble(self, error: str) -> str:
+        """What happened to a worker, with the file that has been read for longest."""
+        reading = self.loader.dataset.readings.longest()  # type: ignore[attr-defined]
+        where = f": worker {reading[0]} has been reading {reading[1]} for {reading[2]:.0f} s" if reading else ""
+        if "timed out" in error:
+            return (
+                f"the data of step {self.step + 1} did not come within {self.config.guards.data_timeout_s:g} s "
+                f"(--data-timeout-s){where}; see whether that file and its disk can be read, and continue with --resume"
+            )
+        return (
+            f"a data worker ended unexpectedly before step {self.step + 1}{where}; memory may have run out: lower "
+            f"--workers, and continue with --resume ({error})"
+        )

@@ -1,0 +1,229 @@
+"""What a run does about trouble: alarms, skipped steps, hangs, a disk that is full."""
+
+import itertools
+import json
+import math
+import os
+import signal
+import time
+
+import pytest
+import torch
+from runs import rows, start_together, tiny_config, train_quietly, train_together
+
+from media import write_image, write_video
+from tubelet.checkpoint import checkpoints, read_tensors, step_of
+from tubelet.config import GuardConfig
+from tubelet.data.loader import StepDataset
+from tubelet.data.pool import Pool
+from tubelet.train import loop, monitor
+from tubelet.train import step as step_module
+from tubelet.types import TubeletError
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    for i in range(3):
+        write_video(folder / f"{i}.mp4", frames=24)
+        write_image(folder / f"{i}.png")
+    return folder
+
+
+def alarms(run):
+    return [json.loads(line) for line in (run / "alarms.jsonl").open()]
+
+
+FIGURES = {
+    f"{who}{figure}"
+    for who in ("", *(f"teacher_level_{i}_" for i in (1, 2)), *(f"predictor_level_{i}_" for i in (1, 2, 3)))
+    for figure in ("effective_rank", "channel_std")
+}
+
+
+def figures(row):
+    return {name: value for name, value in row.items() if name.endswith(("effective_rank", "channel_std"))}
+
+
+@pytest.fixture(scope="module")
+def watched(media, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "watched"
+    train_quietly(tiny_config(media, batch_size=8, steps=7, monitor_every=3), run)
+    return run
+
+
+def test_every_level_of_teacher_and_predictor_is_in_the_metrics(watched):
+    looks = [figures(row) for row in rows(watched)]
+    assert [bool(look) for look in looks] == [True, False, False, True, False, False, True]
+    assert set(looks[0]) == FIGURES
+
+
+def test_processes_look_at_the_same_features_as_one_does(media, watched, tmp_path):
+    config = tiny_config(media, batch_size=8, steps=7, monitor_every=3, parallel="fsdp")
+    assert train_together(2, config, tmp_path / "run") == ([0, 0], "")
+    for ours, theirs in zip(rows(tmp_path / "run"), rows(watched), strict=True):
+        assert figures(ours) == pytest.approx(figures(theirs), rel=1e-2)
+
+
+def test_alarms_are_kept_once_over_a_resumption(media, tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor, "LEAST_STD", 1e6)  # whatever a figure is, it is low
+    config, run = tiny_config(media, steps=8, monitor_every=1, checkpoint_every=4), tmp_path / "run"
+    train_quietly(config, run)
+    before = alarms(run)
+    assert {(alarm["step"], alarm["kind"]) for alarm in before} >= {(1, "collapse")}
+    assert "the teacher's features are collapsing: the spread of channels over tokens of level 1" in before[0]["said"]
+    (run / "checkpoints" / "step-000000008.safetensors").unlink()
+    train_quietly(config, run, resume=True)
+    assert alarms(run) == before
+
+
+def poison(monkeypatch, *steps):
+    """Let the loss of some steps (counted from 1) be not a number, and so its gradient."""
+    real = step_module.scheduled
+
+    def scheduled(config, step):
+        values = real(config, step)
+        return values | {"context_weight": math.nan} if step + 1 in steps else values
+
+    monkeypatch.setattr(step_module, "scheduled", scheduled)
+
+
+def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(media, tmp_path, monkeypatch):
+    poison(monkeypatch, 3, 4, 6)
+    config, run = tiny_config(media, steps=8, checkpoint_every=1, keep_checkpoints=9), tmp_path / "run"
+    train_quietly(config, run)
+    found = rows(run)
+    assert [row["skipped_steps"] for row in found] == [0, 0, 1, 2, 2, 3, 3, 3]
+    assert [row["loss"] is None for row in found] == [False, False, True, True, False, True, False, False]
+    states = [read_tensors(path)[0] for path in checkpoints(run)]
+    same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(states)]
+    assert same == [False, True, True, False, True, False, False]
+    assert [(alarm["step"], alarm["kind"]) for alarm in alarms(run)] == [(3, "skipped"), (6, "skipped")]
+    for path in checkpoints(run)[3:]:  # in the middle of a row of them
+        path.unlink()
+    train_quietly(config, run, resume=True)
+    assert [row["loss"] for row in rows(run)] == [row["loss"] for row in found]
+    assert [row["skipped_steps"] for row in rows(run)] == [0, 0, 1, 2, 2, 3, 3, 3]
+    assert len(alarms(run)) == 2
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_run_and_keep_the_last_checkpoint(media, tmp_path, monkeypatch):
+    poison(monkeypatch, 4, *range(7, 21))
+    config, run = tiny_config(media, guards=GuardConfig(max_skipped=3)), tmp_path / "run"
+    with pytest.raises(TubeletError, match=r"not finite in 3 steps in a row, the last of them step 9, .*--max-skipped"):
+        train_quietly(config, run)
+    assert [path.stem for path in checkpoints(run)] == ["step-000000005"]
+    read_tensors(checkpoints(run)[-1])
+
+
+def test_a_gradient_alone_that_is_not_finite_skips_the_step(media, tmp_path, monkeypatch):
+    real = step_module.backpropagate
+
+    def with_a_wrong_gradient(model, *inputs):
+        losses = real(model, *inputs)
+        model.student.blocks[0].attention.qkv.weight.grad[0, 0] = math.inf
+        return losses
+
+    monkeypatch.setattr(step_module, "backpropagate", with_a_wrong_gradient)
+    run = tmp_path / "run"
+    with pytest.raises(TubeletError, match="in 10 steps in a row, the last of them step 10"):
+        train_quietly(tiny_config(media), run)
+    assert all(math.isfinite(row["loss"]) for row in rows(run))
+
+
+def test_weights_that_are_not_finite_are_never_saved(media, tmp_path, monkeypatch):
+    real = step_module.VJEPA.update_teacher
+
+    def damaged(model, momentum, skipped):
+        real(model, momentum, skipped)
+        model.teacher.norms[0].bias[0] = math.nan
+
+    monkeypatch.setattr(step_module.VJEPA, "update_teacher", torch.no_grad()(damaged))
+    with pytest.raises(TubeletError, match="not finite after step 5, so that no checkpoint is written"):
+        train_quietly(tiny_config(media), tmp_path / "run")
+    assert checkpoints(tmp_path / "run") == []
+
+
+def spiking(monkeypatch, *batches):
+    """Let the loss be ten times as high whenever the data of some batches (counted from 1) are used."""
+    real = step_module.train_step
+
+    def train_step(model, optimizer, data, config, step, world):
+        metrics = real(model, optimizer, data, config, step, world)
+        used.append(data.number)
+        return metrics | ({"loss": metrics["loss"] * 10} if data.number in batches else {})
+
+    real_item, used = StepDataset.__getitem__, []
+
+    def numbered(dataset, index):
+        data = real_item(dataset, index)
+        object.__setattr__(data, "number", index + 1)
+        return data
+
+    monkeypatch.setattr(StepDataset, "__getitem__", numbered)
+    monkeypatch.setattr(loop, "train_step", train_step)
+    return used
+
+
+def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_so_does_a_resumption(
+    media, tmp_path, monkeypatch
+):
+    used = spiking(monkeypatch, 23)
+    guarded = GuardConfig(spike_factor=3.0, spike_batches=4)
+    config, run = tiny_config(media, steps=28, guards=guarded, keep_checkpoints=9), tmp_path / "run"
+    train_quietly(config, run)
+    assert used == [*range(1, 24), *range(25, 33)]
+    found = rows(run)
+    assert [row["step"] for row in found] == list(range(1, 29))
+    assert [row["rewinds"] for row in found] == [0] * 20 + [1] * 8
+    (alarm,) = alarms(run)
+    assert (alarm["step"], alarm["kind"], alarm["batches"]) == (20, "spike", 4)
+    assert "the loss of step 23 is" in alarm["said"] and "back to step 20, leaving out the next 4" in alarm["said"]
+    for step in (25, 15):  # after the batches that were left out, and before
+        for path in checkpoints(run):
+            if step_of(path) > step:
+                path.unlink()
+        train_quietly(config, run, resume=True)
+        assert [(row["step"], row["loss"]) for row in rows(run)] == [(row["step"], row["loss"]) for row in found]
+        assert alarms(run) == [alarm]
+
+
+def test_a_loss_that_spikes_with_any_data_stops_the_run(media, tmp_path, monkeypatch):
+    spiking(monkeypatch, *range(23, 100))
+    config = tiny_config(media, steps=28, guards=GuardConfig(spike_factor=3.0, spike_batches=4))
+    with pytest.raises(TubeletError, match="3 times with other data: lower the learning rate"):
+        train_quietly(config, tmp_path / "run")
+
+
+def test_a_worker_that_hangs_ends_the_run_with_the_file_that_it_reads(media, tmp_path, monkeypatch):
+    real = Pool.read
+
+    def hanging(pool, sample):
+        if pool.name(sample).endswith("1.mp4"):
+            time.sleep(1000)
+        return real(pool, sample)
+
+    monkeypatch.setattr(Pool, "read", hanging)
+    config = tiny_config(media, data={"workers": 2}, guards=GuardConfig(data_timeout_s=1.5))
+    began = time.monotonic()
+    with pytest.raises(TubeletError, match=r"within 1.5 s .*: worker \d has been reading .*1\.mp4 for [1-9]\d* s"):
+        train_quietly(config, tmp_path / "run")
+    assert time.monotonic() - began < 60
+
+
+def test_a_process_that_hangs_ends_the_others_with_its_number(media, tmp_path):
+    run, config = tmp_path / "run", tiny_config(media, steps=10**6, guards=GuardConfig(process_timeout_s=8.0))
+    started = start_together(2, config, run)
+    deadline = time.monotonic() + 120
+    while len(rows(run)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(started[1].pid, signal.SIGSTOP)
+    try:
+        started[0].join(60)
+        assert started[0].exitcode == 1
+    finally:
+        started[1].kill()
+    said = (tmp_path / "run.0.err").read_text()
+    assert "error: process 0 waited 8 s (--process-timeout-s) in the " in said
+    assert "processes that did not come: 1" in said
