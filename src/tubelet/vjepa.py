@@ -69,5 +69,5 @@ class VJEPA(nn.Module):
 
 def own_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: all of it, unless it is in shards."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part

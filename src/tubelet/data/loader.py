@@ -174,7 +174,7 @@ class StepDataset(Dataset[StepData]):
             if path not in self.known_bad:
                 rngs = [np.random.default_rng([self.config.seed, _SAMPLE[modality], p]) for p in positions]
                 try:
-                    with self.readings.of(worker and worker.id, path):
+                    with self.readings.of(worker.id if worker else None, path):
                         return self._read(modality, pool, sample, rngs)
                 except DecodeError as error:
                     self.known_bad[path] = error.reason
