@@ -106,7 +106,7 @@ def state_tensors(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
 def describe_os_error(error: Exception) -> str:
     """What went wrong with a file, and what to do where that is known."""
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-        return "the disk is full; free some space and continue with --resume"
+        return "the disk is full: free some space"
     return str(error)
 
 

@@ -99,29 +99,3 @@ def test_a_source_without_media_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing to see")
     with pytest.raises(TubeletError, match=r"\.txt"):
         train_quietly(tiny_config(tmp_path), tmp_path / "run")
-
-
-def test_a_full_disk_stops_the_run_with_an_error_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    import errno
-
-    from tubelet import checkpoint
-
-    folder = tmp_path / "media"
-    folder.mkdir()
-    for i in range(3):
-        write_video(folder / f"{i}.mp4", frames=24)
-    real, calls = checkpoint.save_file, []
-
-    def full_disk_at_the_second_call(tensors, path, metadata):
-        calls.append(path)
-        if len(calls) == 2:
-            path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(tensors, path, metadata=metadata)
-
-    monkeypatch.setattr(checkpoint, "save_file", full_disk_at_the_second_call)
-    with pytest.raises(TubeletError, match="disk is full"):
-        train_quietly(tiny_config(folder), tmp_path / "run")
-    files = list((tmp_path / "run" / "checkpoints").iterdir())
-    assert [file.name for file in files] == ["step-000000005.safetensors"]
-    checkpoint.read_tensors(files[0])

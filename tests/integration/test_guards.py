@@ -1,17 +1,20 @@
 """What a run does about trouble: alarms, skipped steps, hangs, a disk that is full."""
 
+import errno
 import itertools
 import json
 import math
 import os
+import resource
 import signal
 import time
 
 import pytest
 import torch
-from runs import rows, start_together, tiny_config, train_quietly, train_together
+from runs import rows, start_together, start_training, tiny_config, train_quietly, train_together
 
 from media import write_image, write_video
+from tubelet import checkpoint
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.config import GuardConfig
 from tubelet.data.loader import StepDataset
@@ -227,3 +230,59 @@ def test_a_process_that_hangs_ends_the_others_with_its_number(media, tmp_path):
     said = (tmp_path / "run.0.err").read_text()
     assert "error: process 0 waited 8 s (--process-timeout-s) in the " in said
     assert "processes that did not come: 1" in said
+
+
+@pytest.mark.parametrize(("full", "failed"), [((2, 3), 2), ((4,), None), ((1,), None)])
+def test_a_full_disk_stops_the_run_only_where_nothing_was_saved_before_or_the_last_step_is_not(
+    media, tmp_path, monkeypatch, full, failed
+):
+    real, calls = checkpoint.save_file, []
+
+    def on_a_full_disk(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) in full:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", on_a_full_disk)
+    run = tmp_path / "run"
+    if failed is None:
+        with pytest.raises(TubeletError, match="could not be written: the disk is full"):
+            train_quietly(tiny_config(media), run)
+    else:
+        train_quietly(tiny_config(media), run)
+        assert rows(run)[-1]["failed_saves"] == failed
+        assert [(alarm["step"], alarm["kind"]) for alarm in alarms(run)] == [(10, "save"), (15, "save")]
+        assert "step-000000005.safetensors is the last checkpoint" in alarms(run)[1]["said"]
+    files = {path.name for path in (run / "checkpoints").iterdir()}
+    kept = {(2, 3): {5, 20}, (4,): {10, 15}, (1,): set()}[full]
+    assert files == {f"step-{step:09d}.safetensors" for step in kept}
+    for path in checkpoints(run):
+        read_tensors(path)
+
+
+def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media, tmp_path):
+    """The system refuses to let any file grow: checkpoints, metrics and alarms alike."""
+    run = tmp_path / "run"
+    process = start_training(tiny_config(media, steps=10**6, checkpoint_every=10), run)
+
+    def wait_for(condition):
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert process.is_alive() and time.monotonic() < deadline
+            time.sleep(0.05)
+
+    wait_for(lambda: checkpoints(run))
+    limits = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+    time.sleep(3)
+    old = checkpoints(run)[-1]
+    read_tensors(old)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
+    wait_for(lambda: step_of(checkpoints(run)[-1]) > step_of(old) + 10)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    last = rows(run)[-1]
+    assert [row["step"] for row in rows(run)] == list(range(1, last["step"] + 1))
+    assert last["failed_saves"] == sum(alarm["kind"] == "save" for alarm in alarms(run)) > 0

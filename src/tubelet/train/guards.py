@@ -31,6 +31,7 @@ class Guards:
         self.losses: deque[float] = deque(maxlen=MEDIAN_OF)
         self.spike: str | None = None  # what is to be said of it, until `go_back`
         self.spike_step = 0
+        self.told_unwritten = False  # that rows wait for room on the disk
 
     def restore(self, past: Mapping[str, Any]) -> None:
         """Go on from what `summary` made of the rows before."""
@@ -55,6 +56,7 @@ class Guards:
         self.skipped += skipped
         self.in_row = self.in_row + 1 if skipped else 0
         row |= {"skipped_steps": self.skipped, "rewinds": len(self._rewinds())}
+        row["failed_saves"] = sum(alarm["kind"] == "save" for alarm in self.run.alarms)
         if not skipped:
             self._measure(row["step"], row["loss"])
         if self.in_row == 1:

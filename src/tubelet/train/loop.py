@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from tubelet.checkpoint import load_training_state
+from tubelet.checkpoint import describe_os_error, load_training_state
 from tubelet.config import TrainConfig
 from tubelet.data.loader import mixes, samples_per_step
 from tubelet.data.manifest import MediaList, list_media
@@ -85,8 +85,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     stream = StepStream(config, media, world)
     stream.begin(start, guards.left_out())
     operations = step_operations(model, config)
-    saver = Saver(run.path, config, model, optimizer, world)
-    path, saved = run.checkpoint, start
+    saver = Saver(run, start, config, model, optimizer, world)
     stop = None
     total_files = sum(media.count(modality) for modality in Modality)
     with StopSignals() as signals, ProgressLine(console, config.steps, start, world.peak_flops()) as progress:
@@ -117,31 +116,36 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             if saving:
                 log.flush()
             if guards.spike:
-                saver.finish()
-                if (back := guards.go_back(path)) is not None:
+                said = saver.settle()
+                if (back := guards.go_back(saver.newest)) is not None and saver.newest:
                     log.drop()
-                    saved = load_training_state(path, model, optimizer) if path else back
+                    load_training_state(saver.newest, model, optimizer)
                     watch = collapse_watch(config.model)
                     guards.restore(world.on_first(partial(begin, run, back, watch)))
                     stream.begin(back, guards.left_out())
-                    continue
-            if saving:
-                path, saved = saver.save(done), done
+                    saving, saver.saved = False, back
+                if said:
+                    guards.alarm(saver.saved, "save", said)
+            if saving and (said := saver.save(done, must=done == config.steps)):
+                guards.alarm(done, "save", f"{said}; the run goes on, {saver.newest} is the last checkpoint")
         if stop:
             log.flush()
-            if (saved != step or path is None) and not guards.spike:
-                path = saver.save(step)
-            saver.finish()
+            if saver.saved != step and not guards.spike:
+                saver.save(step, must=True)
+        saver.finish()
+        run.close()
+        if stop:
             raise InterruptedRunError(
-                f"{stop.name}: stopped after step {step} of {config.steps}; {path} is written, continue with --resume",
+                f"{stop.name}: stopped after step {step} of {config.steps}; {saver.newest} is written, continue with "
+                "--resume",
                 stop,
             )
-        saver.finish()
     curves.close()
-    if path is None:
+    if saver.newest is None:
         raise TubeletError("the run has no steps")
-    console.print(f"{config.steps} steps done; the model is in [bold]{path}[/bold]", highlight=False, soft_wrap=True)
-    return path
+    done_in = f"{config.steps} steps done; the model is in [bold]{saver.newest}[/bold]"
+    console.print(done_in, highlight=False, soft_wrap=True)
+    return saver.newest
 
 
 def require_same_start(config: TrainConfig, media: MediaList, run: RunFolder, world: World) -> None:
@@ -173,7 +177,14 @@ def write_row(run: RunFolder, guards: Guards, curves: Curves, progress: Progress
     """
     guards.observe(row)
     run.log(row)
-    curves.add(row)
+    try:
+        curves.add(row)
+    except OSError as error:
+        curves.writer = None
+        guards.alarm(row["step"], "tensorboard", f"curves for TensorBoard end here: {describe_os_error(error)}")
+    if run.unwritten and not guards.told_unwritten:
+        guards.say(f"step {row['step']}: {run.unwritten_reason}; the rows are kept in memory until there is room")
+    guards.told_unwritten = bool(run.unwritten)
     progress.show(row)
     guards.check(row["step"])
 

@@ -55,6 +55,8 @@ class ProgressLine:
             figures += f"  [yellow]{row['skipped_steps']} skipped steps[/yellow]"
         if row["rewinds"]:
             figures += f"  [yellow]{row['rewinds']} rewinds[/yellow]"
+        if row["failed_saves"]:
+            figures += f"  [red]{row['failed_saves']} failed saves[/red]"
         self.bar.update(self.task, completed=row["step"], figures=figures)
         if not self.console.is_terminal and (row["step"] % self.every == 0 or row["step"] == self.steps):
             self.console.print(f"step {row['step']}/{self.steps}  {figures}", highlight=False)

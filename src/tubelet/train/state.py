@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class RunFolder:
         self.config = config
         self.writes = writes
         self.bad: dict[str, str] = {row["path"]: row["reason"] for row in _rows(path / BAD_FILES)}
+        self.unwritten: dict[str, str] = {}  # lines by file that there was no room for
+        self.unwritten_reason = ""
         self.alarms: list[dict[str, Any]] = _rows(path / ALARMS)
 
     def begin(self, step: int) -> list[dict[str, Any]]:
@@ -51,6 +54,7 @@ class RunFolder:
         if not self.writes:
             return []
         self.path.mkdir(parents=True, exist_ok=True)
+        self.close()  # what waits is of steps that may be written anew
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
         kept = [row for row in _rows(self.path / METRICS) if row["step"] <= step]
         write_atomically(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
@@ -85,14 +89,31 @@ class RunFolder:
         self.alarms.append(row)
         self._append(ALARMS, json.dumps(row) + "\n")
 
+    def close(self) -> None:
+        """Write the lines that there was no room for.
+
+        Raises:
+            TubeletError: if there still is none.
+        """
+        for name in list(self.unwritten):
+            self._append(name, "")
+        if self.unwritten:
+            raise TubeletError(self.unwritten_reason)
+
     def _append(self, name: str, line: str) -> None:
+        """Add a line to a file; where the disk is full it waits in memory for the next."""
         if not self.writes:
             return
+        path, lines = self.path / name, self.unwritten.pop(name, "") + line
+        size = path.stat().st_size if path.exists() else 0
         try:
-            with (self.path / name).open("a") as file:
-                file.write(line)
+            with path.open("a") as file:
+                file.write(lines)
         except OSError as error:
-            raise TubeletError(f"{self.path / name}: {describe_os_error(error)}") from error
+            self.unwritten[name] = lines
+            self.unwritten_reason = f"{path}: {describe_os_error(error)}"
+            if path.exists():
+                os.truncate(path, size)  # half a line may be there
 
 
 def read_config(run: Path) -> TrainConfig:
