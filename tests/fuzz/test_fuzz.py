@@ -1,8 +1,9 @@
-"""The inputs that once found faults, and a few hundred new ones, are read or refused with a reason."""
+"""The inputs that once found faults, and two hundred new ones, are read or refused with a reason."""
 
 from pathlib import Path
 
 import pytest
+from front import READERS
 from seeds import write_seeds
 
 from fuzz import measure, run, summary
@@ -24,10 +25,19 @@ def test_what_once_found_a_fault_is_refused_with_a_reason(path, seeds, tmp_path)
     assert any(outcome.said != "read" for outcome in outcomes)
 
 
-def test_three_hundred_damaged_inputs_are_read_or_refused_with_a_reason(seeds):
-    outcomes = list(run(seeds, seed=7, numbers=range(300), workers=1))
+def test_an_error_that_no_person_is_meant_to_read_is_a_finding(seeds, tmp_path, monkeypatch):
+    def fails(path, way):
+        raise KeyError("tensor")
+
+    monkeypatch.setitem(READERS, "truth", fails)
+    outcome = measure(0, "truth", "a.npz", b"", tmp_path / "place", seeds)
+    assert outcome.fault and "KeyError" in outcome.said
+
+
+def test_two_hundred_damaged_inputs_are_read_or_refused_with_a_reason(seeds):
+    outcomes = list(run(seeds, seed=7, numbers=range(200), workers=1))
     faults = [f"{o.kind} {o.number} {o.name}: {o.said}" for o in outcomes if o.fault]
     assert not faults
     kinds = summary(outcomes)["kinds"]
-    assert len(outcomes) == 300 and len(kinds) == 8
+    assert len(outcomes) == 200 and len(kinds) == 8
     assert kinds["video"]["read"] > 30 and kinds["video"]["refused"] > 30  # damage of the kind that matters

@@ -31,7 +31,7 @@ def test_an_unknown_model_is_refused_with_the_nearest_known_one():
         ({"levels": (3, 2)}, "ascending block numbers in 0..11"),
         ({"levels": (2, 12)}, "ascending block numbers in 0..11"),
         ({"output_levels": 5}, "expected 1..4"),
-        ({"heads": 0}, "multiple of 2 x heads"),
+        ({"heads": 0}, "heads is 0, expected 1"),
         ({"patch_size": 0}, "patch_size is 0"),
     ],
 )

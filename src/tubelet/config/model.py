@@ -77,8 +77,6 @@ class ModelConfig:
             f"encoder width {self.width} does not split into {self.heads} heads of even size: "
             "choose a width that is a multiple of 2 x heads",
         )
-        for name in ("patch_size", "tubelet_size", "channels"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
         require(
             bool(self.levels) and ascending and self.levels[0] >= 0 and self.levels[-1] < self.depth,

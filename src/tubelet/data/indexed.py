@@ -41,5 +41,5 @@ def read_indexed(path: Path) -> NDArray[np.uint8]:
             return np.array(picture, dtype=np.uint8)
     except FileNotFoundError:
         raise DecodeError(str(path), "no such mask") from None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DecodeError(str(path), f"cannot be read as a mask ({error})") from error
