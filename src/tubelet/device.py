@@ -1,5 +1,7 @@
 """Which device a run uses, and in which precision."""
 
+from dataclasses import dataclass
+
 import torch
 
 from tubelet.config import Precision
@@ -29,6 +31,31 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if has_bf16_units(device) else torch.float32
     return torch.float32 if precision == "fp32" else torch.bfloat16
 
+
+@dataclass(frozen=True)
+class DeviceKind:
+    """What a kind of device can do, by its maker's data sheet.
+
+    Attributes:
+        memory: bytes that programs see.
+        flops: dense bf16 operations a second.
+        link: bytes a second, in each direction, to the other devices of a machine.
+        network: bytes a second of a device's share of the network between machines.
+    """
+
+    memory: float
+    flops: float
+    link: float
+    network: float
+
+
+DEVICE_KINDS = {
+    "b200": DeviceKind(178 * 2**30, 2.25e15, 900e9, 50e9),  # NVLink 5, 400 Gb/s InfiniBand for each
+    "h200": DeviceKind(139 * 2**30, 9.89e14, 450e9, 50e9),  # NVLink 4
+    "h100": DeviceKind(79 * 2**30, 9.89e14, 450e9, 50e9),
+    "a100": DeviceKind(79 * 2**30, 3.12e14, 300e9, 25e9),  # NVLink 3, 200 Gb/s
+    "cpu": DeviceKind(16 * 2**30, 2e11, 5e9, 1e9),  # a laptop's
+}
 
 # Dense bf16 operations a second by the makers' data sheets, by a part of the name that CUDA gives the device.
 _PEAK_FLOPS = {

@@ -17,7 +17,7 @@ from tubelet.config.model import (
     vit_s,
     vit_ti,
 )
-from tubelet.config.tools import EmbedConfig
+from tubelet.config.tools import EmbedConfig, PlanConfig
 from tubelet.config.train import GuardConfig, OptimConfig, Precision, TrainConfig
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "MaskConfig",
     "ModelConfig",
     "OptimConfig",
+    "PlanConfig",
     "Precision",
     "PredictorConfig",
     "Recipe",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import inf
+from typing import Literal
 
 from tubelet.config.fields import require
 
@@ -40,3 +41,27 @@ class EmbedConfig:
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
         require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """A dry run of a training run, on devices that need not be there."""
+
+    plan: bool = False
+    """Print what a step would take on the devices named below, and train nothing."""
+    devices: int = 1
+    """Devices of the planned run."""
+    device_kind: Literal["b200", "h200", "h100", "a100", "cpu"] = "h100"
+    """Kind of the planned devices."""
+    devices_per_machine: int = 8
+    """Devices of the planned run that share a machine."""
+    utilisation: float = 0.4
+    """Share of a device's data-sheet rate that matrix products are expected to reach."""
+    link_share: float = 0.7
+    """Share of a link's data-sheet rate that communication is expected to reach."""
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "devices_per_machine"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("utilisation", "link_share"):
+            require(0 < getattr(self, name) <= 1, f"{name} is {getattr(self, name)}, expected a share above 0, at most 1")

@@ -63,6 +63,30 @@ def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, in
     return {modality: count for modality, count in counts.items() if count}
 
 
+def step_parts(config: TrainConfig, counts: dict[Modality, int], processes: int) -> dict[Modality, list[range]]:
+    """The parts that a step's samples of each modality are processed in.
+
+    Raises:
+        TubeletError: if the batch is too small to give every process a sample of each modality in each.
+    """
+    parts = {}
+    for modality, count in counts.items():
+        size = -(-count // config.accumulate)
+        parts[modality] = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        if min(map(len, parts[modality])) < processes:
+            raise TubeletError(
+                f"a step has {count} {modality}s in {config.accumulate} parts, too few to give each of {processes} "
+                "processes one in every part: raise --batch-size, or lower --accumulate"
+            )
+    return parts
+
+
+def own_share(part: range, rank: int, processes: int) -> range:
+    """One process's samples of a part; the last one's share is never smaller than another's."""
+    first, last = (part.start + len(part) * number // processes for number in (rank, rank + 1))
+    return range(first, last)
+
+
 def mixes(config: TrainConfig, media: MediaList) -> dict[Modality, Mix]:
     """The endless stream of each modality's files."""
     keys = {modality: (config.seed, _ORDER[modality], _MIX[modality]) for modality in Modality}
@@ -95,12 +119,7 @@ class StepDataset(Dataset[StepData]):
         self.counts = samples_per_step(config, media)
         self.rank = rank
         self.processes = processes
-        for modality, count in self.counts.items():
-            if min(map(len, self._parts(count))) < processes:
-                raise TubeletError(
-                    f"a step has {count} {modality}s in {config.accumulate} parts, too few to give each of {processes} "
-                    "processes one in every part: raise --batch-size, or lower --accumulate"
-                )
+        self.parts = step_parts(config, self.counts, processes)
         self.known_bad: dict[str, str] = {}
         self.readings = Readings(config.data.workers)
 
@@ -114,24 +133,14 @@ class StepDataset(Dataset[StepData]):
         short = 0
         try:
             for modality, count in self.counts.items():
-                parts = self._parts(count)
-                own = [self._share(part) for part in parts]
+                parts = self.parts[modality]
+                own = [own_share(part, self.rank, self.processes) for part in parts]
                 pixels, shortened = self._samples(modality, [step * count + i for share in own for i in share], bad)
                 short += shortened
                 batches += self._micro_batches(modality, pixels, parts, own, step)
         except (_UnreadableError, StorageError) as error:
             return StepData([], _as_list(bad), failure=str(error))
         return StepData(batches, _as_list(bad), short)
-
-    def _parts(self, count: int) -> list[range]:
-        """The parts that a step's samples of one modality are processed in."""
-        size = -(-count // self.config.accumulate)
-        return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-    def _share(self, part: range) -> range:
-        """This process's samples of a part."""
-        first, last = (part.start + len(part) * rank // self.processes for rank in (self.rank, self.rank + 1))
-        return range(first, last)
 
     def _micro_batches(
         self, modality: Modality, pixels: list[Tensor], parts: list[range], own: list[range], step: int

@@ -47,6 +47,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        self.kernel = attention  # an attribute, so that a plan on one kind of device can be of another's
 
     def forward(self, x: Tensor, table: RotaryTable) -> Tensor:
         """(B, K, D) -> (B, K, D)."""
@@ -57,7 +58,7 @@ class Attention(nn.Module):
             heads = self.qkv(x).view(B, K, 3 * self.heads, D // self.heads).transpose(1, 2)
             qk, v = heads.split([2 * self.heads, self.heads], dim=1)
             q, k = rotate(qk, table).chunk(2, dim=1)
-        return self.proj(attention(q, k, v).transpose(1, 2).reshape(B, K, D))
+        return self.proj(self.kernel(q, k, v).transpose(1, 2).reshape(B, K, D))
 
     def _in_pieces(self, x: Tensor, table: RotaryTable) -> Tensor:
         """Queries, keys and values (B, 3·heads, K, head_dim), the first two rotated, as the CPU reads them fastest."""

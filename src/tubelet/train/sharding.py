@@ -86,11 +86,18 @@ def place(model: VJEPA, parallel: str, config: TrainConfig, world: World) -> Non
         model.to(world.device)
         world.copy_from_first(model.parameters())  # equal seeds round differently on different processors
     else:
-        _shard(model, _mesh(parallel, world), pick_dtype(config.precision, world.device))
+        shard(model, device_mesh(parallel, world), pick_dtype(config.precision, world.device))
         world.sharded = True
 
 
-def _shard(model: VJEPA, mesh: "DeviceMesh", dtype: torch.dtype) -> None:
+def shard(model: VJEPA, mesh: "DeviceMesh", dtype: torch.dtype) -> None:
+    """Cut a model into shards, in place.
+
+    Args:
+        model: whole, with the same weights on every process.
+        mesh: (shard,) or (replicate, shard) processes.
+        dtype: that blocks' weights are gathered in.
+    """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard  # takes long to import
     from torch.distributed.tensor import DTensor
 
@@ -116,7 +123,8 @@ def _shard(model: VJEPA, mesh: "DeviceMesh", dtype: torch.dtype) -> None:
             dist.broadcast(shard, group=mesh.get_group("replicate"), group_src=0)
 
 
-def _mesh(parallel: str, world: World) -> "DeviceMesh":
+def device_mesh(parallel: str, world: World) -> "DeviceMesh":
+    """The processes of a run as "fsdp" or "hsdp" arranges them: (shard,) or (replicate, shard)."""
     from torch.distributed.device_mesh import init_device_mesh
 
     if parallel == "fsdp":

@@ -1,0 +1,381 @@
+"""A run before it is run: memory, communication and time of a step on devices that need not be there.
+
+The step that is planned is the real one, `train_step`, with the real optimiser and the real sharding: one process of a
+fake group takes it on fake tensors, which have sizes and no contents, and a log sees every storage come and go.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import AdamW
+
+from tubelet.config import BlockMask, PlanConfig, TrainConfig
+from tubelet.data.clips import normalise
+from tubelet.data.loader import own_share, samples_per_step, step_parts
+from tubelet.data.manifest import MediaList
+from tubelet.data.masks import block_shape, hidden_positions
+from tubelet.device import DEVICE_KINDS, DeviceKind, pick_dtype
+from tubelet.model.layers import Attention
+from tubelet.train.optim import build_optimizer
+from tubelet.train.parallel import World
+from tubelet.train.sharding import device_mesh, parallel_for, pick_parallel, shard, training_bytes
+from tubelet.train.step import prepare, train_step
+from tubelet.train.tracing import Log, StorageLog, Transfer, logged
+from tubelet.types import Batch, Grid, Mask, Modality, StepData, TubeletError
+from tubelet.vjepa import VJEPA
+
+CPU = torch.device("cpu")
+# Of a device's memory, what its driver, NCCL and the gaps of an allocator leave to tensors.
+USABLE = 0.9
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One mask's way forward and backward on one device.
+
+    Attributes:
+        name: which.
+        samples: of this device.
+        seen: tokens of a sample that the student sees.
+        hidden: tokens that are predicted.
+        tokens: all tokens of a sample.
+        held: bytes of activations, after the forward pass.
+        peak: bytes of everything, at its fullest moment.
+    """
+
+    name: str
+    samples: int
+    seen: int
+    hidden: int
+    tokens: int
+    held: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What one device does and holds in a step.
+
+    Attributes:
+        passes: every mask's.
+        memory: bytes at the fullest moment, by kind.
+        moment: when that is.
+        transfers: collective operations.
+        flops: operations of matrix products.
+    """
+
+    passes: list[Pass]
+    memory: Counter[str]
+    moment: str
+    transfers: list[Transfer]
+    flops: float
+
+    @property
+    def total(self) -> int:
+        """Bytes at the fullest moment."""
+        return self.memory.total()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A planned run.
+
+    Attributes:
+        config: the run.
+        planned: its devices.
+        device: what one of them can do.
+        parallel: how they share the work.
+        parameters: how many student, predictor and teacher have.
+        counts: samples of a step, of each modality.
+        step: what one device does in a step.
+        other: the same if activation checkpointing were switched over.
+    """
+
+    config: TrainConfig
+    planned: PlanConfig
+    device: DeviceKind
+    parallel: str
+    parameters: dict[str, int]
+    counts: dict[Modality, int]
+    step: Traced
+    other: Traced
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step leaves enough of a device's memory."""
+        return self.step.total <= USABLE * self.device.memory
+
+    @property
+    def compute_seconds(self) -> float:
+        """Of a step's matrix products, recomputed ones included."""
+        return self.step.flops / (self.device.flops * self.planned.utilisation)
+
+    @property
+    def transfer_seconds(self) -> float:
+        """Of a step's communication."""
+        return sum(self.seconds(transfer) for transfer in self.step.transfers)
+
+    @property
+    def step_seconds(self) -> float:
+        """Shards come and go while blocks compute; whole gradients are summed after the last backward pass."""
+        if self.parallel == "ddp":
+            return self.compute_seconds + self.transfer_seconds
+        return max(self.compute_seconds, self.transfer_seconds)
+
+    def rate(self, transfer: Transfer) -> float:
+        """Bytes a second of the links that a transfer goes over.
+
+        A ring over whole machines enters and leaves each by all of its devices' network links at once; one over
+        replicas, which has one member a machine, by one.
+        """
+        local = self.planned.devices_per_machine
+        if self.parallel == "hsdp" and transfer.kind == "all-reduce":
+            rate = self.device.network
+        elif transfer.members <= local:
+            rate = self.device.link
+        else:
+            rate = min(self.device.link, self.device.network * local)
+        return rate * self.planned.link_share
+
+    def seconds(self, transfer: Transfer) -> float:
+        """Of a ring: every member sends and receives all parts but its own, and for an all-reduce twice."""
+        rounds = 2 if transfer.kind == "all-reduce" else 1
+        return rounds * transfer.size * (transfer.members - 1) / transfer.members / self.rate(transfer)
+
+
+def make_plan(config: TrainConfig, planned: PlanConfig) -> Plan:
+    """Plan a run.
+
+    Raises:
+        TubeletError: if the run could not be, or is of a kind that is not planned.
+    """
+    if config.lora_rank or config.distil_from:
+        raise TubeletError("--plan is of pre-training; it knows no adapters (lora_rank) and no guide (distil)")
+    device = DEVICE_KINDS[planned.device_kind]
+    low = pick_dtype(config.precision, CPU) if planned.device_kind == "cpu" else torch.bfloat16
+    precision = "fp32" if config.precision == "fp32" or low == torch.float32 else "bf16"
+    config = replace(config, precision=precision, compile=False)
+    with torch.device("meta"):
+        model = VJEPA(config.model)
+    world = World(CPU, 0, planned.devices)
+    world.local_size = min(planned.devices, planned.devices_per_machine)
+    if config.parallel == "auto" and planned.device_kind != "cpu":
+        parallel = parallel_for(training_bytes(model), int(device.memory), world.size, world.local_size)
+        parallel = "ddp" if world.size == 1 else parallel
+    else:
+        parallel = pick_parallel(model, config, world)
+    counts = samples_per_step(config, MediaList(["video"], ["image"]))
+    shares = {
+        modality: [len(own_share(part, world.size - 1, world.size)) for part in parts]
+        for modality, parts in step_parts(config, counts, world.size).items()
+    }
+    lengths = mask_lengths(config, counts)
+    step, other = (
+        trace(replace(config, activation_checkpointing=recompute), planned, parallel, shares, lengths)
+        for recompute in (config.activation_checkpointing, not config.activation_checkpointing)
+    )
+    parts = {name: getattr(model, name) for name in ("student", "predictor", "teacher")}
+    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return Plan(config, planned, device, parallel, parameters, counts, step, other)
+
+
+def mask_lengths(config: TrainConfig, counts: dict[Modality, int]) -> dict[Modality, list[tuple[int, int]]]:
+    """How many tokens each mask leaves visible and hides, cut to the shortest of a part, on average over draws."""
+    lengths = {}
+    for modality, parts in step_parts(config, counts, 1).items():
+        rng = np.random.default_rng(config.seed)
+        specs = config.masks.image if modality is Modality.IMAGE else config.masks.video
+        grid = token_grid(config, modality)
+        lengths[modality] = [_mean_lengths(spec, grid, len(parts[0]), rng) for spec in specs]
+    return lengths
+
+
+def _mean_lengths(spec: BlockMask, grid: Grid, batch: int, rng: np.random.Generator) -> tuple[int, int]:
+    shortest = []
+    for _ in range(max(4, min(64, 4096 // batch))):
+        shape = block_shape(spec, grid, rng)
+        hidden = np.array([hidden_positions(spec, shape, grid, rng).sum() for _ in range(batch)])
+        shortest.append((grid.h * grid.w - hidden.max(), hidden.min()))
+    seen, masked = np.mean(shortest, axis=0) * grid.t
+    return round(seen), round(masked)
+
+
+def token_grid(config: TrainConfig, modality: Modality) -> Grid:
+    """The token grid of a sample."""
+    data = config.data
+    frames = data.image_frames if modality is Modality.IMAGE else data.frames
+    return config.model.grid(frames, data.image_size, data.image_size)
+
+
+def trace(
+    config: TrainConfig,
+    planned: PlanConfig,
+    parallel: str,
+    shares: dict[Modality, list[int]],
+    lengths: dict[Modality, list[tuple[int, int]]],
+) -> Traced:
+    """Take one step on fake tensors.
+
+    Args:
+        config: the run, its precision decided.
+        planned: its devices.
+        parallel: how they share the work.
+        shares: this device's samples of each modality, part by part.
+        lengths: visible and hidden tokens of each modality under each mask.
+    """
+    normalise(torch.zeros(1, 3, 1, 1, 1, dtype=torch.uint8))  # which keeps its constants: they must be real ones
+    with torch.device("meta"):
+        model = VJEPA(config.model)
+    if planned.device_kind != "cpu":  # attention has another backward pass on a CPU in bf16
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.kernel = F.scaled_dot_product_attention
+    world = World(CPU, 0, planned.devices)
+    world.local_size = min(planned.devices, planned.devices_per_machine)
+    prepare(model, config, CPU)
+    with fake_group(planned.devices):
+        mesh = device_mesh(parallel, world) if parallel != "ddp" else None
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            _give_sizes(model)
+            if mesh is not None:
+                shard(model, mesh, pick_dtype(config.precision, CPU))
+                world.sharded = True
+            optimizer = _begin_run(model, config)
+            with logged() as watch:
+                passes = _take_step(model, optimizer, config, world, shares, lengths, watch)
+    return _summarise(watch.log, config, passes)
+
+
+@contextmanager
+def fake_group(processes: int) -> Iterator[None]:
+    """A process group of which this is the first process and the others are not there.
+
+    Raises:
+        TubeletError: if this process has a real one.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if processes == 1:
+        yield
+        return
+    if dist.is_initialized():
+        raise TubeletError("--plan is made by one process alone: start it without torchrun")
+    dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _give_sizes(model: nn.Module) -> None:
+    """Parameters on the meta device become fake ones on a CPU, which sharding takes."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            fake = nn.Parameter(torch.empty(parameter.shape), requires_grad=parameter.requires_grad)
+            setattr(module, name, fake)
+
+
+def _begin_run(model: VJEPA, config: TrainConfig) -> AdamW:
+    """The optimiser with its moments, which are there from the first step on.
+
+    Each operation on shards is also tried on whole tensors, once, to see what it gives: here, where nobody counts.
+    """
+    optimizer = build_optimizer(model, config.optim)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad += parameter.grad
+    optimizer.step()
+    optimizer.zero_grad()
+    model.update_teacher(1.0)
+    return optimizer
+
+
+def _take_step(
+    model: VJEPA,
+    optimizer: AdamW,
+    config: TrainConfig,
+    world: World,
+    shares: dict[Modality, list[int]],
+    lengths: dict[Modality, list[tuple[int, int]]],
+    watch: StorageLog,
+) -> list[tuple[str, Batch, Mask]]:
+    """One step of a run under way; returns its passes in their order."""
+    watch.name(model.parameters(), "parameters")
+    watch.name(model.teacher.parameters(), "teacher")
+    moments = (value for state in optimizer.state.values() for value in state.values())
+    watch.name((value for value in moments if isinstance(value, torch.Tensor)), "optimiser moments")
+    watch.enter("inputs")
+    batches = [
+        _fake_batch(config, modality, count, lengths[modality]) for modality, own in shares.items() for count in own
+    ]
+    passes = [
+        (f"{batch.modality} mask {number}", batch, mask)
+        for batch in batches
+        for number, mask in enumerate(batch.masks, start=1)
+    ]
+    names = iter([name for name, _, _ in passes])
+    model.teacher.register_forward_pre_hook(lambda *_: watch.enter("teacher's pass", "teacher"))
+    model.teacher.register_forward_hook(lambda *_: watch.enter("targets"))
+    model.register_forward_pre_hook(lambda *_: watch.enter("student's activations", next(names)))
+    model.predictor.register_forward_pre_hook(lambda *_: watch.enter("predictor's activations"))
+    model.predictor.register_forward_hook(lambda *_: watch.enter("loss"))
+    model.register_forward_hook(lambda *_: watch.enter("backward pass", "backward"))
+
+    def before_update(*_: object) -> None:
+        gradients = (parameter.grad for parameter in model.parameters())
+        watch.name((gradient for gradient in gradients if gradient is not None), "gradients")
+        watch.enter("optimiser", "optimiser")
+
+    optimizer.register_step_pre_hook(before_update)
+    train_step(model, optimizer, StepData(batches, []), config, config.steps - 1, world)
+    return passes
+
+
+def _fake_batch(config: TrainConfig, modality: Modality, count: int, lengths: list[tuple[int, int]]) -> Batch:
+    data = config.data
+    frames = data.image_frames if modality is Modality.IMAGE else data.frames
+    pixels = torch.zeros(count, config.model.channels, frames, data.image_size, data.image_size, dtype=torch.uint8)
+    ids = [[torch.zeros(count, length, dtype=torch.int64) for length in pair] for pair in lengths]
+    tokenizer = Modality.IMAGE if frames == 1 else Modality.VIDEO
+    return Batch(tokenizer, pixels, [Mask(*pair) for pair in ids], count / config.batch_size)
+
+
+ACTIVATIONS = ("student's activations", "predictor's activations", "loss")
+
+
+def _summarise(
+    log: Log, config: TrainConfig, passes: list[tuple[str, Batch, Mask]]
+) -> Traced:
+    begins = [(time, name) for time, name in log.marks if name not in ("teacher", "backward", "optimiser")]
+    backward = [time for time, name in log.marks if name == "backward"]
+    later = [time for time, _ in log.marks]
+    summaries = []
+    for (begin, name), middle, (_, batch, mask) in zip(begins, backward, passes, strict=True):
+        end = next((time for time in later if time > middle), log.clock)
+        held = log.held(middle)
+        grid = config.model.grid(*batch.pixels.shape[2:])
+        summaries.append(
+            Pass(
+                name,
+                batch.pixels.shape[0],
+                mask.context.shape[1],
+                mask.target.shape[1],
+                grid.tokens,
+                sum(held[kind] for kind in ACTIVATIONS),
+                log.held(log.peak(begin, end)).total(),
+            )
+        )
+    when = log.peak()
+    mark, name = max((mark for mark in log.marks if mark[0] <= when), default=(0, "start"))
+    if name == "backward":
+        name = f"{max(begin for begin in begins if begin[0] <= when)[1]}, backward"
+    return Traced(summaries, log.held(when), name, log.transfers, float(log.flops.total()))

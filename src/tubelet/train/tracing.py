@@ -1,0 +1,198 @@
+"""What a step's tensors take, counted as they come and go: on real tensors, or on fake ones that need no memory."""
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
+
+_ops = torch.ops.aten
+# The fused attention of CPUs has formulas of no registry: they are those of the other fused kernels.
+_FLOPS = flop_registry | {
+    _ops._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    _ops._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
+# The process group's own operations that move tensors, and the name they are booked under.
+_COLLECTIVES = {
+    "allreduce_": "all-reduce",
+    "_allgather_base_": "all-gather",
+    "_reduce_scatter_base_": "reduce-scatter",
+}
+
+
+@dataclass
+class Stretch:
+    """One storage's life, in operations since the log began.
+
+    Attributes:
+        size: bytes.
+        kind: what it holds.
+        born: when it came.
+        died: when it went; None while it is there.
+    """
+
+    size: int
+    kind: str
+    born: int
+    died: int | None = None
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One collective operation.
+
+    Attributes:
+        kind: all-reduce, all-gather or reduce-scatter.
+        size: bytes of the whole tensor: of what each has before a reduction, of what each has after a gathering.
+        members: processes that take part.
+    """
+
+    kind: str
+    size: int
+    members: int
+
+
+@dataclass
+class Log:
+    """What was seen of a step.
+
+    Attributes:
+        stretches: every storage's life.
+        transfers: every collective operation, in order.
+        flops: floating-point operations of matrix products, by phase.
+        marks: when something began: (operation, name).
+    """
+
+    stretches: list[Stretch] = field(default_factory=list)
+    transfers: list[Transfer] = field(default_factory=list)
+    flops: Counter[str] = field(default_factory=Counter)
+    marks: list[tuple[int, str]] = field(default_factory=list)
+    clock: int = 0
+
+    def held(self, when: int) -> Counter[str]:
+        """Bytes that are there at one time, by kind."""
+        held: Counter[str] = Counter()
+        for stretch in self.stretches:
+            if stretch.born <= when and (stretch.died is None or stretch.died > when):
+                held[stretch.kind] += stretch.size
+        return held
+
+    def peak(self, start: int = 0, stop: int | None = None) -> int:
+        """When, between two times, the most bytes are there."""
+        change = [0] * (self.clock + 2)
+        for stretch in self.stretches:
+            change[stretch.born] += stretch.size
+            if stretch.died is not None:
+                change[stretch.died] -= stretch.size
+        total, best, when = 0, -1, start
+        for time, difference in enumerate(change):
+            total += difference
+            if start <= time < (len(change) if stop is None else stop) and total > best:
+                best, when = total, time
+        return when
+
+
+class StorageLog(TorchDispatchMode):
+    """Sees every operation below autograd while it is entered, and books storages, products and transfers.
+
+    What kernels take for themselves and give back before they return is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = Log()
+        self.phase = "other"
+        self._there: dict[int, Stretch] = {}
+
+    def enter(self, phase: str, mark: str | None = None) -> None:
+        """What comes from now on belongs to `phase`."""
+        self.phase = phase
+        if mark is not None:
+            self.log.marks.append((self.log.clock, mark))
+
+    def name(self, tensors: Iterable[Tensor], kind: str) -> None:
+        """Say what tensors hold, those that are new to the log included."""
+        for tensor in tensors:
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            self._see(local.untyped_storage(), kind).kind = kind
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # its shard's operations come here by themselves
+        out = func(*args, **(kwargs or {}))
+        if func.namespace == "prim" or func.namespace == "profiler":
+            return out
+        self.log.clock += 1
+        if func.namespace == "c10d":
+            self._book_transfer(func, args)
+        packet = func._overloadpacket
+        if packet in _FLOPS:
+            self.log.flops[self.phase] += _FLOPS[packet](*args, **(kwargs or {}), out_val=out)
+        kind = self.phase
+        if packet is _ops._to_copy and self._kind_of(args[0]) == "parameters":
+            kind = "weights in low precision"
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage(), kind)
+        return out
+
+    def _kind_of(self, tensor: Tensor) -> str | None:
+        stretch = self._there.get(tensor.untyped_storage()._cdata)
+        return stretch and stretch.kind
+
+    def _see(self, storage: torch.UntypedStorage, kind: str) -> Stretch:
+        key = storage._cdata
+        if key not in self._there:
+            self._begin(key, storage.nbytes(), kind)
+            weakref.finalize(storage, self._end, key).atexit = False
+        return self._there[key]
+
+    def _begin(self, key: int, size: int, kind: str) -> None:
+        self._there[key] = Stretch(size, kind, self.log.clock)
+        self.log.stretches.append(self._there[key])
+
+    def _end(self, key: int) -> None:
+        self._there.pop(key).died = self.log.clock
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage that is known has another size: sharding lets go of gathered weights so."""
+        key = storage._cdata
+        if key in self._there:
+            self._end(key)
+            self._begin(key, storage.nbytes(), "gathered weights")
+
+    def _book_transfer(self, func: Any, args: Any) -> None:
+        kind = _COLLECTIVES.get(func._schema.name.removeprefix("c10d::"))
+        if kind is None:
+            return
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        group = next(a for a in args if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type()))
+        size = max(tensor.nbytes for tensor in tensors)
+        self.log.transfers.append(Transfer(kind, size, dist.ProcessGroup.unbox(group).size()))
+
+
+@contextmanager
+def logged() -> Iterator[StorageLog]:
+    """A log that sees all operations, and all storages that change their size, until the end of the block."""
+    watch, resize = StorageLog(), torch.UntypedStorage.resize_
+
+    def resize_and_tell(storage: torch.UntypedStorage, size: int) -> Any:
+        result = resize(storage, size)
+        watch.resized(storage)
+        return result
+
+    torch.UntypedStorage.resize_ = resize_and_tell  # type: ignore[method-assign]
+    try:
+        with watch:
+            yield watch
+    finally:
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
