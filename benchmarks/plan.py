@@ -28,13 +28,15 @@ import torch.distributed as dist
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch.optim import AdamW
 
 from tubelet.config import DataConfig, PlanConfig, TrainConfig, model_preset
 from tubelet.config.train import Parallel, Precision
-from tubelet.data.clips import normalise
+from tubelet.data.loader import samples_per_step
+from tubelet.data.manifest import MediaList
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
-from tubelet.train.plan import CPU, make_plan
+from tubelet.train.plan import CPU, make_plan, mask_lengths, token_grid
 from tubelet.train.sharding import place
 from tubelet.train.step import prepare, train_step
 from tubelet.types import Batch, Mask, Modality, StepData
@@ -61,30 +63,99 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(
-    config: TrainConfig, parallel: str, rank: int, size: int, lengths: list, store: str, answer: Connection
-) -> None:
-    """One process: its bytes at the peak of the last of `STEPS` steps."""
+def real_run(config: TrainConfig, parallel: Parallel, world: World) -> tuple[VJEPA, AdamW, StepData]:
+    """A run under way: random pixels, with masks as long as the plan takes them to be."""
+    counts = samples_per_step(config, MediaList(["video"], ["image"]))
+    model = VJEPA(config.model)
+    prepare(model, config, CPU, sharded=parallel != "ddp")
+    place(model, parallel, config, world)
+    optimizer = build_optimizer(model, config.optim)
+    batches = []
+    for modality, lengths in mask_lengths(config, counts).items():
+        frames, size = 1 if modality is Modality.IMAGE else config.data.frames, config.data.image_size
+        count, tokens = counts[modality] // world.size, token_grid(config, modality).tokens
+        masks = [Mask(*(_some(tokens, length, count) for length in pair)) for pair in lengths]
+        pixels = torch.randint(0, 256, (count, 3, frames, size, size), dtype=torch.uint8)
+        batches.append(Batch(modality, pixels, masks, count / config.batch_size))
+    return model, optimizer, StepData(batches, [])
+
+
+def _some(tokens: int, length: int, count: int) -> torch.Tensor:
+    return torch.stack([torch.randperm(tokens)[:length].sort().values for _ in range(count)])
+
+
+def measure(config: TrainConfig, parallel: Parallel, rank: int, size: int, store: str, answer: Connection) -> None:
+    """One process: sends its bytes at the fullest moment of the last of `STEPS` steps."""
     torch.set_num_threads(1)
     world = World(CPU, rank, size)
     if size > 1:
         dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
-    # Whatever is loaded or set up at first use: kernels, sharding, rendezvous.
-    step_of(replace(config, model=model_preset("vit-pico")), parallel, world, small=True)()
+    # Whatever is loaded and set up at first use, and is no part of a run's size.
+    small = replace(config, model=model_preset("vit-pico"), data=replace(config.data, image_size=64))
+    train_step(*real_run(small, parallel, beginner := World(CPU, rank, size)), small, 0, beginner)
     gc.collect()
     before = resident("VmRSS")
-    step = step_of(config, parallel, world, lengths=lengths)
+    run = real_run(config, parallel, world)
     for _ in range(STEPS):
         gc.collect()
-        if size > 1:
-            dist.barrier()
         reset_peak()
-        step()
+        train_step(*run, config, config.steps - 1, world)
     answer.send(resident("VmHWM") - before)
     if size > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def step_of(config: TrainConfig, parallel: str, world: World, lengths: list | None = None, small: bool = False):  # noqa: ANN201
-    raise NotImplementedError
+def measured(config: TrainConfig, parallel: Parallel, processes: int) -> list[int]:
+    """Bytes of each of some processes at the fullest moment of a step."""
+    context = get_context("spawn")
+    with TemporaryDirectory() as folder:
+        started, ends = [], []
+        for rank in range(processes):
+            mine, theirs = context.Pipe(duplex=False)
+            work = (config, parallel, rank, processes, f"{folder}/store", theirs)
+            started.append(context.Process(target=measure, args=work))
+            started[-1].start()
+            theirs.close()
+            ends.append(mine)
+        taken = [end.recv() for end in ends]
+        for process in started:
+            process.join()
+    return taken
+
+
+def main(only: str = "", json: bool = False) -> None:
+    """Print the table.
+
+    Args:
+        only: Name of the one model to try.
+        json: Print one JSON object as the last line.
+    """
+    table = Table()
+    for column in ("model", "precision", "processes", "by", "planned MB", "measured MB", "planned / measured"):
+        table.add_column(column, justify="right")
+    rows = []
+    for name, image_size, frames, samples, precision, ways in CASES:
+        if only not in ("", name):
+            continue
+        for processes, parallel in ways:
+            config = TrainConfig(
+                model=model_preset(name),
+                data=DataConfig(image_size=image_size, frames=frames),
+                batch_size=samples * processes,
+                precision=precision,
+                compile=False,
+                parallel=parallel,
+            )
+            planned = make_plan(config, PlanConfig(devices=processes, device_kind="cpu")).step.total
+            taken = max(measured(config, parallel, processes))
+            rows.append((name, precision, processes, parallel, planned / 1e6, taken / 1e6, planned / taken))
+            table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in rows[-1]))
+            print(dumps(rows[-1]), flush=True)
+    Console().print(table)
+    if json:
+        print(dumps(rows))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

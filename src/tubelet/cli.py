@@ -20,21 +20,21 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from tubelet.config import EmbedConfig, ModelConfig, Recipe, TrainConfig, model_preset, recipes
+from tubelet.config import EmbedConfig, PlanConfig, Recipe, TrainConfig, model_preset, recipes, resized
 from tubelet.console import files_progress, say_bad, stages_progress
 from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.types import TubeletError
 
 # Commands import what they run when they run: `tubelet --help` answers without loading torch's training code.
-
-
 Run = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
+Planned = Annotated[PlanConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
 
 
 def train(
     config: Run,
+    planned: Planned = PlanConfig(),  # noqa: B008 - frozen
     *,
-    out: Path,
+    out: Path | None = None,
     model: str | None = None,
     patch_size: int | None = None,
     tubelet_size: int | None = None,
@@ -45,7 +45,8 @@ def train(
 
     Args:
         config: The run.
-        out: Folder of the run: checkpoints, metrics, list of bad files.
+        planned: A dry run of it.
+        out: Folder of the run: checkpoints, metrics, list of bad files; --plan alone needs none.
         model: vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G; by default vit-ti, or what --init-from holds.
         patch_size: Pixels along a patch's side, instead of the model's own.
         tubelet_size: Frames of a video token, instead of the model's own.
@@ -54,18 +55,24 @@ def train(
     """
     from tubelet.train.initial import continued_sizes
     from tubelet.train.loop import train as run_training
+    from tubelet.train.plan_table import print_plan_of
     from tubelet.train.state import CONFIG, read_config
 
-    if resume and model is None and (out / CONFIG).is_file():
+    if resume and model is None and out and (out / CONFIG).is_file():
         preset = read_config(out).model  # where the run's first weights came from may be gone by now
     elif config.init_from and model is None:
         preset = continued_sizes(config.init_from)
     else:
         preset = model_preset(model or "vit-ti")
-    sizes = _resized(preset, patch_size, tubelet_size)
+    sizes = resized(preset, patch_size, tubelet_size)
     if output_levels is not None:
         sizes = dataclasses.replace(sizes, output_levels=output_levels)
-    run_training(dataclasses.replace(config, model=sizes), out, resume, Console())
+    config = dataclasses.replace(config, model=sizes)
+    if planned.plan:
+        return print_plan_of(config, planned, Console())
+    if out is None:
+        raise TubeletError("out is not given: say which folder the run is written to")
+    run_training(config, out, resume, Console())
 
 
 def cooldown(config: Run = recipes.cooldown(), *, out: Path, resume: bool = False) -> None:  # noqa: B008 - frozen
@@ -119,17 +126,9 @@ def distil(
     from tubelet.train.initial import distilled_sizes
     from tubelet.train.loop import train as run_training
 
-    student = _resized(model_preset(model), patch_size, tubelet_size)
+    student = resized(model_preset(model), patch_size, tubelet_size)
     sizes = distilled_sizes(student, load(teacher, device="cpu").config)
     run_training(dataclasses.replace(config, model=sizes, distil_from=teacher), out, resume, Console())
-
-
-def _resized(preset: ModelConfig, patch_size: int | None, tubelet_size: int | None) -> ModelConfig:
-    return dataclasses.replace(
-        preset,
-        patch_size=preset.patch_size if patch_size is None else patch_size,
-        tubelet_size=preset.tubelet_size if tubelet_size is None else tubelet_size,
-    )
 
 
 def sample_data(

@@ -1,7 +1,7 @@
 """Sizes of encoder and predictor, and the family: a preset is a function."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from tubelet.config.fields import nearest, require
@@ -197,3 +197,10 @@ def model_preset(name: str) -> ModelConfig:
     if name not in MODELS:
         raise TubeletError(f"no model is called {name!r}{nearest(name, MODELS)}; the models are {', '.join(MODELS)}")
     return MODELS[name]()
+
+
+def resized(config: ModelConfig, patch_size: int | None, tubelet_size: int | None) -> ModelConfig:
+    """The same network on patches of other sizes; None keeps its own."""
+    return replace(
+        config, patch_size=patch_size or config.patch_size, tubelet_size=tubelet_size or config.tubelet_size
+    )

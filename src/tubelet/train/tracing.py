@@ -177,6 +177,10 @@ class StorageLog(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
         group = next(a for a in args if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type()))
         size = max(tensor.nbytes for tensor in tensors)
+        for tensor in tensors:
+            stretch = self._there.get(tensor.untyped_storage()._cdata)
+            if stretch is not None and stretch.kind == self.phase:  # what was made for it
+                stretch.kind = "communication buffers"
         self.log.transfers.append(Transfer(kind, size, dist.ProcessGroup.unbox(group).size()))
 
 

@@ -1,0 +1,136 @@
+"""A plan as tables that show their arithmetic."""
+
+from rich.console import Console
+from rich.table import Table
+
+from tubelet.config import PlanConfig, TrainConfig
+from tubelet.train.plan import USABLE, Plan, Traced, make_plan
+from tubelet.train.tracing import Transfer
+
+GIB = 2**30
+
+
+def print_plan_of(config: TrainConfig, planned: PlanConfig, console: Console) -> None:
+    """Plan a run, which takes up to a minute for the largest models, and print the plan.
+
+    Raises:
+        TubeletError: if the run could not be, or is of a kind that is not planned.
+    """
+    print_plan(make_plan(config, planned), console)
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print all of it: sizes, memory, every mask's pass, communication, time, and whether it fits."""
+    for table in (_memory(plan), _passes(plan), _transfers(plan)):
+        if table.row_count:
+            console.print(table)
+    for line in sentences(plan):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def sentences(plan: Plan) -> list[str]:
+    """What the tables do not say."""
+    return [_sizes(plan), _mesh(plan), _time(plan), *_verdict(plan)]
+
+
+def _sizes(plan: Plan) -> str:
+    millions = ", ".join(f"{name} {count / 1e6:,.1f} M" for name, count in plan.parameters.items())
+    samples = " and ".join(f"{count} {modality}s" for modality, count in plan.counts.items())
+    parts = f" in {plan.config.accumulate} parts" if plan.config.accumulate > 1 else ""
+    return f"parameters: {millions}; a step takes {samples}{parts}, in {plan.config.precision}"
+
+
+def _mesh(plan: Plan) -> str:
+    planned = plan.planned
+    devices, local = planned.devices, min(planned.devices, planned.devices_per_machine)
+    shape = {"ddp": f"{devices} x whole", "fsdp": f"shards over {devices}"}.get(
+        plan.parallel, f"{devices // local} x shards over {local}"
+    )
+    return f"mesh: {plan.parallel}, {shape}; {devices} {planned.device_kind}, {local} on a machine"
+
+
+def _time(plan: Plan) -> str:
+    planned, step = plan.planned, plan.step
+    joined = "+" if plan.parallel == "ddp" else "under"
+    clips = plan.config.batch_size / plan.step_seconds
+    return (
+        f"time: {step.flops / 1e12:,.3g} TFLOP a device / ({plan.device.flops / 1e12:,.4g} TFLOP/s x "
+        f"{planned.utilisation:g}) = {plan.compute_seconds:.3g} s {joined} {plan.transfer_seconds:.3g} s of "
+        f"communication = {plan.step_seconds:.3g} s a step; {plan.config.batch_size} samples a step / "
+        f"{plan.step_seconds:.3g} s = {clips:,.4g} clips/s"
+    )
+
+
+def _verdict(plan: Plan) -> list[str]:
+    step, other = plan.step, plan.other
+    usable = USABLE * plan.device.memory
+    room = f"{100 * USABLE:.0f} % of {plan.device.memory / GIB:.0f} GiB, {usable / GIB:.1f} GiB"
+    flag, words = (
+        ("--no-activation-checkpointing", "keeping all activations")
+        if plan.config.activation_checkpointing
+        else ("--activation-checkpointing", "recomputing activations")
+    )
+    change = f"{words} ({flag}) takes {other.total / GIB:,.2f} GiB and {other.flops / step.flops:.2f} x the operations"
+    if plan.fits:
+        return [f"fits: {step.total / GIB:,.2f} GiB of {room}; {change}"]
+    lines = [f"does not fit: {step.total / GIB:,.2f} GiB, and there is {room}"]
+    if not plan.config.activation_checkpointing:
+        lines.append(f"{change}{', which fits' if other.total <= usable else ''}")
+    state = state_bytes(step)
+    if state > usable / 2:
+        others = "more --devices" if plan.parallel == "fsdp" else "--parallel fsdp, over more --devices"
+        lines.append(f"weights, gradients and moments alone are {state / GIB:,.2f} GiB: {others}")
+    if (most := max(each.samples for each in step.passes)) > 1:
+        lines.append(f"a device holds up to {most} samples at once: a higher --accumulate, or a lower --batch-size")
+    elif plan.config.activation_checkpointing:
+        lines.append("a device holds one sample at once: a smaller --image-size, or fewer --frames")
+    return lines
+
+
+def state_bytes(step: Traced) -> int:
+    """Of parameters, teacher, gradients and moments, on one device."""
+    return sum(step.memory[kind] for kind in ("parameters", "teacher", "gradients", "optimiser moments"))
+
+
+def _memory(plan: Plan) -> Table:
+    table = Table(title=f"memory of a device at its fullest ({plan.step.moment})")
+    table.add_column("what")
+    for column in ("GiB", "share"):
+        table.add_column(column, justify="right")
+    for kind, size in plan.step.memory.most_common():
+        if size:
+            table.add_row(kind, f"{size / GIB:,.3f}", f"{100 * size / plan.step.total:.1f} %")
+    table.add_section()
+    table.add_row("all", f"{plan.step.total / GIB:,.3f}", f"{100 * plan.step.total / plan.device.memory:.1f} % of device")
+    return table
+
+
+def _passes(plan: Plan) -> Table:
+    table = Table(title="activations of a pass in GiB, kept | recomputed", caption="held after forward; peak of everything")
+    table.add_column("pass")
+    for column in ("samples", "tokens", "seen", "hidden", "held", "peak"):
+        table.add_column(column, justify="right")
+    pairs = zip(plan.step.passes, plan.other.passes, strict=True)
+    for one, other in pairs:
+        counts = (one.samples, one.tokens, one.seen, one.hidden)
+        kept, recomputed = (other, one) if plan.config.activation_checkpointing else (one, other)
+        sizes = ((kept.held, recomputed.held), (kept.peak, recomputed.peak))
+        cells = (f"{a / GIB:,.2f} | {b / GIB:,.2f}" for a, b in sizes)
+        table.add_row(one.name, *(f"{count:,}" for count in counts), *cells)
+    return table
+
+
+def _transfers(plan: Plan) -> Table:
+    table = Table(title="communication of a device in a step")
+    table.add_column("what")
+    for column in ("operations", "among", "GB", "GB/s", "seconds"):
+        table.add_column(column, justify="right")
+    grouped: dict[tuple[str, int], list[Transfer]] = {}
+    for transfer in plan.step.transfers:
+        grouped.setdefault((transfer.kind, transfer.members), []).append(transfer)
+    for (kind, members), transfers in grouped.items():
+        size, seconds = sum(each.size for each in transfers), sum(plan.seconds(each) for each in transfers)
+        rate = plan.rate(transfers[0])
+        cells = (f"{len(transfers)}", f"{members}", f"{size / 1e9:,.3f}", f"{rate / 1e9:,.0f}", f"{seconds:,.3g}")
+        table.add_row(kind, *cells)
+    return table

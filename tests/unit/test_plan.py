@@ -1,0 +1,111 @@
+"""A plan's bytes are those of a real step's tensors, and its arithmetic adds up."""
+
+import dataclasses
+
+import pytest
+from rich.console import Console
+
+from plan import real_run
+from tubelet.config import DataConfig, ModelConfig, PlanConfig, PredictorConfig, TrainConfig
+from tubelet.train.parallel import World
+from tubelet.train.plan import CPU, USABLE, make_plan
+from tubelet.train.plan_table import print_plan, sentences, state_bytes
+from tubelet.train.step import train_step
+from tubelet.train.tracing import Transfer, logged
+from tubelet.types import TubeletError
+
+SIZES = ModelConfig(
+    width=48, depth=2, heads=2, levels=(0, 1), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)
+)
+RUN = TrainConfig(
+    model=SIZES, data=DataConfig(image_size=64, frames=4), batch_size=4, precision="fp32", compile=False, steps=100
+)
+LAPTOP = PlanConfig(device_kind="cpu")
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(RUN, LAPTOP)
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    """A plan of shards over the devices of two machines of two."""
+    run = dataclasses.replace(RUN, batch_size=8, parallel="hsdp")
+    return make_plan(run, PlanConfig(devices=4, devices_per_machine=2))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_planned_bytes_and_operations_are_those_of_a_real_steps_tensors(precision):
+    run = dataclasses.replace(RUN, precision=precision)
+    plan = make_plan(run, LAPTOP)
+    for step, recompute in ((plan.step, False), (plan.other, True)):
+        run = dataclasses.replace(run, activation_checkpointing=recompute)
+        model, optimizer, data = real_run(run, "ddp", world := World(CPU))
+        train_step(model, optimizer, data, run, 0, world)
+        with logged() as watch:
+            watch.name([*model.parameters(), *(batch.pixels for batch in data.batches)], "there before")
+            watch.name([value for state in optimizer.state.values() for value in state.values()], "there before")
+            train_step(model, optimizer, data, run, 1, world)
+        assert watch.log.held(watch.log.peak()).total() == pytest.approx(step.total, rel=0.01)
+        assert watch.log.flops.total() == step.flops > 0
+
+
+def test_state_is_sixteen_bytes_a_trained_parameter_and_four_of_the_teachers(plan):
+    numbers = plan.parameters
+    whole = 16 * (numbers["student"] + numbers["predictor"]) + 4 * numbers["teacher"]
+    assert state_bytes(plan.step) == pytest.approx(whole, rel=0.02)
+
+
+def test_shards_hold_their_part_of_the_state(sharded):
+    numbers = sharded.parameters
+    whole = 16 * (numbers["student"] + numbers["predictor"]) + 4 * numbers["teacher"]
+    assert state_bytes(sharded.step) == pytest.approx(whole / 2, rel=0.1)
+
+
+def test_replicas_reduce_a_shard_each_between_machines(sharded):
+    kinds = {(each.kind, each.members) for each in sharded.step.transfers if each.size > 100}
+    assert kinds == {("all-gather", 2), ("reduce-scatter", 2), ("all-reduce", 2)}
+    network = sharded.device.network * sharded.planned.link_share
+    assert sharded.rate(Transfer("all-reduce", 1, 2)) == network
+    assert sharded.seconds(Transfer("all-reduce", 1000, 2)) == pytest.approx(1000 / network)
+    assert sharded.rate(Transfer("all-gather", 1, 2)) == sharded.device.link * sharded.planned.link_share
+
+
+def test_a_sum_of_gradients_moves_every_gradient_once():
+    plan = make_plan(RUN, dataclasses.replace(LAPTOP, devices=2))
+    trained = plan.parameters["student"] + plan.parameters["predictor"]
+    assert sum(each.size for each in plan.step.transfers) == pytest.approx(4 * trained, rel=0.02)
+    assert plan.step_seconds == plan.compute_seconds + plan.transfer_seconds
+
+
+def test_recomputing_holds_less_and_multiplies_more(plan):
+    assert plan.other.flops > plan.step.flops
+    for kept, recomputed in zip(plan.step.passes, plan.other.passes, strict=True):
+        assert recomputed.held < kept.held
+
+
+def test_a_plan_says_whether_it_fits_and_what_to_change(plan):
+    assert plan.fits and "fits: " in sentences(plan)[3]
+    small = dataclasses.replace(plan, device=dataclasses.replace(plan.device, memory=plan.step.total / USABLE - 1))
+    said = " ".join(sentences(small))
+    assert not small.fits
+    for advice in ("does not fit", "--activation-checkpointing", "--parallel fsdp", "--accumulate"):
+        assert advice in said
+
+
+def test_tables_add_up_to_what_they_print(plan):
+    console = Console(width=100)
+    with console.capture() as shown:
+        print_plan(plan, console)
+    text = shown.get()
+    assert f"{plan.step.total / 2**30:.3f}" in text
+    for each in plan.step.passes:
+        assert each.name in text
+    clips = plan.config.batch_size / plan.step_seconds
+    assert f"{clips:,.4g} clips/s" in text
+
+
+def test_too_small_a_batch_is_refused():
+    with pytest.raises(TubeletError, match="raise --batch-size"):
+        make_plan(RUN, PlanConfig(devices=8))
