@@ -201,6 +201,4 @@ def model_preset(name: str) -> ModelConfig:
 
 def resized(config: ModelConfig, patch_size: int | None, tubelet_size: int | None) -> ModelConfig:
     """The same network on patches of other sizes; None keeps its own."""
-    return replace(
-        config, patch_size=patch_size or config.patch_size, tubelet_size=tubelet_size or config.tubelet_size
-    )
+    return replace(config, patch_size=patch_size or config.patch_size, tubelet_size=tubelet_size or config.tubelet_size)

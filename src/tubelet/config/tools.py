@@ -64,4 +64,6 @@ class PlanConfig:
         for name in ("devices", "devices_per_machine"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("utilisation", "link_share"):
-            require(0 < getattr(self, name) <= 1, f"{name} is {getattr(self, name)}, expected a share above 0, at most 1")
+            require(
+                0 < getattr(self, name) <= 1, f"{name} is {getattr(self, name)}, expected a share above 0, at most 1"
+            )

@@ -352,9 +352,7 @@ def _fake_batch(config: TrainConfig, modality: Modality, count: int, lengths: li
 ACTIVATIONS = ("student's activations", "predictor's activations", "loss")
 
 
-def _summarise(
-    log: Log, config: TrainConfig, passes: list[tuple[str, Batch, Mask]]
-) -> Traced:
+def _summarise(log: Log, config: TrainConfig, passes: list[tuple[str, Batch, Mask]]) -> Traced:
     begins = [(time, name) for time, name in log.marks if name not in ("teacher", "backward", "optimiser")]
     backward = [time for time, name in log.marks if name == "backward"]
     later = [time for time, _ in log.marks]
@@ -375,7 +373,7 @@ def _summarise(
             )
         )
     when = log.peak()
-    mark, name = max((mark for mark in log.marks if mark[0] <= when), default=(0, "start"))
+    _, name = max((mark for mark in log.marks if mark[0] <= when), default=(0, "start"))
     if name == "backward":
         name = f"{max(begin for begin in begins if begin[0] <= when)[1]}, backward"
     return Traced(summaries, log.held(when), name, log.transfers, float(log.flops.total()))

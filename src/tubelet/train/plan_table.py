@@ -101,12 +101,16 @@ def _memory(plan: Plan) -> Table:
         if size:
             table.add_row(kind, f"{size / GIB:,.3f}", f"{100 * size / plan.step.total:.1f} %")
     table.add_section()
-    table.add_row("all", f"{plan.step.total / GIB:,.3f}", f"{100 * plan.step.total / plan.device.memory:.1f} % of device")
+    table.add_row(
+        "all", f"{plan.step.total / GIB:,.3f}", f"{100 * plan.step.total / plan.device.memory:.1f} % of device"
+    )
     return table
 
 
 def _passes(plan: Plan) -> Table:
-    table = Table(title="activations of a pass in GiB, kept | recomputed", caption="held after forward; peak of everything")
+    table = Table(
+        title="activations of a pass in GiB, kept | recomputed", caption="held after forward; peak of everything"
+    )
     table.add_column("pass")
     for column in ("samples", "tokens", "seen", "hidden", "held", "peak"):
         table.add_column(column, justify="right")
