@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(TUBELET) sample-data $(DEMO_DATA) --clips 1000 --seed 0
-	$(TUBELET) train $(DEMO_DATA)/train --out runs/demo --resume --steps 2000 $(DEMO)
+	$(TUBELET) train $(DEMO_DATA)/train --out runs/demo --resume --steps 2500 $(DEMO)
 	$(TUBELET) evaluate runs/demo --data $(DEMO_DATA)
 	$(TUBELET) report runs/demo --data $(DEMO_DATA)
 
