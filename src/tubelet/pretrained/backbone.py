@@ -104,7 +104,7 @@ class Backbone(Encoder, ModelHubMixin):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, N, D) of normalised pixels (B, C, H, W) or (B, C, T, H, W), with gradients where they are wanted."""
-        return self.norms[-1](self.outputs(_as_clip(x), [self.config.depth - 1])[0])
+        return self.norms[-1](self.outputs(_as_clip(x).to(self.dtype), [self.config.depth - 1])[0])
 
     def forward_intermediates(
         self,
@@ -140,7 +140,7 @@ class Backbone(Encoder, ModelHubMixin):
             raise TubeletError(
                 f"blocks {indices} as {output_fmt!r}: expected some of 0..{depth - 1}, as 'NCHW' or 'NLC'"
             )
-        clip = _as_clip(x)
+        clip = _as_clip(x).to(self.dtype)
         numbers = sorted({*blocks} if intermediates_only else {*blocks, depth - 1})
         outputs = dict(zip(numbers, self.outputs(clip, numbers), strict=True))
         intermediates = [self._norm_of(i)(outputs[i]) if norm else outputs[i] for i in blocks]
