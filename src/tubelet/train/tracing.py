@@ -147,7 +147,7 @@ class StorageLog(TorchDispatchMode):
 
     def _kind_of(self, tensor: Tensor) -> str | None:
         stretch = self._there.get(tensor.untyped_storage()._cdata)
-        return stretch and stretch.kind
+        return stretch.kind if stretch else None
 
     def _see(self, storage: torch.UntypedStorage, kind: str) -> Stretch:
         key = storage._cdata
@@ -194,7 +194,7 @@ def logged() -> Iterator[StorageLog]:
         watch.resized(storage)
         return result
 
-    torch.UntypedStorage.resize_ = resize_and_tell  # type: ignore[method-assign]
+    torch.UntypedStorage.resize_ = resize_and_tell  # type: ignore[method-assign, assignment]
     try:
         with watch:
             yield watch
