@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW
 
@@ -237,7 +237,7 @@ def trace(
     if planned.device_kind != "cpu":  # attention has another backward pass on a CPU in bf16
         for module in model.modules():
             if isinstance(module, Attention):
-                module.kernel = F.scaled_dot_product_attention  # type: ignore[assignment]
+                module.kernel = fused_attention
     world = World(CPU, 0, planned.devices)
     world.local_size = min(planned.devices, planned.devices_per_machine)
     prepare(model, config, CPU)
@@ -275,6 +275,11 @@ def fake_group(processes: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The kernel that both ways of attention take on accelerators."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 def _give_sizes(model: nn.Module) -> None:
     """Parameters on the meta device become fake ones on a CPU, which sharding takes."""
     for module in model.modules():
@@ -293,6 +298,7 @@ def _begin_run(model: VJEPA, config: TrainConfig) -> AdamW:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
             parameter.grad += parameter.grad
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]  # as the step hands it in
     optimizer.step()
     optimizer.zero_grad()
     model.update_teacher(1.0)

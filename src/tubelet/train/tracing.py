@@ -194,7 +194,7 @@ def logged() -> Iterator[StorageLog]:
         watch.resized(storage)
         return result
 
-    torch.UntypedStorage.resize_ = resize_and_tell  # type: ignore[method-assign,assignment]
+    torch.UntypedStorage.resize_ = resize_and_tell  # type: ignore[method-assign, assignment]
     try:
         with watch:
             yield watch
