@@ -26,10 +26,10 @@ def alarms(name, values, width=128, predicted_width=None):
 
 
 def test_a_sudden_fall_is_named_once_for_each_halving():
-    said = alarms("effective_rank", (60, 58, 61, 29, 28, 13))
+    said = alarms("effective_rank", (60, 58, 61, 19, 18, 9))
     assert [len(warnings) for warnings in said] == [0, 0, 0, 1, 0, 1]
     assert "effective rank" in said[3][0]
-    assert "is 29, it lately was 60" in said[3][0]
+    assert "is 19, it lately was 60" in said[3][0]
     assert "learning rate" in said[3][0]
 
 
@@ -46,9 +46,9 @@ def test_what_healthy_runs_do_first_is_no_alarm():
 
 
 def test_each_level_of_teacher_and_predictor_is_watched_by_the_same_rule_and_named():
-    values = [*[60] * 10, 29]
+    values = [*[60] * 10, 19]
     for name, who in (
-        ("effective_rank", "the teacher's features are collapsing: the effective rank of the last level is 29"),
+        ("effective_rank", "the teacher's features are collapsing: the effective rank of the last level is 19"),
         ("teacher_level_2_effective_rank", "the teacher's features are collapsing: the effective rank of level 2 is"),
         ("predictor_level_4_effective_rank", "the predictor's features are collapsing: the effective rank of level 4"),
     ):
