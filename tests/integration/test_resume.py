@@ -61,7 +61,7 @@ def test_no_checkpoint_is_ever_unreadable_when_the_run_is_killed_ten_times(media
     for _ in range(10):
         seen = len(rows(run))
         process = start_training(config, run, resume=True)
-        wait_for(lambda seen=seen: len(rows(run)) > seen)
+        wait_for(lambda seen=seen: len(rows(run)) > seen and checkpoints(run))  # a row is there before its checkpoint
         time.sleep(moments.uniform(0, 0.5))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
