@@ -124,11 +124,12 @@ def measured(config: TrainConfig, parallel: Parallel, processes: int) -> list[in
     return taken
 
 
-def main(only: str = "", json: bool = False) -> None:
+def main(only: str = "", processes: int | None = None, json: bool = False) -> None:
     """Print the table.
 
     Args:
         only: Name of the one model to try.
+        processes: The one number of processes to try.
         json: Print one JSON object as the last line.
     """
     table = Table()
@@ -138,18 +139,20 @@ def main(only: str = "", json: bool = False) -> None:
     for name, image_size, frames, samples, precision, ways in CASES:
         if only not in ("", name):
             continue
-        for processes, parallel in ways:
+        for size, parallel in ways:
+            if processes not in (None, size):
+                continue
             config = TrainConfig(
                 model=model_preset(name),
                 data=DataConfig(image_size=image_size, frames=frames),
-                batch_size=samples * processes,
+                batch_size=samples * size,
                 precision=precision,
                 compile=False,
                 parallel=parallel,
             )
-            planned = make_plan(config, PlanConfig(devices=processes, device_kind="cpu")).step.total
-            taken = max(measured(config, parallel, processes))
-            rows.append((name, precision, processes, parallel, planned / 1e6, taken / 1e6, planned / taken))
+            planned = make_plan(config, PlanConfig(devices=size, device_kind="cpu")).step.total
+            taken = max(measured(config, parallel, size))
+            rows.append((name, precision, size, parallel, planned / 1e6, taken / 1e6, planned / taken))
             table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in rows[-1]))
             print(dumps(rows[-1]), flush=True)
     Console().print(table)
