@@ -1,11 +1,11 @@
 """Which kernel attention runs on, by device and precision.
 
-PyTorch's fused kernels need no K x K table and are the fastest wherever they were measured, but for one place: on a CPU
-in bf16 the backward pass of the fused kernel computes in small pieces that matrix units are not fed by. There the
-backward pass is written as five whole matrix products, with the probabilities made again from the saved normaliser.
-`docs/performance.md` has the numbers.
+PyTorch's fused kernels need no K x K table and are the fastest wherever they were measured, but for one place: in bf16
+on a CPU without tiles (AMX) the backward pass of the fused kernel computes in small pieces. There it is written as five
+whole matrix products, with the probabilities made again from the saved normaliser; see `docs/performance.md`.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,9 +25,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         (B, heads, K, d).
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and not _has_tiles():
         return _ProductBackward.apply(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+@cache
+def _has_tiles() -> bool:
+    return torch.cpu._is_amx_tile_supported()
 
 
 class _ProductBackward(torch.autograd.Function):
