@@ -4,8 +4,9 @@
 
 Real steps on 1, 2 and 4 processes of a CPU, by gloo. Each process tells the kernel's own count of its resident memory
 (VmHWM, reset before the step) above what it held before the model was made: kernels' scratch, communication buffers and
-all. The allocator is told to map every tensor of 64 kB or more by itself and give it back when it is let go, since
-memory that it keeps for later would be counted as taken.
+all. A second count, of a step's tensors as they come and go, leaves those out. The allocator is told to map every tensor
+of 64 kB or more by itself and give it back when it is let go, since memory that it keeps for later would be counted as
+taken.
 """
 
 import os
@@ -39,6 +40,7 @@ from tubelet.train.parallel import World
 from tubelet.train.plan import CPU, make_plan, mask_lengths, token_grid
 from tubelet.train.sharding import place
 from tubelet.train.step import prepare, train_step
+from tubelet.train.tracing import logged
 from tubelet.types import Batch, Mask, Modality, StepData
 from tubelet.vjepa import VJEPA
 
@@ -85,7 +87,7 @@ def _some(tokens: int, length: int, count: int) -> torch.Tensor:
 
 
 def measure(config: TrainConfig, parallel: Parallel, rank: int, size: int, store: str, answer: Connection) -> None:
-    """One process: sends its bytes at the fullest moment of the last of `STEPS` steps."""
+    """One process: sends its bytes at the fullest moment of the last of `STEPS` steps, and those of its tensors."""
     torch.set_num_threads(1)
     world = World(CPU, rank, size)
     if size > 1:
@@ -100,14 +102,20 @@ def measure(config: TrainConfig, parallel: Parallel, rank: int, size: int, store
         gc.collect()
         reset_peak()
         train_step(*run, config, config.steps - 1, world)
-    answer.send(resident("VmHWM") - before)
+    taken = resident("VmHWM") - before
+    model, optimizer, data = run
+    moments = (value for state in optimizer.state.values() for value in state.values())
+    with logged() as watch:
+        watch.name([*model.parameters(), *moments, *(batch.pixels for batch in data.batches)], "there before")
+        train_step(*run, config, config.steps - 1, world)
+    answer.send((taken, watch.log.held(watch.log.peak()).total()))
     if size > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def measured(config: TrainConfig, parallel: Parallel, processes: int) -> list[int]:
-    """Bytes of each of some processes at the fullest moment of a step."""
+def measured(config: TrainConfig, parallel: Parallel, processes: int) -> list[tuple[int, int]]:
+    """Bytes of each of some processes, and of its tensors, at the fullest moment of a step."""
     context = get_context("spawn")
     with TemporaryDirectory() as folder:
         started, ends = [], []
@@ -133,7 +141,16 @@ def main(only: str = "", processes: int | None = None, json: bool = False) -> No
         json: Print one JSON object as the last line.
     """
     table = Table()
-    for column in ("model", "precision", "processes", "by", "planned MB", "measured MB", "planned / measured"):
+    for column in (
+        "model",
+        "precision",
+        "processes",
+        "by",
+        "planned MB",
+        "measured MB",
+        "planned / measured",
+        "planned / tensors",
+    ):
         table.add_column(column, justify="right")
     rows = []
     for name, image_size, frames, samples, precision, ways in CASES:
@@ -151,8 +168,10 @@ def main(only: str = "", processes: int | None = None, json: bool = False) -> No
                 parallel=parallel,
             )
             planned = make_plan(config, PlanConfig(devices=size, device_kind="cpu")).step.total
-            taken = max(measured(config, parallel, size))
-            rows.append((name, precision, size, parallel, planned / 1e6, taken / 1e6, planned / taken))
+            taken, tensors = (max(each) for each in zip(*measured(config, parallel, size), strict=True))
+            rows.append(
+                (name, precision, size, parallel, planned / 1e6, taken / 1e6, planned / taken, planned / tensors)
+            )
             table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in rows[-1]))
             print(dumps(rows[-1]), flush=True)
     Console().print(table)
