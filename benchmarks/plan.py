@@ -4,9 +4,9 @@
 
 Real steps on 1, 2 and 4 processes of a CPU, by gloo. Each process tells the kernel's own count of its resident memory
 (VmHWM, reset before the step) above what it held before the model was made: kernels' scratch, communication buffers and
-all. A second count, of a step's tensors as they come and go, leaves those out. The allocator is told to map every tensor
-of 64 kB or more by itself and give it back when it is let go, since memory that it keeps for later would be counted as
-taken.
+all. A second count, of a step's tensors as they come and go, leaves those out. The allocator is told to map every
+tensor of 64 kB or more by itself and give it back when it is let go, since memory that it keeps for later would be
+counted as taken.
 """
 
 import os
