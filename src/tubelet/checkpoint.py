@@ -9,7 +9,7 @@ continue exactly: schedules, data order, crops and masks are functions of the se
 import errno
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -127,6 +127,40 @@ def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     return stated_step(header, path)
 
 
+def load_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collection[str]) -> bool:
+    """Bring the optimiser's moments of some parts of a model to those that a checkpoint holds; all others begin anew.
+
+    Args:
+        path: the checkpoint.
+        model: the model whose weights came from it.
+        optimizer: the optimiser of that model.
+        parts: "student", "predictor".
+
+    Returns:
+        whether it holds any; that of a run with adapters has none of the encoder's own weights.
+
+    Raises:
+        TubeletError: if the checkpoint cannot be read.
+    """
+    trained = (item for item in model.named_parameters() if item[1].requires_grad)
+    parameters = {name: value for name, value in trained if name.partition(".")[0] in parts}
+
+    def wanted(name: str) -> bool:
+        return name.startswith(_OPTIMIZER) and name.removeprefix(_OPTIMIZER).partition(".")[2] in parameters
+
+    if hasattr(next(model.parameters()), "placements"):
+        from tubelet.resharding import read_into, shapes
+
+        names = [name.removeprefix(_OPTIMIZER) for name in shapes(path) if wanted(name)]
+        moments = {name: _room_for(name, parameters, path) for name in names}
+        read_into(path, {_OPTIMIZER + name: value for name, value in moments.items()})
+    else:
+        tensors = read_tensors(path, wanted)[0]
+        moments = {name.removeprefix(_OPTIMIZER): value for name, value in tensors.items()}
+    _load_optimizer_tensors(model, optimizer, moments, path)
+    return bool(moments)
+
+
 def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     """As `load_training_state`, each process reading the parts that it holds alone."""
     from tubelet.resharding import read_into, shapes
@@ -153,12 +187,19 @@ def _room_for(moment: str, parameters: dict[str, nn.Parameter], path: Path) -> T
     return torch.zeros(()) if key == "step" else torch.zeros_like(parameters[name], requires_grad=False)
 
 
-def read_tensors(path: Path, moments: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a checkpoint and its header.
+def is_of_model(name: str) -> bool:
+    """Whether a checkpoint's tensor is one of the model's, not one of the optimiser's."""
+    return not name.startswith(_OPTIMIZER)
+
+
+def read_tensors(
+    path: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a checkpoint and its header.
 
     Args:
         path: the checkpoint.
-        moments: whether those of the optimiser too, where leaving them out saves reading them.
+        wanted: which tensors to read, by their names; all, if not given.
 
     Raises:
         TubeletError: if the file is missing, damaged, or no checkpoint of this package.
@@ -168,11 +209,11 @@ def read_tensors(path: Path, moments: bool = True) -> tuple[dict[str, Tensor], d
 
         header = read_header(path)
         _check_format(path, header)
-        return read_whole(path, lambda name: moments or not name.startswith(_OPTIMIZER)), header
+        return read_whole(path, wanted), header
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise TubeletError(f"{path}: the checkpoint cannot be read ({error})") from error
     _check_format(path, header)
@@ -212,14 +253,11 @@ def stated_step(header: Mapping[str, str], path: Path) -> int:
     return int(step)
 
 
-def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
-    """Student, predictor and teacher from a run folder, one of its checkpoints, or a released .pt file.
-
-    Returns:
-        the model in eval mode on the CPU, and the run's config (None for a released file).
+def locate(what: str | Path) -> Path:
+    """The newest checkpoint of a run folder, or the file, or the folder of parts, that was named itself.
 
     Raises:
-        TubeletError: if there is no such thing, or it does not fit.
+        TubeletError: if there is none.
     """
     path = Path(what)
     if path.is_dir() and not is_in_parts(path):
@@ -229,6 +267,19 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
         path = found[-1]
     if not path.exists():
         raise TubeletError(f"{path}: no such file; expected a run folder, a checkpoint, or a released .pt file")
+    return path
+
+
+def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
+    """Student, predictor and teacher from a run folder, one of its checkpoints, or a released .pt file.
+
+    Returns:
+        the model in eval mode on the CPU, and the run's config (None for a released file).
+
+    Raises:
+        TubeletError: if there is no such thing, or it does not fit.
+    """
+    path = locate(what)
     if path.suffix == ".pt":
         released = read_released(path)
         model = VJEPA(released.config)
@@ -236,9 +287,9 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
         load_exactly(model.predictor, released.predictor, f"{path}: predictor")
         load_exactly(model.teacher, released.teacher, f"{path}: teacher")
         return model.eval(), None
-    tensors, header = read_tensors(path, moments=False)
+    tensors, header = read_tensors(path, is_of_model)
     config = stored_config(header, TrainConfig, str(path))
-    state = merge_adapters({name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMIZER)})
+    state = merge_adapters(tensors)
     with torch.device("meta"):  # what does not fit is found before it takes memory
         expected = VJEPA(config.model).state_dict()
     if wrong := differences(state, expected):

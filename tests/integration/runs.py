@@ -34,8 +34,17 @@ def tiny_config(source, steps=20, **changes):
     return TrainConfig(
         model=model,
         data=DataConfig(sources=(str(source),), **({"image_size": 32, "frames": 4, "workers": 0} | data)),
-        optim=OptimConfig(lr=1e-3),
-        **({"steps": steps, "batch_size": 4, "precision": "fp32", "checkpoint_every": 5, "monitor_every": 5} | changes),
+        **(
+            {
+                "optim": OptimConfig(lr=1e-3),
+                "steps": steps,
+                "batch_size": 4,
+                "precision": "fp32",
+                "checkpoint_every": 5,
+                "monitor_every": 5,
+            }
+            | changes
+        ),
     )
 
 

@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 from runs import rows, tiny_config, train_quietly
 
-from media import write_image, write_video
 from tubelet.config import DataConfig, TrainConfig, vit_pico
 from tubelet.model.layers import Block
 from tubelet.model.rope import rotary_table
@@ -19,15 +18,6 @@ from tubelet.types import Grid
 from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    for i in range(3):
-        write_video(folder / f"{i}.mp4", frames=24)
-        write_image(folder / f"{i}.png")
-    return folder
 
 
 def test_a_compiled_run_gives_the_losses_of_an_eager_one_and_compiles_nothing_after_its_first_steps(

@@ -75,6 +75,27 @@ def test_a_task_runs_on_a_layout_and_shows_its_worst_pictures(
     assert page.count('class="example"') == len(scores) and "DINOv3" in page
 
 
+def test_the_learning_rates_that_are_asked_for_are_trained(layouts, model, tmp_path, monkeypatch):
+    asked = ["--learning-rates", "0.5", "0.02", "--weight-decays", "0.1"]
+    result = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path, *asked)
+    assert set(result["details"]["learning rates"]["cross-entropy on held-out pictures"]) == {"0.5", "0.02"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["--weight-decays", "0.1", "0.2"], "linear heads on dense features share one weight decay"),
+        (["--frames", "4"], "frames is 4, but depth has no use for it: leave it out"),
+    ],
+)
+def test_settings_that_a_task_has_no_use_for_are_refused(
+    settings, reason, layouts, model, tmp_path, monkeypatch, capsys
+):
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, model, layouts, "depth", tmp_path, *settings)
+    assert reason in capsys.readouterr().err
+
+
 def test_a_second_evaluation_computes_no_features_and_comes_to_the_same(layouts, model, tmp_path, monkeypatch):
     data = layouts / "layouts" / "voc2012"
     first = evaluate(monkeypatch, model, data, "segmentation", tmp_path / "a")

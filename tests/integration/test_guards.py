@@ -13,7 +13,6 @@ import pytest
 import torch
 from runs import rows, start_together, start_training, tiny_config, train_quietly, train_together
 
-from media import write_image, write_video
 from tubelet import checkpoint
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.config import GuardConfig
@@ -22,15 +21,6 @@ from tubelet.data.pool import Pool
 from tubelet.train import loop, monitor
 from tubelet.train import step as step_module
 from tubelet.types import TubeletError
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    for i in range(3):
-        write_video(folder / f"{i}.mp4", frames=24)
-        write_image(folder / f"{i}.png")
-    return folder
 
 
 def alarms(run):

@@ -11,22 +11,13 @@ import pytest
 import torch
 from runs import rows, tiny_config, train_quietly
 
-from media import write_image, write_video
-from tubelet.checkpoint import load_vjepa
+from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors
 from tubelet.model.lora import apply_adapters
 from tubelet.pretrained.backbone import load
 from tubelet.released import read_released
-from tubelet.train.initial import continued_sizes, initial_model
+from tubelet.train.initial import continued_sizes, initial_model, initial_moments
+from tubelet.train.optim import build_optimizer
 from tubelet.types import TubeletError
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    for i in range(3):
-        write_video(folder / f"{i}.mp4", frames=24)
-        write_image(folder / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +32,37 @@ def same(a, b):
 
 
 def test_a_run_begins_with_the_weights_that_it_is_given(media, first_run, tmp_path):
-    model, said = initial_model(tiny_config(media, init_from=str(first_run)), resumed=False)
+    model, origin = initial_model(tiny_config(media, init_from=str(first_run)), resumed=False)
     assert same(model, load_vjepa(first_run)[0])
-    assert said == f"starting from {first_run}"
+    assert origin == (str(first_run), ("student", "predictor"))
     train_quietly(tiny_config(media, init_from=str(first_run)), tmp_path / "run")
     assert rows(tmp_path / "run")[0]["loss"] != rows(first_run)[0]["loss"]
+
+
+def test_a_run_begins_with_the_moments_of_what_it_takes_over(media, first_run):
+    config = tiny_config(media, init_from=str(first_run))
+    stored = read_tensors(checkpoints(first_run)[-1])[0]
+    for parts in (("student", "predictor"), ("student",)):
+        model, origin = initial_model(config, resumed=False)
+        optimizer = build_optimizer(model, config.optim)
+        assert initial_moments(origin._replace(parts=parts), model, optimizer).count("moments included") == 1
+        taken = {name: optimizer.state[value] for name, value in model.named_parameters() if value in optimizer.state}
+        assert {name.partition(".")[0] for name in taken} == set(parts)
+        for name, state in taken.items():
+            assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
+            for key, value in state.items():
+                assert torch.equal(value, stored[f"optimizer.{key}.{name}"])
+
+
+def test_a_run_that_begins_with_adapters_has_moments_of_its_own(media, first_run, tmp_path):
+    adapted = tmp_path / "adapted"
+    train_quietly(tiny_config(media, init_from=str(first_run), lora_rank=2, steps=5), adapted)
+    config = tiny_config(media, init_from=str(adapted))
+    model, origin = initial_model(config, resumed=False)
+    optimizer = build_optimizer(model, config.optim)
+    initial_moments(origin, model, optimizer)
+    names = {name.partition(".")[0] for name, value in model.named_parameters() if value in optimizer.state}
+    assert names == {"predictor"}
 
 
 def test_weights_of_another_size_are_refused_and_nothing_is_written(media, first_run, tmp_path):
@@ -62,11 +79,13 @@ def test_a_released_checkpoint_is_continued(name, anew, media, monkeypatch):
     monkeypatch.setattr("tubelet.checkpoint.read_released", partial(read_released, heads=2, predictor_heads=2))
     file = next((Path(__file__).parents[1] / "numerics" / name).glob("*.pt"))
     config = dataclasses.replace(tiny_config(media, init_from=str(file)), model=continued_sizes(str(file)))
-    model, said = initial_model(config, resumed=False)
+    model, origin = initial_model(config, resumed=False)
     source = load_vjepa(file)[0]
     assert same(model.student, source.student)
     assert same(model.teacher, source.teacher)
-    assert ("starts anew" in said) is anew
+    said = initial_moments(origin, model, build_optimizer(model, config.optim))
+    assert "AdamW's moments anew" in said
+    assert ("the predictor starts anew" in said) is anew
     assert model.config.prediction_width == model.config.num_output_levels * model.config.width
 
 

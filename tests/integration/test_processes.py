@@ -17,8 +17,9 @@ import pytest
 import torch
 from runs import rows, start_together, tiny_config, train_quietly, train_together, wait_for_all
 
-from media import write_image, write_text, write_video
+from media import write_text, write_video
 from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors, step_of
+from tubelet.config import OptimConfig
 from tubelet.data.loader import StepDataset
 from tubelet.data.manifest import list_media
 from tubelet.pretrained.backbone import load
@@ -26,16 +27,6 @@ from tubelet.types import TubeletError
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm.sh"
 LOSSES = ("loss", "prediction_loss", "context_loss")
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    for i in range(5):
-        write_video(folder / f"{i}.mp4", frames=24)
-    for i in range(3):
-        write_image(folder / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +145,14 @@ def test_a_sharded_run_goes_on_from_a_single_file(media, alone, tmp_path):
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(TubeletError, match="copy the whole folder again"):
         load_vjepa(run)
+
+
+def test_a_sharded_run_begins_with_another_runs_weights_and_moments_as_one_process_does(media, alone, tmp_path):
+    config = tiny_config(media, batch_size=8, init_from=str(alone), optim=OptimConfig(lr=1e-3, warmup_share=0))
+    train_quietly(config, tmp_path / "one")
+    sharded = dataclasses.replace(config, parallel="fsdp")
+    assert train_together(2, sharded, tmp_path / "two") == ([0, 0], "")
+    assert_same_losses(tmp_path / "two", tmp_path / "one")
 
 
 def test_bad_files_that_any_process_meets_are_named_once_and_stop_the_run_once(tmp_path):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from runs import rows, tiny_config, train_quietly
 
-from media import write_image, write_video
 from tubelet.checkpoint import load_vjepa
 from tubelet.config import OptimConfig, recipes
 from tubelet.pretrained.backbone import load
@@ -20,15 +19,6 @@ from tubelet.train.step import scheduled
 from tubelet.types import TubeletError
 
 STEPS = 20
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    for i in range(3):
-        write_video(folder / f"{i}.mp4", frames=24)
-        write_image(folder / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

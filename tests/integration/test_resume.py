@@ -9,23 +9,12 @@ import pytest
 import torch
 from runs import rows, start_training, tiny_config, train_quietly
 
-from media import write_image, write_video
 from tubelet.checkpoint import checkpoints, read_tensors
 from tubelet.data.loader import StepDataset, step_loader
 from tubelet.data.manifest import list_media
 from tubelet.types import TubeletError
 
 LOSSES = ("loss", "prediction_loss", "context_loss")
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    for i in range(5):
-        write_video(folder / f"{i}.mp4", frames=24)
-    for i in range(3):
-        write_image(folder / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -170,6 +170,7 @@ FLOORS = [
             "evaluate/layouts/kitti.py",
             "evaluate/layouts/sample.py",
             "evaluate/dense/views.py",
+            "evaluate/dense/testing.py",
             "evaluate/dense/heads.py",
             "evaluate/dense/segmentation.py",
             "evaluate/dense/depth.py",

@@ -1,8 +1,12 @@
 """The settings of `tubelet evaluate`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from tubelet.config import require
+
+HEAD_SETTINGS = ("epochs", "batch_size", "learning_rates", "weight_decays")
+"""Settings of the training of a head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +46,13 @@ class EvaluateConfig:
         )
         require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
         require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
+
+    def refuse(self, names: Collection[str], task: str) -> None:
+        """Refuse settings that a task has no use for, rather than let a user think that they did something.
+
+        Raises:
+            TubeletError: if one of them was set.
+        """
+        for name in names:
+            value = getattr(self, name)
+            require(not value, f"{name} is {value}, but {task} has no use for it: leave it out")

@@ -12,7 +12,7 @@ from tubelet.evaluate.clips import anticipation, classification, pooled
 from tubelet.evaluate.dense import depth, segmentation
 from tubelet.evaluate.extract import Progress
 from tubelet.evaluate.result import Result
-from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.evaluate.settings import HEAD_SETTINGS, EvaluateConfig
 from tubelet.evaluate.time import tracking, vos
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import TubeletError
@@ -45,6 +45,14 @@ TASKS: Mapping[str, Task] = {
 WITH_PREDICTOR = frozenset({"anticipation"})
 """Tasks that use the model's predictor too, see `load`."""
 
+_UNUSED = {
+    "segmentation": ("frames",),
+    "depth": ("frames",),
+    "knn": HEAD_SETTINGS,
+    "tracking": HEAD_SETTINGS,
+    "vos": HEAD_SETTINGS,
+}
+
 
 def run_task(
     task: str, model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress
@@ -52,10 +60,11 @@ def run_task(
     """Run a task by name.
 
     Raises:
-        TubeletError: for an unknown name, and what the task raises.
+        TubeletError: for an unknown name, a setting that the task has no use for, and what the task raises.
     """
     if task not in TASKS:
         raise TubeletError(f"no task is called {task!r}; the tasks are {', '.join(TASKS)}")
     if not data.is_dir():
         raise TubeletError(f"{data}: no such folder; expected a benchmark in its own layout")
+    config.refuse(_UNUSED.get(task, ()), task)
     return TASKS[task](model, data, config, cache, progress)

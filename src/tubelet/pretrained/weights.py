@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from tubelet.checkpoint import FORMAT as CHECKPOINT_FORMAT
-from tubelet.checkpoint import checkpoints, read_tensors, stored_config
+from tubelet.checkpoint import checkpoints, is_of_model, read_tensors, stored_config
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.model.lora import merge_adapters
 from tubelet.parts import is_in_parts
@@ -144,7 +144,7 @@ def _read_safetensors(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
     header: dict[str, str] = {}
     for path in files:
         if path.is_dir():
-            tensors, header = read_tensors(path, moments=False)
+            tensors, header = read_tensors(path, is_of_model)
             continue
         try:
             with safe_open(path, framework="pt") as file:

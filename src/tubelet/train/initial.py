@@ -1,10 +1,12 @@
 """What a run begins with: random weights or a checkpoint's, adapters if asked for, and whom a distillation follows."""
 
 import dataclasses
+from typing import NamedTuple
 
 import torch
+from torch.optim import Optimizer
 
-from tubelet.checkpoint import load_vjepa
+from tubelet.checkpoint import load_moments, load_vjepa, locate
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.device import pick_dtype
 from tubelet.model.lora import add_adapters
@@ -57,7 +59,14 @@ def load_guide(config: TrainConfig, device: torch.device) -> Backbone | None:
     return guide
 
 
-def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, str | None]:
+class Origin(NamedTuple):
+    """A trained model that a run begins with, and the parts that it takes from it."""
+
+    what: str
+    parts: tuple[str, ...]
+
+
+def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, Origin | None]:
     """The model of a run's first step, on the CPU.
 
     Args:
@@ -65,16 +74,16 @@ def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, str | None
         resumed: whether a checkpoint of the run itself will be loaded into it: then only its structure matters.
 
     Returns:
-        the model, and a sentence about where its weights come from if they are not random.
+        the model, and where its weights come from if they are not random.
 
     Raises:
         TubeletError: if the checkpoint does not fit the config's sizes.
     """
     model = VJEPA(config.model)
     model.distance_weighting = config.optim.distance_weighting
-    said = None
+    origin = None
     if config.init_from and not resumed:
-        said = _take_over(model, config.init_from)
+        origin = _take_over(model, config.init_from)
     if config.lora_rank:
         # Adapters change one set of weights, which student and teacher must then share.
         model.student.load_state_dict(model.teacher.state_dict())
@@ -82,10 +91,29 @@ def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, str | None
             add_adapters(part, config.lora_rank)
         model.teacher.load_state_dict(model.student.state_dict())
         model.teacher.requires_grad_(False)
-    return model, said
+    return model, origin
 
 
-def _take_over(model: VJEPA, what: str) -> str:
+def initial_moments(origin: Origin, model: VJEPA, optimizer: Optimizer) -> str:
+    """Go on with AdamW's moments too, for what was taken over, where the checkpoint has them.
+
+    Args:
+        origin: where the model's weights come from.
+        model: the model, placed as it is trained.
+        optimizer: its optimiser.
+
+    Returns:
+        a sentence about what the run begins with.
+    """
+    path = locate(origin.what)
+    kept = path.suffix != ".pt" and load_moments(path, model, optimizer, origin.parts)
+    said = f"starting from {origin.what}, " + ("AdamW's moments included" if kept else "AdamW's moments anew")
+    if "predictor" not in origin.parts:
+        said += "; the predictor starts anew, since that one predicts another teacher's features"
+    return said
+
+
+def _take_over(model: VJEPA, what: str) -> Origin:
     source = load_vjepa(what)[0]
     ours, theirs = (
         dataclasses.replace(m.config, output_levels=None, predictor=model.config.predictor) for m in (model, source)
@@ -96,10 +124,8 @@ def _take_over(model: VJEPA, what: str) -> str:
             raise TubeletError(f"{what}: its encoder has {field.name} {b}, the run asks for {a}: leave --model out")
     model.student.load_state_dict(source.student.state_dict())
     model.teacher.load_state_dict(source.teacher.state_dict())
-    if (model.config.predictor, model.config.num_output_levels) != (
-        source.config.predictor,
-        source.config.num_output_levels,
-    ):
-        return f"starting from {what}; the predictor starts anew, since that one predicts another teacher's features"
+    targets = [(m.config.predictor, m.config.num_output_levels) for m in (model, source)]
+    if targets[0] != targets[1]:
+        return Origin(what, ("student",))
     model.predictor.load_state_dict(source.predictor.state_dict())
-    return f"starting from {what}"
+    return Origin(what, ("student", "predictor"))

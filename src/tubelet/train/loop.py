@@ -19,7 +19,7 @@ from tubelet.device import has_bf16_units, pick_dtype
 from tubelet.train.compilation import step_operations
 from tubelet.train.guards import Guards, summary
 from tubelet.train.health import Health, collapse_watch
-from tubelet.train.initial import initial_model, load_guide
+from tubelet.train.initial import initial_model, initial_moments, load_guide
 from tubelet.train.log import StepLog
 from tubelet.train.monitor import CollapseWatch
 from tubelet.train.optim import build_optimizer
@@ -74,13 +74,14 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
         model.guides = (guide,)
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
+    beginning = origin and initial_moments(origin, model, optimizer)
     health, watch = Health(model, config, world), collapse_watch(config.model)
     guards = Guards(config, run, partial(warn, console))
     guards.restore(world.on_first(partial(begin, run, start, watch)))
     curves = Curves(run.path, start, writes=world.is_first)
     announce(console, config, media, run, model, world, start, parallel)
     following = guide and f"predicting the last level of {config.distil_from} ({guide.weights_id})"
-    for sentence in filter(None, (origin, following, compiling)):
+    for sentence in filter(None, (beginning, following, compiling)):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     stream = StepStream(config, media, world)
     stream.begin(start, guards.left_out())

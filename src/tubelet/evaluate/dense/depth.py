@@ -4,7 +4,6 @@ H x W pixels of a picture, N = h·w tokens of a view, D width, K bins of depth.
 """
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,19 +14,17 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from tubelet.data.processes import start_worker
-from tubelet.evaluate.cache import FeatureCache, read_features
+from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import paint_depth, paint_errors
 from tubelet.evaluate.dense.heads import HeadProtocol, TrainedHead, train_heads
+from tubelet.evaluate.dense.testing import read_tests
 from tubelet.evaluate.dense.views import (
     POINTS_SHOWN,
     Crop,
     Draw,
     PointReader,
     Rows,
-    check_shape,
     crops_of,
     cut,
     cut_crops,
@@ -115,7 +112,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     head = train_heads(
         Rows(features, places, (size[0] // model.patch_size, size[1] // model.patch_size), config.seed, config.workers),
         PROTOCOL.bins,
-        PROTOCOL.head.changed(config.epochs, config.batch_size),
+        PROTOCOL.head.changed(config),
         partial(loss_of_heads, bins=bins),
         partial(_tally, bins=bins),
         _scores,
@@ -244,26 +241,6 @@ def predict(
     return whole
 
 
-@dataclass(frozen=True)
-class _Test(Dataset[tuple[Tensor, NDArray[Any] | str]]):
-    """Features of a picture and its depth, or why there is none."""
-
-    places: list[Path]
-    pairs: list[Pair]
-    depths: DepthSet
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, NDArray[Any] | str]:
-        try:
-            truth = read_depth(self.pairs[index], self.depths)
-            check_shape(self.pairs[index], (truth.shape[0], truth.shape[1]))
-        except TubeletError as error:
-            return torch.empty(0), str(error)
-        return read_features(self.places[index])["tokens"], truth
-
-
 def _test(
     views: FeatureSet,
     pairs: list[Pair],
@@ -275,16 +252,11 @@ def _test(
     progress: Progress,
 ) -> tuple[list[DepthErrors], list[str], list[Example]]:
     """The errors of each picture, the pictures that have none for want of truth, and examples."""
-    loader = DataLoader(
-        _Test(views.places, pairs, depths),
-        batch_size=None,
-        num_workers=min(workers, len(pairs)),
-        worker_init_fn=start_worker,
-    )
+    tests = read_tests(views.places, pairs, partial(read_depth, depths=depths), workers)
     errors: list[DepthErrors] = []
     empty: list[str] = []
     worst: list[tuple[float, int, NDArray[np.float32], NDArray[Any], DepthErrors]] = []
-    for number, (tokens, truth) in enumerate(_without_errors(loader)):
+    for number, (tokens, truth) in enumerate(tests):
         shape = (truth.shape[0], truth.shape[1])
         predicted = predict(tokens.to(bins.device), head.weight, head.bias, grid, bins, depths, shape)
         scored = np.zeros(shape, bool)
@@ -305,13 +277,6 @@ def _test(
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
     examples = [_example(pairs[n], predicted, truth, own) for _, n, predicted, truth, own in ranked]
     return errors, empty, examples
-
-
-def _without_errors(loader: DataLoader) -> Iterator[tuple[Tensor, NDArray[Any]]]:
-    for tokens, truth in loader:
-        if isinstance(truth, str):
-            raise TubeletError(truth)
-        yield tokens, np.asarray(truth)
 
 
 def _example(pair: Pair, predicted: NDArray[np.float32], truth: NDArray[Any], errors: DepthErrors) -> Example:

@@ -21,6 +21,7 @@ from tubelet.checkpoint import describe_os_error
 from tubelet.data.processes import start_worker
 from tubelet.evaluate.dense.views import Batches, Rows
 from tubelet.evaluate.extract import Progress
+from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.types import TubeletError
 
 SAVE_SECONDS = 60
@@ -52,10 +53,23 @@ class HeadProtocol:
     dropout: float = 0.0
     gradient_norm: float = 35.0
 
-    def changed(self, epochs: int | None, batch_size: int | None) -> "HeadProtocol":
-        """The protocol with what a user set: so many passes, whatever number of iterations they are."""
-        changed = replace(self, batch_size=batch_size or self.batch_size)
-        return changed if epochs is None else replace(changed, passes=epochs, iterations=sys.maxsize)
+    def changed(self, config: EvaluateConfig) -> "HeadProtocol":
+        """The protocol with what a user set; passes that were set are so many, whatever number of iterations they are.
+
+        Raises:
+            TubeletError: for several weight decays: heads differ in their learning rate alone.
+        """
+        if len(config.weight_decays) > 1:
+            raise TubeletError(
+                f"weight_decays are {config.weight_decays}: linear heads on dense features share one weight decay"
+            )
+        changed = replace(
+            self,
+            batch_size=config.batch_size or self.batch_size,
+            learning_rates=config.learning_rates or self.learning_rates,
+            weight_decay=config.weight_decays[0] if config.weight_decays else self.weight_decay,
+        )
+        return changed if config.epochs is None else replace(changed, passes=config.epochs, iterations=sys.maxsize)
 
     def steps(self, pictures: int) -> int:
         """Iterations over so many pictures."""

@@ -4,7 +4,6 @@ H x W pixels of a picture, S side of a window in pixels, N = h·w tokens of a wi
 """
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,20 +14,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from tubelet.data.clips import resize, resize_shape
-from tubelet.data.processes import start_worker
-from tubelet.evaluate.cache import FeatureCache, read_features
+from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import legend, paint_classes, paint_mistakes
 from tubelet.evaluate.dense.heads import HeadProtocol, TrainedHead, train_heads
+from tubelet.evaluate.dense.testing import read_tests
 from tubelet.evaluate.dense.views import (
     POINTS_SHOWN,
     Crop,
     Draw,
     PointReader,
     Rows,
-    check_shape,
     crops_of,
     cut_crops,
     draw_points,
@@ -113,7 +110,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     draw_points(reader, config.workers, progress)
 
     side = size // model.patch_size
-    protocol = PROTOCOL.head.changed(config.epochs, config.batch_size)
+    protocol = PROTOCOL.head.changed(config)
     K = len(labels.classes)
     head = train_heads(
         Rows(features, places, (side, side), config.seed, config.workers),
@@ -237,26 +234,6 @@ def _to_size(scores: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(scores.unsqueeze(0), shape, mode="bilinear", align_corners=False)[0]
 
 
-@dataclass(frozen=True)
-class _Test(Dataset[tuple[Tensor, NDArray[Any] | str]]):
-    """Features of a picture and its labels, or why there are none."""
-
-    places: list[Path]
-    pairs: list[Pair]
-    labels: LabelSet
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, NDArray[Any] | str]:
-        try:
-            truth = read_labels(self.pairs[index], self.labels)
-            check_shape(self.pairs[index], (truth.shape[0], truth.shape[1]))
-        except TubeletError as error:
-            return torch.empty(0), str(error)
-        return read_features(self.places[index])["tokens"], truth
-
-
 def _test(
     windows: FeatureSet,
     pairs: list[Pair],
@@ -270,14 +247,9 @@ def _test(
     """Counts (K, K) of all pixels of the test split, the classes that examples show, and the examples."""
     K = len(labels.classes)
     counts = torch.zeros(K, K, dtype=torch.int64)
-    loader = DataLoader(
-        _Test(windows.places, pairs, labels),
-        batch_size=None,
-        num_workers=min(workers, len(pairs)),
-        worker_init_fn=start_worker,
-    )
+    tests = read_tests(windows.places, pairs, partial(read_labels, labels=labels), workers)
     worst: list[tuple[float, int, NDArray[np.uint8], NDArray[Any]]] = []
-    for number, (tokens, truth) in enumerate(_without_errors(loader)):
+    for number, (tokens, truth) in enumerate(tests):
         predicted = predict(tokens.to(model.device), head.weight, head.bias, size, (truth.shape[0], truth.shape[1]))
         known = truth != IGNORED
         own = confusion(_indices(predicted[known]), _indices(truth[known]), K)
@@ -300,13 +272,6 @@ def _test(
 
 def _indices(classes: NDArray[Any]) -> Tensor:
     return torch.from_numpy(classes.astype(np.int64))
-
-
-def _without_errors(loader: DataLoader) -> Iterator[tuple[Tensor, NDArray[Any]]]:
-    for tokens, truth in loader:
-        if isinstance(truth, str):
-            raise TubeletError(truth)
-        yield tokens, np.asarray(truth)
 
 
 def _example(pair: Pair, score: float, predicted: NDArray[np.uint8], truth: NDArray[Any], labels: LabelSet) -> Example:

@@ -19,7 +19,7 @@ from tubelet.checkpoint import checkpoints, load_vjepa, stated_step
 from tubelet.config import ModelConfig
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
-from tubelet.evaluate.settings import EvaluateConfig
+from tubelet.evaluate.settings import HEAD_SETTINGS, EvaluateConfig
 from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
 from tubelet.evaluate.suite.dynamics import evaluate_dynamics
 from tubelet.evaluate.suite.features import FEATURES, RANDOM, TRAINED, View, batches, random_encoder
@@ -74,6 +74,7 @@ def evaluate_model(what: str, data: Path, config: EvaluateConfig, out: Path | No
     Raises:
         TubeletError: no such model or sample set, they do not fit together, or the result cannot be written.
     """
+    config.refuse((*HEAD_SETTINGS, "max_bad_share"), "evaluation without --task")
     path = Path(what).expanduser()
     options: dict[str, Any] = {"seed": config.seed, "image_size": config.image_size, "frames": config.frames}
     if config.limit is not None:

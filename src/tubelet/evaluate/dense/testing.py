@@ -1,0 +1,60 @@
+"""Test pictures one after the other: their features, and the truth beside them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tubelet.data.processes import start_worker
+from tubelet.evaluate.cache import read_features
+from tubelet.evaluate.dense.views import check_shape
+from tubelet.evaluate.layouts.pairs import Pair
+from tubelet.types import TubeletError
+
+ReadTruth = Callable[[Pair], NDArray[Any]]
+
+
+def read_tests(
+    places: list[Path], pairs: list[Pair], read_truth: ReadTruth, workers: int
+) -> Iterator[tuple[Tensor, NDArray[Any]]]:
+    """The tokens of each picture and its map (H, W) of labels or depths, read ahead by so many processes.
+
+    Raises:
+        TubeletError: if a map cannot be read, or has another size than its picture.
+    """
+    loader = DataLoader(
+        _Tests(places, pairs, read_truth),
+        batch_size=None,
+        num_workers=min(workers, len(pairs)),
+        worker_init_fn=start_worker,
+    )
+    for tokens, truth in loader:
+        if isinstance(truth, str):
+            raise TubeletError(truth)
+        yield tokens, np.asarray(truth)
+
+
+@dataclass(frozen=True)
+class _Tests(Dataset[tuple[Tensor, NDArray[Any] | str]]):
+    """Tokens of a picture and its truth, or why there is none: an exception would lose its type between processes."""
+
+    places: list[Path]
+    pairs: list[Pair]
+    read_truth: ReadTruth
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, NDArray[Any] | str]:
+        try:
+            truth = self.read_truth(self.pairs[index])
+            check_shape(self.pairs[index], (truth.shape[0], truth.shape[1]))
+        except TubeletError as error:
+            return torch.empty(0), str(error)
+        return read_features(self.places[index])["tokens"], truth
