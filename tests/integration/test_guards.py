@@ -1,5 +1,6 @@
 """What a run does about trouble: alarms, skipped steps, hangs, a disk that is full."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -8,6 +9,7 @@ import os
 import resource
 import signal
 import time
+from statistics import median
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from runs import rows, start_together, start_training, tiny_config, train_quietl
 
 from tubelet import checkpoint
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
-from tubelet.config import GuardConfig
+from tubelet.config import GuardConfig, OptimConfig
 from tubelet.data.loader import StepDataset
 from tubelet.data.pool import Pool
 from tubelet.train import loop, monitor
@@ -179,6 +181,23 @@ def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_s
         train_quietly(config, run, resume=True)
         assert [(row["step"], row["loss"]) for row in rows(run)] == [(row["step"], row["loss"]) for row in found]
         assert alarms(run) == [alarm]
+
+
+def test_a_sharded_run_goes_back_where_one_process_does(media, tmp_path):
+    flat = OptimConfig(lr=1e-6, start_lr=1e-6, final_lr=1e-6)  # so that losses differ by their data alone
+    config = tiny_config(media, batch_size=8, steps=28, optim=flat)
+    train_quietly(config, tmp_path / "free")
+    losses = [row["loss"] for row in rows(tmp_path / "free")]
+    second, first = sorted(losses[i] / median(losses[:i]) for i in range(20, 28))[-2:]
+    config = dataclasses.replace(config, guards=GuardConfig(spike_factor=(first + second) / 2, spike_batches=4))
+    train_quietly(config, tmp_path / "one")
+    sharded = dataclasses.replace(config, parallel="fsdp")
+    assert train_together(2, sharded, tmp_path / "two") == ([0, 0], "")
+    one, two = (rows(tmp_path / run) for run in ("one", "two"))
+    assert one[-1]["rewinds"] >= 1
+    for name in ("step", "rewinds", "loss"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], abs=1e-4)
+    assert [alarm["step"] for alarm in alarms(tmp_path / "two")] == [a["step"] for a in alarms(tmp_path / "one")]
 
 
 def test_a_loss_that_spikes_with_any_data_stops_the_run(media, tmp_path, monkeypatch):

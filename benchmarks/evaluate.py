@@ -1,0 +1,115 @@
+"""What evaluating one model on every task of a sample set takes, task by task: time, memory, and the figures.
+
+    tubelet sample-data runs/sample --clips 1000 --layout ade20k --layout nyuv2 --layout davis --layout kinetics \
+        --layout imagenet --layout epic
+    python benchmarks/evaluate.py runs/demo --data runs/sample
+
+Each task is the command as a person would type it, in a process of its own, with features computed anew. Probes that
+read all tokens are trained at two learning rates for five epochs, not in the whole sweep of the published protocol.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+PROBE = "--epochs 5 --learning-rates 1e-3 3e-4 --weight-decays 0.1"
+TASKS = (  # task, its folder in the sample set, options
+    ("", ".", ""),
+    ("tracking", ".", ""),
+    ("segmentation", "layouts/ade20k", ""),
+    ("depth", "layouts/nyuv2", ""),
+    ("vos", "layouts/davis", ""),
+    ("knn", "layouts/imagenet", ""),
+    ("linear", "layouts/imagenet", ""),
+    ("classification", "layouts/kinetics", PROBE),
+    ("anticipation", "layouts/epic", PROBE),
+)
+IMAGES = ("segmentation", "depth", "vos", "knn", "linear")  # tasks, or data, of pictures
+
+
+def run(command: list[str]) -> tuple[float, float, float]:
+    """Seconds of the clock and of processors, and the most memory that a command and its children held, in GB."""
+    began, before = time.perf_counter(), os.times()
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, held(process))
+        time.sleep(0.1)
+    if process.returncode:
+        sys.exit(f"it ended with {process.returncode}: {' '.join(command)}")
+    after = os.times()
+    worked = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - began, worked, peak / 1e9
+
+
+def held(process: psutil.Popen) -> int:
+    """Bytes in memory of a process and its children; a page that several share is counted once."""
+    total = 0
+    try:
+        for member in (process, *process.children(recursive=True)):
+            total += member.memory_full_info().pss
+    except psutil.Error:  # one of them has just ended
+        pass
+    return total
+
+
+def figures(out: Path) -> str:
+    """The first figures that a task wrote, of the model alone."""
+    if (suite := out / "evaluation.json").is_file():
+        return ", ".join(
+            f"{task['name']} {task['values']['trained']:.3f}" for task in json.loads(suite.read_text())["tasks"]
+        )
+    result = json.loads((out / "result.json").read_text())
+    name = next(iter(result["metrics"]))
+    return f"{name} {result['metrics'][name]:.3f} {result['units'][name]}"
+
+
+def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4) -> None:
+    """Print the table.
+
+    Args:
+        model: Whatever tubelet.load takes.
+        data: The sample set, with the layouts named above.
+        image_size: Pixels along the side of a view, on every task.
+        frames: Frames of a clip, on every task that takes clips.
+    """
+    console, table = Console(), Table()
+    for column in ("task", "on", "seconds", "CPU s", "peak GB", "figures"):
+        table.add_column(column, justify="right" if column in ("seconds", "CPU s", "peak GB") else "left")
+    total = 0.0
+    with TemporaryDirectory() as scratch:
+        for task, folder, options in TASKS:
+            out = Path(scratch) / (task or "suite")
+            command = [
+                sys.executable,
+                "-m",
+                "tubelet",
+                "evaluate",
+                model,
+                "--data",
+                str(data / folder),
+                "--out",
+                str(out),
+            ]
+            command += ["--cache", str(Path(scratch) / "features"), "--image-size", str(image_size), *options.split()]
+            command += ["--task", task] if task else []
+            command += ["--frames", str(frames)] if task not in IMAGES else []
+            seconds, worked, peak = run(command)
+            total += seconds
+            table.add_row(task or "(none)", folder, f"{seconds:.0f}", f"{worked:.0f}", f"{peak:.2f}", figures(out))
+    table.add_section()
+    table.add_row("all", "", f"{total:.0f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,104 @@
+"""A run whose processes are killed at random, again and again, ends as if nobody had touched it.
+
+Every test run has a short while of it. Three minutes of it:
+
+    TUBELET_CHAOS_SECONDS=180 python -m pytest -s tests/integration/test_chaos.py
+"""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from runs import rows
+
+from media import write_image, write_video
+from tubelet.checkpoint import checkpoints, read_tensors
+from tubelet.config import TrainConfig, from_dict
+from tubelet.data.loader import mixes, samples_per_step
+from tubelet.data.manifest import list_media
+
+SECONDS = float(os.environ.get("TUBELET_CHAOS_SECONDS", "15"))
+STEPS = int(40 + 2 * SECONDS)
+PROCESSES = 4
+OPTIONS = (
+    "--resume --model vit-pico --patch-size 8 --image-size 32 --frames 4 --batch-size 8 --workers 0 --precision fp32 "
+    "--checkpoint-every 5"
+)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    for i in range(12):
+        write_video(folder / f"{i}.mp4", frames=24 + 3 * i)
+        write_image(folder / f"{i}.png")
+    return folder
+
+
+def start(media, out):
+    """A run of four processes, started as a person would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    launcher = ["torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
+    launcher += ["--nproc-per-node", str(PROCESSES), "--max-restarts", "1000"]
+    training = ["tubelet", "train", str(media), "--out", str(out), "--steps", str(STEPS), *OPTIONS.split()]
+    with out.with_suffix(".log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *launcher, "-m", *training],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+
+def kill_now_and_then(launcher, seconds, dice):
+    """Kill a random one of the run's processes every few seconds, whatever it does; how many times."""
+    killed, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until and launcher.poll() is None:
+        time.sleep(dice.uniform(0.5, 12))
+        if len(processes := psutil.Process(launcher.pid).children()) == PROCESSES:
+            dice.choice(processes).kill()
+            killed += 1
+    return killed
+
+
+def finish(launcher, out):
+    """Wait for the end of a run that nobody disturbs any more."""
+    try:
+        code = launcher.wait(120 + 2 * STEPS)
+    finally:
+        launcher.terminate()
+    assert code == 0, out.with_suffix(".log").read_text()[-3000:]
+
+
+def test_killing_a_random_process_every_few_seconds_changes_no_step_of_a_run(media, tmp_path):
+    disturbed, quiet = tmp_path / "disturbed", tmp_path / "quiet"
+    launcher = start(media, disturbed)
+    killed = kill_now_and_then(launcher, SECONDS, random.Random(0))
+    lasted = launcher.poll() is None
+    finish(launcher, disturbed)
+    finish(start(media, quiet), quiet)
+    assert lasted, f"{STEPS} steps were too few to last through {SECONDS:.0f} s"
+    assert killed >= SECONDS // 15
+    # Each step once, with the loss that tells its clips, crops and masks from any other step's.
+    assert [row["step"] for row in rows(disturbed)] == list(range(1, STEPS + 1))
+    apart = [abs(a["loss"] - b["loss"]) for a, b in zip(rows(disturbed), rows(quiet), strict=True)]
+    assert max(apart) < 1e-4
+    weights, header = read_tensors(checkpoints(disturbed)[-1])
+    for name, value in read_tensors(checkpoints(quiet)[-1])[0].items():
+        assert (weights[name] - value).abs().max() < 1e-4, name
+    # And one epoch of those steps is every file once.
+    config = from_dict(TrainConfig, json.loads(header["config"]), "the checkpoint")
+    files = list_media(config.data.sources)
+    for modality, mix in mixes(config, files).items():
+        visits = STEPS * samples_per_step(config, files)[modality]
+        for first in range(0, visits - len(mix) + 1, len(mix)):
+            assert {mix.turn(visit)[1] for visit in range(first, first + len(mix))} == set(range(len(mix)))
+    print(f"{killed} kills in {SECONDS:.0f} s; {STEPS} steps, losses at most {max(apart):.1e} apart")
