@@ -20,9 +20,8 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from tubelet.config import EmbedConfig, PlanConfig, Recipe, TrainConfig, model_preset, recipes, resized
+from tubelet.config import EmbedConfig, EvaluateConfig, PlanConfig, Recipe, TrainConfig, model_preset, recipes, resized
 from tubelet.console import files_progress, say_bad, stages_progress
-from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.types import TubeletError
 
 # Commands import what they run when they run: `tubelet --help` answers without loading torch's training code.

@@ -12,11 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 from tubelet.checkpoint import save_checkpoint
-from tubelet.config import ModelConfig, PredictorConfig, TrainConfig
+from tubelet.config import EvaluateConfig, ModelConfig, PredictorConfig, TrainConfig
 from tubelet.data.clips import normalise, resize_centre_crop
 from tubelet.data.sample.truth import VOID
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
-from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.evaluate.suite.comparison import Evaluation, Task, print_table, write_evaluation
 from tubelet.evaluate.suite.features import (
     RAW,

@@ -18,14 +18,16 @@ from tubelet.config.model import (
     vit_s,
     vit_ti,
 )
-from tubelet.config.tools import EmbedConfig, PlanConfig
+from tubelet.config.tools import HEAD_SETTINGS, EmbedConfig, EvaluateConfig, PlanConfig
 from tubelet.config.train import GuardConfig, OptimConfig, Precision, TrainConfig
 
 __all__ = [
+    "HEAD_SETTINGS",
     "MODELS",
     "BlockMask",
     "DataConfig",
     "EmbedConfig",
+    "EvaluateConfig",
     "GuardConfig",
     "MaskConfig",
     "ModelConfig",

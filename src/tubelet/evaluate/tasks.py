@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from tubelet.config import HEAD_SETTINGS, EvaluateConfig
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips import anticipation, classification, pooled
 from tubelet.evaluate.dense import depth, segmentation
 from tubelet.evaluate.extract import Progress
 from tubelet.evaluate.result import Result
-from tubelet.evaluate.settings import HEAD_SETTINGS, EvaluateConfig
 from tubelet.evaluate.time import tracking, vos
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import TubeletError

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.decode import Frames, VideoInfo, read_clips
 from tubelet.evaluate.cache import FeatureCache
@@ -30,7 +31,6 @@ from tubelet.evaluate.layouts import epic
 from tubelet.evaluate.layouts.epic import Epic, Segment
 from tubelet.evaluate.layouts.labelled import LabelledFile, present, refuse
 from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Grid, Mask, Modality, TubeletError
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from tubelet.config import EvaluateConfig
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips.answers import confusion_details, metrics, sweep_details, worst_examples
 from tubelet.evaluate.clips.attentive import BLOCKS, AttentiveProbe, probe_heads
@@ -13,7 +14,6 @@ from tubelet.evaluate.clips.benchmarks import Plan, plan, training
 from tubelet.evaluate.clips.sweep import Tokens, score, state_path, told_samples, train_side_by_side
 from tubelet.evaluate.extract import Progress, extract
 from tubelet.evaluate.result import Result
-from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.pretrained.backbone import Backbone
 
 _softmax = partial(torch.softmax, dim=-1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tubelet.checkpoint import describe_os_error
+from tubelet.config import EvaluateConfig
 from tubelet.data.processes import start_worker
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips.answers import confusion_details, metrics, sweep_details, worst_examples
@@ -33,7 +34,6 @@ from tubelet.evaluate.clips.sweep import (
 )
 from tubelet.evaluate.extract import FeatureSet, Progress, extract
 from tubelet.evaluate.result import Metric, Result
-from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, TubeletError
 

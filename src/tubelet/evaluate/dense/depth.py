@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tubelet.config import EvaluateConfig
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import paint_depth, paint_errors
 from tubelet.evaluate.dense.heads import HeadProtocol, TrainedHead, train_heads
@@ -40,7 +41,6 @@ from tubelet.evaluate.layouts.depths import DepthSet, read_depth, scored_region,
 from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture, recognise
 from tubelet.evaluate.metrics import DepthErrors, depth_errors
 from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, TubeletError
 

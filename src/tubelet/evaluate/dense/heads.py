@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tubelet.checkpoint import describe_os_error
+from tubelet.config import EvaluateConfig
 from tubelet.data.processes import start_worker
 from tubelet.evaluate.dense.views import Batches, Rows
 from tubelet.evaluate.extract import Progress
-from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.types import TubeletError
 
 SAVE_SECONDS = 60

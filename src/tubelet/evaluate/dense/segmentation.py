@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize, resize_shape
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import legend, paint_classes, paint_mistakes
@@ -40,7 +41,6 @@ from tubelet.evaluate.layouts.labels import LabelSet, read_labels
 from tubelet.evaluate.layouts.pairs import IGNORED, Pair, read_picture, recognise
 from tubelet.evaluate.metrics import accuracy, confusion, iou_by_class, mean_iou
 from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, TubeletError
 

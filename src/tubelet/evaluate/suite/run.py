@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from tubelet.checkpoint import checkpoints, load_vjepa, stated_step
-from tubelet.config import ModelConfig
+from tubelet.config import HEAD_SETTINGS, EvaluateConfig, ModelConfig
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
-from tubelet.evaluate.settings import HEAD_SETTINGS, EvaluateConfig
 from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
 from tubelet.evaluate.suite.dynamics import evaluate_dynamics
 from tubelet.evaluate.suite.features import FEATURES, RANDOM, TRAINED, View, batches, random_encoder

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tubelet.config import EvaluateConfig
 from tubelet.data.decode import read_frames
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index, read_truth
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Progress, Source, extract, spread
 from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.evaluate.time.correspondence import (
     HEADLINE,
     MOVED,

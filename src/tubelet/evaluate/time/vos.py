@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.checkpoint import describe_os_error
+from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize
 from tubelet.data.images import read_image
 from tubelet.data.indexed import VOID, davis_palette, read_indexed, write_indexed
@@ -21,7 +22,6 @@ from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spre
 from tubelet.evaluate.layouts import davis, youtube_vos
 from tubelet.evaluate.layouts.sequences import ObjectSequence, given_objects, picture_size, read_mask, recognise
 from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.evaluate.settings import EvaluateConfig
 from tubelet.evaluate.time.drawing import draw_objects
 from tubelet.evaluate.time.jandf import Statistics, measure_objects
 from tubelet.evaluate.time.propagation import Propagation, segment
