@@ -7,7 +7,7 @@ READY := .venv/ready
 TUBELET := .venv/bin/tubelet
 DEMO_DATA := runs/sample
 # A learning rate and a teacher that suit a run of minutes: higher rates, or a teacher that follows faster, collapse.
-DEMO := --model vit-pico --precision fp32 --image-size 64 --frames 4 --fps 7 --batch-size 8 --checkpoint-every 250 \
+DEMO := --model vit-pico --image-size 64 --frames 4 --fps 7 --batch-size 8 --checkpoint-every 250 \
         --lr 5e-4 --start-lr 5e-5 --final-lr 1e-4 --warmup-share 0.1 --ema 0.99 --final-ema 0.998
 
 .PHONY: demo demo-long test clean

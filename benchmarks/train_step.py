@@ -31,7 +31,7 @@ from measure import matrix_rate, run_in_turn, synchronise
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.data.clips import normalise
 from tubelet.data.masks import sample_mask
-from tubelet.device import pick_device, pick_dtype
+from tubelet.device import pick_device, training_dtype
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
 from tubelet.train.step import autocast, backpropagate, prepare, train_step
@@ -178,7 +178,7 @@ def main(
         compile=compile,
         activation_checkpointing=activation_checkpointing,
     )
-    dtype = pick_dtype(precision, device)
+    dtype = training_dtype(config, device)
     flops, rate = step_flops(config), matrix_rate(device, dtype, config.model.width)
     sides = SIDES[:1] if alone else SIDES
     timed, peak = run_in_turn(build, config, sides, warmup, steps)

@@ -4,7 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from tubelet.config import Precision
+from tubelet.config import Precision, TrainConfig
+
+# Narrower networks train faster in fp32 on a CPU with bf16 units: masks have other lengths at every step, and oneDNN
+# generates, and keeps, bf16 kernels for each length (docs/performance.md).
+_BF16_WIDTH = 384
 
 
 def pick_device() -> torch.device:
@@ -30,6 +34,13 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if has_bf16_units(device) else torch.float32
     return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
+def training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The dtype of a run's matrix products: what was asked for, or bf16 where it makes training faster."""
+    if config.precision == "auto" and device.type == "cpu" and config.model.width < _BF16_WIDTH:
+        return torch.float32
+    return pick_dtype(config.precision, device)
 
 
 @dataclass(frozen=True)

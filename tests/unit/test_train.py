@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
-from tubelet.config import OptimConfig, TrainConfig, vit_ti
+from tubelet.config import OptimConfig, TrainConfig, model_preset, vit_ti
+from tubelet.device import training_dtype
 from tubelet.train.monitor import CollapseWatch, channel_std, effective_rank
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import default_momentum, scheduled
@@ -85,6 +88,15 @@ def test_biases_and_one_dimensional_parameters_are_not_decayed():
     assert len(decayed["params"]) + len(kept["params"]) == trained
     linear_biases = {m.bias for m in model.modules() if isinstance(m, nn.Linear)}
     assert not linear_biases & set(decayed["params"])
+
+
+def test_narrow_networks_train_in_fp32_on_a_cpu_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr("tubelet.device.has_bf16_units", lambda device: True)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    narrow, wide = (TrainConfig(model=model_preset(name)) for name in ("vit-ti", "vit-s"))
+    assert [training_dtype(c, cpu) for c in (narrow, wide)] == [torch.float32, torch.bfloat16]
+    assert training_dtype(narrow, gpu) == torch.bfloat16
+    assert training_dtype(dataclasses.replace(narrow, precision="bf16"), cpu) == torch.bfloat16
 
 
 def test_published_schedule_at_the_published_length():

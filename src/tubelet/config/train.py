@@ -112,7 +112,8 @@ class TrainConfig:
     """How processes share the work: ddp has the model on each, fsdp in shards over all, hsdp in shards on each machine;
     auto is ddp unless what is trained needs more memory than a device has."""
     precision: Precision = "auto"
-    """fp32 or bf16 autocast; auto is bf16 where the device has units for it; fp8 multiplies in 8 bits inside blocks."""
+    """fp32 or bf16 autocast; auto is bf16 where the device has units for it (on a CPU, from a width of 384 on); fp8
+    multiplies in 8 bits inside blocks."""
     init_from: str | None = None
     """Run folder, checkpoint or released .pt whose weights the run starts from, instead of from random ones."""
     distil_from: tyro.conf.Suppress[str | None] = None

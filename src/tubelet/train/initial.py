@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from tubelet.checkpoint import load_moments, load_vjepa, locate
 from tubelet.config import ModelConfig, TrainConfig
-from tubelet.device import pick_dtype
+from tubelet.device import training_dtype
 from tubelet.model.lora import add_adapters
 from tubelet.pretrained.backbone import Backbone, load
 from tubelet.types import TubeletError
@@ -42,7 +42,7 @@ def load_guide(config: TrainConfig, device: torch.device) -> Backbone | None:
     """
     if config.distil_from is None:
         return None
-    guide = load(config.distil_from, device=device, dtype=pick_dtype(config.precision, device))
+    guide = load(config.distil_from, device=device, dtype=training_dtype(config, device))
     data, ours, theirs = config.data, config.model, guide.config
     for frames in (1, data.frames):
         here, there = (sizes.grid(frames, data.image_size, data.image_size) for sizes in (ours, theirs))

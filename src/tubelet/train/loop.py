@@ -15,7 +15,7 @@ from tubelet.config import TrainConfig
 from tubelet.data.loader import mixes, samples_per_step
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
-from tubelet.device import has_bf16_units, pick_dtype
+from tubelet.device import has_bf16_units, training_dtype
 from tubelet.train.compilation import step_operations
 from tubelet.train.guards import Guards, summary
 from tubelet.train.health import Health, collapse_watch
@@ -245,7 +245,7 @@ def announce(
         say(f"left out: {', '.join(f'{count} {suffix} files' for suffix, count in sorted(media.ignored.items()))}")
     grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
     device = world.device
-    dtype = pick_dtype(config.precision, device)
+    dtype = training_dtype(config, device)
     say(
         f"student {student:.1f} M parameters, predictor {predictor:.1f} M; clips of "
         f"{config.data.frames} frames at {config.data.image_size} px are {grid} = {grid.tokens} tokens; "

@@ -22,7 +22,7 @@ from tubelet.data.clips import normalise
 from tubelet.data.loader import own_share, samples_per_step, step_parts
 from tubelet.data.manifest import MediaList
 from tubelet.data.masks import block_shape, hidden_positions
-from tubelet.device import DEVICE_KINDS, DeviceKind, pick_dtype
+from tubelet.device import DEVICE_KINDS, DeviceKind, training_dtype
 from tubelet.model.layers import Attention
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
@@ -160,7 +160,7 @@ def make_plan(config: TrainConfig, planned: PlanConfig) -> Plan:
     if config.lora_rank or config.distil_from:
         raise TubeletError("--plan is of pre-training; it knows no adapters (lora_rank) and no guide (distil)")
     device = DEVICE_KINDS[planned.device_kind]
-    low = pick_dtype(config.precision, CPU) if planned.device_kind == "cpu" else torch.bfloat16
+    low = training_dtype(config, CPU) if planned.device_kind == "cpu" else torch.bfloat16
     precision: Precision = "fp32" if config.precision == "fp32" or low == torch.float32 else "bf16"
     config = replace(config, precision=precision, compile=False)
     with torch.device("meta"):
@@ -246,7 +246,7 @@ def trace(
         with FakeTensorMode(allow_non_fake_inputs=True):
             _give_sizes(model)
             if mesh is not None:
-                shard(model, mesh, pick_dtype(config.precision, CPU))
+                shard(model, mesh, training_dtype(config, CPU))
                 world.sharded = True
             optimizer = _begin_run(model, config)
             with logged() as watch:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tubelet.config import TrainConfig
-from tubelet.device import pick_dtype
+from tubelet.device import training_dtype
 from tubelet.train.parallel import World
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA, own_part
@@ -86,7 +86,7 @@ def place(model: VJEPA, parallel: str, config: TrainConfig, world: World) -> Non
         model.to(world.device)
         world.copy_from_first(model.parameters())  # equal seeds round differently on different processors
     else:
-        shard(model, device_mesh(parallel, world), pick_dtype(config.precision, world.device))
+        shard(model, device_mesh(parallel, world), training_dtype(config, world.device))
         world.sharded = True
 
 

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from tubelet.config import TrainConfig
 from tubelet.data.clips import normalise
-from tubelet.device import pick_dtype
+from tubelet.device import training_dtype
 from tubelet.train import schedules
 from tubelet.train.compilation import compile_blocks
 from tubelet.train.float8 import use_float8
@@ -114,7 +114,7 @@ def default_momentum(steps: int) -> float:
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """Matrix products in the run's precision; everything that must not round stays in fp32."""
-    dtype = pick_dtype(config.precision, device)
+    dtype = training_dtype(config, device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
