@@ -1,0 +1,145 @@
+"""Is a small model better for having followed a larger one? Distilled beside trained alone, for as many steps.
+
+    make demo
+    python benchmarks/distil.py runs/demo --data runs/sample --out runs/distil
+
+The small model has half the teacher's width and heads, and is otherwise the same. Both ways take the teacher's own
+settings: data, steps, batch, learning rate, average. Alone, it is pre-trained as the teacher was; distilled, it
+predicts the frozen teacher's last level, and visible tokens count in full from the first step. Every run is a process
+of one thread, in a folder of --out; what is done is not done again, and what was stopped continues.
+"""
+
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from recipe_table import with_spread
+from recipe_tasks import MEASURES, evaluated
+from tubelet.checkpoint import load_vjepa
+from tubelet.config import ModelConfig, TrainConfig
+from tubelet.evaluate.suite.features import random_encoder
+from tubelet.evaluate.suite.run import MAX_TRAIN_CLIPS, MAX_VAL_CLIPS
+from tubelet.model.encoder import Encoder
+from tubelet.train.initial import distilled_sizes
+from tubelet.train.loop import train
+from tubelet.train.state import write_atomically
+from tubelet.types import TubeletError
+
+WAYS = {
+    "random": "half the width, random weights",
+    "alone": "half the width, alone",
+    "distilled": "half the width, distilled",
+}
+
+
+def settings(way: str, teacher: str, data: Path, steps: int | None, seed: int) -> TrainConfig:
+    """The whole run of a small model."""
+    large, run = load_vjepa(teacher)
+    if run is None:
+        raise TubeletError(f"{teacher}: expected a run, whose settings the small model takes over")
+    small: ModelConfig = replace(large.config, width=large.config.width // 2, heads=large.config.heads // 2)
+    run = replace(
+        run,
+        model=small,
+        data=replace(run.data, sources=(str(data / "train"),), workers=0),
+        steps=steps or run.steps,
+        seed=seed,
+        compile=False,
+    )
+    if way != "distilled":
+        return run
+    return replace(
+        run,
+        model=distilled_sizes(small, large.config),
+        optim=replace(run.optim, context_warmup=(0.0, 0.0)),
+        distil_from=teacher,
+    )
+
+
+def carry_out(way: str, teacher: str, data: Path, steps: int | None, seed: int, folder: Path) -> dict[str, float]:
+    """Train a small model to its end and evaluate its average; returns the value of each measure."""
+    config, scores = settings(way, teacher, data, steps, seed), folder / "scores.json"
+    if not scores.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        if way == "random":
+            encoder = random_encoder(config.model, seed)
+        else:
+            with (folder / "log.txt").open("a") as log:
+                train(config, folder, resume=True, console=Console(file=log, width=160))
+            encoder = load_vjepa(folder)[0].teacher
+        write_atomically(scores, json.dumps(score(encoder, config, data), indent=1) + "\n")
+    found: dict[str, float] = json.loads(scores.read_text())
+    return found
+
+
+def score(encoder: Encoder, config: TrainConfig, data: Path) -> dict[str, float]:
+    """An encoder's value of each measure, on the clips of the demo's evaluation."""
+    found, _ = evaluated(
+        encoder,
+        data,
+        clips=(MAX_TRAIN_CLIPS, MAX_VAL_CLIPS),
+        image_size=config.data.image_size,
+        frames=config.data.frames,
+    )
+    return found
+
+
+def main(
+    teacher: str,
+    /,
+    *,
+    data: Path,
+    out: Path = Path("runs/distil"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    steps: int | None = None,
+    jobs: int = 2,
+) -> None:
+    """Train, evaluate and compare.
+
+    Args:
+        teacher: The run of the large model.
+        data: The sample set that it was trained on.
+        out: Folder of the runs.
+        seeds: Of the small models' initial weights, data order, crops and masks.
+        steps: Of each run; by default as many as the teacher's.
+        jobs: Runs side by side.
+    """
+    started = {}
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for seed in seeds:
+            for way in WAYS:
+                folder = out / f"{way}-seed-{seed}"
+                started[way, seed] = pool.submit(carry_out, way, teacher, data, steps, seed, folder)
+        console = Console(width=max(Console().width, 120))  # a table of numbers is worth a long line
+        large, run = load_vjepa(teacher)
+        assert run is not None  # or `settings` has refused it
+        own = score(large.teacher, run, data)
+        found = {key: future.result() for key, future in started.items()}
+    table = Table(title=f"mean ± standard deviation over {len(seeds)} seeds, {steps or run.steps} steps")
+    table.add_column("")
+    for label, higher_is_better in MEASURES.items():
+        table.add_column(f"{label} {'↑' if higher_is_better else '↓'}", justify="right")
+    table.add_row("the teacher", *(f"{own[label]:.3f}" for label in MEASURES), end_section=True)
+    for way, title in WAYS.items():
+        table.add_row(title, *(with_spread([found[way, seed][label] for seed in seeds]) for label in MEASURES))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except TubeletError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
