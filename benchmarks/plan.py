@@ -48,7 +48,7 @@ CASES: tuple[tuple[str, int, int, int, Precision, tuple[tuple[int, Parallel], ..
     # model, pixels, frames, samples a process, precision, processes and how they share the work
     ("vit-ti", 128, 8, 4, "fp32", ((1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp"))),
     ("vit-ti", 128, 8, 4, "bf16", ((1, "ddp"), (4, "fsdp"))),
-    ("vit-b", 96, 4, 2, "fp32", ((1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "fsdp"))),
+    ("vit-b", 96, 4, 2, "fp32", ((1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp"))),
     ("vit-b", 96, 4, 2, "bf16", ((1, "ddp"), (2, "fsdp"))),
 )
 STEPS = 2  # the first makes the moments

@@ -49,5 +49,14 @@ def test_rates_that_are_no_numbers_are_refused(kind):
         EmbedConfig(stride_s=float("inf"))
 
 
+@pytest.mark.parametrize(
+    "change", [{"crop_scale": (1.0, 0.3)}, {"crop_scale": (0.0, 1.0)}, {"crop_aspect": (2.0, 1.0)}]
+)
+def test_ranges_of_the_crop_ascend(change):
+    (name,) = change
+    with pytest.raises(TubeletError, match=f"{name} is .*, expected two ascending"):
+        DataConfig(**change)
+
+
 def test_the_notes_example_has_1568_tokens():
     assert ModelConfig(width=768, depth=12, heads=12, levels=(11,)).grid(16, 224, 224).tokens == 1568

@@ -74,6 +74,10 @@ class DataConfig:
         require(self.frames >= 1, f"frames is {self.frames}, expected at least 1")
         require(self.image_frames >= 1, f"image_frames is {self.image_frames}, expected at least 1")
         require(self.clips_per_video >= 1, f"clips_per_video is {self.clips_per_video}, expected at least 1")
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, f"crop_scale is {self.crop_scale}, expected two ascending shares of the frame")
+        low, high = self.crop_aspect
+        require(0 < low <= high < inf, f"crop_aspect is {self.crop_aspect}, expected two ascending ratios above 0")
         require(0 <= self.image_share <= 1, f"image_share is {self.image_share}, expected a share from 0 to 1")
         require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
         require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
