@@ -295,3 +295,15 @@ def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media
     last = rows(run)[-1]
     assert [row["step"] for row in rows(run)] == list(range(1, last["step"] + 1))
     assert last["failed_saves"] == sum(alarm["kind"] == "save" for alarm in alarms(run)) > 0
+
+
+def test_processes_move_the_data_on_by_what_the_first_one_knows(media, tmp_path):
+    """A rewind that was recorded after the checkpoint which a run resumes from is none any more, for any process."""
+    config = tiny_config(media, batch_size=8, steps=10, keep_checkpoints=9)
+    train_quietly(config, tmp_path / "run")
+    found = [row["loss"] for row in rows(tmp_path / "run")]
+    (tmp_path / "run" / "checkpoints" / "step-000000010.safetensors").unlink()
+    alarm = {"step": 8, "kind": "spike", "said": "of a checkpoint that was taken away", "batches": 3}
+    (tmp_path / "run" / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
+    assert train_together(2, config, tmp_path / "run", resume=True) == ([0, 0], "")
+    assert [row["loss"] for row in rows(tmp_path / "run")] == pytest.approx(found, abs=1e-4)

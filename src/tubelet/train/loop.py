@@ -17,7 +17,7 @@ from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, pick_dtype
 from tubelet.train.compilation import step_operations
-from tubelet.train.guards import Guards, summary
+from tubelet.train.guards import Guards, Past
 from tubelet.train.health import Health, collapse_watch
 from tubelet.train.initial import initial_model, initial_moments, load_guide
 from tubelet.train.log import StepLog
@@ -77,7 +77,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     beginning = origin and initial_moments(origin, model, optimizer)
     health, watch = Health(model, config, world), collapse_watch(config.model)
     guards = Guards(config, run, partial(warn, console))
-    guards.restore(world.on_first(partial(begin, run, start, watch)))
+    guards.restore(*world.on_first(partial(begin, run, start, watch)))
     curves = Curves(run.path, start, writes=world.is_first)
     announce(console, config, media, run, model, world, start, parallel)
     following = guide and f"predicting the last level of {config.distil_from} ({guide.weights_id})"
@@ -122,7 +122,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
                     log.drop()
                     load_training_state(saver.newest, model, optimizer)
                     watch = collapse_watch(config.model)
-                    guards.restore(world.on_first(partial(begin, run, back, watch)))
+                    guards.restore(*world.on_first(partial(begin, run, back, watch)))
                     stream.begin(back, guards.left_out())
                     saving, saver.saved = False, back
                 if said:
@@ -162,12 +162,16 @@ def require_same_start(config: TrainConfig, media: MediaList, run: RunFolder, wo
     world.require_same("the checkpoint", str(run.checkpoint))
 
 
-def begin(run: RunFolder, step: int, watch: CollapseWatch) -> dict[str, Any]:
-    """Begin, or begin again, after some steps; returns what the guards had seen until then."""
-    rows = run.begin(step)
-    for row in rows:
+def begin(run: RunFolder, step: int, watch: CollapseWatch) -> tuple[Past, list[dict[str, Any]]]:
+    """Begin, or begin again, after some steps; returns the rows and the alarms before, for the guards."""
+    past = Past()
+
+    def seen(row: dict[str, Any]) -> None:
+        past.add(row)
         watch.observe(row)
-    return summary(rows)
+
+    run.begin(step, seen)
+    return past, run.alarms
 
 
 def write_row(run: RunFolder, guards: Guards, curves: Curves, progress: ProgressLine, row: dict[str, Any]) -> None:

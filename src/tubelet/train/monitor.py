@@ -89,7 +89,8 @@ class CollapseWatch:
         Args:
             metrics: one step's; those without `feature_health`'s figures are passed over.
         """
-        return list(filter(None, (self._observe(name, value) for name, value in metrics.items())))
+        figures = ((name, value) for name, value in metrics.items() if name.endswith(tuple(_MEANING)))
+        return list(filter(None, (self._observe(name, value) for name, value in figures)))
 
     def _observe(self, name: str, value: float | None) -> str | None:
         found = _FIGURE.fullmatch(name)

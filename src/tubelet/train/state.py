@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -40,28 +41,49 @@ class RunFolder:
             self.changed = _changes(path / CONFIG, config)
         self.config = config
         self.writes = writes
-        self.bad: dict[str, str] = {row["path"]: row["reason"] for row in _rows(path / BAD_FILES)}
+        self.bad: dict[str, str] = {row["path"]: row["reason"] for row, _ in _rows(path / BAD_FILES)}
         self.unwritten: dict[str, str] = {}  # lines by file that there was no room for
         self.unwritten_reason = ""
-        self.alarms: list[dict[str, Any]] = _rows(path / ALARMS)
+        self.alarms: list[dict[str, Any]] = [row for row, _ in _rows(path / ALARMS)]
 
-    def begin(self, step: int) -> list[dict[str, Any]]:
-        """Write the config, keep the metrics and alarms of the first `step` steps, and return the metrics.
+    def begin(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
+        """Write the config, and keep the metrics and alarms of the first `step` steps.
 
         A resumed run writes those after it anew.
+
+        Args:
+            step: steps done.
+            seen: called with each row of metrics that is kept; there may be millions.
+
+        Raises:
+            TubeletError: if the metrics are damaged, or something cannot be written.
         """
         self.alarms = [row for row in self.alarms if row["step"] <= step]
         if not self.writes:
-            return []
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         self.close()  # what waits is of steps that may be written anew
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
-        kept = [row for row in _rows(self.path / METRICS) if row["step"] <= step]
-        write_atomically(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        self._cut_metrics(step, seen)
         write_atomically(self.path / ALARMS, "".join(json.dumps(row) + "\n" for row in self.alarms))
         bad = [_bad_line(path, reason) for path, reason in self.bad.items()]
         write_atomically(self.path / BAD_FILES, "".join(bad))
-        return kept
+
+    def _cut_metrics(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
+        """Cut the file after its last row that is kept, whose steps ascend: writing it anew would be gigabytes."""
+        path, kept = self.path / METRICS, 0
+        for row, end in _rows(path):
+            if row["step"] > step:
+                break
+            seen(row)
+            kept = end
+            if row["step"] == step:
+                break  # what a crash left after it is of no interest
+        try:
+            path.touch()
+            os.truncate(path, kept)
+        except OSError as error:
+            raise TubeletError(f"{path}: {describe_os_error(error)}") from error
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one step's metrics; what is not finite is null, since JSON has no word for it."""
@@ -148,11 +170,31 @@ def _bad_line(path: str, reason: str) -> str:
     return json.dumps({"path": path, "reason": reason}) + "\n"
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file. A process killed while it wrote leaves a last line without an end: not a row."""
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows of a JSONL file, one after the other, each with the place in bytes where it ends.
+
+    A process killed while it wrote leaves a last line without an end: not a row.
+
+    Raises:
+        TubeletError: if a line is damaged.
+    """
     if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return
+    with path.open("rb") as file:
+        end = 0
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            end += len(line)
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("expected an object")
+            except (ValueError, RecursionError) as error:
+                raise TubeletError(
+                    f"{path}, line {number}: is damaged ({error}); take this line out and continue with --resume"
+                ) from error
+            yield row, end
 
 
 def _changes(path: Path, config: TrainConfig) -> list[str]:
