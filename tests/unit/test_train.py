@@ -33,6 +33,19 @@ def test_a_sudden_fall_is_named_once_for_each_halving():
     assert "learning rate" in said[3][0]
 
 
+def test_levels_that_fall_at_one_look_are_each_named_and_what_helps_is_said_once():
+    watch, names = CollapseWatch(128), ("channel_std", "teacher_level_1_effective_rank", "teacher_level_1_channel_std")
+    assert watch.observe(dict.fromkeys(names, 60)) == []
+    said = watch.observe(dict.fromkeys(names, 0.01))
+    assert [sentence.count("is 0.01, it lately was 60") for sentence in said] == [1, 1, 1]
+    assert [sentence.count("--lr") for sentence in said] == [0, 0, 1]
+
+
+def test_a_figure_that_recovered_and_falls_again_is_named_again():
+    said = alarms("effective_rank", [*[60] * 10, 19, 18, *[60] * 10, 15])
+    assert [k for k, warnings in enumerate(said) if warnings] == [10, 22]
+
+
 def test_a_slow_fall_is_named_when_hardly_anything_is_left():
     said = alarms("channel_std", [0.5 * 0.9**k for k in range(40)])
     first = next(k for k, warnings in enumerate(said) if warnings)
