@@ -9,7 +9,7 @@ import pytest
 import torch
 from runs import rows, start_training, tiny_config, train_quietly
 
-from tubelet.checkpoint import checkpoints, read_tensors
+from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.data.loader import StepDataset, step_loader
 from tubelet.data.manifest import list_media
 from tubelet.types import TubeletError
@@ -42,6 +42,29 @@ def test_a_run_killed_after_step_ten_resumes_to_the_same_losses(media, undisturb
     for ours, theirs in zip(rows(run), rows(undisturbed), strict=True):
         for name in LOSSES:
             assert ours[name] == pytest.approx(theirs[name], abs=1e-6)
+
+
+def test_a_run_that_is_told_to_stop_twice_in_a_moment_saves_and_a_later_signal_ends_it_at_once(media, tmp_path):
+    config, run = tiny_config(media, steps=10**6, checkpoint_every=10**6), tmp_path / "run"
+    process = start_training(config, run)
+    wait_for(lambda: rows(run))
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.005)
+    process.join()
+    assert process.exitcode == 1  # by its error, not by a signal
+    assert [step_of(path) for path in checkpoints(run)] == [rows(run)[-1]["step"]]
+    process = start_training(tiny_config(media, steps=10**6, data={"workers": 1}), tmp_path / "other")
+    wait_for(lambda: rows(tmp_path / "other"))
+    (worker,) = psutil.Process(process.pid).children()
+    worker.suspend()  # the step in progress never ends
+    time.sleep(1)
+    for pause in (2.5, 0):
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(pause)
+    process.join(20)
+    worker.resume()
+    assert process.exitcode == -signal.SIGTERM
 
 
 def test_no_checkpoint_is_ever_unreadable_when_the_run_is_killed_ten_times(media, tmp_path):
