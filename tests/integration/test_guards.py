@@ -307,3 +307,30 @@ def test_processes_move_the_data_on_by_what_the_first_one_knows(media, tmp_path)
     (tmp_path / "run" / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
     assert train_together(2, config, tmp_path / "run", resume=True) == ([0, 0], "")
     assert [row["loss"] for row in rows(tmp_path / "run")] == pytest.approx(found, abs=1e-4)
+
+
+def test_time_that_a_checkpoint_takes_is_not_said_to_be_spent_waiting_for_data(media, tmp_path, monkeypatch):
+    real = checkpoint.save_file
+
+    def slow(tensors, path, metadata):
+        time.sleep(2)
+        real(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    train_quietly(tiny_config(media, steps=6), tmp_path / "run")
+    after = rows(tmp_path / "run")[5]
+    assert after["clips_per_s"] < 2
+    assert after["data_wait_share"] < 0.5
+
+
+def test_a_run_that_is_stopped_before_its_first_step_does_not_name_a_checkpoint(media, tmp_path, monkeypatch):
+    real = loop.StopSignals.__enter__
+
+    def entered(signals):
+        real(signals)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return signals
+
+    monkeypatch.setattr(loop.StopSignals, "__enter__", entered)
+    with pytest.raises(TubeletError, match="stopped after step 0 of 20; there was nothing to save yet, continue with"):
+        train_quietly(tiny_config(media), tmp_path / "run")

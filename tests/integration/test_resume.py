@@ -1,6 +1,7 @@
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -12,6 +13,7 @@ from runs import rows, start_training, tiny_config, train_quietly
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.data.loader import StepDataset, step_loader
 from tubelet.data.manifest import list_media
+from tubelet.train.loop import train
 from tubelet.types import TubeletError
 
 LOSSES = ("loss", "prediction_loss", "context_loss")
@@ -124,6 +126,20 @@ def test_resuming_with_another_model_is_refused(media, undisturbed):
     with pytest.raises(TubeletError, match="another model"):
         train_quietly(other, undisturbed, resume=True)
     train_quietly(config, undisturbed, resume=True)  # and nothing was spoilt
+
+
+def test_a_run_that_is_resumed_with_fewer_steps_says_how_many_it_has_done(media, undisturbed, capsys):
+    train(tiny_config(media, steps=12), undisturbed, resume=True)
+    assert "20 steps done; the model is in" in capsys.readouterr().out
+
+
+def test_checkpoints_without_a_config_are_not_continued_without_being_asked(media, undisturbed, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.copy(checkpoints(undisturbed)[-1], tmp_path / "run" / "checkpoints")
+    with pytest.raises(TubeletError, match="a run is here already; continue it with --resume"):
+        train_quietly(tiny_config(media, steps=22), tmp_path / "run")
+    train_quietly(tiny_config(media, steps=22), tmp_path / "run", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [21, 22]
 
 
 def test_data_of_a_step_do_not_depend_on_where_loading_began(media):

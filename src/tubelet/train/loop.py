@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from tubelet.checkpoint import describe_os_error, load_training_state
+from tubelet.checkpoint import describe_os_error, load_training_state, step_of
 from tubelet.config import TrainConfig
 from tubelet.data.loader import mixes, samples_per_step
 from tubelet.data.manifest import MediaList, list_media
@@ -96,7 +96,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             data, stop = world.agree(data, run.bad, signals.received)
             if stop:
                 break
-            waited = time.perf_counter() - began
+            waited = time.perf_counter() - stream.asked  # not for a checkpoint, or for the device
             report_bad_files(data, run, console, total_files, config.data.max_bad_share)
             looking = step % config.monitor_every == 0 or step + 1 == config.steps
             if looking:
@@ -136,15 +136,13 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
         saver.finish()
         run.close()
         if stop:
-            raise InterruptedRunError(
-                f"{stop.name}: stopped after step {step} of {config.steps}; {saver.newest} is written, continue with "
-                "--resume",
-                stop,
-            )
+            kept = f"{saver.newest} is written" if saver.newest else "there was nothing to save yet"
+            said = f"{stop.name}: stopped after step {step} of {config.steps}; {kept}, continue with --resume"
+            raise InterruptedRunError(said, stop)
     curves.close()
     if saver.newest is None:
         raise TubeletError("the run has no steps")
-    done_in = f"{config.steps} steps done; the model is in [bold]{saver.newest}[/bold]"
+    done_in = f"{step_of(saver.newest)} steps done; the model is in [bold]{saver.newest}[/bold]"
     console.print(done_in, highlight=False, soft_wrap=True)
     return saver.newest
 

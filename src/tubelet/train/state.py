@@ -35,9 +35,10 @@ class RunFolder:
         found = checkpoints(path)
         self.checkpoint = found[-1] if found else None
         self.changed: list[str] = []
-        if (path / CONFIG).exists():
-            if not resume:
-                raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
+        known = (path / CONFIG).exists()
+        if (known or found) and not resume:
+            raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
+        if known:
             self.changed = _changes(path / CONFIG, config)
         self.config = config
         self.writes = writes
