@@ -334,3 +334,16 @@ def test_a_run_that_is_stopped_before_its_first_step_does_not_name_a_checkpoint(
     monkeypatch.setattr(loop.StopSignals, "__enter__", entered)
     with pytest.raises(TubeletError, match="stopped after step 0 of 20; there was nothing to save yet, continue with"):
         train_quietly(tiny_config(media), tmp_path / "run")
+
+
+def test_an_error_in_a_worker_is_told_as_it_is_in_the_training_process(media, tmp_path, monkeypatch):
+    too_small = tiny_config(media, data={"workers": 1, "image_size": 8})
+    with pytest.raises(TubeletError, match=r"^8 blocks of 1x1 patches leave nothing visible .*patch size$"):
+        train_quietly(too_small, tmp_path / "run")
+
+    def broken(pool, sample):
+        raise RuntimeError("shape '[3, 4]' is invalid for input of size 7")
+
+    monkeypatch.setattr(Pool, "read", broken)
+    with pytest.raises(RuntimeError, match=r"Caught RuntimeError in DataLoader worker process 0(.|\n)*is invalid for"):
+        train_quietly(tiny_config(media, data={"workers": 1}), tmp_path / "other")

@@ -28,7 +28,6 @@ from tubelet.data.masks import sample_mask
 from tubelet.data.mix import Mix
 from tubelet.data.pool import Pool
 from tubelet.data.processes import Readings, start_worker
-from tubelet.data.storage import StorageError
 from tubelet.types import BadFile, Batch, DecodeError, Mask, Modality, StepData, TubeletError
 
 # One number for every use of randomness, so that no two share a stream.
@@ -138,7 +137,7 @@ class StepDataset(Dataset[StepData]):
                 pixels, shortened = self._samples(modality, [step * count + i for share in own for i in share], bad)
                 short += shortened
                 batches += self._micro_batches(modality, pixels, parts, own, step)
-        except (_UnreadableError, StorageError) as error:
+        except (_UnreadableError, TubeletError) as error:  # raised in a worker, its traceback would be in its sentence
             return StepData([], _as_list(bad), failure=str(error))
         return StepData(batches, _as_list(bad), short)
 

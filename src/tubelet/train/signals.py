@@ -9,8 +9,8 @@ from tubelet.types import TubeletError
 
 # Ctrl-C, what launchers end a process with, and (not on Windows) what schedulers announce a pre-emption with.
 STOP_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1"))
-# Who stops a process often says so twice in a moment: SLURM and systemd signal every process of a job, and torchrun, which
-# is one of them, hands it on. Only what comes later than this is someone who does not want to wait.
+# Who stops a process often says so twice in a moment: SLURM and systemd signal every process of a job, and torchrun,
+# which is one of them, hands it on. Only what comes later than this is someone who does not want to wait.
 SAME_S = 2.0
 
 

@@ -48,8 +48,8 @@ class StepStream:
         try:
             data = next(self.batches)
         except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
+            if not str(error).startswith(("DataLoader timed out", "DataLoader worker")):
+                raise  # a worker's own, which says "Caught ... in DataLoader worker"
             raise TubeletError(self._trouble(str(error))) from error
         self.step += 1
         return self.step - 1, data
