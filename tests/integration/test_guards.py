@@ -347,3 +347,18 @@ def test_an_error_in_a_worker_is_told_as_it_is_in_the_training_process(media, tm
     monkeypatch.setattr(Pool, "read", broken)
     with pytest.raises(RuntimeError, match=r"Caught RuntimeError in DataLoader worker process 0(.|\n)*is invalid for"):
         train_quietly(tiny_config(media, data={"workers": 1}), tmp_path / "other")
+
+
+def test_a_checkpoint_that_cannot_be_removed_yet_is_removed_later(media, tmp_path, monkeypatch):
+    real, refused = checkpoint.remove, []
+
+    def busy(path):
+        if step_of(path) == 5 and len(refused) < 2:
+            refused.append(path)
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        real(path)
+
+    monkeypatch.setattr(checkpoint, "remove", busy)
+    train_quietly(tiny_config(media, steps=25), tmp_path / "run")
+    assert len(refused) == 2
+    assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [20, 25]
