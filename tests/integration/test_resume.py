@@ -142,6 +142,12 @@ def test_checkpoints_without_a_config_are_not_continued_without_being_asked(medi
     assert [row["step"] for row in rows(tmp_path / "run")] == [21, 22]
 
 
+def test_a_run_that_no_step_can_be_made_for_leaves_no_folder_behind(media, tmp_path):
+    with pytest.raises(TubeletError, match="batch_size is 1, too small"):
+        train_quietly(tiny_config(media, batch_size=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_of_a_step_do_not_depend_on_where_loading_began(media):
     config = tiny_config(media)
     media_list = list_media(config.data.sources)

@@ -87,9 +87,30 @@ def own_share(part: range, rank: int, processes: int) -> range:
 
 
 def mixes(config: TrainConfig, media: MediaList) -> dict[Modality, Mix]:
-    """The endless stream of each modality's files."""
+    """The endless stream of each modality's files.
+
+    Raises:
+        TubeletError: if a source has a weight and nothing that it could count for.
+    """
+    for number in range(len(config.data.weights)):
+        own = media.of_source(number)
+        if not any(own.count(modality) for modality in Modality):
+            raise TubeletError(
+                f"{config.data.sources[number]}: the sources before it name all of its files, so that its weight would "
+                "count for nothing: name it before them, or leave it out"
+            )
     keys = {modality: (config.seed, _ORDER[modality], _MIX[modality]) for modality in Modality}
     return {modality: Mix(media, modality, config.data.weights, keys[modality]) for modality in Modality}
+
+
+def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
+    """Refuse what no step could be made of, before anything is written.
+
+    Raises:
+        TubeletError: see `samples_per_step`, `step_parts` and `mixes`.
+    """
+    step_parts(config, samples_per_step(config, media), processes)
+    mixes(config, media)
 
 
 class _UnreadableError(Exception):

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from tubelet.checkpoint import describe_os_error, load_training_state, step_of
 from tubelet.config import TrainConfig
-from tubelet.data.loader import mixes, samples_per_step
+from tubelet.data.loader import check_steps, mixes, samples_per_step
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, pick_dtype
@@ -62,6 +62,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
         config.model.grid(frames, config.data.image_size, config.data.image_size)  # refuse what does not fit
     media = list_media(config.data.sources, config.data.allow_outside)
     check_recipes(media, config.data)
+    check_steps(config, media, world.size)
     run = RunFolder(out, config, resume, writes=world.is_first)
     require_same_start(config, media, run, world)
     torch.manual_seed(config.seed)
