@@ -14,6 +14,7 @@ from statistics import median
 import pytest
 import torch
 from runs import rows, start_together, start_training, tiny_config, train_quietly, train_together
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tubelet import checkpoint
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
@@ -171,6 +172,9 @@ def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_s
     found = rows(run)
     assert [row["step"] for row in found] == list(range(1, 29))
     assert [row["rewinds"] for row in found] == [0] * 20 + [1] * 8
+    curves = EventAccumulator(str(run / "tensorboard"))
+    curves.Reload()
+    assert [point.step for point in curves.Scalars("loss")] == list(range(1, 29))
     (alarm,) = alarms(run)
     assert (alarm["step"], alarm["kind"], alarm["batches"]) == (20, "spike", 4)
     assert "the loss of step 23 is" in alarm["said"] and "back to step 20, leaving out the next 4" in alarm["said"]
@@ -362,3 +366,14 @@ def test_a_checkpoint_that_cannot_be_removed_yet_is_removed_later(media, tmp_pat
     train_quietly(tiny_config(media, steps=25), tmp_path / "run")
     assert len(refused) == 2
     assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [20, 25]
+
+
+def test_curves_that_cannot_be_finished_do_not_spoil_a_run_that_is_done(media, tmp_path, monkeypatch):
+    def full(writer):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", full)
+    train_quietly(tiny_config(media, steps=5), tmp_path / "run")
+    said = alarms(tmp_path / "run")[-1]
+    assert (said["step"], said["kind"]) == (5, "tensorboard")
+    assert said["said"] == "curves for TensorBoard end here: the disk is full: free some space"

@@ -1,6 +1,7 @@
 """Pre-training: load, step, log, save."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
                     load_training_state(saver.newest, model, optimizer)
                     watch = collapse_watch(config.model)
                     guards.restore(*world.on_first(partial(begin, run, back, watch)))
+                    draw(partial(curves.go_back, back), curves, guards, back)
                     stream.begin(back, guards.left_out())
                     saving, saver.saved = False, back
                 if said:
@@ -135,12 +137,12 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             if saver.saved != step and not guards.spike:
                 saver.save(step, must=True)
         saver.finish()
+        draw(curves.close, curves, guards, saver.saved)
         run.close()
         if stop:
             kept = f"{saver.newest} is written" if saver.newest else "there was nothing to save yet"
             said = f"{stop.name}: stopped after step {step} of {config.steps}; {kept}, continue with --resume"
             raise InterruptedRunError(said, stop)
-    curves.close()
     if saver.newest is None:
         raise TubeletError("the run has no steps")
     done_in = f"{step_of(saver.newest)} steps done; the model is in [bold]{saver.newest}[/bold]"
@@ -181,16 +183,21 @@ def write_row(run: RunFolder, guards: Guards, curves: Curves, progress: Progress
     """
     guards.observe(row)
     run.log(row)
-    try:
-        curves.add(row)
-    except OSError as error:
-        curves.writer = None
-        guards.alarm(row["step"], "tensorboard", f"curves for TensorBoard end here: {describe_os_error(error)}")
+    draw(partial(curves.add, row), curves, guards, row["step"])
     if run.unwritten and not guards.told_unwritten:
         guards.say(f"step {row['step']}: {run.unwritten_reason}; the rows are kept in memory until there is room")
     guards.told_unwritten = bool(run.unwritten)
     progress.show(row)
     guards.check(row["step"])
+
+
+def draw(work: Callable[[], None], curves: Curves, guards: Guards, step: int) -> None:
+    """Let TensorBoard's curves end, not the run, where they cannot be written."""
+    try:
+        work()
+    except OSError as error:
+        curves.writer = None
+        guards.alarm(step, "tensorboard", f"curves for TensorBoard end here: {describe_os_error(error)}")
 
 
 def warn(console: Console, text: str) -> None:
