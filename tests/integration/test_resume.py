@@ -148,6 +148,18 @@ def test_a_run_that_no_step_can_be_made_for_leaves_no_folder_behind(media, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_whose_sources_hold_other_files_than_before_says_so_when_it_is_resumed(media, tmp_path, capsys):
+    files, run = tmp_path / "media", tmp_path / "run"
+    shutil.copytree(media, files)
+    train_quietly(tiny_config(files, steps=2), run)
+    train(tiny_config(files, steps=3), run, resume=True)
+    assert "the sources hold" not in capsys.readouterr().out
+    (files / "0.mp4").rename(files / os.fsdecode(b"\xff.mp4"))  # a name that is no text
+    train(tiny_config(files, steps=4), run, resume=True)
+    said = capsys.readouterr().out
+    assert "changed since this run began: what the sources hold, so that data come in another order: 5 videos" in said
+
+
 def test_data_of_a_step_do_not_depend_on_where_loading_began(media):
     config = tiny_config(media)
     media_list = list_media(config.data.sources)

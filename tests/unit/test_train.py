@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from tubelet.config import OptimConfig, TrainConfig, vit_ti
+from tubelet.config import OptimConfig, TrainConfig, vit_b, vit_ti
+from tubelet.model.encoder import Encoder
+from tubelet.train.compilation import step_operations
 from tubelet.train.monitor import CollapseWatch, channel_std, effective_rank
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import default_momentum, scheduled
@@ -114,3 +116,14 @@ def test_published_schedule_at_the_published_length():
 @pytest.mark.parametrize(("steps", "momentum"), [(800, 0.99), (300_000, 0.99925)])
 def test_the_teachers_memory_fits_the_run(steps, momentum):
     assert default_momentum(steps) == pytest.approx(momentum)
+
+
+def test_a_distillation_counts_the_operations_of_the_model_that_it_follows():
+    config = TrainConfig()
+    with torch.device("meta"):
+        model, guide = VJEPA(vit_ti()), Encoder(vit_b())
+    tokens = config.batch_size * 1568 * (256 / 224) ** 2
+    taught, followed = (sum(p.numel() for p in part.parameters()) for part in (model.teacher, guide))
+    alone = step_operations(model, config)
+    model.guides = (guide,)
+    assert step_operations(model, config) - alone == pytest.approx(2 * tokens * (followed - taught))

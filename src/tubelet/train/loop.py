@@ -32,7 +32,7 @@ from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.state import RunFolder
 from tubelet.train.step import prepare, train_step
 from tubelet.train.stream import StepStream
-from tubelet.types import Modality, StepData, TubeletError
+from tubelet.types import Modality, StepData, TubeletError, printable
 from tubelet.vjepa import VJEPA
 
 
@@ -64,8 +64,8 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     media = list_media(config.data.sources, config.data.allow_outside)
     check_recipes(media, config.data)
     check_steps(config, media, world.size)
-    run = RunFolder(out, config, resume, writes=world.is_first)
-    require_same_start(config, media, run, world)
+    run = RunFolder(out, config, resume, writes=world.is_first, sources=summary(media))
+    require_same_start(config, run, world)
     torch.manual_seed(config.seed)
     model, origin = initial_model(config, resumed=run.checkpoint is not None)
     parallel = pick_parallel(model, config, world)
@@ -150,17 +150,22 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     return saver.newest
 
 
-def require_same_start(config: TrainConfig, media: MediaList, run: RunFolder, world: World) -> None:
+def require_same_start(config: TrainConfig, run: RunFolder, world: World) -> None:
     """Make sure that all processes begin the same run; none writes before all have looked.
 
     Raises:
         TubeletError: if they do not.
     """
-    files = media.videos + media.images + [folder.root for folder in media.shards]
-    counted = {modality.value: media.count(modality) for modality in Modality}
     world.require_same("the setting", str(config))
-    world.require_same("the sources", f"{counted}, checksum {crc32(chr(10).join(files).encode()):08x}")
+    world.require_same("the sources", run.sources)
     world.require_same("the checkpoint", str(run.checkpoint))
+
+
+def summary(media: MediaList) -> str:
+    """One line for what the sources hold: counts, and a checksum of all names."""
+    files = media.videos + media.images + [folder.root for folder in media.shards]
+    counted = ", ".join(f"{media.count(modality)} {modality}s" for modality in Modality)
+    return f"{counted}, checksum {crc32(chr(10).join(map(printable, files)).encode()):08x}"
 
 
 def begin(run: RunFolder, step: int, watch: CollapseWatch) -> tuple[Past, list[dict[str, Any]]]:

@@ -13,13 +13,15 @@ from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.types import BadFile, TubeletError
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
-ALARMS = "alarms.jsonl"
+ALARMS, SOURCES = "alarms.jsonl", "sources.txt"
 
 
 class RunFolder:
     """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
 
-    def __init__(self, path: Path, config: TrainConfig, resume: bool, writes: bool = True) -> None:
+    def __init__(
+        self, path: Path, config: TrainConfig, resume: bool, writes: bool = True, sources: str = ""
+    ) -> None:  # fmt: skip
         """Look at a run's folder; nothing is written before `begin`.
 
         Args:
@@ -27,6 +29,7 @@ class RunFolder:
             config: the run.
             resume: whether a run that is there is to be continued.
             writes: whether this process is the one that writes.
+            sources: what the sources hold, by which a run that is resumed knows whether it still is the same.
 
         Raises:
             TubeletError: if a run is there already and is not to be resumed, or was of another model.
@@ -40,7 +43,10 @@ class RunFolder:
             raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
         if known:
             self.changed = _changes(path / CONFIG, config)
-        self.config = config
+        before = (path / SOURCES).read_text(errors="replace").strip() if (path / SOURCES).exists() else sources
+        if before != sources:
+            self.changed.append(f"what the sources hold, so that data come in another order: {before} -> {sources}")
+        self.config, self.sources = config, sources
         self.writes = writes
         self.bad: dict[str, str] = {row["path"]: row["reason"] for row, _ in _rows(path / BAD_FILES)}
         self.unwritten: dict[str, str] = {}  # lines by file that there was no room for
@@ -65,6 +71,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.close()  # what waits is of steps that may be written anew
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
+        write_atomically(self.path / SOURCES, self.sources + "\n")
         self._cut_metrics(step, seen)
         write_atomically(self.path / ALARMS, "".join(json.dumps(row) + "\n" for row in self.alarms))
         bad = [_bad_line(path, reason) for path, reason in self.bad.items()]
