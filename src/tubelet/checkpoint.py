@@ -10,6 +10,7 @@ import errno
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,13 +90,19 @@ def make_room(run: Path) -> None:
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("*.partial"):
-        remove(leftover)
+        _try_to_remove(leftover)
 
 
 def keep_newest(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
+    """Remove all but the newest `keep` checkpoints; what cannot be removed now is tried again after the next."""
     for old in checkpoints(run)[:-keep]:
-        remove(old)
+        _try_to_remove(old)
+
+
+def _try_to_remove(path: Path) -> None:
+    """Remove something, unless the system refuses, as a network's does while another machine reads it."""
+    with suppress(OSError):
+        remove(path)
 
 
 def state_tensors(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -127,7 +134,7 @@ def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     return stated_step(header, path)
 
 
-def load_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collection[str]) -> bool:
+def load_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collection[str]) -> set[str]:
     """Bring the optimiser's moments of some parts of a model to those that a checkpoint holds; all others begin anew.
 
     Args:
@@ -137,7 +144,7 @@ def load_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collecti
         parts: "student", "predictor".
 
     Returns:
-        whether it holds any; that of a run with adapters has none of the encoder's own weights.
+        of which parts it holds any; that of a run with adapters has none of the encoder's own weights.
 
     Raises:
         TubeletError: if the checkpoint cannot be read.
@@ -158,7 +165,7 @@ def load_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collecti
         tensors = read_tensors(path, wanted)[0]
         moments = {name.removeprefix(_OPTIMIZER): value for name, value in tensors.items()}
     _load_optimizer_tensors(model, optimizer, moments, path)
-    return bool(moments)
+    return {name.split(".")[1] for name in moments}
 
 
 def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:

@@ -14,6 +14,7 @@ from statistics import median
 import pytest
 import torch
 from runs import rows, start_together, start_training, tiny_config, train_quietly, train_together
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tubelet import checkpoint
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
@@ -171,6 +172,9 @@ def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_s
     found = rows(run)
     assert [row["step"] for row in found] == list(range(1, 29))
     assert [row["rewinds"] for row in found] == [0] * 20 + [1] * 8
+    curves = EventAccumulator(str(run / "tensorboard"))
+    curves.Reload()
+    assert [point.step for point in curves.Scalars("loss")] == list(range(1, 29))
     (alarm,) = alarms(run)
     assert (alarm["step"], alarm["kind"], alarm["batches"]) == (20, "spike", 4)
     assert "the loss of step 23 is" in alarm["said"] and "back to step 20, leaving out the next 4" in alarm["said"]
@@ -295,3 +299,81 @@ def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media
     last = rows(run)[-1]
     assert [row["step"] for row in rows(run)] == list(range(1, last["step"] + 1))
     assert last["failed_saves"] == sum(alarm["kind"] == "save" for alarm in alarms(run)) > 0
+
+
+def test_processes_move_the_data_on_by_what_the_first_one_knows(media, tmp_path):
+    """A rewind that was recorded after the checkpoint which a run resumes from is none any more, for any process."""
+    config = tiny_config(media, batch_size=8, steps=10, keep_checkpoints=9)
+    train_quietly(config, tmp_path / "run")
+    found = [row["loss"] for row in rows(tmp_path / "run")]
+    (tmp_path / "run" / "checkpoints" / "step-000000010.safetensors").unlink()
+    alarm = {"step": 8, "kind": "spike", "said": "of a checkpoint that was taken away", "batches": 3}
+    (tmp_path / "run" / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
+    assert train_together(2, config, tmp_path / "run", resume=True) == ([0, 0], "")
+    assert [row["loss"] for row in rows(tmp_path / "run")] == pytest.approx(found, abs=1e-4)
+
+
+def test_time_that_a_checkpoint_takes_is_not_said_to_be_spent_waiting_for_data(media, tmp_path, monkeypatch):
+    real = checkpoint.save_file
+
+    def slow(tensors, path, metadata):
+        time.sleep(2)
+        real(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    train_quietly(tiny_config(media, steps=6), tmp_path / "run")
+    after = rows(tmp_path / "run")[5]
+    assert after["clips_per_s"] < 2
+    assert after["data_wait_share"] < 0.5
+
+
+def test_a_run_that_is_stopped_before_its_first_step_does_not_name_a_checkpoint(media, tmp_path, monkeypatch):
+    real = loop.StopSignals.__enter__
+
+    def entered(signals):
+        real(signals)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return signals
+
+    monkeypatch.setattr(loop.StopSignals, "__enter__", entered)
+    with pytest.raises(TubeletError, match="stopped after step 0 of 20; there was nothing to save yet, continue with"):
+        train_quietly(tiny_config(media), tmp_path / "run")
+
+
+def test_an_error_in_a_worker_is_told_as_it_is_in_the_training_process(media, tmp_path, monkeypatch):
+    too_small = tiny_config(media, data={"workers": 1, "image_size": 8})
+    with pytest.raises(TubeletError, match=r"^8 blocks of 1x1 patches leave nothing visible .*patch size$"):
+        train_quietly(too_small, tmp_path / "run")
+
+    def broken(pool, sample):
+        raise RuntimeError("shape '[3, 4]' is invalid for input of size 7")
+
+    monkeypatch.setattr(Pool, "read", broken)
+    with pytest.raises(RuntimeError, match=r"Caught RuntimeError in DataLoader worker process 0(.|\n)*is invalid for"):
+        train_quietly(tiny_config(media, data={"workers": 1}), tmp_path / "other")
+
+
+def test_a_checkpoint_that_cannot_be_removed_yet_is_removed_later(media, tmp_path, monkeypatch):
+    real, refused = checkpoint.remove, []
+
+    def busy(path):
+        if step_of(path) == 5 and len(refused) < 2:
+            refused.append(path)
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        real(path)
+
+    monkeypatch.setattr(checkpoint, "remove", busy)
+    train_quietly(tiny_config(media, steps=25), tmp_path / "run")
+    assert len(refused) == 2
+    assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [20, 25]
+
+
+def test_curves_that_cannot_be_finished_do_not_spoil_a_run_that_is_done(media, tmp_path, monkeypatch):
+    def full(writer):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", full)
+    train_quietly(tiny_config(media, steps=5), tmp_path / "run")
+    said = alarms(tmp_path / "run")[-1]
+    assert (said["step"], said["kind"]) == (5, "tensorboard")
+    assert said["said"] == "curves for TensorBoard end here: the disk is full: free some space"

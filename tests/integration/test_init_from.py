@@ -1,6 +1,7 @@
 """Pre-training that starts from trained weights, whole or by adapters."""
 
 import dataclasses
+import errno
 import json
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import pytest
 import torch
 from runs import rows, tiny_config, train_quietly
 
-from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors
+from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors, step_of
 from tubelet.model.lora import apply_adapters
 from tubelet.pretrained.backbone import load
 from tubelet.released import read_released
+from tubelet.train import saving
 from tubelet.train.initial import continued_sizes, initial_model, initial_moments
 from tubelet.train.optim import build_optimizer
 from tubelet.types import TubeletError
@@ -60,7 +62,7 @@ def test_a_run_that_begins_with_adapters_has_moments_of_its_own(media, first_run
     config = tiny_config(media, init_from=str(adapted))
     model, origin = initial_model(config, resumed=False)
     optimizer = build_optimizer(model, config.optim)
-    initial_moments(origin, model, optimizer)
+    assert initial_moments(origin, model, optimizer).endswith(", the predictor's moments of AdamW included")
     names = {name.partition(".")[0] for name, value in model.named_parameters() if value in optimizer.state}
     assert names == {"predictor"}
 
@@ -146,3 +148,19 @@ def test_single_frames_need_images(media, tmp_path):
     config = tiny_config(media / "0.mp4", data={"frames": 1})
     with pytest.raises(TubeletError, match="frames is 1, which trains on images alone, and the sources hold none"):
         train_quietly(config, tmp_path / "run")
+
+
+def test_adapters_that_cannot_be_written_cost_the_run_no_checkpoint(media, first_run, tmp_path, monkeypatch):
+    real, seen, run = saving.save_adapters, [], tmp_path / "run"
+
+    def failing(encoder, folder):
+        seen.append([step_of(path) for path in checkpoints(run)])
+        if len(seen) in (2, 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(encoder, folder)
+
+    monkeypatch.setattr(saving, "save_adapters", failing)
+    train_quietly(tiny_config(media, init_from=str(first_run), lora_rank=2, keep_checkpoints=1), run)
+    said = [json.loads(line)["said"] for line in (run / "alarms.jsonl").open()]
+    assert [sentence.split("/")[-1] for sentence in said] == ["step-000000005.safetensors is the last checkpoint"] * 2
+    assert seen == [[], [5], [5], [5]]  # what is said to be the last one is there

@@ -1,6 +1,7 @@
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from runs import rows, start_training, tiny_config, train_quietly
 
-from tubelet.checkpoint import checkpoints, read_tensors
+from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.data.loader import StepDataset, step_loader
 from tubelet.data.manifest import list_media
+from tubelet.train.loop import train
 from tubelet.types import TubeletError
 
 LOSSES = ("loss", "prediction_loss", "context_loss")
@@ -42,6 +44,29 @@ def test_a_run_killed_after_step_ten_resumes_to_the_same_losses(media, undisturb
     for ours, theirs in zip(rows(run), rows(undisturbed), strict=True):
         for name in LOSSES:
             assert ours[name] == pytest.approx(theirs[name], abs=1e-6)
+
+
+def test_a_run_that_is_told_to_stop_twice_in_a_moment_saves_and_a_later_signal_ends_it_at_once(media, tmp_path):
+    config, run = tiny_config(media, steps=10**6, checkpoint_every=10**6), tmp_path / "run"
+    process = start_training(config, run)
+    wait_for(lambda: rows(run))
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.005)
+    process.join()
+    assert process.exitcode == 1  # by its error, not by a signal
+    assert [step_of(path) for path in checkpoints(run)] == [rows(run)[-1]["step"]]
+    process = start_training(tiny_config(media, steps=10**6, data={"workers": 1}), tmp_path / "other")
+    wait_for(lambda: rows(tmp_path / "other"))
+    (worker,) = psutil.Process(process.pid).children()
+    worker.suspend()  # the step in progress never ends
+    time.sleep(1)
+    for pause in (2.5, 0):
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(pause)
+    process.join(20)
+    worker.resume()
+    assert process.exitcode == -signal.SIGTERM
 
 
 def test_no_checkpoint_is_ever_unreadable_when_the_run_is_killed_ten_times(media, tmp_path):
@@ -101,6 +126,38 @@ def test_resuming_with_another_model_is_refused(media, undisturbed):
     with pytest.raises(TubeletError, match="another model"):
         train_quietly(other, undisturbed, resume=True)
     train_quietly(config, undisturbed, resume=True)  # and nothing was spoilt
+
+
+def test_a_run_that_is_resumed_with_fewer_steps_says_how_many_it_has_done(media, undisturbed, capsys):
+    train(tiny_config(media, steps=12), undisturbed, resume=True)
+    assert "20 steps done; the model is in" in capsys.readouterr().out
+
+
+def test_checkpoints_without_a_config_are_not_continued_without_being_asked(media, undisturbed, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.copy(checkpoints(undisturbed)[-1], tmp_path / "run" / "checkpoints")
+    with pytest.raises(TubeletError, match="a run is here already; continue it with --resume"):
+        train_quietly(tiny_config(media, steps=22), tmp_path / "run")
+    train_quietly(tiny_config(media, steps=22), tmp_path / "run", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [21, 22]
+
+
+def test_a_run_that_no_step_can_be_made_for_leaves_no_folder_behind(media, tmp_path):
+    with pytest.raises(TubeletError, match="batch_size is 1, too small"):
+        train_quietly(tiny_config(media, batch_size=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_sources_hold_other_files_than_before_says_so_when_it_is_resumed(media, tmp_path, capsys):
+    files, run = tmp_path / "media", tmp_path / "run"
+    shutil.copytree(media, files)
+    train_quietly(tiny_config(files, steps=2), run)
+    train(tiny_config(files, steps=3), run, resume=True)
+    assert "the sources hold" not in capsys.readouterr().out
+    (files / "0.mp4").rename(files / os.fsdecode(b"\xff.mp4"))  # a name that is no text
+    train(tiny_config(files, steps=4), run, resume=True)
+    said = capsys.readouterr().out
+    assert "changed since this run began: what the sources hold, so that data come in another order: 5 videos" in said
 
 
 def test_data_of_a_step_do_not_depend_on_where_loading_began(media):

@@ -87,3 +87,12 @@ def test_weights_that_cannot_be_meant_are_refused(sources):
         DataConfig(sources=sources, weights=(1, 2, 0))
     with pytest.raises(TubeletError, match="less than a 10000th"):
         apportion([1.0, 1e-6], Modality.VIDEO)
+
+
+def test_a_source_whose_weight_would_count_for_nothing_is_refused(sources):
+    again = (sources[0], sources[1], sources[0])
+    with pytest.raises(TubeletError, match=r"a\.jsonl: the sources before it name all of its files"):
+        mix_of(again, WEIGHTS)
+    assert len(mix_of(again, ())) == 57
+    with pytest.raises(TubeletError, match="a weight is inf, expected a number above 0"):
+        mix_of(sources, (np.inf, 1.0, 1.0))

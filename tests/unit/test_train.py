@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from tubelet.config import OptimConfig, TrainConfig, model_preset, vit_ti
+from tubelet.config import OptimConfig, TrainConfig, model_preset, vit_b, vit_ti
 from tubelet.device import training_dtype
+from tubelet.model.encoder import Encoder
+from tubelet.train.compilation import step_operations
 from tubelet.train.monitor import CollapseWatch, channel_std, effective_rank
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import default_momentum, scheduled
@@ -34,6 +36,19 @@ def test_a_sudden_fall_is_named_once_for_each_halving():
     assert "effective rank" in said[3][0]
     assert "is 19, it lately was 60" in said[3][0]
     assert "learning rate" in said[3][0]
+
+
+def test_levels_that_fall_at_one_look_are_each_named_and_what_helps_is_said_once():
+    watch, names = CollapseWatch(128), ("channel_std", "teacher_level_1_effective_rank", "teacher_level_1_channel_std")
+    assert watch.observe(dict.fromkeys(names, 60)) == []
+    said = watch.observe(dict.fromkeys(names, 0.01))
+    assert [sentence.count("is 0.01, it lately was 60") for sentence in said] == [1, 1, 1]
+    assert [sentence.count("--lr") for sentence in said] == [0, 0, 1]
+
+
+def test_a_figure_that_recovered_and_falls_again_is_named_again():
+    said = alarms("effective_rank", [*[60] * 10, 19, 18, *[60] * 10, 15])
+    assert [k for k, warnings in enumerate(said) if warnings] == [10, 22]
 
 
 def test_a_slow_fall_is_named_when_hardly_anything_is_left():
@@ -113,3 +128,14 @@ def test_published_schedule_at_the_published_length():
 @pytest.mark.parametrize(("steps", "momentum"), [(800, 0.99), (300_000, 0.99925)])
 def test_the_teachers_memory_fits_the_run(steps, momentum):
     assert default_momentum(steps) == pytest.approx(momentum)
+
+
+def test_a_distillation_counts_the_operations_of_the_model_that_it_follows():
+    config = TrainConfig()
+    with torch.device("meta"):
+        model, guide = VJEPA(vit_ti()), Encoder(vit_b())
+    tokens = config.batch_size * 1568 * (256 / 224) ** 2
+    taught, followed = (sum(p.numel() for p in part.parameters()) for part in (model.teacher, guide))
+    alone = step_operations(model, config)
+    model.guides = (guide,)
+    assert step_operations(model, config) - alone == pytest.approx(2 * tokens * (followed - taught))

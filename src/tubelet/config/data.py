@@ -69,7 +69,8 @@ class DataConfig:
             f"there are {len(self.weights)} weights for {len(self.sources)} sources: give one for each, or none",
         )
         for weight in self.weights:
-            require(weight > 0, f"a weight is {weight}, expected more than 0: leave out a source that is not wanted")
+            known = f"a weight is {weight}, expected a number above 0: leave out a source that is not wanted"
+            require(0 < weight < inf, known)
         require(0 < self.fps < inf, f"fps is {self.fps}, expected a positive rate")
         require(self.frames >= 1, f"frames is {self.frames}, expected at least 1")
         require(self.image_frames >= 1, f"image_frames is {self.image_frames}, expected at least 1")

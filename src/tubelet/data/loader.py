@@ -28,7 +28,6 @@ from tubelet.data.masks import sample_mask
 from tubelet.data.mix import Mix
 from tubelet.data.pool import Pool
 from tubelet.data.processes import Readings, start_worker
-from tubelet.data.storage import StorageError
 from tubelet.types import BadFile, Batch, DecodeError, Mask, Modality, StepData, TubeletError
 
 # One number for every use of randomness, so that no two share a stream.
@@ -88,9 +87,30 @@ def own_share(part: range, rank: int, processes: int) -> range:
 
 
 def mixes(config: TrainConfig, media: MediaList) -> dict[Modality, Mix]:
-    """The endless stream of each modality's files."""
+    """The endless stream of each modality's files.
+
+    Raises:
+        TubeletError: if a source has a weight and nothing that it could count for.
+    """
+    for number in range(len(config.data.weights)):
+        own = media.of_source(number)
+        if not any(own.count(modality) for modality in Modality):
+            raise TubeletError(
+                f"{config.data.sources[number]}: the sources before it name all of its files, so that its weight would "
+                "count for nothing: name it before them, or leave it out"
+            )
     keys = {modality: (config.seed, _ORDER[modality], _MIX[modality]) for modality in Modality}
     return {modality: Mix(media, modality, config.data.weights, keys[modality]) for modality in Modality}
+
+
+def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
+    """Refuse what no step could be made of, before anything is written.
+
+    Raises:
+        TubeletError: see `samples_per_step`, `step_parts` and `mixes`.
+    """
+    step_parts(config, samples_per_step(config, media), processes)
+    mixes(config, media)
 
 
 class _UnreadableError(Exception):
@@ -138,7 +158,7 @@ class StepDataset(Dataset[StepData]):
                 pixels, shortened = self._samples(modality, [step * count + i for share in own for i in share], bad)
                 short += shortened
                 batches += self._micro_batches(modality, pixels, parts, own, step)
-        except (_UnreadableError, StorageError) as error:
+        except (_UnreadableError, TubeletError) as error:  # raised in a worker, its traceback would be in its sentence
             return StepData([], _as_list(bad), failure=str(error))
         return StepData(batches, _as_list(bad), short)
 

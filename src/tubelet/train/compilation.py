@@ -54,13 +54,15 @@ def is_worth_compiling(model: VJEPA, config: TrainConfig, device: torch.device) 
 def step_operations(model: VJEPA, config: TrainConfig) -> float:
     """Floating-point operations of a step's matrix products: 2 a weight and token, 6 where there is a backward pass.
 
-    As if all samples were videos. The teacher sees all tokens, the student about a fifth under each of two masks, the
-    predictor all under each. Attention's own products are left out, as is usual for MFU.
+    As if all samples were videos. Who gives the targets (in a distillation, the frozen model) sees all tokens, the
+    student about a fifth under each of two masks, the predictor all under each. Attention's own products are left out,
+    as is usual for MFU.
     """
     data = config.data
     tokens = config.batch_size * config.model.grid(data.frames, data.image_size, data.image_size).tokens
-    encoder, predictor = (sum(p.numel() for p in part.parameters()) for part in (model.teacher, model.predictor))
-    return tokens * (2 * encoder + len(config.masks.video) * 6 * (0.2 * encoder + predictor))
+    parts = (model.student, model.predictor, *(model.guides or (model.teacher,)))
+    student, predictor, guide = (sum(p.numel() for p in part.parameters()) for part in parts)
+    return tokens * (2 * guide + len(config.masks.video) * 6 * (0.2 * student + predictor))
 
 
 def _problem(device: torch.device) -> str | None:

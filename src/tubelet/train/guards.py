@@ -1,7 +1,7 @@
 """What a run does about numbers that go wrong: steps that are skipped, spikes, and when it gives up."""
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +16,25 @@ LEAST_LOSSES = 20  # without so many there is no median to speak of
 MOST_REWINDS = 3  # to one checkpoint: what spikes with any data does not spike for its data
 
 
+class Past:
+    """What matters of the rows of metrics so far, however many they are."""
+
+    def __init__(self) -> None:
+        self.skipped = 0  # steps
+        self.in_row = 0  # and those at the end
+        self.losses: deque[float] = deque(maxlen=MEDIAN_OF)  # of the last steps that were not skipped
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take the next row."""
+        skipped = row.get("skipped_steps", 0)
+        if skipped > self.skipped:
+            self.in_row += 1
+        else:
+            self.in_row = 0
+            self.losses.append(row["loss"])
+        self.skipped = skipped
+
+
 class Guards:
     """Follows the rows of a run's metrics, the same on every process, since the losses in them are those of all."""
 
@@ -26,17 +45,19 @@ class Guards:
         say: tells a person.
         """
         self.config, self.run, self.say = config, run, say
-        self.skipped = 0  # steps so far
-        self.in_row = 0  # and those at the end
-        self.losses: deque[float] = deque(maxlen=MEDIAN_OF)
+        self.past = Past()
+        self.kinds: Counter[str] = Counter()  # of the alarms
         self.spike: str | None = None  # what is to be said of it, until `go_back`
         self.spike_step = 0
         self.told_unwritten = False  # that rows wait for room on the disk
 
-    def restore(self, past: Mapping[str, Any]) -> None:
-        """Go on from what `summary` made of the rows before."""
-        self.skipped, self.in_row = past["skipped"], past["in_row"]
-        self.losses = deque(past["losses"], MEDIAN_OF)
+    def restore(self, past: "Past", alarms: list[dict[str, Any]]) -> None:
+        """Go on from the rows and the alarms before: those that the first process knows, on every process.
+
+        What the data are moved on by is in the alarms; processes that disagreed would mix different steps.
+        """
+        self.past, self.run.alarms = past, alarms
+        self.kinds = Counter(alarm["kind"] for alarm in alarms)
         self.spike = None
 
     def left_out(self) -> int:
@@ -53,13 +74,12 @@ class Guards:
             TubeletError: if too many steps in a row had to be skipped.
         """
         skipped = bool(row.pop("skipped"))
-        self.skipped += skipped
-        self.in_row = self.in_row + 1 if skipped else 0
-        row |= {"skipped_steps": self.skipped, "rewinds": len(self._rewinds())}
-        row["failed_saves"] = sum(alarm["kind"] == "save" for alarm in self.run.alarms)
+        row |= {"skipped_steps": self.past.skipped + skipped, "rewinds": self.kinds["spike"]}
+        row["failed_saves"] = self.kinds["save"]
         if not skipped:
             self._measure(row["step"], row["loss"])
-        if self.in_row == 1:
+        self.past.add(row)
+        if self.past.in_row == 1:
             self.alarm(
                 row["step"],
                 "skipped",
@@ -68,8 +88,8 @@ class Guards:
 
     def _measure(self, step: int, loss: float) -> None:
         factor = self.config.guards.spike_factor
-        usual = median(self.losses) if len(self.losses) >= LEAST_LOSSES else None
-        self.losses.append(loss)
+        losses = self.past.losses
+        usual = median(losses) if len(losses) >= LEAST_LOSSES else None
         if factor and self.spike is None and usual is not None and loss > factor * usual:
             self.spike, self.spike_step = f"the loss of step {step} is {loss:.4g}, it lately was {usual:.4g}", step
 
@@ -107,9 +127,9 @@ class Guards:
         Raises:
             TubeletError: if so many steps in a row were skipped as the config allows.
         """
-        if self.in_row >= self.config.guards.max_skipped:
+        if self.past.in_row >= self.config.guards.max_skipped:
             raise TubeletError(
-                f"the loss or its gradient was not finite in {self.in_row} steps in a row, the last of them step "
+                f"the loss or its gradient was not finite in {self.past.in_row} steps in a row, the last of them step "
                 f"{step}, and the run stops (--max-skipped); the last checkpoint is kept: lower the learning rate "
                 "(--lr), or compute in --precision fp32, and continue with --resume"
             )
@@ -117,14 +137,5 @@ class Guards:
     def alarm(self, step: int, kind: str, said: str, **more: Any) -> None:
         """Say something, and record it; see `RunFolder.add_alarm`."""
         self.run.add_alarm(step, kind, said, **more)
+        self.kinds[kind] += 1
         self.say(f"step {step}: {said}")
-
-
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What `Guards` knew after some rows of metrics."""
-    counts = [0, *(row.get("skipped_steps", 0) for row in rows)]
-    in_row = 0
-    while in_row + 1 < len(counts) and counts[-1 - in_row] > counts[-2 - in_row]:
-        in_row += 1
-    taken = [row["loss"] for row, a, b in zip(rows, counts, counts[1:], strict=False) if a == b]
-    return {"skipped": counts[-1], "in_row": in_row, "losses": taken[-MEDIAN_OF:]}

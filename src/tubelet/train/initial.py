@@ -106,8 +106,12 @@ def initial_moments(origin: Origin, model: VJEPA, optimizer: Optimizer) -> str:
         a sentence about what the run begins with.
     """
     path = locate(origin.what)
-    kept = path.suffix != ".pt" and load_moments(path, model, optimizer, origin.parts)
-    said = f"starting from {origin.what}, " + ("AdamW's moments included" if kept else "AdamW's moments anew")
+    kept = set() if path.suffix == ".pt" else load_moments(path, model, optimizer, origin.parts)
+    said = f"starting from {origin.what}, "
+    if kept >= set(origin.parts):
+        said += "AdamW's moments included"
+    else:
+        said += "the predictor's moments of AdamW included" if kept else "AdamW's moments anew"
     if "predictor" not in origin.parts:
         said += "; the predictor starts anew, since that one predicts another teacher's features"
     return said

@@ -1,6 +1,7 @@
 """Pre-training: load, step, log, save."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from tubelet.checkpoint import describe_os_error, load_training_state
+from tubelet.checkpoint import describe_os_error, load_training_state, step_of
 from tubelet.config import TrainConfig
-from tubelet.data.loader import mixes, samples_per_step
+from tubelet.data.loader import check_steps, mixes, samples_per_step
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, training_dtype
 from tubelet.train.compilation import step_operations
-from tubelet.train.guards import Guards, summary
+from tubelet.train.guards import Guards, Past
 from tubelet.train.health import Health, collapse_watch
 from tubelet.train.initial import initial_model, initial_moments, load_guide
 from tubelet.train.log import StepLog
@@ -31,7 +32,7 @@ from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.state import RunFolder
 from tubelet.train.step import prepare, train_step
 from tubelet.train.stream import StepStream
-from tubelet.types import Modality, StepData, TubeletError
+from tubelet.types import Modality, StepData, TubeletError, printable
 from tubelet.vjepa import VJEPA
 
 
@@ -62,8 +63,9 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
         config.model.grid(frames, config.data.image_size, config.data.image_size)  # refuse what does not fit
     media = list_media(config.data.sources, config.data.allow_outside)
     check_recipes(media, config.data)
-    run = RunFolder(out, config, resume, writes=world.is_first)
-    require_same_start(config, media, run, world)
+    check_steps(config, media, world.size)
+    run = RunFolder(out, config, resume, writes=world.is_first, sources=summary(media))
+    require_same_start(config, run, world)
     torch.manual_seed(config.seed)
     model, origin = initial_model(config, resumed=run.checkpoint is not None)
     parallel = pick_parallel(model, config, world)
@@ -77,7 +79,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     beginning = origin and initial_moments(origin, model, optimizer)
     health, watch = Health(model, config, world), collapse_watch(config.model)
     guards = Guards(config, run, partial(warn, console))
-    guards.restore(world.on_first(partial(begin, run, start, watch)))
+    guards.restore(*world.on_first(partial(begin, run, start, watch)))
     curves = Curves(run.path, start, writes=world.is_first)
     announce(console, config, media, run, model, world, start, parallel)
     following = guide and f"predicting the last level of {config.distil_from} ({guide.weights_id})"
@@ -96,7 +98,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             data, stop = world.agree(data, run.bad, signals.received)
             if stop:
                 break
-            waited = time.perf_counter() - began
+            waited = time.perf_counter() - stream.asked  # not for a checkpoint, or for the device
             report_bad_files(data, run, console, total_files, config.data.max_bad_share)
             looking = step % config.monitor_every == 0 or step + 1 == config.steps
             if looking:
@@ -122,7 +124,8 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
                     log.drop()
                     load_training_state(saver.newest, model, optimizer)
                     watch = collapse_watch(config.model)
-                    guards.restore(world.on_first(partial(begin, run, back, watch)))
+                    guards.restore(*world.on_first(partial(begin, run, back, watch)))
+                    draw(partial(curves.go_back, back), curves, guards, back)
                     stream.begin(back, guards.left_out())
                     saving, saver.saved = False, back
                 if said:
@@ -134,40 +137,47 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             if saver.saved != step and not guards.spike:
                 saver.save(step, must=True)
         saver.finish()
+        draw(curves.close, curves, guards, saver.saved)
         run.close()
         if stop:
-            raise InterruptedRunError(
-                f"{stop.name}: stopped after step {step} of {config.steps}; {saver.newest} is written, continue with "
-                "--resume",
-                stop,
-            )
-    curves.close()
+            kept = f"{saver.newest} is written" if saver.newest else "there was nothing to save yet"
+            said = f"{stop.name}: stopped after step {step} of {config.steps}; {kept}, continue with --resume"
+            raise InterruptedRunError(said, stop)
     if saver.newest is None:
         raise TubeletError("the run has no steps")
-    done_in = f"{config.steps} steps done; the model is in [bold]{saver.newest}[/bold]"
+    done_in = f"{step_of(saver.newest)} steps done; the model is in [bold]{saver.newest}[/bold]"
     console.print(done_in, highlight=False, soft_wrap=True)
     return saver.newest
 
 
-def require_same_start(config: TrainConfig, media: MediaList, run: RunFolder, world: World) -> None:
+def require_same_start(config: TrainConfig, run: RunFolder, world: World) -> None:
     """Make sure that all processes begin the same run; none writes before all have looked.
 
     Raises:
         TubeletError: if they do not.
     """
-    files = media.videos + media.images + [folder.root for folder in media.shards]
-    counted = {modality.value: media.count(modality) for modality in Modality}
     world.require_same("the setting", str(config))
-    world.require_same("the sources", f"{counted}, checksum {crc32(chr(10).join(files).encode()):08x}")
+    world.require_same("the sources", run.sources)
     world.require_same("the checkpoint", str(run.checkpoint))
 
 
-def begin(run: RunFolder, step: int, watch: CollapseWatch) -> dict[str, Any]:
-    """Begin, or begin again, after some steps; returns what the guards had seen until then."""
-    rows = run.begin(step)
-    for row in rows:
+def summary(media: MediaList) -> str:
+    """One line for what the sources hold: counts, and a checksum of all names."""
+    files = media.videos + media.images + [folder.root for folder in media.shards]
+    counted = ", ".join(f"{media.count(modality)} {modality}s" for modality in Modality)
+    return f"{counted}, checksum {crc32(chr(10).join(map(printable, files)).encode()):08x}"
+
+
+def begin(run: RunFolder, step: int, watch: CollapseWatch) -> tuple[Past, list[dict[str, Any]]]:
+    """Begin, or begin again, after some steps; returns the rows and the alarms before, for the guards."""
+    past = Past()
+
+    def seen(row: dict[str, Any]) -> None:
+        past.add(row)
         watch.observe(row)
-    return summary(rows)
+
+    run.begin(step, seen)
+    return past, run.alarms
 
 
 def write_row(run: RunFolder, guards: Guards, curves: Curves, progress: ProgressLine, row: dict[str, Any]) -> None:
@@ -178,16 +188,21 @@ def write_row(run: RunFolder, guards: Guards, curves: Curves, progress: Progress
     """
     guards.observe(row)
     run.log(row)
-    try:
-        curves.add(row)
-    except OSError as error:
-        curves.writer = None
-        guards.alarm(row["step"], "tensorboard", f"curves for TensorBoard end here: {describe_os_error(error)}")
+    draw(partial(curves.add, row), curves, guards, row["step"])
     if run.unwritten and not guards.told_unwritten:
         guards.say(f"step {row['step']}: {run.unwritten_reason}; the rows are kept in memory until there is room")
     guards.told_unwritten = bool(run.unwritten)
     progress.show(row)
     guards.check(row["step"])
+
+
+def draw(work: Callable[[], None], curves: Curves, guards: Guards, step: int) -> None:
+    """Let TensorBoard's curves end, not the run, where they cannot be written."""
+    try:
+        work()
+    except OSError as error:
+        curves.writer = None
+        guards.alarm(step, "tensorboard", f"curves for TensorBoard end here: {describe_os_error(error)}")
 
 
 def warn(console: Console, text: str) -> None:

@@ -65,12 +65,12 @@ def level_name(who: str, level: int, levels: int) -> str:
 class CollapseWatch:
     """Compares the health of teacher and predictor, level by level, with what it lately was.
 
-    It warns once for each new halving. An untrained network spreads its tokens over more directions than a trained one
-    will: the effective rank of a healthy run falls to a third within its first steps. What alarms is therefore a fall
-    below a third of the median of the last looks (healthy runs were seen to come down to 0.47 of it), or a figure so
-    low that hardly anything is left to tell tokens apart, however slowly it came to that. A predictor begins there:
-    before it has learnt anything it says the same of all tokens. Its figures are watched from when ten looks in a row
-    were above that.
+    It warns once for each new halving, and anew when ten looks in a row were at twice what it had warned of. An
+    untrained network spreads its tokens over more directions than a trained one will: the effective rank of a healthy
+    run falls to a third within its first steps. What alarms is therefore a fall below a third of the median of the last
+    looks (healthy runs were seen to come down to 0.47 of it), or a figure so low that hardly anything is left to tell
+    tokens apart, however slowly it came to that. A predictor begins there: before it has learnt anything it says the
+    same of all tokens. Its figures are watched from when ten looks in a row were above that.
     """
 
     def __init__(self, width: int, predicted_width: int | None = None) -> None:
@@ -84,12 +84,16 @@ class CollapseWatch:
         self.learnt: set[str] = set()
 
     def observe(self, metrics: Mapping[str, Any]) -> list[str]:
-        """Sentences for the log: whose figure fell, at which level, from what to what, and what usually helps.
+        """Sentences for the log: whose figure fell, at which level, from what to what; the last says what helps.
 
         Args:
             metrics: one step's; those without `feature_health`'s figures are passed over.
         """
-        return list(filter(None, (self._observe(name, value) for name, value in metrics.items())))
+        figures = ((name, value) for name, value in metrics.items() if name.endswith(tuple(_MEANING)))
+        said = list(filter(None, (self._observe(name, value) for name, value in figures)))
+        if said:
+            said[-1] += f"; {REMEDIES}"
+        return said
 
     def _observe(self, name: str, value: float | None) -> str | None:
         found = _FIGURE.fullmatch(name)
@@ -99,6 +103,8 @@ class CollapseWatch:
         least = LEAST_STD if figure == "channel_std" else max(2.0, LEAST_RANK * self.widths[who])
         recent = self.recent.setdefault(name, deque(maxlen=LOOKS))
         usual = median(recent) if recent else value
+        if len(recent) == LOOKS and min(recent) >= 2 * self.warned.get(name, inf):
+            del self.warned[name]  # it had recovered
         recent.append(value)
         if who == "predictor" and name not in self.learnt:
             if value < least:
@@ -112,7 +118,7 @@ class CollapseWatch:
         where = f"level {level}" if level else "the last level"
         return (
             f"the {who}'s features are collapsing: {_MEANING[figure]} of {where} is {value:.3g}, it lately was "
-            f"{usual:.3g}; {REMEDIES}"
+            f"{usual:.3g}"
         )
 
 

@@ -1,10 +1,13 @@
 """What a person sees of a run while it goes: a progress line, log lines, TensorBoard curves."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 # Without a terminal there is no line to redraw: a line is printed at most this often instead.
 _PLAIN_LINES = 20
@@ -71,13 +74,22 @@ class Curves:
         start: steps done before.
         writes: whether this process is the one that writes.
         """
-        self.writer = None
-        if not writes:
-            return
+        self.run = run
+        self.writer: SummaryWriter | None = None
+        if writes:
+            self._open(start)
+
+    def _open(self, start: int) -> None:
         # TensorBoard takes seconds to import, which commands that do not train should not spend.
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self.writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=start + 1)
+
+    def go_back(self, step: int) -> None:
+        """Let the rows that come replace those after `step`."""
+        if self.writer is not None:
+            self.writer.close()
+            self._open(step)
 
     def add(self, row: dict[str, Any]) -> None:
         """One step's metrics."""

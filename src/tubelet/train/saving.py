@@ -127,10 +127,10 @@ class Saver:
             )
 
     def _save_whole(self, step: int) -> Path:
-        path = save_checkpoint(self.run, step, self.model, self.optimizer, self.config, self.config.keep_checkpoints)
+        # Adapters first: a checkpoint that was written counts as such, and older ones go when it is there.
         if self.config.lora_rank:
             try:
                 save_adapters(self.model.teacher, self.run / "adapter")
             except (OSError, SafetensorError) as error:
                 raise TubeletError(f"{self.run / 'adapter'}: cannot be written: {describe_os_error(error)}") from error
-        return path
+        return save_checkpoint(self.run, step, self.model, self.optimizer, self.config, self.config.keep_checkpoints)

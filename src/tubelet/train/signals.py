@@ -1,6 +1,7 @@
 """Signals that ask a run to stop: it finishes the step in progress and saves first."""
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -8,6 +9,9 @@ from tubelet.types import TubeletError
 
 # Ctrl-C, what launchers end a process with, and (not on Windows) what schedulers announce a pre-emption with.
 STOP_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1"))
+# Who stops a process often says so twice in a moment: SLURM and systemd signal every process of a job, and torchrun,
+# which is one of them, hands it on. Only what comes later than this is someone who does not want to wait.
+SAME_S = 2.0
 
 
 class InterruptedRunError(TubeletError):
@@ -23,10 +27,11 @@ class InterruptedRunError(TubeletError):
 
 
 class StopSignals:
-    """Remembers a stop signal until the step in progress is done; a second one acts at once."""
+    """Remembers a stop signal until the step in progress is done; a second one, `SAME_S` later, acts at once."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.since = 0.0  # when
         self.previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -40,8 +45,11 @@ class StopSignals:
         self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
+        if self.received is None:
+            self.received, self.since = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self.since > SAME_S:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self.previous.items():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.types import BadFile, TubeletError
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
-ALARMS = "alarms.jsonl"
+ALARMS, SOURCES = "alarms.jsonl", "sources.txt"
 
 
 class RunFolder:
     """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
 
-    def __init__(self, path: Path, config: TrainConfig, resume: bool, writes: bool = True) -> None:
+    def __init__(
+        self, path: Path, config: TrainConfig, resume: bool, writes: bool = True, sources: str = ""
+    ) -> None:  # fmt: skip
         """Look at a run's folder; nothing is written before `begin`.
 
         Args:
@@ -26,6 +29,7 @@ class RunFolder:
             config: the run.
             resume: whether a run that is there is to be continued.
             writes: whether this process is the one that writes.
+            sources: what the sources hold, by which a run that is resumed knows whether it still is the same.
 
         Raises:
             TubeletError: if a run is there already and is not to be resumed, or was of another model.
@@ -34,34 +38,60 @@ class RunFolder:
         found = checkpoints(path)
         self.checkpoint = found[-1] if found else None
         self.changed: list[str] = []
-        if (path / CONFIG).exists():
-            if not resume:
-                raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
+        known = (path / CONFIG).exists()
+        if (known or found) and not resume:
+            raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
+        if known:
             self.changed = _changes(path / CONFIG, config)
-        self.config = config
+        before = (path / SOURCES).read_text(errors="replace").strip() if (path / SOURCES).exists() else sources
+        if before != sources:
+            self.changed.append(f"what the sources hold, so that data come in another order: {before} -> {sources}")
+        self.config, self.sources = config, sources
         self.writes = writes
-        self.bad: dict[str, str] = {row["path"]: row["reason"] for row in _rows(path / BAD_FILES)}
+        self.bad: dict[str, str] = {row["path"]: row["reason"] for row, _ in _rows(path / BAD_FILES)}
         self.unwritten: dict[str, str] = {}  # lines by file that there was no room for
         self.unwritten_reason = ""
-        self.alarms: list[dict[str, Any]] = _rows(path / ALARMS)
+        self.alarms: list[dict[str, Any]] = [row for row, _ in _rows(path / ALARMS)]
 
-    def begin(self, step: int) -> list[dict[str, Any]]:
-        """Write the config, keep the metrics and alarms of the first `step` steps, and return the metrics.
+    def begin(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
+        """Write the config, and keep the metrics and alarms of the first `step` steps.
 
         A resumed run writes those after it anew.
+
+        Args:
+            step: steps done.
+            seen: called with each row of metrics that is kept; there may be millions.
+
+        Raises:
+            TubeletError: if the metrics are damaged, or something cannot be written.
         """
         self.alarms = [row for row in self.alarms if row["step"] <= step]
         if not self.writes:
-            return []
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         self.close()  # what waits is of steps that may be written anew
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
-        kept = [row for row in _rows(self.path / METRICS) if row["step"] <= step]
-        write_atomically(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomically(self.path / SOURCES, self.sources + "\n")
+        self._cut_metrics(step, seen)
         write_atomically(self.path / ALARMS, "".join(json.dumps(row) + "\n" for row in self.alarms))
         bad = [_bad_line(path, reason) for path, reason in self.bad.items()]
         write_atomically(self.path / BAD_FILES, "".join(bad))
-        return kept
+
+    def _cut_metrics(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
+        """Cut the file after its last row that is kept, whose steps ascend: writing it anew would be gigabytes."""
+        path, kept = self.path / METRICS, 0
+        for row, end in _rows(path):
+            if row["step"] > step:
+                break
+            seen(row)
+            kept = end
+            if row["step"] == step:
+                break  # what a crash left after it is of no interest
+        try:
+            path.touch()
+            os.truncate(path, kept)
+        except OSError as error:
+            raise TubeletError(f"{path}: {describe_os_error(error)}") from error
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one step's metrics; what is not finite is null, since JSON has no word for it."""
@@ -148,11 +178,31 @@ def _bad_line(path: str, reason: str) -> str:
     return json.dumps({"path": path, "reason": reason}) + "\n"
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file. A process killed while it wrote leaves a last line without an end: not a row."""
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows of a JSONL file, one after the other, each with the place in bytes where it ends.
+
+    A process killed while it wrote leaves a last line without an end: not a row.
+
+    Raises:
+        TubeletError: if a line is damaged.
+    """
     if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return
+    with path.open("rb") as file:
+        end = 0
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            end += len(line)
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("expected an object")
+            except (ValueError, RecursionError) as error:
+                raise TubeletError(
+                    f"{path}, line {number}: is damaged ({error}); take this line out and continue with --resume"
+                ) from error
+            yield row, end
 
 
 def _changes(path: Path, config: TrainConfig) -> list[str]:

@@ -1,5 +1,6 @@
 """The data of a run's steps in order, from any step on, past the batches that are left out."""
 
+import time
 from collections.abc import Iterator
 
 from tubelet.config import TrainConfig
@@ -23,6 +24,7 @@ class StepStream:
         """
         self.config, self.media, self.world = config, media, world
         self.step = 0
+        self.asked = 0.0  # when the last step's data were asked for, by time.perf_counter
 
     def begin(self, step: int, left_out: int) -> None:
         """Go on with a step.
@@ -42,11 +44,12 @@ class StepStream:
         return self
 
     def __next__(self) -> tuple[int, StepData]:
+        self.asked = time.perf_counter()
         try:
             data = next(self.batches)
         except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
+            if not str(error).startswith(("DataLoader timed out", "DataLoader worker")):
+                raise  # a worker's own, which says "Caught ... in DataLoader worker"
             raise TubeletError(self._trouble(str(error))) from error
         self.step += 1
         return self.step - 1, data

@@ -1,0 +1,54 @@
+"""A run's folder over months: what a resumed run reads of it and keeps."""
+
+import json
+import tracemalloc
+
+import pytest
+
+from tubelet.config import TrainConfig
+from tubelet.train.guards import Guards, Past
+from tubelet.train.state import RunFolder
+from tubelet.types import TubeletError
+
+
+def folder(path, rows, tail=b""):
+    path.mkdir()
+    lines = (json.dumps({"step": step, "loss": 0.5, "skipped_steps": 0}) + "\n" for step in range(1, rows + 1))
+    (path / "metrics.jsonl").write_bytes("".join(lines).encode() + tail)
+    return RunFolder(path, TrainConfig(), resume=True)
+
+
+def test_a_long_run_resumes_without_holding_its_metrics_and_keeps_those_before_its_step(tmp_path):
+    run = folder(tmp_path / "run", rows=20_000, tail=b'{"step": 20001, "lo')
+    before = (run.path / "metrics.jsonl").read_bytes()
+    steps = Past()
+    tracemalloc.start()
+    run.begin(19_990, steps.add)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < len(before) / 4
+    after = (run.path / "metrics.jsonl").read_bytes()
+    assert before.startswith(after)
+    assert [json.loads(line)["step"] for line in after.splitlines()] == list(range(1, 19_991))
+    assert len(steps.losses) == 100
+
+
+def test_a_damaged_line_among_the_metrics_that_are_kept_is_named_and_one_after_them_is_dropped(tmp_path):
+    damaged = b"\0\0\0{\n" + json.dumps({"step": 6, "loss": 0.5}).encode() + b"\n"
+    run = folder(tmp_path / "run", rows=5, tail=damaged)
+    with pytest.raises(TubeletError, match=r"metrics\.jsonl, line 6: is damaged .*; take this line out"):
+        run.begin(6, Past().add)
+    run.begin(5, Past().add)
+    assert (run.path / "metrics.jsonl").read_bytes().count(b"\n") == 5
+
+
+def test_what_a_row_of_metrics_takes_does_not_grow_with_the_alarms(tmp_path):
+    run = folder(tmp_path / "run", rows=0)
+    run.begin(0, Past().add)
+    guards = Guards(TrainConfig(), run, say=lambda said: None)
+    guards.alarm(1, "save", "the disk is full")
+    guards.alarm(2, "spike", "a spike", batches=3)
+    run.alarms = []  # nobody goes through them again
+    row = {"step": 3, "loss": 0.5, "skipped": 0}
+    guards.observe(row)
+    assert (row["failed_saves"], row["rewinds"]) == (1, 1)
