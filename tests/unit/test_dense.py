@@ -345,6 +345,26 @@ def test_a_head_trained_beside_others_is_the_head_trained_alone(tmp_path):
     assert torch.allclose(both.weight, alone.weight, atol=1e-5)
 
 
+@pytest.mark.parametrize("rates", [(1e30, 1e-2), (1e-2, 1e30)])
+def test_a_head_that_diverged_is_never_chosen(tmp_path, rates):
+    head = train(linear_world(tmp_path), tmp_path / "heads", dataclasses.replace(PROTOCOL, learning_rates=rates))
+    assert head.learning_rate == 1e-2 and head.sweep["1e+30"] is None
+    assert head.sweep["0.01"] is not None and head.weight.isfinite().all()
+
+
+def test_heads_that_all_diverged_are_an_error(tmp_path):
+    protocol = dataclasses.replace(PROTOCOL, learning_rates=(1e30,))
+    with pytest.raises(TubeletError, match="all heads diverged: learning_rates are"):
+        train(linear_world(tmp_path), tmp_path / "heads", protocol)
+
+
+def test_damaged_features_are_named_in_a_sentence_also_where_a_worker_reads_them(tmp_path):
+    rows = linear_world(tmp_path)
+    rows.features.places[3].write_bytes(b"x")
+    with pytest.raises(TubeletError, match=r"^\S+3\.safetensors: cached features cannot be read [^\n]*begin anew$"):
+        train(rows, tmp_path / "heads", PROTOCOL, readers=1)
+
+
 def test_training_that_was_stopped_goes_on_to_the_same_head(tmp_path, monkeypatch):
     rows = linear_world(tmp_path)
     protocol = dataclasses.replace(PROTOCOL, dropout=0.1)

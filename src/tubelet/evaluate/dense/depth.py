@@ -4,6 +4,7 @@ H x W pixels of a picture, N = h·w tokens of a view, D width, K bins of depth.
 """
 
 import heapq
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture, re
 from tubelet.evaluate.metrics import DepthErrors, depth_errors
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, TubeletError
+from tubelet.types import BadFile, DecodeError, TubeletError
 
 READERS = {"NYUv2": nyuv2.read, "KITTI": kitti.read, "sample set": sample.read_depths}
 EXPECTED = (
@@ -91,7 +92,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     depths = recognise(data, READERS, EXPECTED)
     train, test = spread(depths.train, config.limit), spread(depths.test, config.limit)
     options: dict[str, Any] = {"workers": config.workers, "max_bad_share": config.max_bad_share, "progress": progress}
-    view = view_size(depths, picture_shape(test[0]), config.image_size, model.patch_size)
+    view = view_size(depths, _first_shape(test), config.image_size, model.patch_size)
     size = (
         _in_patches(view[0] * depths.crop[0], model.patch_size),
         _in_patches(view[1] * depths.crop[1], model.patch_size),
@@ -132,6 +133,14 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     errors, empty, examples = _test(views, tested, depths, head, grid, bins, config.workers, progress)
     bad = [*features.bad, *views.bad]
     return _result(model, data, depths, head, errors, empty, examples, bad, view, crops)
+
+
+def _first_shape(pairs: list[Pair]) -> tuple[int, int]:
+    """(H, W) of the first picture that can be read; those that cannot are met where their features are computed."""
+    for pair in pairs[:-1]:
+        with suppress(DecodeError):
+            return picture_shape(pair)
+    return picture_shape(pairs[-1])
 
 
 def view_size(depths: DepthSet, shape: tuple[int, int], height: int | None, patch: int) -> tuple[int, int]:
@@ -339,7 +348,7 @@ def _result(
             "more errors": {name: mean[name] for name in ("delta2", "delta3", "log10", "silog")},
             "learning rates": {
                 "chosen": head.learning_rate,
-                "RMSE on held-out pictures, m": {rate: -value for rate, value in head.sweep.items()},
+                "RMSE on held-out pictures, m": {rate: value and -value for rate, value in head.sweep.items()},
             },
             "iterations": head.steps,
         }

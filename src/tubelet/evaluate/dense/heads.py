@@ -6,6 +6,7 @@ R rows (points of pictures), D width, K outputs, S heads.
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from tubelet.checkpoint import describe_os_error
 from tubelet.config import EvaluateConfig
-from tubelet.data.processes import start_worker
+from tubelet.data.processes import start_worker, without_traceback
 from tubelet.evaluate.dense.views import Batches, Rows
 from tubelet.evaluate.extract import Progress
 from tubelet.types import TubeletError
@@ -141,7 +142,7 @@ class TrainedHead:
         weight: (K, D) float32.
         bias: (K,) float32.
         learning_rate: its own.
-        sweep: learning rate -> score on the pictures that were held out.
+        sweep: learning rate -> score on the pictures that were held out; None where the head diverged.
         steps: iterations.
         pictures: how many heads were trained on, and how many were held out.
     """
@@ -149,7 +150,7 @@ class TrainedHead:
     weight: Tensor
     bias: Tensor
     learning_rate: float
-    sweep: dict[str, float]
+    sweep: dict[str, float | None]
     steps: int
     pictures: tuple[int, int]
 
@@ -184,7 +185,7 @@ def train_heads(
         progress: told of the iterations.
 
     Raises:
-        TubeletError: if there are too few pictures, or the state cannot be written.
+        TubeletError: if there are too few pictures, all heads diverged, or the state cannot be written.
     """
     fitted, held_out = _hold_out(len(rows.features), seed)
     width = rows[[(0, 0)]][0].shape[1]
@@ -207,7 +208,7 @@ def train_heads(
     )
     saved, chance = time.monotonic(), torch.Generator()
     heads.train()
-    for step, (x, values) in enumerate(loader, start):
+    for step, (x, values) in enumerate(without_traceback(loader), start):
         chance.manual_seed(seed * steps + step)  # so that dropout does not depend on where a training goes on
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * protocol.rate(step, steps)
@@ -223,14 +224,20 @@ def train_heads(
             saved = time.monotonic()
     heads.eval()
     scores = score(_tally_held_out(rows, heads, held_out, protocol.batch_size, tally, device))
-    best = max(range(len(scores)), key=scores.__getitem__)
+    learnt = {head: value for head, value in enumerate(scores) if math.isfinite(value)}
+    if not learnt:
+        raise TubeletError(
+            f"all heads diverged: learning_rates are {protocol.learning_rates}, expected lower ones; the default is "
+            "none, the protocol's"
+        )
+    best = max(learnt, key=learnt.__getitem__)
     weight, bias = heads.frozen(best)
     rates = [f"{rate:g}" for rate in protocol.learning_rates]
     return TrainedHead(
         weight,
         bias,
         protocol.learning_rates[best],
-        dict(zip(rates, scores, strict=True)),
+        {rate: learnt.get(head) for head, rate in enumerate(rates)},
         steps,
         (len(fitted), len(held_out)),
     )
@@ -278,7 +285,7 @@ def _restore(path: Path, heads: LinearHeads, optimiser: torch.optim.Optimizer) -
 
 
 def _save(path: Path, heads: LinearHeads, optimiser: torch.optim.Optimizer, step: int) -> None:
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {"heads": heads.state_dict(), "optimiser": optimiser.state_dict(), "step": step}

@@ -335,7 +335,7 @@ def _result(
             "share of the test split's pixels": {labels.classes[k]: int(truth[k]) / int(truth.sum()) for k in by_class},
             "learning rates": {
                 "chosen": head.learning_rate,
-                "cross-entropy on held-out pictures": {rate: -value for rate, value in head.sweep.items()},
+                "cross-entropy on held-out pictures": {rate: value and -value for rate, value in head.sweep.items()},
             },
             "iterations": head.steps,
         },
