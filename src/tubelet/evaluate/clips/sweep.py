@@ -65,8 +65,10 @@ class Schedule:
     seed: int = 0
 
     def lr(self, candidate: Candidate, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of a step, counted from 0 over all epochs."""
+        """The learning rate of a step, counted from 0 over all epochs; a lone step is taken at the peak."""
         warmup, total = int(self.warmup_epochs * steps_per_epoch), self.epochs * steps_per_epoch
+        if total == 1:  # which is also the last, at whose rate of 0 nothing would be learnt
+            return candidate.lr
         if step + 1 < warmup:
             return self.start_lr + (step + 1) / warmup * (candidate.lr - self.start_lr)
         share = (step + 1 - warmup) / max(1, total - warmup)

@@ -62,8 +62,8 @@ class Protocol:
     """After DINOv3's linear protocol for depth (Siméoni et al. 2025), which builds on DINOv2's and AdaBins'.
 
     Bins, how they become depth, iterations, batch, weight decay and the loss are those of its release's code
-    (dinov3/eval/depth). Its defaults are four levels and no batch norm; here it is the last level with batch norm, as
-    for DINOv2. Its files for single benchmarks were not at hand: crops are those of DINOv2's followers.
+    (dinov3/eval/depth). Its defaults are four levels and no batch norm; here it is the last level with decorrelated
+    channels. Its files for single benchmarks were not at hand: crops are those of DINOv2's followers.
 
     Attributes:
         bins: K, spread evenly from `min_depth` to the benchmark's largest depth.
@@ -326,10 +326,11 @@ def _result(
         data=str(data),
         model_id=model.model_id,
         protocol=(
-            f"After DINOv3's linear protocol (Siméoni et al. 2025): batch norm and a 1x1 convolution, last level, to "
+            f"After DINOv3's linear protocol (Siméoni et al. 2025): a 1x1 convolution, last level, to "
             f"{PROTOCOL.bins} bins from {PROTOCOL.min_depth:g} to {depths.max_depth:g} m, scale-invariant logarithmic "
             f"loss, pictures at {view[1]} x {view[0]} px and mirrored at test time; errors at the pictures' full size, "
-            f"the mean of each picture's. Other than there: features are kept, so that each training picture is "
+            "the mean of each picture's. Other than there: channels are decorrelated, not batch-normed, of which the "
+            "best head is the same; features are kept, so that each training picture is "
             f"seen in {crops} fixed {'crop' if crops == 1 else 'crops'} without rotation or changes of colour; the "
             f"loss is of {POINTS_SHOWN} pixels of a crop, drawn anew each time, and has no term for gradients; the "
             f"head took {head.steps} iterations; the learning rate is chosen on {held_out} training pictures that no "
