@@ -124,6 +124,15 @@ def test_a_damaged_picture_ends_it_or_is_left_out_and_counted(layouts, model, tm
     assert [file["path"] for file in result["skipped"]] == [str(bad)]
 
 
+def test_the_first_picture_of_the_test_split_may_be_the_damaged_one(layouts, model, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(layouts / "layouts" / "nyuv2", data)
+    bad = sorted((data / "nyu_depth_v2/official_splits/test").glob("*/*.jpg"))[0]
+    bad.write_bytes(b"nothing")
+    result = evaluate(monkeypatch, model, data, "depth", tmp_path / "out", "--max-bad-share", "0.5")
+    assert [file["path"] for file in result["skipped"]] == [str(bad)]
+
+
 def test_an_annotation_of_the_test_split_that_is_wrong_is_named(layouts, model, tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
     shutil.copytree(layouts / "layouts" / "cityscapes", data)

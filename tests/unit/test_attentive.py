@@ -175,6 +175,10 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert math.isclose(Schedule(epochs=2, batch_size=1).lr(candidate, 0, 5), 0.5 * (1 + math.cos(0.1 * math.pi)))
 
 
+def test_a_training_of_one_step_learns_something():
+    assert Schedule(epochs=1, batch_size=8).lr(Candidate(lr=1e-3, weight_decay=0), 0, 1) == 1e-3
+
+
 def test_samples_of_several_shapes_make_one_batch():
     batch = collate([(torch.zeros(2, 3, 4), torch.tensor([5])), (torch.ones(1, 6, 4), torch.tensor([7]))])
     assert [tuple(group.shape) for group in batch.groups] == [(2, 3, 4), (1, 6, 4)]

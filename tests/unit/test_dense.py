@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tubelet.evaluate.dense import depth, segmentation
-from tubelet.evaluate.dense.heads import HeadProtocol, LinearHeads, train_heads
+from tubelet.evaluate.dense.heads import HeadProtocol, LinearHeads, axes_of, train_heads
 from tubelet.evaluate.dense.views import (
     POINTS_KEPT,
     Batches,
@@ -299,8 +299,11 @@ def test_windows_cover_a_picture_and_agree_with_one_window_where_it_is_enough():
 # Heads
 
 
-def linear_world(tmp_path, classes=3, width=6, pictures=12):
-    """Crops whose tokens are of a class that a linear map can read, and points that say it."""
+def linear_world(tmp_path, classes=3, width=6, pictures=12, common=0.0, scale=1.0):
+    """Crops whose tokens are of a class that a linear map can read, and points that say it.
+
+    What is of the class has a scale, and beside it is something that all channels of a token have in common.
+    """
     from safetensors.torch import save_file
 
     rng = torch.Generator().manual_seed(0)
@@ -308,7 +311,9 @@ def linear_world(tmp_path, classes=3, width=6, pictures=12):
     places, points, sources = [], [], []
     for i in range(pictures):
         kind = torch.randint(0, classes, (1, 16), generator=rng)
-        tokens = centres[kind] + 0.3 * torch.randn(1, 16, width, generator=rng)
+        tokens = scale * (centres[kind] + 0.3 * torch.randn(1, 16, width, generator=rng))
+        if common:
+            tokens += common * torch.randn(1, 16, 1, generator=rng)
         chosen = torch.randint(0, 16, (1, POINTS_KEPT), generator=rng)
         at = torch.stack([(chosen // 4 + 0.5) / 4, (chosen % 4 + 0.5) / 4], dim=-1)
         places.append(tmp_path / f"{i}.safetensors")
@@ -345,6 +350,26 @@ def test_a_head_trained_beside_others_is_the_head_trained_alone(tmp_path):
     assert torch.allclose(both.weight, alone.weight, atol=1e-5)
 
 
+@pytest.mark.parametrize("rates", [(1e30, 1e-2), (1e-2, 1e30)])
+def test_a_head_that_diverged_is_never_chosen(tmp_path, rates):
+    head = train(linear_world(tmp_path), tmp_path / "heads", dataclasses.replace(PROTOCOL, learning_rates=rates))
+    assert head.learning_rate == 1e-2 and head.sweep["1e+30"] is None
+    assert head.sweep["0.01"] is not None and head.weight.isfinite().all()
+
+
+def test_heads_that_all_diverged_are_an_error(tmp_path):
+    protocol = dataclasses.replace(PROTOCOL, learning_rates=(1e30,))
+    with pytest.raises(TubeletError, match="all heads diverged: learning_rates are"):
+        train(linear_world(tmp_path), tmp_path / "heads", protocol)
+
+
+def test_damaged_features_are_named_in_a_sentence_also_where_a_worker_reads_them(tmp_path):
+    rows = linear_world(tmp_path)
+    rows.features.places[3].write_bytes(b"x")
+    with pytest.raises(TubeletError, match=r"^\S+3\.safetensors: cached features cannot be read [^\n]*begin anew$"):
+        train(rows, tmp_path / "heads", PROTOCOL, readers=1)
+
+
 def test_training_that_was_stopped_goes_on_to_the_same_head(tmp_path, monkeypatch):
     rows = linear_world(tmp_path)
     protocol = dataclasses.replace(PROTOCOL, dropout=0.1)
@@ -363,24 +388,30 @@ def test_training_that_was_stopped_goes_on_to_the_same_head(tmp_path, monkeypatc
     assert torch.equal(parts.weight, whole.weight)
 
 
-def test_folded_heads_are_batch_norm_and_a_convolution():
-    torch.manual_seed(0)
-    heads = LinearHeads(5, 3, 2, 0.0, seed=0)
+def test_axes_bring_rows_to_variance_one_and_drop_what_does_not_vary():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 3, generator=rng) @ torch.tensor([[5.0, 5.0, 4.9], [0.0, 0.1, 0.1], [0.0, 0.0, 0.02]]) + 7
+    x = torch.cat([x, x[:, :1], torch.ones(4000, 1)], dim=1)  # a channel that is another's copy, and a still one
+    axes = axes_of(x.split(1000))
+    y = (x - axes.mean) @ axes.directions
+    found = y.T @ y / len(y)
+    assert torch.allclose(found, torch.diag(torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0])), atol=1e-2)
+
+
+def test_a_trained_head_is_one_linear_map_of_rows_as_they_are():
+    rng = torch.Generator().manual_seed(0)
+    x = 2 + torch.randn(50, 5, generator=rng) @ torch.randn(5, 5, generator=rng)
+    heads = LinearHeads(axes_of([x]), 3, 2, 0.1, seed=0).eval()
     for parameter in heads.parameters():
-        torch.nn.init.normal_(parameter)
-    norm, convolution = torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3)
-    x = 2 + torch.randn(50, 5)
-    with torch.no_grad():
-        for own, other in zip(
-            (norm.weight, norm.bias, convolution.weight, convolution.bias),
-            (heads.scale[1], heads.shift[1], heads.weight[1], heads.bias[1]),
-            strict=True,
-        ):
-            own.copy_(other)
-    assert torch.allclose(heads(x, 1)[:, 1], convolution(norm(x)), atol=1e-5)
-    heads.eval(), norm.eval()
-    weight, bias = heads.frozen(1)
-    assert torch.allclose(F.linear(x, weight, bias), convolution(norm(x)), atol=1e-5)
+        torch.nn.init.normal_(parameter, generator=rng)
+    assert torch.allclose(F.linear(x, *heads.frozen(1)), heads(x, 1)[:, 1], atol=1e-4)
+
+
+def test_a_head_learns_in_few_passes_from_what_varies_little_beside_what_all_channels_share(tmp_path):
+    rows = linear_world(tmp_path, common=10.0, scale=0.05)
+    head = train(rows, tmp_path / "heads", dataclasses.replace(PROTOCOL, learning_rates=(1e-2,)))
+    x, values = rows[[(0, i) for i in range(12)]]
+    assert (F.linear(x, head.weight, head.bias).argmax(-1) == values).float().mean() > 0.95
 
 
 def test_one_training_picture_is_too_few(tmp_path):

@@ -10,7 +10,7 @@ from media import write_image, write_text
 from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.images import read_image
-from tubelet.evaluate.cache import FeatureCache, weights_hash
+from tubelet.evaluate.cache import FeatureCache, model_hash
 from tubelet.evaluate.extract import Source, extract, spread
 from tubelet.evaluate.result import Example, Metric, Result, write_result
 from tubelet.pretrained.backbone import Backbone
@@ -63,9 +63,35 @@ def test_another_recipe_another_file_or_another_model_is_computed_anew(model, pi
     extract(model, cache, pictures, {"size": 32}, whole, encode)
     assert sum(seen) == 7
     other = Backbone(SIZES).eval()
-    assert weights_hash(other) != weights_hash(model)
+    assert model_hash(other) != model_hash(model)
     extract(other, FeatureCache(tmp_path / "cache", other), pictures, {"size": 32}, whole, encode)
     assert sum(seen) == 10
+
+
+@pytest.mark.parametrize("change", [{"heads": 4}, {"rope_grid": 8}, {"rope": "2.0"}])
+def test_the_same_weights_under_other_settings_are_another_model(model, change):
+    other = Backbone(dataclasses.replace(SIZES, **change)).eval()
+    other.load_state_dict(model.state_dict())
+    pixels = torch.randn(1, 3, 1, 32, 32)
+    assert not torch.allclose(model.forward_features(pixels), other.forward_features(pixels))
+    assert model_hash(other) != model_hash(model)
+
+
+def test_another_version_of_the_package_computes_features_anew(model, pictures, tmp_path, monkeypatch):
+    cache, seen = FeatureCache(tmp_path / "cache", model), []
+    for number in ("1.0", "1.1", "1.0"):
+        monkeypatch.setattr("tubelet.evaluate.cache.version", lambda name, number=number: number)
+        extract(model, cache, pictures, {}, whole, partial(counted, seen=seen))
+    assert sum(seen) == 6
+
+
+def test_a_damaged_note_of_what_files_hold_is_named(model, pictures, tmp_path):
+    extract(model, FeatureCache(tmp_path / "cache", model), pictures, {}, whole)
+    notes = tmp_path / "cache" / "contents.sqlite"
+    content = notes.read_bytes()
+    notes.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with pytest.raises(TubeletError, match=r"contents\.sqlite.*delete it"):
+        extract(model, FeatureCache(tmp_path / "cache", model), pictures, {}, whole)
 
 
 def test_the_same_file_under_another_name_is_not_computed_again(model, pictures, tmp_path):
@@ -86,6 +112,12 @@ def test_an_unreadable_file_is_named_and_ends_the_evaluation_unless_some_are_all
         extract(model, cache, [bad, *pictures], {}, whole)
     features = extract(model, cache, [bad, *pictures], {}, whole, max_bad_share=0.25)
     assert features.numbers == [1, 2, 3] and [Path(b.path).name for b in features.bad] == ["bad.png"]
+
+
+def test_an_evaluation_of_nothing_but_unreadable_files_ends_whatever_share_is_allowed(model, tmp_path):
+    bad = Source(files=(write_text(tmp_path / "bad.png"),))
+    with pytest.raises(TubeletError, match=r"bad\.png.*none of 1"):
+        extract(model, FeatureCache(tmp_path / "cache", model), [bad], {}, whole, max_bad_share=1.0)
 
 
 def test_a_quick_look_is_spread_over_a_list():

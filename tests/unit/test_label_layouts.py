@@ -70,6 +70,15 @@ def test_diving(tmp_path):
     assert found.train == [LabelledFile(path=tmp_path / "rgb" / "-a_1.mp4", label=1)]
 
 
+def test_classes_of_one_name_are_told_apart(tmp_path):
+    names = {"n02012849": "crane", "n03126707": "crane", "n01440764": "tench, Tinca tinca"}
+    for identity in names:
+        for split in ("train", "val"):
+            put(tmp_path / split / identity / f"{split}.JPEG")
+    put(tmp_path / imagenet.NAMES, "".join(f"{identity} {name}\n" for identity, name in names.items()))
+    assert imagenet.read(tmp_path).classes == ("tench", "crane (n02012849)", "crane (n03126707)")
+
+
 def test_imagenet(tmp_path):
     here = [put(tmp_path / f"train/n0{i}/n0{i}_1.JPEG") for i in range(2)]
     put(tmp_path / "val/n01/ILSVRC2012_val_00000001.JPEG")

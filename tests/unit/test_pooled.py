@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.neighbors import KNeighborsClassifier
 
 from tubelet.evaluate.clips import pooled
-from tubelet.evaluate.clips.pooled import moments, neighbour_scores
+from tubelet.evaluate.clips.pooled import moments, neighbour_scores, table_of
+from tubelet.evaluate.extract import FeatureSet, Source
 
 
 @pytest.fixture
@@ -43,3 +45,14 @@ def test_moments_are_those_of_all_rows_and_a_still_channel_is_left_alone(monkeyp
     std = table.std(0, correction=0)
     assert torch.allclose(mean, table.mean(0), atol=1e-5)
     assert torch.allclose(scale[[0, 2]], std[[0, 2]], atol=1e-4) and scale[1] == 1
+
+
+def test_a_table_that_a_crash_emptied_is_made_anew(tmp_path):
+    places = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for i, place in enumerate(places):
+        save_file({"pooled": torch.full((1, 1, 4), float(i))}, place)
+    features = FeatureSet([Source(files=(place,)) for place in places], places, [0, 1, 2], [])
+    whole = table_of(features, tmp_path, 0).clone()
+    (table,) = (tmp_path / "tables").iterdir()
+    table.write_bytes(b"")
+    assert torch.equal(table_of(features, tmp_path, 0), whole) and whole[:, 0].tolist() == [0, 1, 2]

@@ -4,12 +4,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
+from typing import TypeVar
 
+from tubelet.types import TubeletError
+
+T = TypeVar("T")
 _NAME_BYTES = 1024
 
 
@@ -43,6 +47,18 @@ class Readings:
             return None
         since, worker = min(reading)
         return worker, self.names[worker].value.decode(errors="replace"), time.time() - since
+
+
+def without_traceback(loader: Iterable[T]) -> Iterator[T]:
+    """What a `DataLoader` yields; a `TubeletError` of a worker says what it said there.
+
+    PyTorch raises it anew with the worker's whole traceback for its text, of which the sentence is the end.
+    """
+    try:
+        yield from loader
+    except TubeletError as error:
+        name = f"{TubeletError.__module__}.{TubeletError.__qualname__}: "
+        raise TubeletError(str(error).rpartition(name)[2].rstrip()) from error
 
 
 def start_worker(*_: object) -> None:

@@ -9,15 +9,17 @@ import json
 import os
 import sqlite3
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tubelet.checkpoint import describe_os_error
+from tubelet.pretrained.backbone import Backbone
 from tubelet.types import TubeletError
 
 
@@ -26,9 +28,12 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tubelet" / "features"
 
 
-def weights_hash(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits of the names, types and values of all of a model's tensors."""
-    digest = hashlib.blake2b(digest_size=8)
+def model_hash(model: Backbone) -> str:
+    """Sixteen hexadecimal digits of a model's settings, and of the names, types and values of all of its tensors.
+
+    Settings, because the same weights compute something else with another number of attention heads or other positions.
+    """
+    digest = hashlib.blake2b(model.config_hash.encode(), digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -38,17 +43,18 @@ def weights_hash(model: nn.Module) -> str:
 class FeatureCache:
     """The features of one model in a folder that models share."""
 
-    def __init__(self, folder: Path, model: nn.Module) -> None:
+    def __init__(self, folder: Path, model: Backbone) -> None:
         """Open or begin the folder.
 
         Raises:
             TubeletError: if it cannot be written.
         """
-        self.folder = folder / weights_hash(model)
+        self.folder = folder / model_hash(model)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # What a file's content hashes to is remembered as long as its size and time stay: films are long.
-            self.known = sqlite3.connect(folder / "contents.sqlite", isolation_level=None, timeout=60)
+            self.contents = folder / "contents.sqlite"
+            self.known = sqlite3.connect(self.contents, isolation_level=None, timeout=60)
             self.known.execute(
                 "create table if not exists contents "
                 "(path text primary key, size integer, mtime_ns integer, digest text) without rowid"
@@ -68,7 +74,9 @@ class FeatureCache:
         Raises:
             TubeletError: if a source cannot be read.
         """
-        digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=16)
+        # Another version of the package may decode, cut or compute differently.
+        stated = {"tubelet": version("tubelet"), "recipe": dict(recipe)}
+        digest = hashlib.blake2b(json.dumps(stated, sort_keys=True).encode(), digest_size=16)
         for source in sources:
             digest.update(self._content(source).encode())
         name = digest.hexdigest()
@@ -83,9 +91,14 @@ class FeatureCache:
                 return str(row[2])
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            self.known.execute("insert or replace into contents values (?, ?, ?, ?)", (*stamp, digest))
         except OSError as error:
             raise TubeletError(f"{path}: cannot be read ({error.strerror})") from error
-        self.known.execute("insert or replace into contents values (?, ?, ?, ?)", (*stamp, digest))
+        except sqlite3.Error as error:
+            raise TubeletError(
+                f"{self.contents}: what files hold cannot be looked up or noted here ({describe_os_error(error)}); if "
+                "it is damaged, delete it: features stay"
+            ) from error
         return digest
 
 

@@ -98,7 +98,7 @@ def extract(
         progress: told what is going on, how much is done and of how much.
 
     Raises:
-        TubeletError: if more sources cannot be read, naming the first; or features cannot be written.
+        TubeletError: if more sources cannot be read, or none can, naming one; or features cannot be written.
     """
     stated = {"dtype": str(model.dtype)} | dict(recipe)
     places = [cache.place(stated | {"part": source.part}, list(source.files)) for source in sources]
@@ -132,6 +132,9 @@ def extract(
         done += _encode(model, waiting, places, encode)
     progress("encoding", done, len(sources))
     kept = [number for number in range(len(sources)) if number not in bad]
+    if bad and not kept:
+        first = bad[min(bad)]
+        raise TubeletError(f"{first.path}: {first.reason}; none of {len(bad)} files can be read")
     return FeatureSet([sources[n] for n in kept], [places[n] for n in kept], kept, list(bad.values()))
 
 

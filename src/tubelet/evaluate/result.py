@@ -141,7 +141,7 @@ def print_result(result: Result, console: Console) -> None:
     if result.skipped:
         first = result.skipped[0]
         console.print(
-            f"{len(result.skipped)} files were left out, the first is {first.path}: {first.reason}",
+            f"{len(result.skipped)} files were left out, or a part of them; the first is {first.path}: {first.reason}",
             style="yellow",
             markup=False,
             highlight=False,

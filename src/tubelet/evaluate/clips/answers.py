@@ -19,7 +19,7 @@ _MATRIX_CLASSES = 20  # beyond which a table of all confusions is no longer read
 
 
 def metrics(scores: Scores, truth: Tensor) -> dict[str, Metric]:
-    """Top-1, top-5 where there are more than five classes, and the mean accuracy of the classes."""
+    """Top-1, top-5 where there are five classes or more, and the mean accuracy of the classes."""
     figures = {"top-1": top_k(scores.ranks, 1)}
     if scores.answers.shape[1] >= 5:
         figures["top-5"] = top_k(scores.ranks, 5)

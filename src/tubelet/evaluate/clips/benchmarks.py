@@ -153,7 +153,8 @@ def plan(model: Backbone, data: Path, config: EvaluateConfig) -> Plan:
     """Read the benchmark that lies in a folder.
 
     Raises:
-        TubeletError: if it is none, its files are wrong or missing, or the sizes do not fit the model.
+        TubeletError: if it is none, its files are wrong or missing, the sizes do not fit the model, or frames are
+            asked for of images.
     """
     found = next((benchmark for benchmark in BENCHMARKS if benchmark.recognise(data)), None)
     if found is None:
@@ -166,6 +167,7 @@ def plan(model: Backbone, data: Path, config: EvaluateConfig) -> Plan:
     protocol, benchmark = found.protocol, found.read(data)
     size = config.image_size or protocol.image_size
     if protocol.frames == 1:
+        config.refuse(("frames",), f"{benchmark.name}, which holds images,")
         model.config.grid(1, size, size)
         train_view: View = ImageView(size=size)
         val_view = train_view

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from tubelet.checkpoint import describe_os_error
 from tubelet.config import EvaluateConfig
-from tubelet.data.processes import start_worker
+from tubelet.data.processes import start_worker, without_traceback
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips.answers import confusion_details, metrics, sweep_details, worst_examples
 from tubelet.evaluate.clips.attentive import LinearProbe
@@ -175,7 +175,7 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
     width = features[0]["pooled"].shape[-1]
     names = "".join(f"{place.parent.name}{place.stem}" for place in features.places)
     path = folder / "tables" / f"{hashlib.blake2b(names.encode(), digest_size=16).hexdigest()}.f16"
-    if not path.exists():
+    if not path.exists() or path.stat().st_size != 2 * len(features) * width:  # a machine's crash can empty a file
         partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
         loader = DataLoader(
             features, batch_size=256, collate_fn=_rows, num_workers=workers, worker_init_fn=start_worker
@@ -183,7 +183,7 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
         try:
             path.parent.mkdir(exist_ok=True)
             with partial_path.open("wb") as file:
-                for rows in loader:
+                for rows in without_traceback(loader):
                     file.write(rows.numpy().tobytes())
             partial_path.replace(path)
         except OSError as error:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tubelet.checkpoint import describe_os_error
-from tubelet.data.processes import start_worker
+from tubelet.data.processes import start_worker, without_traceback
 from tubelet.device import pick_dtype
 from tubelet.evaluate.clips.ranking import best_answers, ranks
 from tubelet.evaluate.extract import FeatureSet, Progress
@@ -65,8 +65,10 @@ class Schedule:
     seed: int = 0
 
     def lr(self, candidate: Candidate, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of a step, counted from 0 over all epochs."""
+        """The learning rate of a step, counted from 0 over all epochs; a lone step is taken at the peak."""
         warmup, total = int(self.warmup_epochs * steps_per_epoch), self.epochs * steps_per_epoch
+        if total == 1:  # which is also the last, at whose rate of 0 nothing would be learnt
+            return candidate.lr
         if step + 1 < warmup:
             return self.start_lr + (step + 1) / warmup * (candidate.lr - self.start_lr)
         share = (step + 1 - warmup) / max(1, total - warmup)
@@ -221,7 +223,7 @@ def train_side_by_side(
     )
     for epoch in range(done, schedule.epochs):
         sampler.epoch = epoch
-        for i, batch in enumerate(loader):
+        for i, batch in enumerate(without_traceback(loader)):
             step = epoch * len(loader) + i
             progress("training", step, schedule.epochs * len(loader))
             for group, candidate in zip(optimizer.param_groups, candidates, strict=True):
@@ -296,7 +298,7 @@ def score(
         samples, batch_size=batch_size, collate_fn=collate, num_workers=workers, worker_init_fn=start_worker
     )
     parts: list[list[list[Scores]]] = [[] for _ in heads]
-    for i, batch in enumerate(loader):
+    for i, batch in enumerate(without_traceback(loader)):
         progress("scoring", i * batch_size, len(samples))
         for head, own in zip(heads, parts, strict=True):
             means = [_mean_by_owner(probabilities(x).cpu(), batch.owner) for x in batch.apply(head, device)]

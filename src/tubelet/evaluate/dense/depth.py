@@ -4,6 +4,7 @@ H x W pixels of a picture, N = h·w tokens of a view, D width, K bins of depth.
 """
 
 import heapq
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture, re
 from tubelet.evaluate.metrics import DepthErrors, depth_errors
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, TubeletError
+from tubelet.types import BadFile, DecodeError, TubeletError
 
 READERS = {"NYUv2": nyuv2.read, "KITTI": kitti.read, "sample set": sample.read_depths}
 EXPECTED = (
@@ -61,8 +62,8 @@ class Protocol:
     """After DINOv3's linear protocol for depth (Siméoni et al. 2025), which builds on DINOv2's and AdaBins'.
 
     Bins, how they become depth, iterations, batch, weight decay and the loss are those of its release's code
-    (dinov3/eval/depth). Its defaults are four levels and no batch norm; here it is the last level with batch norm, as
-    for DINOv2. Its files for single benchmarks were not at hand: crops are those of DINOv2's followers.
+    (dinov3/eval/depth). Its defaults are four levels and no batch norm; here it is the last level with decorrelated
+    channels. Its files for single benchmarks were not at hand: crops are those of DINOv2's followers.
 
     Attributes:
         bins: K, spread evenly from `min_depth` to the benchmark's largest depth.
@@ -91,7 +92,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     depths = recognise(data, READERS, EXPECTED)
     train, test = spread(depths.train, config.limit), spread(depths.test, config.limit)
     options: dict[str, Any] = {"workers": config.workers, "max_bad_share": config.max_bad_share, "progress": progress}
-    view = view_size(depths, picture_shape(test[0]), config.image_size, model.patch_size)
+    view = view_size(depths, _first_shape(test), config.image_size, model.patch_size)
     size = (
         _in_patches(view[0] * depths.crop[0], model.patch_size),
         _in_patches(view[1] * depths.crop[1], model.patch_size),
@@ -132,6 +133,14 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     errors, empty, examples = _test(views, tested, depths, head, grid, bins, config.workers, progress)
     bad = [*features.bad, *views.bad]
     return _result(model, data, depths, head, errors, empty, examples, bad, view, crops)
+
+
+def _first_shape(pairs: list[Pair]) -> tuple[int, int]:
+    """(H, W) of the first picture that can be read; those that cannot are met where their features are computed."""
+    for pair in pairs[:-1]:
+        with suppress(DecodeError):
+            return picture_shape(pair)
+    return picture_shape(pairs[-1])
 
 
 def view_size(depths: DepthSet, shape: tuple[int, int], height: int | None, patch: int) -> tuple[int, int]:
@@ -317,10 +326,11 @@ def _result(
         data=str(data),
         model_id=model.model_id,
         protocol=(
-            f"After DINOv3's linear protocol (Siméoni et al. 2025): batch norm and a 1x1 convolution, last level, to "
+            f"After DINOv3's linear protocol (Siméoni et al. 2025): a 1x1 convolution, last level, to "
             f"{PROTOCOL.bins} bins from {PROTOCOL.min_depth:g} to {depths.max_depth:g} m, scale-invariant logarithmic "
             f"loss, pictures at {view[1]} x {view[0]} px and mirrored at test time; errors at the pictures' full size, "
-            f"the mean of each picture's. Other than there: features are kept, so that each training picture is "
+            "the mean of each picture's. Other than there: channels are decorrelated, not batch-normed, of which the "
+            "best head is the same; features are kept, so that each training picture is "
             f"seen in {crops} fixed {'crop' if crops == 1 else 'crops'} without rotation or changes of colour; the "
             f"loss is of {POINTS_SHOWN} pixels of a crop, drawn anew each time, and has no term for gradients; the "
             f"head took {head.steps} iterations; the learning rate is chosen on {held_out} training pictures that no "
@@ -339,7 +349,7 @@ def _result(
             "more errors": {name: mean[name] for name in ("delta2", "delta3", "log10", "silog")},
             "learning rates": {
                 "chosen": head.learning_rate,
-                "RMSE on held-out pictures, m": {rate: -value for rate, value in head.sweep.items()},
+                "RMSE on held-out pictures, m": {rate: value and -value for rate, value in head.sweep.items()},
             },
             "iterations": head.steps,
         }

@@ -311,9 +311,10 @@ def _result(
         data=str(data),
         model_id=model.model_id,
         protocol=(
-            f"After DINOv3's linear protocol (Siméoni et al. 2025): batch norm and a 1x1 convolution, last level, "
+            f"After DINOv3's linear protocol (Siméoni et al. 2025): a 1x1 convolution, last level, "
             f"pictures at {size} px, windows of {size} px at test time, scores at the pictures' full size. "
-            f"Other than there: features are kept, so that each training picture is seen in {crops} fixed "
+            "Other than there: channels are decorrelated, not batch-normed, of which the best head is the same; "
+            f"features are kept, so that each training picture is seen in {crops} fixed "
             f"{'crop' if crops == 1 else 'crops'} instead of ever new ones and without changes of colour; the loss is "
             f"of {POINTS_SHOWN} pixels of a crop, drawn anew each time; the head took {head.steps} iterations; the "
             f"learning rate is chosen on {held_out} training pictures that no head is trained on."
@@ -335,7 +336,7 @@ def _result(
             "share of the test split's pixels": {labels.classes[k]: int(truth[k]) / int(truth.sum()) for k in by_class},
             "learning rates": {
                 "chosen": head.learning_rate,
-                "cross-entropy on held-out pictures": {rate: -value for rate, value in head.sweep.items()},
+                "cross-entropy on held-out pictures": {rate: value and -value for rate, value in head.sweep.items()},
             },
             "iterations": head.steps,
         },

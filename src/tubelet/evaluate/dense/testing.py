@@ -55,6 +55,6 @@ class _Tests(Dataset[tuple[Tensor, NDArray[Any] | str]]):
         try:
             truth = self.read_truth(self.pairs[index])
             check_shape(self.pairs[index], (truth.shape[0], truth.shape[1]))
+            return read_features(self.places[index])["tokens"], truth
         except TubeletError as error:
             return torch.empty(0), str(error)
-        return read_features(self.places[index])["tokens"], truth

@@ -6,6 +6,7 @@ LOC_synset_mapping.txt   n01440764 tench, Tinca tinca      (names of the classes
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from tubelet.data.images import IMAGE_SUFFIXES
@@ -39,7 +40,12 @@ def read(data: Path) -> Labelled:
                 raise TubeletError(f"{folder}: a class that {data / 'train'} has no folder of")
             files[split] += [LabelledFile(path=image, label=numbers[folder.name]) for image in _images(folder)]
     names = _names(data / NAMES)
-    classes = tuple(names.get(identity, identity) for identity in identities)
+    called = Counter(names.get(identity, identity) for identity in identities)
+    # Two classes are a crane, and two a maillot: what is told by name must not take one for the other.
+    classes = tuple(
+        name if called[name] == 1 else f"{name} ({identity})"
+        for identity, name in ((identity, names.get(identity, identity)) for identity in identities)
+    )
     title = f"ImageNet ({len(classes)} classes), validation"
     return Labelled(name=title, classes=classes, train=files["train"], val=files["val"])
 

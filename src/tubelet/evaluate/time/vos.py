@@ -1,5 +1,6 @@
 """Video object segmentation without training: masks of the first frame carried on by the likeness of tokens."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -137,7 +138,10 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
             "objects": sum(len(_numbers(m)) for m in measured),
             "frames": sum(len(m.sequence.frames) for m in measured),
             "masks written": sum(len(m.sequence.wanted) for m in measured),
-        },
+        }
+        | (
+            {"sequences left out for a frame": len(sequences) - len(measured)} if len(measured) < len(sequences) else {}
+        ),
         skipped=bad,
         details={"sequences": _details(measured), "protocol": asdict(PROTOCOL) | {"short_side": short}},
         examples=[_example(m) for m in _chosen(measured)],
@@ -196,7 +200,7 @@ def _write_masks(folder: Path, sequence: ObjectSequence, features: Iterator[Tens
     Raises:
         TubeletError: if they cannot be written.
     """
-    partial_folder = folder.with_name(folder.name + ".partial")
+    partial_folder = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     wanted = set(sequence.wanted)
     try:
         shutil.rmtree(partial_folder, ignore_errors=True)
