@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig, to_dict
+from tubelet.config.fields import nearest
 from tubelet.data.clips import normalise
 from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
@@ -26,11 +28,11 @@ from tubelet.model.predictor import Predictor
 from tubelet.pretrained.features import DenseFeatures
 from tubelet.pretrained.hub import WEIGHTS_FILE, model_card, save_encoder
 from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, check_resize, read_inputs, step_times
-from tubelet.pretrained.sources import RELEASED, find
+from tubelet.pretrained.sources import HUB_OPTIONS, RELEASED, find
 from tubelet.pretrained.weights import EncoderPart, Wanted, read_weights
 from tubelet.pretrained.windows import read_windows
 from tubelet.released import load_exactly
-from tubelet.types import TubeletError
+from tubelet.types import TubeletError, one_line
 
 
 class Backbone(Encoder, ModelHubMixin):
@@ -54,7 +56,27 @@ class Backbone(Encoder, ModelHubMixin):
         self.predictor = Predictor(config) if with_predictor else None
         self.name = "untitled"
         self.part: EncoderPart = "teacher"
-        self.fingerprint = ""
+        self._identified: tuple[int, str] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits of the weights as the file has them, or as they are if they were changed since."""
+        if self._identified is None or self._identified[0] != self._changes():
+            self.identify()
+        assert self._identified is not None
+        return self._identified[1]
+
+    def identify(self) -> None:
+        """Take the fingerprint of the weights as they are; a cast for computing with them keeps the one before."""
+        self._identified = (self._changes(), _fingerprint(self.state_dict()))
+
+    def _changes(self) -> int:
+        """How often the weights were written to."""
+        return sum(p._version for p in self.parameters() if not p.is_inference())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies begin to count at zero.
+        return self.__dict__ | {"_identified": (0, self.fingerprint)}
 
     @property
     def model_id(self) -> str:
@@ -158,6 +180,7 @@ class Backbone(Encoder, ModelHubMixin):
         return load(pretrained_model_name_or_path, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        self.identify()  # what is saved is what is in memory, be it a cast of what was loaded
         save_encoder(save_directory / WEIGHTS_FILE, self.state_dict(), self.config, self.name, self.part)
         # For readers and for the Hub, which counts its downloads; the weights file says the same in its header.
         stated = {"library_name": "tubelet", "model_id": self.model_id, "model": to_dict(self.config)}
@@ -190,8 +213,8 @@ class Backbone(Encoder, ModelHubMixin):
         Args:
             x: a tensor or array: (H, W, 3) or (3, H, W) a picture, (T, H, W, 3) or (3, T, H, W) a clip, with a batch
                 dimension in front several; uint8 colours, or floats that are normalised already. Or a PIL image; a list
-                of pictures, which are the frames of one clip; the path of a video or an image; or a list of any of
-                these but pictures, which is a batch. What has one frame goes through the image tokenizer.
+                of pictures, which are the frames of one clip; the path or URL of a video or an image; or a list of any
+                of these but pictures, which is a batch. What has one frame goes through the image tokenizer.
             resize: None takes pictures as they are, if they divide into patches; "round" brings each side to the
                 nearest size that does; a number makes the middle square of that side; a pair is (height, width).
             frames: T, of a video file; an odd count repeats the last frame, with a warning.
@@ -219,7 +242,7 @@ class Backbone(Encoder, ModelHubMixin):
         `DenseFeatures.merge(model.stream(path))` is the whole in one, which does take memory for all of it.
 
         Args:
-            path: the video.
+            path: the video, or its URL.
             frames: T of a window; a video that is shorter is one window.
             overlap: frames that a window shares with the one before; the last may share more.
             fps: frames per second.
@@ -235,7 +258,7 @@ class Backbone(Encoder, ModelHubMixin):
         Sampling(frames, fps)  # refuses odd numbers before a file is opened
         if not isinstance(overlap, (int, np.integer)):
             raise TubeletError(f"overlap is {overlap!r}, expected a whole number of frames")
-        for pixels, times in read_windows(Path(path), frames, overlap, fps, self.config.tubelet_size):
+        for pixels, times in read_windows(path, frames, overlap, fps, self.config.tubelet_size):
             clips = read_inputs(pixels, self.config, Sampling(), resize)
             with torch.no_grad():
                 yield self._features(clips.pixels, times.unsqueeze(0))
@@ -291,12 +314,27 @@ def load(
         TubeletError: if there is no such model, or one of its tensors is missing, unexpected or misshapen: never is a
             part of it loaded and the rest left to chance.
     """
+    for option in hub:
+        if option not in HUB_OPTIONS:
+            hint = nearest(option, [*signature(load).parameters, *HUB_OPTIONS])
+            raise TubeletError(f"tubelet.load has no option {option!r}{hint}")
+    chosen = _device(device)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TubeletError(f"dtype is {dtype!r}, expected one of PyTorch's floats, such as torch.bfloat16")
     model = build(what, Wanted(part, with_predictor, heads, predictor_heads, levels), sha256, **hub)
     if adapter is not None:
         apply_adapters(model, Path(adapter))
-        model.fingerprint = _fingerprint(model.state_dict())
-    chosen = torch.device(device) if device is not None else pick_device()
+        model.identify()
     return model.to(chosen, dtype or pick_dtype("auto", chosen))
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        return pick_device()
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # PyTorch raises any of them
+        raise TubeletError(f"device is {str(device)!r}, which cannot be used here ({one_line(error)})") from error
 
 
 def build(what: str | Path, wanted: Wanted, sha256: str | None = None, **hub: Any) -> Backbone:
@@ -309,7 +347,8 @@ def build(what: str | Path, wanted: Wanted, sha256: str | None = None, **hub: An
         model = Backbone(weights.config, wanted.predictor)
     state = weights.encoder | {f"predictor.{name}": value for name, value in weights.predictor.items()}
     load_exactly(model, state, str(path), assign=True)
-    model.name, model.part, model.fingerprint = weights.name, weights.part, _fingerprint(weights.encoder)
+    model.name, model.part = weights.name, weights.part
+    model.identify()
     return model.requires_grad_(False).eval()
 
 
@@ -321,10 +360,12 @@ def _name_of(what: str | Path, path: Path) -> str:
     return released.get(path.name, path.resolve().stem)
 
 
-def _fingerprint(state: dict[str, Tensor]) -> str:
-    """Eight hexadecimal digits of names, shapes and first values of all tensors: a few pages of a file of any size."""
+def _fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Of names, shapes and first values of an encoder's tensors: a few pages of a file of any size."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        head = state[name].flatten()[:32].float()
+        if name.startswith("predictor."):
+            continue
+        head = state[name].detach().flatten()[:32].float().cpu()
         digest.update(f"{name}{tuple(state[name].shape)}".encode() + head.numpy().tobytes())
     return digest.hexdigest()[:8]
