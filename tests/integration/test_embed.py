@@ -195,6 +195,23 @@ def test_a_name_that_is_not_utf_8_is_embedded_once_and_can_be_found(model, tmp_p
     assert hit.path.endswith("caf\\udce9.png")
 
 
+def test_a_decoding_process_that_dies_is_one_sentence_and_costs_no_row(films, model, tmp_path):
+    strangers = set(psutil.Process().children())
+
+    def kill(done, total):
+        for process in set(psutil.Process().children()) - strangers if done else ():
+            process.kill()
+
+    one_by_one = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=1, workers=1)
+    with pytest.raises(TubeletError, match=r"a decoding process ended unexpectedly.*lower --workers"):
+        embed_collection(model, [str(films)], tmp_path / "table", one_by_one, progress=kill)
+    before = len(rows(tmp_path / "table"))
+    assert before > 0
+    made = embed_collection(model, [str(films)], tmp_path / "table", SMALL)
+    found = rows(tmp_path / "table")
+    assert len(found) == before + made.rows and not found.duplicated(["path", "clip"]).any()
+
+
 def test_what_was_computed_is_kept_when_the_command_fails(films, model, tmp_path, monkeypatch):
     calls = []
 

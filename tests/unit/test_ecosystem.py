@@ -183,6 +183,18 @@ def test_heads_for_vits_find_what_timm_has(model):
         model.forward_intermediates(images, indices=[4])
 
 
+def test_intermediates_come_from_shallow_to_deep_and_as_a_dictionary_as_those_of_timm(model):
+    images = torch.randn(2, 3, 32, 24)
+    final, maps = model.forward_intermediates(images, indices=[1, 3])
+    for indices in ([3, 1], (-1, 1, 3)):
+        found = model.forward_intermediates(images, indices=indices, output_dict=True)
+        assert list(found) == ["image_intermediates", "image_features"]
+        assert torch.equal(found["image_features"], final)
+        assert all(torch.equal(a, b) for a, b in zip(found["image_intermediates"], maps, strict=True))
+    alone = model.forward_intermediates(images, output_dict=True, intermediates_only=True)
+    assert list(alone) == ["image_intermediates"]
+
+
 CONTENT = bytes(range(256)) * 4000
 NAME = "vjepa2.1-vitb16-384"
 FILE = sources.RELEASED[NAME]

@@ -133,10 +133,13 @@ class FeatureTable:
         Raises:
             TubeletError: if it cannot be written; earlier parts are untouched.
         """
+        number = self.next_part
         if self.rows:
-            _write(self.path / f"part-{self.next_part:06d}.parquet", _table(self.rows, self.settings))
-            self.next_part += 1
-        self.rows, self.size, self.began = [], 0, time.monotonic()
+            _write(self.path / f"part-{number:06d}.parquet", _table(self.rows, self.settings))
+            number += 1
+        now = time.monotonic()
+        # All at once: an interrupt in between would have the same rows written again, as another part.
+        self.rows, self.size, self.began, self.next_part = [], 0, now, number
 
 
 def _write(path: Path, table: pa.Table) -> None:

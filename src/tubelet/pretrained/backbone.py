@@ -137,27 +137,30 @@ class Backbone(Encoder, ModelHubMixin):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Any:
         """The outputs of some blocks, as timm's ViTs give them.
 
         Args:
             x: normalised pixels (B, C, H, W) or (B, C, T, H, W).
-            indices: the blocks, negative from the end; a number is the last so many, None all.
+            indices: the blocks, negative from the end; a number is the last so many, None all. Whatever their order
+                here, they are given from shallow to deep, each once.
             return_prefix_tokens: accepted, there are none.
             norm: normalise them: a tapped level by its own norm, others by the last.
             stop_early: accepted; nothing is ever computed beyond what is asked for.
             output_fmt: "NCHW", which is (B, D, H', W') for images and (B, D, T', H', W') for clips, or "NLC" (B, N, D).
             intermediates_only: leave out the final features.
+            output_dict: give a dictionary of `image_intermediates` and `image_features` instead.
 
         Returns:
-            the list of intermediates, or the pair (final features (B, N, D), intermediates).
+            the list of intermediates, or the pair (final features (B, N, D), intermediates), or that as a dictionary.
 
         Raises:
             TubeletError: if a block is asked for that is not there, or another format.
         """
         depth = self.config.depth
         wanted = range(depth) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
-        blocks = [i + depth if i < 0 else i for i in wanted]
+        blocks = sorted({int(i) + depth if i < 0 else int(i) for i in wanted})
         if output_fmt not in ("NCHW", "NLC") or not blocks or not all(0 <= i < depth for i in blocks):
             raise TubeletError(
                 f"blocks {indices} as {output_fmt!r}: expected some of 0..{depth - 1}, as 'NCHW' or 'NLC'"
@@ -169,7 +172,12 @@ class Backbone(Encoder, ModelHubMixin):
         if output_fmt == "NCHW":
             grid = self.tokenizer.grid(clip).shape if x.dim() == 5 else self.tokenizer.grid(clip).shape[1:]
             intermediates = [y.mT.unflatten(2, grid).contiguous() for y in intermediates]
-        return intermediates if intermediates_only else (self.norms[-1](outputs[depth - 1]), intermediates)
+        if intermediates_only:
+            return {"image_intermediates": intermediates} if output_dict else intermediates
+        final = self.norms[-1](outputs[depth - 1])
+        return (
+            {"image_intermediates": intermediates, "image_features": final} if output_dict else (final, intermediates)
+        )
 
     def _norm_of(self, block: int) -> nn.Module:
         return self.norms[self.config.levels.index(block) if block in self.config.levels else -1]
