@@ -18,7 +18,7 @@ from runs import tiny_config, train_quietly
 import tubelet
 from media import write_image, write_video
 from tubelet.config import ModelConfig, OptimConfig, PredictorConfig
-from tubelet.pretrained import sources
+from tubelet.pretrained import backbone, sources
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.convert import convert
 from tubelet.pretrained.export import export
@@ -150,6 +150,18 @@ def test_a_folder_of_two_models_is_none(run, tmp_path):
     with pytest.raises(TubeletError, match="holds several models"):
         load(tmp_path)
     assert load(tmp_path / "student.safetensors").part == "student"
+
+
+def test_a_model_is_not_written_among_the_files_of_another(run, tmp_path):
+    convert(run, tmp_path / "model-00001-of-00002.safetensors", Wanted())
+    with pytest.raises(TubeletError, match="holds the weights of another model"):
+        convert(run, tmp_path, Wanted())
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_folder_with_a_dot_in_its_name_keeps_all_of_it(tmp_path):
+    (tmp_path / "vjepa2.tuned").mkdir()
+    assert backbone._name_of(tmp_path / "vjepa2.tuned", tmp_path / "vjepa2.tuned") == "vjepa2.tuned"
 
 
 def test_the_id_says_which_weights_are_in_memory_and_what_was_saved(run, tmp_path):

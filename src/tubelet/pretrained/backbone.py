@@ -365,7 +365,8 @@ def _name_of(what: str | Path, path: Path) -> str:
     released = {file: name for name, file in RELEASED.items()}
     if not Path(what).expanduser().exists():
         return str(what)
-    return released.get(path.name, path.resolve().stem)
+    path = path.resolve()
+    return released.get(path.name, path.name if path.is_dir() else path.stem)
 
 
 def _fingerprint(state: Mapping[str, Tensor]) -> str:
