@@ -262,7 +262,7 @@ def embed(
 
 def search(
     index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     *,
     top: int = 10,
     model: str | None = None,
@@ -271,7 +271,7 @@ def search(
 
     Args:
         index: A folder that embed wrote.
-        file: The query.
+        file: The query; a path or a URL.
         top: How many clips to show.
         model: The model that made the table, if it no longer lies where it was.
     """
@@ -434,7 +434,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main() -> None:
     """Run a command; what a person can mend ends in one sentence and a non-zero exit code."""
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="tubelet", description=__doc__)
+        # Help shows `FLOAT` rather than `{None}|FLOAT`: what is None is so by leaving the option out.
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="tubelet", description=__doc__, config=(tyro.conf.DisallowNone,)
+        )
     except TubeletError as error:
         # What is wrong before the processes of a run have met is wrong for all of them: one on each machine says it.
         if not error.told and os.environ.get("LOCAL_RANK", "0") == "0":

@@ -164,7 +164,10 @@ def state_in(file: Mapping[str, Any], key: str, path: str | Path) -> State:
             raise TubeletError(f"{path}: {key!r} holds {ascii(name)[:200]}, which is not a plain tensor")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise TubeletError(f"{path}: {name} has shape {tuple(value.shape)}, more than the file holds of it")
-    return dict(state)
+    names = strip(state)
+    if len(names) < len(state):
+        raise TubeletError(f"{path}: {key!r} holds tensors of one name that differ in their prefix alone")
+    return {name: value.detach() for name, value in state.items()}
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str, assign: bool = False) -> None:
@@ -179,9 +182,14 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str, assi
 
 
 def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Every tensor of `state` that is missing, unexpected or misshapen, in words."""
+    """Every tensor of `state` that is missing, unexpected, misshapen or not of floats, in words."""
     wrong = [f"missing {name} {tuple(expected[name].shape)}" for name in expected if name not in state]
     wrong += [f"unexpected {name} {tuple(state[name].shape)}" for name in state if name not in expected]
+    wrong += [
+        f"{name} holds {state[name].dtype}, expected floats"
+        for name in expected
+        if name in state and not state[name].is_floating_point()
+    ]
     return wrong + [
         f"{name} has shape {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
         for name in expected

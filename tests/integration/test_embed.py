@@ -1,5 +1,6 @@
 """Features of a collection: complete, continued after a crash, readable by others, searchable."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -194,6 +195,23 @@ def test_a_name_that_is_not_utf_8_is_embedded_once_and_can_be_found(model, tmp_p
     assert hit.path.endswith("caf\\udce9.png")
 
 
+def test_a_decoding_process_that_dies_is_one_sentence_and_costs_no_row(films, model, tmp_path):
+    strangers = set(psutil.Process().children())
+
+    def kill(done, total):
+        for process in set(psutil.Process().children()) - strangers if done else ():
+            process.kill()
+
+    one_by_one = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=1, workers=1)
+    with pytest.raises(TubeletError, match=r"a decoding process ended unexpectedly.*lower --workers"):
+        embed_collection(model, [str(films)], tmp_path / "table", one_by_one, progress=kill)
+    before = len(rows(tmp_path / "table"))
+    assert before > 0
+    made = embed_collection(model, [str(films)], tmp_path / "table", SMALL)
+    found = rows(tmp_path / "table")
+    assert len(found) == before + made.rows and not found.duplicated(["path", "clip"]).any()
+
+
 def test_what_was_computed_is_kept_when_the_command_fails(films, model, tmp_path, monkeypatch):
     calls = []
 
@@ -223,6 +241,33 @@ def test_other_settings_another_writer_and_a_foreign_folder_are_refused(films, m
         collection._alone(table),
     ):
         pass
+
+
+def test_a_table_that_was_killed_before_its_settings_were_written_is_begun_anew(films, model, tmp_path):
+    out = tmp_path / "table"
+    out.mkdir()
+    (out / "_settings.json.partial").write_text('{"format"')
+    (out / ".lock").touch()
+    assert embed_collection(model, [str(films / "0.png")], out, SMALL).rows == 1
+    assert search(out, films / "0.png", model=model)[0].path.endswith("0.png")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"), [("[]", "is damaged"), ("{}", "is damaged"), ('{"format": 1}', "another version")]
+)
+def test_settings_of_something_else_are_one_clear_sentence(films, model, tmp_path, settings, words):
+    (tmp_path / "_settings.json").write_text(settings)
+    (tmp_path / "part-000000.parquet").touch()
+    with pytest.raises(TubeletError, match=words):
+        search(tmp_path, films / "2.png", model=model)
+
+
+def test_a_model_that_was_trained_further_does_not_continue_its_table(films, model, tmp_path):
+    embed_collection(model, [str(films / "0.png")], tmp_path / "table", SMALL)
+    tuned = copy.deepcopy(model)
+    tuned.blocks[0].mlp.fc1.weight.mul_(2)
+    with pytest.raises(TubeletError, match=r"made otherwise \(weights: "):
+        embed_collection(tuned, [str(films)], tmp_path / "table", SMALL)
 
 
 def test_a_full_disk_is_named_and_leaves_no_half_of_a_part(tmp_path, monkeypatch):

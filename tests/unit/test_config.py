@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from tubelet import cli
 from tubelet.config import DataConfig, EmbedConfig, ModelConfig, TrainConfig, from_dict, model_preset, to_dict, vit_s
 from tubelet.types import TubeletError
 
@@ -10,6 +11,15 @@ from tubelet.types import TubeletError
 def test_a_config_survives_json():
     config = TrainConfig(model=vit_s(), data=DataConfig(sources=("a", "b")), steps=7)
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_names_what_an_option_takes_and_none_only_as_its_default(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tubelet", command, "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().out
+    assert "--help" in said and "{None" not in said
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one():

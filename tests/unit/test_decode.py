@@ -1,4 +1,6 @@
 import contextlib
+import gc
+import warnings
 from pathlib import Path
 
 import av
@@ -22,7 +24,7 @@ from media import (
     write_video,
 )
 from tubelet.data import decode
-from tubelet.data.decode import Frames, VideoInfo, read_clips, read_frames, read_info
+from tubelet.data.decode import Frames, VideoInfo, read_clips, read_frames, read_info, stream_clips
 from tubelet.data.images import read_image
 from tubelet.types import DecodeError
 
@@ -112,6 +114,36 @@ def test_pictures_that_nobody_needs_are_not_decoded(tmp_path: Path, monkeypatch:
     decoded.clear()
     assert indices(one_clip(path, [1.0, 2.0, 3.9])) == [12, 24, 46]
     assert len(decoded) < 0.75 * everything
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_clips_of_a_film_that_can_be_entered_at_its_start_alone_take_one_pass(
+    overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "film.avi", frames=96, codec="mpeg4")
+    starts = np.arange(0.0, 7.0, 0.3 if overlap else 0.7)
+    clips = [start + np.arange(8) / 12 for start in starts]
+    _, expected = read_clips(path, lambda info: clips)
+    decoded = []
+    real = decode._Video._decode
+    monkeypatch.setattr(decode._Video, "_decode", lambda *given: decoded.append(1) or real(*given))
+    found = list(stream_clips(path, lambda info: clips))
+    assert len(decoded) < 96 + 30  # and the beginning once more, which tells how the film is turned
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.pixels, b.pixels) and np.array_equal(a.times, b.times)
+    monkeypatch.setattr("tubelet.data.limits.CLIP_PIXELS", 7 * 64 * 64)
+    with pytest.raises(DecodeError, match="8 pictures of 64x64 pixels are more than"):
+        next(stream_clips(path, lambda info: clips))
+
+
+def test_a_file_that_cannot_be_opened_is_closed(tmp_path: Path) -> None:
+    path = write_audio_only(tmp_path / "film.mp4")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        reason(path)
+        gc.collect()
+    assert not [str(warning.message) for warning in caught]
 
 
 def test_frames_are_found_by_time_where_the_rate_varies(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """From and to the files, and behind the interfaces, that others expect."""
 
+import copy
+import json
+import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +18,7 @@ from runs import tiny_config, train_quietly
 import tubelet
 from media import write_image, write_video
 from tubelet.config import ModelConfig, OptimConfig, PredictorConfig
-from tubelet.pretrained import sources
+from tubelet.pretrained import backbone, sources
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.convert import convert
 from tubelet.pretrained.export import export
@@ -140,6 +144,39 @@ def test_a_file_is_not_converted_onto_itself(run, tmp_path):
         convert(tmp_path / "a.safetensors", tmp_path / "a.safetensors", Wanted())
 
 
+def test_a_folder_of_two_models_is_none(run, tmp_path):
+    for part in ("student", "teacher"):
+        convert(run, tmp_path / f"{part}.safetensors", Wanted(part))
+    with pytest.raises(TubeletError, match="holds several models"):
+        load(tmp_path)
+    assert load(tmp_path / "student.safetensors").part == "student"
+
+
+def test_a_model_is_not_written_among_the_files_of_another(run, tmp_path):
+    convert(run, tmp_path / "model-00001-of-00002.safetensors", Wanted())
+    with pytest.raises(TubeletError, match="holds the weights of another model"):
+        convert(run, tmp_path, Wanted())
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_folder_with_a_dot_in_its_name_keeps_all_of_it(tmp_path):
+    (tmp_path / "vjepa2.tuned").mkdir()
+    assert backbone._name_of(tmp_path / "vjepa2.tuned", tmp_path / "vjepa2.tuned") == "vjepa2.tuned"
+
+
+def test_the_id_says_which_weights_are_in_memory_and_what_was_saved(run, tmp_path):
+    model = load(run)
+    first = model.model_id
+    assert copy.deepcopy(model).bfloat16().model_id == first
+    model.blocks[0].mlp.fc1.weight.mul_(2)
+    assert model.model_id != first
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert again.model_id == model.model_id
+    model.bfloat16().save_pretrained(tmp_path)
+    saved = load(tmp_path).model_id
+    assert saved == model.model_id == json.loads((tmp_path / "config.json").read_text())["model_id"]
+
+
 def test_heads_for_vits_find_what_timm_has(model):
     images, clips = torch.randn(2, 3, 32, 24), torch.randn(2, 3, 4, 32, 24)
     assert (model.embed_dim, model.num_features, model.patch_size, model.num_prefix_tokens) == (48, 48, 8, 0)
@@ -158,48 +195,81 @@ def test_heads_for_vits_find_what_timm_has(model):
         model.forward_intermediates(images, indices=[4])
 
 
+def test_intermediates_come_from_shallow_to_deep_and_as_a_dictionary_as_those_of_timm(model):
+    images = torch.randn(2, 3, 32, 24)
+    final, maps = model.forward_intermediates(images, indices=[1, 3])
+    for indices in ([3, 1], (-1, 1, 3)):
+        found = model.forward_intermediates(images, indices=indices, output_dict=True)
+        assert list(found) == ["image_intermediates", "image_features"]
+        assert torch.equal(found["image_features"], final)
+        assert all(torch.equal(a, b) for a, b in zip(found["image_intermediates"], maps, strict=True))
+    alone = model.forward_intermediates(images, output_dict=True, intermediates_only=True)
+    assert list(alone) == ["image_intermediates"]
+
+
+CONTENT = bytes(range(256)) * 4000
+NAME = "vjepa2.1-vitb16-384"
+FILE = sources.RELEASED[NAME]
+
+
 class Handler(SimpleHTTPRequestHandler):
-    """Files with ranges, as the release's server gives them."""
+    """One file, whole or from some byte on, as the release's server gives it."""
 
     asked: list[str | None] = []  # noqa: RUF012 - one server at a time
 
     def do_GET(self):
         asked = self.headers.get("Range")
         self.asked.append(asked)
-        file = self.root / self.path.strip("/")
-        if not file.exists():
+        if not self.path.endswith(FILE):
             return self.send_error(404)
-        data = file.read_bytes()
         begin = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
-        self.send_response(206 if asked else 200)
-        self.send_header("Content-Length", str(len(data) - begin))
+        found = range(begin, len(CONTENT))
+        self.send_response(200 if not asked else 206 if found else 416)
+        self.send_header("Content-Length", str(len(found)))
         if asked:
-            self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+            place = f"{begin}-{len(CONTENT) - 1}" if found else "*"
+            self.send_header("Content-Range", f"bytes {place}/{len(CONTENT)}")
         self.end_headers()
-        self.wfile.write(data[begin:])
+        for i in found[::100_000]:
+            self.wfile.write(CONTENT[i : i + 100_000])
+            self.wfile.flush()
 
     def log_message(self, *_):
         pass
 
 
-def test_a_download_that_was_broken_off_goes_on_where_it_ended(tmp_path, monkeypatch):
-    served, cache = tmp_path / "served", tmp_path / "cache" / "tubelet" / "released"
-    served.mkdir()
+@pytest.fixture
+def release(tmp_path, monkeypatch):
+    """A server with one released file, and the folder that it is downloaded to."""
+    cache = tmp_path / "cache" / "tubelet" / "released"
     cache.mkdir(parents=True)
-    file = sources.RELEASED["vjepa2.1-vitb16-384"]
-    content = bytes(range(256)) * 1000
-    (served / file).write_bytes(content)
-    (cache / f"{file}.partial").write_bytes(content[:100_000])
-    monkeypatch.setattr(Handler, "root", served, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(sources, "RELEASE_URL", f"http://127.0.0.1:{server.server_port}/")
-    try:
-        found = sources.find("vjepa2.1-vitb16-384")
-        with pytest.raises(TubeletError, match=r"could not be downloaded.*vjepa2_1_vitg_384\.pt"):  # 404
-            sources.find("vjepa2.1-vitg16-384")
-    finally:
-        server.shutdown()
-    assert found == cache / file and found.read_bytes() == content
+    Handler.asked.clear()
+    yield cache
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_that_was_broken_off_goes_on_where_it_ended(release):
+    (release / f"{FILE}.partial").write_bytes(CONTENT[:100_000])
+    found = sources.find(NAME)
+    with pytest.raises(TubeletError, match=r"could not be downloaded.*vjepa2_1_vitg_384\.pt"):  # 404
+        sources.find("vjepa2.1-vitg16-384")
+    assert found == release / FILE and found.read_bytes() == CONTENT
     assert Handler.asked[0].startswith("bytes=100000-")
+
+
+@pytest.mark.parametrize("beyond", [b"", b"something else"])
+def test_a_download_with_nothing_left_to_fetch_is_taken_if_it_is_whole_and_else_made_anew(release, beyond):
+    (release / f"{FILE}.partial").write_bytes(CONTENT + beyond)
+    assert sources.find(NAME).read_bytes() == CONTENT
+
+
+def test_several_who_want_a_file_at_once_get_it_whole_from_one_download(release):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: sources.find(NAME).read_bytes(), range(4)))
+    assert found == [CONTENT] * 4 and len(Handler.asked) == 1

@@ -2,6 +2,7 @@
 
 import warnings
 
+import fsspec
 import numpy as np
 import psutil
 import pytest
@@ -113,6 +114,10 @@ def test_sizes_that_do_not_divide_need_a_word_about_resizing(model):
     [
         (torch.zeros(5, 3, 32, 32, dtype=torch.uint8), "x.unsqueeze(2)"),
         (torch.zeros(32, 32, 4, dtype=torch.uint8), "expected (height, width, 3)"),
+        (np.zeros((32, 32), np.uint8), "expected three colours"),
+        (np.array(["a film"]), "cannot encode an array of <U6"),
+        (torch.zeros(0, 3, 2, 32, 32), "nothing to encode"),
+        ("https://films.example/1.docx", "https://films.example/1.docx: expected a video"),
         (torch.zeros(1, 3, 2, 32, 32, dtype=torch.int64), "expected uint8"),
         ([], "nothing to encode"),
         ("film.docx", "expected a video or an image"),
@@ -178,9 +183,37 @@ def test_a_very_long_picture_is_cut_before_it_is_resized(model):
     assert resize_centre_crop(torch.from_numpy(thin), 224).unique().tolist() == [200]
 
 
-def test_floats_that_look_like_colours_get_a_warning(model):
-    with pytest.warns(UserWarning, match="look like colours"):
-        model.encode(torch.rand(3, 2, 16, 16))
+@pytest.mark.parametrize(("scale", "words"), [(1, "from 0 to 1:"), (255, "from 0 to 255:")])
+def test_floats_that_look_like_colours_get_a_warning(model, scale, words):
+    with pytest.warns(UserWarning, match=f"look like colours {words}"):
+        model.encode(torch.rand(3, 2, 16, 16) * scale)
+
+
+def test_arrays_that_pytorch_does_not_share_are_copied_without_a_word(model, frames):
+    expected = model.encode(frames).tokens
+    pictures = [np.asarray(Image.fromarray(frame)) for frame in frames]  # read-only
+    floats = normalise(torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(model.encode(pictures).tokens, expected)
+        assert torch.allclose(model.encode(floats.astype(">f4")).tokens, expected, atol=1e-6)
+
+
+def test_a_film_behind_a_url_is_encoded_and_streamed(model, films):
+    with fsspec.open("memory://films/film.mp4", "wb") as file:
+        file.write((films / "film.mp4").read_bytes())
+    url = "memory://films/film.mp4"
+    assert torch.equal(model.encode(url).tokens, model.encode(films / "film.mp4").tokens)
+    for there, here in zip(model.stream(url), model.stream(films / "film.mp4"), strict=True):
+        assert torch.equal(there.tokens, here.tokens)
+
+
+def test_a_map_is_upsampled_to_whole_sizes_alone(model, frames):
+    features = model.encode(frames)
+    assert features.upsample(np.int64(16)).shape == (1, 2, 16, 16, 48)
+    for size in (0, (16, 0)):
+        with pytest.raises(TubeletError, match="at least 1"):
+            features.upsample(size)
 
 
 def test_windows_cover_a_video_and_merge_into_one(model, films):

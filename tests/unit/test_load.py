@@ -111,6 +111,55 @@ def test_a_missing_renamed_or_transposed_tensor_is_named(released_file, damage, 
     assert "tiny.pt" in str(error.value)
 
 
+def to_dtype(dtype):
+    def edit(state):
+        name = "module.backbone.blocks.0.norm1.bias"
+        state[name] = state[name].to(dtype)
+
+    return edit
+
+
+def under_another_prefix(state):
+    state["backbone.norms_block.0.bias"] = torch.ones(48)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (to_dtype(torch.int64), r"blocks\.0\.norm1\.bias holds torch\.int64, expected floats"),
+        (to_dtype(torch.complex64), r"blocks\.0\.norm1\.bias holds torch\.complex64, expected floats"),
+        (under_another_prefix, "'target_encoder' holds tensors of one name"),
+    ],
+)
+def test_numbers_that_are_no_floats_and_names_that_are_there_twice_are_refused(released_file, damage, words):
+    path = released_file[1]("target_encoder", damage)
+    with pytest.raises(TubeletError, match=words):
+        tubelet.load(path, **TINY)
+
+
+def test_a_state_dictionary_of_parameters_is_one_of_tensors(released_file):
+    path, change = released_file
+    expected = tubelet.load(path, **TINY).model_id
+    change("target_encoder", lambda state: state.update({k: torch.nn.Parameter(v) for k, v in state.items()}))
+    model = tubelet.load(path, **TINY)
+    assert model.model_id == expected and not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtpye": torch.float32}, r"no option 'dtpye' \(nearest: 'dtype'\)"),
+        ({"revison": "v1"}, r"no option 'revison' \(nearest: 'revision'\)"),
+        ({"dtype": "bfloat16"}, "dtype is 'bfloat16', expected"),
+        ({"dtype": torch.uint8}, "dtype is torch.uint8, expected"),
+        ({"device": "cpuu"}, "device is 'cpuu', which cannot be used here"),
+    ],
+)
+def test_an_option_that_is_none_is_refused_before_anything_is_read(options, words):
+    with pytest.raises(TubeletError, match=words):
+        tubelet.load("there/is/no/such.pt", **options)
+
+
 @pytest.mark.parametrize("name", ["predictor_embed.0.weight", "predictor_proj_context.bias", "mask_tokens.0"])
 def test_the_same_of_the_predictor(released_file, name):
     _, change = released_file

@@ -33,6 +33,7 @@ FLOORS = [
             "data/storage.py",
             "data/containers.py",
             "data/clock.py",
+            "data/passes.py",
             "data/decode.py",
             "data/images.py",
             "data/indexed.py",

@@ -5,7 +5,7 @@ broadcast have no other truth. Whatever goes wrong with a file is a `DecodeError
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -30,13 +30,11 @@ from tubelet.data.containers import (
     plain_words,
 )
 from tubelet.data.limits import check_clip, check_duration, check_picture
+from tubelet.data.passes import Scan, in_one_pass
 from tubelet.types import DecodeError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".ts"})
 
-# Passes over the pictures of a video at the times given, (T,) seconds, as height x width pixels, or as they are if they
-# all are of one size: each (H, W, 3) uint8, the second from which it is shown, and at how many of the times it is.
-Scan = Callable[[np.ndarray, tuple[int, int] | None], Iterator[tuple[np.ndarray, float, int]]]
 # Decoders hold back at most so many frames to put them in order; a field may be a packet of its own.
 _REORDER = 2 * HELD_BACK
 
@@ -107,10 +105,14 @@ def read_clips(media: Media, choose: Callable[[VideoInfo], list[np.ndarray]]) ->
 
 
 def stream_clips(media: Media, choose: Callable[[VideoInfo], list[np.ndarray]]) -> Iterator[Frames]:
-    """As `read_clips`, one clip after the other, so that a film of any length can be read."""
+    """As `read_clips`, one clip after the other, so that a film of any length can be read; they ascend."""
     with _Video(media) as video:
-        for times in choose(video.info()):
-            yield video.clip(np.asarray(times, dtype=np.float64))
+        clips = choose(video.info())
+        if video.seekable:
+            yield from map(video.clip, clips)
+        elif clips:
+            passed = in_one_pass(video.path, video.scan, clips)
+            yield from (Frames(torch.from_numpy(pixels), times) for pixels, times in passed)
 
 
 def read_frames(media: Media) -> Frames:
@@ -140,12 +142,12 @@ class _Video:
     def __init__(self, media: Media) -> None:
         self.media = media
         self.path = name_of(media)
-        self.rotation = 0
-        self.duration_s = 0.0
-        self.file = open_whole(media)
-        self._open()
-        self.timed = self.format in TIMED_FORMATS
-        self.skipping = self.timed
+        self.rotation, self.duration_s = 0, 0.0
+        with ExitStack() as opened:
+            self.file = opened.enter_context(open_whole(media))
+            self._open()
+            opened.pop_all()
+        self.timed = self.skipping = self.format in TIMED_FORMATS
         # Where display times are guessed, frames that change order get other times after a seek than from the start.
         self.seekable = self.timed or not self.stream.codec_context.has_b_frames
         self.tick = Fraction(self.stream.time_base)
@@ -193,10 +195,8 @@ class _Video:
         self.rotation = round(first.rotation / 90) % 4 * 90
         self.duration_s = self._duration_s()
         check_duration(self.path, self.duration_s)
-        width, height = first.width, first.height
-        check_picture(self.path, width, height)
-        if self.rotation % 180:
-            width, height = height, width
+        check_picture(self.path, first.width, first.height)
+        height, width = self._upright(first, first)
         return VideoInfo(self.path, self.duration_s, self._fps(), width, height, self.rotation)
 
     def clip(self, times: np.ndarray) -> Frames:
@@ -222,8 +222,8 @@ class _Video:
                 if repeats == len(targets) > 1:
                     self._check_moving()
                 first = first or frame
-                upright = size or self._upright(frame, first)
-                yield self._picture(frame, converter, *upright), self._seconds(frame), repeats
+                height, width = size or self._upright(frame, first)
+                yield self._picture(frame, converter, height, width), self._seconds(frame), repeats
 
     def everything(self) -> Frames:
         """All frames of a file that has just been opened."""

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from tubelet.config import EmbedConfig
 from tubelet.data.manifest import list_media
 from tubelet.data.storage import StorageError
-from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
+from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader, deaths_in_words
 from tubelet.embed.table import LOCK, FeatureTable
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Modality, TubeletError, printable
@@ -68,7 +68,8 @@ def embed_collection(
 
     Raises:
         StorageError: a source cannot be reached.
-        TubeletError: too many files are bad, the table was made otherwise, or it cannot be written.
+        TubeletError: too many files are bad, the table was made otherwise, it cannot be written, or a decoding process
+            died.
     """
     out = Path(out)
     model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
@@ -81,7 +82,7 @@ def embed_collection(
         "config_hash": model.config_hash,
         "weights": model.weights_id,
     }
-    with _alone(out):
+    with _alone(out), deaths_in_words():
         table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
         clips = CollectionClips(media, config, table.done())
         total = sum(media.count(modality) for modality in Modality)
@@ -112,11 +113,20 @@ def embed_collection(
         finally:  # whatever happened, what was computed is kept, but for the beginnings of files that go no further
             names = {printable(file.path) for file in bad}
             broken = {path for path in names if path in made or path in clips.done}
-            table.drop(broken)
-            table.flush()
-            (out / BAD_FILES).write_text("".join(json.dumps(asdict(file)) + "\n" for file in bad))
+            listed = "".join(json.dumps(asdict(file)) + "\n" for file in bad)
+            try:
+                _keep(table, broken, listed)
+            except RuntimeError:  # that a process died is said once, be it now
+                _keep(table, broken, listed)
+                raise
     rows = sum(count for path, count in made.items() if path not in broken)
     return Summary(total, rows, before, len(clips.changed), len(bad), len(broken), short)
+
+
+def _keep(table: FeatureTable, broken: Collection[str], bad_files: str) -> None:
+    table.drop(broken)
+    table.flush()
+    (table.path / BAD_FILES).write_text(bad_files)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.embed.table import parts, pooled_rows, read_settings
+from tubelet.embed.table import FORMAT, parts, pooled_rows, read_settings
 from tubelet.pretrained.backbone import Backbone, load
 from tubelet.types import TubeletError
 
@@ -43,6 +43,8 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
     if top < 1:
         raise TubeletError(f"top is {top}, expected at least 1 clip")
     settings = read_settings(index)
+    if settings["format"] != FORMAT:
+        raise TubeletError(f"{index}: was written by another version of this package: embed the collection again")
     if not parts(index):
         raise TubeletError(f"{index}: has no rows yet; run `tubelet embed` to its end")
     model = model or _load(index, settings["model"])
@@ -58,7 +60,8 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
     for columns, pooled in pooled_rows(index, ["path", "start_s", "end_s"]):
         similarity = pooled @ query / np.linalg.norm(pooled, axis=1)
         nearest = np.argsort(-similarity)[:top]
-        best += [Hit(**{key: columns[key][i] for key in columns}, similarity=float(similarity[i])) for i in nearest]
+        rows = columns.take(nearest).to_pylist()
+        best += [Hit(**row, similarity=float(similarity[i])) for row, i in zip(rows, nearest, strict=True)]
         best = sorted(best, key=lambda hit: -hit.similarity)[:top]
     return best
 

@@ -63,7 +63,8 @@ class FeatureTable:
         """
         self.path = path
         self.settings = settings = {"format": FORMAT, **settings}
-        if any(entry.name != LOCK for entry in path.iterdir()):
+        unfinished = path / f"{SETTINGS}.partial"
+        if any(entry.name not in (LOCK, unfinished.name) for entry in path.iterdir()):
             if not (path / SETTINGS).is_file():
                 raise TubeletError(f"{path}: holds something else; choose another --out")
             before = read_settings(path)
@@ -79,9 +80,8 @@ class FeatureTable:
             for leftover in path.glob("*.partial"):  # of a process that died while it wrote
                 leftover.unlink()
         else:
-            partial = path / f"{SETTINGS}.partial"
-            partial.write_text(json.dumps(self.settings, indent=2) + "\n")
-            partial.replace(path / SETTINGS)
+            unfinished.write_text(json.dumps(self.settings, indent=2) + "\n")
+            unfinished.replace(path / SETTINGS)
         self.next_part = max((int(part.stem.split("-")[1]) for part in parts(path)), default=-1) + 1
         self.rows: list[dict[str, Any]] = []
         self.size = 0
@@ -133,10 +133,13 @@ class FeatureTable:
         Raises:
             TubeletError: if it cannot be written; earlier parts are untouched.
         """
+        number = self.next_part
         if self.rows:
-            _write(self.path / f"part-{self.next_part:06d}.parquet", _table(self.rows, self.settings))
-            self.next_part += 1
-        self.rows, self.size, self.began = [], 0, time.monotonic()
+            _write(self.path / f"part-{number:06d}.parquet", _table(self.rows, self.settings))
+            number += 1
+        now = time.monotonic()
+        # All at once: an interrupt in between would have the same rows written again, as another part.
+        self.rows, self.size, self.began, self.next_part = [], 0, now, number
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -167,7 +170,10 @@ def read_settings(path: Path) -> dict[str, Any]:
         TubeletError: if the folder is no table.
     """
     try:
-        return dict(json.loads((path / SETTINGS).read_text()))
+        settings = json.loads((path / SETTINGS).read_text())
+        if not isinstance(settings, dict) or "format" not in settings:
+            raise ValueError("it has no format")
+        return settings
     except (OSError, ValueError) as error:
         lack = f"{SETTINGS} in it is damaged" if (path / SETTINGS).is_file() else f"there is no {SETTINGS} in it"
         raise TubeletError(
@@ -193,12 +199,12 @@ def stacked(column: pa.ChunkedArray, width: int) -> np.ndarray:
     return np.concatenate(chunks).reshape(-1, width) if chunks else np.empty((0, width), np.float16)
 
 
-def pooled_rows(path: Path, columns: list[str]) -> Iterator[tuple[dict[str, list[Any]], np.ndarray]]:
+def pooled_rows(path: Path, columns: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """Part by part: some columns, and the pooled features (rows, D) in float32 beside them."""
     for part in parts(path):
         table = read_part(part, [*columns, "pooled"])
         width = table.schema.field("pooled").type.list_size
-        yield table.select(columns).to_pydict(), stacked(table["pooled"], width).astype(np.float32)
+        yield table.select(columns), stacked(table["pooled"], width).astype(np.float32)
 
 
 def _table(rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> pa.Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig, to_dict
+from tubelet.config.fields import nearest
 from tubelet.data.clips import normalise
 from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
@@ -26,11 +28,11 @@ from tubelet.model.predictor import Predictor
 from tubelet.pretrained.features import DenseFeatures
 from tubelet.pretrained.hub import WEIGHTS_FILE, model_card, save_encoder
 from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, check_resize, read_inputs, step_times
-from tubelet.pretrained.sources import RELEASED, find
+from tubelet.pretrained.sources import HUB_OPTIONS, RELEASED, find
 from tubelet.pretrained.weights import EncoderPart, Wanted, read_weights
 from tubelet.pretrained.windows import read_windows
 from tubelet.released import load_exactly
-from tubelet.types import TubeletError
+from tubelet.types import TubeletError, one_line
 
 
 class Backbone(Encoder, ModelHubMixin):
@@ -54,7 +56,27 @@ class Backbone(Encoder, ModelHubMixin):
         self.predictor = Predictor(config) if with_predictor else None
         self.name = "untitled"
         self.part: EncoderPart = "teacher"
-        self.fingerprint = ""
+        self._identified: tuple[int, str] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits of the weights as the file has them, or as they are if they were changed since."""
+        if self._identified is None or self._identified[0] != self._changes():
+            self.identify()
+        assert self._identified is not None
+        return self._identified[1]
+
+    def identify(self) -> None:
+        """Take the fingerprint of the weights as they are; a cast for computing with them keeps the one before."""
+        self._identified = (self._changes(), _fingerprint(self.state_dict()))
+
+    def _changes(self) -> int:
+        """How often the weights were written to."""
+        return sum(p._version for p in self.parameters() if not p.is_inference())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies begin to count at zero.
+        return self.__dict__ | {"_identified": (0, self.fingerprint)}
 
     @property
     def model_id(self) -> str:
@@ -115,27 +137,30 @@ class Backbone(Encoder, ModelHubMixin):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Any:
         """The outputs of some blocks, as timm's ViTs give them.
 
         Args:
             x: normalised pixels (B, C, H, W) or (B, C, T, H, W).
-            indices: the blocks, negative from the end; a number is the last so many, None all.
+            indices: the blocks, negative from the end; a number is the last so many, None all. Whatever their order
+                here, they are given from shallow to deep, each once.
             return_prefix_tokens: accepted, there are none.
             norm: normalise them: a tapped level by its own norm, others by the last.
             stop_early: accepted; nothing is ever computed beyond what is asked for.
             output_fmt: "NCHW", which is (B, D, H', W') for images and (B, D, T', H', W') for clips, or "NLC" (B, N, D).
             intermediates_only: leave out the final features.
+            output_dict: give a dictionary of `image_intermediates` and `image_features` instead.
 
         Returns:
-            the list of intermediates, or the pair (final features (B, N, D), intermediates).
+            the list of intermediates, or the pair (final features (B, N, D), intermediates), or that as a dictionary.
 
         Raises:
             TubeletError: if a block is asked for that is not there, or another format.
         """
         depth = self.config.depth
         wanted = range(depth) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
-        blocks = [i + depth if i < 0 else i for i in wanted]
+        blocks = sorted({int(i) + depth if i < 0 else int(i) for i in wanted})
         if output_fmt not in ("NCHW", "NLC") or not blocks or not all(0 <= i < depth for i in blocks):
             raise TubeletError(
                 f"blocks {indices} as {output_fmt!r}: expected some of 0..{depth - 1}, as 'NCHW' or 'NLC'"
@@ -147,7 +172,12 @@ class Backbone(Encoder, ModelHubMixin):
         if output_fmt == "NCHW":
             grid = self.tokenizer.grid(clip).shape if x.dim() == 5 else self.tokenizer.grid(clip).shape[1:]
             intermediates = [y.mT.unflatten(2, grid).contiguous() for y in intermediates]
-        return intermediates if intermediates_only else (self.norms[-1](outputs[depth - 1]), intermediates)
+        if intermediates_only:
+            return {"image_intermediates": intermediates} if output_dict else intermediates
+        final = self.norms[-1](outputs[depth - 1])
+        return (
+            {"image_intermediates": intermediates, "image_features": final} if output_dict else (final, intermediates)
+        )
 
     def _norm_of(self, block: int) -> nn.Module:
         return self.norms[self.config.levels.index(block) if block in self.config.levels else -1]
@@ -158,6 +188,7 @@ class Backbone(Encoder, ModelHubMixin):
         return load(pretrained_model_name_or_path, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        self.identify()  # what is saved is what is in memory, be it a cast of what was loaded
         save_encoder(save_directory / WEIGHTS_FILE, self.state_dict(), self.config, self.name, self.part)
         # For readers and for the Hub, which counts its downloads; the weights file says the same in its header.
         stated = {"library_name": "tubelet", "model_id": self.model_id, "model": to_dict(self.config)}
@@ -190,8 +221,8 @@ class Backbone(Encoder, ModelHubMixin):
         Args:
             x: a tensor or array: (H, W, 3) or (3, H, W) a picture, (T, H, W, 3) or (3, T, H, W) a clip, with a batch
                 dimension in front several; uint8 colours, or floats that are normalised already. Or a PIL image; a list
-                of pictures, which are the frames of one clip; the path of a video or an image; or a list of any of
-                these but pictures, which is a batch. What has one frame goes through the image tokenizer.
+                of pictures, which are the frames of one clip; the path or URL of a video or an image; or a list of any
+                of these but pictures, which is a batch. What has one frame goes through the image tokenizer.
             resize: None takes pictures as they are, if they divide into patches; "round" brings each side to the
                 nearest size that does; a number makes the middle square of that side; a pair is (height, width).
             frames: T, of a video file; an odd count repeats the last frame, with a warning.
@@ -219,7 +250,7 @@ class Backbone(Encoder, ModelHubMixin):
         `DenseFeatures.merge(model.stream(path))` is the whole in one, which does take memory for all of it.
 
         Args:
-            path: the video.
+            path: the video, or its URL.
             frames: T of a window; a video that is shorter is one window.
             overlap: frames that a window shares with the one before; the last may share more.
             fps: frames per second.
@@ -235,7 +266,7 @@ class Backbone(Encoder, ModelHubMixin):
         Sampling(frames, fps)  # refuses odd numbers before a file is opened
         if not isinstance(overlap, (int, np.integer)):
             raise TubeletError(f"overlap is {overlap!r}, expected a whole number of frames")
-        for pixels, times in read_windows(Path(path), frames, overlap, fps, self.config.tubelet_size):
+        for pixels, times in read_windows(path, frames, overlap, fps, self.config.tubelet_size):
             clips = read_inputs(pixels, self.config, Sampling(), resize)
             with torch.no_grad():
                 yield self._features(clips.pixels, times.unsqueeze(0))
@@ -291,12 +322,27 @@ def load(
         TubeletError: if there is no such model, or one of its tensors is missing, unexpected or misshapen: never is a
             part of it loaded and the rest left to chance.
     """
+    for option in hub:
+        if option not in HUB_OPTIONS:
+            hint = nearest(option, [*signature(load).parameters, *HUB_OPTIONS])
+            raise TubeletError(f"tubelet.load has no option {option!r}{hint}")
+    chosen = _device(device)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TubeletError(f"dtype is {dtype!r}, expected one of PyTorch's floats, such as torch.bfloat16")
     model = build(what, Wanted(part, with_predictor, heads, predictor_heads, levels), sha256, **hub)
     if adapter is not None:
         apply_adapters(model, Path(adapter))
-        model.fingerprint = _fingerprint(model.state_dict())
-    chosen = torch.device(device) if device is not None else pick_device()
+        model.identify()
     return model.to(chosen, dtype or pick_dtype("auto", chosen))
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        return pick_device()
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # PyTorch raises any of them
+        raise TubeletError(f"device is {str(device)!r}, which cannot be used here ({one_line(error)})") from error
 
 
 def build(what: str | Path, wanted: Wanted, sha256: str | None = None, **hub: Any) -> Backbone:
@@ -309,7 +355,8 @@ def build(what: str | Path, wanted: Wanted, sha256: str | None = None, **hub: An
         model = Backbone(weights.config, wanted.predictor)
     state = weights.encoder | {f"predictor.{name}": value for name, value in weights.predictor.items()}
     load_exactly(model, state, str(path), assign=True)
-    model.name, model.part, model.fingerprint = weights.name, weights.part, _fingerprint(weights.encoder)
+    model.name, model.part = weights.name, weights.part
+    model.identify()
     return model.requires_grad_(False).eval()
 
 
@@ -318,13 +365,16 @@ def _name_of(what: str | Path, path: Path) -> str:
     released = {file: name for name, file in RELEASED.items()}
     if not Path(what).expanduser().exists():
         return str(what)
-    return released.get(path.name, path.resolve().stem)
+    path = path.resolve()
+    return released.get(path.name, path.name if path.is_dir() else path.stem)
 
 
-def _fingerprint(state: dict[str, Tensor]) -> str:
-    """Eight hexadecimal digits of names, shapes and first values of all tensors: a few pages of a file of any size."""
+def _fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Of names, shapes and first values of an encoder's tensors: a few pages of a file of any size."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        head = state[name].flatten()[:32].float()
+        if name.startswith("predictor."):
+            continue
+        head = state[name].detach().flatten()[:32].float().cpu()
         digest.update(f"{name}{tuple(state[name].shape)}".encode() + head.numpy().tobytes())
     return digest.hexdigest()[:8]

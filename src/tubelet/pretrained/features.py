@@ -50,8 +50,13 @@ class DenseFeatures:
 
         Returns:
             (B, T', rows, columns, D).
+
+        Raises:
+            TubeletError: for a size below 1.
         """
-        rows, columns = (size, size) if isinstance(size, int) else size
+        rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
+        if not (rows >= 1 and columns >= 1):
+            raise TubeletError(f"size is {size!r}, expected rows and columns of at least 1")
         pictures = self.map.flatten(0, 1).permute(0, 3, 1, 2)
         large = F.interpolate(pictures, (rows, columns), mode="bilinear", align_corners=False)
         return large.permute(0, 2, 3, 1).unflatten(0, (-1, self.grid.t))

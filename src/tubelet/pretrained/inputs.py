@@ -16,10 +16,13 @@ from tubelet.config import ModelConfig
 from tubelet.data.clips import centre_clip_times, middle, resize_shape
 from tubelet.data.decode import VIDEO_SUFFIXES, VideoInfo, read_clips
 from tubelet.data.images import IMAGE_SUFFIXES, read_image, rgb_of
+from tubelet.data.storage import suffix_of
 from tubelet.types import TubeletError
 
 Resize = Literal["round"] | int | tuple[int, int] | None
 DEFAULT_FPS = 4.0
+# Above what any channel of a normalised picture is: white has 2.64 at most.
+_BRIGHTEST = 3.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize)
         batch = [_fit(*_read(item, config, sampling), config, resize) for item in x]
     elif not isinstance(x, (list, tuple)) and _dimensions(x) == 5:
         pixels = _channels_first(_tensor(x), config)
+        if not len(pixels):
+            raise TubeletError(f"there is nothing to encode: pixels have shape {tuple(pixels.shape)}")
         times = _own_times(pixels.shape[2], sampling)
         batch = [_fit(clip, times, config, resize) for clip in pixels]
     else:
@@ -107,7 +112,7 @@ def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize)
 def _read(x: Any, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     """One image or clip (C, T, H, W), and the times (T,) of its frames."""
     if isinstance(x, (str, Path)):
-        return _read_file(Path(x), sampling)
+        return _read_file(x, sampling)
     if isinstance(x, (list, tuple)):
         if not (x and _is_picture(x[0])):
             raise TubeletError("a clip is a list of pictures; this list holds something else, or nothing")
@@ -126,8 +131,8 @@ def _read(x: Any, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tens
     return pixels, _own_times(pixels.shape[1], sampling)
 
 
-def _read_file(path: Path, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    suffix = path.suffix.lower()
+def _read_file(path: str | Path, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    suffix = suffix_of(str(path))
     if suffix in IMAGE_SUFFIXES:
         return read_image(path).permute(2, 0, 1).unsqueeze(1), torch.zeros(1, dtype=torch.float64)
     if suffix not in VIDEO_SUFFIXES:
@@ -175,19 +180,26 @@ def _is_picture(x: Any) -> bool:
 
 
 def _tensor(x: Any) -> Tensor:
-    if isinstance(x, np.ndarray):
-        x = torch.from_numpy(np.ascontiguousarray(x))
-    if not isinstance(x, Tensor) or x.dim() < 3:
+    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
+        # A copy where PyTorch cannot share: read-only memory, such as a PIL image's, and another order of bytes.
+        x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
+    if not isinstance(x, Tensor):
+        what = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise TubeletError(f"cannot encode {what}: expected a tensor, an array, a picture, a list of frames or a path")
+    if x.dim() < 3:
         raise TubeletError(
-            f"cannot encode {type(x).__name__}: expected a tensor, an array, a picture, a list of frames or a path"
+            f"pixels have shape {tuple(x.shape)}, expected three colours: repeat the values of a grey picture"
         )
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TubeletError(f"pixels are {x.dtype}, expected uint8 (0 to 255) or normalised floats")
-    if x.is_floating_point() and x.numel() and x.min() >= 0 and 0.5 < x.max() <= 1:
-        warnings.warn(
-            "floats are taken as normalised pixels, but these look like colours from 0 to 1: give uint8 instead",
-            stacklevel=2,
-        )
+    if x.is_floating_point() and x.numel() and x.min() >= 0:
+        top = x.max()
+        if 0.5 < top <= 1 or top > _BRIGHTEST:
+            warnings.warn(
+                "floats are taken as normalised pixels, but these look like colours from 0 to "
+                f"{1 if top <= 1 else 255}: give uint8 instead",
+                stacklevel=2,
+            )
     return x
 
 

@@ -5,7 +5,9 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from filelock import FileLock
 
 from tubelet.types import TubeletError
 
@@ -20,6 +22,8 @@ RELEASED = {
     "vjepa2-vitg16-256": "vitg.pt",
     "vjepa2-vitg16-384": "vitg-384.pt",
 }
+# What `huggingface_hub` is asked for a repository.
+HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -29,7 +33,7 @@ def find(what: str | Path, sha256: str | None = None, **hub: Any) -> Path:
     Args:
         what: a path, a released name, or a Hub id (owner/name).
         sha256: what a file must have, in hexadecimal; None checks its size alone, and only when it is downloaded.
-        hub: revision, token, cache_dir, force_download and local_files_only of `huggingface_hub`.
+        hub: `HUB_OPTIONS` of `huggingface_hub`.
 
     Raises:
         TubeletError: if there is no such thing here, and it cannot be fetched.
@@ -62,21 +66,40 @@ def folders() -> list[Path]:
 def download(url: str, target: Path) -> None:
     """Fetch a file with a progress bar; a download that was broken off goes on where it ended.
 
-    The file appears under its name only when it has the size that the server says.
+    The file appears under its name only when it has the size that the server says. Of several processes that want it
+    one fetches it, and the others wait.
 
     Raises:
         OSError: if it cannot be reached or ends early; what came is kept for the next attempt.
     """
-    from huggingface_hub.file_download import http_get
-
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
-    with partial.open("ab") as file:
-        try:
-            http_get(url, file, resume_size=file.tell(), displayed_filename=target.name)
-        except Exception as error:  # whatever its HTTP library of the day raises
-            raise OSError(str(error).strip().split("\n")[0] or type(error).__name__) from error
-    partial.replace(target)
+    with FileLock(target.with_name(target.name + ".lock")):
+        if target.is_file():  # another process was faster
+            return
+        with partial.open("ab") as file:
+            try:
+                _fetch(url, file, target.name)
+            except Exception as error:  # whatever its HTTP library of the day raises
+                raise OSError(str(error).strip().split("\n")[0] or type(error).__name__) from error
+        partial.replace(target)
+
+
+def _fetch(url: str, file: BinaryIO, name: str) -> None:
+    """Append to a file what it lacks of what is at a URL."""
+    from huggingface_hub.file_download import http_get
+
+    begin = file.tell()
+    try:
+        http_get(url, file, resume_size=begin, displayed_filename=name)
+    except Exception as error:
+        response: Any = getattr(error, "response", None)
+        if response is None or response.status_code != 416:
+            raise
+        # There is nothing behind what is here: it is whole and was not renamed in time, or it is something else.
+        if response.headers.get("Content-Range") != f"bytes */{begin}":
+            file.truncate(0)
+            http_get(url, file, displayed_filename=name)
 
 
 def _released(name: str, local_only: bool) -> Path:

@@ -149,7 +149,12 @@ def _read_safetensors(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             raise TubeletError(f"{path}: cannot be read ({error})") from error
+        if twice := next((name for name in found if name in tensors), None):
+            raise TubeletError(
+                f"{path.parent}: holds several models ({twice} is in {path.name} and in another file): name one file"
+            )
+        tensors |= found
     return tensors, header

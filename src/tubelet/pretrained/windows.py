@@ -12,11 +12,13 @@ from tubelet.data.decode import open_video
 from tubelet.types import DecodeError, TubeletError
 
 
-def read_windows(path: Path, frames: int, overlap: int, fps: float, tubelet: int) -> Iterator[tuple[Tensor, Tensor]]:
+def read_windows(
+    path: str | Path, frames: int, overlap: int, fps: float, tubelet: int
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """The frames of a video, window by window; it is decoded once, from its beginning to its end.
 
     Args:
-        path: the video.
+        path: the video, or its URL.
         frames: of a window; a video that is shorter is one shorter window.
         overlap: frames that a window shares with the one before; the last may share more, to be of full length.
         fps: frames per second.
