@@ -6,17 +6,26 @@ if TYPE_CHECKING:
     from tubelet.pretrained.backbone import load
     from tubelet.pretrained.features import DenseFeatures
 
-__all__ = ["DenseFeatures", "load"]
+__all__ = ["DenseFeatures", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load` and `DenseFeatures`, imported when they are first asked for: commands that need no torch stay quick."""
+    """What is imported when it is first asked for: commands that need no torch stay quick."""
     if name == "load":
         from tubelet.pretrained.backbone import load
 
         return load
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tubelet")
     if name == "DenseFeatures":
         from tubelet.pretrained.features import DenseFeatures
 
         return DenseFeatures
     raise AttributeError(f"module 'tubelet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """For completion."""
+    return [*globals(), *__all__]

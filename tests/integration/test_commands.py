@@ -10,9 +10,11 @@ import time
 import pytest
 from runs import rows
 
+import tubelet
 from media import write_image, write_text, write_video
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.cli import main
+from tubelet.cli.runs import COMMANDS as RUNS
 
 
 def start(*arguments):
@@ -66,6 +68,56 @@ def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_
     model, config = load_vjepa(out)
     assert model.config.patch_size == 8
     assert json.loads((out / "config.json").read_text())["steps"] == config.steps
+
+
+def test_a_resumed_run_goes_on_with_its_own_settings_but_for_those_that_are_given(media, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+
+    def train(*words):
+        monkeypatch.setattr(sys, "argv", ["tubelet", *map(str, words)])
+        for command in RUNS.values():
+            monkeypatch.setattr(command, "__defaults__", command.__defaults__)
+        main()
+
+    train("train", media, "--out", out, *TRAIN, "--steps", "2", "--fps", "6")
+    train("train", "--out", out, "--resume", "--steps", "3")
+    assert "changed since this run began: steps: 2 -> 3" in capsys.readouterr().out
+    train("train", f"--out={out}", "--resume", "--lr", "1e-5", "--steps", "4")
+    settings = json.loads((out / "config.json").read_text())
+    assert (settings["steps"], settings["optim"]["lr"], settings["data"]["fps"]) == (4, 1e-5, 6)
+    assert settings["data"]["sources"] == [str(media)]
+    small = tmp_path / "small"
+    train("distil", media, "--teacher", out, *TRAIN, "--out", small, "--steps", "1")
+    train("distil", "--out", small, "--resume", "--steps", "2")
+    assert len(rows(small)) == 2
+    kept = (out / "config.json").read_text()
+    with pytest.raises(SystemExit):
+        train("train", "--out", out, "--resume", "--steps", "3")
+    assert "4 steps are done, and steps is 3: ask for more" in capsys.readouterr().err
+    assert (out / "config.json").read_text() == kept
+
+
+def test_a_run_is_not_written_where_it_does_not_belong(media, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text("{}")  # of a run that failed before its first step
+    for out, reason in [
+        (media, "this folder is one of the sources"),
+        (tmp_path / "file", "the run's folder cannot be made"),
+        (tmp_path / "begun", None),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["tubelet", "train", str(media), "--out", str(out), *TRAIN, "--steps", "1"])
+        if reason is None:
+            main()
+            assert len(rows(out)) == 1
+        else:
+            with pytest.raises(SystemExit):
+                main()
+            assert f"error: {out}: {reason}" in capsys.readouterr().err
+
+
+def test_the_version_is_said():
+    assert run("--version") == (0, f"tubelet {tubelet.__version__}\n", "")
 
 
 def test_only_bad_files_end_in_one_line_and_a_non_zero_exit_code(tmp_path):

@@ -1,7 +1,9 @@
 """Compiled runs: the same losses, no compilation after the first steps, and no compiler is no error."""
 
 import dataclasses
+import os
 import shutil
+import signal
 from functools import partial
 
 import pytest
@@ -12,8 +14,9 @@ from runs import rows, tiny_config, train_quietly
 from tubelet.config import DataConfig, TrainConfig, vit_pico
 from tubelet.model.layers import Block
 from tubelet.model.rope import rotary_table
-from tubelet.train.compilation import is_worth_compiling
+from tubelet.train.compilation import is_worth_compiling, remove_unfinished
 from tubelet.train.loop import train
+from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.types import Grid
 from tubelet.vjepa import VJEPA
 
@@ -77,3 +80,20 @@ def test_only_long_runs_compile_unless_told():
     published = dataclasses.replace(demo, data=DataConfig(), steps=300_000)
     assert not is_worth_compiling(VJEPA(demo.model), demo, CPU)
     assert is_worth_compiling(VJEPA(published.model), published, CPU)
+
+
+def test_an_error_in_a_step_that_was_asked_to_stop_is_told_as_that():
+    with pytest.raises(InterruptedRunError, match="SIGUSR1: stopped in the middle of a step") as told, StopSignals():
+        signal.raise_signal(signal.SIGUSR1)
+        raise ImportError("a compiler that Ctrl-C reached too")
+    assert told.value.exit_code == 128 + signal.SIGUSR1
+
+
+def test_an_empty_library_that_a_killed_compiler_left_is_removed(tmp_path):
+    left, fresh, whole = (tmp_path / f"{name}.so" for name in ("left", "fresh", "whole"))
+    whole.write_bytes(b"ELF")
+    for path in (left, fresh):
+        path.touch()
+    os.utime(left, (0, 0))
+    remove_unfinished(tmp_path)
+    assert sorted(path.stem for path in tmp_path.glob("*.so")) == ["fresh", "whole"]

@@ -128,11 +128,6 @@ def test_resuming_with_another_model_is_refused(media, undisturbed):
     train_quietly(config, undisturbed, resume=True)  # and nothing was spoilt
 
 
-def test_a_run_that_is_resumed_with_fewer_steps_says_how_many_it_has_done(media, undisturbed, capsys):
-    train(tiny_config(media, steps=12), undisturbed, resume=True)
-    assert "20 steps done; the model is in" in capsys.readouterr().out
-
-
 def test_checkpoints_without_a_config_are_not_continued_without_being_asked(media, undisturbed, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     shutil.copy(checkpoints(undisturbed)[-1], tmp_path / "run" / "checkpoints")

@@ -190,7 +190,9 @@ FLOORS = [
             "view/results.py",
         ],
     ],
-    [["console.py", "cli.py"]],
+    [["console.py"]],
+    [["cli/runs.py"], ["cli/data.py"], ["cli/features.py"], ["cli/look.py"]],
+    [["cli/__init__.py"]],
     [["__main__.py"]],
 ]
 PLACE = {

@@ -1,6 +1,7 @@
 """torch.compile that is felt only as speed: a block once, any length of sequence, kept from run to run."""
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from tubelet.vjepa import VJEPA
 WORTH_SECONDS = 20 * 60
 # Operations a second that a modest device of each kind does; whether to compile must not hang on a measurement, since
 # compiled blocks round differently and a resumed run has to decide as it did before.
+_LINKING_S = 5.0  # for so long an empty library may be one that another process is writing
 _RATES = {"cuda": 1e14, "cpu": 1e11, "cpu with bf16 units": 5e11}
 
 
@@ -31,6 +33,7 @@ def compile_blocks(
         return None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tubelet" / "compiled"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    remove_unfinished(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
     if problem := _problem(device):
         return f"not compiling, steps will be slower: {problem}"
     for part in (model.student, model.teacher, model.predictor):
@@ -63,6 +66,14 @@ def step_operations(model: VJEPA, config: TrainConfig) -> float:
     parts = (model.student, model.predictor, *(model.guides or (model.teacher,)))
     student, predictor, guide = (sum(p.numel() for p in part.parameters()) for part in parts)
     return tokens * (2 * guide + len(config.masks.video) * 6 * (0.2 * student + predictor))
+
+
+def remove_unfinished(cache: Path) -> None:
+    """Remove what a compiler that was killed left: an empty library would be taken for a finished one for ever."""
+    for library in cache.rglob("*.so"):
+        found = library.stat()
+        if found.st_size == 0 and time.time() - found.st_mtime > _LINKING_S:
+            library.unlink(missing_ok=True)
 
 
 def _problem(device: torch.device) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from tubelet.checkpoint import describe_os_error, load_training_state, step_of
+from tubelet.checkpoint import describe_os_error, load_training_state
 from tubelet.config import TrainConfig
 from tubelet.data.loader import check_steps, mixes, samples_per_step
 from tubelet.data.manifest import MediaList, list_media
@@ -145,7 +145,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             raise InterruptedRunError(said, stop)
     if saver.newest is None:
         raise TubeletError("the run has no steps")
-    done_in = f"{step_of(saver.newest)} steps done; the model is in [bold]{saver.newest}[/bold]"
+    done_in = f"{config.steps} steps done; the model is in [bold]{saver.newest}[/bold]"
     console.print(done_in, highlight=False, soft_wrap=True)
     return saver.newest
 

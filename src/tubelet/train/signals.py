@@ -15,7 +15,7 @@ SAME_S = 2.0
 
 
 class InterruptedRunError(TubeletError):
-    """A signal asked the run to stop; it saved a checkpoint first.
+    """A signal asked the run to stop.
 
     Attributes:
         exit_code: what the shell expects of a process that such a signal ended.
@@ -43,6 +43,13 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        # Ctrl-C reaches a compiler at work too, whose end is then an error of the step.
+        if self.received and isinstance(error, Exception) and not isinstance(error, TubeletError):
+            raise InterruptedRunError(
+                f"{self.received.name}: stopped in the middle of a step ({type(error).__name__}), which is lost; "
+                "continue from the last checkpoint with --resume",
+                self.received,
+            ) from error
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:

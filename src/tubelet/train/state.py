@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from tubelet.checkpoint import checkpoints, describe_os_error
+from tubelet.checkpoint import checkpoints, describe_os_error, step_of
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.types import BadFile, TubeletError
 
@@ -32,17 +32,26 @@ class RunFolder:
             sources: what the sources hold, by which a run that is resumed knows whether it still is the same.
 
         Raises:
-            TubeletError: if a run is there already and is not to be resumed, or was of another model.
+            TubeletError: if a run is there already and is not to be resumed, was of another model, or is beyond its
+                last step; or if the folder is one of the sources.
         """
         self.path = path
+        if any(path.absolute() == Path(source).absolute() for source in config.data.sources):
+            raise TubeletError(f"{path}: this folder is one of the sources; choose another --out")
         found = checkpoints(path)
         self.checkpoint = found[-1] if found else None
         self.changed: list[str] = []
-        known = (path / CONFIG).exists()
-        if (known or found) and not resume:
+        # A folder with settings alone is of a run that failed before its first step.
+        begun = bool(found) or next(_rows(path / METRICS), None) is not None
+        if begun and not resume:
             raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
-        if known:
+        if begun and (path / CONFIG).exists():
             self.changed = _changes(path / CONFIG, config)
+        if found and step_of(found[-1]) > config.steps:
+            raise TubeletError(
+                f"{path}: {step_of(found[-1])} steps are done, and steps is {config.steps}: ask for more, or choose "
+                "another --out"
+            )
         before = (path / SOURCES).read_text(errors="replace").strip() if (path / SOURCES).exists() else sources
         if before != sources:
             self.changed.append(f"what the sources hold, so that data come in another order: {before} -> {sources}")
@@ -68,7 +77,10 @@ class RunFolder:
         self.alarms = [row for row in self.alarms if row["step"] <= step]
         if not self.writes:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TubeletError(f"{self.path}: the run's folder cannot be made: {describe_os_error(error)}") from error
         self.close()  # what waits is of steps that may be written anew
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
         write_atomically(self.path / SOURCES, self.sources + "\n")

@@ -1,0 +1,115 @@
+"""The commands that take a model to a collection, or to another layout."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from tubelet.config import EmbedConfig
+from tubelet.console import files_progress, say_bad
+
+
+def embed(
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")],
+    config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
+    *,
+    model: str,
+    out: Path,
+) -> None:
+    """Write the features of a collection's clips to a table of Parquet files.
+
+    Args:
+        sources: Folders, media files, globs, CSV or JSONL manifests, and folders of shards; paths or URLs.
+        config: Which clips, and what is kept.
+        model: A run folder, a .safetensors or released .pt file, a released name, or a Hub id.
+        out: Folder of the table; what a stopped or killed command left there is continued.
+    """
+    from tubelet.embed.collection import embed_collection
+    from tubelet.pretrained.backbone import load
+
+    console = Console()
+    with files_progress(console) as progress:
+        made = embed_collection(
+            load(model), sources, out, config, model, progress=progress, report=partial(say_bad, console)
+        )
+    before = f" ({made.before} files were done before)" if made.before else ""
+    changed = f"; {made.changed} files changed since: their rows were made anew" if made.changed else ""
+    broken = f" ({made.broken} of them break off on the way and have no rows either)" if made.broken else ""
+    short = f"; {made.short} videos too short for --fps were read at a higher rate" if made.short else ""
+    console.print(
+        f"{out}: {made.rows} clips of {made.files} files{before}{changed}; {made.bad} bad files{broken}{short}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def search(
+    index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
+    *,
+    top: int = 10,
+    model: str | None = None,
+) -> None:
+    """Find the clips of a table that are nearest to an image or to the middle of a video.
+
+    Args:
+        index: A folder that embed wrote.
+        file: The query; a path or a URL.
+        top: How many clips to show.
+        model: The model that made the table, if it no longer lies where it was.
+    """
+    from rich.table import Table
+
+    from tubelet.embed.search import search as find_nearest
+    from tubelet.pretrained.backbone import load
+
+    table = Table()
+    for column in ("similarity", "seconds"):
+        table.add_column(column, justify="right")
+    table.add_column("file", overflow="fold")
+    for hit in find_nearest(index, file, top, load(model) if model else None):
+        table.add_row(f"{hit.similarity:.3f}", f"{hit.start_s:.1f}-{hit.end_s:.1f}", escape(hit.path))
+    Console().print(table)
+
+
+def convert(
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")],
+    *,
+    part: Literal["teacher", "student"] | None = None,
+    with_predictor: bool = False,
+    heads: int | None = None,
+    predictor_heads: int | None = None,
+    levels: tuple[int, ...] | None = None,
+    license: str = "unknown",
+    images: bool = False,
+) -> None:
+    """Write a model in another layout: released .pt, .safetensors, a folder for the Hub, .pt2 or .onnx.
+
+    Args:
+        what: A run folder, a file, a released name or a Hub id.
+        out: NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder.
+        part: Teacher or student; by default the teacher, or the one that the file holds. A .pt of a run holds both.
+        with_predictor: The predictor too.
+        heads: Attention heads, of a .pt file of a width outside the family.
+        predictor_heads: Attention heads of the predictor, of a .pt file.
+        levels: Tapped blocks, of a .pt file outside the family.
+        license: Of the weights, for a folder's model card.
+        images: Export the image tokenizer's path rather than the video's.
+    """
+    from tubelet.pretrained.weights import Wanted
+
+    wanted = Wanted(part, with_predictor, heads, predictor_heads, levels)
+    if out.suffix in (".pt2", ".onnx"):
+        from tubelet.pretrained.export import export
+
+        said = export(what, out, wanted, images)
+    else:
+        from tubelet.pretrained.convert import convert as write
+
+        said = write(what, out, wanted, license)
+    Console().print(said, highlight=False, soft_wrap=True)

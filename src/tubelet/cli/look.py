@@ -1,0 +1,97 @@
+"""The commands that look at a model, in figures and in pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from tubelet.config import EvaluateConfig
+from tubelet.console import stages_progress
+
+
+def evaluate(
+    model: Annotated[str, tyro.conf.Positional],
+    config: Annotated[EvaluateConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
+    *,
+    data: Path,
+    task: str | None = None,
+    out: Path | None = None,
+    cache: Path | None = None,
+) -> None:
+    """Ask what a model's frozen features are worth, on a benchmark in its own layout or on a sample set.
+
+    Without --task, segmentation, depth, camera motion and tracking on a sample set, beside a random encoder and raw
+    patches.
+
+    Args:
+        model: A run folder, a .safetensors or released .pt file, a released name, or a Hub id.
+        config: How.
+        data: The benchmark's folder, or one that sample-data wrote.
+        task: One of the tasks that docs/evaluate.md describes.
+        out: Folder of the results; by default the run, and with --task its folder evaluation/TASK-DATA, or here
+            evaluation/ID by the model's id.
+        cache: Folder of the features, which are computed once; by default in the user's cache.
+    """
+    if task is None:
+        from tubelet.evaluate.suite.comparison import print_table
+        from tubelet.evaluate.suite.run import evaluate_model
+
+        print_table(evaluate_model(model, data, config, out), Console())
+        return
+    from tubelet.evaluate.cache import FeatureCache, default_folder
+    from tubelet.evaluate.result import print_result, write_result
+    from tubelet.evaluate.tasks import WITH_PREDICTOR, run_task
+    from tubelet.pretrained.backbone import load
+    from tubelet.view.results import write_result_page
+
+    console, encoder = Console(), load(model, with_predictor=task in WITH_PREDICTOR)
+    with stages_progress(console) as progress:
+        result = run_task(task, encoder, data, config, FeatureCache(cache or default_folder(), encoder), progress)
+    folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
+    folder = out or folder / "evaluation" / f"{task}-{data.resolve().name}"
+    write_result(result, folder / "result.json")
+    write_result_page(result, folder / "page.html")
+    print_result(result, console)
+    console.print(f"{folder / 'page.html'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def explain(
+    file: Annotated[Path, tyro.conf.Positional],
+    *,
+    model: str = "vit-ti",
+    out: Path = Path("explain.html"),
+    image_size: int | None = None,
+    frames: int | None = None,
+    fps: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Follow one video or image through the system: eight steps, printed and drawn on a page.
+
+    Args:
+        file: A video or an image.
+        model: A preset (random weights), a run folder, a checkpoint, or a released .pt file.
+        out: The page.
+        image_size: Side of the centre crop in pixels; by default what the run was trained at, or 224.
+        frames: Frames of the clip; by default what the run was trained at, or 16.
+        fps: Frames per second of the clip; by default what the run was trained at, or 4.
+        seed: Seed of the masks, and of random weights.
+    """
+    from tubelet.view.explain import explain as write_explanation
+
+    write_explanation(file, model, out, image_size=image_size, frames=frames, fps=fps, seed=seed, console=Console())
+
+
+def report(run: Annotated[Path, tyro.conf.Positional], *, data: Path | None = None, out: Path | None = None) -> None:
+    """Write a run's report: table, curves, and pictures of its features.
+
+    Args:
+        run: A run folder.
+        data: The sample data set that the pictures are taken from.
+        out: The page; RUN/report.html by default.
+    """
+    from tubelet.view.report import write_report
+
+    page = out or run / "report.html"
+    write_report(run, data, page)
+    Console().print(f"report: {page}", highlight=False, soft_wrap=True)

@@ -1,0 +1,146 @@
+"""The commands that train."""
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from tubelet.config import PlanConfig, TrainConfig, model_preset, recipes, resized
+from tubelet.types import TubeletError
+
+Run = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
+Planned = Annotated[PlanConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
+
+
+def train(
+    config: Run,
+    planned: Planned = PlanConfig(),  # noqa: B008 - frozen
+    *,
+    out: Path | None = None,
+    model: str | None = None,
+    patch_size: int | None = None,
+    tubelet_size: int | None = None,
+    output_levels: int | None = None,
+    resume: bool = False,
+) -> None:
+    """Pre-train V-JEPA 2.1 on videos and images.
+
+    Args:
+        config: The run.
+        planned: A dry run of it.
+        out: Folder of the run: checkpoints, metrics, list of bad files; --plan alone needs none.
+        model: vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G; by default vit-ti, or what --init-from holds.
+        patch_size: Pixels along a patch's side, instead of the model's own.
+        tubelet_size: Frames of a video token, instead of the model's own.
+        output_levels: How many levels, the last ones, are predicted from and predicted; 1 is V-JEPA 2.0's way.
+        resume: Continue the run in --out from its newest checkpoint.
+    """
+    from tubelet.train.initial import continued_sizes
+    from tubelet.train.loop import train as run_training
+    from tubelet.train.plan_table import print_plan_of
+    from tubelet.train.state import CONFIG, read_config
+
+    if resume and model is None and out and (out / CONFIG).is_file():
+        preset = read_config(out).model  # where the run's first weights came from may be gone by now
+    elif config.init_from and model is None:
+        preset = continued_sizes(config.init_from)
+    else:
+        preset = model_preset(model or "vit-ti")
+    sizes = resized(preset, patch_size, tubelet_size)
+    if output_levels is not None:
+        sizes = dataclasses.replace(sizes, output_levels=output_levels)
+    config = dataclasses.replace(config, model=sizes)
+    if planned.plan:
+        return print_plan_of(config, planned, Console())
+    if out is None:
+        raise TubeletError("out is not given: say which folder the run is written to")
+    run_training(config, out, resume, Console())
+
+
+def cooldown(config: Run = recipes.cooldown(), *, out: Path, resume: bool = False) -> None:  # noqa: B008 - frozen
+    """Cool a pre-trained model down: longer clips, and a learning rate that falls to nothing.
+
+    Args:
+        config: The run; --init-from names what is cooled down.
+        out: Folder of the run.
+        resume: Continue the run in --out from its newest checkpoint.
+    """
+    if config.init_from is None:
+        raise TubeletError("init_from is not given: say which run, checkpoint or released .pt file goes on")
+    train(config, out=out, resume=resume)
+
+
+def high_resolution(config: Run = recipes.high_resolution(), *, out: Path, resume: bool = False) -> None:  # noqa: B008
+    """Cool a pre-trained model down at 384 px.
+
+    Args:
+        config: The run; --init-from names what is adapted.
+        out: Folder of the run.
+        resume: Continue the run in --out from its newest checkpoint.
+    """
+    cooldown(config, out=out, resume=resume)
+
+
+def distil(
+    config: Run = recipes.distil(),  # noqa: B008
+    *,
+    teacher: str | None = None,
+    out: Path,
+    model: str | None = None,
+    patch_size: int | None = None,
+    tubelet_size: int | None = None,
+    resume: bool = False,
+) -> None:
+    """Train a small student, and a predictor of its own, to predict a frozen larger model's last level.
+
+    What is kept is the student's average, which `tubelet convert` writes under the released key `ema_encoder`.
+
+    Args:
+        config: The run.
+        teacher: The frozen model: a run folder, a .safetensors or released .pt file, a released name, or a Hub id.
+        out: Folder of the run.
+        model: The student: vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G; by default vit-b.
+        patch_size: Pixels along a patch's side, instead of the student's own; the teacher's must be the same.
+        tubelet_size: Frames of a video token, instead of the student's own; the teacher's must be the same.
+        resume: Continue the run in --out from its newest checkpoint.
+    """
+    from tubelet.pretrained.backbone import load
+    from tubelet.train.initial import distilled_sizes
+    from tubelet.train.loop import train as run_training
+
+    teacher = teacher or config.distil_from  # a run that is resumed has one
+    if teacher is None:
+        raise TubeletError("teacher is not given: say which frozen model the student is to predict")
+    if config.distil_from is None or model or patch_size or tubelet_size:
+        student = resized(model_preset(model or "vit-b"), patch_size, tubelet_size)
+        sizes = distilled_sizes(student, load(teacher, device="cpu").config)
+        config = dataclasses.replace(config, model=sizes)
+    run_training(dataclasses.replace(config, distil_from=teacher), out, resume, Console())
+
+
+COMMANDS = {"train": train, "cooldown": cooldown, "high-resolution": high_resolution, "distil": distil}
+
+
+def take_up(words: Sequence[str]) -> None:
+    """Let a run that is resumed go on with its own settings, wherever the command line does not give others.
+
+    Raises:
+        TubeletError: if the run's settings cannot be read.
+    """
+    command: Any = COMMANDS.get(words[0]) if words else None
+    if command is None or "--resume" not in words:
+        return
+    given = dict(pairwise(words)) | dict(word.split("=", 1) for word in words if "=" in word)
+    out = given.get("--out")
+    if out is None or not (Path(out) / "config.json").is_file():
+        return
+    from tubelet.train.state import read_config
+
+    # What an option that is left out comes to is the default of the command's first parameter.
+    _, *others = inspect.signature(command).parameters.values()
+    command.__defaults__ = read_config(Path(out)), *(p.default for p in others if p.kind is p.POSITIONAL_OR_KEYWORD)
