@@ -1,6 +1,6 @@
 """Pre-training on a Ray cluster: Ray Train places and restarts the processes, as torchrun would.
 
-    pip install 'tubelet[ray]'
+    pip install 'ray[train]'
     python examples/ray_train.py --workers 2 -- films --out /shared/runs/ray --model vit-ti --steps 1000
 
 What stands after `--` is what `tubelet train` takes; paths must be seen under the same name by every machine. Without

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_two_workers_of_a_local_ray_train_one_run(tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'tubelet[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[train]'")
     (tmp_path / "films").mkdir()
     for i in range(3):
         write_video(tmp_path / "films" / f"{i}.mp4", frames=48)

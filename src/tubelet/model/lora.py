@@ -27,7 +27,7 @@ def add_adapters(encoder: nn.Module, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise TubeletError("lora_rank needs peft: pip install 'tubelet[lora]'") from error
+        raise TubeletError("lora_rank needs peft: pip install peft") from error
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=_LAYERS), encoder)
 
 

@@ -30,7 +30,7 @@ def convert(model: VJEPA, emulate: bool = False) -> None:
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
-        raise TubeletError("precision is fp8, which needs torchao: pip install 'tubelet[fp8]'") from error
+        raise TubeletError("precision is fp8, which needs torchao: pip install torchao") from error
     # The units take inner sizes in sixteens, which numbers of visible tokens are not.
     config = Float8LinearConfig(emulate=emulate, pad_inner_dim=True)
     for part in (model.student, model.teacher, model.predictor):

@@ -68,7 +68,7 @@ class CollapseWatch:
     It warns once for each new halving, and anew when ten looks in a row were at twice what it had warned of. An
     untrained network spreads its tokens over more directions than a trained one will: the effective rank of a healthy
     run falls to a third within its first steps. What alarms is therefore a fall below a third of the median of the last
-    looks (healthy runs were seen to come down to 0.47 of it), or a figure so low that hardly anything is left to tell
+    looks, from the sixth on (healthy runs were seen to come down to 0.47 of it), or a figure so low that hardly anything is left to tell
     tokens apart, however slowly it came to that. A predictor begins there: before it has learnt anything it says the
     same of all tokens. Its figures are watched from when ten looks in a row were above that.
     """
@@ -102,7 +102,7 @@ class CollapseWatch:
         who, level, figure = found["who"] or "teacher", found["level"], found["figure"]
         least = LEAST_STD if figure == "channel_std" else max(2.0, LEAST_RANK * self.widths[who])
         recent = self.recent.setdefault(name, deque(maxlen=LOOKS))
-        usual = median(recent) if recent else value
+        usual = median(recent) if len(recent) >= LOOKS // 2 else value
         if len(recent) == LOOKS and min(recent) >= 2 * self.warned.get(name, inf):
             del self.warned[name]  # it had recovered
         recent.append(value)

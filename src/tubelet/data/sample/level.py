@@ -64,7 +64,7 @@ def wad_folder() -> Path:
     """
     spec = find_spec("vizdoom")
     if spec is None or spec.origin is None:
-        raise TubeletError("the sample data set is rendered by ViZDoom: pip install 'tubelet[sample]'")
+        raise TubeletError("the sample data set is rendered by ViZDoom: pip install vizdoom")
     return Path(spec.origin).parent
 
 

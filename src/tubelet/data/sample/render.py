@@ -127,7 +127,7 @@ def engine(wad: str, level: str, view: View, seed: int) -> Iterator[Any]:
     try:
         import vizdoom
     except ImportError as error:
-        raise TubeletError("the sample data set is rendered by ViZDoom: pip install 'tubelet[sample]'") from error
+        raise TubeletError("the sample data set is rendered by ViZDoom: pip install vizdoom") from error
     game = vizdoom.DoomGame()
     game.set_doom_game_path(str(wad_folder() / wad))
     game.set_doom_map(level)
