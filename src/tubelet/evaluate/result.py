@@ -15,6 +15,8 @@ from rich.table import Table
 from tubelet.checkpoint import describe_os_error
 from tubelet.types import BadFile, TubeletError
 
+_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -23,12 +25,17 @@ class Metric:
     Attributes:
         value: in `unit`.
         unit: "%", "m", ...; empty for a plain number.
-        higher_is_better: which way it goes.
+        higher_is_better: which way it goes; None for what another figure is to be compared with.
     """
 
     value: float
     unit: str = ""
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
+
+    @property
+    def arrow(self) -> str:
+        """Which way is better."""
+        return {True: " ↑", False: " ↓", None: ""}[self.higher_is_better]
 
     def __str__(self) -> str:
         digits = 1 if self.unit == "%" else 3
@@ -128,22 +135,21 @@ def _copy_files(files: Mapping[str, Path], out: Path) -> None:
 
 def print_result(result: Result, console: Console) -> None:
     """The metrics as a table, and what they stand for below it."""
-    table = Table(title=f"{result.task} on {result.benchmark}, {result.model_id}")
+    console.print(f"{result.task} on {result.benchmark}, {result.model_id}", style="italic", **_PLAIN)
+    table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, metric in result.metrics.items():
-        table.add_row(f"{name} {'↑' if metric.higher_is_better else '↓'}", str(metric))
+        table.add_row(f"{name}{metric.arrow}", str(metric))
     if result.metrics:
         console.print(table)
     else:
-        console.print(table.title, result.protocol, sep="\n", markup=False, highlight=False)
+        console.print(result.protocol, markup=False, highlight=False)
     console.print(", ".join(f"{number} {what}" for what, number in result.counts.items()), highlight=False)
     if result.skipped:
         first = result.skipped[0]
         console.print(
             f"{len(result.skipped)} files were left out, or a part of them; the first is {first.path}: {first.reason}",
             style="yellow",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            **_PLAIN,
         )

@@ -114,7 +114,9 @@ def _to_onnx(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> 
         import onnxruntime
         import onnxscript  # noqa: F401 - what torch.onnx writes with
     except ImportError as error:
-        raise TubeletError(f"{out}: writing ONNX needs {error.name}: pip install onnx onnxscript onnxruntime") from error
+        raise TubeletError(
+            f"{out}: writing ONNX needs {error.name}: pip install onnx onnxscript onnxruntime"
+        ) from error
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it counts the packages that it could also translate
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself

@@ -67,10 +67,11 @@ class CollapseWatch:
 
     It warns once for each new halving, and anew when ten looks in a row were at twice what it had warned of. An
     untrained network spreads its tokens over more directions than a trained one will: the effective rank of a healthy
-    run falls to a third within its first steps. What alarms is therefore a fall below a third of the median of the last
-    looks, from the sixth on (healthy runs were seen to come down to 0.47 of it), or a figure so low that hardly anything is left to tell
-    tokens apart, however slowly it came to that. A predictor begins there: before it has learnt anything it says the
-    same of all tokens. Its figures are watched from when ten looks in a row were above that.
+    run falls to a third within its first steps. What alarms is therefore a fall below a third of the median of the
+    last looks, from the sixth on (healthy runs were seen to come down to 0.47 of it), or a figure so low that hardly
+    anything is left to tell tokens apart, however slowly it came to that. A predictor begins there: before it has
+    learnt anything it says the same of all tokens. Its figures are watched from when ten looks in a row were above
+    that.
     """
 
     def __init__(self, width: int, predicted_width: int | None = None) -> None:

@@ -1,6 +1,7 @@
 """The page of an evaluation: its figures, and predictions beside the truth, worst first."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,11 @@ def write_result_page(result: Result, out: Path) -> None:
     Raises:
         TubeletError: if it cannot be written.
     """
+    first = next(iter(result.metrics), "")
     examples = [
         {
             "name": example.name,
-            "score": example.score,
+            "score": None if example.score is None else str(replace(result.metrics[first], value=example.score)),
             "note": example.note,
             "pictures": [(label, _address(_small(pixels))) for label, pixels in example.pictures.items()],
         }
@@ -33,7 +35,7 @@ def write_result_page(result: Result, out: Path) -> None:
     ]
     values = {
         "result": result,
-        "first": next(iter(result.metrics), ""),
+        "first": first,
         "examples": examples,
         "tops": sorted({Path(name).parent.as_posix() for name in result.files}),
         "shown_skipped": SHOWN_SKIPPED,

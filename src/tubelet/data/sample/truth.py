@@ -318,7 +318,9 @@ def read_description(root: str | Path) -> dict:
     try:
         description = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise TubeletError(f"{root}: no sample set here; make one with `tubelet sample-data {root}`") from error
+        raise TubeletError(
+            f"{root}: no sample set here (no dataset.json); `tubelet sample-data FOLDER` makes one in a new folder"
+        ) from error
     if not isinstance(description, dict) or description.get("name") != NAME:
         raise TubeletError(f"{path}: not the description of a sample set")
     if description.get("format") != FORMAT:

@@ -309,6 +309,8 @@ def write_sample_data(
         "validation_share": validation_share,
     }
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / "dataset.json").exists():
+            raise TubeletError(f"{out}: holds other files; name a new folder for the sample set")
         description = truth.read_description(out)
         if description["parameters"] != parameters:
             raise TubeletError(

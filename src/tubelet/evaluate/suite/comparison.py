@@ -72,7 +72,8 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
 def print_table(evaluation: Evaluation, console: Console) -> None:
     """One row a task, one column a kind of feature, the best of each row in bold."""
     what = f"{evaluation.checkpoint} on {evaluation.data}"
-    table = Table(title=what, caption=f"{evaluation.clips['train']} train and {evaluation.clips['val']} val clips")
+    console.print(what, style="italic", markup=False, highlight=False, soft_wrap=True)
+    table = Table(caption=f"{evaluation.clips['train']} train and {evaluation.clips['val']} val clips")
     table.add_column("task")
     table.add_column("metric")
     for kind in evaluation.features:

@@ -73,6 +73,11 @@ def evaluate_model(what: str, data: Path, config: EvaluateConfig, out: Path | No
     Raises:
         TubeletError: no such model or sample set, they do not fit together, or the result cannot be written.
     """
+    if not (data / "dataset.json").is_file():
+        raise TubeletError(
+            f"{data}: no sample set here, which evaluation without --task is of; `tubelet sample-data FOLDER` makes "
+            "one in a new folder, and a benchmark needs its --task"
+        )
     config.refuse((*HEAD_SETTINGS, "max_bad_share"), "evaluation without --task")
     path = Path(what).expanduser()
     options: dict[str, Any] = {"seed": config.seed, "image_size": config.image_size, "frames": config.frames}

@@ -124,8 +124,8 @@ def _window(frames: int, tubelet: int) -> int:
 def _metrics(shares: dict) -> dict[str, Metric]:
     """The found share of the moved at each distance, after occlusion, and what other answers would give."""
 
-    def percent(which: str, what: str, within: str) -> Metric:
-        return Metric(value=100 * shares[which][what][within], unit="%")
+    def percent(which: str, what: str, within: str, better: bool | None = True) -> Metric:
+        return Metric(value=100 * shares[which][what][within], unit="%", higher_is_better=better)
 
     near = f"{HEADLINE:g} patch"
     metrics = {f"moved points found within {near}": percent("moved", "found", near)}
@@ -134,13 +134,13 @@ def _metrics(shares: dict) -> dict[str, Metric]:
         metrics[f"the same, after occlusion ({hidden['pairs']:,} cases)"] = percent(
             "moved, hidden in between", "found", near
         )
-    metrics["the same by chance"] = percent("moved", "chance", near)
+    metrics["the same by chance"] = percent("moved", "chance", near, None)
     for within in WITHIN_PATCHES:
         if within != HEADLINE:
             name = f"{within:g} patch{'es' * (within > 1)}"
             metrics[f"moved points found within {name}"] = percent("moved", "found", name)
     metrics[f"all points found within {near}"] = percent("all", "found", near)
-    metrics[f"all points within {near} if none had moved"] = percent("all", "no motion", near)
+    metrics[f"all points within {near} if none had moved"] = percent("all", "no motion", near, None)
     return metrics
 
 

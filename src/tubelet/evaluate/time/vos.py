@@ -284,8 +284,11 @@ def _example(measured: _Measured) -> Example:
         if sequence.truth is not None:
             pictures[f"truth, frame {stem}"] = drawn(number, sequence.truth[number])
         pictures[f"predicted, frame {stem}"] = drawn(number, measured.folder / f"{stem}.png")
-    note = f"{len(_numbers(measured))} objects, {len(sequence.frames)} frames"
-    each = [f"object {k}: J {100 * j.mean:.0f}, F {100 * f.mean:.0f}" for k, (j, f) in enumerate(measured.objects, 1)]
+    count = len(_numbers(measured))
+    note = f"{count} object{'s' * (count != 1)}, {len(sequence.frames)} frames"
+    each = [
+        f"object {k}: J {100 * j.mean:.0f} %, F {100 * f.mean:.0f} %" for k, (j, f) in enumerate(measured.objects, 1)
+    ]
     score = measured.score
     return Example(
         name=sequence.name,
