@@ -220,7 +220,7 @@ def test_refuses_a_frame_rate_that_does_not_divide_35(tmp_path: Path) -> None:
 
 def test_refuses_a_folder_that_holds_something_else(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TubeletError, match="no sample set here"):
+    with pytest.raises(TubeletError, match="holds other files; name a new folder"):
         write_sample_data(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -244,7 +244,7 @@ def test_without_vizdoom_the_package_imports_and_says_what_to_install(
     for source in Path(sample.__file__).parent.glob("*.py"):
         assert not [line for line in source.read_text().splitlines() if line.startswith(("import viz", "from viz"))]
     monkeypatch.setitem(sys.modules, "vizdoom", None)
-    with pytest.raises(TubeletError, match=r"pip install 'tubelet\[sample\]'"):
+    with pytest.raises(TubeletError, match="pip install vizdoom"):
         write_sample_data(tmp_path / "out", clips=4, workers=1)
     assert not (tmp_path / "out").exists()
 
