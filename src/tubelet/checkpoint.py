@@ -222,7 +222,9 @@ def read_tensors(
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise TubeletError(f"{path}: the checkpoint cannot be read ({error})") from error
+        raise TubeletError(
+            f"{path}: the checkpoint cannot be read ({error}); copy it again, or remove it to go on from an older one"
+        ) from error
     _check_format(path, header)
     return tensors, header
 

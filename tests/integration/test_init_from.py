@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -36,7 +37,7 @@ def same(a, b):
 def test_a_run_begins_with_the_weights_that_it_is_given(media, first_run, tmp_path):
     model, origin = initial_model(tiny_config(media, init_from=str(first_run)), resumed=False)
     assert same(model, load_vjepa(first_run)[0])
-    assert origin == (str(first_run), ("student", "predictor"))
+    assert origin == (checkpoints(first_run)[-1], ("student", "predictor"))
     train_quietly(tiny_config(media, init_from=str(first_run)), tmp_path / "run")
     assert rows(tmp_path / "run")[0]["loss"] != rows(first_run)[0]["loss"]
 
@@ -54,6 +55,16 @@ def test_a_run_begins_with_the_moments_of_what_it_takes_over(media, first_run):
             assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
             for key, value in state.items():
                 assert torch.equal(value, stored[f"optimizer.{key}.{name}"])
+
+
+def test_weights_and_moments_are_of_one_checkpoint_though_the_run_that_they_are_of_goes_on(media, first_run, tmp_path):
+    shutil.copytree(first_run, tmp_path / "first")
+    config = tiny_config(media, init_from=str(tmp_path / "first"))
+    model, origin = initial_model(config, resumed=False)
+    train_quietly(tiny_config(media, steps=25), tmp_path / "first", resume=True)
+    optimizer = build_optimizer(model, config.optim)
+    initial_moments(origin, model, optimizer)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {20}
 
 
 def test_a_run_that_begins_with_adapters_has_moments_of_its_own(media, first_run, tmp_path):

@@ -13,6 +13,7 @@ from runs import rows, start_training, tiny_config, train_quietly
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.data.loader import StepDataset, step_loader
 from tubelet.data.manifest import list_media
+from tubelet.train import progress
 from tubelet.train.loop import train
 from tubelet.types import TubeletError
 
@@ -153,6 +154,28 @@ def test_a_run_whose_sources_hold_other_files_than_before_says_so_when_it_is_res
     train(tiny_config(files, steps=4), run, resume=True)
     said = capsys.readouterr().out
     assert "changed since this run began: what the sources hold, so that data come in another order: 5 videos" in said
+
+
+def test_a_log_without_a_terminal_has_twenty_lines_of_a_run_and_one_whenever_ten_minutes_are_over(
+    media, tmp_path, capsys, monkeypatch
+):
+    config = tiny_config(media, steps=40, checkpoint_every=40)
+    for seconds, lines in ((600.0, 20), (0.0, 40)):
+        monkeypatch.setattr(progress, "_PLAIN_SECONDS", seconds)
+        train(config, tmp_path / str(lines))
+        assert capsys.readouterr().out.count("clips/s") == lines
+
+
+def test_a_damaged_checkpoint_is_named_with_what_to_do_and_the_run_goes_on_from_the_one_before(media, tmp_path):
+    config, run = tiny_config(media, steps=10), tmp_path / "run"
+    train_quietly(config, run)
+    before, newest = rows(run), checkpoints(run)[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(TubeletError, match=r"10\.safetensors: .* cannot be read .*remove it to go on from an older"):
+        train_quietly(config, run, resume=True)
+    newest.unlink()
+    train_quietly(config, run, resume=True)
+    assert [row["loss"] for row in rows(run)] == [row["loss"] for row in before]
 
 
 def test_data_of_a_step_do_not_depend_on_where_loading_began(media):

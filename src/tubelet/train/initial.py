@@ -1,6 +1,7 @@
 """What a run begins with: random weights or a checkpoint's, adapters if asked for, and whom a distillation follows."""
 
 import dataclasses
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -60,9 +61,12 @@ def load_guide(config: TrainConfig, device: torch.device) -> Backbone | None:
 
 
 class Origin(NamedTuple):
-    """A trained model that a run begins with, and the parts that it takes from it."""
+    """A trained model that a run begins with, and the parts that it takes from it.
 
-    what: str
+    The file, not the run that it is of: that one may go on, and have newer ones by the time that moments are read.
+    """
+
+    path: Path
     parts: tuple[str, ...]
 
 
@@ -83,7 +87,7 @@ def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, Origin | N
     model.distance_weighting = config.optim.distance_weighting
     origin = None
     if config.init_from and not resumed:
-        origin = _take_over(model, config.init_from)
+        origin = _take_over(model, locate(config.init_from))
     if config.lora_rank:
         # Adapters change one set of weights, which student and teacher must then share.
         model.student.load_state_dict(model.teacher.state_dict())
@@ -105,9 +109,8 @@ def initial_moments(origin: Origin, model: VJEPA, optimizer: Optimizer) -> str:
     Returns:
         a sentence about what the run begins with.
     """
-    path = locate(origin.what)
-    kept = set() if path.suffix == ".pt" else load_moments(path, model, optimizer, origin.parts)
-    said = f"starting from {origin.what}, "
+    kept = set() if origin.path.suffix == ".pt" else load_moments(origin.path, model, optimizer, origin.parts)
+    said = f"starting from {origin.path}, "
     if kept >= set(origin.parts):
         said += "AdamW's moments included"
     else:
@@ -117,7 +120,7 @@ def initial_moments(origin: Origin, model: VJEPA, optimizer: Optimizer) -> str:
     return said
 
 
-def _take_over(model: VJEPA, what: str) -> Origin:
+def _take_over(model: VJEPA, what: Path) -> Origin:
     source = load_vjepa(what)[0]
     ours, theirs = (
         dataclasses.replace(m.config, output_levels=None, predictor=model.config.predictor) for m in (model, source)

@@ -68,6 +68,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     require_same_start(config, run, world)
     torch.manual_seed(config.seed)
     model, origin = initial_model(config, resumed=run.checkpoint is not None)
+    world.require_same("the weights to start from in", origin and str(origin.path))
     parallel = pick_parallel(model, config, world)
     compiling = prepare(model, config, device, sharded=parallel != "ddp")
     place(model, parallel, config, world)

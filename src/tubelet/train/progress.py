@@ -1,5 +1,6 @@
 """What a person sees of a run while it goes: a progress line, log lines, TensorBoard curves."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-# Without a terminal there is no line to redraw: a line is printed at most this often instead.
+# Without a terminal there is no line to redraw: so many are printed instead, and one whenever so many seconds are over.
 _PLAIN_LINES = 20
+_PLAIN_SECONDS = 600.0
 _FIELDS = ("loss", "lr", "clips_per_s", "data_wait_share")
 
 
@@ -26,6 +28,7 @@ class ProgressLine:
         """
         self.console, self.steps, self.peak_flops = console, steps, peak_flops
         self.every = max(steps // _PLAIN_LINES, 1)
+        self.printed = time.monotonic()
         self.bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -61,7 +64,11 @@ class ProgressLine:
         if row["failed_saves"]:
             figures += f"  [red]{row['failed_saves']} failed saves[/red]"
         self.bar.update(self.task, completed=row["step"], figures=figures)
-        if not self.console.is_terminal and (row["step"] % self.every == 0 or row["step"] == self.steps):
+        if self.console.is_terminal:
+            return
+        late = time.monotonic() - self.printed > _PLAIN_SECONDS  # a month has days between its twentieths
+        if late or row["step"] % self.every == 0 or row["step"] == self.steps:
+            self.printed = time.monotonic()
             self.console.print(f"step {row['step']}/{self.steps}  {figures}", highlight=False)
 
 
