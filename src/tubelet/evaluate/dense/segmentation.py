@@ -59,7 +59,7 @@ _CLASSES_AT_ONCE = 16  # brought to a picture's full size together
 
 
 # The default of DINOv3's release is 1e-3. Higher ones are for small sets, on which there are fewer iterations.
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 HEAD = HeadProtocol(iterations=40_000, passes=32, learning_rates=RATES, weight_decay=1e-3, dropout=0.1)
 
 

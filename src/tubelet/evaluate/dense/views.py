@@ -29,7 +29,7 @@ from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture
 from tubelet.types import TubeletError
 
 POINTS_KEPT = 2048  # of each crop, drawn once and kept on disk
-POINTS_SHOWN = 256  # of those, at each pass
+POINTS_SHOWN = 128  # of those, at each pass
 # Crops of a small set's pictures: so many that they are about this many altogether, and a picture's at most so many.
 CROPS_IN_ALL, CROPS_AT_MOST = 20_000, 4
 _MEMORY_BYTES = 1 << 30  # crops that all reading processes together may keep in memory
