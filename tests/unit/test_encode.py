@@ -264,6 +264,14 @@ def test_a_film_is_decoded_in_one_pass(model, tmp_path, monkeypatch, rotation):
     assert sum(decoded) <= 60 + 8  # and the beginning, which tells how it is turned
 
 
+def test_a_head_can_be_trained_between_one_window_and_the_next(model, films):
+    head = torch.nn.Linear(48, 1)
+    one, other = (model.stream(films / "film.mp4", frames=8, overlap=0) for _ in range(2))
+    for windows in zip(one, other, strict=True):
+        sum(head(window.pooled).sum() for window in windows).backward()
+    assert head.weight.grad is not None and torch.is_grad_enabled()
+
+
 def test_a_long_video_does_not_grow_the_process(model, tmp_path):
     path = write_video(tmp_path / "long.mp4", frames=1200, fps=4, size=64)  # five minutes
     process, memory = psutil.Process(), []

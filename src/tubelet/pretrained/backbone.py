@@ -269,7 +269,8 @@ class Backbone(Encoder, ModelHubMixin):
         for pixels, times in read_windows(path, frames, overlap, fps, self.config.tubelet_size):
             clips = read_inputs(pixels, self.config, Sampling(), resize)
             with torch.no_grad():
-                yield self._features(clips.pixels, times.unsqueeze(0))
+                features = self._features(clips.pixels, times.unsqueeze(0))
+            yield features  # not above: until the next window is asked for, gradients are the caller's affair
 
     def _features(self, pixels: Tensor, times: Tensor | None) -> DenseFeatures:
         """Features of whole clips (B, C, T, H, W), all levels, the times (B, T) of their frames beside them."""
