@@ -3,6 +3,7 @@ import html
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -263,10 +264,10 @@ def test_a_report_says_what_a_young_run_does_not_have(tmp_path):
     assert_self_contained(page)
 
 
-def test_a_report_without_sample_data_says_how_to_get_its_pictures(run, tmp_path):
+def test_a_report_whose_sources_are_gone_says_how_to_get_its_pictures(run, tmp_path):
     write_metrics(run)
     page = report(run, tmp_path)
-    assert "No sample set was given" in page
+    assert "hold no films that could be read here; name some with --data" in page
     assert "has no metrics yet" not in page
     assert "10 of 10, 2 samples each" in page
     assert page.count('class="chart"') == 10
@@ -317,11 +318,26 @@ def test_a_report_shows_features_and_an_object_of_the_sample_set(run, sample_set
     assert len(page) < 2_000_000
 
 
+def test_a_report_shows_features_of_any_films_and_names_those_that_cannot_be_read(run, video, tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    shutil.copy(video, films / "good.mp4")
+    (films / "bad.mp4").write_text("no film")
+    page = report(run, tmp_path, films)
+    assert page.count("trained teacher</div>") == 1
+    assert re.search(r"good\.mp4, 0\.\d to 2\.\d s", page)
+    assert "Could not be read: " in page and "bad.mp4" in page
+    assert "Objects are followed on a sample set" in page
+    assert_self_contained(page)
+
+
 def test_what_cannot_be_reported_is_one_sentence(run, tmp_path):
     with pytest.raises(TubeletError, match="no run here"):
         report(tmp_path, tmp_path)
-    with pytest.raises(TubeletError, match="no sample set"):
-        report(run, tmp_path, tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(TubeletError, match="empty"):
+        report(run, tmp_path, empty)
     other = make_run(tmp_path / "damaged")
     (other / "evaluation.json").write_text("{")
     with pytest.raises(TubeletError, match=r"evaluation\.json.*JSON"):

@@ -87,7 +87,7 @@ def report(run: Annotated[Path, tyro.conf.Positional], *, data: Path | None = No
 
     Args:
         run: A run folder.
-        data: The sample data set that the pictures are taken from.
+        data: What the pictures are taken from: a sample set, or a folder of films; by default the run's own sources.
         out: The page; RUN/report.html by default.
     """
     from tubelet.view.report import write_report

@@ -43,7 +43,7 @@ def compile_blocks(
             else:
                 block.compile(dynamic=True)
     model.loss = torch.compile(model.loss, dynamic=True)
-    return "compiling the blocks: the first step takes up to two minutes (--compile False does without)"
+    return "compiling the blocks: the first step takes up to two minutes (--no-compile does without)"
 
 
 def is_worth_compiling(model: VJEPA, config: TrainConfig, device: torch.device) -> bool:

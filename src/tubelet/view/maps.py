@@ -1,10 +1,11 @@
-"""What a trained teacher sees in clips of a sample set: features as colours, and an object followed through time.
+"""What a trained teacher sees in clips: features as colours, and an object of a sample set followed through time.
 
 A random encoder of the same sizes is shown beside it everywhere: what both show is no sign of learning.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.config import ModelConfig
-from tubelet.data.clips import normalise, resize_centre_crop, resize_shape
-from tubelet.data.decode import read_frames
+from tubelet.data.clips import centre_clip_times, normalise, resize_centre_crop, resize_shape
+from tubelet.data.decode import read_clips, read_frames
 from tubelet.data.sample.truth import CLASSES, FIRST_OBJECT, SampleEntry, read_truth
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
@@ -31,15 +32,17 @@ TRANSIENT = CLASSES.index("effect")
 
 
 class Clip(NamedTuple):
-    """A validation clip as the model takes it.
+    """A clip as the model takes it.
 
     Attributes:
-        entry: where it is from.
+        file: where it is from.
+        said: what is said of it.
         first: which of the file's frames is its first.
         pixels: (3, T, S, S) uint8.
     """
 
-    entry: SampleEntry
+    file: str
+    said: str
     first: int
     pixels: Tensor
 
@@ -108,7 +111,21 @@ def read_clip(entry: SampleEntry, size: int, frames: int, tubelet: int) -> Clip:
     pixels = read_frames(entry.media).pixels
     length = min(frames, len(pixels)) // tubelet * tubelet
     first = (len(pixels) - length) // 2
-    return Clip(entry, first, resize_centre_crop(pixels[first : first + length], size))
+    name = entry.media.name
+    return Clip(name, f"{name}, {entry.motion}", first, resize_centre_crop(pixels[first : first + length], size))
+
+
+def read_own_clip(file: str, size: int, frames: int, tubelet: int, fps: float) -> Clip:
+    """The middle of any video, at the rate and length that a run was trained at, cropped to `size` pixels.
+
+    Raises:
+        DecodeError: if it cannot be read.
+    """
+    length = max(frames // tubelet, 1) * tubelet
+    (clip,) = read_clips(file, lambda info: [centre_clip_times(info, length, fps)[0]])[1]
+    name = PurePosixPath(file).name
+    said = f"{name}, {clip.times[0]:.1f} to {clip.times[-1]:.1f} s"
+    return Clip(name, said, 0, resize_centre_crop(clip.pixels, size))
 
 
 @torch.inference_mode()
@@ -127,9 +144,7 @@ def component_strips(clips: Sequence[Clip], encoders: dict[str, Encoder], galler
     for i, clip in enumerate(clips):
         grid = views[TRAINED][i][1]
         steps = columns(grid.t)
-        rows = [
-            Row("frames", _frame_cells(clip, grid, steps, gallery), f"{clip.entry.media.name}, {clip.entry.motion}")
-        ]
+        rows = [Row("frames", _frame_cells(clip, grid, steps, gallery), clip.said)]
         for name, seen in views.items():
             colours = projections[name].colours(seen[i][0]).view(*grid.shape, 3).numpy()
             rows.append(Row(name, [Cell(None, data_uri(colours[t])) for t in steps]))
@@ -169,7 +184,7 @@ def find_tracks(entries: Sequence[SampleEntry], config: ModelConfig, size: int, 
     for _, entry, number in found:
         if len(tracks) == most:
             break
-        if all(entry.media != track.clip.entry.media for track in tracks):
+        if all(entry.media.name != track.clip.file for track in tracks):
             track = _track(entry, number, config, size, frames)
             if track.cover[0].max() > 0.7:
                 tracks.append(track)
@@ -204,7 +219,7 @@ def follow_object(track: Track, encoders: dict[str, Encoder], gallery: Gallery) 
         hits[name] = _hits(likeness, on)
     later = on[1:].mean(axis=(1, 2))
     chance = float(later[later > 0].mean()) if (later > 0).any() else 0.0
-    return Following(Strip(_heads(grid, steps), rows), scales, hits, chance, track.name, clip.entry.media.name)
+    return Following(Strip(_heads(grid, steps), rows), scales, hits, chance, track.name, clip.file)
 
 
 def _hits(likeness: NDArray, on: NDArray[np.bool_]) -> float:

@@ -11,8 +11,9 @@ import numpy as np
 
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.config import MODELS, ModelConfig, TrainConfig, from_dict
+from tubelet.data.manifest import list_media
 from tubelet.data.sample.truth import SampleEntry, read_index
-from tubelet.types import TubeletError
+from tubelet.types import DecodeError, TubeletError
 from tubelet.view.maps import (
     RANDOM,
     SEARCHED_CLIPS,
@@ -23,6 +24,7 @@ from tubelet.view.maps import (
     follow_object,
     random_encoder,
     read_clip,
+    read_own_clip,
 )
 from tubelet.view.pictures import Line, chart, figures, write_page
 from tubelet.vjepa import VJEPA
@@ -53,15 +55,17 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
 
     Args:
         run: the run's folder: config.json, metrics.jsonl, alarms.jsonl, checkpoints, evaluation.json, bad_files.jsonl.
-        data: the sample set whose validation clips the pictures are taken from; None leaves them out.
+        data: what the pictures are taken from: a sample set's validation clips, or a folder of films; None is the
+            run's own sources.
         out: the page, one file that needs no other.
 
     Raises:
-        TubeletError: if there is no such run, one of its files is damaged, `data` is no sample set, or the page cannot
-            be written.
+        TubeletError: if there is no such run, one of its files is damaged, `data` holds no films, or the page cannot be
+            written.
     """
     config = _read_config(run)
-    entries = read_index(data, "val", "videos") if data else None
+    entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
+    films = _films(data, config) if entries is None else []
     rows = _read_rows(run / "metrics.jsonl")
     model = load_vjepa(run)[0] if checkpoints(run) else None
     gallery = Gallery()
@@ -82,6 +86,8 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "shown_alarms": SHOWN_ALARMS,
         "strips": [],
         "followings": [],
+        "unread": [],
+        "own": entries is None and model is not None,
         "why_no_pictures": "",
     }
     evaluation = _read_json(run / "evaluation.json")
@@ -89,12 +95,12 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         values |= {"evaluation": evaluation, "results": [_result(task, evaluation) for task in evaluation["tasks"]]}
     if model is None:
         values["why_no_pictures"] = "The run has no checkpoint yet, so there is no teacher to look through."
-    elif entries is None:
-        values["why_no_pictures"] = (
-            "No sample set was given; run `tubelet report RUN --data FOLDER` with one that `tubelet sample-data` wrote."
-        )
-    else:
+    elif entries is not None:
         values |= _pictures(model, config, entries, gallery)
+    elif films:
+        values |= _own_pictures(model, config, films, gallery)
+    else:
+        values["why_no_pictures"] = "The run's sources hold no films that could be read here; name some with --data."
     write_page("report.html", out, values | {"frames": gallery.frames})
 
 
@@ -109,6 +115,35 @@ def _pictures(model: VJEPA, config: TrainConfig, entries: list[SampleEntry], gal
         "strips": component_strips(clips, encoders, gallery),
         "followings": [follow_object(track, encoders, gallery) for track in tracks],
     }
+
+
+def _films(data: Path | None, config: TrainConfig) -> list[str]:
+    """Films to look at: those of a folder, or of the run's own sources as far as they are still there.
+
+    Raises:
+        TubeletError: if a folder was named and holds none.
+    """
+    if data is None:
+        try:
+            return list_media(config.data.sources, config.data.allow_outside).videos
+        except TubeletError:
+            return []  # the run may have been brought here from another machine; the page says that there are none
+    films = list_media((str(data),)).videos
+    if not films:
+        raise TubeletError(f"{data}: no films here, and no sample set (no dataset.json)")
+    return films
+
+
+def _own_pictures(model: VJEPA, config: TrainConfig, films: list[str], gallery: Gallery) -> dict[str, Any]:
+    """Features as colours of films that nothing is known of."""
+    data, clips, unread = config.data, [], []
+    for film in _spread(films, SHOWN_CLIPS):
+        try:
+            clips.append(read_own_clip(film, data.image_size, data.frames, config.model.tubelet_size, data.fps))
+        except DecodeError as error:
+            unread.append(f"{film}: {error}")
+    encoders = {TRAINED: model.teacher, RANDOM: random_encoder(config.model, config.seed)}
+    return {"strips": component_strips(clips, encoders, gallery) if clips else [], "unread": unread}
 
 
 def _spread(items: Sequence[Any], most: int) -> list[Any]:
