@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from textwrap import fill
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tubelet.types import BadFile
@@ -34,6 +34,13 @@ def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None
         yield move
 
 
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a sentence: on a terminal broken between words alone, so that a path stays whole; elsewhere a line."""
+    if console.is_terminal:
+        text = fill(text, console.width, break_long_words=False, break_on_hyphens=False)
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def say_bad(console: Console, file: BadFile) -> None:
     """A line on a file that cannot be read."""
-    console.print(f"[yellow]bad file[/yellow] {escape(str(file))}", highlight=False, soft_wrap=True)
+    say(console, f"bad file {file}", "yellow")

@@ -25,7 +25,7 @@ FLOORS = [
             "config/tools.py",
         ]
     ],
-    [["device.py"]],
+    [["device.py"], ["console.py"]],
     [
         [
             "data/processes.py",
@@ -190,7 +190,6 @@ FLOORS = [
             "view/results.py",
         ],
     ],
-    [["console.py"]],
     [["cli/runs.py"], ["cli/data.py"], ["cli/features.py"], ["cli/look.py"]],
     [["cli/__init__.py"]],
     [["__main__.py"]],

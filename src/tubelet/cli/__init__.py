@@ -13,6 +13,7 @@ from collections.abc import Callable
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import tyro
+from rich.console import Console
 
 import tubelet
 
@@ -21,6 +22,7 @@ from tubelet.cli.data import sample_data, shard
 from tubelet.cli.features import convert, embed, search
 from tubelet.cli.look import evaluate, explain, report
 from tubelet.cli.runs import cooldown, distil, high_resolution, take_up, train
+from tubelet.console import say
 from tubelet.types import TubeletError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -53,7 +55,7 @@ def main() -> None:
     except TubeletError as error:
         # What is wrong before the processes of a run have met is wrong for all of them: one on each machine says it.
         if not error.told and os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+            say(Console(stderr=True), f"error: {error}")
         sys.exit(getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

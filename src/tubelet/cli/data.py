@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from tubelet.config import Recipe
-from tubelet.console import files_progress, say_bad
+from tubelet.console import files_progress, say, say_bad
 
 
 def sample_data(
@@ -53,11 +53,11 @@ def sample_data(
     counts = ", ".join(f"{c['videos']} {split} clips and {c['images']} images" for split, c in index["counts"].items())
     dropped = ", ".join(f"{count} {reason}" for reason, count in index["dropped"].items())
     already = " (it was there already)" if index["reused"] else ""
-    console.print(f"{folder}{already}: {counts}", highlight=False, soft_wrap=True)
-    console.print(f"views that were tried and dropped: {dropped or 'none'}", highlight=False, soft_wrap=True)
+    say(console, f"{folder}{already}: {counts}")
+    say(console, f"views that were tried and dropped: {dropped or 'none'}")
     for name in layouts:
         written = ", ".join(f"{count} {what}" for what, count in write_layout(folder, name).items())
-        console.print(f"{folder / 'layouts' / name}: {written or 'was there already'}", highlight=False, soft_wrap=True)
+        say(console, f"{folder / 'layouts' / name}: {written or 'was there already'}")
 
 
 def shard(
@@ -97,10 +97,8 @@ def shard(
             report=partial(say_bad, console),
         )
     already = " (it was there already)" if made.reused else ""
-    console.print(
+    say(
+        console,
         f"{out}{already}: {made.videos} video segments and {made.images} images in {made.shards} shards, "
         f"{made.size / 1e6:.1f} MB from {made.source_size / 1e6:.1f} MB of sources; {made.bad} bad files",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )

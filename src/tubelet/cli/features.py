@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tubelet.config import EmbedConfig
-from tubelet.console import files_progress, say_bad
+from tubelet.console import files_progress, say, say_bad
 
 
 def embed(
@@ -39,11 +39,9 @@ def embed(
     changed = f"; {made.changed} files changed since: their rows were made anew" if made.changed else ""
     broken = f" ({made.broken} of them break off on the way and have no rows either)" if made.broken else ""
     short = f"; {made.short} videos too short for --fps were read at a higher rate" if made.short else ""
-    console.print(
+    say(
+        console,
         f"{out}: {made.rows} clips of {made.files} files{before}{changed}; {made.bad} bad files{broken}{short}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -112,4 +110,4 @@ def convert(
         from tubelet.pretrained.convert import convert as write
 
         said = write(what, out, wanted, license)
-    Console().print(said, highlight=False, soft_wrap=True)
+    say(Console(), said)

@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 
 from tubelet.config import EvaluateConfig
-from tubelet.console import stages_progress
+from tubelet.console import say, stages_progress
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
     write_result(result, folder / "result.json")
     write_result_page(result, folder / "page.html")
     print_result(result, console)
-    console.print(f"{folder / 'page.html'}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{folder / 'page.html'}")
 
 
 def explain(
@@ -94,4 +94,4 @@ def report(run: Annotated[Path, tyro.conf.Positional], *, data: Path | None = No
 
     page = out or run / "report.html"
     write_report(run, data, page)
-    Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+    say(Console(), f"report: {page}")

@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tubelet.checkpoint import describe_os_error
+from tubelet.console import say
 from tubelet.types import BadFile, TubeletError
-
-_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,7 @@ def _copy_files(files: Mapping[str, Path], out: Path) -> None:
 
 def print_result(result: Result, console: Console) -> None:
     """The metrics as a table, and what they stand for below it."""
-    console.print(f"{result.task} on {result.benchmark}, {result.model_id}", style="italic", **_PLAIN)
+    say(console, f"{result.task} on {result.benchmark}, {result.model_id}", "italic")
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -144,12 +143,9 @@ def print_result(result: Result, console: Console) -> None:
     if result.metrics:
         console.print(table)
     else:
-        console.print(result.protocol, markup=False, highlight=False)
-    console.print(", ".join(f"{number} {what}" for what, number in result.counts.items()), highlight=False)
+        say(console, result.protocol)
+    say(console, ", ".join(f"{number} {what}" for what, number in result.counts.items()))
     if result.skipped:
-        first = result.skipped[0]
-        console.print(
-            f"{len(result.skipped)} files were left out, or a part of them; the first is {first.path}: {first.reason}",
-            style="yellow",
-            **_PLAIN,
-        )
+        first, count = result.skipped[0], len(result.skipped)
+        said = f"{count} files were left out, or a part of them; the first is {first.path}: {first.reason}"
+        say(console, said, "yellow")

@@ -9,10 +9,10 @@ from zlib import crc32
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from tubelet.checkpoint import describe_os_error, load_training_state
 from tubelet.config import TrainConfig
+from tubelet.console import say, say_bad
 from tubelet.data.loader import check_steps, mixes, samples_per_step
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
@@ -77,15 +77,15 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
         model.guides = (guide,)
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
-    beginning = origin and initial_moments(origin, model, optimizer)
+    beginning = initial_moments(origin, model, optimizer) if origin else None
     health, watch = Health(model, config, world), collapse_watch(config.model)
-    guards = Guards(config, run, partial(warn, console))
+    guards = Guards(config, run, partial(say, console, style="yellow"))
     guards.restore(*world.on_first(partial(begin, run, start, watch)))
     curves = Curves(run.path, start, writes=world.is_first)
     announce(console, config, media, run, model, world, start, parallel)
-    following = guide and f"predicting the last level of {config.distil_from} ({guide.weights_id})"
+    following = f"predicting the last level of {config.distil_from} ({guide.weights_id})" if guide else None
     for sentence in filter(None, (beginning, following, compiling)):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        say(console, sentence)
     stream = StepStream(config, media, world)
     stream.begin(start, guards.left_out())
     operations = step_operations(model, config)
@@ -146,8 +146,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             raise InterruptedRunError(said, stop)
     if saver.newest is None:
         raise TubeletError("the run has no steps")
-    done_in = f"{config.steps} steps done; the model is in [bold]{saver.newest}[/bold]"
-    console.print(done_in, highlight=False, soft_wrap=True)
+    say(console, f"{config.steps} steps done; the model is in {saver.newest}", "bold")
     return saver.newest
 
 
@@ -206,11 +205,6 @@ def draw(work: Callable[[], None], curves: Curves, guards: Guards, step: int) ->
         guards.alarm(step, "tensorboard", f"curves for TensorBoard end here: {describe_os_error(error)}")
 
 
-def warn(console: Console, text: str) -> None:
-    """Say what a person should look at."""
-    console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False, soft_wrap=True)
-
-
 def report_bad_files(data: StepData, run: RunFolder, console: Console, total: int, max_share: float) -> None:
     """Name each bad file once; stop when there are too many.
 
@@ -218,7 +212,7 @@ def report_bad_files(data: StepData, run: RunFolder, console: Console, total: in
         TubeletError: if more than `max_share` of all files are bad, or the step could not be made.
     """
     for file in run.add_bad(data.bad):
-        console.print(f"[yellow]bad file[/yellow] {escape(str(file))}", highlight=False, soft_wrap=True)
+        say_bad(console, file)
     share = len(run.bad) / total
     if share > max_share:
         raise TubeletError(
@@ -240,37 +234,38 @@ def announce(
     parallel: str,
 ) -> None:
     """Say what is about to happen, and everything about it that a person might not expect."""
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
     student, predictor = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (model.student, model.predictor))
     counts = samples_per_step(config, media)
     members = sum(len(folder.members) for folder in media.shards)
     say(
-        f"[bold]{media.count(Modality.VIDEO)} videos, {media.count(Modality.IMAGE)} images[/bold]"
+        console,
+        f"{media.count(Modality.VIDEO)} videos, {media.count(Modality.IMAGE)} images"
         + (f" ({members} of them in shards)" if members else "")
         + "; each step takes "
-        + " and ".join(f"{count} {modality}s" for modality, count in counts.items())
+        + " and ".join(f"{count} {modality}s" for modality, count in counts.items()),
     )
     for modality, mix in mixes(config, media).items():
         if shares := mix.shares():
             parts = (f"{100 * share:.2f} % from {config.data.sources[i]}" for i, share in shares.items())
-            say(escape(f"{modality}s: {', '.join(parts)}"))
+            say(console, f"{modality}s: {', '.join(parts)}")
     if media.ignored:
-        say(f"left out: {', '.join(f'{count} {suffix} files' for suffix, count in sorted(media.ignored.items()))}")
+        say(
+            console,
+            f"left out: {', '.join(f'{count} {suffix} files' for suffix, count in sorted(media.ignored.items()))}",
+        )
     grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
     device = world.device
     dtype = training_dtype(config, device)
     say(
+        console,
         f"student {student:.1f} M parameters, predictor {predictor:.1f} M; clips of "
         f"{config.data.frames} frames at {config.data.image_size} px are {grid} = {grid.tokens} tokens; "
         f"{str(dtype).removeprefix('torch.')} on {device}"
-        + (f", {world.size} processes by {parallel}" if world.size > 1 else "")
+        + (f", {world.size} processes by {parallel}" if world.size > 1 else ""),
     )
     if dtype is torch.bfloat16 and not has_bf16_units(device):
-        say(f"[yellow]this {device} has no bf16 units: --precision fp32 would be many times faster[/yellow]")
+        say(console, f"this {device} has no bf16 units: --precision fp32 would be many times faster", "yellow")
     for change in run.changed:
-        say(f"[yellow]changed since this run began: {change}[/yellow]")
+        say(console, f"changed since this run began: {change}", "yellow")
     if start:
-        say(f"continuing after step {start} from {run.checkpoint}")
+        say(console, f"continuing after step {start} from {run.checkpoint}")

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tubelet.config import PlanConfig, TrainConfig
+from tubelet.console import say
 from tubelet.train.plan import USABLE, Plan, Traced, make_plan
 from tubelet.train.tracing import Transfer
 
@@ -25,7 +26,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         if table.row_count:
             console.print(table)
     for line in sentences(plan):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def sentences(plan: Plan) -> list[str]:

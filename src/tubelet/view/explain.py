@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from tubelet.console import say
 from tubelet.types import Modality
 from tubelet.view.diagram import overview
 from tubelet.view.facts import STEPS, weights_sentence
@@ -48,7 +49,8 @@ def explain(
     print_steps(trace, console)
     with console.status("drawing"):
         write_page("explain.html", out, page_values(trace))
-    console.print(f"\npage: [bold]{out}[/bold]", highlight=False, soft_wrap=True)
+    console.print()
+    say(console, f"page: {out}")
 
 
 def print_steps(trace: Trace, console: Console) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tubelet.checkpoint import describe_os_error
+from tubelet.console import say
 from tubelet.types import TubeletError
 
 
@@ -72,7 +73,7 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
 def print_table(evaluation: Evaluation, console: Console) -> None:
     """One row a task, one column a kind of feature, the best of each row in bold."""
     what = f"{evaluation.checkpoint} on {evaluation.data}"
-    console.print(what, style="italic", markup=False, highlight=False, soft_wrap=True)
+    say(console, what, "italic")
     table = Table(caption=f"{evaluation.clips['train']} train and {evaluation.clips['val']} val clips")
     table.add_column("task")
     table.add_column("metric")
