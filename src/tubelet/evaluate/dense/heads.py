@@ -1,9 +1,9 @@
 """Linear heads on frozen features: a 1x1 convolution of decorrelated channels, at several learning rates side by side.
 
-The published protocols have batch norm there. But channels of frozen features are alike: along a few directions they
-vary a thousand times as much as along most others, on which small things depend, and gradient descent takes tens of
-thousands of iterations to learn from those. Brought to a variance of 1 along their principal axes, which is as linear,
-a head is where it would end after a few hundred, so that small sets need no more passes than large ones.
+The published protocols have batch norm there. But channels of frozen features are alike: their variance along a few
+directions is a thousand times that along most others, on which small things depend, and gradient descent learns from
+those last. On small sets, with few iterations, that is never. So channels are brought to a variance of 1 along their
+principal axes, which is as linear; docs/evaluate-dense.md has what it changes.
 
 R rows (points of pictures), D width, K outputs, S heads.
 """

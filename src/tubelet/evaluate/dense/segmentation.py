@@ -313,7 +313,7 @@ def _result(
         protocol=(
             f"After DINOv3's linear protocol (Siméoni et al. 2025): a 1x1 convolution, last level, "
             f"pictures at {size} px, windows of {size} px at test time, scores at the pictures' full size. "
-            "Other than there: channels are decorrelated, not batch-normed, of which the best head is the same; "
+            "Other than there: channels are decorrelated, not batch-normed, which is as linear; "
             f"features are kept, so that each training picture is seen in {crops} fixed "
             f"{'crop' if crops == 1 else 'crops'} instead of ever new ones and without changes of colour; the loss is "
             f"of {POINTS_SHOWN} pixels of a crop, drawn anew each time; the head took {head.steps} iterations; the "
