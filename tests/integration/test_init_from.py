@@ -16,6 +16,7 @@ from runs import rows, tiny_config, train_quietly
 from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors, step_of
 from tubelet.model.lora import apply_adapters
 from tubelet.pretrained.backbone import load
+from tubelet.pretrained.sources import RELEASED
 from tubelet.released import read_released
 from tubelet.train import saving
 from tubelet.train.initial import continued_sizes, initial_model, initial_moments
@@ -100,6 +101,18 @@ def test_a_released_checkpoint_is_continued(name, anew, media, monkeypatch):
     assert "AdamW's moments anew" in said
     assert ("the predictor starts anew" in said) is anew
     assert model.config.prediction_width == model.config.num_output_levels * model.config.width
+
+
+def test_a_released_name_is_continued_from_its_file(media, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("tubelet.checkpoint.read_released", partial(read_released, heads=2, predictor_heads=2))
+    name, here = "vjepa2.1-vitg16-384", tmp_path / "tubelet" / "released"
+    here.mkdir(parents=True)
+    shutil.copy(next((Path(__file__).parents[1] / "numerics" / "teacher_vit").glob("*.pt")), here / RELEASED[name])
+    config = dataclasses.replace(tiny_config(media, init_from=name), model=continued_sizes(name))
+    model, origin = initial_model(config, resumed=False)
+    assert same(model.teacher, load_vjepa(here / RELEASED[name])[0].teacher)
+    assert origin.path == here / RELEASED[name]
 
 
 def test_adapters_train_alone_resume_and_load_back(media, first_run, tmp_path):

@@ -217,6 +217,13 @@ def test_a_released_name_without_its_file_says_which_file_and_where_it_looked(tm
         assert words in str(error.value)
 
 
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TubeletError, match="runs/nope: no such file or folder; it is not looked for on the Hub"):
+        tubelet.load("runs/nope")
+
+
 def test_a_misspelt_name_gets_the_nearest_one():
     with pytest.raises(TubeletError, match=r"nearest released name: 'vjepa2\.1-vit[bl]16-384'"):
         tubelet.load("vjepa2.1-vit16-384")

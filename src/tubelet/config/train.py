@@ -115,7 +115,7 @@ class TrainConfig:
     """fp32 or bf16 autocast; auto is bf16 where the device has units for it (on a CPU, from a width of 384 on); fp8
     multiplies in 8 bits inside blocks."""
     init_from: str | None = None
-    """Run folder, checkpoint or released .pt whose weights the run starts from, instead of from random ones."""
+    """Run folder, checkpoint, released .pt file or released name whose weights the run starts from, not random ones."""
     distil_from: tyro.conf.Suppress[str | None] = None
     """Frozen model whose last level is predicted instead of the run's own teacher's: whatever `tubelet.load` takes."""
     lora_rank: int = 0

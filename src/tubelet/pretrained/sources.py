@@ -44,6 +44,10 @@ def find(what: str | Path, sha256: str | None = None, **hub: Any) -> Path:
     elif str(what) in RELEASED:
         found = _released(str(what), local_only=bool(hub.get("local_files_only")))
     elif _HUB_ID.fullmatch(str(what)) and path.suffix not in (".pt", ".safetensors"):
+        if path.parent.is_dir():
+            raise TubeletError(
+                f"{what}: no such file or folder; it is not looked for on the Hub, since {path.parent} is a folder here"
+            )
         return _from_hub(str(what), **hub)
     else:
         close = get_close_matches(str(what), RELEASED, n=1)

@@ -12,6 +12,7 @@ from tubelet.config import ModelConfig, TrainConfig
 from tubelet.device import training_dtype
 from tubelet.model.lora import add_adapters
 from tubelet.pretrained.backbone import Backbone, load
+from tubelet.pretrained.sources import RELEASED, find
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
@@ -22,11 +23,16 @@ def continued_sizes(what: str) -> ModelConfig:
     Those of a distilled release predict a larger teacher's last level; trained on, it is its own teacher, at all
     levels, and its predictor begins anew.
     """
-    sizes = load_vjepa(what)[0].config
+    sizes = load_vjepa(_file_of(what))[0].config
     if sizes.prediction_width != sizes.num_output_levels * sizes.width:
         predictor = dataclasses.replace(sizes.predictor, output_width=None)
         return dataclasses.replace(sizes, output_levels=None, predictor=predictor)
     return sizes
+
+
+def _file_of(what: str) -> str | Path:
+    """The file of a released name, downloaded if need be; anything else as it is."""
+    return find(what) if what in RELEASED else what
 
 
 def distilled_sizes(student: ModelConfig, guide: ModelConfig) -> ModelConfig:
@@ -87,7 +93,7 @@ def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, Origin | N
     model.distance_weighting = config.optim.distance_weighting
     origin = None
     if config.init_from and not resumed:
-        origin = _take_over(model, locate(config.init_from))
+        origin = _take_over(model, locate(_file_of(config.init_from)))
     if config.lora_rank:
         # Adapters change one set of weights, which student and teacher must then share.
         model.student.load_state_dict(model.teacher.state_dict())
