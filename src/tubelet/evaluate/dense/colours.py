@@ -2,7 +2,7 @@
 
 import colorsys
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -14,29 +14,29 @@ _GOLDEN = 0.618034  # turns of hue that come round to no colour near an earlier 
 
 
 @functools.cache
-def _palette(classes: int) -> NDArray[np.uint8]:
-    """(256, 3) colours of class indices, `UNKNOWN` above."""
+def _palette(shown: tuple[int, ...]) -> NDArray[np.uint8]:
+    """(256, 3) colours of the few classes that are shown: those of 150 could not be told apart."""
     colours = np.full((256, 3), UNKNOWN, np.uint8)
-    for k in range(classes):
-        lightness, saturation = (0.56, 0.72, 0.42)[k % 3], (0.62, 0.55, 0.5)[k // 3 % 3]
-        colours[k] = [round(255 * x) for x in colorsys.hls_to_rgb((0.58 + k * _GOLDEN) % 1, lightness, saturation)]
+    for i, k in enumerate(shown):
+        lightness, saturation = (0.56, 0.72, 0.42)[i % 3], (0.62, 0.55, 0.5)[i // 3 % 3]
+        colours[k] = [round(255 * x) for x in colorsys.hls_to_rgb((0.58 + i * _GOLDEN) % 1, lightness, saturation)]
     return colours
 
 
-def legend(names: Sequence[str], shown: Iterable[int]) -> dict[str, tuple[int, int, int]]:
+def legend(names: Sequence[str], shown: tuple[int, ...]) -> dict[str, tuple[int, int, int]]:
     """The names of some classes, and of pixels that have no say, with their colours.
 
     Args:
         names: of all K classes.
         shown: indices of those that are in a picture.
     """
-    colours = {names[k]: tuple(_palette(len(names))[k].tolist()) for k in sorted(shown)}
+    colours = {names[k]: tuple(_palette(shown)[k].tolist()) for k in shown}
     return colours | {"no say": UNKNOWN}
 
 
-def paint_classes(indices: NDArray[Any], classes: int) -> NDArray[np.uint8]:
-    """(H, W) class indices -> (H, W, 3); 255 is painted dark."""
-    return _palette(classes)[indices]
+def paint_classes(indices: NDArray[Any], shown: tuple[int, ...]) -> NDArray[np.uint8]:
+    """(H, W) class indices -> (H, W, 3); what is not among those shown, as 255, is painted dark."""
+    return _palette(shown)[indices]
 
 
 def paint_mistakes(predicted: NDArray[Any], truth: NDArray[Any], ignored: int) -> NDArray[np.uint8]:

@@ -243,7 +243,7 @@ def _test(
     model: Backbone,
     workers: int,
     progress: Progress,
-) -> tuple[Tensor, set[int], list[Example]]:
+) -> tuple[Tensor, tuple[int, ...], list[Example]]:
     """Counts (K, K) of all pixels of the test split, the classes that examples show, and the examples."""
     K = len(labels.classes)
     counts = torch.zeros(K, K, dtype=torch.int64)
@@ -262,11 +262,14 @@ def _test(
     if not int(counts.sum()):
         raise TubeletError("no pixel of the test split is labelled; are the annotations right?")
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
-    shown = {int(k) for _, _, *maps in ranked for one in maps for k in np.unique(one)} - {IGNORED}
+    shown = tuple(sorted({int(k) for _, _, *maps in ranked for one in maps for k in np.unique(one)} - {IGNORED}))
     return (
         counts,
         shown,
-        [_example(pairs[number], -score, predicted, truth, labels) for score, number, predicted, truth in ranked],
+        [
+            _example(pairs[number], -score, predicted, truth, labels, shown)
+            for score, number, predicted, truth in ranked
+        ],
     )
 
 
@@ -274,16 +277,22 @@ def _indices(classes: NDArray[Any]) -> Tensor:
     return torch.from_numpy(classes.astype(np.int64))
 
 
-def _example(pair: Pair, score: float, predicted: NDArray[np.uint8], truth: NDArray[Any], labels: LabelSet) -> Example:
-    K = len(labels.classes)
+def _example(
+    pair: Pair,
+    score: float,
+    predicted: NDArray[np.uint8],
+    truth: NDArray[Any],
+    labels: LabelSet,
+    shown: tuple[int, ...],
+) -> Example:
     present = [labels.classes[k] for k in np.unique(truth[truth != IGNORED])]
     return Example(
         name=pair.name,
         score=100 * score,
         pictures={
             "picture": read_picture(pair),
-            "truth": paint_classes(truth, K),
-            "prediction": paint_classes(predicted, K),
+            "truth": paint_classes(truth, shown),
+            "prediction": paint_classes(predicted, shown),
             "wrong in red": paint_mistakes(predicted, truth, IGNORED),
         },
         note=f"holds {', '.join(present[:6])}" + (f" and {len(present) - 6} more" if len(present) > 6 else ""),
@@ -296,7 +305,7 @@ def _result(
     labels: LabelSet,
     head: TrainedHead,
     counts: Tensor,
-    shown: set[int],
+    shown: tuple[int, ...],
     examples: list[Example],
     bad: list[BadFile],
     size: int,

@@ -1,7 +1,4 @@
-"""The sample set as ADE20K: its classes as those of ADE20K that come nearest, void as 0.
-
-The list of class names that comes with the benchmark is not written: the set has a few of the 150 classes only.
-"""
+"""The sample set as ADE20K: its classes as those of ADE20K that come nearest, void as 0."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,32 +6,36 @@ from pathlib import Path
 from tubelet.data.sample.layouts.frames import frames_of, translate, write_map, write_picture
 from tubelet.data.sample.truth import CLASSES
 
-# Numbers of ADE20K's 150 classes, from 1.
-LABELS = {
-    "wall": 1,
-    "sky": 3,
-    "floor": 4,
-    "ceiling": 6,
-    "monster": 127,  # animal
-    "item": 42,  # box
-    "weapon": 120,  # ball: nothing comes near
-    "decoration": 43,  # column
-    "plant": 18,
-    "light": 83,
-    "barrel": 113,
-    "remains": 13,  # person
-    "effect": 50,  # fireplace
+# Numbers of ADE20K's 150 classes, from 1, and their names.
+NEAREST = {
+    "wall": (1, "wall"),
+    "sky": (3, "sky"),
+    "floor": (4, "floor"),
+    "ceiling": (6, "ceiling"),
+    "monster": (127, "animal"),
+    "item": (42, "box"),
+    "weapon": (120, "ball"),  # nothing comes near
+    "decoration": (43, "column"),
+    "plant": (18, "plant"),
+    "light": (83, "light"),
+    "barrel": (113, "barrel"),
+    "remains": (13, "person"),
+    "effect": (50, "fireplace"),
 }
+LABELS = {name: number for name, (number, _) in NEAREST.items()}
 
 
 def write(root: Path, out: Path) -> Mapping[str, int]:
     """Write the layout; see the registry."""
     counts = {}
+    base = out / "ADEChallengeData2016"
     for split, folder, short in (("train", "training", "train"), ("val", "validation", "val")):
         for frame in frames_of(root, split):
             name = f"ADE_{short}_{frame.number + 1:08d}"
-            base = out / "ADEChallengeData2016"
             write_picture(base / "images" / folder / f"{name}.jpg", frame.pixels)
             write_map(base / "annotations" / folder / f"{name}.png", translate(frame.classes, LABELS, CLASSES, 0))
             counts[f"{folder} pictures"] = frame.number + 1
+    names = dict(NEAREST.values())
+    lines = [f"{k}\t\t\t\t{names.get(k, f'class {k}')}" for k in range(1, 151)]
+    (base / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *lines]) + "\n")
     return counts
