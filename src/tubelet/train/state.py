@@ -29,7 +29,8 @@ class RunFolder:
             config: the run.
             resume: whether a run that is there is to be continued.
             writes: whether this process is the one that writes.
-            sources: what the sources hold, by which a run that is resumed knows whether it still is the same.
+            sources: what the sources hold, by which a run that is resumed knows whether it still is the same; empty if
+                nobody looked.
 
         Raises:
             TubeletError: if a run is there already and is not to be resumed, was of another model, or is beyond its
@@ -53,7 +54,7 @@ class RunFolder:
                 "another --out"
             )
         before = (path / SOURCES).read_text(errors="replace").strip() if (path / SOURCES).exists() else sources
-        if before != sources:
+        if sources and before != sources:
             self.changed.append(f"what the sources hold, so that data come in another order: {before} -> {sources}")
         self.config, self.sources = config, sources
         self.writes = writes
