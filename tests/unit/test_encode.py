@@ -51,6 +51,7 @@ def test_features_are_the_encoders_levels_on_their_grid(model, frames):
     assert features.times.tolist() == [[0.125, 0.625]]
     assert features.upsample((32, 24)).shape == (1, 2, 32, 24, 48)
     assert torch.allclose(features.upsample(8), features.map)
+    assert repr(features) == "DenseFeatures(1 x 2x8x8 tokens, 48 wide, 4 levels, float32 on cpu)"
 
 
 def test_every_form_of_a_clip_gives_the_same_features(model, frames):

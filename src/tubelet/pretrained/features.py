@@ -12,7 +12,7 @@ from torch import Tensor
 from tubelet.types import Grid, TubeletError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DenseFeatures:
     """The features of B clips or images.
 
@@ -26,6 +26,12 @@ class DenseFeatures:
     levels: tuple[Tensor, ...]
     grid: Grid
     times: Tensor | None
+
+    def __repr__(self) -> str:
+        """Sizes, not numbers."""
+        B, _, D = self.tokens.shape
+        kind = f"{str(self.tokens.dtype).removeprefix('torch.')} on {self.tokens.device}"
+        return f"DenseFeatures({B} x {self.grid} tokens, {D} wide, {len(self.levels)} levels, {kind})"
 
     @property
     def tokens(self) -> Tensor:
