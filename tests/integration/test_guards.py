@@ -11,6 +11,7 @@ import signal
 import time
 from statistics import median
 
+import psutil
 import pytest
 import torch
 from runs import rows, start_together, start_training, tiny_config, train_quietly, train_together
@@ -338,6 +339,19 @@ def test_a_run_that_is_stopped_before_its_first_step_does_not_name_a_checkpoint(
     monkeypatch.setattr(loop.StopSignals, "__enter__", entered)
     with pytest.raises(TubeletError, match="stopped after step 0 of 20; there was nothing to save yet, continue with"):
         train_quietly(tiny_config(media), tmp_path / "run")
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_told_as_that(media, tmp_path, monkeypatch):
+    before = set(psutil.Process().children())
+
+    def train_step(*_):
+        (worker, *_) = set(psutil.Process().children()) - before
+        worker.kill()
+        time.sleep(60)  # a step at work, which PyTorch interrupts
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    with pytest.raises(TubeletError, match="a data worker ended unexpectedly before step 2"):
+        train_quietly(tiny_config(media, data={"workers": 1}), tmp_path / "run")
 
 
 def test_an_error_in_a_worker_is_told_as_it_is_in_the_training_process(media, tmp_path, monkeypatch):

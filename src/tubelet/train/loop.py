@@ -92,7 +92,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     saver = Saver(run, start, config, model, optimizer, world)
     stop = None
     total_files = sum(media.count(modality) for modality in Modality)
-    with StopSignals() as signals, ProgressLine(console, config.steps, start, world.peak_flops()) as progress:
+    with StopSignals() as signals, ProgressLine(console, config.steps, start, world.peak_flops()) as progress, stream:
         log = StepLog(partial(write_row, run, guards, curves, progress), device)
         began = time.perf_counter()
         for step, data in stream:

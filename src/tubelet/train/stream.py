@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from types import TracebackType
 
 from tubelet.config import TrainConfig
 from tubelet.data.loader import step_loader
@@ -11,7 +12,10 @@ from tubelet.types import StepData, TubeletError
 
 
 class StepStream:
-    """Iterates over (step, its data); `begin` may be called again on the way."""
+    """Iterates over (step, its data); `begin` may be called again on the way.
+
+    As a context it tells what happened to a worker that hangs or dies, which PyTorch may raise at any moment of a step.
+    """
 
     def __init__(self, config: TrainConfig, media: MediaList, world: World) -> None:
         """Args:
@@ -40,17 +44,22 @@ class StepStream:
         )
         self.batches = iter(self.loader)
 
+    def __enter__(self) -> "StepStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # An error of a worker's own says "Caught ... in DataLoader worker".
+        if isinstance(error, RuntimeError) and str(error).startswith(("DataLoader timed out", "DataLoader worker")):
+            raise TubeletError(self._trouble(str(error))) from error
+
     def __iter__(self) -> Iterator[tuple[int, StepData]]:
         return self
 
     def __next__(self) -> tuple[int, StepData]:
         self.asked = time.perf_counter()
-        try:
-            data = next(self.batches)
-        except RuntimeError as error:
-            if not str(error).startswith(("DataLoader timed out", "DataLoader worker")):
-                raise  # a worker's own, which says "Caught ... in DataLoader worker"
-            raise TubeletError(self._trouble(str(error))) from error
+        data = next(self.batches)
         self.step += 1
         return self.step - 1, data
 
