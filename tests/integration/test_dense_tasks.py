@@ -96,6 +96,13 @@ def test_settings_that_a_task_has_no_use_for_are_refused(
     assert reason in capsys.readouterr().err
 
 
+def test_where_results_cannot_be_put_is_said_before_anything_is_done(layouts, model, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, model.parent / "no model", layouts, "depth", tmp_path / "file" / "out")
+    assert "results cannot be put here: " in capsys.readouterr().err
+
+
 def test_a_second_evaluation_computes_no_features_and_comes_to_the_same(layouts, model, tmp_path, monkeypatch):
     data = layouts / "layouts" / "voc2012"
     first = evaluate(monkeypatch, model, data, "segmentation", tmp_path / "a")

@@ -33,6 +33,10 @@ def evaluate(
             evaluation/ID by the model's id.
         cache: Folder of the features, which are computed once; by default in the user's cache.
     """
+    from tubelet.evaluate.result import print_result, require_writable, write_result
+
+    if out is not None:
+        require_writable(out)
     if task is None:
         from tubelet.evaluate.suite.comparison import print_table
         from tubelet.evaluate.suite.run import evaluate_model
@@ -40,7 +44,6 @@ def evaluate(
         print_table(evaluate_model(model, data, config, out), Console())
         return
     from tubelet.evaluate.cache import FeatureCache, default_folder
-    from tubelet.evaluate.result import print_result, write_result
     from tubelet.evaluate.tasks import WITH_PREDICTOR, run_task
     from tubelet.pretrained.backbone import load
     from tubelet.view.results import write_result_page
@@ -50,10 +53,11 @@ def evaluate(
         result = run_task(task, encoder, data, config, FeatureCache(cache or default_folder(), encoder), progress)
     folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
     folder = out or folder / "evaluation" / f"{task}-{data.resolve().name}"
+    earlier = (folder / "result.json").exists()
     write_result(result, folder / "result.json")
     write_result_page(result, folder / "page.html")
     print_result(result, console)
-    say(console, f"{folder / 'page.html'}")
+    say(console, f"{folder / 'page.html'}" + " (in place of an earlier one)" * earlier)
 
 
 def explain(

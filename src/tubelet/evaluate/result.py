@@ -1,6 +1,7 @@
 """What an evaluation came to: figures for a table and for JSON, pictures for a page."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -89,6 +90,18 @@ class Result:
     examples: list[Example] = field(default_factory=list)
     files: Mapping[str, Path] = field(default_factory=dict)
     legend: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+
+def require_writable(folder: Path) -> None:
+    """See that a folder can be made and written to, before hours go into what is to lie there.
+
+    Raises:
+        TubeletError: if it cannot.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "cannot be written to" if there.is_dir() else "is a file"
+        raise TubeletError(f"{folder}: results cannot be put here: {there} {why}; name another --out")
 
 
 def write_result(result: Result, path: Path) -> None:
