@@ -116,6 +116,13 @@ def test_a_run_is_not_written_where_it_does_not_belong(media, tmp_path, monkeypa
             assert f"error: {out}: {reason}" in capsys.readouterr().err
 
 
+def test_output_that_nobody_reads_on_ends_without_a_traceback():
+    process = start("train", "--help")
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (process.wait(60), err) == (141, "")
+
+
 def test_the_version_is_said():
     assert run("--version") == (0, f"tubelet {tubelet.__version__}\n", "")
 

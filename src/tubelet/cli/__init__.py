@@ -57,6 +57,9 @@ def main() -> None:
         if not error.told and os.environ.get("LOCAL_RANK", "0") == "0":
             say(Console(stderr=True), f"error: {error}")
         sys.exit(getattr(error, "exit_code", 1))
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

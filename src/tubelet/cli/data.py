@@ -12,7 +12,7 @@ from tubelet.console import files_progress, say, say_bad
 
 
 def sample_data(
-    folder: Annotated[Path, tyro.conf.Positional],
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     *,
     clips: int = 1000,
     seed: int = 0,
@@ -61,7 +61,7 @@ def sample_data(
 
 
 def shard(
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional],
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")],
     recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
     *,
     out: Path,

@@ -11,7 +11,7 @@ from tubelet.console import say, stages_progress
 
 
 def evaluate(
-    model: Annotated[str, tyro.conf.Positional],
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     config: Annotated[EvaluateConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
     *,
     data: Path,
@@ -61,7 +61,7 @@ def evaluate(
 
 
 def explain(
-    file: Annotated[Path, tyro.conf.Positional],
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     *,
     model: str = "vit-ti",
     out: Path = Path("explain.html"),
@@ -86,7 +86,12 @@ def explain(
     write_explanation(file, model, out, image_size=image_size, frames=frames, fps=fps, seed=seed, console=Console())
 
 
-def report(run: Annotated[Path, tyro.conf.Positional], *, data: Path | None = None, out: Path | None = None) -> None:
+def report(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    *,
+    data: Path | None = None,
+    out: Path | None = None,
+) -> None:
     """Write a run's report: table, curves, and pictures of its features.
 
     Args:

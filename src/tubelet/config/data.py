@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import inf
+from typing import Annotated
 
 import tyro
 
@@ -34,7 +35,7 @@ class MaskConfig:
 class DataConfig:
     """What is read and how it is cut."""
 
-    sources: tyro.conf.Positional[tuple[str, ...]] = ()
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")] = ()
     """Folders, media files, globs, CSV or JSONL manifests, and folders of shards; paths or URLs."""
     allow_outside: tuple[str, ...] = ()
     """Folders and URLs that manifests may name files of, besides those below a manifest's own folder."""
