@@ -29,9 +29,8 @@ from recipe_table import with_spread
 from recipe_tasks import MEASURES, evaluated
 from tubelet.checkpoint import load_vjepa
 from tubelet.config import ModelConfig, TrainConfig
-from tubelet.evaluate.suite.features import random_encoder
 from tubelet.evaluate.suite.run import MAX_TRAIN_CLIPS, MAX_VAL_CLIPS
-from tubelet.model.encoder import Encoder
+from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.train.initial import distilled_sizes
 from tubelet.train.loop import train
 from tubelet.train.state import write_atomically

@@ -44,8 +44,7 @@ from tubelet.data.loader import StepDataset
 from tubelet.data.manifest import list_media
 from tubelet.data.sample.truth import read_description
 from tubelet.device import pick_device
-from tubelet.evaluate.suite.features import random_encoder
-from tubelet.model.encoder import Encoder
+from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.train.loop import train
 from tubelet.train.state import RunFolder, write_atomically
 from tubelet.train.step import backpropagate

@@ -12,7 +12,7 @@ from recipe import SIZES, VARIANTS, Run, main, trained_teacher
 from recipe_table import Row, verdicts
 from recipe_tasks import MEASURES
 from tubelet.checkpoint import load_vjepa
-from tubelet.evaluate.suite.features import random_encoder
+from tubelet.model.encoder import random_encoder
 from tubelet.train.initial import initial_model
 from tubelet.types import TubeletError
 

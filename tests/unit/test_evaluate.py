@@ -23,7 +23,6 @@ from tubelet.evaluate.suite.features import (
     crop_nearest,
     frozen_features,
     mean_log_depth,
-    random_encoder,
 )
 from tubelet.evaluate.suite.probes import (
     L2_GRID,
@@ -35,6 +34,7 @@ from tubelet.evaluate.suite.probes import (
     select_softmax,
 )
 from tubelet.evaluate.suite.run import evaluate_encoder, evaluate_model, evaluate_run
+from tubelet.model.encoder import random_encoder
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import Grid, TubeletError
 from tubelet.vjepa import VJEPA

@@ -65,3 +65,10 @@ class Encoder(nn.Module):
             if i in blocks:
                 outputs.append(x)
         return outputs
+
+
+def random_encoder(config: ModelConfig, seed: int) -> Encoder:
+    """A frozen encoder with the initial weights that `seed` gives; no other generator is touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(config).eval().requires_grad_(False)

@@ -99,13 +99,6 @@ class Gallery:
         return len(self.frames) - 1
 
 
-def random_encoder(config: ModelConfig, seed: int = 0) -> Encoder:
-    """An untrained encoder of the same sizes; no other generator is touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Encoder(config).eval()
-
-
 def read_clip(entry: SampleEntry, size: int, frames: int, tubelet: int) -> Clip:
     """The middle `frames` frames of a file (fewer if it has fewer, always whole tubelets), cropped to `size` pixels."""
     pixels = read_frames(entry.media).pixels

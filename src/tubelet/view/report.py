@@ -13,6 +13,7 @@ from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.config import MODELS, ModelConfig, TrainConfig, from_dict
 from tubelet.data.manifest import list_media
 from tubelet.data.sample.truth import SampleEntry, read_index
+from tubelet.model.encoder import random_encoder
 from tubelet.types import DecodeError, TubeletError
 from tubelet.view.maps import (
     RANDOM,
@@ -22,7 +23,6 @@ from tubelet.view.maps import (
     component_strips,
     find_tracks,
     follow_object,
-    random_encoder,
     read_clip,
     read_own_clip,
 )

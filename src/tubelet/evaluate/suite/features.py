@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet.config import ModelConfig
 from tubelet.data.clips import normalise, resize_centre_crop, resize_shape
 from tubelet.data.decode import read_frames
 from tubelet.data.sample.truth import VOID, SampleEntry, read_truth
@@ -56,13 +55,6 @@ class ClipBatch:
     features: dict[str, Tensor]
     class_pixels: Tensor
     log_depth: Tensor
-
-
-def random_encoder(config: ModelConfig, seed: int) -> Encoder:
-    """An encoder of the same architecture with the initial weights that `seed` gives; no other generator is touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Encoder(config).eval().requires_grad_(False)
 
 
 @torch.no_grad()

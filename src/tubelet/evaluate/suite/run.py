@@ -21,9 +21,9 @@ from tubelet.data.sample.truth import SampleEntry, read_description, read_index
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
 from tubelet.evaluate.suite.dynamics import evaluate_dynamics
-from tubelet.evaluate.suite.features import FEATURES, RANDOM, TRAINED, View, batches, random_encoder
+from tubelet.evaluate.suite.features import FEATURES, RANDOM, TRAINED, View, batches
 from tubelet.evaluate.suite.probes import Probe, Scaling, scaling_of, select_ridge, select_softmax
-from tubelet.model.encoder import Encoder
+from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.parts import read_header
 from tubelet.pretrained.backbone import load
 from tubelet.types import TubeletError
