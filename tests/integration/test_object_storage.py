@@ -124,8 +124,9 @@ def test_a_single_object_that_is_missing_is_a_bad_file(films, network, tmp_path)
 
 def test_a_run_from_a_bucket_in_worker_processes_has_the_losses_of_one_from_the_folder(films, network, tmp_path):
     train_quietly(tiny_config(films, steps=4), tmp_path / "near")
-    # The parent has listed the bucket when its workers are forked; every seventh request fails.
-    network.disturb(lambda number: ("error", "cut")[number % 2] if number % 7 == 3 else None)
+    # The parent has listed the bucket when its workers are forked. Workers race for the numbers, and only a read can be
+    # cut: of some 37 requests five are refused whatever their order, and some of the reads end in their middle.
+    network.disturb(lambda number: "error" if number % 7 == 3 else "cut" if number % 5 == 0 else None)
     train_quietly(tiny_config(URL, steps=4, data={"workers": 2}), tmp_path / "far")
     assert network.faults > 2
     for near, far in zip(rows(tmp_path / "near"), rows(tmp_path / "far"), strict=True):
