@@ -92,11 +92,16 @@ class Blob:
 class TubeletError(Exception):
     """An error that a person can act on: one sentence that names the file or field, what was expected, what to do.
 
+    What it names may come from a file: line feeds and codes that steer a terminal are shown as escapes.
+
     Attributes:
         told: whether the person has been told, by this process or by another one of the same run.
     """
 
     told = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 def one_line(error: Exception) -> str:

@@ -239,6 +239,8 @@ def main() -> None:
                 last = outcome.said.strip().splitlines()[-1]
                 print(f"{kind} {outcome.number} {name}: {last}", flush=True)
     print(json.dumps(summary(outcomes), indent=1))
+    if any(outcome.fault for outcome in outcomes):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

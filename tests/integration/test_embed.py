@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from runs import tiny_config, train_quietly
 
 from media import picture, write_video
 from tubelet.config import EmbedConfig
+from tubelet.data.decode import stream_clips
 from tubelet.data.manifest import list_media
 from tubelet.embed import collection
 from tubelet.embed.clips import CollectionClips
@@ -210,6 +212,20 @@ def test_a_decoding_process_that_dies_is_one_sentence_and_costs_no_row(films, mo
     made = embed_collection(model, [str(films)], tmp_path / "table", SMALL)
     found = rows(tmp_path / "table")
     assert len(found) == before + made.rows and not found.duplicated(["path", "clip"]).any()
+
+
+def test_a_file_that_crashes_its_decoder_is_named(films, model, tmp_path, monkeypatch):
+    def crash(path, choose):
+        if Path(path).name == "1.mp4":
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from stream_clips(path, choose)
+
+    monkeypatch.setattr("tubelet.embed.clips.stream_clips", crash)
+    config = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=1, workers=2)
+    with pytest.raises(
+        TubeletError, match=r"ended unexpectedly while \S+1\.mp4 was read: memory .* crashes its decoder"
+    ):
+        embed_collection(model, [str(films)], tmp_path / "table", config)
 
 
 def test_what_was_computed_is_kept_when_the_command_fails(films, model, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import time
+from pathlib import Path
 from statistics import median
 
 import psutil
@@ -20,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tubelet import checkpoint
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.config import GuardConfig, OptimConfig
+from tubelet.data.decode import read_clips
 from tubelet.data.loader import StepDataset
 from tubelet.data.pool import Pool
 from tubelet.train import loop, monitor
@@ -352,6 +354,17 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_told_as_that(media, 
     monkeypatch.setattr(loop, "train_step", train_step)
     with pytest.raises(TubeletError, match="a data worker ended unexpectedly before step 2"):
         train_quietly(tiny_config(media, data={"workers": 1}), tmp_path / "run")
+
+
+def test_a_file_that_crashes_its_decoder_is_named(media, tmp_path, monkeypatch):
+    def crash(path, choose):
+        if Path(path).name == "1.mp4":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_clips(path, choose)
+
+    monkeypatch.setattr("tubelet.data.loader.read_clips", crash)
+    with pytest.raises(TubeletError, match=r"before step \d while \S+1\.mp4 was read: memory .* crashes its decoder"):
+        train_quietly(tiny_config(media, data={"workers": 2}), tmp_path / "run")
 
 
 def test_an_error_in_a_worker_is_told_as_it_is_in_the_training_process(media, tmp_path, monkeypatch):

@@ -296,6 +296,15 @@ def test_a_film_that_is_shorter_than_its_header_promises_is_cut_off(suffix: str,
     assert reason(path).startswith(f"is cut off: it has {path.stat().st_size} bytes, its header promises")
 
 
+def test_transport_streams_of_two_codecs_in_one_file_are_refused(tmp_path: Path) -> None:
+    old, new = (write_video(tmp_path / f"{codec}.ts", codec=codec) for codec in ("mpeg2video", "libx264"))
+    assert [read_info(path).duration_s for path in (old, new)] == pytest.approx([4, 4])
+    both = tmp_path / "both.ts"
+    for first, second in ((old, new), (new, old)):
+        both.write_bytes(first.read_bytes() + second.read_bytes())
+        assert reason(both) == "changes its codec on the way (stream 256): split it there"
+
+
 def test_junk_behind_a_film_does_no_harm(film: Path, tmp_path: Path) -> None:
     path = tmp_path / "junk.mp4"
     path.write_bytes(film.read_bytes() + b"signed by a camera" * 9)

@@ -1,6 +1,7 @@
 """What a media file's container says about itself, read off a few bytes: is it there, and is it whole."""
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,12 @@ _GUARDED = _BOUNDED | {"format_whitelist": ",".join(_FORMATS), "protocol_whiteli
 _SLACK = 64
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _DATA_BOXES = (b"moov", b"moof", b"mdat")
+# FFmpeg reads so much of an MPEG transport stream to learn what is in it.
+_PROBED = 5_000_000
+# Heads of packets (ISO 13818-1, 2.4.3.2) with a payload in which a table may begin.
+_TABLE_HEAD = re.compile(rb"\x47[\x40-\x7f].[\x10-\x1f\x30-\x3f]", re.DOTALL)
+_PACKET_BYTES, _PROGRAM_MAP = 188, 2
+_H264 = 0x1B
 
 
 @contextmanager
@@ -140,7 +147,7 @@ def open_whole(media: Media) -> BinaryIO:
 
 
 def _check_complete(name: str, file: BinaryIO) -> None:
-    """Reads a few bytes only."""
+    """Reads a few bytes only; of formats that do not begin with a size, what FFmpeg reads of them anyway."""
     with plain_words(name, "cannot be read", file):
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -155,9 +162,44 @@ def _check_complete(name: str, file: BinaryIO) -> None:
             length = int.from_bytes(head[4:8], "little")
             promised = 0 if length == 0xFFFFFFFF else 8 + length  # not known when it was written
         else:
+            file.seek(0)
+            _check_programs(name, file.read(_PROBED))
             return
     if promised - size > _SLACK:
         raise DecodeError(name, f"is cut off: it has {size} bytes, its header promises {promised}")
+
+
+def _check_programs(name: str, data: bytes) -> None:
+    """Refuse a transport stream whose streams turn to H.264 on the way.
+
+    FFmpeg 8 aborts the whole process (an assertion of `has_decode_delay_been_guessed`) if it meets such news when it
+    has opened another decoder and has not seen enough of the file yet.
+    """
+    codecs: dict[int, int] = {}
+    for stream, codec in _mapped_streams(data):
+        before = codecs.setdefault(stream, codec)
+        if before != codec and _H264 in (before, codec):
+            raise DecodeError(name, f"changes its codec on the way (stream {stream}): split it there")
+
+
+def _mapped_streams(data: bytes) -> Iterator[tuple[int, int]]:
+    """Packet identifier and type of each stream, by the program maps of a transport stream (ISO 13818-1, 2.4.4.8)."""
+    for head in _TABLE_HEAD.finditer(data):
+        packet = data[head.start() : head.start() + _PACKET_BYTES]
+        start = 4 + (1 + packet[4] if len(packet) > 4 and packet[3] & 0x20 else 0)  # past the adaptation field
+        table = packet[start + 1 + packet[start] :] if start < len(packet) else b""
+        if len(table) < 12 or table[0] != _PROGRAM_MAP:
+            continue
+        end = min(len(table), _low(table[1:3], 12) - 1)  # a checksum follows
+        at = 12 + _low(table[10:12], 12)
+        while at + 5 <= end:
+            yield _low(table[at + 1 : at + 3], 13), table[at]
+            at += 5 + _low(table[at + 3 : at + 5], 12)
+
+
+def _low(data: bytes, bits: int) -> int:
+    """The number in the lowest bits of some bytes."""
+    return int.from_bytes(data, "big") & ((1 << bits) - 1)
 
 
 def _mp4_extent(file: BinaryIO, size: int) -> tuple[int, bool]:

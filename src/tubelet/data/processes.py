@@ -1,11 +1,13 @@
 """How a worker process begins: deaf to signals that its parent decides about, and bound to the life of its parent."""
 
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
@@ -17,6 +19,23 @@ T = TypeVar("T")
 _NAME_BYTES = 1024
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a worker is at.
+
+    Attributes:
+        worker: its number.
+        pid: its process.
+        file: what it reads.
+        seconds: for how long.
+    """
+
+    worker: int
+    pid: int
+    file: str
+    seconds: float
+
+
 class Readings:
     """Which file each worker is reading, in memory that its parent sees too."""
 
@@ -25,6 +44,7 @@ class Readings:
         workers: how many there are.
         """
         self.names = [RawArray("c", _NAME_BYTES) for _ in range(workers)]
+        self.pids = RawArray("q", max(workers, 1))
         self.since = RawArray("d", max(workers, 1))
 
     @contextmanager
@@ -34,19 +54,33 @@ class Readings:
             yield
             return
         self.names[worker].value = name.encode(errors="replace")[-_NAME_BYTES + 1 :]
-        self.since[worker] = time.time()
+        self.pids[worker], self.since[worker] = os.getpid(), time.time()
         try:
             yield
         finally:
             self.since[worker] = 0.0
 
-    def longest(self) -> tuple[int, str, float] | None:
-        """The worker that has been reading one file for longest, the file, and its seconds; None if none is."""
-        reading = [(since, worker) for worker, since in enumerate(self.since) if since]
-        if not reading:
-            return None
-        since, worker = min(reading)
-        return worker, self.names[worker].value.decode(errors="replace"), time.time() - since
+    def all(self) -> list[Reading]:
+        """What is being read, the longest first; a worker that died is at what it died of."""
+        now = time.time()
+        started = sorted((since, worker) for worker, since in enumerate(self.since) if since)
+        names = {worker: self.names[worker].value.decode(errors="replace") for _, worker in started}
+        return [Reading(worker, self.pids[worker], names[worker], now - since) for since, worker in started]
+
+    def why(self, error: str) -> str:
+        """Why a worker may have died and what to do, to go on a sentence with.
+
+        Args:
+            error: what PyTorch says of it, which names the process; "" for any.
+        """
+        pids = set(map(int, re.findall(r"\d+", error)))
+        files = [reading.file for reading in self.all() if reading.pid in pids or not error]
+        if not files:
+            return ": memory may have run out (lower --workers)"
+        return (
+            f" while {' or '.join(files)} was read: memory may have run out (lower --workers), or the file crashes its "
+            "decoder (move it away)"
+        )
 
 
 def without_traceback(loader: Iterable[T]) -> Iterator[T]:

@@ -17,7 +17,7 @@ from tubelet.data.decode import VideoInfo, stream_clips
 from tubelet.data.images import read_image
 from tubelet.data.manifest import MediaList
 from tubelet.data.pool import Pool, pool_of
-from tubelet.data.processes import start_worker
+from tubelet.data.processes import Readings, start_worker
 from tubelet.data.storage import StorageError
 from tubelet.embed.table import Done
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError, one_line, printable
@@ -56,6 +56,7 @@ class CollectionClips(IterableDataset[ClipBatch]):
     def __init__(self, media: MediaList, config: EmbedConfig, done: Mapping[str, Done]) -> None:
         self.config = config
         self.pools = {modality: pool_of(media, modality) for modality in Modality}
+        self.readings = Readings(config.workers)
         self.done: dict[str, set[int]] = {}
         self.changed: set[str] = set()
         self.samples: list[tuple[Modality, int]] = []
@@ -87,13 +88,14 @@ class CollectionClips(IterableDataset[ClipBatch]):
                 pixels, rows, ended, short, bad = [], [], 0, 0, []
             pool = self.pools[modality]
             try:
-                for clip, row, is_short in self._clips(pool, modality, sample):
-                    pixels.append(clip)
-                    rows.append(row)
-                    short += is_short and row["clip"] == 0
-                    if len(rows) == self.config.batch_size:
-                        yield ClipBatch(torch.stack(pixels), rows, ended, short, bad)
-                        pixels, rows, ended, short, bad = [], [], 0, 0, []
+                with self.readings.of(worker.id if worker else None, pool.name(sample)):
+                    for clip, row, is_short in self._clips(pool, modality, sample):
+                        pixels.append(clip)
+                        rows.append(row)
+                        short += is_short and row["clip"] == 0
+                        if len(rows) == self.config.batch_size:
+                            yield ClipBatch(torch.stack(pixels), rows, ended, short, bad)
+                            pixels, rows, ended, short, bad = [], [], 0, 0, []
             except DecodeError as error:
                 bad.append(BadFile(error.path, error.reason))
             except StorageError as error:  # what was read before it is kept
@@ -158,7 +160,7 @@ def clip_loader(clips: CollectionClips) -> DataLoader[ClipBatch]:
 
 
 @contextmanager
-def deaths_in_words() -> Iterator[None]:
+def deaths_in_words(clips: CollectionClips) -> Iterator[None]:
     """Around all that is done while a loader's processes live: PyTorch says at any moment that one of them died.
 
     Raises:
@@ -169,7 +171,8 @@ def deaths_in_words() -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        said = one_line(error)
         raise TubeletError(
-            "a decoding process ended unexpectedly; memory may have run out: lower --workers or --batch-size; the same "
-            f"command continues after what was written ({one_line(error)})"
+            f"a decoding process ended unexpectedly{clips.readings.why(said)}; the same command continues after what "
+            f"was written ({said})"
         ) from error

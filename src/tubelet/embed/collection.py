@@ -82,43 +82,56 @@ def embed_collection(
         "config_hash": model.config_hash,
         "weights": model.weights_id,
     }
-    with _alone(out), deaths_in_words():
+    with _alone(out):
         table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
         clips = CollectionClips(media, config, table.done())
-        total = sum(media.count(modality) for modality in Modality)
-        table.drop(clips.changed)
-        ended = before = total - len(clips.samples)
-        bad: list[BadFile] = []
-        made: Counter[str] = Counter()  # rows of each file
-        short = 0
-        progress(ended, total)
+        with deaths_in_words(clips):
+            return _embed(model, table, clips, sum(map(media.count, Modality)), progress, report)
+
+
+def _embed(
+    model: Backbone,
+    table: FeatureTable,
+    clips: CollectionClips,
+    total: int,
+    progress: Callable[[int, int], None],
+    report: Callable[[BadFile], None],
+) -> Summary:
+    """Encode what is not in the table yet, of so many files in all."""
+    config = clips.config
+    table.drop(clips.changed)
+    ended = before = total - len(clips.samples)
+    bad: list[BadFile] = []
+    made: Counter[str] = Counter()  # rows of each file
+    short = 0
+    progress(ended, total)
+    try:
+        for batch in clip_loader(clips):
+            made.update(row["path"] for row in batch.rows)
+            if batch.pixels is not None:
+                table.add(_rows(model, batch, batch.pixels, config))
+            if batch.failure is not None:
+                raise StorageError(batch.failure)
+            for file in batch.bad:
+                bad.append(file)
+                report(file)
+            ended, short = ended + batch.ended, short + batch.short
+            progress(ended, total)
+            if len(bad) > config.max_bad_share * total:
+                raise TubeletError(
+                    f"{len(bad)} of {total} files ({100 * len(bad) / total:.0f} %) cannot be read, more than the "
+                    f"{100 * config.max_bad_share:.0f} % that --max-bad-share allows; the first is {bad[0].path}: "
+                    f"{bad[0].reason}"
+                )
+    finally:  # whatever happened, what was computed is kept, but for the beginnings of files that go no further
+        names = {printable(file.path) for file in bad}
+        broken = {path for path in names if path in made or path in clips.done}
+        listed = "".join(json.dumps(asdict(file)) + "\n" for file in bad)
         try:
-            for batch in clip_loader(clips):
-                made.update(row["path"] for row in batch.rows)
-                if batch.pixels is not None:
-                    table.add(_rows(model, batch, batch.pixels, config))
-                if batch.failure is not None:
-                    raise StorageError(batch.failure)
-                for file in batch.bad:
-                    bad.append(file)
-                    report(file)
-                ended, short = ended + batch.ended, short + batch.short
-                progress(ended, total)
-                if len(bad) > config.max_bad_share * total:
-                    raise TubeletError(
-                        f"{len(bad)} of {total} files ({100 * len(bad) / total:.0f} %) cannot be read, more than the "
-                        f"{100 * config.max_bad_share:.0f} % that --max-bad-share allows; the first is {bad[0].path}: "
-                        f"{bad[0].reason}"
-                    )
-        finally:  # whatever happened, what was computed is kept, but for the beginnings of files that go no further
-            names = {printable(file.path) for file in bad}
-            broken = {path for path in names if path in made or path in clips.done}
-            listed = "".join(json.dumps(asdict(file)) + "\n" for file in bad)
-            try:
-                _keep(table, broken, listed)
-            except RuntimeError:  # that a process died is said once, be it now
-                _keep(table, broken, listed)
-                raise
+            _keep(table, broken, listed)
+        except RuntimeError:  # that a process died is said once, be it now
+            _keep(table, broken, listed)
+            raise
     rows = sum(count for path, count in made.items() if path not in broken)
     return Summary(total, rows, before, len(clips.changed), len(bad), len(broken), short)
 

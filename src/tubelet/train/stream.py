@@ -7,6 +7,7 @@ from types import TracebackType
 from tubelet.config import TrainConfig
 from tubelet.data.loader import step_loader
 from tubelet.data.manifest import MediaList
+from tubelet.data.processes import Readings
 from tubelet.train.parallel import World
 from tubelet.types import StepData, TubeletError
 
@@ -64,15 +65,17 @@ class StepStream:
         return self.step - 1, data
 
     def _trouble(self, error: str) -> str:
-        """What happened to a worker, with the file that has been read for longest."""
-        reading = self.loader.dataset.readings.longest()  # type: ignore[attr-defined]
-        where = f": worker {reading[0]} has been reading {reading[1]} for {reading[2]:.0f} s" if reading else ""
+        """What happened to a worker, with the file that it was at."""
+        readings: Readings = self.loader.dataset.readings  # type: ignore[attr-defined]
         if "timed out" in error:
+            where = "".join(
+                f": worker {r.worker} has been reading {r.file} for {r.seconds:.0f} s" for r in readings.all()[:1]
+            )
             return (
                 f"the data of step {self.step + 1} did not come within {self.config.guards.data_timeout_s:g} s "
                 f"(--data-timeout-s){where}; see whether that file and its disk can be read, and continue with --resume"
             )
         return (
-            f"a data worker ended unexpectedly before step {self.step + 1}{where}; memory may have run out: lower "
-            f"--workers, and continue with --resume ({error})"
+            f"a data worker ended unexpectedly before step {self.step + 1}{readings.why(error)}; "
+            f"continue with --resume ({error})"
         )
