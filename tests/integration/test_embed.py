@@ -205,7 +205,7 @@ def test_a_decoding_process_that_dies_is_one_sentence_and_costs_no_row(films, mo
             process.kill()
 
     one_by_one = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=1, workers=1)
-    with pytest.raises(TubeletError, match=r"a decoding process ended unexpectedly.*lower --workers"):
+    with pytest.raises(TubeletError, match=r"a worker process ended unexpectedly.*lower --workers"):
         embed_collection(model, [str(films)], tmp_path / "table", one_by_one, progress=kill)
     before = len(rows(tmp_path / "table"))
     assert before > 0

@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -118,6 +120,20 @@ def test_an_evaluation_of_nothing_but_unreadable_files_ends_whatever_share_is_al
     bad = Source(files=(write_text(tmp_path / "bad.png"),))
     with pytest.raises(TubeletError, match=r"bad\.png.*none of 1"):
         extract(model, FeatureCache(tmp_path / "cache", model), [bad], {}, whole, max_bad_share=1.0)
+
+
+def killed_by_the_last(source: Source) -> torch.Tensor:
+    if source.files[0].name == "2.png":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(source)
+
+
+def test_a_file_that_crashes_its_decoder_is_named(model, pictures, tmp_path):
+    cache = FeatureCache(tmp_path / "cache", model)
+    with pytest.raises(
+        TubeletError, match=r"ended unexpectedly while \S+2\.png was read: .* the same command continues"
+    ):
+        extract(model, cache, pictures, {"size": 32}, killed_by_the_last, workers=1)
 
 
 def test_a_quick_look_is_spread_over_a_list():

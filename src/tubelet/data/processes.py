@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from typing import TypeVar
 
-from tubelet.types import TubeletError
+from tubelet.types import TubeletError, one_line
 
 T = TypeVar("T")
 _NAME_BYTES = 1024
@@ -81,6 +81,27 @@ class Readings:
             f" while {' or '.join(files)} was read: memory may have run out (lower --workers), or the file crashes its "
             "decoder (move it away)"
         )
+
+
+@contextmanager
+def deaths_in_words(after: str, readings: Readings | None = None) -> Iterator[None]:
+    """Around all that is done while a loader's processes live: PyTorch says at any moment that one of them died.
+
+    Args:
+        after: how to go on.
+        readings: what the processes read.
+
+    Raises:
+        TubeletError: a process died.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        said = one_line(error)
+        why = (readings or Readings(0)).why(said)
+        raise TubeletError(f"a worker process ended unexpectedly{why}; {after} ({said})") from error
 
 
 def without_traceback(loader: Iterable[T]) -> Iterator[T]:

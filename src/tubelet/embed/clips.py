@@ -1,7 +1,6 @@
 """The clips of a collection, decoded by worker processes into batches of one size."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tubelet.data.pool import Pool, pool_of
 from tubelet.data.processes import Readings, start_worker
 from tubelet.data.storage import StorageError
 from tubelet.embed.table import Done
-from tubelet.types import BadFile, DecodeError, Modality, TubeletError, one_line, printable
+from tubelet.types import BadFile, DecodeError, Modality, printable
 
 
 @dataclass(frozen=True)
@@ -157,22 +156,3 @@ def clip_loader(clips: CollectionClips) -> DataLoader[ClipBatch]:
         prefetch_factor=2 if workers else None,
         worker_init_fn=start_worker,
     )
-
-
-@contextmanager
-def deaths_in_words(clips: CollectionClips) -> Iterator[None]:
-    """Around all that is done while a loader's processes live: PyTorch says at any moment that one of them died.
-
-    Raises:
-        TubeletError: a decoding process died.
-    """
-    try:
-        yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        said = one_line(error)
-        raise TubeletError(
-            f"a decoding process ended unexpectedly{clips.readings.why(said)}; the same command continues after what "
-            f"was written ({said})"
-        ) from error

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tubelet.config import EmbedConfig
 from tubelet.data.manifest import list_media
+from tubelet.data.processes import deaths_in_words
 from tubelet.data.storage import StorageError
-from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader, deaths_in_words
+from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import LOCK, FeatureTable
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Modality, TubeletError, printable
@@ -85,7 +86,7 @@ def embed_collection(
     with _alone(out):
         table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
         clips = CollectionClips(media, config, table.done())
-        with deaths_in_words(clips):
+        with deaths_in_words("the same command continues after what was written", clips.readings):
             return _embed(model, table, clips, sum(map(media.count, Modality)), progress, report)
 
 

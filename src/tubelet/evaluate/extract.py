@@ -11,16 +11,18 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tubelet.data.clips import normalise
-from tubelet.data.processes import start_worker
+from tubelet.data.processes import Readings, deaths_in_words, start_worker
 from tubelet.evaluate.cache import FeatureCache, read_features, write_features
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, DecodeError, TubeletError
 
 # What is encoded at once: enough to keep a device busy, little enough for a small one.
 _TOKENS_PER_BATCH = 8192
+AGAIN = "the same command continues after what was computed"
+"""What to do after a worker died."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -106,30 +108,32 @@ def extract(
     bad: dict[int, BadFile] = {}
     done = len(sources) - len(missing)
     progress("encoding", done, len(sources))
+    views_of = _Views([sources[number] for number in missing], cut, min(workers, len(missing)))
     loader = DataLoader(
-        _Views([sources[number] for number in missing], cut),
+        views_of,
         batch_size=None,
         num_workers=min(workers, len(missing)),
         prefetch_factor=4 if min(workers, len(missing)) else None,
         worker_init_fn=start_worker,
     )
     waiting: list[tuple[int, Tensor]] = []
-    for number, views in zip(missing, loader, strict=True):
-        if isinstance(views, BadFile):
-            bad[number] = views
-            if len(bad) > max_bad_share * len(sources):
-                allowed = f", more than the {100 * max_bad_share:g} % that --max-bad-share allows"
-                raise TubeletError(
-                    f"{views.path}: {views.reason}; {len(bad)} of {len(sources)} files cannot be read{allowed}"
-                )
-            continue
-        if waiting and not _fits(model, waiting, views):
+    with deaths_in_words(AGAIN, views_of.readings):
+        for number, views in zip(missing, loader, strict=True):
+            if isinstance(views, BadFile):
+                bad[number] = views
+                if len(bad) > max_bad_share * len(sources):
+                    allowed = f", more than the {100 * max_bad_share:g} % that --max-bad-share allows"
+                    raise TubeletError(
+                        f"{views.path}: {views.reason}; {len(bad)} of {len(sources)} files cannot be read{allowed}"
+                    )
+                continue
+            if waiting and not _fits(model, waiting, views):
+                done += _encode(model, waiting, places, encode)
+                progress("encoding", done, len(sources))
+                waiting = []
+            waiting.append((number, views))
+        if waiting:
             done += _encode(model, waiting, places, encode)
-            progress("encoding", done, len(sources))
-            waiting = []
-        waiting.append((number, views))
-    if waiting:
-        done += _encode(model, waiting, places, encode)
     progress("encoding", done, len(sources))
     kept = [number for number in range(len(sources)) if number not in bad]
     if bad and not kept:
@@ -177,15 +181,18 @@ def _encode(model: Backbone, waiting: list[tuple[int, Tensor]], places: list[Pat
 class _Views(Dataset[Tensor | BadFile]):
     """The views of each source, or why it has none."""
 
-    def __init__(self, sources: list[Source], cut: Cut) -> None:
+    def __init__(self, sources: list[Source], cut: Cut, workers: int) -> None:
         self.sources, self.cut = sources, cut
+        self.readings = Readings(workers)
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def __getitem__(self, index: int) -> Tensor | BadFile:
+        worker, source = get_worker_info(), self.sources[index]
         try:
-            return self.cut(self.sources[index])
+            with self.readings.of(worker.id if worker else None, str(source.files[0])):
+                return self.cut(source)
         except DecodeError as error:
             return BadFile(error.path, error.reason)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig
+from tubelet.data.processes import deaths_in_words
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips import anticipation, classification, pooled
 from tubelet.evaluate.dense import depth, segmentation
-from tubelet.evaluate.extract import Progress
+from tubelet.evaluate.extract import AGAIN, Progress
 from tubelet.evaluate.result import Result
 from tubelet.evaluate.time import tracking, vos
 from tubelet.pretrained.backbone import Backbone
@@ -67,4 +68,5 @@ def run_task(
     if not data.is_dir():
         raise TubeletError(f"{data}: no such folder; expected a benchmark in its own layout")
     config.refuse(_UNUSED.get(task, ()), task)
-    return TASKS[task](model, data, config, cache, progress)
+    with deaths_in_words(AGAIN):
+        return TASKS[task](model, data, config, cache, progress)
