@@ -63,17 +63,19 @@ def held(process: psutil.Popen) -> int:
 
 
 def figures(out: Path) -> str:
-    """The first figures that a task wrote, of the model alone."""
+    """The first figure that a task wrote, or that of each of the suite's; in brackets the other model's, if any."""
     if (suite := out / "evaluation.json").is_file():
         return ", ".join(
-            f"{task['name']} {task['values']['trained']:.3f}" for task in json.loads(suite.read_text())["tasks"]
+            f"{task['name']} {task['values']['trained']:.3f} ({task['values']['random']:.3f})"
+            for task in json.loads(suite.read_text())["tasks"]
         )
     result = json.loads((out / "result.json").read_text())
-    name = next(iter(result["metrics"]))
-    return f"{name} {result['metrics'][name]:.3f} {result['units'][name]}"
+    name, unit = next(iter(result["units"].items()))
+    others = "".join(f" ({metrics[name]:.3f})" for metrics in result["beside"].values())
+    return f"{name} {result['metrics'][name]:.3f}{others} {unit}"
 
 
-def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4) -> None:
+def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4, against: str | None = None) -> None:
     """Print the table.
 
     Args:
@@ -81,6 +83,7 @@ def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4) ->
         data: The sample set, with the layouts named above.
         image_size: Pixels along the side of a view, on every task.
         frames: Frames of a clip, on every task that takes clips.
+        against: Another model on the same tasks, or "random", which takes as long again.
     """
     console, table = Console(), Table()
     for column in ("task", "on", "seconds", "CPU s", "peak GB", "figures"):
@@ -101,7 +104,7 @@ def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4) ->
                 str(out),
             ]
             command += ["--cache", str(Path(scratch) / "features"), "--image-size", str(image_size), *options.split()]
-            command += ["--task", task] if task else []
+            command += ["--task", task, *(["--against", against] if against else [])] if task else []
             command += ["--frames", str(frames)] if task not in IMAGES else []
             seconds, worked, peak = run(command)
             total += seconds

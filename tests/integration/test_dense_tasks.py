@@ -1,6 +1,7 @@
 """Segmentation and depth from one command, on the sample set in every layout."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -81,9 +82,28 @@ def test_the_learning_rates_that_are_asked_for_are_trained(layouts, model, tmp_p
     assert set(result["details"]["learning rates"]["cross-entropy on held-out pictures"]) == {"0.5", "0.02"}
 
 
+def test_another_model_is_set_beside_and_the_same_one_comes_to_the_same(layouts, model, tmp_path, monkeypatch, capsys):
+    alone = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "alone")
+    same = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "same", "--against", str(model))
+    assert alone["beside"] == {}
+    assert same["beside"] == {same["model_id"]: alone["metrics"]} and same["metrics"] == alone["metrics"]
+    capsys.readouterr()
+    # The fixture's own weights are those that seed 0 gives.
+    chance = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "c", "--against", "random", "--seed", "1")
+    (other,) = chance["beside"].values()
+    assert other.keys() == chance["metrics"].keys() and other != chance["metrics"]
+    shown = f"{other['mIoU']:.1f} %"
+    page = (tmp_path / "c" / "page.html").read_text()
+    assert "random weights" in page and f"<td>{shown}</td>" in page
+    assert {"this model", "random weights", shown} <= {
+        cell.strip() for cell in re.split("[│┃\n]", capsys.readouterr().out)
+    }
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
+        (["--against", "no/such/model"], "no/such/model"),
         (["--weight-decays", "0.1", "0.2"], "linear heads on dense features share one weight decay"),
         (["--frames", "4"], "frames is 4, but depth has no use for it: leave it out"),
     ],

@@ -1,5 +1,6 @@
 """The commands that look at a model, in figures and in pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from tubelet.config import EvaluateConfig
 from tubelet.console import say, stages_progress
+from tubelet.types import TubeletError
 
 
 def evaluate(
@@ -16,6 +18,7 @@ def evaluate(
     *,
     data: Path,
     task: str | None = None,
+    against: str | None = None,
     out: Path | None = None,
     cache: Path | None = None,
 ) -> None:
@@ -29,6 +32,8 @@ def evaluate(
         config: How.
         data: The benchmark's folder, or one that sample-data wrote.
         task: One of the tasks that docs/evaluate.md describes.
+        against: With --task, another model, whose figures are shown beside: anything that MODEL may be, or "random" for
+            the same network with random weights.
         out: Folder of the results; by default the run, and with --task its folder evaluation/TASK-DATA, or here
             evaluation/ID by the model's id.
         cache: Folder of the features, which are computed once; by default in the user's cache.
@@ -38,6 +43,8 @@ def evaluate(
     if out is not None:
         require_writable(out)
     if task is None:
+        if against is not None:
+            raise TubeletError("--against goes with --task; without one, random weights are beside the model anyway")
         from tubelet.evaluate.suite.comparison import print_table
         from tubelet.evaluate.suite.run import evaluate_model
 
@@ -45,12 +52,22 @@ def evaluate(
         return
     from tubelet.evaluate.cache import FeatureCache, default_folder
     from tubelet.evaluate.tasks import WITH_PREDICTOR, run_task
-    from tubelet.pretrained.backbone import load
+    from tubelet.pretrained.backbone import load, random_twin
     from tubelet.view.results import write_result_page
 
     console, encoder = Console(), load(model, with_predictor=task in WITH_PREDICTOR)
+    others = {}
+    if against == "random":
+        others["random weights"] = random_twin(encoder, config.seed)
+    elif against is not None:
+        other = load(against, with_predictor=task in WITH_PREDICTOR)
+        others[other.model_id] = other
     with stages_progress(console) as progress:
-        result = run_task(task, encoder, data, config, FeatureCache(cache or default_folder(), encoder), progress)
+        result, *beside = (
+            run_task(task, each, data, config, FeatureCache(cache or default_folder(), each), progress)
+            for each in (encoder, *others.values())
+        )
+    result = replace(result, beside={name: other.metrics for name, other in zip(others, beside, strict=True)})
     folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
     folder = out or folder / "evaluation" / f"{task}-{data.resolve().name}"
     earlier = (folder / "result.json").exists()

@@ -70,6 +70,7 @@ class Result:
         model_id: of the encoder.
         protocol: in a sentence, with its source.
         metrics: by their published names, the most important first; none where the truth is not public.
+        beside: what another model is called -> its metrics on the same.
         counts: how many files, samples, classes, ... the figures stand for.
         skipped: files that were left out, and why; never silently.
         details: more figures, ready for JSON: each class, each sequence, the whole sweep.
@@ -85,6 +86,7 @@ class Result:
     protocol: str
     metrics: Mapping[str, Metric]
     counts: Mapping[str, int]
+    beside: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
     skipped: list[BadFile] = field(default_factory=list)
     details: Mapping[str, Any] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
@@ -117,6 +119,9 @@ def write_result(result: Result, path: Path) -> None:
         "model_id": result.model_id,
         "protocol": result.protocol,
         "metrics": {name: metric.value for name, metric in result.metrics.items()},
+        "beside": {
+            other: {name: metric.value for name, metric in metrics.items()} for other, metrics in result.beside.items()
+        },
         "units": {name: metric.unit for name, metric in result.metrics.items()},
         "counts": dict(result.counts),
         "skipped": [{"path": file.path, "reason": file.reason} for file in result.skipped],
@@ -150,9 +155,10 @@ def print_result(result: Result, console: Console) -> None:
     say(console, f"{result.task} on {result.benchmark}, {result.model_id}", "italic")
     table = Table()
     table.add_column("metric")
-    table.add_column("value", justify="right")
+    for column in ["this model", *result.beside] if result.beside else ["value"]:
+        table.add_column(column, justify="right")
     for name, metric in result.metrics.items():
-        table.add_row(f"{name}{metric.arrow}", str(metric))
+        table.add_row(f"{name}{metric.arrow}", str(metric), *(str(other[name]) for other in result.beside.values()))
     if result.metrics:
         console.print(table)
     else:

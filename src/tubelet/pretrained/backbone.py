@@ -337,6 +337,16 @@ def load(
     return model.to(chosen, dtype or pick_dtype("auto", chosen))
 
 
+def random_twin(model: Backbone, seed: int) -> Backbone:
+    """The same network with the initial weights that `seed` gives, on the same device; what training has to beat."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        twin = Backbone(model.config, model.predictor is not None)
+    twin.name = "random"
+    twin.identify()
+    return twin.requires_grad_(False).eval().to(model.device, model.dtype)
+
+
 def _device(device: torch.device | str | None) -> torch.device:
     if device is None:
         return pick_device()
