@@ -6,7 +6,6 @@ A file holds `student.*`, `predictor.*`, `teacher.*` and AdamW's moments as `opt
 continue exactly: schedules, data order, crops and masks are functions of the seed and the step.
 """
 
-import errno
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tubelet.config import TrainConfig, from_dict, to_dict
+from tubelet.files import describe_os_error, sync
 from tubelet.model.lora import merge_adapters
-from tubelet.parts import is_in_parts, read_header, remove, sync
+from tubelet.parts import is_in_parts, read_header, remove
 from tubelet.released import differences, load_exactly, read_released
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
@@ -108,13 +108,6 @@ def _try_to_remove(path: Path) -> None:
 def state_tensors(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
     """All that a checkpoint holds: the model's tensors, and the optimiser's by kind and parameter."""
     return {**model.state_dict(), **_optimizer_tensors(model, optimizer)}
-
-
-def describe_os_error(error: Exception) -> str:
-    """What went wrong with a file, and what to do where that is known."""
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-        return "the disk is full: free some space"
-    return str(error)
 
 
 def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:

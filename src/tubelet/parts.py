@@ -5,7 +5,6 @@ folder get its name. What is in the parts is for `resharding`.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,15 +44,6 @@ def read_header(path: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise TubeletError(f"{path}: the checkpoint cannot be read ({error}); copy the whole folder again") from error
     return header
-
-
-def sync(path: Path) -> None:
-    """Ask the system to have a file's (or folder's) bytes on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

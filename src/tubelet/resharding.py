@@ -22,7 +22,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from tubelet.parts import FILES, HEADER, read_header, remove, sync
+from tubelet.files import sync
+from tubelet.parts import FILES, HEADER, read_header, remove
 from tubelet.types import TubeletError
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tubelet.checkpoint import describe_os_error
+from tubelet.files import describe_os_error
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import TubeletError
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tubelet.checkpoint import describe_os_error
 from tubelet.console import say
+from tubelet.files import describe_os_error
 from tubelet.types import BadFile, TubeletError
 
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tubelet.checkpoint import describe_os_error
 from tubelet.config import ModelConfig, to_dict
+from tubelet.files import describe_os_error
 from tubelet.pretrained.weights import FORMAT
 from tubelet.types import TubeletError
 

@@ -10,13 +10,14 @@ from zlib import crc32
 import torch
 from rich.console import Console
 
-from tubelet.checkpoint import describe_os_error, load_training_state
+from tubelet.checkpoint import load_training_state
 from tubelet.config import TrainConfig
 from tubelet.console import say, say_bad
 from tubelet.data.loader import check_steps, mixes, samples_per_step
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, training_dtype
+from tubelet.files import describe_os_error
 from tubelet.train.compilation import step_operations
 from tubelet.train.guards import Guards, Past
 from tubelet.train.health import Health, collapse_watch

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.optim import Optimizer
 
-from tubelet.checkpoint import describe_os_error, header_of, keep_newest, make_room, save_checkpoint, state_tensors
+from tubelet.checkpoint import header_of, keep_newest, make_room, save_checkpoint, state_tensors
 from tubelet.config import TrainConfig
+from tubelet.files import describe_os_error
 from tubelet.model.lora import save_adapters
 from tubelet.train.parallel import World
 from tubelet.train.sharding import all_finite

@@ -8,8 +8,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from tubelet.checkpoint import checkpoints, describe_os_error, step_of
+from tubelet.checkpoint import checkpoints, step_of
 from tubelet.config import TrainConfig, from_dict, to_dict
+from tubelet.files import describe_os_error
 from tubelet.types import BadFile, TubeletError
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.checkpoint import describe_os_error
+from tubelet.files import describe_os_error
 from tubelet.types import TubeletError
 
 MAX_COLUMNS = 8

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tubelet.checkpoint import describe_os_error
 from tubelet.config import EvaluateConfig
 from tubelet.data.processes import start_worker, without_traceback
 from tubelet.evaluate.cache import FeatureCache
@@ -34,6 +33,7 @@ from tubelet.evaluate.clips.sweep import (
 )
 from tubelet.evaluate.extract import FeatureSet, Progress, extract
 from tubelet.evaluate.result import Metric, Result
+from tubelet.files import describe_os_error
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, TubeletError
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tubelet.checkpoint import describe_os_error
 from tubelet.data.processes import start_worker, without_traceback
 from tubelet.device import pick_dtype
 from tubelet.evaluate.clips.ranking import best_answers, ranks
 from tubelet.evaluate.extract import FeatureSet, Progress
+from tubelet.files import describe_os_error
 from tubelet.types import TubeletError
 
 ANSWERS = 5

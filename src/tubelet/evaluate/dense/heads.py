@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tubelet.checkpoint import describe_os_error
 from tubelet.config import EvaluateConfig
 from tubelet.data.processes import start_worker, without_traceback
 from tubelet.evaluate.dense.views import POINTS_SHOWN, Batches, Rows
 from tubelet.evaluate.extract import Progress
+from tubelet.files import describe_os_error
 from tubelet.types import TubeletError
 
 SAVE_SECONDS = 60

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet.checkpoint import describe_os_error
 from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize
 from tubelet.data.images import read_image
@@ -26,6 +25,7 @@ from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.evaluate.time.drawing import draw_objects
 from tubelet.evaluate.time.jandf import Statistics, measure_objects
 from tubelet.evaluate.time.propagation import Propagation, segment
+from tubelet.files import describe_os_error
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, DecodeError, TubeletError
 

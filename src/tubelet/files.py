@@ -1,0 +1,49 @@
+"""Files that are written whole or not at all, and where the user's cache lies."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place at the end of the block; if that fails, it is removed.
+
+    Args:
+        path: where the file is to be. Readers see the one that was there before, or all of the new one.
+        durable: have the disk confirm the contents first, so that not even a power cut leaves an empty file.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if durable:
+            sync(partial)
+        partial.replace(path)
+        if durable:
+            sync(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Ask the system to have a file's (or folder's) bytes on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def describe_os_error(error: Exception) -> str:
+    """What went wrong with a file, and what to do where that is known."""
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        return "the disk is full: free some space"
+    return str(error)
+
+
+def cache_folder() -> Path:
+    """The user's folder for what can be made or fetched again (the XDG base directory specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
