@@ -35,11 +35,12 @@ from tubelet.config import DataConfig, PlanConfig, TrainConfig, model_preset
 from tubelet.config.train import Parallel, Precision
 from tubelet.data.loader import samples_per_step
 from tubelet.data.manifest import MediaList
+from tubelet.train.compilation import prepare
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
 from tubelet.train.plan import CPU, make_plan, mask_lengths, token_grid
 from tubelet.train.sharding import place
-from tubelet.train.step import prepare, train_step
+from tubelet.train.step import train_step
 from tubelet.train.tracing import logged
 from tubelet.types import Batch, Mask, Modality, StepData
 from tubelet.vjepa import VJEPA

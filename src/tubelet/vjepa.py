@@ -23,7 +23,8 @@ class VJEPA(nn.Module):
         self.predictor = Predictor(config)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.distance_weighting = True  # a run's own choice, see OptimConfig
-        self.guides: tuple[Encoder, ...] = ()  # the frozen model of a distillation; in a tuple, as no part of this one
+        # Of a distillation. In a tuple, so that nn.Module does not register it: it is in no checkpoint.
+        self.frozen_teacher: tuple[Encoder, ...] = ()
         self.loss = dense_predictive_loss  # an attribute, so that it can be compiled with the blocks
 
     def forward(self, pixels: Tensor, mask: Mask, targets: Tensor, context_weight: float | Tensor) -> Losses:
@@ -36,9 +37,9 @@ class VJEPA(nn.Module):
             context_weight: λ of this step.
         """
         grid, modality = self.student.tokenizer.grid(pixels), modality_of(pixels)
-        levels = self.student(pixels, mask.context)
-        predicted, reconstructed = self.predictor(levels, mask, grid, modality)
-        return self.loss(
+        levels = self.student(pixels, mask.context)  # steps 1-4: tokens, positions, mask, encoder
+        predicted, reconstructed = self.predictor(levels, mask, grid, modality)  # steps 5-7: fusion, predictor, heads
+        return self.loss(  # step 8
             predicted, reconstructed, targets, mask, grid, context_weight, distance_weighting=self.distance_weighting
         )
 
@@ -49,8 +50,8 @@ class VJEPA(nn.Module):
         In a distillation, the last level of the model that is distilled; the teacher, the average of the student, is
         then what the run is for.
         """
-        if self.guides:
-            return normalised_targets(self.guides[0](pixels)[-1:])
+        if self.frozen_teacher:
+            return normalised_targets(self.frozen_teacher[0](pixels)[-1:])
         return normalised_targets(self.teacher(pixels))
 
     @torch.no_grad()

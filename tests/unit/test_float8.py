@@ -7,9 +7,10 @@ import torch
 from tubelet.config import TrainConfig, vit_pico
 from tubelet.data.masks import sample_mask
 from tubelet.train import float8
+from tubelet.train.compilation import prepare
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
-from tubelet.train.step import prepare, train_step
+from tubelet.train.step import train_step
 from tubelet.types import Batch, Modality, StepData, TubeletError
 from tubelet.vjepa import VJEPA
 

@@ -138,9 +138,9 @@ def test_the_teachers_memory_fits_the_run(steps, momentum):
 def test_a_distillation_counts_the_operations_of_the_model_that_it_follows():
     config = TrainConfig()
     with torch.device("meta"):
-        model, guide = VJEPA(vit_ti()), Encoder(vit_b())
+        model, teacher = VJEPA(vit_ti()), Encoder(vit_b())
     tokens = config.batch_size * 1568 * (256 / 224) ** 2
-    taught, followed = (sum(p.numel() for p in part.parameters()) for part in (model.teacher, guide))
+    taught, followed = (sum(p.numel() for p in part.parameters()) for part in (model.teacher, teacher))
     alone = step_operations(model, config)
-    model.guides = (guide,)
+    model.frozen_teacher = (teacher,)
     assert step_operations(model, config) - alone == pytest.approx(2 * tokens * (followed - taught))

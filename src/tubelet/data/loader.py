@@ -107,8 +107,10 @@ def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
     """Refuse what no step could be made of, before anything is written.
 
     Raises:
-        TubeletError: see `samples_per_step`, `step_parts` and `mixes`.
+        TubeletError: see `samples_per_step`, `step_parts`, `mixes` and `ModelConfig.grid`.
     """
+    for frames in (config.data.frames, config.data.image_frames):
+        config.model.grid(frames, config.data.image_size, config.data.image_size)
     step_parts(config, samples_per_step(config, media), processes)
     mixes(config, media)
 

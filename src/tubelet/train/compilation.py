@@ -8,6 +8,7 @@ import torch
 
 from tubelet.config import TrainConfig
 from tubelet.device import has_bf16_units
+from tubelet.train.float8 import use_float8
 from tubelet.vjepa import VJEPA
 
 # Compiling takes up to a minute and a half and saves a tenth of the time or more: what is over sooner does not gain.
@@ -16,6 +17,28 @@ WORTH_SECONDS = 20 * 60
 # compiled blocks round differently and a resumed run has to decide as it did before.
 _LINKING_S = 5.0  # for so long an empty library may be one that another process is writing
 _RATES = {"cuda": 1e14, "cpu": 1e11, "cpu with bf16 units": 5e11}
+
+
+def prepare(model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False) -> str | None:
+    """Set precision and recomputation of the blocks and compile them, as the config has it.
+
+    Args:
+        model: not yet sharded.
+        config: the run.
+        device: where it will compute.
+        sharded: whether it will be in shards.
+
+    Returns:
+        what there is to say of compiling, if anything.
+
+    Raises:
+        TubeletError: if the device cannot compute in the precision that the config asks for.
+    """
+    if config.precision == "fp8":
+        use_float8(model, device)
+    model.student.recompute_activations = config.activation_checkpointing
+    model.predictor.recompute_activations = config.activation_checkpointing
+    return compile_blocks(model, config, device, sharded)
 
 
 def compile_blocks(
@@ -63,9 +86,9 @@ def step_operations(model: VJEPA, config: TrainConfig) -> float:
     """
     data = config.data
     tokens = config.batch_size * config.model.grid(data.frames, data.image_size, data.image_size).tokens
-    parts = (model.student, model.predictor, *(model.guides or (model.teacher,)))
-    student, predictor, guide = (sum(p.numel() for p in part.parameters()) for part in parts)
-    return tokens * (2 * guide + len(config.masks.video) * 6 * (0.2 * student + predictor))
+    parts = (model.student, model.predictor, *(model.frozen_teacher or (model.teacher,)))
+    student, predictor, teacher = (sum(p.numel() for p in part.parameters()) for part in parts)
+    return tokens * (2 * teacher + len(config.masks.video) * 6 * (0.2 * student + predictor))
 
 
 def remove_unfinished(cache: Path) -> None:

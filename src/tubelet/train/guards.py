@@ -13,7 +13,7 @@ from tubelet.types import TubeletError
 
 MEDIAN_OF = 100  # losses that a spike is measured by
 LEAST_LOSSES = 20  # without so many there is no median to speak of
-MOST_REWINDS = 3  # to one checkpoint: what spikes with any data does not spike for its data
+MOST_REWINDS = 3  # to one checkpoint: after that, the data is not the cause
 
 
 class Past:
@@ -94,13 +94,13 @@ class Guards:
             self.spike, self.spike_step = f"the loss of step {step} is {loss:.4g}, it lately was {usual:.4g}", step
 
     def go_back(self, checkpoint: Path | None) -> int | None:
-        """Decide about a spike, and record it: the data of a checkpoint's next steps are others from now on.
+        """Handle a spike: record it, and choose the step to rewind to; the batches after it are skipped from then on.
 
         Args:
             checkpoint: the last.
 
         Returns:
-            after how many steps to go on; None to go on as if nothing were.
+            the step to rewind to; None to continue without rewinding.
 
         Raises:
             TubeletError: if going back has not helped.
@@ -120,6 +120,12 @@ class Guards:
             back, "spike", f"{said}: back to step {back}, leaving out the next {batches} batches", batches=batches
         )
         return back
+
+    def tell_unwritten(self, step: int) -> None:
+        """Say once that rows wait for room on the disk, while they do."""
+        if self.run.unwritten and not self.told_unwritten:
+            self.say(f"step {step}: {self.run.unwritten_reason}; the rows are kept in memory until there is room")
+        self.told_unwritten = bool(self.run.unwritten)
 
     def check(self, step: int) -> None:
         """Give up where nothing goes any more.

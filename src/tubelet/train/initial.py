@@ -35,13 +35,13 @@ def _file_of(what: str) -> str | Path:
     return find(what) if what in RELEASED else what
 
 
-def distilled_sizes(student: ModelConfig, guide: ModelConfig) -> ModelConfig:
+def distilled_sizes(student: ModelConfig, teacher: ModelConfig) -> ModelConfig:
     """The sizes of a student that predicts the last level of a frozen model, as those of the distilled releases."""
-    predictor = dataclasses.replace(student.predictor, output_width=guide.width, rescale_rope=False)
+    predictor = dataclasses.replace(student.predictor, output_width=teacher.width, rescale_rope=False)
     return dataclasses.replace(student, output_levels=1, predictor=predictor)
 
 
-def load_guide(config: TrainConfig, device: torch.device) -> Backbone | None:
+def load_frozen_teacher(config: TrainConfig, device: torch.device) -> Backbone | None:
     """The frozen model that a distillation follows, on the device and in the precision of the run; None without one.
 
     Raises:
@@ -49,8 +49,8 @@ def load_guide(config: TrainConfig, device: torch.device) -> Backbone | None:
     """
     if config.distil_from is None:
         return None
-    guide = load(config.distil_from, device=device, dtype=training_dtype(config, device))
-    data, ours, theirs = config.data, config.model, guide.config
+    teacher = load(config.distil_from, device=device, dtype=training_dtype(config, device))
+    data, ours, theirs = config.data, config.model, teacher.config
     for frames in (1, data.frames):
         here, there = (sizes.grid(frames, data.image_size, data.image_size) for sizes in (ours, theirs))
         if here != there:
@@ -63,7 +63,7 @@ def load_guide(config: TrainConfig, device: torch.device) -> Backbone | None:
             f"{config.distil_from}: its last level is {theirs.width} wide, the student predicts "
             f"{ours.num_output_levels} levels, {ours.prediction_width} channels in all: take `distilled_sizes`"
         )
-    return guide
+    return teacher
 
 
 class Origin(NamedTuple):

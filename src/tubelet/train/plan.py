@@ -24,10 +24,11 @@ from tubelet.data.manifest import MediaList
 from tubelet.data.masks import block_shape, hidden_positions
 from tubelet.device import DEVICE_KINDS, DeviceKind, training_dtype
 from tubelet.model.layers import Attention
+from tubelet.train.compilation import prepare
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
 from tubelet.train.sharding import device_mesh, parallel_for, pick_parallel, shard, training_bytes
-from tubelet.train.step import prepare, train_step
+from tubelet.train.step import train_step
 from tubelet.train.tracing import Log, StorageLog, Transfer, logged
 from tubelet.types import Batch, Grid, Mask, Modality, StepData, TubeletError
 from tubelet.vjepa import VJEPA
@@ -158,7 +159,7 @@ def make_plan(config: TrainConfig, planned: PlanConfig) -> Plan:
         TubeletError: if the run could not be, or is of a kind that is not planned.
     """
     if config.lora_rank or config.distil_from:
-        raise TubeletError("--plan is of pre-training; it knows no adapters (lora_rank) and no guide (distil)")
+        raise TubeletError("--plan is of pre-training; it knows no adapters (lora_rank) and no frozen teacher (distil)")
     device = DEVICE_KINDS[planned.device_kind]
     low = training_dtype(config, CPU) if planned.device_kind == "cpu" else torch.bfloat16
     precision: Precision = "fp32" if config.precision == "fp32" or low == torch.float32 else "bf16"

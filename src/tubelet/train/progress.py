@@ -1,11 +1,15 @@
 """What a person sees of a run while it goes: a progress line, log lines, TensorBoard curves."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tubelet.files import describe_os_error
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -13,7 +17,6 @@ if TYPE_CHECKING:
 # Without a terminal there is no line to redraw: so many are printed instead, and one whenever so many seconds are over.
 _PLAIN_LINES = 20
 _PLAIN_SECONDS = 600.0
-_FIELDS = ("loss", "lr", "clips_per_s", "data_wait_share")
 
 
 class ProgressLine:
@@ -73,15 +76,19 @@ class ProgressLine:
 
 
 class Curves:
-    """The metrics as TensorBoard scalars; rows that a resumed run writes anew replace the old ones."""
+    """The metrics as TensorBoard scalars; rows that a resumed run writes anew replace the old ones.
 
-    def __init__(self, run: Path, start: int, writes: bool = True) -> None:
+    Where they cannot be written, the curves end, not the run.
+    """
+
+    def __init__(self, run: Path, start: int, alarm: Callable[..., None], writes: bool = True) -> None:
         """Args:
         run: the run's folder.
         start: steps done before.
+        alarm: called with `step` and `said` where the curves end.
         writes: whether this process is the one that writes.
         """
-        self.run = run
+        self.run, self.alarm = run, alarm
         self.writer: SummaryWriter | None = None
         if writes:
             self._open(start)
@@ -95,16 +102,27 @@ class Curves:
     def go_back(self, step: int) -> None:
         """Let the rows that come replace those after `step`."""
         if self.writer is not None:
-            self.writer.close()
-            self._open(step)
+            with self._ending(step):
+                self.writer.close()
+                self._open(step)
 
     def add(self, row: dict[str, Any]) -> None:
         """One step's metrics."""
-        for name, value in row.items():
-            if name != "step" and self.writer is not None:
-                self.writer.add_scalar(name, value, row["step"])
+        with self._ending(row["step"]):
+            for name, value in row.items():
+                if name != "step" and self.writer is not None:
+                    self.writer.add_scalar(name, value, row["step"])
 
-    def close(self) -> None:
+    def close(self, step: int) -> None:
         """Write what is still held in memory."""
         if self.writer is not None:
-            self.writer.close()
+            with self._ending(step):
+                self.writer.close()
+
+    @contextmanager
+    def _ending(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            self.alarm(step=step, said=f"curves for TensorBoard end here: {describe_os_error(error)}")

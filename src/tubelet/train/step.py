@@ -10,8 +10,6 @@ from tubelet.config import TrainConfig
 from tubelet.data.clips import normalise
 from tubelet.device import training_dtype
 from tubelet.train import schedules
-from tubelet.train.compilation import compile_blocks
-from tubelet.train.float8 import use_float8
 from tubelet.train.optim import set_learning_rate
 from tubelet.train.parallel import World
 from tubelet.train.sharding import all_finite
@@ -44,7 +42,7 @@ def train_step(
     world.sum(losses)
     total, prediction, context, not_finite = losses
     # Decided on the device, so that the host need not wait for it: the optimiser's kernel leaves everything as it is
-    # where it finds this flag (torch.amp.GradScaler hands it in by the same way), and so does the teacher.
+    # where it finds this flag (torch.amp.GradScaler passes it the same way), and so does the teacher.
     skipped = ((not_finite > 0) | ~total.isfinite()).float()
     optimizer.found_inf = skipped  # type: ignore[attr-defined]
     optimizer.step()
@@ -116,25 +114,3 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """Matrix products in the run's precision; everything that must not round stays in fp32."""
     dtype = training_dtype(config, device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
-def prepare(model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False) -> str | None:
-    """Set precision and recomputation of the blocks and compile them, as the config has it.
-
-    Args:
-        model: not yet sharded.
-        config: the run.
-        device: where it will compute.
-        sharded: whether it will be in shards.
-
-    Returns:
-        what there is to say of compiling, if anything.
-
-    Raises:
-        TubeletError: if the device cannot compute in the precision that the config asks for.
-    """
-    if config.precision == "fp8":
-        use_float8(model, device)
-    model.student.recompute_activations = config.activation_checkpointing
-    model.predictor.recompute_activations = config.activation_checkpointing
-    return compile_blocks(model, config, device, sharded)

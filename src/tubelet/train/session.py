@@ -1,0 +1,226 @@
+"""What a run works with - its folder, model, optimiser and data, and what watches over them - from start to rewind."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from rich.console import Console
+from torch.optim import Optimizer
+
+from tubelet.checkpoint import load_training_state
+from tubelet.config import TrainConfig
+from tubelet.console import say
+from tubelet.data.loader import check_steps, mixes, samples_per_step
+from tubelet.data.manifest import MediaList, list_media
+from tubelet.data.pool import check_recipes
+from tubelet.device import has_bf16_units, training_dtype
+from tubelet.train.compilation import prepare, step_operations
+from tubelet.train.guards import Guards, Past
+from tubelet.train.health import Health, collapse_watch
+from tubelet.train.initial import initial_model, initial_moments, load_frozen_teacher
+from tubelet.train.log import StepLog
+from tubelet.train.monitor import CollapseWatch
+from tubelet.train.optim import build_optimizer
+from tubelet.train.parallel import World
+from tubelet.train.progress import Curves
+from tubelet.train.saving import Saver
+from tubelet.train.sharding import pick_parallel, place
+from tubelet.train.state import RunFolder
+from tubelet.train.stream import StepStream
+from tubelet.types import Modality, printable
+from tubelet.vjepa import VJEPA
+
+
+@dataclass
+class Session:
+    """One process's part of a run that goes.
+
+    Attributes:
+        config: the run's settings.
+        world: its processes.
+        run: its folder.
+        files: how many its sources hold.
+        start: optimiser steps done before.
+        model: student, predictor and teacher, on the device.
+        optimizer: of student and predictor.
+        operations: of one step, for the rate it is done at.
+        stream: the data of its steps.
+        saver: its checkpoints.
+        health: looks at features.
+        watch: what it saw of them so far.
+        guards: what to do about numbers that go wrong.
+        curves: for TensorBoard.
+    """
+
+    config: TrainConfig
+    world: World
+    run: RunFolder
+    files: int
+    start: int
+    model: VJEPA
+    optimizer: Optimizer
+    operations: float
+    stream: StepStream
+    saver: Saver
+    health: Health
+    watch: CollapseWatch
+    guards: Guards
+    curves: Curves
+
+    def begin(self, step: int) -> None:
+        """Take up metrics, alarms and data after `step` steps; those of later steps will be made anew."""
+
+        past, self.watch = Past(), collapse_watch(self.config.model)
+
+        def seen(row: dict[str, Any]) -> None:
+            past.add(row)
+            self.watch.observe(row)
+
+        def read() -> tuple[Past, list[dict[str, Any]]]:
+            self.run.begin(step, seen)
+            return past, self.run.alarms
+
+        self.guards.restore(*self.world.on_first(read))
+        self.stream.begin(step, self.guards.left_out())
+
+    def rewind(self, log: StepLog) -> bool:
+        """After a spike of the loss, go back to the last checkpoint and on with other data, if the guards say so."""
+        problem = self.saver.settle()
+        back = self.guards.go_back(self.saver.newest)
+        if back is not None and self.saver.newest is not None:
+            log.drop()
+            load_training_state(self.saver.newest, self.model, self.optimizer)
+            self.begin(back)
+            self.curves.go_back(back)
+            self.saver.saved = back
+        if problem:
+            self.guards.alarm(self.saver.saved, "save", problem)
+        return back is not None
+
+    def close(self) -> None:
+        """Wait for the last checkpoint, and write whatever still waits.
+
+        Raises:
+            TubeletError: if it cannot be written.
+        """
+        self.saver.finish()
+        self.curves.close(self.saver.saved)
+        self.run.close()
+
+
+def set_up(config: TrainConfig, out: Path, resume: bool, console: Console, world: World) -> Session:
+    """Bring a run to the moment before its first step, or its next one.
+
+    Raises:
+        TubeletError: if sources, settings, weights or the run's folder do not fit together, or the processes disagree.
+    """
+    device = world.device
+    media = list_media(config.data.sources, config.data.allow_outside)
+    check_recipes(media, config.data)
+    check_steps(config, media, world.size)
+    run = RunFolder(out, config, resume, writes=world.is_first, sources=summary(media))
+    require_same_start(config, run, world)
+    torch.manual_seed(config.seed)
+    model, origin = initial_model(config, resumed=run.checkpoint is not None)
+    world.require_same("the weights to start from in", origin and str(origin.path))
+    parallel = pick_parallel(model, config, world)
+    compiling = prepare(model, config, device, sharded=parallel != "ddp")
+    place(model, parallel, config, world)
+    following = None
+    if (teacher := load_frozen_teacher(config, device)) is not None:
+        model.frozen_teacher = (teacher,)
+        following = f"predicting the last level of {config.distil_from} ({teacher.weights_id})"
+    optimizer = build_optimizer(model, config.optim)
+    start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
+    beginning = initial_moments(origin, model, optimizer) if origin else None
+    guards = Guards(config, run, partial(say, console, style="yellow"))
+    session = Session(
+        config=config,
+        world=world,
+        run=run,
+        files=sum(map(media.count, Modality)),
+        start=start,
+        model=model,
+        optimizer=optimizer,
+        operations=step_operations(model, config),
+        stream=StepStream(config, media, world),
+        saver=Saver(run, start, config, model, optimizer, world),
+        health=Health(model, config, world),
+        watch=collapse_watch(config.model),
+        guards=guards,
+        curves=Curves(run.path, start, partial(guards.alarm, kind="tensorboard"), writes=world.is_first),
+    )
+    session.begin(start)
+    announce(console, config, media, run, model, world, start, parallel)
+    for sentence in filter(None, (beginning, following, compiling)):
+        say(console, sentence)
+    return session
+
+
+def require_same_start(config: TrainConfig, run: RunFolder, world: World) -> None:
+    """Make sure that all processes begin the same run; none writes before all have looked.
+
+    Raises:
+        TubeletError: if they do not.
+    """
+    world.require_same("the setting", str(config))
+    world.require_same("the sources", run.sources)
+    world.require_same("the checkpoint", str(run.checkpoint))
+
+
+def summary(media: MediaList) -> str:
+    """One line for what the sources hold: counts, and a checksum of all names."""
+    files = media.videos + media.images + [folder.root for folder in media.shards]
+    counted = ", ".join(f"{media.count(modality)} {modality}s" for modality in Modality)
+    return f"{counted}, checksum {crc32(chr(10).join(map(printable, files)).encode()):08x}"
+
+
+def announce(
+    console: Console,
+    config: TrainConfig,
+    media: MediaList,
+    run: RunFolder,
+    model: VJEPA,
+    world: World,
+    start: int,
+    parallel: str,
+) -> None:
+    """Say what is about to happen, and everything about it that a person might not expect."""
+    student, predictor = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (model.student, model.predictor))
+    counts = samples_per_step(config, media)
+    members = sum(len(folder.members) for folder in media.shards)
+    say(
+        console,
+        f"{media.count(Modality.VIDEO)} videos, {media.count(Modality.IMAGE)} images"
+        + (f" ({members} of them in shards)" if members else "")
+        + "; each step takes "
+        + " and ".join(f"{count} {modality}s" for modality, count in counts.items()),
+    )
+    for modality, mix in mixes(config, media).items():
+        if shares := mix.shares():
+            parts = (f"{100 * share:.2f} % from {config.data.sources[i]}" for i, share in shares.items())
+            say(console, f"{modality}s: {', '.join(parts)}")
+    if media.ignored:
+        say(
+            console,
+            f"left out: {', '.join(f'{count} {suffix} files' for suffix, count in sorted(media.ignored.items()))}",
+        )
+    grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
+    device = world.device
+    dtype = training_dtype(config, device)
+    say(
+        console,
+        f"student {student:.1f} M parameters, predictor {predictor:.1f} M; clips of "
+        f"{config.data.frames} frames at {config.data.image_size} px are {grid} = {grid.tokens} tokens; "
+        f"{str(dtype).removeprefix('torch.')} on {device}"
+        + (f", {world.size} processes by {parallel}" if world.size > 1 else ""),
+    )
+    if dtype is torch.bfloat16 and not has_bf16_units(device):
+        say(console, f"this {device} has no bf16 units: --precision fp32 would be many times faster", "yellow")
+    for change in run.changed:
+        say(console, f"changed since this run began: {change}", "yellow")
+    if start:
+        say(console, f"continuing after step {start} from {run.checkpoint}")
