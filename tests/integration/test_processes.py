@@ -83,6 +83,16 @@ def test_four_processes_have_the_losses_and_weights_of_one(media, alone, tmp_pat
         torch.testing.assert_close(mine[name], tensor, atol=1e-4, rtol=1e-3)
 
 
+def test_shards_and_groups_of_masks_whose_borders_cross_have_the_losses_of_one_process(media, tmp_path):
+    masks = dataclasses.replace(tiny_config(media).masks, group=5)
+    config = tiny_config(media, batch_size=20, steps=4, masks=masks)
+    train_quietly(config, tmp_path / "alone")
+    codes, said = train_together(3, dataclasses.replace(config, parallel="fsdp"), tmp_path / "shards")
+    assert (codes, said) == ([0, 0, 0], "")
+    for ours, theirs in zip(rows(tmp_path / "shards"), rows(tmp_path / "alone"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
 def test_a_run_goes_on_on_other_numbers_of_processes(media, alone, tmp_path):
     run, config = tmp_path / "run", tiny_config(media, batch_size=8)
     started = start_together(4, config, run)

@@ -44,6 +44,7 @@ FLOORS = [
             "data/masks.py",
             "data/pool.py",
             "data/mix.py",
+            "data/division.py",
             "data/loader.py",
             "data/cut.py",
             "data/reshard.py",

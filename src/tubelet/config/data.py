@@ -29,6 +29,11 @@ class MaskConfig:
     """Masks of a video batch: many small blocks, and few large ones."""
     image: tuple[BlockMask, ...] = (BlockMask(blocks=10, area=0.15),)
     """Masks of an image batch."""
+    group: int = 24
+    """Samples of a step whose masks are cut to the length of the shortest: the release's batch of one device."""
+
+    def __post_init__(self) -> None:
+        require(self.group >= 1, f"group is {self.group}, expected at least 1 sample")
 
 
 @dataclass(frozen=True, kw_only=True)

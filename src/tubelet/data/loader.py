@@ -12,7 +12,7 @@ between the two.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import groupby, islice
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tubelet.config import TrainConfig
 from tubelet.data.clips import augment, clip_times
 from tubelet.data.decode import VideoInfo, read_clips
+from tubelet.data.division import mask_groups, micro_batches, samples_per_step, step_parts
 from tubelet.data.images import read_image
 from tubelet.data.manifest import MediaList
 from tubelet.data.masks import sample_mask
@@ -35,55 +36,6 @@ _VIDEO_ORDER, _IMAGE_ORDER, _VIDEO_SAMPLE, _IMAGE_SAMPLE, _REPLACEMENT, _MASKS, 
 _ORDER = {Modality.VIDEO: _VIDEO_ORDER, Modality.IMAGE: _IMAGE_ORDER}
 _MIX = {Modality.VIDEO: _VIDEO_MIX, Modality.IMAGE: _IMAGE_MIX}
 _SAMPLE = {Modality.VIDEO: _VIDEO_SAMPLE, Modality.IMAGE: _IMAGE_SAMPLE}
-
-
-def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, int]:
-    """How many samples of each modality a step has.
-
-    Raises:
-        TubeletError: if the batch is too small to hold both.
-    """
-    batch, share = config.batch_size, config.data.image_share
-    if config.data.frames == 1 and not media.count(Modality.IMAGE):
-        raise TubeletError("frames is 1, which trains on images alone, and the sources hold none: use 2 frames or more")
-    if not media.count(Modality.VIDEO):
-        share = 1.0
-    elif not media.count(Modality.IMAGE) or config.data.frames == 1:
-        share = 1.0 if config.data.frames == 1 else 0.0
-    images = round(batch * share)
-    if 0 < share < 1:
-        if batch < 2:
-            raise TubeletError(
-                f"batch_size is {batch}, too small for a step to mix videos and images: use at least 2, "
-                "or an image_share of 0 or 1"
-            )
-        images = min(max(images, 1), batch - 1)
-    counts = {Modality.VIDEO: batch - images, Modality.IMAGE: images}
-    return {modality: count for modality, count in counts.items() if count}
-
-
-def step_parts(config: TrainConfig, counts: dict[Modality, int], processes: int) -> dict[Modality, list[range]]:
-    """The parts that a step's samples of each modality are processed in.
-
-    Raises:
-        TubeletError: if the batch is too small to give every process a sample of each modality in each.
-    """
-    parts = {}
-    for modality, count in counts.items():
-        size = -(-count // config.accumulate)
-        parts[modality] = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        if min(map(len, parts[modality])) < processes:
-            raise TubeletError(
-                f"a step has {count} {modality}s in {config.accumulate} parts, too few to give each of {processes} "
-                "processes one in every part: raise --batch-size, or lower --accumulate"
-            )
-    return parts
-
-
-def own_share(part: range, rank: int, processes: int) -> range:
-    """One process's samples of a part; the last one's share is never smaller than another's."""
-    first, last = (part.start + len(part) * number // processes for number in (rank, rank + 1))
-    return range(first, last)
 
 
 def mixes(config: TrainConfig, media: MediaList) -> dict[Modality, Mix]:
@@ -122,7 +74,7 @@ class _UnreadableError(Exception):
 class StepDataset(Dataset[StepData]):
     """Item k is the data of step k, or one process's share of it.
 
-    The samples of a step, their masks and the length that these are cut to are those of all processes together: every
+    The samples of a step, their masks and the lengths that these are cut to are those of all processes together: every
     process draws the masks of all and keeps its own, so that nothing depends on how many there are.
     """
 
@@ -139,9 +91,8 @@ class StepDataset(Dataset[StepData]):
         self.config = config
         self.mixes = mixes(config, media)
         self.counts = samples_per_step(config, media)
-        self.rank = rank
-        self.processes = processes
-        self.parts = step_parts(config, self.counts, processes)
+        step_parts(config, self.counts, processes)  # refuses what is too small
+        self.own = {m: micro_batches(config, n, rank, processes) for m, n in self.counts.items()}
         self.known_bad: dict[str, str] = {}
         self.readings = Readings(config.data.workers)
 
@@ -155,32 +106,30 @@ class StepDataset(Dataset[StepData]):
         short = 0
         try:
             for modality, count in self.counts.items():
-                parts = self.parts[modality]
-                own = [own_share(part, self.rank, self.processes) for part in parts]
-                pixels, shortened = self._samples(modality, [step * count + i for share in own for i in share], bad)
+                own = sorted({i for piece in self.own[modality] for i in piece.samples})
+                pixels, shortened = self._samples(modality, [step * count + i for i in own], bad)
                 short += shortened
-                batches += self._micro_batches(modality, pixels, parts, own, step)
+                batches += self._micro_batches(modality, dict(zip(own, pixels, strict=True)), step)
         except (_UnreadableError, TubeletError) as error:  # raised in a worker, its traceback would be in its sentence
             return StepData([], _as_list(bad), failure=str(error))
         return StepData(batches, _as_list(bad), short)
 
-    def _micro_batches(
-        self, modality: Modality, pixels: list[Tensor], parts: list[range], own: list[range], step: int
-    ) -> Iterator[Batch]:
-        """This process's samples of each part, with masks that are drawn for the whole part."""
+    def _micro_batches(self, modality: Modality, pixels: dict[int, Tensor], step: int) -> Iterator[Batch]:
+        """This process's samples (3, T, S, S) uint8 by their numbers in the step, with masks drawn for whole groups."""
         masks = self.config.masks
         specs = masks.image if modality is Modality.IMAGE else masks.video
         rng = np.random.default_rng([self.config.seed, _MASKS, _ORDER[modality], step])
-        ready = iter(pixels)
-        for part, share in zip(parts, own, strict=True):
-            stacked = torch.stack(list(islice(ready, len(share))))
-            grid = self.config.model.grid(*stacked.shape[2:])
-            rows = slice(share.start - part.start, share.stop - part.start)
-            drawn = [sample_mask(spec, grid, len(part), rng) for spec in specs]
-            drawn = [Mask(mask.context[rows], mask.target[rows]) for mask in drawn]
-            still = stacked.shape[2] == 1  # an image that is repeated goes through the video tokenizer
-            tokenizer = Modality.IMAGE if still else Modality.VIDEO
-            yield Batch(tokenizer, stacked, drawn, weight=len(share) / self.config.batch_size)
+        shape = next(iter(pixels.values())).shape[1:]
+        grid = self.config.model.grid(*shape)
+        groups = mask_groups(self.config, self.counts[modality])
+        drawn = [[sample_mask(spec, grid, len(group), rng) for spec in specs] for group in groups]
+        tokenizer = Modality.IMAGE if shape[0] == 1 else Modality.VIDEO  # an image may be repeated as a clip
+        for samples, weight in self.own[modality]:
+            group, of_group = next(pair for pair in zip(groups, drawn, strict=True) if samples.start in pair[0])
+            rows = slice(samples.start - group.start, samples.stop - group.start)
+            own = [Mask(mask.context[rows], mask.target[rows]) for mask in of_group]
+            stacked = torch.stack([pixels[i] for i in samples])
+            yield Batch(tokenizer, stacked, own, weight=weight / self.config.batch_size)
 
     def _samples(
         self, modality: Modality, positions: list[int], bad: dict[str, str]

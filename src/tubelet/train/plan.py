@@ -19,7 +19,7 @@ from torch.optim import AdamW
 
 from tubelet.config import BlockMask, PlanConfig, Precision, TrainConfig
 from tubelet.data.clips import normalise
-from tubelet.data.loader import own_share, samples_per_step, step_parts
+from tubelet.data.division import mask_groups, micro_batches, samples_per_step, step_parts
 from tubelet.data.manifest import MediaList
 from tubelet.data.masks import block_shape, hidden_positions
 from tubelet.device import DEVICE_KINDS, DeviceKind, training_dtype
@@ -174,9 +174,11 @@ def make_plan(config: TrainConfig, planned: PlanConfig) -> Plan:
     else:
         parallel = pick_parallel(model, config, world)
     counts = samples_per_step(config, MediaList(["video"], ["image"]))
+    step_parts(config, counts, world.size)  # refuses what is too small
+    last = world.size - 1
     shares = {
-        modality: [len(own_share(part, world.size - 1, world.size)) for part in parts]
-        for modality, parts in step_parts(config, counts, world.size).items()
+        modality: [len(piece.samples) for piece in micro_batches(config, count, last, world.size)]
+        for modality, count in counts.items()
     }
     lengths = mask_lengths(config, counts)
     step, other = (
@@ -189,13 +191,13 @@ def make_plan(config: TrainConfig, planned: PlanConfig) -> Plan:
 
 
 def mask_lengths(config: TrainConfig, counts: dict[Modality, int]) -> dict[Modality, list[tuple[int, int]]]:
-    """How many tokens each mask leaves visible and hides, cut to the shortest of a part, on average over draws."""
+    """How many tokens each mask leaves visible and hides, cut to the shortest of a group, on average over draws."""
     lengths = {}
-    for modality, parts in step_parts(config, counts, 1).items():
+    for modality, count in counts.items():
         rng = np.random.default_rng(config.seed)
         specs = config.masks.image if modality is Modality.IMAGE else config.masks.video
         grid = token_grid(config, modality)
-        lengths[modality] = [_mean_lengths(spec, grid, len(parts[0]), rng) for spec in specs]
+        lengths[modality] = [_mean_lengths(spec, grid, len(mask_groups(config, count)[0]), rng) for spec in specs]
     return lengths
 
 
@@ -229,7 +231,7 @@ def trace(
         config: the run, its precision decided.
         planned: its devices.
         parallel: how they share the work.
-        shares: this device's samples of each modality, part by part.
+        shares: this device's samples of each modality, one micro-batch after the other.
         lengths: visible and hidden tokens of each modality under each mask.
     """
     normalise(torch.zeros(1, 3, 1, 1, 1, dtype=torch.uint8))  # which keeps its constants: they must be real ones

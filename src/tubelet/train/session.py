@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from tubelet.checkpoint import load_training_state
 from tubelet.config import TrainConfig
 from tubelet.console import say
-from tubelet.data.loader import check_steps, mixes, samples_per_step
+from tubelet.data.division import samples_per_step
+from tubelet.data.loader import check_steps, mixes
 from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
 from tubelet.device import has_bf16_units, training_dtype

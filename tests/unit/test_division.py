@@ -1,0 +1,44 @@
+"""How a step's samples are divided."""
+
+import dataclasses
+
+import pytest
+
+from tubelet.config import MaskConfig, TrainConfig
+from tubelet.data.division import mask_groups, micro_batches
+
+CASES = [(1, 1, 1), (24, 4, 1), (25, 1, 1), (50, 32, 1), (96, 4, 2), (100, 7, 3), (1536, 48, 1), (31, 31, 1)]
+
+
+def config(group: int = 24, accumulate: int = 1) -> TrainConfig:
+    return TrainConfig(masks=MaskConfig(group=group), accumulate=accumulate)
+
+
+@pytest.mark.parametrize(("count", "processes", "accumulate"), CASES)
+def test_every_sample_counts_once_and_no_batch_is_of_two_groups(count, processes, accumulate):
+    given = config(accumulate=accumulate)
+    groups = mask_groups(given, count)
+    assert [i for group in groups for i in group] == list(range(count))
+    assert max(map(len, groups)) <= 24 and max(map(len, groups)) - min(map(len, groups)) <= 1
+    own = [micro_batches(given, count, rank, processes) for rank in range(processes)]
+    assert sorted(i for pieces in own for piece in pieces for i in piece.samples if piece.weight) == list(range(count))
+    assert len({len(pieces) for pieces in own}) == 1
+    for samples, weight in (piece for pieces in own for piece in pieces):
+        assert weight in (0, len(samples)) and len(samples) >= 1
+        assert any(samples.start in group and samples[-1] in group for group in groups)
+
+
+def test_a_process_whose_share_ends_with_a_group_repeats_a_sample_that_counts_for_nothing():
+    first, second = (micro_batches(config(group=4), 6, rank, 2) for rank in range(2))
+    assert [(list(piece.samples), piece.weight) for piece in first] == [([0, 1, 2], 3)]
+    assert len(second) == 1
+    first, second, third = (micro_batches(config(group=5), 10, rank, 3) for rank in range(3))
+    assert [list(piece.samples) for piece in second] == [[3, 4], [5]]
+    assert [(list(piece.samples), piece.weight) for piece in first] == [([0, 1, 2], 3), ([2], 0)]
+    assert [(list(piece.samples), piece.weight) for piece in third] == [([6, 7, 8, 9], 4), ([9], 0)]
+
+
+def test_parts_change_nothing_about_the_groups():
+    assert mask_groups(config(accumulate=8), 96) == mask_groups(config(), 96)
+    pieces = micro_batches(dataclasses.replace(config(accumulate=8)), 96, 0, 1)
+    assert [len(piece.samples) for piece in pieces] == [12] * 8
