@@ -28,6 +28,7 @@ from tubelet.data.manifest import list_media
 from tubelet.data.processes import Readings, start_worker
 from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_shards
 from tubelet.data.storage import is_url, size_of
+from tubelet.files import replacing
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError
 
 BAD_FILES = "bad_files.jsonl"
@@ -130,6 +131,8 @@ def write_shards(
             return _found(out, plan)
         _check_plan(out / PLAN, plan)
         _write_atomically(out / PLAN, [plan])
+        for leftover in out.glob("*.partial"):  # of a process that died while it wrote
+            leftover.unlink(missing_ok=True)
         notes = _run(jobs, workers or os.cpu_count() or 1, max_bad_share, progress, report)
         return _finish(out, plan, jobs, notes)
 
@@ -215,9 +218,8 @@ def write_shard(job: Job) -> dict[str, Any]:
     """
     members: list[dict[str, Any]] = []
     bad: list[dict[str, str]] = []
-    partial = job.shard.with_name(job.shard.name + ".partial")
     with _written(job.shard):
-        with partial.open("wb") as file:
+        with replacing(job.shard, durable=True) as partial, partial.open("wb") as file:
             for number, path, modality in job.files:
                 begin = file.tell()
                 try:
@@ -231,9 +233,6 @@ def write_shard(job: Job) -> dict[str, Any]:
                     members += made
             file.write(bytes(2 * BLOCKSIZE))  # the end of a tar
             size = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(job.shard)
         note = {"size": size, "bad": bad, "members": members}
         _write_atomically(job.note, [note])
     return note
@@ -359,9 +358,5 @@ def _written(path: Path) -> Iterator[None]:
 
 def _write_atomically(path: Path, rows: list[dict[str, Any]]) -> None:
     """JSON lines, written beside their place and renamed, so that no crash leaves half of them."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
+    with replacing(path, durable=True) as partial, partial.open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -5,7 +5,6 @@ the parts themselves, so no row is ever there twice.
 """
 
 import json
-import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tubelet.files import sync
 from tubelet.types import TubeletError
 
 FORMAT = 2  # 1 did not say which version of a file its rows are of
@@ -147,8 +147,7 @@ def _write(path: Path, table: pa.Table) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         pq.write_table(table, partial, compression="zstd")
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(partial)
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
+from tubelet.files import cache_folder
 from tubelet.types import TubeletError
 
 RELEASE_URL = "https://dl.fbaipublicfiles.com/vjepa2/"
@@ -62,7 +63,7 @@ def find(what: str | Path, sha256: str | None = None, **hub: Any) -> Path:
 
 def folders() -> list[Path]:
     """Where released files are looked for; the first is where they are downloaded to."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    cache = cache_folder()
     torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser()
     return [cache / "tubelet" / "released", torch_home / "hub" / "checkpoints", Path.cwd()]
 

@@ -8,6 +8,7 @@ import torch
 
 from tubelet.config import TrainConfig
 from tubelet.device import has_bf16_units
+from tubelet.files import cache_folder
 from tubelet.vjepa import VJEPA
 
 # Compiling takes up to a minute and a half and saves a tenth of the time or more: what is over sooner does not gain.
@@ -31,8 +32,7 @@ def compile_blocks(
     """
     if config.compile is False or (config.compile is None and not is_worth_compiling(model, config, device)):
         return None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tubelet" / "compiled"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "tubelet" / "compiled"))
     remove_unfinished(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
     if problem := _problem(device):
         return f"not compiling, steps will be slower: {problem}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from tubelet.checkpoint import checkpoints, step_of
 from tubelet.config import TrainConfig, from_dict, to_dict
-from tubelet.files import describe_os_error
+from tubelet.files import describe_os_error, replacing
 from tubelet.types import BadFile, TubeletError
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
@@ -180,10 +180,9 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         TubeletError: if it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text)
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(text)
     except OSError as error:
         raise TubeletError(f"{path}: {describe_os_error(error)}") from error
 

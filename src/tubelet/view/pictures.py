@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.files import describe_os_error
+from tubelet.files import describe_os_error, replacing
 from tubelet.types import TubeletError
 
 MAX_COLUMNS = 8
@@ -223,11 +223,10 @@ def write_page(template: str, out: Path, values: Mapping[str, Any], folder: Path
         TubeletError: if it cannot be written.
     """
     text = _templates(folder).get_template(template).render(**values)
-    partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out)
+        with replacing(out) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise TubeletError(f"{out}: the page could not be written: {describe_os_error(error)}") from error
 
