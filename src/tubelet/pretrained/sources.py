@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock
 
 from tubelet.files import cache_folder
-from tubelet.types import TubeletError
+from tubelet.types import TubeletError, one_line
 
 RELEASE_URL = "https://dl.fbaipublicfiles.com/vjepa2/"
 RELEASED = {
@@ -86,7 +86,7 @@ def download(url: str, target: Path) -> None:
             try:
                 _fetch(url, file, target.name)
             except Exception as error:  # whatever its HTTP library of the day raises
-                raise OSError(str(error).strip().split("\n")[0] or type(error).__name__) from error
+                raise OSError(one_line(error)) from error
         partial.replace(target)
 
 
@@ -134,10 +134,9 @@ def _from_hub(repository: str, **hub: Any) -> Path:
         # Everything that is needed and nothing that could run: no pickles, no code.
         return Path(snapshot_download(repository, allow_patterns=["config.json", "*.safetensors"], **hub))
     except Exception as error:  # network, repository, permissions: each has several classes, which change
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise TubeletError(
-            f"{repository}: no such file or folder here, and the Hub gave no model of this name ({reason}); check the "
-            "name, the network and HF_TOKEN"
+            f"{repository}: no such file or folder here, and the Hub gave no model of this name ({one_line(error)}); "
+            "check the name, the network and HF_TOKEN"
         ) from error
 
 

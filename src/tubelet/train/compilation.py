@@ -9,13 +9,14 @@ import torch
 from tubelet.config import TrainConfig
 from tubelet.device import has_bf16_units
 from tubelet.files import cache_folder
+from tubelet.types import one_line
 from tubelet.vjepa import VJEPA
 
 # Compiling takes up to a minute and a half and saves a tenth of the time or more: what is over sooner does not gain.
 WORTH_SECONDS = 20 * 60
+_LINKING_S = 5.0  # for so long an empty library may be one that another process is writing
 # Operations a second that a modest device of each kind does; whether to compile must not hang on a measurement, since
 # compiled blocks round differently and a resumed run has to decide as it did before.
-_LINKING_S = 5.0  # for so long an empty library may be one that another process is writing
 _RATES = {"cuda": 1e14, "cpu": 1e11, "cpu with bf16 units": 5e11}
 
 
@@ -86,6 +87,5 @@ def _problem(device: torch.device) -> str | None:
     try:
         double(torch.ones(8, device=device))
     except Exception as error:  # compilers and their drivers fail in every way there is
-        what = str(error).strip().split("\n")[0]
-        return f"nothing can be compiled on this machine ({what or type(error).__name__})"
+        return f"nothing can be compiled on this machine ({one_line(error)})"
     return None
