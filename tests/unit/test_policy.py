@@ -29,6 +29,7 @@ FLOORS = [
     [
         [
             "data/processes.py",
+            "data/bad_files.py",
             "data/limits.py",
             "data/storage.py",
             "data/containers.py",

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tubelet.config import TrainConfig
+from tubelet.data.bad_files import check_bad_share
 from tubelet.data.clips import augment, clip_times
 from tubelet.data.decode import VideoInfo, read_clips
 from tubelet.data.images import read_image
@@ -113,10 +114,6 @@ def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
     mixes(config, media)
 
 
-class _UnreadableError(Exception):
-    """So many files are bad that the run must stop."""
-
-
 class StepDataset(Dataset[StepData]):
     """Item k is the data of step k, or one process's share of it.
 
@@ -140,7 +137,7 @@ class StepDataset(Dataset[StepData]):
         self.rank = rank
         self.processes = processes
         self.parts = step_parts(config, self.counts, processes)
-        self.known_bad: dict[str, str] = {}
+        self.known_bad: dict[str, BadFile] = {}
         self.readings = Readings(config.data.workers)
 
     def __len__(self) -> int:
@@ -148,7 +145,7 @@ class StepDataset(Dataset[StepData]):
 
     def __getitem__(self, step: int) -> StepData:
         """The micro-batches of one step, and the files that had to be replaced to make them."""
-        bad: dict[str, str] = {}
+        bad: dict[str, BadFile] = {}
         batches: list[Batch] = []
         short = 0
         try:
@@ -158,9 +155,9 @@ class StepDataset(Dataset[StepData]):
                 pixels, shortened = self._samples(modality, [step * count + i for share in own for i in share], bad)
                 short += shortened
                 batches += self._micro_batches(modality, pixels, parts, own, step)
-        except (_UnreadableError, TubeletError) as error:  # raised in a worker, its traceback would be in its sentence
-            return StepData([], _as_list(bad), failure=str(error))
-        return StepData(batches, _as_list(bad), short)
+        except TubeletError as error:  # raised in a worker, its traceback would be in its sentence
+            return StepData([], list(bad.values()), failure=str(error))
+        return StepData(batches, list(bad.values()), short)
 
     def _micro_batches(
         self, modality: Modality, pixels: list[Tensor], parts: list[range], own: list[range], step: int
@@ -181,7 +178,7 @@ class StepDataset(Dataset[StepData]):
             yield Batch(tokenizer, stacked, drawn, weight=len(share) / self.config.batch_size)
 
     def _samples(
-        self, modality: Modality, positions: list[int], bad: dict[str, str]
+        self, modality: Modality, positions: list[int], bad: dict[str, BadFile]
     ) -> tuple[list[Tensor], int]:  # fmt: skip
         """The samples at some positions of a modality's endless stream, and how many clips were short."""
         per_file = self.config.data.clips_per_video if modality is Modality.VIDEO else 1
@@ -194,7 +191,7 @@ class StepDataset(Dataset[StepData]):
         return samples, short
 
     def _visit(
-        self, modality: Modality, visit: int, positions: list[int], bad: dict[str, str]
+        self, modality: Modality, visit: int, positions: list[int], bad: dict[str, BadFile]
     ) -> tuple[list[Tensor], int]:  # fmt: skip
         """Read one file's samples; where it cannot be read, another's that chance picks."""
         worker = get_worker_info()
@@ -206,16 +203,11 @@ class StepDataset(Dataset[StepData]):
                     with self.readings.of(worker.id if worker else None, path):
                         return self._read(modality, pool, sample, rngs)
                 except DecodeError as error:
-                    self.known_bad[path] = error.reason
+                    self.known_bad[path] = BadFile(path, error.reason)
             bad[path] = self.known_bad[path]
             total = sum(map(len, self.mixes.values()))
-            if len(bad) > self.config.data.max_bad_share * total:
-                break
-        path, reason = next(iter(bad.items()))
-        raise _UnreadableError(
-            f"{len(bad)} of {len(pool)} {modality} files that were tried one after the other cannot be "
-            f"read, more than max_bad_share allows; the first is {path}: {reason}"
-        )
+            check_bad_share(bad.values(), total, self.config.data.max_bad_share)
+        raise TubeletError(f"all {len(pool)} {modality} files cannot be read; one is {bad[path]}")
 
     def _read(
         self, modality: Modality, pool: Pool, sample: int, rngs: list[np.random.Generator]
@@ -243,10 +235,6 @@ class StepDataset(Dataset[StepData]):
         if modality is Modality.IMAGE and data.image_frames > 1:
             cut = [pixels.expand(-1, data.image_frames, -1, -1) for pixels in cut]
         return cut, sum(short)
-
-
-def _as_list(bad: dict[str, str]) -> list[BadFile]:
-    return [BadFile(path, reason) for path, reason in bad.items()]
 
 
 def step_loader(

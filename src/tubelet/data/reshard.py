@@ -23,6 +23,7 @@ from zlib import crc32
 import numpy as np
 
 from tubelet.config import Recipe
+from tubelet.data.bad_files import check_bad_share
 from tubelet.data.cut import cut
 from tubelet.data.manifest import list_media
 from tubelet.data.processes import Readings, start_worker
@@ -158,11 +159,7 @@ def _run(
         for file in new:
             report(file)
         progress(done, total)
-        if len(bad) > max_bad_share * total:
-            raise TubeletError(
-                f"{len(bad)} of {total} files ({100 * len(bad) / total:.0f} %) cannot be read, more than the "
-                f"{100 * max_bad_share:.0f} % that --max-bad-share allows; the first is {bad[0].path}: {bad[0].reason}"
-            )
+        check_bad_share(bad, total, max_bad_share)
 
     for job in jobs:
         if (note := _finished(job)) is not None:
