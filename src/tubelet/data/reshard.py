@@ -9,12 +9,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from tarfile import BLOCKSIZE, USTAR_FORMAT, TarInfo
 from typing import Any, BinaryIO
@@ -26,7 +22,7 @@ from tubelet.config import Recipe
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.cut import cut
 from tubelet.data.manifest import list_media
-from tubelet.data.processes import Readings, start_worker
+from tubelet.data.processes import reading, run_all
 from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_shards
 from tubelet.data.storage import is_url, size_of
 from tubelet.files import replacing
@@ -165,46 +161,8 @@ def _run(
         if (note := _finished(job)) is not None:
             take(job, note)
     missing = [job for job in jobs if job.number not in notes]
-    for job, note in _results(missing, workers):
-        take(job, note)
+    run_all(write_shard, missing, workers, take, "the same command goes on with the shards that are missing")
     return [notes[job.number] for job in jobs]
-
-
-def _results(jobs: list[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Run jobs in this process or over several; each with its note as it is done."""
-    if min(workers, len(jobs)) <= 1:
-        for job in jobs:
-            yield job, write_shard(job)
-        return
-    # Spawned, not forked: a parent that has started torch's threads does not survive a fork.
-    context = get_context("spawn")
-    workers = min(workers, len(jobs))
-    readings, numbers = Readings(workers), context.SimpleQueue()
-    for number in range(workers):
-        numbers.put(number)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(readings, numbers))
-    try:
-        futures = {pool.submit(write_shard, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        raise TubeletError(
-            f"a worker ended unexpectedly{readings.why('')}; the same command goes on with the shards that are missing"
-        ) from error
-    finally:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-# In a worker: where it says what it reads, and its number there.
-_own: tuple[Readings, int] | None = None
-
-
-def _begin(readings: Readings, numbers: "SimpleQueue[int]") -> None:
-    global _own
-    _own = readings, numbers.get()
-    start_worker()
 
 
 def write_shard(job: Job) -> dict[str, Any]:
@@ -220,7 +178,7 @@ def write_shard(job: Job) -> dict[str, Any]:
             for number, path, modality in job.files:
                 begin = file.tell()
                 try:
-                    with _own[0].of(_own[1], path) if _own else nullcontext():
+                    with reading(path):
                         made = list(_members(file, job, number, path, modality))
                 except DecodeError as error:
                     file.seek(begin)
