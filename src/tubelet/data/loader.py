@@ -163,15 +163,13 @@ class StepDataset(Dataset[StepData]):
         self, modality: Modality, pixels: list[Tensor], parts: list[range], own: list[range], step: int
     ) -> Iterator[Batch]:
         """This process's samples of each part, with masks that are drawn for the whole part."""
-        masks = self.config.masks
-        specs = masks.image if modality is Modality.IMAGE else masks.video
         rng = np.random.default_rng([self.config.seed, _MASKS, _ORDER[modality], step])
         ready = iter(pixels)
         for part, share in zip(parts, own, strict=True):
             stacked = torch.stack(list(islice(ready, len(share))))
             grid = self.config.model.grid(*stacked.shape[2:])
             rows = slice(share.start - part.start, share.stop - part.start)
-            drawn = [sample_mask(spec, grid, len(part), rng) for spec in specs]
+            drawn = [sample_mask(spec, grid, len(part), rng) for spec in self.config.masks.of(modality)]
             drawn = [Mask(mask.context[rows], mask.target[rows]) for mask in drawn]
             still = stacked.shape[2] == 1  # an image that is repeated goes through the video tokenizer
             tokenizer = Modality.IMAGE if still else Modality.VIDEO

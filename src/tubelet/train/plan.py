@@ -192,9 +192,8 @@ def mask_lengths(config: TrainConfig, counts: dict[Modality, int]) -> dict[Modal
     lengths = {}
     for modality, parts in step_parts(config, counts, 1).items():
         rng = np.random.default_rng(config.seed)
-        specs = config.masks.image if modality is Modality.IMAGE else config.masks.video
         grid = token_grid(config, modality)
-        lengths[modality] = [_mean_lengths(spec, grid, len(parts[0]), rng) for spec in specs]
+        lengths[modality] = [_mean_lengths(spec, grid, len(parts[0]), rng) for spec in config.masks.of(modality)]
     return lengths
 
 
@@ -210,9 +209,8 @@ def _mean_lengths(spec: BlockMask, grid: Grid, batch: int, rng: np.random.Genera
 
 def token_grid(config: TrainConfig, modality: Modality) -> Grid:
     """The token grid of a sample."""
-    data = config.data
-    frames = data.image_frames if modality is Modality.IMAGE else data.frames
-    return config.model.grid(frames, data.image_size, data.image_size)
+    size = config.data.image_size
+    return config.model.grid(config.data.frames_of(modality), size, size)
 
 
 def trace(
@@ -347,9 +345,8 @@ def _take_step(
 
 
 def _fake_batch(config: TrainConfig, modality: Modality, count: int, lengths: list[tuple[int, int]]) -> Batch:
-    data = config.data
-    frames = data.image_frames if modality is Modality.IMAGE else data.frames
-    pixels = torch.zeros(count, config.model.channels, frames, data.image_size, data.image_size, dtype=torch.uint8)
+    frames, size = config.data.frames_of(modality), config.data.image_size
+    pixels = torch.zeros(count, config.model.channels, frames, size, size, dtype=torch.uint8)
     ids = [[torch.zeros(count, length, dtype=torch.int64) for length in pair] for pair in lengths]
     tokenizer = Modality.IMAGE if frames == 1 else Modality.VIDEO
     return Batch(tokenizer, pixels, [Mask(*pair) for pair in ids], count / config.batch_size)
