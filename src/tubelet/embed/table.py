@@ -98,17 +98,15 @@ class FeatureTable:
                 file.versions.add((size, changed))
         return found
 
-    def drop(self, paths: Collection[str]) -> int:
-        """Take all rows of some files out, and return how many there were.
+    def drop(self, paths: Collection[str]) -> None:
+        """Take all rows of some files out.
 
         Raises:
             TubeletError: if a part cannot be read or written.
         """
-        dropped = len(self.rows)
         self.rows = [row for row in self.rows if row["path"] not in paths]
-        dropped -= len(self.rows)
         if not paths:
-            return dropped
+            return
         gone = pa.array(sorted(paths))
         for part in parts(self.path):
             stale = pc.is_in(read_part(part, ["path"])["path"], value_set=gone)
@@ -117,8 +115,6 @@ class FeatureTable:
                 part.unlink()
             elif count:
                 _write(part, read_part(part, None).filter(pc.invert(stale)))
-            dropped += count
-        return dropped
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Take rows, and write a part when there are enough of them or the last one is a while ago."""

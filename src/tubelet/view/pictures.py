@@ -161,13 +161,12 @@ def columns(steps: int, most: int = MAX_COLUMNS) -> list[int]:
     return [round(i * (steps - 1) / (most - 1)) for i in range(most)]
 
 
-def chart(lines: Sequence[Line], *, y: str, x: str = "step", size: tuple[float, float] = (5.0, 2.0)) -> Markup:
-    """Curves as inline SVG in the page's colours.
+def chart(lines: Sequence[Line], *, y: str, size: tuple[float, float] = (5.0, 2.0)) -> Markup:
+    """Curves over steps as inline SVG in the page's colours.
 
     Args:
         lines: the curves; those that are not faint take the colours in turn, a faint one that of the next.
         y: what the y axis shows.
-        x: what the x axis shows.
         size: width and height in inches, of 72 pixels where there is room.
     """
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": y}):
@@ -184,7 +183,7 @@ def chart(lines: Sequence[Line], *, y: str, x: str = "step", size: tuple[float, 
         if number > 1:
             legend = axes.legend(frameon=False, labelcolor=_INK, ncols=min(number, 3), loc="best")
             legend.set_zorder(9)
-        axes.set_xlabel(x, color=_INK)
+        axes.set_xlabel("step", color=_INK)
         axes.set_ylabel(y, color=_INK)
         axes.tick_params(which="both", color=_FAINT, labelcolor=_INK)
         axes.grid(True, color=_FAINT, linewidth=0.5, alpha=0.35)
