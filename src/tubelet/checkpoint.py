@@ -52,9 +52,7 @@ def step_of(checkpoint: Path) -> int:
     return int(name[1])
 
 
-def save_checkpoint(
-    run: Path, step: int, model: VJEPA, optimizer: Optimizer, config: TrainConfig, keep: int
-) -> Path:  # fmt: skip
+def save_checkpoint(run: Path, step: int, model: VJEPA, optimizer: Optimizer, config: TrainConfig, keep: int) -> Path:
     """Write the state after `step` optimiser steps, then remove all but the newest `keep` checkpoints.
 
     The file appears under its name only when all of it is on the disk: whatever moment the process dies at, every

@@ -175,9 +175,7 @@ class StepDataset(Dataset[StepData]):
             tokenizer = Modality.IMAGE if still else Modality.VIDEO
             yield Batch(tokenizer, stacked, drawn, weight=len(share) / self.config.batch_size)
 
-    def _samples(
-        self, modality: Modality, positions: list[int], bad: dict[str, BadFile]
-    ) -> tuple[list[Tensor], int]:  # fmt: skip
+    def _samples(self, modality: Modality, positions: list[int], bad: dict[str, BadFile]) -> tuple[list[Tensor], int]:
         """The samples at some positions of a modality's endless stream, and how many clips were short."""
         per_file = self.config.data.clips_per_video if modality is Modality.VIDEO else 1
         samples: list[Tensor] = []
@@ -190,7 +188,7 @@ class StepDataset(Dataset[StepData]):
 
     def _visit(
         self, modality: Modality, visit: int, positions: list[int], bad: dict[str, BadFile]
-    ) -> tuple[list[Tensor], int]:  # fmt: skip
+    ) -> tuple[list[Tensor], int]:
         """Read one file's samples; where it cannot be read, another's that chance picks."""
         worker = get_worker_info()
         for pool, sample in self.mixes[modality].candidates(visit, _REPLACEMENT):

@@ -38,9 +38,7 @@ features = model.encode("film.mp4", resize=256)  # .tokens, .map, .levels, .pool
 {% endfor %}{% endif %}"""
 
 
-def save_encoder(
-    path: Path, tensors: Mapping[str, Tensor], config: ModelConfig, name: str, part: str
-) -> None:  # fmt: skip
+def save_encoder(path: Path, tensors: Mapping[str, Tensor], config: ModelConfig, name: str, part: str) -> None:
     """Write an encoder, and its predictor if it comes with one, as one safetensors file with its config in the header.
 
     Raises:

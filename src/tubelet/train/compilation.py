@@ -20,9 +20,7 @@ _LINKING_S = 5.0  # for so long an empty library may be one that another process
 _RATES = {"cuda": 1e14, "cpu": 1e11, "cpu with bf16 units": 5e11}
 
 
-def compile_blocks(
-    model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False
-) -> str | None:  # fmt: skip
+def compile_blocks(model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False) -> str | None:
     """Compile the blocks and the loss in place, where the config asks for it or, if it is silent, where it pays.
 
     All blocks of an encoder share one graph, as do those of the predictor, and sizes are symbols in it: four graphs

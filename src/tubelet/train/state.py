@@ -20,9 +20,7 @@ ALARMS, SOURCES = "alarms.jsonl", "sources.txt"
 class RunFolder:
     """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
 
-    def __init__(
-        self, path: Path, config: TrainConfig, resume: bool, writes: bool = True, sources: str = ""
-    ) -> None:  # fmt: skip
+    def __init__(self, path: Path, config: TrainConfig, resume: bool, writes: bool = True, sources: str = "") -> None:
         """Look at a run's folder; nothing is written before `begin`.
 
         Args:
