@@ -44,8 +44,8 @@ class Pass:
     Attributes:
         name: which.
         samples: of this device.
-        seen: tokens of a sample that the student sees.
-        hidden: tokens that are predicted.
+        context: tokens of a sample that the student sees.
+        target: tokens that are predicted.
         tokens: all tokens of a sample.
         held: bytes of activations, after the forward pass.
         peak: bytes of everything, at its fullest moment.
@@ -53,8 +53,8 @@ class Pass:
 
     name: str
     samples: int
-    seen: int
-    hidden: int
+    context: int
+    target: int
     tokens: int
     held: int
     peak: int
@@ -203,8 +203,8 @@ def _mean_lengths(spec: BlockMask, grid: Grid, batch: int, rng: np.random.Genera
         shape = block_shape(spec, grid, rng)
         hidden = np.array([hidden_positions(spec, shape, grid, rng).sum() for _ in range(batch)])
         shortest.append((grid.h * grid.w - hidden.max(), hidden.min()))
-    seen, masked = np.mean(shortest, axis=0) * grid.t
-    return round(seen), round(masked)
+    context, target = np.mean(shortest, axis=0) * grid.t
+    return round(context), round(target)
 
 
 def token_grid(config: TrainConfig, modality: Modality) -> Grid:
@@ -227,7 +227,7 @@ def trace(
         planned: its devices.
         parallel: how they share the work.
         shares: this device's samples of each modality, part by part.
-        lengths: visible and hidden tokens of each modality under each mask.
+        lengths: context and target tokens of each modality under each mask.
     """
     normalise(torch.zeros(1, 3, 1, 1, 1, dtype=torch.uint8))  # which keeps its constants: they must be real ones
     with torch.device("meta"):
