@@ -259,7 +259,7 @@ def _size(path: str) -> int:
 
 
 def _jobs(out: Path, files: list[tuple[str, Modality]], sizes: list[int], recipe: Recipe, shard_mb: float) -> list[Job]:
-    """Deal files, in an order of chance so that every shard is a fair sample of all, out to shards."""
+    """Deal files, in random order so that every shard is a fair sample of all, out to shards."""
     if shard_mb <= 0:
         raise TubeletError(f"shard_mb is {shard_mb}, expected a size above 0")
     order = np.random.default_rng(_ORDER_SEED).permutation(len(files))
