@@ -7,9 +7,9 @@ import pytest
 
 from tubelet.config import DataConfig, TrainConfig
 from tubelet.data.loader import mixes
-from tubelet.data.manifest import list_media
 from tubelet.data.mix import BLOCK, apportion
 from tubelet.data.shards import epoch_order
+from tubelet.data.sources import list_media
 from tubelet.types import Modality, TubeletError
 
 SIZES = {"a": 50, "b": 7, "c": 3000}

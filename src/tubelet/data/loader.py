@@ -24,11 +24,11 @@ from tubelet.data.bad_files import check_bad_share
 from tubelet.data.clips import augment, clip_times
 from tubelet.data.decode import VideoInfo, read_clips
 from tubelet.data.images import read_image
-from tubelet.data.manifest import MediaList
 from tubelet.data.masks import sample_mask
 from tubelet.data.mix import Mix
 from tubelet.data.pool import Pool
-from tubelet.data.processes import Readings, start_worker
+from tubelet.data.sources import MediaList
+from tubelet.data.workers import Readings, start_worker
 from tubelet.types import BadFile, Batch, DecodeError, Mask, Modality, StepData, TubeletError
 
 # One number for every use of randomness, so that no two share a stream.

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tubelet.data.manifest import MediaList
 from tubelet.data.pool import Pool, pool_of
 from tubelet.data.shards import epoch_order
+from tubelet.data.sources import MediaList
 from tubelet.types import Modality, TubeletError
 
 # Visits of a block: shares are exact to a ten-thousandth.

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tubelet.config import EmbedConfig
 from tubelet.data.bad_files import check_bad_share
-from tubelet.data.manifest import list_media
-from tubelet.data.processes import deaths_in_words
+from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
+from tubelet.data.workers import deaths_in_words
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import LOCK, FeatureTable
 from tubelet.pretrained.backbone import Backbone

@@ -14,8 +14,8 @@ from tubelet.checkpoint import load_training_state
 from tubelet.config import TrainConfig
 from tubelet.console import say, say_bad
 from tubelet.data.loader import check_steps, mixes, samples_per_step
-from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
+from tubelet.data.sources import MediaList, list_media
 from tubelet.device import has_bf16_units, training_dtype
 from tubelet.files import describe_os_error
 from tubelet.train.compilation import step_operations

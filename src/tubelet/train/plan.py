@@ -20,8 +20,8 @@ from torch.optim import AdamW
 from tubelet.config import BlockMask, PlanConfig, Precision, TrainConfig
 from tubelet.data.clips import normalise
 from tubelet.data.loader import own_share, samples_per_step, step_parts
-from tubelet.data.manifest import MediaList
 from tubelet.data.masks import block_shape, hidden_positions
+from tubelet.data.sources import MediaList
 from tubelet.device import DEVICE_KINDS, DeviceKind, training_dtype
 from tubelet.model.layers import Attention
 from tubelet.train.optim import build_optimizer

@@ -11,8 +11,8 @@ import numpy as np
 
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.config import MODELS, ModelConfig, TrainConfig
-from tubelet.data.manifest import list_media
 from tubelet.data.sample.truth import SampleEntry, read_index
+from tubelet.data.sources import list_media
 from tubelet.model.encoder import random_encoder
 from tubelet.train.state import ALARMS, BAD_FILES, CONFIG, METRICS, read_config, read_rows
 from tubelet.types import DecodeError, TubeletError

@@ -1,4 +1,4 @@
-"""How a worker process begins: deaf to signals that its parent decides about, and bound to the life of its parent."""
+"""Data workers: how one begins, bound to the life of its parent; what each is reading; what is said when one dies."""
 
 import os
 import re
