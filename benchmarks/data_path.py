@@ -24,8 +24,8 @@ from rich.table import Table
 from films import make_films
 from tubelet.config import DataConfig, Recipe, TrainConfig, model_preset
 from tubelet.data.loader import step_loader
-from tubelet.data.manifest import list_media
-from tubelet.data.reshard import write_shards
+from tubelet.data.make_shards import write_shards
+from tubelet.data.sources import list_media
 
 
 class Run(NamedTuple):

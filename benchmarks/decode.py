@@ -25,7 +25,7 @@ from films import make_films
 from measure import run_in_turn
 from tubelet.config import Recipe
 from tubelet.data.decode import VideoInfo, read_clips
-from tubelet.data.reshard import write_shards
+from tubelet.data.make_shards import write_shards
 from tubelet.data.shards import open_shards
 
 

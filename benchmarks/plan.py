@@ -33,8 +33,8 @@ from torch.optim import AdamW
 
 from tubelet.config import DataConfig, PlanConfig, TrainConfig, model_preset
 from tubelet.config.train import Parallel, Precision
-from tubelet.data.loader import samples_per_step
-from tubelet.data.manifest import MediaList
+from tubelet.data.division import samples_per_step
+from tubelet.data.sources import MediaList
 from tubelet.train.compilation import prepare
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World

@@ -41,8 +41,8 @@ from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, model_preset
 from tubelet.data.clips import normalise
 from tubelet.data.loader import StepDataset
-from tubelet.data.manifest import list_media
 from tubelet.data.sample.truth import read_description
+from tubelet.data.sources import list_media
 from tubelet.device import pick_device
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.train.loop import train

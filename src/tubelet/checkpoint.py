@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tubelet.config import TrainConfig, from_dict, to_dict
-from tubelet.files import describe_os_error, sync
+from tubelet.files import describe_os_error, replacing
 from tubelet.model.lora import merge_adapters
 from tubelet.parts import is_in_parts, read_header, remove
 from tubelet.released import differences, load_exactly, read_released
@@ -52,9 +52,7 @@ def step_of(checkpoint: Path) -> int:
     return int(name[1])
 
 
-def save_checkpoint(
-    run: Path, step: int, model: VJEPA, optimizer: Optimizer, config: TrainConfig, keep: int
-) -> Path:  # fmt: skip
+def save_checkpoint(run: Path, step: int, model: VJEPA, optimizer: Optimizer, config: TrainConfig, keep: int) -> Path:
     """Write the state after `step` optimiser steps, then remove all but the newest `keep` checkpoints.
 
     The file appears under its name only when all of it is on the disk: whatever moment the process dies at, every
@@ -63,18 +61,13 @@ def save_checkpoint(
     Raises:
         TubeletError: if it cannot be written, a full disk included; older checkpoints are untouched.
     """
-    folder = run / "checkpoints"
-    path = folder / f"step-{step:09d}.safetensors"
-    partial = path.with_suffix(".partial")
+    path = run / "checkpoints" / f"step-{step:09d}.safetensors"
     tensors = {name: value.contiguous() for name, value in state_tensors(model, optimizer).items()}
     try:
         make_room(run)
-        save_file(tensors, partial, metadata=header_of(step, config))
-        sync(partial)
-        partial.replace(path)
-        sync(folder)
+        with replacing(path, durable=True) as partial:
+            save_file(tensors, partial, metadata=header_of(step, config))
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise TubeletError(f"{path}: the checkpoint could not be written: {describe_os_error(error)}") from error
     keep_newest(run, keep)
     return path

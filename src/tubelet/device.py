@@ -70,10 +70,7 @@ DEVICE_KINDS = {
 
 # Dense bf16 operations a second by the makers' data sheets, by a part of the name that CUDA gives the device.
 _PEAK_FLOPS = {
-    "B200": 2.25e15,
-    "H200": 9.89e14,
-    "H100": 9.89e14,
-    "A100": 3.12e14,
+    **{name.upper(): kind.flops for name, kind in DEVICE_KINDS.items() if name != "cpu"},
     "L40S": 3.62e14,
     "RTX 4090": 1.65e14,
     "RTX 3090": 7.1e13,

@@ -9,9 +9,9 @@ from tubelet.checkpoint import load_vjepa
 from tubelet.data.clips import centre_clip_times, window_times
 from tubelet.data.decode import VideoInfo, read_clips, read_frames
 from tubelet.data.images import read_image
-from tubelet.data.manifest import list_media
 from tubelet.data.sample.truth import read_truth
 from tubelet.data.shards import open_shards
+from tubelet.data.sources import list_media
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.weights import Wanted
 from tubelet.train.state import read_config

@@ -10,7 +10,7 @@ from PIL import Image
 from media import picture, write_image, write_rotated, write_variable_rate, write_video
 from tubelet.checkpoint import save_checkpoint
 from tubelet.config import DataConfig, ModelConfig, PredictorConfig, Recipe, TrainConfig, to_dict
-from tubelet.data.reshard import write_shards
+from tubelet.data.make_shards import write_shards
 from tubelet.data.sample.truth import save_arrays
 from tubelet.released import write_released
 from tubelet.vjepa import VJEPA

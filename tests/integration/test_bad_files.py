@@ -80,7 +80,7 @@ def test_a_replaced_file_does_not_shift_the_samples_of_the_others(tmp_path):
     import torch
 
     from tubelet.data.loader import StepDataset
-    from tubelet.data.manifest import list_media
+    from tubelet.data.sources import list_media
 
     folder = tmp_path / "media"
     folder.mkdir()

@@ -21,7 +21,7 @@ from media import write_image, write_video
 from tubelet.checkpoint import checkpoints, read_tensors
 from tubelet.config import TrainConfig, from_dict
 from tubelet.data.loader import mixes, samples_per_step
-from tubelet.data.manifest import list_media
+from tubelet.data.sources import list_media
 
 SECONDS = float(os.environ.get("TUBELET_CHAOS_SECONDS", "15"))
 STEPS = int(40 + 2 * SECONDS)

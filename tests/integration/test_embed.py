@@ -22,7 +22,7 @@ from runs import tiny_config, train_quietly
 from media import picture, write_video
 from tubelet.config import EmbedConfig
 from tubelet.data.decode import stream_clips
-from tubelet.data.manifest import list_media
+from tubelet.data.sources import list_media
 from tubelet.embed import collection
 from tubelet.embed.clips import CollectionClips
 from tubelet.embed.collection import embed_collection

@@ -21,7 +21,7 @@ from media import write_text, write_video
 from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors, step_of
 from tubelet.config import OptimConfig
 from tubelet.data.loader import StepDataset
-from tubelet.data.manifest import list_media
+from tubelet.data.sources import list_media
 from tubelet.pretrained.backbone import load
 from tubelet.types import TubeletError
 

@@ -12,7 +12,7 @@ from runs import rows, start_training, tiny_config, train_quietly
 
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.data.loader import StepDataset, step_loader
-from tubelet.data.manifest import list_media
+from tubelet.data.sources import list_media
 from tubelet.train import progress
 from tubelet.train.loop import train
 from tubelet.types import TubeletError

@@ -15,8 +15,8 @@ from runs import rows, start_training, tiny_config, train_quietly
 from media import write_image, write_text, write_video
 from tubelet.config import Recipe
 from tubelet.data.loader import StepDataset
-from tubelet.data.manifest import list_media
-from tubelet.data.reshard import write_shards
+from tubelet.data.make_shards import write_shards
+from tubelet.data.sources import list_media
 from tubelet.types import Modality, TubeletError
 
 RECIPE = Recipe(size=48, fps=8, segment_s=1)

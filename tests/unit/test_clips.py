@@ -82,14 +82,14 @@ def test_a_picture_too_long_for_any_draw_gives_its_middle() -> None:
 
 def test_all_frames_get_the_same_crop() -> None:
     still = noise(1).expand(5, -1, -1, -1)
-    clip = random_resized_crop(still, 32, np.random.default_rng(1))
+    clip = random_resized_crop(still, 32, np.random.default_rng(1), SCALE, ASPECT)
     assert clip.shape == (3, 5, 32, 32) and clip.dtype == torch.uint8 and clip.is_contiguous()
     assert (clip == clip[:, :1]).all()
 
 
 def test_resizing_bytes_rounds_the_result_of_resizing_floats() -> None:
     pixels = noise(3, 90, 120)
-    ours = random_resized_crop(pixels, 32, np.random.default_rng(2)).float()
+    ours = random_resized_crop(pixels, 32, np.random.default_rng(2), SCALE, ASPECT).float()
     top, left, height, width = crop_box(90, 120, np.random.default_rng(2), SCALE, ASPECT)
     crop = pixels[:, top : top + height, left : left + width].permute(0, 3, 1, 2).float()
     exact = F.interpolate(crop, (32, 32), mode="bilinear", antialias=True).permute(1, 0, 2, 3)
@@ -99,15 +99,19 @@ def test_resizing_bytes_rounds_the_result_of_resizing_floats() -> None:
 def test_half_of_the_clips_are_mirrored() -> None:
     ramp = torch.arange(64, dtype=torch.uint8).view(1, 1, 64, 1).expand(2, 48, 64, 3)
     rng = np.random.default_rng(0)
-    mirrored = [bool(clip[0, 0, 0, 0] > clip[0, 0, 0, -1]) for clip in (augment(ramp, 16, rng) for _ in range(200))]
-    assert 70 < sum(mirrored) < 130
-    assert not any(clip[0, 0, 0, 0] > clip[0, 0, 0, -1] for clip in (augment(ramp, 16, rng, flip=False),) * 20)
+
+    def is_mirrored(flip: bool) -> bool:
+        clip = augment(ramp, 16, rng, SCALE, ASPECT, flip)
+        return bool(clip[0, 0, 0, 0] > clip[0, 0, 0, -1])
+
+    assert 70 < sum(is_mirrored(True) for _ in range(200)) < 130
+    assert not any(is_mirrored(False) for _ in range(20))
 
 
 def test_augmented_clips_are_contiguous_bytes() -> None:
     rng = np.random.default_rng(0)
     for _ in range(6):
-        clip = augment(noise(), 32, rng)
+        clip = augment(noise(), 32, rng, SCALE, ASPECT, flip=True)
         assert clip.shape == (3, 4, 32, 32) and clip.dtype == torch.uint8 and clip.is_contiguous()
 
 

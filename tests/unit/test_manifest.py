@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tubelet.data.manifest import list_media
+from tubelet.data.sources import list_media
 from tubelet.types import TubeletError
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from tubelet.config import DataConfig, TrainConfig
 from tubelet.data.loader import mixes
-from tubelet.data.manifest import list_media
 from tubelet.data.mix import BLOCK, apportion
 from tubelet.data.shards import epoch_order
+from tubelet.data.sources import list_media
 from tubelet.types import Modality, TubeletError
 
 SIZES = {"a": 50, "b": 7, "c": 3000}
@@ -40,7 +40,7 @@ def test_every_block_has_the_stated_shares(sources):
         counts = [sum(name.startswith(source) for name in visited) for source in SIZES]
         assert counts == [3350, 1000, 5650]
     begun = names(mix_of(sources, WEIGHTS), range(200))
-    assert 40 < sum(name.startswith("a") for name in begun) < 95  # in an order of chance, not one after the other
+    assert 40 < sum(name.startswith("a") for name in begun) < 95  # in random order, not one after the other
 
 
 def test_a_source_is_passed_through_without_a_gap_whatever_else_is_in_the_mix(sources):

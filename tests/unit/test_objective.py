@@ -10,8 +10,8 @@ import torch
 from media import write_image, write_video
 from tubelet.config import BlockMask, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, from_dict, to_dict
 from tubelet.data.loader import StepDataset
-from tubelet.data.manifest import list_media
 from tubelet.data.masks import sample_mask
+from tubelet.data.sources import list_media
 from tubelet.objective import dense_predictive_loss
 from tubelet.train.step import backpropagate, scheduled
 from tubelet.types import Grid, Mask, Modality, TubeletError

@@ -28,7 +28,8 @@ FLOORS = [
     [["device.py"], ["console.py"]],
     [
         [
-            "data/processes.py",
+            "data/workers.py",
+            "data/bad_files.py",
             "data/limits.py",
             "data/storage.py",
             "data/containers.py",
@@ -38,8 +39,8 @@ FLOORS = [
             "data/images.py",
             "data/indexed.py",
             "data/shards.py",
-            "data/listed.py",
             "data/manifest.py",
+            "data/sources.py",
             "data/clips.py",
             "data/masks.py",
             "data/pool.py",
@@ -47,7 +48,7 @@ FLOORS = [
             "data/division.py",
             "data/loader.py",
             "data/cut.py",
-            "data/reshard.py",
+            "data/make_shards.py",
             "data/sample/level.py",
             "data/sample/truth.py",
             "data/sample/plan.py",

@@ -22,10 +22,10 @@ from tubelet.config import DataConfig, ModelConfig, TrainConfig, from_dict, to_d
 from tubelet.data import limits
 from tubelet.data.decode import read_clips, read_frames
 from tubelet.data.images import read_image
-from tubelet.data.listed import LINE_CHARACTERS
-from tubelet.data.manifest import list_media
+from tubelet.data.manifest import LINE_CHARACTERS
 from tubelet.data.sample import truth
 from tubelet.data.shards import open_shards
+from tubelet.data.sources import list_media
 from tubelet.released import read_released
 from tubelet.types import Blob, DecodeError, TubeletError
 

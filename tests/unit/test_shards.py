@@ -12,10 +12,10 @@ from tubelet.data import storage
 from tubelet.data.cut import Piece, cut, fit
 from tubelet.data.decode import read_clips, read_frames, read_info
 from tubelet.data.images import read_image
-from tubelet.data.manifest import list_media
+from tubelet.data.make_shards import write_shards
 from tubelet.data.pool import check_recipes, pool_of
-from tubelet.data.reshard import write_shards
 from tubelet.data.shards import epoch_order, open_shards
+from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
 from tubelet.types import Blob, DecodeError, Modality, TubeletError
 

@@ -81,7 +81,7 @@ def shard(
         max_bad_share: Share of the files that may be unreadable before the command stops.
         allow_outside: Folders and URLs that manifests may name files of, besides those below a manifest's own folder.
     """
-    from tubelet.data.reshard import write_shards
+    from tubelet.data.make_shards import write_shards
 
     console = Console()
     with files_progress(console) as progress:

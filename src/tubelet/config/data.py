@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from tubelet.config.fields import require
+from tubelet.types import Modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,10 @@ class MaskConfig:
 
     def __post_init__(self) -> None:
         require(self.group >= 1, f"group is {self.group}, expected at least 1 sample")
+
+    def of(self, modality: Modality) -> tuple[BlockMask, ...]:
+        """Those of a modality's batch."""
+        return self.image if modality is Modality.IMAGE else self.video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,10 @@ class DataConfig:
         require(0 <= self.image_share <= 1, f"image_share is {self.image_share}, expected a share from 0 to 1")
         require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
         require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
+
+    def frames_of(self, modality: Modality) -> int:
+        """Frames of a modality's samples."""
+        return self.image_frames if modality is Modality.IMAGE else self.frames
 
 
 @dataclass(frozen=True, kw_only=True)

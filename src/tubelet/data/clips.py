@@ -94,9 +94,9 @@ def augment(
     pixels: Tensor,
     size: int,
     rng: np.random.Generator,
-    scale: tuple[float, float] = (0.3, 1.0),
-    aspect: tuple[float, float] = (0.75, 1.35),
-    flip: bool = True,
+    scale: tuple[float, float],
+    aspect: tuple[float, float],
+    flip: bool,
 ) -> Tensor:
     """A random crop, mirrored in half of the cases if `flip`; the same for all frames.
 
@@ -119,8 +119,8 @@ def random_resized_crop(
     pixels: Tensor,
     size: int,
     rng: np.random.Generator,
-    scale: tuple[float, float] = (0.3, 1.0),
-    aspect: tuple[float, float] = (0.75, 1.35),
+    scale: tuple[float, float],
+    aspect: tuple[float, float],
 ) -> Tensor:
     """A crop of random area, shape and place, the same for all frames, resized to a square; see `augment`."""
     top, left, height, width = crop_box(pixels.shape[1], pixels.shape[2], rng, scale, aspect)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from tubelet.config import TrainConfig
-from tubelet.data.manifest import MediaList
+from tubelet.data.sources import MediaList
 from tubelet.types import Modality, TubeletError
 
 
@@ -35,10 +35,10 @@ def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, in
     batch, share = config.batch_size, config.data.image_share
     if config.data.frames == 1 and not media.count(Modality.IMAGE):
         raise TubeletError("frames is 1, which trains on images alone, and the sources hold none: use 2 frames or more")
-    if not media.count(Modality.VIDEO):
+    if config.data.frames == 1 or not media.count(Modality.VIDEO):
         share = 1.0
-    elif not media.count(Modality.IMAGE) or config.data.frames == 1:
-        share = 1.0 if config.data.frames == 1 else 0.0
+    elif not media.count(Modality.IMAGE):
+        share = 0.0
     images = round(batch * share)
     if 0 < share < 1:
         if batch < 2:

@@ -20,15 +20,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tubelet.config import TrainConfig
+from tubelet.data.bad_files import check_bad_share
 from tubelet.data.clips import augment, clip_times
 from tubelet.data.decode import VideoInfo, read_clips
 from tubelet.data.division import mask_groups, micro_batches, samples_per_step, step_parts
 from tubelet.data.images import read_image
-from tubelet.data.manifest import MediaList
 from tubelet.data.masks import sample_mask
 from tubelet.data.mix import Mix
 from tubelet.data.pool import Pool
-from tubelet.data.processes import Readings, start_worker
+from tubelet.data.sources import MediaList
+from tubelet.data.workers import Readings, start_worker
 from tubelet.types import BadFile, Batch, DecodeError, Mask, Modality, StepData, TubeletError
 
 # One number for every use of randomness, so that no two share a stream.
@@ -67,10 +68,6 @@ def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
     mixes(config, media)
 
 
-class _UnreadableError(Exception):
-    """So many files are bad that the run must stop."""
-
-
 class StepDataset(Dataset[StepData]):
     """Item k is the data of step k, or one process's share of it.
 
@@ -93,7 +90,7 @@ class StepDataset(Dataset[StepData]):
         self.counts = samples_per_step(config, media)
         step_parts(config, self.counts, processes)  # refuses what is too small
         self.own = {m: micro_batches(config, n, rank, processes) for m, n in self.counts.items()}
-        self.known_bad: dict[str, str] = {}
+        self.known_bad: dict[str, BadFile] = {}
         self.readings = Readings(config.data.workers)
 
     def __len__(self) -> int:
@@ -101,7 +98,7 @@ class StepDataset(Dataset[StepData]):
 
     def __getitem__(self, step: int) -> StepData:
         """The micro-batches of one step, and the files that had to be replaced to make them."""
-        bad: dict[str, str] = {}
+        bad: dict[str, BadFile] = {}
         batches: list[Batch] = []
         short = 0
         try:
@@ -110,18 +107,17 @@ class StepDataset(Dataset[StepData]):
                 pixels, shortened = self._samples(modality, [step * count + i for i in own], bad)
                 short += shortened
                 batches += self._micro_batches(modality, dict(zip(own, pixels, strict=True)), step)
-        except (_UnreadableError, TubeletError) as error:  # raised in a worker, its traceback would be in its sentence
-            return StepData([], _as_list(bad), failure=str(error))
-        return StepData(batches, _as_list(bad), short)
+        except TubeletError as error:  # raised in a worker, its traceback would be in its sentence
+            return StepData([], list(bad.values()), failure=str(error))
+        return StepData(batches, list(bad.values()), short)
 
     def _micro_batches(self, modality: Modality, pixels: dict[int, Tensor], step: int) -> Iterator[Batch]:
         """This process's samples (3, T, S, S) uint8 by their numbers in the step, with masks drawn for whole groups."""
-        masks = self.config.masks
-        specs = masks.image if modality is Modality.IMAGE else masks.video
         rng = np.random.default_rng([self.config.seed, _MASKS, _ORDER[modality], step])
         shape = next(iter(pixels.values())).shape[1:]
         grid = self.config.model.grid(*shape)
         groups = mask_groups(self.config, self.counts[modality])
+        specs = self.config.masks.of(modality)
         drawn = [[sample_mask(spec, grid, len(group), rng) for spec in specs] for group in groups]
         tokenizer = Modality.IMAGE if shape[0] == 1 else Modality.VIDEO  # an image may be repeated as a clip
         for samples, weight in self.own[modality]:
@@ -131,9 +127,7 @@ class StepDataset(Dataset[StepData]):
             stacked = torch.stack([pixels[i] for i in samples])
             yield Batch(tokenizer, stacked, own, weight=weight / self.config.batch_size)
 
-    def _samples(
-        self, modality: Modality, positions: list[int], bad: dict[str, str]
-    ) -> tuple[list[Tensor], int]:  # fmt: skip
+    def _samples(self, modality: Modality, positions: list[int], bad: dict[str, BadFile]) -> tuple[list[Tensor], int]:
         """The samples at some positions of a modality's endless stream, and how many clips were short."""
         per_file = self.config.data.clips_per_video if modality is Modality.VIDEO else 1
         samples: list[Tensor] = []
@@ -145,8 +139,8 @@ class StepDataset(Dataset[StepData]):
         return samples, short
 
     def _visit(
-        self, modality: Modality, visit: int, positions: list[int], bad: dict[str, str]
-    ) -> tuple[list[Tensor], int]:  # fmt: skip
+        self, modality: Modality, visit: int, positions: list[int], bad: dict[str, BadFile]
+    ) -> tuple[list[Tensor], int]:
         """Read one file's samples; where it cannot be read, another's that chance picks."""
         worker = get_worker_info()
         for pool, sample in self.mixes[modality].candidates(visit, _REPLACEMENT):
@@ -157,16 +151,11 @@ class StepDataset(Dataset[StepData]):
                     with self.readings.of(worker.id if worker else None, path):
                         return self._read(modality, pool, sample, rngs)
                 except DecodeError as error:
-                    self.known_bad[path] = error.reason
+                    self.known_bad[path] = BadFile(path, error.reason)
             bad[path] = self.known_bad[path]
             total = sum(map(len, self.mixes.values()))
-            if len(bad) > self.config.data.max_bad_share * total:
-                break
-        path, reason = next(iter(bad.items()))
-        raise _UnreadableError(
-            f"{len(bad)} of {len(pool)} {modality} files that were tried one after the other cannot be "
-            f"read, more than max_bad_share allows; the first is {path}: {reason}"
-        )
+            check_bad_share(bad.values(), total, self.config.data.max_bad_share)
+        raise TubeletError(f"all {len(pool)} {modality} files cannot be read; one is {bad[path]}")
 
     def _read(
         self, modality: Modality, pool: Pool, sample: int, rngs: list[np.random.Generator]
@@ -194,10 +183,6 @@ class StepDataset(Dataset[StepData]):
         if modality is Modality.IMAGE and data.image_frames > 1:
             cut = [pixels.expand(-1, data.image_frames, -1, -1) for pixels in cut]
         return cut, sum(short)
-
-
-def _as_list(bad: dict[str, str]) -> list[BadFile]:
-    return [BadFile(path, reason) for path, reason in bad.items()]
 
 
 def step_loader(

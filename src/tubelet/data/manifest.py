@@ -1,169 +1,202 @@
-"""From what a person names as a source - folders, files, globs, lists, shards - to lists of videos and images."""
+"""The files that a CSV or JSONL manifest lists.
 
-import glob
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from os import walk
+A manifest may come from elsewhere. It is text that names files, and no more: those below its own folder, and those of
+places that the person who runs the command has allowed.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from os.path import commonpath
 from pathlib import Path
+from posixpath import normpath
+from urllib.parse import quote, unquote, urlsplit
 
 from tubelet.data.decode import VIDEO_SUFFIXES
 from tubelet.data.images import IMAGE_SUFFIXES
-from tubelet.data.listed import MANIFEST_SUFFIXES, MEDIA_SUFFIXES, absolute, listed_files, real, root_of
-from tubelet.data.shards import ShardFolder, is_shards, open_shards
-from tubelet.data.storage import find, is_pattern, is_url, suffix_of
-from tubelet.types import Modality, TubeletError
+from tubelet.data.limits import LINE_CHARACTERS, MANIFEST_BYTES
+from tubelet.data.storage import fetch, is_url, size_of
+from tubelet.types import TubeletError
+
+MANIFEST_SUFFIXES = (".csv", ".jsonl")
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+_PATH_COLUMN = "path"
 
 
-@dataclass(frozen=True)
-class MediaList:
-    """The media files of all sources, each once, in the order in which the sources name them.
-
-    Attributes:
-        videos: files with a video's suffix.
-        images: files with an image's suffix.
-        shards: folders of shards, which hold both.
-        ignored: how many files of each other suffix were passed over ("" for none), the most frequent first.
-        ends: for each source, how many videos, images and folders of shards there are up to and with it.
-    """
-
-    videos: list[str]
-    images: list[str]
-    shards: list[ShardFolder] = field(default_factory=list)
-    ignored: dict[str, int] = field(default_factory=dict)
-    ends: list[tuple[int, int, int]] = field(default_factory=list)
-
-    def of_source(self, number: int) -> "MediaList":
-        """What the source of that number, from 0, was the first to name."""
-        first = self.ends[number - 1] if number else (0, 0, 0)
-        videos, images, shards = (slice(start, end) for start, end in zip(first, self.ends[number], strict=True))
-        return MediaList(self.videos[videos], self.images[images], self.shards[shards])
-
-    def count(self, modality: Modality) -> int:
-        """How many samples of a modality there are: files, and members of shards."""
-        image = modality is Modality.IMAGE
-        members = sum(int((folder.members["image"] == image).sum()) for folder in self.shards)
-        return len(self.images if image else self.videos) + members
-
-
-def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> MediaList:
-    """Find the media files of some sources.
+def listed_files(manifest: str, roots: Sequence[str]) -> list[str]:
+    """Absolute paths and URLs of the files that a manifest lists, in its order.
 
     Args:
-        sources: each a folder (searched with its subfolders, sorted), a media file, a CSV or JSONL manifest, or a glob
-            (`**` stands for any number of folders). A CSV has a `path` column, or no header and the path first, parted
-            from the rest by a comma or a space; a line of JSONL is an object with a `path`. Relative paths in a
-            manifest are relative to its folder. Or a folder of shards. All of these may be URLs.
-        allow_outside: folders and URLs that manifests may name files of, besides those below their own folders.
-
-    Returns:
-        The files. Those that a manifest lists are not looked at: one that does not exist is found out when it is read.
+        manifest: path or URL.
+        roots: what `root_of` made of the places that it may name files of, besides those below its own folder.
 
     Raises:
-        TubeletError: a source is missing or has no media, or a manifest or an index has a line that cannot be
-            understood, or a path that leads out of the manifest's folder.
-        StorageError: a URL cannot be reached.
+        TubeletError: a line cannot be understood or is too long, or a path leads elsewhere.
+        StorageError: its URL cannot be reached.
     """
-    if not sources:
-        raise TubeletError("no data source given: name a folder, a file, a glob, or a CSV or JSONL manifest")
-    roots = [root_of(root) for root in allow_outside]
-    videos: dict[str, None] = {}
-    images: dict[str, None] = {}
-    shards: dict[str, ShardFolder] = {}
-    ignored: set[str] = set()
-    ends: list[tuple[int, int, int]] = []
-    for source in sources:
-        single = is_url(source) and suffix_of(source) in (*MANIFEST_SUFFIXES, *MEDIA_SUFFIXES)
-        if not single and is_shards(source):
-            root = source.rstrip("/") if is_url(source) else str(real(Path(source).expanduser()))
-            shards.setdefault(root, open_shards(root))
-            ends.append((len(videos), len(images), len(shards)))
+    home = manifest.rsplit("/", 1)[0] if is_url(manifest) else str(Path(manifest).parent)
+    allowed = [root_of(home), *roots]
+    files: list[str] = []
+    outside: list[tuple[int, str, str]] = []
+    text = _text(manifest)
+    for number, listed in _jsonl(manifest, text) if manifest.lower().endswith(".jsonl") else _csv(manifest, text):
+        file = _resolve(manifest, number, home, listed)
+        if not any(_is_below(file, root) for root in allowed):
+            outside.append((number, listed, file))
+        files.append(file)
+    if outside:
+        number, listed, _ = outside[0]
+        raise TubeletError(
+            f"{manifest}, line {number}: {listed} leads out of the manifest's folder, as {len(outside)} of its "
+            f"{len(files)} paths do: if they are to be read, add --allow-outside "
+            f"{' '.join(_common([file for _, _, file in outside]))}"
+        )
+    return files
+
+
+def root_of(place: str) -> str:
+    """The one way that a folder or URL is written, to compare others with."""
+    return _plain_url(place) if is_url(place) else str(real(Path(place).expanduser()))
+
+
+def absolute(path: Path) -> str:
+    """One name for one file, so that sources that overlap count it once.
+
+    A file that is itself a link keeps its name: what it points at may have no suffix.
+    """
+    return str(real(path.parent) / path.name)
+
+
+@cache
+def real(folder: Path) -> Path:
+    """A folder without links and dots."""
+    return folder.resolve()
+
+
+def _resolve(manifest: str, number: int, home: str, listed: str) -> str:
+    """A listed path as an absolute one, or as a URL."""
+    if not listed.isprintable():  # control characters, and halves of characters, which no file system takes
+        raise TubeletError(f"{manifest}, line {number}: {ascii(listed)[:200]} cannot be the name of a file")
+    if "::" in listed and (is_url(listed) or is_url(home)):
+        raise TubeletError(f"{manifest}, line {number}: {listed[:200]} is a chain of URLs: list what it leads to")
+    if is_url(listed):
+        return _plain_url(listed)
+    if is_url(home):
+        scheme, rest = home.split("://", 1)
+        if listed.startswith("/"):
+            return f"{scheme}://{rest.split('/')[0]}{normpath(listed)}"
+        return _plain_url(f"{home}/{listed}")
+    try:
+        # Parents are followed where links lead, so that none leads out of the manifest's folder.
+        return absolute(Path(home) / Path(listed).expanduser())
+    except (OSError, RuntimeError, ValueError) as error:  # a user that is unknown, a loop of links
+        raise TubeletError(f"{manifest}, line {number}: {listed[:200]} cannot be followed ({error})") from error
+
+
+def _plain_url(url: str) -> str:
+    """A URL without `.` and `..`, which storages do not know, but web servers follow."""
+    scheme, rest = url.split("://", 1)
+    host, _, path = rest.partition("/")
+    query = ""
+    if scheme.lower() in ("http", "https"):
+        path, mark, query = path.partition("?")
+        query = mark + query
+        if ".." in unquote(path):  # a server reads %2e%2e as dots
+            path = quote(unquote(path))
+    return f"{scheme.lower()}://{host}/{_without_dots(path)}".rstrip("/") + query
+
+
+def _without_dots(path: str) -> str:
+    return normpath("/" + path).lstrip("/") if {".", ".."} & set(path.split("/")) else path
+
+
+def _is_below(file: str, root: str) -> bool:
+    return is_url(file) == is_url(root) and file.startswith(root.rstrip("/") + "/")
+
+
+def _common(files: list[str]) -> list[str]:
+    """The fewest places that hold all of some files: one folder, and the bucket or host of each URL."""
+    local = [str(Path(file).parent) for file in files if not is_url(file)]
+    places = [commonpath(local)] if local else []
+    urls = [urlsplit(file) for file in files if is_url(file)]
+    return places + sorted({f"{url.scheme}://{url.netloc}" for url in urls})
+
+
+def _text(manifest: str) -> str:
+    try:
+        size = size_of(manifest) if is_url(manifest) else Path(manifest).stat().st_size
+        if size > MANIFEST_BYTES:
+            raise TubeletError(f"{manifest}: has {size} bytes, above the limit of {MANIFEST_BYTES}: split it")
+        data = fetch(manifest) if is_url(manifest) else Path(manifest).read_bytes()
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TubeletError(f"{manifest}: is not UTF-8 text (byte {error.start}): save the manifest as UTF-8") from error
+    except OSError as error:
+        raise TubeletError(f"{manifest}: the manifest cannot be read ({error.strerror})") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if len(line) > LINE_CHARACTERS:
+            raise TubeletError(
+                f"{manifest}, line {number}: has {len(line)} characters, above the limit of {LINE_CHARACTERS}: "
+                "put one file on a line"
+            )
+    return text
+
+
+def _jsonl(path: str, text: str) -> Iterator[tuple[int, str]]:
+    """Line number and path of each row."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
             continue
-        files = list(_remote_files_of(source, roots) if is_url(source) else _files_of(source, roots))
-        media = 0
-        for file in files:
-            suffix = suffix_of(file)
-            if suffix in VIDEO_SUFFIXES:
-                videos[file] = None
-            elif suffix in IMAGE_SUFFIXES:
-                images[file] = None
-            else:
-                ignored.add(file)
-                continue
-            media += 1
-        if not media:
-            raise TubeletError(f"{source}: {_what_instead(files)}; name a source that has some")
-        ends.append((len(videos), len(images), len(shards)))
-    return MediaList(list(videos), list(images), list(shards.values()), _by_suffix(ignored), ends)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TubeletError(f"{path}, line {number}: is not JSON ({error.msg}, column {error.colno})") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
+            raise TubeletError(f"{path}, line {number}: is not JSON that can be read ({error})") from error
+        listed = row.get(_PATH_COLUMN) if isinstance(row, dict) else None
+        if not isinstance(listed, str) or not listed.strip():
+            raise TubeletError(f'{path}, line {number}: has no path; write {{"path": "film.mp4"}}')
+        yield number, listed.strip()
 
 
-def _files_of(source: str, roots: Sequence[str]) -> Iterator[str]:
-    """Absolute paths of all files that a source names, media or not."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        yield from _folder(path)
-    elif path.is_file():
-        if path.suffix.lower() in MANIFEST_SUFFIXES:
-            yield from listed_files(str(path), roots)
-        else:
-            yield absolute(path)
-    elif glob.has_magic(str(path)):
-        yield from _glob(str(path))
-    else:
-        raise TubeletError(f"{source}: no such file or folder; check the path (a relative one starts at {Path.cwd()})")
-
-
-def _remote_files_of(source: str, roots: Sequence[str]) -> Iterator[str]:
-    """URLs of all objects that a URL names, media or not."""
-    if is_pattern(source):
-        found = find(source)
-        if not found:
-            raise TubeletError(f"{source}: nothing matches this pattern; check it (quote it in a shell)")
-        yield from found
-    elif suffix_of(source) in MANIFEST_SUFFIXES:
-        yield from listed_files(source, roots)
-    elif suffix_of(source) in MEDIA_SUFFIXES:
-        yield source
-    else:
-        found = find(source)
-        if not found:
-            raise TubeletError(f"{source}: no such file or folder; check the URL")
-        yield from found
-
-
-def _folder(folder: Path) -> Iterator[str]:
-    """Files of a folder and its subfolders, sorted; hidden ones, which tools leave behind, are left out."""
-    seen: set[Path] = set()
-    for parent, folders, files in walk(folder, followlinks=True):
-        at = real(Path(parent))
-        if at in seen:  # a link back to a folder above: it would be followed for ever
-            folders.clear()
+def _csv(path: str, text: str) -> Iterator[tuple[int, str]]:
+    """Line number and path of each row."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        return
+    # Research code writes "path label"; a comma anywhere in the first line, or no media suffix before the space,
+    # means that spaces belong to names.
+    spaced = "," not in lines[0] and Path(lines[0].rsplit(maxsplit=1)[0]).suffix.lower() in MEDIA_SUFFIXES
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=" " if spaced else ",", skipinitialspace=True)
+    column, first = 0, True
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise TubeletError(f"{path}, line {rows.line_num}: is not CSV ({error})") from error
+        if row is None:
+            return
+        if not any(cell.strip() for cell in row):
             continue
-        seen.add(at)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (str(at / name) for name in sorted(files) if not name.startswith("."))
+        names = [cell.strip().lower() for cell in row]
+        if first and _is_header(names):
+            if _PATH_COLUMN not in names:
+                raise TubeletError(
+                    f"{path}, line {rows.line_num}: its header has no column named path: {', '.join(row)}"
+                )
+            column, first = names.index(_PATH_COLUMN), False
+            continue
+        first = False
+        listed = row[column].strip() if column < len(row) else ""
+        if not listed:
+            raise TubeletError(
+                f"{path}, line {rows.line_num}: has no path in column {column + 1}; fill it or drop the line"
+            )
+        yield rows.line_num, listed
 
 
-def _glob(pattern: str) -> Iterator[str]:
-    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
-    if not matches:
-        raise TubeletError(f"{pattern}: nothing matches this pattern; check it (quote it in a shell)")
-    for match in matches:
-        # A folder that matches stands for what is in it, unless "**" reaches its files anyway.
-        if not Path(match).is_dir():
-            yield absolute(Path(match))
-        elif "**" not in pattern:
-            yield from _folder(Path(match))
-
-
-def _by_suffix(files: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(suffix_of(file) for file in sorted(files)).most_common())
-
-
-def _what_instead(files: list[str]) -> str:
-    """What is there where media was expected, in words."""
-    if not files:
-        return "holds no files"
-    kinds = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or image ({' '.join(sorted(IMAGE_SUFFIXES))})"
-    found = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in _by_suffix(files).items())
-    return f"{len(files)} file{'s' * (len(files) != 1)}, none of them {kinds}: {found}"
+def _is_header(names: list[str]) -> bool:
+    """Whether a first row names columns: it says path, or nothing in it looks like a media file."""
+    return _PATH_COLUMN in names or not any(Path(name).suffix in MEDIA_SUFFIXES for name in names)

@@ -1,17 +1,17 @@
 """Which file of a modality is visited when: all sources as one, or each with a stated share of the visits.
 
 With weights, visits are numbered through in blocks. Every block gives each source the same whole number of visits, in
-an order of chance, so that the n-th visit of a source is known without looking at those before: any process finds any
-visit, and a source's own epochs are passed through without a gap, whatever else is in the mix.
+random order, so that the n-th visit of a source is known without looking at those before: any process finds any visit,
+and a source's own epochs are passed through without a gap, whatever else is in the mix.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tubelet.data.manifest import MediaList
 from tubelet.data.pool import Pool, pool_of
 from tubelet.data.shards import epoch_order
+from tubelet.data.sources import MediaList
 from tubelet.types import Modality, TubeletError
 
 # Visits of a block: shares are exact to a ten-thousandth.
@@ -57,7 +57,7 @@ class Mix:
         return pool, int(self._order(which, epoch)[index])
 
     def candidates(self, visit: int, key: int) -> Iterator[tuple[Pool, int]]:
-        """The sample whose turn it is, then all others of its source in an order of chance.
+        """The sample whose turn it is, then all others of its source in random order.
 
         Args:
             visit: number of the visit.

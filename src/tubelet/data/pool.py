@@ -6,8 +6,8 @@ import numpy as np
 
 from tubelet.config import DataConfig
 from tubelet.data.containers import Media
-from tubelet.data.manifest import MediaList
 from tubelet.data.shards import ShardFolder
+from tubelet.data.sources import MediaList
 from tubelet.types import Modality, TubeletError
 
 

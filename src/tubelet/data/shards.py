@@ -165,7 +165,7 @@ def open_shards(root: str | Path) -> ShardFolder:
 
 
 def epoch_order(group: np.ndarray, seed: tuple[int, ...], window: int = WINDOW) -> np.ndarray:
-    """The order of one pass over all samples: groups in an order of chance, then each sample moved by chance.
+    """The order of one pass over all samples: groups in random order, then each sample moved by chance.
 
     Samples of a group stay near each other, so that reads of a shard do too, and yet neighbours come from several.
 
@@ -179,7 +179,7 @@ def epoch_order(group: np.ndarray, seed: tuple[int, ...], window: int = WINDOW) 
     """
     rng = np.random.default_rng(seed)
     turns = rng.permutation(int(group.max()) + 1)
-    if len(turns) == len(group):  # no two samples share a group: the order is one of chance already
+    if len(turns) == len(group):  # no two samples share a group: the order is random already
         return np.argsort(group)[turns]
     order = np.argsort(np.argsort(turns)[group], kind="stable")
     return order[np.argsort(np.arange(len(order)) + rng.uniform(0, window, len(order)), kind="stable")]

@@ -14,10 +14,10 @@ from tubelet.config import EmbedConfig
 from tubelet.data.clips import resize_centre_crop, window_times
 from tubelet.data.decode import VideoInfo, stream_clips
 from tubelet.data.images import read_image
-from tubelet.data.manifest import MediaList
 from tubelet.data.pool import Pool, pool_of
-from tubelet.data.processes import Readings, start_worker
+from tubelet.data.sources import MediaList
 from tubelet.data.storage import StorageError
+from tubelet.data.workers import Readings, start_worker
 from tubelet.embed.table import Done
 from tubelet.types import BadFile, DecodeError, Modality, printable
 

@@ -13,9 +13,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from tubelet.config import EmbedConfig
-from tubelet.data.manifest import list_media
-from tubelet.data.processes import deaths_in_words
+from tubelet.data.bad_files import check_bad_share
+from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
+from tubelet.data.workers import deaths_in_words
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import LOCK, FeatureTable
 from tubelet.pretrained.backbone import Backbone
@@ -118,12 +119,7 @@ def _embed(
                 report(file)
             ended, short = ended + batch.ended, short + batch.short
             progress(ended, total)
-            if len(bad) > config.max_bad_share * total:
-                raise TubeletError(
-                    f"{len(bad)} of {total} files ({100 * len(bad) / total:.0f} %) cannot be read, more than the "
-                    f"{100 * config.max_bad_share:.0f} % that --max-bad-share allows; the first is {bad[0].path}: "
-                    f"{bad[0].reason}"
-                )
+            check_bad_share(bad, total, config.max_bad_share)
     finally:  # whatever happened, what was computed is kept, but for the beginnings of files that go no further
         names = {printable(file.path) for file in bad}
         broken = {path for path in names if path in made or path in clips.done}

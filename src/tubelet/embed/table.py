@@ -5,7 +5,6 @@ the parts themselves, so no row is ever there twice.
 """
 
 import json
-import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tubelet.files import sync
 from tubelet.types import TubeletError
 
 FORMAT = 2  # 1 did not say which version of a file its rows are of
@@ -98,17 +98,15 @@ class FeatureTable:
                 file.versions.add((size, changed))
         return found
 
-    def drop(self, paths: Collection[str]) -> int:
-        """Take all rows of some files out, and return how many there were.
+    def drop(self, paths: Collection[str]) -> None:
+        """Take all rows of some files out.
 
         Raises:
             TubeletError: if a part cannot be read or written.
         """
-        dropped = len(self.rows)
         self.rows = [row for row in self.rows if row["path"] not in paths]
-        dropped -= len(self.rows)
         if not paths:
-            return dropped
+            return
         gone = pa.array(sorted(paths))
         for part in parts(self.path):
             stale = pc.is_in(read_part(part, ["path"])["path"], value_set=gone)
@@ -117,8 +115,6 @@ class FeatureTable:
                 part.unlink()
             elif count:
                 _write(part, read_part(part, None).filter(pc.invert(stale)))
-            dropped += count
-        return dropped
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Take rows, and write a part when there are enough of them or the last one is a while ago."""
@@ -147,8 +143,7 @@ def _write(path: Path, table: pa.Table) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         pq.write_table(table, partial, compression="zstd")
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(partial)
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tubelet.data.clips import normalise
-from tubelet.data.processes import Readings, deaths_in_words, start_worker
+from tubelet.data.workers import Readings, deaths_in_words, start_worker
 from tubelet.evaluate.cache import FeatureCache, read_features, write_features
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, DecodeError, TubeletError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig
-from tubelet.data.processes import deaths_in_words
+from tubelet.data.workers import deaths_in_words
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips import anticipation, classification, pooled
 from tubelet.evaluate.dense import depth, segmentation

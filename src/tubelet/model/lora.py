@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tubelet.files import replacing
 from tubelet.types import TubeletError
 
 _LAYERS = ["qkv", "proj", "fc1", "fc2"]
@@ -38,9 +39,8 @@ def save_adapters(encoder: nn.Module, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     state = get_peft_model_state_dict(encoder)
-    partial = folder / "adapter_model.partial"
-    save_file({name: value.contiguous() for name, value in state.items()}, partial)
-    partial.replace(folder / "adapter_model.safetensors")
+    with replacing(folder / "adapter_model.safetensors") as partial:
+        save_file({name: value.contiguous() for name, value in state.items()}, partial)
     encoder.peft_config["default"].save_pretrained(folder)  # type: ignore[index,union-attr]
 
 

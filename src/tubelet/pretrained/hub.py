@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tubelet.config import ModelConfig, to_dict
-from tubelet.files import describe_os_error
+from tubelet.files import describe_os_error, replacing
 from tubelet.pretrained.weights import FORMAT
 from tubelet.types import TubeletError
 
@@ -39,23 +38,18 @@ features = model.encode("film.mp4", resize=256)  # .tokens, .map, .levels, .pool
 {% endfor %}{% endif %}"""
 
 
-def save_encoder(
-    path: Path, tensors: Mapping[str, Tensor], config: ModelConfig, name: str, part: str
-) -> None:  # fmt: skip
+def save_encoder(path: Path, tensors: Mapping[str, Tensor], config: ModelConfig, name: str, part: str) -> None:
     """Write an encoder, and its predictor if it comes with one, as one safetensors file with its config in the header.
 
     Raises:
         TubeletError: if it cannot be written.
     """
     header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "name": name, "part": part}
-    partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=header)
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=header)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink()
         raise TubeletError(f"{path}: the model could not be written: {describe_os_error(error)}") from error
 
 

@@ -230,9 +230,7 @@ def _channels_first(x: Tensor, config: ModelConfig) -> Tensor:
     )
 
 
-def _fit(
-    pixels: Tensor, times: Tensor | None, config: ModelConfig, resize: Resize
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def _fit(pixels: Tensor, times: Tensor | None, config: ModelConfig, resize: Resize) -> tuple[Tensor, Tensor | None]:
     """A clip (C, T, H, W) of whole patches and tubelets."""
     C, T, H, W = pixels.shape
     p, t = config.patch_size, config.tubelet_size

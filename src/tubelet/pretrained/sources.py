@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
-from tubelet.types import TubeletError
+from tubelet.files import cache_folder
+from tubelet.types import TubeletError, one_line
 
 RELEASE_URL = "https://dl.fbaipublicfiles.com/vjepa2/"
 RELEASED = {
@@ -62,7 +63,7 @@ def find(what: str | Path, sha256: str | None = None, **hub: Any) -> Path:
 
 def folders() -> list[Path]:
     """Where released files are looked for; the first is where they are downloaded to."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    cache = cache_folder()
     torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser()
     return [cache / "tubelet" / "released", torch_home / "hub" / "checkpoints", Path.cwd()]
 
@@ -85,7 +86,7 @@ def download(url: str, target: Path) -> None:
             try:
                 _fetch(url, file, target.name)
             except Exception as error:  # whatever its HTTP library of the day raises
-                raise OSError(str(error).strip().split("\n")[0] or type(error).__name__) from error
+                raise OSError(one_line(error)) from error
         partial.replace(target)
 
 
@@ -133,10 +134,9 @@ def _from_hub(repository: str, **hub: Any) -> Path:
         # Everything that is needed and nothing that could run: no pickles, no code.
         return Path(snapshot_download(repository, allow_patterns=["config.json", "*.safetensors"], **hub))
     except Exception as error:  # network, repository, permissions: each has several classes, which change
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise TubeletError(
-            f"{repository}: no such file or folder here, and the Hub gave no model of this name ({reason}); check the "
-            "name, the network and HF_TOKEN"
+            f"{repository}: no such file or folder here, and the Hub gave no model of this name ({one_line(error)}); "
+            "check the name, the network and HF_TOKEN"
         ) from error
 
 

@@ -14,7 +14,7 @@ from tubelet.types import DecodeError, TubeletError
 
 def read_windows(
     path: str | Path, frames: int, overlap: int, fps: float, tubelet: int
-) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The frames of a video, window by window; it is decoded once, from its beginning to its end.
 
     Args:

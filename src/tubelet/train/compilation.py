@@ -8,14 +8,16 @@ import torch
 
 from tubelet.config import TrainConfig
 from tubelet.device import has_bf16_units
+from tubelet.files import cache_folder
 from tubelet.train.float8 import use_float8
+from tubelet.types import one_line
 from tubelet.vjepa import VJEPA
 
 # Compiling takes up to a minute and a half and saves a tenth of the time or more: what is over sooner does not gain.
 WORTH_SECONDS = 20 * 60
+_LINKING_S = 5.0  # for so long an empty library may be one that another process is writing
 # Operations a second that a modest device of each kind does; whether to compile must not hang on a measurement, since
 # compiled blocks round differently and a resumed run has to decide as it did before.
-_LINKING_S = 5.0  # for so long an empty library may be one that another process is writing
 _RATES = {"cuda": 1e14, "cpu": 1e11, "cpu with bf16 units": 5e11}
 
 
@@ -41,9 +43,7 @@ def prepare(model: VJEPA, config: TrainConfig, device: torch.device, sharded: bo
     return compile_blocks(model, config, device, sharded)
 
 
-def compile_blocks(
-    model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False
-) -> str | None:  # fmt: skip
+def compile_blocks(model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False) -> str | None:
     """Compile the blocks and the loss in place, where the config asks for it or, if it is silent, where it pays.
 
     All blocks of an encoder share one graph, as do those of the predictor, and sizes are symbols in it: four graphs
@@ -54,8 +54,7 @@ def compile_blocks(
     """
     if config.compile is False or (config.compile is None and not is_worth_compiling(model, config, device)):
         return None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tubelet" / "compiled"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "tubelet" / "compiled"))
     remove_unfinished(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
     if problem := _problem(device):
         return f"not compiling, steps will be slower: {problem}"
@@ -109,6 +108,5 @@ def _problem(device: torch.device) -> str | None:
     try:
         double(torch.ones(8, device=device))
     except Exception as error:  # compilers and their drivers fail in every way there is
-        what = str(error).strip().split("\n")[0]
-        return f"nothing can be compiled on this machine ({what or type(error).__name__})"
+        return f"nothing can be compiled on this machine ({one_line(error)})"
     return None

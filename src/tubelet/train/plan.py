@@ -13,15 +13,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW
 
 from tubelet.config import BlockMask, PlanConfig, Precision, TrainConfig
 from tubelet.data.clips import normalise
 from tubelet.data.division import mask_groups, micro_batches, samples_per_step, step_parts
-from tubelet.data.manifest import MediaList
 from tubelet.data.masks import block_shape, hidden_positions
+from tubelet.data.sources import MediaList
 from tubelet.device import DEVICE_KINDS, DeviceKind, training_dtype
 from tubelet.model.layers import Attention
 from tubelet.train.compilation import prepare
@@ -45,8 +45,8 @@ class Pass:
     Attributes:
         name: which.
         samples: of this device.
-        seen: tokens of a sample that the student sees.
-        hidden: tokens that are predicted.
+        context: tokens of a sample that the student sees.
+        target: tokens that are predicted.
         tokens: all tokens of a sample.
         held: bytes of activations, after the forward pass.
         peak: bytes of everything, at its fullest moment.
@@ -54,8 +54,8 @@ class Pass:
 
     name: str
     samples: int
-    seen: int
-    hidden: int
+    context: int
+    target: int
     tokens: int
     held: int
     peak: int
@@ -195,9 +195,10 @@ def mask_lengths(config: TrainConfig, counts: dict[Modality, int]) -> dict[Modal
     lengths = {}
     for modality, count in counts.items():
         rng = np.random.default_rng(config.seed)
-        specs = config.masks.image if modality is Modality.IMAGE else config.masks.video
         grid = token_grid(config, modality)
-        lengths[modality] = [_mean_lengths(spec, grid, len(mask_groups(config, count)[0]), rng) for spec in specs]
+        lengths[modality] = [
+            _mean_lengths(spec, grid, len(mask_groups(config, count)[0]), rng) for spec in config.masks.of(modality)
+        ]
     return lengths
 
 
@@ -207,15 +208,14 @@ def _mean_lengths(spec: BlockMask, grid: Grid, batch: int, rng: np.random.Genera
         shape = block_shape(spec, grid, rng)
         hidden = np.array([hidden_positions(spec, shape, grid, rng).sum() for _ in range(batch)])
         shortest.append((grid.h * grid.w - hidden.max(), hidden.min()))
-    seen, masked = np.mean(shortest, axis=0) * grid.t
-    return round(seen), round(masked)
+    context, target = np.mean(shortest, axis=0) * grid.t
+    return round(context), round(target)
 
 
 def token_grid(config: TrainConfig, modality: Modality) -> Grid:
     """The token grid of a sample."""
-    data = config.data
-    frames = data.image_frames if modality is Modality.IMAGE else data.frames
-    return config.model.grid(frames, data.image_size, data.image_size)
+    size = config.data.image_size
+    return config.model.grid(config.data.frames_of(modality), size, size)
 
 
 def trace(
@@ -232,7 +232,7 @@ def trace(
         planned: its devices.
         parallel: how they share the work.
         shares: this device's samples of each modality, one micro-batch after the other.
-        lengths: visible and hidden tokens of each modality under each mask.
+        lengths: context and target tokens of each modality under each mask.
     """
     normalise(torch.zeros(1, 3, 1, 1, 1, dtype=torch.uint8))  # which keeps its constants: they must be real ones
     with torch.device("meta"):
@@ -240,7 +240,7 @@ def trace(
     if planned.device_kind != "cpu":  # attention has another backward pass on a CPU in bf16
         for module in model.modules():
             if isinstance(module, Attention):
-                module.kernel = fused_attention
+                module.kernel = F.scaled_dot_product_attention  # type: ignore[assignment]  # other names
     world = World(CPU, 0, planned.devices)
     world.local_size = min(planned.devices, planned.devices_per_machine)
     prepare(model, config, CPU)
@@ -276,11 +276,6 @@ def fake_group(processes: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The kernel that both ways of attention take on accelerators."""
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 def _give_sizes(model: nn.Module) -> None:
@@ -350,9 +345,8 @@ def _take_step(
 
 
 def _fake_batch(config: TrainConfig, modality: Modality, count: int, lengths: list[tuple[int, int]]) -> Batch:
-    data = config.data
-    frames = data.image_frames if modality is Modality.IMAGE else data.frames
-    pixels = torch.zeros(count, config.model.channels, frames, data.image_size, data.image_size, dtype=torch.uint8)
+    frames, size = config.data.frames_of(modality), config.data.image_size
+    pixels = torch.zeros(count, config.model.channels, frames, size, size, dtype=torch.uint8)
     ids = [[torch.zeros(count, length, dtype=torch.int64) for length in pair] for pair in lengths]
     tokenizer = Modality.IMAGE if frames == 1 else Modality.VIDEO
     return Batch(tokenizer, pixels, [Mask(*pair) for pair in ids], count / config.batch_size)

@@ -117,7 +117,7 @@ def _passes(plan: Plan) -> Table:
         table.add_column(column, justify="right")
     pairs = zip(plan.step.passes, plan.other.passes, strict=True)
     for one, other in pairs:
-        counts = (one.samples, one.tokens, one.seen, one.hidden)
+        counts = (one.samples, one.tokens, one.context, one.target)
         kept, recomputed = (other, one) if plan.config.activation_checkpointing else (one, other)
         sizes = ((kept.held, recomputed.held), (kept.peak, recomputed.peak))
         cells = (f"{a / GIB:,.2f} | {b / GIB:,.2f}" for a, b in sizes)

@@ -15,8 +15,8 @@ from tubelet.config import TrainConfig
 from tubelet.console import say
 from tubelet.data.division import samples_per_step
 from tubelet.data.loader import check_steps, mixes
-from tubelet.data.manifest import MediaList, list_media
 from tubelet.data.pool import check_recipes
+from tubelet.data.sources import MediaList, list_media
 from tubelet.device import has_bf16_units, training_dtype
 from tubelet.train.compilation import prepare, step_operations
 from tubelet.train.guards import Guards, Past

@@ -10,7 +10,7 @@ from typing import Any
 
 from tubelet.checkpoint import checkpoints, step_of
 from tubelet.config import TrainConfig, from_dict, to_dict
-from tubelet.files import describe_os_error
+from tubelet.files import describe_os_error, replacing
 from tubelet.types import BadFile, TubeletError
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
@@ -20,9 +20,7 @@ ALARMS, SOURCES = "alarms.jsonl", "sources.txt"
 class RunFolder:
     """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
 
-    def __init__(
-        self, path: Path, config: TrainConfig, resume: bool, writes: bool = True, sources: str = ""
-    ) -> None:  # fmt: skip
+    def __init__(self, path: Path, config: TrainConfig, resume: bool, writes: bool = True, sources: str = "") -> None:
         """Look at a run's folder; nothing is written before `begin`.
 
         Args:
@@ -44,7 +42,7 @@ class RunFolder:
         self.checkpoint = found[-1] if found else None
         self.changed: list[str] = []
         # A folder with settings alone is of a run that failed before its first step.
-        begun = bool(found) or next(_rows(path / METRICS), None) is not None
+        begun = bool(found) or next(read_rows(path / METRICS), None) is not None
         if begun and not resume:
             raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
         if begun and (path / CONFIG).exists():
@@ -59,10 +57,10 @@ class RunFolder:
             self.changed.append(f"what the sources hold, so that data come in another order: {before} -> {sources}")
         self.config, self.sources = config, sources
         self.writes = writes
-        self.bad: dict[str, str] = {row["path"]: row["reason"] for row, _ in _rows(path / BAD_FILES)}
+        self.bad: dict[str, str] = {row["path"]: row["reason"] for row, _ in read_rows(path / BAD_FILES)}
         self.unwritten: dict[str, str] = {}  # lines by file that there was no room for
         self.unwritten_reason = ""
-        self.alarms: list[dict[str, Any]] = [row for row, _ in _rows(path / ALARMS)]
+        self.alarms: list[dict[str, Any]] = [row for row, _ in read_rows(path / ALARMS)]
 
     def begin(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
         """Write the config, and keep the metrics and alarms of the first `step` steps.
@@ -94,7 +92,7 @@ class RunFolder:
     def _cut_metrics(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
         """Cut the file after its last row that is kept, whose steps ascend: writing it anew would be gigabytes."""
         path, kept = self.path / METRICS, 0
-        for row, end in _rows(path):
+        for row, end in read_rows(path):
             if row["step"] > step:
                 break
             seen(row)
@@ -180,10 +178,9 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         TubeletError: if it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text)
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(text)
     except OSError as error:
         raise TubeletError(f"{path}: {describe_os_error(error)}") from error
 
@@ -192,31 +189,36 @@ def _bad_line(path: str, reason: str) -> str:
     return json.dumps({"path": path, "reason": reason}) + "\n"
 
 
-def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """The rows of a JSONL file, one after the other, each with the place in bytes where it ends.
 
     A process killed while it wrote leaves a last line without an end: not a row.
 
     Raises:
-        TubeletError: if a line is damaged.
+        TubeletError: if a line is damaged, or the file cannot be read.
     """
     if not path.exists():
         return
-    with path.open("rb") as file:
-        end = 0
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            end += len(line)
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("expected an object")
-            except (ValueError, RecursionError) as error:
-                raise TubeletError(
-                    f"{path}, line {number}: is damaged ({error}); take this line out and continue with --resume"
-                ) from error
-            yield row, end
+    try:
+        with path.open("rb") as file:
+            end = 0
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                end += len(line)
+                yield _row(line, f"{path}, line {number}"), end
+    except OSError as error:
+        raise TubeletError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("expected an object")
+    except (ValueError, RecursionError) as error:
+        raise TubeletError(f"{where}: is damaged ({error}); take this line out and continue with --resume") from error
+    return row
 
 
 def _changes(path: Path, config: TrainConfig) -> list[str]:

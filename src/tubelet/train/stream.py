@@ -6,8 +6,8 @@ from types import TracebackType
 
 from tubelet.config import TrainConfig
 from tubelet.data.loader import step_loader
-from tubelet.data.manifest import MediaList
-from tubelet.data.processes import Readings
+from tubelet.data.sources import MediaList
+from tubelet.data.workers import Readings
 from tubelet.train.parallel import World
 from tubelet.types import StepData, TubeletError
 

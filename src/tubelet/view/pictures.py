@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.files import describe_os_error
+from tubelet.files import describe_os_error, replacing
 from tubelet.types import TubeletError
 
 MAX_COLUMNS = 8
@@ -161,13 +161,12 @@ def columns(steps: int, most: int = MAX_COLUMNS) -> list[int]:
     return [round(i * (steps - 1) / (most - 1)) for i in range(most)]
 
 
-def chart(lines: Sequence[Line], *, y: str, x: str = "step", size: tuple[float, float] = (5.0, 2.0)) -> Markup:
-    """Curves as inline SVG in the page's colours.
+def chart(lines: Sequence[Line], *, y: str, size: tuple[float, float] = (5.0, 2.0)) -> Markup:
+    """Curves over steps as inline SVG in the page's colours.
 
     Args:
         lines: the curves; those that are not faint take the colours in turn, a faint one that of the next.
         y: what the y axis shows.
-        x: what the x axis shows.
         size: width and height in inches, of 72 pixels where there is room.
     """
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": y}):
@@ -184,7 +183,7 @@ def chart(lines: Sequence[Line], *, y: str, x: str = "step", size: tuple[float, 
         if number > 1:
             legend = axes.legend(frameon=False, labelcolor=_INK, ncols=min(number, 3), loc="best")
             legend.set_zorder(9)
-        axes.set_xlabel(x, color=_INK)
+        axes.set_xlabel("step", color=_INK)
         axes.set_ylabel(y, color=_INK)
         axes.tick_params(which="both", color=_FAINT, labelcolor=_INK)
         axes.grid(True, color=_FAINT, linewidth=0.5, alpha=0.35)
@@ -223,11 +222,10 @@ def write_page(template: str, out: Path, values: Mapping[str, Any], folder: Path
         TubeletError: if it cannot be written.
     """
     text = _templates(folder).get_template(template).render(**values)
-    partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out)
+        with replacing(out) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise TubeletError(f"{out}: the page could not be written: {describe_os_error(error)}") from error
 

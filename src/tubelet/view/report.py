@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from tubelet.checkpoint import checkpoints, load_vjepa
-from tubelet.config import MODELS, ModelConfig, TrainConfig, from_dict
-from tubelet.data.manifest import list_media
+from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.data.sample.truth import SampleEntry, read_index
+from tubelet.data.sources import list_media
 from tubelet.model.encoder import random_encoder
+from tubelet.train.state import ALARMS, BAD_FILES, CONFIG, METRICS, read_config, read_rows
 from tubelet.types import DecodeError, TubeletError
 from tubelet.view.maps import (
     RANDOM,
@@ -63,10 +64,12 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         TubeletError: if there is no such run, one of its files is damaged, `data` holds no films, or the page cannot be
             written.
     """
-    config = _read_config(run)
+    if not (run / CONFIG).is_file():
+        raise TubeletError(f"{run}: no run here; expected a folder that `tubelet train` wrote, with {CONFIG} in it")
+    config = read_config(run)
     entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
     films = _films(data, config) if entries is None else []
-    rows = _read_rows(run / "metrics.jsonl")
+    rows, bad, alarms = ([row for row, _ in read_rows(run / name)] for name in (METRICS, BAD_FILES, ALARMS))
     model = load_vjepa(run)[0] if checkpoints(run) else None
     gallery = Gallery()
     values: dict[str, Any] = {
@@ -80,8 +83,8 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "curves": _curves(rows) if rows else None,
         "evaluation": None,
         "results": [],
-        "bad": _read_rows(run / "bad_files.jsonl"),
-        "alarms": _read_rows(run / "alarms.jsonl"),
+        "bad": bad,
+        "alarms": alarms,
         "shown_bad": SHOWN_BAD_FILES,
         "shown_alarms": SHOWN_ALARMS,
         "strips": [],
@@ -262,14 +265,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _read_config(run: Path) -> TrainConfig:
-    values = _read_json(run / "config.json")
-    if values is None:
-        raise TubeletError(f"{run}: no run here; expected a folder that `tubelet train` wrote, with config.json in it")
-    config: TrainConfig = from_dict(TrainConfig, values, f"{run / 'config.json'}")
-    return config
-
-
 def _read_json(path: Path) -> dict[str, Any] | None:
     """A JSON file's content, or None where there is no such file."""
     try:
@@ -281,13 +276,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise TubeletError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; a last line without an end was cut off while it was written, and is no row."""
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    except (OSError, ValueError) as error:
-        raise TubeletError(f"{path}: cannot be read as JSON lines ({error})") from error

@@ -5,12 +5,9 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
-from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -18,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.data.processes import start_worker
 from tubelet.data.sample import truth
 from tubelet.data.sample.level import all_levels, load_level
 from tubelet.data.sample.plan import Anchors, RejectedError
 from tubelet.data.sample.render import TICS_PER_SECOND, Shot, View, engine, record, start_level, view_of
+from tubelet.data.workers import run_all
 from tubelet.types import TubeletError
 
 CLIPS_PER_LEVEL = 25  # fewer would spend the time on starting levels, more would show less variety
@@ -172,31 +169,19 @@ def run_jobs(jobs: list[Job], workers: int, done: Callable[[JobResult], None]) -
     Raises:
         TubeletError: a level hangs or the engine takes a process down.
     """
-    if workers <= 1 or len(jobs) == 1:
-        results = []
-        for job in jobs:
-            results.append(run_job(job))
-            done(results[-1])
-        return results
-    # Spawned, not forked: the engine's threads and a parent that has started torch do not survive a fork.
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=start_worker)
-    futures = {pool.submit(run_job, job): k for k, job in enumerate(jobs)}
-    found: dict[int, JobResult] = {}
+    found: dict[Job, JobResult] = {}
+
+    def take(job: Job, result: JobResult) -> None:
+        found[job] = result
+        done(result)
+
     try:
-        rounds = ceil(len(jobs) / workers)
-        for future in as_completed(futures, timeout=JOB_SECONDS * rounds):
-            found[futures[future]] = future.result()
-            done(found[futures[future]])
+        timeout_s = JOB_SECONDS * ceil(len(jobs) / workers)
+        run_all(run_job, jobs, workers, take, "the same command begins anew", timeout_s)
     except TimeoutError:
-        left = ", ".join(jobs[k].level for k in range(len(jobs)) if k not in found)
+        left = ", ".join(job.level for job in jobs if job not in found)
         raise TubeletError(f"rendering hangs; unfinished levels: {left}; try another seed") from None
-    except BrokenProcessPool as error:
-        raise TubeletError("a rendering process died, perhaps for want of memory; try fewer workers") from error
-    finally:
-        for process in list((pool._processes or {}).values()) if len(found) < len(jobs) else []:
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-    return [found[k] for k in range(len(jobs))]
+    return [found[job] for job in jobs]
 
 
 def split_levels(seed: int, validation_share: float) -> dict[str, list[tuple[str, str]]]:

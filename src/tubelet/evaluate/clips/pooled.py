@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tubelet.config import EvaluateConfig
-from tubelet.data.processes import start_worker, without_traceback
+from tubelet.data.workers import start_worker, without_traceback
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips.answers import confusion_details, metrics, sweep_details, worst_examples
 from tubelet.evaluate.clips.attentive import LinearProbe

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tubelet.data.processes import start_worker, without_traceback
+from tubelet.data.workers import start_worker, without_traceback
 from tubelet.device import pick_dtype
 from tubelet.evaluate.clips.ranking import best_answers, ranks
 from tubelet.evaluate.extract import FeatureSet, Progress

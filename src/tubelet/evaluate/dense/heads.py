@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tubelet.config import EvaluateConfig
-from tubelet.data.processes import start_worker, without_traceback
+from tubelet.data.workers import start_worker, without_traceback
 from tubelet.evaluate.dense.views import POINTS_SHOWN, Batches, Rows
 from tubelet.evaluate.extract import Progress
 from tubelet.files import describe_os_error

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tubelet.data.processes import start_worker
+from tubelet.data.workers import start_worker
 from tubelet.evaluate.cache import read_features
 from tubelet.evaluate.dense.views import check_shape
 from tubelet.evaluate.layouts.pairs import Pair

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tubelet.data.clips import resize
-from tubelet.data.processes import start_worker
+from tubelet.data.workers import start_worker
 from tubelet.evaluate.cache import FeatureCache, write_features
 from tubelet.evaluate.extract import FeatureSet, Progress, Source
 from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture

@@ -9,12 +9,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from tarfile import BLOCKSIZE, USTAR_FORMAT, TarInfo
 from typing import Any, BinaryIO
@@ -23,11 +19,13 @@ from zlib import crc32
 import numpy as np
 
 from tubelet.config import Recipe
+from tubelet.data.bad_files import check_bad_share
 from tubelet.data.cut import cut
-from tubelet.data.manifest import list_media
-from tubelet.data.processes import Readings, start_worker
 from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_shards
+from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url, size_of
+from tubelet.data.workers import reading, run_all
+from tubelet.files import replacing
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError
 
 BAD_FILES = "bad_files.jsonl"
@@ -130,6 +128,8 @@ def write_shards(
             return _found(out, plan)
         _check_plan(out / PLAN, plan)
         _write_atomically(out / PLAN, [plan])
+        for leftover in out.glob("*.partial"):  # of a process that died while it wrote
+            leftover.unlink(missing_ok=True)
         notes = _run(jobs, workers or os.cpu_count() or 1, max_bad_share, progress, report)
         return _finish(out, plan, jobs, notes)
 
@@ -155,56 +155,14 @@ def _run(
         for file in new:
             report(file)
         progress(done, total)
-        if len(bad) > max_bad_share * total:
-            raise TubeletError(
-                f"{len(bad)} of {total} files ({100 * len(bad) / total:.0f} %) cannot be read, more than the "
-                f"{100 * max_bad_share:.0f} % that --max-bad-share allows; the first is {bad[0].path}: {bad[0].reason}"
-            )
+        check_bad_share(bad, total, max_bad_share)
 
     for job in jobs:
         if (note := _finished(job)) is not None:
             take(job, note)
     missing = [job for job in jobs if job.number not in notes]
-    for job, note in _results(missing, workers):
-        take(job, note)
+    run_all(write_shard, missing, workers, take, "the same command goes on with the shards that are missing")
     return [notes[job.number] for job in jobs]
-
-
-def _results(jobs: list[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Run jobs in this process or over several; each with its note as it is done."""
-    if min(workers, len(jobs)) <= 1:
-        for job in jobs:
-            yield job, write_shard(job)
-        return
-    # Spawned, not forked: a parent that has started torch's threads does not survive a fork.
-    context = get_context("spawn")
-    workers = min(workers, len(jobs))
-    readings, numbers = Readings(workers), context.SimpleQueue()
-    for number in range(workers):
-        numbers.put(number)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(readings, numbers))
-    try:
-        futures = {pool.submit(write_shard, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        raise TubeletError(
-            f"a worker ended unexpectedly{readings.why('')}; the same command goes on with the shards that are missing"
-        ) from error
-    finally:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-# In a worker: where it says what it reads, and its number there.
-_own: tuple[Readings, int] | None = None
-
-
-def _begin(readings: Readings, numbers: "SimpleQueue[int]") -> None:
-    global _own
-    _own = readings, numbers.get()
-    start_worker()
 
 
 def write_shard(job: Job) -> dict[str, Any]:
@@ -215,13 +173,12 @@ def write_shard(job: Job) -> dict[str, Any]:
     """
     members: list[dict[str, Any]] = []
     bad: list[dict[str, str]] = []
-    partial = job.shard.with_name(job.shard.name + ".partial")
     with _written(job.shard):
-        with partial.open("wb") as file:
+        with replacing(job.shard, durable=True) as partial, partial.open("wb") as file:
             for number, path, modality in job.files:
                 begin = file.tell()
                 try:
-                    with _own[0].of(_own[1], path) if _own else nullcontext():
+                    with reading(path):
                         made = list(_members(file, job, number, path, modality))
                 except DecodeError as error:
                     file.seek(begin)
@@ -231,9 +188,6 @@ def write_shard(job: Job) -> dict[str, Any]:
                     members += made
             file.write(bytes(2 * BLOCKSIZE))  # the end of a tar
             size = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(job.shard)
         note = {"size": size, "bad": bad, "members": members}
         _write_atomically(job.note, [note])
     return note
@@ -305,7 +259,7 @@ def _size(path: str) -> int:
 
 
 def _jobs(out: Path, files: list[tuple[str, Modality]], sizes: list[int], recipe: Recipe, shard_mb: float) -> list[Job]:
-    """Deal files, in an order of chance so that every shard is a fair sample of all, out to shards."""
+    """Deal files, in random order so that every shard is a fair sample of all, out to shards."""
     if shard_mb <= 0:
         raise TubeletError(f"shard_mb is {shard_mb}, expected a size above 0")
     order = np.random.default_rng(_ORDER_SEED).permutation(len(files))
@@ -359,9 +313,5 @@ def _written(path: Path) -> Iterator[None]:
 
 def _write_atomically(path: Path, rows: list[dict[str, Any]]) -> None:
     """JSON lines, written beside their place and renamed, so that no crash leaves half of them."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
+    with replacing(path, durable=True) as partial, partial.open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -1,21 +1,25 @@
-"""How a worker process begins: deaf to signals that its parent decides about, and bound to the life of its parent."""
+"""Data workers: how one begins, bound to the life of its parent; what each is reading; what is said when one dies."""
 
 import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import parent_process
+from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
 from multiprocessing.sharedctypes import RawArray
 from typing import TypeVar
 
 from tubelet.types import TubeletError, one_line
 
 T = TypeVar("T")
+J = TypeVar("J")
 _NAME_BYTES = 1024
 
 
@@ -114,6 +118,66 @@ def without_traceback(loader: Iterable[T]) -> Iterator[T]:
     except TubeletError as error:
         name = f"{TubeletError.__module__}.{TubeletError.__qualname__}: "
         raise TubeletError(str(error).rpartition(name)[2].rstrip()) from error
+
+
+def run_all(
+    work: Callable[[J], T],
+    jobs: Sequence[J],
+    workers: int,
+    done: Callable[[J, T], None],
+    after: str,
+    timeout_s: float | None = None,
+) -> None:
+    """Run jobs in this process, or over several.
+
+    Args:
+        work: what is done for each; it may say what it reads by `reading`.
+        jobs: in the order in which they are begun.
+        workers: processes, 1 for this one alone.
+        done: called here with each job and its result as it ends.
+        after: how to go on when a process died.
+        timeout_s: for all, where there are processes.
+
+    Raises:
+        TimeoutError: so long has passed.
+        TubeletError: a process died.
+    """
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        for job in jobs:
+            done(job, work(job))
+        return
+    # Spawned, not forked: a parent that has started torch's threads does not survive a fork.
+    context = get_context("spawn")
+    readings, numbers = Readings(workers), context.SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(readings, numbers))
+    try:
+        futures = {pool.submit(work, job): job for job in jobs}
+        for future in as_completed(futures, timeout=timeout_s):
+            done(futures[future], future.result())
+    except BrokenProcessPool as error:
+        raise TubeletError(f"a worker ended unexpectedly{readings.why('')}; {after}") from error
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+# In a process of `run_all`: where it says what it reads, and its number there.
+_own: tuple[Readings, int] | None = None
+
+
+def _begin(readings: Readings, numbers: "SimpleQueue[int]") -> None:
+    global _own
+    _own = readings, numbers.get()
+    start_worker()
+
+
+def reading(name: str) -> AbstractContextManager[None]:
+    """Around what a job does with a file, for the sentence on a process that died of it."""
+    return _own[0].of(_own[1], name) if _own else nullcontext()
 
 
 def start_worker(*_: object) -> None:

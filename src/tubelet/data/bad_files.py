@@ -1,0 +1,23 @@
+"""How many files may be bad."""
+
+from collections.abc import Collection
+
+from tubelet.types import BadFile, TubeletError
+
+
+def check_bad_share(bad: Collection[BadFile], total: int, share: float) -> None:
+    """Stop when too many files are bad.
+
+    Args:
+        bad: files that cannot be read.
+        total: of how many.
+        share: of these may be bad.
+
+    Raises:
+        TubeletError: more are.
+    """
+    if len(bad) > share * total:
+        raise TubeletError(
+            f"{len(bad)} of {total} files ({100 * len(bad) / total:.0f} %) cannot be read, more than the "
+            f"{100 * share:.0f} % that --max-bad-share allows; the first is {next(iter(bad))}"
+        )
