@@ -79,12 +79,21 @@ def picture_shape(pair: Pair) -> tuple[int, int]:
     if pair.frame is not None:
         info = read_info(pair.image)
         return info.height, info.width
+    return image_shape(pair.image)
+
+
+def image_shape(path: Path) -> tuple[int, int]:
+    """(H, W) of an image as `read_image` turns it upright, from its header.
+
+    Raises:
+        DecodeError: if it cannot be read.
+    """
     try:
-        with Image.open(pair.image) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5  # as `read_image` turns it upright
+        with Image.open(path) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
     except (OSError, SyntaxError, ValueError) as error:
-        raise DecodeError(str(pair.image), f"cannot be read ({error})") from error
+        raise DecodeError(str(path), f"cannot be read ({error})") from error
 
 
 def read_png(path: Path) -> NDArray[np.integer]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tubelet.data.indexed import VOID, read_indexed
+from tubelet.evaluate.layouts.pairs import image_shape
 from tubelet.types import DecodeError, TubeletError
 
 
@@ -109,25 +109,12 @@ def read_mask(path: Path, frame: Path) -> NDArray[np.uint8]:
         DecodeError: if one of them cannot be read, or their sizes differ.
     """
     labels = read_indexed(path)
-    size = picture_size(frame)
+    size = image_shape(frame)
     if labels.shape != size:
         raise DecodeError(
             str(path), f"is {labels.shape[0]} x {labels.shape[1]} pixels, its frame {size[0]} x {size[1]}"
         )
     return labels
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture in pixels, from its header.
-
-    Raises:
-        DecodeError: if it cannot be read.
-    """
-    try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except OSError as error:
-        raise DecodeError(str(path), f"cannot be read ({error})") from error
 
 
 def check_number(names: Sequence[str], source: Path) -> None:
