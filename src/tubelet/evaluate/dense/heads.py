@@ -249,8 +249,8 @@ def train_heads(
     learnt = {head: value for head, value in enumerate(scores) if math.isfinite(value)}
     if not learnt:
         raise TubeletError(
-            f"all heads diverged: learning_rates are {protocol.learning_rates}, expected lower ones; the default is "
-            "none, the protocol's"
+            f"all heads diverged: learning_rates are {protocol.learning_rates}; lower them, or leave --learning-rates "
+            "out to use the protocol's"
         )
     best = max(learnt, key=learnt.__getitem__)
     weight, bias = heads.frozen(best)
