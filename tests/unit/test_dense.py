@@ -105,7 +105,7 @@ def ade(tmp_path):
     return tmp_path
 
 
-def test_labels_of_ade20k_count_from_one_and_zero_has_no_say(ade):
+def test_labels_of_ade20k_count_from_one_and_zero_is_ignored(ade):
     found = ade20k.read(ade)
     assert read_labels(found.train[0], found)[0].tolist() == [IGNORED, 0, 1, 149, 2, 3]
     assert len(found.classes) == 150
@@ -142,7 +142,7 @@ def test_a_folder_of_no_layout_says_what_was_expected_and_found(tmp_path):
         recognise(tmp_path, segmentation.READERS, segmentation.EXPECTED)
 
 
-def test_voc_has_21_classes_and_255_has_no_say(tmp_path):
+def test_voc_has_21_classes_and_255_is_ignored(tmp_path):
     root = tmp_path / "VOCdevkit" / "VOC2012"
     for split, name in (("train", "2007_000001"), ("val", "2007_000002")):
         save(root / "JPEGImages" / f"{name}.jpg", np.zeros((4, 4, 3), np.uint8))

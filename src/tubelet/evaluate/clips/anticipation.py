@@ -1,4 +1,4 @@
-"""Action anticipation as in V-JEPA 2 (arXiv 2506.09985, section on action anticipation): what will be done in a second.
+"""Action anticipation as in V-JEPA 2 (arXiv 2506.09985): the action that begins one second later.
 
 The frozen encoder sees a clip that ends one second before the action begins; the frozen predictor, given all of its
 tokens as context, predicts those of the first frames of the action, at mask tokens that many steps later. An attentive

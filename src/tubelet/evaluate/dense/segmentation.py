@@ -177,7 +177,7 @@ def cut_windows(source: Source, size: int) -> Tensor:
 
 
 def loss_of_heads(outputs: Tensor, values: Tensor) -> Tensor:
-    """Mean cross-entropy over the rows that have a say, summed over the heads: (R, S, K) and (R,) uint8 -> scalar."""
+    """Mean cross-entropy over rows not ignored, summed over the heads: (R, S, K) and (R,) uint8 -> scalar."""
     R, S, K = outputs.shape
     known = values != IGNORED
     targets = values.long().unsqueeze(1).expand(R, S).flatten()

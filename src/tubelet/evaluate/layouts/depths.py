@@ -28,7 +28,7 @@ class DepthSet(PairSet):
 
     Attributes:
         scale: what the numbers of a PNG are divided by, to be metres; 0 stands for unknown.
-        max_depth: metres; what is farther has no say.
+        max_depth: metres; what is farther is ignored.
         seen: (rows, columns) of the part of a picture that models see, at its bottom and in its middle; None is all,
             as it is for pictures that are smaller.
         scored: (top, left, bottom, right) as shares of the picture: what the figures are of.

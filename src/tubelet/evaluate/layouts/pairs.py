@@ -19,7 +19,7 @@ from tubelet.types import DecodeError, TubeletError
 
 T = TypeVar("T")
 _ORIENTATION = 0x0112  # of EXIF
-IGNORED = 255  # in maps of class indices: a pixel that has no say
+IGNORED = 255  # in maps of class indices: a pixel that is ignored
 
 
 @dataclass(frozen=True, kw_only=True)
