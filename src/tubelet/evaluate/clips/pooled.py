@@ -4,7 +4,6 @@ n training and m test vectors of width D, K classes. Vectors lie in one file, in
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from tubelet.evaluate.clips.sweep import (
 )
 from tubelet.evaluate.extract import FeatureSet, Progress, extract
 from tubelet.evaluate.result import Metric, Result
-from tubelet.files import describe_os_error
+from tubelet.files import describe_os_error, replacing
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, TubeletError
 
@@ -176,18 +175,15 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
     names = "".join(f"{place.parent.name}{place.stem}" for place in features.places)
     path = folder / "tables" / f"{hashlib.blake2b(names.encode(), digest_size=16).hexdigest()}.f16"
     if not path.exists() or path.stat().st_size != 2 * len(features) * width:  # a machine's crash can empty a file
-        partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
         loader = DataLoader(
             features, batch_size=256, collate_fn=_rows, num_workers=workers, worker_init_fn=start_worker
         )  # fmt: skip
         try:
             path.parent.mkdir(exist_ok=True)
-            with partial_path.open("wb") as file:
+            with replacing(path) as beside, beside.open("wb") as file:
                 for rows in without_traceback(loader):
                     file.write(rows.numpy().tobytes())
-            partial_path.replace(path)
         except OSError as error:
-            partial_path.unlink(missing_ok=True)
             raise TubeletError(f"{path}: features could not be written: {describe_os_error(error)}") from error
     return torch.from_file(str(path), shared=False, size=len(features) * width, dtype=torch.float16).view(-1, width)
 

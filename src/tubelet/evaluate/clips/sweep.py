@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from tubelet.data.processes import start_worker, without_traceback
 from tubelet.device import pick_dtype
 from tubelet.evaluate.clips.ranking import best_answers, ranks
 from tubelet.evaluate.extract import FeatureSet, Progress
-from tubelet.files import describe_os_error
+from tubelet.files import describe_os_error, replacing
 from tubelet.types import TubeletError
 
 ANSWERS = 5
@@ -369,13 +368,11 @@ def _save(path: Path, heads: nn.ModuleList, optimizer: torch.optim.Optimizer, do
     state: dict[str, Any] = {"epochs": done, "heads": heads.state_dict()}
     if done < epochs:
         state["optimizer"] = optimizer.state_dict()
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            torch.save(state, partial)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise TubeletError(
             f"{path}: the state of a training could not be written: {describe_os_error(error)}"
         ) from error

@@ -11,7 +11,6 @@ R rows (points of pictures), D width, K outputs, S heads.
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -27,7 +26,7 @@ from tubelet.config import EvaluateConfig
 from tubelet.data.processes import start_worker, without_traceback
 from tubelet.evaluate.dense.views import POINTS_SHOWN, Batches, Rows
 from tubelet.evaluate.extract import Progress
-from tubelet.files import describe_os_error
+from tubelet.files import describe_os_error, replacing
 from tubelet.types import TubeletError
 
 SAVE_SECONDS = 60
@@ -307,12 +306,10 @@ def _restore(path: Path, heads: LinearHeads, optimiser: torch.optim.Optimizer) -
 
 
 def _save(path: Path, heads: LinearHeads, optimiser: torch.optim.Optimizer, step: int) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        state = {"heads": heads.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
-        torch.save(state, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            torch.save({"heads": heads.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, partial)
     except (OSError, RuntimeError) as error:
         raise TubeletError(
             f"{path}: the state of a head's training could not be written: {describe_os_error(error)}"
