@@ -125,10 +125,11 @@ FLOORS = [
         ["embed/table.py", "embed/clips.py", "embed/collection.py", "embed/search.py"],
         [
             "evaluate/metrics.py",
-            "evaluate/suite/probes.py",
+            "evaluate/frozen.py",
             "evaluate/time/correspondence.py",
-            "evaluate/suite/features.py",
             "evaluate/time/windows.py",
+            "evaluate/suite/probes.py",
+            "evaluate/suite/features.py",
             "evaluate/suite/comparison.py",
             "evaluate/suite/dynamics.py",
             "evaluate/suite/run.py",

@@ -15,12 +15,11 @@ from torch import Tensor
 from tubelet.data.clips import normalise, resize_centre_crop, resize_shape
 from tubelet.data.decode import read_frames
 from tubelet.data.sample.truth import VOID, SampleEntry, read_truth
+from tubelet.evaluate.frozen import frozen_features
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
 from tubelet.types import Grid, TubeletError
 
-TRAINED, RANDOM, RAW = "trained", "random", "raw patches"
-FEATURES = (TRAINED, RANDOM, RAW)
 _TOKENS_PER_BATCH = 4096
 
 
@@ -55,22 +54,6 @@ class ClipBatch:
     features: dict[str, Tensor]
     class_pixels: Tensor
     log_depth: Tensor
-
-
-@torch.no_grad()
-def frozen_features(encoders: Mapping[str, Encoder], pixels: Tensor, grid: Grid) -> dict[str, Tensor]:
-    """The features of clips: each encoder's last level, and the patches as they are.
-
-    Args:
-        encoders: kind of feature -> encoder.
-        pixels: (B, 3, T, H, W) normalised pixels on the encoders' device.
-        grid: the token grid.
-
-    Returns:
-        kind of feature -> (B, N, D) float32 on the CPU.
-    """
-    levels = {kind: encoder(pixels)[-1] for kind, encoder in encoders.items()}
-    return {kind: x.float().cpu() for kind, x in (levels | {RAW: patchify(pixels, grid)}).items()}
 
 
 def crop_nearest(truth: NDArray, size: int) -> Tensor:

@@ -18,10 +18,11 @@ from torch import Tensor
 from tubelet.checkpoint import checkpoints, load_vjepa, stated_step
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig, ModelConfig
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index
+from tubelet.evaluate.frozen import FEATURES, RANDOM, TRAINED
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
 from tubelet.evaluate.suite.dynamics import evaluate_dynamics
-from tubelet.evaluate.suite.features import FEATURES, RANDOM, TRAINED, View, batches
+from tubelet.evaluate.suite.features import View, batches
 from tubelet.evaluate.suite.probes import Probe, Scaling, scaling_of, select_ridge, select_softmax
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.parts import read_header

@@ -14,7 +14,7 @@ from torch import Tensor
 from tubelet.data.clips import normalise, resize_centre_crop, resize_shape
 from tubelet.data.decode import read_frames
 from tubelet.data.sample.truth import ClipTruth, SampleEntry, read_truth
-from tubelet.evaluate.suite.features import frozen_features
+from tubelet.evaluate.frozen import frozen_features
 from tubelet.evaluate.time.correspondence import StepTracks, step_tracks
 from tubelet.model.encoder import Encoder
 from tubelet.types import TubeletError
