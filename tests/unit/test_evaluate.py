@@ -15,10 +15,10 @@ from tubelet.checkpoint import save_checkpoint
 from tubelet.config import EvaluateConfig, ModelConfig, PredictorConfig, TrainConfig
 from tubelet.data.clips import normalise, resize_centre_crop
 from tubelet.data.sample.truth import VOID
-from tubelet.evaluate.frozen import RAW, frozen_features
+from tubelet.evaluate.frozen import RAW, crop_nearest, frozen_features
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.suite.comparison import Evaluation, Task, print_table, write_evaluation
-from tubelet.evaluate.suite.features import count_classes, crop_nearest, mean_log_depth
+from tubelet.evaluate.suite.features import count_classes, mean_log_depth
 from tubelet.evaluate.suite.probes import (
     L2_GRID,
     fit_ridge,

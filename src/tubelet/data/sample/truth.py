@@ -1,6 +1,6 @@
 """The ground truth of a clip: its classes, its geometry, its form on disk and its reader.
 
-Units and axes. Lengths are map units of the game; 32 of them are about a metre. World axes are x east, y north,
+Units and axes. Lengths are map units of the game; `UNITS_PER_METRE` are about a metre. World axes are x east, y north,
 z up. Yaw is in degrees, counter-clockwise, 0 along x. The camera is a pinhole that never tilts: a point `z` in front of
 it (along its axis, not along the ray), `right` to its right and `up` above it is seen at
 
@@ -24,6 +24,7 @@ from tubelet.types import TubeletError, one_line
 
 NAME = "tubelet-sample"
 FORMAT = 1
+UNITS_PER_METRE = 32  # about
 
 CLASSES = (
     "void",  # nothing known: the engine drew neither a surface nor an object that it labels

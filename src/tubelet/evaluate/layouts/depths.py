@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.sample.truth import read_truth
+from tubelet.data.sample.truth import UNITS_PER_METRE, read_truth
 from tubelet.evaluate.layouts.pairs import Pair, PairSet, read_png
 from tubelet.types import TubeletError
-
-UNITS_PER_METRE = 32  # of the sample set's game
 
 
 class Region(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor
 from tubelet.checkpoint import checkpoints, load_vjepa, stated_step
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig, ModelConfig
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index
-from tubelet.evaluate.frozen import FEATURES, RANDOM, TRAINED
+from tubelet.evaluate.frozen import FEATURES, RANDOM, TRAINED, frames_that_fit
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
 from tubelet.evaluate.suite.dynamics import evaluate_dynamics
@@ -128,10 +128,9 @@ def evaluate_run(
     checkpoint = found[-1] if found else run
     model, config = load_vjepa(checkpoint)
     if config is not None:
-        image_size, frames = (
-            image_size or config.data.image_size,
-            frames or _usable(config.data.frames, data, model.config),
-        )
+        there = read_description(data)["parameters"]["frames"]
+        image_size = image_size or config.data.image_size
+        frames = frames or frames_that_fit(config.data.frames, there, model.config.tubelet_size)
     chosen = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     clips, tasks = evaluate_encoder(
         model.teacher.to(chosen),
@@ -193,17 +192,11 @@ def evaluate_encoder(
     return {"train": len(train), "val": len(val)}, tasks
 
 
-def _usable(frames: int, data: Path, config: ModelConfig) -> int:
-    """As many of the frames that a run was trained at as the clips of a set have, in whole tubelets."""
-    there = min(frames, int(read_description(data)["parameters"]["frames"]))
-    return there if there == 1 else max(there - there % config.tubelet_size, config.tubelet_size)
-
-
 def _view(data: Path, config: ModelConfig, image_size: int | None, frames: int | None) -> View:
     description = read_description(data)
     made = description["parameters"]
     size = image_size or max(made["size"] - made["size"] % config.patch_size, config.patch_size)
-    count = frames or _usable(made["frames"], data, config)
+    count = frames or frames_that_fit(made["frames"], made["frames"], config.tubelet_size)
     if count > made["frames"]:
         raise TubeletError(f"frames is {count}, but the clips of {data} have {made['frames']}")
     config.grid(count, size, size)  # refuses what does not divide into patches
