@@ -136,6 +136,7 @@ FLOORS = [
             "evaluate/result.py",
             "evaluate/cache.py",
             "evaluate/extract.py",
+            "evaluate/training_state.py",
             "evaluate/layouts/labelled.py",
             "evaluate/layouts/ssv2.py",
             "evaluate/layouts/kinetics.py",
