@@ -28,8 +28,9 @@ from tubelet.evaluate.dense.views import (
 from tubelet.evaluate.extract import FeatureSet, Source
 from tubelet.evaluate.layouts import ade20k, cityscapes, kitti, nyuv2, sample, voc2012
 from tubelet.evaluate.layouts.depths import DepthSet, Region, read_depth, scored_region, seen_region
+from tubelet.evaluate.layouts.folders import recognise
 from tubelet.evaluate.layouts.labels import read_labels
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, recognise
+from tubelet.evaluate.layouts.pairs import IGNORED, Pair
 from tubelet.evaluate.metrics import accuracy, confusion, depth_errors, iou_by_class, mean_iou
 from tubelet.types import TubeletError
 
@@ -138,8 +139,8 @@ def test_coloured_maps_and_maps_of_another_size_are_refused(ade):
 
 def test_a_folder_of_no_layout_says_what_was_expected_and_found(tmp_path):
     (tmp_path / "stuff").mkdir()
-    with pytest.raises(TubeletError, match=r"none of the layouts ADE20K.*leftImg8bit.*; found stuff/"):
-        recognise(tmp_path, segmentation.READERS, segmentation.EXPECTED)
+    with pytest.raises(TubeletError, match=r"expected ADE20K .*leftImg8bit.*; the folder holds stuff/"):
+        recognise(tmp_path, segmentation.READERS)
 
 
 def test_voc_has_21_classes_and_255_is_ignored(tmp_path):

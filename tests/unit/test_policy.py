@@ -137,6 +137,7 @@ FLOORS = [
             "evaluate/cache.py",
             "evaluate/extract.py",
             "evaluate/training_state.py",
+            "evaluate/layouts/folders.py",
             "evaluate/layouts/labelled.py",
             "evaluate/layouts/ssv2.py",
             "evaluate/layouts/kinetics.py",

@@ -106,7 +106,10 @@ def test_a_label_that_no_object_of_the_first_frame_has_is_background_and_said(mo
     [
         (lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"), "val.txt: lists no sequence"),
         (lambda root: (root / "ImageSets/2017/val.txt").write_text("gone\n"), "gone: expected the sequence's frames"),
-        (lambda root: (root / "ImageSets/2017/val.txt").unlink(), "expected DAVIS .*; found Annotations, ImageSets"),
+        (
+            lambda root: (root / "ImageSets/2017/val.txt").unlink(),
+            "DAVIS .*; the folder holds Annotations/, ImageSets/",
+        ),
         (lambda root: (root / "Annotations/480p/still/00003.png").unlink(), "00003.png: no such mask"),
         (
             lambda root: (root / "Annotations/480p/still/00000.png").write_text("x"),

@@ -29,7 +29,8 @@ from tubelet.evaluate.clips.sweep import Scores, Tokens, score, state_path, told
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
 from tubelet.evaluate.layouts import epic
 from tubelet.evaluate.layouts.epic import Epic, Segment
-from tubelet.evaluate.layouts.labelled import LabelledFile, present, refuse
+from tubelet.evaluate.layouts.folders import refuse
+from tubelet.evaluate.layouts.labelled import LabelledFile, present
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Grid, Mask, Modality, TubeletError

@@ -16,7 +16,8 @@ from tubelet.evaluate.clips.cuts import ClipView, ImageView, View
 from tubelet.evaluate.clips.sweep import Candidate, Schedule, grid
 from tubelet.evaluate.extract import Source, spread
 from tubelet.evaluate.layouts import diving48, imagenet, kinetics, ssv2
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, present, refuse
+from tubelet.evaluate.layouts.folders import refuse
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, present
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile
 

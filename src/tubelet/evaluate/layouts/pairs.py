@@ -4,10 +4,9 @@ H x W pixels of a picture.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,6 @@ from tubelet.data.decode import read_frames, read_info
 from tubelet.data.images import read_image
 from tubelet.types import DecodeError, TubeletError
 
-T = TypeVar("T")
 _ORIENTATION = 0x0112  # of EXIF
 IGNORED = 255  # in maps of class indices: a pixel that is ignored
 
@@ -201,25 +199,3 @@ def find_root(data: Path, inside: tuple[str, ...], markers: tuple[str, ...]) -> 
         if all((root / marker).exists() for marker in markers):
             return root
     return None
-
-
-def recognise(data: Path, readers: Mapping[str, Callable[[Path], T | None]], expected: str) -> T:
-    """What the first reader that knows the folder makes of it.
-
-    Args:
-        data: the folder.
-        readers: benchmark -> reader, which answers None where the folder is not its benchmark's.
-        expected: what marks the layouts, for the error.
-
-    Raises:
-        TubeletError: if none of them knows it, and what the reader raises.
-    """
-    for read in readers.values():
-        found = read(data)
-        if found is not None:
-            return found
-    there = sorted(path.name + "/" * path.is_dir() for path in data.iterdir())
-    shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
-    raise TubeletError(
-        f"{data}: none of the layouts {', '.join(readers)}: expected {expected}; found {shown or 'nothing'}"
-    )

@@ -1,6 +1,6 @@
 """Video object segmentation: a sequence of frames, and the masks with which its objects are given."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,25 +46,6 @@ class ObjectSet:
     benchmark: str
     sequences: list[ObjectSequence]
     folder: str
-
-
-def recognise(data: Path, readers: Mapping[str, Callable[[Path], ObjectSet | None]]) -> ObjectSet:
-    """Read a folder by the first reader that finds its benchmark there.
-
-    Args:
-        data: the folder.
-        readers: what is expected, in words -> reader, which gives None where its marker is missing.
-
-    Raises:
-        TubeletError: if none does, with what was expected and what was found.
-    """
-    for read in readers.values():
-        found = read(data)
-        if found is not None:
-            return found
-    inside = sorted(path.name for path in data.iterdir())
-    shown = ", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "")
-    raise TubeletError(f"{data}: expected {' or '.join(readers)}; found {shown or 'an empty folder'}")
 
 
 def pictures(folder: Path) -> list[Path]:

@@ -20,8 +20,9 @@ from tubelet.data.indexed import VOID, davis_palette, read_indexed, write_indexe
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
 from tubelet.evaluate.layouts import davis, youtube_vos
+from tubelet.evaluate.layouts.folders import recognise
 from tubelet.evaluate.layouts.pairs import image_shape
-from tubelet.evaluate.layouts.sequences import ObjectSequence, given_objects, read_mask, recognise
+from tubelet.evaluate.layouts.sequences import ObjectSequence, given_objects, read_mask
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.evaluate.time.drawing import draw_objects
 from tubelet.evaluate.time.jandf import Statistics, measure_objects
