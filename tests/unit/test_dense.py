@@ -12,7 +12,7 @@ from PIL import Image
 
 from tubelet.evaluate.dense import depth, segmentation
 from tubelet.evaluate.dense.heads import HeadProtocol, LinearHeads, axes_of, train_heads
-from tubelet.evaluate.dense.views import (
+from tubelet.evaluate.dense.points import (
     POINTS_KEPT,
     Batches,
     Crop,

@@ -20,8 +20,7 @@ from tubelet.config import EvaluateConfig
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import paint_depth, paint_errors
 from tubelet.evaluate.dense.heads import HeadProtocol, TrainedHead, train_heads
-from tubelet.evaluate.dense.testing import read_tests
-from tubelet.evaluate.dense.views import (
+from tubelet.evaluate.dense.points import (
     POINTS_SHOWN,
     Crop,
     Draw,
@@ -36,6 +35,7 @@ from tubelet.evaluate.dense.views import (
     test_source,
     training_source,
 )
+from tubelet.evaluate.dense.test_set import read_tests
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
 from tubelet.evaluate.layouts import kitti, nyuv2, sample
 from tubelet.evaluate.layouts.depths import DepthSet, read_depth, scored_region, seen_region

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tubelet.config import EvaluateConfig
 from tubelet.data.processes import start_worker, without_traceback
 from tubelet.evaluate import training_state
-from tubelet.evaluate.dense.views import POINTS_SHOWN, Batches, Rows
+from tubelet.evaluate.dense.points import POINTS_SHOWN, Batches, Rows
 from tubelet.evaluate.extract import Progress
 from tubelet.types import TubeletError
 

@@ -20,8 +20,7 @@ from tubelet.data.clips import resize, resize_shape
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import legend, paint_classes, paint_mistakes
 from tubelet.evaluate.dense.heads import HeadProtocol, TrainedHead, train_heads
-from tubelet.evaluate.dense.testing import read_tests
-from tubelet.evaluate.dense.views import (
+from tubelet.evaluate.dense.points import (
     POINTS_SHOWN,
     Crop,
     Draw,
@@ -35,6 +34,7 @@ from tubelet.evaluate.dense.views import (
     test_source,
     training_source,
 )
+from tubelet.evaluate.dense.test_set import read_tests
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
 from tubelet.evaluate.layouts import ade20k, cityscapes, sample, voc2012
 from tubelet.evaluate.layouts.folders import recognise
