@@ -200,9 +200,7 @@ def training(protocol: Protocol, config: EvaluateConfig, count: int) -> tuple[li
         config: what was given.
         count: training samples.
     """
-    candidates = grid(
-        config.learning_rates or protocol.learning_rates, config.weight_decays or protocol.weight_decays
-    )  # fmt: skip
+    candidates = grid(config.learning_rates or protocol.learning_rates, config.weight_decays or protocol.weight_decays)
     schedule = Schedule(
         epochs=config.epochs or protocol.epochs,
         batch_size=config.batch_size or min(protocol.batch_size, max(8, count // 32)),

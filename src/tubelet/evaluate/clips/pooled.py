@@ -81,9 +81,7 @@ def pooled_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
     return {"pooled": model.forward_features(pixels).float().mean(1)}
 
 
-def knn(
-    model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress
-) -> Result:  # fmt: skip
+def knn(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
     """Classify test files by their nearest training files.
 
     Raises:
@@ -115,9 +113,7 @@ def knn(
     )
 
 
-def linear(
-    model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress
-) -> Result:  # fmt: skip
+def linear(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
     """Train linear heads on pooled features and score them on the test files.
 
     Raises:
@@ -153,8 +149,7 @@ def linear(
         protocol=(
             f"Softmax regression on the mean token of the last level, channels standardised, AdamW for "
             f"{schedule.epochs} epochs; the best of {len(candidates)} heads by the figures on the test files "
-            f"themselves; "
-            f"{found.plan.cut_in_words()}."
+            f"themselves; {found.plan.cut_in_words()}."
         ),
         metrics=figures[best],
         counts=found.counts,
@@ -177,7 +172,7 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
     if not path.exists() or path.stat().st_size != 2 * len(features) * width:  # a machine's crash can empty a file
         loader = DataLoader(
             features, batch_size=256, collate_fn=_rows, num_workers=workers, worker_init_fn=start_worker
-        )  # fmt: skip
+        )
         try:
             path.parent.mkdir(exist_ok=True)
             with replacing(path) as beside, beside.open("wb") as file:

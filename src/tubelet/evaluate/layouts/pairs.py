@@ -151,12 +151,13 @@ def _ranges(numbers: list[int]) -> Iterable[str]:
             start = after if after is not None else start
 
 
-def images_in(folder: Path, suffixes: tuple[str, ...] = (".jpg", ".png")) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """The image files of a folder, in the order of their names.
 
     Raises:
         TubeletError: if there is none.
     """
+    suffixes = (".jpg", ".png")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes) if folder.is_dir() else []
     if not found:
         raise TubeletError(f"{folder}: no images here, expected {' or '.join(suffixes)} files")
