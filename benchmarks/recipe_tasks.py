@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tubelet.evaluate.suite.features import TRAINED
+from tubelet.evaluate.frozen import TRAINED
 from tubelet.evaluate.suite.run import evaluate_encoder
 from tubelet.model.encoder import Encoder
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+from tubelet.evaluate import training_state
 from tubelet.evaluate.clips.attentive import AttentiveProbe, LinearProbe, probe_heads
 from tubelet.evaluate.clips.sweep import Candidate, Pooled, Schedule, collate, grid, score, train_side_by_side
 from tubelet.types import TubeletError
@@ -78,9 +79,7 @@ class Clouds(Dataset):
 def trained(path, epochs=3, stop_after=None, candidates=None, monkeypatch=None):
     candidates = candidates or grid((1e-2,), (0.0, 0.1))
     if stop_after is not None:
-        from tubelet.evaluate.clips import sweep
-
-        saved, keep = [], sweep._save
+        saved, keep = [], training_state.write_state
 
         def stop(*arguments):
             keep(*arguments)
@@ -88,7 +87,7 @@ def trained(path, epochs=3, stop_after=None, candidates=None, monkeypatch=None):
             if len(saved) == stop_after:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(sweep, "_save", stop)
+        monkeypatch.setattr(training_state, "write_state", stop)
     schedule = Schedule(epochs=epochs, batch_size=4 if epochs > 3 else 12, seed=3)
     return train_side_by_side(
         lambda: AttentiveProbe(8, (3,), heads=1), candidates, schedule, Clouds(), F.cross_entropy, path, CPU

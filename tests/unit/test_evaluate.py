@@ -15,15 +15,10 @@ from tubelet.checkpoint import save_checkpoint
 from tubelet.config import EvaluateConfig, ModelConfig, PredictorConfig, TrainConfig
 from tubelet.data.clips import normalise, resize_centre_crop
 from tubelet.data.sample.truth import VOID
+from tubelet.evaluate.frozen import RAW, crop_nearest, frozen_features
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.suite.comparison import Evaluation, Task, print_table, write_evaluation
-from tubelet.evaluate.suite.features import (
-    RAW,
-    count_classes,
-    crop_nearest,
-    frozen_features,
-    mean_log_depth,
-)
+from tubelet.evaluate.suite.features import count_classes, mean_log_depth
 from tubelet.evaluate.suite.probes import (
     L2_GRID,
     fit_ridge,
@@ -33,7 +28,7 @@ from tubelet.evaluate.suite.probes import (
     select_ridge,
     select_softmax,
 )
-from tubelet.evaluate.suite.run import evaluate_encoder, evaluate_model, evaluate_run
+from tubelet.evaluate.suite.run import evaluate_encoder, evaluate_model
 from tubelet.model.encoder import random_encoder
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import Grid, TubeletError
@@ -263,7 +258,7 @@ def test_the_same_seed_gives_identical_numbers_and_an_untrained_encoder_is_no_be
 
 def test_a_run_is_evaluated_from_its_newest_checkpoint(sample_set: Path, save_run: Callable[[Path], Path]) -> None:
     run = save_run(sample_set)
-    evaluation = evaluate_run(run, sample_set, seed=1, device="cpu")
+    evaluation = evaluate_model(str(run), sample_set, EvaluateConfig(seed=1))
     assert evaluation.step == 3
     written = json.loads((run / "evaluation.json").read_text())
     assert [(t["name"], t["metric"], t["higher_is_better"]) for t in written["tasks"]] == [

@@ -35,7 +35,7 @@ def test_an_answer_that_says_the_same_of_all_classes_is_never_right():
     assert top_k(constant, 1) == 0.0 and top_k(constant, 2) == 0.0 and top_k(constant, 3) == 100.0
 
 
-def test_a_class_without_a_sample_has_no_say():
+def test_a_class_without_a_sample_is_ignored():
     truth = torch.tensor([0, 3])
     assert class_mean_recall(torch.tensor([0, 9]), truth, 5) == 50.0
 

@@ -79,6 +79,18 @@ def test_masks_are_made_once_and_anew_for_other_frames(model, davis_root, tmp_pa
     assert run(model, davis_root, tmp_path).files["predictions/still"] != first.files["predictions/still"]
 
 
+def test_frames_that_lie_on_their_side_are_followed_upright(model, davis_root, tmp_path):
+    upright = run(model, davis_root, tmp_path / "upright")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    for path in davis_root.glob("JPEGImages/480p/*/*.jpg"):
+        with Image.open(path) as frame:
+            frame.transpose(Image.Transpose.ROTATE_90).save(path, quality=95, exif=exif)
+    turned = run(model, davis_root, tmp_path / "turned")
+    assert turned.counts == upright.counts
+    assert turned.metrics["J&F"].value == pytest.approx(upright.metrics["J&F"].value, abs=5)
+
+
 def test_a_label_that_no_object_of_the_first_frame_has_is_background_and_said(model, davis_root, tmp_path):
     path = davis_root / "Annotations/480p/still/00002.png"
     labels = read_indexed(path)
@@ -94,7 +106,10 @@ def test_a_label_that_no_object_of_the_first_frame_has_is_background_and_said(mo
     [
         (lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"), "val.txt: lists no sequence"),
         (lambda root: (root / "ImageSets/2017/val.txt").write_text("gone\n"), "gone: expected the sequence's frames"),
-        (lambda root: (root / "ImageSets/2017/val.txt").unlink(), "expected DAVIS .*; found Annotations, ImageSets"),
+        (
+            lambda root: (root / "ImageSets/2017/val.txt").unlink(),
+            "DAVIS .*; the folder holds Annotations/, ImageSets/",
+        ),
         (lambda root: (root / "Annotations/480p/still/00003.png").unlink(), "00003.png: no such mask"),
         (
             lambda root: (root / "Annotations/480p/still/00000.png").write_text("x"),

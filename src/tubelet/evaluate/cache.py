@@ -6,7 +6,6 @@ once. A file appears under its name only when it is whole, so an evaluation that
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -18,14 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tubelet.files import describe_os_error
+from tubelet.files import cache_folder, describe_os_error, replacing
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import TubeletError
 
 
 def default_folder() -> Path:
     """Where features go unless told: in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tubelet" / "features"
+    return cache_folder() / "tubelet" / "features"
 
 
 def model_hash(model: Backbone) -> str:
@@ -108,13 +107,11 @@ def write_features(path: Path, features: Mapping[str, Tensor]) -> None:
     Raises:
         TubeletError: if they cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in features.items()}, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in features.items()}, partial)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise TubeletError(f"{path}: features could not be written: {describe_os_error(error)}") from error
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from tubelet.data.bad_files import check_bad_share
 from tubelet.data.clips import normalise
 from tubelet.data.workers import Readings, deaths_in_words, start_worker
 from tubelet.evaluate.cache import FeatureCache, read_features, write_features
@@ -121,11 +122,7 @@ def extract(
         for number, views in zip(missing, loader, strict=True):
             if isinstance(views, BadFile):
                 bad[number] = views
-                if len(bad) > max_bad_share * len(sources):
-                    allowed = f", more than the {100 * max_bad_share:g} % that --max-bad-share allows"
-                    raise TubeletError(
-                        f"{views.path}: {views.reason}; {len(bad)} of {len(sources)} files cannot be read{allowed}"
-                    )
+                check_bad_share(bad.values(), len(sources), max_bad_share)
                 continue
             if waiting and not _fits(model, waiting, views):
                 done += _encode(model, waiting, places, encode)

@@ -32,7 +32,7 @@ def iou_by_class(counts: Tensor) -> dict[int, float]:
 
 
 def mean_iou(counts: Tensor) -> float:
-    """Mean of `iou_by_class`; a class that never occurs has no say, though predicting it costs those that do."""
+    """Mean of `iou_by_class`; a class that never occurs is ignored, though predicting it costs those that do."""
     values = iou_by_class(counts)
     return sum(values.values()) / len(values)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tubelet.console import say
-from tubelet.files import describe_os_error
+from tubelet.files import describe_os_error, replacing
 from tubelet.types import BadFile, TubeletError
 
 
@@ -128,12 +128,11 @@ def write_result(result: Result, path: Path) -> None:
         "details": result.details,
         "examples": [{"name": example.name, "score": example.score} for example in result.examples],
     }
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _copy_files(result.files, path.parent)
-        partial.write_text(json.dumps(stated, indent=1, allow_nan=False) + "\n")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(stated, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise TubeletError(f"{path}: the result could not be written: {describe_os_error(error)}") from error
 

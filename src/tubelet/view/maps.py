@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.config import ModelConfig
-from tubelet.data.clips import centre_clip_times, normalise, resize_centre_crop, resize_shape
+from tubelet.data.clips import centre_clip_times, normalise, resize_centre_crop
 from tubelet.data.decode import read_clips, read_frames
 from tubelet.data.sample.truth import CLASSES, FIRST_OBJECT, SampleEntry, read_truth
+from tubelet.evaluate.frozen import crop_nearest
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
 from tubelet.types import Grid
@@ -237,12 +238,12 @@ def _track(entry: SampleEntry, number: int, config: ModelConfig, size: int, fram
     length = clip.pixels.shape[1]
     part = slice(clip.first, clip.first + length)
     original = truth.instances[part] == number
-    region = _crop(original, size)
+    region = crop_nearest(original, size)
     grid = config.grid(length, size, size)
-    patches = patchify(torch.from_numpy(region)[None, None].float(), grid)
+    patches = patchify(region[None, None].float(), grid)
     cover = patches.mean(-1).view(grid.shape).double().numpy()
     kind = _class(truth.classes[part], original)
-    return Track(clip, CLASSES[kind or FIRST_OBJECT], region, cover, _central_token(cover[0]))
+    return Track(clip, CLASSES[kind or FIRST_OBJECT], region.numpy(), cover, _central_token(cover[0]))
 
 
 def _central_token(cover: NDArray[np.float64]) -> int:
@@ -251,16 +252,6 @@ def _central_token(cover: NDArray[np.float64]) -> int:
     centre = (positions * cover[..., None]).sum(axis=(0, 1)) / cover.sum()
     apart = np.linalg.norm(positions - centre, axis=-1)
     return int(np.where(cover >= 0.9 * cover.max(), apart, np.inf).argmin())
-
-
-def _crop(region: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """(T, H, W) -> (T, size, size): the same square as `resize_centre_crop`, nearest pixels."""
-    _, height, width = region.shape
-    rows, cols = (
-        ((np.arange(size) + (after - size) // 2 + 0.5) * before / after).astype(np.int64)
-        for before, after in zip((height, width), resize_shape(height, width, size), strict=True)
-    )
-    return region[:, rows[:, None], cols]
 
 
 def _frame_cells(clip: Clip, grid: Grid, steps: list[int], gallery: Gallery) -> list[Cell]:

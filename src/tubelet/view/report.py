@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.data.sample.truth import SampleEntry, read_index
 from tubelet.data.sources import list_media
+from tubelet.evaluate.extract import spread
 from tubelet.model.encoder import random_encoder
 from tubelet.train.state import ALARMS, BAD_FILES, CONFIG, METRICS, read_config, read_rows
 from tubelet.types import DecodeError, TubeletError
@@ -111,9 +111,9 @@ def _pictures(model: VJEPA, config: TrainConfig, entries: list[SampleEntry], gal
     """Features as colours, and objects followed."""
     size, frames, tubelet = config.data.image_size, config.data.frames, config.model.tubelet_size
     encoders = {TRAINED: model.teacher, RANDOM: random_encoder(config.model, config.seed)}
-    chosen = _spread(entries, SHOWN_CLIPS)
+    chosen = spread(entries, SHOWN_CLIPS)
     clips = [read_clip(entry, size, frames, tubelet) for entry in chosen]
-    tracks = find_tracks(_spread(entries, SEARCHED_CLIPS), config.model, size, frames, SHOWN_OBJECTS)
+    tracks = find_tracks(spread(entries, SEARCHED_CLIPS), config.model, size, frames, SHOWN_OBJECTS)
     return {
         "strips": component_strips(clips, encoders, gallery),
         "followings": [follow_object(track, encoders, gallery) for track in tracks],
@@ -140,20 +140,13 @@ def _films(data: Path | None, config: TrainConfig) -> list[str]:
 def _own_pictures(model: VJEPA, config: TrainConfig, films: list[str], gallery: Gallery) -> dict[str, Any]:
     """Features as colours of films that nothing is known of."""
     data, clips, unread = config.data, [], []
-    for film in _spread(films, SHOWN_CLIPS):
+    for film in spread(films, SHOWN_CLIPS):
         try:
             clips.append(read_own_clip(film, data.image_size, data.frames, config.model.tubelet_size, data.fps))
         except DecodeError as error:
             unread.append(f"{film}: {error}")
     encoders = {TRAINED: model.teacher, RANDOM: random_encoder(config.model, config.seed)}
     return {"strips": component_strips(clips, encoders, gallery) if clips else [], "unread": unread}
-
-
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most `most` items, evenly spread."""
-    if len(items) <= most:
-        return list(items)
-    return [items[i * len(items) // most] for i in range(most)]
 
 
 def _result(task: dict[str, Any], evaluation: dict[str, Any]) -> Result:

@@ -368,7 +368,6 @@ def record(
         tracks=tracks,
         visible=visible,
         camera=view.camera,
-        range_limit=limit,
         level=level.name,
     )
     pixels = np.stack([reduce_square(frame.large, view.factor) for frame in taken])

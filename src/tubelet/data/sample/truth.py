@@ -1,6 +1,6 @@
 """The ground truth of a clip: its classes, its geometry, its form on disk and its reader.
 
-Units and axes. Lengths are map units of the game; 32 of them are about a metre. World axes are x east, y north,
+Units and axes. Lengths are map units of the game; `UNITS_PER_METRE` are about a metre. World axes are x east, y north,
 z up. Yaw is in degrees, counter-clockwise, 0 along x. The camera is a pinhole that never tilts: a point `z` in front of
 it (along its axis, not along the ray), `right` to its right and `up` above it is seen at
 
@@ -24,6 +24,7 @@ from tubelet.types import TubeletError, one_line
 
 NAME = "tubelet-sample"
 FORMAT = 1
+UNITS_PER_METRE = 32  # about
 
 CLASSES = (
     "void",  # nothing known: the engine drew neither a surface nor an object that it labels
@@ -89,8 +90,8 @@ class ClipTruth:
 
     Attributes:
         depth: (T, H, W) float32 map units along the camera's axis (not along the ray), right to about 4 units; +inf in
-            the sky; NaN where the engine does not know: walls and objects beyond its range (`range_limit`), floors and
-            ceilings beyond 1,830 units or nearer than 11, void.
+            the sky; NaN where the engine does not know: walls and objects beyond its range, floors and ceilings
+            beyond 1,830 units or nearer than 11, void.
         classes: (T, H, W) uint8 indices of `CLASSES`.
         instances: (T, H, W) uint16, the same number for the same object in all frames of the clip, 0 for no object.
         pose: (T, 5) float32 x, y, z of the camera in map units, yaw, pitch in degrees (pitch is always 0).
@@ -98,7 +99,6 @@ class ClipTruth:
         tracks: (P, T, 2) float32 x, y in pixels of points of walls, floors and ceilings; P = 0 for a single frame.
         visible: (P, T) bool: inside the frame and not hidden.
         camera: the pinhole.
-        range_limit: map units beyond which walls and objects have no depth.
         level: name of the level.
     """
 
@@ -110,7 +110,6 @@ class ClipTruth:
     tracks: NDArray[np.float32]
     visible: NDArray[np.bool_]
     camera: Camera
-    range_limit: float
     level: str
 
 
@@ -297,7 +296,6 @@ def read_truth(path: str | Path) -> ClipTruth:
                 tracks=file["tracks"],
                 visible=file["visible"],
                 camera=Camera(*(float(v) for v in file["camera"])),
-                range_limit=float(np.nanmax(steps[0])),
                 level=str(file["level"].item()),
             )
     except FileNotFoundError:

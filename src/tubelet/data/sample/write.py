@@ -10,13 +10,12 @@ from fractions import Fraction
 from math import ceil
 from pathlib import Path
 
-import av
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from tubelet.data.sample import truth
 from tubelet.data.sample.level import all_levels, load_level
+from tubelet.data.sample.media import write_video
 from tubelet.data.sample.plan import Anchors, RejectedError
 from tubelet.data.sample.render import TICS_PER_SECOND, Shot, View, engine, record, start_level, view_of
 from tubelet.data.workers import run_all
@@ -76,21 +75,6 @@ class JobResult:
     missing_images: tuple[int, ...]
     dropped: Counter[str]
     with_object: int
-
-
-def write_video(path: Path, pixels: NDArray[np.uint8], fps: int) -> None:
-    """Write (T, H, W, 3) uint8 as H.264, the same bytes for the same pixels."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps))
-        stream.width, stream.height, stream.pix_fmt = pixels.shape[2], pixels.shape[1], "yuv420p"
-        # Two thirds of the usual preset's time to write and to read, for half as many bytes again.
-        stream.options = {"crf": "18", "preset": "superfast", "tune": "fastdecode", "threads": "1"}
-        stream.thread_count = 1
-        for image in pixels:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode(None):
-            container.mux(packet)
 
 
 def write_truth(path: Path, shot: Shot) -> None:
@@ -157,7 +141,7 @@ def run_job(job: Job) -> JobResult:
                 write_truth(job.folder / "truth" / "images" / f"{index:06d}.npz", shot)
             else:
                 index, _ = clips.pop(place)
-                write_video(job.folder / "videos" / f"{index:06d}.mp4", shot.pixels, job.fps)
+                write_video(job.folder / "videos" / f"{index:06d}.mp4", shot.pixels, Fraction(job.fps))
                 write_truth(job.folder / "truth" / "videos" / f"{index:06d}.npz", shot)
                 with_object += shot.shows_object
     return JobResult(job, tuple(clips), tuple(images), dropped, with_object)

@@ -1,4 +1,4 @@
-"""Action anticipation as in V-JEPA 2 (arXiv 2506.09985, section on action anticipation): what will be done in a second.
+"""Action anticipation as in V-JEPA 2 (arXiv 2506.09985): the action that begins one second later.
 
 The frozen encoder sees a clip that ends one second before the action begins; the frozen predictor, given all of its
 tokens as context, predicts those of the first frames of the action, at mask tokens that many steps later. An attentive
@@ -29,7 +29,8 @@ from tubelet.evaluate.clips.sweep import Scores, Tokens, score, state_path, told
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
 from tubelet.evaluate.layouts import epic
 from tubelet.evaluate.layouts.epic import Epic, Segment
-from tubelet.evaluate.layouts.labelled import LabelledFile, present, refuse
+from tubelet.evaluate.layouts.folders import refuse
+from tubelet.evaluate.layouts.labelled import LabelledFile, present
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Grid, Mask, Modality, TubeletError
@@ -123,9 +124,7 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
     return ((alpha * truth + (1 - alpha) * (1 - truth)) * missed.pow(gamma) * surprise).sum()
 
 
-def evaluate(
-    model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress
-) -> Result:  # fmt: skip
+def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
     """Train attentive probes on what came before the training actions and score them on the validation actions.
 
     Raises:
@@ -278,10 +277,9 @@ def _in_words(view: Before, steps: int, count: int, heads: int) -> str:
         f"Attentive probe of V-JEPA 2 (arXiv 2506.09985): {BLOCKS} blocks of {heads} heads, a query each for verb, "
         f"noun and action, on the last level of {view.frames} frames at {view.fps:g} a second and {view.size} px "
         f"that end {view.gap_s:g} s before the action, and on the predictor's tokens {steps} time steps later; focal "
-        "loss. "
-        "Recall@5 is the mean over the classes that occur, as the benchmark's evaluator has it; among known actions, "
-        "as V-JEPA 2 has it, actions that are not trained on are left out and answers are among the classes that "
-        f"occur. The best of {count} probes by the figures on the validation actions themselves, as published. "
-        "Training clips are seen "
-        "without augmentation and at one distance, where the published protocol draws from 0.25 to 1.75 s."
+        "loss. Recall@5 is the mean over the classes that occur, as the benchmark's evaluator has it; among known "
+        "actions, as V-JEPA 2 has it, actions that are not trained on are left out and answers are among the classes "
+        f"that occur. The best of {count} probes by the figures on the validation actions themselves, as published. "
+        "Training clips are seen without augmentation and at one distance, where the published protocol draws from "
+        "0.25 to 1.75 s."
     )

@@ -16,7 +16,8 @@ from tubelet.evaluate.clips.cuts import ClipView, ImageView, View
 from tubelet.evaluate.clips.sweep import Candidate, Schedule, grid
 from tubelet.evaluate.extract import Source, spread
 from tubelet.evaluate.layouts import diving48, imagenet, kinetics, ssv2
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, present, refuse
+from tubelet.evaluate.layouts.folders import refuse
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, present
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile
 
@@ -199,9 +200,7 @@ def training(protocol: Protocol, config: EvaluateConfig, count: int) -> tuple[li
         config: what was given.
         count: training samples.
     """
-    candidates = grid(
-        config.learning_rates or protocol.learning_rates, config.weight_decays or protocol.weight_decays
-    )  # fmt: skip
+    candidates = grid(config.learning_rates or protocol.learning_rates, config.weight_decays or protocol.weight_decays)
     schedule = Schedule(
         epochs=config.epochs or protocol.epochs,
         batch_size=config.batch_size or min(protocol.batch_size, max(8, count // 32)),

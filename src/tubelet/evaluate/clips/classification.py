@@ -19,9 +19,7 @@ from tubelet.pretrained.backbone import Backbone
 _softmax = partial(torch.softmax, dim=-1)
 
 
-def evaluate(
-    model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress
-) -> Result:  # fmt: skip
+def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
     """Train attentive probes on the tokens of the training files and score them on the test files.
 
     Raises:
@@ -80,8 +78,6 @@ def _in_words(task: Plan, count: int, heads: int) -> str:
     return (
         f"Attentive probe of V-JEPA 2 (arXiv 2506.09985): {BLOCKS} blocks of {heads} heads, the last a learnable "
         f"query's cross-attention, on the tokens of the last level; {task.cut_in_words()}{averaged}. The best of "
-        f"{count} "
-        "probes by the figures on the test files themselves, as published. Training files are seen without "
-        "augmentation, "
-        "which the published protocol has: features are computed once."
+        f"{count} probes by the figures on the test files themselves, as published. Training files are seen without "
+        "augmentation, which the published protocol has: features are computed once."
     )

@@ -4,7 +4,6 @@ n training and m test vectors of width D, K classes. Vectors lie in one file, in
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from tubelet.evaluate.clips.sweep import (
 )
 from tubelet.evaluate.extract import FeatureSet, Progress, extract
 from tubelet.evaluate.result import Metric, Result
-from tubelet.files import describe_os_error
+from tubelet.files import describe_os_error, replacing
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, TubeletError
 
@@ -82,9 +81,7 @@ def pooled_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
     return {"pooled": model.forward_features(pixels).float().mean(1)}
 
 
-def knn(
-    model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress
-) -> Result:  # fmt: skip
+def knn(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
     """Classify test files by their nearest training files.
 
     Raises:
@@ -116,9 +113,7 @@ def knn(
     )
 
 
-def linear(
-    model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress
-) -> Result:  # fmt: skip
+def linear(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
     """Train linear heads on pooled features and score them on the test files.
 
     Raises:
@@ -154,8 +149,7 @@ def linear(
         protocol=(
             f"Softmax regression on the mean token of the last level, channels standardised, AdamW for "
             f"{schedule.epochs} epochs; the best of {len(candidates)} heads by the figures on the test files "
-            f"themselves; "
-            f"{found.plan.cut_in_words()}."
+            f"themselves; {found.plan.cut_in_words()}."
         ),
         metrics=figures[best],
         counts=found.counts,
@@ -176,18 +170,15 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
     names = "".join(f"{place.parent.name}{place.stem}" for place in features.places)
     path = folder / "tables" / f"{hashlib.blake2b(names.encode(), digest_size=16).hexdigest()}.f16"
     if not path.exists() or path.stat().st_size != 2 * len(features) * width:  # a machine's crash can empty a file
-        partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
         loader = DataLoader(
             features, batch_size=256, collate_fn=_rows, num_workers=workers, worker_init_fn=start_worker
-        )  # fmt: skip
+        )
         try:
             path.parent.mkdir(exist_ok=True)
-            with partial_path.open("wb") as file:
+            with replacing(path) as beside, beside.open("wb") as file:
                 for rows in without_traceback(loader):
                     file.write(rows.numpy().tobytes())
-            partial_path.replace(path)
         except OSError as error:
-            partial_path.unlink(missing_ok=True)
             raise TubeletError(f"{path}: features could not be written: {describe_os_error(error)}") from error
     return torch.from_file(str(path), shared=False, size=len(features) * width, dtype=torch.float16).view(-1, width)
 

@@ -11,8 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tubelet.data.workers import start_worker, without_traceback
 from tubelet.device import pick_dtype
+from tubelet.evaluate import training_state
 from tubelet.evaluate.clips.ranking import best_answers, ranks
 from tubelet.evaluate.extract import FeatureSet, Progress
-from tubelet.files import describe_os_error
-from tubelet.types import TubeletError
 
 ANSWERS = 5
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -210,7 +207,8 @@ def train_side_by_side(
         for head, c in zip(heads, candidates, strict=True)
     ]
     optimizer = torch.optim.AdamW(groups)
-    done = _resume(state, heads, optimizer, schedule.epochs, device)
+    parts: training_state.Parts = {"heads": heads, "optimizer": optimizer}
+    done = training_state.take_up(state, parts, "epochs", device)
     sampler = _Shuffled(len(samples), schedule.seed)
     loader = DataLoader(
         samples,
@@ -229,7 +227,9 @@ def train_side_by_side(
             for group, candidate in zip(optimizer.param_groups, candidates, strict=True):
                 group["lr"] = schedule.lr(candidate, step, len(loader))
             _step(heads, optimizer, batch, loss, device)
-        _save(state, heads, optimizer, epoch + 1, schedule.epochs)
+        if epoch + 1 == schedule.epochs:
+            parts = {"heads": heads}  # a training that is finished needs its weights alone
+        training_state.write_state(state, parts, "epochs", epoch + 1)
     progress("training", schedule.epochs * len(loader), schedule.epochs * len(loader))
     return heads.requires_grad_(False).eval()
 
@@ -338,44 +338,10 @@ def join(chunks: Sequence[Scores]) -> Scores:
 def state_path(folder: Path, recipe: dict[str, Any], candidates: Sequence[Candidate], schedule: Schedule) -> Path:
     """Where the state of a training lies: another file for anything that would change its outcome."""
     told = {"candidates": [dataclasses.asdict(c) for c in candidates], "schedule": dataclasses.asdict(schedule)}
-    digest = hashlib.blake2b(json.dumps(recipe | told, sort_keys=True).encode(), digest_size=16).hexdigest()
-    return folder / "heads" / f"{digest}.pt"
+    return training_state.state_path(folder / "heads", json.dumps(recipe | told, sort_keys=True))
 
 
 def told_samples(features: FeatureSet, labels: Tensor) -> str:
     """What samples a training saw, in a line."""
     names = "".join(f"{place.parent.name}{place.stem}" for place in features.places)
     return hashlib.blake2b(names.encode() + labels.numpy().tobytes(), digest_size=16).hexdigest()
-
-
-def _resume(
-    path: Path, heads: nn.ModuleList, optimizer: torch.optim.Optimizer, epochs: int, device: torch.device
-) -> int:
-    """Take up the state if there is one; returns how many epochs are done."""
-    if not path.exists():
-        return 0
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        heads.load_state_dict(state["heads"])
-        if state["epochs"] < epochs:
-            optimizer.load_state_dict(state["optimizer"])
-    except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, EOFError) as error:
-        raise TubeletError(f"{path}: the state of a training is damaged, or of another version: delete it") from error
-    return int(state["epochs"])
-
-
-def _save(path: Path, heads: nn.ModuleList, optimizer: torch.optim.Optimizer, done: int, epochs: int) -> None:
-    """Write the state beside and renamed; a training that is finished needs its weights alone."""
-    state: dict[str, Any] = {"epochs": done, "heads": heads.state_dict()}
-    if done < epochs:
-        state["optimizer"] = optimizer.state_dict()
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        raise TubeletError(
-            f"{path}: the state of a training could not be written: {describe_os_error(error)}"
-        ) from error

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-UNKNOWN = (38, 38, 42)  # pixels that have no say
+UNKNOWN = (38, 38, 42)  # pixels that are ignored
 _GOLDEN = 0.618034  # turns of hue that come round to no colour near an earlier one for long
 
 
@@ -24,14 +24,14 @@ def _palette(shown: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def legend(names: Sequence[str], shown: tuple[int, ...]) -> dict[str, tuple[int, int, int]]:
-    """The names of some classes, and of pixels that have no say, with their colours.
+    """The names of some classes, and of pixels that are ignored, with their colours.
 
     Args:
         names: of all K classes.
         shown: indices of those that are in a picture.
     """
     colours = {names[k]: tuple(_palette(shown)[k].tolist()) for k in shown}
-    return colours | {"no say": UNKNOWN}
+    return colours | {"ignored": UNKNOWN}
 
 
 def paint_classes(indices: NDArray[Any], shown: tuple[int, ...]) -> NDArray[np.uint8]:

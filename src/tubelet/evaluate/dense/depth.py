@@ -19,9 +19,9 @@ from torch import Tensor
 from tubelet.config import EvaluateConfig
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import paint_depth, paint_errors
+from tubelet.evaluate.dense.evaluation_set import read_tests
 from tubelet.evaluate.dense.heads import HeadProtocol, TrainedHead, train_heads
-from tubelet.evaluate.dense.testing import read_tests
-from tubelet.evaluate.dense.views import (
+from tubelet.evaluate.dense.points import (
     POINTS_SHOWN,
     Crop,
     Draw,
@@ -39,16 +39,18 @@ from tubelet.evaluate.dense.views import (
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
 from tubelet.evaluate.layouts import kitti, nyuv2, sample
 from tubelet.evaluate.layouts.depths import DepthSet, read_depth, scored_region, seen_region
-from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture, recognise
+from tubelet.evaluate.layouts.folders import recognise
+from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture
 from tubelet.evaluate.metrics import DepthErrors, depth_errors
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, DecodeError, TubeletError
 
-READERS = {"NYUv2": nyuv2.read, "KITTI": kitti.read, "sample set": sample.read_depths}
-EXPECTED = (
-    "sync and official_splits/test or nyu_train.txt and nyu_test.txt, data_depth_annotated or gt_depth, or dataset.json"
-)
+READERS = {
+    "NYUv2 (sync and official_splits/test, or nyu_train.txt and nyu_test.txt)": nyuv2.read,
+    "KITTI (data_depth_annotated or gt_depth)": kitti.read,
+    "the sample set (dataset.json)": sample.read_depths,
+}
 _EXAMPLES = 12
 
 
@@ -89,7 +91,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     Raises:
         TubeletError: if the folder has none of the layouts, or a file in it is wrong.
     """
-    depths = recognise(data, READERS, EXPECTED)
+    depths = recognise(data, READERS)
     train, test = spread(depths.train, config.limit), spread(depths.test, config.limit)
     options: dict[str, Any] = {"workers": config.workers, "max_bad_share": config.max_bad_share, "progress": progress}
     view = view_size(depths, _first_shape(test), config.image_size, model.patch_size)

@@ -8,10 +8,8 @@ principal axes, which is as linear; docs/evaluate-dense.md has what it changes.
 R rows (points of pictures), D width, K outputs, S heads.
 """
 
-import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -25,9 +23,9 @@ from torch.utils.data import DataLoader
 
 from tubelet.config import EvaluateConfig
 from tubelet.data.workers import start_worker, without_traceback
-from tubelet.evaluate.dense.views import POINTS_SHOWN, Batches, Rows
+from tubelet.evaluate import training_state
+from tubelet.evaluate.dense.points import POINTS_SHOWN, Batches, Rows
 from tubelet.evaluate.extract import Progress
-from tubelet.files import describe_os_error
 from tubelet.types import TubeletError
 
 SAVE_SECONDS = 60
@@ -219,8 +217,9 @@ def train_heads(
     ]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=protocol.weight_decay, foreach=True)
     stated = [asdict(protocol), seed, outputs, [str(path) for path in (*rows.features.places, *rows.points)]]
-    state = folder / f"{hashlib.blake2b(json.dumps(stated).encode(), digest_size=16).hexdigest()}.pt"
-    start = _restore(state, heads, optimiser)
+    state = training_state.state_path(folder, json.dumps(stated))
+    parts: training_state.Parts = {"heads": heads, "optimiser": optimiser}
+    start = training_state.take_up(state, parts, "step", device)
     loader = DataLoader(
         rows,
         batch_size=None,
@@ -242,15 +241,15 @@ def train_heads(
         if step % 20 == 0 or step + 1 == steps:
             progress("training the head", step + 1, steps)
         if step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS:
-            _save(state, heads, optimiser, step + 1)
+            training_state.write_state(state, parts, "step", step + 1)
             saved = time.monotonic()
     heads.eval()
     scores = score(_tally_held_out(rows, heads, held_out, protocol.batch_size, tally, device))
     learnt = {head: value for head, value in enumerate(scores) if math.isfinite(value)}
     if not learnt:
         raise TubeletError(
-            f"all heads diverged: learning_rates are {protocol.learning_rates}, expected lower ones; the default is "
-            "none, the protocol's"
+            f"all heads diverged: learning_rates are {protocol.learning_rates}; lower them, or leave --learning-rates "
+            "out to use the protocol's"
         )
     best = max(learnt, key=learnt.__getitem__)
     weight, bias = heads.frozen(best)
@@ -291,29 +290,3 @@ def _tally_held_out(
         x, values = rows[chosen]
         parts.append(tally(heads(x.to(device), len(chosen)), values.to(device)))
     return torch.stack(parts).sum(0)
-
-
-def _restore(path: Path, heads: LinearHeads, optimiser: torch.optim.Optimizer) -> int:
-    """Bring heads and optimiser to the state that a file holds; returns the iterations done, 0 without a file."""
-    if not path.exists():
-        return 0
-    try:
-        state = torch.load(path, weights_only=True, map_location=next(heads.parameters()).device)
-        heads.load_state_dict(state["heads"])
-        optimiser.load_state_dict(state["optimiser"])
-        return int(state["step"])
-    except Exception as error:  # torch.load raises anything on a damaged file
-        raise TubeletError(f"{path}: the state of a head's training cannot be read ({error}); delete it") from error
-
-
-def _save(path: Path, heads: LinearHeads, optimiser: torch.optim.Optimizer, step: int) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {"heads": heads.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
-        torch.save(state, partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise TubeletError(
-            f"{path}: the state of a head's training could not be written: {describe_os_error(error)}"
-        ) from error

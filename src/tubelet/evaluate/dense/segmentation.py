@@ -19,9 +19,9 @@ from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize, resize_shape
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import legend, paint_classes, paint_mistakes
+from tubelet.evaluate.dense.evaluation_set import read_tests
 from tubelet.evaluate.dense.heads import HeadProtocol, TrainedHead, train_heads
-from tubelet.evaluate.dense.testing import read_tests
-from tubelet.evaluate.dense.views import (
+from tubelet.evaluate.dense.points import (
     POINTS_SHOWN,
     Crop,
     Draw,
@@ -37,23 +37,20 @@ from tubelet.evaluate.dense.views import (
 )
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
 from tubelet.evaluate.layouts import ade20k, cityscapes, sample, voc2012
+from tubelet.evaluate.layouts.folders import recognise
 from tubelet.evaluate.layouts.labels import LabelSet, read_labels
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, read_picture, recognise
+from tubelet.evaluate.layouts.pairs import IGNORED, Pair, read_picture
 from tubelet.evaluate.metrics import accuracy, confusion, iou_by_class, mean_iou
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, TubeletError
 
 READERS = {
-    "ADE20K": ade20k.read,
-    "Pascal VOC": voc2012.read,
-    "Cityscapes": cityscapes.read,
-    "sample set": sample.read_classes,
+    "ADE20K (images/training and annotations/training)": ade20k.read,
+    "Pascal VOC (ImageSets/Segmentation and JPEGImages)": voc2012.read,
+    "Cityscapes (leftImg8bit and gtFine)": cityscapes.read,
+    "the sample set (dataset.json)": sample.read_classes,
 }
-EXPECTED = (
-    "images/training and annotations/training, ImageSets/Segmentation and JPEGImages, leftImg8bit and gtFine, or "
-    "dataset.json"
-)
 _EXAMPLES = 12
 _CLASSES_AT_ONCE = 16  # brought to a picture's full size together
 
@@ -93,7 +90,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     Raises:
         TubeletError: if the folder has none of the layouts, or a file in it is wrong.
     """
-    labels = recognise(data, READERS, EXPECTED)
+    labels = recognise(data, READERS)
     size = _size(model, config.image_size or labels.image_size or PROTOCOL.image_size)
     train, test = spread(labels.train, config.limit), spread(labels.test, config.limit)
     options: dict[str, Any] = {"workers": config.workers, "max_bad_share": config.max_bad_share, "progress": progress}
@@ -177,7 +174,7 @@ def cut_windows(source: Source, size: int) -> Tensor:
 
 
 def loss_of_heads(outputs: Tensor, values: Tensor) -> Tensor:
-    """Mean cross-entropy over the rows that have a say, summed over the heads: (R, S, K) and (R,) uint8 -> scalar."""
+    """Mean cross-entropy over rows not ignored, summed over the heads: (R, S, K) and (R,) uint8 -> scalar."""
     R, S, K = outputs.shape
     known = values != IGNORED
     targets = values.long().unsqueeze(1).expand(R, S).flatten()

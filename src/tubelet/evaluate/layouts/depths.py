@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.sample.truth import read_truth
+from tubelet.data.sample.truth import UNITS_PER_METRE, read_truth
 from tubelet.evaluate.layouts.pairs import Pair, PairSet, read_png
 from tubelet.types import TubeletError
-
-UNITS_PER_METRE = 32  # of the sample set's game
 
 
 class Region(NamedTuple):
@@ -28,7 +26,7 @@ class DepthSet(PairSet):
 
     Attributes:
         scale: what the numbers of a PNG are divided by, to be metres; 0 stands for unknown.
-        max_depth: metres; what is farther has no say.
+        max_depth: metres; what is farther is ignored.
         seen: (rows, columns) of the part of a picture that models see, at its bottom and in its middle; None is all,
             as it is for pictures that are smaller.
         scored: (top, left, bottom, right) as shares of the picture: what the figures are of.

@@ -8,7 +8,8 @@ rgb/-mmq0PT-u8k_00155.mp4
 
 from pathlib import Path
 
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_json, refuse, whole_number
+from tubelet.evaluate.layouts.folders import refuse
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_json, whole_number
 from tubelet.types import TubeletError
 
 TRAIN, TEST, VOCABULARY, VIDEOS = "Diving48_V2_train.json", "Diving48_V2_test.json", "Diving48_vocab.json", "rgb"

@@ -11,7 +11,8 @@ folder, in videos/ or in EPIC-KITCHENS/, which the official downloader makes.
 from dataclasses import dataclass
 from pathlib import Path
 
-from tubelet.evaluate.layouts.labelled import read_table, refuse, whole_number
+from tubelet.evaluate.layouts.folders import refuse
+from tubelet.evaluate.layouts.labelled import read_table, whole_number
 from tubelet.types import TubeletError
 
 TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"

@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 from tubelet.data.images import IMAGE_SUFFIXES
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, refuse
+from tubelet.evaluate.layouts.folders import refuse
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile
 from tubelet.types import TubeletError
 
 NAMES = "LOC_synset_mapping.txt"

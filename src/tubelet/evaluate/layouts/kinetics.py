@@ -15,7 +15,8 @@ Between path and number is a space or a comma; a relative path starts at the fol
 from pathlib import Path
 
 from tubelet.data.decode import VIDEO_SUFFIXES
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_table, refuse, whole_number
+from tubelet.evaluate.layouts.folders import refuse
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_table, whole_number
 from tubelet.types import TubeletError
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")

@@ -96,13 +96,6 @@ def whole_number(text: object, where: str) -> int:
     return number
 
 
-def refuse(data: Path, found: str, expected: str) -> TubeletError:
-    """The error of a folder that is not in a layout: what was expected and what lies there."""
-    entries = sorted(path.name + "/" * path.is_dir() for path in data.iterdir())
-    there = ", ".join(entries[:8]) + (f", and {len(entries) - 8} more" if len(entries) > 8 else "")
-    return TubeletError(f"{data}: {found}; expected {expected}; the folder holds {there or 'nothing'}")
-
-
 def present(
     files: Sequence[LabelledFile], split: str, max_bad_share: float
 ) -> tuple[list[LabelledFile], list[BadFile]]:

@@ -16,7 +16,7 @@ class LabelSet(PairSet):
 
     Attributes:
         classes: K names.
-        table: (256,) uint8, the class index of each label, `IGNORED` for those that have no say.
+        table: (256,) uint8, the class index of each label, or `IGNORED`.
         legal: (256,) bool, the labels that the benchmark has.
         image_size: pixels that the short side of a picture gets; None is the protocol's.
     """
@@ -28,7 +28,7 @@ class LabelSet(PairSet):
 
 
 def read_labels(pair: Pair, labels: LabelSet) -> NDArray[Any]:
-    """The map of a pair, (H, W) uint8 class indices, `IGNORED` where a pixel has no say.
+    """The map of a pair, (H, W) uint8 class indices or `IGNORED`.
 
     Raises:
         TubeletError: if it cannot be read, or holds a label that the benchmark does not have.

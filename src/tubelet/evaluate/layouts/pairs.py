@@ -4,10 +4,9 @@ H x W pixels of a picture.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,8 @@ from tubelet.data.decode import read_frames, read_info
 from tubelet.data.images import read_image
 from tubelet.types import DecodeError, TubeletError
 
-T = TypeVar("T")
 _ORIENTATION = 0x0112  # of EXIF
-IGNORED = 255  # in maps of class indices: a pixel that has no say
+IGNORED = 255  # in maps of class indices: a pixel that is ignored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +77,21 @@ def picture_shape(pair: Pair) -> tuple[int, int]:
     if pair.frame is not None:
         info = read_info(pair.image)
         return info.height, info.width
+    return image_shape(pair.image)
+
+
+def image_shape(path: Path) -> tuple[int, int]:
+    """(H, W) of an image as `read_image` turns it upright, from its header.
+
+    Raises:
+        DecodeError: if it cannot be read.
+    """
     try:
-        with Image.open(pair.image) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5  # as `read_image` turns it upright
+        with Image.open(path) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
     except (OSError, SyntaxError, ValueError) as error:
-        raise DecodeError(str(pair.image), f"cannot be read ({error})") from error
+        raise DecodeError(str(path), f"cannot be read ({error})") from error
 
 
 def read_png(path: Path) -> NDArray[np.integer]:
@@ -144,12 +151,13 @@ def _ranges(numbers: list[int]) -> Iterable[str]:
             start = after if after is not None else start
 
 
-def images_in(folder: Path, suffixes: tuple[str, ...] = (".jpg", ".png")) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """The image files of a folder, in the order of their names.
 
     Raises:
         TubeletError: if there is none.
     """
+    suffixes = (".jpg", ".png")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes) if folder.is_dir() else []
     if not found:
         raise TubeletError(f"{folder}: no images here, expected {' or '.join(suffixes)} files")
@@ -192,25 +200,3 @@ def find_root(data: Path, inside: tuple[str, ...], markers: tuple[str, ...]) -> 
         if all((root / marker).exists() for marker in markers):
             return root
     return None
-
-
-def recognise(data: Path, readers: Mapping[str, Callable[[Path], T | None]], expected: str) -> T:
-    """What the first reader that knows the folder makes of it.
-
-    Args:
-        data: the folder.
-        readers: benchmark -> reader, which answers None where the folder is not its benchmark's.
-        expected: what marks the layouts, for the error.
-
-    Raises:
-        TubeletError: if none of them knows it, and what the reader raises.
-    """
-    for read in readers.values():
-        found = read(data)
-        if found is not None:
-            return found
-    there = sorted(path.name + "/" * path.is_dir() for path in data.iterdir())
-    shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
-    raise TubeletError(
-        f"{data}: none of the layouts {', '.join(readers)}: expected {expected}; found {shown or 'nothing'}"
-    )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.data.sample.truth import CLASSES, NAME, VOID, read_description, read_index
-from tubelet.evaluate.layouts.depths import UNITS_PER_METRE, DepthSet
+from tubelet.data.sample.truth import CLASSES, NAME, UNITS_PER_METRE, VOID, read_description, read_index
+from tubelet.evaluate.layouts.depths import DepthSet
 from tubelet.evaluate.layouts.labels import LabelSet
 from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs
 

@@ -1,14 +1,14 @@
 """Video object segmentation: a sequence of frames, and the masks with which its objects are given."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tubelet.data.indexed import VOID, read_indexed
+from tubelet.evaluate.layouts.pairs import image_shape
 from tubelet.types import DecodeError, TubeletError
 
 
@@ -46,25 +46,6 @@ class ObjectSet:
     benchmark: str
     sequences: list[ObjectSequence]
     folder: str
-
-
-def recognise(data: Path, readers: Mapping[str, Callable[[Path], ObjectSet | None]]) -> ObjectSet:
-    """Read a folder by the first reader that finds its benchmark there.
-
-    Args:
-        data: the folder.
-        readers: what is expected, in words -> reader, which gives None where its marker is missing.
-
-    Raises:
-        TubeletError: if none does, with what was expected and what was found.
-    """
-    for read in readers.values():
-        found = read(data)
-        if found is not None:
-            return found
-    inside = sorted(path.name for path in data.iterdir())
-    shown = ", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "")
-    raise TubeletError(f"{data}: expected {' or '.join(readers)}; found {shown or 'an empty folder'}")
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -109,25 +90,12 @@ def read_mask(path: Path, frame: Path) -> NDArray[np.uint8]:
         DecodeError: if one of them cannot be read, or their sizes differ.
     """
     labels = read_indexed(path)
-    size = picture_size(frame)
+    size = image_shape(frame)
     if labels.shape != size:
         raise DecodeError(
             str(path), f"is {labels.shape[0]} x {labels.shape[1]} pixels, its frame {size[0]} x {size[1]}"
         )
     return labels
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture in pixels, from its header.
-
-    Raises:
-        DecodeError: if it cannot be read.
-    """
-    try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except OSError as error:
-        raise DecodeError(str(path), f"cannot be read ({error})") from error
 
 
 def check_number(names: Sequence[str], source: Path) -> None:

@@ -11,7 +11,8 @@ older downloads.
 
 from pathlib import Path
 
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_json, refuse, whole_number
+from tubelet.evaluate.layouts.folders import refuse
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_json, whole_number
 from tubelet.types import TubeletError
 
 VIDEOS = "20bn-something-something-v2"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tubelet.console import say
-from tubelet.files import describe_os_error
+from tubelet.files import describe_os_error, replacing
 from tubelet.types import TubeletError
 
 
@@ -61,11 +61,10 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
     Raises:
         TubeletError: if it cannot be written.
     """
-    partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(asdict(evaluation), indent=1, allow_nan=False) + "\n")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(asdict(evaluation), indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise TubeletError(f"{path}: the evaluation could not be written: {describe_os_error(error)}") from error
 

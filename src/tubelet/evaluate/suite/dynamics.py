@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.data.sample.truth import SampleEntry
+from tubelet.evaluate.frozen import FEATURES, TRAINED
 from tubelet.evaluate.metrics import accuracy, confusion
 from tubelet.evaluate.suite.comparison import Task
-from tubelet.evaluate.suite.features import FEATURES, TRAINED, View
+from tubelet.evaluate.suite.features import View
 from tubelet.evaluate.suite.probes import scaling_of, select_softmax
 from tubelet.evaluate.time.correspondence import Pairs, headline, join, measure, scores_of_kinds
 from tubelet.evaluate.time.windows import whole_clips

@@ -7,20 +7,17 @@ of features are therefore of the same pixels, and their probes see the same toke
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet.data.clips import normalise, resize_centre_crop, resize_shape
+from tubelet.data.clips import normalise, resize_centre_crop
 from tubelet.data.decode import read_frames
 from tubelet.data.sample.truth import VOID, SampleEntry, read_truth
+from tubelet.evaluate.frozen import check_truth, crop_nearest, frozen_features
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
-from tubelet.types import Grid, TubeletError
+from tubelet.types import Grid
 
-TRAINED, RANDOM, RAW = "trained", "random", "raw patches"
-FEATURES = (TRAINED, RANDOM, RAW)
 _TOKENS_PER_BATCH = 4096
 
 
@@ -55,32 +52,6 @@ class ClipBatch:
     features: dict[str, Tensor]
     class_pixels: Tensor
     log_depth: Tensor
-
-
-@torch.no_grad()
-def frozen_features(encoders: Mapping[str, Encoder], pixels: Tensor, grid: Grid) -> dict[str, Tensor]:
-    """The features of clips: each encoder's last level, and the patches as they are.
-
-    Args:
-        encoders: kind of feature -> encoder.
-        pixels: (B, 3, T, H, W) normalised pixels on the encoders' device.
-        grid: the token grid.
-
-    Returns:
-        kind of feature -> (B, N, D) float32 on the CPU.
-    """
-    levels = {kind: encoder(pixels)[-1] for kind, encoder in encoders.items()}
-    return {kind: x.float().cpu() for kind, x in (levels | {RAW: patchify(pixels, grid)}).items()}
-
-
-def crop_nearest(truth: NDArray, size: int) -> Tensor:
-    """The pixels of a truth (T, H, W) at the centres of those that `resize_centre_crop` makes: (T, size, size)."""
-    before: tuple[int, int] = (truth.shape[1], truth.shape[2])
-    rows, columns = (
-        ((np.arange(size) + (after - size) // 2 + 0.5) * old / after).astype(np.int64)
-        for old, after in zip(before, resize_shape(*before, size), strict=True)
-    )
-    return torch.from_numpy(truth[:, rows[:, None], columns])
 
 
 def count_classes(labels: Tensor, grid: Grid, classes: int) -> Tensor:
@@ -145,13 +116,7 @@ def batches(entries: Sequence[SampleEntry], encoders: Mapping[str, Encoder], vie
 def _read(entry: SampleEntry, view: View) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels (3, T, H, W), classes (T, H, W) and depth (T, H, W) of a clip."""
     frames, truth = read_frames(entry.media).pixels, read_truth(entry.truth)
-    if frames.shape[:3] != truth.classes.shape:
-        raise TubeletError(
-            f"{entry.media}: {tuple(frames.shape[:3])} frames x rows x columns, but {entry.truth} describes "
-            f"{truth.classes.shape}; make the sample set anew"
-        )
-    if len(frames) < view.frames:
-        raise TubeletError(f"{entry.media}: {len(frames)} frames, but {view.frames} are to be evaluated")
+    check_truth(entry, frames, truth, view.frames)
     first = (len(frames) - view.frames) // 2
     middle = slice(first, first + view.frames)
     pixels = resize_centre_crop(frames[middle], view.image_size)

@@ -9,19 +9,19 @@ which are about what changes, see `dynamics`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.checkpoint import checkpoints, load_vjepa, stated_step
-from tubelet.config import HEAD_SETTINGS, EvaluateConfig, ModelConfig
+from tubelet.checkpoint import checkpoints, stated_step, stored_config
+from tubelet.config import HEAD_SETTINGS, EvaluateConfig, ModelConfig, TrainConfig
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index
+from tubelet.evaluate.frozen import FEATURES, RANDOM, TRAINED, frames_that_fit
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
 from tubelet.evaluate.suite.dynamics import evaluate_dynamics
-from tubelet.evaluate.suite.features import FEATURES, RANDOM, TRAINED, View, batches
+from tubelet.evaluate.suite.features import View, batches
 from tubelet.evaluate.suite.probes import Probe, Scaling, scaling_of, select_ridge, select_softmax
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.parts import read_header
@@ -80,71 +80,26 @@ def evaluate_model(what: str, data: Path, config: EvaluateConfig, out: Path | No
         )
     config.refuse((*HEAD_SETTINGS, "max_bad_share"), "evaluation without --task")
     path = Path(what).expanduser()
-    options: dict[str, Any] = {"seed": config.seed, "image_size": config.image_size, "frames": config.frames}
-    if config.limit is not None:
-        options |= {"max_train_clips": config.limit, "max_val_clips": config.limit}
-    if checkpoints(path) or path in checkpoints(path.parent.parent):
-        return evaluate_run(path, data, out=out, **options)
-    model = load(what, dtype=torch.float32)
-    clips, tasks = evaluate_encoder(model, data, **options)
-    evaluation = Evaluation(model.model_id, None, str(data), config.seed, clips, list(FEATURES), tasks)
-    beside = path.with_suffix(".evaluation.json") if path.is_file() else None
-    folder = out or Path("evaluation") / model.model_id
-    write_evaluation(evaluation, beside if beside and not out else folder / "evaluation.json")
-    return evaluation
-
-
-def evaluate_run(
-    run: Path,
-    data: Path,
-    *,
-    seed: int = 0,
-    max_train_clips: int = MAX_TRAIN_CLIPS,
-    max_val_clips: int = MAX_VAL_CLIPS,
-    image_size: int | None = None,
-    frames: int | None = None,
-    device: torch.device | str | None = None,
-    out: Path | None = None,
-) -> Evaluation:
-    """Evaluate the teacher of a run's newest checkpoint and write the result as evaluation.json into the run's folder.
-
-    Args:
-        run: a run folder; or one of its checkpoints or a released .pt file, whose result is written beside it as
-            NAME.evaluation.json.
-        data: a folder that `tubelet sample-data` wrote.
-        seed: of the random encoder and of all choices of clips and tokens.
-        max_train_clips: how many train clips are used at most.
-        max_val_clips: how many val clips are used at most.
-        image_size: side of the centre crop in pixels; what the run was trained at unless told.
-        frames: frames of a clip; what the run was trained at unless told, or as many as the clips have.
-        device: where the encoders run; an accelerator if there is one.
-        out: another folder for evaluation.json.
-
-    Raises:
-        TubeletError: no such run or sample set, they do not fit together, or the result cannot be written.
-    """
-    found = checkpoints(run) if run.is_dir() else []
-    checkpoint = found[-1] if found else run
-    model, config = load_vjepa(checkpoint)
-    if config is not None:
-        image_size, frames = (
-            image_size or config.data.image_size,
-            frames or _usable(config.data.frames, data, model.config),
-        )
-    chosen = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    clips, tasks = evaluate_encoder(
-        model.teacher.to(chosen),
-        data,
-        seed=seed,
-        max_train_clips=max_train_clips,
-        max_val_clips=max_val_clips,
-        image_size=image_size,
-        frames=frames,
-    )
-    step = None if config is None else stated_step(read_header(checkpoint), checkpoint)
-    evaluation = Evaluation(str(checkpoint), step, str(data), seed, clips, list(FEATURES), tasks)
-    beside = run / "evaluation.json" if run.is_dir() else run.with_suffix(".evaluation.json")
-    write_evaluation(evaluation, out / "evaluation.json" if out else beside)
+    found = checkpoints(path)
+    of_run = bool(found) or path in checkpoints(path.parent.parent)
+    place = found[-1] if found else path
+    model = load(place if of_run else what, dtype=torch.float32)
+    name, step, image_size, frames = model.model_id, None, config.image_size, config.frames
+    if of_run:
+        header = read_header(place)
+        name, step = str(place), stated_step(header, place)
+        trained_at = stored_config(header, TrainConfig, name).data
+        image_size = image_size or trained_at.image_size
+        there = read_description(data)["parameters"]["frames"]
+        frames = frames or frames_that_fit(trained_at.frames, there, model.config.tubelet_size)
+    limits = {} if config.limit is None else {"max_train_clips": config.limit, "max_val_clips": config.limit}
+    clips, tasks = evaluate_encoder(model, data, seed=config.seed, image_size=image_size, frames=frames, **limits)
+    evaluation = Evaluation(name, step, str(data), config.seed, clips, list(FEATURES), tasks)
+    if path.is_file() and not out:
+        result = path.with_suffix(".evaluation.json")
+    else:
+        result = (out or (path if of_run else Path("evaluation") / model.model_id)) / "evaluation.json"
+    write_evaluation(evaluation, result)
     return evaluation
 
 
@@ -192,17 +147,11 @@ def evaluate_encoder(
     return {"train": len(train), "val": len(val)}, tasks
 
 
-def _usable(frames: int, data: Path, config: ModelConfig) -> int:
-    """As many of the frames that a run was trained at as the clips of a set have, in whole tubelets."""
-    there = min(frames, int(read_description(data)["parameters"]["frames"]))
-    return there if there == 1 else max(there - there % config.tubelet_size, config.tubelet_size)
-
-
 def _view(data: Path, config: ModelConfig, image_size: int | None, frames: int | None) -> View:
     description = read_description(data)
     made = description["parameters"]
     size = image_size or max(made["size"] - made["size"] % config.patch_size, config.patch_size)
-    count = frames or _usable(made["frames"], data, config)
+    count = frames or frames_that_fit(made["frames"], made["frames"], config.tubelet_size)
     if count > made["frames"]:
         raise TubeletError(f"frames is {count}, but the clips of {data} have {made['frames']}")
     config.grid(count, size, size)  # refuses what does not divide into patches

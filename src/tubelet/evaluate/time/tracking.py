@@ -14,6 +14,7 @@ from tubelet.data.decode import read_frames
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index, read_truth
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Progress, Source, extract, spread
+from tubelet.evaluate.frozen import check_truth, frames_that_fit
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.evaluate.time.correspondence import (
     HEADLINE,
@@ -29,7 +30,7 @@ from tubelet.evaluate.time.correspondence import (
     step_tracks,
 )
 from tubelet.evaluate.time.drawing import draw_matches, draw_tracks
-from tubelet.evaluate.time.windows import check_truth, cut_tracks, cut_windows
+from tubelet.evaluate.time.windows import cut_tracks, cut_windows
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import DecodeError, Grid, TubeletError
 
@@ -60,7 +61,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     """
     made = read_description(data)["parameters"]
     size = config.image_size or max(made["size"] - made["size"] % model.patch_size, model.patch_size)
-    window = config.frames or _window(made["frames"], model.config.tubelet_size)
+    window = config.frames or frames_that_fit(PROTOCOL.frames, made["frames"], model.config.tubelet_size)
     if window > made["frames"]:
         raise TubeletError(f"frames is {window}, but the clips of {data} have {made['frames']}")
     grid = model.config.grid(window, size, size)
@@ -114,11 +115,6 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         details={"shares": shares, "protocol": asdict(PROTOCOL) | {"image_size": size, "window": window}},
         examples=[_example(clips[number], features[number], value) for value, number in worst],
     )
-
-
-def _window(frames: int, tubelet: int) -> int:
-    there = min(PROTOCOL.frames, frames)
-    return there if there == 1 else max(there - there % tubelet, tubelet)
 
 
 def _metrics(shares: dict) -> dict[str, Metric]:

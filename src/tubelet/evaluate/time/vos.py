@@ -20,7 +20,9 @@ from tubelet.data.indexed import VOID, davis_palette, read_indexed, write_indexe
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
 from tubelet.evaluate.layouts import davis, youtube_vos
-from tubelet.evaluate.layouts.sequences import ObjectSequence, given_objects, picture_size, read_mask, recognise
+from tubelet.evaluate.layouts.folders import recognise
+from tubelet.evaluate.layouts.pairs import image_shape
+from tubelet.evaluate.layouts.sequences import ObjectSequence, given_objects, read_mask
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.evaluate.time.drawing import draw_objects
 from tubelet.evaluate.time.jandf import Statistics, measure_objects
@@ -188,7 +190,7 @@ def _frame_features(
     features: FeatureSet, indices: list[int], sequence: ObjectSequence, short: int, model: Backbone
 ) -> Iterator[Tensor]:
     """(h, w, D) of one frame after the other; a window's are held at a time."""
-    height, width = view_size(picture_size(sequence.frames[0]), short, model.patch_size)
+    height, width = view_size(image_shape(sequence.frames[0]), short, model.patch_size)
     for index in indices:
         tokens = features[index]["tokens"][0].to(model.device)
         yield from tokens.view(-1, height // model.patch_size, width // model.patch_size, tokens.shape[-1])
@@ -205,7 +207,7 @@ def _write_masks(folder: Path, sequence: ObjectSequence, features: Iterator[Tens
     try:
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir(parents=True)
-        masks = segment(features, given_objects(sequence), picture_size(sequence.frames[0]), PROTOCOL.propagation)
+        masks = segment(features, given_objects(sequence), image_shape(sequence.frames[0]), PROTOCOL.propagation)
         for number, (path, labels) in enumerate(zip(sequence.frames, masks, strict=True)):
             if number in wanted:
                 write_indexed(partial_folder / f"{path.stem}.png", labels)

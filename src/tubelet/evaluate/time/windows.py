@@ -13,11 +13,10 @@ from torch import Tensor
 
 from tubelet.data.clips import normalise, resize_centre_crop, resize_shape
 from tubelet.data.decode import read_frames
-from tubelet.data.sample.truth import ClipTruth, SampleEntry, read_truth
-from tubelet.evaluate.suite.features import frozen_features
+from tubelet.data.sample.truth import SampleEntry, read_truth
+from tubelet.evaluate.frozen import check_truth, frozen_features
 from tubelet.evaluate.time.correspondence import StepTracks, step_tracks
 from tubelet.model.encoder import Encoder
-from tubelet.types import TubeletError
 
 
 def cut_windows(frames: Tensor, window: int, size: int) -> Tensor:
@@ -96,18 +95,3 @@ def whole_clips(
             step_tracks(places, visible, window // grid.t, first.config.patch_size),
             truth.motion,
         )
-
-
-def check_truth(entry: SampleEntry, frames: Tensor, truth: ClipTruth, needed: int) -> None:
-    """Refuse a truth that is of other frames (T, H, W, 3), and a clip of fewer frames than are needed.
-
-    Raises:
-        TubeletError: naming the file.
-    """
-    if frames.shape[:3] != truth.classes.shape or len(frames) != truth.tracks.shape[1]:
-        raise TubeletError(
-            f"{entry.media}: {tuple(frames.shape[:3])} frames x rows x columns, but {entry.truth} describes "
-            f"{truth.classes.shape}; make the sample set anew"
-        )
-    if len(frames) < needed:
-        raise TubeletError(f"{entry.media}: {len(frames)} frames, but {needed} are to be evaluated")

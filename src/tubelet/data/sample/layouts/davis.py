@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tubelet.data.indexed import write_indexed
-from tubelet.data.sample.layouts.objects import object_clips, write_pictures
+from tubelet.data.sample.layouts.frames import write_picture
+from tubelet.data.sample.layouts.objects import object_clips
 
 
 def write(root: Path, out: Path) -> Mapping[str, int]:
@@ -12,10 +13,10 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
     names, objects = [], 0
     for clip in object_clips(root, only_first=True):
         frames = [f"{t:05d}" for t in range(len(clip.frames))]
-        write_pictures(out / "JPEGImages" / "480p" / clip.name, clip.frames, frames)
         masks = out / "Annotations" / "480p" / clip.name
         masks.mkdir(parents=True)
-        for name, labels in zip(frames, clip.labels, strict=True):
+        for name, pixels, labels in zip(frames, clip.frames, clip.labels, strict=True):
+            write_picture(out / "JPEGImages" / "480p" / clip.name / f"{name}.jpg", pixels)
             write_indexed(masks / f"{name}.png", labels)
         names.append(clip.name)
         objects += len(clip.first)

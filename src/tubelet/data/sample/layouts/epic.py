@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.data.decode import read_frames
-from tubelet.data.sample.layouts.labels import NOTHING, dominant_object, encode, in_words
+from tubelet.data.sample.layouts.labels import NOTHING, dominant_object, in_words
+from tubelet.data.sample.media import H264, write_video
 from tubelet.data.sample.truth import CLASSES, FIRST_OBJECT, MOTIONS, SampleEntry, read_description, read_index
 
 CLIP_S = 2.0
 ACTION_S = 1.5
-_H264 = {"crf": "18", "preset": "superfast", "tune": "fastdecode", "g": "16"}  # quick to enter anywhere
+_H264 = H264 | {"g": "16"}  # quick to enter anywhere
 _COLUMNS = (
     "narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp", "stop_timestamp",
     "start_frame", "stop_frame", "narration", "verb", "verb_class", "noun", "noun_class", "all_nouns",
@@ -52,7 +53,7 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
                     continue
                 rows.append(_row(person, narrated, number * CLIP_S, entry, noun, fps))
                 narrated += 1
-            encode(out / person / "videos" / f"{person}_01.MP4", frames, fps, "libx264", _H264)
+            write_video(out / person / "videos" / f"{person}_01.MP4", frames, fps, "libx264", _H264)
         _write_rows(out / f"EPIC_100_{name}.csv", rows)
         counts[f"{name} actions"] = len(rows) - 1
     return counts | {"videos": participants, "clips without an action": silent}

@@ -11,9 +11,7 @@ from PIL import Image
 
 from tubelet.data.decode import read_frames
 from tubelet.data.images import read_image
-from tubelet.data.sample.truth import read_index, read_truth
-
-UNITS_PER_METRE = 32
+from tubelet.data.sample.truth import UNITS_PER_METRE, read_index, read_truth
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,8 @@
-"""What the clips and images of the sample set are of, and how their media files are written anew."""
+"""What the clips and images of the sample set are of."""
 
 import shutil
-from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,16 +31,3 @@ def copy(entry: SampleEntry, path: Path) -> None:
     """Copy a media file as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(entry.media, path)
-
-
-def encode(path: Path, frames: Sequence[NDArray[np.uint8]], fps: Fraction, codec: str, options: dict[str, str]) -> None:
-    """Write frames (H, W, 3) as a video of a codec, in the container that the file's name asks for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format="mp4" if path.suffix.lower() == ".mp4" else None) as container:
-        stream: Any = container.add_stream(codec, rate=fps)  # of any kind, to the type checker
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt, stream.options = "yuv420p", options | {"threads": "1"}
-        stream.thread_count = 1
-        for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode(None))

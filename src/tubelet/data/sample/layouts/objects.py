@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tubelet.data.decode import read_frames
 from tubelet.data.sample.truth import CLASSES, FIRST_OBJECT, read_index, read_truth
@@ -58,10 +57,3 @@ def object_clips(root: Path, only_first: bool) -> Iterator[ObjectClip]:
             first[number] = frame
             classes[number] = CLASSES[int(np.bincount(seen, minlength=FIRST_OBJECT + 1).argmax())]
         yield ObjectClip(entry.media.stem, read_frames(entry.media).pixels.numpy(), labels, first, classes)
-
-
-def write_pictures(folder: Path, frames: NDArray[np.uint8], names: list[str]) -> None:
-    """Write frames (T, H, W, 3) as NAME.jpg."""
-    folder.mkdir(parents=True)
-    for name, frame in zip(names, frames, strict=True):
-        Image.fromarray(frame).save(folder / f"{name}.jpg", quality=95)

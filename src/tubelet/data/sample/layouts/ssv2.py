@@ -6,7 +6,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from tubelet.data.decode import read_frames
-from tubelet.data.sample.layouts.labels import dominant_object, encode
+from tubelet.data.sample.layouts.labels import dominant_object
+from tubelet.data.sample.media import write_video
 from tubelet.data.sample.truth import MOTIONS, read_description, read_index
 
 _TEMPLATES = {
@@ -33,7 +34,7 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
         for entry in read_index(root, split):
             number += 1
             video = out / "20bn-something-something-v2" / f"{number}.webm"
-            encode(video, list(read_frames(entry.media).pixels.numpy()), fps, "libvpx-vp9", _VP9)
+            write_video(video, list(read_frames(entry.media).pixels.numpy()), fps, "libvpx-vp9", _VP9)
             template, thing = _TEMPLATES[entry.motion], dominant_object(entry)
             label = template.replace("[something]", thing).lower()
             entries.append({"id": str(number), "label": label, "template": template, "placeholders": [thing]})

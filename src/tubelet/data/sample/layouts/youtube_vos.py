@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tubelet.data.indexed import write_indexed
-from tubelet.data.sample.layouts.objects import object_clips, write_pictures
+from tubelet.data.sample.layouts.frames import write_picture
+from tubelet.data.sample.layouts.objects import object_clips
 
 _APART = 5  # frames are numbered as in a video of which every fifth was annotated
 
@@ -17,7 +18,8 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
     videos, objects = {}, 0
     for clip in object_clips(root, only_first=False):
         names = [f"{_APART * t:05d}" for t in range(len(clip.frames))]
-        write_pictures(out / "valid" / "JPEGImages" / clip.name, clip.frames, names)
+        for name, pixels in zip(names, clip.frames, strict=True):
+            write_picture(out / "valid" / "JPEGImages" / clip.name / f"{name}.jpg", pixels)
         masks = out / "valid" / "Annotations" / clip.name
         masks.mkdir(parents=True)
         for t in sorted(set(clip.first.values())):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tubelet.data.workers import start_worker
 from tubelet.evaluate.cache import read_features
-from tubelet.evaluate.dense.views import check_shape
+from tubelet.evaluate.dense.points import check_shape
 from tubelet.evaluate.layouts.pairs import Pair
 from tubelet.types import TubeletError
 

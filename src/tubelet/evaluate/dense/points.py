@@ -36,7 +36,7 @@ _MEMORY_BYTES = 1 << 30  # crops that all reading processes together may keep in
 
 
 class Draw(NamedTuple):
-    """The chance in a crop, each uniform from 0 to 1: its place down and across, its scale, whether it is mirrored."""
+    """Random numbers of a crop, from 0 to 1: its place down and across, its scale, whether it is mirrored."""
 
     down: float
     across: float
@@ -69,7 +69,7 @@ def crops_of(pictures: int) -> int:
 
 
 def training_source(pair: Pair, crops: int, seed: int) -> Source:
-    """A picture with what chance says of its crops, which is a function of its name and the seed alone."""
+    """A picture with the random numbers of its crops, which are a function of its name and the seed alone."""
     rng = np.random.default_rng([seed, zlib.crc32(pair.name.encode())])
     draws = rng.random((crops, len(Draw._fields))).round(6).ravel().tolist()
     return Source(files=(pair.image,), part=(_frame(pair), *draws))
@@ -97,7 +97,7 @@ def _frame(pair: Pair) -> float:
 
 
 def source_draws(source: Source) -> list[Draw]:
-    """The chance in the crops of a `training_source`."""
+    """The random numbers of the crops of a `training_source`."""
     numbers = [float(number) for number in source.part[1:]]
     size = len(Draw._fields)
     return [Draw(*numbers[i : i + size]) for i in range(0, len(numbers), size)]
@@ -131,7 +131,7 @@ class PointReader(Dataset[str]):
         sources: each as `training_source` gives it.
         places: the file of each one's points.
         read: a pair to its map (H, W).
-        ignored: the value of the map that has no say.
+        ignored: the value of the map that is ignored.
         choose: the crops.
     """
 
@@ -178,7 +178,7 @@ def check_shape(pair: Pair, shape: tuple[int, int]) -> None:
 
 
 def _points(values: NDArray[Any], crop: Crop, ignored: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Places (P, 2) float32 and values (P,) of points of a crop that have a say; all ignored where none has."""
+    """Places (P, 2) float32 and values (P,) of points of a crop; ignored ones only where it has no others."""
     part = values[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     known = np.flatnonzero(part != ignored)
     chosen = known[rng.integers(len(known), size=POINTS_KEPT)] if len(known) else np.zeros(POINTS_KEPT, np.int64)
@@ -295,7 +295,7 @@ def read_slices(path: Path, names: Sequence[str], index: int) -> list[Tensor]:
 
 
 class Batches:
-    """Which pictures each step sees: all of them in an order of chance, then again; a function of the seed alone."""
+    """Which pictures each step sees: all of them in random order, then again; a function of the seed alone."""
 
     def __init__(self, pictures: Sequence[int], batch: int, seed: int, start: int, steps: int) -> None:
         self.pictures, self.batch, self.seed, self.start, self.steps = pictures, batch, seed, start, steps

@@ -1,0 +1,60 @@
+"""The state of a training of heads, in a file: one that was stopped goes on and ends with the same weights."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tubelet.files import describe_os_error, replacing
+from tubelet.types import TubeletError
+
+Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
+"""What the file calls a part of the state -> that part."""
+
+
+def state_path(folder: Path, stated: str) -> Path:
+    """The file of a training.
+
+    Args:
+        folder: of such files.
+        stated: as JSON, all that would change the outcome; for each another file.
+    """
+    return folder / f"{hashlib.blake2b(stated.encode(), digest_size=16).hexdigest()}.pt"
+
+
+def take_up(path: Path, parts: Parts, counter: str, device: torch.device) -> int:
+    """Bring parts to the state that a file holds, those aside that it was written without.
+
+    Returns:
+        what the file has under the name of the counter; 0 without a file.
+
+    Raises:
+        TubeletError: if it cannot be read, or does not fit the parts.
+    """
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        for name in state.keys() - {counter}:
+            parts[name].load_state_dict(state[name])
+        return int(state[counter])
+    except Exception as error:  # torch.load raises anything on a damaged file
+        raise TubeletError(f"{path}: the state of a training is damaged, or of another version: delete it") from error
+
+
+def write_state(path: Path, parts: Parts, counter: str, done: int) -> None:
+    """Write the state of parts, and how much is done under the name of the counter.
+
+    Raises:
+        TubeletError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            torch.save({name: part.state_dict() for name, part in parts.items()} | {counter: done}, partial)
+    except (OSError, RuntimeError) as error:
+        raise TubeletError(
+            f"{path}: the state of a training could not be written: {describe_os_error(error)}"
+        ) from error
