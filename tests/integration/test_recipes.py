@@ -9,12 +9,12 @@ import torch
 from runs import rows, tiny_config, train_quietly
 
 from tubelet.checkpoint import load_vjepa
-from tubelet.config import OptimConfig, recipes
+from tubelet.config import OptimConfig, recipes, vit_gigantic, vit_l
 from tubelet.pretrained.backbone import load
 from tubelet.pretrained.convert import convert
 from tubelet.pretrained.weights import Wanted
 from tubelet.released import read_torch_file
-from tubelet.train.initial import distilled_sizes
+from tubelet.train.initial import continued_sizes, distilled_sizes
 from tubelet.train.step import scheduled
 from tubelet.types import TubeletError
 
@@ -82,6 +82,14 @@ def test_a_distilled_run_holds_the_students_average_and_not_the_frozen_model(dis
     assert model.config.prediction_width == 24
     assert not any("frozen" in name for name in model.state_dict())
     assert not torch.equal(model.teacher.norms[-1].weight, model.student.norms[-1].weight)
+
+
+def test_a_student_has_the_predictor_of_the_distilled_releases_and_its_own_again_when_it_goes_on_alone(distilled):
+    sizes = distilled_sizes(vit_l(), vit_gigantic())
+    predictor = sizes.predictor
+    assert (predictor.depth, predictor.output_width, predictor.rescale_rope) == (12, 1664, False)
+    again = continued_sizes(str(distilled))
+    assert again.prediction_width == again.num_output_levels * again.width and again.predictor.rescale_rope
 
 
 def test_a_distilled_run_converts_to_the_released_key(distilled, tmp_path):

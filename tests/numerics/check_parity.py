@@ -32,7 +32,7 @@ from tubelet.vjepa import VJEPA
 
 Model = VJEPA | reference.System
 FORWARD_BOUND = 2e-5  # absolute, fp32
-LOSS_BOUND = 1e-3  # relative
+LOSS_BOUND = 1e-5  # relative
 INPUTS = {"video": ("video0", "video1"), "image": ("image",)}
 
 

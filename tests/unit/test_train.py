@@ -98,12 +98,16 @@ def test_the_least_rank_goes_by_the_width_of_what_is_predicted():
     assert slow[first[1]] < 0.03 * 512 <= slow[first[1] - 1]
 
 
-def test_biases_and_one_dimensional_parameters_are_not_decayed():
+def test_biases_and_norms_are_not_decayed_and_embeddings_of_modalities_are():
     model = VJEPA(vit_ti())
     decayed, kept = build_optimizer(model, OptimConfig()).param_groups
-    assert {p.dim() for p in kept["params"]} == {1}
     assert kept["weight_decay"] == 0
     assert decayed["weight_decay"] == 0.04
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    vectors = {names[parameter] for parameter in decayed["params"] if parameter.dim() == 1}
+    embeddings = ("video_embedding", "image_embedding")
+    parts = ("student.tokenizer", "predictor")
+    assert vectors == {f"{part}.{name}" for part in parts for name in embeddings}
     trained = sum(1 for p in model.parameters() if p.requires_grad)
     assert len(decayed["params"]) + len(kept["params"]) == trained
     linear_biases = {m.bias for m in model.modules() if isinstance(m, nn.Linear)}

@@ -18,6 +18,6 @@ def check_bad_share(bad: Collection[BadFile], total: int, share: float) -> None:
     """
     if len(bad) > share * total:
         raise TubeletError(
-            f"{len(bad)} of {total} files ({100 * len(bad) / total:.0f} %) cannot be read, more than the "
-            f"{100 * share:.0f} % that --max-bad-share allows; the first is {next(iter(bad))}"
+            f"{next(iter(bad))}; {len(bad)} of {total} files ({100 * len(bad) / total:.0f} %) cannot be read, more "
+            f"than the {100 * share:.0f} % that --max-bad-share allows"
         )

@@ -76,16 +76,17 @@ def own_share(part: range, rank: int, processes: int) -> range:
 
 
 def mask_groups(config: TrainConfig, count: int) -> list[range]:
-    """The samples of a step whose masks are cut to one length: the fewest groups of at most `masks.group`."""
-    number = -(-count // config.masks.group)
-    return [range(count * i // number, count * (i + 1) // number) for i in range(number)]
+    """The samples of a step whose masks are cut to one length, `masks.group` at a time."""
+    size = config.masks.group
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def micro_batches(config: TrainConfig, count: int, rank: int, processes: int) -> list[Piece]:
     """One process's samples of one modality, in the batches that go through the model one after the other.
 
     All processes have as many, since those of a model in shards wait for each other in each: where the borders of
-    groups and shares leave one with fewer, it repeats its last sample, which then counts for nothing.
+    groups and shares leave one with fewer, it repeats its last sample, which then counts for nothing. A share that
+    divides a group, or is made of whole ones, has no such borders in it.
     """
     parts = step_parts(config, {Modality.VIDEO: count}, processes)[Modality.VIDEO]
     borders = [group.start for group in mask_groups(config, count)]

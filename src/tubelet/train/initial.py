@@ -9,12 +9,13 @@ from torch.optim import Optimizer
 
 from tubelet.checkpoint import load_moments, load_vjepa, locate
 from tubelet.config import ModelConfig, TrainConfig
-from tubelet.device import training_dtype
 from tubelet.model.lora import add_adapters
 from tubelet.pretrained.backbone import Backbone, load
 from tubelet.pretrained.sources import RELEASED, find
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
+
+DISTILLED_PREDICTOR_DEPTH = 12
 
 
 def continued_sizes(what: str) -> ModelConfig:
@@ -25,7 +26,7 @@ def continued_sizes(what: str) -> ModelConfig:
     """
     sizes = load_vjepa(_file_of(what))[0].config
     if sizes.prediction_width != sizes.num_output_levels * sizes.width:
-        predictor = dataclasses.replace(sizes.predictor, output_width=None)
+        predictor = dataclasses.replace(sizes.predictor, output_width=None, rescale_rope=True)
         return dataclasses.replace(sizes, output_levels=None, predictor=predictor)
     return sizes
 
@@ -36,20 +37,28 @@ def _file_of(what: str) -> str | Path:
 
 
 def distilled_sizes(student: ModelConfig, teacher: ModelConfig) -> ModelConfig:
-    """The sizes of a student that predicts the last level of a frozen model, as those of the distilled releases."""
-    predictor = dataclasses.replace(student.predictor, output_width=teacher.width, rescale_rope=False)
+    """The sizes of a student that predicts the last level of a frozen model, as those of the distilled releases.
+
+    A distilled ViT-L has a predictor of 12 blocks where the pre-trained one has 24 (SYSTEM, the family).
+    """
+    predictor = dataclasses.replace(
+        student.predictor,
+        depth=min(student.predictor.depth, DISTILLED_PREDICTOR_DEPTH),
+        output_width=teacher.width,
+        rescale_rope=False,
+    )
     return dataclasses.replace(student, output_levels=1, predictor=predictor)
 
 
 def load_frozen_teacher(config: TrainConfig, device: torch.device) -> Backbone | None:
-    """The frozen model that a distillation follows, on the device and in the precision of the run; None without one.
+    """The frozen model that a distillation follows, on the device, its weights in fp32; None without one.
 
     Raises:
         TubeletError: if it cannot be loaded, or cuts inputs into another grid than the student does.
     """
     if config.distil_from is None:
         return None
-    teacher = load(config.distil_from, device=device, dtype=training_dtype(config, device))
+    teacher = load(config.distil_from, device=device, dtype=torch.float32)
     data, ours, theirs = config.data, config.model, teacher.config
     for frames in (1, data.frames):
         here, there = (sizes.grid(frames, data.image_size, data.image_size) for sizes in (ours, theirs))

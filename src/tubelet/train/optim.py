@@ -8,10 +8,13 @@ from tubelet.vjepa import VJEPA
 
 
 def build_optimizer(model: VJEPA, config: OptimConfig) -> AdamW:
-    """AdamW over student and predictor, one fused kernel a step; biases and 1-d parameters are not decayed."""
-    trained = [p for part in (model.student, model.predictor) for p in part.parameters() if p.requires_grad]
-    decayed = [p for p in trained if _is_decayed(p)]
-    kept = [p for p in trained if not _is_decayed(p)]
+    """AdamW over student and predictor, one fused kernel a step; biases and weights of norms are not decayed."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for part in (model.student, model.predictor):
+        for name, parameter in part.named_parameters():
+            if parameter.requires_grad:
+                (decayed if _is_decayed(name, parameter) else kept).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": kept, "weight_decay": 0.0},
@@ -19,8 +22,9 @@ def build_optimizer(model: VJEPA, config: OptimConfig) -> AdamW:
     return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def _is_decayed(parameter: nn.Parameter) -> bool:
-    return parameter.dim() > 1
+def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    # The release holds the embeddings of the modalities as (1, 1, D), and decays them with all that is not a vector.
+    return parameter.dim() > 1 or name.endswith(("video_embedding", "image_embedding"))
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

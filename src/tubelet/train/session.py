@@ -204,6 +204,13 @@ def announce(
         if shares := mix.shares():
             parts = (f"{100 * share:.2f} % from {config.data.sources[i]}" for i, share in shares.items())
             say(console, f"{modality}s: {', '.join(parts)}")
+    if config.data.frames > 1 and config.data.image_frames == 1 and not media.count(Modality.IMAGE):
+        say(
+            console,
+            "no images: the image tokenizer keeps its random weights; show pictures to this model as clips of one "
+            "frame repeated, or add images to the sources",
+            "yellow",
+        )
     if media.ignored:
         say(
             console,
