@@ -14,7 +14,6 @@ import tubelet
 from media import write_image, write_text, write_video
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.cli import main
-from tubelet.cli.runs import COMMANDS as RUNS
 
 
 def start(*arguments):
@@ -75,8 +74,6 @@ def test_a_resumed_run_goes_on_with_its_own_settings_but_for_those_that_are_give
 
     def train(*words):
         monkeypatch.setattr(sys, "argv", ["tubelet", *map(str, words)])
-        for command in RUNS.values():
-            monkeypatch.setattr(command, "__defaults__", command.__defaults__)
         main()
 
     train("train", media, "--out", out, *TRAIN, "--steps", "2", "--fps", "6")
@@ -95,6 +92,9 @@ def test_a_resumed_run_goes_on_with_its_own_settings_but_for_those_that_are_give
         train("train", "--out", out, "--resume", "--steps", "3")
     assert "4 steps are done, and steps is 3: ask for more" in capsys.readouterr().err
     assert (out / "config.json").read_text() == kept
+    with pytest.raises(SystemExit):  # what was resumed leaves nothing behind in the process
+        train("train", "--out", tmp_path / "other", "--steps", "3")
+    assert "no data source given" in capsys.readouterr().err
 
 
 def test_a_run_is_not_written_where_it_does_not_belong(media, tmp_path, monkeypatch, capsys):
@@ -159,6 +159,7 @@ def command(monkeypatch, capsys):
         (("--image-size", "100"), ("100", "multiple of 16")),
         (("--frames", "7"), ("7 frames", "multiple of 2")),
         (("--imagesize", "32"), ("--image-size",)),
+        (("--devices", "8"), ("add --plan",)),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(media, tmp_path, command, arguments, words):
@@ -173,3 +174,19 @@ def test_a_source_that_is_not_there_is_named(tmp_path, command):
     code, text = command("train", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert code == 1
     assert "nowhere" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("convert", "model.safetensors", "model.pt", "--license", "mit"),
+        ("convert", "model.safetensors", "folder", "--images"),
+        ("convert", "model.safetensors", "model.onnx", "--with-predictor"),
+        ("evaluate", "model.safetensors", "--data", "set", "--cache", "features"),
+        ("evaluate", "model.safetensors", "--data", "set", "--against", "random"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(command, arguments):
+    code, text = command(*arguments)
+    assert code == 1
+    assert ("leave it out" in text or "goes with --task" in text) and text.count("\n") == 1

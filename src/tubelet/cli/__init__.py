@@ -47,10 +47,9 @@ def main() -> None:
         print("tubelet", tubelet.__version__)
         return
     try:
-        take_up(sys.argv[1:])
         # Help shows `FLOAT` rather than `{None}|FLOAT`: what is None is so by leaving the option out.
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="tubelet", description=__doc__, config=(tyro.conf.DisallowNone,)
+            take_up(COMMANDS, sys.argv[1:]), prog="tubelet", description=__doc__, config=(tyro.conf.DisallowNone,)
         )
     except TubeletError as error:
         # What is wrong before the processes of a run have met is wrong for all of them: one on each machine says it.

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from tubelet.config import EmbedConfig
 from tubelet.console import files_progress, say, say_bad
+from tubelet.types import TubeletError
 
 
 def embed(
@@ -83,7 +84,7 @@ def convert(
     heads: int | None = None,
     predictor_heads: int | None = None,
     levels: tuple[int, ...] | None = None,
-    license: str = "unknown",
+    license: str | None = None,
     images: bool = False,
 ) -> None:
     """Write a model in another layout: released .pt, .safetensors, a folder for the Hub, .pt2 or .onnx.
@@ -92,22 +93,30 @@ def convert(
         what: A run folder, a file, a released name or a Hub id.
         out: NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder.
         part: Teacher or student; by default the teacher, or the one that the file holds. A .pt of a run holds both.
-        with_predictor: The predictor too.
+        with_predictor: Include the predictor.
         heads: Attention heads, of a .pt file of a width outside the family.
         predictor_heads: Attention heads of the predictor, of a .pt file.
         levels: Tapped blocks, of a .pt file outside the family.
-        license: Of the weights, for a folder's model card.
+        license: Licence of the weights, for a folder's model card; by default "unknown".
         images: Export the image tokenizer's path rather than the video's.
     """
     from tubelet.pretrained.weights import Wanted
 
+    exported, folder = out.suffix in (".pt2", ".onnx"), out.suffix not in (".pt", ".safetensors", ".pt2", ".onnx")
+    for option, given, fits in (
+        ("--with-predictor", with_predictor, not exported),
+        ("--images", images, exported),
+        ("--license", license is not None, folder),
+    ):
+        if given and not fits:
+            raise TubeletError(f"{option} says nothing about {out}: leave it out")
     wanted = Wanted(part, with_predictor, heads, predictor_heads, levels)
-    if out.suffix in (".pt2", ".onnx"):
+    if exported:
         from tubelet.pretrained.export import export
 
         said = export(what, out, wanted, images)
     else:
         from tubelet.pretrained.convert import convert as write
 
-        said = write(what, out, wanted, license)
+        said = write(what, out, wanted, license or "unknown")
     say(Console(), said)

@@ -45,6 +45,8 @@ def evaluate(
     if task is None:
         if against is not None:
             raise TubeletError("--against goes with --task; without one, random weights are beside the model anyway")
+        if cache is not None:
+            raise TubeletError("--cache goes with --task; without one, no features are kept")
         from tubelet.evaluate.suite.comparison import print_table
         from tubelet.evaluate.suite.run import evaluate_model
 

@@ -1,8 +1,9 @@
 """The commands that train."""
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,9 +43,12 @@ def train(
     """
     from tubelet.train.initial import continued_sizes
     from tubelet.train.loop import train as run_training
-    from tubelet.train.plan_table import print_plan_of
+    from tubelet.train.plan import make_plan
+    from tubelet.train.plan_table import print_plan
     from tubelet.train.state import CONFIG, read_config
 
+    if not planned.plan and planned != PlanConfig():
+        raise TubeletError("--devices and what follows it are of a dry run: add --plan, or leave them out")
     if resume and model is None and out and (out / CONFIG).is_file():
         preset = read_config(out).model  # where the run's first weights came from may be gone by now
     elif config.init_from and model is None:
@@ -56,7 +60,7 @@ def train(
         sizes = dataclasses.replace(sizes, output_levels=output_levels)
     config = dataclasses.replace(config, model=sizes)
     if planned.plan:
-        return print_plan_of(config, planned, Console())
+        return print_plan(make_plan(config, planned), Console())
     if out is None:
         raise TubeletError("out is not given: say which folder the run is written to")
     run_training(config, out, resume, Console())
@@ -123,24 +127,30 @@ def distil(
     run_training(dataclasses.replace(config, distil_from=teacher), out, resume, Console())
 
 
-COMMANDS = {"train": train, "cooldown": cooldown, "high-resolution": high_resolution, "distil": distil}
+def take_up(commands: dict[str, Callable[..., None]], words: Sequence[str]) -> dict[str, Callable[..., None]]:
+    """The commands, that of a run that is resumed with the run's own settings for defaults.
 
-
-def take_up(words: Sequence[str]) -> None:
-    """Let a run that is resumed go on with its own settings, wherever the command line does not give others.
+    Args:
+        commands: by name.
+        words: the command line.
 
     Raises:
         TubeletError: if the run's settings cannot be read.
     """
-    command: Any = COMMANDS.get(words[0]) if words else None
-    if command is None or "--resume" not in words:
-        return
-    given = dict(pairwise(words)) | dict(word.split("=", 1) for word in words if "=" in word)
+    name, *options = words or [""]
+    given = dict(pairwise(options)) | dict(word.split("=", 1) for word in options if "=" in word)
     out = given.get("--out")
-    if out is None or not (Path(out) / "config.json").is_file():
-        return
+    if "--resume" not in options or out is None or not (Path(out) / "config.json").is_file():
+        return commands
     from tubelet.train.state import read_config
 
-    # What an option that is left out comes to is the default of the command's first parameter.
-    _, *others = inspect.signature(command).parameters.values()
-    command.__defaults__ = read_config(Path(out)), *(p.default for p in others if p.kind is p.POSITIONAL_OR_KEYWORD)
+    def resumed(*arguments: Any, **options: Any) -> None:
+        commands[name](*arguments, **options)
+
+    signature = inspect.signature(commands[name])
+    config, *others = signature.parameters.values()
+    functools.update_wrapper(resumed, commands[name])
+    resumed.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[config.replace(default=read_config(Path(out))), *others]
+    )
+    return {**commands, name: resumed}

@@ -3,21 +3,11 @@
 from rich.console import Console
 from rich.table import Table
 
-from tubelet.config import PlanConfig, TrainConfig
 from tubelet.console import say
-from tubelet.train.plan import USABLE, Plan, Traced, make_plan
+from tubelet.train.plan import USABLE, Plan, Traced
 from tubelet.train.tracing import Transfer
 
 GIB = 2**30
-
-
-def print_plan_of(config: TrainConfig, planned: PlanConfig, console: Console) -> None:
-    """Plan a run, which takes up to a minute for the largest models, and print the plan.
-
-    Raises:
-        TubeletError: if the run could not be, or is of a kind that is not planned.
-    """
-    print_plan(make_plan(config, planned), console)
 
 
 def print_plan(plan: Plan, console: Console) -> None:

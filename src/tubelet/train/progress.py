@@ -88,35 +88,34 @@ class Curves:
         alarm: called with `step` and `said` where the curves end.
         writes: whether this process is the one that writes.
         """
-        self.run, self.alarm = run, alarm
+        self.run, self.start, self.alarm, self.writes = run, start, alarm, writes
         self.writer: SummaryWriter | None = None
-        if writes:
-            self._open(start)
-
-    def _open(self, start: int) -> None:
-        # TensorBoard takes seconds to import, which commands that do not train should not spend.
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=start + 1)
-
-    def go_back(self, step: int) -> None:
-        """Let the rows that come replace those after `step`."""
-        if self.writer is not None:
-            with self._ending(step):
-                self.writer.close()
-                self._open(step)
 
     def add(self, row: dict[str, Any]) -> None:
         """One step's metrics."""
+        if not self.writes:
+            return
         with self._ending(row["step"]):
+            self.writer = self.writer or self._open()
             for name, value in row.items():
-                if name != "step" and self.writer is not None:
+                if name != "step":
                     self.writer.add_scalar(name, value, row["step"])
+
+    def _open(self) -> "SummaryWriter":
+        # TensorBoard takes seconds to import, which commands that do not train should not spend.
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run / "tensorboard"), purge_step=self.start + 1)
+
+    def go_back(self, step: int) -> None:
+        """Let the rows that come replace those after `step`."""
+        self.close(step)
+        self.writer, self.start = None, step
 
     def close(self, step: int) -> None:
         """Write what is still held in memory."""
-        if self.writer is not None:
-            with self._ending(step):
+        with self._ending(step):
+            if self.writer is not None:
                 self.writer.close()
 
     @contextmanager
@@ -124,5 +123,5 @@ class Curves:
         try:
             yield
         except OSError as error:
-            self.writer = None
+            self.writes, self.writer = False, None
             self.alarm(step=step, said=f"curves for TensorBoard end here: {describe_os_error(error)}")
