@@ -6,6 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from tubelet.types import TubeletError
+
+_MASK = os.umask(0o022)  # there is no way to read it but to set it
+os.umask(_MASK)
+
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
@@ -18,6 +25,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        if partial.is_file():
+            partial.chmod(0o666 & ~_MASK)  # safetensors writes for its owner alone
         if durable:
             sync(partial)
         partial.replace(path)
@@ -26,6 +35,32 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Make a folder and be the only process that writes to it; the lock is the system's, and dies with its process.
+
+    Raises:
+        TubeletError: if the folder cannot be made, or another process is at work in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+    lock = FileLock(folder / name, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise TubeletError(
+            f"{folder}: another process is writing to it; wait for it, or choose another --out"
+        ) from error
+    except NotImplementedError:  # there are network folders that know no locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sync(path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from media import (
     write_variable_rate,
     write_video,
 )
+from tubelet.checkpoint import checkpoints, step_of
 from tubelet.types import TubeletError
 
 BAD = {
@@ -99,3 +101,20 @@ def test_a_source_without_media_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing to see")
     with pytest.raises(TubeletError, match=r"\.txt"):
         train_quietly(tiny_config(tmp_path), tmp_path / "run")
+
+
+def test_a_run_that_meets_too_many_bad_files_keeps_its_steps_and_goes_on_when_more_may_be(tmp_path, monkeypatch):
+    folder, run = tmp_path / "films", tmp_path / "run"
+    folder.mkdir()
+    for i in range(8):
+        write_video(folder / f"{i}.mp4")
+    write_text(folder / "late.mp4")
+    config = tiny_config(folder, steps=12, batch_size=1, seed=3, data={"max_bad_share": 0.0})
+    with pytest.raises(TubeletError, match=r"with which --resume goes on; .*step-00000000\d\.safetensors is written"):
+        train_quietly(config, run)
+    done = step_of(checkpoints(run)[-1])
+    assert 0 < done < 9 and [row["step"] for row in rows(run)] == list(range(1, done + 1))
+    monkeypatch.chdir(folder)  # sources that were named from elsewhere are found
+    lenient = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.2))
+    train_quietly(lenient, run, resume=True)
+    assert [row["step"] for row in rows(run)] == list(range(1, 13))

@@ -80,7 +80,7 @@ def test_four_processes_have_the_losses_and_weights_of_one(media, alone, tmp_pat
     assert_same_losses(run, alone)
     mine, theirs = (read_tensors(checkpoints(folder)[-1])[0] for folder in (run, alone))
     for name, tensor in theirs.items():
-        torch.testing.assert_close(mine[name], tensor, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(mine[name], tensor, atol=5e-4, rtol=1e-3)
 
 
 def test_shards_and_groups_of_masks_whose_borders_cross_have_the_losses_of_one_process(media, tmp_path):
@@ -150,7 +150,7 @@ def test_a_sharded_run_goes_on_from_a_single_file(media, alone, tmp_path):
     assert_same_losses(run, alone)
     mine, theirs = (load_vjepa(folder)[0].state_dict() for folder in (run, alone))
     for name, tensor in theirs.items():
-        torch.testing.assert_close(mine[name], tensor, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(mine[name], tensor, atol=5e-4, rtol=1e-3)
     part = next(checkpoints(run)[-1].glob("*.safetensors"))
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(TubeletError, match="copy the whole folder again"):

@@ -4,15 +4,18 @@ import random
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 import torch
 from runs import rows, start_training, tiny_config, train_quietly
 
+from tubelet import files
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.data.loader import StepDataset, step_loader
 from tubelet.data.sources import list_media
+from tubelet.files import alone
 from tubelet.train import progress
 from tubelet.train.loop import train
 from tubelet.types import TubeletError
@@ -207,3 +210,16 @@ def test_bf16_gives_nearly_the_losses_of_fp32(media, undisturbed, tmp_path):
     train_quietly(tiny_config(media, precision="bf16"), tmp_path / "run")
     for ours, theirs in zip(rows(tmp_path / "run")[:3], rows(undisturbed)[:3], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.01)
+
+
+def test_two_processes_do_not_write_one_run(media, tmp_path):
+    with alone(tmp_path / "run"), pytest.raises(TubeletError, match="another process is writing"):
+        train_quietly(tiny_config(media, steps=1), tmp_path / "run")
+    train_quietly(tiny_config(media, steps=1), tmp_path / "run")
+    assert (checkpoints(tmp_path / "run")[0].stat().st_mode & 0o777) == 0o666 & ~files._MASK
+
+
+def test_a_thread_may_train(media, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train_quietly, tiny_config(media, steps=1), tmp_path / "run").result()
+    assert checkpoints(tmp_path / "run")

@@ -98,6 +98,14 @@ def test_the_least_rank_goes_by_the_width_of_what_is_predicted():
     assert slow[first[1]] < 0.03 * 512 <= slow[first[1] - 1]
 
 
+@pytest.mark.parametrize("lr", [1e-5, 6e-4, 3e-3])
+def test_a_run_begins_at_a_sixth_of_its_learning_rate_and_keeps_its_peak(lr):
+    config = TrainConfig(model=vit_ti(), optim=OptimConfig(lr=lr), steps=100)
+    rates = [scheduled(config, step)["lr"] for step in range(100)]
+    assert max(rates) == pytest.approx(lr) == pytest.approx(rates[-1])
+    assert lr / 6 < rates[0] < lr / 2
+
+
 def test_biases_and_norms_are_not_decayed_and_embeddings_of_modalities_are():
     model = VJEPA(vit_ti())
     decayed, kept = build_optimizer(model, OptimConfig()).param_groups

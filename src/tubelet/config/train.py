@@ -25,10 +25,10 @@ class OptimConfig:
 
     lr: float = 6e-4
     """Peak learning rate."""
-    start_lr: float = 1e-4
-    """Learning rate at the first step of the warm-up."""
-    final_lr: float = 6e-4
-    """Learning rate at the last step; the published pre-training keeps its peak."""
+    start_lr: float | None = None
+    """Learning rate at the first step of the warm-up; None is a sixth of the peak (published: 1e-4 of 6e-4)."""
+    final_lr: float | None = None
+    """Learning rate at the last step; None keeps the peak, as the published pre-training does."""
     decay: Literal["cosine", "linear"] = "cosine"
     """How the learning rate goes from its peak to its last value."""
     warmup_share: float = 0.04
@@ -52,6 +52,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.lr < inf, f"lr is {self.lr}, expected a positive learning rate")
+        for name, value in (("start_lr", self.start_lr), ("final_lr", self.final_lr)):
+            require(value is None or 0 <= value < inf, f"{name} is {value}, expected a learning rate of 0 or more")
         require(0 <= self.warmup_share < 1, f"warmup_share is {self.warmup_share}, expected a share of the run")
         for name, value in (("ema", self.ema), ("final_ema", self.final_ema)):
             require(value is None or 0 <= value <= 1, f"{name} is {value}, expected a momentum from 0 to 1")

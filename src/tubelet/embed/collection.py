@@ -2,14 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from tubelet.config import EmbedConfig
@@ -19,8 +17,9 @@ from tubelet.data.storage import StorageError
 from tubelet.data.workers import deaths_in_words
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import LOCK, FeatureTable
+from tubelet.files import alone
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, Modality, TubeletError, printable
+from tubelet.types import BadFile, Modality, printable
 
 BAD_FILES = "_bad_files.jsonl"
 
@@ -84,7 +83,7 @@ def embed_collection(
         "config_hash": model.config_hash,
         "weights": model.weights_id,
     }
-    with _alone(out):
+    with alone(out, LOCK):
         table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
         clips = CollectionClips(media, config, table.done())
         with deaths_in_words("the same command continues after what was written", clips.readings):
@@ -137,20 +136,6 @@ def _keep(table: FeatureTable, broken: Collection[str], bad_files: str) -> None:
     table.drop(broken)
     table.flush()
     (table.path / BAD_FILES).write_text(bad_files)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Two writers would double rows; a lock of the system's dies with its process."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TubeletError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    try:
-        with FileLock(out / LOCK, timeout=0):
-            yield
-    except Timeout as error:
-        raise TubeletError(f"{out}: another process is writing to it; wait for it, or choose another --out") from error
 
 
 def _rows(model: Backbone, batch: ClipBatch, pixels: Tensor, config: EmbedConfig) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from tubelet.console import say, say_bad
 from tubelet.train.log import StepLog
 from tubelet.train.parallel import World, join_world
 from tubelet.train.progress import ProgressLine
-from tubelet.train.session import Session, set_up
+from tubelet.train.session import Session, begun
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.step import train_step
 from tubelet.types import StepData, TubeletError
@@ -40,9 +40,13 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
 def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, world: World) -> Path:
     """What one of a run's processes does; see `train`."""
     console = console if world.is_first else Console(quiet=True)
-    s = set_up(config, out, resume, console, world)
-    stop = None
-    with StopSignals() as signals, ProgressLine(console, config.steps, s.start, world.peak_flops()) as line, s.stream:
+    stop = problem = None
+    with (
+        begun(config, out, resume, console, world) as s,
+        StopSignals() as signals,
+        ProgressLine(console, config.steps, s.start, world.peak_flops()) as line,
+        s.stream,
+    ):
         log = StepLog(partial(write_row, s, line), world.device)
         began = time.perf_counter()
         for step, data in s.stream:
@@ -50,7 +54,8 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             if stop:
                 break
             waited = time.perf_counter() - s.stream.asked  # not for a checkpoint, or for the device
-            report_bad_files(s, data, console)
+            if problem := report_bad_files(s, data, console):
+                break
             done = step + 1
             looking = step % config.monitor_every == 0 or done == config.steps
             if looking:
@@ -74,13 +79,15 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
                 log.flush()  # the guards judge a step before it is kept
             if s.guards.spike and s.rewind(log):
                 continue
-            if saving and (problem := s.saver.save(done, must=done == config.steps)):
-                s.guards.alarm(done, "save", f"{problem}; the run goes on, {s.saver.newest} is the last checkpoint")
-        if stop:
+            if saving and (unsaved := s.saver.save(done, must=done == config.steps)):
+                s.guards.alarm(done, "save", f"{unsaved}; the run goes on, {s.saver.newest} is the last checkpoint")
+        if stop or problem:
             log.flush()
             if s.saver.saved != step and not s.guards.spike:
                 s.saver.save(step, must=True)
         s.close()
+    if problem:
+        raise TubeletError(problem + (f"; {s.saver.newest} is written" if s.saver.newest else ""))
     if stop:
         kept = f"{s.saver.newest} is written" if s.saver.newest else "there was nothing to save yet"
         raise InterruptedRunError(
@@ -106,19 +113,19 @@ def write_row(s: Session, line: ProgressLine, row: dict[str, Any]) -> None:
     s.guards.check(row["step"])
 
 
-def report_bad_files(s: Session, data: StepData, console: Console) -> None:
-    """Name each bad file once; stop when there are too many.
+def report_bad_files(s: Session, data: StepData, console: Console) -> str | None:
+    """Name each bad file once.
 
-    Raises:
-        TubeletError: if more than --max-bad-share of all files are bad, or the step could not be made.
+    Returns:
+        why the run must stop, if so: more than --max-bad-share of all files are bad, or the step could not be made.
     """
     for file in s.run.add_bad(data.bad):
         say_bad(console, file)
     share, allowed = len(s.run.bad) / s.files, s.config.data.max_bad_share
     if share > allowed:
-        raise TubeletError(
+        return (
             f"{len(s.run.bad)} of {s.files} files ({100 * share:.0f} %) cannot be read, more than the "
-            f"{100 * allowed:.0f} % that --max-bad-share allows; they are listed in {s.run.path / 'bad_files.jsonl'}"
+            f"{100 * allowed:.0f} % that --max-bad-share allows, with which --resume goes on; they are listed in "
+            f"{s.run.path / 'bad_files.jsonl'}"
         )
-    if data.failure:
-        raise TubeletError(data.failure)
+    return data.failure

@@ -1,6 +1,8 @@
 """What a run works with - its folder, model, optimiser and data, and what watches over them - from start to rewind."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from tubelet.data.division import samples_per_step
 from tubelet.data.loader import check_steps, mixes
 from tubelet.data.pool import check_recipes
 from tubelet.data.sources import MediaList, list_media
+from tubelet.data.storage import is_url
 from tubelet.device import has_bf16_units, training_dtype
+from tubelet.files import alone
 from tubelet.train.compilation import prepare, step_operations
 from tubelet.train.guards import Guards, Past
 from tubelet.train.health import Health, collapse_watch
@@ -112,13 +116,17 @@ class Session:
         self.run.close()
 
 
-def set_up(config: TrainConfig, out: Path, resume: bool, console: Console, world: World) -> Session:
-    """Bring a run to the moment before its first step, or its next one.
+@contextmanager
+def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world: World) -> Iterator[Session]:
+    """A run at the moment before its first step, or its next one; meanwhile no other process writes to its folder.
 
     Raises:
         TubeletError: if sources, settings, weights or the run's folder do not fit together, or the processes disagree.
     """
     device = world.device
+    # A run is resumed from wherever, so its settings name its sources by whole paths.
+    sources = tuple(s if is_url(s) else str(Path(s).expanduser().absolute()) for s in config.data.sources)
+    config = replace(config, data=replace(config.data, sources=sources))
     media = list_media(config.data.sources, config.data.allow_outside)
     check_recipes(media, config.data)
     check_steps(config, media, world.size)
@@ -154,11 +162,17 @@ def set_up(config: TrainConfig, out: Path, resume: bool, console: Console, world
         guards=guards,
         curves=Curves(run.path, start, partial(guards.alarm, kind="tensorboard"), writes=world.is_first),
     )
-    session.begin(start)
-    announce(console, config, media, run, model, world, start, parallel)
-    for sentence in filter(None, (beginning, following, compiling)):
-        say(console, sentence)
-    return session
+    with ExitStack() as held:
+        world.on_first(partial(_lock, held, out))
+        session.begin(start)
+        announce(console, config, media, run, model, world, start, parallel)
+        for sentence in filter(None, (beginning, following, compiling)):
+            say(console, sentence)
+        yield session
+
+
+def _lock(held: ExitStack, folder: Path) -> None:
+    held.enter_context(alone(folder))
 
 
 def require_same_start(config: TrainConfig, run: RunFolder, world: World) -> None:

@@ -1,6 +1,7 @@
 """Signals that ask a run to stop: it finishes the step in progress and saves first."""
 
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any
@@ -35,6 +36,8 @@ class StopSignals:
         self.previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # a notebook's or a window's: Python lets the main thread alone listen
         for number in STOP_SIGNALS:
             self.previous[number] = signal.signal(number, self._remember)
         return self

@@ -98,8 +98,10 @@ def scheduled(config: TrainConfig, step: int) -> dict[str, float]:
     first, last = (share * steps for share in optim.context_warmup)
     ema = optim.ema if optim.ema is not None else default_momentum(steps)
     final_ema = optim.final_ema if optim.final_ema is not None else ema
+    start_lr = optim.start_lr if optim.start_lr is not None else optim.lr / 6
+    final_lr = optim.final_lr if optim.final_lr is not None else optim.lr
     return {
-        "lr": schedules.learning_rate(step + 1, warmup, steps, optim.start_lr, optim.lr, optim.final_lr, optim.decay),
+        "lr": schedules.learning_rate(step + 1, warmup, steps, start_lr, optim.lr, final_lr, optim.decay),
         "ema": schedules.linear(step, steps, ema, final_ema),
         "context_weight": schedules.context_weight(step, first, last, optim.context_weight),
     }
