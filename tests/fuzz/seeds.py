@@ -57,6 +57,7 @@ def _images(folder: Path) -> None:
     write_image(folder / "still.jpg", orientation=6, size=32)
     write_image(folder / "still.png", size=32)
     write_image(folder / "still.webp", size=32)
+    write_image(folder / "still.tif", size=32)
     Image.fromarray(picture(5, 32)).save(folder / "progressive.jpg", progressive=True)
     Image.fromarray(picture(5, 32)).convert("P").save(folder / "palette.png", transparency=0)
 

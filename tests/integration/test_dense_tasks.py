@@ -182,3 +182,13 @@ def test_layouts_are_deterministic_written_once_and_known_by_name(layouts, sampl
     assert check_layouts(("all",)) == sorted(LAYOUTS) and check_layouts(("kitti", "kitti")) == ["kitti"]
     with pytest.raises(TubeletError, match=r"no layout is called 'nyu'; expected all or one of .*nyuv2"):
         check_layouts(("nyu",))
+
+
+def test_a_test_split_of_one_class_is_no_test(layouts, model, tmp_path, monkeypatch, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(layouts / "layouts" / "ade20k", data)
+    for path in data.rglob("annotations/validation/*.png"):
+        Image.fromarray((np.asarray(Image.open(path)) > 3).astype(np.uint8)).save(path)
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, model, data, "segmentation", tmp_path / "out")
+    assert "are of one class, so that no figure says anything" in capsys.readouterr().err

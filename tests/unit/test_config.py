@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +71,9 @@ def test_ranges_of_the_crop_ascend(change):
 
 def test_the_notes_example_has_1568_tokens():
     assert ModelConfig(width=768, depth=12, heads=12, levels=(11,)).grid(16, 224, 224).tokens == 1568
+
+
+def test_sources_are_a_tuple_and_may_be_paths():
+    assert DataConfig(sources=(Path("films"), "more")).sources == ("films", "more")
+    with pytest.raises(TubeletError, match=r"sources is 'films', expected a tuple: \('films',\)"):
+        DataConfig(sources="films")

@@ -402,3 +402,21 @@ def test_an_image_cut_off_or_damaged_or_too_large_is_an_error(tmp_path: Path, mo
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(DecodeError, match="million pixels"):
             read_image(path)
+
+
+def test_a_picture_of_16_bits_that_would_be_black_is_refused(tmp_path: Path) -> None:
+    values = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
+    Image.fromarray(4 * values).save(tmp_path / "scan.png")
+    with pytest.raises(DecodeError, match=r"values up to 4092, which is black: scale them to 0-65535"):
+        read_image(tmp_path / "scan.png")
+    Image.fromarray(64 * values).save(tmp_path / "scan.tif")
+    assert read_image(tmp_path / "scan.tif")[..., 0].numpy().tolist() == (64 * values >> 8).tolist()
+
+
+def test_of_a_tiff_one_page_is_a_picture_and_several_are_refused(tmp_path: Path) -> None:
+    pages = [Image.fromarray(picture(i)) for i in range(3)]
+    pages[0].save(tmp_path / "one.tif")
+    assert torch.equal(read_image(tmp_path / "one.tif"), torch.from_numpy(picture(0)))
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(DecodeError, match="has 3 pages: save each as a file of its own"):
+        read_image(tmp_path / "stack.tif")

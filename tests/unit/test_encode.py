@@ -1,5 +1,6 @@
 """One call from anything that holds a picture or a film to dense features."""
 
+import copy
 import warnings
 
 import fsspec
@@ -13,7 +14,7 @@ from media import picture, write_image, write_video
 from tubelet.config import ModelConfig
 from tubelet.data import decode
 from tubelet.data.clips import normalise, resize_centre_crop
-from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.backbone import Backbone, load
 from tubelet.pretrained.features import DenseFeatures
 from tubelet.types import TubeletError
 
@@ -280,3 +281,32 @@ def test_a_long_video_does_not_grow_the_process(model, tmp_path):
         memory.append(process.memory_info().rss)
     assert len(memory) == 299
     assert memory[-1] - memory[50] < 5e6
+
+
+@pytest.mark.parametrize(("frames", "overlap"), [(8, 4), (6, 2), (2, 0)])
+def test_windows_overlap_by_half_unless_told(frames, overlap, model, films):
+    plain = [window.times for window in model.stream(films / "film.mp4", frames=frames, resize=32, fps=None)]
+    told = [
+        window.times for window in model.stream(films / "film.mp4", frames=frames, overlap=overlap, resize=32, fps=4)
+    ]
+    assert len(plain) == len(told) and all(torch.equal(a, b) for a, b in zip(plain, told, strict=True))
+
+
+def test_training_or_saving_weights_that_were_rounded_is_warned_of(model, tmp_path):
+    exact = copy.deepcopy(model)
+    exact.save_pretrained(tmp_path / "exact")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(tmp_path / "exact", device="cpu", dtype=torch.float32).requires_grad_().save_pretrained(tmp_path / "again")
+    rounded = load(tmp_path / "exact", device="cpu", dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="bfloat16 round most steps .* dtype=torch.float32"):
+        rounded.requires_grad_()
+    with pytest.warns(UserWarning, match="rounded to bfloat16 are saved"):
+        rounded.save_pretrained(tmp_path / "rounded")
+
+
+def test_pixels_are_normalised_as_the_model_says(model, frames):
+    clip = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).view(3, 1, 1, 1) for name in ("mean", "std"))
+    tokens = model.forward_features((clip / 255 - mean) / std)
+    torch.testing.assert_close(tokens, model.encode(clip).tokens, atol=1e-5, rtol=1e-4)

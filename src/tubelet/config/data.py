@@ -75,6 +75,10 @@ class DataConfig:
     """Share of the files that may be unreadable before the run stops."""
 
     def __post_init__(self) -> None:
+        for name in ("sources", "allow_outside"):
+            value = getattr(self, name)
+            require(not isinstance(value, str), f"{name} is {value!r}, expected a tuple: ({value!r},)")
+            object.__setattr__(self, name, tuple(map(str, value)))  # paths may be given as such
         require(
             len(self.weights) in (0, len(self.sources)),
             f"there are {len(self.weights)} weights for {len(self.sources)} sources: give one for each, or none",

@@ -13,9 +13,9 @@ from tubelet.data.limits import IMAGE_PIXELS
 from tubelet.data.storage import StorageError
 from tubelet.types import DecodeError, one_line
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 # Whatever a file is called, no more of Pillow's decoders than what images on disks are in: some call other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def read_image(media: Media) -> Tensor:
@@ -50,6 +50,9 @@ def _pixels(file: BinaryIO, name: str) -> np.ndarray:
         with Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > IMAGE_PIXELS:  # Pillow's own limit can be switched off by anyone
                 raise _too_large(name)
+            pages = getattr(image, "n_frames", 1)
+            if image.format == "TIFF" and pages > 1:
+                raise DecodeError(name, f"has {pages} pages: save each as a file of its own")
             return rgb_of(image, name)
 
 
@@ -71,6 +74,10 @@ def rgb_of(image: Image.Image, name: str) -> np.ndarray:
         if values.size and not (values.min() >= 0 and values.max() < 2**16):
             raise DecodeError(
                 name, f"has values from {values.min()} to {values.max()}, expected 16 bits: scale them to 0-65535"
+            )
+        if 0 < (values.max() if values.size else 0) < 2**12:
+            raise DecodeError(
+                name, f"has 16 bits a pixel and values up to {values.max()}, which is black: scale them to 0-65535"
             )
         upright = Image.fromarray((values >> 8).astype(np.uint8))
     return np.array(upright.convert("RGB"))

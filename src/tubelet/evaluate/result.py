@@ -160,8 +160,7 @@ def print_result(result: Result, console: Console) -> None:
         table.add_row(f"{name}{metric.arrow}", str(metric), *(str(other[name]) for other in result.beside.values()))
     if result.metrics:
         console.print(table)
-    else:
-        say(console, result.protocol)
+    say(console, result.protocol, "dim")
     say(console, ", ".join(f"{number} {what}" for what, number in result.counts.items()))
     if result.skipped:
         first, count = result.skipped[0], len(result.skipped)

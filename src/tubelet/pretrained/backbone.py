@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from tubelet.config import ModelConfig, to_dict
 from tubelet.config.fields import nearest
-from tubelet.data.clips import normalise
+from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD, normalise
 from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
 from tubelet.model.lora import apply_adapters
@@ -56,6 +57,7 @@ class Backbone(Encoder, ModelHubMixin):
         self.predictor = Predictor(config) if with_predictor else None
         self.name = "untitled"
         self.part: EncoderPart = "teacher"
+        self.stored_dtype = self.dtype  # of the file that it was loaded from
         self._identified: tuple[int, str] | None = None
 
     @property
@@ -117,6 +119,11 @@ class Backbone(Encoder, ModelHubMixin):
     def patch_size(self) -> int:
         """Pixels along a patch's side."""
         return self.config.patch_size
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """How pixels are normalised: (x / 255 - mean) / std of each colour, as timm's models tell it."""
+        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear"}
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -187,7 +194,22 @@ class Backbone(Encoder, ModelHubMixin):
         """`load` by the name that the Hub's users know."""
         return load(pretrained_model_name_or_path, **options)
 
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As any module's; a warning where training would round most steps away."""
+        if requires_grad and self.dtype.itemsize < 4:
+            warnings.warn(
+                f"weights in {_short(self.dtype)} round most steps of an optimiser away: "
+                "load with dtype=torch.float32 to train them",
+                stacklevel=2,
+            )
+        return super().requires_grad_(requires_grad)
+
     def _save_pretrained(self, save_directory: Path) -> None:
+        if self.dtype.itemsize < self.stored_dtype.itemsize:
+            warnings.warn(
+                f"weights rounded to {_short(self.dtype)} are saved: load with dtype=torch.float32 to keep all digits",
+                stacklevel=2,
+            )
         self.identify()  # what is saved is what is in memory, be it a cast of what was loaded
         save_encoder(save_directory / WEIGHTS_FILE, self.state_dict(), self.config, self.name, self.part)
         # For readers and for the Hub, which counts its downloads; the weights file says the same in its header.
@@ -241,8 +263,8 @@ class Backbone(Encoder, ModelHubMixin):
         path: str | Path,
         *,
         frames: int = 16,
-        overlap: int = 8,
-        fps: float = DEFAULT_FPS,
+        overlap: int | None = None,
+        fps: float | None = None,
         resize: Resize = None,
     ) -> Iterator[DenseFeatures]:
         """Encode all of a video, however long, in memory that does not grow.
@@ -252,8 +274,8 @@ class Backbone(Encoder, ModelHubMixin):
         Args:
             path: the video, or its URL.
             frames: T of a window; a video that is shorter is one window.
-            overlap: frames that a window shares with the one before; the last may share more.
-            fps: frames per second.
+            overlap: frames that a window shares with the one before, half of them unless told; the last may share more.
+            fps: frames per second, 4 unless told.
             resize: as in `encode`.
 
         Yields:
@@ -264,6 +286,9 @@ class Backbone(Encoder, ModelHubMixin):
         """
         check_resize(resize)
         Sampling(frames, fps)  # refuses odd numbers before a file is opened
+        fps = DEFAULT_FPS if fps is None else fps
+        if overlap is None:
+            overlap = frames // 2 - frames // 2 % self.config.tubelet_size
         if not isinstance(overlap, (int, np.integer)):
             raise TubeletError(f"overlap is {overlap!r}, expected a whole number of frames")
         for pixels, times in read_windows(path, frames, overlap, fps, self.config.tubelet_size):
@@ -280,6 +305,10 @@ class Backbone(Encoder, ModelHubMixin):
         outputs = self.outputs(pixels, self.config.levels)
         levels = tuple(norm(x) for norm, x in zip(self.norms, outputs, strict=True))
         return DenseFeatures(levels, grid, step_times(times, grid.t))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _as_clip(x: Tensor) -> Tensor:
@@ -366,7 +395,7 @@ def build(what: str | Path, wanted: Wanted, sha256: str | None = None, **hub: An
         model = Backbone(weights.config, wanted.predictor)
     state = weights.encoder | {f"predictor.{name}": value for name, value in weights.predictor.items()}
     load_exactly(model, state, str(path), assign=True)
-    model.name, model.part = weights.name, weights.part
+    model.name, model.part, model.stored_dtype = weights.name, weights.part, model.dtype
     model.identify()
     return model.requires_grad_(False).eval()
 

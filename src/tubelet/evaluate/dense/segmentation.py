@@ -310,6 +310,11 @@ def _result(
     tested: int,
 ) -> Result:
     by_class, truth = iou_by_class(counts), counts.sum(1)
+    if len(by_class) < 2:
+        raise TubeletError(
+            f"{data}: all pixels of the test split that are not ignored are of one class, so that no figure says "
+            f"anything; check what its numbers mean in the layout of {labels.benchmark}"
+        )
     fitted, held_out = head.pictures
     return Result(
         task="segmentation",
