@@ -1,6 +1,7 @@
 """Features of a collection: complete, continued after a crash, readable by others, searchable."""
 
 import copy
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from PIL import Image
 from runs import tiny_config, train_quietly
 
 from media import picture, write_video
+from tubelet.cli import main
 from tubelet.config import EmbedConfig
 from tubelet.data.decode import stream_clips
 from tubelet.data.sources import list_media
@@ -30,6 +32,7 @@ from tubelet.embed.search import search
 from tubelet.embed.table import LOCK, FeatureTable, parts
 from tubelet.files import alone
 from tubelet.pretrained.backbone import load
+from tubelet.train.state import read_config
 from tubelet.types import TubeletError
 
 SMALL = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=4, workers=0)
@@ -325,3 +328,13 @@ def test_a_table_is_searched_only_by_the_model_that_made_it(films, table, model,
         search(table, films / "2.png", model=other)
     with pytest.raises(TubeletError, match="is not a folder of features"):
         search(tmp_path, films / "2.png", model=model)
+
+
+def test_clips_are_by_default_those_that_a_run_was_trained_at(films, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["tubelet", "embed", str(films), "--model", str(run), "--out", str(tmp_path / "t")]
+    )
+    main()
+    settings = json.loads((tmp_path / "t" / "_settings.json").read_text())
+    trained = read_config(run).data
+    assert [settings[name] for name in ("image_size", "frames", "fps")] == [trained.image_size, trained.frames, 4.0]

@@ -103,6 +103,19 @@ def test_a_released_checkpoint_is_continued(name, anew, media, monkeypatch):
     assert model.config.prediction_width == model.config.num_output_levels * model.config.width
 
 
+@pytest.mark.parametrize("name", ["encoder.safetensors", "encoder"])
+def test_an_encoder_alone_is_continued_with_a_new_predictor(name, media, first_run, tmp_path):
+    encoder = load(first_run, device="cpu", dtype=torch.float32)
+    encoder.save_pretrained(tmp_path / "encoder")
+    file = tmp_path / "encoder" if name == "encoder" else next((tmp_path / "encoder").glob("*.safetensors"))
+    config = dataclasses.replace(tiny_config(media, init_from=str(file)), model=continued_sizes(str(file)))
+    model, origin = initial_model(config, resumed=False)
+    assert same(model.student, encoder) and same(model.teacher, encoder)
+    said = initial_moments(origin, model, build_optimizer(model, config.optim))
+    assert said.endswith("AdamW's moments anew; the predictor starts anew, since there is none in it")
+    assert checkpoints(train_quietly(dataclasses.replace(config, steps=1), tmp_path / "run").parents[1])
+
+
 def test_a_released_name_is_continued_from_its_file(media, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("tubelet.checkpoint.read_released", partial(read_released, heads=2, predictor_heads=2))

@@ -15,6 +15,7 @@ import tubelet
 from media import write_image, write_text, write_video
 from tubelet.checkpoint import save_checkpoint
 from tubelet.config import MODELS, DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, to_dict
+from tubelet.evaluate.result import Metric, Result, write_result
 from tubelet.types import Grid, TubeletError
 from tubelet.view.explain import explain
 from tubelet.view.facts import STEPS
@@ -251,6 +252,27 @@ def write_metrics(run, steps=10):
         for i in range(1, steps + 1)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 11, "lo')
+
+
+def test_a_report_shows_what_benchmarks_said_of_the_run(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(TrainConfig(model=TINY, data=DATA))))
+    folder = tmp_path / "evaluation" / "depth-nyu"
+    metrics = {"RMSE": Metric(value=1.25, unit="m", higher_is_better=False)}
+    beside = {"random weights": {"RMSE": Metric(value=2.5, unit="m", higher_is_better=False)}}
+    result = Result(
+        task="depth",
+        benchmark="NYUv2",
+        data="nyu",
+        model_id="run-1f2e",
+        protocol="One.",
+        metrics=metrics,
+        counts={},
+        beside=beside,
+    )
+    write_result(result, folder / "result.json")
+    page = report(tmp_path, tmp_path)
+    assert '<a href="evaluation/depth-nyu/page.html">depth on NYUv2</a>' in page and "run-1f2e" in page
+    assert "1.25 m <small>this run</small>" in page and "2.50 m <small>random weights</small>" in page
 
 
 def test_a_report_says_what_a_young_run_does_not_have(tmp_path):

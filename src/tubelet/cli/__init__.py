@@ -16,12 +16,13 @@ import tyro
 from rich.console import Console
 
 import tubelet
+from tubelet.cli.data import sample_data, shard
 
 # Commands import what they run when they run: `tubelet --help` answers without loading torch's training code.
-from tubelet.cli.data import sample_data, shard
+from tubelet.cli.defaults import with_the_runs
 from tubelet.cli.features import convert, embed, search
 from tubelet.cli.look import evaluate, explain, report
-from tubelet.cli.runs import cooldown, distil, high_resolution, take_up, train
+from tubelet.cli.runs import cooldown, distil, high_resolution, train
 from tubelet.console import say
 from tubelet.types import TubeletError
 
@@ -49,7 +50,7 @@ def main() -> None:
     try:
         # Help shows `FLOAT` rather than `{None}|FLOAT`: what is None is so by leaving the option out.
         tyro.extras.subcommand_cli_from_dict(
-            take_up(COMMANDS, sys.argv[1:]), prog="tubelet", description=__doc__, config=(tyro.conf.DisallowNone,)
+            with_the_runs(COMMANDS, sys.argv[1:]), prog="tubelet", description=__doc__, config=(tyro.conf.DisallowNone,)
         )
     except TubeletError as error:
         # What is wrong before the processes of a run have met is wrong for all of them: one on each machine says it.

@@ -1,12 +1,8 @@
 """The commands that train."""
 
 import dataclasses
-import functools
-import inspect
-from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -125,32 +121,3 @@ def distil(
         sizes = distilled_sizes(student, load(teacher, device="cpu").config)
         config = dataclasses.replace(config, model=sizes)
     run_training(dataclasses.replace(config, distil_from=teacher), out, resume, Console())
-
-
-def take_up(commands: dict[str, Callable[..., None]], words: Sequence[str]) -> dict[str, Callable[..., None]]:
-    """The commands, that of a run that is resumed with the run's own settings for defaults.
-
-    Args:
-        commands: by name.
-        words: the command line.
-
-    Raises:
-        TubeletError: if the run's settings cannot be read.
-    """
-    name, *options = words or [""]
-    given = dict(pairwise(options)) | dict(word.split("=", 1) for word in options if "=" in word)
-    out = given.get("--out")
-    if "--resume" not in options or out is None or not (Path(out) / "config.json").is_file():
-        return commands
-    from tubelet.train.state import read_config
-
-    def resumed(*arguments: Any, **options: Any) -> None:
-        commands[name](*arguments, **options)
-
-    signature = inspect.signature(commands[name])
-    config, *others = signature.parameters.values()
-    functools.update_wrapper(resumed, commands[name])
-    resumed.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[config.replace(default=read_config(Path(out))), *others]
-    )
-    return {**commands, name: resumed}

@@ -3,14 +3,11 @@
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from tubelet.checkpoint import checkpoints, load_vjepa
-from tubelet.parts import is_in_parts
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.hub import WEIGHTS_FILE, save_encoder
 from tubelet.pretrained.sources import find
-from tubelet.pretrained.weights import FORMAT, Wanted
+from tubelet.pretrained.weights import Wanted, is_encoder
 from tubelet.released import PARTS, Part, State, write_released
 from tubelet.types import TubeletError
 
@@ -48,7 +45,7 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
         raise TubeletError(f"{out}: holds the weights of another model: write to another folder")
     if out.exists() and not out.suffix and not out.is_dir():
         raise TubeletError(f"{out}: is a file, expected a folder, or a name that ends in .pt or .safetensors")
-    if out.suffix == ".pt" and not _is_encoder(path):
+    if out.suffix == ".pt" and not is_encoder(path):
         system, _ = load_vjepa(path)
         write_released(out, system.config, {name: getattr(system, name).state_dict() for name in PARTS})
         return f"{out}: student, predictor and teacher in the released layout"
@@ -68,19 +65,6 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
     except OSError as error:
         raise TubeletError(f"{out}: cannot be written ({error.strerror or error}): choose another folder") from error
     return f"{out}: {model.model_id} with its card; push_to_hub uploads it"
-
-
-def _is_encoder(path: Path) -> bool:
-    """Whether a file or folder holds an encoder rather than the whole system."""
-    if path.is_dir():
-        return not (is_in_parts(path) or checkpoints(path))
-    if path.suffix != ".safetensors":
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") in (None, "pt", FORMAT)  # transformers says "pt"
-    except (OSError, SafetensorError) as error:
-        raise TubeletError(f"{path}: cannot be read ({error})") from error
 
 
 def _metrics(path: Path) -> dict[str, float]:

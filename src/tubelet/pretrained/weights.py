@@ -81,6 +81,19 @@ def read_weights(path: Path, name: str, wanted: Wanted) -> Weights:
     raise TubeletError(f"{path}: expected a run folder, a .safetensors or a .pt file")
 
 
+def is_encoder(path: Path) -> bool:
+    """Whether a .safetensors file, or a folder with some, holds an encoder without what it was trained with."""
+    if path.is_dir():
+        return not is_in_parts(path) and not checkpoints(path) and any(path.glob("*.safetensors"))
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") in (None, "pt", FORMAT)  # transformers says "pt"
+    except (OSError, SafetensorError):
+        return False
+
+
 def _from_pt(path: Path, name: str, wanted: Wanted) -> Weights:
     file = read_torch_file(path)
     only_student = "encoder" in file and not any(key in file for key in TEACHER_KEYS)

@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from tubelet.checkpoint import load_moments, load_vjepa, locate
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.model.lora import add_adapters
-from tubelet.pretrained.backbone import Backbone, load
+from tubelet.pretrained.backbone import Backbone, build, load
 from tubelet.pretrained.sources import RELEASED, find
+from tubelet.pretrained.weights import Wanted, is_encoder
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
@@ -24,16 +25,24 @@ def continued_sizes(what: str) -> ModelConfig:
     Those of a distilled release predict a larger teacher's last level; trained on, it is its own teacher, at all
     levels, and its predictor begins anew.
     """
-    sizes = load_vjepa(_file_of(what))[0].config
+    sizes = _trained(what)[1].config
     if sizes.prediction_width != sizes.num_output_levels * sizes.width:
         predictor = dataclasses.replace(sizes.predictor, output_width=None, rescale_rope=True)
         return dataclasses.replace(sizes, output_levels=None, predictor=predictor)
     return sizes
 
 
-def _file_of(what: str) -> str | Path:
-    """The file of a released name, downloaded if need be; anything else as it is."""
-    return find(what) if what in RELEASED else what
+def _trained(what: str) -> tuple[Path, VJEPA, bool]:
+    """What `init_from` names: its file, the model in it, and whether that is an encoder alone, the rest at random."""
+    path = find(what) if what in RELEASED else Path(what)
+    if not is_encoder(path):
+        path = locate(path)
+        return path, load_vjepa(path)[0], False
+    encoder = build(path, Wanted())
+    model = VJEPA(encoder.config)
+    for part in (model.student, model.teacher):
+        part.load_state_dict(encoder.state_dict())
+    return path, model, True
 
 
 def distilled_sizes(student: ModelConfig, teacher: ModelConfig) -> ModelConfig:
@@ -102,7 +111,7 @@ def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, Origin | N
     model.distance_weighting = config.optim.distance_weighting
     origin = None
     if config.init_from and not resumed:
-        origin = _take_over(model, locate(_file_of(config.init_from)))
+        origin = _take_over(model, config.init_from)
     if config.lora_rank:
         # Adapters change one set of weights, which student and teacher must then share.
         model.student.load_state_dict(model.teacher.state_dict())
@@ -124,19 +133,21 @@ def initial_moments(origin: Origin, model: VJEPA, optimizer: Optimizer) -> str:
     Returns:
         a sentence about what the run begins with.
     """
-    kept = set() if origin.path.suffix == ".pt" else load_moments(origin.path, model, optimizer, origin.parts)
+    weights_alone = origin.path.suffix == ".pt" or is_encoder(origin.path)
+    kept = set() if weights_alone else load_moments(origin.path, model, optimizer, origin.parts)
     said = f"starting from {origin.path}, "
     if kept >= set(origin.parts):
         said += "AdamW's moments included"
     else:
         said += "the predictor's moments of AdamW included" if kept else "AdamW's moments anew"
     if "predictor" not in origin.parts:
-        said += "; the predictor starts anew, since that one predicts another teacher's features"
+        why = "there is none in it" if is_encoder(origin.path) else "that one predicts another teacher's features"
+        said += f"; the predictor starts anew, since {why}"
     return said
 
 
-def _take_over(model: VJEPA, what: Path) -> Origin:
-    source = load_vjepa(what)[0]
+def _take_over(model: VJEPA, what: str) -> Origin:
+    path, source, encoder_alone = _trained(what)
     ours, theirs = (
         dataclasses.replace(m.config, output_levels=None, predictor=model.config.predictor) for m in (model, source)
     )
@@ -147,7 +158,7 @@ def _take_over(model: VJEPA, what: Path) -> Origin:
     model.student.load_state_dict(source.student.state_dict())
     model.teacher.load_state_dict(source.teacher.state_dict())
     targets = [(m.config.predictor, m.config.num_output_levels) for m in (model, source)]
-    if targets[0] != targets[1]:
-        return Origin(what, ("student",))
+    if encoder_alone or targets[0] != targets[1]:
+        return Origin(path, ("student",))
     model.predictor.load_state_dict(source.predictor.state_dict())
-    return Origin(what, ("student", "predictor"))
+    return Origin(path, ("student", "predictor"))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "curves": _curves(rows) if rows else None,
         "evaluation": None,
         "results": [],
+        "benchmarks": [_benchmark(path, out.parent) for path in sorted(run.glob("evaluation/*/result.json"))],
         "bad": bad,
         "alarms": alarms,
         "shown_bad": SHOWN_BAD_FILES,
@@ -165,6 +167,22 @@ def _result(task: dict[str, Any], evaluation: dict[str, Any]) -> Result:
     way = "higher is better" if task["higher_is_better"] else "lower is better"
     details = json.dumps(task["details"], indent=1) if task.get("details") else ""
     return Result(task["name"], f"{task['metric']}, {way}", cells, details)
+
+
+def _benchmark(path: Path, folder: Path) -> dict[str, Any]:
+    """One row for what an evaluation with --task left in the run, linked from a folder: first metrics alone."""
+    result = _read_json(path) or {}
+    metrics, units = result.get("metrics", {}), result.get("units", {})
+    name = next(iter(metrics), "")
+    values = {"this run": metrics} | result.get("beside", {}) if name else {}
+    return {
+        "task": result.get("task", ""),
+        "benchmark": result.get("benchmark", ""),
+        "metric": name,
+        "values": {model: f"{figures(own[name])} {units.get(name, '')}" for model, own in values.items()},
+        "model": result.get("model_id", ""),
+        "page": relpath(path.with_name("page.html"), folder),
+    }
 
 
 def _curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
