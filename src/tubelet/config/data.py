@@ -50,7 +50,7 @@ class DataConfig:
     allow_outside: tuple[str, ...] = ()
     """Folders and URLs that manifests may name files of, besides those below a manifest's own folder."""
     weights: tuple[float, ...] = ()
-    """Each source's share of the videos, and of the images, of all; none visits every file equally often."""
+    """Sampling weight of each source, for videos and images separately; none samples every file equally often."""
     image_size: int = 256
     """Side of the square crop, in pixels."""
     frames: int = 16
@@ -62,7 +62,7 @@ class DataConfig:
     image_share: float = 0.5
     """Share of a step's samples that are images, where the sources hold both images and videos."""
     image_frames: int = 1
-    """Frames of a still image: 1 has the image tokenizer; more repeat it for the video tokenizer, as in V-JEPA 2.0."""
+    """Frames of a still image: 1 uses the image tokenizer; more repeat it for the video tokenizer, as in V-JEPA 2.0."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
     """Range of the random crop's area over the frame's."""
     crop_aspect: tuple[float, float] = (0.75, 1.35)

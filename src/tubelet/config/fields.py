@@ -63,7 +63,7 @@ def _rebuild(kind: Any, value: Any, where: str) -> Any:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether JSON's value is one of a field's type: a whole number will do for a float, but no truth for a number."""
+    """Whether JSON's value is one of a field's type; a whole number will do for a float, but no boolean for a number."""
     origin, kinds = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(_fits(one, value) for one in kinds)
@@ -87,5 +87,5 @@ def _in_words(kind: Any) -> str:
         return "a list of " + (
             f"any number of {_in_words(kinds[0])}" if kinds[-1] is Ellipsis else f"{len(kinds)} numbers"
         )
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", NoneType: "null"}
     return names.get(kind) or repr(kind)

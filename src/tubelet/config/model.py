@@ -127,7 +127,7 @@ def _require_sizes(config: "PredictorConfig | ModelConfig", whose: str, **limits
 
 
 def _quarters(depth: int) -> tuple[int, int, int, int]:
-    """The last block of each quarter of the depth: the levels that the family taps, ViT-G's third alone apart."""
+    """The last block of each quarter of the depth, which the family taps as its levels; ViT-G's third is another."""
     return (depth // 4 - 1, depth // 2 - 1, 3 * depth // 4 - 1, depth - 1)
 
 

@@ -90,7 +90,7 @@ class EvaluateConfig:
     learning_rates: tuple[float, ...] = ()
     """Peak learning rates of the heads that are trained side by side; none is the protocol's."""
     weight_decays: tuple[float, ...] = ()
-    """Weight decays, each of which goes with each learning rate; none is the protocol's."""
+    """Weight decays, each combined with every learning rate; none is the protocol's."""
     seed: int = 0
     """Seed of initial weights and of all choices."""
     workers: int = 1

@@ -71,9 +71,9 @@ class GuardConfig:
     max_skipped: int = 10
     """Steps in a row that may be skipped for a loss or gradient that is not finite; with so many the run stops."""
     spike_factor: float = 0.0
-    """A loss above so many times the median of the last 100 sends the run back to its last checkpoint; 0 is off."""
+    """A loss above this multiple of the median of the last 100 rewinds the run to its last checkpoint; 0 is off."""
     spike_batches: int = 200
-    """Batches left out after that, at least those since the checkpoint (PaLM, arXiv 2204.02311, section 5.1)."""
+    """Batches skipped after a rewind, at least those since the checkpoint (PaLM, arXiv 2204.02311, section 5.1)."""
     data_timeout_s: float = 300.0
     """Seconds that a step may wait for its data; then the run ends and names the file that is being read."""
     process_timeout_s: float = 600.0
@@ -101,9 +101,9 @@ class TrainConfig:
     masks: tyro.conf.Suppress[MaskConfig] = field(default_factory=MaskConfig)
     """What is hidden from the student."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """How it learns."""
+    """Optimiser, teacher average and loss weights."""
     guards: GuardConfig = field(default_factory=GuardConfig)
-    """What it does about trouble."""
+    """What is done about losses that are not finite, spikes and hangs."""
     steps: int = 300_000
     """Optimiser steps."""
     batch_size: int = 24

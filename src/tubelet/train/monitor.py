@@ -1,4 +1,4 @@
-"""Whether the features live: the figures that betray a collapse, and the warnings that name it."""
+"""Collapse detection: effective rank and channel spread of features, and the warnings that they trigger."""
 
 import re
 from collections import deque

@@ -1,4 +1,4 @@
-"""The processes of a run: who they are, what they add up, what they tell each other, and how they end together.
+"""The processes of a run: rendezvous, reductions, agreement on signals and bad files, and a joint end.
 
 Each process holds the whole model (unless it is sharded) and takes its share of every step's samples. Gradients are
 summed once a step, after the last backward pass. A step runs several of those, one for each mask of each modality, and
