@@ -32,9 +32,10 @@ from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.data.clips import normalise
 from tubelet.data.masks import sample_mask
 from tubelet.device import pick_device, training_dtype
+from tubelet.train.compilation import prepare
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
-from tubelet.train.step import autocast, backpropagate, prepare, train_step
+from tubelet.train.step import autocast, backpropagate, train_step
 from tubelet.types import Batch, Modality, StepData
 from tubelet.vjepa import VJEPA
 

@@ -82,7 +82,7 @@ def make_room(run: Path) -> None:
     """Make the folder of a run's checkpoints, and remove from it what a process left that died while it wrote."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("*.partial"):
+    for leftover in [*folder.glob("*.partial"), *folder.glob(".tmp*")]:  # safetensors' own are called so
         _try_to_remove(leftover)
 
 

@@ -55,6 +55,8 @@ def alone(folder: Path, name: str = ".lock") -> Iterator[None]:
         raise TubeletError(
             f"{folder}: another process is writing to it; wait for it, or choose another --out"
         ) from error
+    except OSError as error:
+        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
     except NotImplementedError:  # there are network folders that know no locks
         pass
     try:

@@ -118,3 +118,17 @@ def test_a_run_that_meets_too_many_bad_files_keeps_its_steps_and_goes_on_when_mo
     lenient = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.2))
     train_quietly(lenient, run, resume=True)
     assert [row["step"] for row in rows(run)] == list(range(1, 13))
+
+
+def test_files_that_were_mended_do_not_count_when_a_run_goes_on(tmp_path):
+    folder, run = tmp_path / "films", tmp_path / "run"
+    folder.mkdir()
+    for i in range(5):
+        write_video(folder / f"{i}.mp4")
+    write_text(folder / "5.mp4")
+    config = tiny_config(folder, steps=8)
+    with pytest.raises(TubeletError, match="1 of 6 files"):
+        train_quietly(config, run)
+    write_video(folder / "5.mp4")
+    train_quietly(config, run, resume=True)
+    assert rows(run)[-1]["step"] == 8 and len(bad_rows(run)) == 1

@@ -1,11 +1,13 @@
 """The stages of the published training: each runs its first steps at a tiny size, by the values that it publishes."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from rich.console import Console
 from runs import rows, tiny_config, train_quietly
 
 from tubelet.checkpoint import load_vjepa
@@ -15,6 +17,8 @@ from tubelet.pretrained.convert import convert
 from tubelet.pretrained.weights import Wanted
 from tubelet.released import read_torch_file
 from tubelet.train.initial import continued_sizes, distilled_sizes
+from tubelet.train.loop import train
+from tubelet.train.state import read_config
 from tubelet.train.step import scheduled
 from tubelet.types import TubeletError
 
@@ -68,6 +72,18 @@ def distilled(media, pretrained, tmp_path_factory):
     train_quietly(dataclasses.replace(config, steps=10), run)
     train_quietly(config, run, resume=True)
     return run
+
+
+def test_a_run_says_that_the_model_it_follows_has_changed(media, pretrained, tmp_path, capsys):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(pretrained, teacher)
+    sizes = distilled_sizes(dataclasses.replace(tiny_config(media).model, width=12), load_vjepa(teacher)[0].config)
+    config = tiny(media, recipes.distil(), distil_from=str(teacher), model=sizes)
+    train(dataclasses.replace(config, steps=2), tmp_path / "run", console=Console(width=500))
+    longer = dataclasses.replace(read_config(teacher), steps=read_config(teacher).steps + 1)
+    train_quietly(longer, teacher, resume=True)
+    train(dataclasses.replace(config, steps=3), tmp_path / "run", resume=True, console=Console(width=500))
+    assert "changed since this run began: distil_weights: teacher-" in capsys.readouterr().out
 
 
 def test_a_distilled_student_learns_the_frozen_models_last_level(distilled):

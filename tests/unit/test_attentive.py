@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from tubelet.evaluate import training_state
 from tubelet.evaluate.clips.attentive import AttentiveProbe, LinearProbe, probe_heads
+from tubelet.evaluate.clips.ranking import UNKNOWN
 from tubelet.evaluate.clips.sweep import Candidate, Pooled, Schedule, collate, grid, score, train_side_by_side
 from tubelet.types import TubeletError
 
@@ -145,7 +146,7 @@ def test_a_class_that_a_head_does_not_know_is_never_found_and_a_diverged_head_fi
     with torch.no_grad():
         head.linear.weight.copy_(torch.eye(3, 4))
     (own,) = score(torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1), CPU)[0]
-    assert own.ranks.tolist() == [0, 0, 0, 3]
+    assert own.ranks.tolist() == [0, 0, 0, UNKNOWN]
     with torch.no_grad():
         head.linear.weight.fill_(torch.nan)
     (own,) = score(torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1), CPU)[0]

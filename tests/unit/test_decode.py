@@ -1,6 +1,7 @@
 import contextlib
 import gc
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -23,7 +24,7 @@ from media import (
     write_variable_rate,
     write_video,
 )
-from tubelet.data import decode
+from tubelet.data import containers, decode
 from tubelet.data.decode import Frames, VideoInfo, read_clips, read_frames, read_info, stream_clips
 from tubelet.data.images import read_image
 from tubelet.types import DecodeError
@@ -305,6 +306,17 @@ def test_transport_streams_of_two_codecs_in_one_file_are_refused(tmp_path: Path)
         assert reason(both) == "changes its codec on the way (stream 256): split it there"
 
 
+def test_program_maps_that_span_packets_are_read(tmp_path: Path) -> None:
+    streams = b"".join(bytes([kind, 0xE1, number, 0xF0, 100, *[0xFF] * 100]) for kind, number in ((2, 0), (27, 1)))
+    table = bytes([2, 0xB0 | (13 + len(streams)) >> 8, (13 + len(streams)) & 255, 0, 1, 193, 0, 0, 0xE1, 0, 0xF0, 0])
+    section = b"\0" + table + streams + b"\0\0\0\0"
+    first = bytes([0x47, 0x50, 0, 0x10]) + section[:184]
+    between = bytes([0x47, 0x01, 0, 0x10]) + bytes(184)
+    second = bytes([0x47, 0x10, 0, 0x11]) + section[184:].ljust(184, b"\xff")
+    found = list(containers._mapped_streams(first + between + second))
+    assert found == [(0x100, 2), (0x101, 27)]
+
+
 def test_junk_behind_a_film_does_no_harm(film: Path, tmp_path: Path) -> None:
     path = tmp_path / "junk.mp4"
     path.write_bytes(film.read_bytes() + b"signed by a camera" * 9)
@@ -420,3 +432,44 @@ def test_of_a_tiff_one_page_is_a_picture_and_several_are_refused(tmp_path: Path)
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(DecodeError, match="has 3 pages: save each as a file of its own"):
         read_image(tmp_path / "stack.tif")
+
+
+def encode_noise(
+    path: Path, codec: str, options: dict[str, str], size: int = 64, frames: int = 96, fps: int = 24
+) -> Path:
+    """Frames of noise that darkens and brightens, by a codec with its own options alone."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w", options={"live": "1"} if path.suffix == ".webm" else {}) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.options = options
+        for i in range(frames):
+            pixels = rng.integers(0, 64, (size, size, 3)) + 2 * i % 190
+            frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def assert_read_as_whole(path: Path, seconds: np.ndarray) -> None:
+    whole = read_frames(path)
+    numbers = np.searchsorted(whole.times, seconds + 1e-3) - 1
+    clip = read_clips(path, lambda info: [seconds])[1][0]
+    assert clip.times.tolist() == whole.times[numbers].tolist()
+    assert torch.equal(clip.pixels, whole.pixels[numbers])
+
+
+def test_frames_that_a_decoder_withholds_when_others_are_left_out_come_all_the_same(tmp_path: Path) -> None:
+    path = encode_noise(tmp_path / "live.webm", "libsvtav1", {"preset": "8"})
+    assert_read_as_whole(path, 1.5 + np.arange(8) / 24)
+    (streamed,) = stream_clips(path, lambda info: [1.5 + np.arange(8) / 24])
+    assert np.diff(streamed.times) == pytest.approx(np.full(7, 1 / 24), abs=2e-3)
+
+
+def test_a_stream_that_is_renewed_bit_by_bit_is_read_from_anywhere(tmp_path: Path) -> None:
+    x264 = {"preset": "veryfast", "bf": "0", "g": "24", "x264-params": "intra-refresh=1:keyint=24:threads=1:scenecut=0"}
+    path = encode_noise(tmp_path / "refresh.mp4", "libx264", x264, size=192, frames=150, fps=25)
+    for second in np.arange(0.5, 5.5, 0.26):
+        assert_read_as_whole(path, np.array([second]))

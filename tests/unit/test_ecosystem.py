@@ -177,6 +177,14 @@ def test_the_id_says_which_weights_are_in_memory_and_what_was_saved(run, tmp_pat
     assert saved == model.model_id == json.loads((tmp_path / "config.json").read_text())["model_id"]
 
 
+def test_the_id_knows_a_change_anywhere_in_a_tensor(run):
+    before = load(run, device="cpu", dtype=torch.float32)
+    after = load(run, device="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        after.blocks[0].attention.proj.weight[1:] = 0
+    assert before.weights_id != after.weights_id
+
+
 def test_heads_for_vits_find_what_timm_has(model):
     images, clips = torch.randn(2, 3, 32, 24), torch.randn(2, 3, 4, 32, 24)
     assert (model.embed_dim, model.num_features, model.patch_size, model.num_prefix_tokens) == (48, 48, 8, 0)

@@ -56,3 +56,13 @@ def test_a_table_that_a_crash_emptied_is_made_anew(tmp_path):
     (table,) = (tmp_path / "tables").iterdir()
     table.write_bytes(b"")
     assert torch.equal(table_of(features, tmp_path, 0), whole) and whole[:, 0].tolist() == [0, 1, 2]
+
+
+def test_features_that_are_not_finite_are_like_nothing(clouds):
+    (table, labels), (queries, truth) = clouds
+    spoilt = table.clone()
+    spoilt[0] = torch.inf
+    clean, other = (neighbour_scores(rows, labels, queries, truth, 4, [20])[20].ranks for rows in (table, spoilt))
+    assert ((clean == 0).float().mean() - (other == 0).float().mean()).abs() < 0.1
+    lost = neighbour_scores(torch.full_like(table, torch.nan), labels, queries, truth, 4, [20])[20]
+    assert (lost.ranks == 0).float().mean() <= 0.5

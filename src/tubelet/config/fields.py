@@ -63,7 +63,7 @@ def _rebuild(kind: Any, value: Any, where: str) -> Any:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether JSON's value is one of a field's type; a whole number will do for a float, but no boolean for a number."""
+    """Whether JSON's value is one of a field's type; a whole number will do for a float, no boolean for a number."""
     origin, kinds = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(_fits(one, value) for one in kinds)

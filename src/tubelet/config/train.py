@@ -120,6 +120,8 @@ class TrainConfig:
     """Run folder, checkpoint, released .pt file or released name whose weights the run starts from, not random ones."""
     distil_from: tyro.conf.Suppress[str | None] = None
     """Frozen model whose last level is predicted instead of the run's own teacher's: whatever `tubelet.load` takes."""
+    distil_weights: tyro.conf.Suppress[str | None] = None
+    """Which weights those are; the run itself says."""
     lora_rank: int = 0
     """Train low-rank adapters of this rank in the encoder's blocks, and leave its own weights as they are; 0 is off."""
     seed: int = 0

@@ -185,16 +185,29 @@ def _check_programs(name: str, data: bytes) -> None:
 def _mapped_streams(data: bytes) -> Iterator[tuple[int, int]]:
     """Packet identifier and type of each stream, by the program maps of a transport stream (ISO 13818-1, 2.4.4.8)."""
     for head in _TABLE_HEAD.finditer(data):
-        packet = data[head.start() : head.start() + _PACKET_BYTES]
-        start = 4 + (1 + packet[4] if len(packet) > 4 and packet[3] & 0x20 else 0)  # past the adaptation field
-        table = packet[start + 1 + packet[start] :] if start < len(packet) else b""
+        at = head.start()
+        payload = _payload(data, at)
+        table = payload[1 + payload[0] :] if payload else b""  # past the pointer to where it begins
         if len(table) < 12 or table[0] != _PROGRAM_MAP:
             continue
-        end = min(len(table), _low(table[1:3], 12) - 1)  # a checksum follows
-        at = 12 + _low(table[10:12], 12)
-        while at + 5 <= end:
-            yield _low(table[at + 1 : at + 3], 13), table[at]
-            at += 5 + _low(table[at + 3 : at + 5], 12)
+        length = 3 + _low(table[1:3], 12)
+        stream = _low(data[at + 1 : at + 3], 13)
+        while len(table) < length and data[at + _PACKET_BYTES : at + _PACKET_BYTES + 1] == b"\x47":
+            at += _PACKET_BYTES  # the table goes on in later packets of its stream
+            if _low(data[at + 1 : at + 3], 13) == stream:
+                table += _payload(data, at)
+        end = min(len(table), length - 4)  # a checksum follows
+        place = 12 + _low(table[10:12], 12)
+        while place + 5 <= end:
+            yield _low(table[place + 1 : place + 3], 13), table[place]
+            place += 5 + _low(table[place + 3 : place + 5], 12)
+
+
+def _payload(data: bytes, at: int) -> bytes:
+    """What a packet carries, past its head and its adaptation field."""
+    packet = data[at : at + _PACKET_BYTES]
+    start = 4 + (1 + packet[4] if len(packet) > 4 and packet[3] & 0x20 else 0)
+    return packet[start:] if len(packet) > 3 and packet[3] & 0x10 else b""
 
 
 def _low(data: bytes, bits: int) -> int:

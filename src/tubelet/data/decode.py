@@ -213,9 +213,10 @@ class _Video:
         while served < len(targets):
             self._restart()
             needed = self._needed(self._packets(), targets[served:])
+            expected = None if needed is None else iter(sorted(needed))
             self._restart()
             for frame, repeats in self._select(self._decoded(self._packets(), needed), targets[served:], ended=True):
-                if needed is not None and frame.pts not in needed:
+                if expected is not None and frame.pts != next(expected, None):
                     self.skipping = False  # see `_find`: over again from where this failed
                     break
                 served += repeats
@@ -304,10 +305,17 @@ class _Video:
             needed = self._needed(packets, targets)
             found: list[tuple[Any, int]] = []
             if packets and (from_start or time_of(packets[0]) <= targets[0]):
-                found = list(self._select(self._decoded(iter(packets), needed), targets, ended))
-            if found and needed is not None and not all(frame.pts in needed for frame, _ in found):
-                # This decoder names its frames by other times than their packets': nothing can be left out.
+                try:
+                    found = list(self._select(self._decoded(iter(packets), needed), targets, ended))
+                except DecodeError:
+                    # A stream that is renewed bit by bit has keyframes that are not whole: go back further.
+                    if from_start:
+                        raise
+            if found and needed is not None and {frame.pts for frame, _ in found} != needed:
+                # This decoder names its frames by other times than their packets', or withholds some that others left
+                # out were to bring: nothing can be left out, and a decoder that once withheld is opened anew.
                 self.skipping = False
+                self._restart()
             elif found and (from_start or found[0][0].pts <= targets[0]):
                 return found
             elif from_start:

@@ -58,7 +58,7 @@ class Readings:
             yield
             return
         self.names[worker].value = name.encode(errors="replace")[-_NAME_BYTES + 1 :]
-        self.pids[worker], self.since[worker] = os.getpid(), time.time()
+        self.pids[worker], self.since[worker] = os.getpid(), time.monotonic()
         try:
             yield
         finally:
@@ -66,7 +66,7 @@ class Readings:
 
     def all(self) -> list[Reading]:
         """What is being read, the longest first; a worker that died is at what it died of."""
-        now = time.time()
+        now = time.monotonic()
         started = sorted((since, worker) for worker, since in enumerate(self.since) if since)
         names = {worker: self.names[worker].value.decode(errors="replace") for _, worker in started}
         return [Reading(worker, self.pids[worker], names[worker], now - since) for since, worker in started]

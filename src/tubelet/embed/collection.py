@@ -17,9 +17,9 @@ from tubelet.data.storage import StorageError
 from tubelet.data.workers import deaths_in_words
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import LOCK, FeatureTable
-from tubelet.files import alone
+from tubelet.files import alone, describe_os_error, replacing
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, Modality, printable
+from tubelet.types import BadFile, Modality, TubeletError, printable
 
 BAD_FILES = "_bad_files.jsonl"
 
@@ -135,7 +135,11 @@ def _embed(
 def _keep(table: FeatureTable, broken: Collection[str], bad_files: str) -> None:
     table.drop(broken)
     table.flush()
-    (table.path / BAD_FILES).write_text(bad_files)
+    try:
+        with replacing(table.path / BAD_FILES) as partial:
+            partial.write_text(bad_files)
+    except OSError as error:
+        raise TubeletError(f"{table.path / BAD_FILES}: cannot be written: {describe_os_error(error)}") from error
 
 
 def _rows(model: Backbone, batch: ClipBatch, pixels: Tensor, config: EmbedConfig) -> list[dict[str, Any]]:

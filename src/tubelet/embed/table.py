@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tubelet.files import sync
+from tubelet.files import describe_os_error, sync
 from tubelet.types import TubeletError
 
 FORMAT = 2  # 1 did not say which version of a file its rows are of
@@ -80,8 +80,11 @@ class FeatureTable:
             for leftover in path.glob("*.partial"):  # of a process that died while it wrote
                 leftover.unlink()
         else:
-            unfinished.write_text(json.dumps(self.settings, indent=2) + "\n")
-            unfinished.replace(path / SETTINGS)
+            try:
+                unfinished.write_text(json.dumps(self.settings, indent=2) + "\n")
+                unfinished.replace(path / SETTINGS)
+            except OSError as error:
+                raise TubeletError(f"{path / SETTINGS}: cannot be written: {describe_os_error(error)}") from error
         self.next_part = max((int(part.stem.split("-")[1]) for part in parts(path)), default=-1) + 1
         self.rows: list[dict[str, Any]] = []
         self.size = 0

@@ -35,6 +35,8 @@ from tubelet.pretrained.windows import read_windows
 from tubelet.released import load_exactly
 from tubelet.types import TubeletError, one_line
 
+FINGERPRINT_VALUES = 256  # of each tensor
+
 
 class Backbone(Encoder, ModelHubMixin):
     """An encoder with everything that using it takes; made by `tubelet.load`.
@@ -410,11 +412,12 @@ def _name_of(what: str | Path, path: Path) -> str:
 
 
 def _fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Of names, shapes and first values of an encoder's tensors: a few pages of a file of any size."""
+    """Of names, shapes and some values of an encoder's tensors, spread evenly: a part of a file of any size."""
     digest = hashlib.sha256()
     for name in sorted(state):
         if name.startswith("predictor."):
             continue
-        head = state[name].detach().flatten()[:32].float().cpu()
-        digest.update(f"{name}{tuple(state[name].shape)}".encode() + head.numpy().tobytes())
+        values = state[name].detach().flatten()
+        some = values[:: -(-len(values) // FINGERPRINT_VALUES)].float().cpu()
+        digest.update(f"{name}{tuple(state[name].shape)}".encode() + some.numpy().tobytes())
     return digest.hexdigest()[:8]

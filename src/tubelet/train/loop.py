@@ -50,7 +50,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
         log = StepLog(partial(write_row, s, line), world.device)
         began = time.perf_counter()
         for step, data in s.stream:
-            data, stop = world.agree(data, s.run.bad, signals.received)
+            data, stop = world.agree(data, s.run.met, signals.received)
             if stop:
                 break
             waited = time.perf_counter() - s.stream.asked  # not for a checkpoint, or for the device
@@ -121,10 +121,10 @@ def report_bad_files(s: Session, data: StepData, console: Console) -> str | None
     """
     for file in s.run.add_bad(data.bad):
         say_bad(console, file)
-    share, allowed = len(s.run.bad) / s.files, s.config.data.max_bad_share
+    share, allowed = len(s.run.met) / s.files, s.config.data.max_bad_share
     if share > allowed:
         return (
-            f"{len(s.run.bad)} of {s.files} files ({100 * share:.0f} %) cannot be read, more than the "
+            f"{len(s.run.met)} of {s.files} files ({100 * share:.0f} %) cannot be read, more than the "
             f"{100 * allowed:.0f} % that --max-bad-share allows, with which --resume goes on; they are listed in "
             f"{s.run.path / 'bad_files.jsonl'}"
         )

@@ -145,7 +145,7 @@ class World:
 
         Args:
             data: this process's share of a step.
-            known: files that are known to all processes to be bad.
+            known: files that all processes know to be bad.
             stop: the signal that this process received.
 
         Returns:

@@ -127,6 +127,8 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world:
     # A run is resumed from wherever, so its settings name its sources by whole paths.
     sources = tuple(s if is_url(s) else str(Path(s).expanduser().absolute()) for s in config.data.sources)
     config = replace(config, data=replace(config.data, sources=sources))
+    if (teacher := load_frozen_teacher(config, device)) is not None:
+        config = replace(config, distil_weights=teacher.weights_id)
     media = list_media(config.data.sources, config.data.allow_outside)
     check_recipes(media, config.data)
     check_steps(config, media, world.size)
@@ -139,9 +141,9 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world:
     compiling = prepare(model, config, device, sharded=parallel != "ddp")
     place(model, parallel, config, world)
     following = None
-    if (teacher := load_frozen_teacher(config, device)) is not None:
+    if teacher is not None:
         model.frozen_teacher = (teacher,)
-        following = f"predicting the last level of {config.distil_from} ({teacher.weights_id})"
+        following = f"predicting the last level of {config.distil_from} ({config.distil_weights})"
     optimizer = build_optimizer(model, config.optim)
     start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
     beginning = initial_moments(origin, model, optimizer) if origin else None

@@ -58,6 +58,7 @@ class RunFolder:
         self.config, self.sources = config, sources
         self.writes = writes
         self.bad: dict[str, str] = {row["path"]: row["reason"] for row, _ in read_rows(path / BAD_FILES)}
+        self.met: set[str] = set()  # of these, those that were met since the run went on: others may be mended by now
         self.unwritten: dict[str, str] = {}  # lines by file that there was no room for
         self.unwritten_reason = ""
         self.alarms: list[dict[str, Any]] = [row for row, _ in read_rows(path / ALARMS)]
@@ -111,11 +112,13 @@ class RunFolder:
         self._append(METRICS, json.dumps(plain) + "\n")
 
     def add_bad(self, files: list[BadFile]) -> list[BadFile]:
-        """Record files that could not be read; returns those that were not known to be bad."""
-        new = [file for file in files if file.path not in self.bad]
+        """Record files that could not be read; returns those that were not met before."""
+        new = [file for file in files if file.path not in self.met]
         for file in new:
-            self.bad[file.path] = file.reason
-            self._append(BAD_FILES, _bad_line(file.path, file.reason))
+            self.met.add(file.path)
+            if file.path not in self.bad:
+                self.bad[file.path] = file.reason
+                self._append(BAD_FILES, _bad_line(file.path, file.reason))
         return new
 
     def add_alarm(self, step: int, kind: str, said: str, **more: Any) -> None:

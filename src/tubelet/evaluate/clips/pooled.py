@@ -217,7 +217,7 @@ def neighbour_scores(
     """
     parts: dict[int, list[Scores]] = {k: [] for k in neighbours}
     for start in range(0, len(queries), _ROWS):
-        block = F.normalize(queries[start : start + _ROWS].float(), dim=1)
+        block = _directions(queries[start : start + _ROWS])
         similarity, voters = _nearest(table, labels, block, max(neighbours))
         own = truth[start : start + _ROWS]
         for k in neighbours:
@@ -233,11 +233,16 @@ def _nearest(table: Tensor, labels: Tensor, block: Tensor, count: int) -> tuple[
     """(b, count) cosines, the highest first, and the classes of the rows that they are of."""
     best, voters = torch.empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.int64)
     for rows, row_labels in _chunks(table, labels):
-        cosines = torch.cat([best, block @ F.normalize(rows.float(), dim=1).T], dim=1)
+        cosines = torch.cat([best, block @ _directions(rows).T], dim=1)
         found = torch.cat([voters, row_labels.expand(len(block), -1)], dim=1)
         best, order = cosines.topk(min(count, cosines.shape[1]), dim=1)
         voters = found.gather(1, order)
     return best, voters
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """(n, D) unit vectors; of what is not finite nothing is known, and it is like nothing."""
+    return F.normalize(rows.float().nan_to_num(0.0, 0.0, 0.0), dim=1)
 
 
 def _chunks(table: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,6 +7,9 @@ asked for counts as the lower one, so that a constant answer is never right by c
 import torch
 from torch import Tensor
 
+UNKNOWN = 2**31
+"""The rank of a class that no score stands for: it is among the first of no number of answers."""
+
 
 def ranks(scores: Tensor, truth: Tensor) -> Tensor:
     """How many other classes score at least as high as the true one.

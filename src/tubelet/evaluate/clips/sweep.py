@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tubelet.data.workers import start_worker, without_traceback
 from tubelet.device import pick_dtype
 from tubelet.evaluate import training_state
-from tubelet.evaluate.clips.ranking import best_answers, ranks
+from tubelet.evaluate.clips.ranking import UNKNOWN, best_answers, ranks
 from tubelet.evaluate.extract import FeatureSet, Progress
 
 ANSWERS = 5
@@ -323,9 +323,9 @@ def _scores(mean: Tensor, labels: Tensor, allowed: Tensor | None) -> Scores:
     mean = mean.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)  # a diverged head knows nothing
     known = labels.clamp(max=K - 1)
     answers = best_answers(mean, ANSWERS)
-    place = torch.where(labels < K, ranks(mean, known), K)
+    place = torch.where(labels < K, ranks(mean, known), UNKNOWN)
     narrowed = mean if allowed is None else mean.masked_fill(~allowed, -torch.inf)
-    among = torch.where(labels < K, ranks(narrowed, known), K)
+    among = torch.where(labels < K, ranks(narrowed, known), UNKNOWN)
     return Scores(place, among, answers, mean.gather(1, answers))
 
 
