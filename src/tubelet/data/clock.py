@@ -2,9 +2,11 @@
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from typing import Any
+
+import numpy as np
 
 # Decoders hold back at most so many frames to put them in order.
 HELD_BACK = 16
@@ -22,6 +24,16 @@ def clock_seconds(text: str) -> float | None:
 def time_of(packet: Any) -> Any:
     """When a packet's frame is shown, in ticks; else when it is decoded; None if neither is known."""
     return packet.dts if packet.pts is None else packet.pts
+
+
+def shown_at(packets: Iterable[Any], targets: np.ndarray) -> set[int] | None:
+    """Times of the packets whose frames are shown at `targets`, all in ticks; None where the packets do not tell."""
+    shown = [packet.pts for packet in packets if not packet.is_discard]
+    if not shown or None in shown:
+        return None
+    times = np.unique(shown)
+    places = np.maximum(np.searchsorted(times, targets, side="right") - 1, 0)
+    return set(times[places].tolist())
 
 
 def in_order(frames: Iterator[Any]) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
-from tubelet.data.clock import HELD_BACK, clock_seconds, in_order, time_of
+from tubelet.data.clock import HELD_BACK, clock_seconds, in_order, shown_at, time_of
 from tubelet.data.containers import (
     STRICT_FORMATS,
     TIMED_FORMATS,
@@ -342,15 +342,8 @@ class _Video:
         return packets, True
 
     def _needed(self, packets: Iterable[Any], targets: np.ndarray) -> set[int] | None:
-        """Display times of the packets whose frames are shown at `targets`; None where the packets do not tell."""
-        if not self.skipping:
-            return None
-        shown = [packet.pts for packet in packets if not packet.is_discard]
-        if not shown or None in shown:
-            return None
-        times = np.unique(shown)
-        places = np.maximum(np.searchsorted(times, targets, side="right") - 1, 0)
-        return set(times[places].tolist())
+        """Display times of the packets that are needed for `targets`; None where all are, or they do not tell."""
+        return shown_at(packets, targets) if self.skipping else None
 
     def _select(self, frames: Iterator[Any], targets: np.ndarray, ended: bool) -> Iterator[tuple[Any, int]]:
         """Of frames in the order they are shown, those shown at `targets`, each with how many targets it serves."""
