@@ -2,6 +2,7 @@
 
 import errno
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,8 +58,10 @@ def alone(folder: Path, name: str = ".lock") -> Iterator[None]:
         ) from error
     except OSError as error:
         raise TubeletError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
-    except NotImplementedError:  # there are network folders that know no locks
-        pass
+    except NotImplementedError:  # some network folders
+        warnings.warn(
+            f"{folder}: its file system knows no locks: see to it that no other process writes there", stacklevel=3
+        )
     try:
         yield
     finally:

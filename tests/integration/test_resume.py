@@ -219,6 +219,15 @@ def test_two_processes_do_not_write_one_run(media, tmp_path):
     assert (checkpoints(tmp_path / "run")[0].stat().st_mode & 0o777) == 0o666 & ~files._MASK
 
 
+def test_a_folder_without_locks_is_told(tmp_path, monkeypatch):
+    def unknown(self):
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock._acquire", unknown)
+    with pytest.warns(UserWarning, match="knows no locks: see to it"), alone(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+
+
 def test_a_thread_may_train(media, tmp_path):
     with ThreadPoolExecutor(1) as pool:
         pool.submit(train_quietly, tiny_config(media, steps=1), tmp_path / "run").result()
