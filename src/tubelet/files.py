@@ -1,16 +1,24 @@
-"""Files that are written whole or not at all, and where the user's cache lies."""
+"""Files that are written whole or not at all, locks, temporary folders, and where the user's cache lies."""
 
 import errno
 import os
+import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from tubelet.types import TubeletError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is swept
+    fcntl = None  # type: ignore[assignment]
+
+_IN_USE = "in-use"
 _MASK = os.umask(0o022)  # there is no way to read it but to set it
 os.umask(_MASK)
 
@@ -66,6 +74,70 @@ def alone(folder: Path, name: str = ".lock") -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def temporary_folder(kind: str, sweep: Callable[[Path], None] = lambda folder: None) -> Iterator[tuple[Path, int]]:
+    """A temporary folder that even SIGKILL does not leave behind for good.
+
+    The first thing that happens is that folders of the same kind are removed whose processes are all dead: a lock that
+    is shared by all processes that inherit its descriptor tells.
+
+    Args:
+        kind: what it is for, a part of its name.
+        sweep: what else is to be done with a folder that dead processes left, before it is removed.
+
+    Yields:
+        the folder, and the descriptor that keeps it for any child process that inherits it (-1 where there is none).
+    """
+    prefix = f"tubelet-{kind}-"
+    _remove_dead(Path(tempfile.gettempdir()), prefix, sweep)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        lock = _try_to_keep(folder)
+        if lock is not None:
+            break
+    try:
+        yield folder, lock
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
+
+
+def _try_to_keep(folder: Path) -> int | None:
+    """A descriptor that marks a folder as in use, or None if it is, or was just removed."""
+    if fcntl is None:
+        return -1
+    try:
+        lock = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_nlink:
+            return lock
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            return lock  # a file system without locks: nothing there is swept
+    os.close(lock)
+    return None
+
+
+def _remove_dead(parent: Path, prefix: str, sweep: Callable[[Path], None]) -> None:
+    if fcntl is None:
+        return
+    for folder in parent.glob(f"{prefix}*"):
+        with suppress(OSError):
+            status = folder.lstat()
+            if status.st_uid != os.getuid() or folder.is_symlink() or (lock := _try_to_keep(folder)) is None:
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                sweep(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def sync(path: Path) -> None:

@@ -21,10 +21,10 @@ import numpy as np
 from tubelet.config import Recipe
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.cut import cut
+from tubelet.data.jobs import reading, run_all
 from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_shards
 from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url, size_of
-from tubelet.data.workers import reading, run_all
 from tubelet.files import replacing
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError
 

@@ -86,7 +86,7 @@ def embed_collection(
     with alone(out, LOCK):
         table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
         clips = CollectionClips(media, config, table.done())
-        with deaths_in_words("the same command continues after what was written", clips.readings):
+        with deaths_in_words("the same command continues after what was written"):
             return _embed(model, table, clips, sum(map(media.count, Modality)), progress, report)
 
 

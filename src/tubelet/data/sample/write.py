@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tubelet.data.jobs import run_all
 from tubelet.data.sample import truth
 from tubelet.data.sample.level import all_levels, load_level
 from tubelet.data.sample.media import write_video
 from tubelet.data.sample.plan import Anchors, RejectedError
 from tubelet.data.sample.render import TICS_PER_SECOND, Shot, View, engine, record, start_level, view_of
-from tubelet.data.workers import run_all
 from tubelet.types import TubeletError
 
 CLIPS_PER_LEVEL = 25  # fewer would spend the time on starting levels, more would show less variety
