@@ -46,26 +46,35 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
 
 
+LOCK = ".lock"
+
+
 @contextmanager
-def alone(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """Make a folder and be the only process that writes to it; the lock is the system's, and dies with its process.
+def directory_lock(folder: Path, name: str = LOCK, remedy: str = "choose another --out") -> Iterator[None]:
+    """Make a folder and be the only process that writes to it; the lock is the system's, and ends with its process.
+
+    To be taken before anything in the folder is looked at: what is there may change until then.
+
+    Args:
+        folder: the folder; one that was made here and is still empty at the end is removed again.
+        name: of the lock's file, which stays: removing it would let two processes lock different files.
+        remedy: what else a person can do than wait.
 
     Raises:
         TubeletError: if the folder cannot be made, or another process is at work in it.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
     lock = FileLock(folder / name, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise TubeletError(
-            f"{folder}: another process is writing to it; wait for it, or choose another --out"
-        ) from error
+        raise TubeletError(f"{folder}: another process is writing to it; wait for it, or {remedy}") from error
     except OSError as error:
-        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
     except NotImplementedError:  # some network folders
         warnings.warn(
             f"{folder}: its file system knows no locks: see to it that no other process writes there", stacklevel=3
@@ -73,6 +82,10 @@ def alone(folder: Path, name: str = ".lock") -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            if made and {entry.name for entry in folder.iterdir()} <= {name}:
+                (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
         lock.release()
 
 

@@ -16,15 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tubelet.files import describe_os_error, sync
+from tubelet.files import LOCK, describe_os_error, sync
 from tubelet.types import TubeletError
 
 FORMAT = 2  # 1 did not say which version of a file its rows are of
 # Readers of Parquet folders pass over names that begin with "_" or ".".
-SETTINGS, LOCK = "_settings.json", ".lock"
+SETTINGS = "_settings.json"
 # What a crash may cost, and what is held in memory before it is written.
 PART_SECONDS = 60.0
 PART_BYTES = 256 * 2**20
+
+
+class PartGoneError(TubeletError):
+    """A part that was there when the table was listed, and is not any more: another process changes the table."""
 
 
 @dataclass
@@ -183,10 +187,13 @@ def read_part(part: Path, columns: list[str] | None) -> pa.Table:
     """Some columns of a part, or all of them.
 
     Raises:
+        PartGoneError: if it is not there any more.
         TubeletError: if the file is damaged.
     """
     try:
         return pq.read_table(part, columns=columns)
+    except FileNotFoundError as error:
+        raise PartGoneError(f"{part}: was removed while the table was read; try again when `embed` is done") from error
     except (OSError, pa.ArrowException) as error:
         raise TubeletError(f"{part}: cannot be read ({error}); delete it and embed the files again") from error
 
