@@ -11,7 +11,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class Family:
-    """A process and all that it starts, wherever they go: the files that they share in memory, and their temporary folder.
+    """A process and all that it starts, wherever they go: what they share in memory, and their temporary folder.
 
     Attributes:
         root: the process.

@@ -10,16 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from leftovers import Family, in_temporary, lives, read_log, words
 from rich.console import Console
 from runs import processes, tiny_config
 
+from leftovers import Family, in_temporary, lives, read_log, words
 from tubelet.config import EmbedConfig, Recipe
 from tubelet.data import workers
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.images import read_image
 from tubelet.data.make_shards import write_shards
-from tubelet.data.sample import render, write_sample_data
+from tubelet.data.sample import engine, write_sample_data
 from tubelet.embed.collection import embed_collection
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Source, extract
@@ -149,13 +149,15 @@ def test_nothing_is_left_when_a_process_is_killed(start, name, victim):
     command.process.join(30)
     if victim != "parent":
         (sentence,) = [line for line in read_log(command.log).splitlines() if line.startswith("error: ")]
-        assert "SIGKILL" in sentence and "memory may" not in sentence
-        assert ("engine stopped" if victim in ("engine", "supervisor") else "ended unexpectedly") in sentence
+        assert {"engine": "the engine: ended by SIGKILL", "supervisor": "supervisor was killed"}.get(
+            victim, "ended unexpectedly (ended by SIGKILL)"
+        ) in sentence, sentence
+        assert "memory may" not in sentence
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "sweep"),
-    [("train", "workers", workers._sweep_tensors), ("sample-data", "engine", render.sweep_engine)],
+    [("train", "workers", workers._sweep_tensors), ("sample-data", "engine", engine._sweep)],
 )
 def test_what_is_left_when_all_are_killed_at_once_goes_at_the_next_start(start, name, kind, sweep, monkeypatch):
     if name == "sample-data":
