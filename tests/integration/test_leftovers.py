@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -175,6 +177,52 @@ def test_what_is_left_when_all_are_killed_at_once_goes_at_the_next_start(start, 
     with temporary_folder(kind, sweep) as (folder, _):
         assert [entry.name for entry in command.family.temporary.iterdir()] == [folder.name]
     assert command.family.left() == []
+
+
+SLOW_MKDIR = """
+#include <dlfcn.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static int (*next)(const char *, mode_t);
+int mkdir(const char *path, mode_t mode) {
+    if (!next) next = dlsym((void *)-1L, "mkdir");
+    usleep(700000);
+    return next(path, mode);
+}
+"""
+
+
+@pytest.mark.parametrize("folder", ["shared", "/proc"])
+def test_engines_share_no_working_directory_and_need_none(folder, tmp_path, monkeypatch):
+    """Two start at once, where a directory is made slowly, or where nothing can be made, not even by root."""
+    pytest.importorskip("vizdoom")
+    compiler = shutil.which("cc")
+    if folder == "shared" and compiler is None:
+        pytest.skip("there is no C compiler")
+    place = tmp_path / folder
+    place.mkdir(exist_ok=True)
+    if folder == "shared":
+        (tmp_path / "slow.c").write_text(SLOW_MKDIR)
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", "slow.so", "slow.c", "-ldl"], cwd=tmp_path, check=True)
+        monkeypatch.setenv("LD_PRELOAD", str(tmp_path / "slow.so"))
+    monkeypatch.chdir(place)
+    before = sorted(place.iterdir()) if folder == "shared" else None
+    write_sample_data(tmp_path / "set", clips=2, images=0, size=64, frames=3, workers=2)
+    assert before is None or sorted(place.iterdir()) == before == []
+
+
+def test_the_engines_own_last_words_are_in_the_error(tmp_path, monkeypatch):
+    pytest.importorskip("vizdoom")
+    wad = tmp_path / "freedoom1.wad"
+    wad.write_bytes(b"PWAD not a level")
+    monkeypatch.setattr(engine, "wad_folder", lambda: tmp_path)
+    with (
+        engine.engines_folder() as folder,
+        pytest.raises(TubeletError) as error,
+        engine.engine(wad.name, "E1M1", 400, 300, 1, folder),
+    ):
+        pass
+    assert "the engine stopped" in str(error.value) and "exit code" in str(error.value), error.value
 
 
 def test_a_folder_in_use_or_of_another_kind_stays(tmp_path, monkeypatch):
