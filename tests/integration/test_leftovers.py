@@ -183,46 +183,62 @@ SLOW_MKDIR = """
 #include <dlfcn.h>
 #include <sys/stat.h>
 #include <unistd.h>
-static int (*next)(const char *, mode_t);
 int mkdir(const char *path, mode_t mode) {
-    if (!next) next = dlsym((void *)-1L, "mkdir");
     usleep(700000);
-    return next(path, mode);
+    return ((int (*)(const char *, mode_t))dlsym((void *)-1L, "mkdir"))(path, mode);
+}
+"""
+BROKEN_ENGINE = """
+extern char *program_invocation_short_name;
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+__attribute__((constructor)) static void start(void) {
+    if (strcmp(program_invocation_short_name, "vizdoom")) return;
+    puts("loading\\n\\nR_Init: no textures");
+    fflush(stdout);
+    _exit(3);
 }
 """
 
 
-@pytest.mark.parametrize("folder", ["shared", "/proc"])
-def test_engines_share_no_working_directory_and_need_none(folder, tmp_path, monkeypatch):
-    """Two start at once, where a directory is made slowly, or where nothing can be made, not even by root."""
+@pytest.fixture
+def preload(tmp_path, monkeypatch):
+    """A function that loads C code into every program that is started from then on."""
+
+    def load(code):
+        if (compiler := shutil.which("cc")) is None:
+            pytest.skip("there is no C compiler")
+        (tmp_path / "loaded.c").write_text(code)
+        command = [compiler, "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", "loaded.so", "loaded.c", "-ldl"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        monkeypatch.setenv("LD_PRELOAD", str(tmp_path / "loaded.so"))
+
+    return load
+
+
+def test_engines_that_start_at_once_share_no_working_directory(tmp_path, monkeypatch, preload):
     pytest.importorskip("vizdoom")
-    compiler = shutil.which("cc")
-    if folder == "shared" and compiler is None:
-        pytest.skip("there is no C compiler")
-    place = tmp_path / folder
-    place.mkdir(exist_ok=True)
-    if folder == "shared":
-        (tmp_path / "slow.c").write_text(SLOW_MKDIR)
-        subprocess.run([compiler, "-shared", "-fPIC", "-o", "slow.so", "slow.c", "-ldl"], cwd=tmp_path, check=True)
-        monkeypatch.setenv("LD_PRELOAD", str(tmp_path / "slow.so"))
+    place = tmp_path / "place"
+    place.mkdir()
+    preload(SLOW_MKDIR)
     monkeypatch.chdir(place)
-    before = sorted(place.iterdir()) if folder == "shared" else None
-    write_sample_data(tmp_path / "set", clips=2, images=0, size=64, frames=3, workers=2)
-    assert before is None or sorted(place.iterdir()) == before == []
+    write_sample_data("set", clips=2, images=0, size=64, frames=3, workers=2)
+    assert [entry.name for entry in place.iterdir()] == ["set"]
 
 
-def test_the_engines_own_last_words_are_in_the_error(tmp_path, monkeypatch):
+def test_a_working_directory_that_cannot_be_written_to_is_no_obstacle(tmp_path, monkeypatch):
     pytest.importorskip("vizdoom")
-    wad = tmp_path / "freedoom1.wad"
-    wad.write_bytes(b"PWAD not a level")
-    monkeypatch.setattr(engine, "wad_folder", lambda: tmp_path)
-    with (
-        engine.engines_folder() as folder,
-        pytest.raises(TubeletError) as error,
-        engine.engine(wad.name, "E1M1", 400, 300, 1, folder),
-    ):
-        pass
-    assert "the engine stopped" in str(error.value) and "exit code" in str(error.value), error.value
+    monkeypatch.chdir("/proc")  # where not even root can make a directory
+    write_sample_data(tmp_path / "set", clips=1, images=0, size=64, frames=3, workers=1)
+
+
+def test_the_engines_own_last_words_are_in_the_error(tmp_path, monkeypatch, preload):
+    pytest.importorskip("vizdoom")
+    preload(BROKEN_ENGINE)
+    with pytest.raises(TubeletError, match=r"exit code 3, its last words: loading / R_Init: no textures; ") as error:
+        write_sample_data(tmp_path / "set", clips=1, images=0, size=64, frames=3, workers=1)
+    assert "memory" not in str(error.value)
 
 
 def test_a_folder_in_use_or_of_another_kind_stays(tmp_path, monkeypatch):
