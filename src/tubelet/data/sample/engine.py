@@ -181,13 +181,19 @@ def _supervised(game: Any, place: Path, vizdoom: Any) -> Iterator[None]:
         TubeletError: no program may be run from the temporary folder.
     """
     watched, held = os.pipe()  # the end `held` is in this process only, which is what the supervisor goes by
+    opened = [watched, held]
     try:
         os.set_inheritable(watched, True)
         engine = Path(vizdoom.__file__).with_name("vizdoom")
         words = [sys.executable, "-I", "-S", supervisor.__file__, str(watched), str(place), str(engine)]
         program = place / "engine"
-        program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        script = f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
+        program.write_text(script)
         program.chmod(0o700)
+        if not os.access(program, os.X_OK) and hasattr(os, "memfd_create"):  # mounted noexec; a file in memory is not
+            opened.append(os.memfd_create("engine", 0))
+            os.write(opened[-1], script.encode())
+            program = Path(f"/proc/self/fd/{opened[-1]}")
         if not os.access(program, os.X_OK):
             raise TubeletError(
                 f"{place.parent.parent}: no program may run from there; set TMPDIR to a folder that allows it"
@@ -195,8 +201,8 @@ def _supervised(game: Any, place: Path, vizdoom: Any) -> Iterator[None]:
         game.set_vizdoom_path(str(program))
         yield
     finally:
-        os.close(watched)
-        os.close(held)
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def start_level(game: Any) -> None:
