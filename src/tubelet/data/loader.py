@@ -30,7 +30,7 @@ from tubelet.data.mix import Mix
 from tubelet.data.pool import Pool
 from tubelet.data.sources import MediaList
 from tubelet.data.workers import Readings, start_worker
-from tubelet.types import BadFile, Batch, DecodeError, Mask, Modality, StepData, TubeletError
+from tubelet.types import BadFile, Batch, DecodeError, Grid, Mask, Modality, StepData, TubeletError
 
 # One number for every use of randomness, so that no two share a stream.
 _VIDEO_ORDER, _IMAGE_ORDER, _VIDEO_SAMPLE, _IMAGE_SAMPLE, _REPLACEMENT, _MASKS, _VIDEO_MIX, _IMAGE_MIX = range(8)
@@ -68,11 +68,32 @@ def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
     mixes(config, media)
 
 
+def group_masks(
+    config: TrainConfig, modality: Modality, grid: Grid, count: int, step: int, number: int
+) -> list[Mask]:
+    """The masks of one group of a step's samples: a function of the arguments alone.
+
+    Args:
+        config: the run.
+        modality: of the samples.
+        grid: their token grid.
+        count: samples of the modality in the step.
+        step: the step's number, from 0.
+        number: the group's number in the step, see `mask_groups`.
+
+    Returns:
+        a mask of context (B, Kc) and target (B, Kt) for each of the modality's kinds of masks.
+    """
+    group = mask_groups(config, count)[number]
+    rng = np.random.default_rng([config.seed, _MASKS, _ORDER[modality], step, number])
+    return [sample_mask(spec, grid, len(group), rng) for spec in config.masks.of(modality)]
+
+
 class StepDataset(Dataset[StepData]):
     """Item k is the data of step k, or one process's share of it.
 
-    The samples of a step, their masks and the lengths that these are cut to are those of all processes together: every
-    process draws the masks of all and keeps its own, so that nothing depends on how many there are.
+    The samples of a step, their masks and the lengths that these are cut to do not depend on how many processes share
+    it: each draws the masks of the groups that its samples are in (`group_masks`).
     """
 
     def __init__(self, config: TrainConfig, media: MediaList, rank: int = 0, processes: int = 1) -> None:
@@ -113,19 +134,18 @@ class StepDataset(Dataset[StepData]):
 
     def _micro_batches(self, modality: Modality, pixels: dict[int, Tensor], step: int) -> Iterator[Batch]:
         """This process's samples (3, T, S, S) uint8 by their numbers in the step, with masks drawn for whole groups."""
-        rng = np.random.default_rng([self.config.seed, _MASKS, _ORDER[modality], step])
         shape = next(iter(pixels.values())).shape[1:]
         grid = self.config.model.grid(*shape)
-        groups = mask_groups(self.config, self.counts[modality])
-        specs = self.config.masks.of(modality)
-        drawn = [[sample_mask(spec, grid, len(group), rng) for spec in specs] for group in groups]
         tokenizer = Modality.IMAGE if shape[0] == 1 else Modality.VIDEO  # an image may be repeated as a clip
+        drawn: dict[int, list[Mask]] = {}
         for samples, weight in self.own[modality]:
-            group, of_group = next(pair for pair in zip(groups, drawn, strict=True) if samples.start in pair[0])
-            rows = slice(samples.start - group.start, samples.stop - group.start)
-            own = [Mask(mask.context[rows], mask.target[rows]) for mask in of_group]
+            number, first = divmod(samples.start, self.config.masks.group)
+            if number not in drawn:
+                drawn[number] = group_masks(self.config, modality, grid, self.counts[modality], step, number)
+            rows = slice(first, first + len(samples))
+            masks = [Mask(mask.context[rows], mask.target[rows]) for mask in drawn[number]]
             stacked = torch.stack([pixels[i] for i in samples])
-            yield Batch(tokenizer, stacked, own, weight=weight / self.config.batch_size)
+            yield Batch(tokenizer, stacked, masks, weight=weight / self.config.batch_size)
 
     def _samples(self, modality: Modality, positions: list[int], bad: dict[str, BadFile]) -> tuple[list[Tensor], int]:
         """The samples at some positions of a modality's endless stream, and how many clips were short."""
