@@ -68,9 +68,7 @@ def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
     mixes(config, media)
 
 
-def group_masks(
-    config: TrainConfig, modality: Modality, grid: Grid, count: int, step: int, number: int
-) -> list[Mask]:
+def group_masks(config: TrainConfig, modality: Modality, grid: Grid, count: int, step: int, number: int) -> list[Mask]:
     """The masks of one group of a step's samples: a function of the arguments alone.
 
     Args:
