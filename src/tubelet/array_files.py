@@ -1,4 +1,4 @@
-"""Files of tensors, arrays and tables: safetensors, .pt, .npz and Parquet, with one strict reader each (see readers.py).
+"""Files of tensors, arrays and tables: safetensors, .pt, .npz and Parquet, read as strictly as in readers.py.
 
 Libraries that take long to import are imported by the functions that need them.
 """

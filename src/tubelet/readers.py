@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +28,6 @@ LINE_BYTES = 2**24
 # Objects and lists within each other; the deepest file of this package has 8.
 JSON_DEPTH = 64
 _CSV_FIELD = 2**20
-# What json.loads lets through and JSON, or a part of this package, does not: numbers beyond a float or 64 bits, NUL,
-# and halves of surrogate pairs. Only text in which this finds something is checked value by value.
-_SUSPECT = re.compile(r"[eE]\+?\d{3}|\d{19}|\\u0000|\\u[dD][89a-fA-F]|\x00")
 
 
 def damaged(where: str | Path, problem: str, remedy: str = COPY_AGAIN) -> TubeletError:
@@ -99,8 +95,9 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
     if isinstance(text, bytes):
         text = decode_text(text, where, remedy)
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
-        if _SUSPECT.search(text) or text.count("[") + text.count("{") > JSON_DEPTH:
+        value = _DECODER.decode(text)
+        # Only text that can hold either is looked through: rows of metrics are many.
+        if "\\u" in text or text.count("[") + text.count("{") > JSON_DEPTH:
             _check_values(value)
     except MisfitError as error:
         raise damaged(where, str(error), remedy) from error
@@ -132,11 +129,28 @@ def _constant(name: str) -> None:
     raise MisfitError("it holds", f"{name}, which JSON does not have")
 
 
+def _float(text: str) -> float:
+    value = float(text)
+    if value in (inf, -inf):
+        raise MisfitError("it holds", f"the number {text[:40]}, which is too large for a float")
+    return value
+
+
+def _int(text: str) -> int:
+    value = int(text)
+    if not -LARGEST_INT <= value <= LARGEST_INT:
+        raise MisfitError("it holds", f"a whole number of {value.bit_length()} bits, above the limit of 63")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int)
+
+
 def _check_values(value: Any) -> None:
-    """Look at every value of a document, without recursion.
+    """Refuse text that no path and no terminal can have, and a document that is too deep.
 
     Raises:
-        MisfitError: one is nothing that this package or a path can hold.
+        MisfitError: naming it.
     """
     level, values = 0, [value]
     while values:
@@ -152,11 +166,6 @@ def _check_values(value: Any) -> None:
             elif isinstance(item, str):
                 if "\0" in item or LONE_SURROGATE.search(item):
                     raise MisfitError(ascii(item)[:100], "holds a character that no text has")
-            elif isinstance(item, float):
-                if not abs(item) < float("inf"):
-                    raise MisfitError("it holds", "a number that is too large for a float")
-            elif isinstance(item, int) and not -LARGEST_INT <= item <= LARGEST_INT:
-                raise MisfitError("it holds", f"a whole number of {item.bit_length()} bits, above the limit of 63")
         values = below
 
 

@@ -119,7 +119,7 @@ def test_epic_kitchens(tmp_path, where):
         (lambda r: put(r / "labels/train.json", {}), r"train\.json: its content is {}, expected a list"),
         (
             lambda r: put(r / "labels/train.json", [{"id": "1"}]),
-            r"train\.json: \[0\]\.template is missing, expected a string",
+            r"json: \[0\]\.template is missing, expected a string",
         ),
         (lambda r: put(r / "labels/train.json", [{"id": "1", "template": "Eating"}]), r"unknown template 'Eating'"),
         (lambda r: put(r / "labels/labels.json", {"Holding something": "3"}), r"with gaps or twice"),
