@@ -12,6 +12,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,9 +164,8 @@ def _check_values(value: Any) -> None:
                 below += [*item.keys(), *item.values()]
             elif isinstance(item, list):
                 below += item
-            elif isinstance(item, str):
-                if "\0" in item or LONE_SURROGATE.search(item):
-                    raise MisfitError(ascii(item)[:100], "holds a character that no text has")
+            elif isinstance(item, str) and ("\0" in item or LONE_SURROGATE.search(item)):
+                raise MisfitError(ascii(item)[:100], "holds a character that no text has")
         values = below
 
 
