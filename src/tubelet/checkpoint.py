@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tubelet.array_files import open_tensors
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.files import describe_os_error, replacing
 from tubelet.model.lora import merge_adapters
 from tubelet.parts import is_in_parts, read_header, remove
+from tubelet.readers import parse_json
 from tubelet.released import differences, load_exactly, read_released
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
@@ -203,16 +205,10 @@ def read_tensors(
         header = read_header(path)
         _check_format(path, header)
         return read_whole(path, wanted), header
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise TubeletError(
-            f"{path}: the checkpoint cannot be read ({error}); copy it again, or remove it to go on from an older one"
-        ) from error
-    _check_format(path, header)
-    return tensors, header
+    with open_tensors(path, "copy it again, or remove it to continue from an older checkpoint") as file:
+        tensors = {name: file.tensor(name) for name in file.names if wanted(name)}
+    _check_format(path, file.header)
+    return tensors, file.header
 
 
 def _check_format(path: Path, header: dict[str, str]) -> None:
@@ -226,13 +222,9 @@ def stored_config(header: Mapping[str, str], kind: type[C], where: str) -> C:
     Raises:
         TubeletError: there is none, or it is no such config.
     """
-    try:
-        values = json.loads(header["config"])
-    except KeyError as error:
-        raise TubeletError(f"{where}: its header holds no config") from error
-    except (ValueError, RecursionError) as error:
-        raise TubeletError(f"{where}: the config in its header is not JSON ({error})") from error
-    config: C = from_dict(kind, values, f"{where}: config")
+    if "config" not in header:
+        raise TubeletError(f"{where}: its header holds no config; copy it again, or make it anew")
+    config: C = from_dict(kind, parse_json(header["config"], f"{where}: the config in its header"), f"{where}: config")
     return config
 
 

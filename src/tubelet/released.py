@@ -6,7 +6,6 @@ rows of queries and keys are reordered to the rotation's half layout (see `tubel
 to the bit, and a file is held against what this package would write: errors speak of the file's own names and shapes.
 """
 
-import pickle
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -17,11 +16,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tubelet.array_files import read_pt
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, levels_of_depth
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import pair_permutation
-from tubelet.types import TubeletError, one_line
+from tubelet.types import TubeletError
 
 Part = Literal["student", "predictor", "teacher"]
 PARTS: tuple[Part, ...] = ("student", "predictor", "teacher")
@@ -137,15 +137,7 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
     Raises:
         TubeletError: if that cannot be.
     """
-    try:
-        file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise TubeletError(f"{path}: is damaged, or asks for code to be run, which no file may") from error
-    except Exception as error:  # a damaged list of instructions fails in any way there is
-        raise TubeletError(f"{path}: not a checkpoint that can be read safely ({one_line(error)})") from error
-    if not isinstance(file, dict):
-        raise TubeletError(f"{path}: expected a dictionary of state dictionaries, found {type(file).__name__}")
-    return file
+    return read_pt(path, "expected a dictionary of state dictionaries", mapped=True)
 
 
 def state_in(file: Mapping[str, Any], key: str, path: str | Path) -> State:

@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "tubelet"
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 # Floor by floor, and on a floor room by room: a file imports from floors below, or from earlier files of its own room.
 FLOORS = [
-    [["types.py", "files.py"]],
+    [["types.py", "values.py", "files.py", "readers.py", "array_files.py"]],
     [
         [
             "config/fields.py",
@@ -281,3 +281,18 @@ def test_every_model_preset_can_be_built_without_memory():
 @pytest.mark.parametrize("file", FILES)
 def test_no_file_needs_a_table_of_contents(file):
     assert len((SOURCE / file).read_text().splitlines()) <= 450
+
+
+# Who parses a format that is not media; everything else asks readers.py. Lists of media are read by manifest.py.
+PARSERS = re.compile(
+    r"json\.loads?\(|\.read_text\(|\.read_bytes\(|np\.load\(|torch\.load\(|safe_open|load_file|\bpq\.(?!write_table)"
+    r"|parquet\.Parquet|csv\.(reader|DictReader)|pickle\.loads?\(|\byaml\.|tomllib|literal_eval"
+)
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file not in ("readers.py", "array_files.py", "data/manifest.py")]
+)
+def test_files_that_are_not_media_are_parsed_in_one_place(file):
+    found = [line.strip() for line in (SOURCE / file).read_text().splitlines() if PARSERS.search(line)]
+    assert not found, f"{file} parses a file itself: use tubelet.readers"

@@ -1,11 +1,12 @@
 """The nearest clips of a table: all pooled features are compared, part by part; no index, no server."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tubelet.embed.table import FORMAT, parts, pooled_rows, read_settings
+from tubelet.embed.table import parts, pooled_rows, read_settings
 from tubelet.pretrained.backbone import Backbone, load
 from tubelet.types import TubeletError
 
@@ -43,8 +44,6 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
     if top < 1:
         raise TubeletError(f"top is {top}, expected at least 1 clip")
     settings = read_settings(index)
-    if settings["format"] != FORMAT:
-        raise TubeletError(f"{index}: was written by another version of this package: embed the collection again")
     if not parts(index):
         raise TubeletError(f"{index}: has no rows yet; run `tubelet embed` to its end")
     model = model or _load(index, settings["model"])
@@ -55,14 +54,31 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
         )
     features = model.encode(file, resize=settings["image_size"], frames=settings["frames"], fps=settings["fps"])
     query = features.pooled[0].float().cpu().numpy()
+    if not np.isfinite(query).all() or not query.any():
+        raise TubeletError(f"{file}: its features are not finite or all zero; check the weights of {model.model_id}")
     query /= np.linalg.norm(query)
     best: list[Hit] = []
+    unusable = 0
     for columns, pooled in pooled_rows(index, ["path", "start_s", "end_s"]):
-        similarity = pooled @ query / np.linalg.norm(pooled, axis=1)
-        nearest = np.argsort(-similarity)[:top]
+        if pooled.shape[1] != len(query):
+            raise TubeletError(
+                f"{index}: a part holds vectors of {pooled.shape[1]} channels, the model has {len(query)}; embed the "
+                "collection again into another folder"
+            )
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            similarity = pooled @ query / np.linalg.norm(pooled, axis=1)
+        usable = np.flatnonzero(np.isfinite(similarity))
+        unusable += len(similarity) - len(usable)
+        nearest = usable[np.argsort(-similarity[usable])[:top]]
         rows = columns.take(nearest).to_pylist()
         best += [Hit(**row, similarity=float(similarity[i])) for row, i in zip(rows, nearest, strict=True)]
         best = sorted(best, key=lambda hit: -hit.similarity)[:top]
+    if unusable:
+        warnings.warn(
+            f"{index}: the features of {unusable} clips are not finite or all zero, and match nothing; embed these "
+            "files again with sound weights",
+            stacklevel=2,
+        )
     return best
 
 

@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from tubelet.array_files import read_tensors
 from tubelet.files import cache_folder, describe_os_error, replacing
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import TubeletError
+
+DELETE = "delete this file of cached features and run the command again"
 
 
 def default_folder() -> Path:
@@ -121,9 +124,4 @@ def read_features(path: Path) -> dict[str, Tensor]:
     Raises:
         TubeletError: if the file is gone or damaged.
     """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise TubeletError(
-            f"{path}: cached features cannot be read ({error}); delete the file and begin anew"
-        ) from error
+    return read_tensors(path, DELETE)[0]

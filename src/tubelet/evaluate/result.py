@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tubelet.console import say
 from tubelet.files import describe_os_error, replacing
+from tubelet.readers import damaged, read_json
 from tubelet.types import BadFile, TubeletError
 
 
@@ -135,6 +136,33 @@ def write_result(result: Result, path: Path) -> None:
             partial.write_text(json.dumps(stated, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise TubeletError(f"{path}: the result could not be written: {describe_os_error(error)}") from error
+
+
+class _Result(TypedDict):
+    """The fields of result.json that reports show."""
+
+    task: str
+    benchmark: str
+    model_id: str
+    metrics: dict[str, float]
+    beside: dict[str, dict[str, float]]
+    units: dict[str, str]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `write_result` wrote.
+
+    Raises:
+        TubeletError: it is damaged, or something else.
+    """
+    remedy = "delete it and run `tubelet evaluate` again"
+    content: dict[str, Any] = read_json(path, _Result, remedy)
+    for name in content["metrics"]:
+        lacking = [other for other, metrics in content["beside"].items() if name not in metrics]
+        if name not in content["units"] or lacking:
+            where = f"beside.{lacking[0]}" if lacking else "units"
+            raise damaged(path, f"{where} has no {name!r:.100}, which is one of the metrics", remedy)
+    return content
 
 
 def _copy_files(files: Mapping[str, Path], out: Path) -> None:

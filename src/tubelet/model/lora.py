@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tubelet.array_files import read_tensors
 from tubelet.files import replacing
 from tubelet.types import TubeletError
 
@@ -62,19 +63,13 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
     Raises:
         TubeletError: if the folder holds no adapters, or they are of another encoder.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise TubeletError(
             f"{path}: no such file; expected the adapter folder of a run that was trained with lora_rank"
         )
     parameters = dict(encoder.named_parameters())
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise TubeletError(f"{path}: the adapters cannot be read ({error})") from error
+    state, _ = read_tensors(path)
     layers = sorted({name.rsplit(".lora_", 1)[0] for name in state})
     for layer in layers:
         weight = parameters.get(layer + ".weight")

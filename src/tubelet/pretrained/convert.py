@@ -1,17 +1,32 @@
 """One model, other files: the suffix of the target says which."""
 
-import json
 from pathlib import Path
+from typing import TypedDict
 
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.hub import WEIGHTS_FILE, save_encoder
 from tubelet.pretrained.sources import find
 from tubelet.pretrained.weights import Wanted, is_encoder
+from tubelet.readers import read_json
 from tubelet.released import PARTS, Part, State, write_released
 from tubelet.types import TubeletError
 
 _FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # files, of which one would not want a folder
+
+
+class _Task(TypedDict):
+    """A task in evaluation.json: its metric, by kind of features."""
+
+    name: str
+    metric: str
+    values: dict[str, float | None]
+
+
+class _Evaluation(TypedDict):
+    """What a model card takes from evaluation.json."""
+
+    tasks: list[_Task]
 
 
 def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown") -> str:
@@ -72,6 +87,6 @@ def _metrics(path: Path) -> dict[str, float]:
     file = path / "evaluation.json"
     if not file.is_file():
         return {}
-    tasks = json.loads(file.read_text())["tasks"]
-    values = {f"{task['name']}, {task['metric']}": task["values"]["trained"] for task in tasks}
+    tasks = read_json(file, _Evaluation, "delete it and run `tubelet evaluate` again")["tasks"]
+    values = {f"{task['name']}, {task['metric']}": task["values"].get("trained") for task in tasks}
     return {name: round(value, 4) for name, value in values.items() if value is not None}

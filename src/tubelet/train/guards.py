@@ -31,7 +31,8 @@ class Past:
             self.in_row += 1
         else:
             self.in_row = 0
-            self.losses.append(row["loss"])
+            if row["loss"] is not None:
+                self.losses.append(row["loss"])
         self.skipped = skipped
 
 

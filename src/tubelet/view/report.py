@@ -14,8 +14,10 @@ from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.data.sample.truth import SampleEntry, read_index
 from tubelet.data.sources import list_media
 from tubelet.evaluate.extract import spread
+from tubelet.evaluate.result import read_result
+from tubelet.evaluate.suite.comparison import read_evaluation
 from tubelet.model.encoder import random_encoder
-from tubelet.train.state import ALARMS, BAD_FILES, CONFIG, METRICS, read_config, read_rows
+from tubelet.train.state import CONFIG, read_alarms, read_bad_files, read_config, read_metrics
 from tubelet.types import DecodeError, TubeletError
 from tubelet.view.maps import (
     RANDOM,
@@ -70,7 +72,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     config = read_config(run)
     entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
     films = _films(data, config) if entries is None else []
-    rows, bad, alarms = ([row for row, _ in read_rows(run / name)] for name in (METRICS, BAD_FILES, ALARMS))
+    rows, bad, alarms = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alarms(run))
     model = load_vjepa(run)[0] if checkpoints(run) else None
     gallery = Gallery()
     values: dict[str, Any] = {
@@ -79,7 +81,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "model_name": _model_name(config.model),
         "sizes": _parameters(model or VJEPA(config.model)),
         "steps": rows[-1]["step"] if rows else 0,
-        "hours": _duration(sum(config.batch_size / row["clips_per_s"] for row in rows)),
+        "hours": _duration(sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))),
         "last": rows[-1] if rows else None,
         "curves": _curves(rows) if rows else None,
         "evaluation": None,
@@ -95,7 +97,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "own": entries is None and model is not None,
         "why_no_pictures": "",
     }
-    evaluation = _read_json(run / "evaluation.json")
+    evaluation = read_evaluation(run / "evaluation.json")
     if evaluation is not None:
         values |= {"evaluation": evaluation, "results": [_result(task, evaluation) for task in evaluation["tasks"]]}
     if model is None:
@@ -171,16 +173,16 @@ def _result(task: dict[str, Any], evaluation: dict[str, Any]) -> Result:
 
 def _benchmark(path: Path, folder: Path) -> dict[str, Any]:
     """One row for what an evaluation with --task left in the run, linked from a folder: first metrics alone."""
-    result = _read_json(path) or {}
-    metrics, units = result.get("metrics", {}), result.get("units", {})
+    result = read_result(path)
+    metrics, units = result["metrics"], result["units"]
     name = next(iter(metrics), "")
-    values = {"this run": metrics} | result.get("beside", {}) if name else {}
+    values = {"this run": metrics} | result["beside"] if name else {}
     return {
-        "task": result.get("task", ""),
-        "benchmark": result.get("benchmark", ""),
+        "task": result["task"],
+        "benchmark": result["benchmark"],
         "metric": name,
-        "values": {model: f"{figures(own[name])} {units.get(name, '')}" for model, own in values.items()},
-        "model": result.get("model_id", ""),
+        "values": {model: f"{figures(own[name])} {units[name]}" for model, own in values.items()},
+        "model": result["model_id"],
         "page": relpath(path.with_name("page.html"), folder),
     }
 
@@ -245,7 +247,7 @@ def _thinned(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[f
     """Steps and values, neighbours averaged where there are more than POINTS."""
     size = max(1, len(rows) // POINTS)
     x = [rows[min(i + size // 2, len(rows) - 1)]["step"] for i in range(0, len(rows), size)]
-    values = np.array([row[name] for row in rows], dtype=float)  # what was not finite is null there, and nan here
+    values = np.array([row.get(name) for row in rows], dtype=float)  # what was not finite is null there, and nan here
     return x, [_mean(values[i : i + size]) for i in range(0, len(rows), size)]
 
 
@@ -274,16 +276,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file's content, or None where there is no such file."""
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise TubeletError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise TubeletError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value

@@ -12,6 +12,7 @@ import numpy as np
 
 from tubelet.evaluate.layouts.labels import LabelSet
 from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs, find_root, images_in
+from tubelet.readers import read_lines
 from tubelet.types import TubeletError
 
 CLASSES = 150
@@ -53,7 +54,7 @@ def _names(path: Path) -> tuple[str, ...]:
     """The names of the classes, from the file that comes with the benchmark; their numbers without it."""
     if not path.is_file():
         return tuple(f"class {number}" for number in range(1, CLASSES + 1))
-    names = [line.split("\t")[-1].split(",")[0].strip() for line in path.read_text().splitlines()[1:] if line.strip()]
+    names = [line.split("\t")[-1].split(",")[0].strip() for line in read_lines(path)[1:] if line.strip()]
     if len(names) != CLASSES:
         raise TubeletError(f"{path}: names {len(names)} classes, expected {CLASSES}")
     return tuple(names)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tubelet.evaluate.layouts.sequences import ObjectSequence, ObjectSet, check_number, pictures
+from tubelet.readers import read_lines
 from tubelet.types import TubeletError
 
 EXPECTED = "DAVIS (ImageSets/2017/val.txt, JPEGImages/480p, Annotations/480p)"
@@ -17,7 +18,7 @@ def read(data: Path) -> ObjectSet | None:
     names_file = data / "ImageSets" / "2017" / "val.txt"
     if not names_file.is_file():
         return None
-    names = [line.strip() for line in names_file.read_text().splitlines() if line.strip()]
+    names = [line.strip() for line in read_lines(names_file) if line.strip()]
     check_number(names, names_file)
     return ObjectSet(benchmark="DAVIS 2017", sequences=[_sequence(data, name) for name in names], folder="predictions")
 

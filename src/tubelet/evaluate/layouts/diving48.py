@@ -7,12 +7,21 @@ rgb/-mmq0PT-u8k_00155.mp4
 """
 
 from pathlib import Path
+from typing import TypedDict
 
 from tubelet.evaluate.layouts.folders import refuse
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_json, whole_number
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, whole_number
+from tubelet.readers import read_json
 from tubelet.types import TubeletError
 
 TRAIN, TEST, VOCABULARY, VIDEOS = "Diving48_V2_train.json", "Diving48_V2_test.json", "Diving48_vocab.json", "rgb"
+
+
+class _Entry(TypedDict):
+    """One video of a split."""
+
+    vid_name: str
+    label: int
 
 
 def recognise(data: Path) -> bool:
@@ -29,8 +38,8 @@ def read(data: Path) -> Labelled:
     for name in (TRAIN, TEST, VOCABULARY):
         if not (data / name).is_file():
             raise refuse(data, f"no {name}", f"{TRAIN}, {TEST}, {VOCABULARY} and {VIDEOS}/*.mp4")
-    vocabulary = read_json(data / VOCABULARY, list)
-    classes = tuple(" ".join(map(str, dive)) if isinstance(dive, list) else str(dive) for dive in vocabulary)
+    vocabulary = read_json(data / VOCABULARY, list[str | list[str]])
+    classes = tuple(" ".join(map(str, dive)) if isinstance(dive, list) else dive for dive in vocabulary)
     return Labelled(
         name="Diving-48 v2, test",
         classes=classes,
@@ -41,11 +50,8 @@ def read(data: Path) -> Labelled:
 
 def _split(data: Path, path: Path, classes: int) -> list[LabelledFile]:
     files = []
-    for position, entry in enumerate(read_json(path, list)):
-        try:
-            name, label = str(entry["vid_name"]), whole_number(entry["label"], f"{path}: label of entry {position}")
-        except (TypeError, KeyError):
-            raise TubeletError(f"{path}: entry {position} has no vid_name or no label") from None
+    for position, entry in enumerate(read_json(path, list[_Entry])):
+        name, label = entry["vid_name"], whole_number(entry["label"], f"{path}: label of entry {position}")
         if label >= classes:
             raise TubeletError(f"{path}: {name} is of class {label}, but {VOCABULARY} names {classes} classes")
         files.append(LabelledFile(path=data / VIDEOS / f"{name}.mp4", label=label))

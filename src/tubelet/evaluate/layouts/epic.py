@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tubelet.evaluate.layouts.folders import refuse
-from tubelet.evaluate.layouts.labelled import read_table, whole_number
+from tubelet.evaluate.layouts.labelled import whole_number
+from tubelet.readers import read_csv
 from tubelet.types import TubeletError
 
 TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"
@@ -89,7 +90,7 @@ def _required(data: Path, names: tuple[str, ...]) -> Path:
 
 def _classes(data: Path, kind: str) -> tuple[str, ...]:
     path = _required(data, _CLASS_FILES[kind])
-    names = {whole_number(row["id"], f"{path}: id"): row["key"] for row in read_table(path, ("id", "key"))}
+    names = {whole_number(row["id"], f"{path}: id"): row["key"] for row in read_csv(path, ("id", "key"))}
     if not names:
         raise TubeletError(f"{path}: names no class")
     return tuple(names.get(k, str(k)) for k in range(max(names) + 1))
@@ -99,7 +100,7 @@ def _split(data: Path, name: str, classes: dict[str, tuple[str, ...]]) -> list[S
     path = _required(data, (name,))
     videos: dict[str, Path] = {}
     segments = []
-    for number, row in enumerate(read_table(path, _COLUMNS), start=2):
+    for number, row in enumerate(read_csv(path, _COLUMNS), start=2):
         labels = {}
         for kind, known in classes.items():
             labels[kind] = whole_number(row[f"{kind}_class"], f"{path}: line {number}, {kind}_class")

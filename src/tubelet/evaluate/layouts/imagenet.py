@@ -12,6 +12,7 @@ from pathlib import Path
 from tubelet.data.images import IMAGE_SUFFIXES
 from tubelet.evaluate.layouts.folders import refuse
 from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile
+from tubelet.readers import read_lines
 from tubelet.types import TubeletError
 
 NAMES = "LOC_synset_mapping.txt"
@@ -66,5 +67,5 @@ def _names(path: Path) -> dict[str, str]:
     """Identity -> name of each class, empty if the file is not there."""
     if not path.is_file():
         return {}
-    pairs = (line.partition(" ") for line in path.read_text().splitlines())
+    pairs = (line.partition(" ") for line in read_lines(path))
     return {identity: name.split(",")[0].strip() for identity, _, name in pairs if name}

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tubelet.data.decode import VIDEO_SUFFIXES
 from tubelet.evaluate.layouts.folders import refuse
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_table, whole_number
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, whole_number
+from tubelet.readers import read_csv, read_lines
 from tubelet.types import TubeletError
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
@@ -50,15 +51,11 @@ def _list(data: Path, split: str) -> Path | None:
 
 
 def _is_official(path: Path) -> bool:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            return file.readline().startswith("label,")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TubeletError(f"{path}: cannot be read ({error})") from error
+    return next(iter(read_lines(path)), "").startswith("label,")
 
 
 def _official(data: Path, train: Path, val: Path) -> Labelled:
-    rows = {"train": read_table(train, _COLUMNS), "val": read_table(val, _COLUMNS)}
+    rows = {"train": read_csv(train, _COLUMNS), "val": read_csv(val, _COLUMNS)}
     classes = sorted({row["label"] for row in rows["train"]})
     numbers = {name: number for number, name in enumerate(classes)}
     files: dict[str, list[LabelledFile]] = {}
@@ -82,7 +79,7 @@ def _numbered(data: Path, train: Path, val: Path) -> Labelled:
     names: dict[int, str] = {}
     for path in (train, val):
         files[path] = []
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for number, line in enumerate(read_lines(path), start=1):
             if not line.strip():
                 continue
             separator = "," if "," in line and " " not in line.rsplit(",", 1)[1].strip() else " "

@@ -1,13 +1,13 @@
 """What the layouts of classification benchmarks have in common: media files, each of one class."""
 
-import csv
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tubelet.types import BadFile, TubeletError
+
+_DIGITS = re.compile(r"\d{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,60 +40,16 @@ class Labelled:
     val: list[LabelledFile]
 
 
-def read_json(path: Path, kind: type) -> Any:
-    """The content of a JSON file whose outermost value is a `kind`.
-
-    Raises:
-        TubeletError: if it cannot be read or is something else.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise TubeletError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, kind):
-        raise TubeletError(f"{path}: holds a {type(content).__name__}, expected a {kind.__name__}")
-    return content
-
-
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header.
-
-    Args:
-        path: the file.
-        columns: those that it must have; others are welcome.
-
-    Raises:
-        TubeletError: if it cannot be read, or a column is missing, or a row has too few.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            found = reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TubeletError(f"{path}: cannot be read as CSV ({error})") from error
-    missing = [column for column in columns if column not in found]
-    if missing:
-        raise TubeletError(f"{path}: has no column {', '.join(missing)}; found {', '.join(found)}")
-    for number, row in enumerate(rows, start=2):
-        if any(row[column] is None for column in columns):
-            raise TubeletError(f"{path}: line {number} has fewer values than the header has columns")
-    return rows
-
-
 def whole_number(text: object, where: str) -> int:
     """A label that must be a whole number from 0 on.
 
     Raises:
         TubeletError: naming `where`, if it is none.
     """
-    try:
-        number = int(str(text))
-    except ValueError:
-        raise TubeletError(f"{where} is {text!r}, expected a whole number") from None
-    if number < 0:
-        raise TubeletError(f"{where} is {number}, expected 0 or more")
-    return number
+    digits = str(text).strip()
+    if not _DIGITS.fullmatch(digits):
+        raise TubeletError(f"{where} is {text!r:.100}, expected a whole number of 0 or more")
+    return int(digits)
 
 
 def present(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tubelet.data.decode import read_frames, read_info
 from tubelet.data.images import read_image
+from tubelet.readers import read_lines
 from tubelet.types import DecodeError, TubeletError
 
 _ORIENTATION = 0x0112  # of EXIF
@@ -170,10 +171,7 @@ def read_list(path: Path) -> list[str]:
     Raises:
         TubeletError: if it cannot be read, or is empty.
     """
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TubeletError(f"{path}: the list of a split cannot be read ({error})") from error
+    lines = [line.strip() for line in read_lines(path)]
     if not any(lines):
         raise TubeletError(f"{path}: the list of a split is empty")
     return [line for line in lines if line]

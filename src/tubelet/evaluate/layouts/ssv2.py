@@ -10,13 +10,22 @@ older downloads.
 """
 
 from pathlib import Path
+from typing import TypedDict
 
 from tubelet.evaluate.layouts.folders import refuse
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_json, whole_number
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, whole_number
+from tubelet.readers import read_json
 from tubelet.types import TubeletError
 
 VIDEOS = "20bn-something-something-v2"
 _OLD_NAMES = "something-something-v2-"
+
+
+class _Entry(TypedDict):
+    """One video of a split."""
+
+    id: str | int
+    template: str
 
 
 def recognise(data: Path) -> bool:
@@ -33,7 +42,7 @@ def read(data: Path) -> Labelled:
     labels_file = _find(data, "labels")
     numbers = {
         _plain(template): whole_number(number, f"{labels_file}: the number of {template!r}")
-        for template, number in read_json(labels_file, dict).items()
+        for template, number in read_json(labels_file, dict[str, str | int]).items()
     }
     if sorted(numbers.values()) != list(range(len(numbers))):
         raise TubeletError(
@@ -58,11 +67,8 @@ def _find(data: Path, name: str) -> Path:
 
 def _split(data: Path, path: Path, numbers: dict[str, int]) -> list[LabelledFile]:
     files = []
-    for position, entry in enumerate(read_json(path, list)):
-        try:
-            identity, template = str(entry["id"]), _plain(entry["template"])
-        except (TypeError, KeyError, AttributeError):
-            raise TubeletError(f"{path}: entry {position} has no id or no template") from None
+    for position, entry in enumerate(read_json(path, list[_Entry])):
+        identity, template = str(entry["id"]), _plain(entry["template"])
         if template not in numbers:
             raise TubeletError(f"{path}: entry {position}, video {identity}, has the unknown template {template!r}")
         files.append(LabelledFile(path=data / VIDEOS / f"{identity}.webm", label=numbers[template]))

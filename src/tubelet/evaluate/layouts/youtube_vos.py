@@ -3,11 +3,32 @@
 The masks of all other frames are not public: predictions go to the benchmark's server.
 """
 
-import json
 from pathlib import Path
+from typing import TypedDict
 
+from tubelet.evaluate.layouts.labelled import whole_number
 from tubelet.evaluate.layouts.sequences import ObjectSequence, ObjectSet, check_number, pictures
+from tubelet.readers import read_json
 from tubelet.types import TubeletError
+
+
+class _Object(TypedDict):
+    """An object of a video, and the frames that it is in."""
+
+    frames: list[str]
+
+
+class _Video(TypedDict):
+    """A video's objects, by their numbers."""
+
+    objects: dict[str, _Object]
+
+
+class _Meta(TypedDict):
+    """The content of meta.json."""
+
+    videos: dict[str, _Video]
+
 
 EXPECTED = "YouTube-VOS (valid/meta.json, valid/JPEGImages, valid/Annotations)"
 
@@ -22,16 +43,13 @@ def read(data: Path) -> ObjectSet | None:
     meta_file = root / "meta.json"
     if not meta_file.is_file() or not (root / "JPEGImages").is_dir():
         return None
-    try:
-        videos = json.loads(meta_file.read_text())["videos"]
-        objects = {
-            name: {int(number): [str(f) for f in entry["frames"]] for number, entry in video["objects"].items()}
-            for name, video in videos.items()
+    objects = {
+        name: {
+            whole_number(number, f"{meta_file}: videos.{name}: the number of an object"): entry["frames"]
+            for number, entry in video["objects"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TubeletError(
-            f'{meta_file}: expected {{"videos": {{ID: {{"objects": {{NUMBER: {{"frames": [...]}}}}}}}}}} ({error!r})'
-        ) from error
+        for name, video in read_json(meta_file, _Meta)["videos"].items()
+    }
     check_number(list(objects), meta_file)
     sequences = [_sequence(root, meta_file, name, entries) for name, entries in sorted(objects.items())]
     return ObjectSet(benchmark="YouTube-VOS", sequences=sequences, folder="predictions/Annotations")

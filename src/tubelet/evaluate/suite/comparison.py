@@ -3,14 +3,17 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from rich.console import Console
 from rich.table import Table
 
 from tubelet.console import say
 from tubelet.files import describe_os_error, replacing
+from tubelet.readers import damaged, read_json
 from tubelet.types import TubeletError
+
+_EVALUATE_AGAIN = "delete it and run `tubelet evaluate` again"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,42 @@ class Evaluation:
     clips: dict[str, int]
     features: list[str]
     tasks: list[Task]
+
+
+class _Task(TypedDict):
+    """A task in evaluation.json."""
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    values: dict[str, float | None]
+    details: NotRequired[dict[str, Any]]
+
+
+class _Evaluation(TypedDict):
+    """The content of evaluation.json."""
+
+    checkpoint: str
+    step: int | None
+    data: str
+    seed: int
+    clips: dict[str, int]
+    features: list[str]
+    tasks: list[_Task]
+
+
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """What `write_evaluation` wrote; None where there is no such file.
+
+    Raises:
+        TubeletError: it is damaged, or something else.
+    """
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = read_json(path, _Evaluation, _EVALUATE_AGAIN)
+    if missing := [split for split in ("train", "val") if split not in content["clips"]]:
+        raise damaged(path, f"clips.{missing[0]} is missing, expected a whole number", _EVALUATE_AGAIN)
+    return content
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
