@@ -1,16 +1,24 @@
-"""Files that are written whole or not at all, and where the user's cache lies."""
+"""Files that are written whole or not at all, locks, temporary folders, and where the user's cache lies."""
 
 import errno
 import os
+import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from tubelet.types import TubeletError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is swept
+    fcntl = None  # type: ignore[assignment]
+
+_IN_USE = "in-use"
 _MASK = os.umask(0o022)  # there is no way to read it but to set it
 os.umask(_MASK)
 
@@ -38,26 +46,35 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
 
 
+LOCK = ".lock"
+
+
 @contextmanager
-def alone(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """Make a folder and be the only process that writes to it; the lock is the system's, and dies with its process.
+def directory_lock(folder: Path, name: str = LOCK, remedy: str = "choose another --out") -> Iterator[None]:
+    """Make a folder and be the only process that writes to it; the lock is the system's, and ends with its process.
+
+    To be taken before anything in the folder is looked at: what is there may change until then.
+
+    Args:
+        folder: the folder; one that was made here and is still empty at the end is removed again.
+        name: of the lock's file, which stays: removing it would let two processes lock different files.
+        remedy: what else a person can do than wait.
 
     Raises:
         TubeletError: if the folder cannot be made, or another process is at work in it.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
     lock = FileLock(folder / name, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise TubeletError(
-            f"{folder}: another process is writing to it; wait for it, or choose another --out"
-        ) from error
+        raise TubeletError(f"{folder}: another process is writing to it; wait for it, or {remedy}") from error
     except OSError as error:
-        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
     except NotImplementedError:  # some network folders
         warnings.warn(
             f"{folder}: its file system knows no locks: see to it that no other process writes there", stacklevel=3
@@ -65,7 +82,75 @@ def alone(folder: Path, name: str = ".lock") -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            if made and {entry.name for entry in folder.iterdir()} <= {name}:
+                (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
         lock.release()
+
+
+@contextmanager
+def temporary_folder(kind: str, sweep: Callable[[Path], None] = lambda folder: None) -> Iterator[tuple[Path, int]]:
+    """A temporary folder that even SIGKILL does not leave behind for good.
+
+    The first thing that happens is that folders of the same kind are removed whose processes are all dead: a lock that
+    is shared by all processes that inherit its descriptor tells.
+
+    Args:
+        kind: what it is for, a part of its name.
+        sweep: what else is to be done with a folder that dead processes left, before it is removed.
+
+    Yields:
+        the folder, and the descriptor that keeps it for any child process that inherits it (-1 where there is none).
+    """
+    prefix = f"tubelet-{kind}-"
+    _remove_dead(Path(tempfile.gettempdir()), prefix, sweep)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        lock = _try_to_keep(folder)
+        if lock is not None:
+            break
+    try:
+        yield folder, lock
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
+
+
+def _try_to_keep(folder: Path) -> int | None:
+    """A descriptor that marks a folder as in use, or None if it is, or was just removed."""
+    if fcntl is None:
+        return -1
+    try:
+        lock = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_nlink:
+            return lock
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            return lock  # a file system without locks: nothing there is swept
+    os.close(lock)
+    return None
+
+
+def _remove_dead(parent: Path, prefix: str, sweep: Callable[[Path], None]) -> None:
+    if fcntl is None:
+        return
+    for folder in parent.glob(f"{prefix}*"):
+        with suppress(OSError):
+            status = folder.lstat()
+            if status.st_uid != os.getuid() or folder.is_symlink() or (lock := _try_to_keep(folder)) is None:
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                sweep(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def sync(path: Path) -> None:

@@ -29,8 +29,8 @@ from tubelet.embed import collection
 from tubelet.embed.clips import CollectionClips
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
-from tubelet.embed.table import LOCK, FeatureTable, parts
-from tubelet.files import alone
+from tubelet.embed.table import FeatureTable, parts
+from tubelet.files import directory_lock
 from tubelet.pretrained.backbone import load
 from tubelet.train.state import read_config
 from tubelet.types import TubeletError
@@ -256,9 +256,9 @@ def test_other_settings_another_writer_and_a_foreign_folder_are_refused(films, m
     with pytest.raises(TubeletError, match="holds something else"):
         embed_collection(model, [str(films)], tmp_path / "mine", SMALL)
     with (
-        alone(table, LOCK),
+        directory_lock(table),
         pytest.raises(TubeletError, match="another process is writing"),
-        alone(table, LOCK),
+        directory_lock(table),
     ):
         pass
 

@@ -15,7 +15,7 @@ from tubelet import files
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.data.loader import StepDataset, step_loader
 from tubelet.data.sources import list_media
-from tubelet.files import alone
+from tubelet.files import directory_lock
 from tubelet.train import progress
 from tubelet.train.loop import train
 from tubelet.types import TubeletError
@@ -213,7 +213,7 @@ def test_bf16_gives_nearly_the_losses_of_fp32(media, undisturbed, tmp_path):
 
 
 def test_two_processes_do_not_write_one_run(media, tmp_path):
-    with alone(tmp_path / "run"), pytest.raises(TubeletError, match="another process is writing"):
+    with directory_lock(tmp_path / "run"), pytest.raises(TubeletError, match="another process is writing"):
         train_quietly(tiny_config(media, steps=1), tmp_path / "run")
     train_quietly(tiny_config(media, steps=1), tmp_path / "run")
     assert (checkpoints(tmp_path / "run")[0].stat().st_mode & 0o777) == 0o666 & ~files._MASK
@@ -224,7 +224,7 @@ def test_a_folder_without_locks_is_told(tmp_path, monkeypatch):
         raise NotImplementedError
 
     monkeypatch.setattr("filelock.FileLock._acquire", unknown)
-    with pytest.warns(UserWarning, match="knows no locks: see to it"), alone(tmp_path / "run"):
+    with pytest.warns(UserWarning, match="knows no locks: see to it"), directory_lock(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
 
 

@@ -29,6 +29,7 @@ FLOORS = [
     [
         [
             "data/workers.py",
+            "data/jobs.py",
             "data/bad_files.py",
             "data/limits.py",
             "data/storage.py",
@@ -53,6 +54,7 @@ FLOORS = [
             "data/sample/truth.py",
             "data/sample/plan.py",
             "data/sample/tracks.py",
+            "data/sample/supervisor.py",
             "data/sample/render.py",
             "data/sample/media.py",
             "data/sample/write.py",

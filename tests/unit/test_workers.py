@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tubelet.data.workers import Readings, reading, run_all
+from tubelet.data.jobs import reading, run_all
+from tubelet.data.workers import Readings
 from tubelet.types import TubeletError
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tubelet.config import EvaluateConfig
 from tubelet.console import say, stages_progress
+from tubelet.files import directory_lock
 from tubelet.types import TubeletError
 
 
@@ -64,17 +65,18 @@ def evaluate(
     elif against is not None:
         other = load(against, with_predictor=task in WITH_PREDICTOR)
         others[other.model_id] = other
-    with stages_progress(console) as progress:
-        result, *beside = (
-            run_task(task, each, data, config, FeatureCache(cache or default_folder(), each), progress)
-            for each in (encoder, *others.values())
-        )
-    result = replace(result, beside={name: other.metrics for name, other in zip(others, beside, strict=True)})
     folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
     folder = out or folder / "evaluation" / f"{task}-{data.resolve().name}"
-    earlier = (folder / "result.json").exists()
-    write_result(result, folder / "result.json")
-    write_result_page(result, folder / "page.html")
+    with directory_lock(folder, ".evaluation.lock"):  # the folder may be the run's, which is locked while it trains
+        with stages_progress(console) as progress:
+            result, *beside = (
+                run_task(task, each, data, config, FeatureCache(cache or default_folder(), each), progress)
+                for each in (encoder, *others.values())
+            )
+        result = replace(result, beside={name: other.metrics for name, other in zip(others, beside, strict=True)})
+        earlier = (folder / "result.json").exists()
+        write_result(result, folder / "result.json")
+        write_result_page(result, folder / "page.html")
     print_result(result, console)
     say(console, f"{folder / 'page.html'}" + " (in place of an earlier one)" * earlier)
 

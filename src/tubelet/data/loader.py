@@ -17,7 +17,7 @@ from itertools import groupby
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from tubelet.config import TrainConfig
 from tubelet.data.bad_files import check_bad_share
@@ -29,7 +29,7 @@ from tubelet.data.masks import sample_mask
 from tubelet.data.mix import Mix
 from tubelet.data.pool import Pool
 from tubelet.data.sources import MediaList
-from tubelet.data.workers import Readings, start_worker
+from tubelet.data.workers import Readings, WorkerLoader
 from tubelet.types import BadFile, Batch, DecodeError, Grid, Mask, Modality, StepData, TubeletError
 
 # One number for every use of randomness, so that no two share a stream.
@@ -114,6 +114,13 @@ class StepDataset(Dataset[StepData]):
 
     def __len__(self) -> int:
         return self.config.steps
+
+    def step_bytes(self) -> int:
+        """Bytes of the pixels of a step, or of one process's share of it."""
+        data = self.config.data
+        frames = {Modality.VIDEO: data.frames, Modality.IMAGE: data.image_frames}
+        samples = {m: len({i for piece in pieces for i in piece.samples}) for m, pieces in self.own.items()}
+        return sum(3 * data.image_size**2 * frames[m] * count for m, count in samples.items())
 
     def __getitem__(self, step: int) -> StepData:
         """The micro-batches of one step, and the files that had to be replaced to make them."""
@@ -211,22 +218,23 @@ def step_loader(
     rank: int = 0,
     processes: int = 1,
     left_out: int = 0,
-) -> DataLoader[StepData]:
+) -> WorkerLoader[StepData]:
     """The data of steps start, start + 1, ..., in order, made ahead of need by worker processes.
 
     With `left_out` these are the data that would otherwise have been those of so many steps later.
 
     Raises:
-        TubeletError: if the batch is too small to mix both modalities, on every one of the processes.
+        TubeletError: if the batch is too small to mix both modalities, on every one of the processes, or there is no
+            room for what the workers hand over.
     """
-    workers = config.data.workers
-    return DataLoader(
-        StepDataset(config, media, rank, processes),
+    dataset = StepDataset(config, media, rank, processes)
+    return WorkerLoader(
+        dataset,
+        config.data.workers,
+        readings=dataset.readings,
+        timeout_s=config.guards.data_timeout_s,
+        item_bytes=dataset.step_bytes(),
         batch_size=None,
         sampler=range(start + left_out, config.steps + left_out),
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=start_worker,
-        timeout=config.guards.data_timeout_s if workers else 0,
     )

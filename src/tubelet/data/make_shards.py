@@ -21,11 +21,11 @@ import numpy as np
 from tubelet.config import Recipe
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.cut import cut
+from tubelet.data.jobs import reading, run_all
 from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_shards
 from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url, size_of
-from tubelet.data.workers import reading, run_all
-from tubelet.files import replacing
+from tubelet.files import LOCK, directory_lock, replacing
 from tubelet.readers import damaged, read_json
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError
 from tubelet.values import MisfitError, fit, hints
@@ -156,9 +156,10 @@ def write_shards(
     sizes = [_size(path) for path, _ in files]
     jobs = _jobs(out, files, sizes, recipe, shard_mb)
     plan = _plan(recipe, files, sizes, shard_mb)
-    with _written(out):
-        out.mkdir(parents=True, exist_ok=True)
-        if (out / INDEX).exists():
+    if (out / INDEX).exists():  # nothing is changed any more, and the folder may be one that cannot be written to
+        return _found(out, plan)
+    with directory_lock(out), _written(out):
+        if (out / INDEX).exists():  # since just now
             return _found(out, plan)
         _check_plan(out / PLAN, plan)
         _write_atomically(out / PLAN, [plan])
@@ -331,7 +332,7 @@ def _plan(recipe: Recipe, files: list[tuple[str, Modality]], sizes: list[int], s
 def _check_plan(path: Path, plan: dict[str, Any]) -> None:
     if path.exists():
         _compare(path.parent, read_json(path, _Plan, "delete the folder, or choose another --out"), plan)
-    elif any(path.parent.iterdir()):
+    elif any(entry.name != LOCK for entry in path.parent.iterdir()):
         raise TubeletError(f"{path.parent}: holds something else; choose another --out")
 
 

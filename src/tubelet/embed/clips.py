@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from tubelet.config import EmbedConfig
 from tubelet.data.clips import resize_centre_crop, window_times
@@ -17,7 +17,7 @@ from tubelet.data.images import read_image
 from tubelet.data.pool import Pool, pool_of
 from tubelet.data.sources import MediaList
 from tubelet.data.storage import StorageError
-from tubelet.data.workers import Readings, start_worker
+from tubelet.data.workers import Readings, WorkerLoader
 from tubelet.embed.table import Done
 from tubelet.types import BadFile, DecodeError, Modality, printable
 
@@ -146,13 +146,20 @@ def version_of(pool: Pool, sample: int) -> tuple[int, float] | None:
     return status.st_size, status.st_mtime
 
 
-def clip_loader(clips: CollectionClips) -> DataLoader[ClipBatch]:
-    """Batches, decoded ahead of need."""
-    workers = min(clips.config.workers, len(clips.samples))
-    return DataLoader(
+def clip_loader(clips: CollectionClips) -> WorkerLoader[ClipBatch]:
+    """Batches, decoded ahead of need.
+
+    Raises:
+        TubeletError: there is no room for what the workers hand over.
+    """
+    config = clips.config
+    count, frames = config.batch_size, config.frames
+    if all(modality is Modality.IMAGE for modality, _ in clips.samples):
+        count, frames = min(count, len(clips.samples)), 1
+    return WorkerLoader(
         clips,
+        min(config.workers, len(clips.samples)),
+        readings=clips.readings,
+        item_bytes=3 * config.image_size**2 * frames * count,
         batch_size=None,
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
-        worker_init_fn=start_worker,
     )

@@ -14,10 +14,10 @@ from tubelet.config import EmbedConfig
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
-from tubelet.data.workers import deaths_in_words
+from tubelet.data.workers import deaths_in_words, refuse_unguarded
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
-from tubelet.embed.table import LOCK, FeatureTable
-from tubelet.files import alone, describe_os_error, replacing
+from tubelet.embed.table import FeatureTable
+from tubelet.files import describe_os_error, directory_lock, replacing
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Modality, TubeletError, printable
 
@@ -72,6 +72,7 @@ def embed_collection(
         TubeletError: too many files are bad, the table was made otherwise, it cannot be written, or a decoding process
             died.
     """
+    refuse_unguarded()
     out = Path(out)
     model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
     media = list_media(sources, config.allow_outside)
@@ -83,10 +84,10 @@ def embed_collection(
         "config_hash": model.config_hash,
         "weights": model.weights_id,
     }
-    with alone(out, LOCK):
+    with directory_lock(out):
         table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
         clips = CollectionClips(media, config, table.done())
-        with deaths_in_words("the same command continues after what was written", clips.readings):
+        with deaths_in_words("the same command continues after what was written"):
             return _embed(model, table, clips, sum(map(media.count, Modality)), progress, report)
 
 

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tubelet.embed.table import parts, pooled_rows, read_settings
+from tubelet.embed.table import PartGoneError, parts, pooled_rows, read_settings
 from tubelet.pretrained.backbone import Backbone, load
 from tubelet.types import TubeletError
+
+TRIES = 5  # of a table that another process changes meanwhile
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,16 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
     if not np.isfinite(query).all() or not query.any():
         raise TubeletError(f"{file}: its features are not finite or all zero; check the weights of {model.model_id}")
     query /= np.linalg.norm(query)
+    for left in reversed(range(TRIES)):
+        try:
+            return _nearest(index, query, top)
+        except PartGoneError:  # `embed` replaces rows of files that changed: what it leaves is read anew
+            if not left:
+                raise
+    raise AssertionError
+
+
+def _nearest(index: Path, query: NDArray[np.float32], top: int) -> list[Hit]:
     best: list[Hit] = []
     unusable = 0
     for columns, pooled in pooled_rows(index, ["path", "start_s", "end_s"]):

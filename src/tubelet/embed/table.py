@@ -17,14 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tubelet.array_files import read_parquet, vectors
-from tubelet.files import describe_os_error, sync
+from tubelet.files import LOCK, describe_os_error, sync
 from tubelet.readers import damaged, read_json
 from tubelet.types import TubeletError
 from tubelet.values import Bounds, MisfitError, fit
 
 FORMAT = 2  # 1 did not say which version of a file its rows are of
 # Readers of Parquet folders pass over names that begin with "_" or ".".
-SETTINGS, LOCK = "_settings.json", ".lock"
+SETTINGS = "_settings.json"
 # What a crash may cost, and what is held in memory before it is written.
 PART_SECONDS = 60.0
 PART_BYTES = 256 * 2**20
@@ -44,6 +44,10 @@ _COLUMNS = {
     "pooled": "vector",
 }
 _Count = Annotated[int, Bounds(1, 2**31)]
+
+
+class PartGoneError(TubeletError):
+    """A part that was there when the table was listed, and is not any more: another process changes the table."""
 
 
 class _Settings(TypedDict):
@@ -220,9 +224,17 @@ def read_part(part: Path, columns: Sequence[str] | None) -> pa.Table:
     """Some columns of a part, or all of them.
 
     Raises:
+        PartGoneError: if it is not there any more.
         TubeletError: if the file is damaged, or a column is missing or of another type.
     """
-    return read_parquet(part, None if columns is None else {name: _COLUMNS[name] for name in columns}, _DELETE_PART)
+    expected = None if columns is None else {name: _COLUMNS[name] for name in columns}
+    try:
+        return read_parquet(part, expected, _DELETE_PART)
+    except TubeletError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            message = f"{part}: was removed while the table was read; try again when `embed` is done"
+            raise PartGoneError(message) from error
+        raise
 
 
 def pooled_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.clips import normalise
-from tubelet.data.workers import Readings, deaths_in_words, start_worker
+from tubelet.data.workers import Readings, WorkerLoader, deaths_in_words
 from tubelet.evaluate.cache import FeatureCache, read_features, write_features
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, DecodeError, TubeletError
@@ -110,15 +110,11 @@ def extract(
     done = len(sources) - len(missing)
     progress("encoding", done, len(sources))
     views_of = _Views([sources[number] for number in missing], cut, min(workers, len(missing)))
-    loader = DataLoader(
-        views_of,
-        batch_size=None,
-        num_workers=min(workers, len(missing)),
-        prefetch_factor=4 if min(workers, len(missing)) else None,
-        worker_init_fn=start_worker,
+    loader: WorkerLoader[Tensor | BadFile] = WorkerLoader(
+        views_of, min(workers, len(missing)), readings=views_of.readings, prefetch=4, batch_size=None
     )
     waiting: list[tuple[int, Tensor]] = []
-    with deaths_in_words(AGAIN, views_of.readings):
+    with deaths_in_words(AGAIN):
         for number, views in zip(missing, loader, strict=True):
             if isinstance(views, BadFile):
                 bad[number] = views

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from tubelet.checkpoint import checkpoints, load_vjepa
+from tubelet.files import directory_lock
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.hub import WEIGHTS_FILE, save_encoder
 from tubelet.pretrained.sources import find
@@ -12,6 +13,7 @@ from tubelet.readers import read_json
 from tubelet.released import PARTS, Part, State, write_released
 from tubelet.types import TubeletError
 
+_LOCK = ".convert.lock"
 _FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # files, of which one would not want a folder
 
 
@@ -45,6 +47,16 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
     Raises:
         TubeletError: if the source cannot be loaded, or the target cannot hold it.
     """
+    if out.suffix in (".pt", ".safetensors", *_FOREIGN) or out.is_file():
+        return _convert(what, out, wanted, license)
+    with directory_lock(out, _LOCK, "write to another folder"):
+        try:
+            return _convert(what, out, wanted, license)
+        finally:
+            (out / _LOCK).unlink(missing_ok=True)  # the folder goes to the Hub as it is
+
+
+def _convert(what: str | Path, out: Path, wanted: Wanted, license: str) -> str:
     path = find(what)
     if path.is_file() and path.suffix not in (".pt", ".pth", ".safetensors"):
         raise TubeletError(f"{path}: expected a run folder, a .safetensors or a .pt file")

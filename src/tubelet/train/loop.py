@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tubelet.config import TrainConfig
 from tubelet.console import say, say_bad
+from tubelet.data.workers import refuse_unguarded
 from tubelet.train.log import StepLog
 from tubelet.train.parallel import World, join_world
 from tubelet.train.progress import ProgressLine
@@ -33,6 +34,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     Raises:
         TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
     """
+    refuse_unguarded()
     with join_world(config.guards.process_timeout_s) as world:
         return run_steps(config, Path(out), resume, console or Console(), world)
 

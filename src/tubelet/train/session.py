@@ -21,7 +21,7 @@ from tubelet.data.pool import check_recipes
 from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import is_url
 from tubelet.device import has_bf16_units, training_dtype
-from tubelet.files import alone
+from tubelet.files import directory_lock
 from tubelet.train.compilation import prepare, step_operations
 from tubelet.train.guards import Guards, Past
 from tubelet.train.health import Health, collapse_watch
@@ -33,7 +33,7 @@ from tubelet.train.parallel import World
 from tubelet.train.progress import Curves
 from tubelet.train.saving import Saver
 from tubelet.train.sharding import pick_parallel, place
-from tubelet.train.state import RunFolder
+from tubelet.train.state import RunFolder, refuse_sources
 from tubelet.train.stream import StepStream
 from tubelet.types import Modality, printable
 from tubelet.vjepa import VJEPA
@@ -132,40 +132,41 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world:
     media = list_media(config.data.sources, config.data.allow_outside)
     check_recipes(media, config.data)
     check_steps(config, media, world.size)
-    run = RunFolder(out, config, resume, writes=world.is_first, sources=summary(media))
-    require_same_start(config, run, world)
-    torch.manual_seed(config.seed)
-    model, origin = initial_model(config, resumed=run.checkpoint is not None)
-    world.require_same("the weights to start from in", origin and str(origin.path))
-    parallel = pick_parallel(model, config, world)
-    compiling = prepare(model, config, device, sharded=parallel != "ddp")
-    place(model, parallel, config, world)
-    following = None
-    if teacher is not None:
-        model.frozen_teacher = (teacher,)
-        following = f"predicting the last level of {config.distil_from} ({config.distil_weights})"
-    optimizer = build_optimizer(model, config.optim)
-    start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
-    beginning = initial_moments(origin, model, optimizer) if origin else None
-    guards = Guards(config, run, partial(say, console, style="yellow"))
-    session = Session(
-        config=config,
-        world=world,
-        run=run,
-        files=sum(map(media.count, Modality)),
-        start=start,
-        model=model,
-        optimizer=optimizer,
-        operations=step_operations(model, config),
-        stream=StepStream(config, media, world),
-        saver=Saver(run, start, config, model, optimizer, world),
-        health=Health(model, config, world),
-        watch=collapse_watch(config.model),
-        guards=guards,
-        curves=Curves(run.path, start, partial(guards.alarm, kind="tensorboard"), writes=world.is_first),
-    )
+    refuse_sources(out, config)
     with ExitStack() as held:
-        world.on_first(partial(_lock, held, out))
+        world.on_first(partial(_lock, held, out))  # before any process looks at the folder
+        run = RunFolder(out, config, resume, writes=world.is_first, sources=summary(media))
+        require_same_start(config, run, world)
+        torch.manual_seed(config.seed)
+        model, origin = initial_model(config, resumed=run.checkpoint is not None)
+        world.require_same("the weights to start from in", origin and str(origin.path))
+        parallel = pick_parallel(model, config, world)
+        compiling = prepare(model, config, device, sharded=parallel != "ddp")
+        place(model, parallel, config, world)
+        following = None
+        if teacher is not None:
+            model.frozen_teacher = (teacher,)
+            following = f"predicting the last level of {config.distil_from} ({config.distil_weights})"
+        optimizer = build_optimizer(model, config.optim)
+        start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
+        beginning = initial_moments(origin, model, optimizer) if origin else None
+        guards = Guards(config, run, partial(say, console, style="yellow"))
+        session = Session(
+            config=config,
+            world=world,
+            run=run,
+            files=sum(map(media.count, Modality)),
+            start=start,
+            model=model,
+            optimizer=optimizer,
+            operations=step_operations(model, config),
+            stream=StepStream(config, media, world),
+            saver=Saver(run, start, config, model, optimizer, world),
+            health=Health(model, config, world),
+            watch=collapse_watch(config.model),
+            guards=guards,
+            curves=Curves(run.path, start, partial(guards.alarm, kind="tensorboard"), writes=world.is_first),
+        )
         session.begin(start)
         announce(console, config, media, run, model, world, start, parallel)
         for sentence in filter(None, (beginning, following, compiling)):
@@ -174,7 +175,7 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world:
 
 
 def _lock(held: ExitStack, folder: Path) -> None:
-    held.enter_context(alone(folder))
+    held.enter_context(directory_lock(folder))
 
 
 def require_same_start(config: TrainConfig, run: RunFolder, world: World) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from tubelet.types import TubeletError
 
-# Ctrl-C, what launchers end a process with, and (not on Windows) what schedulers announce a pre-emption with.
-STOP_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1"))
+# Ctrl-C, what launchers end a process with, and (not on Windows) what schedulers announce a pre-emption with and what a
+# terminal that is closed or a connection that breaks sends.
+STOP_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"))
 # Who stops a process often says so twice in a moment: SLURM and systemd signal every process of a job, and torchrun,
 # which is one of them, hands it on. Only what comes later than this is someone who does not want to wait.
 SAME_S = 2.0
@@ -39,6 +40,8 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             return self  # a notebook's or a window's: Python lets the main thread alone listen
         for number in STOP_SIGNALS:
+            if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # as under nohup: the run is to outlive its terminal
             self.previous[number] = signal.signal(number, self._remember)
         return self
 

@@ -48,6 +48,16 @@ class AlarmRow(TypedDict):
     batches: NotRequired[_Step]
 
 
+def refuse_sources(path: Path, config: TrainConfig) -> None:
+    """Refuse to write a run among what it reads.
+
+    Raises:
+        TubeletError: the folder is one of the sources.
+    """
+    if any(path.absolute() == Path(source).absolute() for source in config.data.sources):
+        raise TubeletError(f"{path}: this folder is one of the sources; choose another --out")
+
+
 class RunFolder:
     """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
 
@@ -64,11 +74,9 @@ class RunFolder:
 
         Raises:
             TubeletError: if a run is there already and is not to be resumed, was of another model, or is beyond its
-                last step; or if the folder is one of the sources.
+                last step.
         """
         self.path = path
-        if any(path.absolute() == Path(source).absolute() for source in config.data.sources):
-            raise TubeletError(f"{path}: this folder is one of the sources; choose another --out")
         found = checkpoints(path)
         self.checkpoint = found[-1] if found else None
         self.changed: list[str] = []

@@ -7,7 +7,6 @@ from types import TracebackType
 from tubelet.config import TrainConfig
 from tubelet.data.loader import step_loader
 from tubelet.data.sources import MediaList
-from tubelet.data.workers import Readings
 from tubelet.train.parallel import World
 from tubelet.types import StepData, TubeletError
 
@@ -66,7 +65,7 @@ class StepStream:
 
     def _trouble(self, error: str) -> str:
         """What happened to a worker, with the file that it was at."""
-        readings: Readings = self.loader.dataset.readings  # type: ignore[attr-defined]
+        readings = self.loader.readings
         if "timed out" in error:
             where = "".join(
                 f": worker {r.worker} has been reading {r.file} for {r.seconds:.0f} s" for r in readings.all()[:1]
@@ -76,6 +75,5 @@ class StepStream:
                 f"(--data-timeout-s){where}; see whether that file and its disk can be read, and continue with --resume"
             )
         return (
-            f"a data worker ended unexpectedly before step {self.step + 1}{readings.why(error)}; "
-            f"continue with --resume ({error})"
+            f"a data worker ended unexpectedly before step {self.step + 1}{readings.why(error)}; continue with --resume"
         )

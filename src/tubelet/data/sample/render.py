@@ -1,6 +1,8 @@
 """Recording in the engine: viewpoints, camera motions, frames and the buffers that truth is made of."""
 
-import tempfile
+import os
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.data.sample import truth
+from tubelet.data.sample import supervisor, truth
 from tubelet.data.sample.level import Level, heading, is_sky, wad_folder
 from tubelet.data.sample.plan import WARM_TICS, Anchors, RejectedError, plan_view
 from tubelet.data.sample.tracks import no_tracks, track
 from tubelet.data.sample.truth import Camera, ClipTruth
+from tubelet.data.workers import describe_exit
+from tubelet.files import temporary_folder
 from tubelet.types import TubeletError
 
 TICS_PER_SECOND = 35
@@ -162,17 +166,69 @@ def engine(wad: str, level: str, view: View, seed: int) -> Iterator[Any]:
     )
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_seed(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        # Otherwise the engine would leave its settings in the working directory.
-        game.set_doom_config_path(str(Path(folder) / "engine.ini"))
+    with temporary_folder("engine", sweep_engine) as (folder, keep), _supervised(folder, keep, vizdoom) as program:
+        game.set_vizdoom_path(str(program))
+        game.set_doom_config_path(str(folder / "engine.ini"))
         try:
             game.init()
             start_level(game)
             yield game
-        except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
-            raise TubeletError(f"level {level} of {wad}: the engine stopped ({error}); try another seed") from error
+        except _errors_of(vizdoom) as error:
+            raise TubeletError(
+                f"level {level} of {wad}: the engine stopped ({error}{_last_words(folder)}); try another seed"
+            ) from error
         finally:
             game.close()
+            sweep_engine(folder)
+
+
+def _errors_of(vizdoom: Any) -> tuple[type[Exception], ...]:
+    names = ("ViZDoomError", "ViZDoomUnexpectedExit", "MessageQueue", "SharedMemory", "FileDoesNotExist")
+    return tuple(getattr(vizdoom, f"{name}Exception") for name in names)
+
+
+@contextmanager
+def _supervised(folder: Path, keep: int, vizdoom: Any) -> Iterator[Path]:
+    """A program to start in place of the engine, which ends it with this process; see `supervisor`.
+
+    Raises:
+        TubeletError: no program may be run from the temporary folder.
+    """
+    watched, held = os.pipe()  # the end `held` is in this process only, which is what the supervisor goes by
+    try:
+        for descriptor in (watched, keep):
+            if descriptor >= 0:
+                os.set_inheritable(descriptor, True)
+        engine = Path(vizdoom.__file__).with_name("vizdoom")
+        words = [sys.executable, "-I", "-S", supervisor.__file__, str(watched), str(folder), str(engine)]
+        program = folder / "engine"
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        program.chmod(0o700)
+        if not os.access(program, os.X_OK):
+            raise TubeletError(f"{folder.parent}: no program may run from there; set TMPDIR to a folder that allows it")
+        yield program
+    finally:
+        os.close(watched)
+        os.close(held)
+
+
+def sweep_engine(folder: Path) -> None:
+    """Remove the shared memory of the engine that worked in a folder, if it was killed before it could."""
+    file = folder / supervisor.INSTANCE
+    if file.is_file():
+        supervisor.remove_shared_memory(file.read_text(errors="replace").strip())
+
+
+def _last_words(folder: Path) -> str:
+    """How the engine in a folder ended and what it printed last, as far as that is known."""
+    ended, printed = folder / supervisor.EXIT_CODE, folder / supervisor.OUTPUT
+    found = []
+    if ended.is_file():
+        found.append(describe_exit(int(ended.read_text())))
+    if printed.is_file():
+        lines = printed.read_text(errors="replace").split("\n")
+        found += [line.strip() for line in lines if line.strip()][-3:]
+    return "".join(f"; {words}" for words in found)[:600]
 
 
 def start_level(game: Any) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tubelet.data.jobs import run_all
 from tubelet.data.sample import truth
 from tubelet.data.sample.level import all_levels, load_level
 from tubelet.data.sample.media import write_video
 from tubelet.data.sample.plan import Anchors, RejectedError
 from tubelet.data.sample.render import TICS_PER_SECOND, Shot, View, engine, record, start_level, view_of
-from tubelet.data.workers import run_all
+from tubelet.files import LOCK, directory_lock, replacing
 from tubelet.types import TubeletError
 
 CLIPS_PER_LEVEL = 25  # fewer would spend the time on starting levels, more would show less variety
@@ -27,6 +28,7 @@ AWAKE_SHARE = 1 / 3  # the last clips of a level, in which monsters notice the p
 UNSEEN_REFUSED = 0.7  # share of the clips without any object that is thrown away
 JOB_SECONDS = 600  # a level that takes longer hangs
 ROUNDS = 4
+DATASET, UNFINISHED, SPLITS = "dataset.json", ".unfinished", ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -277,36 +279,42 @@ def write_sample_data(
         "fps": fps,
         "validation_share": validation_share,
     }
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / "dataset.json").exists():
-            raise TubeletError(f"{out}: holds other files; name a new folder for the sample set")
-        description = truth.read_description(out)
-        if description["parameters"] != parameters:
-            raise TubeletError(
-                f"{out}: holds a sample set made with other parameters; delete it or name another folder"
-            )
-        return {**description, "reused": True}
-    partial = out.with_name(out.name + ".partial")
-    if partial.exists():
-        if not (partial / "unfinished").exists():
-            raise TubeletError(f"{partial}: in the way, and not left by this command; move it away")
-        shutil.rmtree(partial)
+    if out.exists() and not out.is_dir():
+        raise TubeletError(f"{out}: is a file; name a new folder for the sample set")
+    if (out / DATASET).exists():  # it may be where nothing can be written
+        return _found(out, parameters)
     levels = split_levels(seed, validation_share)
-    partial.mkdir(parents=True)
-    (partial / "unfinished").touch()
-    litter = Path("_vizdoom")  # an empty folder that the engine makes wherever it is started
-    had_litter = litter.exists()
-    try:
-        description = _render_set(partial, levels, parameters, view, workers or os.cpu_count() or 1, progress)
-    finally:
-        if not had_litter and litter.is_dir() and not any(litter.iterdir()):
-            litter.rmdir()
-    (partial / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
-    (partial / "unfinished").unlink()
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    with directory_lock(out, remedy="name another folder"):
+        if (out / DATASET).exists():  # since just now
+            return _found(out, parameters)
+        partial = out / UNFINISHED
+        # What is finished is moved up at the end; a command that was killed then has left both.
+        own = {LOCK, UNFINISHED, *SPLITS} if partial.exists() else {LOCK}
+        if {entry.name for entry in out.iterdir()} - own:
+            raise TubeletError(f"{out}: holds other files; name a new folder for the sample set")
+        for name in own - {LOCK}:
+            shutil.rmtree(out / name, ignore_errors=True)
+        partial.mkdir()
+        try:
+            description = _render_set(partial, levels, parameters, view, workers or os.cpu_count() or 1, progress)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        for split in SPLITS:
+            (partial / split).rename(out / split)
+        with replacing(out / DATASET) as file:
+            file.write_text(json.dumps(description, indent=1) + "\n")
+        partial.rmdir()
     return {**description, "reused": False}
+
+
+def _found(out: Path, parameters: dict) -> dict:
+    """The description of a set that is there, if it is the one that was asked for."""
+    description = truth.read_description(out)
+    if description["parameters"] != parameters:
+        raise TubeletError(f"{out}: holds a sample set made with other parameters; delete it or name another folder")
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # empty, of a command that was killed after its work
+    return {**description, "reused": True}
 
 
 def _render_set(
@@ -324,7 +332,7 @@ def _render_set(
     counts["train"] = (clips - counts["val"][0], images - counts["val"][1])
     todo: dict[str, tuple[list[tuple[int, int]], list[int]]] = {}
     files: dict[str, dict[str, list[dict]]] = {}
-    for split in ("train", "val"):
+    for split in SPLITS:
         for kind in ("videos", "images"):
             (root / split / kind).mkdir(parents=True)
             (root / split / "truth" / kind).mkdir(parents=True)

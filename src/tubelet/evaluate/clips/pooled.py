@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from tubelet.config import EvaluateConfig
-from tubelet.data.workers import start_worker, without_traceback
+from tubelet.data.workers import WorkerLoader
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips.answers import confusion_details, metrics, sweep_details, worst_examples
 from tubelet.evaluate.clips.attentive import LinearProbe
@@ -170,13 +169,11 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
     names = "".join(f"{place.parent.name}{place.stem}" for place in features.places)
     path = folder / "tables" / f"{hashlib.blake2b(names.encode(), digest_size=16).hexdigest()}.f16"
     if not path.exists() or path.stat().st_size != 2 * len(features) * width:  # a machine's crash can empty a file
-        loader = DataLoader(
-            features, batch_size=256, collate_fn=_rows, num_workers=workers, worker_init_fn=start_worker
-        )
+        loader: WorkerLoader[Tensor] = WorkerLoader(features, workers, batch_size=256, collate_fn=_rows)
         try:
             path.parent.mkdir(exist_ok=True)
             with replacing(path) as beside, beside.open("wb") as file:
-                for rows in without_traceback(loader):
+                for rows in loader:
                     file.write(rows.numpy().tobytes())
         except OSError as error:
             raise TubeletError(f"{path}: features could not be written: {describe_os_error(error)}") from error

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
-from tubelet.data.workers import start_worker, without_traceback
+from tubelet.data.workers import WorkerLoader
 from tubelet.device import pick_dtype
 from tubelet.evaluate import training_state
 from tubelet.evaluate.clips.ranking import UNKNOWN, best_answers, ranks
@@ -210,18 +210,17 @@ def train_side_by_side(
     parts: training_state.Parts = {"heads": heads, "optimizer": optimizer}
     done = training_state.take_up(state, parts, "epochs", device)
     sampler = _Shuffled(len(samples), schedule.seed)
-    loader = DataLoader(
+    loader: WorkerLoader[Any] = WorkerLoader(
         samples,
+        workers,
         batch_size=schedule.batch_size,
         sampler=sampler,
         collate_fn=collate,
-        num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=start_worker,
     )
     for epoch in range(done, schedule.epochs):
         sampler.epoch = epoch
-        for i, batch in enumerate(without_traceback(loader)):
+        for i, batch in enumerate(loader):
             step = epoch * len(loader) + i
             progress("training", step, schedule.epochs * len(loader))
             for group, candidate in zip(optimizer.param_groups, candidates, strict=True):
@@ -294,11 +293,9 @@ def score(
     Returns:
         for each head, for each of its outputs, the scores.
     """
-    loader = DataLoader(
-        samples, batch_size=batch_size, collate_fn=collate, num_workers=workers, worker_init_fn=start_worker
-    )
+    loader: WorkerLoader[Any] = WorkerLoader(samples, workers, batch_size=batch_size, collate_fn=collate)
     parts: list[list[list[Scores]]] = [[] for _ in heads]
-    for i, batch in enumerate(without_traceback(loader)):
+    for i, batch in enumerate(loader):
         progress("scoring", i * batch_size, len(samples))
         for head, own in zip(heads, parts, strict=True):
             means = [_mean_by_owner(probabilities(x).cpu(), batch.owner) for x in batch.apply(head, device)]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from tubelet.data.workers import start_worker
+from tubelet.data.workers import WorkerLoader
 from tubelet.evaluate.cache import read_features
 from tubelet.evaluate.dense.points import check_shape
 from tubelet.evaluate.layouts.pairs import Pair
@@ -28,11 +28,8 @@ def read_tests(
     Raises:
         TubeletError: if a map cannot be read, or has another size than its picture.
     """
-    loader = DataLoader(
-        _Tests(places, pairs, read_truth),
-        batch_size=None,
-        num_workers=min(workers, len(pairs)),
-        worker_init_fn=start_worker,
+    loader: WorkerLoader[tuple[Tensor, NDArray[Any] | str]] = WorkerLoader(
+        _Tests(places, pairs, read_truth), min(workers, len(pairs)), batch_size=None
     )
     for tokens, truth in loader:
         if isinstance(truth, str):

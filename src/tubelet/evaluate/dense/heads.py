@@ -19,10 +19,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from tubelet.config import EvaluateConfig
-from tubelet.data.workers import start_worker, without_traceback
+from tubelet.data.workers import WorkerLoader
 from tubelet.evaluate import training_state
 from tubelet.evaluate.dense.points import POINTS_SHOWN, Batches, Rows
 from tubelet.evaluate.extract import Progress
@@ -220,16 +219,12 @@ def train_heads(
     state = training_state.state_path(folder, json.dumps(stated))
     parts: training_state.Parts = {"heads": heads, "optimiser": optimiser}
     start = training_state.take_up(state, parts, "step", device)
-    loader = DataLoader(
-        rows,
-        batch_size=None,
-        sampler=Batches(fitted, protocol.batch_size, seed, start, steps),
-        num_workers=readers,
-        worker_init_fn=start_worker,
+    loader: WorkerLoader[tuple[Tensor, Tensor]] = WorkerLoader(
+        rows, readers, batch_size=None, sampler=Batches(fitted, protocol.batch_size, seed, start, steps)
     )
     saved, chance = time.monotonic(), torch.Generator()
     heads.train()
-    for step, (x, values) in enumerate(without_traceback(loader), start):
+    for step, (x, values) in enumerate(loader, start):
         chance.manual_seed(seed * steps + step)  # so that dropout does not depend on where a training goes on
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * protocol.rate(step, steps)

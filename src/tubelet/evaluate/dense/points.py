@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tubelet.array_files import open_tensors
 from tubelet.data.clips import resize
-from tubelet.data.workers import start_worker
+from tubelet.data.workers import WorkerLoader
 from tubelet.evaluate.cache import DELETE, FeatureCache, write_features
 from tubelet.evaluate.extract import FeatureSet, Progress, Source
 from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture
@@ -194,7 +194,7 @@ def draw_points(reader: PointReader, workers: int, progress: Progress) -> None:
     Raises:
         TubeletError: if a map cannot be read, or does not fit its picture.
     """
-    loader = DataLoader(reader, batch_size=None, num_workers=min(workers, len(reader)), worker_init_fn=start_worker)
+    loader: WorkerLoader[str] = WorkerLoader(reader, min(workers, len(reader)), batch_size=None)
     for number, error in enumerate(loader):
         if error:
             raise TubeletError(error)

@@ -22,6 +22,7 @@ from tubelet.data.sample.layouts import (
     youtube_vos,
 )
 from tubelet.data.sample.truth import read_description
+from tubelet.files import directory_lock
 from tubelet.types import TubeletError
 
 Writer = Callable[[Path, Path], Mapping[str, int]]
@@ -74,11 +75,14 @@ def write_layout(root: Path, name: str) -> Mapping[str, int]:
     if out.exists():
         return {}
     partial = out.with_name(f"{name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        counts = LAYOUTS[name](root, partial)
-        partial.rename(out)
-    except OSError as error:
-        raise TubeletError(f"{out}: the layout could not be written: {error.strerror}") from error
+    with directory_lock(out.parent, f".{name}.lock", "choose another FOLDER"):
+        if out.exists():  # since just now
+            return {}
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            counts = LAYOUTS[name](root, partial)
+            partial.rename(out)
+        except OSError as error:
+            raise TubeletError(f"{out}: the layout could not be written: {error.strerror}") from error
     return counts

@@ -1,0 +1,80 @@
+"""Runs a game engine and ends it with the process that asked for it; a program of its own, without other packages.
+
+    python supervisor.py PIPE FOLDER ENGINE ENGINE_ARGUMENT ...
+
+The engine works in FOLDER, which is its home too: what it prints is in `output`, how it ended in `exit_code`. PIPE is
+the number of a file descriptor, whose other end only the asking process has: when that process ends, however it ends,
+reading from the pipe does, the engine is killed (it ignores SIGTERM then), and its shared memory and FOLDER are
+removed. The supervisor has a session of its own, so that no signal to the asking process's group ends both at once; if
+it is killed alone, the kernel kills the engine, and the asking process removes what is left.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+OUTPUT, EXIT_CODE, INSTANCE = "output", "exit_code", "instance"
+SHARED_MEMORY = Path("/dev/shm")
+# The engine is asked to be silent, and opens sound servers all the same, which start and leave files.
+SILENT = {"SDL_AUDIODRIVER": "dummy", "ALSOFT_DRIVERS": "null", "JACK_NO_START_SERVER": "1"}
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Run the engine to its end; returns its exit code as a shell has it."""
+    pipe, folder, engine = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # which workers block
+    instance = engine[engine.index("+viz_instance_id") + 1] if "+viz_instance_id" in engine else ""
+    (folder / INSTANCE).write_text(instance)
+    orphaned = threading.Event()
+    with (folder / OUTPUT).open("wb") as output:
+        process = subprocess.Popen(
+            engine,
+            cwd=folder,
+            env=os.environ | SILENT | {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
+        )
+
+    def watch() -> None:
+        while os.read(pipe, 1):
+            pass
+        orphaned.set()
+        process.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+    code = process.wait()
+    remove_shared_memory(instance)
+    if orphaned.wait(0):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        (folder / EXIT_CODE).write_text(str(code))
+    return code if code >= 0 else 128 - code
+
+
+def _die_with(parent: int) -> None:
+    """In the engine, before it starts: have the kernel kill it with its parent."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def remove_shared_memory(instance: str) -> None:
+    """Remove what an engine shares with the process that plays it."""
+    if instance.isalnum():
+        for file in SHARED_MEMORY.glob(f"ViZDoom*{instance}"):
+            file.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
