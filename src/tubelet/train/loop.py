@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from tubelet.config import TrainConfig
-from tubelet.console import say, say_bad
+from tubelet.console import open_console, say, say_bad
 from tubelet.train.log import StepLog
 from tubelet.train.parallel import World, join_world
 from tubelet.train.progress import ProgressLine
@@ -34,7 +34,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
         TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
     """
     with join_world(config.guards.process_timeout_s) as world:
-        return run_steps(config, Path(out), resume, console or Console(), world)
+        return run_steps(config, Path(out), resume, console or open_console(), world)
 
 
 def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, world: World) -> Path:
