@@ -1,5 +1,6 @@
 """The nearest clips of a table: all pooled features are compared, part by part; no index, no server."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
 
     Raises:
         TubeletError: if the table is none or empty, the model is another one, or the file cannot be read.
+
+    Warns:
+        UserWarning: how many rows are not ranked, since their features are not finite or all zero.
     """
     index = Path(index)
     if top < 1:
@@ -55,14 +59,31 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
         )
     features = model.encode(file, resize=settings["image_size"], frames=settings["frames"], fps=settings["fps"])
     query = features.pooled[0].float().cpu().numpy()
-    query /= np.linalg.norm(query)
+    length = np.linalg.norm(query)
+    if not (np.isfinite(length) and length > 0):
+        raise TubeletError(
+            f"{file}: its features have no direction (length {length}), so that nothing can be near them"
+        )
     best: list[Hit] = []
+    rows = unranked = 0
+    first = ""
     for columns, pooled in pooled_rows(index, ["path", "start_s", "end_s"]):
-        similarity = pooled @ query / np.linalg.norm(pooled, axis=1)
+        lengths = np.linalg.norm(pooled, axis=1)
+        healthy = np.flatnonzero(np.isfinite(lengths) & (lengths > 0))
+        if len(healthy) < len(pooled):
+            first = first or columns["path"][int(np.setdiff1d(np.arange(len(pooled)), healthy)[0])].as_py()
+        rows, unranked = rows + len(pooled), unranked + len(pooled) - len(healthy)
+        similarity = pooled[healthy] @ query / (lengths[healthy] * length)
         nearest = np.argsort(-similarity)[:top]
-        rows = columns.take(nearest).to_pylist()
-        best += [Hit(**row, similarity=float(similarity[i])) for row, i in zip(rows, nearest, strict=True)]
+        found = columns.take(healthy[nearest]).to_pylist()
+        best += [Hit(**row, similarity=float(similarity[i])) for row, i in zip(found, nearest, strict=True)]
         best = sorted(best, key=lambda hit: -hit.similarity)[:top]
+    if unranked:
+        warnings.warn(
+            f"{index}: {unranked} of {rows} rows have features without a direction (NaN, infinity or zero) and are not "
+            f"ranked, the first is of {first}: delete the table and embed the collection again",
+            stacklevel=2,
+        )
     return best
 
 

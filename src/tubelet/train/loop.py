@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from tubelet.config import TrainConfig
-from tubelet.console import open_console, say, say_bad
+from tubelet.console import lost_output, open_console, say, say_bad
+from tubelet.train.guards import REMEDY
 from tubelet.train.log import StepLog
 from tubelet.train.parallel import World, join_world
 from tubelet.train.progress import ProgressLine
@@ -95,7 +96,10 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
         )
     if s.saver.newest is None:
         raise TubeletError("the run has no steps")
-    say(console, f"{config.steps} steps done; the model is in {s.saver.newest}", "bold")
+    if reason := s.guards.skipped_too_often():
+        raise TubeletError(f"{reason}; the model is in {s.saver.newest}: {REMEDY} for more --steps")
+    skipped = f", {s.guards.past.skipped} of them skipped" if s.guards.past.skipped else ""
+    say(console, f"{config.steps} steps done{skipped}; the model is in {s.saver.newest}", "bold")
     return s.saver.newest
 
 
@@ -110,6 +114,7 @@ def write_row(s: Session, line: ProgressLine, row: dict[str, Any]) -> None:
     s.curves.add(row)
     s.guards.tell_unwritten(row["step"])
     line.show(row)
+    s.guards.record_output(row["step"], lost_output(line.console))
     s.guards.check(row["step"])
 
 

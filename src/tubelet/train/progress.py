@@ -123,6 +123,6 @@ class Curves:
     def _ending(self, step: int) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except Exception as error:  # a copy of the metrics, by a library whose errors depend on what else is installed
             self.writes, self.writer = False, None
             self.alarm(step=step, said=f"curves for TensorBoard end here: {describe_os_error(error)}")
