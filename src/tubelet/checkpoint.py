@@ -25,7 +25,7 @@ from tubelet.files import describe_os_error, replacing
 from tubelet.model.lora import merge_adapters
 from tubelet.parts import is_in_parts, read_header, remove
 from tubelet.readers import parse_json
-from tubelet.released import differences, load_exactly, read_released
+from tubelet.released import differences, load_exactly, read_released, require_finite
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
@@ -170,6 +170,7 @@ def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     parameters = dict(model.named_parameters())
     empty = {name: _room_for(name, parameters, path) for name in moments}
     read_into(path, {**state, **{_OPTIMIZER + name: value for name, value in empty.items()}})
+    require_finite(state, str(path))
     _load_optimizer_tensors(model, optimizer, empty, path)
     return stated_step(header, path)
 
@@ -307,5 +308,6 @@ def _load_optimizer_tensors(model: VJEPA, optimizer: Optimizer, moments: dict[st
             )
         parameter = parameters[parameter_name]
         state.setdefault(parameter, {})[key] = value.to(parameter.device)
+    require_finite({_OPTIMIZER + name: value for name, value in moments.items()}, str(path))
     optimizer.state.clear()
     optimizer.state.update(state)

@@ -22,6 +22,7 @@ from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import pair_permutation
 from tubelet.types import TubeletError
+from tubelet.vjepa import own_part
 
 Part = Literal["student", "predictor", "teacher"]
 PARTS: tuple[Part, ...] = ("student", "predictor", "teacher")
@@ -166,11 +167,37 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str, assi
     """Load a state dictionary that must fit to the last tensor; `assign` puts its tensors in the parameters' place.
 
     Raises:
-        TubeletError: that lists every missing, unexpected and misshapen tensor.
+        TubeletError: that lists every missing, unexpected and misshapen tensor, or those that are not finite.
     """
     if wrong := differences(state, module.state_dict()):
         raise TubeletError(f"{what} does not fit the model: {'; '.join(wrong)}")
+    require_finite(state, what)
     module.load_state_dict(state, assign=assign)
+
+
+@torch.no_grad()
+def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """See that weights hold numbers: one NaN makes every feature NaN, and nothing that is computed of them says so.
+
+    Args:
+        tensors: by name; of a sharded one, this process's part is looked at.
+        what: what the error calls them.
+
+    Raises:
+        TubeletError: names the tensors that hold NaN or infinity, and how many values of them are.
+    """
+    wrong = []
+    for name, tensor in tensors.items():
+        values = own_part(tensor)
+        # One pass, and no memory for a mask as large as the tensor, unless there is something to count.
+        if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
+            wrong.append(f"{name}, {int((~values.isfinite()).sum())} of {values.numel()} values")
+    if wrong:
+        more = f" and {len(wrong) - 5} more tensors" if len(wrong) > 5 else ""
+        raise TubeletError(
+            f"{what}: not finite (NaN or infinity): {'; '.join(wrong[:5])}{more}: the training diverged or the file is "
+            "damaged; use another checkpoint"
+        )
 
 
 def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -8,9 +8,11 @@ import math
 import os
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -404,3 +406,56 @@ def test_curves_that_cannot_be_finished_do_not_spoil_a_run_that_is_done(media, t
     said = alarms(tmp_path / "run")[-1]
     assert (said["step"], said["kind"]) == (5, "tensorboard")
     assert said["said"] == "curves for TensorBoard end here: the disk is full: free some space"
+
+
+def test_a_run_that_skipped_most_of_its_steps_fails_and_keeps_its_checkpoint(media, tmp_path, monkeypatch):
+    poison(monkeypatch, 1, 3, 4, 6)
+    config, run = tiny_config(media, steps=6), tmp_path / "run"
+    words = r"^4 of the last 6 steps were skipped, .*allowed: 50 %.* model is in \S+step-000000006.safetensors: lower"
+    for resume in (False, True):  # asking again does not make it better
+        with pytest.raises(TubeletError, match=words):
+            train_quietly(config, run, resume=resume)
+    assert rows(run)[-1]["skipped_steps"] == 4
+    read_tensors(checkpoints(run)[-1])
+    train_quietly(dataclasses.replace(config, steps=8), run, resume=True)  # what comes after is judged by itself
+    assert rows(run)[-1]["skipped_steps"] == 4
+
+
+def test_skipped_steps_stop_a_run_where_they_are_many_and_never_in_a_row(media, tmp_path, monkeypatch):
+    monkeypatch.setattr("tubelet.train.guards.SKIPPED_OF", 6)
+    poison(monkeypatch, *(step for step in range(5, 99) if step % 3))
+    with pytest.raises(TubeletError, match=r"^4 of the last 6 steps .*, and the run stops after step 10; the last"):
+        train_quietly(tiny_config(media), tmp_path / "run")
+    assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [5]
+
+
+def test_the_last_line_of_a_run_has_the_number_of_skipped_steps(media, tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, 2)
+    loop.train(tiny_config(media, steps=3), tmp_path / "run")
+    assert "3 steps done, 1 of them skipped; the model is in" in capsys.readouterr().out
+
+
+def test_a_run_whose_log_cannot_be_written_trains_to_its_end_and_records_why(media, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")  # of a terminal that was closed
+
+    with (tmp_path / "log").open("w") as log:
+        monkeypatch.setattr(
+            sys, "stdout", SimpleNamespace(write=fail, flush=fail, isatty=lambda: True, encoding="utf-8")
+        )
+        loop.train(tiny_config(media, steps=3), tmp_path / "run")
+        monkeypatch.setattr(sys, "stdout", log)
+    assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [3]
+    (lost,) = (alarm for alarm in alarms(tmp_path / "run") if alarm["kind"] == "output")
+    assert lost["step"] == 1 and "Input/output error" in lost["said"]
+
+
+def test_curves_end_whatever_their_library_raises(media, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("the writer's own error")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fail)
+    train_quietly(tiny_config(media, steps=2), tmp_path / "run")
+    assert [alarm["said"] for alarm in alarms(tmp_path / "run") if alarm["kind"] == "tensorboard"] == [
+        "curves for TensorBoard end here: the writer's own error"
+    ]

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from tubelet.config import Recipe
-from tubelet.console import files_progress, say, say_bad
+from tubelet.console import files_progress, open_console, say, say_bad
 
 
 def sample_data(
@@ -38,7 +37,7 @@ def sample_data(
     from tubelet.data.sample import write_sample_data
     from tubelet.data.sample.layouts import check_layouts, write_layout
 
-    console, layouts = Console(), check_layouts(layout)
+    console, layouts = open_console(), check_layouts(layout)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("rendering", total=None)
         index = write_sample_data(
@@ -83,7 +82,7 @@ def shard(
     """
     from tubelet.data.make_shards import write_shards
 
-    console = Console()
+    console = open_console()
     with files_progress(console) as progress:
         made = write_shards(
             sources,

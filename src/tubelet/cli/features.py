@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
 
 from tubelet.config import EmbedConfig
-from tubelet.console import files_progress, say, say_bad
+from tubelet.console import files_progress, open_console, say, say_bad
 from tubelet.types import TubeletError
 
 
@@ -31,7 +29,7 @@ def embed(
     from tubelet.embed.collection import embed_collection
     from tubelet.pretrained.backbone import load
 
-    console = Console()
+    console = open_console()
     with files_progress(console) as progress:
         made = embed_collection(
             load(model), sources, out, config, model, progress=progress, report=partial(say_bad, console)
@@ -71,8 +69,8 @@ def search(
         table.add_column(column, justify="right")
     table.add_column("file", overflow="fold")
     for hit in find_nearest(index, file, top, load(model) if model else None):
-        table.add_row(f"{hit.similarity:.3f}", f"{hit.start_s:.1f}-{hit.end_s:.1f}", escape(hit.path))
-    Console().print(table)
+        table.add_row(f"{hit.similarity:.3f}", f"{hit.start_s:.1f}-{hit.end_s:.1f}", hit.path)
+    open_console().print(table)
 
 
 def convert(
@@ -119,4 +117,4 @@ def convert(
         from tubelet.pretrained.convert import convert as write
 
         said = write(what, out, wanted, license or "unknown")
-    say(Console(), said)
+    say(open_console(), said)

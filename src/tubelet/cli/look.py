@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from tubelet.config import EvaluateConfig
-from tubelet.console import say, stages_progress
+from tubelet.console import open_console, say, stages_progress
 from tubelet.files import directory_lock
 from tubelet.types import TubeletError
 
@@ -51,14 +50,14 @@ def evaluate(
         from tubelet.evaluate.suite.comparison import print_table
         from tubelet.evaluate.suite.run import evaluate_model
 
-        print_table(evaluate_model(model, data, config, out), Console())
+        print_table(evaluate_model(model, data, config, out), open_console())
         return
     from tubelet.evaluate.cache import FeatureCache, default_folder
     from tubelet.evaluate.tasks import WITH_PREDICTOR, run_task
     from tubelet.pretrained.backbone import load, random_twin
     from tubelet.view.results import write_result_page
 
-    console, encoder = Console(), load(model, with_predictor=task in WITH_PREDICTOR)
+    console, encoder = open_console(), load(model, with_predictor=task in WITH_PREDICTOR)
     others = {}
     if against == "random":
         others["random weights"] = random_twin(encoder, config.seed)
@@ -104,7 +103,9 @@ def explain(
     """
     from tubelet.view.explain import explain as write_explanation
 
-    write_explanation(file, model, out, image_size=image_size, frames=frames, fps=fps, seed=seed, console=Console())
+    write_explanation(
+        file, model, out, image_size=image_size, frames=frames, fps=fps, seed=seed, console=open_console()
+    )
 
 
 def report(
@@ -124,4 +125,4 @@ def report(
 
     page = out or run / "report.html"
     write_report(run, data, page)
-    say(Console(), f"report: {page}")
+    say(open_console(), f"report: {page}")

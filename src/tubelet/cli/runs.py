@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from tubelet.config import PlanConfig, TrainConfig, model_preset, recipes, resized
+from tubelet.console import open_console
 from tubelet.types import TubeletError
 
 Run = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
@@ -56,10 +56,10 @@ def train(
         sizes = dataclasses.replace(sizes, output_levels=output_levels)
     config = dataclasses.replace(config, model=sizes)
     if planned.plan:
-        return print_plan(make_plan(config, planned), Console())
+        return print_plan(make_plan(config, planned), open_console())
     if out is None:
         raise TubeletError("out is not given: say which folder the run is written to")
-    run_training(config, out, resume, Console())
+    run_training(config, out, resume, open_console())
 
 
 def cooldown(config: Run = recipes.cooldown(), *, out: Path, resume: bool = False) -> None:  # noqa: B008 - frozen
@@ -120,4 +120,4 @@ def distil(
         student = resized(model_preset(model or "vit-b"), patch_size, tubelet_size)
         sizes = distilled_sizes(student, load(teacher, device="cpu").config)
         config = dataclasses.replace(config, model=sizes)
-    run_training(dataclasses.replace(config, distil_from=teacher), out, resume, Console())
+    run_training(dataclasses.replace(config, distil_from=teacher), out, resume, open_console())

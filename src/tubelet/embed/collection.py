@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Modality, TubeletError, printable
 
 BAD_FILES = "_bad_files.jsonl"
+_NOT_FINITE = "its features are not finite (NaN, or above 65,504), so that they cannot be compared; use another model"
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,15 @@ def _embed(
     try:
         for batch in clip_loader(clips):
             made.update(row["path"] for row in batch.rows)
+            new = list(batch.bad)
             if batch.pixels is not None:
-                table.add(_rows(model, batch, batch.pixels, config))
+                rows = _rows(model, batch, batch.pixels, config)
+                table.add(rows)
+                named = {file.path for file in bad}
+                new += [BadFile(path, _NOT_FINITE) for path in dict.fromkeys(_not_finite(rows)) if path not in named]
             if batch.failure is not None:
                 raise StorageError(batch.failure)
-            for file in batch.bad:
+            for file in new:
                 bad.append(file)
                 report(file)
             ended, short = ended + batch.ended, short + batch.short
@@ -129,8 +134,8 @@ def _embed(
         except RuntimeError:  # that a process died is said once, be it now
             _keep(table, broken, listed)
             raise
-    rows = sum(count for path, count in made.items() if path not in broken)
-    return Summary(total, rows, before, len(clips.changed), len(bad), len(broken), short)
+    kept = sum(count for path, count in made.items() if path not in broken)
+    return Summary(total, kept, before, len(clips.changed), len(bad), len(broken), short)
 
 
 def _keep(table: FeatureTable, broken: Collection[str], bad_files: str) -> None:
@@ -160,6 +165,13 @@ def _rows(model: Backbone, batch: ClipBatch, pixels: Tensor, config: EmbedConfig
         about |= {"grid": grid, "model_id": model.model_id, "config_hash": model.config_hash}
         rows.append(about | {name: vector[i] for name, vector in vectors.items()})
     return rows
+
+
+def _not_finite(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Paths of rows whose features hold NaN or infinity."""
+    for row in rows:
+        if not all(np.isfinite(x).all() for name, x in row.items() if name.startswith(("pooled", "tokens"))):
+            yield row["path"]
 
 
 def _half(x: Tensor) -> np.ndarray:

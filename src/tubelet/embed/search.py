@@ -42,6 +42,9 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
 
     Raises:
         TubeletError: if the table is none or empty, the model is another one, or the file cannot be read.
+
+    Warns:
+        UserWarning: how many rows are not ranked, since their features are not finite or all zero.
     """
     index = Path(index)
     if top < 1:
@@ -57,12 +60,15 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
         )
     features = model.encode(file, resize=settings["image_size"], frames=settings["frames"], fps=settings["fps"])
     query = features.pooled[0].float().cpu().numpy()
-    if not np.isfinite(query).all() or not query.any():
-        raise TubeletError(f"{file}: its features are not finite or all zero; check the weights of {model.model_id}")
-    query /= np.linalg.norm(query)
+    length = np.linalg.norm(query)
+    if not (np.isfinite(length) and length > 0):
+        raise TubeletError(
+            f"{file}: its features have no direction (length {length}), so that nothing can be near them; check the "
+            f"weights of {model.model_id}"
+        )
     for left in reversed(range(TRIES)):
         try:
-            return _nearest(index, query, top)
+            return _nearest(index, query / length, top)
         except PartGoneError:  # `embed` replaces rows of files that changed: what it leaves is read anew
             if not left:
                 raise
@@ -70,26 +76,30 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
 
 
 def _nearest(index: Path, query: NDArray[np.float32], top: int) -> list[Hit]:
+    """The rows nearest to a query (D,) of length 1."""
     best: list[Hit] = []
-    unusable = 0
+    rows = unranked = 0
+    first = ""
     for columns, pooled in pooled_rows(index, ["path", "start_s", "end_s"]):
         if pooled.shape[1] != len(query):
             raise TubeletError(
                 f"{index}: a part holds vectors of {pooled.shape[1]} channels, the model has {len(query)}; embed the "
                 "collection again into another folder"
             )
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            similarity = pooled @ query / np.linalg.norm(pooled, axis=1)
-        usable = np.flatnonzero(np.isfinite(similarity))
-        unusable += len(similarity) - len(usable)
-        nearest = usable[np.argsort(-similarity[usable])[:top]]
-        rows = columns.take(nearest).to_pylist()
-        best += [Hit(**row, similarity=float(similarity[i])) for row, i in zip(rows, nearest, strict=True)]
+        lengths = np.linalg.norm(pooled, axis=1)
+        healthy = np.flatnonzero(np.isfinite(lengths) & (lengths > 0))
+        if len(healthy) < len(pooled):
+            first = first or columns["path"][int(np.setdiff1d(np.arange(len(pooled)), healthy)[0])].as_py()
+        rows, unranked = rows + len(pooled), unranked + len(pooled) - len(healthy)
+        similarity = pooled[healthy] @ query / lengths[healthy]
+        nearest = np.argsort(-similarity)[:top]
+        found = columns.take(healthy[nearest]).to_pylist()
+        best += [Hit(**row, similarity=float(similarity[i])) for row, i in zip(found, nearest, strict=True)]
         best = sorted(best, key=lambda hit: -hit.similarity)[:top]
-    if unusable:
+    if unranked:
         warnings.warn(
-            f"{index}: the features of {unusable} clips are not finite or all zero, and match nothing; embed these "
-            "files again with sound weights",
+            f"{index}: {unranked} of {rows} rows have features without a direction (NaN, infinity or zero) and are not "
+            f"ranked, the first is of {first}: delete the table and embed the collection again",
             stacklevel=2,
         )
     return best

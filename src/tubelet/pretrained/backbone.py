@@ -32,8 +32,8 @@ from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, check_resiz
 from tubelet.pretrained.sources import HUB_OPTIONS, RELEASED, find
 from tubelet.pretrained.weights import EncoderPart, Wanted, read_weights
 from tubelet.pretrained.windows import read_windows
-from tubelet.released import load_exactly
-from tubelet.types import TubeletError, one_line
+from tubelet.released import load_exactly, require_finite
+from tubelet.types import TubeletError, one_line, visible
 
 FINGERPRINT_VALUES = 256  # of each tensor
 
@@ -302,7 +302,10 @@ class Backbone(Encoder, ModelHubMixin):
     def _features(self, pixels: Tensor, times: Tensor | None) -> DenseFeatures:
         """Features of whole clips (B, C, T, H, W), all levels, the times (B, T) of their frames beside them."""
         pixels = pixels.to(self.device, non_blocking=True)
-        pixels = normalise(pixels, self.dtype) if pixels.dtype == torch.uint8 else pixels.to(self.dtype)
+        if pixels.dtype == torch.uint8:
+            pixels = normalise(pixels, self.dtype)
+        elif not (pixels := pixels.to(self.dtype)).isfinite().all():
+            raise TubeletError(f"pixel values are too large for {_short(self.dtype)}: normalise them, or give uint8")
         grid = self.tokenizer.grid(pixels)
         outputs = self.outputs(pixels, self.config.levels)
         levels = tuple(norm(x) for norm, x in zip(self.norms, outputs, strict=True))
@@ -364,8 +367,12 @@ def load(
     model = build(what, Wanted(part, with_predictor, heads, predictor_heads, levels), sha256, **hub)
     if adapter is not None:
         apply_adapters(model, Path(adapter))
+        require_finite(model.state_dict(), str(adapter))
         model.identify()
-    return model.to(chosen, dtype or pick_dtype("auto", chosen))
+    model = model.to(chosen, dtype or pick_dtype("auto", chosen))
+    if model.dtype == torch.float16:
+        require_finite(model.state_dict(), f"{what} as float16, which ends at 65,504 (bfloat16 does not)")
+    return model
 
 
 def random_twin(model: Backbone, seed: int) -> Backbone:
@@ -397,7 +404,7 @@ def build(what: str | Path, wanted: Wanted, sha256: str | None = None, **hub: An
         model = Backbone(weights.config, wanted.predictor)
     state = weights.encoder | {f"predictor.{name}": value for name, value in weights.predictor.items()}
     load_exactly(model, state, str(path), assign=True)
-    model.name, model.part, model.stored_dtype = weights.name, weights.part, model.dtype
+    model.name, model.part, model.stored_dtype = visible(weights.name), weights.part, model.dtype
     model.identify()
     return model.requires_grad_(False).eval()
 

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from tubelet.config import TrainConfig
-from tubelet.console import say, say_bad
+from tubelet.console import lost_output, open_console, say, say_bad
 from tubelet.data.workers import refuse_unguarded
+from tubelet.train.guards import REMEDY
 from tubelet.train.log import StepLog
 from tubelet.train.parallel import World, join_world
 from tubelet.train.progress import ProgressLine
@@ -36,7 +37,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     """
     refuse_unguarded()
     with join_world(config.guards.process_timeout_s) as world:
-        return run_steps(config, Path(out), resume, console or Console(), world)
+        return run_steps(config, Path(out), resume, console or open_console(), world)
 
 
 def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, world: World) -> Path:
@@ -97,7 +98,10 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
         )
     if s.saver.newest is None:
         raise TubeletError("the run has no steps")
-    say(console, f"{config.steps} steps done; the model is in {s.saver.newest}", "bold")
+    if reason := s.guards.skipped_too_often():
+        raise TubeletError(f"{reason}; the model is in {s.saver.newest}: {REMEDY} for more --steps")
+    skipped = f", {s.guards.past.skipped} of them skipped" if s.guards.past.skipped else ""
+    say(console, f"{config.steps} steps done{skipped}; the model is in {s.saver.newest}", "bold")
     return s.saver.newest
 
 
@@ -112,6 +116,7 @@ def write_row(s: Session, line: ProgressLine, row: dict[str, Any]) -> None:
     s.curves.add(row)
     s.guards.tell_unwritten(row["step"])
     line.show(row)
+    s.guards.record_output(row["step"], lost_output(line.console))
     s.guards.check(row["step"])
 
 

@@ -7,6 +7,7 @@ from typing import Any, NotRequired, TypedDict
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tubelet.console import say
 from tubelet.files import describe_os_error, replacing
@@ -121,7 +122,7 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
         known = [value for value in task.values.values() if value is not None]
         best = (max if task.higher_is_better else min)(known, default=None)
         cells = [
-            "–" if value is None else f"[bold]{value:.3f}[/bold]" if value == best else f"{value:.3f}"
+            Text("–" if value is None else f"{value:.3f}", style="bold" if value is not None and value == best else "")
             for value in (task.values[kind] for kind in evaluation.features)
         ]
         table.add_row(task.name, f"{task.metric} {'↑' if task.higher_is_better else '↓'}", *cells)
