@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "tubelet"
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 # Floor by floor, and on a floor room by room: a file imports from floors below, or from earlier files of its own room.
 FLOORS = [
-    [["types.py", "files.py"]],
+    [["types.py", "files.py", "hidden.py"]],
     [
         [
             "config/fields.py",
@@ -39,6 +39,8 @@ FLOORS = [
             "data/images.py",
             "data/indexed.py",
             "data/shards.py",
+            "data/lists.py",
+            "data/paths.py",
             "data/manifest.py",
             "data/sources.py",
             "data/clips.py",

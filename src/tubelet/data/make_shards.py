@@ -26,6 +26,7 @@ from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url, size_of
 from tubelet.data.workers import reading, run_all
 from tubelet.files import replacing
+from tubelet.hidden import visible
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError
 
 BAD_FILES = "bad_files.jsonl"
@@ -285,7 +286,7 @@ def _plan(recipe: Recipe, files: list[tuple[str, Modality]], sizes: list[int], s
 def _check_plan(path: Path, plan: dict[str, Any]) -> None:
     if path.exists():
         _compare(path.parent, json.loads(path.read_text()), plan)
-    elif any(path.parent.iterdir()):
+    elif visible(path.parent.iterdir()):
         raise TubeletError(f"{path.parent}: holds something else; choose another --out")
 
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tubelet.files import describe_os_error, sync
+from tubelet.hidden import visible
 from tubelet.types import TubeletError
 
 FORMAT = 2  # 1 did not say which version of a file its rows are of
@@ -64,7 +65,7 @@ class FeatureTable:
         self.path = path
         self.settings = settings = {"format": FORMAT, **settings}
         unfinished = path / f"{SETTINGS}.partial"
-        if any(entry.name not in (LOCK, unfinished.name) for entry in path.iterdir()):
+        if any(entry.name != unfinished.name for entry in visible(path.iterdir())):
             if not (path / SETTINGS).is_file():
                 raise TubeletError(f"{path}: holds something else; choose another --out")
             before = read_settings(path)
