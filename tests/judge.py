@@ -204,9 +204,7 @@ def tubelet_reader(path: Path) -> Iterator[Opened]:
     middles = frames.times + 0.4 * np.diff(frames.times, append=frames.times[-1] + 1 / max(info.fps, 1))
     with open_video(path) as (_, scan):
         passed = [np.array(image) for image, _, repeats in scan(middles, None) for _ in range(repeats)]
-    if len(passed) != len(pixels) or any(
-        read_number(a) != read_number(b) for a, b in zip(passed, pixels, strict=True)
-    ):
+    if len(passed) != len(pixels) or any(read_number(a) != read_number(b) for a, b in zip(passed, pixels, strict=True)):
         raise AssertionError(f"one pass gives {len(passed)} frames, reading all {len(pixels)}, or others")
 
     def at(seconds: np.ndarray) -> Sequence[Any]:

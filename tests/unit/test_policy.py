@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "tubelet"
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 # Floor by floor, and on a floor room by room: a file imports from floors below, or from earlier files of its own room.
 FLOORS = [
-    [["types.py", "values.py", "files.py", "readers.py", "array_files.py", "launch.py", "outputs.py"]],
+    [["types.py", "values.py", "files.py", "hidden.py", "readers.py", "array_files.py", "launch.py", "outputs.py"]],
     [
         [
             "config/fields.py",
@@ -49,6 +49,8 @@ FLOORS = [
             "data/images.py",
             "data/indexed.py",
             "data/shards.py",
+            "data/lists.py",
+            "data/paths.py",
             "data/manifest.py",
             "data/sources.py",
             "data/clips.py",

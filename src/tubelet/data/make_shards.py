@@ -25,7 +25,8 @@ from tubelet.data.jobs import reading, run_all
 from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_shards
 from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url, size_of
-from tubelet.files import LOCK, directory_lock, replacing
+from tubelet.files import directory_lock, replacing
+from tubelet.hidden import visible
 from tubelet.readers import damaged, read_json
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError
 from tubelet.values import MisfitError, fit, hints
@@ -332,7 +333,7 @@ def _plan(recipe: Recipe, files: list[tuple[str, Modality]], sizes: list[int], s
 def _check_plan(path: Path, plan: dict[str, Any]) -> None:
     if path.exists():
         _compare(path.parent, read_json(path, _Plan, "delete the folder, or choose another --out"), plan)
-    elif any(entry.name != LOCK for entry in path.parent.iterdir()):
+    elif visible(path.parent.iterdir()):
         raise TubeletError(f"{path.parent}: holds something else; choose another --out")
 
 

@@ -103,7 +103,7 @@ def _embed(
     """Encode what is not in the table yet, of so many files in all."""
     config = clips.config
     table.drop(clips.changed)
-    ended = before = total - len(clips.samples)
+    ended = before = total - clips.left()
     bad: list[BadFile] = []
     made: Counter[str] = Counter()  # rows of each file
     short = 0

@@ -1,12 +1,12 @@
 """What a run works with - its folder, model, optimiser and data, and what watches over them - from start to rewind."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import torch
 from rich.console import Console
@@ -129,7 +129,7 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world:
     config = replace(config, data=replace(config.data, sources=sources))
     if (teacher := load_frozen_teacher(config, device)) is not None:
         config = replace(config, distil_weights=teacher.weights_id)
-    media = list_media(config.data.sources, config.data.allow_outside)
+    media = _list_media(config, world)
     check_recipes(media, config.data)
     check_steps(config, media, world.size)
     refuse_sources(out, config)
@@ -189,11 +189,22 @@ def require_same_start(config: TrainConfig, run: RunFolder, world: World) -> Non
     world.require_same("the checkpoint", str(run.checkpoint))
 
 
+def _list_media(config: TrainConfig, world: World) -> MediaList:
+    """What the sources hold: listed by the first process of each machine; all others receive it from the first of all.
+
+    That the machines have found the same is for `require_same_start` to compare.
+    """
+    lists = partial(list_media, config.data.sources, config.data.allow_outside)
+    leads_another = not world.is_first and os.environ.get("LOCAL_RANK", "0") == "0"
+    own = lists() if leads_another else None  # at the same time as the first process
+    received = world.on_first(lists)
+    return own or received
+
+
 def summary(media: MediaList) -> str:
     """One line for what the sources hold: counts, and a checksum of all names."""
-    files = media.videos + media.images + [folder.root for folder in media.shards]
     counted = ", ".join(f"{media.count(modality)} {modality}s" for modality in Modality)
-    return f"{counted}, checksum {crc32(chr(10).join(map(printable, files)).encode()):08x}"
+    return f"{counted}, checksum {media.checksum():08x}"
 
 
 def announce(
@@ -228,11 +239,8 @@ def announce(
             "frame repeated, or add images to the sources",
             "yellow",
         )
-    if media.ignored:
-        say(
-            console,
-            f"left out: {', '.join(f'{count} {suffix} files' for suffix, count in sorted(media.ignored.items()))}",
-        )
+    for note in media.notes:
+        say(console, printable(note))
     grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
     device = world.device
     dtype = training_dtype(config, device)

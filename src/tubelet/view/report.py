@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
@@ -124,7 +125,7 @@ def _pictures(model: VJEPA, config: TrainConfig, entries: list[SampleEntry], gal
     }
 
 
-def _films(data: Path | None, config: TrainConfig) -> list[str]:
+def _films(data: Path | None, config: TrainConfig) -> Sequence[str]:
     """Films to look at: those of a folder, or of the run's own sources as far as they are still there.
 
     Raises:
@@ -141,7 +142,7 @@ def _films(data: Path | None, config: TrainConfig) -> list[str]:
     return films
 
 
-def _own_pictures(model: VJEPA, config: TrainConfig, films: list[str], gallery: Gallery) -> dict[str, Any]:
+def _own_pictures(model: VJEPA, config: TrainConfig, films: Sequence[str], gallery: Gallery) -> dict[str, Any]:
     """Features as colours of films that nothing is known of."""
     data, clips, unread = config.data, [], []
     for film in spread(films, SHOWN_CLIPS):
