@@ -12,6 +12,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from itertools import count
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,14 +197,14 @@ def read_jsonl(path: Path, kind: Any, remedy: str) -> Iterator[tuple[dict[str, A
             return
         with path.open("rb") as file:
             end = 0
-            for number in iter(int, 1):
+            for number in count(1):
                 line = file.readline(LINE_BYTES + 1)
                 if len(line) > LINE_BYTES:
-                    raise damaged(f"{path}, line {number + 1}", f"is longer than {LINE_BYTES} bytes", remedy)
+                    raise damaged(f"{path}, line {number}", f"is longer than {LINE_BYTES} bytes", remedy)
                 if not line.endswith(b"\n"):
                     return
                 end += len(line)
-                yield parse_json(line, f"{path}, line {number + 1}", kind, remedy), end
+                yield parse_json(line, f"{path}, line {number}", kind, remedy), end
     except OSError as error:
         raise damaged(path, f"cannot be read ({error.strerror})", remedy) from error
 

@@ -69,9 +69,10 @@ class Bounds:
         return value == self.also or (above and value <= self.high)
 
     def __str__(self) -> str:
-        first = f"above {self.low:.12g} and at most" if self.exclusive else f"{self.low:.12g} to"
+        low, high = (str(end) if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
+        first = f"above {low} and at most" if self.exclusive else f"{low} to"
         other = "" if self.also is None else f", or {self.also:g}"
-        return f"{first} {self.high:.12g}{' ' * bool(self.unit)}{self.unit}{other}"
+        return f"{first} {high}{' ' * bool(self.unit)}{self.unit}{other}"
 
 
 def hints(kind: Any) -> dict[str, Any]:

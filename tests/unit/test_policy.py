@@ -210,7 +210,7 @@ FLOORS = [
             "view/results.py",
         ],
     ],
-    [["cli/defaults.py", "cli/runs.py"], ["cli/data.py"], ["cli/features.py"], ["cli/look.py"]],
+    [["cli/options.py", "cli/defaults.py", "cli/runs.py"], ["cli/data.py"], ["cli/features.py"], ["cli/look.py"]],
     [["cli/__init__.py"]],
     [["__main__.py"]],
 ]

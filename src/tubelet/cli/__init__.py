@@ -22,6 +22,7 @@ from tubelet.cli.data import sample_data, shard
 from tubelet.cli.defaults import with_the_runs
 from tubelet.cli.features import convert, embed, search
 from tubelet.cli.look import evaluate, explain, report
+from tubelet.cli.options import options_named
 from tubelet.cli.runs import cooldown, distil, high_resolution, train
 from tubelet.console import OUTPUT_LOST, PIPE_CLOSED, open_console, say, standard_streams
 from tubelet.launch import speaks
@@ -66,9 +67,10 @@ def _run(words: list[str]) -> Any:
         return None
     try:
         # Help shows `FLOAT` rather than `{None}|FLOAT`: what is None is so by leaving the option out.
-        tyro.extras.subcommand_cli_from_dict(
-            with_the_runs(COMMANDS, words), prog="tubelet", description=__doc__, config=(tyro.conf.DisallowNone,)
-        )
+        with options_named(words):
+            tyro.extras.subcommand_cli_from_dict(
+                with_the_runs(COMMANDS, words), prog="tubelet", description=__doc__, config=(tyro.conf.DisallowNone,)
+            )
     except TubeletError as error:
         # What is wrong before the processes of a run have met is wrong for all of them: one on each machine says it.
         if not error.told and (words[:1] not in ([name] for name in TRAINING) or speaks()):

@@ -6,18 +6,22 @@ from typing import Annotated
 
 import tyro
 
+from tubelet.cli.options import checked
 from tubelet.config import Recipe
+from tubelet.config.fields import Seed, Share, Side
 from tubelet.console import files_progress, open_console, say, say_bad
+from tubelet.values import Bounds
 
 
+@checked
 def sample_data(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     *,
-    clips: int = 1000,
-    seed: int = 0,
-    size: int = 128,
-    frames: int = 16,
-    workers: int | None = None,
+    clips: Annotated[int, Bounds(0, 10**6)] = 1000,
+    seed: Seed = 0,
+    size: Side = 128,
+    frames: Annotated[int, Bounds(2, 10_000, unit="frames")] = 16,
+    workers: Annotated[int | None, Bounds(1, 1024)] = None,
     layout: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
 ) -> None:
     """Render first-person clips of textured 3-D levels, with depth, classes, instances, poses and tracks beside them.
@@ -59,14 +63,15 @@ def sample_data(
         say(console, f"{folder / 'layouts' / name}: {written or 'was there already'}")
 
 
+@checked
 def shard(
     sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")],
     recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
     *,
     out: Path,
-    workers: int | None = None,
-    shard_mb: float = 1024,
-    max_bad_share: float = 0.05,
+    workers: Annotated[int | None, Bounds(1, 1024)] = None,
+    shard_mb: Annotated[float, Bounds(0, 1e9, exclusive=True)] = 1024,
+    max_bad_share: Share = 0.05,
     allow_outside: tuple[str, ...] = (),
 ) -> None:
     """Cut videos and images into shards that train faster: short clips at training size, in tar files with an index.

@@ -6,11 +6,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from tubelet.cli.options import checked
 from tubelet.config import EmbedConfig
+from tubelet.config.fields import Count
+from tubelet.config.model import MAX_DEPTH, Width
 from tubelet.console import files_progress, open_console, say, say_bad
 from tubelet.types import TubeletError
+from tubelet.values import Bounds
 
 
+@checked
 def embed(
     sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")],
     config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
@@ -44,11 +49,12 @@ def embed(
     )
 
 
+@checked
 def search(
     index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     *,
-    top: int = 10,
+    top: Count = 10,
     model: str | None = None,
 ) -> None:
     """Find the clips of a table that are nearest to an image or to the middle of a video.
@@ -73,15 +79,16 @@ def search(
     open_console().print(table)
 
 
+@checked
 def convert(
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")],
     *,
     part: Literal["teacher", "student"] | None = None,
     with_predictor: bool = False,
-    heads: int | None = None,
-    predictor_heads: int | None = None,
-    levels: tuple[int, ...] | None = None,
+    heads: Width | None = None,
+    predictor_heads: Width | None = None,
+    levels: tuple[Annotated[int, Bounds(0, MAX_DEPTH)], ...] | None = None,
     license: str | None = None,
     images: bool = False,
 ) -> None:

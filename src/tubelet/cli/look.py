@@ -6,12 +6,15 @@ from typing import Annotated
 
 import tyro
 
+from tubelet.cli.options import checked
 from tubelet.config import EvaluateConfig
+from tubelet.config.fields import Frames, Rate, Seed, Side
 from tubelet.console import open_console, say, stages_progress
 from tubelet.files import directory_lock
 from tubelet.types import TubeletError
 
 
+@checked
 def evaluate(
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     config: Annotated[EvaluateConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
@@ -80,15 +83,16 @@ def evaluate(
     say(console, f"{folder / 'page.html'}" + " (in place of an earlier one)" * earlier)
 
 
+@checked
 def explain(
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     *,
     model: str = "vit-ti",
     out: Path = Path("explain.html"),
-    image_size: int | None = None,
-    frames: int | None = None,
-    fps: float | None = None,
-    seed: int = 0,
+    image_size: Side | None = None,
+    frames: Frames | None = None,
+    fps: Rate | None = None,
+    seed: Seed = 0,
 ) -> None:
     """Follow one video or image through the system: eight steps, printed and drawn on a page.
 
@@ -108,6 +112,7 @@ def explain(
     )
 
 
+@checked
 def report(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     *,

@@ -3,14 +3,13 @@
 All of these are far above what films, photographs and data sets have; docs/data.md lists them.
 """
 
+from tubelet.config.fields import CLIP_PIXELS
 from tubelet.types import DecodeError
 
 # Of one picture of a video: 8192 x 4320, more than 8K.
 VIDEO_PIXELS = 8192 * 4320
 # Of one still image: Pillow's own limit.
 IMAGE_PIXELS = 2**30 // 12
-# Of all frames of a clip together: 64 frames of 4K.
-CLIP_PIXELS = 64 * 3840 * 2160
 # Of a video, in seconds: a week; and of one frame: ten minutes.
 DURATION_S = 7 * 24 * 3600
 FRAME_S = 600

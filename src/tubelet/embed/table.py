@@ -23,7 +23,7 @@ from tubelet.readers import damaged, read_json
 from tubelet.types import TubeletError
 from tubelet.values import Bounds, MisfitError, fit
 
-FORMAT = 2  # 1 did not say which version of a file its rows are of
+FORMAT = 3  # 1 did not say which version of a file its rows are of; the weights' id in 2 saw a part of the values
 # Readers of Parquet folders pass over names that begin with "_" or ".".
 SETTINGS = "_settings.json"
 # What a crash may cost, and what is held in memory before it is written.

@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -35,7 +36,8 @@ from tubelet.pretrained.windows import read_windows
 from tubelet.released import load_exactly, require_finite
 from tubelet.types import TubeletError, one_line, visible
 
-FINGERPRINT_VALUES = 256  # of each tensor
+FINGERPRINT_DIGITS = 16
+_HASHED_AT_ONCE = 2**20  # values
 
 
 class Backbone(Encoder, ModelHubMixin):
@@ -64,7 +66,7 @@ class Backbone(Encoder, ModelHubMixin):
 
     @property
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits of the weights as the file has them, or as they are if they were changed since."""
+        """Sixteen hexadecimal digits of all values of the weights as the file has them, or as they are if they were changed since."""
         if self._identified is None or self._identified[0] != self._changes():
             self.identify()
         assert self._identified is not None
@@ -84,7 +86,7 @@ class Backbone(Encoder, ModelHubMixin):
 
     @property
     def model_id(self) -> str:
-        """Such as "vjepa2.1-vitb16-384-teacher-1f2e3d4c": it changes when the weights do."""
+        """Such as "vjepa2.1-vitb16-384-teacher-1f2e3d4c5b6a7988": it changes when the weights do."""
         return f"{self.name}-{self.part}-{self.fingerprint}"
 
     @property
@@ -419,12 +421,20 @@ def _name_of(what: str | Path, path: Path) -> str:
 
 
 def _fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Of names, shapes and some values of an encoder's tensors, spread evenly: a part of a file of any size."""
+    """Of the names, shapes and all values of an encoder's tensors, whatever float type they are stored in."""
+    names = [name for name in sorted(state) if not name.startswith("predictor.")]
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashing lets other threads run meanwhile
+        digests = list(pool.map(lambda name: _hash_values(state[name]), names))
     digest = hashlib.sha256()
-    for name in sorted(state):
-        if name.startswith("predictor."):
-            continue
-        values = state[name].detach().flatten()
-        some = values[:: -(-len(values) // FINGERPRINT_VALUES)].float().cpu()
-        digest.update(f"{name}{tuple(state[name].shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:8]
+    for name, own in zip(names, digests, strict=True):
+        digest.update(f"{name}{tuple(state[name].shape)}".encode() + own)
+    return digest.hexdigest()[:FINGERPRINT_DIGITS]
+
+
+@torch.no_grad()
+def _hash_values(tensor: Tensor) -> bytes:
+    """A hash of all values of a tensor as fp32, piece by piece: a cast of all of it would take memory."""
+    digest = hashlib.sha256()
+    for values in tensor.detach().reshape(-1).split(_HASHED_AT_ONCE):
+        digest.update(values.to("cpu", torch.float32).contiguous().numpy())
+    return digest.digest()

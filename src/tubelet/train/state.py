@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from math import isfinite
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from tubelet.checkpoint import checkpoints, step_of
@@ -22,14 +23,6 @@ ALARMS, SOURCES = "alarms.jsonl", "sources.txt"
 _TAKE_OUT = "take this line out and continue with --resume"
 _DELETE = "delete it and continue with --resume"
 _Step = Annotated[int, Bounds(0, LARGEST_INT)]
-
-
-class MetricsRow(TypedDict):
-    """What every row of metrics.jsonl has; its other fields are numbers or null, too."""
-
-    step: _Step
-    loss: float | None
-    skipped_steps: NotRequired[int]
 
 
 class BadFileRow(TypedDict):
@@ -236,12 +229,23 @@ def read_metrics(run: Path) -> Iterator[tuple[dict[str, Any], int]]:
         TubeletError: a row is damaged, or the file cannot be read.
     """
     path = run / METRICS
-    for number, (row, end) in enumerate(read_jsonl(path, MetricsRow, _TAKE_OUT), start=1):
-        for name, value in row.items():
-            if type(value) not in (int, float, type(None)):
-                problem = f"{name!r:.100} is {value!r:.100}, expected a number or null"
-                raise damaged(f"{path}, line {number}", problem, _TAKE_OUT)
+    for number, (row, end) in enumerate(read_jsonl(path, Any, _TAKE_OUT), start=1):
+        if problem := _metrics_problem(row):  # there may be millions of rows: no need to look up types for each
+            raise damaged(f"{path}, line {number}", problem, _TAKE_OUT)
         yield row, end
+
+
+def _metrics_problem(row: Any) -> str:
+    """What is wrong with a row of metrics.jsonl; empty if nothing."""
+    if not isinstance(row, dict) or "step" not in row or "loss" not in row:
+        return f"is {row!r:.100}, expected an object with a step, a loss and other numbers"
+    for name in ("step", "skipped_steps"):
+        if type(row.get(name, 0)) is not int or row.get(name, 0) < 0:
+            return f"{name} is {row[name]!r:.100}, expected a whole number of 0 or more"
+    for name, value in row.items():
+        if type(value) not in (int, float, NoneType):
+            return f"{name!r:.100} is {value!r:.100}, expected a number or null"
+    return ""
 
 
 def read_bad_files(run: Path) -> list[dict[str, Any]]:
