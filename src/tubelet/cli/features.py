@@ -8,6 +8,7 @@ import tyro
 
 from tubelet.config import EmbedConfig
 from tubelet.console import files_progress, open_console, say, say_bad
+from tubelet.outputs import check_output
 from tubelet.types import TubeletError
 
 
@@ -110,8 +111,9 @@ def convert(
             raise TubeletError(f"{option} says nothing about {out}: leave it out")
     wanted = Wanted(part, with_predictor, heads, predictor_heads, levels)
     if exported:
-        from tubelet.pretrained.export import export
+        from tubelet.pretrained.export import export, kind_of
 
+        check_output(out, kind_of(out), [what])  # before minutes of work
         said = export(what, out, wanted, images)
     else:
         from tubelet.pretrained.convert import convert as write

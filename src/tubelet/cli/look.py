@@ -8,6 +8,7 @@ import tyro
 
 from tubelet.config import EvaluateConfig
 from tubelet.console import open_console, say, stages_progress
+from tubelet.outputs import check_output
 from tubelet.types import TubeletError
 
 
@@ -63,14 +64,15 @@ def evaluate(
     elif against is not None:
         other = load(against, with_predictor=task in WITH_PREDICTOR)
         others[other.model_id] = other
+    folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
+    folder = out or folder / "evaluation" / f"{task}-{data.resolve().name}"
+    check_output(folder, "results", [model, data, against])
     with stages_progress(console) as progress:
         result, *beside = (
             run_task(task, each, data, config, FeatureCache(cache or default_folder(), each), progress)
             for each in (encoder, *others.values())
         )
     result = replace(result, beside={name: other.metrics for name, other in zip(others, beside, strict=True)})
-    folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
-    folder = out or folder / "evaluation" / f"{task}-{data.resolve().name}"
     earlier = (folder / "result.json").exists()
     write_result(result, folder / "result.json")
     write_result_page(result, folder / "page.html")

@@ -18,6 +18,7 @@ from tubelet.data.workers import deaths_in_words
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import LOCK, FeatureTable
 from tubelet.files import alone, describe_os_error, replacing
+from tubelet.outputs import check_output
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Modality, TubeletError, printable
 
@@ -74,6 +75,7 @@ def embed_collection(
             died.
     """
     out = Path(out)
+    check_output(out, "table", [*sources, name])
     model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
     media = list_media(sources, config.allow_outside)
     kept = ("image_size", "frames", "fps", "stride_s", "dense", "levels")

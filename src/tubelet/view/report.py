@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
-from os.path import relpath
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from tubelet.data.sample.truth import SampleEntry, read_index
 from tubelet.data.sources import list_media
 from tubelet.evaluate.extract import spread
 from tubelet.model.encoder import random_encoder
+from tubelet.outputs import check_output
 from tubelet.train.state import ALARMS, BAD_FILES, CONFIG, METRICS, read_config, read_rows
 from tubelet.types import DecodeError, TubeletError
 from tubelet.view.maps import (
@@ -67,6 +69,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     """
     if not (run / CONFIG).is_file():
         raise TubeletError(f"{run}: no run here; expected a folder that `tubelet train` wrote, with {CONFIG} in it")
+    check_output(out, "page", [run, data])
     config = read_config(run)
     entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
     films = _films(data, config) if entries is None else []
@@ -181,7 +184,7 @@ def _benchmark(path: Path, folder: Path) -> dict[str, Any]:
         "metric": name,
         "values": {model: f"{figures(own[name])} {units.get(name, '')}" for model, own in values.items()},
         "model": result.get("model_id", ""),
-        "page": relpath(path.with_name("page.html"), folder),
+        "page": quote(os.fsencode(os.path.relpath(path.with_name("page.html"), folder))),
     }
 
 
