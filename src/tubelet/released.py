@@ -8,7 +8,6 @@ to the bit, and a file is held against what this package would write: errors spe
 
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,9 +17,11 @@ from torch import Tensor, nn
 
 from tubelet.array_files import read_pt
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, levels_of_depth
+from tubelet.files import replacing
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import pair_permutation
+from tubelet.outputs import check_output, mark_archive
 from tubelet.types import TubeletError
 from tubelet.vjepa import own_part
 
@@ -121,14 +122,13 @@ def write_released(path: Path, config: ModelConfig, states: Mapping[Part, Mappin
         keys[part]: {PREFIX + name: value for name, value in to_released(state, config, part).items()}
         for part, state in states.items()
     }
-    partial = path.with_suffix(".partial")
+    check_output(path, "released")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(file, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            torch.save(file, partial)
+            mark_archive(partial)
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            partial.unlink()
         raise TubeletError(f"{path}: the checkpoint could not be written: {error}") from error
 
 

@@ -11,6 +11,7 @@ from tubelet.config import EmbedConfig
 from tubelet.config.fields import Count
 from tubelet.config.model import MAX_DEPTH, Width
 from tubelet.console import files_progress, open_console, say, say_bad
+from tubelet.outputs import check_output
 from tubelet.types import TubeletError
 from tubelet.values import Bounds
 
@@ -117,8 +118,9 @@ def convert(
             raise TubeletError(f"{option} says nothing about {out}: leave it out")
     wanted = Wanted(part, with_predictor, heads, predictor_heads, levels)
     if exported:
-        from tubelet.pretrained.export import export
+        from tubelet.pretrained.export import export, kind_of
 
+        check_output(out, kind_of(out), [what])  # before minutes of work
         said = export(what, out, wanted, images)
     else:
         from tubelet.pretrained.convert import convert as write

@@ -11,6 +11,7 @@ from tubelet.config import EvaluateConfig
 from tubelet.config.fields import Frames, Rate, Seed, Side
 from tubelet.console import open_console, say, stages_progress
 from tubelet.files import directory_lock
+from tubelet.outputs import check_output
 from tubelet.types import TubeletError
 
 
@@ -69,6 +70,7 @@ def evaluate(
         others[other.model_id] = other
     folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
     folder = out or folder / "evaluation" / f"{task}-{data.resolve().name}"
+    check_output(folder, "results", [model, data, against])
     with directory_lock(folder, ".evaluation.lock"):  # the folder may be the run's, which is locked while it trains
         with stages_progress(console) as progress:
             result, *beside = (

@@ -7,13 +7,11 @@ line must have a path where the others have one. Where several readings are poss
 import codecs
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +22,8 @@ import pyarrow.json
 from tubelet.data.decode import VIDEO_SUFFIXES
 from tubelet.data.images import IMAGE_SUFFIXES
 from tubelet.data.limits import LINE_CHARACTERS
-from tubelet.types import TubeletError, one_line
+from tubelet.readers import parse_json
+from tubelet.types import TubeletError
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 PATH_COLUMN = "path"
@@ -402,12 +401,7 @@ def _by_arrow(lines: pa.Array, numbers: np.ndarray) -> pa.Array | None:
 
 
 def _path_of(name: str, number: int, line: str) -> str:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TubeletError(f"{name}, line {number}: is not JSON ({error.msg}, column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
-        raise TubeletError(f"{name}, line {number}: is not JSON that can be read ({one_line(error)})") from error
+    row = parse_json(line, f"{name}, line {number}", remedy='write {"path": "video.mp4"}')
     listed = row.get(PATH_COLUMN) if isinstance(row, dict) else None
     if not isinstance(listed, str) or not listed.strip():
         raise TubeletError(f'{name}, line {number}: has no path; write {{"path": "video.mp4"}}')

@@ -27,6 +27,7 @@ from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url, size_of
 from tubelet.files import directory_lock, replacing
 from tubelet.hidden import visible
+from tubelet.outputs import check_output
 from tubelet.readers import damaged, read_json
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError
 from tubelet.values import MisfitError, fit, hints
@@ -152,6 +153,7 @@ def write_shards(
         if is_shards(source):
             raise TubeletError(f"{source}: is a folder of shards already; name the files that it was made from")
     out = Path(out)
+    check_output(out, "shards", sources)
     media = list_media(sources, allow_outside)
     files = [(path, Modality.VIDEO) for path in media.videos] + [(path, Modality.IMAGE) for path in media.images]
     sizes = [_size(path) for path, _ in files]

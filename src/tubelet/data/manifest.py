@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from tubelet.data.limits import MANIFEST_BYTES
 from tubelet.data.lists import Listed, read_listed
 from tubelet.data.storage import exists, fetch, is_url, size_of
+from tubelet.readers import read_bytes
 from tubelet.types import TubeletError
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
@@ -209,10 +210,9 @@ def _common(files: list[str]) -> list[str]:
 
 
 def _content(manifest: str) -> bytes:
-    try:
-        size = size_of(manifest) if is_url(manifest) else Path(manifest).stat().st_size
-        if size > MANIFEST_BYTES:
-            raise TubeletError(f"{manifest}: has {size} bytes, above the limit of {MANIFEST_BYTES}: split it")
-        return fetch(manifest) if is_url(manifest) else Path(manifest).read_bytes()
-    except OSError as error:
-        raise TubeletError(f"{manifest}: the manifest cannot be read ({error.strerror})") from error
+    if not is_url(manifest):
+        return read_bytes(Path(manifest), "check its name and permissions, or split it", MANIFEST_BYTES)
+    size = size_of(manifest)
+    if size > MANIFEST_BYTES:
+        raise TubeletError(f"{manifest}: has {size} bytes, above the limit of {MANIFEST_BYTES}; split it")
+    return fetch(manifest)

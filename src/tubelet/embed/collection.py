@@ -18,6 +18,7 @@ from tubelet.data.workers import deaths_in_words, refuse_unguarded
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import FeatureTable
 from tubelet.files import describe_os_error, directory_lock, replacing
+from tubelet.outputs import check_output
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Modality, TubeletError, printable
 
@@ -75,6 +76,7 @@ def embed_collection(
     """
     refuse_unguarded()
     out = Path(out)
+    check_output(out, "table", [*sources, name])
     model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
     media = list_media(sources, config.allow_outside)
     kept = ("image_size", "frames", "fps", "stride_s", "dense", "levels")

@@ -24,9 +24,11 @@ from tubelet.config import ModelConfig, to_dict
 from tubelet.config.fields import nearest
 from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD, normalise
 from tubelet.device import pick_device, pick_dtype
+from tubelet.files import replacing
 from tubelet.model.encoder import Encoder
 from tubelet.model.lora import apply_adapters
 from tubelet.model.predictor import Predictor
+from tubelet.outputs import check_output
 from tubelet.pretrained.features import DenseFeatures
 from tubelet.pretrained.hub import WEIGHTS_FILE, model_card, save_encoder
 from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, check_resize, read_inputs, step_times
@@ -66,7 +68,7 @@ class Backbone(Encoder, ModelHubMixin):
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of all values of the weights as the file has them, or as they are if they were changed since."""
+        """Sixteen hexadecimal digits of all weights, as the file has them unless they were changed since."""
         if self._identified is None or self._identified[0] != self._changes():
             self.identify()
         assert self._identified is not None
@@ -208,6 +210,16 @@ class Backbone(Encoder, ModelHubMixin):
             )
         return super().requires_grad_(requires_grad)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write weights, config.json and, where there is none, a model card; options as of `huggingface_hub`.
+
+        Raises:
+            TubeletError: if the folder holds a config or weights that this package did not write.
+        """
+        check_output(Path(save_directory), "model")  # the mixin removes a config.json before it calls what follows
+        result: str | None = super().save_pretrained(save_directory, **options)
+        return result
+
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.dtype.itemsize < self.stored_dtype.itemsize:
             warnings.warn(
@@ -218,7 +230,8 @@ class Backbone(Encoder, ModelHubMixin):
         save_encoder(save_directory / WEIGHTS_FILE, self.state_dict(), self.config, self.name, self.part)
         # For readers and for the Hub, which counts its downloads; the weights file says the same in its header.
         stated = {"library_name": "tubelet", "model_id": self.model_id, "model": to_dict(self.config)}
-        (save_directory / "config.json").write_text(json.dumps(stated, indent=2) + "\n")
+        with replacing(save_directory / "config.json") as partial:
+            partial.write_text(json.dumps(stated, indent=2) + "\n")
 
     def generate_model_card(
         self, license: str = "unknown", metrics: Mapping[str, float] | None = None, **_: Any

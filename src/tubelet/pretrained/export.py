@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
+from tubelet.outputs import PRODUCER, check_output, mark_archive
 from tubelet.pretrained.backbone import Backbone, build
 from tubelet.pretrained.weights import Wanted
 from tubelet.types import TubeletError
@@ -69,6 +70,11 @@ def export(what: str | Path, out: Path, wanted: Wanted, images: bool = False) ->
     )
 
 
+def kind_of(out: Path) -> str:
+    """Which of `tubelet.outputs.KINDS` an exported file is."""
+    return "onnx" if out.suffix == ".onnx" else "graph"
+
+
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
     """A place in a folder beside `out`, whose files take their own places when all has gone well."""
@@ -77,8 +83,12 @@ def _beside(out: Path) -> Iterator[Path]:
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             yield Path(folder) / out.name
             # Large ONNX models keep their weights in a second file, which is to be there before the first is.
+            check_output(out, kind_of(out))
             for written in sorted(Path(folder).iterdir(), key=lambda path: path.name == out.name):
-                written.replace(out.parent / written.name)
+                target = out.parent / written.name
+                if written.name != out.name and target.exists() and not out.exists():
+                    raise TubeletError(f"{target}: is in the way of the weights of {out.name}; choose another name")
+                written.replace(target)
     except OSError as error:
         raise TubeletError(f"{out}: cannot be written ({error.strerror or error}): choose another file") from error
 
@@ -107,6 +117,7 @@ def _program(graph: Levels, shape: tuple[int, ...], images: bool) -> torch.expor
 
 def _to_pt2(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> Callable[[Tensor], Sequence[Tensor]]:
     torch.export.save(_program(graph, shape, images), out)
+    mark_archive(out)
     return torch.export.load(out).module()
 
 
@@ -130,6 +141,7 @@ def _to_onnx(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> 
             verbose=False,
         )
     assert written is not None
+    written.model.producer_name = PRODUCER
     written.save(out)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -10,6 +10,7 @@ from rich.console import Console
 from tubelet.config import TrainConfig
 from tubelet.console import lost_output, open_console, say, say_bad
 from tubelet.data.workers import refuse_unguarded
+from tubelet.outputs import check_output
 from tubelet.train.guards import REMEDY
 from tubelet.train.log import StepLog
 from tubelet.train.parallel import World, join_world
@@ -36,6 +37,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
         TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
     """
     refuse_unguarded()
+    check_output(Path(out), "run", [*config.data.sources, config.init_from, config.distil_from])
     with join_world(config.guards.process_timeout_s) as world:
         return run_steps(config, Path(out), resume, console or open_console(), world)
 

@@ -33,7 +33,7 @@ from tubelet.train.parallel import World
 from tubelet.train.progress import Curves
 from tubelet.train.saving import Saver
 from tubelet.train.sharding import pick_parallel, place
-from tubelet.train.state import RunFolder, refuse_sources
+from tubelet.train.state import RunFolder
 from tubelet.train.stream import StepStream
 from tubelet.types import Modality, printable
 from tubelet.vjepa import VJEPA
@@ -132,7 +132,6 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world:
     media = _list_media(config, world)
     check_recipes(media, config.data)
     check_steps(config, media, world.size)
-    refuse_sources(out, config)
     with ExitStack() as held:
         world.on_first(partial(_lock, held, out))  # before any process looks at the folder
         run = RunFolder(out, config, resume, writes=world.is_first, sources=summary(media))

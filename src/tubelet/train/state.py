@@ -41,16 +41,6 @@ class AlarmRow(TypedDict):
     batches: NotRequired[_Step]
 
 
-def refuse_sources(path: Path, config: TrainConfig) -> None:
-    """Refuse to write a run among what it reads.
-
-    Raises:
-        TubeletError: the folder is one of the sources.
-    """
-    if any(path.absolute() == Path(source).absolute() for source in config.data.sources):
-        raise TubeletError(f"{path}: this folder is one of the sources; choose another --out")
-
-
 class RunFolder:
     """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from torch import nn
 
 from tubelet.console import say
+from tubelet.outputs import check_output
 from tubelet.types import Modality
 from tubelet.view.diagram import overview
 from tubelet.view.facts import STEPS, weights_sentence
@@ -44,6 +45,7 @@ def explain(
     Raises:
         TubeletError: if the file or the model cannot be read, sizes do not fit, or the page cannot be written.
     """
+    check_output(out, "page", [file, what])
     with console.status("running the model", spinner="line"):
         trace = follow(file, what, image_size, frames, fps, seed)
     print_steps(trace, console)

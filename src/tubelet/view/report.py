@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import relpath
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -18,7 +19,14 @@ from tubelet.evaluate.extract import spread
 from tubelet.evaluate.result import read_result
 from tubelet.evaluate.suite.comparison import read_evaluation
 from tubelet.model.encoder import random_encoder
-from tubelet.train.state import CONFIG, read_alarms, read_bad_files, read_config, read_metrics
+from tubelet.outputs import check_output
+from tubelet.train.state import (
+    CONFIG,
+    read_alarms,
+    read_bad_files,
+    read_config,
+    read_metrics,
+)
 from tubelet.types import DecodeError, TubeletError
 from tubelet.view.maps import (
     RANDOM,
@@ -70,6 +78,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     """
     if not (run / CONFIG).is_file():
         raise TubeletError(f"{run}: no run here; expected a folder that `tubelet train` wrote, with {CONFIG} in it")
+    check_output(out, "page", [run, data])
     config = read_config(run)
     entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
     films = _films(data, config) if entries is None else []
@@ -184,7 +193,7 @@ def _benchmark(path: Path, folder: Path) -> dict[str, Any]:
         "metric": name,
         "values": {model: f"{figures(own[name])} {units[name]}" for model, own in values.items()},
         "model": result["model_id"],
-        "page": relpath(path.with_name("page.html"), folder),
+        "page": quote(os.fsencode(os.path.relpath(path.with_name("page.html"), folder))),
     }
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tubelet.console import say
 from tubelet.files import describe_os_error, replacing
+from tubelet.outputs import check_output
 from tubelet.readers import damaged, read_json
 from tubelet.types import TubeletError
 
@@ -101,10 +102,13 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
     Raises:
         TubeletError: if it cannot be written.
     """
+    check_output(path, "evaluation")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(json.dumps(asdict(evaluation), indent=1, allow_nan=False) + "\n")
+    except ValueError as error:  # JSON has no word for NaN
+        raise TubeletError(f"{path}: the evaluation has values that are not finite, and is not written") from error
     except OSError as error:
         raise TubeletError(f"{path}: the evaluation could not be written: {describe_os_error(error)}") from error
 
