@@ -66,6 +66,7 @@ FLOORS = [
             "data/sample/plan.py",
             "data/sample/tracks.py",
             "data/sample/supervisor.py",
+            "data/sample/engine.py",
             "data/sample/render.py",
             "data/sample/media.py",
             "data/sample/write.py",

@@ -1,34 +1,90 @@
-"""Jobs in processes of their own, and what is said of one that dies."""
+"""Worker processes: jobs and loaders, what is said of one that dies, and what they need to start."""
 
+import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import time
+from collections import namedtuple
 
 import pytest
+from torch.utils.data import Dataset
 
-from tubelet.data.jobs import reading, run_all
-from tubelet.data.workers import Readings
+from tubelet.data import workers
+from tubelet.data.jobs import run_all
+from tubelet.data.workers import (
+    UNGUARDED,
+    Idle,
+    Readings,
+    WorkerLoader,
+    deaths_in_words,
+    oom_kills,
+    refuse_unguarded,
+    require_shared_memory,
+    why_ended,
+)
 from tubelet.types import TubeletError
+from work import length
 
 
-def length(name):
-    with reading(name):
-        if name.startswith("fatal"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return len(name)
+def ignore(job, result):
+    pass
 
 
 def test_jobs_run_here_or_over_processes_with_the_same_results():
-    for workers in (1, 2):
+    for count in (1, 2):
         found = {}
-        run_all(length, ["a.mp4", "bc.mp4", "def.mp4"], workers, found.__setitem__, "go on")
+        run_all(length, ["a.mp4", "bc.mp4", "def.mp4"], count, found.__setitem__, "go on")
         assert found == {"a.mp4": 5, "bc.mp4": 6, "def.mp4": 7}
 
 
-def test_the_file_that_a_process_died_of_is_named():
-    jobs = ["a.mp4", "fatal.mp4"]
-    with pytest.raises(TubeletError, match=r"while .*fatal\.mp4 was read: memory .* or the file crashes .*; go on$"):
-        run_all(length, jobs, 2, lambda job, result: None, "go on")
+@pytest.mark.parametrize(
+    ("job", "kind", "sentence"),
+    [
+        ("fatal.mp4", TubeletError, r"^a worker process ended .* \(ended by SIGKILL\) while fatal\.mp4 .*; go on$"),
+        ("abort.mp4", TubeletError, r"SIGABRT\) while .*: the stack was smashed: the file crashes its decoder"),
+        ("bad.mp4", TubeletError, r"^bad\.mp4: a sentence$"),
+        ("unknown.mp4", KeyError, r"^'unknown\.mp4'\n(.|\n)*in length\n"),
+    ],
+)
+def test_how_a_job_ended_is_reported(job, kind, sentence, capfd):
+    with pytest.raises(kind, match=sentence):
+        run_all(length, [job], 1, ignore, "go on", isolated=True)
+    assert ("the stack was smashed" in capfd.readouterr().err) == (job == "abort.mp4")
+
+
+def test_a_process_of_jobs_ends_with_a_job_that_takes_too_long():
+    with pytest.raises(TimeoutError):
+        run_all(time.sleep, [60.0], 1, ignore, "go on", timeout_s=0.5, isolated=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "files", "words", "before", "now", "sentence"),
+    [
+        (-9, [], "", 3, 3, " (ended by SIGKILL): it was ended from outside, and not because memory had run out"),
+        (
+            -9,
+            ["a"],
+            "",
+            3,
+            4,
+            " (ended by SIGKILL) while a was read: the kernel ended a process because memory had run",
+        ),
+        (-9, [], "", None, None, " (ended by SIGKILL): memory may have run out (lower --workers)"),
+        (-11, ["a"], "", 3, 3, " (ended by SIGSEGV) while a was read: the file crashes its decoder"),
+        (-7, [], "", 3, 3, " (ended by SIGBUS): /dev/shm is full"),
+        (3, ["a", "b"], "no", 3, 3, " (exit code 3) while a or b was read: no"),
+        (UNGUARDED, [], "", 3, 3, ": it ran the script that started it anew"),
+    ],
+)
+def test_a_cause_is_named_where_it_is_known(code, files, words, before, now, sentence, monkeypatch):
+    monkeypatch.setattr(workers, "oom_kills", lambda: now)
+    assert why_ended(code, files, words, before).startswith(sentence)
+
+
+def test_the_kernel_counts_what_it_ends_for_memory():
+    if sys.platform == "linux":
+        assert oom_kills() is not None
 
 
 def test_readings_tell_who_reads_what_for_how_long_the_longest_first():
@@ -39,6 +95,132 @@ def test_readings_tell_who_reads_what_for_how_long_the_longest_first():
             old, new = readings.all()
             assert (old.worker, old.file, new.worker, new.file) == (2, "old.mp4", 0, "new.mp4")
             assert old.pid == new.pid == os.getpid() and old.seconds >= 0.02 > new.seconds >= 0
-            assert readings.why(f"DataLoader worker (pid {os.getpid()}) was killed").startswith(" while old.mp4 or new")
-            assert readings.why("DataLoader worker (pid 1) was killed") == ": memory may have run out (lower --workers)"
+            assert (
+                readings.why(f"DataLoader worker (pid {os.getpid()}) was killed")
+                == " while old.mp4 or new.mp4 was read"
+            )
+            killed = f"DataLoader worker (pid {os.getpid()}) is killed by signal: Segmentation fault."
+            assert readings.why(killed).startswith(" (ended by SIGSEGV) while old.mp4")
     assert readings.all() == []
+
+
+def test_a_worker_that_waits_for_a_disk_is_given_up_and_one_that_computes_is_not(monkeypatch):
+    now, used = 0.0, {1: 0.0, 2: 0.0}
+
+    class Process:
+        def __init__(self, pid):
+            self.pid = pid
+
+        def cpu_times(self):
+            return used[self.pid], 0.0
+
+    monkeypatch.setattr(workers.time, "monotonic", lambda: now)
+    monkeypatch.setattr(workers.psutil, "Process", Process)
+    idle = Idle()
+    for now in range(290):
+        used[2] += 0.01
+        idle.check([(1, "lost.mp4", float(now)), (2, "long.mp4", float(now))])
+    now = 300.0
+    with pytest.raises(TubeletError, match=r"^lost\.mp4: has been read for 300 s, .*disk or server answers"):
+        idle.check([(1, "lost.mp4", now), (2, "long.mp4", now)])
+    idle.check([(1, "next.mp4", 0.0), (2, "long.mp4", now)])
+
+
+class Items(Dataset):
+    """What `make` makes of each number."""
+
+    def __init__(self, make, count=4):
+        self.make, self.count = make, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return self.make(index)
+
+
+class Lost:
+    """What cannot be handed over, as a tensor when /dev/shm is full."""
+
+    def __reduce__(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+def end_process(index):
+    os._exit(7)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda index: Lost(), r"\(exit code 1\): /dev/shm is full: start the container with a larger --shm-size"),
+        (end_process, r"^a worker process ended unexpectedly \(exit code 7\); go on$"),
+        (lambda index: time.sleep(60), "timed out after 0.5 seconds"),
+    ],
+)
+def test_no_wait_for_a_worker_is_endless(make, sentence):
+    timeout_s = 0.5 if "timed" in sentence else None
+    loader = WorkerLoader(Items(make), 1, batch_size=None, timeout_s=timeout_s)
+    began = time.monotonic()
+    with pytest.raises((TubeletError, RuntimeError), match=sentence), deaths_in_words("go on"):
+        list(loader)
+    assert time.monotonic() - began < 30
+
+
+def test_a_slow_worker_is_waited_for_and_a_loader_is_used_twice():
+    loader = WorkerLoader(Items(lambda index: time.sleep(0.4) or index), 2, batch_size=None)
+    assert [list(loader) for _ in range(2)] == [[0, 1, 2, 3]] * 2
+
+
+def test_room_for_what_is_handed_over_is_checked_before(monkeypatch):
+    room = namedtuple("room", "f_bavail f_frsize")
+    monkeypatch.setattr(os, "statvfs", lambda path: room(64, 2**20))
+    require_shared_memory(2**20, workers=4)
+    with pytest.raises(TubeletError, match=r"/dev/shm: 67 MB are free, and 4 workers need 151 MB .* --shm-size 1g"):
+        WorkerLoader(Items(str), 4, item_bytes=2**24)
+    WorkerLoader(Items(str), 0, item_bytes=2**24)
+
+
+UNGUARDED_SCRIPT = """
+import multiprocessing, sys
+multiprocessing.set_start_method(sys.argv[1], force=True)
+from tubelet.data.workers import WorkerLoader, deaths_in_words
+with deaths_in_words("go on"):
+    list(WorkerLoader([1, 2], 1, timeout_s=200))
+"""
+
+
+def test_a_script_without_a_guard_is_told_at_once(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED_SCRIPT)
+    done = subprocess.run([sys.executable, script, "spawn"], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") <= 2 and "bootstrapping" not in done.stderr
+    assert 'which has no `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+
+
+def test_a_process_that_is_being_started_ends_before_it_starts_others(monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    refuse_unguarded()
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    refuse_unguarded()
+    assert codes == [UNGUARDED]
+
+
+def test_the_start_method_is_fork_unless_another_was_chosen_which_needs_a_file(monkeypatch):
+    method = None
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: method)
+    if sys.platform == "linux":
+        assert workers._start_method() == "fork"
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
+    method = "forkserver"
+    with pytest.raises(TubeletError, match=r"by forkserver from a script that is no file.*0 workers"):
+        workers._start_method()
+
+
+def test_jobs_need_no_guard_and_no_file():
+    script = "from tubelet.data.jobs import run_all\nimport math\n"
+    script += "run_all(math.sqrt, [4.0, 9.0], 2, lambda job, result: print(result), 'go on')\n"
+    done = subprocess.run([sys.executable], input=script, capture_output=True, text=True, timeout=120)
+    assert sorted(done.stdout.split()) == ["2.0", "3.0"], done.stderr

@@ -24,6 +24,10 @@ T = TypeVar("T")
 J = TypeVar("J")
 
 
+class DeathError(TubeletError):
+    """A worker process died."""
+
+
 def run_all(
     work: Callable[[J], T],
     jobs: Sequence[J],
@@ -31,6 +35,7 @@ def run_all(
     done: Callable[[J, T], None],
     after: str,
     timeout_s: float | None = None,
+    isolated: bool = False,
 ) -> None:
     """Run jobs in this process, or over several.
 
@@ -41,13 +46,15 @@ def run_all(
         done: called here with each job and its result as it ends.
         after: how to go on when a process died.
         timeout_s: for all, where there are processes.
+        isolated: run no job in this process, which would not survive what a job may do.
 
     Raises:
         TimeoutError: so long has passed.
-        TubeletError: a process died, or reads a file that does not come.
+        DeathError: a process died.
+        TubeletError: a job's own, or one reads a file that does not come.
     """
     workers = min(workers, len(jobs))
-    if workers <= 1:
+    if workers <= 1 and not isolated:
         for job in jobs:
             done(job, work(job))
         return
@@ -75,7 +82,7 @@ def run_all(
                 raise result
             else:
                 why = why_ended(process.wait(), process.files, process.last_words(), before)
-                raise TubeletError(f"a worker process ended unexpectedly{why}; {after}")
+                raise DeathError(f"a worker process ended unexpectedly{why}; {after}")
     finally:
         for process in processes:
             process.stop()

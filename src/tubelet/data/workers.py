@@ -4,9 +4,11 @@ A worker ends when its parent does, and leaves nothing behind; every wait for on
 """
 
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.queues
 import os
 import re
+import secrets
 import shutil
 import signal
 import sys
@@ -398,11 +400,19 @@ def _start_loading(readings: Readings, folder: str, worker: int) -> None:
         os._exit(1)
 
     Path(folder, str(os.getpid())).touch()
-    # Where sockets go by which tensors are passed: a folder of a worker's own would stay when it is killed.
+    # Tensors are passed by way of a socket. One that is a file in a folder of the worker's own would stay when it is
+    # killed, and cannot be made where TMPDIR is long: Linux has sockets without files.
     multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
+    if sys.platform == "linux":
+        multiprocessing.connection.arbitrary_address = _abstract_address  # type: ignore[attr-defined]
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lost)  # type: ignore[attr-defined]
     start_worker(parent.pid)
     threading.Thread(target=end, daemon=True).start()
+
+
+def _abstract_address(family: str) -> str:
+    assert family == "AF_UNIX"
+    return f"\0tubelet-{os.getpid()}-{secrets.token_hex(8)}"
 
 
 def _sweep_tensors(folder: Path) -> None:

@@ -1,25 +1,17 @@
 """Recording in the engine: viewpoints, camera motions, frames and the buffers that truth is made of."""
 
-import os
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.data.sample import supervisor, truth
-from tubelet.data.sample.level import Level, heading, is_sky, wad_folder
+from tubelet.data.sample import truth
+from tubelet.data.sample.level import Level, heading, is_sky
 from tubelet.data.sample.plan import WARM_TICS, Anchors, RejectedError, plan_view
 from tubelet.data.sample.tracks import no_tracks, track
 from tubelet.data.sample.truth import Camera, ClipTruth
-from tubelet.data.workers import describe_exit
-from tubelet.files import temporary_folder
 from tubelet.types import TubeletError
 
 TICS_PER_SECOND = 35
@@ -34,18 +26,6 @@ DROP_UNITS = 2.0  # between two frames without a step of the player: a lift, or 
 DARK_LUMA = 34.0
 FLAT_DEVIATION = 9.0
 OBJECT_PIXELS = 0.003  # share of the view that an object must fill to count as seen
-# The player cannot die and monsters do not notice him (their fire would end every third clip), his eyes do not bob, no
-# text over the picture, no monster drawn as mere flicker; and distance dims the light less, since what is night to a
-# player's eye is noise to a codec.
-SETTINGS = (
-    "god",
-    "notarget",
-    "movebob 0",
-    "cl_showsecretmessage 0",
-    "con_midtime 0",
-    "r_visibility 24",
-    "r_drawfuzz 0",
-)
 
 
 class DarkError(RejectedError):
@@ -119,123 +99,6 @@ def view_of(size: int) -> View:
             if size % 2 == 0 and 0.6 * width <= size * factor <= height:  # the video's colours are at half size
                 return View(width, height, factor, size)
     raise TubeletError(f"size {size}: must be an even number of pixels from 32 to 240, such as 64, 128 or 224")
-
-
-@contextmanager
-def engine(wad: str, level: str, view: View, seed: int) -> Iterator[Any]:
-    """A running game without window and sound, without anything drawn over the world, on one level.
-
-    Raises:
-        TubeletError: ViZDoom is missing, or cannot start the level.
-    """
-    try:
-        import vizdoom
-    except ImportError as error:
-        raise TubeletError("the sample data set is rendered by ViZDoom: pip install vizdoom") from error
-    game = vizdoom.DoomGame()
-    game.set_doom_game_path(str(wad_folder() / wad))
-    game.set_doom_map(level)
-    game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{view.width}X{view.height}"))
-    game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-    game.set_depth_buffer_enabled(True)
-    game.set_labels_buffer_enabled(True)
-    for hidden in (
-        "hud",
-        "weapon",
-        "crosshair",
-        "messages",
-        "screen_flashes",
-        "decals",
-        "particles",
-        "effects_sprites",
-    ):
-        getattr(game, f"set_render_{hidden}")(False)
-    game.set_window_visible(False)
-    game.set_sound_enabled(False)
-    button, variable = vizdoom.Button, vizdoom.GameVariable
-    game.set_available_buttons(
-        [button.MOVE_FORWARD_BACKWARD_DELTA, button.MOVE_LEFT_RIGHT_DELTA, button.TURN_LEFT_RIGHT_DELTA]
-    )
-    game.set_available_game_variables(
-        [
-            variable.CAMERA_POSITION_X,
-            variable.CAMERA_POSITION_Y,
-            variable.CAMERA_POSITION_Z,
-            variable.CAMERA_ANGLE,
-        ]
-    )
-    game.set_mode(vizdoom.Mode.PLAYER)
-    game.set_seed(seed)
-    with temporary_folder("engine", sweep_engine) as (folder, keep), _supervised(folder, keep, vizdoom) as program:
-        game.set_vizdoom_path(str(program))
-        game.set_doom_config_path(str(folder / "engine.ini"))
-        try:
-            game.init()
-            start_level(game)
-            yield game
-        except _errors_of(vizdoom) as error:
-            raise TubeletError(
-                f"level {level} of {wad}: the engine stopped ({error}{_last_words(folder)}); try another seed"
-            ) from error
-        finally:
-            game.close()
-            sweep_engine(folder)
-
-
-def _errors_of(vizdoom: Any) -> tuple[type[Exception], ...]:
-    names = ("ViZDoomError", "ViZDoomUnexpectedExit", "MessageQueue", "SharedMemory", "FileDoesNotExist")
-    return tuple(getattr(vizdoom, f"{name}Exception") for name in names)
-
-
-@contextmanager
-def _supervised(folder: Path, keep: int, vizdoom: Any) -> Iterator[Path]:
-    """A program to start in place of the engine, which ends it with this process; see `supervisor`.
-
-    Raises:
-        TubeletError: no program may be run from the temporary folder.
-    """
-    watched, held = os.pipe()  # the end `held` is in this process only, which is what the supervisor goes by
-    try:
-        for descriptor in (watched, keep):
-            if descriptor >= 0:
-                os.set_inheritable(descriptor, True)
-        engine = Path(vizdoom.__file__).with_name("vizdoom")
-        words = [sys.executable, "-I", "-S", supervisor.__file__, str(watched), str(folder), str(engine)]
-        program = folder / "engine"
-        program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
-        program.chmod(0o700)
-        if not os.access(program, os.X_OK):
-            raise TubeletError(f"{folder.parent}: no program may run from there; set TMPDIR to a folder that allows it")
-        yield program
-    finally:
-        os.close(watched)
-        os.close(held)
-
-
-def sweep_engine(folder: Path) -> None:
-    """Remove the shared memory of the engine that worked in a folder, if it was killed before it could."""
-    file = folder / supervisor.INSTANCE
-    if file.is_file():
-        supervisor.remove_shared_memory(file.read_text(errors="replace").strip())
-
-
-def _last_words(folder: Path) -> str:
-    """How the engine in a folder ended and what it printed last, as far as that is known."""
-    ended, printed = folder / supervisor.EXIT_CODE, folder / supervisor.OUTPUT
-    found = []
-    if ended.is_file():
-        found.append(describe_exit(int(ended.read_text())))
-    if printed.is_file():
-        lines = printed.read_text(errors="replace").split("\n")
-        found += [line.strip() for line in lines if line.strip()][-3:]
-    return "".join(f"; {words}" for words in found)[:600]
-
-
-def start_level(game: Any) -> None:
-    """Give the settings that hold for one run through a level."""
-    for command in SETTINGS:
-        game.send_game_command(command)
-    game.make_action([0, 0, 0], 1)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tubelet.data.jobs import run_all
+from tubelet.data.jobs import DeathError, run_all
 from tubelet.data.sample import truth
+from tubelet.data.sample.engine import engine, engines_folder, how_engines_ended, import_vizdoom, start_level
 from tubelet.data.sample.level import all_levels, load_level
 from tubelet.data.sample.media import write_video
 from tubelet.data.sample.plan import Anchors, RejectedError
-from tubelet.data.sample.render import TICS_PER_SECOND, Shot, View, engine, record, start_level, view_of
+from tubelet.data.sample.render import TICS_PER_SECOND, Shot, View, record, view_of
 from tubelet.files import LOCK, directory_lock, replacing
 from tubelet.outputs import check_output
 from tubelet.types import TubeletError
@@ -47,6 +48,7 @@ class Job:
         tics: of the engine, per frame.
         fps: frames per second of the files.
         view: how it is rendered.
+        scratch: where engines work.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class Job:
     tics: int
     fps: int
     view: View
+    scratch: Path
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def run_job(job: Job) -> JobResult:
     if not len(level.things) or not level.solid.any():
         return JobResult(job, job.clips, job.images, dropped, 0)
     anchors, awake = Anchors(level), False
-    with engine(job.wad, job.level, job.view, int(rng.integers(1, 2**31))) as game:
+    seed = int(rng.integers(1, 2**31))
+    with engine(job.wad, job.level, job.view.width, job.view.height, seed, job.scratch) as game:
         for attempt in range(tries):
             if not clips and not images:
                 break
@@ -150,8 +154,8 @@ def run_job(job: Job) -> JobResult:
     return JobResult(job, tuple(clips), tuple(images), dropped, with_object)
 
 
-def run_jobs(jobs: list[Job], workers: int, done: Callable[[JobResult], None]) -> list[JobResult]:
-    """Run jobs in this process or over several; results in the order of the jobs.
+def run_jobs(jobs: list[Job], workers: int, done: Callable[[JobResult], None], scratch: Path) -> list[JobResult]:
+    """Run jobs over processes; results in the order of the jobs.
 
     Raises:
         TubeletError: a level hangs or the engine takes a process down.
@@ -164,7 +168,11 @@ def run_jobs(jobs: list[Job], workers: int, done: Callable[[JobResult], None]) -
 
     try:
         timeout_s = JOB_SECONDS * ceil(len(jobs) / workers)
-        run_all(run_job, jobs, workers, take, "the same command begins anew", timeout_s)
+        run_all(run_job, jobs, workers, take, "the same command begins anew", timeout_s, isolated=True)
+    except DeathError as error:
+        if words := how_engines_ended(scratch):
+            raise TubeletError(f"{words}; {error}") from error
+        raise
     except TimeoutError:
         left = ", ".join(job.level for job in jobs if job not in found)
         raise TubeletError(f"rendering hangs; unfinished levels: {left}; try another seed") from None
@@ -191,6 +199,7 @@ def plan_jobs(
     frames: int,
     fps: int,
     view: View,
+    scratch: Path,
 ) -> list[Job]:
     """Deal clips and images out to as many levels as they need; a later round starts further down the list."""
     used = min(len(levels), max(1, ceil(len(clips) / CLIPS_PER_LEVEL), ceil(len(images) / CLIPS_PER_LEVEL)))
@@ -211,6 +220,7 @@ def plan_jobs(
                 tics=TICS_PER_SECOND // fps,
                 fps=fps,
                 view=view,
+                scratch=scratch,
             )
         )
     return [job for job in jobs if job.clips or job.images]
@@ -285,6 +295,7 @@ def write_sample_data(
         raise TubeletError(f"{out}: is a file; name a new folder for the sample set")
     if (out / DATASET).exists():  # it may be where nothing can be written
         return _found(out, parameters)
+    import_vizdoom()
     levels = split_levels(seed, validation_share)
     with directory_lock(out, remedy="name another folder"):
         if (out / DATASET).exists():  # since just now
@@ -298,7 +309,9 @@ def write_sample_data(
             shutil.rmtree(out / name, ignore_errors=True)
         partial.mkdir()
         try:
-            description = _render_set(partial, levels, parameters, view, workers or os.cpu_count() or 1, progress)
+            with engines_folder() as scratch:
+                workers = workers or os.cpu_count() or 1
+                description = _render_set(partial, levels, parameters, view, workers, progress, scratch)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -326,6 +339,7 @@ def _render_set(
     view: View,
     workers: int,
     progress: Callable[[int, int], None] | None,
+    scratch: Path,
 ) -> dict:
     """Render all files below `root`; returns the content of dataset.json."""
     share = parameters["validation_share"]
@@ -368,10 +382,11 @@ def _render_set(
                     parameters["frames"],
                     parameters["fps"],
                     view,
+                    scratch,
                 )
         if not jobs:
             break
-        results = run_jobs(jobs, workers, count)
+        results = run_jobs(jobs, workers, count, scratch)
         todo = {split: ([], []) for split in todo}
         for result in results:
             job = result.job

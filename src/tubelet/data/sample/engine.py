@@ -1,0 +1,206 @@
+"""The engine: a process for each level, in a folder of its own, which ends with the process that plays it.
+
+The library starts the engine and may take its process down with it when the engine ends unexpectedly, so games are
+played in worker processes, and what an engine printed and how it ended is read by the process that started those.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from tubelet.data.sample import supervisor
+from tubelet.data.sample.level import wad_folder
+from tubelet.data.workers import describe_exit
+from tubelet.files import temporary_folder
+from tubelet.types import TubeletError
+
+# The player cannot die and monsters do not notice him (their fire would end every third clip), his eyes do not bob, no
+# text over the picture, no monster drawn as mere flicker; and distance dims the light less, since what is night to a
+# player's eye is noise to a codec.
+SETTINGS = (
+    "god",
+    "notarget",
+    "movebob 0",
+    "cl_showsecretmessage 0",
+    "con_midtime 0",
+    "r_visibility 24",
+    "r_drawfuzz 0",
+)
+PATIENCE_S = 10.0  # for a supervisor whose engine was killed
+
+
+def import_vizdoom() -> Any:
+    """The library.
+
+    Raises:
+        TubeletError: it is missing, or is of another machine.
+    """
+    try:
+        import vizdoom
+    except ImportError as error:
+        raise TubeletError(f"the sample data set is rendered by ViZDoom: pip install vizdoom ({error})") from error
+    return vizdoom
+
+
+@contextmanager
+def engines_folder() -> Iterator[Path]:
+    """A folder for engines to work in; at the end they have ended, and nothing of them is left."""
+    with temporary_folder("engine", _sweep) as (folder, _):
+        try:
+            yield folder
+        finally:
+            _wait_for_supervisors(folder)
+            _sweep(folder)
+
+
+def how_engines_ended(folder: Path) -> str:
+    """What is known of engines that ended before the processes that played them; "" if none did."""
+    _wait_for_supervisors(folder)
+    known = (_last_words(place) for place in _places(folder))
+    return "; ".join(words for words in known if words)
+
+
+def _places(folder: Path) -> list[Path]:
+    return sorted(place for place in folder.iterdir() if place.is_dir())
+
+
+def _wait_for_supervisors(folder: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while any(supervisor.works_in(place) for place in _places(folder)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the shared memory of engines that were killed before they or their supervisors could."""
+    for place in _places(folder):
+        if (file := place / supervisor.INSTANCE).is_file():
+            supervisor.remove_shared_memory(file.read_text(errors="replace").strip())
+
+
+def _last_words(place: Path) -> str:
+    """How the engine that worked in a folder ended, and what it printed last."""
+    ended, printed = place / supervisor.EXIT_CODE, place / supervisor.OUTPUT
+    if not printed.is_file():
+        return ""
+    code = ended.read_text() if ended.is_file() else None
+    if code == supervisor.ORPHANED:
+        return ""
+    lines = [line.strip() for line in printed.read_text(errors="replace").split("\n") if line.strip()]
+    found = ["the engine's supervisor was killed" if code is None else f"the engine: {describe_exit(int(code))}"]
+    if lines:
+        found.append(f"its last words: {' / '.join(lines[-3:])[-500:]}")
+    return ", ".join(found)
+
+
+@contextmanager
+def engine(wad: str, level: str, width: int, height: int, seed: int, folder: Path) -> Iterator[Any]:
+    """A running game without window and sound, without anything drawn over the world, on one level.
+
+    Args:
+        wad: file of levels.
+        level: its name.
+        width: pixels of a frame across.
+        height: and down.
+        seed: of the engine's own chances.
+        folder: from `engines_folder`.
+
+    Raises:
+        TubeletError: ViZDoom is missing, or cannot start the level.
+    """
+    vizdoom = import_vizdoom()
+    game = vizdoom.DoomGame()
+    game.set_doom_game_path(str(wad_folder() / wad))
+    game.set_doom_map(level)
+    game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{width}X{height}"))
+    game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+    game.set_depth_buffer_enabled(True)
+    game.set_labels_buffer_enabled(True)
+    for hidden in (
+        "hud",
+        "weapon",
+        "crosshair",
+        "messages",
+        "screen_flashes",
+        "decals",
+        "particles",
+        "effects_sprites",
+    ):
+        getattr(game, f"set_render_{hidden}")(False)
+    game.set_window_visible(False)
+    game.set_sound_enabled(False)
+    button, variable = vizdoom.Button, vizdoom.GameVariable
+    game.set_available_buttons(
+        [button.MOVE_FORWARD_BACKWARD_DELTA, button.MOVE_LEFT_RIGHT_DELTA, button.TURN_LEFT_RIGHT_DELTA]
+    )
+    game.set_available_game_variables(
+        [
+            variable.CAMERA_POSITION_X,
+            variable.CAMERA_POSITION_Y,
+            variable.CAMERA_POSITION_Z,
+            variable.CAMERA_ANGLE,
+        ]
+    )
+    game.set_mode(vizdoom.Mode.PLAYER)
+    game.set_seed(seed)
+    place = Path(tempfile.mkdtemp(dir=folder))
+    game.set_doom_config_path(str(place / "engine.ini"))
+    with _supervised(game, place, vizdoom) if os.name == "posix" else nullcontext():
+        try:
+            game.init()
+            start_level(game)
+            yield game
+        except _errors_of(vizdoom) as error:
+            game.close()
+            _wait_for_supervisors(folder)
+            words = _last_words(place)
+            raise TubeletError(
+                f"level {level} of {wad}: the engine stopped ({error}{'; ' * bool(words)}{words}); try another seed"
+            ) from error
+        finally:
+            game.close()
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _errors_of(vizdoom: Any) -> tuple[type[Exception], ...]:
+    names = ("ViZDoomError", "ViZDoomUnexpectedExit", "MessageQueue", "SharedMemory", "FileDoesNotExist")
+    return tuple(getattr(vizdoom, f"{name}Exception") for name in names)
+
+
+@contextmanager
+def _supervised(game: Any, place: Path, vizdoom: Any) -> Iterator[None]:
+    """Have a game start `supervisor` in place of its engine.
+
+    Raises:
+        TubeletError: no program may be run from the temporary folder.
+    """
+    watched, held = os.pipe()  # the end `held` is in this process only, which is what the supervisor goes by
+    try:
+        os.set_inheritable(watched, True)
+        engine = Path(vizdoom.__file__).with_name("vizdoom")
+        words = [sys.executable, "-I", "-S", supervisor.__file__, str(watched), str(place), str(engine)]
+        program = place / "engine"
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        program.chmod(0o700)
+        if not os.access(program, os.X_OK):
+            raise TubeletError(
+                f"{place.parent.parent}: no program may run from there; set TMPDIR to a folder that allows it"
+            )
+        game.set_vizdoom_path(str(program))
+        yield
+    finally:
+        os.close(watched)
+        os.close(held)
+
+
+def start_level(game: Any) -> None:
+    """Give the settings that hold for one run through a level."""
+    for command in SETTINGS:
+        game.send_game_command(command)
+    game.make_action([0, 0, 0], 1)

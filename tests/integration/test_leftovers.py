@@ -1,0 +1,189 @@
+"""Nothing is left of a command whose processes are killed: no process, no shared memory, no temporary file."""
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from rich.console import Console
+from runs import processes, tiny_config
+
+from leftovers import Family, in_temporary, lives, read_log, words
+from tubelet.config import EmbedConfig, Recipe
+from tubelet.data import workers
+from tubelet.data.clips import resize_centre_crop
+from tubelet.data.images import read_image
+from tubelet.data.make_shards import write_shards
+from tubelet.data.sample import engine, write_sample_data
+from tubelet.embed.collection import embed_collection
+from tubelet.evaluate.cache import FeatureCache
+from tubelet.evaluate.extract import Source, extract
+from tubelet.files import temporary_folder
+from tubelet.pretrained.backbone import Backbone
+from tubelet.train.loop import train
+from tubelet.types import TubeletError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and /dev/shm are Linux's")
+
+
+def encoder():
+    return Backbone(tiny_config("").model).eval().requires_grad_(False)
+
+
+def slow_image(source):
+    time.sleep(0.3)
+    return resize_centre_crop(read_image(source.files[0]).unsqueeze(0), 32).unsqueeze(0)
+
+
+def run_train(media, out):
+    train(tiny_config(media, steps=100_000, data={"workers": 2}), out, console=Console(quiet=True))
+
+
+def run_embed(media, out):
+    clips = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=1, workers=2)
+    embed_collection(encoder(), [str(media)], out, clips, progress=lambda done, total: time.sleep(0.3))
+
+
+def run_shard(media, out):
+    write_shards([str(media)], out, Recipe(size=32), workers=2, shard_mb=1e-6)
+
+
+def run_evaluate(media, out):
+    model = encoder()
+    sources = [Source(files=(file,)) for file in sorted(media.glob("*.png"))]
+    for size in range(100):
+        extract(model, FeatureCache(out, model), sources, {"size": size}, slow_image, workers=2)
+
+
+def run_sample_data(media, out):
+    write_sample_data(out, clips=60, images=0, size=64, frames=4, workers=2)
+
+
+COMMANDS = {
+    "train": run_train,
+    "embed": run_embed,
+    "shard": run_shard,
+    "evaluate": run_evaluate,
+    "sample-data": run_sample_data,
+}
+
+
+def run_command(name, media, out, temporary, log):
+    """What a command does, in a process of its own that has imported everything."""
+    multiprocessing.set_start_method(None, force=True)  # as in a process that a shell started
+    torch.set_num_threads(1)
+    in_temporary(temporary)
+    for number in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    try:
+        COMMANDS[name](media, out)
+    except TubeletError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+class Command:
+    """A command that runs, and its family."""
+
+    def __init__(self, name, media, folder):
+        self.log, temporary = folder / "log", folder / "tmp"
+        temporary.mkdir()
+        self.process = processes.Process(target=run_command, args=(name, media, folder / "out", temporary, self.log))
+        self.process.start()
+        self.family = Family(self.process.pid, temporary)
+
+    def victim(self, kind):
+        """The process of a kind, once the command is at work."""
+        root = self.family.root
+        if kind == "engine":
+            return self.family.wait_for(lambda p: p.cmdline()[0].endswith("/vizdoom"))
+        if kind == "supervisor":
+            self.victim("engine")
+            return self.family.wait_for(lambda p: "supervisor.py" in words(p))
+        worker = self.family.wait_for(lambda p: p.ppid() == root.pid and p.num_threads() > 1)
+        time.sleep(0.3)
+        self.family.look()
+        return worker if kind == "worker" else root
+
+    def end(self):
+        for member in filter(lives, self.family.look()):
+            member.kill()
+        self.process.join(30)
+
+
+@pytest.fixture
+def start(media, tmp_path):
+    started = []
+
+    def begin(name):
+        started.append(Command(name, media, tmp_path))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        command.end()
+
+
+@pytest.mark.parametrize(
+    ("name", "victim"),
+    [
+        *((name, victim) for name in ("train", "embed", "shard", "evaluate") for victim in ("parent", "worker")),
+        *(("sample-data", victim) for victim in ("parent", "worker", "supervisor", "engine")),
+    ],
+)
+def test_nothing_is_left_when_a_process_is_killed(start, name, victim):
+    if name == "sample-data":
+        pytest.importorskip("vizdoom")
+    command = start(name)
+    process = command.victim(victim)
+    if name == "sample-data":
+        command.victim("engine")  # there is one
+    assert process.is_running(), read_log(command.log)
+    process.kill()
+    assert command.family.left() == [], read_log(command.log)
+    command.process.join(30)
+    if victim != "parent":
+        (sentence,) = [line for line in read_log(command.log).splitlines() if line.startswith("error: ")]
+        assert {"engine": "the engine: ended by SIGKILL", "supervisor": "supervisor was killed"}.get(
+            victim, "ended unexpectedly (ended by SIGKILL)"
+        ) in sentence, sentence
+        assert "memory may" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "sweep"),
+    [("train", "workers", workers._sweep_tensors), ("sample-data", "engine", engine._sweep)],
+)
+def test_what_is_left_when_all_are_killed_at_once_goes_at_the_next_start(start, name, kind, sweep, monkeypatch):
+    if name == "sample-data":
+        pytest.importorskip("vizdoom")
+    command = start(name)
+    command.victim("engine" if name == "sample-data" else "worker")
+    members = command.family.look()
+    for member in members:
+        member.suspend()
+    for member in members:
+        member.kill()
+    psutil.wait_procs(members, timeout=10)
+    assert any(command.family.temporary.iterdir())
+    monkeypatch.setattr(tempfile, "tempdir", str(command.family.temporary))
+    with temporary_folder(kind, sweep) as (folder, _):
+        assert [entry.name for entry in command.family.temporary.iterdir()] == [folder.name]
+    assert command.family.left() == []
+
+
+def test_a_folder_in_use_or_of_another_kind_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stranger = tmp_path / "tubelet-engineer"
+    stranger.mkdir()
+    with temporary_folder("engine") as (first, _), temporary_folder("engine") as (second, _):
+        assert first.is_dir() and second.is_dir() and first != second
+    assert list(tmp_path.iterdir()) == [stranger]
+    Path(tempfile.mkdtemp(prefix="tubelet-engine-"))  # of a process that was killed before it took the lock
+    with temporary_folder("engine") as (third, _):
+        assert sorted(tmp_path.iterdir()) == sorted([stranger, third])

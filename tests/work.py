@@ -1,0 +1,23 @@
+"""Jobs for worker processes, in a module that imports little."""
+
+import os
+import signal
+import sys
+
+from tubelet.data.jobs import reading
+from tubelet.types import TubeletError
+
+
+def length(name: str) -> int:
+    """The length of a name; names that begin with some words end otherwise."""
+    with reading(name):
+        if name.startswith("fatal"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name.startswith("abort"):
+            print("the stack was smashed", file=sys.stderr, flush=True)
+            os.abort()
+        if name.startswith("bad"):
+            raise TubeletError("bad.mp4: a sentence")
+        if name.startswith("unknown"):
+            raise KeyError(name)
+        return len(name)
