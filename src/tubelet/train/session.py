@@ -101,9 +101,18 @@ class Session:
             self.begin(back)
             self.curves.go_back(back)
             self.saver.saved = back
-        if problem:
-            self.guards.alarm(self.saver.saved, "save", problem)
+        self.report_unsaved(self.saver.saved, problem)
         return back is not None
+
+    def report_unsaved(self, step: int, problem: str | None) -> None:
+        """Raise an alarm about a checkpoint that could not be written, if one could not.
+
+        Args:
+            step: optimizer steps done.
+            problem: why it could not be written.
+        """
+        if problem:
+            self.guards.alarm(step, "save", f"{problem}; the run goes on, {self.saver.newest} is the last checkpoint")
 
     def close(self) -> None:
         """Wait for the last checkpoint, and write whatever still waits.
@@ -166,6 +175,7 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world:
     )
     with ExitStack() as held:
         world.on_first(partial(_lock, held, out))
+        held.callback(session.saver.close)
         session.begin(start)
         announce(console, config, media, run, model, world, start, parallel)
         for sentence in filter(None, (beginning, following, compiling)):
