@@ -29,6 +29,7 @@ FLOORS = [
     [
         [
             "data/workers.py",
+            "data/prefetch.py",
             "data/bad_files.py",
             "data/limits.py",
             "data/storage.py",

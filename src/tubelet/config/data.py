@@ -71,6 +71,9 @@ class DataConfig:
     """Whether half of the samples are mirrored."""
     workers: int = 1
     """Decoding processes; 0 decodes in the training process."""
+    prefetch_mb: int = 2048
+    """Megabytes (10^6 bytes) of samples that each training process has made ahead at most, but one step always; where
+    they do not hold a step for each worker, fewer workers start."""
     max_bad_share: float = 0.05
     """Share of the files that may be unreadable before the run stops."""
 
@@ -90,6 +93,7 @@ class DataConfig:
         require(self.frames >= 1, f"frames is {self.frames}, expected at least 1")
         require(self.image_frames >= 1, f"image_frames is {self.image_frames}, expected at least 1")
         require(self.clips_per_video >= 1, f"clips_per_video is {self.clips_per_video}, expected at least 1")
+        require(self.prefetch_mb >= 1, f"prefetch_mb is {self.prefetch_mb}, expected at least 1 megabyte")
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"crop_scale is {self.crop_scale}, expected two ascending shares of the frame")
         low, high = self.crop_aspect

@@ -31,6 +31,9 @@ class EmbedConfig:
     """Clips that are encoded at once."""
     workers: int = 1
     """Decoding processes; 0 decodes in the process that encodes."""
+    prefetch_mb: int = 2048
+    """Megabytes (10^6 bytes) of decoded clips that are waiting at most, but one batch always; where they do not hold
+    one for each worker, fewer workers start."""
     allow_outside: tuple[str, ...] = ()
     """Folders and URLs that manifests may name files of, besides those below a manifest's own folder."""
     max_bad_share: float = 0.05
@@ -44,6 +47,7 @@ class EmbedConfig:
         for name in ("image_size", "frames", "batch_size"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
+        require(self.prefetch_mb >= 1, f"prefetch_mb is {self.prefetch_mb}, expected at least 1 megabyte")
         require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
 
 
@@ -95,6 +99,9 @@ class EvaluateConfig:
     """Seed of initial weights and of all choices."""
     workers: int = 1
     """Decoding processes; 0 decodes in the process that encodes."""
+    prefetch_mb: int = 2048
+    """Megabytes (10^6 bytes) of decoded clips that are waiting at most, but one file's always; where they do not hold
+    one for each worker, fewer workers start."""
     max_bad_share: float = 0.0
     """Share of a split's files that may be unreadable; they are then left out, counted and listed."""
 
@@ -109,6 +116,7 @@ class EvaluateConfig:
             all(wd >= 0 for wd in self.weight_decays), f"weight_decays are {self.weight_decays}, expected 0 or more"
         )
         require(self.workers >= 0, f"workers is {self.workers}, expected 0 or more processes")
+        require(self.prefetch_mb >= 1, f"prefetch_mb is {self.prefetch_mb}, expected at least 1 megabyte")
         require(0 <= self.max_bad_share <= 1, f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1")
 
     def refuse(self, names: Collection[str], task: str) -> None:

@@ -1,5 +1,6 @@
 """The clips of a collection, decoded by worker processes into batches of one size."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tubelet.data.clips import resize_centre_crop, window_times
 from tubelet.data.decode import VideoInfo, stream_clips
 from tubelet.data.images import read_image
 from tubelet.data.pool import Pool, pool_of
+from tubelet.data.prefetch import prefetch_within
 from tubelet.data.sources import MediaList
 from tubelet.data.storage import StorageError
 from tubelet.data.workers import Readings, start_worker
@@ -147,12 +149,17 @@ def version_of(pool: Pool, sample: int) -> tuple[int, float] | None:
 
 
 def clip_loader(clips: CollectionClips) -> DataLoader[ClipBatch]:
-    """Batches, decoded ahead of need."""
-    workers = min(clips.config.workers, len(clips.samples))
+    """Batches, decoded ahead of need, see `EmbedConfig.prefetch_mb`."""
+    config = clips.config
+    batch_bytes = config.batch_size * 3 * config.frames * config.image_size**2
+    workers = min(config.workers, len(clips.samples))
+    ahead = prefetch_within(config.prefetch_mb, "the clips of a batch", batch_bytes, workers)
+    if ahead.note:
+        warnings.warn(ahead.note, stacklevel=2)
     return DataLoader(
         clips,
         batch_size=None,
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
+        num_workers=ahead.workers,
+        prefetch_factor=ahead.factor,
         worker_init_fn=start_worker,
     )

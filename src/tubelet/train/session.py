@@ -16,7 +16,7 @@ from tubelet.checkpoint import load_training_state
 from tubelet.config import TrainConfig
 from tubelet.console import say
 from tubelet.data.division import samples_per_step
-from tubelet.data.loader import check_steps, mixes
+from tubelet.data.loader import check_steps, mixes, step_prefetch
 from tubelet.data.pool import check_recipes
 from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import is_url
@@ -252,6 +252,8 @@ def announce(
         f"{str(dtype).removeprefix('torch.')} on {device}"
         + (f", {world.size} processes by {parallel}" if world.size > 1 else ""),
     )
+    if note := step_prefetch(config, media, world.rank, world.size).note:
+        say(console, note, "yellow")
     if dtype is torch.bfloat16 and not has_bf16_units(device):
         say(console, f"this {device} has no bf16 units: --precision fp32 would be many times faster", "yellow")
     for change in run.changed:
