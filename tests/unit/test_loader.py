@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+import masks
 from tubelet.config import DataConfig, EmbedConfig, EvaluateConfig, MaskConfig, TrainConfig, vit_pico
 from tubelet.data import loader
 from tubelet.data.division import micro_batches, own_samples
@@ -182,3 +183,12 @@ def test_a_limit_of_no_megabyte_is_refused():
     for kind in (DataConfig, EmbedConfig, EvaluateConfig):
         with pytest.raises(TubeletError, match="prefetch_mb is 0, expected at least 1 megabyte"):
             kind(prefetch_mb=0)
+
+
+def test_the_benchmark_of_masks_prints_a_row_for_each_kind_of_clips(capsys):
+    masks.main(videos=24, processes=4, group=6, steps=1)
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row[1:5]] for row in rows] == [
+        ["16", "256", "2,048", "1"],
+        ["64", "384", "18,432", "1"],
+    ]
