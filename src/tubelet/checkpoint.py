@@ -54,21 +54,27 @@ def step_of(checkpoint: Path) -> int:
     return int(name[1])
 
 
-def save_checkpoint(run: Path, step: int, model: VJEPA, optimizer: Optimizer, config: TrainConfig, keep: int) -> Path:
-    """Write the state after `step` optimiser steps, then remove all but the newest `keep` checkpoints.
+def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], config: TrainConfig, keep: int) -> Path:
+    """Write the state after `step` optimizer steps, then remove all but the newest `keep` checkpoints.
 
     The file appears under its name only when all of it is on the disk: whatever moment the process dies at, every
     checkpoint that can be seen can be read.
+
+    Args:
+        run: the run directory.
+        step: optimizer steps done.
+        state: contiguous tensors by name, see `state_tensors`; nothing may change them meanwhile.
+        config: the run.
+        keep: how many checkpoints are kept, the new one included.
 
     Raises:
         TubeletError: if it cannot be written, a full disk included; older checkpoints are untouched.
     """
     path = run / "checkpoints" / f"step-{step:09d}.safetensors"
-    tensors = {name: value.contiguous() for name, value in state_tensors(model, optimizer).items()}
     try:
         make_room(run)
         with replacing(path, durable=True) as partial:
-            save_file(tensors, partial, metadata=header_of(step, config))
+            save_file(dict(state), partial, metadata=header_of(step, config))
     except (OSError, SafetensorError) as error:
         raise TubeletError(f"{path}: the checkpoint could not be written: {describe_os_error(error)}") from error
     keep_newest(run, keep)
@@ -103,6 +109,27 @@ def _try_to_remove(path: Path) -> None:
 def state_tensors(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
     """All that a checkpoint holds: the model's tensors, and the optimiser's by kind and parameter."""
     return {**model.state_dict(), **_optimizer_tensors(model, optimizer)}
+
+
+def copy_to_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A contiguous copy of tensors in host memory, page-locked where they are on a CUDA device.
+
+    Copies from a CUDA device are queued on its current stream, before all work that is queued later; wait for the
+    stream before they are read.
+
+    Raises:
+        MemoryError: if there is no room for the copy.
+    """
+    copies = {}
+    try:
+        for name, value in state.items():
+            source = value.detach()
+            copies[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=source.is_cuda)
+            copies[name].copy_(source, non_blocking=source.is_cuda)
+    except RuntimeError as error:  # PyTorch's allocators raise no MemoryError
+        size = sum(value.nbytes for value in state.values())
+        raise MemoryError(f"no room for a copy of the state ({size / 1e9:.1f} GB) in host memory: {error}") from error
+    return copies
 
 
 def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:

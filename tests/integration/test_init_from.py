@@ -190,11 +190,11 @@ def test_single_frames_need_images(media, tmp_path):
 def test_adapters_that_cannot_be_written_cost_the_run_no_checkpoint(media, first_run, tmp_path, monkeypatch):
     real, seen, run = saving.save_adapters, [], tmp_path / "run"
 
-    def failing(encoder, folder):
+    def failing(adapters, encoder, folder):
         seen.append([step_of(path) for path in checkpoints(run)])
         if len(seen) in (2, 3):
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(encoder, folder)
+        real(adapters, encoder, folder)
 
     monkeypatch.setattr(saving, "save_adapters", failing)
     train_quietly(tiny_config(media, init_from=str(first_run), lora_rank=2, keep_checkpoints=1), run)

@@ -30,6 +30,7 @@ FLOORS = [
         [
             "data/workers.py",
             "data/jobs.py",
+            "data/prefetch.py",
             "data/bad_files.py",
             "data/limits.py",
             "data/storage.py",

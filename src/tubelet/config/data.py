@@ -88,6 +88,9 @@ class DataConfig(Settings):
     """Whether half of the samples are mirrored."""
     workers: Processes = 1
     """Decoding processes; 0 decodes in the training process."""
+    prefetch_mb: Count = 2048
+    """Megabytes (10^6 bytes) of samples that each training process has made ahead at most, but one step always; where
+    they do not hold a step for each worker, fewer workers start."""
     max_bad_share: Share = 0.05
     """Share of the files that may be unreadable before the run stops."""
 

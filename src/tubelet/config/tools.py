@@ -45,6 +45,9 @@ class EmbedConfig(Settings):
     """Clips that are encoded at once."""
     workers: Processes = 1
     """Decoding processes; 0 decodes in the process that encodes."""
+    prefetch_mb: Count = 2048
+    """Megabytes (10^6 bytes) of decoded clips that are waiting at most, but one batch always; where they do not hold
+    one for each worker, fewer workers start."""
     allow_outside: tuple[str, ...] = ()
     """Folders and URLs that manifests may name files of, besides those below a manifest's own folder."""
     max_bad_share: Share = 0.05
@@ -95,6 +98,9 @@ class EvaluateConfig(Settings):
     """Seed of initial weights and of all choices."""
     workers: Processes = 1
     """Decoding processes; 0 decodes in the process that encodes."""
+    prefetch_mb: Count = 2048
+    """Megabytes (10^6 bytes) of decoded clips that are waiting at most, but one file's always; where they do not hold
+    one for each worker, fewer workers start."""
     max_bad_share: Share = 0.0
     """Share of a split's files that may be unreadable; they are then left out, counted and listed."""
 

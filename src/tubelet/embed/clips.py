@@ -1,5 +1,6 @@
 """The clips of a collection, decoded by worker processes into batches of one size."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tubelet.data.clips import resize_centre_crop, window_times
 from tubelet.data.decode import VideoInfo, stream_clips
 from tubelet.data.images import read_image
 from tubelet.data.pool import Pool, pool_of
+from tubelet.data.prefetch import prefetch_within
 from tubelet.data.sources import MediaList
 from tubelet.data.storage import StorageError
 from tubelet.data.workers import Readings, WorkerLoader
@@ -158,7 +160,7 @@ def version_of(pool: Pool, sample: int) -> tuple[int, float] | None:
 
 
 def clip_loader(clips: CollectionClips) -> WorkerLoader[ClipBatch]:
-    """Batches, decoded ahead of need.
+    """Batches, decoded ahead of need, see `EmbedConfig.prefetch_mb`.
 
     Raises:
         TubeletError: there is no room for what the workers hand over.
@@ -167,10 +169,16 @@ def clip_loader(clips: CollectionClips) -> WorkerLoader[ClipBatch]:
     count, frames = config.batch_size, config.frames
     if not len(clips.samples[Modality.VIDEO]):
         count, frames = min(count, clips.left()), 1
+    batch_bytes = count * 3 * frames * config.image_size**2
+    workers = min(config.workers, clips.left())
+    ahead = prefetch_within(config.prefetch_mb, "the clips of a batch", batch_bytes, workers)
+    if ahead.note:
+        warnings.warn(ahead.note, stacklevel=2)
     return WorkerLoader(
         clips,
-        min(config.workers, clips.left()),
+        ahead.workers,
         readings=clips.readings,
-        item_bytes=3 * config.image_size**2 * frames * count,
+        item_bytes=batch_bytes,
+        prefetch=ahead.factor,
         batch_size=None,
     )

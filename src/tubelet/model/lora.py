@@ -33,15 +33,27 @@ def add_adapters(encoder: nn.Module, rank: int) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=_LAYERS), encoder)
 
 
-def save_adapters(encoder: nn.Module, folder: Path) -> None:
-    """Write the adapters alone as peft does: `adapter_model.safetensors` and `adapter_config.json`."""
+def adapters_of(encoder: nn.Module) -> dict[str, Tensor]:
+    """The adapters of an encoder alone, by peft's names."""
     from peft import get_peft_model_state_dict
+
+    state: dict[str, Tensor] = get_peft_model_state_dict(encoder)
+    return state
+
+
+def save_adapters(adapters: Mapping[str, Tensor], encoder: nn.Module, folder: Path) -> None:
+    """Write adapters as peft does: `adapter_model.safetensors` and `adapter_config.json`.
+
+    Args:
+        adapters: contiguous tensors, see `adapters_of`.
+        encoder: with its adapters' settings.
+        folder: is made if it is not there.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(encoder)
     with replacing(folder / "adapter_model.safetensors") as partial:
-        save_file({name: value.contiguous() for name, value in state.items()}, partial)
+        save_file(dict(adapters), partial)
     encoder.peft_config["default"].save_pretrained(folder)  # type: ignore[index,union-attr]
 
 

@@ -78,16 +78,18 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
                 "bad_files": len(s.run.bad),
                 "short_clips": data.short_clips,
             }
+            s.report_unsaved(done, s.saver.failure())
             log.add({"step": done} | metrics)
             saving = done == config.steps or done % config.checkpoint_every == 0
             if saving:
                 log.flush()  # the guards judge a step before it is kept
             if s.guards.spike and s.rewind(log):
                 continue
-            if saving and (unsaved := s.saver.save(done, must=done == config.steps)):
-                s.guards.alarm(done, "save", f"{unsaved}; the run goes on, {s.saver.newest} is the last checkpoint")
+            if saving:
+                s.report_unsaved(done, s.saver.save(done, must=done == config.steps))
         if stop or problem:
             log.flush()
+            s.report_unsaved(step, s.saver.settle())
             if s.saver.saved != step and not s.guards.spike:
                 s.saver.save(step, must=True)
         s.close()

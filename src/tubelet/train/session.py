@@ -16,7 +16,7 @@ from tubelet.checkpoint import load_training_state
 from tubelet.config import TrainConfig
 from tubelet.console import say
 from tubelet.data.division import samples_per_step
-from tubelet.data.loader import check_steps, mixes
+from tubelet.data.loader import check_steps, mixes, step_prefetch
 from tubelet.data.pool import check_recipes
 from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import is_url
@@ -101,9 +101,18 @@ class Session:
             self.begin(back)
             self.curves.go_back(back)
             self.saver.saved = back
-        if problem:
-            self.guards.alarm(self.saver.saved, "save", problem)
+        self.report_unsaved(self.saver.saved, problem)
         return back is not None
+
+    def report_unsaved(self, step: int, problem: str | None) -> None:
+        """Raise an alarm about a checkpoint that could not be written, if one could not.
+
+        Args:
+            step: optimizer steps done.
+            problem: why it could not be written.
+        """
+        if problem:
+            self.guards.alarm(step, "save", f"{problem}; the run goes on, {self.saver.newest} is the last checkpoint")
 
     def close(self) -> None:
         """Wait for the last checkpoint, and write whatever still waits.
@@ -166,6 +175,7 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world:
             guards=guards,
             curves=Curves(run.path, start, partial(guards.alarm, kind="tensorboard"), writes=world.is_first),
         )
+        held.callback(session.saver.close)
         session.begin(start)
         announce(console, config, media, run, model, world, start, parallel)
         for sentence in filter(None, (beginning, following, compiling)):
@@ -250,6 +260,8 @@ def announce(
         f"{str(dtype).removeprefix('torch.')} on {device}"
         + (f", {world.size} processes by {parallel}" if world.size > 1 else ""),
     )
+    if note := step_prefetch(config, media, world.rank, world.size).note:
+        say(console, note, "yellow")
     if dtype is torch.bfloat16 and not has_bf16_units(device):
         say(console, f"this {device} has no bf16 units: --precision fp32 would be many times faster", "yellow")
     for change in run.changed:
