@@ -68,36 +68,42 @@ class Output(io.TextIOBase):
         self.stream = stream
         self.first_error: Exception | None = None
         self.last_error: Exception | None = None
+        self._dropped = False  # whether the last text is gone for good
 
     def write(self, text: str) -> int:
         """Write what can be; the length of all of it."""
-        if self.stream is not None:
-            with self._noting():
-                try:
-                    self.stream.write(text)
-                except UnicodeEncodeError:
-                    encoding = self.encoding
-                    self.stream.write(text.encode(encoding, _ERRORS).decode(encoding))
+        if self.stream is None:
+            return len(text)
+        try:
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self.encoding
+                self.stream.write(text.encode(encoding, _ERRORS).decode(encoding))
+            self.last_error, self._dropped = None, False
+        except (OSError, ValueError) as error:  # what a stream that was closed raises is a ValueError
+            self._note(error)
+            self._dropped = True
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered."""
-        if self.stream is not None:
-            with self._noting():
-                self.stream.flush()
+        """Write what is buffered; what could not be flushed is kept by the stream, and may be at another try."""
+        if self.stream is None:
+            return
+        try:
+            self.stream.flush()
+            if not self._dropped:
+                self.last_error = None
+        except (OSError, ValueError) as error:
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        self.last_error = error
+        self.first_error = self.first_error or error
 
     def close(self) -> None:
         """Flush; the stream is not this object's to close."""
         self.flush()
-
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
-        try:
-            yield
-            self.last_error = None
-        except (OSError, ValueError) as error:  # what a stream that was closed raises is a ValueError
-            self.last_error = error
-            self.first_error = self.first_error or error
 
     def abandon(self) -> None:
         """Have what could not be written forgotten, so that Python does not try once more as it ends."""
