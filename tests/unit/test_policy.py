@@ -39,6 +39,7 @@ FLOORS = [
             "data/images.py",
             "data/indexed.py",
             "data/shards.py",
+            "data/tables.py",
             "data/lists.py",
             "data/paths.py",
             "data/manifest.py",

@@ -6,9 +6,12 @@ The masks of all other frames are not public: predictions go to the benchmark's 
 import json
 from pathlib import Path
 
+from tubelet.evaluate.layouts.folders import find_root, refuse
 from tubelet.evaluate.layouts.sequences import ObjectSequence, ObjectSet, check_number, pictures
 from tubelet.types import TubeletError
 
+SPLITS = ("valid", "val", "validation")
+INSIDE = ("YouTube-VOS", "youtube-vos", "YouTubeVOS", "ytvos", "YouTubeVOS_2018", "YouTubeVOS_2019")
 EXPECTED = "YouTube-VOS (valid/meta.json, valid/JPEGImages, valid/Annotations)"
 
 
@@ -18,10 +21,18 @@ def read(data: Path) -> ObjectSet | None:
     Raises:
         TubeletError: if meta.json is not what it should be, or a frame or mask that it names is missing.
     """
-    root = data / "valid" if (data / "valid").is_dir() else data
-    meta_file = root / "meta.json"
-    if not meta_file.is_file() or not (root / "JPEGImages").is_dir():
+    root = next((root for name in SPLITS if (root := find_root(data, INSIDE, (f"{name}/JPEGImages",)))), None)
+    if root is not None:
+        root = next(root / name for name in SPLITS if (root / name / "JPEGImages").is_dir())
+    elif (data / "meta.json").is_file() and (data / "JPEGImages").is_dir():
+        root = data
+    elif (other := find_root(data, INSIDE, ("train/JPEGImages", "train/meta.json"))) is not None:
+        raise refuse(other, "no valid/ beside train/", f"{EXPECTED}: the evaluation is of the validation split")
+    else:
         return None
+    meta_file = root / "meta.json"
+    if not meta_file.is_file():
+        raise refuse(root, "no meta.json", EXPECTED)
     try:
         videos = json.loads(meta_file.read_text())["videos"]
         objects = {
