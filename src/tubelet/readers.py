@@ -8,10 +8,8 @@ those of tensors, arrays and tables.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count
 from math import inf
 from pathlib import Path
@@ -29,7 +27,6 @@ TEXT_BYTES = 2**30
 LINE_BYTES = 2**24
 # Objects and lists within each other; the deepest file of this package has 8.
 JSON_DEPTH = 64
-_CSV_FIELD = 2**20
 
 
 def damaged(where: str | Path, problem: str, remedy: str = COPY_AGAIN) -> TubeletError:
@@ -207,41 +204,3 @@ def read_jsonl(path: Path, kind: Any, remedy: str) -> Iterator[tuple[dict[str, A
                 yield parse_json(line, f"{path}, line {number}", kind, remedy), end
     except OSError as error:
         raise damaged(path, f"cannot be read ({error.strerror})", remedy) from error
-
-
-def read_lines(path: Path, remedy: str = COPY_AGAIN) -> list[str]:
-    """The lines of a text file.
-
-    Raises:
-        TubeletError: see `read_text`.
-    """
-    return read_text(path, remedy).splitlines()
-
-
-def read_csv(path: Path, columns: Sequence[str], remedy: str = COPY_AGAIN) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header.
-
-    Args:
-        path: the file.
-        columns: those that it must have; others are welcome.
-        remedy: what to do about a file that cannot be read.
-
-    Raises:
-        TubeletError: it cannot be read, a column is missing, or a row has too few.
-    """
-    text = read_text(path, remedy)
-    before = csv.field_size_limit(_CSV_FIELD)
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        rows = list(reader)
-        found = reader.fieldnames or []
-    except csv.Error as error:
-        raise damaged(path, f"cannot be read as CSV ({error})", remedy) from error
-    finally:
-        csv.field_size_limit(before)
-    if missing := [column for column in columns if column not in found]:
-        raise damaged(path, f"has no column {', '.join(missing)}; found {', '.join(found)[:200]}", remedy)
-    for number, row in enumerate(rows, start=2):
-        if any(row[column] is None for column in columns):
-            raise damaged(path, f"line {number} has fewer values than the header has columns", remedy)
-    return rows

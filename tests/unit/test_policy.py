@@ -50,6 +50,7 @@ FLOORS = [
             "data/images.py",
             "data/indexed.py",
             "data/shards.py",
+            "data/tables.py",
             "data/lists.py",
             "data/paths.py",
             "data/manifest.py",
@@ -296,7 +297,15 @@ def test_every_model_preset_can_be_built_without_memory():
 
 # Who parses a format that is not media; everything else asks readers.py. What processes of this package hand to each
 # other, and what the kernel reports of them, is no file of anybody's.
-READERS = ("readers.py", "array_files.py", "data/lists.py", "data/jobs.py", "data/workers.py", "data/sample/render.py")
+READERS = (
+    "readers.py",
+    "array_files.py",
+    "data/tables.py",
+    "data/lists.py",
+    "data/jobs.py",
+    "data/workers.py",
+    "data/sample/render.py",
+)
 PARSERS = re.compile(
     r"json\.loads?\(|\.read_text\(|\.read_bytes\(|np\.load\(|torch\.load\(|safe_open|load_file|\bpq\.(?!write_table)"
     r"|parquet\.Parquet|csv\.(reader|DictReader)|pickle\.loads?\(|\byaml\.|tomllib|literal_eval"

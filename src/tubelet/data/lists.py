@@ -4,7 +4,6 @@ What separates the columns, which column has the paths and whether there is a he
 line must have a path where the others have one. Where several readings are possible, that counts whose paths exist.
 """
 
-import codecs
 import csv
 import io
 import re
@@ -22,22 +21,20 @@ import pyarrow.json
 from tubelet.data.decode import VIDEO_SUFFIXES
 from tubelet.data.images import IMAGE_SUFFIXES
 from tubelet.data.limits import LINE_CHARACTERS
+from tubelet.data.tables import SEPARATORS, decode_list
 from tubelet.readers import parse_json
 from tubelet.types import TubeletError
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 PATH_COLUMN = "path"
 LABEL_COLUMNS = ("label", "class", "class_id", "label_id", "target")
-_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "::": "'::'", " ": "spaces"}
 _TEXT = pa.large_string()
-_UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # How many paths are looked up to choose between readings.
 _LOOKED_UP = 64
 _HEAD = 1000
 # The ways to read a list: a path on each line; the first column of a table, or the one that a header names; a path, in
 # which the separator occurs too, and what follows it; another column of a table.
-_WAYS = [("line", ""), *((kind, separator) for kind in ("first", "path", "other") for separator in _SEPARATORS)]
+_WAYS = [("line", ""), *((kind, separator) for kind in ("first", "path", "other") for separator in SEPARATORS)]
 Existing = Callable[[Sequence[str]], int]
 
 
@@ -103,28 +100,6 @@ def _matches(paths: pa.Array, pattern: str) -> np.ndarray:
     return found.to_numpy(zero_copy_only=False)
 
 
-def decode_text(name: str, data: bytes) -> str:
-    """The text of a list, its line ends as line feeds.
-
-    Raises:
-        TubeletError: it is neither UTF-8 nor UTF-16 or UTF-32 with a byte order mark, or has a line that is too long.
-    """
-    encoding = "utf-32" if data.startswith(_UTF32) else "utf-16" if data.startswith(_UTF16) else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        what = "UTF-8" if encoding == "utf-8-sig" else f"the {encoding.upper()} that its byte order mark promises"
-        raise TubeletError(f"{name}: is not {what} text (byte {error.start}): save the list as UTF-8") from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise TubeletError(
-            f"{name}, line {line}: holds NUL characters, as UTF-16 without a byte order mark does: save it as UTF-8"
-        )
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text
-
-
 def read_listed(name: str, data: bytes, existing: Existing) -> Listed:
     """The paths that a list names, with what it says of each.
 
@@ -136,7 +111,7 @@ def read_listed(name: str, data: bytes, existing: Existing) -> Listed:
     Raises:
         TubeletError: a line cannot be understood or is too long, or the text is in an unknown encoding.
     """
-    text = decode_text(name, data)
+    text = decode_list(data, name)
     lines, numbers = _lines(name, text)
     if name.lower().endswith(".jsonl"):
         return _json_lines(name, text, lines, numbers)
@@ -220,7 +195,7 @@ def _tables(
         values = pc.utf8_trim_whitespace(values)
         return pc.if_else(pc.equal(pc.binary_length(values), 0), pa.scalar(None, _TEXT), values)
 
-    form = f"columns separated by {_SEPARATORS[separator]}"
+    form = f"columns separated by {SEPARATORS[separator]}"
     header = [cell.strip("\ufeff \t").lower() for cell in header]
     if PATH_COLUMN in header:
         if first:
@@ -288,7 +263,7 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Rea
     """The list as lines whose paths hold the separator too; they end with the last suffix of media before one."""
     mark = r"[ \t]+" if separator == " " else rf"\s*{re.escape(separator)}\s*"
     header = [cell.strip('" ') for cell in re.split(mark, lines[0].as_py().lower())]
-    words = _SEPARATORS[separator]
+    words = SEPARATORS[separator]
     if PATH_COLUMN in header and len(header) > 1:
         place = header.index(PATH_COLUMN)
         label = next((header.index(name) for name in LABEL_COLUMNS if name in header), -1)

@@ -72,7 +72,8 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
             "test files": len(val),
             "probes side by side": len(candidates),
             "parameters of a probe": parameters,
-        },
+        }
+        | dict(task.left_out),
         skipped=[*task.train.gone, *task.val.gone, *train.bad, *val.bad],
         details=sweep_details(candidates, schedule, figures, best)
         | confusion_details(scores[best], truth[:, 0], task.classes),

@@ -80,7 +80,7 @@ class _Set:
             "training files": len(self.train),
             "test files": len(self.val),
             "channels": self.table.shape[1],
-        }
+        } | dict(self.plan.left_out)
 
 
 def pooled_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:

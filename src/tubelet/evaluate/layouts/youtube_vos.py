@@ -6,6 +6,7 @@ The masks of all other frames are not public: predictions go to the benchmark's 
 from pathlib import Path
 from typing import TypedDict
 
+from tubelet.evaluate.layouts.folders import find_root, refuse
 from tubelet.evaluate.layouts.labelled import whole_number
 from tubelet.evaluate.layouts.sequences import ObjectSequence, ObjectSet, check_number, pictures
 from tubelet.readers import read_json
@@ -30,6 +31,8 @@ class _Meta(TypedDict):
     videos: dict[str, _Video]
 
 
+SPLITS = ("valid", "val", "validation")
+INSIDE = ("YouTube-VOS", "youtube-vos", "YouTubeVOS", "ytvos", "YouTubeVOS_2018", "YouTubeVOS_2019")
 EXPECTED = "YouTube-VOS (valid/meta.json, valid/JPEGImages, valid/Annotations)"
 
 
@@ -39,10 +42,18 @@ def read(data: Path) -> ObjectSet | None:
     Raises:
         TubeletError: if meta.json is not what it should be, or a frame or mask that it names is missing.
     """
-    root = data / "valid" if (data / "valid").is_dir() else data
-    meta_file = root / "meta.json"
-    if not meta_file.is_file() or not (root / "JPEGImages").is_dir():
+    root = next((root for name in SPLITS if (root := find_root(data, INSIDE, (f"{name}/JPEGImages",)))), None)
+    if root is not None:
+        root = next(root / name for name in SPLITS if (root / name / "JPEGImages").is_dir())
+    elif (data / "meta.json").is_file() and (data / "JPEGImages").is_dir():
+        root = data
+    elif (other := find_root(data, INSIDE, ("train/JPEGImages", "train/meta.json"))) is not None:
+        raise refuse(other, "no valid/ beside train/", f"{EXPECTED}: the evaluation is of the validation split")
+    else:
         return None
+    meta_file = root / "meta.json"
+    if not meta_file.is_file():
+        raise refuse(root, "no meta.json", EXPECTED)
     objects = {
         name: {
             whole_number(number, f"{meta_file}: videos.{name}: the number of an object"): entry["frames"]
