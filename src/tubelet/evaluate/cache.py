@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tubelet.files import cache_folder, describe_os_error, replacing
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import TubeletError
+from tubelet.types import TubeletError, printable
 
 
 def default_folder() -> Path:
@@ -51,12 +51,13 @@ class FeatureCache:
         self.folder = folder / model_hash(model)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # What a file's content hashes to is remembered as long as its size and time stay: films are long.
+            # What a file's content hashes to is remembered as long as it stays the same file: videos are long. A file
+            # that was replaced may have kept its size and time, but not the moment at which its entry was changed.
             self.contents = folder / "contents.sqlite"
             self.known = sqlite3.connect(self.contents, isolation_level=None, timeout=60)
             self.known.execute(
-                "create table if not exists contents "
-                "(path text primary key, size integer, mtime_ns integer, digest text) without rowid"
+                "create table if not exists files (path text primary key, "
+                "size integer, mtime_ns integer, ctime_ns integer, digest text) without rowid"
             )
         except (OSError, sqlite3.Error) as error:
             raise TubeletError(
@@ -84,13 +85,16 @@ class FeatureCache:
     def _content(self, path: Path) -> str:
         try:
             found = path.stat()
-            stamp = (str(path.resolve()), found.st_size, found.st_mtime_ns)
-            row = self.known.execute("select size, mtime_ns, digest from contents where path = ?", stamp[:1]).fetchone()
-            if row is not None and row[:2] == stamp[1:]:
-                return str(row[2])
+            # SQLite takes no name with bytes that are not UTF-8.
+            stamp = (printable(str(path.resolve())), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            row = self.known.execute(
+                "select size, mtime_ns, ctime_ns, digest from files where path = ?", stamp[:1]
+            ).fetchone()
+            if row is not None and row[:3] == stamp[1:]:
+                return str(row[3])
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-            self.known.execute("insert or replace into contents values (?, ?, ?, ?)", (*stamp, digest))
+            self.known.execute("insert or replace into files values (?, ?, ?, ?, ?)", (*stamp, digest))
         except OSError as error:
             raise TubeletError(f"{path}: cannot be read ({error.strerror})") from error
         except sqlite3.Error as error:
