@@ -147,7 +147,7 @@ class _Console(Console):
     """A console that takes strings literally, and prints no control character but its own."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(visible(text, keep="\n"), **options)
+        return super().render_str(visible(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

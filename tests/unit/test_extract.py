@@ -70,6 +70,18 @@ def test_another_recipe_another_file_or_another_model_is_computed_anew(model, pi
     assert sum(seen) == 10
 
 
+def test_a_file_that_was_replaced_by_another_of_its_size_and_time_is_read_again(model, tmp_path):
+    cache, path = FeatureCache(tmp_path / "cache", model), tmp_path / "a\udcff.bin"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(0, 10**18))
+    first = cache.place({}, [path])
+    assert cache.place({}, [path]) == first
+    (tmp_path / "new").write_bytes(b"two")
+    os.utime(tmp_path / "new", ns=(0, 10**18))
+    (tmp_path / "new").replace(path)
+    assert cache.place({}, [path]) != first
+
+
 @pytest.mark.parametrize("change", [{"heads": 4}, {"rope_grid": 8}, {"rope": "2.0"}])
 def test_the_same_weights_under_other_settings_are_another_model(model, change):
     other = Backbone(dataclasses.replace(SIZES, **change)).eval()

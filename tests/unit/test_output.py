@@ -58,15 +58,14 @@ def test_what_is_printed_shows_names_on_any_terminal(encoding, monkeypatch):
     console.width = 200
     say(console, f"page: {NASTY} é → λ")
     table = Table()
-    table.add_column(NASTY.replace("\n", ""))
-    table.add_row(NASTY.replace("\n", ""))
+    table.add_column(NASTY)
+    table.add_row(NASTY)
     console.print(table)
     console.print(Text(NASTY))
     print("\udcff λ ×")
     printed = plain.buffer.getvalue().decode(encoding)
     assert "\x1b" not in printed and "\u202e" not in printed and "\x9b" not in printed and "\x08" not in printed
-    assert f"page: {SHOWN}" in printed
-    assert printed.count(r"e\udcfff\x9bg\r\x08[red]h[/red]:smile:.mp4") == 3  # Text drops a few by itself
+    assert f"page: {SHOWN}" in printed and printed.count(SHOWN) == 3
     assert ("→ λ" if encoding == "utf-8" else "-> lambda") in printed
 
 

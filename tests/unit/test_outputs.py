@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,8 +135,7 @@ def test_what_this_package_wrote_may_be_replaced(place, monkeypatch, capsys):
         "convert model a.safetensors",
         "convert model a.pt",
         "convert model hub",
-        "explain image.png --image-size 32 --out run/a.html",
-        "explain image.png --image-size 32 --out empty.html",
+        "explain image.png --image-size 32 --model vit-pico --out empty.html",
     ):
         for _ in range(2):
             monkeypatch.setattr(sys, "argv", ["tubelet", *command.split()])
@@ -223,3 +223,27 @@ def test_the_names_by_which_things_are_known_are_those_that_are_written():
     assert set(outputs.KINDS["run"].files) == {state.CONFIG}
     assert set(outputs._RUN_FILES) == {state.METRICS, state.ALARMS, state.BAD_FILES, state.SOURCES}
     assert weights.FORMAT.startswith("tubelet-encoder-")
+
+
+def test_a_template_of_another_folder_is_read_from_where_the_name_leads_now(place, monkeypatch):
+    for name in ("one", "two"):
+        (place / name / "templates").mkdir(parents=True)
+        (place / name / "templates" / "a.html").write_text(f"{outputs.PAGE_MARK}{name}")
+        os.utime(place / name / "templates" / "a.html", (0, 0))
+        monkeypatch.chdir(place / name)
+        write_page("a.html", place / "a.html", {}, folder=Path("templates"))
+        assert (place / "a.html").read_text().endswith(name)
+
+
+def test_a_models_name_is_text_in_its_card_and_in_its_id(place):
+    model = load(place / "model", device="cpu")
+    model.name = "a\x1b[31m\n# b|<b>*c*\u202e\udcff"
+    metrics = {"x|y\n| z": 0.5}
+    model.save_pretrained(place / "hub", model_card_kwargs={"metrics": metrics})
+    card = (place / "hub" / "README.md").read_text(encoding="utf-8")
+    assert "\x1b" not in card and "\u202e" not in card
+    shown = r"# a\\x1b\[31m\\n\# b\|\<b\>\*c\*\\u202e\\udcff-teacher"
+    assert shown in card and r"| x\|y\\n\| z | 0.5 |" in card
+    again = load(place / "hub", device="cpu")
+    assert again.name == r"a\x1b[31m\n# b|<b>*c*\u202e\udcff"
+    assert again.weights_id == model.weights_id

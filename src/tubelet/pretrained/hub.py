@@ -46,7 +46,7 @@ def save_encoder(path: Path, tensors: Mapping[str, Tensor], config: ModelConfig,
     Raises:
         TubeletError: if it cannot be written.
     """
-    header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "name": name, "part": part}
+    header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "name": visible(name), "part": part}
     check_output(path, "encoder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
