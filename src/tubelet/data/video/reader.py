@@ -88,7 +88,8 @@ class VideoReader(VideoStream):
         if needs_program(self.edits):
             self.options = {"ignore_editlist": "1"}  # FFmpeg reads such lists otherwise than they are meant
             self._restart()
-            self.program = program_of(self.path, self.edits, self._read_table().times, self.tick)
+            self.program = program_of(self.path, self.edits, self._read_table(), self.tick)
+            self._check_gaps(np.append(self.program.shown, self.program.end))
         elif not indexed:
             self._read_table()
         first = self._first_frame()
@@ -127,13 +128,17 @@ class VideoReader(VideoStream):
             self.timed = table.complete and (self.format == MPEG_PS or not self.decoder.has_b_frames)
             self.skipping, self.seekable = False, self.timed or not self.decoder.has_b_frames
         self.joins = table.breaks
-        gaps = np.diff(table.times)
-        if len(gaps):
-            widest = int(gaps.argmax())
-            begins = float((table.times[widest] - table.times[0]) * self.tick)
-            check_gap(self.path, float(gaps[widest] * self.tick), begins)
+        self._check_gaps(table.times)
         self._restart()
         return table
+
+    def _check_gaps(self, times: np.ndarray) -> None:
+        """Refuse a video that shows one frame absurdly long; (N,) ascending ticks at which frames begin."""
+        gaps = np.diff(times)
+        if len(gaps):
+            widest = int(gaps.argmax())
+            begins_s = float(int(times[widest] - times[0]) * self.tick)
+            check_gap(self.path, float(int(gaps[widest]) * self.tick), begins_s)
 
     def _facts(self) -> Facts:
         fps = self._claimed_fps()

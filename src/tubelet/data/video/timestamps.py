@@ -62,15 +62,15 @@ class SteadyClock:
     def __init__(self, tick: Fraction) -> None:
         self.tick = tick
         self.offset = self.breaks = 0
-        self.step = 1
+        self.step = round(Fraction(1, 25) / tick)
         self.last: int | None = None
 
     def correct(self, packet: Any) -> None:
         """Set a packet's times to those of one steady clock; packets come in the order of the file."""
-        now = packet.dts if packet.dts is not None else packet.pts
-        if now is None:
+        stamp = packet.pts if packet.dts is None else packet.dts
+        if stamp is None:
             return
-        now += self.offset
+        now = int(stamp) + self.offset
         if self.last is not None:
             step = now - self.last
             step -= _WRAP if step > _WRAP // 2 else 0
@@ -133,13 +133,13 @@ def needs_program(edits: Sequence[Edit]) -> bool:
     return len(kept) > 1 or any(edit.rate != 1 for edit in kept)
 
 
-def program_of(path: str, edits: Sequence[Edit], times: np.ndarray, tick: Fraction) -> Program:
+def program_of(path: str, edits: Sequence[Edit], table: PacketTable, tick: Fraction) -> Program:
     """Which frames an edit list presents, and when.
 
     Args:
         path: the video's name, for errors.
         edits: the list.
-        times: (N,) int64 ticks at which the frames of the media begin, ascending.
+        table: of the media's packets.
         tick: seconds.
 
     Raises:
@@ -147,8 +147,7 @@ def program_of(path: str, edits: Sequence[Edit], times: np.ndarray, tick: Fracti
     """
     shown: list[np.ndarray] = []
     media: list[np.ndarray] = []
-    at = Fraction(0)
-    end = 0
+    at, end, times = Fraction(0), 0, table.times
     for edit in edits:
         length = edit.length_s / tick
         if edit.begin is not None:
@@ -165,7 +164,8 @@ def program_of(path: str, edits: Sequence[Edit], times: np.ndarray, tick: Fracti
                 begins = kept - edit.begin + round(at)
             media.append(kept)
             shown.append(begins)
-            end = round(at + length)
+            available = length if edit.rate == 0 else max(0, min(length, table.end - edit.begin))
+            end = round(at + available) if len(kept) else end
         at += length
     if not sum(map(len, media)):
         raise DecodeError(path, "has an edit list that shows none of its frames: re-encode it without the list")
