@@ -1,7 +1,7 @@
 """When frames are shown: presentation times computed from packets, whatever the container claims."""
 
 import re
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -185,8 +185,8 @@ def until(packets: Iterator[Any], last: int, timed: bool) -> Iterator[Any]:
             return
 
 
-def needed(packets: Iterator[Any], targets: np.ndarray) -> Iterator[tuple[Any, bool]]:
-    """Each packet, and whether its frame is the one shown at some of `targets` (T,), ascending ticks.
+def needed(packets: Iterator[Any], targets: Sequence[int]) -> Iterator[tuple[Any, bool]]:
+    """Each packet, and whether its frame is the one shown at some of `targets`, ascending ticks.
 
     A packet's frame is shown until the next one begins, which is known a few packets later. If a packet does not tell
     when it is shown, all from there on are needed.
@@ -219,14 +219,14 @@ def _settled(waiting: Sequence[Any], times: list[int], decoded: int) -> bool:
     return place < len(times) and times[place] <= decoded
 
 
-def _is_shown(packet: Any, times: list[int], targets: np.ndarray) -> bool:
+def _is_shown(packet: Any, times: list[int], targets: Sequence[int]) -> bool:
     if packet.is_discard:
         return False
-    begin = int(np.searchsorted(targets, packet.pts))
+    begin = bisect_left(targets, packet.pts)
     if begin == len(targets):
         return False
     place = bisect_right(times, packet.pts)
-    return place == len(times) or bool(targets[begin] < times[place])
+    return place == len(times) or targets[begin] < times[place]
 
 
 def in_order(frames: Iterator[Any]) -> Iterator[Any]:
