@@ -15,6 +15,7 @@ from tubelet.data.cut import cut
 from tubelet.data.decode import VideoInfo, open_video, read_clips, read_frames, read_info, stream_clips
 from tubelet.data.suffixes import VIDEO_CONTAINERS, VIDEO_SUFFIXES
 from tubelet.data.video import reader
+from tubelet.data.video.leading import without_leading
 from tubelet.data.video.timestamps import needed, until
 from tubelet.types import DecodeError, Modality
 
@@ -138,14 +139,15 @@ def test_edit_lists_that_cannot_be_followed_are_refused(sources: dict[int, Path]
             read_info(edited(sources[2], path, edits))
 
 
-def stream_copy(source: Path, path: Path, second: float) -> Path:
-    """From the keyframe at or before a second, as by `ffmpeg -c copy`."""
+def stream_copy(source: Path, path: Path) -> Path:
+    """From the second keyframe on, as by `ffmpeg -c copy`."""
     with av.open(str(source)) as old, av.open(str(path), "w") as new:
         stream = old.streams.video[0]
         out = new.add_stream_from_template(stream)
-        old.seek(round(second / stream.time_base), stream=stream)
+        keyframes = 0
         for packet in old.demux(stream):
-            if packet.size:
+            keyframes += packet.is_keyframe
+            if packet.size and keyframes > 1:
                 packet.stream = out
                 new.mux(packet)
     return path
@@ -154,9 +156,10 @@ def stream_copy(source: Path, path: Path, second: float) -> Path:
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_open_groups_cut_by_stream_copy_are_read_from_the_keyframe_on(codec: str, tmp_path: Path) -> None:
     params = {"x264-params": OPEN_X264} if codec == "libx264" else {"preset": "ultrafast", "x265-params": OPEN_X265}
-    whole = write_video(tmp_path / "whole.mp4", codec=codec, codec_options=params)
-    for suffix in (".mp4", ".mov", ".mkv", ".ts"):
-        assert_shows(stream_copy(whole, tmp_path / f"cut{suffix}", 1.1), [*range(12, 48)])
+    for kind, suffixes in ((".mp4", (".mp4", ".mov", ".mkv")), (".ts", (".ts",))):
+        whole = write_video(tmp_path / f"whole{kind}", codec=codec, codec_options=params)
+        for suffix in suffixes:
+            assert_shows(stream_copy(whole, tmp_path / f"cut{suffix}"), [*range(12, 48)])
 
 
 def test_frames_before_an_idr_are_not_taken_for_leading_ones(tmp_path: Path) -> None:
@@ -164,25 +167,25 @@ def test_frames_before_an_idr_are_not_taken_for_leading_ones(tmp_path: Path) -> 
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         packets = [p for p in container.demux(stream) if p.size]
-        from tubelet.data.video.leading import without_leading
-
         for packet in packets[1:3]:
             packet.pts = packets[0].pts - 1  # what bad muxers write
         assert len(list(without_leading(iter(packets), stream.codec_context.extradata))) == 24
 
 
-def test_damage_in_hidden_frames_does_not_count(sources: dict[int, Path], tmp_path: Path) -> None:
-    path = edited(sources[2], tmp_path / "trim.mp4", [(2.5, 2.5, 1)])
-    with av.open(str(sources[2])) as container:
+def test_damage_in_hidden_frames_does_not_count(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=60, codec_options={"x264-params": f"{X264}:b-pyramid=none"})
+    path = edited(source, tmp_path / "trim.mp4", [(2.5, 2.5, 1)])
+    with av.open(str(source)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
     data = bytearray(path.read_bytes())
-    shift = data.index(b"mdat") - sources[2].read_bytes().index(b"mdat")
-    for packet in packets:
-        if 2.0 < packet.pts * packet.time_base < 2.5 and packet.is_disposable:
-            at = packet.pos + shift + 8
-            data[at : at + 20] = bytes(255 - value for value in data[at : at + 20])
+    shift = data.index(b"mdat") - source.read_bytes().index(b"mdat")
+    for number, packet in enumerate(packets):
+        hidden = 2.0 < packet.pts * packet.time_base < 2.5
+        if hidden and packet.pts < max(p.pts for p in packets[: number + 1]):  # a B-frame
+            place = slice(packet.pos + shift + 6, packet.pos + shift + packet.size)
+            data[place] = bytes(255 - value for value in data[place])
     path.write_bytes(data)
-    with pytest.raises(av.error.FFmpegError), av.open(str(path), options={"err_detect": "explode"}) as container:
+    with pytest.raises(av.error.FFmpegError), av.open(str(path)) as container:
         container.streams.video[0].codec_context.options = {"err_detect": "explode"}
         list(container.decode(video=0))
     assert_shows(path, [*range(30, 60)])
@@ -218,10 +221,6 @@ def test_a_clock_of_33_bits_that_wraps_around_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_goes_back_where_recordings_are_not_joined_is_refused(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "video.mkv", bframes=0)
-    data = path.read_bytes()
-    at = [i for i in range(len(data) - 8) if data[i : i + 4] == b"\x1f\x43\xb6\x75"]  # clusters
-    assert len(at) == 1
     flv = write_video(tmp_path / "video.flv", bframes=0, codec="flv", fps=25)
     content = flv.read_bytes()
     (tmp_path / "twice.flv").write_bytes(content + content[13:])
@@ -230,8 +229,10 @@ def test_a_clock_that_goes_back_where_recordings_are_not_joined_is_refused(tmp_p
 
 
 def write_sparse(path: Path, times: list[float]) -> Path:
-    with av.open(str(path), "w", options={"video_track_timescale": "100"} if path.suffix == ".mp4" else {}) as container:
-        stream = container.add_stream("mpeg4", rate=10)
+    with av.open(
+        str(path), "w", options={"video_track_timescale": "100"} if path.suffix == ".mp4" else {}
+    ) as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": "0", "x264-params": "threads=1"})
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, 100)
@@ -299,7 +300,7 @@ def test_an_animation_is_a_video(tmp_path: Path) -> None:
 
 
 def test_the_table_of_containers_names_formats_that_ffmpeg_reads() -> None:
-    assert set(VIDEO_CONTAINERS) <= {av.ContainerFormat(name.split(",")[0], "r").name for name in VIDEO_CONTAINERS}
+    assert {names.split(",")[0] for names in VIDEO_CONTAINERS} <= av.formats_available
     assert {".mp4", ".m4v", ".mpg", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".vob", ".gif"} <= VIDEO_SUFFIXES
 
 
