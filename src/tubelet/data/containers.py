@@ -26,6 +26,10 @@ _BOUNDED = {"max_pixels": str(VIDEO_PIXELS)}
 _GUARDED = _BOUNDED | {"format_whitelist": ",".join(VIDEO_CONTAINERS), "protocol_whitelist": "file"}
 
 
+# What FFmpeg and the operating system raise for a file that cannot be read.
+READ_ERRORS = (FFmpegError, OSError, ValueError, ArithmeticError, IndexError, MemoryError)
+
+
 @contextmanager
 def plain_words(path: str, reason: str, file: object = None) -> Iterator[None]:
     """Turn what FFmpeg and the operating system raise into a DecodeError with `reason`.
@@ -35,9 +39,9 @@ def plain_words(path: str, reason: str, file: object = None) -> Iterator[None]:
     try:
         yield
         check_reached(file)
-    except (FFmpegError, OSError, ValueError, ArithmeticError, IndexError, MemoryError) as error:
+    except READ_ERRORS as error:
         check_reached(file)
-        raise _in_words(path, reason, error) from error
+        raise in_words(path, reason, error) from error
 
 
 def check_reached(file: object) -> None:
@@ -51,7 +55,8 @@ def check_reached(file: object) -> None:
         raise file.failure
 
 
-def _in_words(path: str, reason: str, error: Exception) -> DecodeError:
+def in_words(path: str, reason: str, error: Exception) -> DecodeError:
+    """A DecodeError with `reason` for one of `READ_ERRORS`."""
     if isinstance(error, DecoderNotFoundError):
         return DecodeError(path, "its codec is not supported by this build of FFmpeg: convert it, e.g. to H.264")
     if isinstance(error, PermissionError):

@@ -19,10 +19,12 @@ def without_leading(packets: Iterator[Any], extradata: bytes | None) -> Iterator
     if first is None:
         return
     yield first
-    whole = not first.is_keyframe or first.pts is None or _is_idr(bytes(first), extradata)
+    whole = not first.is_keyframe or first.pts is None
     for packet in packets:
         if not whole and packet.pts is not None and packet.pts < first.pts:
-            continue
+            whole = _is_idr(bytes(first), extradata)
+            if not whole:
+                continue
         whole = whole or packet.is_keyframe
         yield packet
 

@@ -1,6 +1,7 @@
 """One open video: which packets to decode for the frames shown at some times, from the file's start or from within."""
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from heapq import heappop, heappush
@@ -88,7 +89,8 @@ class VideoReader(VideoStream):
         if needs_program(self.edits):
             self.options = {"ignore_editlist": "1"}  # FFmpeg reads such lists otherwise than they are meant
             self._restart()
-            self.program = program_of(self.path, self.edits, self._read_table().times, self.tick)
+            self.program = program_of(self.path, self.edits, self._read_table(), self.tick)
+            self._check_gaps(np.append(self.program.shown, self.program.end))
         elif not indexed:
             self._read_table()
         first = self._first_frame()
@@ -127,13 +129,17 @@ class VideoReader(VideoStream):
             self.timed = table.complete and (self.format == MPEG_PS or not self.decoder.has_b_frames)
             self.skipping, self.seekable = False, self.timed or not self.decoder.has_b_frames
         self.joins = table.breaks
-        gaps = np.diff(table.times)
-        if len(gaps):
-            widest = int(gaps.argmax())
-            begins = float((table.times[widest] - table.times[0]) * self.tick)
-            check_gap(self.path, float(gaps[widest] * self.tick), begins)
+        self._check_gaps(table.times)
         self._restart()
         return table
+
+    def _check_gaps(self, times: np.ndarray) -> None:
+        """Refuse a video that shows one frame absurdly long; (N,) ascending ticks at which frames begin."""
+        gaps = np.diff(times)
+        if len(gaps):
+            widest = int(gaps.argmax())
+            begins_s = float(int(times[widest] - times[0]) * self.tick)
+            check_gap(self.path, float(int(gaps[widest]) * self.tick), begins_s)
 
     def _facts(self) -> Facts:
         fps = self._claimed_fps()
@@ -324,17 +330,18 @@ class VideoReader(VideoStream):
         Raises:
             _AgainError: frames did not come as their packets had said.
         """
+        wanted = targets.tolist()
         passed = _Counted(packets)
         chosen: Iterable[tuple[Any, bool]]
-        bounded = until(iter(passed), int(targets[-1]) if last is None else last, self.timed)
+        bounded = until(iter(passed), wanted[-1] if last is None else last, self.timed)
         expected: list[int] | None = None
         if self.skipping and not self.interlaced:
             expected = []
-            chosen = self._expecting(needed(bounded, targets), expected)
+            chosen = self._expecting(needed(bounded, wanted), expected)
         else:
             chosen = ((packet, True) for packet in bounded)
         served = 0
-        for frame, repeats, before, after in self._select(self._decoded(chosen), targets, passed):
+        for frame, repeats, before, after in self._select(self._decoded(chosen), wanted, passed):
             # A decoder may name its frames by other times than their packets', or withhold some that others left out
             # were to bring: nothing can be left out, and a decoder that once withheld is opened anew.
             if expected is not None and (not expected or heappop(expected) != frame.pts):
@@ -359,7 +366,7 @@ class VideoReader(VideoStream):
                 heappush(expected, packet.pts)
             yield packet, wanted
 
-    def _select(self, frames: Iterator[Any], targets: np.ndarray, passed: "_Counted") -> Iterator[tuple[Any, ...]]:
+    def _select(self, frames: Iterator[Any], targets: Sequence[int], passed: "_Counted") -> Iterator[tuple[Any, ...]]:
         """Of frames in the order they are shown, those shown at `targets`, how many each serves, and its neighbors."""
         served = 0
         before = shown = None
@@ -367,7 +374,7 @@ class VideoReader(VideoStream):
             if shown is not None:
                 if frame.pts <= shown.pts:
                     continue  # a clock that jumps back: the frame has no place in the order
-                reached = int(np.searchsorted(targets, frame.pts))
+                reached = bisect_left(targets, frame.pts)
                 if reached > served:
                     yield shown, reached - served, before, frame
                     served = reached
@@ -376,7 +383,7 @@ class VideoReader(VideoStream):
             before, shown = shown, frame
         if shown is not None:
             if passed.ended:
-                self._check_end(shown, int(targets[-1]))
+                self._check_end(shown, targets[-1])
             yield shown, len(targets) - served, before, None
 
     def _check_end(self, final: Any, last: int) -> None:

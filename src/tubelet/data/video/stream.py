@@ -9,7 +9,16 @@ import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition
 
-from tubelet.data.containers import STRICT_FORMATS, Media, decoder_options, name_of, open_container, plain_words
+from tubelet.data.containers import (
+    READ_ERRORS,
+    STRICT_FORMATS,
+    Media,
+    decoder_options,
+    in_words,
+    name_of,
+    open_container,
+    plain_words,
+)
 from tubelet.data.limits import check_picture
 from tubelet.data.suffixes import FLV, MATROSKA, MP4, MPEG_PS, MPEG_TS
 from tubelet.data.video.claims import open_whole
@@ -166,23 +175,31 @@ class VideoStream:
     def _decode_all(self, chosen: Iterable[tuple[Any, bool]]) -> Iterator[Any]:
         at: int | None = None
         layered = self.decoder.name in _LAYERED_CODECS
+        skipped = None
         for packet, wanted in chosen:
-            at = at if time_of(packet) is None else time_of(packet)
-            hidden = packet.is_discard and layered
-            self.decoder.skip_frame = "DEFAULT" if wanted and not hidden else "NONREF"
+            time = time_of(packet)
+            at = at if time is None else time
+            skip = not wanted or (layered and packet.is_discard)
+            if skip is not skipped:
+                self.decoder.skip_frame = "NONREF" if skip else "DEFAULT"
+                skipped = skip
             yield from self._decode(packet, at)
         yield from self._decode(None, at)
 
     def _decode(self, packet: Any, at: int | None) -> list[Any]:
-        where = "" if at is None else f" at about {float((at - self.start) * self.tick):.1f} s"
-        with plain_words(self.path, f"has damaged pictures{where}"):
-            frames = self.decoder.decode(packet)
+        try:
+            frames: list[Any] = self.decoder.decode(packet)
+        except READ_ERRORS as error:
+            raise in_words(self.path, f"has damaged pictures{self._where(at)}", error) from error
         for frame in frames:
             if frame.pts is None:
-                raise DecodeError(self.path, f"has frames without a time{where}: convert it, e.g. to MP4")
+                raise DecodeError(self.path, f"has frames without a time{self._where(at)}: convert it, e.g. to MP4")
             if frame.is_corrupt and self.format in STRICT_FORMATS:
-                raise DecodeError(self.path, f"has damaged pictures{where}")
+                raise DecodeError(self.path, f"has damaged pictures{self._where(at)}")
         return frames
+
+    def _where(self, at: int | None) -> str:
+        return "" if at is None else f" at about {float((at - self.start) * self.tick):.1f} s"
 
     def _seconds(self, frame: Any) -> float:
         """When a frame begins to be shown, in seconds from the start."""

@@ -1,7 +1,7 @@
 """When frames are shown: presentation times computed from packets, whatever the container claims."""
 
 import re
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,15 +62,15 @@ class SteadyClock:
     def __init__(self, tick: Fraction) -> None:
         self.tick = tick
         self.offset = self.breaks = 0
-        self.step = 1
+        self.step = round(Fraction(1, 25) / tick)
         self.last: int | None = None
 
     def correct(self, packet: Any) -> None:
         """Set a packet's times to those of one steady clock; packets come in the order of the file."""
-        now = packet.dts if packet.dts is not None else packet.pts
-        if now is None:
+        stamp = packet.pts if packet.dts is None else packet.dts
+        if stamp is None:
             return
-        now += self.offset
+        now = int(stamp) + self.offset
         if self.last is not None:
             step = now - self.last
             step -= _WRAP if step > _WRAP // 2 else 0
@@ -133,13 +133,13 @@ def needs_program(edits: Sequence[Edit]) -> bool:
     return len(kept) > 1 or any(edit.rate != 1 for edit in kept)
 
 
-def program_of(path: str, edits: Sequence[Edit], times: np.ndarray, tick: Fraction) -> Program:
+def program_of(path: str, edits: Sequence[Edit], table: PacketTable, tick: Fraction) -> Program:
     """Which frames an edit list presents, and when.
 
     Args:
         path: the video's name, for errors.
         edits: the list.
-        times: (N,) int64 ticks at which the frames of the media begin, ascending.
+        table: of the media's packets.
         tick: seconds.
 
     Raises:
@@ -147,8 +147,7 @@ def program_of(path: str, edits: Sequence[Edit], times: np.ndarray, tick: Fracti
     """
     shown: list[np.ndarray] = []
     media: list[np.ndarray] = []
-    at = Fraction(0)
-    end = 0
+    at, end, times = Fraction(0), 0, table.times
     for edit in edits:
         length = edit.length_s / tick
         if edit.begin is not None:
@@ -165,7 +164,8 @@ def program_of(path: str, edits: Sequence[Edit], times: np.ndarray, tick: Fracti
                 begins = kept - edit.begin + round(at)
             media.append(kept)
             shown.append(begins)
-            end = round(at + length)
+            available = length if edit.rate == 0 else max(0, min(length, table.end - edit.begin))
+            end = round(at + available) if len(kept) else end
         at += length
     if not sum(map(len, media)):
         raise DecodeError(path, "has an edit list that shows none of its frames: re-encode it without the list")
@@ -185,8 +185,8 @@ def until(packets: Iterator[Any], last: int, timed: bool) -> Iterator[Any]:
             return
 
 
-def needed(packets: Iterator[Any], targets: np.ndarray) -> Iterator[tuple[Any, bool]]:
-    """Each packet, and whether its frame is the one shown at some of `targets` (T,), ascending ticks.
+def needed(packets: Iterator[Any], targets: Sequence[int]) -> Iterator[tuple[Any, bool]]:
+    """Each packet, and whether its frame is the one shown at some of `targets`, ascending ticks.
 
     A packet's frame is shown until the next one begins, which is known a few packets later. If a packet does not tell
     when it is shown, all from there on are needed.
@@ -219,14 +219,14 @@ def _settled(waiting: Sequence[Any], times: list[int], decoded: int) -> bool:
     return place < len(times) and times[place] <= decoded
 
 
-def _is_shown(packet: Any, times: list[int], targets: np.ndarray) -> bool:
+def _is_shown(packet: Any, times: list[int], targets: Sequence[int]) -> bool:
     if packet.is_discard:
         return False
-    begin = int(np.searchsorted(targets, packet.pts))
+    begin = bisect_left(targets, packet.pts)
     if begin == len(targets):
         return False
     place = bisect_right(times, packet.pts)
-    return place == len(times) or bool(targets[begin] < times[place])
+    return place == len(times) or targets[begin] < times[place]
 
 
 def in_order(frames: Iterator[Any]) -> Iterator[Any]:
