@@ -28,7 +28,7 @@ class Opened:
 
     Attributes:
         every: all frames in order, (H, W, 3) RGB, and their seconds by the reader's own clock.
-        at: frames shown at ascending seconds of that clock.
+        clips: for each of several clips, the frames shown at its ascending seconds of that clock.
         duration_s: as the reader reports it; None if it does not.
         fps: as the reader reports it; None if it does not.
         start_s: where the reader's clock begins, if that is part of its contract.
@@ -37,7 +37,7 @@ class Opened:
     """
 
     every: tuple[Sequence[Any], np.ndarray]
-    at: Callable[[np.ndarray], Sequence[Any]]
+    clips: Callable[[Sequence[np.ndarray]], Sequence[Sequence[Any]]]
     duration_s: float | None = None
     fps: float | None = None
     start_s: float | None = None
@@ -57,11 +57,13 @@ class Verdict:
         kind: "right", "refused" or "wrong".
         fits: whether this is what the truth asks for.
         detail: what is wrong, or the reason of the refusal.
+        frames: what was read, (H, W, 3) RGB each.
     """
 
     kind: str
     fits: bool
     detail: str = ""
+    frames: Sequence[Any] = ()
 
 
 def judge(reader: Reader, path: Path, truth: Truth, refusals: tuple[type[Exception], ...], reasons: bool) -> Verdict:
@@ -77,11 +79,14 @@ def judge(reader: Reader, path: Path, truth: Truth, refusals: tuple[type[Excepti
     try:
         with reader(path) as opened:
             found = problems(opened, truth) if truth.numbers else ["read without an error"]
+            frames = opened.every[0]
     except refusals as error:
         words = str(error).replace(str(path), "").lstrip(": ").splitlines()[0]
         allowed = truth.refused is not None and (not reasons or re.search(truth.refused, words) is not None)
         return Verdict("refused", allowed, words)
-    return Verdict("wrong" if found else "right", not found, "; ".join(found))
+    except Exception as error:
+        return Verdict("wrong", False, f"raises {type(error).__name__}: {error}")
+    return Verdict("wrong" if found else "right", not found, "; ".join(found), frames)
 
 
 def problems(opened: Opened, truth: Truth) -> list[str]:
@@ -146,21 +151,19 @@ def _access_problems(opened: Opened, truth: Truth, shift: float) -> Iterator[str
     ends = np.append(truth.starts[1:], truth.duration_s)
     length = ends - truth.starts
     firm = np.flatnonzero([number not in truth.optional for number in truth.numbers])
-    wrong, asked, example = 0, 0, ""
+    chosen, seconds = [], []
     for _ in range(10):
-        chosen = np.sort(rng.choice(firm, rng.integers(1, 6)))
-        inside = np.minimum(rng.uniform(0.1, 0.9, len(chosen)) * length[chosen], 5.0)
-        seconds = np.array(truth.starts)[chosen] + np.maximum(inside, 2 * _TICK_S) + shift
-        seconds = np.sort(seconds)
-        numbers = [read_number(p) for p in opened.at(seconds)]
-        expected = [truth.numbers[i] for i in chosen]
-        asked += len(expected)
-        for second, number, right in zip(seconds, numbers, expected, strict=True):
-            if number != right:
-                wrong += 1
-                example = example or f"frame {number} at {second - shift:.2f} s, right {right}"
-    if wrong:
-        yield f"random access: {wrong} of {asked} frames wrong ({example})"
+        frames = np.sort(rng.choice(firm, rng.integers(1, 6)))
+        inside = np.minimum(rng.uniform(0.1, 0.9, len(frames)) * length[frames], 5.0)
+        seconds.append(np.sort(np.array(truth.starts)[frames] + np.maximum(inside, 2 * _TICK_S) + shift))
+        chosen.append(frames)
+    expected = [truth.numbers[i] for frames in chosen for i in frames]
+    found = [read_number(p) for clip in opened.clips(seconds) for p in clip]
+    places = zip(np.concatenate(seconds), found, expected, strict=True)
+    if wrong := [(second, number, right) for second, number, right in places if number != right]:
+        second, number, right = wrong[0]
+        example = f"frame {number} at {second - shift:.2f} s, right {right}"
+        yield f"random access: {len(wrong)} of {len(expected)} frames wrong ({example})"
 
 
 def _look_problems(opened: Opened, truth: Truth, pixels: list[Any]) -> Iterator[str]:
@@ -196,22 +199,21 @@ def tubelet_reader(path: Path) -> Iterator[Opened]:
     from tubelet.data.decode import open_video, read_clips, read_frames
 
     frames = read_frames(path)
-    info, _ = read_clips(path, lambda info: [])
     pixels = frames.pixels.numpy()
     if np.any(np.diff(frames.times) <= 0):
-        yield Opened((list(pixels), frames.times), lambda seconds: [])
+        yield Opened((list(pixels), frames.times), lambda clips: [])
         return
-    middles = frames.times + 0.4 * np.diff(frames.times, append=frames.times[-1] + 1 / max(info.fps, 1))
-    with open_video(path) as (_, scan):
+    with open_video(path) as (info, scan):
+        middles = frames.times + 0.4 * np.diff(frames.times, append=frames.times[-1] + 1 / max(info.fps, 1))
         passed = [np.array(image) for image, _, repeats in scan(middles, None) for _ in range(repeats)]
-    if len(passed) != len(pixels) or any(read_number(a) != read_number(b) for a, b in zip(passed, pixels, strict=True)):
+    if [read_number(p) for p in passed] != [read_number(p) for p in pixels]:
         raise AssertionError(f"one pass gives {len(passed)} frames, reading all {len(pixels)}, or others")
 
-    def at(seconds: np.ndarray) -> Sequence[Any]:
-        return list(read_clips(path, lambda info: [seconds])[1][0].pixels.numpy())
+    def clips(seconds: Sequence[np.ndarray]) -> Sequence[Sequence[Any]]:
+        return [clip.pixels.numpy() for clip in read_clips(path, lambda info: list(seconds))[1]]
 
     size = (info.width, info.height)
-    yield Opened((list(pixels), frames.times), at, info.duration_s, info.fps, 0.0, size)
+    yield Opened((list(pixels), frames.times), clips, info.duration_s, info.fps, 0.0, size)
 
 
 def decoded(path: Path, tolerant: bool) -> tuple[list[Any], Fraction]:
@@ -224,6 +226,7 @@ def decoded(path: Path, tolerant: bool) -> tuple[list[Any], Fraction]:
     frames = []
     with av.open(str(path)) as container:
         stream = next(s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
+        stream.codec_context.thread_count = 1
         for packet in container.demux(stream):
             try:
                 frames += packet.decode()
@@ -234,22 +237,28 @@ def decoded(path: Path, tolerant: bool) -> tuple[list[Any], Fraction]:
     return frames, sar
 
 
-def shown_at(pixels: Sequence[Any], times: np.ndarray) -> Callable[[np.ndarray], Sequence[Any]]:
+def rgb(frame: Any) -> np.ndarray:
+    """(H, W, 3) uint8, converted on one core."""
+    return frame.reformat(format="rgb24", threads=1).to_ndarray()
+
+
+def among(pixels: Sequence[Any], times: np.ndarray) -> Callable[[Sequence[np.ndarray]], Sequence[Sequence[Any]]]:
     """Random access to frames that are all there."""
 
-    def at(seconds: np.ndarray) -> Sequence[Any]:
-        return [pixels[max(i, 0)] for i in np.searchsorted(times, seconds + 1e-6, side="right") - 1]
+    def clips(seconds: Sequence[np.ndarray]) -> Sequence[Sequence[Any]]:
+        places = [np.searchsorted(times, clip + 1e-6, side="right") - 1 for clip in seconds]
+        return [[pixels[max(place, 0)] for place in clip] for clip in places]
 
-    return at
+    return clips
 
 
 @contextmanager
 def pyav_reader(path: Path) -> Iterator[Opened]:
     """FFmpeg's libraries as they come: every frame in RGB, nothing else done."""
     frames, _ = decoded(path, tolerant=False)
-    pixels = [frame.to_ndarray(format="rgb24") for frame in frames]
+    pixels = [rgb(frame) for frame in frames]
     times = np.array([frame.time if frame.time is not None else np.nan for frame in frames])
-    yield Opened((pixels, times), shown_at(pixels, times))
+    yield Opened((pixels, times), among(pixels, times))
 
 
 @contextmanager
@@ -267,7 +276,7 @@ def player_reader(path: Path) -> Iterator[Opened]:
         graph.push(None)
         _pull(graph, pixels, times)
     seconds = np.array(times)
-    yield Opened((pixels, seconds), shown_at(pixels, seconds))
+    yield Opened((pixels, seconds), among(pixels, seconds))
 
 
 def _pull(graph: Any, pixels: list[Any], times: list[float]) -> None:
@@ -276,7 +285,7 @@ def _pull(graph: Any, pixels: list[Any], times: list[float]) -> None:
             frame = graph.pull()
         except (FFmpegError, EOFError):
             return
-        pixels.append(frame.to_ndarray(format="rgb24"))
+        pixels.append(rgb(frame))
         times.append(float(frame.pts * frame.time_base))
 
 

@@ -1,15 +1,15 @@
-"""A corpus of small videos with what is right to read from each: a table that readers are held against.
+"""A corpus of small videos with what is right to read from each: a table that readers are measured by.
 
     for case in CASES:
         path = case.make(folder)
         truth = case.truth
 
-Every file is made by code from test cards (`cards`), in a few milliseconds, the same each time. What a muxer cannot write
-(edit lists, matrices, sizes that contradict each other) is written into its file afterwards.
+Every file is made by code from test cards (`cards`), in some ten milliseconds, the same each time. What a muxer cannot
+write (edit lists, matrices, sizes that contradict each other) is written into its file afterwards.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -18,12 +18,22 @@ from typing import Any
 
 import av
 import numpy as np
-from av.bitstream import BitStreamFilterContext
 
 from cards import MATRICES, PATCHES, card, interlaced_card, squeezed, stored, to_yuv
+from video_files import (
+    FPS,
+    damage,
+    encode,
+    encoder_options,
+    joined,
+    patched,
+    remux,
+    scale_durations,
+    with_edits,
+    with_matrix,
+    with_sound,
+)
 
-FPS = 12
-_TICKS = 12_000  # per second, a multiple of the rates used here
 _AV1 = Path(__file__).parent / "data" / "av1.mp4"
 # By ISO 23091-4: primaries, transfer, matrix.
 BT601, BT709, PQ, HLG = (6, 6, 6), (1, 1, 1), (9, 16, 9), (9, 18, 9)
@@ -96,258 +106,6 @@ def steady(numbers: Sequence[int], fps: float = FPS, **rest: Any) -> Truth:
     return Truth(tuple(numbers), starts, duration_s=len(numbers) / fps, **rest)
 
 
-# Encoding
-
-
-def encode(
-    path: Path,
-    codec: str = "libx264",
-    cards: Iterable[np.ndarray] | None = None,
-    frames: int = 48,
-    first: int = 0,
-    fps: float = FPS,
-    times: Sequence[float] | None = None,
-    pix_fmt: str = "yuv420p",
-    matrix: str = "bt601",
-    full: bool = False,
-    tags: tuple[int, int, int] | None = None,
-    sar: Fraction | None = None,
-    top_first: bool | None = None,
-    bframes: int = 2,
-    gop: int = 12,
-    options: dict[str, str] | None = None,
-    muxing: dict[str, str] | None = None,
-    container: str | None = None,
-    tag: str | None = None,
-) -> Path:
-    """A video of `cards`, as they are stored; frame i is shown from i / fps, or from `times[i]`, on."""
-    pictures = [card(i % 256) for i in range(first, first + frames)] if cards is None else list(cards)
-    height, width = pictures[0].shape[:2]
-    rate = Fraction(fps).limit_denominator(1001)
-    ticks = Fraction(rate) if times is None and (codec in _COARSE or path.suffix == ".avi") else Fraction(_TICKS)
-    with av.open(str(path), "w", format=container, options=muxing or {}) as file:
-        stream = file.add_stream(codec, rate=rate, options=_options(codec, bframes, gop) | (options or {}))
-        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
-        context = stream.codec_context
-        context.time_base, context.thread_count = 1 / ticks, 1
-        if tag is not None:
-            context.codec_tag = tag
-        if sar is not None:
-            context.sample_aspect_ratio = sar
-        if tags is not None:
-            context.color_primaries, context.color_trc, context.colorspace = tags
-            context.color_range = 2 if full else 1
-        for number, pixels in enumerate(pictures):
-            frame = frame_of(pixels, pix_fmt, matrix, full)
-            frame.pts = round((number / fps if times is None else times[number]) * ticks)
-            frame.time_base = 1 / ticks
-            if tags is not None:
-                frame.color_primaries, frame.color_trc, frame.colorspace = tags
-                frame.color_range = 2 if full else 1
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
-    return path
-
-
-# Encoders whose clock is the frame rate.
-_COARSE = ("mpeg4", "mpeg2video", "mjpeg", "wmv2", "flv", "msmpeg4v2", "dvvideo")
-
-
-def _options(codec: str, bframes: int, gop: int) -> dict[str, str]:
-    if codec in ("libx264", "libx264rgb"):
-        params = f"keyint={gop}:min-keyint={gop}:scenecut=0:threads=1:b-adapt=0:bframes={bframes}"
-        return {"preset": "veryfast", "crf": "12", "x264-params": params}
-    if codec == "libx265":
-        params = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={bframes}:b-adapt=0:pools=none:frame-threads=1"
-        return {"preset": "ultrafast", "crf": "10", "x265-params": params + ":open-gop=0:log-level=none"}
-    if codec == "libvpx-vp9":
-        return {"deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "0", "g": str(gop), "crf": "10", "b:v": "0"}
-    if codec == "libvpx":
-        return {"deadline": "realtime", "cpu-used": "8", "g": str(gop), "crf": "4", "b:v": "1M"}
-    if codec in ("mpeg4", "mpeg2video"):
-        return {"bf": str(bframes), "g": str(gop), "q:v": "2", "global_quality": "236", "flags": "+qscale"}
-    if codec in ("wmv2", "flv", "msmpeg4v2"):
-        return {"g": str(gop), "global_quality": "236", "flags": "+qscale"}
-    return {}
-
-
-def frame_of(pixels: np.ndarray, pix_fmt: str, matrix: str = "bt601", full: bool = False) -> Any:
-    """A frame; luma and color difference are computed here, so that no judge checks its own arithmetic."""
-    layout = av.VideoFormat(pix_fmt)
-    names = layout.name
-    if not names.startswith(("yuv", "gray")) or names.startswith("yuva"):
-        return av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
-    full = full or names.startswith(("yuvj", "gray"))
-    bits = layout.components[0].bits
-    codes = to_yuv(pixels, matrix, full, bits)
-    frame = av.VideoFrame(pixels.shape[1], pixels.shape[0], pix_fmt)
-    for plane, values in zip(frame.planes, codes, strict=False):
-        sub_y, sub_x = -(-values.shape[0] // plane.height), -(-values.shape[1] // plane.width)
-        if (sub_y, sub_x) != (1, 1):
-            pad = (plane.height * sub_y - values.shape[0], plane.width * sub_x - values.shape[1])
-            values = np.pad(values, ((0, pad[0]), (0, pad[1])), mode="edge").astype(np.float64)
-            values = values.reshape(plane.height, sub_y, plane.width, sub_x).mean((1, 3)).round()
-        size = 1 if bits == 8 else 2
-        rows = np.zeros((plane.height, plane.line_size // size), dtype=np.uint8 if bits == 8 else "<u2")
-        rows[:, : plane.width] = values
-        plane.update(rows.tobytes())
-    return frame
-
-
-# Stream copy and surgery
-
-
-def remux(
-    source: Path,
-    target: Path,
-    start: int = 0,
-    offset_s: float = 0.0,
-    muxing: dict[str, str] | None = None,
-    filters: str | None = None,
-    container: str | None = None,
-) -> Path:
-    """The packets of a video from its keyframe number `start` (counting from 0) on, as they are, in another file."""
-    with av.open(str(source)) as old, av.open(str(target), "w", format=container, options=muxing or {}) as new:
-        stream = old.streams.video[0]
-        out = new.add_stream_from_template(stream)
-        shift = round(offset_s / stream.time_base)
-        keys = -1
-        copied = BitStreamFilterContext(filters, stream, out) if filters else None
-        for packet in old.demux(stream):
-            keys += packet.is_keyframe
-            if keys < start or not packet.size:
-                continue
-            packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-            for filtered in copied.filter(packet) if copied else [packet]:
-                filtered.stream = out
-                new.mux(filtered)
-    return target
-
-
-def find_box(data: bytes | bytearray, *path: bytes) -> tuple[int, int]:
-    """Where a box of an MP4 begins and ends; of several with one name, the first."""
-    at, first, last = 0, 0, len(data)
-    for name in path:
-        while bytes(data[at + 4 : at + 8]) != name:
-            at += int.from_bytes(data[at : at + 4], "big")
-        first, last = at, at + int.from_bytes(data[at : at + 4], "big")
-        at = first + 8
-    return first, last
-
-
-def replace_box(data: bytearray, box: bytes, *path: bytes) -> bytearray:
-    """The file with another box at `path`; it lies behind the media data, whose offsets stay."""
-    begin, end = find_box(data, *path)
-    parents = [find_box(data, *path[:depth])[0] for depth in range(1, len(path))]
-    for at in parents:
-        size = int.from_bytes(data[at : at + 4], "big") + len(box) - (end - begin)
-        data[at : at + 4] = size.to_bytes(4, "big")
-    data[begin:end] = box
-    return data
-
-
-TRACK = (b"moov", b"trak")
-
-
-def make_box(name: bytes, content: bytes) -> bytes:
-    """A box of an MP4."""
-    return (8 + len(content)).to_bytes(4, "big") + name + content
-
-
-def with_edits(source: Path, target: Path, edits: Sequence[tuple[float, float | None]], version: int = 0) -> Path:
-    """A copy of an MP4 with B-frames whose edit list shows seconds (length, begin); begin None for a pause."""
-    data = bytearray(source.read_bytes())
-    at = find_box(data, b"moov", b"mvhd")[0]
-    movie = int.from_bytes(data[at + 20 : at + 24], "big")
-    at = find_box(data, *TRACK, b"mdia", b"mdhd")[0]
-    media = int.from_bytes(data[at + 20 : at + 24], "big")
-    old = find_box(data, *TRACK, b"edts", b"elst")[0]
-    lead = int.from_bytes(data[old + 20 : old + 24], "big")  # what the muxer skips for the delay of B-frames
-    layout = ">QqHH" if version else ">IiHH"
-    entries = b"".join(
-        struct.pack(layout, round(length * movie), -1 if begin is None else lead + round(begin * media), 1, 0)
-        for length, begin in edits
-    )
-    content = bytes([version, 0, 0, 0]) + len(edits).to_bytes(4, "big") + entries
-    target.write_bytes(replace_box(data, make_box(b"edts", make_box(b"elst", content)), *TRACK, b"edts"))
-    return target
-
-
-def with_matrix(path: Path, matrix: tuple[int, int, int, int]) -> Path:
-    """Write a display matrix into an MP4."""
-    data = bytearray(path.read_bytes())
-    a, b, c, d = (value << 16 & 0xFFFFFFFF for value in matrix)
-    at = find_box(data, *TRACK, b"tkhd")[0] + 48
-    data[at : at + 36] = struct.pack(">9I", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)
-    return path
-
-
-def patched(path: Path, change: Callable[[bytearray], Any]) -> Path:
-    """A file after `change` has been made to its bytes."""
-    data = bytearray(path.read_bytes())
-    path.write_bytes(change(data) or data)
-    return path
-
-
-def scale_durations(data: bytearray, factor: float) -> None:
-    """Multiply all durations that the header of an MP4 states; those of single frames stay."""
-    places = ((b"mvhd",), 24), ((b"trak", b"tkhd"), 28), ((b"trak", b"mdia", b"mdhd"), 24)
-    for path, offset in places:
-        at = find_box(data, b"moov", *path)[0] + offset
-        data[at : at + 4] = round(int.from_bytes(data[at : at + 4], "big") * factor).to_bytes(4, "big")
-    if factor < 1:
-        return  # the edit list would end the video there
-    at = find_box(data, *TRACK, b"edts", b"elst")[0] + 16
-    data[at : at + 4] = round(int.from_bytes(data[at : at + 4], "big") * factor).to_bytes(4, "big")
-
-
-def damage(data: bytearray, path: Path, chosen: Callable[[Any, int], bool]) -> None:
-    """Invert bytes inside the slices of the packets that `chosen` names by pts in frames."""
-    with av.open(str(path)) as file:
-        stream = file.streams.video[0]
-        for packet in file.demux(stream):
-            if packet.size and chosen(packet, round(float(packet.pts * stream.time_base) * FPS)):
-                for at in range(packet.pos + packet.size // 2, packet.pos + packet.size, 3):
-                    data[at] ^= 0xFF
-
-
-def with_sound(source: Path, target: Path, seconds: float, delay_s: float = 0.0, container: str | None = None) -> Path:
-    """A video with `seconds` of sound that begins at 0, while the frames begin at `delay_s`."""
-    rate = 16_000
-    with av.open(str(source)) as old, av.open(str(target), "w", format=container) as new:
-        stream = old.streams.video[0]
-        out = new.add_stream_from_template(stream)
-        sound = new.add_stream("mp2" if target.suffix in (".ts", ".mpg") else "aac", rate=rate, layout="mono")
-        size = sound.codec_context.frame_size or 1152
-        packets = []
-        for at in range(0, int(seconds * rate), 1152 if target.suffix in (".ts", ".mpg") else 1024):
-            count = 1152 if target.suffix in (".ts", ".mpg") else 1024
-            kind = "s16" if sound.codec_context.format.name == "s16" else "fltp"
-            tone = 0.1 * np.sin(np.arange(at, at + count) / 10)
-            samples = (tone * 32767).astype(np.int16) if kind == "s16" else tone.astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(samples[None], format=kind, layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
-            packets += sound.encode(frame)
-        packets += sound.encode(None)
-        shift = round(delay_s / stream.time_base)
-        for packet in old.demux(stream):
-            if packet.size:
-                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-                packet.stream = out
-                packets.append(packet)
-        assert size
-        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
-            new.mux(packet)
-    return target
-
-
-def joined(path: Path, *parts: Path) -> Path:
-    """One file after the other."""
-    path.write_bytes(b"".join(part.read_bytes() for part in parts))
-    return path
-
-
 # Files that take more than one step
 
 
@@ -395,7 +153,9 @@ def _anamorphic(codec: str, ratio: Fraction, width: int, frames: int = 12, turn:
         shown = round(width * ratio)
         pictures = [squeezed(card(i, shown, 64), width) for i in range(frames)]
         if turn != "none":  # the sensor lies: what is stored is the turned picture, its pixels are wide or high
-            pictures = [squeezed(np.ascontiguousarray(stored(card(i, 64, shown), MATRICES[turn])), width) for i in range(frames)]
+            pictures = [
+                squeezed(np.ascontiguousarray(stored(card(i, 64, shown), MATRICES[turn])), width) for i in range(frames)
+            ]
         encode(path, codec, cards=pictures, sar=ratio, **options)
         return with_matrix(path, MATRICES[turn]) if turn != "none" else path
 
@@ -409,11 +169,25 @@ def _interlaced(codec: str, top_first: bool, **options: Any) -> Callable[[Path],
         pictures = [interlaced_card(i, top_first) for i in range(24)]
         more = {"flags": "+ildct+ilme+qscale", "field_order": "tt" if top_first else "bb"}
         if codec == "libx264":
-            params = _options("libx264", 2, 12)["x264-params"] + f":{order}=1"
+            params = encoder_options("libx264", 2, 12)["x264-params"] + f":{order}=1"
             more = {"x264-params": params}
         return encode(path, codec, cards=pictures, fps=25, top_first=top_first, options=more, **options)
 
     return write
+
+
+def _display_width(path: Path) -> Path:
+    """The size in which a WebM is to be shown, in place of its track's language and lacing."""
+    encode(path, "libvpx-vp9", cards=[squeezed(card(i, 128, 64), 64) for i in range(12)])
+    old = bytes.fromhex("9c8100 22b59c83756e64")
+    size = bytes.fromhex("e086b08140ba8140")  # Video, 6 bytes: PixelWidth 64, PixelHeight 64
+    shown = bytes.fromhex("e08eb08140ba8140 54b08180 54ba8140")  # and DisplayWidth 128, DisplayHeight 64
+
+    def change(data: bytearray) -> bytearray:
+        assert data.count(old) == data.count(size) == 1
+        return data.replace(old, b"\xec\x80").replace(size, shown)
+
+    return patched(path, change)
 
 
 def pq(nits: np.ndarray) -> np.ndarray:
@@ -568,14 +342,12 @@ _CUT = steady(range(12, 48), lead_s=0.5)
 _OPEN = {
     "libx264": {
         "bframes": 3,
-        "options": {
-            "x264-params": "keyint=12:min-keyint=12:scenecut=0:threads=1:b-adapt=0:bframes=3:open-gop=1:b-pyramid=1"
-        },
+        "options": {"x264-params": encoder_options("libx264", 3, 12)["x264-params"] + ":open-gop=1"},
     },
     "libx265": {
         "bframes": 3,
         "options": {
-            "x265-params": "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0:pools=none:frame-threads=1:open-gop=1:log-level=none"
+            "x265-params": encoder_options("libx265", 3, 12)["x265-params"].replace("open-gop=0", "open-gop=1")
         },
     },
 }
@@ -625,7 +397,12 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
         ("negative-ctts.mp4", "B-frames", _plain(muxing={"movflags": "negative_cts_offsets"}), WHOLE),
         ("fragments.mp4", "B-frames", _plain(muxing={"movflags": "frag_keyframe+empty_moov"}), WHOLE),
         ("live.webm", "B-frames", _plain("libvpx-vp9", muxing={"live": "1"}), WHOLE),
-        ("hidden-frames.webm", "B-frames", _plain("libvpx", options={"auto-alt-ref": "1", "lag-in-frames": "12"}), WHOLE),
+        (
+            "hidden-frames.webm",
+            "B-frames",
+            _plain("libvpx", options={"auto-alt-ref": "1", "lag-in-frames": "12"}),
+            WHOLE,
+        ),
         ("open-gop.mp4", "B-frames", _plain(**_OPEN["libx264"]), WHOLE),
         ("open-gop.ts", "B-frames", _plain(**_OPEN["libx264"]), WHOLE),
         # Variable rate
@@ -635,8 +412,12 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
         ("variable.ts", "variable rate", _plain(times=_irregular()), _variable()),
         ("variable.flv", "variable rate", _plain(times=_irregular()), _variable()),
         ("variable.webm", "variable rate", _plain("libvpx-vp9", times=_irregular()), _variable()),
-        ("pause.mp4", "variable rate", _plain(times=[i / 12 + 20 * (i >= 24) for i in range(48)]),
-         Truth(starts=tuple(i / 12 + 20 * (i >= 24) for i in range(48)), duration_s=24.0)),
+        (
+            "pause.mp4",
+            "variable rate",
+            _plain(times=[i / 12 + 20 * (i >= 24) for i in range(48)]),
+            Truth(starts=tuple(i / 12 + 20 * (i >= 24) for i in range(48)), duration_s=24.0),
+        ),
         # Open GOPs cut by stream copy
         *(
             (f"cut-{name}{suffix}", "open-GOP cut", _copy(codec, start=1, **_OPEN[codec]), _CUT)
@@ -648,15 +429,38 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
         ("edit-trim-no-b.mp4", "edit list", _edited((1.0, 0.5), bframes=0), _segments(range(6, 18))),
         ("edit-trim.mov", "edit list", _edited((2.5, 1.0)), _segments(range(12, 42))),
         ("edit-two.mp4", "edit list", _edited((1.0, 0.5), (1.0, 3.0)), _segments(range(6, 18), range(36, 48))),
-        ("edit-two-no-b.mp4", "edit list", _edited((1.0, 0.5), (1.0, 3.0), bframes=0),
-         _segments(range(6, 18), range(36, 48))),
-        ("edit-three.mp4", "edit list", _edited((0.5, 0.0), (0.5, 1.5), (1.0, 4.0)),
-         _segments(range(6), range(18, 24), range(48, 60))),
+        (
+            "edit-two-no-b.mp4",
+            "edit list",
+            _edited((1.0, 0.5), (1.0, 3.0), bframes=0),
+            _segments(range(6, 18), range(36, 48)),
+        ),
+        (
+            "edit-three.mp4",
+            "edit list",
+            _edited((0.5, 0.0), (0.5, 1.5), (1.0, 4.0)),
+            _segments(range(6), range(18, 24), range(48, 60)),
+        ),
         ("edit-pause-trim.mp4", "edit list", _edited((2.5, None), (2.0, 1.5)), _segments(range(18, 42))),
         ("edit-pause.mp4", "edit list", _edited((1.0, None), (5.0, 0.0)), _segments(range(60))),
-        ("edit-v1.mp4", "edit list", _edited((1.0, 0.5), (1.0, 3.0), version=1), _segments(range(6, 18), range(36, 48))),
-        ("edit-between.mp4", "edit list", _edited((1.0, 0.54)), Truth(
-            tuple(range(7, 19)), tuple((n - 6.48) / 12 for n in range(7, 19)), 1.0, optional=frozenset({6, 18}), lead_s=0.05)),
+        (
+            "edit-v1.mp4",
+            "edit list",
+            _edited((1.0, 0.5), (1.0, 3.0), version=1),
+            _segments(range(6, 18), range(36, 48)),
+        ),
+        (
+            "edit-between.mp4",
+            "edit list",
+            _edited((1.0, 0.54)),
+            Truth(
+                tuple(range(7, 19)),
+                tuple((n - 6.48) / 12 for n in range(7, 19)),
+                1.0,
+                optional=frozenset({6, 18}),
+                lead_s=0.05,
+            ),
+        ),
         ("edit-repeat.mp4", "edit list", _edited((1.0, 0.5), (1.0, 0.5)), _segments(range(6, 18), range(6, 18))),
         ("edit-back.mp4", "edit list", _edited((1.0, 3.0), (1.0, 1.0)), _segments(range(36, 48), range(12, 24))),
         # Where the video's time begins
@@ -664,12 +468,24 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
         ("late.mkv", "start delay", _plain(times=[_DELAY + i / 12 for i in range(48)]), WHOLE),
         ("late.ts", "start delay", _plain(muxing={"output_ts_offset": "500"}), WHOLE),
         ("early.mp4", "start delay", _plain(times=[-0.5 + i / 12 for i in range(48)]), steady(range(6, 48))),
-        ("sound-first.mp4", "start delay",
-         lambda path: with_sound(encode(_part(path, "w.mp4")), path, 3.0, _DELAY), WHOLE),
-        ("sound-first.mkv", "start delay",
-         lambda path: with_sound(encode(_part(path, "w.mp4")), path, 3.0, _DELAY), WHOLE),
-        ("sound-first.ts", "start delay",
-         lambda path: with_sound(encode(_part(path, "w.mp4")), path, 3.0, _DELAY), WHOLE),
+        (
+            "sound-first.mp4",
+            "start delay",
+            lambda path: with_sound(encode(_part(path, "w.mp4")), path, 3.0, _DELAY),
+            WHOLE,
+        ),
+        (
+            "sound-first.mkv",
+            "start delay",
+            lambda path: with_sound(encode(_part(path, "w.mp4")), path, 3.0, _DELAY),
+            WHOLE,
+        ),
+        (
+            "sound-first.ts",
+            "start delay",
+            lambda path: with_sound(encode(_part(path, "w.mp4")), path, 3.0, _DELAY),
+            WHOLE,
+        ),
         ("sound-longer.mp4", "start delay", lambda path: with_sound(encode(_part(path, "w.mp4")), path, 9.0), WHOLE),
         ("sound-longer.mkv", "start delay", lambda path: with_sound(encode(_part(path, "w.mp4")), path, 9.0), WHOLE),
         ("sound-longer.ts", "start delay", lambda path: with_sound(encode(_part(path, "w.mp4")), path, 9.0), WHOLE),
@@ -677,31 +493,67 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
         ("wrap.ts", "clock", _plain(muxing={"output_ts_offset": f"{_WRAP - 2:.6f}"}), WHOLE),
         ("back-500s.ts", "clock", _clock_back, steady(range(96), refused="clock|time")),
         ("begins-again.ts", "clock", _begins_again, steady(range(96), refused="clock|time")),
-        ("gap-1h.ts", "clock", _gap, Truth(
-            tuple(range(96)), tuple(i / 12 + (3596 - 2 / 12) * (i >= 48) for i in range(96)), 3603.833, refused="clock|time|gap|apart")),
+        (
+            "gap-1h.ts",
+            "clock",
+            _gap,
+            Truth(
+                tuple(range(96)),
+                tuple(i / 12 + (3596 - 2 / 12) * (i >= 48) for i in range(96)),
+                3603.833,
+                refused="clock|time|gap|apart",
+            ),
+        ),
         # Orientation
         *(
-            (f"matrix-{name.replace(' ', '-')}.mp4", "display matrix", _matrix(name),
-             steady(range(12), size=(96, 64), aspect=1.5))
+            (
+                f"matrix-{name.replace(' ', '-')}.mp4",
+                "display matrix",
+                _matrix(name),
+                steady(range(12), size=(96, 64), aspect=1.5),
+            )
             for name in MATRICES
         ),
-        ("matrix-rotated-90.mkv", "display matrix",
-         lambda path: remux(_matrix("rotated 90")(_part(path, "w.mp4")), path), steady(range(12), size=(96, 64), aspect=1.5)),
-        ("sei-rotated.mp4", "display matrix", _copy(
-            cards=[np.ascontiguousarray(stored(card(i, 96, 64), MATRICES["rotated 90"])) for i in range(12)],
-            filters="h264_metadata=display_orientation=insert:rotate=270"), steady(range(12), size=(96, 64), aspect=1.5)),
+        (
+            "matrix-rotated-90.mkv",
+            "display matrix",
+            lambda path: remux(_matrix("rotated 90")(_part(path, "w.mp4")), path),
+            steady(range(12), size=(96, 64), aspect=1.5),
+        ),
+        (
+            "sei-rotated.mp4",
+            "display matrix",
+            _copy(
+                cards=[np.ascontiguousarray(stored(card(i, 96, 64), MATRICES["rotated 90"])) for i in range(12)],
+                filters="h264_metadata=display_orientation=insert:rotate=270",
+            ),
+            steady(range(12), size=(96, 64), aspect=1.5),
+        ),
         # Pixels that are not square
         ("sar-2-1.mp4", "pixel aspect", _anamorphic("libx264", _SAR2, 64), steady(range(12), size=None, aspect=2)),
         ("sar-8-9.mp4", "pixel aspect", _anamorphic("libx264", _SAR89, 72), steady(range(12), size=None)),
         ("sar-2-1.mkv", "pixel aspect", _anamorphic("libx264", _SAR2, 64), steady(range(12), size=None, aspect=2)),
         ("sar-2-1.ts", "pixel aspect", _anamorphic("libx264", _SAR2, 64), steady(range(12), size=None, aspect=2)),
-        ("sar-2-1.avi", "pixel aspect", _anamorphic("libx264", _SAR2, 64, bframes=0), steady(range(12), size=None, aspect=2)),
-        ("display-width.webm", "pixel aspect", _anamorphic("libvpx-vp9", _SAR2, 64), steady(range(12), size=None, aspect=2)),
+        (
+            "sar-2-1.avi",
+            "pixel aspect",
+            _anamorphic("libx264", _SAR2, 64, bframes=0),
+            steady(range(12), size=None, aspect=2),
+        ),
+        ("display-width.webm", "pixel aspect", _display_width, steady(range(12), size=None, aspect=2)),
         ("pasp.mp4", "pixel aspect", _anamorphic("libvpx-vp9", _SAR89, 72), steady(range(12), size=None)),
-        ("sar-rotated.mp4", "pixel aspect", _anamorphic("libx264", _SAR2, 64, turn="rotated 90"),
-         steady(range(12), size=None, aspect=0.5)),
-        ("dvd.mpg", "pixel aspect", _anamorphic("mpeg2video", Fraction(32, 27), 96, fps=25),
-         steady(range(12), 25, size=None, aspect=16 / 9)),
+        (
+            "sar-rotated.mp4",
+            "pixel aspect",
+            _anamorphic("libx264", _SAR2, 64, turn="rotated 90"),
+            steady(range(12), size=None, aspect=0.5),
+        ),
+        (
+            "dvd.mpg",
+            "pixel aspect",
+            _anamorphic("mpeg2video", Fraction(32, 27), 96, fps=25),
+            steady(range(12), 25, size=None, aspect=16 / 9),
+        ),
         # Interlaced
         ("tff.mpg", "interlaced", _interlaced("mpeg2video", True), steady(range(24), 25, interlaced=True)),
         ("bff.mpg", "interlaced", _interlaced("mpeg2video", False), steady(range(24), 25, interlaced=True)),
@@ -730,7 +582,12 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
         ("12-bit-hevc.mp4", "pixel format", _plain("libx265", frames=12, pix_fmt="yuv420p12le"), _FEW),
         ("16-bit-ffv1.mkv", "pixel format", _plain("ffv1", frames=12, pix_fmt="yuv444p16le"), _FEW),
         ("gray.mp4", "pixel format", _plain(frames=12, pix_fmt="gray"), steady(range(12), patches=_gray())),
-        ("gray-10-bit.mkv", "pixel format", _plain("ffv1", frames=12, pix_fmt="gray10le"), steady(range(12), patches=_gray())),
+        (
+            "gray-10-bit.mkv",
+            "pixel format",
+            _plain("ffv1", frames=12, pix_fmt="gray10le"),
+            steady(range(12), patches=_gray()),
+        ),
         ("422.mp4", "pixel format", _plain(frames=12, pix_fmt="yuv422p"), _FEW),
         ("444.mp4", "pixel format", _plain(frames=12, pix_fmt="yuv444p"), _FEW),
         ("422-10-bit.mp4", "pixel format", _plain(frames=12, pix_fmt="yuv422p10le"), _FEW),
@@ -742,22 +599,42 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
         ("odd.webm", "size", _plain("libvpx-vp9", **_ODD), steady(range(12), size=(65, 49), aspect=65 / 49)),
         ("odd.mkv", "size", _plain("ffv1", **_ODD), steady(range(12), size=(65, 49), aspect=65 / 49)),
         ("odd-444.mp4", "size", _plain(pix_fmt="yuv444p", **_ODD), steady(range(12), size=(65, 49), aspect=65 / 49)),
-        ("odd-mjpeg.avi", "size", _plain("mjpeg", pix_fmt="yuvj420p", full=True, **_ODD),
-         steady(range(12), size=(65, 49), aspect=65 / 49)),
+        (
+            "odd-mjpeg.avi",
+            "size",
+            _plain("mjpeg", pix_fmt="yuvj420p", full=True, **_ODD),
+            steady(range(12), size=(65, 49), aspect=65 / 49),
+        ),
         ("cropped.mp4", "size", _plain(**_sized(90, 50)), steady(range(12), size=(90, 50), aspect=1.8)),
         ("size-changes.ts", "size", _size_changes, refused("size")),
         # Streams beside the video
         ("cover.mp4", "streams", _with_cover, WHOLE),
         ("two-videos.mp4", "streams", _two_videos, WHOLE),
         # Durations that contradict the packets
-        ("duration-x10.mp4", "duration", lambda path: patched(encode(path), lambda d: scale_durations(d, 10)),
-         steady(range(48), refused="duration|header|promises")),
-        ("duration-x0.1.mp4", "duration", lambda path: patched(encode(path), lambda d: scale_durations(d, 0.1)),
-         steady(range(48), refused="duration|header|promises")),
-        ("duration-x8.mkv", "duration", lambda path: _matroska_duration(path, 8),
-         steady(range(48), refused="duration|header|promises")),
-        ("duration-x0.5.mkv", "duration", lambda path: _matroska_duration(path, 0.5),
-         steady(range(48), refused="duration|header|promises")),
+        (
+            "duration-x10.mp4",
+            "duration",
+            lambda path: patched(encode(path), lambda d: scale_durations(d, 10)),
+            steady(range(48), refused="duration|header|promises"),
+        ),
+        (
+            "duration-x0.1.mp4",
+            "duration",
+            lambda path: patched(encode(path), lambda d: scale_durations(d, 0.1)),
+            steady(range(48), refused="duration|header|promises"),
+        ),
+        (
+            "duration-x8.mkv",
+            "duration",
+            lambda path: _matroska_duration(path, 8),
+            steady(range(48), refused="duration|header|promises"),
+        ),
+        (
+            "duration-x0.5.mkv",
+            "duration",
+            lambda path: _matroska_duration(path, 0.5),
+            steady(range(48), refused="duration|header|promises"),
+        ),
         # Damage
         ("cut-off.mp4", "damage", _cut_off(0.5), refused("cut off")),
         ("cut-off.mov", "damage", _cut_off(0.9), refused("cut off")),
