@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from runs import tiny_config, train_quietly
 
+from commands import run_tubelet
 from media import picture, write_video
 from tubelet.cli import main
 from tubelet.config import EmbedConfig
@@ -133,12 +134,13 @@ def test_killed_twice_it_ends_with_every_row_once(films, run, table, tmp_path):
         psutil.wait_procs(family, timeout=20)
     killed_at = len(parts(out))
     assert killed_at < len(rows(table))
-    done = subprocess.run([sys.executable, "-m", "tubelet", *words], capture_output=True, text=True, check=True)
+    done = run_tubelet(*words)
+    assert done.returncode == 0, done.stderr
     key = ["path", "clip"]
     found, expected = (rows(o).sort_values(key, ignore_index=True) for o in (out, table))
     assert found[key].equals(expected[key])
     assert f"{len(expected) - killed_at} clips of 10 files" in done.stdout
-    again = subprocess.run([sys.executable, "-m", "tubelet", *words], capture_output=True, text=True, check=True)
+    again = run_tubelet(*words)
     assert "0 clips of 10 files (10 files were done before)" in again.stdout
 
 
@@ -309,8 +311,7 @@ def test_the_nearest_clip_to_a_file_is_its_own(films, table, run):
         assert len(hits) == 3
         assert hits[0].path == str((films / name).resolve())
         assert hits[0].similarity >= hits[1].similarity >= hits[2].similarity
-    words = ["search", str(table), str(films / "2.png"), "--top", "2"]
-    done = subprocess.run([sys.executable, "-m", "tubelet", *words], capture_output=True, text=True, check=True)
+    done = run_tubelet("search", table, films / "2.png", "--top", "2")
     assert "2.png" in done.stdout.replace("\n", "")
 
 
