@@ -45,6 +45,7 @@ def media(tmp_path_factory):
 TRAIN = ("--model", "vit-pico", "--image-size", "32", "--patch-size", "8", "--frames", "4", "--batch-size", "2")
 
 
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_step(media, tmp_path):
     out = tmp_path / "run"
     options = ("train", media, "--out", out, *TRAIN, "--checkpoint-every", "1000", "--precision", "fp32")
@@ -70,6 +71,7 @@ def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_
     assert json.loads((out / "config.json").read_text())["steps"] == config.steps
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_own_settings_but_for_those_that_are_given(media, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
 

@@ -117,6 +117,7 @@ def test_pandas_polars_and_duckdb_read_the_same(table):
     assert list(with_duckdb["start_s"]) == list(expected["start_s"]) == with_polars["start_s"].to_list()
 
 
+@pytest.mark.slow
 def test_killed_twice_it_ends_with_every_row_once(films, run, table, tmp_path):
     out = tmp_path / "table"
     words = f"embed {films} --model {run} --out {out} --image-size 32 --frames 4 --fps 12 --batch-size 1".split()

@@ -57,6 +57,8 @@ def test_every_level_of_teacher_and_predictor_is_in_the_metrics(watched):
     assert set(looks[0]) == FIGURES
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_processes_look_at_the_same_features_as_one_does(media, watched, tmp_path):
     config = tiny_config(media, batch_size=8, steps=7, monitor_every=3, parallel="fsdp")
     assert train_together(2, config, tmp_path / "run") == ([0, 0], "")
@@ -164,6 +166,7 @@ def spiking(monkeypatch, *batches):
     return used
 
 
+@pytest.mark.slow
 def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_so_does_a_resumption(
     media, tmp_path, monkeypatch
 ):
@@ -190,6 +193,8 @@ def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_s
         assert alarms(run) == [alarm]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_sharded_run_goes_back_where_one_process_does(media, tmp_path):
     flat = OptimConfig(lr=1e-6, start_lr=1e-6, final_lr=1e-6)  # so that losses differ by their data alone
     config = tiny_config(media, batch_size=8, steps=28, optim=flat)
@@ -278,6 +283,7 @@ def test_a_full_disk_stops_the_run_only_where_nothing_was_saved_before_or_the_la
         read_tensors(path)
 
 
+@pytest.mark.slow
 def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media, tmp_path):
     """The system refuses to let any file grow: checkpoints, metrics and alarms alike."""
     run = tmp_path / "run"

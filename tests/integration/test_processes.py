@@ -25,6 +25,8 @@ from tubelet.data.sources import list_media
 from tubelet.pretrained.backbone import load
 from tubelet.types import TubeletError
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm.sh"
 LOSSES = ("loss", "prediction_loss", "context_loss")
 
@@ -207,7 +209,7 @@ def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_a
         stderr=subprocess.STDOUT,
         text=True,
         cwd=tmp_path,
-        env=os.environ | job | {"PATH": path},
+        env=os.environ | job | {"PATH": path, "TMPDIR": str(tmp_path)},
     )
     run = tmp_path / "run"
     try:

@@ -59,6 +59,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_sharding_that_was_killed_goes_on_to_the_same_bytes_and_leaves_no_process_behind(tmp_path):
     films = tmp_path / "films"
     films.mkdir()

@@ -474,6 +474,7 @@ def test_frames_that_a_decoder_withholds_when_others_are_left_out_come_all_the_s
     assert np.diff(streamed.times) == pytest.approx(np.full(7, 1 / 24), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_renewed_bit_by_bit_is_read_from_anywhere(tmp_path: Path) -> None:
     x264 = {"preset": "veryfast", "bf": "0", "g": "24", "x264-params": "intra-refresh=1:keyint=24:threads=1:scenecut=0"}
     path = encode_noise(tmp_path / "refresh.mp4", "libx264", x264, size=192, frames=150, fps=25)
