@@ -54,7 +54,7 @@ def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     stopped = rows(out)[-1]["step"]
     assert process.returncode == 128 + signal.SIGTERM
     assert f"SIGTERM: stopped after step {stopped}" in err

@@ -232,19 +232,19 @@ def test_a_worker_that_hangs_ends_the_run_with_the_file_that_it_reads(media, tmp
     began = time.monotonic()
     with pytest.raises(TubeletError, match=r"within 1.5 s .*: worker \d has been reading .*1\.mp4 for [1-9]\d* s"):
         train_quietly(config, tmp_path / "run")
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300
 
 
 def test_a_process_that_hangs_ends_the_others_with_its_number(media, tmp_path):
     run, config = tmp_path / "run", tiny_config(media, steps=10**6, guards=GuardConfig(process_timeout_s=8.0))
     started = start_together(2, config, run)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(rows(run)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(started[1].pid, signal.SIGSTOP)
     try:
-        started[0].join(60)
+        started[0].join(300)
         assert started[0].exitcode == 1
     finally:
         started[1].kill()
@@ -290,7 +290,7 @@ def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media
     process = start_training(tiny_config(media, steps=10**6, checkpoint_every=10), run)
 
     def wait_for(condition):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not condition():
             assert process.is_alive() and time.monotonic() < deadline
             time.sleep(0.05)
@@ -304,7 +304,7 @@ def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
     wait_for(lambda: step_of(checkpoints(run)[-1]) > step_of(old) + 10)
     os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
+    process.join(300)
     last = rows(run)[-1]
     assert [row["step"] for row in rows(run)] == list(range(1, last["step"] + 1))
     assert last["failed_saves"] == sum(alarm["kind"] == "save" for alarm in alarms(run)) > 0

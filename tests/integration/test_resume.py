@@ -30,7 +30,7 @@ def undisturbed(media, tmp_path_factory):
     return run
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
