@@ -11,7 +11,7 @@ DEMO_DATA := runs/sample
 DEMO := --model vit-pico --image-size 64 --frames 4 --fps 7 --batch-size 8 --checkpoint-every 250 \
         --lr 5e-4 --start-lr 5e-5 --final-lr 1e-4 --warmup-share 0.1 --ema 0.99 --final-ema 0.998
 
-.PHONY: demo demo-long test test-oldest test-newest clean
+.PHONY: demo demo-long test lint types tests test-oldest test-newest clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tubelet needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": set PYTHON=")'
@@ -25,10 +25,18 @@ demo: $(READY)
 	$(TUBELET) evaluate runs/demo --data $(DEMO_DATA)
 	$(TUBELET) report runs/demo --data $(DEMO_DATA)
 
+# Side by side: each prints a line or stops with what is wrong, and the tests report as they go.
 test: $(READY)
+	@$(MAKE) --no-print-directory --jobs 3 lint types tests
+
+lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+types: $(READY)
 	.venv/bin/mypy
+
+tests: $(READY)
 	.venv/bin/python -m pytest -n auto --dist worksteal
 
 # Environments of their own, so that .venv stays what constraints.txt says. The oldest linters and trackeval, which needs

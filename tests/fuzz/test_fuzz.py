@@ -34,6 +34,7 @@ def test_an_error_that_no_person_is_meant_to_read_is_a_finding(seeds, tmp_path, 
     assert outcome.fault and "KeyError" in outcome.said
 
 
+@pytest.mark.slow
 def test_two_hundred_damaged_inputs_are_read_or_refused_with_a_reason(seeds):
     outcomes = list(run(seeds, seed=7, numbers=range(200), workers=1))
     faults = [f"{o.kind} {o.number} {o.name}: {o.said}" for o in outcomes if o.fault]

@@ -24,6 +24,7 @@ def saved(tmp_path_factory):
     return folder / "tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope", ["2.1", "2.0"])
 def test_the_encoder_compiles_without_a_graph_break(rope):
     torch._dynamo.reset()
@@ -39,6 +40,7 @@ def test_the_encoder_compiles_without_a_graph_break(rope):
     torch.testing.assert_close(compiled(pixels[:1], ids)[-1], encoder(pixels[:1], ids)[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "images"), [("a.pt2", True), ("a.onnx", False)])
 def test_an_exported_file_computes_what_eager_does_at_other_shapes(saved, tmp_path, name, images):
     if name.endswith(".onnx"):

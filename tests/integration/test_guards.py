@@ -59,6 +59,8 @@ def test_every_level_of_teacher_and_predictor_is_in_the_metrics(watched):
     assert set(looks[0]) == FIGURES
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_processes_look_at_the_same_features_as_one_does(media, watched, tmp_path):
     config = tiny_config(media, batch_size=8, steps=7, monitor_every=3, parallel="fsdp")
     assert train_together(2, config, tmp_path / "run") == ([0, 0], "")
@@ -166,6 +168,7 @@ def spiking(monkeypatch, *batches):
     return used
 
 
+@pytest.mark.slow
 def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_so_does_a_resumption(
     media, tmp_path, monkeypatch
 ):
@@ -192,6 +195,8 @@ def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_s
         assert alarms(run) == [alarm]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_sharded_run_goes_back_where_one_process_does(media, tmp_path):
     flat = OptimConfig(lr=1e-6, start_lr=1e-6, final_lr=1e-6)  # so that losses differ by their data alone
     config = tiny_config(media, batch_size=8, steps=28, optim=flat)
@@ -229,19 +234,19 @@ def test_a_worker_that_hangs_ends_the_run_with_the_file_that_it_reads(media, tmp
     began = time.monotonic()
     with pytest.raises(TubeletError, match=r"within 1.5 s .*: worker \d has been reading .*1\.mp4 for [1-9]\d* s"):
         train_quietly(config, tmp_path / "run")
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300
 
 
 def test_a_process_that_hangs_ends_the_others_with_its_number(media, tmp_path):
     run, config = tmp_path / "run", tiny_config(media, steps=10**6, guards=GuardConfig(process_timeout_s=8.0))
     started = start_together(2, config, run)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(rows(run)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(started[1].pid, signal.SIGSTOP)
     try:
-        started[0].join(60)
+        started[0].join(300)
         assert started[0].exitcode == 1
     finally:
         started[1].kill()
@@ -281,13 +286,14 @@ def test_a_full_disk_stops_the_run_only_where_nothing_was_saved_before_or_the_la
         read_tensors(path)
 
 
+@pytest.mark.slow
 def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media, tmp_path):
     """The system refuses to let any file grow: checkpoints, metrics and alarms alike."""
     run = tmp_path / "run"
     process = start_training(tiny_config(media, steps=10**6, checkpoint_every=10), run)
 
     def wait_for(condition):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not condition():
             assert process.is_alive() and time.monotonic() < deadline
             time.sleep(0.05)
@@ -301,7 +307,7 @@ def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
     wait_for(lambda: step_of(checkpoints(run)[-1]) > step_of(old) + 10)
     os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
+    process.join(300)
     last = rows(run)[-1]
     assert [row["step"] for row in rows(run)] == list(range(1, last["step"] + 1))
     assert last["failed_saves"] == sum(alarm["kind"] == "save" for alarm in alarms(run)) > 0

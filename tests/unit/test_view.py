@@ -295,6 +295,7 @@ def test_a_report_whose_sources_are_gone_says_how_to_get_its_pictures(run, tmp_p
     assert page.count('class="chart"') == 10
 
 
+@pytest.mark.slow
 def test_a_report_shows_all_levels_and_lists_alarms(run, tmp_path):
     page = report(run, tmp_path)
     assert page.count("level 2") >= 4
