@@ -198,12 +198,13 @@ def read_parquet(path: Path, columns: Mapping[str, str] | None, remedy: str) -> 
     import pyarrow.parquet as pq
 
     try:
-        texts = [name for name, kind in (columns or {}).items() if kind == "string"]
-        # Texts stay as numbers of a dictionary until their lengths are known: few bytes can stand for many long ones.
-        with pq.ParquetFile(path, read_dictionary=texts) as file:
+        with pq.ParquetFile(path) as file:
             _check_table(path, file.metadata, remedy)
             if columns is not None:
                 _check_columns(path, file.schema_arrow, columns, remedy)
+        texts = [name for name, kind in (columns or {}).items() if kind == "string"]
+        # Texts stay as numbers of a dictionary until their lengths are known: few bytes can stand for many long ones.
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
             table = file.read(columns=None if columns is None else list(columns), use_threads=False)
             table.validate(full=True)
         for name in texts:
@@ -255,7 +256,7 @@ def _check_columns(path: Path, schema: pa.Schema, columns: Mapping[str, str], re
         if expected == "vector":
             fits = pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type) and kind.list_size > 0
         else:
-            fits = str(kind.value_type if pa.types.is_dictionary(kind) else kind) == expected
+            fits = str(kind) == expected
         if not fits:
             raise damaged(path, f"column {name} is of type {kind}, expected {expected}", remedy)
 
