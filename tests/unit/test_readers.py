@@ -1,6 +1,8 @@
 """Whatever a file that is not media holds, it is read as what was asked for or refused in one sentence."""
 
 import json
+import os
+from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -110,8 +112,13 @@ def test_text_and_csv(tmp_path):
             read_csv(path, ("id", "key"))
     with pytest.raises(TubeletError, match="larger than the limit of 10 bytes"):
         read_text(path, limit=10)
-    with pytest.raises(TubeletError, match="cannot be read"):
+    with pytest.raises(TubeletError, match="is a folder, expected a file"):
         read_text(tmp_path)
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it: reading would never end
+    for read in (read_text, read_json, read_tensors, read_pt, lambda path: next(read_jsonl(path, Row, "x"))):
+        for path in (tmp_path / "pipe", Path("/dev/zero")):
+            with pytest.raises(TubeletError, match="is a device or pipe, expected a file"):
+                read(path)
     with pytest.raises(TubeletError, match="does not exist"):
         read_text(tmp_path / "none")
 
