@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tubelet.readers import COPY_AGAIN, damaged
+from tubelet.readers import COPY_AGAIN, damaged, require_regular
 from tubelet.types import TubeletError, one_line
 
 if TYPE_CHECKING:
@@ -52,16 +52,13 @@ def open_tensors(path: Path, remedy: str = COPY_AGAIN) -> Iterator[TensorFile]:
     def guard(read: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return read(*arguments)
-        except FileNotFoundError as error:
-            raise damaged(path, "does not exist", remedy) from error
         except (
             OSError, SafetensorError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError,
             OverflowError, MemoryError,
         ) as error:  # fmt: skip
             raise damaged(path, f"cannot be read ({one_line(error)})", remedy) from error
 
-    if path.is_dir():
-        raise damaged(path, "is a folder, expected a safetensors file", remedy)
+    require_regular(path, remedy)
     with guard(lambda: safe_open(path, framework="pt")) as file:
         yield TensorFile(file, guard)
 
@@ -92,6 +89,7 @@ def read_pt(path: str | Path, remedy: str = COPY_AGAIN, device: Any = "cpu", map
 
     import torch
 
+    require_regular(Path(path), remedy)
     try:
         content = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -132,14 +130,13 @@ def read_arrays(path: Path, expected: Mapping[str, Array], limit: int, remedy: s
 
     import numpy as np
 
+    require_regular(path, remedy)
     try:
         _check_room(path, limit, remedy)
         with np.load(path, allow_pickle=False) as file:
             if missing := [name for name in expected if name not in file.files]:
                 raise damaged(path, f"has no {', '.join(missing)}", remedy)
             arrays = {name: file[name] for name in expected}
-    except FileNotFoundError as error:
-        raise damaged(path, "does not exist", remedy) from error
     except TubeletError:
         raise
     except (zipfile.BadZipFile, zlib.error, Exception) as error:  # a damaged description of an array fails in many ways
@@ -197,20 +194,20 @@ def read_parquet(path: Path, columns: Mapping[str, str] | None, remedy: str) -> 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    require_regular(path, remedy)
     try:
-        texts = [name for name, kind in (columns or {}).items() if kind == "string"]
-        # Texts stay as numbers of a dictionary until their lengths are known: few bytes can stand for many long ones.
-        with pq.ParquetFile(path, read_dictionary=texts) as file:
+        with pq.ParquetFile(path) as file:
             _check_table(path, file.metadata, remedy)
             if columns is not None:
                 _check_columns(path, file.schema_arrow, columns, remedy)
+        texts = [name for name, kind in (columns or {}).items() if kind == "string"]
+        # Texts stay as numbers of a dictionary until their lengths are known: few bytes can stand for many long ones.
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
             table = file.read(columns=None if columns is None else list(columns), use_threads=False)
             table.validate(full=True)
         for name in texts:
             place = table.schema.get_field_index(name)
             table = table.set_column(place, name, _plain_text(path, name, table.column(place), remedy))
-    except FileNotFoundError as error:
-        raise damaged(path, "does not exist", remedy) from error
     except TubeletError:
         raise
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
@@ -255,7 +252,7 @@ def _check_columns(path: Path, schema: pa.Schema, columns: Mapping[str, str], re
         if expected == "vector":
             fits = pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type) and kind.list_size > 0
         else:
-            fits = str(kind.value_type if pa.types.is_dictionary(kind) else kind) == expected
+            fits = str(kind) == expected
         if not fits:
             raise damaged(path, f"column {name} is of type {kind}, expected {expected}", remedy)
 

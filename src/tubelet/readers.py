@@ -9,6 +9,7 @@ those of tensors, arrays and tables.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from itertools import count
 from math import inf
@@ -32,6 +33,26 @@ JSON_DEPTH = 64
 def damaged(where: str | Path, problem: str, remedy: str = COPY_AGAIN) -> TubeletError:
     """The error of a file that cannot be used: `FILE: PROBLEM; REMEDY`."""
     return TubeletError(f"{where}: {problem}; {remedy}")
+
+
+def require_regular(path: Path, remedy: str = COPY_AGAIN) -> None:
+    """Refuse what is not there, and folders, pipes and devices: reading of some of them would never end.
+
+    Raises:
+        TubeletError: says which.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise damaged(path, "does not exist", remedy) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, remedy) from error
+    if not stat.S_ISREG(mode):
+        raise damaged(path, f"is a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}, expected a file", remedy)
+
+
+def _unreadable(path: Path, error: Exception, remedy: str) -> TubeletError:
+    return damaged(path, f"cannot be read ({getattr(error, 'strerror', None) or one_line(error)})", remedy)
 
 
 def read_bytes(path: Path, remedy: str = COPY_AGAIN, limit: int = TEXT_BYTES) -> bytes:
@@ -192,6 +213,7 @@ def read_jsonl(path: Path, kind: Any, remedy: str) -> Iterator[tuple[dict[str, A
     try:
         if not path.exists():
             return
+        require_regular(path, remedy)
         with path.open("rb") as file:
             end = 0
             for number in count(1):
@@ -203,4 +225,4 @@ def read_jsonl(path: Path, kind: Any, remedy: str) -> Iterator[tuple[dict[str, A
                 end += len(line)
                 yield parse_json(line, f"{path}, line {number}", kind, remedy), end
     except OSError as error:
-        raise damaged(path, f"cannot be read ({error.strerror})", remedy) from error
+        raise _unreadable(path, error, remedy) from error

@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do_and_the_run_goes_on_from_
     train_quietly(config, run)
     before, newest = rows(run), checkpoints(run)[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(TubeletError, match=r"10\.safetensors: .* cannot be read .*remove it to go on from an older"):
+    with pytest.raises(TubeletError, match=r"10\.safetensors: cannot be read .*remove it to continue from an older"):
         train_quietly(config, run, resume=True)
     newest.unlink()
     train_quietly(config, run, resume=True)

@@ -108,6 +108,16 @@ def test_a_damaged_note_of_what_files_hold_is_named(model, pictures, tmp_path):
         extract(model, FeatureCache(tmp_path / "cache", model), pictures, {}, whole)
 
 
+def test_a_file_that_was_replaced_with_its_size_and_time_kept_is_another(tmp_path, model):
+    cache, path = FeatureCache(tmp_path / "cache", model), tmp_path / "a"
+    path.write_bytes(b"one")
+    before, first = path.stat(), cache.place({}, [path])
+    assert cache.place({}, [path]) == first
+    path.write_bytes(b"two")  # in place: the same inode, too
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and cache.place({}, [path]) != first
+
+
 def test_the_same_file_under_another_name_is_not_computed_again(model, pictures, tmp_path):
     cache, seen = FeatureCache(tmp_path / "cache", model), []
     extract(model, cache, pictures, {}, whole, partial(counted, seen=seen))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from tubelet.config.fields import SettingError, check
 from tubelet.types import TubeletError
-from tubelet.values import hints
+from tubelet.values import MisfitError, check_text, hints
 
 C = TypeVar("C", bound=Callable[..., None])
 
@@ -29,24 +29,34 @@ def checked(command: C) -> C:
 
 @contextmanager
 def options_named(words: Sequence[str]) -> Iterator[None]:
-    """Name a setting that is refused in the block as its option is typed; refuse options that are empty.
+    """Name a setting that is refused in the block as its option is typed; refuse words that name nothing.
+
+    Words are checked before anything looks at them. An empty one comes of a shell variable that is not set: as a path
+    it would be the current directory.
 
     Args:
         words: the command line.
 
     Raises:
-        TubeletError: instead of a `SettingError`; and for an empty word, which comes of a shell variable that is not
-            set: as a path it would be the current directory.
+        TubeletError: instead of a `SettingError`; and for such a word.
     """
-    for before, word in zip(["", *words], words, strict=False):
-        option, equals, value = word.partition("=")
-        if not word or (option.startswith("--") and equals and not value):
-            name = option or (before if before.startswith("--") else "an argument")
-            raise TubeletError(f"{name} is empty: give a value, or leave it out")
     try:
+        for before, word in zip(["", *words], words, strict=False):
+            option, equals, value = word.partition("=")
+            if not option.startswith("--"):
+                _check_word(before if before.startswith("--") and "=" not in before else "an argument", word)
+            elif equals:
+                _check_word(option, value)
         yield
     except SettingError as error:
         raise TubeletError(f"{option_name(error.name)} {error.problem}") from error
+
+
+def _check_word(name: str, word: str) -> None:
+    try:
+        check_text(word, name)
+    except MisfitError as error:
+        raise TubeletError(str(error)) from error
 
 
 def option_name(setting: str) -> str:

@@ -37,7 +37,7 @@ class PredictorConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_heads("the predictor's width", self.width, self.heads)
+        _require_heads("of the predictor ", self.width, self.heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ class ModelConfig(Settings):
     """Attention heads."""
     mlp_ratio: Ratio = 4.0
     """Hidden channels of a block's MLP over its width."""
-    levels: tuple[int, ...]
+    levels: tuple[Annotated[int, Bounds(0, MAX_DEPTH)], ...]
     """0-based blocks whose output is tapped, each with a LayerNorm of its own, ascending."""
-    output_levels: int | None = None
+    output_levels: Annotated[int | None, Bounds(1, MAX_DEPTH)] = None
     """How many of the tapped levels, counted from the last, the encoder returns; None is all."""
     patch_size: Annotated[int, Bounds(1, 1024)] = 16
     """Pixels along each side of a patch."""
@@ -71,7 +71,7 @@ class ModelConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_heads("width", self.width, self.heads)
+        _require_heads("", self.width, self.heads)
         ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
         require(
             bool(self.levels) and ascending and self.levels[0] >= 0 and self.levels[-1] < self.depth,
@@ -115,11 +115,11 @@ class ModelConfig(Settings):
         return Grid(frames // t, height // p, width // p)
 
 
-def _require_heads(name: str, width: int, heads: int) -> None:
+def _require_heads(whose: str, width: int, heads: int) -> None:
     require(
         width % (2 * heads) == 0,
-        name,
-        f"is {width}, which does not split into {heads} heads of even size: choose a multiple of 2 x heads",
+        "width",
+        f"{whose}is {width}, which does not split into {heads} heads of even size: choose a multiple of 2 x heads",
     )
 
 

@@ -68,7 +68,7 @@ class Backbone(Encoder, ModelHubMixin):
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of all weights, as the file has them unless they were changed since."""
+        """Sixteen hexadecimal digits of all weights as the file has them, or as they are if they were changed since."""
         if self._identified is None or self._identified[0] != self._changes():
             self.identify()
         assert self._identified is not None
