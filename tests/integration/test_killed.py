@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -175,6 +177,68 @@ def test_what_is_left_when_all_are_killed_at_once_goes_at_the_next_start(start, 
     with temporary_folder(kind, sweep) as (folder, _):
         assert [entry.name for entry in command.family.temporary.iterdir()] == [folder.name]
     assert command.family.left() == []
+
+
+SLOW_MKDIR = """
+#include <dlfcn.h>
+#include <sys/stat.h>
+#include <unistd.h>
+int mkdir(const char *path, mode_t mode) {
+    usleep(700000);
+    return ((int (*)(const char *, mode_t))dlsym((void *)-1L, "mkdir"))(path, mode);
+}
+"""
+BROKEN_ENGINE = """
+extern char *program_invocation_short_name;
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+__attribute__((constructor)) static void start(void) {
+    if (strcmp(program_invocation_short_name, "vizdoom")) return;
+    puts("loading\\n\\nR_Init: no textures");
+    fflush(stdout);
+    _exit(3);
+}
+"""
+
+
+@pytest.fixture
+def preload(tmp_path, monkeypatch):
+    """A function that loads C code into every program that is started from then on."""
+
+    def load(code):
+        if (compiler := shutil.which("cc")) is None:
+            pytest.skip("there is no C compiler")
+        (tmp_path / "loaded.c").write_text(code)
+        command = [compiler, "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", "loaded.so", "loaded.c", "-ldl"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        monkeypatch.setenv("LD_PRELOAD", str(tmp_path / "loaded.so"))
+
+    return load
+
+
+def test_engines_that_start_at_once_share_no_working_directory(tmp_path, monkeypatch, preload):
+    pytest.importorskip("vizdoom")
+    place = tmp_path / "place"
+    place.mkdir()
+    preload(SLOW_MKDIR)
+    monkeypatch.chdir(place)
+    write_sample_data("set", clips=2, images=0, size=64, frames=3, workers=2)
+    assert [entry.name for entry in place.iterdir()] == ["set"]
+
+
+def test_a_working_directory_that_cannot_be_written_to_is_no_obstacle(tmp_path, monkeypatch):
+    pytest.importorskip("vizdoom")
+    monkeypatch.chdir("/proc")  # where not even root can make a directory
+    write_sample_data(tmp_path / "set", clips=1, images=0, size=64, frames=3, workers=1)
+
+
+def test_the_engines_own_last_words_are_in_the_error(tmp_path, monkeypatch, preload):
+    pytest.importorskip("vizdoom")
+    preload(BROKEN_ENGINE)
+    with pytest.raises(TubeletError, match=r"exit code 3, its last words: loading / R_Init: no textures; ") as error:
+        write_sample_data(tmp_path / "set", clips=1, images=0, size=64, frames=3, workers=1)
+    assert "memory" not in str(error.value)
 
 
 def test_a_folder_in_use_or_of_another_kind_stays(tmp_path, monkeypatch):

@@ -195,7 +195,7 @@ def test_a_script_without_a_guard_is_told_at_once(tmp_path):
     script.write_text(UNGUARDED_SCRIPT)
     done = subprocess.run([sys.executable, script, "spawn"], capture_output=True, text=True, timeout=150)
     assert done.returncode == 1
-    assert done.stderr.count("Traceback") <= 2 and "bootstrapping" not in done.stderr
+    assert "bootstrapping" not in done.stderr
     assert 'which has no `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
 
 
