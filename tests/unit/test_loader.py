@@ -174,8 +174,20 @@ def test_a_step_beyond_the_limit_is_made_alone(made):
     assert (loaded.num_workers, loaded.prefetch_factor) == (1, 1) and len(first.batches) == 2
     note = loader.step_prefetch(given, MEDIA, 0, 1).note
     assert note == (
-        "a step's samples are 1 MB, more than --prefetch-mb 1, and one is made at a time: 1 of 3 workers start; "
+        "a step's samples are 1.2 MB, more than --prefetch-mb 1, and one is made at a time: 1 of 3 workers start; "
         "--prefetch-mb 4 would let all work"
+    )
+
+
+def test_shared_memory_without_room_ends_the_step_in_one_sentence(monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(loader, "get_worker_info", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    assert StepDataset(config(batch=9), MEDIA)[0].failure == (
+        "/dev/shm has no room for 0.4 MB of samples (unable to allocate shared memory(shm) for file </torch_1>: No "
+        "space left on device (28)): lower --prefetch-mb or --workers, or make it larger (docker run --shm-size)"
     )
 
 

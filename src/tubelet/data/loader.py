@@ -28,10 +28,10 @@ from tubelet.data.images import read_image
 from tubelet.data.masks import sample_mask
 from tubelet.data.mix import Mix
 from tubelet.data.pool import Pool
-from tubelet.data.prefetch import Prefetch, prefetch_within
+from tubelet.data.prefetch import MB, Prefetch, prefetch_within
 from tubelet.data.sources import MediaList
 from tubelet.data.workers import Readings, WorkerLoader
-from tubelet.types import BadFile, Batch, DecodeError, Grid, Mask, Modality, StepData, TubeletError
+from tubelet.types import BadFile, Batch, DecodeError, Grid, Mask, Modality, StepData, TubeletError, one_line
 
 # One number for every use of randomness, so that no two share a stream.
 _VIDEO_ORDER, _IMAGE_ORDER, _VIDEO_SAMPLE, _IMAGE_SAMPLE, _REPLACEMENT, _MASKS, _VIDEO_MIX, _IMAGE_MIX = range(8)
@@ -135,7 +135,15 @@ class StepDataset(Dataset[StepData]):
         """(B, 3, T, S, S) uint8 for this process's samples; of a worker, where its parent reads them without a copy."""
         data = self.config.data
         room = torch.empty(count, 3, data.frames_of(modality), data.image_size, data.image_size, dtype=torch.uint8)
-        return room.share_memory_() if get_worker_info() else room
+        if get_worker_info() is None:
+            return room
+        try:
+            return room.share_memory_()
+        except RuntimeError as error:
+            raise TubeletError(
+                f"/dev/shm has no room for {room.nbytes / MB:,.1f} MB of samples ({one_line(error)}): lower "
+                "--prefetch-mb or --workers, or make it larger (docker run --shm-size)"
+            ) from error
 
     def _micro_batches(self, modality: Modality, own: list[int], pixels: Tensor, step: int) -> Iterator[Batch]:
         """This process's samples (B, 3, T, S, S) uint8, whose numbers in the step are `own`, with their masks."""

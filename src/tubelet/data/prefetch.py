@@ -39,7 +39,7 @@ def prefetch_within(limit_mb: int, item: str, item_bytes: int, workers: int, mos
     if workers == 0:
         return Prefetch(0, None, None)
     room = max(limit_mb * MB // max(item_bytes, 1), 1)
-    size = f"{item} are {item_bytes / MB:,.0f} MB"
+    size = f"{item} are {item_bytes / MB:,.1f} MB"
     if room >= workers:  # of one worker, even where its item is too large
         note = f"{size}, more than --prefetch-mb {limit_mb}" if item_bytes > limit_mb * MB else None
         return Prefetch(workers, min(most, room // workers), note)
