@@ -278,8 +278,8 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Rea
     paths, rest = pa.nulls(len(lines), _TEXT), pa.nulls(len(lines), _TEXT)
     for pattern in (
         rf'^"(?P<path>(?:[^"]|"")*)"(?:{mark}(?P<rest>.*))?$',
-        rf"(?i)^(?P<path>.*[^/]{_suffixes()})(?:{mark}(?P<rest>.*))?$",
-        rf"^(?P<path>.*?)(?:{mark}(?P<rest>\S*))?$",  # a file of another kind
+        rf"(?i)^(?P<path>[^\"].*{_suffixes()})(?:{mark}(?P<rest>.*))?$",
+        rf"^(?P<path>[^\"].*?)(?:{mark}(?P<rest>\S*))?$",  # a file of another kind
     ):
         left = pc.is_null(paths)
         if not pc.any(left).as_py():
