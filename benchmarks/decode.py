@@ -1,7 +1,10 @@
 """Random clips a second, from source files and from shards, beside another reader.
 
     python benchmarks/decode.py
+    python benchmarks/decode.py --against torchcodec
     python benchmarks/decode.py --against decord --json
+
+Which files each reader reads right is `benchmarks/decoders.py`'s to say.
 
 Films of moving texture are made at each height, and shards of them; then every side reads the same random clips, one
 after the other in turn, each in a process of its own with one decoding thread. A file is opened for each clip, as in
@@ -12,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -45,17 +49,23 @@ class Clip(NamedTuple):
     place: float
 
 
-def build(side: str, work: Work) -> Callable[[int], tuple[float, None]]:
-    """A side's process: a function that reads a clip and returns its seconds."""
-    read = {"source": source_reader, "shards": shard_reader, "decord": decord_reader}[side](work)
+def build(side: str, work: Work) -> Callable[[int], tuple[float, float]]:
+    """A side's process: a function that reads a clip and returns its seconds, by the clock and of CPU time."""
+    read = {
+        "source": source_reader,
+        "shards": shard_reader,
+        "decord": decord_reader,
+        "torchcodec": torchcodec_reader,
+        "torchcodec-approximate": torchcodec_reader,
+    }[side](work, *(["approximate"] if side.endswith("approximate") else []))
 
-    def timed(number: int) -> tuple[float, None]:
+    def timed(number: int) -> tuple[float, float]:
         clip = Clip(*np.random.default_rng(number).random(2))
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         pixels = read(clip)
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
         assert pixels.shape[0] == work.frames, pixels.shape
-        return seconds, None
+        return seconds, cpu
 
     return timed
 
@@ -100,6 +110,21 @@ def decord_reader(work: Work) -> Callable[[Clip], Any]:
     return read
 
 
+def torchcodec_reader(work: Work, seek_mode: Literal["exact", "approximate"] = "exact") -> Callable[[Clip], Any]:
+    """As torchcodec's users do: frames by time. Exact seeking, the default, reads all of a file's packets first."""
+    from torchcodec.decoders import VideoDecoder
+
+    def read(clip: Clip) -> Any:
+        path = work.films[int(clip.file * len(work.films))]
+        decoder = VideoDecoder(str(path), num_ffmpeg_threads=1, seek_mode=seek_mode)
+        about = decoder.metadata
+        times = np.arange(work.frames) * work.stride / about.average_fps
+        latest = about.end_stream_seconds - times[-1] - 1 / about.average_fps
+        return decoder.get_frames_played_at((clip.place * latest + times).tolist()).data
+
+    return read
+
+
 def main(
     heights: tuple[int, ...] = (240, 720),
     films: int = 2,
@@ -109,7 +134,7 @@ def main(
     rounds: int = 30,
     warmup: int = 3,
     folder: Path = Path("runs/bench/films"),
-    against: Literal["decord"] | None = None,
+    against: Literal["decord", "torchcodec"] | None = None,
     json: bool = False,
 ) -> None:
     """Print the table.
@@ -126,12 +151,13 @@ def main(
         against: Another reader; it must be installed.
         json: Print one JSON object as the last line.
     """
-    if against == "decord":
+    if against:
         try:
-            import decord  # noqa: F401
-        except ImportError:
-            sys.exit("decord is not installed: pip install decord")
-    sides = ("source", "shards", *([against] if against else []))
+            import_module(against)
+        except (ImportError, OSError, RuntimeError) as error:
+            sys.exit(f"{against} cannot be imported: {str(error).splitlines()[0]}; pip install {against}")
+    others = {None: (), "decord": ("decord",), "torchcodec": ("torchcodec", "torchcodec-approximate")}[against]
+    sides = ("source", "shards", *others)
     console = Console()
     result: dict[str, Any] = {"frames": frames, "stride": stride}
     for height in heights:
@@ -140,27 +166,30 @@ def main(
         write_shards([str(path) for path in paths], shards, Recipe(), workers=1)
         work = Work(paths, shards, frames, stride)
         timed, peak = run_in_turn(build, work, sides, warmup, rounds)
-        taken = {side: [seconds for seconds, _ in timed[side]] for side in sides}
-        result[f"{height}p"] = show(console, f"{frames} frames, stride {stride}, {height} lines", taken, peak)
+        title = f"{frames} frames, stride {stride}, {height} lines"
+        result[f"{height}p"] = show(console, title, {side: timed[side] for side in sides}, peak)
     if json:
         print(dumps(result))
 
 
-def show(console: Console, title: str, taken: dict[str, list[float]], peak: dict[str, float]) -> dict[str, Any]:
-    """Print one height's table; its figures."""
+def show(
+    console: Console, title: str, taken: dict[str, list[tuple[float, float]]], peak: dict[str, float]
+) -> dict[str, Any]:
+    """Print one height's table; its figures. Ratios are of CPU time, which other work on the machine touches least."""
     table = Table(title=title)
-    for column in ("side", "ms/clip", "10-90 %", "clips/s", "x source", "peak GB"):
+    for column in ("side", "ms/clip", "10-90 %", "clips/s", "CPU ms/clip", "x source", "peak GB"):
         table.add_column(column, justify="left" if column == "side" else "right")
-    median = {side: statistics.median(seconds) for side, seconds in taken.items()}
-    for side, seconds in taken.items():
-        low, high = np.quantile(seconds, [0.1, 0.9]) * 1e3
-        ratio = median["source"] / median[side]
-        cells = (f"{1e3 * median[side]:.1f}", f"{low:.0f}-{high:.0f}", f"{1 / median[side]:.1f}", f"{ratio:.2f}")
+    median = {side: statistics.median(seconds for seconds, _ in rounds) for side, rounds in taken.items()}
+    cpu = {side: statistics.median(seconds for _, seconds in rounds) for side, rounds in taken.items()}
+    for side, rounds in taken.items():
+        low, high = np.quantile([seconds for seconds, _ in rounds], [0.1, 0.9]) * 1e3
+        cells = (f"{1e3 * median[side]:.1f}", f"{low:.0f}-{high:.0f}", f"{1 / median[side]:.1f}")
+        cells += (f"{1e3 * cpu[side]:.1f}", f"{cpu['source'] / cpu[side]:.2f}")
         table.add_row(side, *cells, f"{peak[side]:.2f}")
     console.print(table)
     return {
-        side: {"clips_per_s": 1 / median[side], "peak_gb": peak[side]}
-        | {f"times_{other}": median[other] / median[side] for other in taken if other != side}
+        side: {"clips_per_s": 1 / median[side], "cpu_s": cpu[side], "peak_gb": peak[side]}
+        | {f"times_{other}": cpu[other] / cpu[side] for other in taken if other != side}
         for side in taken
     }
 

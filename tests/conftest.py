@@ -5,15 +5,28 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # Tests run side by side, one process a core, and so do the commands that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One process compiles; a pool of compilers would import PyTorch in each.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
+from filelock import FileLock
+
+pytest_plugins = ("leftovers",)
 
 
 @pytest.fixture(scope="session")
 def sample_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small sample set with ground truth: 24 clips of 8 frames and 8 images at 64 px."""
+    """A small sample set with ground truth: 24 clips of 8 frames and 8 images at 64 px. No test changes it."""
     from tubelet.data.sample import write_sample_data
 
-    root = tmp_path_factory.mktemp("sample") / "set"
-    write_sample_data(root, clips=24, images=8, size=64, frames=8, seed=0, workers=1)
+    root = shared_folder(tmp_path_factory) / "sample"
+    with FileLock(f"{root}.lock"):
+        if not root.exists():
+            write_sample_data(root, clips=24, images=8, size=64, frames=8, seed=0, workers=1)
     return root
+
+
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that all its processes share, for what takes long to make."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

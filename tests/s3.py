@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import make_server
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 
 class Network:
@@ -57,7 +57,7 @@ class Network:
         raise ConnectionAbortedError("cut on purpose")
 
 
-class _Quiet(MotoRequestHandler):
+class _Quiet(WSGIRequestHandler):
     def log(self, *_: Any) -> None:
         pass
 

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tubelet.array_files import open_tensors
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.files import describe_os_error, replacing
 from tubelet.model.lora import merge_adapters
 from tubelet.parts import is_in_parts, read_header, remove
-from tubelet.released import differences, load_exactly, read_released
+from tubelet.readers import parse_json
+from tubelet.released import differences, load_exactly, read_released, require_finite
 from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
@@ -52,21 +54,27 @@ def step_of(checkpoint: Path) -> int:
     return int(name[1])
 
 
-def save_checkpoint(run: Path, step: int, model: VJEPA, optimizer: Optimizer, config: TrainConfig, keep: int) -> Path:
-    """Write the state after `step` optimiser steps, then remove all but the newest `keep` checkpoints.
+def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], config: TrainConfig, keep: int) -> Path:
+    """Write the state after `step` optimizer steps, then remove all but the newest `keep` checkpoints.
 
     The file appears under its name only when all of it is on the disk: whatever moment the process dies at, every
     checkpoint that can be seen can be read.
+
+    Args:
+        run: the run directory.
+        step: optimizer steps done.
+        state: contiguous tensors by name, see `state_tensors`; nothing may change them meanwhile.
+        config: the run.
+        keep: how many checkpoints are kept, the new one included.
 
     Raises:
         TubeletError: if it cannot be written, a full disk included; older checkpoints are untouched.
     """
     path = run / "checkpoints" / f"step-{step:09d}.safetensors"
-    tensors = {name: value.contiguous() for name, value in state_tensors(model, optimizer).items()}
     try:
         make_room(run)
         with replacing(path, durable=True) as partial:
-            save_file(tensors, partial, metadata=header_of(step, config))
+            save_file(dict(state), partial, metadata=header_of(step, config))
     except (OSError, SafetensorError) as error:
         raise TubeletError(f"{path}: the checkpoint could not be written: {describe_os_error(error)}") from error
     keep_newest(run, keep)
@@ -101,6 +109,27 @@ def _try_to_remove(path: Path) -> None:
 def state_tensors(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
     """All that a checkpoint holds: the model's tensors, and the optimiser's by kind and parameter."""
     return {**model.state_dict(), **_optimizer_tensors(model, optimizer)}
+
+
+def copy_to_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A contiguous copy of tensors in host memory, page-locked where they are on a CUDA device.
+
+    Copies from a CUDA device are queued on its current stream, before all work that is queued later; wait for the
+    stream before they are read.
+
+    Raises:
+        MemoryError: if there is no room for the copy.
+    """
+    copies = {}
+    try:
+        for name, value in state.items():
+            source = value.detach()
+            copies[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=source.is_cuda)
+            copies[name].copy_(source, non_blocking=source.is_cuda)
+    except RuntimeError as error:  # PyTorch's allocators raise no MemoryError
+        size = sum(value.nbytes for value in state.values())
+        raise MemoryError(f"no room for a copy of the state ({size / 1e9:.1f} GB) in host memory: {error}") from error
+    return copies
 
 
 def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
@@ -168,6 +197,7 @@ def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     parameters = dict(model.named_parameters())
     empty = {name: _room_for(name, parameters, path) for name in moments}
     read_into(path, {**state, **{_OPTIMIZER + name: value for name, value in empty.items()}})
+    require_finite(state, str(path))
     _load_optimizer_tensors(model, optimizer, empty, path)
     return stated_step(header, path)
 
@@ -203,16 +233,10 @@ def read_tensors(
         header = read_header(path)
         _check_format(path, header)
         return read_whole(path, wanted), header
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise TubeletError(
-            f"{path}: the checkpoint cannot be read ({error}); copy it again, or remove it to go on from an older one"
-        ) from error
-    _check_format(path, header)
-    return tensors, header
+    with open_tensors(path, "copy it again, or remove it to continue from an older checkpoint") as file:
+        tensors = {name: file.tensor(name) for name in file.names if wanted(name)}
+    _check_format(path, file.header)
+    return tensors, file.header
 
 
 def _check_format(path: Path, header: dict[str, str]) -> None:
@@ -226,13 +250,9 @@ def stored_config(header: Mapping[str, str], kind: type[C], where: str) -> C:
     Raises:
         TubeletError: there is none, or it is no such config.
     """
-    try:
-        values = json.loads(header["config"])
-    except KeyError as error:
-        raise TubeletError(f"{where}: its header holds no config") from error
-    except (ValueError, RecursionError) as error:
-        raise TubeletError(f"{where}: the config in its header is not JSON ({error})") from error
-    config: C = from_dict(kind, values, f"{where}: config")
+    if "config" not in header:
+        raise TubeletError(f"{where}: its header holds no config; copy it again, or make it anew")
+    config: C = from_dict(kind, parse_json(header["config"], f"{where}: the config in its header"), f"{where}: config")
     return config
 
 
@@ -315,5 +335,6 @@ def _load_optimizer_tensors(model: VJEPA, optimizer: Optimizer, moments: dict[st
             )
         parameter = parameters[parameter_name]
         state.setdefault(parameter, {})[key] = value.to(parameter.device)
+    require_finite({_OPTIMIZER + name: value for name, value in moments.items()}, str(path))
     optimizer.state.clear()
     optimizer.state.update(state)

@@ -1,13 +1,198 @@
-"""What commands show while they work."""
+"""What commands print, whatever a file is called, whatever the terminal can show, and whether it is still there.
 
-from collections.abc import Callable, Iterator
+A terminal is not part of the work. What cannot be written to it (a full disk under a log, a closed pipe, a terminal
+that is gone) is dropped and remembered, and the command goes on.
+"""
+
+import codecs
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import fill
+from typing import Any, TextIO, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
 
-from tubelet.types import BadFile
+from tubelet.types import BadFile, one_line, visible
+
+# Exit codes of a command that did its work and whose last line could not be printed; what sysexits.h calls EX_IOERR,
+# and what a shell reports of a process that SIGPIPE ended.
+OUTPUT_LOST, PIPE_CLOSED = 74, 141
+
+_ERRORS = "tubelet.plain"
+_PLAIN = str.maketrans(
+    {
+        "→": "->",
+        "×": "x",
+        "·": "*",
+        "–": "-",
+        "—": "-",
+        "…": "...",
+        "↑": "^",
+        "↓": "v",
+        "λ": "lambda",
+        "≥": ">=",
+        "≤": "<=",
+    }
+)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks: signs that have a plain form by it, all else as escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    part = error.object[error.start : error.end].translate(_PLAIN)
+    return part.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error(_ERRORS, _plain)
+
+
+class Output(io.TextIOBase):
+    """A text stream that never raises: it shows what its encoding can, and remembers what could not be written.
+
+    Attributes:
+        stream: what it writes to; None drops everything, as of a process that was started without a standard output.
+        first_error: why something could not be written, the first time; None if all was.
+        last_error: why the last text could not be; None if it was, also where something before it was lost.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+        self.first_error: Exception | None = None
+        self.last_error: Exception | None = None
+        self._dropped = False  # whether the last text is gone for good
+
+    def write(self, text: str) -> int:
+        """Write what can be; the length of all of it."""
+        if self.stream is None:
+            return len(text)
+        try:
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self.encoding
+                self.stream.write(text.encode(encoding, _ERRORS).decode(encoding))
+            self.last_error, self._dropped = None, False
+        except (OSError, ValueError) as error:  # what a stream that was closed raises is a ValueError
+            self._note(error)
+            self._dropped = True
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered; what could not be flushed is kept by the stream, and may be at another try."""
+        if self.stream is None:
+            return
+        try:
+            self.stream.flush()
+            if not self._dropped:
+                self.last_error = None
+        except (OSError, ValueError) as error:
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        self.last_error = error
+        self.first_error = self.first_error or error
+
+    def close(self) -> None:
+        """Flush; the stream is not this object's to close."""
+        self.flush()
+
+    def abandon(self) -> None:
+        """Have what could not be written forgotten, so that Python does not try once more as it ends."""
+        try:
+            descriptor = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(descriptor, self.fileno())
+            os.close(descriptor)
+            self.flush()
+        except (OSError, ValueError):
+            pass
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the stream."""
+        return getattr(self.stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal that is there."""
+        try:
+            return self.stream is not None and self.stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def fileno(self) -> int:
+        """Of the stream."""
+        if self.stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self.stream.fileno()
+
+    @property
+    def buffer(self) -> Any:
+        """Of the stream."""
+        return getattr(self.stream, "buffer", None)
+
+
+class _Console(Console):
+    """A console that takes strings literally, and prints no control character but its own."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text, keep="\n"))
+
+
+def open_console(stderr: bool = False) -> Console:
+    """The console that a command prints to: standard output, or standard error."""
+    stream = sys.stderr if stderr else sys.stdout
+    output = stream if isinstance(stream, Output) else Output(stream)
+    return _Console(file=cast(TextIO, output), stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def lost_output(console: Console) -> str | None:
+    """Why a console could not print something, if so."""
+    error = getattr(console.file, "first_error", None)
+    return None if error is None else one_line(error)
+
+
+@contextmanager
+def standard_streams() -> Iterator[Output]:
+    """Standard output and error as `Output`, and warnings as one line, for as long as a command runs.
+
+    Yields:
+        standard output.
+    """
+    streams, formatted = (sys.stdout, sys.stderr), warnings.formatwarning
+    out, err = (stream if isinstance(stream, Output) else Output(stream) for stream in streams)
+    sys.stdout, sys.stderr, warnings.formatwarning = out, err, _format_warning
+    try:
+        yield out
+    finally:
+        sys.stdout, sys.stderr = streams
+        warnings.formatwarning = formatted
+        for output in (out, err):
+            output.flush()
+            if output.last_error is not None:
+                output.abandon()
+
+
+def _format_warning(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning for a person: its sentence; of another package also where it comes from."""
+    own = Path(filename).is_relative_to(Path(__file__).parent)
+    origin = "" if own else f" ({category.__name__}, {filename}:{lineno})"
+    return f"warning: {visible(str(message))}{origin}\n"
 
 
 @contextmanager
@@ -22,7 +207,7 @@ def files_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each stage of an evaluation, and the function that moves them."""
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bars: dict[str, TaskID] = {}
 
@@ -36,9 +221,10 @@ def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None
 
 def say(console: Console, text: str, style: str = "") -> None:
     """Print a sentence: on a terminal broken between words alone, so that a path stays whole; elsewhere a line."""
+    text = visible(text)
     if console.is_terminal:
         text = fill(text, console.width, break_long_words=False, break_on_hyphens=False)
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def say_bad(console: Console, file: BadFile) -> None:

@@ -170,5 +170,14 @@ def describe_os_error(error: Exception) -> str:
 
 
 def cache_folder() -> Path:
-    """The user's folder for what can be made or fetched again (the XDG base directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    """The user's folder for what can be made or fetched again (the XDG base directory specification).
+
+    Raises:
+        TubeletError: no home directory is known, as in a container whose user has no entry and no HOME.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError as error:
+        raise TubeletError(
+            "no home directory is known: set HOME or XDG_CACHE_HOME to a folder for downloads and features"
+        ) from error

@@ -4,17 +4,15 @@ A header beside the parts, written last, holds the step, the config, and the siz
 folder get its name. What is in the parts is for `resharding`.
 """
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from tubelet.types import TubeletError
+from tubelet.array_files import open_tensors
+from tubelet.readers import damaged, read_json
 
 HEADER = "header.json"
 FILES = "files"
+_COPY = "copy the whole checkpoint folder again"
 
 
 def is_in_parts(path: Path) -> bool:
@@ -29,21 +27,21 @@ def read_header(path: Path) -> dict[str, str]:
         TubeletError: if it is damaged or not complete.
     """
     if not path.is_dir():
-        try:
-            with safe_open(path, framework="pt") as file:
-                return dict(file.metadata() or {})
-        except (OSError, SafetensorError) as error:
-            raise TubeletError(f"{path}: the checkpoint cannot be read ({error})") from error
-    try:
-        header: dict[str, Any] = json.loads((path / HEADER).read_text())
-        files: dict[str, int] = header.pop(FILES)
-        for name, size in files.items():
-            found = (path / name).stat().st_size
-            if found != size:
-                raise ValueError(f"{name} has {found} bytes, expected {size}")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise TubeletError(f"{path}: the checkpoint cannot be read ({error}); copy the whole folder again") from error
-    return header
+        with open_tensors(path) as file:
+            return file.header
+    header = read_json(path / HEADER, dict[str, str | dict[str, int]], _COPY)
+    files = header.pop(FILES, None)
+    if not isinstance(files, dict) or not all(isinstance(value, str) for value in header.values()):
+        raise damaged(path / HEADER, f"expected texts, and sizes by name as {FILES!r}", _COPY)
+    for name, size in files.items():
+        if Path(name).name != name:
+            raise damaged(path / HEADER, f"lists {name!r}, expected the name of a file beside it", _COPY)
+        part = path / name
+        found = part.stat().st_size if part.is_file() else None
+        if found != size:
+            there = "is missing" if found is None else f"has {found} bytes"
+            raise damaged(part, f"{there}, expected {size} bytes", _COPY)
+    return {name: str(value) for name, value in header.items()}
 
 
 def remove(path: Path) -> None:

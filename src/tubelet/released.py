@@ -6,10 +6,8 @@ rows of queries and keys are reordered to the rotation's half layout (see `tubel
 to the bit, and a file is held against what this package would write: errors speak of the file's own names and shapes.
 """
 
-import pickle
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,11 +15,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tubelet.array_files import read_pt
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, levels_of_depth
+from tubelet.files import replacing
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import pair_permutation
-from tubelet.types import TubeletError, one_line
+from tubelet.outputs import check_output, mark_archive
+from tubelet.types import TubeletError
+from tubelet.vjepa import own_part
 
 Part = Literal["student", "predictor", "teacher"]
 PARTS: tuple[Part, ...] = ("student", "predictor", "teacher")
@@ -120,14 +122,13 @@ def write_released(path: Path, config: ModelConfig, states: Mapping[Part, Mappin
         keys[part]: {PREFIX + name: value for name, value in to_released(state, config, part).items()}
         for part, state in states.items()
     }
-    partial = path.with_suffix(".partial")
+    check_output(path, "released")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(file, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            torch.save(file, partial)
+            mark_archive(partial)
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            partial.unlink()
         raise TubeletError(f"{path}: the checkpoint could not be written: {error}") from error
 
 
@@ -137,15 +138,7 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
     Raises:
         TubeletError: if that cannot be.
     """
-    try:
-        file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise TubeletError(f"{path}: is damaged, or asks for code to be run, which no file may") from error
-    except Exception as error:  # a damaged list of instructions fails in any way there is
-        raise TubeletError(f"{path}: not a checkpoint that can be read safely ({one_line(error)})") from error
-    if not isinstance(file, dict):
-        raise TubeletError(f"{path}: expected a dictionary of state dictionaries, found {type(file).__name__}")
-    return file
+    return read_pt(path, "expected a dictionary of state dictionaries", mapped=True)
 
 
 def state_in(file: Mapping[str, Any], key: str, path: str | Path) -> State:
@@ -174,11 +167,37 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str, assi
     """Load a state dictionary that must fit to the last tensor; `assign` puts its tensors in the parameters' place.
 
     Raises:
-        TubeletError: that lists every missing, unexpected and misshapen tensor.
+        TubeletError: that lists every missing, unexpected and misshapen tensor, or those that are not finite.
     """
     if wrong := differences(state, module.state_dict()):
         raise TubeletError(f"{what} does not fit the model: {'; '.join(wrong)}")
+    require_finite(state, what)
     module.load_state_dict(state, assign=assign)
+
+
+@torch.no_grad()
+def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """See that weights hold numbers: one NaN makes every feature NaN, and nothing that is computed of them says so.
+
+    Args:
+        tensors: by name; of a sharded one, this process's part is looked at.
+        what: what the error calls them.
+
+    Raises:
+        TubeletError: names the tensors that hold NaN or infinity, and how many values of them are.
+    """
+    wrong = []
+    for name, tensor in tensors.items():
+        values = own_part(tensor)
+        # One pass, and no memory for a mask as large as the tensor, unless there is something to count.
+        if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
+            wrong.append(f"{name}, {int((~values.isfinite()).sum())} of {values.numel()} values")
+    if wrong:
+        more = f" and {len(wrong) - 5} more tensors" if len(wrong) > 5 else ""
+        raise TubeletError(
+            f"{what}: not finite (NaN or infinity): {'; '.join(wrong[:5])}{more}: the training diverged or the file is "
+            "damaged; use another checkpoint"
+        )
 
 
 def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

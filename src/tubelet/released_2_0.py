@@ -6,15 +6,15 @@ no modality embedding, which is one of zeros; and its one final norm serves ever
 has other heads, and is not read.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from tubelet.config import ModelConfig, levels_of_depth
+from tubelet.readers import read_json
 from tubelet.released import (
     State,
     count_blocks,
@@ -26,6 +26,7 @@ from tubelet.released import (
     tokenizer_shape,
 )
 from tubelet.types import TubeletError
+from tubelet.values import MisfitError, fit
 
 # Width -> heads and blocks of ViT-L, H and g (arXiv 2506.09985, and its release).
 _FAMILY = {1024: (16, 24), 1280: (16, 32), 1408: (22, 40)}
@@ -37,6 +38,21 @@ _TRANSFORMERS_NAMES = (
     ("patch_embed.", "encoder.embeddings.patch_embeddings."),
     ("norm.", "encoder.layernorm."),
 )
+
+
+class _Sizes(TypedDict):
+    """The fields of the config that tell the model's sizes."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    mlp_ratio: float
+    patch_size: int | list[int]
+    tubelet_size: int
+    in_chans: int
+
+
+_BESIDE = "expected the config.json of a V-JEPA 2.0 model beside its .safetensors files"
 # What this package's blocks do not leave open.
 _FIXED = {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": True}
 
@@ -101,34 +117,35 @@ def _thirds(name: str) -> list[str]:
 
 
 def _read_config(path: Path) -> ModelConfig:
-    try:
-        stated: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise TubeletError(f"{path}: cannot be read ({error}); it belongs beside the .safetensors files") from error
-    if not isinstance(stated, dict):
-        raise TubeletError(f"{path}: is {type(stated).__name__}, expected an object with a model_type")
+    stated = read_json(path, dict[str, Any], _BESIDE)
     if stated.get("model_type") != "vjepa2":
-        raise TubeletError(f"{path}: model_type is {stated.get('model_type')!r}, expected 'vjepa2'")
+        raise TubeletError(f"{path}: model_type is {stated.get('model_type')!r:.100}, expected 'vjepa2'; {_BESIDE}")
     for key, value in _FIXED.items():
         if stated.get(key, value) != value:
-            raise TubeletError(f"{path}: {key} is {stated[key]!r}, this package's blocks have {value!r}")
+            raise TubeletError(
+                f"{path}: {key} is {stated[key]!r:.100}, this package's blocks have {value!r}; {_BESIDE}"
+            )
     try:
-        patch = stated["patch_size"]
+        sizes = fit(_Sizes, stated, "", given=False)
+        patch = sizes["patch_size"]
+        if isinstance(patch, list) and (not patch or len({*patch}) > 1):
+            raise MisfitError("patch_size", f"is {patch!r:.100}, expected one number, or two that are equal")
+    except MisfitError as error:
+        raise TubeletError(f"{path}: {error}; {_BESIDE}") from error
+    try:
         return ModelConfig(
-            width=stated["hidden_size"],
-            depth=stated["num_hidden_layers"],
-            heads=stated["num_attention_heads"],
-            mlp_ratio=stated["mlp_ratio"],
-            levels=levels_of_depth(stated["num_hidden_layers"]),
+            width=sizes["hidden_size"],
+            depth=sizes["num_hidden_layers"],
+            heads=sizes["num_attention_heads"],
+            mlp_ratio=sizes["mlp_ratio"],
+            levels=levels_of_depth(sizes["num_hidden_layers"]),
             patch_size=patch[0] if isinstance(patch, list) else patch,
-            tubelet_size=stated["tubelet_size"],
-            channels=stated["in_chans"],
+            tubelet_size=sizes["tubelet_size"],
+            channels=sizes["in_chans"],
             rope="2.0",
         )
-    except KeyError as error:
-        raise TubeletError(f"{path}: has no {error}") from error
-    except (TypeError, IndexError) as error:
-        raise TubeletError(f"{path}: has sizes that are no numbers ({error})") from error
+    except TubeletError as error:
+        raise TubeletError(f"{path}: {error}") from error
 
 
 def _expected(config: ModelConfig) -> State:

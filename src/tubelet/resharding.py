@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
@@ -24,7 +23,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from tubelet.files import sync
 from tubelet.parts import FILES, HEADER, read_header, remove
-from tubelet.types import TubeletError
+from tubelet.types import TubeletError, one_line
 
 
 def begin_writing(
@@ -67,8 +66,8 @@ def shapes(path: Path) -> dict[str, Tensor]:
     read_header(path)
     try:
         metadata = _Reader(path).read_metadata()
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise TubeletError(f"{path}: the checkpoint cannot be read ({error})") from error
+    except Exception as error:  # a damaged header of a part fails in many ways inside PyTorch
+        raise TubeletError(f"{path}: the checkpoint cannot be read ({one_line(error)}); copy it again") from error
     return {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
         for name, entry in metadata.state_dict_metadata.items()
@@ -86,8 +85,10 @@ def read_into(path: Path, state: Mapping[str, Tensor]) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each reads for itself
             dcp.load(dict(state), storage_reader=_Reader(path), no_dist=True)
-    except (CheckpointException, OSError, SafetensorError) as error:
-        raise TubeletError(f"{path}: the checkpoint cannot be read ({what_failed(error)})") from error
+    except Exception as error:  # as above
+        cause = what_failed(error)
+        said = one_line(cause) if isinstance(cause, Exception) else type(cause).__name__
+        raise TubeletError(f"{path}: the checkpoint cannot be read ({said}); copy it again") from error
 
 
 def read_whole(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ grid, N = T'·H'·W' tokens, K tokens of an index list, D width, L levels.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -61,8 +62,28 @@ class Mask:
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be printed and stored: bytes of it that are not UTF-8 become escapes (\\udcff)."""
+    """A file's name as text that can be stored: bytes of it that are not UTF-8 become escapes (\\udcff).
+
+    To show a name, use `visible`.
+    """
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Text that names files, safe to show: characters that control a terminal or a page become escapes.
+
+    These are control characters (ESC, line feeds), format characters (right-to-left marks, zero-width spaces), line and
+    paragraph separators, and surrogates, which stand for bytes that are not UTF-8. The result is shown as it is.
+
+    Args:
+        text: any string.
+        keep: characters that are left as they are, such as line feeds in a page.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text
+    )
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,7 @@ class BadFile:
     reason: str
 
     def __str__(self) -> str:
-        return printable(f"{self.path}: {self.reason}")
+        return visible(f"{self.path}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +122,7 @@ class TubeletError(Exception):
     told = False
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+        super().__init__(visible(message))
 
 
 def one_line(error: Exception) -> str:

@@ -1,21 +1,53 @@
 """What the package does with an input that comes from outside, kind by kind, up to the first clip or tensor."""
 
+import json
 import shutil
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import torch
+from cli_values import run as run_command
+from seeds import SMALL
 
 from tubelet.checkpoint import load_vjepa
+from tubelet.config import DataConfig, Recipe, TrainConfig
 from tubelet.data.clips import centre_clip_times, window_times
 from tubelet.data.decode import VideoInfo, read_clips, read_frames
 from tubelet.data.images import read_image
-from tubelet.data.sample.truth import read_truth
+from tubelet.data.make_shards import Job, _check_plan, _finished
+from tubelet.data.sample.truth import read_index, read_truth
 from tubelet.data.shards import open_shards
 from tubelet.data.sources import list_media
+from tubelet.embed.search import search
+from tubelet.embed.table import FORMAT, FeatureTable, read_settings
+from tubelet.evaluate.cache import read_features
+from tubelet.evaluate.dense.points import read_slices
+from tubelet.evaluate.layouts import diving48, ssv2, youtube_vos
+from tubelet.evaluate.layouts import sample as sample_layout
+from tubelet.evaluate.suite.comparison import read_evaluation
+from tubelet.evaluate.training_state import take_up
+from tubelet.model.encoder import Encoder
+from tubelet.model.lora import apply_adapters
+from tubelet.parts import read_header
 from tubelet.pretrained.backbone import build
+from tubelet.pretrained.convert import _metrics
 from tubelet.pretrained.weights import Wanted
-from tubelet.train.state import read_config
+from tubelet.released_2_0 import _read_config
+from tubelet.train.guards import Guards, Past
+from tubelet.train.monitor import CollapseWatch
+from tubelet.train.state import RunFolder, read_config, read_metrics
 from tubelet.types import Blob, TubeletError
+from tubelet.view.report import _benchmark, _thinned
+
+SEEDS_FOLDER: list[Path] = []  # of the healthy inputs
+SETTINGS_TEXT = json.dumps(
+    {
+        "format": FORMAT, "model": "run", "model_id": "a", "config_hash": "0", "weights": "teacher-0", "image_size": 32,
+        "frames": 4, "fps": 4.0, "stride_s": None, "dense": False, "levels": False,
+    }
+)  # fmt: skip
 
 
 def read(kind: str, path: Path, way: int) -> str:
@@ -81,6 +113,141 @@ def _truth(path: Path, _: int) -> None:
     read_truth(path)
 
 
+def _json(path: Path, _: int) -> None:
+    """A document as each of its readers takes it; a foreign one as all of them do."""
+    for name, reader in JSON_READERS.items():
+        if path.stem in (name, "foreign"):
+            reader(path)
+
+
+def _renamed(path: Path, name: str) -> Path:
+    target = path.with_name(name)
+    if target != path:
+        shutil.copy(path, target)
+    return target
+
+
+def _dataset(path: Path) -> None:
+    data = _renamed(path, "dataset.json").parent
+    for split in ("train", "val"):
+        read_index(data, split)
+        read_index(data, split, "images")
+    sample_layout.read_classes(data)
+
+
+def _something(path: Path) -> None:
+    healthy = {"labels": {"Holding something": "0"}, "train": [{"id": "1", "template": "Holding something"}]}
+    for name, content in (healthy | {"validation": healthy["train"]}).items():
+        target = path.parent / "labels" / f"{name}.json"
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes() if path.stem in (name, "foreign") else json.dumps(content).encode())
+    ssv2.read(path.parent)
+
+
+def _diving(path: Path) -> None:
+    healthy = {"vocab": [["Back"]], "V2_train": [{"vid_name": "a", "label": 0}]}
+    for name, content in (healthy | {"V2_test": healthy["V2_train"]}).items():
+        own = {"vocabulary": "vocab", "diving": "V2_train"}.get(path.stem)
+        target = path.with_name(f"Diving48_{name}.json")
+        target.write_bytes(path.read_bytes() if own in (name, None) else json.dumps(content).encode())
+    diving48.read(path.parent)
+
+
+def _note(path: Path) -> None:
+    job = Job(path.parent, 0, (), Recipe())
+    job.shard.write_bytes(b"")
+    shutil.copy(path, job.note)
+    _finished(job)
+
+
+def _vos(path: Path) -> None:
+    _renamed(path, "meta.json")
+    (path.parent / "JPEGImages").mkdir(exist_ok=True)
+    youtube_vos.read(path.parent)
+
+
+PLAN = {"recipe": {}, "shard_mb": 1.0, "sources": "", "files": 1, "source_size": 1}
+JSON_READERS = {
+    "evaluation": lambda path: (read_evaluation(path), _metrics(_renamed(path, "evaluation.json").parent)),
+    "result": lambda path: _benchmark(path, path.parent),
+    "dataset": _dataset,
+    "transformers": _read_config,
+    "header": lambda path: read_header(_renamed(path, "header.json").parent),
+    "settings": lambda path: read_settings(_renamed(path, "_settings.json").parent),
+    "plan": lambda path: _check_plan(
+        path, {"recipe": {}, "shard_mb": 1.0, "sources": "", "files": 1, "source_size": 1}
+    ),
+    "note": _note,
+    "labels": _something,
+    "train": _something,
+    "diving": _diving,
+    "vocabulary": _diving,
+    "meta": _vos,
+}
+
+
+def _json_lines(path: Path, _: int) -> None:
+    for name in ("metrics", "alarms", "bad_files"):
+        if path.stem not in (name, "rows"):
+            (path.parent / f"{name}.jsonl").write_text("")
+    config = TrainConfig(data=DataConfig(sources=("films",)))
+    run, past, watch = RunFolder(path.parent, config, resume=True), Past(), CollapseWatch(8)
+    rows = [row for row, _ in read_metrics(path.parent)]
+    run.begin(10**6, lambda row: (past.add(row), watch.observe(row)))
+    Guards(config, run, lambda said: None).restore(past, run.alarms)
+    Guards(config, run, lambda said: None).left_out()
+    sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))
+    if rows:
+        _thinned(rows, "lr")
+
+
+def _parquet(path: Path, way: int) -> None:
+    settings = SETTINGS_TEXT
+    (path.parent / "_settings.json").write_text(settings)
+    if path.stem != "part-000000":
+        path = path.rename(path.with_name("part-000000.parquet"))
+    if way % 2:
+        known = json.loads(settings)
+        kept = (
+            "image_size",
+            "frames",
+            "fps",
+            "stride_s",
+            "dense",
+            "levels",
+            "model",
+            "model_id",
+            "config_hash",
+            "weights",
+        )
+        table = FeatureTable(path.parent, {key: known[key] for key in kept})
+        table.done()
+        table.drop(["a.mp4"])
+        return
+    pooled = SimpleNamespace(pooled=torch.ones(1, 8))
+    model = SimpleNamespace(weights_id="teacher-0", model_id="a", encode=lambda *_, **__: pooled)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        search(path.parent, "query.png", 3, model)
+
+
+def _tensors(path: Path, _: int) -> None:
+    if path.suffix == ".pt":
+        take_up(path, {"head": torch.nn.Linear(2, 2)}, "done", torch.device("cpu"))
+    elif path.stem == "features":
+        read_features(path)
+        read_slices(path, ("tokens", "pooled"), 1)
+    else:
+        apply_adapters(Encoder(SMALL), path.rename(path.with_name("adapter_model.safetensors")).parent)
+
+
+def _command_line(path: Path, _: int) -> None:
+    given = json.loads(path.read_bytes())
+    folder = path.parent / "here"
+    folder.mkdir()
+    run_command(given["words"], given["invalid"], SEEDS_FOLDER[0], folder)
+
+
 READERS = {
     "video": _video,
     "image": _image,
@@ -90,6 +257,11 @@ READERS = {
     "released": _model,
     "index": _index,
     "truth": _truth,
+    "json": _json,
+    "jsonl": _json_lines,
+    "parquet": _parquet,
+    "tensors": _tensors,
+    "cli": _command_line,
 }
 
 
@@ -98,6 +270,7 @@ def place(kind: str, name: str, data: bytes, folder: Path, seeds: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = folder / name
+    SEEDS_FOLDER[:] = [seeds.resolve()]
     if kind == "index":
         shutil.copy(seeds / "index" / "shard-000000.tar", folder)
     path.write_bytes(data)

@@ -17,7 +17,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -31,7 +31,8 @@ from mutate import mutate  # noqa: E402 - run as a file, it finds its neighbours
 
 # Inputs of a hundred.
 SHARES = {
-    "video": 60, "image": 14, "manifest": 8, "config": 5, "checkpoint": 5, "released": 4, "index": 2, "truth": 2
+    "video": 36, "image": 8, "manifest": 6, "config": 4, "checkpoint": 5, "released": 4, "index": 3, "truth": 3,
+    "json": 11, "jsonl": 4, "parquet": 5, "tensors": 3, "cli": 8,
 }  # fmt: skip
 MAX_CPU_S = 5.0
 MAX_MB = 2000
@@ -64,11 +65,16 @@ class Outcome:
     peak_mb: float
 
 
-def make(seeds: Path, seed: int, number: int) -> tuple[str, str, bytes]:
-    """Kind, file name and bytes of an input."""
+def make(seeds: Path, seed: int, number: int, kinds: Sequence[str] = ()) -> tuple[str, str, bytes]:
+    """Kind, file name and bytes of an input; of all kinds by their shares unless some are named."""
     rng = np.random.default_rng([seed, number])
-    kinds = [kind for kind, share in SHARES.items() for _ in range(share)]
-    kind = kinds[number % 100]
+    chosen = [kind for kind, share in SHARES.items() for _ in range(share) if not kinds or kind in kinds]
+    kind = chosen[number % len(chosen)]
+    if kind == "cli":
+        from cli_values import command_line
+
+        words, invalid = command_line(rng)
+        return kind, f"{words[0]}.json", json.dumps({"words": words, "invalid": invalid}).encode()
     files = sorted((seeds / kind).iterdir())
     if kind == "index" and rng.random() < 0.8:
         files = files[:1]
@@ -89,7 +95,8 @@ def measure(number: int, kind: str, name: str, data: bytes, folder: Path, seeds:
     except Exception:
         said, fault = traceback.format_exc(limit=-6), True
     cpu_s, peak_mb = time.process_time() - start, _peak_mb()
-    if cpu_s > MAX_CPU_S:
+    # The first command line of its kind imports all that the command needs.
+    if cpu_s > MAX_CPU_S * (2 if kind == "cli" else 1):
         said, fault = f"took {cpu_s:.1f} s; {said}", True
     if peak_mb > MAX_MB:
         said, fault = f"took {peak_mb:.0f} MB; {said}", True
@@ -107,7 +114,7 @@ def _peak_mb() -> float:
     raise RuntimeError("the system does not tell the peak of a process's memory")
 
 
-def _serve(pipe: Connection, seeds: Path, seed: int, folder: Path) -> None:
+def _serve(pipe: Connection, seeds: Path, seed: int, folder: Path, kinds: Sequence[str]) -> None:
     """A process that reads inputs by their numbers until it is told to stop."""
     import torch
     from front import READERS  # noqa: F401 - loads all libraries before memory is bounded
@@ -117,15 +124,16 @@ def _serve(pipe: Connection, seeds: Path, seed: int, folder: Path) -> None:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESS_SPACE, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pipe.send(None)  # all is loaded: from now on an input has a limited time
     while (number := pipe.recv()) is not None:
-        pipe.send(measure(number, *make(seeds, seed, number), folder, seeds))
+        pipe.send(measure(number, *make(seeds, seed, number, kinds), folder, seeds))
 
 
 class _Worker:
     """One process that reads inputs, and is begun anew when an input kills it."""
 
-    def __init__(self, seeds: Path, seed: int, folder: Path) -> None:
-        self.given = (seeds, seed, folder)
+    def __init__(self, seeds: Path, seed: int, folder: Path, kinds: Sequence[str]) -> None:
+        self.given = (seeds, seed, folder, kinds)
         self.begin()
 
     def begin(self) -> None:
@@ -134,6 +142,7 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(other, *self.given), daemon=True)
         self.process.start()
         other.close()
+        self.pipe.recv()
         self.number: int | None = None
 
     def ask(self, number: int) -> None:
@@ -159,7 +168,7 @@ class _Worker:
 
     def _lost(self, said: str) -> Outcome:
         number = self.number or 0
-        kind, name, _ = make(self.given[0], self.given[1], number)
+        kind, name, _ = make(self.given[0], self.given[1], number, self.given[3])
         took_s = time.monotonic() - self.since
         self.begin()
         return Outcome(number, kind, name, said, True, round(took_s, 3), 0)
@@ -169,10 +178,10 @@ class _Worker:
         self.process.join()
 
 
-def run(seeds: Path, seed: int, numbers: range, workers: int) -> Iterator[Outcome]:
+def run(seeds: Path, seed: int, numbers: range, workers: int, kinds: Sequence[str] = ()) -> Iterator[Outcome]:
     """Read inputs in processes of their own; the outcomes as they come."""
     with tempfile.TemporaryDirectory() as scratch:
-        pool = [_Worker(seeds, seed, Path(scratch) / str(i)) for i in range(workers)]
+        pool = [_Worker(seeds, seed, Path(scratch) / str(i), kinds) for i in range(workers)]
         waiting = iter(numbers)
         try:
             busy = [worker for worker in pool if _next(worker, waiting)]
@@ -219,6 +228,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--kinds", nargs="+", choices=list(SHARES), default=(), help="these alone; all by default")
     parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
     arguments = parser.parse_args()
     from seeds import write_seeds
@@ -229,12 +239,12 @@ def main() -> None:
     outcomes: list[Outcome] = []
     numbers = range(arguments.first, arguments.first + arguments.inputs)
     with (out / "outcomes.jsonl").open("w") as log:
-        for outcome in run(seeds, arguments.seed, numbers, arguments.workers):
+        for outcome in run(seeds, arguments.seed, numbers, arguments.workers, arguments.kinds):
             outcomes.append(outcome)
             log.write(json.dumps(asdict(outcome)) + "\n")
             log.flush()
             if outcome.fault:
-                kind, name, data = make(seeds, arguments.seed, outcome.number)
+                kind, name, data = make(seeds, arguments.seed, outcome.number, arguments.kinds)
                 (out / f"{kind}-{outcome.number}-{name}").write_bytes(data)
                 last = outcome.said.strip().splitlines()[-1]
                 print(f"{kind} {outcome.number} {name}: {last}", flush=True)

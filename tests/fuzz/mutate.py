@@ -117,7 +117,11 @@ def _header(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     """Safetensors with another header: what it says of a tensor, or its own text in it, the config and the step."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    key = "__metadata__" if rng.random() < 0.5 else list(header)[int(rng.integers(len(header)))]
+    key = (
+        "__metadata__"
+        if "__metadata__" in header and rng.random() < 0.5
+        else list(header)[int(rng.integers(len(header)))]
+    )
     if key == "__metadata__":
         name = list(header[key])[int(rng.integers(len(header[key])))]
         header[key][name] = _words(header[key][name].encode(), other, rng).decode()
@@ -145,11 +149,84 @@ def _members(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     return target.getvalue()
 
 
+def _json(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
+    """Words changed; or an entry missing, twice or in place of another; or another document altogether."""
+    where = rng.random()
+    if where < 0.6:
+        return _words(data, other, rng)
+    if where < 0.7:
+        return other
+    lines = data.splitlines(keepends=True)
+    place = int(rng.integers(len(lines)))
+    try:
+        value = json.loads(lines[place] if len(lines) > 1 and data[:1] == b"{" and lines[0].endswith(b"}\n") else data)
+    except ValueError:
+        return _words(data, other, rng)
+    _edit(value, rng)
+    text = json.dumps(value).encode()
+    return b"".join([*lines[:place], text + b"\n", *lines[place + 1 :]]) if len(lines) > 1 and b"\n{" in data else text
+
+
+def _edit(value: object, rng: np.random.Generator) -> None:
+    """One entry, at any depth, is removed, replaced by a value of another type, or becomes a list or an object."""
+    while isinstance(value, (dict, list)) and value:
+        key = (list(value) if isinstance(value, dict) else range(len(value)))[int(rng.integers(len(value)))]
+        if isinstance(value[key], (dict, list)) and value[key] and rng.random() < 0.7:
+            value = value[key]
+            continue
+        if rng.random() < 0.3:
+            del value[key]
+        else:
+            value[key] = _VALUES[int(rng.integers(len(_VALUES)))]
+        return
+
+
+_VALUES = (
+    None, True, 0, -1, 1.5, 2**62, 2**80, 1e300, "", "x", "../x", "/etc/passwd", "a" * 300, "\0", "\udc80", "\ud800",
+    [], {}, [1], {"a": 1}, [[]], ["x"], "nan", "1", -(2**40),
+)  # fmt: skip
+
+
+def _table(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
+    """A Parquet file that is whole, of other columns, types, lengths or values."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(data))
+    for _ in range(int(rng.integers(1, 3))):
+        place = int(rng.integers(table.num_columns)) if table.num_columns else -1
+        if place < 0:
+            break
+        name, column, way = table.column_names[place], table.column(place), int(rng.integers(9))
+        n = len(column)
+        if way == 0:
+            table = table.remove_column(place)
+        elif way == 1:
+            table = table.rename_columns([*table.column_names[:place], "x" * 70_000, *table.column_names[place + 1 :]])
+        elif way == 2:
+            table = table.append_column(name, column)
+        elif way == 3:
+            table = table.slice(0, 0)
+        else:
+            new = {
+                4: pa.array([None] * n, column.type),
+                5: pa.array(["x" * 100_000] * n),
+                6: pa.array([float("nan")] * n),
+                7: pa.array([2**62] * n),
+                8: pa.array([[1.0, 2.0]] * n, pa.list_(pa.float16(), 2)),
+            }[way]
+            table = table.set_column(place, name, new)
+    target = io.BytesIO()
+    pq.write_table(table, target)
+    return target.getvalue()
+
+
 _WAYS = (_flip, _cut_short, _drop, _repeat, _splice, _number, _number, _swap)
 _INNER = {
     "csv": _words,
-    "json": _words,
-    "jsonl": _words,
+    "json": _json,
+    "jsonl": _json,
+    "parquet": _table,
     "png": _chunks,
     "safetensors": _header,
     "pt": _members,

@@ -1,17 +1,20 @@
 """Small healthy inputs of every kind that the package reads, for the mutators to damage."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from media import picture, write_image, write_rotated, write_variable_rate, write_video
 from tubelet.checkpoint import save_checkpoint
 from tubelet.config import DataConfig, ModelConfig, PredictorConfig, Recipe, TrainConfig, to_dict
 from tubelet.data.make_shards import write_shards
-from tubelet.data.sample.truth import save_arrays
+from tubelet.data.sample.truth import CLASSES, FORMAT, MOTIONS, NAME, save_arrays
+from tubelet.embed.table import FORMAT as TABLE_FORMAT
+from tubelet.embed.table import _table as make_table
 from tubelet.released import write_released
 from tubelet.vjepa import VJEPA
 
@@ -77,9 +80,7 @@ def _checkpoints(folder: Path) -> None:
     model = VJEPA(SMALL)
     config = replace(TrainConfig(), model=SMALL)
     run = folder.parent / "run"
-    save_checkpoint(run, 3, model, torch.optim.AdamW(model.parameters()), config, keep=1).rename(
-        folder / "a.safetensors"
-    )
+    save_checkpoint(run, 3, model.state_dict(), config, keep=1).rename(folder / "a.safetensors")
 
 
 def _released(folder: Path) -> None:
@@ -109,7 +110,7 @@ def _truths(folder: Path) -> None:
         {
             "classes": np.ones(shape, np.uint8),
             "depth_codes": np.ones(shape, np.uint8),
-            "depth_steps": np.ones((2, 256), np.float32),
+            "depth_steps": np.ones((3, 256), np.float32),
             "instances": np.ones(shape, np.uint16),
             "pose": np.zeros((2, 5), np.float32),
             "motion": np.array(1),
@@ -121,6 +122,88 @@ def _truths(folder: Path) -> None:
     )
 
 
+def _json(folder: Path) -> None:
+    documents = {
+        "evaluation": {
+            "checkpoint": "run/checkpoints/step-000000002.safetensors", "step": 2, "data": "set", "seed": 0,
+            "clips": {"train": 4, "val": 2}, "features": ["trained", "random", "raw patches"],
+            "tasks": [{"name": "depth", "metric": "RMSE", "higher_is_better": False, "details": {"R2": {"trained": 1}},
+                       "values": {"trained": 0.5, "random": 0.7, "raw patches": None}}],
+        },
+        "result": {
+            "task": "knn", "benchmark": "ImageNet", "data": "set", "model_id": "a-teacher-00", "protocol": "x",
+            "metrics": {"top-1": 0.5}, "beside": {"random weights": {"top-1": 0.1}}, "units": {"top-1": "%"},
+            "counts": {"classes": 3}, "skipped": [], "details": {}, "examples": [{"name": "a", "score": None}],
+        },
+        "dataset": {
+            "name": NAME, "format": FORMAT, "classes": list(CLASSES), "motions": list(MOTIONS),
+            "parameters": {"clips": 1, "images": 1, "seed": 0, "size": 64, "frames": 8, "fps": 7,
+                           "validation_share": 0.2},
+            "counts": {"train": {"videos": 1, "images": 1}}, "dropped": {"too dark": 3},
+            "files": {split: {"videos": [{"file": "000000.mp4", "level": "MAP01", "motion": "still"}],
+                              "images": [{"file": "000000.png", "level": "MAP01"}]} for split in ("train", "val")},
+        },
+        "transformers": {
+            "model_type": "vjepa2", "patch_size": 16, "hidden_size": 64, "num_hidden_layers": 4, "mlp_ratio": 4,
+            "num_attention_heads": 2, "tubelet_size": 2, "in_chans": 3, "layer_norm_eps": 1e-6, "hidden_act": "gelu",
+        },
+        "header": {"format": "tubelet-checkpoint-1", "step": "3", "config": "{}", "files": {"header.json": 9}},
+        "settings": {
+            "format": TABLE_FORMAT, "model": "run", "model_id": "a", "config_hash": "0", "weights": "teacher-0",
+            "image_size": 32, "frames": 4, "fps": 4.0, "stride_s": None, "dense": False, "levels": False,
+        },
+        "plan": {"recipe": asdict(Recipe()), "shard_mb": 1024, "files": 2, "source_size": 9, "sources": "ab"},
+        "note": {"size": 0, "bad": [{"path": "a.mp4", "reason": "x"}], "members": [
+            {"shard": "shard-000000.tar", "name": "00000000-0000.mp4", "offset": 512, "size": 9, "crc32": 1,
+             "modality": "video", "source": "a.mp4", "start_s": 0.0, "duration_s": 1.0, "fps": 4.0, "width": 16,
+             "height": 16}]},
+        "labels": {"Holding something": "0", "Dropping something": "1"},
+        "train": [{"id": "1", "template": "Holding [something]"}],
+        "diving": [{"vid_name": "a_0001", "label": 0, "start_frame": 0, "end_frame": 48}],
+        "vocabulary": [["Back", "15som"], ["Front", "FREE"]],
+        "meta": {"videos": {"a": {"objects": {"1": {"frames": ["00000"]}}}}},
+        "foreign": {"_via_settings": {"ui": {}}, "_via_img_metadata": {"a.jpg": {"regions": [{"attributes": {}}]}}},
+    }  # fmt: skip
+    for name, content in documents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def _json_lines(folder: Path) -> None:
+    rows = [{"step": step, "loss": 0.5, "lr": 1e-3, "clips_per_s": 9.0, "effective_rank": 5.0} for step in range(1, 4)]
+    alarms = [
+        {"step": 2, "kind": "spike", "said": "a spike", "batches": 3},
+        {"step": 3, "kind": "save", "said": "full"},
+    ]
+    files = {"metrics": rows, "alarms": alarms, "bad_files": [{"path": "a.mp4", "reason": "is cut off"}]}
+    for name, content in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+
+
+def _tables(folder: Path) -> None:
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    row = {
+        "path": "a.mp4", "modality": "video", "size_bytes": 9, "changed_s": 1.0, "clip": 0, "clips": 2, "start_s": 0.0,
+        "end_s": 1.0, "times": np.zeros(2), "grid": np.array([2, 2, 2], np.int32), "model_id": "a", "config_hash": "0",
+        "pooled": np.ones(8, np.float16),
+    }  # fmt: skip
+    table = make_table([row, row | {"clip": 1}, row | {"path": "b.png", "clips": 1}], {"format": TABLE_FORMAT})
+    pq.write_table(table, folder / "part-000000.parquet", compression="zstd")
+    whole = folder.parent / "table"
+    whole.mkdir()
+    (whole / "_settings.json").write_bytes((folder.parent / "json" / "settings.json").read_bytes())
+    pq.write_table(table, whole / "part-000000.parquet")
+
+
+def _tensors(folder: Path) -> None:
+    save_file({"tokens": torch.ones(2, 3, 4), "pooled": torch.ones(2, 4)}, folder / "features.safetensors")
+    layer = "blocks.0.attention.qkv"
+    adapters = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(24, 2)}
+    save_file(adapters, folder / "adapter.safetensors")
+    torch.save({"head": torch.nn.Linear(2, 2).state_dict(), "done": 3}, folder / "state.pt")
+
+
 SEEDS = {
     "video": _videos,
     "image": _images,
@@ -130,4 +213,8 @@ SEEDS = {
     "released": _released,
     "index": _indices,
     "truth": _truths,
+    "json": _json,
+    "jsonl": _json_lines,
+    "parquet": _tables,
+    "tensors": _tensors,
 }

@@ -87,7 +87,7 @@ def train_together(count, config, out, resume=False):
 def wait_for_all(started, out):
     """The exit codes of processes, and what they said on stderr."""
     for process in started:
-        process.join(120)
+        process.join(300)
     assert not any(process.is_alive() for process in started)
     said = [Path(f"{out}.{rank}.err") for rank in range(len(started))]
     return [process.exitcode for process in started], "".join(path.read_text() for path in said)

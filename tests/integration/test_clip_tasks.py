@@ -1,6 +1,7 @@
 """Classification, neighbours, linear heads and anticipation from the command line, on the sample set in each layout."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -13,10 +14,12 @@ LAYOUTS = ("ssv2", "kinetics", "diving48", "imagenet", "epic")
 
 
 @pytest.fixture(scope="module")
-def layouts(sample_set):
+def layouts(sample_set, tmp_path_factory):
+    root = tmp_path_factory.mktemp("clips") / "set"
+    shutil.copytree(sample_set, root)
     for name in LAYOUTS:
-        write_layout(sample_set, name)
-    return sample_set / "layouts"
+        write_layout(root, name)
+    return root / "layouts"
 
 
 @pytest.fixture(scope="module")

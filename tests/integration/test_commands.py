@@ -11,6 +11,7 @@ import pytest
 from runs import rows
 
 import tubelet
+from commands import run_tubelet
 from media import write_image, write_text, write_video
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.cli import main
@@ -41,9 +42,10 @@ def media(tmp_path_factory):
     return folder
 
 
-TRAIN = ("--model", "vit-ti", "--image-size", "32", "--patch-size", "8", "--frames", "4", "--batch-size", "2")
+TRAIN = ("--model", "vit-pico", "--image-size", "32", "--patch-size", "8", "--frames", "4", "--batch-size", "2")
 
 
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_step(media, tmp_path):
     out = tmp_path / "run"
     options = ("train", media, "--out", out, *TRAIN, "--checkpoint-every", "1000", "--precision", "fp32")
@@ -52,15 +54,15 @@ def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     stopped = rows(out)[-1]["step"]
     assert process.returncode == 128 + signal.SIGTERM
     assert f"SIGTERM: stopped after step {stopped}" in err
     assert "--resume" in err
     assert len(checkpoints(out)) == 1
-    code, text, err = run(*options, "--steps", str(stopped + 2), "--resume")
-    assert code == 0, err
-    assert f"continuing after step {stopped}" in text
+    resumed = run_tubelet(*options, "--steps", str(stopped + 2), "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"continuing after step {stopped}" in resumed.stdout
     assert [row["step"] for row in rows(out)] == list(range(1, stopped + 3))
     promised = {"step", "loss", "prediction_loss", "context_loss", "lr", "clips_per_s", "data_wait_share"}
     assert promised <= rows(out)[0].keys()
@@ -69,6 +71,7 @@ def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_
     assert json.loads((out / "config.json").read_text())["steps"] == config.steps
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_own_settings_but_for_those_that_are_given(media, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
 
@@ -130,8 +133,9 @@ def test_the_version_is_said():
 def test_only_bad_files_end_in_one_line_and_a_non_zero_exit_code(tmp_path):
     for i in range(3):
         write_text(tmp_path / f"{i}.mp4")
-    code, _, err = run("train", tmp_path, "--out", tmp_path / "run", *TRAIN, "--steps", "5")
-    assert code == 1
+    done = run_tubelet("train", tmp_path, "--out", tmp_path / "run", *TRAIN, "--steps", "5")
+    err = done.stderr
+    assert done.returncode == 1
     assert err.startswith("error: ")
     assert len(err.strip().splitlines()) == 1
     assert "Traceback" not in err

@@ -23,6 +23,7 @@ from tubelet.vjepa import VJEPA
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_a_compiled_run_gives_the_losses_of_an_eager_one_and_compiles_nothing_after_its_first_steps(
     media, tmp_path, monkeypatch
 ):
@@ -46,6 +47,7 @@ def test_a_compiled_run_gives_the_losses_of_an_eager_one_and_compiles_nothing_af
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="there is no C++ compiler here")
 def test_a_compiled_block_computes_what_an_eager_one_does(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -82,6 +82,7 @@ def test_the_learning_rates_that_are_asked_for_are_trained(layouts, model, tmp_p
     assert set(result["details"]["learning rates"]["cross-entropy on held-out pictures"]) == {"0.5", "0.02"}
 
 
+@pytest.mark.slow
 def test_another_model_is_set_beside_and_the_same_one_comes_to_the_same(layouts, model, tmp_path, monkeypatch, capsys):
     alone = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "alone")
     same = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "same", "--against", str(model))
@@ -123,6 +124,7 @@ def test_where_results_cannot_be_put_is_said_before_anything_is_done(layouts, mo
     assert "results cannot be put here: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_computes_no_features_and_comes_to_the_same(layouts, model, tmp_path, monkeypatch):
     data = layouts / "layouts" / "voc2012"
     first = evaluate(monkeypatch, model, data, "segmentation", tmp_path / "a")
@@ -139,6 +141,7 @@ def test_a_quick_look_takes_as_many_of_each_split(layouts, model, tmp_path, monk
     assert result["counts"] == {"training pictures": 3, "held-out pictures": 1, "test pictures": 4}
 
 
+@pytest.mark.slow
 def test_a_damaged_picture_ends_it_or_is_left_out_and_counted(layouts, model, tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
     shutil.copytree(layouts / "layouts" / "ade20k", data)

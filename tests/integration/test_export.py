@@ -7,6 +7,7 @@ import torch
 
 from tubelet.config import ModelConfig
 from tubelet.model.encoder import Encoder
+from tubelet.outputs import check_output
 from tubelet.pretrained import export
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.weights import Wanted
@@ -23,6 +24,7 @@ def saved(tmp_path_factory):
     return folder / "tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope", ["2.1", "2.0"])
 def test_the_encoder_compiles_without_a_graph_break(rope):
     torch._dynamo.reset()
@@ -38,6 +40,7 @@ def test_the_encoder_compiles_without_a_graph_break(rope):
     torch.testing.assert_close(compiled(pixels[:1], ids)[-1], encoder(pixels[:1], ids)[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "images"), [("a.pt2", True), ("a.onnx", False)])
 def test_an_exported_file_computes_what_eager_does_at_other_shapes(saved, tmp_path, name, images):
     if name.endswith(".onnx"):
@@ -45,6 +48,7 @@ def test_an_exported_file_computes_what_eager_does_at_other_shapes(saved, tmp_pa
     said = export.export(saved, tmp_path / name, Wanted(), images)
     assert "over 3 shapes" in said and "tokens/s" in said
     assert (tmp_path / name).stat().st_size > 10_000
+    check_output(tmp_path / name, export.kind_of(tmp_path / name))  # it may be replaced
 
 
 def test_a_file_that_computes_something_else_is_refused(saved, tmp_path, monkeypatch):

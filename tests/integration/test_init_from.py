@@ -4,8 +4,6 @@ import dataclasses
 import errno
 import json
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from runs import rows, tiny_config, train_quietly
 
+from commands import run_tubelet
 from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors, step_of
 from tubelet.model.lora import apply_adapters
 from tubelet.pretrained.backbone import load
@@ -162,12 +161,7 @@ def test_adapters_of_another_encoder_are_refused(media, first_run, tmp_path):
 
 def test_the_command_takes_the_sizes_from_the_checkpoint(media, first_run, tmp_path):
     command = f"train {media} --out {tmp_path / 'run'} --init-from {first_run} --steps 1 --batch-size 2 --image-size 32"
-    done = subprocess.run(
-        [sys.executable, "-m", "tubelet", *command.split(), "--frames", "4"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_tubelet(*command.split(), "--frames", "4")
     assert done.returncode == 0, done.stderr
     assert load_vjepa(tmp_path / "run")[0].config == load_vjepa(first_run)[0].config
     again = [
@@ -176,7 +170,7 @@ def test_the_command_takes_the_sizes_from_the_checkpoint(media, first_run, tmp_p
         "4",
         "--resume",
     ]
-    done = subprocess.run([sys.executable, "-m", "tubelet", *again], capture_output=True, text=True, check=False)
+    done = run_tubelet(*again)
     assert done.returncode == 0, done.stderr
     assert len(rows(tmp_path / "run")) == 2
 
@@ -190,11 +184,11 @@ def test_single_frames_need_images(media, tmp_path):
 def test_adapters_that_cannot_be_written_cost_the_run_no_checkpoint(media, first_run, tmp_path, monkeypatch):
     real, seen, run = saving.save_adapters, [], tmp_path / "run"
 
-    def failing(encoder, folder):
+    def failing(adapters, encoder, folder):
         seen.append([step_of(path) for path in checkpoints(run)])
         if len(seen) in (2, 3):
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(encoder, folder)
+        real(adapters, encoder, folder)
 
     monkeypatch.setattr(saving, "save_adapters", failing)
     train_quietly(tiny_config(media, init_from=str(first_run), lora_rank=2, keep_checkpoints=1), run)

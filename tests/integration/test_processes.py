@@ -25,6 +25,8 @@ from tubelet.data.sources import list_media
 from tubelet.pretrained.backbone import load
 from tubelet.types import TubeletError
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm.sh"
 LOSSES = ("loss", "prediction_loss", "context_loss")
 
@@ -45,7 +47,7 @@ def assert_same_losses(run, other):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
@@ -207,7 +209,7 @@ def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_a
         stderr=subprocess.STDOUT,
         text=True,
         cwd=tmp_path,
-        env=os.environ | job | {"PATH": path},
+        env=os.environ | job | {"PATH": path, "TMPDIR": str(tmp_path)},
     )
     run = tmp_path / "run"
     try:
@@ -221,7 +223,7 @@ def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_a
         family = psutil.Process(script.pid).children(recursive=True)
         script.send_signal(signal.SIGUSR1)
         try:
-            said, _ = script.communicate(timeout=120)
+            said, _ = script.communicate(timeout=300)
         finally:
             for process in filter(psutil.Process.is_running, family):
                 process.kill()

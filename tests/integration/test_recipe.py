@@ -19,6 +19,7 @@ from tubelet.types import TubeletError
 TRAINED_VARIANTS = [name for name, variant in VARIANTS.items() if variant.trained]
 
 
+@pytest.mark.slow
 def test_two_variants_end_to_end_then_nothing_is_done_twice_and_other_settings_are_refused(
     sample_set, tmp_path, capsys, monkeypatch
 ):

@@ -2,14 +2,13 @@
 
 import dataclasses
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from rich.console import Console
 from runs import rows, tiny_config, train_quietly
 
+from commands import run_tubelet
 from tubelet.checkpoint import load_vjepa
 from tubelet.config import OptimConfig, recipes, vit_gigantic, vit_l
 from tubelet.pretrained.backbone import load
@@ -130,21 +129,17 @@ def test_a_student_that_predicts_all_levels_is_refused(media, pretrained, tmp_pa
         train_quietly(tiny(media, recipes.distil(), distil_from=str(pretrained)), tmp_path / "run")
 
 
-def tubelet(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "tubelet", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-
-
 def test_a_cool_down_of_nothing_is_refused(media, tmp_path):
-    done = tubelet("cooldown", media, "--out", tmp_path / "run")
+    done = run_tubelet("cooldown", media, "--out", tmp_path / "run")
     assert done.returncode == 1
     assert "init_from is not given" in done.stderr
 
 
 def test_distil_is_one_command(media, pretrained, tmp_path):
     sizes = ("--image-size", 32, "--frames", 4, "--steps", 2, "--batch-size", 2, "--patch-size", 8)
-    done = tubelet("distil", media, "--teacher", pretrained, "--out", tmp_path / "run", "--model", "vit-pico", *sizes)
+    done = run_tubelet(
+        "distil", media, "--teacher", pretrained, "--out", tmp_path / "run", "--model", "vit-pico", *sizes
+    )
     assert done.returncode == 0, done.stderr
     assert "predicting the last level of" in done.stdout.replace("\n", " ")
     assert load_vjepa(tmp_path / "run")[0].config.prediction_width == 24

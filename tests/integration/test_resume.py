@@ -30,7 +30,7 @@ def undisturbed(media, tmp_path_factory):
     return run
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -73,6 +73,7 @@ def test_a_run_that_is_told_to_stop_twice_in_a_moment_saves_and_a_later_signal_e
     assert process.exitcode == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_no_checkpoint_is_ever_unreadable_when_the_run_is_killed_ten_times(media, tmp_path):
     config, run = tiny_config(media, steps=100_000, checkpoint_every=1), tmp_path / "run"
     moments = random.Random(0)
@@ -159,6 +160,7 @@ def test_a_run_whose_sources_hold_other_files_than_before_says_so_when_it_is_res
     assert "changed since this run began: what the sources hold, so that data come in another order: 5 videos" in said
 
 
+@pytest.mark.slow
 def test_a_log_without_a_terminal_has_twenty_lines_of_a_run_and_one_whenever_ten_minutes_are_over(
     media, tmp_path, capsys, monkeypatch
 ):
@@ -174,7 +176,7 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do_and_the_run_goes_on_from_
     train_quietly(config, run)
     before, newest = rows(run), checkpoints(run)[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(TubeletError, match=r"10\.safetensors: .* cannot be read .*remove it to go on from an older"):
+    with pytest.raises(TubeletError, match=r"10\.safetensors: cannot be read .*remove it to continue from an older"):
         train_quietly(config, run, resume=True)
     newest.unlink()
     train_quietly(config, run, resume=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tubelet.config import BlockMask, MaskConfig
-from tubelet.data.masks import sample_mask
+from tubelet.data.masks import block_shape, hidden_positions, sample_mask
 from tubelet.types import Grid, TubeletError
 
 STATISTICS = json.loads((Path(__file__).parent / "mask_statistics.json").read_text())
@@ -27,10 +27,36 @@ CASES = [
 def test_visible_share_matches_the_reference(name, index, spec):
     grid, stated = GRIDS[name], STATISTICS[name][index]
     rng = np.random.default_rng(0)
-    shares = [sample_mask(spec, grid, 1, rng).context.shape[1] / grid.tokens for _ in range(300)]
+    shares = [
+        1 - hidden_positions(spec, block_shape(spec, grid, rng), grid, 1, rng).mean() for _ in range(1500)
+    ]  # of positions, and so of tokens: a single sample keeps them all
     assert grid.tokens == stated["tokens"]
     assert np.mean(shares) == pytest.approx(stated["visible_mean"], abs=0.02)
     assert np.std(shares) == pytest.approx(stated["visible_std"], abs=0.02)
+
+
+def test_hidden_positions_are_the_union_of_the_rectangles_that_were_drawn():
+    spec, grid, rows, columns = BlockMask(blocks=3, area=0.2), Grid(2, 7, 9), 3, 4
+    hidden = hidden_positions(spec, (rows, columns), grid, 50, np.random.default_rng(4))
+    rng = np.random.default_rng(4)
+    tops, lefts = rng.integers(0, 7 - rows + 1, (50, 3)), rng.integers(0, 9 - columns + 1, (50, 3))
+    expected = np.zeros((50, 7, 9), dtype=bool)
+    for sample, top, left in zip(np.repeat(np.arange(50), 3), tops.flat, lefts.flat, strict=True):
+        expected[sample, top : top + rows, left : left + columns] = True
+    assert np.array_equal(hidden, expected)
+
+
+def test_samples_that_rectangles_cover_wholly_are_drawn_again_and_no_others():
+    spec, grid, shape = BlockMask(blocks=2, area=0.5), Grid(1, 2, 4), (2, 2)  # two squares side by side cover all
+    hidden = hidden_positions(spec, shape, grid, 1000, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    rng.integers(0, 1, (1000, 2))
+    lefts = rng.integers(0, 3, (1000, 2))
+    covered = np.abs(lefts[:, 0] - lefts[:, 1]) == 2
+    assert 0 < covered.sum() < 1000 and not hidden.all(axis=(1, 2)).any()
+    for own, pair in zip(hidden[~covered], lefts[~covered], strict=True):
+        columns = {column for left in pair for column in (left, left + 1)}
+        assert set(np.flatnonzero(own[0])) == columns
 
 
 def test_each_block_spans_all_of_time():

@@ -50,6 +50,7 @@ def moving_pictures(rng: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(np.stack(clips)).float()
 
 
+@pytest.mark.slow
 def test_training_follows_the_specification_for_200_steps(pair):
     system, model = pair
     ours = build_optimizer(model, OptimConfig(lr=5e-4))

@@ -59,6 +59,7 @@ def as_release(tensors, folder):
 
 
 # Heads of 24 channels split evenly over three axes; of 32, two are left over and an axis has an odd number of pairs.
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "heads"), [(48, 2), (64, 2)])
 def test_the_encoder_computes_what_transformers_computes(tmp_path, width, heads):
     theirs = build(tmp_path, width, heads)

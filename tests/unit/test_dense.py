@@ -367,7 +367,9 @@ def test_heads_that_all_diverged_are_an_error(tmp_path):
 def test_damaged_features_are_named_in_a_sentence_also_where_a_worker_reads_them(tmp_path):
     rows = linear_world(tmp_path)
     rows.features.places[3].write_bytes(b"x")
-    with pytest.raises(TubeletError, match=r"^\S+3\.safetensors: cached features cannot be read [^\n]*begin anew$"):
+    with pytest.raises(
+        TubeletError, match=r"^\S+3\.safetensors: cannot be read [^\n]*; delete this file of cached features [^\n]*$"
+    ):
         train(rows, tmp_path / "heads", PROTOCOL, readers=1)
 
 

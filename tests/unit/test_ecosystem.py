@@ -185,6 +185,24 @@ def test_the_id_knows_a_change_anywhere_in_a_tensor(run):
     assert before.weights_id != after.weights_id
 
 
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (5, 47), (-1, -1)])
+def test_the_id_sees_every_value_of_a_tensor_and_no_type_that_it_is_stored_in(place):
+    torch.manual_seed(0)
+    model = Backbone(CONFIG)  # 48 wide: of qkv's 144 x 48 values, every 27th would miss most
+    same = Backbone(CONFIG)
+    same.load_state_dict(model.state_dict())
+    assert same.weights_id == model.weights_id and len(model.fingerprint) == 16
+    with torch.no_grad():
+        same.blocks[1].attention.qkv.weight[place] += 1e-6
+    assert same.weights_id != model.weights_id
+    rounded = {name: value.bfloat16() for name, value in model.state_dict().items()}
+    again, wide = Backbone(CONFIG).bfloat16(), Backbone(CONFIG)
+    again.load_state_dict(rounded)
+    wide.load_state_dict({name: value.float() for name, value in rounded.items()})
+    again.identify()
+    assert again.weights_id == wide.weights_id
+
+
 def test_heads_for_vits_find_what_timm_has(model):
     images, clips = torch.randn(2, 3, 32, 24), torch.randn(2, 3, 4, 32, 24)
     assert (model.embed_dim, model.num_features, model.patch_size, model.num_prefix_tokens) == (48, 48, 8, 0)

@@ -255,12 +255,12 @@ def test_a_film_is_decoded_in_one_pass(model, tmp_path, monkeypatch, rotation):
     path = write_video(tmp_path / "film.mp4", frames=60, fps=12, gop=60, rotation=rotation)
     decoded = []
 
-    class Counting(decode._Video):
+    class Counting(decode.VideoReader):
         def _decode(self, packet, at):
             decoded.append(packet is not None)
             return super()._decode(packet, at)
 
-    monkeypatch.setattr(decode, "_Video", Counting)
+    monkeypatch.setattr(decode, "VideoReader", Counting)
     windows = list(model.stream(path, frames=4, overlap=2, fps=12))
     assert len(windows) == 29
     assert sum(decoded) <= 60 + 8  # and the beginning, which tells how it is turned

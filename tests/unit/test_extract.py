@@ -1,6 +1,8 @@
 import dataclasses
+import multiprocessing
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -9,14 +11,16 @@ import pytest
 import torch
 
 from media import write_image, write_text
-from tubelet.config import ModelConfig, PredictorConfig
+from tubelet.config import EmbedConfig, ModelConfig, PredictorConfig
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.images import read_image
+from tubelet.data.sources import MediaList
+from tubelet.embed.clips import CollectionClips, clip_loader
 from tubelet.evaluate.cache import FeatureCache, model_hash
-from tubelet.evaluate.extract import Source, extract, spread
+from tubelet.evaluate.extract import Source, _read_ahead, _Views, extract, spread
 from tubelet.evaluate.result import Example, Metric, Result, write_result
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, TubeletError
+from tubelet.types import BadFile, DecodeError, TubeletError
 from tubelet.view.results import write_result_page
 
 SIZES = ModelConfig(
@@ -70,6 +74,18 @@ def test_another_recipe_another_file_or_another_model_is_computed_anew(model, pi
     assert sum(seen) == 10
 
 
+def test_a_file_that_was_replaced_by_another_of_its_size_and_time_is_read_again(model, tmp_path):
+    cache, path = FeatureCache(tmp_path / "cache", model), tmp_path / "a\udcff.bin"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(0, 10**18))
+    first = cache.place({}, [path])
+    assert cache.place({}, [path]) == first
+    (tmp_path / "new").write_bytes(b"two")
+    os.utime(tmp_path / "new", ns=(0, 10**18))
+    (tmp_path / "new").replace(path)
+    assert cache.place({}, [path]) != first
+
+
 @pytest.mark.parametrize("change", [{"heads": 4}, {"rope_grid": 8}, {"rope": "2.0"}])
 def test_the_same_weights_under_other_settings_are_another_model(model, change):
     other = Backbone(dataclasses.replace(SIZES, **change)).eval()
@@ -94,6 +110,16 @@ def test_a_damaged_note_of_what_files_hold_is_named(model, pictures, tmp_path):
     notes.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
     with pytest.raises(TubeletError, match=r"contents\.sqlite.*delete it"):
         extract(model, FeatureCache(tmp_path / "cache", model), pictures, {}, whole)
+
+
+def test_a_file_that_was_replaced_with_its_size_and_time_kept_is_another(tmp_path, model):
+    cache, path = FeatureCache(tmp_path / "cache", model), tmp_path / "a"
+    path.write_bytes(b"one")
+    before, first = path.stat(), cache.place({}, [path])
+    assert cache.place({}, [path]) == first
+    path.write_bytes(b"two")  # in place: the same inode, too
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and cache.place({}, [path]) != first
 
 
 def test_the_same_file_under_another_name_is_not_computed_again(model, pictures, tmp_path):
@@ -134,6 +160,37 @@ def test_a_file_that_crashes_its_decoder_is_named(model, pictures, tmp_path):
         TubeletError, match=r"unexpectedly \(ended by SIGKILL\) while \S+2\.png was read: .* the same command continues"
     ):
         extract(model, cache, pictures, {"size": 32}, killed_by_the_last, workers=1)
+
+
+def test_views_that_wait_are_bounded_by_the_size_of_the_first_that_can_be_read():
+    made = multiprocessing.get_context("fork").Value("i", 0)
+
+    def cut(source: Source) -> torch.Tensor:
+        if source.files[0].name == "0.png":
+            raise DecodeError("0.png", "cannot be read")
+        with made.get_lock():
+            made.value += 1
+        return torch.zeros(1, 3, 4, 190, 190, dtype=torch.uint8)  # 433 kB
+
+    views_of = _Views([Source(files=(Path(f"{i}.png"),)) for i in range(10)], cut, 3)
+    views = _read_ahead(views_of, 3, prefetch_mb=1)
+    assert isinstance(next(views), BadFile)
+    assert next(views).shape == (1, 3, 4, 190, 190) and made.value == 1  # its size was not known before
+    with pytest.warns(UserWarning, match=r"the views of a file are 0.4 MB, .* has room for 2 of them: 2 of 3 workers"):
+        next(views)
+    time.sleep(0.5)
+    assert 2 < made.value <= 2 + 2
+    assert sum(1 for _ in views) == 7 and made.value == 9
+
+
+def test_batches_of_clips_that_wait_are_bounded():
+    media = MediaList(["a.mp4", "b.mp4", "c.mp4"], [])
+    config = EmbedConfig(frames=4, image_size=128, batch_size=4, workers=3, prefetch_mb=1)  # 786 kB
+    with pytest.warns(UserWarning, match="the clips of a batch are 0.8 MB, .* 1 of 3 workers start; .* 3 would"):
+        loader = clip_loader(CollectionClips(media, config, {}))
+    assert (loader.num_workers, loader.prefetch_factor) == (1, 1)
+    loader = clip_loader(CollectionClips(media, dataclasses.replace(config, prefetch_mb=5), {}))
+    assert (loader.num_workers, loader.prefetch_factor) == (3, 2)
 
 
 def test_a_quick_look_is_spread_over_a_list():

@@ -55,6 +55,7 @@ def losses(world, parallel, **changes):
     return [train_step(model, optimizer, data, config, 200_000 + i, world)["loss"].item() for i in range(3)]
 
 
+@pytest.mark.slow
 def test_compiled_and_recomputing_shards_have_the_losses_of_a_whole_model(group, monkeypatch):
     compiled = []
     real = torch.compile

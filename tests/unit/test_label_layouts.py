@@ -115,9 +115,12 @@ def test_epic_kitchens(tmp_path, where):
     "change, message",
     [
         (lambda r: (r / "labels/train.json").unlink(), r"no labels/train\.json.*the folder holds 20bn"),
-        (lambda r: put(r / "labels/train.json", "[{"), r"train\.json: cannot be read as JSON"),
-        (lambda r: put(r / "labels/train.json", {}), r"train\.json: holds a dict, expected a list"),
-        (lambda r: put(r / "labels/train.json", [{"id": "1"}]), r"train\.json: entry 0 has no id or no template"),
+        (lambda r: put(r / "labels/train.json", "[{"), r"train\.json: is not JSON"),
+        (lambda r: put(r / "labels/train.json", {}), r"train\.json: its content is {}, expected a list"),
+        (
+            lambda r: put(r / "labels/train.json", [{"id": "1"}]),
+            r"json: \[0\]\.template is missing, expected a string",
+        ),
         (lambda r: put(r / "labels/train.json", [{"id": "1", "template": "Eating"}]), r"unknown template 'Eating'"),
         (lambda r: put(r / "labels/labels.json", {"Holding something": "3"}), r"with gaps or twice"),
         (lambda r: put(r / "labels/labels.json", {"Holding something": "x"}), r"is 'x', expected a whole number"),
@@ -134,7 +137,7 @@ def test_a_wrong_something_something_is_met_with_what_was_expected(tmp_path, cha
     [
         ("P01_01_0,P01,P01_01,0:62,open door,1,0", r"line 2: start_timestamp is '0:62'"),
         ("P01_01_0,P01,P01_01,00:01:02.50,open door,2,0", r"line 2 is of verb class 2, of 2 classes"),
-        ("P01_01_0,P01,P01_01,00:01:02.50,open door,1,-1", r"noun_class is -1, expected 0 or more"),
+        ("P01_01_0,P01,P01_01,00:01:02.50,open door,1,-1", r"noun_class is '-1', expected a whole number of 0 or more"),
         ("P01_01_0,P01,P01_01", r"line 2 has fewer values"),
     ],
 )

@@ -183,6 +183,7 @@ def random_release(path, config, key):
     torch.save({key: encoder, "predictor": predictor}, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "name"), [(vit_b, "vjepa2.1-vitb16-384"), (vit_l, "vjepa2.1-vitl16-384")])
 def test_files_of_the_true_sizes_load_by_their_released_name(tmp_path, monkeypatch, preset, name):
     from tubelet.pretrained.sources import RELEASED

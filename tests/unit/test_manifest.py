@@ -128,11 +128,7 @@ def test_a_source_without_media_says_what_was_found_instead(tree: Path) -> None:
         ("list.csv", "path,label\nb.mp4,1\n,2\n", "line 3: has no path in column 1"),
         ("list.csv", "label,path\n1\n", "line 2: has no path in column 2"),
         ("list.csv", "file,label\nb.mp4,1\n", "line 1: its header has no column named path: file, label"),
-        (
-            "list.csv",
-            '"file\n\x1b[2J",label\n',
-            r"line 2: its header has no column named path: file\\n\\x1b\[2J, label",
-        ),
+        ("list.csv", '"file\n\x1b[2J",label\n', r"line 2: its header has no column named path: \\x1b\[2J, label"),
         ("list.jsonl", '{"path": "b.mp4"}\n{"path": \n', "line 2: is not JSON"),
         ("list.jsonl", '{"path": "b.mp4"}\n\n{"file": "c.mp4"}\n', "line 3: has no path"),
         ("list.jsonl", '["b.mp4"]\n', "line 1: has no path"),

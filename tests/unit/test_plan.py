@@ -35,6 +35,7 @@ def sharded():
     return make_plan(run, PlanConfig(devices=4, devices_per_machine=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_planned_bytes_and_operations_are_those_of_a_real_steps_tensors(precision):
     run = dataclasses.replace(RUN, precision=precision)
@@ -74,6 +75,7 @@ def test_replicas_reduce_a_shard_each_between_machines(sharded):
     assert sharded.rate(Transfer("all-gather", 1, 2)) == sharded.device.link * sharded.planned.link_share
 
 
+@pytest.mark.slow
 def test_a_sum_of_gradients_moves_every_gradient_once():
     plan = make_plan(RUN, dataclasses.replace(LAPTOP, devices=2))
     trained = plan.parameters["student"] + plan.parameters["predictor"]

@@ -22,7 +22,7 @@ from tubelet.config import DataConfig, ModelConfig, TrainConfig, from_dict, to_d
 from tubelet.data import limits
 from tubelet.data.decode import read_clips, read_frames
 from tubelet.data.images import read_image
-from tubelet.data.manifest import LINE_CHARACTERS
+from tubelet.data.limits import LINE_CHARACTERS
 from tubelet.data.sample import truth
 from tubelet.data.shards import open_shards
 from tubelet.data.sources import list_media
@@ -129,7 +129,7 @@ def test_a_remote_manifest_stays_below_its_url():
         ('{"path": ' + "[" * 20_000, "is not JSON"),
         ('{"path": "a\\u0000.mp4"}', "cannot be the name of a file"),
         ('{"path": "a\\ud800.mp4"}', "cannot be the name of a file"),
-        ('{"n": ' + "1" * 5000 + ', "path": "a.mp4"}', "is not JSON that can be read"),
+        ('{"n": ' + "1" * 5000 + ', "path": 1}', "is not JSON that can be read"),
         ('{"path": "file://a::s3://b/c.mp4"}', "chain of URLs"),
         ('{"path": "~nobody-at-all/a.mp4"}', "cannot be followed"),
     ],
@@ -259,7 +259,7 @@ def test_arrays_that_claim_or_unpack_to_too_much_are_refused(tmp_path, monkeypat
 
 def test_arrays_of_objects_are_not_unpickled(tmp_path):
     np.savez(tmp_path / "objects.npz", classes=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(TubeletError, match="not a ground truth"):
+    with pytest.raises(TubeletError, match=r"objects\.npz: .*sample set anew"):
         truth.read_truth(tmp_path / "objects.npz")
 
 

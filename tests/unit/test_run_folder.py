@@ -36,7 +36,7 @@ def test_a_long_run_resumes_without_holding_its_metrics_and_keeps_those_before_i
 def test_a_damaged_line_among_the_metrics_that_are_kept_is_named_and_one_after_them_is_dropped(tmp_path):
     damaged = b"\0\0\0{\n" + json.dumps({"step": 6, "loss": 0.5}).encode() + b"\n"
     run = folder(tmp_path / "run", rows=5, tail=damaged)
-    with pytest.raises(TubeletError, match=r"metrics\.jsonl, line 6: is damaged .*; take this line out"):
+    with pytest.raises(TubeletError, match=r"metrics\.jsonl, line 6: .*NUL.*; take this line out"):
         run.begin(6, Past().add)
     run.begin(5, Past().add)
     assert (run.path / "metrics.jsonl").read_bytes().count(b"\n") == 5

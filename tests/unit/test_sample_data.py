@@ -1,4 +1,5 @@
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from tubelet.data import sample
 from tubelet.data.sample import CLASSES, MOTIONS, SampleEntry, read_index, read_truth, write_sample_data
-from tubelet.data.sample.level import Level, can_walk, is_sky
+from tubelet.data.sample.level import Level, can_walk, is_sky, wad_directory
 from tubelet.data.sample.truth import (
     CEILING,
     FLOOR,
@@ -231,10 +232,10 @@ def test_refuses_a_size_that_cannot_be_rendered(tmp_path: Path) -> None:
 
 
 def test_reader_refuses_what_is_not_a_truth(tmp_path: Path) -> None:
-    with pytest.raises(TubeletError, match="no such ground truth"):
+    with pytest.raises(TubeletError, match="does not exist; make the sample set anew"):
         read_truth(tmp_path / "none.npz")
     save_arrays(tmp_path / "other.npz", {"a": np.zeros(3)})
-    with pytest.raises(TubeletError, match="not a ground truth"):
+    with pytest.raises(TubeletError, match="has no classes"):
         read_truth(tmp_path / "other.npz")
 
 
@@ -269,3 +270,19 @@ def test_planes_too_near_for_the_engines_byte_are_unknown_and_not_far_away():
     far = [[190, 190], [200, 200], [210, 210], [90, 90], [230, 230], [220, 220], [210, 210]]
     wrapped = wrapped_planes(np.array([wraps, far], np.uint8), classes)
     assert np.argwhere(wrapped).tolist() == [[0, 0, 0], [0, 0, 1], [0, 6, 0], [0, 6, 1]]
+
+
+def test_levels_are_those_of_the_file_that_lies_there_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_wad(folder: Path, name: str) -> None:
+        folder.mkdir()
+        entries = [(name.encode(), 0, 0), (b"THINGS", 12, 4)]
+        table = b"".join(struct.pack("<ii8s", at, size, entry) for entry, at, size in entries)
+        (folder / "freedoom1.wad").write_bytes(struct.pack("<4sii", b"IWAD", len(entries), 12) + table)
+
+    for name in ("E1M1", "E1M2"):
+        write_wad(tmp_path / name, name)
+    monkeypatch.setattr("tubelet.data.sample.level.wad_folder", lambda: tmp_path / "link")
+    for name in ("E1M1", "E1M2"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(name)
+        assert list(wad_directory("freedoom1.wad")) == [name]

@@ -6,6 +6,7 @@ tubelet COMMAND --help says what a command takes.
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 # Data workers share the cores with the training process. OpenMP's threads spin while they wait for each other, which
 # on busy cores holds up the very thread they wait for: steps were seen to take ten times as long. Not spinning at all
@@ -13,7 +14,6 @@ from collections.abc import Callable
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import tyro
-from rich.console import Console
 
 import tubelet
 from tubelet.cli.data import sample_data, shard
@@ -22,8 +22,10 @@ from tubelet.cli.data import sample_data, shard
 from tubelet.cli.defaults import with_the_runs
 from tubelet.cli.features import convert, embed, search
 from tubelet.cli.look import evaluate, explain, report
+from tubelet.cli.options import options_named
 from tubelet.cli.runs import cooldown, distil, high_resolution, train
-from tubelet.console import say
+from tubelet.console import OUTPUT_LOST, PIPE_CLOSED, open_console, say, standard_streams
+from tubelet.launch import speaks
 from tubelet.types import TubeletError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -40,26 +42,43 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "convert": convert,
 }
+TRAINING = ("train", "cooldown", "high-resolution", "distil")  # these run over several processes
 
 
 def main() -> None:
-    """Run a command; what a person can mend ends in one sentence and a non-zero exit code."""
-    if sys.argv[1:] == ["--version"]:
+    """Run a command; what a person can mend ends in one sentence and a non-zero exit code.
+
+    A command goes on where its output cannot be printed. If it then ends well, but its last line was lost, the exit
+    code is 141 for a pipe that was closed, and 74 for anything else, such as a full disk.
+    """
+    with standard_streams() as output:
+        code = _run(sys.argv[1:])
+        output.flush()
+        if code in (0, None) and output.last_error is not None:
+            code = PIPE_CLOSED if isinstance(output.last_error, BrokenPipeError) else OUTPUT_LOST
+    if code is not None:
+        sys.exit(code)
+
+
+def _run(words: list[str]) -> Any:
+    """The exit code; None for a command that came to its end."""
+    if words == ["--version"]:
         print("tubelet", tubelet.__version__)
-        return
+        return None
     try:
         # Help shows `FLOAT` rather than `{None}|FLOAT`: what is None is so by leaving the option out.
-        tyro.extras.subcommand_cli_from_dict(
-            with_the_runs(COMMANDS, sys.argv[1:]), prog="tubelet", description=__doc__, config=(tyro.conf.DisallowNone,)
-        )
+        with options_named(words):
+            tyro.extras.subcommand_cli_from_dict(
+                with_the_runs(COMMANDS, words), prog="tubelet", description=__doc__, config=(tyro.conf.DisallowNone,)
+            )
     except TubeletError as error:
         # What is wrong before the processes of a run have met is wrong for all of them: one on each machine says it.
-        if not error.told and os.environ.get("LOCAL_RANK", "0") == "0":
-            say(Console(stderr=True), f"error: {error}")
-        sys.exit(getattr(error, "exit_code", 1))
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        if not error.told and (words[:1] not in ([name] for name in TRAINING) or speaks()):
+            say(open_console(stderr=True), f"error: {error}")
+        return getattr(error, "exit_code", 1)
+    except SystemExit as ended:  # help, or a command line that cannot be understood
+        return ended.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return None

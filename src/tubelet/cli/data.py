@@ -5,20 +5,23 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from tubelet.cli.options import checked
 from tubelet.config import Recipe
-from tubelet.console import files_progress, say, say_bad
+from tubelet.config.fields import Seed, Share, Side
+from tubelet.console import files_progress, open_console, say, say_bad
+from tubelet.values import Bounds
 
 
+@checked
 def sample_data(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     *,
-    clips: int = 1000,
-    seed: int = 0,
-    size: int = 128,
-    frames: int = 16,
-    workers: int | None = None,
+    clips: Annotated[int, Bounds(0, 10**6)] = 1000,
+    seed: Seed = 0,
+    size: Side = 128,
+    frames: Annotated[int, Bounds(2, 10_000, unit="frames")] = 16,
+    workers: Annotated[int | None, Bounds(1, 1024)] = None,
     layout: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
 ) -> None:
     """Render first-person clips of textured 3-D levels, with depth, classes, instances, poses and tracks beside them.
@@ -38,7 +41,7 @@ def sample_data(
     from tubelet.data.sample import write_sample_data
     from tubelet.data.sample.layouts import check_layouts, write_layout
 
-    console, layouts = Console(), check_layouts(layout)
+    console, layouts = open_console(), check_layouts(layout)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("rendering", total=None)
         index = write_sample_data(
@@ -60,14 +63,15 @@ def sample_data(
         say(console, f"{folder / 'layouts' / name}: {written or 'was there already'}")
 
 
+@checked
 def shard(
     sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")],
     recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
     *,
     out: Path,
-    workers: int | None = None,
-    shard_mb: float = 1024,
-    max_bad_share: float = 0.05,
+    workers: Annotated[int | None, Bounds(1, 1024)] = None,
+    shard_mb: Annotated[float, Bounds(0, 1e9, exclusive=True)] = 1024,
+    max_bad_share: Share = 0.05,
     allow_outside: tuple[str, ...] = (),
 ) -> None:
     """Cut videos and images into shards that train faster: short clips at training size, in tar files with an index.
@@ -83,7 +87,7 @@ def shard(
     """
     from tubelet.data.make_shards import write_shards
 
-    console = Console()
+    console = open_console()
     with files_progress(console) as progress:
         made = write_shards(
             sources,

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
 
+from tubelet.cli.options import checked
 from tubelet.config import EmbedConfig
-from tubelet.console import files_progress, say, say_bad
+from tubelet.config.fields import Count
+from tubelet.config.model import MAX_DEPTH, Width
+from tubelet.console import files_progress, open_console, say, say_bad
+from tubelet.outputs import check_output
 from tubelet.types import TubeletError
+from tubelet.values import Bounds
 
 
+@checked
 def embed(
     sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")],
     config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
@@ -31,7 +35,7 @@ def embed(
     from tubelet.embed.collection import embed_collection
     from tubelet.pretrained.backbone import load
 
-    console = Console()
+    console = open_console()
     with files_progress(console) as progress:
         made = embed_collection(
             load(model), sources, out, config, model, progress=progress, report=partial(say_bad, console)
@@ -46,11 +50,12 @@ def embed(
     )
 
 
+@checked
 def search(
     index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     *,
-    top: int = 10,
+    top: Count = 10,
     model: str | None = None,
 ) -> None:
     """Find the clips of a table that are nearest to an image or to the middle of a video.
@@ -71,19 +76,20 @@ def search(
         table.add_column(column, justify="right")
     table.add_column("file", overflow="fold")
     for hit in find_nearest(index, file, top, load(model) if model else None):
-        table.add_row(f"{hit.similarity:.3f}", f"{hit.start_s:.1f}-{hit.end_s:.1f}", escape(hit.path))
-    Console().print(table)
+        table.add_row(f"{hit.similarity:.3f}", f"{hit.start_s:.1f}-{hit.end_s:.1f}", hit.path)
+    open_console().print(table)
 
 
+@checked
 def convert(
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")],
     *,
     part: Literal["teacher", "student"] | None = None,
     with_predictor: bool = False,
-    heads: int | None = None,
-    predictor_heads: int | None = None,
-    levels: tuple[int, ...] | None = None,
+    heads: Width | None = None,
+    predictor_heads: Width | None = None,
+    levels: tuple[Annotated[int, Bounds(0, MAX_DEPTH)], ...] | None = None,
     license: str | None = None,
     images: bool = False,
 ) -> None:
@@ -112,11 +118,12 @@ def convert(
             raise TubeletError(f"{option} says nothing about {out}: leave it out")
     wanted = Wanted(part, with_predictor, heads, predictor_heads, levels)
     if exported:
-        from tubelet.pretrained.export import export
+        from tubelet.pretrained.export import export, kind_of
 
+        check_output(out, kind_of(out), [what])  # before minutes of work
         said = export(what, out, wanted, images)
     else:
         from tubelet.pretrained.convert import convert as write
 
         said = write(what, out, wanted, license or "unknown")
-    say(Console(), said)
+    say(open_console(), said)

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from tubelet.cli.options import checked
 from tubelet.config import EvaluateConfig
-from tubelet.console import say, stages_progress
+from tubelet.config.fields import Frames, Rate, Seed, Side
+from tubelet.console import open_console, say, stages_progress
 from tubelet.files import directory_lock
+from tubelet.outputs import check_output
 from tubelet.types import TubeletError
 
 
+@checked
 def evaluate(
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     config: Annotated[EvaluateConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
@@ -51,14 +54,14 @@ def evaluate(
         from tubelet.evaluate.suite.comparison import print_table
         from tubelet.evaluate.suite.run import evaluate_model
 
-        print_table(evaluate_model(model, data, config, out), Console())
+        print_table(evaluate_model(model, data, config, out), open_console())
         return
     from tubelet.evaluate.cache import FeatureCache, default_folder
     from tubelet.evaluate.tasks import WITH_PREDICTOR, run_task
     from tubelet.pretrained.backbone import load, random_twin
     from tubelet.view.results import write_result_page
 
-    console, encoder = Console(), load(model, with_predictor=task in WITH_PREDICTOR)
+    console, encoder = open_console(), load(model, with_predictor=task in WITH_PREDICTOR)
     others = {}
     if against == "random":
         others["random weights"] = random_twin(encoder, config.seed)
@@ -67,6 +70,7 @@ def evaluate(
         others[other.model_id] = other
     folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
     folder = out or folder / "evaluation" / f"{task}-{data.resolve().name}"
+    check_output(folder, "results", [model, data, against])
     with directory_lock(folder, ".evaluation.lock"):  # the folder may be the run's, which is locked while it trains
         with stages_progress(console) as progress:
             result, *beside = (
@@ -81,15 +85,16 @@ def evaluate(
     say(console, f"{folder / 'page.html'}" + " (in place of an earlier one)" * earlier)
 
 
+@checked
 def explain(
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     *,
     model: str = "vit-ti",
     out: Path = Path("explain.html"),
-    image_size: int | None = None,
-    frames: int | None = None,
-    fps: float | None = None,
-    seed: int = 0,
+    image_size: Side | None = None,
+    frames: Frames | None = None,
+    fps: Rate | None = None,
+    seed: Seed = 0,
 ) -> None:
     """Follow one video or image through the system: eight steps, printed and drawn on a page.
 
@@ -104,9 +109,12 @@ def explain(
     """
     from tubelet.view.explain import explain as write_explanation
 
-    write_explanation(file, model, out, image_size=image_size, frames=frames, fps=fps, seed=seed, console=Console())
+    write_explanation(
+        file, model, out, image_size=image_size, frames=frames, fps=fps, seed=seed, console=open_console()
+    )
 
 
+@checked
 def report(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     *,
@@ -124,4 +132,4 @@ def report(
 
     page = out or run / "report.html"
     write_report(run, data, page)
-    say(Console(), f"report: {page}")
+    say(open_console(), f"report: {page}")

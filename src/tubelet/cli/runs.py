@@ -5,24 +5,28 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from tubelet.cli.options import checked
 from tubelet.config import PlanConfig, TrainConfig, model_preset, recipes, resized
+from tubelet.config.model import MAX_DEPTH
+from tubelet.console import open_console
 from tubelet.types import TubeletError
+from tubelet.values import Bounds
 
 Run = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
 Planned = Annotated[PlanConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
 
 
+@checked
 def train(
     config: Run,
     planned: Planned = PlanConfig(),  # noqa: B008 - frozen
     *,
     out: Path | None = None,
     model: str | None = None,
-    patch_size: int | None = None,
-    tubelet_size: int | None = None,
-    output_levels: int | None = None,
+    patch_size: Annotated[int | None, Bounds(1, 1024)] = None,
+    tubelet_size: Annotated[int | None, Bounds(1, 1024)] = None,
+    output_levels: Annotated[int | None, Bounds(1, MAX_DEPTH)] = None,
     resume: bool = False,
 ) -> None:
     """Pre-train V-JEPA 2.1 on videos and images.
@@ -56,12 +60,13 @@ def train(
         sizes = dataclasses.replace(sizes, output_levels=output_levels)
     config = dataclasses.replace(config, model=sizes)
     if planned.plan:
-        return print_plan(make_plan(config, planned), Console())
+        return print_plan(make_plan(config, planned), open_console())
     if out is None:
         raise TubeletError("out is not given: say which folder the run is written to")
-    run_training(config, out, resume, Console())
+    run_training(config, out, resume, open_console())
 
 
+@checked
 def cooldown(config: Run = recipes.cooldown(), *, out: Path, resume: bool = False) -> None:  # noqa: B008 - frozen
     """Cool a pre-trained model down: longer clips, and a learning rate that falls to nothing.
 
@@ -75,6 +80,7 @@ def cooldown(config: Run = recipes.cooldown(), *, out: Path, resume: bool = Fals
     train(config, out=out, resume=resume)
 
 
+@checked
 def high_resolution(config: Run = recipes.high_resolution(), *, out: Path, resume: bool = False) -> None:  # noqa: B008
     """Cool a pre-trained model down at 384 px.
 
@@ -86,14 +92,15 @@ def high_resolution(config: Run = recipes.high_resolution(), *, out: Path, resum
     cooldown(config, out=out, resume=resume)
 
 
+@checked
 def distil(
     config: Run = recipes.distil(),  # noqa: B008
     *,
     teacher: str | None = None,
     out: Path,
     model: str | None = None,
-    patch_size: int | None = None,
-    tubelet_size: int | None = None,
+    patch_size: Annotated[int | None, Bounds(1, 1024)] = None,
+    tubelet_size: Annotated[int | None, Bounds(1, 1024)] = None,
     resume: bool = False,
 ) -> None:
     """Train a small student, and a predictor of its own, to predict a frozen larger model's last level.
@@ -120,4 +127,4 @@ def distil(
         student = resized(model_preset(model or "vit-b"), patch_size, tubelet_size)
         sizes = distilled_sizes(student, load(teacher, device="cpu").config)
         config = dataclasses.replace(config, model=sizes)
-    run_training(dataclasses.replace(config, distil_from=teacher), out, resume, Console())
+    run_training(dataclasses.replace(config, distil_from=teacher), out, resume, open_console())

@@ -1,23 +1,90 @@
-"""What all configs share: refusing what cannot be meant, and the way to JSON and back."""
+"""What all configs share: the check of every field, and the way to JSON and back."""
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable, Mapping
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tubelet.types import TubeletError
+from tubelet.values import LARGEST_INT, Bounds, MisfitError, fit, hints, in_words
+
+# Of all frames of a clip together: 64 frames of 4K.
+CLIP_PIXELS = 64 * 3840 * 2160
+
+Count = Annotated[int, Bounds(1, 10**9 - 1)]  # the name of a checkpoint has nine digits for the step
+Seed = Annotated[int, Bounds(0, LARGEST_INT)]
+Side = Annotated[int, Bounds(1, 8192, unit="pixels")]
+Frames = Annotated[int, Bounds(1, 65_536, unit="frames")]
+Rate = Annotated[float, Bounds(0, 1000, exclusive=True, unit="frames per second")]
+Samples = Annotated[int, Bounds(1, 2**20)]
+Processes = Annotated[int, Bounds(0, 1024, unit="processes")]
+Share = Annotated[float, Bounds(0, 1)]
+# Systems wait for a number of milliseconds that has 31 bits.
+Seconds = Annotated[float, Bounds(0, 1e6, exclusive=True, unit="seconds")]
+LearningRate = Annotated[float, Bounds(0, 1e6, exclusive=True)]
 
 
-def require(condition: bool, message: str) -> None:
-    """Refuse settings that cannot be meant.
+class SettingError(TubeletError):
+    """A setting that cannot be meant.
+
+    Attributes:
+        name: of the setting.
+        problem: what follows the name in a sentence.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name} {problem}")
+        self.name = name
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type["SettingError"], tuple[str, str]]:
+        return (SettingError, (self.name, self.problem))
+
+
+def check(kind: Any, value: Any, name: str) -> Any:
+    """A setting as its annotation has it; see `tubelet.values.fit`.
 
     Raises:
-        TubeletError: with the message, unless the condition holds.
+        SettingError: it is of another type, not finite, out of range, or no text for a name.
+    """
+    try:
+        return fit(kind, value, name, given=True)
+    except MisfitError as error:
+        raise SettingError(error.name, error.problem) from error
+
+
+class Settings:
+    """The base of every config: a value that its field's annotation does not allow is refused when it is made.
+
+    What a config holds can therefore be written and read again: no NaN, no infinity, nothing out of range.
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in hints(type(self)).items():
+            object.__setattr__(self, name, check(kind, getattr(self, name), name))
+
+
+def require(condition: bool, name: str, problem: str) -> None:
+    """Refuse a setting that does not go with others.
+
+    Raises:
+        SettingError: unless the condition holds.
     """
     if not condition:
-        raise TubeletError(message)
+        raise SettingError(name, problem)
+
+
+def require_clip(frames: int, size: int) -> None:
+    """Refuse a clip that would take too much memory.
+
+    Raises:
+        SettingError: naming both.
+    """
+    require(
+        frames * size**2 <= CLIP_PIXELS,
+        "image_size",
+        f"is {size} and frames is {frames}, {frames * size**2:.2g} pixels a clip, expected at most {CLIP_PIXELS:.2g}",
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -35,57 +102,37 @@ def from_dict(kind: type, values: Mapping[str, Any], where: str = "config") -> A
     """Rebuild a config from what `to_dict` gave.
 
     Raises:
-        TubeletError: for an unknown key, naming the nearest valid one, for a value of another type than the field's,
-            and for a key without a value or default.
+        TubeletError: for an unknown key, naming the nearest valid one, for a value that the field does not allow, and
+            for a key without a value or default.
     """
-    require(isinstance(values, Mapping), f"{where} is {values!r:.100}, expected an object of names and values")
+    if not isinstance(values, Mapping):
+        raise TubeletError(f"{where} is {values!r:.100}, expected an object of names and values")
     kinds = get_type_hints(kind)
     for key in values:
         if key not in kinds:
-            raise TubeletError(f"{where} has an unknown key {key!r}{nearest(key, kinds)}")
+            raise TubeletError(f"{where} has an unknown key {key!r:.100}{nearest(key, kinds)}")
     given = {name: _rebuild(kinds[name], value, f"{where}.{name}") for name, value in values.items()}
+    for field in dataclasses.fields(kind):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in given:
+            raise TubeletError(f"{where}.{field.name} is missing, expected {in_words(kinds[field.name])}")
     try:
         return kind(**given)
-    except (TypeError, TubeletError) as error:
-        raise TubeletError(f"{where}: {error}") from error
+    except SettingError as error:
+        raise TubeletError(f"{where}.{error}") from error
 
 
 def _rebuild(kind: Any, value: Any, where: str) -> Any:
+    """A value of JSON as a config's field has it: objects are configs, lists are tuples."""
     if dataclasses.is_dataclass(kind):
         return from_dict(kind, value, where)  # type: ignore[arg-type]
     if get_origin(kind) is tuple and isinstance(value, list):
         kinds = get_args(kind)
-        if kinds[-1] is Ellipsis:
-            return tuple(_rebuild(kinds[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        value = tuple(value)
-    require(_fits(kind, value), f"{where} is {value!r:.100}, expected {_in_words(kind)}")
-    return value
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    """Whether JSON's value is one of a field's type; a whole number will do for a float, no boolean for a number."""
-    origin, kinds = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return any(_fits(one, value) for one in kinds)
-    if origin is Literal:
-        return any(type(value) is type(one) and value == one for one in kinds)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        each = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-        return len(each) == len(value) and all(map(_fits, each, value))
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is kind
-
-
-def _in_words(kind: Any) -> str:
-    if get_origin(kind) in (Union, UnionType, Literal):
-        return " or ".join(_in_words(one) for one in get_args(kind))
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        return "a list of " + (
-            f"any number of {_in_words(kinds[0])}" if kinds[-1] is Ellipsis else f"{len(kinds)} numbers"
+        each = kinds[:1] * len(value) if kinds[-1] is Ellipsis else (*kinds, *kinds[-1:] * len(value))
+        return tuple(
+            _rebuild(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(each, value, strict=False))
         )
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", NoneType: "null"}
-    return names.get(kind) or repr(kind)
+    try:
+        return fit(kind, value, where, given=False)
+    except MisfitError as error:
+        raise TubeletError(str(error)) from error

@@ -2,67 +2,67 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from tubelet.config.fields import nearest, require
+from tubelet.config.fields import Settings, nearest, require
 from tubelet.types import Grid, TubeletError
+from tubelet.values import Bounds
 
 RopeVersion = Literal["2.1", "2.0"]
 # Ten times the largest ViT there is: a file that states more is damaged, and building it would take all memory.
 MAX_WIDTH, MAX_DEPTH = 2**16, 2**10
+Width = Annotated[int, Bounds(1, MAX_WIDTH)]
+Depth = Annotated[int, Bounds(1, MAX_DEPTH)]
+Ratio = Annotated[float, Bounds(0, 64, exclusive=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictorConfig:
+class PredictorConfig(Settings):
     """The narrow ViT that predicts the teacher's levels from the student's context tokens."""
 
-    width: int = 384
+    width: Width = 384
     """Channels of a predictor token."""
-    depth: int = 12
+    depth: Depth = 12
     """Number of blocks."""
-    heads: int = 12
+    heads: Width = 12
     """Attention heads."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Ratio = 4.0
     """Hidden channels of a block's MLP over its width."""
-    mask_tokens: int = 2
+    mask_tokens: Depth = 2
     """Number of learnable mask tokens; training uses the first."""
     rescale_rope: bool = True
     """Whether row and column positions are rescaled to the pre-training grid (the distilled releases do not)."""
-    output_width: int | None = None
+    output_width: Annotated[int | None, Bounds(1, 2**22)] = None
     """Channels of one prediction, all levels together; None is the encoder's width times its output levels."""
 
     def __post_init__(self) -> None:
-        _require_sizes(self, "predictor ", width=MAX_WIDTH, depth=MAX_DEPTH, heads=MAX_WIDTH, mask_tokens=MAX_DEPTH)
-        require(
-            self.heads > 0 and self.width % (2 * self.heads) == 0 < self.width,
-            f"predictor width {self.width} does not split into {self.heads} heads of even size: "
-            "choose a width that is a multiple of 2 x heads",
-        )
+        super().__post_init__()
+        _require_heads("of the predictor ", self.width, self.heads)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Sizes of encoder and predictor."""
 
-    width: int
+    width: Width
     """D, channels of an encoder token."""
-    depth: int
+    depth: Depth
     """Number of encoder blocks."""
-    heads: int
+    heads: Width
     """Attention heads."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Ratio = 4.0
     """Hidden channels of a block's MLP over its width."""
-    levels: tuple[int, ...]
+    levels: tuple[Annotated[int, Bounds(0, MAX_DEPTH)], ...]
     """0-based blocks whose output is tapped, each with a LayerNorm of its own, ascending."""
-    output_levels: int | None = None
+    output_levels: Annotated[int | None, Bounds(1, MAX_DEPTH)] = None
     """How many of the tapped levels, counted from the last, the encoder returns; None is all."""
-    patch_size: int = 16
+    patch_size: Annotated[int, Bounds(1, 1024)] = 16
     """Pixels along each side of a patch."""
-    tubelet_size: int = 2
+    tubelet_size: Annotated[int, Bounds(1, 1024)] = 2
     """Frames of a video token."""
-    channels: int = 3
+    channels: Annotated[int, Bounds(1, 1024)] = 3
     """Colour channels of the input."""
-    rope_grid: int = 16
+    rope_grid: Width = 16
     """Rows (and columns) of the pre-training grid that rotary positions are rescaled to."""
     rope: RopeVersion = "2.1"
     """Whose rotary angles: V-JEPA 2.0 gives the two channels of a pair two angles and rescales no positions."""
@@ -70,23 +70,19 @@ class ModelConfig:
     """The predictor's sizes."""
 
     def __post_init__(self) -> None:
-        _require_sizes(self, "", width=MAX_WIDTH, depth=MAX_DEPTH, heads=MAX_WIDTH)
-        _require_sizes(self, "", patch_size=1024, tubelet_size=1024, channels=1024, rope_grid=MAX_WIDTH)
-        require(
-            self.heads > 0 and self.width % (2 * self.heads) == 0 < self.width,
-            f"encoder width {self.width} does not split into {self.heads} heads of even size: "
-            "choose a width that is a multiple of 2 x heads",
-        )
+        super().__post_init__()
+        _require_heads("", self.width, self.heads)
         ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
         require(
             bool(self.levels) and ascending and self.levels[0] >= 0 and self.levels[-1] < self.depth,
-            f"levels {self.levels} must be ascending block numbers in 0..{self.depth - 1}",
+            "levels",
+            f"are {self.levels}, expected ascending block numbers in 0..{self.depth - 1}",
         )
         require(
             self.output_levels is None or 1 <= self.output_levels <= len(self.levels),
-            f"output_levels is {self.output_levels}, expected 1..{len(self.levels)}",
+            "output_levels",
+            f"is {self.output_levels}, expected 1..{len(self.levels)}",
         )
-        require(self.rope in get_args(RopeVersion), f"rope is {self.rope!r}, expected '2.1' or '2.0'")
 
     @property
     def num_output_levels(self) -> int:
@@ -106,24 +102,25 @@ class ModelConfig:
         """
         p, t = self.patch_size, self.tubelet_size
         for name, size in (("height", height), ("width", width)):
-            require(
-                size >= p and size % p == 0,
-                f"{name} is {size} pixels, which does not divide into patches of {p}: use a multiple of {p}",
-            )
+            if size < p or size % p:
+                raise TubeletError(
+                    f"{name} is {size} pixels, which does not divide into patches of {p}: use a multiple of {p}"
+                )
         if frames == 1:
             return Grid(1, height // p, width // p)
-        require(
-            frames >= t and frames % t == 0,
-            f"a clip has {frames} frames, which do not divide into tubelets of {t}: use a multiple of {t}",
-        )
+        if frames < t or frames % t:
+            raise TubeletError(
+                f"a clip has {frames} frames, which do not divide into tubelets of {t}: use a multiple of {t}"
+            )
         return Grid(frames // t, height // p, width // p)
 
 
-def _require_sizes(config: "PredictorConfig | ModelConfig", whose: str, **limits: int) -> None:
-    for name, limit in limits.items():
-        value = getattr(config, name)
-        require(1 <= value <= limit, f"{whose}{name} is {value}, expected 1 to {limit}")
-    require(0 < config.mlp_ratio <= 64, f"{whose}mlp_ratio is {config.mlp_ratio}, expected above 0 and at most 64")
+def _require_heads(whose: str, width: int, heads: int) -> None:
+    require(
+        width % (2 * heads) == 0,
+        "width",
+        f"{whose}is {width}, which does not split into {heads} heads of even size: choose a multiple of 2 x heads",
+    )
 
 
 def _quarters(depth: int) -> tuple[int, int, int, int]:

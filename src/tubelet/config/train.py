@@ -6,92 +6,76 @@ over in the same proportions as one of 300,000.
 """
 
 from dataclasses import dataclass, field
-from math import inf
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from tubelet.config.data import DataConfig, MaskConfig
-from tubelet.config.fields import require
+from tubelet.config.fields import Count, LearningRate, Samples, Seconds, Seed, Settings, Share, require
 from tubelet.config.model import ModelConfig, vit_ti
+from tubelet.values import Bounds
 
 Precision = Literal["auto", "bf16", "fp32", "fp8"]
 Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Settings):
     """AdamW, the teacher's averaging and the context loss, by share of the run."""
 
-    lr: float = 6e-4
+    lr: LearningRate = 6e-4
     """Peak learning rate."""
-    start_lr: float | None = None
+    start_lr: Annotated[float | None, Bounds(0, 1e6)] = None
     """Learning rate at the first step of the warm-up; None is a sixth of the peak (published: 1e-4 of 6e-4)."""
-    final_lr: float | None = None
+    final_lr: Annotated[float | None, Bounds(0, 1e6)] = None
     """Learning rate at the last step; None keeps the peak, as the published pre-training does."""
     decay: Literal["cosine", "linear"] = "cosine"
     """How the learning rate goes from its peak to its last value."""
-    warmup_share: float = 0.04
+    warmup_share: Share = 0.04
     """Share of the run in which the learning rate rises linearly (published: 12,000 of 300,000 steps)."""
-    weight_decay: float = 0.04
+    weight_decay: Annotated[float, Bounds(0, 1e6)] = 0.04
     """Decoupled weight decay; biases and 1-d parameters have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
-    eps: float = 1e-8
+    eps: Annotated[float, Bounds(0, 1, exclusive=True)] = 1e-8
     """AdamW's denominator offset."""
-    ema: float | None = None
+    ema: Share | None = None
     """The teacher's momentum at the first step; None is the published 0.99925, lowered where the run is too short."""
-    final_ema: float | None = None
+    final_ema: Share | None = None
     """The teacher's momentum at the last step, approached linearly; None keeps it constant."""
-    context_weight: float = 0.5
+    context_weight: Annotated[float, Bounds(0, 1e6)] = 0.5
     """λ, the weight of the context loss after its warm-up."""
-    context_warmup: tuple[float, float] = (0.05, 0.10)
+    context_warmup: tuple[Share, Share] = (0.05, 0.10)
     """Shares of the run between which λ rises from 0 (published: steps 15,000 to 30,000 of 300,000)."""
     distance_weighting: bool = True
     """Whether visible tokens count less in the context loss the farther they are from a hidden one (cool-down: no)."""
 
     def __post_init__(self) -> None:
-        require(0 < self.lr < inf, f"lr is {self.lr}, expected a positive learning rate")
-        for name, value in (("start_lr", self.start_lr), ("final_lr", self.final_lr)):
-            require(value is None or 0 <= value < inf, f"{name} is {value}, expected a learning rate of 0 or more")
-        require(0 <= self.warmup_share < 1, f"warmup_share is {self.warmup_share}, expected a share of the run")
-        for name, value in (("ema", self.ema), ("final_ema", self.final_ema)):
-            require(value is None or 0 <= value <= 1, f"{name} is {value}, expected a momentum from 0 to 1")
+        super().__post_init__()
+        require(self.warmup_share < 1, "warmup_share", f"is {self.warmup_share}, expected a share of the run below 1")
+        require(max(self.betas) < 1, "betas", f"are {self.betas}, expected two rates from 0 to below 1")
         first, last = self.context_warmup
-        require(
-            0 <= first <= last <= 1,
-            f"context_warmup is {self.context_warmup}, expected two ascending shares of the run",
-        )
+        require(first <= last, "context_warmup", f"is {self.context_warmup}, expected two ascending shares of the run")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardConfig:
+class GuardConfig(Settings):
     """When a run helps itself, and when it gives up."""
 
-    max_skipped: int = 10
+    max_skipped: Count = 10
     """Steps in a row that may be skipped for a loss or gradient that is not finite; with so many the run stops."""
-    spike_factor: float = 0.0
+    spike_factor: Annotated[float, Bounds(1, 1e9, exclusive=True, also=0)] = 0.0
     """A loss above this multiple of the median of the last 100 rewinds the run to its last checkpoint; 0 is off."""
-    spike_batches: int = 200
+    spike_batches: Count = 200
     """Batches skipped after a rewind, at least those since the checkpoint (PaLM, arXiv 2204.02311, section 5.1)."""
-    data_timeout_s: float = 300.0
+    data_timeout_s: Seconds = 300.0
     """Seconds that a step may wait for its data; then the run ends and names the file that is being read."""
-    process_timeout_s: float = 600.0
+    process_timeout_s: Seconds = 600.0
     """Seconds that a process may wait for another one; then the run ends and says which did not come."""
-
-    def __post_init__(self) -> None:
-        require(self.max_skipped >= 1, f"max_skipped is {self.max_skipped}, expected at least 1")
-        require(
-            self.spike_factor == 0 or self.spike_factor > 1,
-            f"spike_factor is {self.spike_factor}, expected 0 (off) or more than 1",
-        )
-        require(self.spike_batches >= 1, f"spike_batches is {self.spike_batches}, expected at least 1")
-        for name in ("data_timeout_s", "process_timeout_s"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected a number of seconds above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """A whole pre-training run."""
 
     model: tyro.conf.Suppress[ModelConfig] = field(default_factory=vit_ti)
@@ -104,11 +88,11 @@ class TrainConfig:
     """Optimiser, teacher average and loss weights."""
     guards: GuardConfig = field(default_factory=GuardConfig)
     """What is done about losses that are not finite, spikes and hangs."""
-    steps: int = 300_000
+    steps: Count = 300_000
     """Optimiser steps."""
-    batch_size: int = 24
+    batch_size: Samples = 24
     """Samples of one optimiser step, images and videos, over all processes."""
-    accumulate: int = 1
+    accumulate: Samples = 1
     """Parts that each step's samples are processed in, to save memory."""
     parallel: Parallel = "auto"
     """How processes share the work: ddp has the model on each, fsdp in shards over all, hsdp in shards on each machine;
@@ -122,26 +106,25 @@ class TrainConfig:
     """Frozen model whose last level is predicted instead of the run's own teacher's: whatever `tubelet.load` takes."""
     distil_weights: tyro.conf.Suppress[str | None] = None
     """Which weights those are; the run itself says."""
-    lora_rank: int = 0
+    lora_rank: Annotated[int, Bounds(0, 65_536)] = 0
     """Train low-rank adapters of this rank in the encoder's blocks, and leave its own weights as they are; 0 is off."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, data order, crops and masks."""
     compile: bool | None = None
     """Compile the blocks with torch.compile; None does so where the run is long enough to gain from it."""
     activation_checkpointing: bool = False
     """Recompute the blocks' activations in the backward pass instead of keeping them."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Count = 1000
     """Steps between checkpoints; the last step always writes one."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Checkpoints that are kept, the newest included."""
-    monitor_every: int = 100
+    monitor_every: Count = 100
     """Steps between looks at the features of teacher and predictor for collapse."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "monitor_every"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        require(self.lora_rank >= 0, f"lora_rank is {self.lora_rank}, expected 0 (off) or more")
+        super().__post_init__()
         require(
             self.lora_rank == 0 or self.init_from is not None,
-            "lora_rank adapts trained weights: say which with init_from",
+            "lora_rank",
+            f"is {self.lora_rank}, which adapts trained weights: name them with init_from",
         )

@@ -46,13 +46,14 @@ def window_times(info: VideoInfo, frames: int, fps: float, stride_s: float | Non
         frames: T of each clip.
         fps: frames per second of a clip.
         stride_s: seconds from one clip to the next; None is their length. The last clip ends with the video, so the
-            distances are evened out a little.
+            distances are evened out a little. There are at most as many clips as the video has frames.
 
     Returns:
         for each clip (T,) float64 seconds, and whether the video is too short for one, as in `clip_times`.
     """
     span = frames / fps
     count = max(1, 1 + round((info.duration_s - span) / (stride_s or span)))
+    count = min(count, max(1, info.frames or count))
     if count == 1:
         times, short = centre_clip_times(info, frames, fps)
         return [times], short

@@ -57,13 +57,13 @@ def _segments(path: str, recipe: Recipe) -> Iterator[Piece]:
     """Equal segments of a video, each with the frames that are shown at the moments 0, 1 / fps, 2 / fps, ...
 
     A frame keeps the time at which it begins, so that whatever falls between two moments is later than in the source by
-    less than 1 / fps, and whatever falls on one is the same frame.
+    less than 1 / fps, and whatever falls on one is the same frame. There are no more segments than frames.
     """
     with open_video(path) as (info, scan):
         moments = int(np.ceil(info.duration_s * recipe.fps - 1e-3))
         if moments < 2:
             raise DecodeError(path, f"lasts {info.duration_s:.3f} s, less than two frames at {recipe.fps:g} fps")
-        count = max(1, int(info.duration_s / recipe.segment_s + 1e-3))
+        count = max(1, min(int(info.duration_s / recipe.segment_s + 1e-3), info.frames or moments))
         bounds = [moments * k // count for k in range(count + 1)]
         height, width = fit(info.height, info.width, recipe.size, multiple=2)
         at, segment, film = 0, 0, _Film(recipe, height, width)

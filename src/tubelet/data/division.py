@@ -6,6 +6,7 @@ That must not hang on how many devices there are, nor on what fits into one. So 
 the batch that the release gives one device, whoever has them.
 """
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -94,6 +95,11 @@ def micro_batches(config: TrainConfig, count: int, rank: int, processes: int) ->
     own = [Piece(piece, len(piece)) for piece in _pieces(parts, borders, rank, processes)]
     last = own[-1].samples[-1:]
     return own + [Piece(last, 0)] * (most - len(own))
+
+
+def own_samples(pieces: Iterable[Piece]) -> list[int]:
+    """The numbers of a process's samples among the step's, each once, ascending."""
+    return sorted({number for piece in pieces for number in piece.samples})
 
 
 def _pieces(parts: list[range], borders: list[int], rank: int, processes: int) -> list[range]:

@@ -3,16 +3,16 @@
 All of these are far above what films, photographs and data sets have; docs/data.md lists them.
 """
 
+from tubelet.config.fields import CLIP_PIXELS
 from tubelet.types import DecodeError
 
 # Of one picture of a video: 8192 x 4320, more than 8K.
 VIDEO_PIXELS = 8192 * 4320
 # Of one still image: Pillow's own limit.
 IMAGE_PIXELS = 2**30 // 12
-# Of all frames of a clip together: 64 frames of 4K.
-CLIP_PIXELS = 64 * 3840 * 2160
-# Of a video, in seconds: a week.
+# Of a video, in seconds: a week; and of one frame: ten minutes.
 DURATION_S = 7 * 24 * 3600
+FRAME_S = 600
 # Of one line of a manifest, or of an index of shards.
 LINE_CHARACTERS = 2**16
 # Of a whole manifest.
@@ -42,3 +42,13 @@ def check_duration(path: str, seconds: float) -> None:
     if not seconds <= DURATION_S:
         days = DURATION_S // (24 * 3600)
         raise DecodeError(path, f"promises to last {seconds:.3g} s, above the limit of {days} days: cut it up")
+
+
+def check_gap(path: str, seconds: float, begins_s: float) -> None:
+    """Refuse a video that shows one frame absurdly long, as where recordings of different times were joined."""
+    if seconds > FRAME_S:
+        raise DecodeError(
+            path,
+            f"its clock jumps: one frame, at {begins_s:.1f} s, is shown for {seconds:.0f} s, "
+            f"above the limit of {FRAME_S} s: split it there",
+        )

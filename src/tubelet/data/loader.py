@@ -23,14 +23,15 @@ from tubelet.config import TrainConfig
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.clips import augment, clip_times
 from tubelet.data.decode import VideoInfo, read_clips
-from tubelet.data.division import mask_groups, micro_batches, samples_per_step, step_parts
+from tubelet.data.division import Piece, mask_groups, micro_batches, own_samples, samples_per_step, step_parts
 from tubelet.data.images import read_image
 from tubelet.data.masks import sample_mask
 from tubelet.data.mix import Mix
 from tubelet.data.pool import Pool
+from tubelet.data.prefetch import MB, Prefetch, prefetch_within
 from tubelet.data.sources import MediaList
 from tubelet.data.workers import Readings, WorkerLoader
-from tubelet.types import BadFile, Batch, DecodeError, Mask, Modality, StepData, TubeletError
+from tubelet.types import BadFile, Batch, DecodeError, Grid, Mask, Modality, StepData, TubeletError, one_line
 
 # One number for every use of randomness, so that no two share a stream.
 _VIDEO_ORDER, _IMAGE_ORDER, _VIDEO_SAMPLE, _IMAGE_SAMPLE, _REPLACEMENT, _MASKS, _VIDEO_MIX, _IMAGE_MIX = range(8)
@@ -68,11 +69,30 @@ def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
     mixes(config, media)
 
 
+def group_masks(config: TrainConfig, modality: Modality, grid: Grid, count: int, step: int, number: int) -> list[Mask]:
+    """The masks of one group of a step's samples: a function of the arguments alone.
+
+    Args:
+        config: the run.
+        modality: of the samples.
+        grid: their token grid.
+        count: samples of the modality in the step.
+        step: the step's number, from 0.
+        number: the group's number in the step, see `mask_groups`.
+
+    Returns:
+        a mask of context (B, Kc) and target (B, Kt) for each of the modality's kinds of masks.
+    """
+    group = mask_groups(config, count)[number]
+    rng = np.random.default_rng([config.seed, _MASKS, _ORDER[modality], step, number])
+    return [sample_mask(spec, grid, len(group), rng) for spec in config.masks.of(modality)]
+
+
 class StepDataset(Dataset[StepData]):
     """Item k is the data of step k, or one process's share of it.
 
-    The samples of a step, their masks and the lengths that these are cut to are those of all processes together: every
-    process draws the masks of all and keeps its own, so that nothing depends on how many there are.
+    The samples of a step, their masks and the lengths that these are cut to do not depend on how many processes share
+    it: each draws the masks of the groups that its samples are in (`group_masks`).
     """
 
     def __init__(self, config: TrainConfig, media: MediaList, rank: int = 0, processes: int = 1) -> None:
@@ -96,13 +116,6 @@ class StepDataset(Dataset[StepData]):
     def __len__(self) -> int:
         return self.config.steps
 
-    def step_bytes(self) -> int:
-        """Bytes of the pixels of a step, or of one process's share of it."""
-        data = self.config.data
-        frames = {Modality.VIDEO: data.frames, Modality.IMAGE: data.image_frames}
-        samples = {m: len({i for piece in pieces for i in piece.samples}) for m, pieces in self.own.items()}
-        return sum(3 * data.image_size**2 * frames[m] * count for m, count in samples.items())
-
     def __getitem__(self, step: int) -> StepData:
         """The micro-batches of one step, and the files that had to be replaced to make them."""
         bad: dict[str, BadFile] = {}
@@ -110,40 +123,54 @@ class StepDataset(Dataset[StepData]):
         short = 0
         try:
             for modality, count in self.counts.items():
-                own = sorted({i for piece in self.own[modality] for i in piece.samples})
-                pixels, shortened = self._samples(modality, [step * count + i for i in own], bad)
-                short += shortened
-                batches += self._micro_batches(modality, dict(zip(own, pixels, strict=True)), step)
+                own = own_samples(self.own[modality])
+                pixels = self._room(modality, len(own))
+                short += self._fill(pixels, modality, [step * count + i for i in own], bad)
+                batches += self._micro_batches(modality, own, pixels, step)
         except TubeletError as error:  # raised in a worker, its traceback would be in its sentence
             return StepData([], list(bad.values()), failure=str(error))
         return StepData(batches, list(bad.values()), short)
 
-    def _micro_batches(self, modality: Modality, pixels: dict[int, Tensor], step: int) -> Iterator[Batch]:
-        """This process's samples (3, T, S, S) uint8 by their numbers in the step, with masks drawn for whole groups."""
-        rng = np.random.default_rng([self.config.seed, _MASKS, _ORDER[modality], step])
-        shape = next(iter(pixels.values())).shape[1:]
-        grid = self.config.model.grid(*shape)
-        groups = mask_groups(self.config, self.counts[modality])
-        specs = self.config.masks.of(modality)
-        drawn = [[sample_mask(spec, grid, len(group), rng) for spec in specs] for group in groups]
-        tokenizer = Modality.IMAGE if shape[0] == 1 else Modality.VIDEO  # an image may be repeated as a clip
-        for samples, weight in self.own[modality]:
-            group, of_group = next(pair for pair in zip(groups, drawn, strict=True) if samples.start in pair[0])
-            rows = slice(samples.start - group.start, samples.stop - group.start)
-            own = [Mask(mask.context[rows], mask.target[rows]) for mask in of_group]
-            stacked = torch.stack([pixels[i] for i in samples])
-            yield Batch(tokenizer, stacked, own, weight=weight / self.config.batch_size)
+    def _room(self, modality: Modality, count: int) -> Tensor:
+        """(B, 3, T, S, S) uint8 for this process's samples; of a worker, where its parent reads them without a copy."""
+        data = self.config.data
+        room = torch.empty(count, 3, data.frames_of(modality), data.image_size, data.image_size, dtype=torch.uint8)
+        if get_worker_info() is None:
+            return room
+        try:
+            return room.share_memory_()
+        except RuntimeError as error:
+            raise TubeletError(
+                f"/dev/shm has no room for {room.nbytes / MB:,.1f} MB of samples ({one_line(error)}): lower "
+                "--prefetch-mb or --workers, or make it larger (docker run --shm-size)"
+            ) from error
 
-    def _samples(self, modality: Modality, positions: list[int], bad: dict[str, BadFile]) -> tuple[list[Tensor], int]:
-        """The samples at some positions of a modality's endless stream, and how many clips were short."""
+    def _micro_batches(self, modality: Modality, own: list[int], pixels: Tensor, step: int) -> Iterator[Batch]:
+        """This process's samples (B, 3, T, S, S) uint8, whose numbers in the step are `own`, with their masks."""
+        shape = pixels.shape[2:]
+        grid = self.config.model.grid(*shape)
+        tokenizer = Modality.IMAGE if shape[0] == 1 else Modality.VIDEO  # an image may be repeated as a clip
+        drawn: dict[int, list[Mask]] = {}
+        for samples, weight in self.own[modality]:
+            number, in_group = divmod(samples.start, self.config.masks.group)
+            if number not in drawn:
+                drawn[number] = group_masks(self.config, modality, grid, self.counts[modality], step, number)
+            rows = slice(in_group, in_group + len(samples))
+            masks = [Mask(mask.context[rows], mask.target[rows]) for mask in drawn[number]]
+            first = own.index(samples.start)
+            yield Batch(tokenizer, pixels[first : first + len(samples)], masks, weight=weight / self.config.batch_size)
+
+    def _fill(self, pixels: Tensor, modality: Modality, positions: list[int], bad: dict[str, BadFile]) -> int:
+        """Read the samples at some positions of a modality's endless stream; returns how many clips were short."""
         per_file = self.config.data.clips_per_video if modality is Modality.VIDEO else 1
-        samples: list[Tensor] = []
-        short = 0
+        row = short = 0
         for visit, together in groupby(positions, key=lambda position: position // per_file):
             read, shortened = self._visit(modality, visit, list(together), bad)
-            samples += read
+            for sample in read:
+                pixels[row] = sample
+                row += 1
             short += shortened
-        return samples, short
+        return short
 
     def _visit(
         self, modality: Modality, visit: int, positions: list[int], bad: dict[str, BadFile]
@@ -187,9 +214,30 @@ class StepDataset(Dataset[StepData]):
             augment(pixels, data.image_size, rng, scale=data.crop_scale, aspect=data.crop_aspect, flip=data.flip)
             for pixels, rng in zip(frames, rngs, strict=True)
         ]
-        if modality is Modality.IMAGE and data.image_frames > 1:
-            cut = [pixels.expand(-1, data.image_frames, -1, -1) for pixels in cut]
-        return cut, sum(short)
+        return cut, sum(short)  # an image that is repeated as a clip is so where it is stacked
+
+
+def step_bytes(config: TrainConfig, own: dict[Modality, list[Piece]]) -> int:
+    """Bytes of one process's samples of a step and of their masks, which are at most as long as there are tokens."""
+    total = 0
+    for modality, pieces in own.items():
+        frames, size = config.data.frames_of(modality), config.data.image_size
+        pixels = 3 * frames * size**2
+        indices = config.model.grid(frames, size, size).tokens * 8 * len(config.masks.of(modality))
+        total += len(own_samples(pieces)) * pixels + sum(len(piece.samples) for piece in pieces) * indices
+    return total
+
+
+def step_prefetch(config: TrainConfig, media: MediaList, rank: int, processes: int) -> Prefetch:
+    """How many steps a process makes ahead, see `DataConfig.prefetch_mb`.
+
+    Raises:
+        TubeletError: if the batch is too small to give every process a sample of each modality.
+    """
+    counts = samples_per_step(config, media)
+    own = {modality: micro_batches(config, count, rank, processes) for modality, count in counts.items()}
+    item = "a step's samples" if processes == 1 else "this process's samples of a step"
+    return prefetch_within(config.data.prefetch_mb, item, step_bytes(config, own), config.data.workers)
 
 
 def step_loader(
@@ -210,12 +258,14 @@ def step_loader(
             room for what the workers hand over.
     """
     dataset = StepDataset(config, media, rank, processes)
+    ahead = step_prefetch(config, media, rank, processes)
     return WorkerLoader(
         dataset,
-        config.data.workers,
+        ahead.workers,
         readings=dataset.readings,
         timeout_s=config.guards.data_timeout_s,
-        item_bytes=dataset.step_bytes(),
+        item_bytes=step_bytes(config, dataset.own),
+        prefetch=ahead.factor,
         batch_size=None,
         sampler=range(start + left_out, config.steps + left_out),
         pin_memory=pin_memory,

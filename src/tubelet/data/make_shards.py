@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tarfile import BLOCKSIZE, USTAR_FORMAT, TarInfo
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 from zlib import crc32
 
 import numpy as np
@@ -25,12 +25,48 @@ from tubelet.data.jobs import reading, run_all
 from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_shards
 from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url, size_of
-from tubelet.files import LOCK, directory_lock, replacing
+from tubelet.files import directory_lock, replacing
+from tubelet.hidden import visible
+from tubelet.outputs import check_output
+from tubelet.readers import damaged, read_json
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError
+from tubelet.values import MisfitError, fit, hints
 
 BAD_FILES = "bad_files.jsonl"
 _ORDER_SEED = 0
+_ANEW = "delete it: the same command then makes the shard anew"
 _SUFFIX = {Modality.VIDEO: ".mp4", Modality.IMAGE: ".jpg"}
+
+
+class _Plan(TypedDict):
+    """What the bytes of the shards depend on: plan.json, and part of the index's first line."""
+
+    recipe: dict[str, Any]
+    shard_mb: float
+    files: int
+    source_size: int
+    sources: str
+
+
+class _Header(_Plan):
+    """The index's first line, as far as its reader has not checked it."""
+
+    bad: int
+
+
+class _BadRow(TypedDict):
+    """A file that could not be read."""
+
+    path: str
+    reason: str
+
+
+class _Note(TypedDict):
+    """What is known of a finished shard: the members are checked as those of the index are."""
+
+    size: int
+    bad: list[_BadRow]
+    members: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -117,6 +153,7 @@ def write_shards(
         if is_shards(source):
             raise TubeletError(f"{source}: is a folder of shards already; name the files that it was made from")
     out = Path(out)
+    check_output(out, "shards", sources)
     media = list_media(sources, allow_outside)
     files = [(path, Modality.VIDEO) for path in media.videos] + [(path, Modality.IMAGE) for path in media.images]
     sizes = [_size(path) for path, _ in files]
@@ -240,7 +277,11 @@ def _summary(header: Any, images: int, reused: bool) -> Summary:
 def _found(out: Path, plan: dict[str, Any]) -> Summary:
     """Shards that are there already, if they are those that were asked for."""
     folder = open_shards(out)
-    _compare(out, {key: folder.header.get(key) for key in plan}, plan)
+    try:
+        before = fit(_Header, dict(folder.header), "", given=False)
+    except MisfitError as error:
+        raise damaged(out / INDEX, f"line 1: {error}", "copy the index again") from error
+    _compare(out, before, plan)
     return _summary(folder.header, int(folder.members["image"].sum()), reused=True)
 
 
@@ -248,7 +289,15 @@ def _finished(job: Job) -> dict[str, Any] | None:
     """A shard's note if the shard is finished and as large as the note says."""
     if not job.note.exists() or not job.shard.exists():
         return None
-    note = json.loads(job.note.read_text())
+    note: dict[str, Any] = read_json(job.note, _Note, _ANEW)
+    for number, row in enumerate(note["members"]):
+        try:
+            if {*row} != {*hints(Member)}:
+                raise MisfitError(f"members[{number}]", f"has the fields {sorted(row)!r:.200}")
+            for name, kind in hints(Member).items():
+                fit(kind, row[name], f"members[{number}].{name}", given=False)
+        except MisfitError as error:
+            raise damaged(job.note, str(error), _ANEW) from error
     return note if job.shard.stat().st_size == note["size"] else None
 
 
@@ -285,8 +334,8 @@ def _plan(recipe: Recipe, files: list[tuple[str, Modality]], sizes: list[int], s
 
 def _check_plan(path: Path, plan: dict[str, Any]) -> None:
     if path.exists():
-        _compare(path.parent, json.loads(path.read_text()), plan)
-    elif any(entry.name != LOCK for entry in path.parent.iterdir()):
+        _compare(path.parent, read_json(path, _Plan, "delete the folder, or choose another --out"), plan)
+    elif visible(path.parent.iterdir()):
         raise TubeletError(f"{path.parent}: holds something else; choose another --out")
 
 

@@ -1,36 +1,40 @@
-"""The files that a CSV or JSONL manifest lists.
+"""The files that a manifest lists.
 
 A manifest may come from elsewhere. It is text that names files, and no more: those below its own folder, and those of
 places that the person who runs the command has allowed.
 """
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Sequence
-from functools import cache
-from os.path import commonpath
+import os
+from collections.abc import Sequence
+from os.path import commonpath, lexists
 from pathlib import Path
 from posixpath import normpath
 from urllib.parse import quote, unquote, urlsplit
 
-from tubelet.data.decode import VIDEO_SUFFIXES
-from tubelet.data.images import IMAGE_SUFFIXES
-from tubelet.data.limits import LINE_CHARACTERS, MANIFEST_BYTES
-from tubelet.data.storage import fetch, is_url, size_of
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tubelet.data.limits import MANIFEST_BYTES
+from tubelet.data.lists import Listed, read_listed
+from tubelet.data.storage import exists, fetch, is_url, size_of
+from tubelet.readers import read_bytes
 from tubelet.types import TubeletError
 
-MANIFEST_SUFFIXES = (".csv", ".jsonl")
-MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-_PATH_COLUMN = "path"
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
+# Of a remote list whose lines can be read in several ways, so many objects are looked up.
+_REMOTE_LOOKUPS = 4
 
 
-def listed_files(manifest: str, roots: Sequence[str]) -> list[str]:
-    """Absolute paths and URLs of the files that a manifest lists, in its order.
+def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, str]:
+    """Absolute paths and URLs of the files that a manifest lists, in its order, and how it was read, in words.
 
     Args:
         manifest: path or URL.
         roots: what `root_of` made of the places that it may name files of, besides those below its own folder.
+
+    Returns:
+        (N,) large_binary in the file system's encoding, and a phrase.
 
     Raises:
         TubeletError: a line cannot be understood or is too long, or a path leads elsewhere.
@@ -38,27 +42,33 @@ def listed_files(manifest: str, roots: Sequence[str]) -> list[str]:
     """
     home = manifest.rsplit("/", 1)[0] if is_url(manifest) else str(Path(manifest).parent)
     allowed = [root_of(home), *roots]
-    files: list[str] = []
-    outside: list[tuple[int, str, str]] = []
-    text = _text(manifest)
-    for number, listed in _jsonl(manifest, text) if manifest.lower().endswith(".jsonl") else _csv(manifest, text):
-        file = _resolve(manifest, number, home, listed)
-        if not any(_is_below(file, root) for root in allowed):
-            outside.append((number, listed, file))
-        files.append(file)
-    if outside:
-        number, listed, _ = outside[0]
+    listed = read_listed(manifest, _content(manifest), lambda paths: _existing(paths, home, allowed))
+    if not len(listed):
+        return pa.chunked_array([], pa.large_binary()), listed.form
+    _check_names(manifest, home, listed)
+    folders, which, names = _resolve(manifest, home, listed)
+    parents = pa.array(map(os.fsencode, folders), pa.large_binary())
+    below = np.zeros(len(folders), bool)
+    for root in {os.fsencode(root.rstrip("/")) for root in allowed}:
+        beneath = pc.or_(pc.starts_with(parents, root + b"/"), pc.equal(parents, root))
+        below |= beneath.to_numpy(zero_copy_only=False)
+    outside = np.flatnonzero(~below[which])
+    if len(outside):
+        first = int(outside[0])
+        files = [f"{folders[folder]}/x" for folder in np.unique(which[outside])]
         raise TubeletError(
-            f"{manifest}, line {number}: {listed} leads out of the manifest's folder, as {len(outside)} of its "
-            f"{len(files)} paths do: if they are to be read, add --allow-outside "
-            f"{' '.join(_common([file for _, _, file in outside]))}"
+            f"{manifest}, line {listed.lines[first]}: {listed.paths[first].as_py()} leads out of the manifest's "
+            f"folder, as {len(outside)} of its {len(listed)} paths do: if they are to be read, add --allow-outside "
+            f"{' '.join(_common(files))}"
         )
-    return files
+    parents = parents.take(pa.array(which))
+    joined = pc.binary_join_element_wise(parents, names.cast(pa.large_binary()), pa.scalar(b"/", pa.large_binary()))
+    return pa.chunked_array([joined]), listed.form
 
 
 def root_of(place: str) -> str:
     """The one way that a folder or URL is written, to compare others with."""
-    return _plain_url(place) if is_url(place) else str(real(Path(place).expanduser()))
+    return _plain_url(place) if is_url(place) else os.path.realpath(Path(place).expanduser())
 
 
 def absolute(path: Path) -> str:
@@ -66,21 +76,87 @@ def absolute(path: Path) -> str:
 
     A file that is itself a link keeps its name: what it points at may have no suffix.
     """
-    return str(real(path.parent) / path.name)
+    return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - pathlib takes ten times as long
 
 
-@cache
-def real(folder: Path) -> Path:
-    """A folder without links and dots."""
-    return folder.resolve()
+class RealFolders:
+    """Folders without links and dots, each looked at once; for as long as one listing takes, no longer."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {"/": "", "": ""}
+
+    def __getitem__(self, folder: str) -> str:
+        """The real path of an absolute one, "" for the root."""
+        known = self._known.get(folder)
+        if known is not None:
+            return known
+        above, _, name = folder.rpartition("/")
+        parent = self[above]
+        if name in ("", "."):
+            real = parent
+        elif name == "..":
+            real = parent.rpartition("/")[0]
+        else:
+            real = f"{parent}/{name}"
+            if os.path.islink(real):  # noqa: PTH114 - as above
+                real = os.path.realpath(real).rstrip("/")
+        self._known[folder] = real
+        return real
 
 
-def _resolve(manifest: str, number: int, home: str, listed: str) -> str:
+def _check_names(manifest: str, home: str, listed: Listed) -> None:
+    """Refuse what no file is called.
+
+    Raises:
+        TubeletError: naming the line.
+    """
+    odd = pc.match_substring_regex(listed.paths, r"\p{Cc}")
+    if pc.any(odd).as_py():
+        row = int(np.argmax(odd.to_numpy(zero_copy_only=False)))
+        named = ascii(listed.paths[row].as_py())[:200]
+        raise TubeletError(f"{manifest}, line {listed.lines[row]}: {named} cannot be the name of a file")
+    chain = pc.match_substring(listed.paths, "::")
+    if not is_url(home):
+        chain = pc.and_(chain, pc.match_substring(listed.paths, "://"))
+    if pc.any(chain).as_py():
+        row = int(np.argmax(chain.to_numpy(zero_copy_only=False)))
+        named = listed.paths[row].as_py()[:200]
+        raise TubeletError(f"{manifest}, line {listed.lines[row]}: {named} is a chain of URLs: list what it leads to")
+
+
+def _resolve(manifest: str, home: str, listed: Listed) -> tuple[list[str], np.ndarray, pa.Array]:
+    """Folders without links and dots, which of them each listed file is in, and its name there.
+
+    Parents are followed where links lead, so that none leads out of the manifest's folder; each is looked at once.
+    """
+    paths = listed.paths
+    special = pc.match_substring_regex(paths, r"^~|://|(?:^|/)\.{0,2}$")
+    if is_url(home) or pc.any(special).as_py():
+        rows = np.arange(len(paths)) if is_url(home) else np.flatnonzero(special.to_numpy(zero_copy_only=False))
+        written = paths.take(pa.array(rows)).to_pylist()
+        plain = [
+            _resolve_one(manifest, int(listed.lines[r]), home, path) for r, path in zip(rows, written, strict=True)
+        ]
+        mask = np.zeros(len(paths), bool)
+        mask[rows] = True
+        paths = pc.replace_with_mask(paths, pa.array(mask), pa.array(plain, paths.type))
+    parts = pc.split_pattern(paths, "/", max_splits=1, reverse=True)
+    starts, values = parts.offsets.to_numpy(), parts.values
+    alone = np.diff(starts) == 1  # no slash: in the list's own folder
+    parents = values.take(pa.array(starts[:-1], mask=alone)).dictionary_encode("encode")
+    base, real, folders = str(Path(home).absolute()), RealFolders(), []
+    for parent in parents.dictionary.to_pylist():
+        if parent is None:
+            folders.append(real[base])
+        elif "://" in parent or parent.endswith(":/"):
+            folders.append(parent)
+        else:  # "" is the root
+            folders.append(real[parent.rstrip("/") if parent[:1] in ("", "/") else f"{base}/{parent}".rstrip("/")])
+    return folders, parents.indices.to_numpy(), values.take(pa.array(starts[1:] - 1))
+
+
+def _resolve_one(manifest: str, number: int, home: str, listed: str) -> str:
     """A listed path as an absolute one, or as a URL."""
-    if not listed.isprintable():  # control characters, and halves of characters, which no file system takes
-        raise TubeletError(f"{manifest}, line {number}: {ascii(listed)[:200]} cannot be the name of a file")
-    if "::" in listed and (is_url(listed) or is_url(home)):
-        raise TubeletError(f"{manifest}, line {number}: {listed[:200]} is a chain of URLs: list what it leads to")
     if is_url(listed):
         return _plain_url(listed)
     if is_url(home):
@@ -89,10 +165,19 @@ def _resolve(manifest: str, number: int, home: str, listed: str) -> str:
             return f"{scheme}://{rest.split('/')[0]}{normpath(listed)}"
         return _plain_url(f"{home}/{listed}")
     try:
-        # Parents are followed where links lead, so that none leads out of the manifest's folder.
-        return absolute(Path(home) / Path(listed).expanduser())
+        return absolute(Path(home).absolute() / Path(listed).expanduser())
     except (OSError, RuntimeError, ValueError) as error:  # a user that is unknown, a loop of links
         raise TubeletError(f"{manifest}, line {number}: {listed[:200]} cannot be followed ({error})") from error
+
+
+def _existing(paths: Sequence[str], home: str, allowed: Sequence[str]) -> int:
+    """How many of some listed paths exist; those that lead elsewhere are not asked for."""
+    if is_url(home):
+        urls = [_resolve_one(home, 0, home, path) for path in paths[:: max(1, len(paths) // _REMOTE_LOOKUPS)]]
+        return sum(exists(url) for url in urls if any(_is_below(url, root) for root in allowed))
+    places = [os.path.join(home, path) for path in paths if not is_url(path)]  # noqa: PTH118
+    inside = [place for place in places if any(_is_below(absolute(Path(place)), root) for root in allowed)]
+    return sum(map(lexists, inside))
 
 
 def _plain_url(url: str) -> str:
@@ -124,79 +209,10 @@ def _common(files: list[str]) -> list[str]:
     return places + sorted({f"{url.scheme}://{url.netloc}" for url in urls})
 
 
-def _text(manifest: str) -> str:
-    try:
-        size = size_of(manifest) if is_url(manifest) else Path(manifest).stat().st_size
-        if size > MANIFEST_BYTES:
-            raise TubeletError(f"{manifest}: has {size} bytes, above the limit of {MANIFEST_BYTES}: split it")
-        data = fetch(manifest) if is_url(manifest) else Path(manifest).read_bytes()
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TubeletError(f"{manifest}: is not UTF-8 text (byte {error.start}): save the manifest as UTF-8") from error
-    except OSError as error:
-        raise TubeletError(f"{manifest}: the manifest cannot be read ({error.strerror})") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if len(line) > LINE_CHARACTERS:
-            raise TubeletError(
-                f"{manifest}, line {number}: has {len(line)} characters, above the limit of {LINE_CHARACTERS}: "
-                "put one file on a line"
-            )
-    return text
-
-
-def _jsonl(path: str, text: str) -> Iterator[tuple[int, str]]:
-    """Line number and path of each row."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TubeletError(f"{path}, line {number}: is not JSON ({error.msg}, column {error.colno})") from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
-            raise TubeletError(f"{path}, line {number}: is not JSON that can be read ({error})") from error
-        listed = row.get(_PATH_COLUMN) if isinstance(row, dict) else None
-        if not isinstance(listed, str) or not listed.strip():
-            raise TubeletError(f'{path}, line {number}: has no path; write {{"path": "film.mp4"}}')
-        yield number, listed.strip()
-
-
-def _csv(path: str, text: str) -> Iterator[tuple[int, str]]:
-    """Line number and path of each row."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        return
-    # Research code writes "path label"; a comma anywhere in the first line, or no media suffix before the space,
-    # means that spaces belong to names.
-    spaced = "," not in lines[0] and Path(lines[0].rsplit(maxsplit=1)[0]).suffix.lower() in MEDIA_SUFFIXES
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=" " if spaced else ",", skipinitialspace=True)
-    column, first = 0, True
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise TubeletError(f"{path}, line {rows.line_num}: is not CSV ({error})") from error
-        if row is None:
-            return
-        if not any(cell.strip() for cell in row):
-            continue
-        names = [cell.strip().lower() for cell in row]
-        if first and _is_header(names):
-            if _PATH_COLUMN not in names:
-                raise TubeletError(
-                    f"{path}, line {rows.line_num}: its header has no column named path: {', '.join(row)}"
-                )
-            column, first = names.index(_PATH_COLUMN), False
-            continue
-        first = False
-        listed = row[column].strip() if column < len(row) else ""
-        if not listed:
-            raise TubeletError(
-                f"{path}, line {rows.line_num}: has no path in column {column + 1}; fill it or drop the line"
-            )
-        yield rows.line_num, listed
-
-
-def _is_header(names: list[str]) -> bool:
-    """Whether a first row names columns: it says path, or nothing in it looks like a media file."""
-    return _PATH_COLUMN in names or not any(Path(name).suffix in MEDIA_SUFFIXES for name in names)
+def _content(manifest: str) -> bytes:
+    if not is_url(manifest):
+        return read_bytes(Path(manifest), "check its name and permissions, or split it", MANIFEST_BYTES)
+    size = size_of(manifest)
+    if size > MANIFEST_BYTES:
+        raise TubeletError(f"{manifest}: has {size} bytes, above the limit of {MANIFEST_BYTES}; split it")
+    return fetch(manifest)

@@ -86,8 +86,9 @@ class Mix:
         known = self.orders.get(which)
         if known is None or known[0] != epoch:
             own = (self.sources[which],) if self.weighted else ()
-            order = epoch_order(self.pools[which].group, (self.seed, self.order_key, epoch, *own))
-            known = self.orders[which] = (epoch, order)
+            order = epoch_order(self.pools[which].group(), (self.seed, self.order_key, epoch, *own))
+            kind = np.min_scalar_type(len(order))  # every worker has its own
+            known = self.orders[which] = (epoch, order.astype(kind))
         return known[1]
 
 

@@ -1,5 +1,6 @@
 """All samples of one modality, wherever they lie: files of their own, and members of shards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,15 +19,22 @@ class Pool:
     Attributes:
         files: paths.
         folders: each with the places (P,) of its members of this modality.
-        group: (M,) which samples lie together: a shard's members, or a file alone.
     """
 
-    files: list[str]
+    files: Sequence[str]
     folders: list[tuple[ShardFolder, np.ndarray]]
-    group: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.group)
+        return len(self.files) + sum(len(places) for _, places in self.folders)
+
+    def group(self) -> np.ndarray:
+        """(M,) which samples lie together: a shard's members, or a file alone. Made anew: nobody keeps it."""
+        groups, first = [np.arange(len(self.files))], len(self.files)
+        for folder, places in self.folders:
+            used, group = np.unique(folder.members["shard"][places], return_inverse=True)
+            groups.append(first + group)
+            first += len(used)
+        return np.concatenate(groups)
 
     def name(self, sample: int) -> str:
         """What errors and lists of bad files call a sample."""
@@ -65,12 +73,7 @@ def pool_of(media: MediaList, modality: Modality) -> Pool:
     image = modality is Modality.IMAGE
     files = media.images if image else media.videos
     folders = [(folder, np.flatnonzero(folder.members["image"] == image)) for folder in media.shards]
-    groups, first = [np.arange(len(files))], len(files)
-    for folder, places in folders:
-        used, group = np.unique(folder.members["shard"][places], return_inverse=True)
-        groups.append(first + group)
-        first += len(used)
-    return Pool(files, folders, np.concatenate(groups))
+    return Pool(files, folders)
 
 
 def check_recipes(media: MediaList, data: DataConfig) -> None:

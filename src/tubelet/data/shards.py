@@ -4,7 +4,6 @@ The tars are plain WebDataset; the index, which is written last, makes each memb
 local disk or from anything that fsspec reaches, and carries the checksum that every read is held against.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from tubelet.config import Recipe, from_dict
 from tubelet.data.limits import LINE_CHARACTERS
 from tubelet.data.storage import StorageError, exists, fetch, is_pattern, is_url
+from tubelet.readers import decode_text, parse_json
 from tubelet.types import Blob, DecodeError, Modality, TubeletError
 
 INDEX = "index.jsonl"
@@ -26,6 +26,7 @@ FORMAT = 1
 # Members move at most so many places from where the order of the shards puts them.
 WINDOW = 4096
 
+_COPY = "copy the index again"
 _NAME = 32
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,254}", re.ASCII)
 _RECORD = np.dtype(
@@ -142,10 +143,7 @@ def open_shards(root: str | Path) -> ShardFolder:
     where = f"{root}/{INDEX}"
     if not is_url(root) and not Path(where).exists():
         raise TubeletError(f"{root}: has no {INDEX}: these shards are not finished; run `tubelet shard` again")
-    try:
-        first, *lines = _fetch(where).decode().splitlines() or [""]
-    except UnicodeDecodeError as error:
-        raise TubeletError(f"{where}: is not UTF-8 text: copy the index again") from error
+    first, *lines = decode_text(_fetch(where), where, _COPY).splitlines() or [""]
     header = _row(where, 1, first, _HEADER)
     if header["tubelet_shards"] != FORMAT:
         raise TubeletError(
@@ -189,11 +187,7 @@ def _row(where: str, number: int, line: str, kinds: Mapping[str, Any]) -> dict[s
     """One line of an index, with all that it must hold."""
     if number > 1 and len(line) > LINE_CHARACTERS:  # the first one lists all tars
         raise TubeletError(f"{where}, line {number}: has {len(line)} characters, above the limit of {LINE_CHARACTERS}")
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        said = getattr(error, "msg", type(error).__name__)
-        raise TubeletError(f"{where}, line {number}: is not JSON ({said}); copy the index again") from error
+    row: dict[str, Any] = parse_json(line, f"{where}, line {number}", remedy=_COPY)
     for key, kind in kinds.items():
         value = row.get(key) if isinstance(row, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool) or _beyond(value):

@@ -1,18 +1,28 @@
 """From what a person names as a source - folders, files, globs, lists, shards - to lists of videos and images."""
 
 import glob
+import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from os import walk
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tubelet.data.decode import VIDEO_SUFFIXES
 from tubelet.data.images import IMAGE_SUFFIXES
-from tubelet.data.manifest import MANIFEST_SUFFIXES, MEDIA_SUFFIXES, absolute, listed_files, real, root_of
+from tubelet.data.lists import MEDIA_SUFFIXES
+from tubelet.data.manifest import MANIFEST_SUFFIXES, absolute, listed_files, root_of
+from tubelet.data.paths import Paths, checksum, to_arrow
 from tubelet.data.shards import ShardFolder, is_shards, open_shards
 from tubelet.data.storage import find, is_pattern, is_url, suffix_of
-from tubelet.types import Modality, TubeletError
+from tubelet.hidden import is_hidden
+from tubelet.types import Modality, TubeletError, printable
+
+_NONE = pa.chunked_array([], pa.large_binary())
 
 
 @dataclass(frozen=True)
@@ -25,13 +35,15 @@ class MediaList:
         shards: folders of shards, which hold both.
         ignored: how many files of each other suffix were passed over ("" for none), the most frequent first.
         ends: for each source, how many videos, images and folders of shards there are up to and with it.
+        notes: sentences for the user: how lists were read, and what was left out.
     """
 
-    videos: list[str]
-    images: list[str]
+    videos: Sequence[str]
+    images: Sequence[str]
     shards: list[ShardFolder] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
     ends: list[tuple[int, int, int]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def of_source(self, number: int) -> "MediaList":
         """What the source of that number, from 0, was the first to name."""
@@ -45,125 +57,239 @@ class MediaList:
         members = sum(int((folder.members["image"] == image).sum()) for folder in self.shards)
         return len(self.images if image else self.videos) + members
 
+    def checksum(self) -> int:
+        """CRC-32 of all names."""
+        return checksum(self._printed())
+
+    def _printed(self) -> Iterator[bytes]:
+        for files in (self.videos, self.images):
+            yield from (files if isinstance(files, Paths) else Paths.of(files)).printed()
+        yield from (f"{printable(folder.root)}\n".encode() for folder in self.shards)
+
+
+class _Hidden:
+    """The hidden entries that were left out: media files and folders."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.example = ""
+
+    def add(self, kind: str, path: str) -> None:
+        self.counts[kind] += 1
+        self.example = self.example or path
+
+    def note(self) -> list[str]:
+        """A sentence, if there were any."""
+        if not self.counts:
+            return []
+        words = " and ".join(_counted(count, f"hidden {kind}") for kind, count in sorted(self.counts.items()))
+        return [f"left out: {words}, such as {self.example}"]
+
 
 def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> MediaList:
     """Find the media files of some sources.
 
     Args:
-        sources: each a folder (searched with its subfolders, sorted), a media file, a CSV or JSONL manifest, or a glob
-            (`**` stands for any number of folders). A CSV has a `path` column, or no header and the path first, parted
-            from the rest by a comma or a space; a line of JSONL is an object with a `path`. Relative paths in a
-            manifest are relative to its folder. Or a folder of shards. All of these may be URLs.
-        allow_outside: folders and URLs that manifests may name files of, besides those below their own folders.
+        sources: each a folder (searched with its subfolders, sorted), a media file, a list (CSV, TSV, TXT or JSONL), or
+            a glob (`**` stands for any number of folders). A table has a `path` column, or no header; a line of JSONL
+            is an object with a `path`. Relative paths in a list are relative to its folder. Or a folder of shards. All
+            of these may be URLs.
+        allow_outside: folders and URLs that lists may name files of, besides those below their own folders.
 
     Returns:
-        The files. Those that a manifest lists are not looked at: one that does not exist is found out when it is read.
+        The files. Those that a list names are not looked at: one that does not exist is found out when it is read.
 
     Raises:
-        TubeletError: a source is missing or has no media, or a manifest or an index has a line that cannot be
-            understood, or a path that leads out of the manifest's folder.
+        TubeletError: a source is missing or has no media, a folder may not be read, or a list or an index has a line
+            that cannot be understood, or a path that leads out of the list's folder.
         StorageError: a URL cannot be reached.
     """
     if not sources:
-        raise TubeletError("no data source given: name a folder, a file, a glob, or a CSV or JSONL manifest")
+        raise TubeletError("no data source given: name a folder, a file, a glob, or a list of files (CSV or JSONL)")
     roots = [root_of(root) for root in allow_outside]
-    videos: dict[str, None] = {}
-    images: dict[str, None] = {}
+    videos, images, others = _Files(), _Files(), _Files()
     shards: dict[str, ShardFolder] = {}
-    ignored: set[str] = set()
-    ends: list[tuple[int, int, int]] = []
+    ends: list[int] = []
+    notes: list[str] = []
+    hidden = _Hidden()
     for source in sources:
         single = is_url(source) and suffix_of(source) in (*MANIFEST_SUFFIXES, *MEDIA_SUFFIXES)
         if not single and is_shards(source):
-            root = source.rstrip("/") if is_url(source) else str(real(Path(source).expanduser()))
+            root = source.rstrip("/") if is_url(source) else os.path.realpath(Path(source).expanduser())
             shards.setdefault(root, open_shards(root))
-            ends.append((len(videos), len(images), len(shards)))
-            continue
-        files = list(_remote_files_of(source, roots) if is_url(source) else _files_of(source, roots))
-        media = 0
-        for file in files:
-            suffix = suffix_of(file)
-            if suffix in VIDEO_SUFFIXES:
-                videos[file] = None
-            elif suffix in IMAGE_SUFFIXES:
-                images[file] = None
-            else:
-                ignored.add(file)
-                continue
-            media += 1
-        if not media:
-            raise TubeletError(f"{source}: {_what_instead(files)}; name a source that has some")
-        ends.append((len(videos), len(images), len(shards)))
-    return MediaList(list(videos), list(images), list(shards.values()), _by_suffix(ignored), ends)
-
-
-def _files_of(source: str, roots: Sequence[str]) -> Iterator[str]:
-    """Absolute paths of all files that a source names, media or not."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        yield from _folder(path)
-    elif path.is_file():
-        if path.suffix.lower() in MANIFEST_SUFFIXES:
-            yield from listed_files(str(path), roots)
+            found = _NONE
         else:
-            yield absolute(path)
+            found = _files_of(source, roots, notes, hidden)
+            video, image = (_has_suffix(found, suffixes) for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES))
+            media = pc.or_(video, image)
+            if not pc.any(media).as_py():
+                raise TubeletError(f"{source}: {_what_instead(found)}; name a source that has some")
+            videos.add(found.filter(video))
+            images.add(found.filter(image))
+            others.add(found.filter(pc.invert(media)))
+        for files in (videos, images, others):
+            files.close()
+        ends.append(len(shards))
+    names, counts = zip(videos.distinct(), images.distinct(), strict=True)
+    left = others.distinct()[0]
+    if left:
+        notes.append(f"left out: {_in_words(left)}")
+    notes += hidden.note()
+    return MediaList(*names, list(shards.values()), _by_suffix(left), list(zip(*counts, ends, strict=True)), notes)
+
+
+class _Files:
+    """Files of one kind, source after source."""
+
+    def __init__(self) -> None:
+        self.chunks: list[pa.Array] = []
+        self.size = 0
+        self.ends: list[int] = []
+
+    def add(self, files: pa.ChunkedArray) -> None:
+        self.chunks += files.chunks
+        self.size += len(files)
+
+    def close(self) -> None:
+        """The source ends here."""
+        self.ends.append(self.size)
+
+    def distinct(self) -> tuple[Paths, list[int]]:
+        """Each file once, and how many there are up to the end of each source."""
+        encoded = pa.chunked_array(self.chunks, pa.large_binary()).combine_chunks().dictionary_encode()
+        if isinstance(encoded, pa.ChunkedArray):
+            encoded = encoded.combine_chunks()
+        seen = np.maximum.accumulate(encoded.indices.to_numpy()) + 1 if len(encoded) else np.zeros(0, int)
+        ends = [int(seen[end - 1]) if end else 0 for end in self.ends]
+        return Paths.from_arrow(pa.chunked_array([encoded.dictionary.cast(pa.large_binary())])), ends
+
+
+def _has_suffix(files: pa.ChunkedArray, suffixes: frozenset[str]) -> pa.ChunkedArray:
+    """Which files have one of some suffixes; a web address may end in a query."""
+    known = "(?:" + "|".join(re.escape(suffix) for suffix in sorted(suffixes)) + ")"
+    return pc.match_substring_regex(files, rf"(?i)[^/]{known}$|^https?://[^?#]*[^/]{known}[?#]")
+
+
+def _files_of(source: str, roots: Sequence[str], notes: list[str], hidden: _Hidden) -> pa.ChunkedArray:
+    """Absolute paths or URLs of all files that a source names, media or not, as large_binary."""
+    path = Path(source).expanduser()
+    remote = is_url(source)
+    listed = suffix_of(source) in MANIFEST_SUFFIXES and (remote or path.is_file())
+    if listed:
+        place = source if remote else str(path)
+        files, form = listed_files(place, roots)
+        notes.append(f"{place}: {_counted(len(files), 'file')} listed; read as {form}")
+        return files
+    return to_arrow(_remote_files_of(source, hidden) if remote else _local_files_of(path, hidden))
+
+
+def _local_files_of(path: Path, hidden: _Hidden) -> Iterator[str]:
+    if path.is_dir():
+        yield from _folder(str(path), hidden)
+    elif path.is_file():
+        yield absolute(path)
     elif glob.has_magic(str(path)):
-        yield from _glob(str(path))
+        yield from _glob(str(path), hidden)
     else:
-        raise TubeletError(f"{source}: no such file or folder; check the path (a relative one starts at {Path.cwd()})")
+        raise TubeletError(f"{path}: no such file or folder; check the path (a relative one starts at {Path.cwd()})")
 
 
-def _remote_files_of(source: str, roots: Sequence[str]) -> Iterator[str]:
-    """URLs of all objects that a URL names, media or not."""
-    if is_pattern(source):
-        found = find(source)
-        if not found:
-            raise TubeletError(f"{source}: nothing matches this pattern; check it (quote it in a shell)")
-        yield from found
-    elif suffix_of(source) in MANIFEST_SUFFIXES:
-        yield from listed_files(source, roots)
-    elif suffix_of(source) in MEDIA_SUFFIXES:
+def _remote_files_of(source: str, hidden: _Hidden) -> Iterator[str]:
+    if suffix_of(source) in MEDIA_SUFFIXES and not is_pattern(source):
         yield source
-    else:
-        found = find(source)
-        if not found:
-            raise TubeletError(f"{source}: no such file or folder; check the URL")
-        yield from found
+        return
+    found, left_out = find(source)
+    if not found:
+        what = "nothing matches this pattern; check it (quote it in a shell)"
+        raise TubeletError(f"{source}: {what if is_pattern(source) else 'no such file or folder; check the URL'}")
+    for url in left_out:
+        if suffix_of(url) in MEDIA_SUFFIXES:
+            hidden.add("file", url)
+    yield from found
 
 
-def _folder(folder: Path) -> Iterator[str]:
+def _folder(folder: str, hidden: _Hidden) -> Iterator[str]:
     """Files of a folder and its subfolders, sorted; hidden ones, which tools leave behind, are left out."""
-    seen: set[Path] = set()
-    for parent, folders, files in walk(folder, followlinks=True):
-        at = real(Path(parent))
+    seen: set[str] = set()
+    waiting = [os.path.realpath(folder)]
+    while waiting:
+        at = waiting.pop()
         if at in seen:  # a link back to a folder above: it would be followed for ever
-            folders.clear()
             continue
         seen.add(at)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (str(at / name) for name in sorted(files) if not name.startswith("."))
+        files: list[str] = []
+        folders: list[tuple[str, str]] = []
+        try:
+            with os.scandir(at) as entries:
+                for entry in entries:
+                    name, is_folder = entry.name, entry.is_dir()
+                    if is_hidden(name):
+                        if is_folder or suffix_of(name) in MEDIA_SUFFIXES:
+                            hidden.add("folder" if is_folder else "file", entry.path)
+                    elif not is_folder:
+                        files.append(name)
+                    else:
+                        folders.append((name, os.path.realpath(entry.path) if entry.is_symlink() else entry.path))
+        except OSError as error:
+            raise TubeletError(
+                f"{at}: cannot be listed ({error.strerror}); change its permissions, or name the folders beside it"
+            ) from error
+        start = at.rstrip("/") + "/"
+        yield from (start + name for name in sorted(files))
+        waiting += [place for _, place in sorted(folders, reverse=True)]
 
 
-def _glob(pattern: str) -> Iterator[str]:
+def _glob(pattern: str, hidden: _Hidden) -> Iterator[str]:
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
     if not matches:
         raise TubeletError(f"{pattern}: nothing matches this pattern; check it (quote it in a shell)")
+    # What the user wrote in full is no find of the pattern; nor does a wildcard match a dot at the beginning.
+    written = set(Path(pattern).parts)
     for match in matches:
+        path = Path(match)
+        if any(part not in written and not part.startswith(".") and is_hidden(part) for part in path.parts):
+            if path.suffix.lower() in MEDIA_SUFFIXES:
+                hidden.add("file", match)
         # A folder that matches stands for what is in it, unless "**" reaches its files anyway.
-        if not Path(match).is_dir():
-            yield absolute(Path(match))
+        elif not path.is_dir():
+            yield absolute(path)
         elif "**" not in pattern:
-            yield from _folder(Path(match))
+            yield from _folder(match, hidden)
 
 
-def _by_suffix(files: Iterable[str]) -> dict[str, int]:
+def _by_suffix(files: Sequence[str]) -> dict[str, int]:
     return dict(Counter(suffix_of(file) for file in sorted(files)).most_common())
 
 
-def _what_instead(files: list[str]) -> str:
+def _in_words(files: Sequence[str]) -> str:
+    """How many files of each suffix there are, with an example of each."""
+    kinds: dict[str, list[str]] = {}
+    for file in sorted(files):
+        kinds.setdefault(suffix_of(file), []).append(file)
+    words = []
+    for suffix, own in sorted(kinds.items()):
+        broken = [file for file in own if not suffix and not is_url(file) and not os.path.exists(file)]  # noqa: PTH110
+        for names, what in (
+            (broken, "link to nothing without a suffix"),
+            ([file for file in own if file not in broken], "file without a suffix" if not suffix else f"{suffix} file"),
+        ):
+            if names:
+                words.append(f"{_counted(len(names), what)} ({Path(names[0]).name}{', ...' * (len(names) > 1)})")
+    return ", ".join(words)
+
+
+def _counted(count: int, what: str) -> str:
+    """A number of things."""
+    first, _, rest = what.partition(" without")
+    plural = first.replace("link to", "links to") if first.startswith("link") else f"{first}s"
+    return f"{count} {(plural if count != 1 else first)}{' without' * bool(rest)}{rest}"
+
+
+def _what_instead(found: pa.ChunkedArray) -> str:
     """What is there where media was expected, in words."""
-    if not files:
+    if not len(found):
         return "holds no files"
+    files = Paths.from_arrow(found)
     kinds = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or image ({' '.join(sorted(IMAGE_SUFFIXES))})"
-    found = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in _by_suffix(files).items())
-    return f"{len(files)} file{'s' * (len(files) != 1)}, none of them {kinds}: {found}"
+    counts = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in _by_suffix(files).items())
+    return f"{_counted(len(files), 'file')}, none of them {kinds}: {counts}"

@@ -16,6 +16,7 @@ import fsspec
 from fsspec.asyn import sync
 from fsspec.caching import BlockCache
 
+from tubelet.hidden import has_hidden
 from tubelet.types import DecodeError, TubeletError, one_line
 
 TRIES = 5
@@ -81,15 +82,15 @@ def exists(url: str) -> bool:
         raise StorageError(f"{url}: may not be read ({one_line(error)}); check the credentials") from error
 
 
-def find(url: str) -> list[str]:
-    """URLs of all objects below a folder, or that match a glob, sorted; hidden ones are left out.
+def find(url: str) -> tuple[list[str], list[str]]:
+    """URLs of all objects below a folder, or that match a glob, sorted: those that are visible, and the hidden ones.
 
     Raises:
         StorageError: the storage cannot be reached.
     """
     pattern = is_pattern(url)
 
-    def look() -> list[str]:
+    def look() -> tuple[list[str], list[str]]:
         files, path = fsspec.core.url_to_fs(url)
         files.invalidate_cache()
         found = files.glob(path, detail=True) if pattern else files.find(path, detail=True)
@@ -99,22 +100,28 @@ def find(url: str) -> list[str]:
                 names.append(name)
             elif "**" not in path:  # a folder that matches stands for what is in it
                 names += files.find(name)
-        root = "" if pattern else path.rstrip("/") + "/"
-        shown = [name for name in names if not name.endswith("/") and not _hidden(name.removeprefix(root))]
+        # What the user wrote in full is no find: the folder itself, or what stands before a pattern's first wildcard.
+        root = _before_wildcards(path) if pattern else path.rstrip("/") + "/"
+        objects = sorted({name for name in names if not name.endswith("/")})
+        shown = [name for name in objects if not has_hidden(name.removeprefix(root))]
         if chained := [name for name in shown if "::" in name]:  # read by its URL, it would be something else
             raise ValueError(f"the name {chained[0]} reads as a chain of URLs: rename it")
-        return [files.unstrip_protocol(name) for name in sorted(set(shown))]
+        hidden = [files.unstrip_protocol(name) for name in objects if has_hidden(name.removeprefix(root))]
+        return [files.unstrip_protocol(name) for name in shown], hidden
 
     try:
         return tried(url, look)
     except _ABSENT:
-        return []
+        return [], []
     except PermissionError as error:
         raise StorageError(f"{url}: may not be listed ({one_line(error)}); check the credentials") from error
 
 
-def _hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
+def _before_wildcards(path: str) -> str:
+    """The folders of a pattern before the first one with a wildcard."""
+    parts = path.split("/")
+    plain = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return "".join(f"{part}/" for part in parts[:plain])
 
 
 def tried(url: str, read: Callable[[], T]) -> T:

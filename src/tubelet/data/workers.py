@@ -215,7 +215,7 @@ class WorkerLoader(Generic[T]):
         readings: Readings | None = None,
         timeout_s: float | None = None,
         item_bytes: int = 0,
-        prefetch: int = _PREFETCH,
+        prefetch: int | None = None,
         **options: Any,
     ) -> None:
         """Args:
@@ -224,7 +224,7 @@ class WorkerLoader(Generic[T]):
         readings: what they read, if the data set says so.
         timeout_s: for an item; without it only a worker that does not use the CPU is given up, after `IDLE_S`.
         item_bytes: about how many bytes of tensors an item has, as far as that is known before.
-        prefetch: items that each worker makes ahead.
+        prefetch: items that each worker makes ahead; None is two.
         options: of `DataLoader`.
 
         Raises:
@@ -233,6 +233,7 @@ class WorkerLoader(Generic[T]):
         from torch.utils.data import DataLoader
 
         refuse_unguarded()
+        prefetch = prefetch or _PREFETCH
         self.readings = readings or Readings(workers)
         self.timeout_s = timeout_s
         resources = ExitStack()

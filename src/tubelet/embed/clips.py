@@ -1,5 +1,6 @@
 """The clips of a collection, decoded by worker processes into batches of one size."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tubelet.data.clips import resize_centre_crop, window_times
 from tubelet.data.decode import VideoInfo, stream_clips
 from tubelet.data.images import read_image
 from tubelet.data.pool import Pool, pool_of
+from tubelet.data.prefetch import prefetch_within
 from tubelet.data.sources import MediaList
 from tubelet.data.storage import StorageError
 from tubelet.data.workers import Readings, WorkerLoader
@@ -48,7 +50,7 @@ class CollectionClips(IterableDataset[ClipBatch]):
     """Every clip of a collection that is not done; each worker takes its share of the files.
 
     Attributes:
-        samples: modality and number of each file that is not done.
+        samples: modality -> numbers (F,) of the files that are not done.
         changed: paths of files whose rows were made of an older version.
     """
 
@@ -58,9 +60,10 @@ class CollectionClips(IterableDataset[ClipBatch]):
         self.readings = Readings(config.workers)
         self.done: dict[str, set[int]] = {}
         self.changed: set[str] = set()
-        self.samples: list[tuple[Modality, int]] = []
+        self.samples: dict[Modality, np.ndarray] = {}
         for modality, pool in self.pools.items():
-            for sample in range(len(pool)):
+            undone = np.ones(len(pool), bool)
+            for sample in range(len(pool) if done else 0):
                 path = printable(pool.name(sample))
                 before = done.get(path)
                 if before is not None:
@@ -68,10 +71,20 @@ class CollectionClips(IterableDataset[ClipBatch]):
                     if version is not None and before.versions != {version}:
                         self.changed.add(path)
                     elif before.whole:
-                        continue
+                        undone[sample] = False
                     else:
                         self.done[path] = before.found
-                self.samples.append((modality, sample))
+            self.samples[modality] = np.flatnonzero(undone)
+
+    def left(self) -> int:
+        """How many files are not done."""
+        return sum(map(len, self.samples.values()))
+
+    def _share(self, first: int, step: int) -> Iterator[tuple[Modality, int]]:
+        """Every `step`-th file from `first` on, of all modalities as one list."""
+        for modality, samples in self.samples.items():
+            yield from ((modality, int(sample)) for sample in samples[first::step])
+            first = (first - len(samples)) % step
 
     def __iter__(self) -> Iterator[ClipBatch]:
         """Batches of clips, videos first."""
@@ -81,7 +94,7 @@ class CollectionClips(IterableDataset[ClipBatch]):
         rows: list[dict[str, Any]] = []
         bad: list[BadFile] = []
         ended = short = 0
-        for modality, sample in self.samples[first::step]:
+        for modality, sample in self._share(first, step):
             if rows and rows[0]["modality"] != modality:
                 yield ClipBatch(torch.stack(pixels), rows, ended, short, bad)
                 pixels, rows, ended, short, bad = [], [], 0, 0, []
@@ -147,19 +160,25 @@ def version_of(pool: Pool, sample: int) -> tuple[int, float] | None:
 
 
 def clip_loader(clips: CollectionClips) -> WorkerLoader[ClipBatch]:
-    """Batches, decoded ahead of need.
+    """Batches, decoded ahead of need, see `EmbedConfig.prefetch_mb`.
 
     Raises:
         TubeletError: there is no room for what the workers hand over.
     """
     config = clips.config
     count, frames = config.batch_size, config.frames
-    if all(modality is Modality.IMAGE for modality, _ in clips.samples):
-        count, frames = min(count, len(clips.samples)), 1
+    if not len(clips.samples[Modality.VIDEO]):
+        count, frames = min(count, clips.left()), 1
+    batch_bytes = count * 3 * frames * config.image_size**2
+    workers = min(config.workers, clips.left())
+    ahead = prefetch_within(config.prefetch_mb, "the clips of a batch", batch_bytes, workers)
+    if ahead.note:
+        warnings.warn(ahead.note, stacklevel=2)
     return WorkerLoader(
         clips,
-        min(config.workers, len(clips.samples)),
+        ahead.workers,
         readings=clips.readings,
-        item_bytes=3 * config.image_size**2 * frames * count,
+        item_bytes=batch_bytes,
+        prefetch=ahead.factor,
         batch_size=None,
     )

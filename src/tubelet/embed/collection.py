@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from tubelet.data.workers import deaths_in_words, refuse_unguarded
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import FeatureTable
 from tubelet.files import describe_os_error, directory_lock, replacing
+from tubelet.outputs import check_output
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Modality, TubeletError, printable
 
 BAD_FILES = "_bad_files.jsonl"
+_NOT_FINITE = "its features are not finite (NaN, or above 65,504), so that they cannot be compared; use another model"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def embed_collection(
     """
     refuse_unguarded()
     out = Path(out)
+    check_output(out, "table", [*sources, name])
     model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
     media = list_media(sources, config.allow_outside)
     kept = ("image_size", "frames", "fps", "stride_s", "dense", "levels")
@@ -102,7 +105,7 @@ def _embed(
     """Encode what is not in the table yet, of so many files in all."""
     config = clips.config
     table.drop(clips.changed)
-    ended = before = total - len(clips.samples)
+    ended = before = total - clips.left()
     bad: list[BadFile] = []
     made: Counter[str] = Counter()  # rows of each file
     short = 0
@@ -110,11 +113,15 @@ def _embed(
     try:
         for batch in clip_loader(clips):
             made.update(row["path"] for row in batch.rows)
+            new = list(batch.bad)
             if batch.pixels is not None:
-                table.add(_rows(model, batch, batch.pixels, config))
+                rows = _rows(model, batch, batch.pixels, config)
+                table.add(rows)
+                named = {file.path for file in bad}
+                new += [BadFile(path, _NOT_FINITE) for path in dict.fromkeys(_not_finite(rows)) if path not in named]
             if batch.failure is not None:
                 raise StorageError(batch.failure)
-            for file in batch.bad:
+            for file in new:
                 bad.append(file)
                 report(file)
             ended, short = ended + batch.ended, short + batch.short
@@ -129,8 +136,8 @@ def _embed(
         except RuntimeError:  # that a process died is said once, be it now
             _keep(table, broken, listed)
             raise
-    rows = sum(count for path, count in made.items() if path not in broken)
-    return Summary(total, rows, before, len(clips.changed), len(bad), len(broken), short)
+    kept = sum(count for path, count in made.items() if path not in broken)
+    return Summary(total, kept, before, len(clips.changed), len(bad), len(broken), short)
 
 
 def _keep(table: FeatureTable, broken: Collection[str], bad_files: str) -> None:
@@ -160,6 +167,13 @@ def _rows(model: Backbone, batch: ClipBatch, pixels: Tensor, config: EmbedConfig
         about |= {"grid": grid, "model_id": model.model_id, "config_hash": model.config_hash}
         rows.append(about | {name: vector[i] for name, vector in vectors.items()})
     return rows
+
+
+def _not_finite(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Paths of rows whose features hold NaN or infinity."""
+    for row in rows:
+        if not all(np.isfinite(x).all() for name, x in row.items() if name.startswith(("pooled", "tokens"))):
+            yield row["path"]
 
 
 def _half(x: Tensor) -> np.ndarray:

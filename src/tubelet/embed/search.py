@@ -1,12 +1,13 @@
 """The nearest clips of a table: all pooled features are compared, part by part; no index, no server."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.embed.table import FORMAT, PartGoneError, parts, pooled_rows, read_settings
+from tubelet.embed.table import PartGoneError, parts, pooled_rows, read_settings
 from tubelet.pretrained.backbone import Backbone, load
 from tubelet.types import TubeletError
 
@@ -41,13 +42,14 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
 
     Raises:
         TubeletError: if the table is none or empty, the model is another one, or the file cannot be read.
+
+    Warns:
+        UserWarning: how many rows are not ranked, since their features are not finite or all zero.
     """
     index = Path(index)
     if top < 1:
         raise TubeletError(f"top is {top}, expected at least 1 clip")
     settings = read_settings(index)
-    if settings["format"] != FORMAT:
-        raise TubeletError(f"{index}: was written by another version of this package: embed the collection again")
     if not parts(index):
         raise TubeletError(f"{index}: has no rows yet; run `tubelet embed` to its end")
     model = model or _load(index, settings["model"])
@@ -58,10 +60,15 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
         )
     features = model.encode(file, resize=settings["image_size"], frames=settings["frames"], fps=settings["fps"])
     query = features.pooled[0].float().cpu().numpy()
-    query /= np.linalg.norm(query)
+    length = np.linalg.norm(query)
+    if not (np.isfinite(length) and length > 0):
+        raise TubeletError(
+            f"{file}: its features have no direction (length {length}), so that nothing can be near them; check the "
+            f"weights of {model.model_id}"
+        )
     for left in reversed(range(TRIES)):
         try:
-            return _nearest(index, query, top)
+            return _nearest(index, query / length, top)
         except PartGoneError:  # `embed` replaces rows of files that changed: what it leaves is read anew
             if not left:
                 raise
@@ -69,13 +76,32 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
 
 
 def _nearest(index: Path, query: NDArray[np.float32], top: int) -> list[Hit]:
+    """The rows nearest to a query (D,) of length 1."""
     best: list[Hit] = []
+    rows = unranked = 0
+    first = ""
     for columns, pooled in pooled_rows(index, ["path", "start_s", "end_s"]):
-        similarity = pooled @ query / np.linalg.norm(pooled, axis=1)
+        if pooled.shape[1] != len(query):
+            raise TubeletError(
+                f"{index}: a part holds vectors of {pooled.shape[1]} channels, the model has {len(query)}; embed the "
+                "collection again into another folder"
+            )
+        lengths = np.linalg.norm(pooled, axis=1)
+        healthy = np.flatnonzero(np.isfinite(lengths) & (lengths > 0))
+        if len(healthy) < len(pooled):
+            first = first or columns["path"][int(np.setdiff1d(np.arange(len(pooled)), healthy)[0])].as_py()
+        rows, unranked = rows + len(pooled), unranked + len(pooled) - len(healthy)
+        similarity = pooled[healthy] @ query / lengths[healthy]
         nearest = np.argsort(-similarity)[:top]
-        rows = columns.take(nearest).to_pylist()
-        best += [Hit(**row, similarity=float(similarity[i])) for row, i in zip(rows, nearest, strict=True)]
+        found = columns.take(healthy[nearest]).to_pylist()
+        best += [Hit(**row, similarity=float(similarity[i])) for row, i in zip(found, nearest, strict=True)]
         best = sorted(best, key=lambda hit: -hit.similarity)[:top]
+    if unranked:
+        warnings.warn(
+            f"{index}: {unranked} of {rows} rows have features without a direction (NaN, infinity or zero) and are not "
+            f"ranked, the first is of {first}: delete the table and embed the collection again",
+            stacklevel=2,
+        )
     return best
 
 

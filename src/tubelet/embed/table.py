@@ -6,20 +6,24 @@ the parts themselves, so no row is ever there twice.
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tubelet.files import LOCK, describe_os_error, sync
+from tubelet.array_files import read_parquet, vectors
+from tubelet.files import describe_os_error, sync
+from tubelet.hidden import visible
+from tubelet.readers import damaged, read_json
 from tubelet.types import TubeletError
+from tubelet.values import Bounds, MisfitError, fit
 
-FORMAT = 2  # 1 did not say which version of a file its rows are of
+FORMAT = 3  # 1 did not say which version of a file its rows are of; the weights' id in 2 saw a part of the values
 # Readers of Parquet folders pass over names that begin with "_" or ".".
 SETTINGS = "_settings.json"
 # What a crash may cost, and what is held in memory before it is written.
@@ -27,8 +31,39 @@ PART_SECONDS = 60.0
 PART_BYTES = 256 * 2**20
 
 
+_EMBED_AGAIN = "embed the collection again into another folder"
+_DELETE_PART = "delete this part and run `tubelet embed` again"
+# The columns that are read again, and their types.
+_COLUMNS = {
+    "path": "string",
+    "clip": "int64",
+    "clips": "int64",
+    "size_bytes": "int64",
+    "changed_s": "double",
+    "start_s": "double",
+    "end_s": "double",
+    "pooled": "vector",
+}
+_Count = Annotated[int, Bounds(1, 2**31)]
+
+
 class PartGoneError(TubeletError):
     """A part that was there when the table was listed, and is not any more: another process changes the table."""
+
+
+class _Settings(TypedDict):
+    """The content of _settings.json."""
+
+    format: int
+    model: str
+    model_id: str
+    weights: str
+    image_size: _Count
+    frames: _Count
+    fps: Annotated[float, Bounds(0, 1e6, exclusive=True)]
+    stride_s: float | None
+    dense: bool
+    levels: bool
 
 
 @dataclass
@@ -68,7 +103,7 @@ class FeatureTable:
         self.path = path
         self.settings = settings = {"format": FORMAT, **settings}
         unfinished = path / f"{SETTINGS}.partial"
-        if any(entry.name not in (LOCK, unfinished.name) for entry in path.iterdir()):
+        if any(entry.name != unfinished.name for entry in visible(path.iterdir())):
             if not (path / SETTINGS).is_file():
                 raise TubeletError(f"{path}: holds something else; choose another --out")
             before = read_settings(path)
@@ -171,45 +206,43 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         TubeletError: if the folder is no table.
     """
-    try:
-        settings = json.loads((path / SETTINGS).read_text())
-        if not isinstance(settings, dict) or "format" not in settings:
-            raise ValueError("it has no format")
-        return settings
-    except (OSError, ValueError) as error:
-        lack = f"{SETTINGS} in it is damaged" if (path / SETTINGS).is_file() else f"there is no {SETTINGS} in it"
+    if not (path / SETTINGS).is_file():
         raise TubeletError(
-            f"{path}: is not a folder of features ({lack}); expected what `tubelet embed` wrote"
-        ) from error
+            f"{path}: is not a folder of features (there is no {SETTINGS} in it); expected what `tubelet embed` wrote"
+        )
+    settings: dict[str, Any] = read_json(path / SETTINGS, dict[str, Any], _EMBED_AGAIN)
+    if settings.get("format") != FORMAT:
+        found = settings.get("format")
+        raise damaged(path / SETTINGS, f"its format is {found!r:.100}, this version reads {FORMAT}", _EMBED_AGAIN)
+    try:
+        fit(_Settings, settings, "", given=False)
+    except MisfitError as error:
+        raise damaged(path / SETTINGS, str(error), _EMBED_AGAIN) from error
+    return settings
 
 
-def read_part(part: Path, columns: list[str] | None) -> pa.Table:
+def read_part(part: Path, columns: Sequence[str] | None) -> pa.Table:
     """Some columns of a part, or all of them.
 
     Raises:
         PartGoneError: if it is not there any more.
-        TubeletError: if the file is damaged.
+        TubeletError: if the file is damaged, or a column is missing or of another type.
     """
+    expected = None if columns is None else {name: _COLUMNS[name] for name in columns}
     try:
-        return pq.read_table(part, columns=columns)
-    except FileNotFoundError as error:
-        raise PartGoneError(f"{part}: was removed while the table was read; try again when `embed` is done") from error
-    except (OSError, pa.ArrowException) as error:
-        raise TubeletError(f"{part}: cannot be read ({error}); delete it and embed the files again") from error
+        return read_parquet(part, expected, _DELETE_PART)
+    except TubeletError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            message = f"{part}: was removed while the table was read; try again when `embed` is done"
+            raise PartGoneError(message) from error
+        raise
 
 
-def stacked(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """A column of vectors as (rows, width)."""
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    return np.concatenate(chunks).reshape(-1, width) if chunks else np.empty((0, width), np.float16)
-
-
-def pooled_rows(path: Path, columns: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+def pooled_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """Part by part: some columns, and the pooled features (rows, D) in float32 beside them."""
     for part in parts(path):
         table = read_part(part, [*columns, "pooled"])
-        width = table.schema.field("pooled").type.list_size
-        yield table.select(columns), stacked(table["pooled"], width).astype(np.float32)
+        yield table.select(columns), vectors(table["pooled"]).astype(np.float32)
 
 
 def _table(rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> pa.Table:

@@ -6,6 +6,7 @@ once. A file appears under its name only when it is whole, so an evaluation that
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -14,12 +15,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from tubelet.array_files import read_tensors
 from tubelet.files import cache_folder, describe_os_error, replacing
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import TubeletError
+
+DELETE = "delete this file of cached features and run the command again"
 
 
 def default_folder() -> Path:
@@ -51,12 +55,13 @@ class FeatureCache:
         self.folder = folder / model_hash(model)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # What a file's content hashes to is remembered as long as its size and time stay: films are long.
+            # The hash of a file's content is remembered while the file stays what it is: videos are long. Tools that
+            # copy can set the time of modification; the time of status change is the system's.
             self.contents = folder / "contents.sqlite"
             self.known = sqlite3.connect(self.contents, isolation_level=None, timeout=60)
             self.known.execute(
-                "create table if not exists contents "
-                "(path text primary key, size integer, mtime_ns integer, digest text) without rowid"
+                "create table if not exists contents_2 (path text primary key, size integer, mtime_ns integer, "
+                "ctime_ns integer, inode integer, digest text) without rowid"
             )
         except (OSError, sqlite3.Error) as error:
             raise TubeletError(
@@ -84,13 +89,16 @@ class FeatureCache:
     def _content(self, path: Path) -> str:
         try:
             found = path.stat()
-            stamp = (str(path.resolve()), found.st_size, found.st_mtime_ns)
-            row = self.known.execute("select size, mtime_ns, digest from contents where path = ?", stamp[:1]).fetchone()
-            if row is not None and row[:2] == stamp[1:]:
-                return str(row[2])
+            inode = found.st_ino - 2**64 if found.st_ino >= 2**63 else found.st_ino  # SQLite's integers are signed
+            stamp = (os.fsencode(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode)
+            row = self.known.execute(
+                "select size, mtime_ns, ctime_ns, inode, digest from contents_2 where path = ?", stamp[:1]
+            ).fetchone()
+            if row is not None and row[:4] == stamp[1:]:
+                return str(row[4])
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-            self.known.execute("insert or replace into contents values (?, ?, ?, ?)", (*stamp, digest))
+            self.known.execute("insert or replace into contents_2 values (?, ?, ?, ?, ?, ?)", (*stamp, digest))
         except OSError as error:
             raise TubeletError(f"{path}: cannot be read ({error.strerror})") from error
         except sqlite3.Error as error:
@@ -121,9 +129,4 @@ def read_features(path: Path) -> dict[str, Tensor]:
     Raises:
         TubeletError: if the file is gone or damaged.
     """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise TubeletError(
-            f"{path}: cached features cannot be read ({error}); delete the file and begin anew"
-        ) from error
+    return read_tensors(path, DELETE)[0]

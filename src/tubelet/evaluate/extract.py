@@ -4,7 +4,8 @@ B views of a batch, V views of a source, C channels, T frames, H x W pixels, N t
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.clips import normalise
+from tubelet.data.prefetch import prefetch_within
 from tubelet.data.workers import Readings, WorkerLoader, deaths_in_words
 from tubelet.evaluate.cache import FeatureCache, read_features, write_features
 from tubelet.pretrained.backbone import Backbone
@@ -82,6 +84,7 @@ def extract(
     encode: Encode = last_level,
     *,
     workers: int = 0,
+    prefetch_mb: int = 2048,
     max_bad_share: float = 0.0,
     progress: Progress = lambda what, done, total: None,
 ) -> FeatureSet:
@@ -97,6 +100,7 @@ def extract(
         encode: normalised views (B, C, T, H, W) to tensors (B, ...), which are kept in float16 in the order, and
             under the leading dimensions, of the views.
         workers: decoding processes; 0 decodes here.
+        prefetch_mb: megabytes (10^6 bytes) of views that wait at most, as the first source's views are large.
         max_bad_share: share of the sources that may be unreadable.
         progress: told what is going on, how much is done and of how much.
 
@@ -110,12 +114,9 @@ def extract(
     done = len(sources) - len(missing)
     progress("encoding", done, len(sources))
     views_of = _Views([sources[number] for number in missing], cut, min(workers, len(missing)))
-    loader: WorkerLoader[Tensor | BadFile] = WorkerLoader(
-        views_of, min(workers, len(missing)), readings=views_of.readings, prefetch=4, batch_size=None
-    )
     waiting: list[tuple[int, Tensor]] = []
     with deaths_in_words(AGAIN):
-        for number, views in zip(missing, loader, strict=True):
+        for number, views in zip(missing, _read_ahead(views_of, min(workers, len(missing)), prefetch_mb), strict=True):
             if isinstance(views, BadFile):
                 bad[number] = views
                 check_bad_share(bad.values(), len(sources), max_bad_share)
@@ -133,6 +134,34 @@ def extract(
         first = bad[min(bad)]
         raise TubeletError(f"{first.path}: {first.reason}; none of {len(bad)} files can be read")
     return FeatureSet([sources[n] for n in kept], [places[n] for n in kept], kept, list(bad.values()))
+
+
+def _read_ahead(views_of: "_Views", workers: int, prefetch_mb: int) -> Iterator[Tensor | BadFile]:
+    """The views of each source; how many are read ahead is decided when the first are there and their size is known."""
+
+    def loader(first: int, last: int, workers: int, factor: int | None) -> Iterable[Tensor | BadFile]:
+        return WorkerLoader(
+            views_of,
+            workers,
+            readings=views_of.readings,
+            item_bytes=size or 0,
+            prefetch=factor,
+            batch_size=None,
+            sampler=range(first, last),
+        )
+
+    size: int | None = None
+    start = 0
+    while size is None and start < len(views_of):
+        (views,) = loader(start, start + 1, min(workers, 1), 1 if workers else None)
+        start += 1
+        size = views.nbytes if isinstance(views, Tensor) else None
+        yield views
+    if start < len(views_of):
+        ahead = prefetch_within(prefetch_mb, "the views of a file", size or 0, workers, most=4)
+        if ahead.note:
+            warnings.warn(ahead.note, stacklevel=2)
+        yield from loader(start, len(views_of), ahead.workers, ahead.factor)
 
 
 def _fits(model: Backbone, waiting: list[tuple[int, Tensor]], views: Tensor) -> bool:

@@ -5,8 +5,9 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from rich.table import Table
 
 from tubelet.console import say
 from tubelet.files import describe_os_error, replacing
+from tubelet.outputs import check_new_folder, check_output
+from tubelet.readers import damaged, read_json
 from tubelet.types import BadFile, TubeletError
 
 
@@ -128,13 +131,48 @@ def write_result(result: Result, path: Path) -> None:
         "details": result.details,
         "examples": [{"name": example.name, "score": example.score} for example in result.examples],
     }
+    check_output(path.parent, "results")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for top in {Path(name).parts[0] for name in result.files}:
+            check_new_folder(path.parent / top, path.name)
         _copy_files(result.files, path.parent)
         with replacing(path) as partial:
             partial.write_text(json.dumps(stated, indent=1, allow_nan=False) + "\n")
+    except ValueError as error:  # JSON has no word for NaN
+        wrong = [name for name, metric in result.metrics.items() if not isfinite(metric.value)]
+        raise TubeletError(
+            f"{path}: the result is not finite ({', '.join(wrong) or error}), and is not written"
+        ) from error
     except OSError as error:
         raise TubeletError(f"{path}: the result could not be written: {describe_os_error(error)}") from error
+
+
+class _Result(TypedDict):
+    """The fields of result.json that reports show."""
+
+    task: str
+    benchmark: str
+    model_id: str
+    metrics: dict[str, float]
+    beside: dict[str, dict[str, float]]
+    units: dict[str, str]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `write_result` wrote.
+
+    Raises:
+        TubeletError: it is damaged, or something else.
+    """
+    remedy = "delete it and run `tubelet evaluate` again"
+    content: dict[str, Any] = read_json(path, _Result, remedy)
+    for name in content["metrics"]:
+        lacking = [other for other, metrics in content["beside"].items() if name not in metrics]
+        if name not in content["units"] or lacking:
+            where = f"beside.{lacking[0]}" if lacking else "units"
+            raise damaged(path, f"{where} has no {name!r:.100}, which is one of the metrics", remedy)
+    return content
 
 
 def _copy_files(files: Mapping[str, Path], out: Path) -> None:

@@ -7,11 +7,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tubelet.array_files import read_pt
 from tubelet.files import describe_os_error, replacing
-from tubelet.types import TubeletError
+from tubelet.readers import damaged
+from tubelet.types import TubeletError, one_line
 
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 """What the file calls a part of the state -> that part."""
+
+
+_DELETE = "delete this state of a training of heads, and run the command again"
 
 
 def state_path(folder: Path, stated: str) -> Path:
@@ -35,13 +40,16 @@ def take_up(path: Path, parts: Parts, counter: str, device: torch.device) -> int
     """
     if not path.exists():
         return 0
+    state = read_pt(path, _DELETE, device)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
         for name in state.keys() - {counter}:
             parts[name].load_state_dict(state[name])
-        return int(state[counter])
-    except Exception as error:  # torch.load raises anything on a damaged file
-        raise TubeletError(f"{path}: the state of a training is damaged, or of another version: delete it") from error
+        done = int(state[counter])
+    except Exception as error:  # modules and optimizers raise anything on a state of another form
+        raise damaged(path, f"does not fit this training ({one_line(error)})", _DELETE) from error
+    if done < 0:
+        raise damaged(path, f"its {counter} is {done}, expected 0 or more", _DELETE)
+    return done
 
 
 def write_state(path: Path, parts: Parts, counter: str, done: int) -> None:

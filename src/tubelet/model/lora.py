@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tubelet.array_files import read_tensors
 from tubelet.files import replacing
 from tubelet.types import TubeletError
 
@@ -32,15 +33,27 @@ def add_adapters(encoder: nn.Module, rank: int) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=_LAYERS), encoder)
 
 
-def save_adapters(encoder: nn.Module, folder: Path) -> None:
-    """Write the adapters alone as peft does: `adapter_model.safetensors` and `adapter_config.json`."""
+def adapters_of(encoder: nn.Module) -> dict[str, Tensor]:
+    """The adapters of an encoder alone, by peft's names."""
     from peft import get_peft_model_state_dict
+
+    state: dict[str, Tensor] = get_peft_model_state_dict(encoder)
+    return state
+
+
+def save_adapters(adapters: Mapping[str, Tensor], encoder: nn.Module, folder: Path) -> None:
+    """Write adapters as peft does: `adapter_model.safetensors` and `adapter_config.json`.
+
+    Args:
+        adapters: contiguous tensors, see `adapters_of`.
+        encoder: with its adapters' settings.
+        folder: is made if it is not there.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(encoder)
     with replacing(folder / "adapter_model.safetensors") as partial:
-        save_file({name: value.contiguous() for name, value in state.items()}, partial)
+        save_file(dict(adapters), partial)
     encoder.peft_config["default"].save_pretrained(folder)  # type: ignore[index,union-attr]
 
 
@@ -62,19 +75,13 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
     Raises:
         TubeletError: if the folder holds no adapters, or they are of another encoder.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise TubeletError(
             f"{path}: no such file; expected the adapter folder of a run that was trained with lora_rank"
         )
     parameters = dict(encoder.named_parameters())
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise TubeletError(f"{path}: the adapters cannot be read ({error})") from error
+    state, _ = read_tensors(path)
     layers = sorted({name.rsplit(".lora_", 1)[0] for name in state})
     for layer in layers:
         weight = parameters.get(layer + ".weight")

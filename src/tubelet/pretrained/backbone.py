@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -23,19 +24,22 @@ from tubelet.config import ModelConfig, to_dict
 from tubelet.config.fields import nearest
 from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD, normalise
 from tubelet.device import pick_device, pick_dtype
+from tubelet.files import replacing
 from tubelet.model.encoder import Encoder
 from tubelet.model.lora import apply_adapters
 from tubelet.model.predictor import Predictor
+from tubelet.outputs import check_output
 from tubelet.pretrained.features import DenseFeatures
 from tubelet.pretrained.hub import WEIGHTS_FILE, model_card, save_encoder
 from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, check_resize, read_inputs, step_times
 from tubelet.pretrained.sources import HUB_OPTIONS, RELEASED, find
 from tubelet.pretrained.weights import EncoderPart, Wanted, read_weights
 from tubelet.pretrained.windows import read_windows
-from tubelet.released import load_exactly
-from tubelet.types import TubeletError, one_line
+from tubelet.released import load_exactly, require_finite
+from tubelet.types import TubeletError, one_line, visible
 
-FINGERPRINT_VALUES = 256  # of each tensor
+FINGERPRINT_DIGITS = 16
+_HASHED_AT_ONCE = 2**20  # values
 
 
 class Backbone(Encoder, ModelHubMixin):
@@ -64,7 +68,7 @@ class Backbone(Encoder, ModelHubMixin):
 
     @property
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits of the weights as the file has them, or as they are if they were changed since."""
+        """Sixteen hexadecimal digits of all weights as the file has them, or as they are if they were changed since."""
         if self._identified is None or self._identified[0] != self._changes():
             self.identify()
         assert self._identified is not None
@@ -84,7 +88,7 @@ class Backbone(Encoder, ModelHubMixin):
 
     @property
     def model_id(self) -> str:
-        """Such as "vjepa2.1-vitb16-384-teacher-1f2e3d4c": it changes when the weights do."""
+        """Such as "vjepa2.1-vitb16-384-teacher-1f2e3d4c5b6a7988": it changes when the weights do."""
         return f"{self.name}-{self.part}-{self.fingerprint}"
 
     @property
@@ -206,6 +210,16 @@ class Backbone(Encoder, ModelHubMixin):
             )
         return super().requires_grad_(requires_grad)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write weights, config.json and, where there is none, a model card; options as of `huggingface_hub`.
+
+        Raises:
+            TubeletError: if the folder holds a config or weights that this package did not write.
+        """
+        check_output(Path(save_directory), "model")  # the mixin removes a config.json before it calls what follows
+        result: str | None = super().save_pretrained(save_directory, **options)
+        return result
+
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.dtype.itemsize < self.stored_dtype.itemsize:
             warnings.warn(
@@ -216,7 +230,8 @@ class Backbone(Encoder, ModelHubMixin):
         save_encoder(save_directory / WEIGHTS_FILE, self.state_dict(), self.config, self.name, self.part)
         # For readers and for the Hub, which counts its downloads; the weights file says the same in its header.
         stated = {"library_name": "tubelet", "model_id": self.model_id, "model": to_dict(self.config)}
-        (save_directory / "config.json").write_text(json.dumps(stated, indent=2) + "\n")
+        with replacing(save_directory / "config.json") as partial:
+            partial.write_text(json.dumps(stated, indent=2) + "\n")
 
     def generate_model_card(
         self, license: str = "unknown", metrics: Mapping[str, float] | None = None, **_: Any
@@ -302,7 +317,10 @@ class Backbone(Encoder, ModelHubMixin):
     def _features(self, pixels: Tensor, times: Tensor | None) -> DenseFeatures:
         """Features of whole clips (B, C, T, H, W), all levels, the times (B, T) of their frames beside them."""
         pixels = pixels.to(self.device, non_blocking=True)
-        pixels = normalise(pixels, self.dtype) if pixels.dtype == torch.uint8 else pixels.to(self.dtype)
+        if pixels.dtype == torch.uint8:
+            pixels = normalise(pixels, self.dtype)
+        elif not (pixels := pixels.to(self.dtype)).isfinite().all():
+            raise TubeletError(f"pixel values are too large for {_short(self.dtype)}: normalise them, or give uint8")
         grid = self.tokenizer.grid(pixels)
         outputs = self.outputs(pixels, self.config.levels)
         levels = tuple(norm(x) for norm, x in zip(self.norms, outputs, strict=True))
@@ -364,8 +382,12 @@ def load(
     model = build(what, Wanted(part, with_predictor, heads, predictor_heads, levels), sha256, **hub)
     if adapter is not None:
         apply_adapters(model, Path(adapter))
+        require_finite(model.state_dict(), str(adapter))
         model.identify()
-    return model.to(chosen, dtype or pick_dtype("auto", chosen))
+    model = model.to(chosen, dtype or pick_dtype("auto", chosen))
+    if model.dtype == torch.float16:
+        require_finite(model.state_dict(), f"{what} as float16, which ends at 65,504 (bfloat16 does not)")
+    return model
 
 
 def random_twin(model: Backbone, seed: int) -> Backbone:
@@ -397,7 +419,7 @@ def build(what: str | Path, wanted: Wanted, sha256: str | None = None, **hub: An
         model = Backbone(weights.config, wanted.predictor)
     state = weights.encoder | {f"predictor.{name}": value for name, value in weights.predictor.items()}
     load_exactly(model, state, str(path), assign=True)
-    model.name, model.part, model.stored_dtype = weights.name, weights.part, model.dtype
+    model.name, model.part, model.stored_dtype = visible(weights.name), weights.part, model.dtype
     model.identify()
     return model.requires_grad_(False).eval()
 
@@ -412,12 +434,20 @@ def _name_of(what: str | Path, path: Path) -> str:
 
 
 def _fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Of names, shapes and some values of an encoder's tensors, spread evenly: a part of a file of any size."""
+    """Of the names, shapes and all values of an encoder's tensors, whatever float type they are stored in."""
+    names = [name for name in sorted(state) if not name.startswith("predictor.")]
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashing lets other threads run meanwhile
+        digests = list(pool.map(lambda name: _hash_values(state[name]), names))
     digest = hashlib.sha256()
-    for name in sorted(state):
-        if name.startswith("predictor."):
-            continue
-        values = state[name].detach().flatten()
-        some = values[:: -(-len(values) // FINGERPRINT_VALUES)].float().cpu()
-        digest.update(f"{name}{tuple(state[name].shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:8]
+    for name, own in zip(names, digests, strict=True):
+        digest.update(f"{name}{tuple(state[name].shape)}".encode() + own)
+    return digest.hexdigest()[:FINGERPRINT_DIGITS]
+
+
+@torch.no_grad()
+def _hash_values(tensor: Tensor) -> bytes:
+    """A hash of all values of a tensor as fp32, piece by piece: a cast of all of it would take memory."""
+    digest = hashlib.sha256()
+    for values in tensor.detach().reshape(-1).split(_HASHED_AT_ONCE):
+        digest.update(values.to("cpu", torch.float32).contiguous().numpy())
+    return digest.digest()

@@ -1,19 +1,35 @@
 """One model, other files: the suffix of the target says which."""
 
-import json
 from pathlib import Path
+from typing import TypedDict
 
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.files import directory_lock
+from tubelet.outputs import check_output
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.hub import WEIGHTS_FILE, save_encoder
 from tubelet.pretrained.sources import find
 from tubelet.pretrained.weights import Wanted, is_encoder
+from tubelet.readers import read_json
 from tubelet.released import PARTS, Part, State, write_released
 from tubelet.types import TubeletError
 
 _LOCK = ".convert.lock"
 _FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # files, of which one would not want a folder
+
+
+class _Task(TypedDict):
+    """A task in evaluation.json: its metric, by kind of features."""
+
+    name: str
+    metric: str
+    values: dict[str, float | None]
+
+
+class _Evaluation(TypedDict):
+    """What a model card takes from evaluation.json."""
+
+    tasks: list[_Task]
 
 
 def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown") -> str:
@@ -47,16 +63,9 @@ def _convert(what: str | Path, out: Path, wanted: Wanted, license: str) -> str:
         raise TubeletError(f"{path}: expected a run folder, a .safetensors or a .pt file")
     if out.suffix in _FOREIGN:
         raise TubeletError(f"{out}: expected NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder")
-    if out.exists() and out.resolve() == path.resolve():
-        raise TubeletError(f"{out}: is the source itself: write to another file")
-    if out.is_dir() and out.suffix in (".pt", ".safetensors"):
-        raise TubeletError(f"{out}: is a folder, expected a file or a new name")
-    if out.is_dir() and ((out / "checkpoints").exists() or checkpoints(out.parent)):
-        raise TubeletError(f"{out}: holds a run, whose files would be overwritten: write to another folder")
+    check_output(out, {".pt": "released", ".safetensors": "encoder"}.get(out.suffix, "model"), _read_from(path))
     if out.is_dir() and any(file.name != WEIGHTS_FILE for file in out.glob("*.safetensors")):
         raise TubeletError(f"{out}: holds the weights of another model: write to another folder")
-    if out.exists() and not out.suffix and not out.is_dir():
-        raise TubeletError(f"{out}: is a file, expected a folder, or a name that ends in .pt or .safetensors")
     if out.suffix == ".pt" and not is_encoder(path):
         system, _ = load_vjepa(path)
         write_released(out, system.config, {name: getattr(system, name).state_dict() for name in PARTS})
@@ -72,11 +81,19 @@ def _convert(what: str | Path, out: Path, wanted: Wanted, license: str) -> str:
     if out.suffix == ".safetensors":
         save_encoder(out, model.state_dict(), model.config, model.name, model.part)
         return f"{out}: {model.model_id}"
+    card = "its card"
+    if (out / "README.md").exists():
+        card = "the README.md that was there (delete it to have a new card)"
     try:
         model.save_pretrained(out, model_card_kwargs={"license": license, "metrics": _metrics(path)})
     except OSError as error:
         raise TubeletError(f"{out}: cannot be written ({error.strerror or error}): choose another folder") from error
-    return f"{out}: {model.model_id} with its card; push_to_hub uploads it"
+    return f"{out}: {model.model_id} with {card}; push_to_hub uploads it"
+
+
+def _read_from(path: Path) -> list[Path]:
+    """The files that a model is read from."""
+    return [path, *path.glob("*.safetensors"), *checkpoints(path)] if path.is_dir() else [path]
 
 
 def _metrics(path: Path) -> dict[str, float]:
@@ -84,6 +101,6 @@ def _metrics(path: Path) -> dict[str, float]:
     file = path / "evaluation.json"
     if not file.is_file():
         return {}
-    tasks = json.loads(file.read_text())["tasks"]
-    values = {f"{task['name']}, {task['metric']}": task["values"]["trained"] for task in tasks}
+    tasks = read_json(file, _Evaluation, "delete it and run `tubelet evaluate` again")["tasks"]
+    values = {f"{task['name']}, {task['metric']}": task["values"].get("trained") for task in tasks}
     return {name: round(value, 4) for name, value in values.items() if value is not None}

@@ -10,10 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
+from tubelet.outputs import PRODUCER, check_output, mark_archive
 from tubelet.pretrained.backbone import Backbone, build
 from tubelet.pretrained.weights import Wanted
 from tubelet.types import TubeletError
@@ -57,7 +59,7 @@ def export(what: str | Path, out: Path, wanted: Wanted, images: bool = False) ->
     shapes = example_shapes(model.config, images)
     with _beside(out) as partial, torch.no_grad():
         run = (_to_onnx if out.suffix == ".onnx" else _to_pt2)(graph, shapes[0], partial, images)
-        worst = max(_difference(graph, run, shape) for shape in shapes)
+        worst = float(np.max([_difference(graph, run, shape) for shape in shapes]))
         if not worst <= BOUND:
             raise TubeletError(f"{out}: differs from eager by {worst:.1e}, expected at most {BOUND:.0e}: do not use it")
         ours, theirs = _time_in_turn([graph, run], torch.randn(shapes[-1]))
@@ -68,6 +70,11 @@ def export(what: str | Path, out: Path, wanted: Wanted, images: bool = False) ->
     )
 
 
+def kind_of(out: Path) -> str:
+    """Which of `tubelet.outputs.KINDS` an exported file is."""
+    return "onnx" if out.suffix == ".onnx" else "graph"
+
+
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
     """A place in a folder beside `out`, whose files take their own places when all has gone well."""
@@ -76,8 +83,12 @@ def _beside(out: Path) -> Iterator[Path]:
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             yield Path(folder) / out.name
             # Large ONNX models keep their weights in a second file, which is to be there before the first is.
+            check_output(out, kind_of(out))
             for written in sorted(Path(folder).iterdir(), key=lambda path: path.name == out.name):
-                written.replace(out.parent / written.name)
+                target = out.parent / written.name
+                if written.name != out.name and target.exists() and not out.exists():
+                    raise TubeletError(f"{target}: is in the way of the weights of {out.name}; choose another name")
+                written.replace(target)
     except OSError as error:
         raise TubeletError(f"{out}: cannot be written ({error.strerror or error}): choose another file") from error
 
@@ -106,6 +117,7 @@ def _program(graph: Levels, shape: tuple[int, ...], images: bool) -> torch.expor
 
 def _to_pt2(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> Callable[[Tensor], Sequence[Tensor]]:
     torch.export.save(_program(graph, shape, images), out)
+    mark_archive(out)
     return torch.export.load(out).module()
 
 
@@ -129,6 +141,7 @@ def _to_onnx(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> 
             verbose=False,
         )
     assert written is not None
+    written.model.producer_name = PRODUCER
     written.save(out)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -139,7 +152,8 @@ def _to_onnx(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> 
 
 def _difference(graph: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], shape: tuple[int, ...]) -> float:
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return max((a - b).abs().max().item() for a, b in zip(graph(pixels), run(pixels), strict=True))
+    differences = [(a - b).abs().max() for a, b in zip(graph(pixels), run(pixels), strict=True)]
+    return torch.stack(differences).max().item()  # unlike Python's, this maximum does not drop NaN
 
 
 def _time_in_turn(sides: Sequence[Callable[[Tensor], Any]], pixels: Tensor) -> list[float]:

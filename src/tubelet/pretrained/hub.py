@@ -1,6 +1,7 @@
 """An encoder as a folder that the Hugging Face Hub, and any program with safetensors, can read."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from tubelet.config import ModelConfig, to_dict
 from tubelet.files import describe_os_error, replacing
+from tubelet.outputs import check_output
 from tubelet.pretrained.weights import FORMAT
-from tubelet.types import TubeletError
+from tubelet.types import TubeletError, visible
 
 WEIGHTS_FILE = "model.safetensors"
 _CARD = """---
@@ -44,7 +46,8 @@ def save_encoder(path: Path, tensors: Mapping[str, Tensor], config: ModelConfig,
     Raises:
         TubeletError: if it cannot be written.
     """
-    header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "name": name, "part": part}
+    header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "name": visible(name), "part": part}
+    check_output(path, "encoder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
@@ -62,12 +65,12 @@ def model_card(
         library_name="tubelet",
         tags=["v-jepa", "video", "self-supervised", "dense-features"],
         pipeline_tag="image-feature-extraction",
-        metrics=list(metrics) or None,
+        metrics=[visible(name) for name in metrics] or None,
     )
     return ModelCard.from_template(
         data,
         template_str=_CARD,
-        model_id=model_id,
+        model_id=_markdown(model_id),
         part=part,
         generation=config.rope,
         paper="2603.14482" if config.rope == "2.1" else "2506.09985",
@@ -76,5 +79,10 @@ def model_card(
         tubelet=config.tubelet_size,
         depth=config.depth,
         millions=f"{parameters / 1e6:.1f}",
-        metrics=metrics,
+        metrics={_markdown(name): value for name, value in metrics.items()},
     )
+
+
+def _markdown(name: str) -> str:
+    """A name as plain text in Markdown: no markup, no HTML, no end of a table's cell."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", visible(name))

@@ -192,6 +192,10 @@ def _tensor(x: Any) -> Tensor:
         )
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TubeletError(f"pixels are {x.dtype}, expected uint8 (0 to 255) or normalised floats")
+    if x.is_floating_point() and (wrong := int((~x.isfinite()).sum())):
+        raise TubeletError(
+            f"{wrong} of {x.numel()} pixel values are not finite (NaN or infinity), expected normalised floats or uint8"
+        )
     if x.is_floating_point() and x.numel() and x.min() >= 0:
         top = x.max()
         if 0.5 < top <= 1 or top > _BRIGHTEST:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-
+from tubelet.array_files import open_tensors
+from tubelet.array_files import read_tensors as read_safetensors
 from tubelet.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from tubelet.checkpoint import checkpoints, is_of_model, read_tensors, stored_config
 from tubelet.config import ModelConfig, TrainConfig
@@ -87,11 +87,8 @@ def is_encoder(path: Path) -> bool:
         return not is_in_parts(path) and not checkpoints(path) and any(path.glob("*.safetensors"))
     if path.suffix != ".safetensors" or not path.is_file():
         return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") in (None, "pt", FORMAT)  # transformers says "pt"
-    except (OSError, SafetensorError):
-        return False
+    with open_tensors(path) as file:
+        return file.header.get("format") in (None, "pt", FORMAT)  # transformers says "pt"
 
 
 def _from_pt(path: Path, name: str, wanted: Wanted) -> Weights:
@@ -159,12 +156,7 @@ def _read_safetensors(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
         if path.is_dir():
             tensors, header = read_tensors(path, is_of_model)
             continue
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-            raise TubeletError(f"{path}: cannot be read ({error})") from error
+        found, header = read_safetensors(path)
         if twice := next((name for name in found if name in tensors), None):
             raise TubeletError(
                 f"{path.parent}: holds several models ({twice} is in {path.name} and in another file): name one file"

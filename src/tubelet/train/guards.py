@@ -14,6 +14,9 @@ from tubelet.types import TubeletError
 MEDIAN_OF = 100  # losses that a spike is measured by
 LEAST_LOSSES = 20  # without so many there is no median to speak of
 MOST_REWINDS = 3  # to one checkpoint: after that, the data is not the cause
+# Of the last so many steps no more than this fraction may have been skipped; a shorter run is judged at its end.
+SKIPPED_OF, MOST_SKIPPED = 100, 0.5
+REMEDY = "lower the learning rate (--lr), or compute in --precision fp32, and continue with --resume"
 
 
 class Past:
@@ -23,15 +26,18 @@ class Past:
         self.skipped = 0  # steps
         self.in_row = 0  # and those at the end
         self.losses: deque[float] = deque(maxlen=MEDIAN_OF)  # of the last steps that were not skipped
+        self.recent: deque[bool] = deque(maxlen=SKIPPED_OF)  # whether each of the last steps was skipped
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take the next row."""
         skipped = row.get("skipped_steps", 0)
+        self.recent.append(skipped > self.skipped)
         if skipped > self.skipped:
             self.in_row += 1
         else:
             self.in_row = 0
-            self.losses.append(row["loss"])
+            if row["loss"] is not None:
+                self.losses.append(row["loss"])
         self.skipped = skipped
 
 
@@ -50,6 +56,8 @@ class Guards:
         self.spike: str | None = None  # what is to be said of it, until `go_back`
         self.spike_step = 0
         self.told_unwritten = False  # that rows wait for room on the disk
+        self.resumed = False  # whether no step was done since the rows before were read
+        self.reported_output = False
 
     def restore(self, past: "Past", alarms: list[dict[str, Any]]) -> None:
         """Go on from the rows and the alarms before: those that the first process knows, on every process.
@@ -59,6 +67,7 @@ class Guards:
         self.past, self.run.alarms = past, alarms
         self.kinds = Counter(alarm["kind"] for alarm in alarms)
         self.spike = None
+        self.resumed = True
 
     def left_out(self) -> int:
         """Batches that the data have been moved on by."""
@@ -78,6 +87,9 @@ class Guards:
         row["failed_saves"] = self.kinds["save"]
         if not skipped:
             self._measure(row["step"], row["loss"])
+        if self.resumed:  # it may go on with other settings: what came before is not held against it
+            self.past.recent.clear()
+            self.resumed = False
         self.past.add(row)
         if self.past.in_row == 1:
             self.alarm(
@@ -127,17 +139,34 @@ class Guards:
             self.say(f"step {step}: {self.run.unwritten_reason}; the rows are kept in memory until there is room")
         self.told_unwritten = bool(self.run.unwritten)
 
+    def record_output(self, step: int, reason: str | None) -> None:
+        """Record once that progress could not be printed, and why, if so: where a person can still read it."""
+        if reason is not None and not self.reported_output:
+            self.reported_output = True
+            self.alarm(step, "output", f"progress cannot be printed ({reason}); the run goes on without it")
+
+    def skipped_too_often(self) -> str | None:
+        """Why a run did not train, if so: more than `MOST_SKIPPED` of its last `SKIPPED_OF` steps were skipped."""
+        recent = self.past.recent
+        if sum(recent) <= MOST_SKIPPED * len(recent):
+            return None
+        return (
+            f"{sum(recent)} of the last {len(recent)} steps were skipped, since the loss or its gradient was not "
+            f"finite (allowed: {100 * MOST_SKIPPED:.0f} %)"
+        )
+
     def check(self, step: int) -> None:
         """Give up where nothing goes any more.
 
         Raises:
-            TubeletError: if so many steps in a row were skipped as the config allows.
+            TubeletError: if so many steps in a row were skipped as the config allows, or too many of the last.
         """
+        if len(self.past.recent) == SKIPPED_OF and (reason := self.skipped_too_often()):
+            raise TubeletError(f"{reason}, and the run stops after step {step}; the last checkpoint is kept: {REMEDY}")
         if self.past.in_row >= self.config.guards.max_skipped:
             raise TubeletError(
                 f"the loss or its gradient was not finite in {self.past.in_row} steps in a row, the last of them step "
-                f"{step}, and the run stops (--max-skipped); the last checkpoint is kept: lower the learning rate "
-                "(--lr), or compute in --precision fp32, and continue with --resume"
+                f"{step}, and the run stops (--max-skipped); the last checkpoint is kept: {REMEDY}"
             )
 
     def alarm(self, step: int, kind: str, said: str, **more: Any) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from tubelet.config import TrainConfig
-from tubelet.console import say, say_bad
+from tubelet.console import lost_output, open_console, say, say_bad
 from tubelet.data.workers import refuse_unguarded
+from tubelet.outputs import check_output
+from tubelet.train.guards import REMEDY
 from tubelet.train.log import StepLog
 from tubelet.train.parallel import World, join_world
 from tubelet.train.progress import ProgressLine
@@ -35,8 +37,9 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
         TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
     """
     refuse_unguarded()
+    check_output(Path(out), "run", [*config.data.sources, config.init_from, config.distil_from])
     with join_world(config.guards.process_timeout_s) as world:
-        return run_steps(config, Path(out), resume, console or Console(), world)
+        return run_steps(config, Path(out), resume, console or open_console(), world)
 
 
 def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, world: World) -> Path:
@@ -75,16 +78,18 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
                 "bad_files": len(s.run.bad),
                 "short_clips": data.short_clips,
             }
+            s.report_unsaved(done, s.saver.failure())
             log.add({"step": done} | metrics)
             saving = done == config.steps or done % config.checkpoint_every == 0
             if saving:
                 log.flush()  # the guards judge a step before it is kept
             if s.guards.spike and s.rewind(log):
                 continue
-            if saving and (unsaved := s.saver.save(done, must=done == config.steps)):
-                s.guards.alarm(done, "save", f"{unsaved}; the run goes on, {s.saver.newest} is the last checkpoint")
+            if saving:
+                s.report_unsaved(done, s.saver.save(done, must=done == config.steps))
         if stop or problem:
             log.flush()
+            s.report_unsaved(step, s.saver.settle())
             if s.saver.saved != step and not s.guards.spike:
                 s.saver.save(step, must=True)
         s.close()
@@ -97,7 +102,10 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
         )
     if s.saver.newest is None:
         raise TubeletError("the run has no steps")
-    say(console, f"{config.steps} steps done; the model is in {s.saver.newest}", "bold")
+    if reason := s.guards.skipped_too_often():
+        raise TubeletError(f"{reason}; the model is in {s.saver.newest}: {REMEDY} for more --steps")
+    skipped = f", {s.guards.past.skipped} of them skipped" if s.guards.past.skipped else ""
+    say(console, f"{config.steps} steps done{skipped}; the model is in {s.saver.newest}", "bold")
     return s.saver.newest
 
 
@@ -112,6 +120,7 @@ def write_row(s: Session, line: ProgressLine, row: dict[str, Any]) -> None:
     s.curves.add(row)
     s.guards.tell_unwritten(row["step"])
     line.show(row)
+    s.guards.record_output(row["step"], lost_output(line.console))
     s.guards.check(row["step"])
 
 

@@ -27,8 +27,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tubelet.device import peak_flops, pick_device
+from tubelet.launch import read_launch
 from tubelet.train.signals import STOP_SIGNALS
-from tubelet.types import StepData, TubeletError
+from tubelet.types import StepData, TubeletError, one_line
 
 BUCKET_BYTES = 64 * 2**20
 # How long processes that end wait for one that is ending too.
@@ -40,16 +41,17 @@ T = TypeVar("T")
 class World:
     """One process among those of a run. Alone, it has nobody to wait for, and all of this costs nothing."""
 
-    def __init__(self, device: torch.device, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, device: torch.device, rank: int = 0, size: int = 1, local_size: int | None = None) -> None:
         """Args:
         device: where this process computes.
         rank: its number, from 0.
         size: how many there are.
+        local_size: how many of them are on this machine; all, if not given.
         """
         self.device = device
         self.rank = rank
         self.size = size
-        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))  # on this machine
+        self.local_size = size if local_size is None else local_size
         self.doing = "the step's own work"  # for the error of a process that waits in vain
         self.sharded = False  # whether the model lies in shards, whose gradients are summed as they come
 
@@ -178,18 +180,27 @@ def join_world(timeout_s: float) -> Iterator[World]:
         timeout_s: a process that waits so many seconds for another one gives up.
 
     Raises:
-        TubeletError: if there are more processes on this machine than devices.
+        TubeletError: if there are more processes on this machine than devices, or if a launcher's variables make no
+            sense or lead to no other process.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    launch = read_launch()
+    if launch is None:
         yield World(pick_device())
         return
-    device = _own_device(int(os.environ.get("LOCAL_RANK", "0")))
+    size = launch.size
+    device = _own_device(launch.local_rank)
     timeout = timedelta(seconds=timeout_s)
-    store, rank = _meet(size, timeout)
+    try:
+        store, rank = _meet(size, timeout)
+    except (RuntimeError, ValueError) as error:  # what PyTorch raises where there is nobody, and of a bad address
+        raise TubeletError(
+            f"process {launch.rank} of {size} cannot reach the others at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} ({one_line(error)}); if nobody started others, a launcher's variables are "
+            "left over: `unset RANK WORLD_SIZE LOCAL_RANK` to train in one process"
+        ) from error
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    world = World(device, rank, size)
+    world = World(device, rank, size, launch.local_size)
     try:
         yield world
     except BaseException as error:

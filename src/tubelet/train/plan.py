@@ -206,7 +206,7 @@ def _mean_lengths(spec: BlockMask, grid: Grid, batch: int, rng: np.random.Genera
     shortest = []
     for _ in range(max(4, min(64, 4096 // batch))):
         shape = block_shape(spec, grid, rng)
-        hidden = np.array([hidden_positions(spec, shape, grid, rng).sum() for _ in range(batch)])
+        hidden = hidden_positions(spec, shape, grid, batch, rng).sum(axis=(1, 2))
         shortest.append((grid.h * grid.w - hidden.max(), hidden.min()))
     context, target = np.mean(shortest, axis=0) * grid.t
     return round(context), round(target)

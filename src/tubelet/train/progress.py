@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from tubelet.files import describe_os_error
 
@@ -72,7 +73,7 @@ class ProgressLine:
         late = time.monotonic() - self.printed > _PLAIN_SECONDS  # a month has days between its twentieths
         if late or row["step"] % self.every == 0 or row["step"] == self.steps:
             self.printed = time.monotonic()
-            self.console.print(f"step {row['step']}/{self.steps}  {figures}", highlight=False)
+            self.console.print(Text.from_markup(f"step {row['step']}/{self.steps}  {figures}"))
 
 
 class Curves:
@@ -122,6 +123,6 @@ class Curves:
     def _ending(self, step: int) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except Exception as error:  # a copy of the metrics, by a library whose errors depend on what else is installed
             self.writes, self.writer = False, None
             self.alarm(step=step, said=f"curves for TensorBoard end here: {describe_os_error(error)}")

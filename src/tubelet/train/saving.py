@@ -1,18 +1,24 @@
-"""Checkpoints of a run: by the first process at once, or, where the model is sharded, by all in the background."""
+"""Checkpoints of a run, written in the background from a copy of the state, while training goes on.
 
-from concurrent.futures import Future
+The first process writes those of a model that lies whole on each device; of one in shards, all write their parts.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
+from torch import Tensor
 from torch.optim import Optimizer
 
-from tubelet.checkpoint import header_of, keep_newest, make_room, save_checkpoint, state_tensors
+from tubelet.checkpoint import copy_to_host, header_of, keep_newest, make_room, save_checkpoint, state_tensors
 from tubelet.config import TrainConfig
 from tubelet.files import describe_os_error
-from tubelet.model.lora import save_adapters
+from tubelet.model.lora import adapters_of, save_adapters
 from tubelet.train.parallel import World
 from tubelet.train.sharding import all_finite
 from tubelet.train.state import RunFolder
@@ -20,8 +26,32 @@ from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
 
+class Pending(NamedTuple):
+    """A checkpoint that is being written.
+
+    Attributes:
+        path: where it will be.
+        end: done when it is there; None on a process that takes no part.
+    """
+
+    path: Path
+    end: Future[Any] | None
+
+    def problem(self) -> str | None:
+        """Why it could not be written, once that is known; waits for it."""
+        if self.end is None or (error := self.end.exception()) is None:
+            return None
+        if isinstance(error, TubeletError):
+            return str(error)
+        from tubelet.resharding import what_failed
+
+        cause = what_failed(error)
+        reason = describe_os_error(cause if isinstance(cause, Exception) else RuntimeError(str(cause)))
+        return f"{self.path}: the checkpoint could not be written: {reason}"
+
+
 class Saver:
-    """Writes a run's checkpoints; all processes call it together."""
+    """Writes a run's checkpoints, one at a time; all processes call it together."""
 
     def __init__(
         self, run: RunFolder, start: int, config: TrainConfig, model: VJEPA, optimizer: Optimizer, world: World
@@ -36,73 +66,107 @@ class Saver:
         """
         self.run, self.config, self.model, self.optimizer, self.world = run.path, config, model, optimizer, world
         self.group = dist.new_group(backend="gloo") if world.sharded else None
-        self.pending: tuple[Path, Future[Any]] | None = None
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.pending: Pending | None = None
+        self.reported = False  # whether `failure` has reported what is pending
         self.newest = run.checkpoint  # that is on the disk
-        self.saved = start  # steps done when the last was begun
+        self.saved = start  # steps done when the last was begun that is on the disk or being written
+        self.before = start  # the same of the one before it
 
     def save(self, step: int, must: bool = False) -> str | None:
-        """Write the state after `step` steps; of a sharded run, only a copy of it is made before this returns.
+        """Write the state after `step` steps: only a copy of it is made before this returns.
+
+        The run's first checkpoint is waited for, so that a run that cannot save ends at once; and so is the previous
+        one, if it is still being written: there is never more than one copy.
 
         Args:
-            step: optimiser steps done.
-            must: whether a run cannot go on without it.
+            step: optimizer steps done.
+            must: whether a run cannot go on without it; then this returns when it is on the disk.
 
         Returns:
-            why this checkpoint, or in a sharded run the one before it, could not be written, if so: the disk is full,
-            for instance. Older ones are untouched, and there is one.
+            why the checkpoint before could not be written, if it could not and `failure` has not reported it: the disk
+            is full, for instance. Older ones are untouched, and there is one.
 
         Raises:
             TubeletError: if it cannot be written and must be, or there is no older one; or if it must not be written,
                 since what it would hold is not finite.
         """
         self._require_finite(step)
-        said = self.settle()
+        problem = self.settle()
+        self.before, self.saved = self.saved, step
         try:
             self._begin(step)
         except TubeletError as error:
+            self.saved = self.before
             if must or self.newest is None:
                 raise
-            return str(error)
-        self.saved = step
-        if must:
+            return "; ".join(filter(None, (problem, str(error))))
+        if must or self.newest is None:
             self.finish()
-        return said
+        return problem
+
+    def failure(self) -> str | None:
+        """Why the checkpoint that was being written could not be, as soon as this process knows; once.
+
+        Other processes may not know yet: nothing may depend on it but what the first one reports.
+        """
+        if self.pending is None or self.reported or self.pending.end is None or not self.pending.end.done():
+            return None
+        problem = self.pending.problem()
+        self.reported = problem is not None
+        return problem
 
     def settle(self) -> str | None:
-        """Wait until what is being written is there; returns why not, where an older checkpoint is.
+        """Wait until what is being written is on the disk.
+
+        Returns:
+            why it could not be written, where there is an older checkpoint and `failure` has not reported it.
 
         Raises:
-            TubeletError: why not, where none is.
+            TubeletError: why not, where there is none.
         """
+        reported = self.reported
         try:
             self.finish()
         except TubeletError as error:
             if self.newest is None:
                 raise
-            return str(error)
+            return None if reported else str(error)
         return None
 
     def finish(self) -> None:
-        """Wait until what is being written is there.
+        """Wait until what is being written is on the disk.
 
         Raises:
             TubeletError: if it cannot be written; older checkpoints are untouched.
         """
         if self.pending is None:
             return
-        from tubelet.resharding import what_failed
-
-        path, written = self.pending
-        self.pending = None
-        if error := written.exception():
-            cause = what_failed(error)
-            reason = describe_os_error(cause if isinstance(cause, Exception) else error)  # type: ignore[arg-type]
-            raise TubeletError(f"{path}: the checkpoint could not be written: {reason}") from error
+        path = self.pending.path
+        try:
+            if self.group is None:
+                self.world.on_first(self._require_written)
+            else:
+                self._require_written()
+        except TubeletError:
+            self.saved = self.before
+            raise
+        finally:
+            self.pending, self.reported = None, False
         self.newest = path
+
+    def close(self) -> None:
+        """Wait until nothing is written any more, whatever came of it, so that a run that fails leaves no half."""
+        self.writer.shutdown(wait=True)
+
+    def _require_written(self) -> None:
+        if self.pending and (problem := self.pending.problem()):
+            raise TubeletError(problem)
 
     def _begin(self, step: int) -> None:
         if self.group is None:
-            self.newest = self.world.on_first(partial(self._save_whole, step))
+            path = self.run / "checkpoints" / f"step-{step:09d}.safetensors"
+            self.pending = Pending(path, self._begin_whole(step) if self.world.is_first else None)
             return
         from tubelet.resharding import begin_writing
 
@@ -110,7 +174,8 @@ class Saver:
         self.world.on_first(partial(self._make_room, path))
         state = state_tensors(self.model, self.optimizer)
         finished = partial(keep_newest, self.run, self.config.keep_checkpoints)
-        self.pending = path, begin_writing(state, path, header_of(step, self.config), self.group, finished)
+        written = begin_writing(state, path, header_of(step, self.config), self.group, finished)
+        self.pending = Pending(path, written)
 
     def _make_room(self, path: Path) -> None:
         try:
@@ -127,11 +192,31 @@ class Saver:
                 "stops: lower the learning rate (--lr) and continue from the checkpoint before with --resume"
             )
 
-    def _save_whole(self, step: int) -> Path:
+    def _begin_whole(self, step: int) -> Future[Any]:
+        """Copy the state, and begin to write the copy; an error of either is the future's."""
+        try:
+            state = copy_to_host(state_tensors(self.model, self.optimizer))
+            adapters = copy_to_host(adapters_of(self.model.teacher)) if self.config.lora_rank else {}
+        except MemoryError as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
+        copied = None
+        if self.world.device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record()
+        return self.writer.submit(self._write_whole, step, state, adapters, copied)
+
+    def _write_whole(
+        self, step: int, state: Mapping[str, Tensor], adapters: Mapping[str, Tensor], copied: torch.cuda.Event | None
+    ) -> None:
+        if copied is not None:
+            copied.synchronize()
         # Adapters first: a checkpoint that was written counts as such, and older ones go when it is there.
-        if self.config.lora_rank:
+        if adapters:
+            folder = self.run / "adapter"
             try:
-                save_adapters(self.model.teacher, self.run / "adapter")
+                save_adapters(adapters, self.model.teacher, folder)
             except (OSError, SafetensorError) as error:
-                raise TubeletError(f"{self.run / 'adapter'}: cannot be written: {describe_os_error(error)}") from error
-        return save_checkpoint(self.run, step, self.model, self.optimizer, self.config, self.config.keep_checkpoints)
+                raise TubeletError(f"{folder}: cannot be written: {describe_os_error(error)}") from error
+        save_checkpoint(self.run, step, state, self.config, self.config.keep_checkpoints)

@@ -1,12 +1,12 @@
 """What a run works with - its folder, model, optimiser and data, and what watches over them - from start to rewind."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import torch
 from rich.console import Console
@@ -16,7 +16,7 @@ from tubelet.checkpoint import load_training_state
 from tubelet.config import TrainConfig
 from tubelet.console import say
 from tubelet.data.division import samples_per_step
-from tubelet.data.loader import check_steps, mixes
+from tubelet.data.loader import check_steps, mixes, step_prefetch
 from tubelet.data.pool import check_recipes
 from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import is_url
@@ -33,7 +33,7 @@ from tubelet.train.parallel import World
 from tubelet.train.progress import Curves
 from tubelet.train.saving import Saver
 from tubelet.train.sharding import pick_parallel, place
-from tubelet.train.state import RunFolder, refuse_sources
+from tubelet.train.state import RunFolder
 from tubelet.train.stream import StepStream
 from tubelet.types import Modality, printable
 from tubelet.vjepa import VJEPA
@@ -101,9 +101,18 @@ class Session:
             self.begin(back)
             self.curves.go_back(back)
             self.saver.saved = back
-        if problem:
-            self.guards.alarm(self.saver.saved, "save", problem)
+        self.report_unsaved(self.saver.saved, problem)
         return back is not None
+
+    def report_unsaved(self, step: int, problem: str | None) -> None:
+        """Raise an alarm about a checkpoint that could not be written, if one could not.
+
+        Args:
+            step: optimizer steps done.
+            problem: why it could not be written.
+        """
+        if problem:
+            self.guards.alarm(step, "save", f"{problem}; the run goes on, {self.saver.newest} is the last checkpoint")
 
     def close(self) -> None:
         """Wait for the last checkpoint, and write whatever still waits.
@@ -129,10 +138,9 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world:
     config = replace(config, data=replace(config.data, sources=sources))
     if (teacher := load_frozen_teacher(config, device)) is not None:
         config = replace(config, distil_weights=teacher.weights_id)
-    media = list_media(config.data.sources, config.data.allow_outside)
+    media = _list_media(config, world)
     check_recipes(media, config.data)
     check_steps(config, media, world.size)
-    refuse_sources(out, config)
     with ExitStack() as held:
         world.on_first(partial(_lock, held, out))  # before any process looks at the folder
         run = RunFolder(out, config, resume, writes=world.is_first, sources=summary(media))
@@ -167,6 +175,7 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world:
             guards=guards,
             curves=Curves(run.path, start, partial(guards.alarm, kind="tensorboard"), writes=world.is_first),
         )
+        held.callback(session.saver.close)
         session.begin(start)
         announce(console, config, media, run, model, world, start, parallel)
         for sentence in filter(None, (beginning, following, compiling)):
@@ -189,11 +198,22 @@ def require_same_start(config: TrainConfig, run: RunFolder, world: World) -> Non
     world.require_same("the checkpoint", str(run.checkpoint))
 
 
+def _list_media(config: TrainConfig, world: World) -> MediaList:
+    """What the sources hold: listed by the first process of each machine; all others receive it from the first of all.
+
+    That the machines have found the same is for `require_same_start` to compare.
+    """
+    lists = partial(list_media, config.data.sources, config.data.allow_outside)
+    leads_another = not world.is_first and os.environ.get("LOCAL_RANK", "0") == "0"
+    own = lists() if leads_another else None  # at the same time as the first process
+    received = world.on_first(lists)
+    return own or received
+
+
 def summary(media: MediaList) -> str:
     """One line for what the sources hold: counts, and a checksum of all names."""
-    files = media.videos + media.images + [folder.root for folder in media.shards]
     counted = ", ".join(f"{media.count(modality)} {modality}s" for modality in Modality)
-    return f"{counted}, checksum {crc32(chr(10).join(map(printable, files)).encode()):08x}"
+    return f"{counted}, checksum {media.checksum():08x}"
 
 
 def announce(
@@ -228,11 +248,8 @@ def announce(
             "frame repeated, or add images to the sources",
             "yellow",
         )
-    if media.ignored:
-        say(
-            console,
-            f"left out: {', '.join(f'{count} {suffix} files' for suffix, count in sorted(media.ignored.items()))}",
-        )
+    for note in media.notes:
+        say(console, printable(note))
     grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
     device = world.device
     dtype = training_dtype(config, device)
@@ -243,6 +260,8 @@ def announce(
         f"{str(dtype).removeprefix('torch.')} on {device}"
         + (f", {world.size} processes by {parallel}" if world.size > 1 else ""),
     )
+    if note := step_prefetch(config, media, world.rank, world.size).note:
+        say(console, note, "yellow")
     if dtype is torch.bfloat16 and not has_bf16_units(device):
         say(console, f"this {device} has no bf16 units: --precision fp32 would be many times faster", "yellow")
     for change in run.changed:

@@ -6,25 +6,39 @@ import os
 from collections.abc import Callable, Iterator
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from tubelet.checkpoint import checkpoints, step_of
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.files import describe_os_error, replacing
+from tubelet.readers import damaged, read_json, read_jsonl, read_text
 from tubelet.types import BadFile, TubeletError
+from tubelet.values import LARGEST_INT, Bounds
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
 ALARMS, SOURCES = "alarms.jsonl", "sources.txt"
 
 
-def refuse_sources(path: Path, config: TrainConfig) -> None:
-    """Refuse to write a run among what it reads.
+_TAKE_OUT = "take this line out and continue with --resume"
+_DELETE = "delete it and continue with --resume"
+_Step = Annotated[int, Bounds(0, LARGEST_INT)]
 
-    Raises:
-        TubeletError: the folder is one of the sources.
-    """
-    if any(path.absolute() == Path(source).absolute() for source in config.data.sources):
-        raise TubeletError(f"{path}: this folder is one of the sources; choose another --out")
+
+class BadFileRow(TypedDict):
+    """A row of bad_files.jsonl."""
+
+    path: str
+    reason: str
+
+
+class AlarmRow(TypedDict):
+    """A row of alarms.jsonl."""
+
+    step: _Step
+    kind: str
+    said: str
+    batches: NotRequired[_Step]
 
 
 class RunFolder:
@@ -50,7 +64,7 @@ class RunFolder:
         self.checkpoint = found[-1] if found else None
         self.changed: list[str] = []
         # A folder with settings alone is of a run that failed before its first step.
-        begun = bool(found) or next(read_rows(path / METRICS), None) is not None
+        begun = bool(found) or next(read_metrics(path), None) is not None
         if begun and not resume:
             raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
         if begun and (path / CONFIG).exists():
@@ -60,16 +74,16 @@ class RunFolder:
                 f"{path}: {step_of(found[-1])} steps are done, and steps is {config.steps}: ask for more, or choose "
                 "another --out"
             )
-        before = (path / SOURCES).read_text(errors="replace").strip() if (path / SOURCES).exists() else sources
+        before = read_text(path / SOURCES, _DELETE).strip() if (path / SOURCES).exists() else sources
         if sources and before != sources:
             self.changed.append(f"what the sources hold, so that data come in another order: {before} -> {sources}")
         self.config, self.sources = config, sources
         self.writes = writes
-        self.bad: dict[str, str] = {row["path"]: row["reason"] for row, _ in read_rows(path / BAD_FILES)}
+        self.bad: dict[str, str] = {row["path"]: row["reason"] for row in read_bad_files(path)}
         self.met: set[str] = set()  # of these, those that were met since the run went on: others may be mended by now
         self.unwritten: dict[str, str] = {}  # lines by file that there was no room for
         self.unwritten_reason = ""
-        self.alarms: list[dict[str, Any]] = [row for row, _ in read_rows(path / ALARMS)]
+        self.alarms: list[dict[str, Any]] = read_alarms(path)
 
     def begin(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
         """Write the config, and keep the metrics and alarms of the first `step` steps.
@@ -101,7 +115,7 @@ class RunFolder:
     def _cut_metrics(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
         """Cut the file after its last row that is kept, whose steps ascend: writing it anew would be gigabytes."""
         path, kept = self.path / METRICS, 0
-        for row, end in read_rows(path):
+        for row, end in read_metrics(self.path):
             if row["step"] > step:
                 break
             seen(row)
@@ -176,10 +190,8 @@ def read_config(run: Path) -> TrainConfig:
         TubeletError: if it is damaged.
     """
     path = run / CONFIG
-    try:
-        config: TrainConfig = from_dict(TrainConfig, json.loads(path.read_text()), str(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TubeletError(f"{path}: cannot be read ({error}); put it back, or begin in another --out") from error
+    values = read_json(path, dict[str, Any], "restore it, or start a new run in another --out")
+    config: TrainConfig = from_dict(TrainConfig, values, str(path))
     return config
 
 
@@ -200,36 +212,52 @@ def _bad_line(path: str, reason: str) -> str:
     return json.dumps({"path": path, "reason": reason}) + "\n"
 
 
-def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The rows of a JSONL file, one after the other, each with the place in bytes where it ends.
-
-    A process killed while it wrote leaves a last line without an end: not a row.
+def read_metrics(run: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows of a run's metrics, one after the other, each with the place in bytes where it ends.
 
     Raises:
-        TubeletError: if a line is damaged, or the file cannot be read.
+        TubeletError: a row is damaged, or the file cannot be read.
     """
-    if not path.exists():
-        return
-    try:
-        with path.open("rb") as file:
-            end = 0
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    return
-                end += len(line)
-                yield _row(line, f"{path}, line {number}"), end
-    except OSError as error:
-        raise TubeletError(f"{path}: cannot be read ({error.strerror})") from error
+    path = run / METRICS
+    for number, (row, end) in enumerate(read_jsonl(path, Any, _TAKE_OUT), start=1):
+        if problem := _metrics_problem(row):  # there may be millions of rows: no need to look up types for each
+            raise damaged(f"{path}, line {number}", problem, _TAKE_OUT)
+        yield row, end
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            raise ValueError("expected an object")
-    except (ValueError, RecursionError) as error:
-        raise TubeletError(f"{where}: is damaged ({error}); take this line out and continue with --resume") from error
-    return row
+def _metrics_problem(row: Any) -> str:
+    """What is wrong with a row of metrics.jsonl; empty if nothing."""
+    if not isinstance(row, dict) or "step" not in row or "loss" not in row:
+        return f"is {row!r:.100}, expected an object with a step, a loss and other numbers"
+    for name in ("step", "skipped_steps"):
+        if type(row.get(name, 0)) is not int or row.get(name, 0) < 0:
+            return f"{name} is {row[name]!r:.100}, expected a whole number of 0 or more"
+    for name, value in row.items():
+        if type(value) not in (int, float, NoneType):
+            return f"{name!r:.100} is {value!r:.100}, expected a number or null"
+    return ""
+
+
+def read_bad_files(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's list of bad files.
+
+    Raises:
+        TubeletError: a row is damaged, or the file cannot be read.
+    """
+    return [row for row, _ in read_jsonl(run / BAD_FILES, BadFileRow, _TAKE_OUT)]
+
+
+def read_alarms(run: Path) -> list[dict[str, Any]]:
+    """A run's alarms.
+
+    Raises:
+        TubeletError: a row is damaged, or the file cannot be read.
+    """
+    alarms = [row for row, _ in read_jsonl(run / ALARMS, AlarmRow, _TAKE_OUT)]
+    for number, row in enumerate(alarms, start=1):
+        if row["kind"] == "spike" and "batches" not in row:
+            raise damaged(f"{run / ALARMS}, line {number}", "'batches' is missing", _TAKE_OUT)
+    return alarms
 
 
 def _changes(path: Path, config: TrainConfig) -> list[str]:

@@ -10,6 +10,7 @@ from rich.text import Text
 from torch import nn
 
 from tubelet.console import say
+from tubelet.outputs import check_output
 from tubelet.types import Modality
 from tubelet.view.diagram import overview
 from tubelet.view.facts import STEPS, weights_sentence
@@ -44,10 +45,11 @@ def explain(
     Raises:
         TubeletError: if the file or the model cannot be read, sizes do not fit, or the page cannot be written.
     """
-    with console.status("running the model"):
+    check_output(out, "page", [file, what])
+    with console.status("running the model", spinner="line"):
         trace = follow(file, what, image_size, frames, fps, seed)
     print_steps(trace, console)
-    with console.status("drawing"):
+    with console.status("drawing", spinner="line"):
         write_page("explain.html", out, page_values(trace))
     console.print()
     say(console, f"page: {out}")
@@ -55,8 +57,8 @@ def explain(
 
 def print_steps(trace: Trace, console: Console) -> None:
     """The eight steps with this input's sizes, for a terminal of 80 columns."""
-    console.print(Text(f"The life of {trace.source.path.name}", style="bold"))
-    console.print(Text(weights_sentence(trace), style="" if trace.weights else "yellow"))
+    say(console, f"The life of {trace.source.path.name}", "bold")
+    say(console, weights_sentence(trace), "" if trace.weights else "yellow")
     for step in STEPS:
         title = Text.assemble(
             "\n", (f"{step.number}", "bold cyan"), " ", (step.name, "bold"), "  ", (step.files[0], "dim")

@@ -5,7 +5,6 @@ the browser, so that a page of a hundred pictures stays below a megabyte and is 
 """
 
 import base64
-import functools
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tubelet.files import describe_os_error, replacing
-from tubelet.types import TubeletError
+from tubelet.outputs import check_output
+from tubelet.types import TubeletError, visible
 
 MAX_COLUMNS = 8
 TARGET_RGBA = (224, 122, 42, 150)  # the page's colour of target tokens, see base.html
@@ -221,6 +221,7 @@ def write_page(template: str, out: Path, values: Mapping[str, Any], folder: Path
     Raises:
         TubeletError: if it cannot be written.
     """
+    check_output(out, "page")
     text = _templates(folder).get_template(template).render(**values)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -230,12 +231,17 @@ def write_page(template: str, out: Path, values: Mapping[str, Any], folder: Path
         raise TubeletError(f"{out}: the page could not be written: {describe_os_error(error)}") from error
 
 
-@functools.cache
+def _shown(value: Any) -> Any:
+    """What a template shows of a value: names of files without characters that control the page."""
+    return visible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _templates(folder: Path | None) -> Environment:
     own = [FileSystemLoader(folder)] if folder else []
     environment = Environment(
         loader=ChoiceLoader([*own, PackageLoader("tubelet.view")]),
         autoescape=True,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,

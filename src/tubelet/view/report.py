@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import relpath
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -14,8 +16,17 @@ from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.data.sample.truth import SampleEntry, read_index
 from tubelet.data.sources import list_media
 from tubelet.evaluate.extract import spread
+from tubelet.evaluate.result import read_result
+from tubelet.evaluate.suite.comparison import read_evaluation
 from tubelet.model.encoder import random_encoder
-from tubelet.train.state import ALARMS, BAD_FILES, CONFIG, METRICS, read_config, read_rows
+from tubelet.outputs import check_output
+from tubelet.train.state import (
+    CONFIG,
+    read_alarms,
+    read_bad_files,
+    read_config,
+    read_metrics,
+)
 from tubelet.types import DecodeError, TubeletError
 from tubelet.view.maps import (
     RANDOM,
@@ -67,10 +78,11 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     """
     if not (run / CONFIG).is_file():
         raise TubeletError(f"{run}: no run here; expected a folder that `tubelet train` wrote, with {CONFIG} in it")
+    check_output(out, "page", [run, data])
     config = read_config(run)
     entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
     films = _films(data, config) if entries is None else []
-    rows, bad, alarms = ([row for row, _ in read_rows(run / name)] for name in (METRICS, BAD_FILES, ALARMS))
+    rows, bad, alarms = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alarms(run))
     model = load_vjepa(run)[0] if checkpoints(run) else None
     gallery = Gallery()
     values: dict[str, Any] = {
@@ -79,7 +91,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "model_name": _model_name(config.model),
         "sizes": _parameters(model or VJEPA(config.model)),
         "steps": rows[-1]["step"] if rows else 0,
-        "hours": _duration(sum(config.batch_size / row["clips_per_s"] for row in rows)),
+        "hours": _duration(sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))),
         "last": rows[-1] if rows else None,
         "curves": _curves(rows) if rows else None,
         "evaluation": None,
@@ -95,7 +107,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "own": entries is None and model is not None,
         "why_no_pictures": "",
     }
-    evaluation = _read_json(run / "evaluation.json")
+    evaluation = read_evaluation(run / "evaluation.json")
     if evaluation is not None:
         values |= {"evaluation": evaluation, "results": [_result(task, evaluation) for task in evaluation["tasks"]]}
     if model is None:
@@ -122,7 +134,7 @@ def _pictures(model: VJEPA, config: TrainConfig, entries: list[SampleEntry], gal
     }
 
 
-def _films(data: Path | None, config: TrainConfig) -> list[str]:
+def _films(data: Path | None, config: TrainConfig) -> Sequence[str]:
     """Films to look at: those of a folder, or of the run's own sources as far as they are still there.
 
     Raises:
@@ -139,7 +151,7 @@ def _films(data: Path | None, config: TrainConfig) -> list[str]:
     return films
 
 
-def _own_pictures(model: VJEPA, config: TrainConfig, films: list[str], gallery: Gallery) -> dict[str, Any]:
+def _own_pictures(model: VJEPA, config: TrainConfig, films: Sequence[str], gallery: Gallery) -> dict[str, Any]:
     """Features as colours of films that nothing is known of."""
     data, clips, unread = config.data, [], []
     for film in spread(films, SHOWN_CLIPS):
@@ -171,17 +183,17 @@ def _result(task: dict[str, Any], evaluation: dict[str, Any]) -> Result:
 
 def _benchmark(path: Path, folder: Path) -> dict[str, Any]:
     """One row for what an evaluation with --task left in the run, linked from a folder: first metrics alone."""
-    result = _read_json(path) or {}
-    metrics, units = result.get("metrics", {}), result.get("units", {})
+    result = read_result(path)
+    metrics, units = result["metrics"], result["units"]
     name = next(iter(metrics), "")
-    values = {"this run": metrics} | result.get("beside", {}) if name else {}
+    values = {"this run": metrics} | result["beside"] if name else {}
     return {
-        "task": result.get("task", ""),
-        "benchmark": result.get("benchmark", ""),
+        "task": result["task"],
+        "benchmark": result["benchmark"],
         "metric": name,
-        "values": {model: f"{figures(own[name])} {units.get(name, '')}" for model, own in values.items()},
-        "model": result.get("model_id", ""),
-        "page": relpath(path.with_name("page.html"), folder),
+        "values": {model: f"{figures(own[name])} {units[name]}" for model, own in values.items()},
+        "model": result["model_id"],
+        "page": quote(os.fsencode(os.path.relpath(path.with_name("page.html"), folder))),
     }
 
 
@@ -245,7 +257,7 @@ def _thinned(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[f
     """Steps and values, neighbours averaged where there are more than POINTS."""
     size = max(1, len(rows) // POINTS)
     x = [rows[min(i + size // 2, len(rows) - 1)]["step"] for i in range(0, len(rows), size)]
-    values = np.array([row[name] for row in rows], dtype=float)  # what was not finite is null there, and nan here
+    values = np.array([row.get(name) for row in rows], dtype=float)  # what was not finite is null there, and nan here
     return x, [_mean(values[i : i + size]) for i in range(0, len(rows), size)]
 
 
@@ -274,16 +286,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file's content, or None where there is no such file."""
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise TubeletError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise TubeletError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,13 +69,31 @@ def wad_folder() -> Path:
     return Path(spec.origin).parent
 
 
-@cache
-def wad_directory(wad: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """The levels of freedoom1.wad or freedoom2.wad: name -> {part: (offset, bytes)}."""
-    path = wad_folder() / wad
+class _Wad(NamedTuple):
+    """A file of levels as it is now: another version of it is another key of a cache."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+def _wad(name: str) -> _Wad:
+    path = wad_folder() / name
     if not path.is_file():
         raise TubeletError(f"{path}: the levels that ViZDoom carries are missing; reinstall vizdoom")
-    with path.open("rb") as file:
+    status = path.stat()
+    return _Wad(path.resolve(), status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def wad_directory(wad: str) -> dict[str, dict[str, tuple[int, int]]]:
+    """The levels of freedoom1.wad or freedoom2.wad: name -> {part: (offset, bytes)}."""
+    return _directory(_wad(wad))
+
+
+@cache
+def _directory(wad: _Wad) -> dict[str, dict[str, tuple[int, int]]]:
+    with wad.path.open("rb") as file:
         count, offset = struct.unpack("<4xii", file.read(12))
         file.seek(offset)
         table = file.read(16 * count)
@@ -93,14 +112,18 @@ def all_levels() -> list[tuple[str, str]]:
     return [(wad, name) for wad in ("freedoom1.wad", "freedoom2.wad") for name in wad_directory(wad)]
 
 
-@cache
 def load_level(wad: str, name: str) -> Level:
     """Read one level's geometry."""
-    parts = wad_directory(wad)[name]
+    return _load(_wad(wad), name)
+
+
+@cache
+def _load(wad: _Wad, name: str) -> Level:
+    parts = _directory(wad)[name]
 
     def part(which: str, fields: list[tuple[str, str]]) -> NDArray:
         at, size = parts[which]
-        with (wad_folder() / wad).open("rb") as file:
+        with wad.path.open("rb") as file:
             file.seek(at)
             return np.frombuffer(file.read(size), dtype=np.dtype(fields))
 

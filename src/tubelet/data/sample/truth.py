@@ -9,18 +9,19 @@ it (along its axis, not along the ray), `right` to its right and `up` above it i
 The game's pixels are not square: fy = 1.2 fx.
 """
 
-import json
-import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tubelet.array_files import Array, read_arrays
 from tubelet.data.limits import ARRAY_BYTES
-from tubelet.types import TubeletError, one_line
+from tubelet.readers import damaged, read_json
+from tubelet.types import TubeletError
+from tubelet.values import Bounds, MisfitError, fit
 
 NAME = "tubelet-sample"
 FORMAT = 1
@@ -66,6 +67,21 @@ OTHER_OBJECT = CLASSES.index("effect")
 MOTIONS = ("still", "forward", "backward", "strafe_left", "strafe_right", "turn_left", "turn_right")
 NO_MOTION = -1  # of a single frame
 
+_REMEDY = "make the sample set anew with `tubelet sample-data`"
+# What the arrays of a truth are: T frames of H x W pixels, P points.
+_ARRAYS = {
+    "classes": Array("u", ("T", "H", "W")),
+    "depth_steps": Array("f", (3, 256)),
+    "depth_codes": Array("u", ("T", "H", "W")),
+    "instances": Array("u", ("T", "H", "W")),
+    "pose": Array("f", ("T", 5)),
+    "motion": Array("iu", ()),
+    "tracks": Array("f", ("P", "T", 2)),
+    "visible": Array("b", ("P", "T")),
+    "camera": Array("f", (4,)),
+    "level": Array("U", ()),
+}
+
 # The engine writes depth in one byte, in three ways; (step, start) in map units. Measured: objects against positions
 # that the game reports, the rest against the lines and sectors of the level files; what is left is rounding (standard
 # deviation 2 to 2.8 units).
@@ -73,6 +89,37 @@ PLANE_STEP, PLANE_START, PLANE_LAST = 7.1592, 10.925, 254  # floors and ceilings
 # The bytes of walls and objects stop at a value that grows with the resolution; the sky is drawn with that value too.
 WALL_STEP, WALL_START = 7.145, 8.5
 OBJECT_STEP, OBJECT_START = 7.342, 3.6
+
+
+class Parameters(TypedDict):
+    """What a sample set was made with."""
+
+    clips: Annotated[int, Bounds(0, 10**9)]
+    images: Annotated[int, Bounds(0, 10**9)]
+    seed: int
+    size: Annotated[int, Bounds(1, 2**14)]
+    frames: Annotated[int, Bounds(1, 2**16)]
+    fps: Annotated[int, Bounds(1, 1000)]
+    validation_share: float
+
+
+class FileEntry(TypedDict):
+    """A file of a sample set; an image has no motion."""
+
+    file: str
+    level: str
+    motion: NotRequired[str]
+
+
+class Description(TypedDict):
+    """The content of dataset.json."""
+
+    parameters: Parameters
+    classes: list[str]
+    motions: list[str]
+    counts: dict[str, dict[str, int]]
+    dropped: dict[str, int]
+    files: dict[str, dict[str, list[FileEntry]]]
 
 
 class Camera(NamedTuple):
@@ -258,73 +305,61 @@ def save_arrays(path: Path, arrays: dict[str, NDArray]) -> None:
                 np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
 
 
-def _check_room(path: Path) -> None:
-    """Refuse arrays that would take more memory than any truth, or more than the file holds of them."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        if sum(entry.file_size for entry in entries) > ARRAY_BYTES:
-            raise TubeletError(f"{path}: unpacks to more than the limit of {ARRAY_BYTES} bytes")
-        for entry in entries:
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, kind = read(file)
-            if math.prod(shape) * kind.itemsize > entry.file_size:
-                raise ValueError(f"{entry.filename} claims the shape {shape}, more than is stored")
-
-
 def read_truth(path: str | Path) -> ClipTruth:
     """Read the ground truth of one clip or image.
 
     Raises:
         TubeletError: the file is missing or is not such a truth.
     """
-    try:
-        _check_room(Path(path))
-        with np.load(path, allow_pickle=False) as file:
-            classes = file["classes"]
-            steps = file["depth_steps"]
-            codes = file["depth_codes"]
-            depth = depth_from_codes(codes, classes, steps)
-            depth[wrapped_planes(codes, classes)] = np.nan
-            return ClipTruth(
-                depth=depth,
-                classes=classes,
-                instances=file["instances"].astype(np.uint16),
-                pose=file["pose"],
-                motion=int(file["motion"].item()),
-                tracks=file["tracks"],
-                visible=file["visible"],
-                camera=Camera(*(float(v) for v in file["camera"])),
-                level=str(file["level"].item()),
-            )
-    except FileNotFoundError:
-        raise TubeletError(f"{path}: no such ground truth; make it with `tubelet sample-data`") from None
-    except TubeletError:
-        raise
-    except Exception as error:  # a damaged archive, or a damaged description of an array in it, fails in many ways
-        raise TubeletError(f"{path}: not a ground truth of the sample data set ({one_line(error)})") from error
+    path = Path(path)
+    arrays = read_arrays(path, _ARRAYS, ARRAY_BYTES, _REMEDY)
+    classes, codes, motion = arrays["classes"], arrays["depth_codes"], int(arrays["motion"])
+    if classes.max(initial=0) >= len(CLASSES) or codes.max(initial=0) > 255:
+        raise damaged(path, f"holds a class above {len(CLASSES) - 1} or a depth code above 255", _REMEDY)
+    if not NO_MOTION <= motion < len(MOTIONS):
+        raise damaged(path, f"motion is {motion}, expected {NO_MOTION} to {len(MOTIONS) - 1}", _REMEDY)
+    for name in ("pose", "camera"):
+        if not np.isfinite(arrays[name]).all():
+            raise damaged(path, f"{name} is not finite", _REMEDY)
+    depth = depth_from_codes(codes, classes, arrays["depth_steps"].astype(np.float32))
+    depth[wrapped_planes(codes, classes)] = np.nan
+    return ClipTruth(
+        depth=depth,
+        classes=classes,
+        instances=arrays["instances"].astype(np.uint16),
+        pose=arrays["pose"],
+        motion=motion,
+        tracks=arrays["tracks"],
+        visible=arrays["visible"],
+        camera=Camera(*(float(v) for v in arrays["camera"])),
+        level=str(arrays["level"]),
+    )
 
 
-def read_description(root: str | Path) -> dict:
+def read_description(root: str | Path) -> dict[str, Any]:
     """The content of dataset.json of a sample set.
 
     Raises:
         TubeletError: the directory holds no sample set of this format.
     """
     path = Path(root) / "dataset.json"
-    try:
-        description = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    if not path.is_file():
         raise TubeletError(
             f"{root}: no sample set here (no dataset.json); `tubelet sample-data FOLDER` makes one in a new folder"
-        ) from error
-    if not isinstance(description, dict) or description.get("name") != NAME:
-        raise TubeletError(f"{path}: not the description of a sample set")
-    if description.get("format") != FORMAT:
-        raise TubeletError(
-            f"{path}: format {description.get('format')}, this version reads {FORMAT}; make the set anew"
         )
+    description: dict[str, Any] = read_json(path, dict[str, Any], _REMEDY)
+    if description.get("name") != NAME:
+        raise damaged(path, f"its name is {description.get('name')!r:.100}, expected {NAME!r}", _REMEDY)
+    if description.get("format") != FORMAT:
+        found = description.get("format")
+        raise damaged(path, f"its format is {found!r:.100}, this version reads {FORMAT}", _REMEDY)
+    try:
+        fit(Description, description, "", given=False)
+    except MisfitError as error:
+        raise damaged(path, str(error), _REMEDY) from error
+    for field, known in (("classes", CLASSES), ("motions", MOTIONS)):
+        if description[field] != list(known):
+            raise damaged(path, f"{field} are not those of this version", _REMEDY)
     return description
 
 
@@ -346,6 +381,8 @@ def read_index(root: str | Path, split: str = "train", kind: str = "videos") -> 
     for entry in files[split][kind]:
         if Path(entry["file"]).name != entry["file"]:
             raise TubeletError(f"{root}: lists {entry['file']!r}, expected the name of a file in {split}/{kind}")
+        if entry.get("motion", "") not in ("", *MOTIONS):
+            raise TubeletError(f"{root}: {entry['file']} has the motion {entry['motion']!r}, expected one of {MOTIONS}")
     return [
         SampleEntry(
             media=base / kind / entry["file"],

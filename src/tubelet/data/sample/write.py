@@ -21,6 +21,7 @@ from tubelet.data.sample.media import write_video
 from tubelet.data.sample.plan import Anchors, RejectedError
 from tubelet.data.sample.render import TICS_PER_SECOND, Shot, View, record, view_of
 from tubelet.files import LOCK, directory_lock, replacing
+from tubelet.outputs import check_output
 from tubelet.types import TubeletError
 
 CLIPS_PER_LEVEL = 25  # fewer would spend the time on starting levels, more would show less variety
@@ -279,6 +280,7 @@ def write_sample_data(
     out = Path(out)
     images = clips // 4 if images is None else images
     check_parameters(clips, images, frames, fps, validation_share)
+    check_output(out, "sample set")
     view = view_of(size)
     parameters = {
         "clips": clips,

@@ -141,7 +141,15 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     view = Before(size=size, frames=frames)
     recipe = {"cut": "before", "steps": steps} | asdict(view)
     encode = partial(encode_and_predict, steps=steps)
-    cut = partial(extract, model, cache, workers=config.workers, max_bad_share=config.max_bad_share, progress=progress)
+    cut = partial(
+        extract,
+        model,
+        cache,
+        workers=config.workers,
+        prefetch_mb=config.prefetch_mb,
+        max_bad_share=config.max_bad_share,
+        progress=progress,
+    )
     segments, skipped = _segments(benchmark, config)
     train, val = (cut([_source(s) for s in segments[split]], recipe, view, encode) for split in ("train", "val"))
     used = {

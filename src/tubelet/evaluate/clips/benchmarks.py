@@ -4,7 +4,7 @@ The values are those of V-JEPA 2's published configurations (arXiv 2506.09985, a
 because features are computed once: training views are not augmented anew each epoch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +129,8 @@ class Plan:
         train, val: the files.
         protocol: with what the settings change.
         train_view, val_view: how the files are cut.
+        left_out: reason -> how many files of the folder are in neither split.
+        read_as: how lists were read, in words, where that was decided by what they hold.
     """
 
     name: str
@@ -138,15 +140,18 @@ class Plan:
     protocol: Protocol
     train_view: View
     val_view: View
+    left_out: Mapping[str, int]
+    read_as: str
 
     def cut_in_words(self) -> str:
         """How files are cut, in words."""
         view = self.val_view
         if isinstance(view, ImageView):
             return f"the middle {view.size} px of each image"
+        lists = f"; {self.read_as}" if self.read_as else ""
         return (
             f"{view.segments} segment{'s' * (view.segments > 1)} of {view.frames} frames, one in {view.frame_step} of "
-            f"the video's (of all of it, where it is shorter), at {view.size} px"
+            f"the video's (of all of it, where it is shorter), at {view.size} px{lists}"
         )
 
 
@@ -186,6 +191,8 @@ def plan(model: Backbone, data: Path, config: EvaluateConfig) -> Plan:
         protocol=protocol,
         train_view=train_view,
         val_view=val_view,
+        left_out=benchmark.left_out,
+        read_as=benchmark.read_as,
     )
 
 

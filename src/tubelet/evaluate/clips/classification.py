@@ -26,7 +26,15 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         TubeletError: if the folder holds none of the benchmarks, or something in it is wrong.
     """
     task = plan(model, data, config)
-    cut = partial(extract, model, cache, workers=config.workers, max_bad_share=config.max_bad_share, progress=progress)
+    cut = partial(
+        extract,
+        model,
+        cache,
+        workers=config.workers,
+        prefetch_mb=config.prefetch_mb,
+        max_bad_share=config.max_bad_share,
+        progress=progress,
+    )
     train = cut(task.train.sources, task.train_view.recipe, task.train_view)
     val = cut(task.val.sources, task.val_view.recipe, task.val_view)
     train_labels, truth = task.train.labels(train.numbers), task.val.labels(val.numbers)
@@ -64,7 +72,8 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
             "test files": len(val),
             "probes side by side": len(candidates),
             "parameters of a probe": parameters,
-        },
+        }
+        | dict(task.left_out),
         skipped=[*task.train.gone, *task.val.gone, *train.bad, *val.bad],
         details=sweep_details(candidates, schedule, figures, best)
         | confusion_details(scores[best], truth[:, 0], task.classes),

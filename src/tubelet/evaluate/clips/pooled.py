@@ -53,7 +53,15 @@ class _Set:
         self.plan = plan(model, data, config)
         view = self.plan.train_view
         recipe, bad = view.recipe | {"features": "pooled"}, config.max_bad_share
-        cut = partial(extract, model, cache, workers=config.workers, max_bad_share=bad, progress=progress)
+        cut = partial(
+            extract,
+            model,
+            cache,
+            workers=config.workers,
+            prefetch_mb=config.prefetch_mb,
+            max_bad_share=bad,
+            progress=progress,
+        )
         self.train = cut(self.plan.train.sources, recipe, view, pooled_level)
         self.val = cut(self.plan.val.sources, recipe, view, pooled_level)
         self.labels = self.plan.train.labels(self.train.numbers)
@@ -72,7 +80,7 @@ class _Set:
             "training files": len(self.train),
             "test files": len(self.val),
             "channels": self.table.shape[1],
-        }
+        } | dict(self.plan.left_out)
 
 
 def pooled_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:

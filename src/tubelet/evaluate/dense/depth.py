@@ -93,7 +93,12 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     """
     depths = recognise(data, READERS)
     train, test = spread(depths.train, config.limit), spread(depths.test, config.limit)
-    options: dict[str, Any] = {"workers": config.workers, "max_bad_share": config.max_bad_share, "progress": progress}
+    options: dict[str, Any] = {
+        "workers": config.workers,
+        "prefetch_mb": config.prefetch_mb,
+        "max_bad_share": config.max_bad_share,
+        "progress": progress,
+    }
     view = view_size(depths, _first_shape(test), config.image_size, model.patch_size)
     size = (
         _in_patches(view[0] * depths.crop[0], model.patch_size),

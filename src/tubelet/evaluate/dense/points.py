@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tubelet.array_files import open_tensors
 from tubelet.data.clips import resize
 from tubelet.data.workers import WorkerLoader
-from tubelet.evaluate.cache import FeatureCache, write_features
+from tubelet.evaluate.cache import DELETE, FeatureCache, write_features
 from tubelet.evaluate.extract import FeatureSet, Progress, Source
 from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture
 from tubelet.types import TubeletError
@@ -285,13 +285,8 @@ def read_slices(path: Path, names: Sequence[str], index: int) -> list[Tensor]:
     Raises:
         TubeletError: if the file is gone or damaged.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return [file.get_slice(name)[index] for name in names]
-    except (OSError, SafetensorError) as error:
-        raise TubeletError(
-            f"{path}: cached features cannot be read ({error}); delete the file and begin anew"
-        ) from error
+    with open_tensors(path, DELETE) as file:
+        return [file.entry(name, index) for name in names]
 
 
 class Batches:

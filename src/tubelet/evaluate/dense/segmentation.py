@@ -93,7 +93,12 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     labels = recognise(data, READERS)
     size = _size(model, config.image_size or labels.image_size or PROTOCOL.image_size)
     train, test = spread(labels.train, config.limit), spread(labels.test, config.limit)
-    options: dict[str, Any] = {"workers": config.workers, "max_bad_share": config.max_bad_share, "progress": progress}
+    options: dict[str, Any] = {
+        "workers": config.workers,
+        "prefetch_mb": config.prefetch_mb,
+        "max_bad_share": config.max_bad_share,
+        "progress": progress,
+    }
 
     crops = crops_of(len(train))
     sources = [training_source(pair, crops, config.seed) for pair in train]

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tubelet.data.tables import read_lines
+from tubelet.evaluate.layouts.folders import find_root, hidden_media, refuse, roots
 from tubelet.evaluate.layouts.labels import LabelSet
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs, find_root, images_in
+from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs, images_in
 from tubelet.types import TubeletError
 
 CLASSES = 150
+INSIDE = ("ADEChallengeData2016", "ade/ADEChallengeData2016", "ade20k/ADEChallengeData2016")
 MARKERS = ("images/training", "annotations/training")
 
 
@@ -24,8 +27,13 @@ def read(data: Path) -> LabelSet | None:
     Raises:
         TubeletError: if a split is empty, or an annotation is missing.
     """
-    root = find_root(data, ("ADEChallengeData2016",), MARKERS)
+    root = find_root(data, INSIDE, MARKERS)
     if root is None:
+        full = next((root for root in roots(data, INSIDE) if (root / "images/ADE/training").is_dir()), None)
+        if full is not None:
+            raise refuse(
+                full, "the full ADE20K", "ADEChallengeData2016.zip of its scene parsing benchmark, 150 classes"
+            )
         return None
     table = np.full(256, IGNORED, np.uint8)
     table[1 : CLASSES + 1] = np.arange(CLASSES)
@@ -33,7 +41,7 @@ def read(data: Path) -> LabelSet | None:
         benchmark="ADE20K",
         train=_split(root, "training"),
         test=_split(root, "validation"),
-        left_out={},
+        left_out=hidden_media(root / "images" / split for split in ("training", "validation")),
         classes=_names(root / "objectInfo150.txt"),
         table=table,
         legal=np.arange(256) <= CLASSES,
@@ -53,7 +61,7 @@ def _names(path: Path) -> tuple[str, ...]:
     """The names of the classes, from the file that comes with the benchmark; their numbers without it."""
     if not path.is_file():
         return tuple(f"class {number}" for number in range(1, CLASSES + 1))
-    names = [line.split("\t")[-1].split(",")[0].strip() for line in path.read_text().splitlines()[1:] if line.strip()]
+    names = [line.split("\t")[-1].split(",")[0].strip() for line in read_lines(path)[1:]]
     if len(names) != CLASSES:
         raise TubeletError(f"{path}: names {len(names)} classes, expected {CLASSES}")
     return tuple(names)

@@ -2,14 +2,18 @@
 
 leftImg8bit/{train,val}/CITY/CITY_000000_000019_leftImg8bit.png
 gtFine/{train,val}/CITY/CITY_000000_000019_gtFine_labelIds.png
+
+Each of the two may lie in a folder named as its archive (leftImg8bit_trainvaltest, gtFine_trainvaltest).
 """
 
 from pathlib import Path
 
 import numpy as np
 
+from tubelet.evaluate.layouts.folders import matching, roots
 from tubelet.evaluate.layouts.labels import LabelSet
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs, find_root
+from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs
+from tubelet.types import TubeletError
 
 # The labels that are evaluated, in the order of their train ids.
 LABELS = {
@@ -34,6 +38,7 @@ LABELS = {
     33: "bicycle",
 }
 LAST_LABEL = 33
+INSIDE = ("cityscapes", "Cityscapes")
 MARKERS = ("leftImg8bit", "gtFine")
 IMAGE, TARGET = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
@@ -44,17 +49,18 @@ def read(data: Path) -> LabelSet | None:
     Raises:
         TubeletError: if a split is empty, or an annotation is missing.
     """
-    root = find_root(data, ("cityscapes",), MARKERS)
-    if root is None:
+    found = next((found for root in roots(data, INSIDE) if all(found := [_part(root, name) for name in MARKERS])), None)
+    if found is None:
         return None
+    images, labels = found
     table = np.full(256, IGNORED, np.uint8)
     table[list(LABELS)] = np.arange(len(LABELS))
     legal = np.arange(256) <= LAST_LABEL
     legal[IGNORED] = True
     return LabelSet(
         benchmark="Cityscapes",
-        train=_split(root, "train"),
-        test=_split(root, "val"),
+        train=_split(images, labels, "train"),
+        test=_split(images, labels, "val"),
         left_out={},
         classes=tuple(LABELS.values()),
         table=table,
@@ -62,14 +68,27 @@ def read(data: Path) -> LabelSet | None:
     )
 
 
-def _split(root: Path, split: str) -> list[Pair]:
-    images = sorted((root / "leftImg8bit" / split).glob(f"*/*{IMAGE}"))
+def _part(root: Path, name: str) -> Path | None:
+    """The folder of images or labels below a root."""
+    places = (root / f"{name}{archive}{inside}" for archive, inside in (("", ""), ("_trainvaltest", f"/{name}")))
+    return next((place for place in places if (place / "train").is_dir() or (place / "val").is_dir()), None)
+
+
+def _split(pictures: Path, labels: Path, split: str) -> list[Pair]:
+    images = matching(pictures / split, f"*/*{IMAGE}")
     pairs = [
         Pair(
             name=image.name.removesuffix(IMAGE),
             image=image,
-            target=root / "gtFine" / split / image.parent.name / (image.name.removesuffix(IMAGE) + TARGET),
+            target=labels / split / image.parent.name / (image.name.removesuffix(IMAGE) + TARGET),
         )
         for image in images
     ]
-    return check_pairs(pairs, split, root)
+    if pairs and not pairs[0].target.is_file():
+        others = matching(pairs[0].target.parent, f"{pairs[0].name}_gtFine_*.png")
+        if others:
+            raise TubeletError(
+                f"{pairs[0].target}: no such file beside {others[0].name}; expected labels of gtFine_labelIds.png, as "
+                "gtFine_trainvaltest.zip unpacks"
+            )
+    return check_pairs(pairs, split, pictures)

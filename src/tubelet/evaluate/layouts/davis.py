@@ -1,10 +1,16 @@
-"""DAVIS 2017, semi-supervised, 480p: JPEGImages/480p, Annotations/480p, ImageSets/2017/val.txt."""
+"""DAVIS 2017, semi-supervised, 480p: JPEGImages/480p, Annotations/480p, ImageSets/2017/val.txt.
+
+These lie in the folder, in DAVIS/ as the archive unpacks, or at the end of a chain of only folders.
+"""
 
 from pathlib import Path
 
+from tubelet.data.tables import read_lines
+from tubelet.evaluate.layouts.folders import entries_of, find_root, refuse
 from tubelet.evaluate.layouts.sequences import ObjectSequence, ObjectSet, check_number, pictures
 from tubelet.types import TubeletError
 
+INSIDE = ("DAVIS", "DAVIS2017", "DAVIS-2017", "DAVIS-2017-trainval-480p/DAVIS")
 EXPECTED = "DAVIS (ImageSets/2017/val.txt, JPEGImages/480p, Annotations/480p)"
 
 
@@ -14,12 +20,20 @@ def read(data: Path) -> ObjectSet | None:
     Raises:
         TubeletError: if a sequence that val.txt lists, or a mask of it, is missing.
     """
-    names_file = data / "ImageSets" / "2017" / "val.txt"
-    if not names_file.is_file():
+    root = find_root(data, INSIDE, ("ImageSets/2017/val.txt",))
+    if root is None:
+        other = find_root(data, INSIDE, ("ImageSets", "JPEGImages", "Annotations"))
+        if other is not None and not (other / "ImageSets" / "Segmentation").exists():
+            raise refuse(other, "no ImageSets/2017/val.txt", f"{EXPECTED}, as DAVIS-2017-trainval-480p.zip unpacks")
         return None
-    names = [line.strip() for line in names_file.read_text().splitlines() if line.strip()]
+    for kind in ("JPEGImages", "Annotations"):
+        if not (root / kind / "480p").is_dir():
+            there = ", ".join(path.name for path in entries_of(root / kind)) if (root / kind).is_dir() else "nothing"
+            raise TubeletError(f"{root / kind}: no 480p here but {there}; unpack DAVIS-2017-trainval-480p.zip here")
+    names_file = root / "ImageSets" / "2017" / "val.txt"
+    names = read_lines(names_file)
     check_number(names, names_file)
-    return ObjectSet(benchmark="DAVIS 2017", sequences=[_sequence(data, name) for name in names], folder="predictions")
+    return ObjectSet(benchmark="DAVIS 2017", sequences=[_sequence(root, name) for name in names], folder="predictions")
 
 
 def _sequence(data: Path, name: str) -> ObjectSequence:

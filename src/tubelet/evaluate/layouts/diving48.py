@@ -4,20 +4,39 @@ Diving48_V2_train.json   [{"vid_name": "-mmq0PT-u8k_00155", "label": 0, "start_f
 Diving48_V2_test.json    the same
 Diving48_vocab.json      [["Back", "15som", "05Twis", "FREE"], ...], a dive for each number
 rgb/-mmq0PT-u8k_00155.mp4
+
+The JSON files may also lie in annotations/, the videos in videos/ or beside the lists, in any container.
 """
 
 from pathlib import Path
+from typing import TypedDict
 
-from tubelet.evaluate.layouts.folders import refuse
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_json, whole_number
+from tubelet.data.decode import VIDEO_SUFFIXES
+from tubelet.evaluate.layouts.folders import refuse, roots, stems_of
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, whole_number
+from tubelet.readers import read_json
 from tubelet.types import TubeletError
 
 TRAIN, TEST, VOCABULARY, VIDEOS = "Diving48_V2_train.json", "Diving48_V2_test.json", "Diving48_vocab.json", "rgb"
+_INSIDE = ("diving48", "Diving48")
+_FOLDERS = (VIDEOS, "Diving48_rgb", "videos")
+
+
+class _Entry(TypedDict):
+    """One video of a split."""
+
+    vid_name: str
+    label: int
 
 
 def recognise(data: Path) -> bool:
     """Whether a folder looks like this benchmark's."""
-    return (data / TRAIN).is_file() or (data / VOCABULARY).is_file()
+    return _root(data) is not None
+
+
+def _root(data: Path) -> Path | None:
+    lists = (data / name for data in roots(data, _INSIDE) for name in (".", "annotations"))
+    return next((place for place in lists if (place / TRAIN).is_file() or (place / VOCABULARY).is_file()), None)
 
 
 def read(data: Path) -> Labelled:
@@ -26,27 +45,29 @@ def read(data: Path) -> Labelled:
     Raises:
         TubeletError: if a file is missing or wrong.
     """
+    lists = _root(data) or data
     for name in (TRAIN, TEST, VOCABULARY):
-        if not (data / name).is_file():
-            raise refuse(data, f"no {name}", f"{TRAIN}, {TEST}, {VOCABULARY} and {VIDEOS}/*.mp4")
-    vocabulary = read_json(data / VOCABULARY, list)
-    classes = tuple(" ".join(map(str, dive)) if isinstance(dive, list) else str(dive) for dive in vocabulary)
+        if not (lists / name).is_file():
+            raise refuse(lists, f"no {name}", f"{TRAIN}, {TEST}, {VOCABULARY} and {VIDEOS}/*.mp4")
+    root = lists.parent if lists.name == "annotations" else lists
+    there = stems_of([root / folder for folder in _FOLDERS], VIDEO_SUFFIXES, first=".mp4") or stems_of(
+        [root], VIDEO_SUFFIXES, first=".mp4"
+    )
+    vocabulary = read_json(lists / VOCABULARY, list[str | list[str]])
+    classes = tuple(" ".join(map(str, dive)) if isinstance(dive, list) else dive for dive in vocabulary)
     return Labelled(
         name="Diving-48 v2, test",
         classes=classes,
-        train=_split(data, data / TRAIN, len(classes)),
-        val=_split(data, data / TEST, len(classes)),
+        train=_split(root, lists / TRAIN, len(classes), there),
+        val=_split(root, lists / TEST, len(classes), there),
     )
 
 
-def _split(data: Path, path: Path, classes: int) -> list[LabelledFile]:
+def _split(data: Path, path: Path, classes: int, there: dict[str, Path]) -> list[LabelledFile]:
     files = []
-    for position, entry in enumerate(read_json(path, list)):
-        try:
-            name, label = str(entry["vid_name"]), whole_number(entry["label"], f"{path}: label of entry {position}")
-        except (TypeError, KeyError):
-            raise TubeletError(f"{path}: entry {position} has no vid_name or no label") from None
+    for position, entry in enumerate(read_json(path, list[_Entry])):
+        name, label = entry["vid_name"], whole_number(entry["label"], f"{path}: label of entry {position}")
         if label >= classes:
             raise TubeletError(f"{path}: {name} is of class {label}, but {VOCABULARY} names {classes} classes")
-        files.append(LabelledFile(path=data / VIDEOS / f"{name}.mp4", label=label))
+        files.append(LabelledFile(path=there.get(name) or data / VIDEOS / f"{name}.mp4", label=label))
     return files

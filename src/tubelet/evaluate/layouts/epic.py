@@ -4,15 +4,19 @@ EPIC_100_train.csv, EPIC_100_validation.csv            narration_id,video_id,sta
 EPIC_100_verb_classes.csv, EPIC_100_noun_classes.csv   id,key,instances,category
 P01/videos/P01_01.MP4, or P01/P01_01.MP4
 
-The CSV files lie in the folder, in annotations/ or in epic-kitchens-100-annotations/; the participants' folders in the
-folder, in videos/ or in EPIC-KITCHENS/, which the official downloader makes.
+The CSV files lie in the folder, in annotations/ or in epic-kitchens-100-annotations/ (also -master, as GitHub's archive
+unpacks); the participants' folders in the folder, in videos/ or in EPIC-KITCHENS/, which the official downloader makes,
+or in train/ and test/ there. Videos may also lie in one folder, in any container.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tubelet.evaluate.layouts.folders import refuse
-from tubelet.evaluate.layouts.labelled import read_table, whole_number
+from tubelet.data.decode import VIDEO_SUFFIXES
+from tubelet.data.tables import read_table
+from tubelet.evaluate.layouts.folders import refuse, roots
+from tubelet.evaluate.layouts.labelled import whole_number
 from tubelet.types import TubeletError
 
 TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"
@@ -75,7 +79,8 @@ def read(data: Path) -> Epic:
 
 
 def _find(data: Path, names: tuple[str, ...]) -> Path | None:
-    folders = (data, data / "annotations", data / "epic-kitchens-100-annotations")
+    inside = ("annotations", "epic-kitchens-100-annotations", "epic-kitchens-100-annotations-master")
+    folders = (place for root in roots(data) for place in (root, *(root / name for name in inside)))
     return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 
@@ -89,7 +94,7 @@ def _required(data: Path, names: tuple[str, ...]) -> Path:
 
 def _classes(data: Path, kind: str) -> tuple[str, ...]:
     path = _required(data, _CLASS_FILES[kind])
-    names = {whole_number(row["id"], f"{path}: id"): row["key"] for row in read_table(path, ("id", "key"))}
+    names = {whole_number(row["id"], f"{path}: id"): row["key"] for _, row in read_table(path, ("id", "key"))}
     if not names:
         raise TubeletError(f"{path}: names no class")
     return tuple(names.get(k, str(k)) for k in range(max(names) + 1))
@@ -99,14 +104,14 @@ def _split(data: Path, name: str, classes: dict[str, tuple[str, ...]]) -> list[S
     path = _required(data, (name,))
     videos: dict[str, Path] = {}
     segments = []
-    for number, row in enumerate(read_table(path, _COLUMNS), start=2):
+    for number, row in read_table(path, _COLUMNS):
         labels = {}
         for kind, known in classes.items():
             labels[kind] = whole_number(row[f"{kind}_class"], f"{path}: line {number}, {kind}_class")
             if labels[kind] >= len(known):
                 raise TubeletError(f"{path}: line {number} is of {kind} class {labels[kind]}, of {len(known)} classes")
         if row["video_id"] not in videos:
-            videos[row["video_id"]] = _video(data, row["participant_id"], row["video_id"])
+            videos[row["video_id"]] = _video(list(roots(data)), row["participant_id"], row["video_id"])
         segments.append(
             Segment(
                 name=row["narration_id"],
@@ -120,14 +125,20 @@ def _split(data: Path, name: str, classes: dict[str, tuple[str, ...]]) -> list[S
     return segments
 
 
-def _video(data: Path, participant: str, video: str) -> Path:
+def _video(places: Sequence[Path], participant: str, video: str) -> Path:
     """Where a video lies; where it should, if it does not."""
     folders = [
-        root / participant / below
-        for root in (data, data / "videos", data / "EPIC-KITCHENS")
-        for below in ("videos", "")
+        root / above / below
+        for root in places
+        for above in ("", "videos", "EPIC-KITCHENS")
+        for below in (
+            *(f"{split}{participant}/{inside}" for split in ("", "train/", "test/") for inside in ("videos", "")),
+            "",
+        )
     ]
-    candidates = [folder / f"{video}{suffix}" for folder in folders for suffix in (".MP4", ".mp4")]
+    suffixes = dict.fromkeys((".MP4", ".mp4", *sorted(VIDEO_SUFFIXES)))
+    candidates = [folder / f"{video}{suffix}" for folder in folders if folder.is_dir() for suffix in suffixes]
+    candidates.append(folders[0] / f"{video}.MP4")
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 

@@ -1,30 +1,41 @@
-"""Kinetics-400, 600 and 700 (Kay et al., arXiv 1705.06950), in the two forms that are about.
+"""Kinetics-400, 600 and 700 (Kay et al., arXiv 1705.06950), in the three forms that are about.
 
 The official annotations, beside videos in a folder for each split, sorted into folders by class or not:
 
     annotations/train.csv, annotations/val.csv     label,youtube_id,time_start,time_end,split
-    train/abseiling/0wR5jVB-WPk_000417_000427.mp4  or train/0wR5jVB-WPk_000417_000427.mp4
+    train/abseiling/0wR5jVB-WPk_000417_000427.mp4  or train/0wR5jVB-WPk_000417_000427.mp4, or train/0wR5jVB-WPk.mp4
 
 Or lists of a path and the number of its class, as V-JEPA's and many other codebases make them:
 
     train.csv, val.csv                             train/abseiling/0wR5jVB-WPk_000417_000427.mp4 0
 
-Between path and number is a space or a comma; a relative path starts at the folder.
+whose columns may be separated by spaces, commas, tabs, semicolons or '::'; a relative path starts at the folder. Or,
+where there are no lists, videos in train/CLASS and val/CLASS.
+
+Lists may also be called validate.csv or validation.csv, kinetics_train.csv or kinetics400_val_list_videos.txt, and lie
+in the folder, in annotations/ or in lists/; videos may lie in videos_train/, train_256/ or all in one folder.
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tubelet.data.decode import VIDEO_SUFFIXES
-from tubelet.evaluate.layouts.folders import refuse
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_table, whole_number
+from tubelet.data.tables import decode_list, read_table
+from tubelet.evaluate.layouts.folders import class_folders, entries_of, media_in, refuse, roots, stems_of
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_numbered, whole_number
+from tubelet.readers import read_bytes
 from tubelet.types import TubeletError
 
+SPLITS = {"train": ("train", "training"), "val": ("val", "validate", "validation")}
+_INSIDE = ("k400", "k600", "k700", "k700-2020", "kinetics400", "kinetics600", "kinetics700", "kinetics")
+_LIST = r"(?:kinetics[-_]?\d*[-_]|k\d+[-_])?(?:{})(?:_?list)?(?:_videos)?\.(?:csv|txt|tsv)"
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
 def recognise(data: Path) -> bool:
     """Whether a folder looks like this benchmark's."""
-    return all(_list(data, split) is not None for split in ("train", "val"))
+    return _root(data) is not None
 
 
 def read(data: Path) -> Labelled:
@@ -33,67 +44,96 @@ def read(data: Path) -> Labelled:
     Raises:
         TubeletError: if a file is missing or wrong.
     """
-    lists = {split: _list(data, split) for split in ("train", "val")}
-    for split, path in lists.items():
-        if path is None:
-            raise refuse(data, f"no list of the {split} split", f"annotations/{split}.csv, or {split}.csv")
-    train, val = lists["train"], lists["val"]
-    assert train is not None and val is not None
+    root = _root(data)
+    if root is None:
+        known = next((split for split in SPLITS if _list(data, split) is not None), None)
+        lacking = next(split for split in SPLITS if split != known)
+        raise refuse(data, f"no list of the {lacking} split", f"annotations/{lacking}.csv, or {lacking}.csv")
+    train, val = (_list(root, split) for split in SPLITS)
+    if train is None or val is None:
+        return _sorted(root)
     if _is_official(train) != _is_official(val):
         raise TubeletError(f"{val}: is in another form than {train}; expected both with a header, or both without")
-    return _official(data, train, val) if _is_official(train) else _numbered(data, train, val)
+    return _official(root, train, val) if _is_official(train) else _numbered(root, train, val)
+
+
+def _root(data: Path) -> Path | None:
+    places = list(roots(data, _INSIDE))
+    lists = (root for root in places if all(_list(root, split) is not None for split in SPLITS))
+    folders = (root for root in places if all(_has_class_folders(root, split) for split in SPLITS))
+    return next(lists, None) or next(folders, None)
 
 
 def _list(data: Path, split: str) -> Path | None:
-    candidates = [data / "annotations" / f"{split}.csv", data / f"{split}.csv"]
-    return next((path for path in candidates if path.is_file()), None)
+    """The list of a split; of several, that which is called most like the official one."""
+    pattern = re.compile(_LIST.format("|".join(SPLITS[split])), re.IGNORECASE)
+    for folder in (data / "annotations", data, data / "lists", data / "labels"):
+        if folder.is_dir():
+            found = [path for path in entries_of(folder) if path.is_file() and pattern.fullmatch(path.name)]
+            if found:
+                return min(found, key=lambda path: (path.suffix != ".csv", len(path.name), path.name))
+    return None
+
+
+def _split_folders(data: Path, split: str) -> Iterator[Path]:
+    """Where the videos of a split may lie."""
+    for name in SPLITS[split]:
+        for folder in (name, f"videos_{name}", f"{name}_256", f"videos/{name}", f"{name}_videos"):
+            if (data / folder).is_dir():
+                yield data / folder
+
+
+def _has_class_folders(data: Path, split: str) -> bool:
+    folder = next(_split_folders(data, split), None)
+    return folder is not None and any(any(media_in(own, VIDEO_SUFFIXES)) for own in class_folders(folder)[:1])
 
 
 def _is_official(path: Path) -> bool:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            return file.readline().startswith("label,")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TubeletError(f"{path}: cannot be read ({error})") from error
+    first = decode_list(read_bytes(path), path).lstrip("\ufeff\n").split("\n", 1)[0]
+    return "youtube_id" in first.lower()
 
 
 def _official(data: Path, train: Path, val: Path) -> Labelled:
     rows = {"train": read_table(train, _COLUMNS), "val": read_table(val, _COLUMNS)}
-    classes = sorted({row["label"] for row in rows["train"]})
+    classes = sorted({row["label"] for _, row in rows["train"]})
     numbers = {name: number for number, name in enumerate(classes)}
     files: dict[str, list[LabelledFile]] = {}
     for split, path in (("train", train), ("val", val)):
-        # One walk over the folder: looking 240,000 videos up under several names would take as many times longer.
-        there = {path.stem: path for path in (data / split).rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES}
+        folders = [*_split_folders(data, split), data / "replacement"]
+        there = stems_of(folders, VIDEO_SUFFIXES, first=".mp4") or stems_of([data], VIDEO_SUFFIXES, first=".mp4")
         files[split] = []
-        for number, row in enumerate(rows[split], start=2):
+        for number, row in rows[split]:
             if row["label"] not in numbers:
                 raise TubeletError(f"{path}: line {number} has the class {row['label']!r}, which {train} has not")
-            start, end = (whole_number(row[c], f"{path}: line {number}, {c}") for c in ("time_start", "time_end"))
+            start, end = (_second(row[column], f"{path}: line {number}, {column}") for column in _COLUMNS[2:])
             stem = f"{row['youtube_id']}_{start:06d}_{end:06d}"
-            video = there.get(stem) or there.get(row["youtube_id"]) or data / split / row["label"] / f"{stem}.mp4"
-            files[split].append(LabelledFile(path=video, label=numbers[row["label"]]))
+            names = (stem, row["youtube_id"], f"{row['youtube_id']}_{start}_{end}")
+            video = next((there[name] for name in names if name in there), None)
+            files[split].append(
+                LabelledFile(
+                    path=video or data / split / row["label"] / f"{stem}.mp4",
+                    label=numbers[row["label"]],
+                )
+            )
     name = f"Kinetics ({len(classes)} classes), validation"
     return Labelled(name=name, classes=tuple(classes), train=files["train"], val=files["val"])
+
+
+def _second(text: str, where: str) -> int:
+    """A time in whole seconds, which some lists write with a decimal point."""
+    return whole_number(text.removesuffix(".0"), where)
 
 
 def _numbered(data: Path, train: Path, val: Path) -> Labelled:
     files: dict[Path, list[LabelledFile]] = {}
     names: dict[int, str] = {}
+    forms = []
     for path in (train, val):
-        files[path] = []
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            if not line.strip():
-                continue
-            separator = "," if "," in line and " " not in line.rsplit(",", 1)[1].strip() else " "
-            video, _, label = line.strip().rpartition(separator)
-            if not video:
-                raise TubeletError(f"{path}: line {number} is {line!r}, expected a path and the number of its class")
-            index = whole_number(label, f"{path}: line {number}, the class")
-            files[path].append(LabelledFile(path=data / video, label=index))
-            names.setdefault(index, Path(video).parent.name or str(index))
-    if not files[train]:
-        raise TubeletError(f"{train}: lists no videos")
+        rows, form = read_numbered(path, data)
+        files[path] = [LabelledFile(path=video, label=label) for _, video, label in rows]
+        forms.append(f"{path.name} was read as {form}")
+        for _, video, label in rows:
+            names.setdefault(label, video.parent.name or str(label))
     known = {file.label for file in files[train]}
     for file in files[val]:
         if file.label not in known:
@@ -102,4 +142,19 @@ def _numbered(data: Path, train: Path, val: Path) -> Labelled:
     named = len(set(names.values())) == len(names)
     classes = tuple(names.get(k, str(k)) if named else str(k) for k in range(max(known) + 1))
     name = f"Kinetics ({len(known)} classes), validation"
-    return Labelled(name=name, classes=classes, train=files[train], val=files[val])
+    return Labelled(name=name, classes=classes, train=files[train], val=files[val], read_as="; ".join(forms))
+
+
+def _sorted(data: Path) -> Labelled:
+    """Videos in folders by class, without lists."""
+    folders = {split: class_folders(next(_split_folders(data, split))) for split in SPLITS}
+    classes = [folder.name for folder in folders["train"]]
+    files: dict[str, list[LabelledFile]] = {split: [] for split in SPLITS}
+    for split, own in folders.items():
+        for folder in own:
+            if folder.name not in classes:
+                raise TubeletError(f"{folder}: a class that {folders['train'][0].parent} has no folder of")
+            label = classes.index(folder.name)
+            files[split] += [LabelledFile(path=video, label=label) for video in media_in(folder, VIDEO_SUFFIXES)]
+    name = f"Kinetics ({len(classes)} classes), validation"
+    return Labelled(name=name, classes=tuple(classes), train=files["train"], val=files["val"])

@@ -11,11 +11,13 @@ and gt_depth/ with kitti_eigen_train.txt and kitti_eigen_test.txt are read as we
 from pathlib import Path
 
 from tubelet.evaluate.layouts.depths import DepthSet
-from tubelet.evaluate.layouts.pairs import Pair, check_pairs, find_root, read_list
+from tubelet.evaluate.layouts.folders import find_root
+from tubelet.evaluate.layouts.pairs import Pair, check_pairs, read_triples
 from tubelet.types import TubeletError
 
+INSIDE = ("kitti", "KITTI")
 DEPTHS = ("data_depth_annotated/train", "data_depth_annotated/val", "data_depth_annotated", "gt_depth")
-IMAGES = ("raw", "input", ".")
+IMAGES = ("raw", "input", "raw_data", "kitti_raw", ".")
 LISTS = {
     split: (f"eigen_{split}_files_with_gt.txt", f"kitti_eigen_{split}_files_with_gt.txt", f"kitti_eigen_{split}.txt")
     for split in ("train", "test")
@@ -28,7 +30,7 @@ def read(data: Path) -> DepthSet | None:
     Raises:
         TubeletError: if a list is missing, empty or malformed, or a file is missing.
     """
-    root = find_root(data, ("kitti",), ("data_depth_annotated",)) or find_root(data, ("kitti",), ("gt_depth", "input"))
+    root = find_root(data, INSIDE, ("data_depth_annotated",)) or find_root(data, INSIDE, ("gt_depth", "input"))
     if root is None:
         return None
     (train, _), (test, unknown) = _split(root, "train"), _split(root, "test")
@@ -48,7 +50,8 @@ def read(data: Path) -> DepthSet | None:
 
 def _split(root: Path, split: str) -> tuple[list[Pair], int]:
     """The pairs of a split, and how many of its pictures have no depth."""
-    lists = [root / name for name in LISTS[split] if (root / name).is_file()]
+    places = [root / folder / name for folder in (".", "splits", "train_test_inputs") for name in LISTS[split]]
+    lists = [place for place in places if place.is_file()]
     if not lists:
         raise TubeletError(
             f"{root}: the list of Eigen's {split} split is missing, expected {' or '.join(LISTS[split])}"
@@ -56,15 +59,16 @@ def _split(root: Path, split: str) -> tuple[list[Pair], int]:
     folders = [root / name for name in DEPTHS if (root / name).is_dir()]
     images = next(root / name for name in IMAGES if (root / name).is_dir())
     pairs, unknown = [], 0
-    for line in read_list(lists[0]):
-        names = line.split()
-        if len(names) < 2:
-            raise TubeletError(f"{lists[0]}: expected a picture, its depth and a focal length on each line: {line!r}")
+    for names in read_triples(lists[0]):
         if names[1] == "None":
             unknown += 1
             continue
         places = [folder / names[1] for folder in folders]
         target = next((place for place in places if place.is_file()), places[0])
-        drive, number = Path(names[0]).parts[-4], Path(names[0]).stem
-        pairs.append(Pair(name=f"{drive}/{number}", image=images / names[0], target=target))
+        image = images / names[0]
+        if not image.is_file() and image.with_suffix(".jpg").is_file():  # converted, as for monodepth2
+            image = image.with_suffix(".jpg")
+        if len(image.parts) < 4:
+            raise TubeletError(f"{lists[0]}: {names[0]!r} names no drive, expected DATE/DRIVE/image_02/data/NUMBER.png")
+        pairs.append(Pair(name=f"{image.parts[-4]}/{image.stem}", image=image, target=target))
     return check_pairs(pairs, split, root), unknown

@@ -1,13 +1,17 @@
 """What the layouts of classification benchmarks have in common: media files, each of one class."""
 
-import csv
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from tubelet.data.lists import read_listed
+from tubelet.data.tables import decode_list
+from tubelet.evaluate.layouts.folders import other_suffix
+from tubelet.readers import read_bytes
 from tubelet.types import BadFile, TubeletError
+
+_DIGITS = re.compile(r"\d{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,53 +36,45 @@ class Labelled:
         classes: their names, by index.
         train: what heads are trained on.
         val: what they are scored on.
+        left_out: reason -> how many files of the folder are in neither.
+        read_as: how lists without a header of the benchmark's own were read, in words; empty if there is none.
     """
 
     name: str
     classes: tuple[str, ...]
     train: list[LabelledFile]
     val: list[LabelledFile]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    read_as: str = ""
 
 
-def read_json(path: Path, kind: type) -> Any:
-    """The content of a JSON file whose outermost value is a `kind`.
-
-    Raises:
-        TubeletError: if it cannot be read or is something else.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise TubeletError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, kind):
-        raise TubeletError(f"{path}: holds a {type(content).__name__}, expected a {kind.__name__}")
-    return content
-
-
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header.
+def read_numbered(path: Path, data: Path) -> tuple[list[tuple[int, Path, int]], str]:
+    """The rows of a list of paths and the numbers of their classes, and how the list was read, in words.
 
     Args:
-        path: the file.
-        columns: those that it must have; others are welcome.
+        path: the list.
+        data: where relative paths start.
+
+    Returns:
+        line, file and class of each row, and a phrase.
 
     Raises:
-        TubeletError: if it cannot be read, or a column is missing, or a row has too few.
+        TubeletError: a line cannot be understood.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            found = reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TubeletError(f"{path}: cannot be read as CSV ({error})") from error
-    missing = [column for column in columns if column not in found]
-    if missing:
-        raise TubeletError(f"{path}: has no column {', '.join(missing)}; found {', '.join(found)}")
-    for number, row in enumerate(rows, start=2):
-        if any(row[column] is None for column in columns):
-            raise TubeletError(f"{path}: line {number} has fewer values than the header has columns")
-    return rows
+    listed = read_listed(str(path), read_bytes(path), lambda paths: sum((data / name).is_file() for name in paths))
+    if not len(listed):
+        raise TubeletError(f"{path}: lists no videos")
+    if listed.labels is None:
+        line = decode_list(read_bytes(path), path).split("\n")[listed.lines[0] - 1]
+        raise TubeletError(
+            f"{path}: line {listed.lines[0]} is {line.strip()[:200]!r}, expected a path and the number of its class"
+        )
+    rows = []
+    columns = (listed.lines.tolist(), listed.paths.to_pylist(), listed.labels.to_pylist())
+    for line, name, label in zip(*columns, strict=True):
+        number = whole_number("" if label is None else label, f"{path}: line {line}, the class")
+        rows.append((line, data / name, number))
+    return rows, listed.form
 
 
 def whole_number(text: object, where: str) -> int:
@@ -87,13 +83,10 @@ def whole_number(text: object, where: str) -> int:
     Raises:
         TubeletError: naming `where`, if it is none.
     """
-    try:
-        number = int(str(text))
-    except ValueError:
-        raise TubeletError(f"{where} is {text!r}, expected a whole number") from None
-    if number < 0:
-        raise TubeletError(f"{where} is {number}, expected 0 or more")
-    return number
+    digits = str(text).strip()
+    if not _DIGITS.fullmatch(digits):
+        raise TubeletError(f"{where} is {text!r:.100}, expected a whole number of 0 or more")
+    return int(digits)
 
 
 def present(
@@ -109,8 +102,10 @@ def present(
     there = [file for file in files if file.path.is_file()]
     gone = [BadFile(str(file.path), "is listed but not there") for file in files if not file.path.is_file()]
     if len(gone) > max_bad_share * len(files) or not there:
+        instead = other_suffix(Path(gone[0].path))
+        there_is = f" ({instead.name} is)" if instead else ""
         raise TubeletError(
-            f"{gone[0].path}: is listed in the {split} split but not there, and so are {len(gone) - 1} of its "
-            f"{len(files)} files; --max-bad-share {len(gone) / len(files):.3g} would leave them out"
+            f"{gone[0].path}: is listed in the {split} split but not there{there_is}, and so are {len(gone) - 1} of "
+            f"its {len(files)} files; --max-bad-share {len(gone) / len(files):.3g} would leave them out"
         )
     return there, gone

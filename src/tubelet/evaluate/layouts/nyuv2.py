@@ -11,15 +11,15 @@ both lie in one folder beside nyu_train.txt and nyu_test.txt is read as well.
 from pathlib import Path
 
 from tubelet.evaluate.layouts.depths import DepthSet
-from tubelet.evaluate.layouts.pairs import Pair, check_pairs, find_root, read_list
-from tubelet.types import TubeletError
+from tubelet.evaluate.layouts.folders import find_root, matching
+from tubelet.evaluate.layouts.pairs import Pair, check_pairs, read_triples
 
 TEST = "official_splits/test"
 LISTS = {
     "train": ("nyudepthv2_train_files_with_gt.txt", "nyu_train.txt"),
     "test": ("nyudepthv2_test_files_with_gt.txt", "nyu_test.txt"),
 }
-INSIDE = ("nyu_depth_v2", "nyu")
+INSIDE = ("nyu_depth_v2", "nyu", "nyuv2", "NYU")
 
 
 def read(data: Path) -> DepthSet | None:
@@ -49,15 +49,12 @@ def _split(root: Path, split: str, folder: str) -> list[Pair]:
     files = root / folder if (root / folder).is_dir() else root
     lists = [root / name for name in LISTS[split] if (root / name).is_file()]
     if not lists:
-        images = sorted(files.glob("*/rgb_*.jpg"))
+        images = matching(files, "*/rgb_*.jpg") or matching(files, "*/rgb_*.png")
         pairs = [_pair(image, image.with_name(f"sync_depth_{image.stem[4:]}.png")) for image in images]
         return check_pairs(pairs, split, files)
     pairs = []
-    for line in read_list(lists[0]):
-        names = line.split()
-        if len(names) < 2:
-            raise TubeletError(f"{lists[0]}: expected a picture, its depth and a focal length on each line: {line!r}")
-        pairs.append(_pair(*(files / name.lstrip("/") for name in names[:2])))
+    for image, depth in read_triples(lists[0]):
+        pairs.append(_pair(*(files / name.lstrip("/") for name in (image, depth))))
     return check_pairs(pairs, split, files)
 
 

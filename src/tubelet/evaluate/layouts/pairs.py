@@ -14,6 +14,8 @@ from PIL import Image
 
 from tubelet.data.decode import read_frames, read_info
 from tubelet.data.images import read_image
+from tubelet.data.tables import read_lines
+from tubelet.evaluate.layouts.folders import entries_of, other_suffix
 from tubelet.types import DecodeError, TubeletError
 
 _ORIENTATION = 0x0112  # of EXIF
@@ -157,8 +159,9 @@ def images_in(folder: Path) -> list[Path]:
     Raises:
         TubeletError: if there is none.
     """
-    suffixes = (".jpg", ".png")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes) if folder.is_dir() else []
+    suffixes = (".jpg", ".jpeg", ".png")
+    entries = entries_of(folder) if folder.is_dir() else []
+    found = [path for path in entries if path.suffix.lower() in suffixes]
     if not found:
         raise TubeletError(f"{folder}: no images here, expected {' or '.join(suffixes)} files")
     return found
@@ -170,13 +173,25 @@ def read_list(path: Path) -> list[str]:
     Raises:
         TubeletError: if it cannot be read, or is empty.
     """
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TubeletError(f"{path}: the list of a split cannot be read ({error})") from error
-    if not any(lines):
+    lines = read_lines(path)
+    if not lines:
         raise TubeletError(f"{path}: the list of a split is empty")
-    return [line for line in lines if line]
+    return lines
+
+
+def read_triples(path: Path) -> list[tuple[str, str]]:
+    """The picture and the depth on each line of a list, which may have a focal length after them.
+
+    Raises:
+        TubeletError: if it cannot be read, or has a line of another form.
+    """
+    rows = []
+    for line in read_list(path):
+        cells = [cell.strip('" ') for cell in (line.split(",") if "," in line else line.split())]
+        if not 2 <= len(cells) <= 3:
+            raise TubeletError(f"{path}: expected a picture, its depth and a focal length on each line: {line[:200]!r}")
+        rows.append((cells[0], cells[1]))
+    return rows
 
 
 def check_pairs(pairs: list[Pair], split: str, folder: Path) -> list[Pair]:
@@ -190,13 +205,7 @@ def check_pairs(pairs: list[Pair], split: str, folder: Path) -> list[Pair]:
     for pair in pairs:
         for path, what in ((pair.image, "picture"), (pair.target, "annotation")):
             if not path.is_file():
-                raise TubeletError(f"{path}: the {what} of {pair.name} in the {split} split is missing")
+                instead = other_suffix(path)
+                there = f", but {instead.name} is there" if instead else ""
+                raise TubeletError(f"{path}: the {what} of {pair.name} in the {split} split is missing{there}")
     return pairs
-
-
-def find_root(data: Path, inside: tuple[str, ...], markers: tuple[str, ...]) -> Path | None:
-    """The folder that holds all of some markers: `data` itself, or a folder that downloads make in it."""
-    for root in (data, *(data / name for name in inside)):
-        if all((root / marker).exists() for marker in markers):
-            return root
-    return None

@@ -8,6 +8,7 @@ from tubelet.data.sample.truth import CLASSES, NAME, UNITS_PER_METRE, VOID, read
 from tubelet.evaluate.layouts.depths import DepthSet
 from tubelet.evaluate.layouts.labels import LabelSet
 from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs
+from tubelet.readers import read_text
 
 BENCHMARK = "sample set"
 MAX_DEPTH = 1830 / UNITS_PER_METRE  # metres; farther floors and ceilings have no depth
@@ -80,7 +81,7 @@ def pairs(data: Path, split: str) -> list[Pair]:
 
 def _is_sample_set(data: Path) -> bool:
     path = data / "dataset.json"
-    return path.is_file() and NAME in path.read_text(errors="replace")
+    return path.is_file() and NAME in read_text(path)
 
 
 def _size(data: Path) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.data.indexed import VOID, read_indexed
+from tubelet.evaluate.layouts.folders import entries_of
 from tubelet.evaluate.layouts.pairs import image_shape
 from tubelet.types import DecodeError, TubeletError
 
@@ -54,7 +55,8 @@ def pictures(folder: Path) -> list[Path]:
     Raises:
         TubeletError: if there are none.
     """
-    found = sorted(path for path in folder.glob("*.jpg")) if folder.is_dir() else []
+    entries = entries_of(folder) if folder.is_dir() else []
+    found = [path for path in entries if path.suffix.lower() in (".jpg", ".jpeg")]
     if not found:
         raise TubeletError(f"{folder}: expected the sequence's frames, 00000.jpg and so on, found none")
     return found

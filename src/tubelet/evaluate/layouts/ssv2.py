@@ -5,23 +5,35 @@ labels/train.json        [{"id": "78687", "template": "Putting [something] on a 
 labels/validation.json   the same
 20bn-something-something-v2/78687.webm
 
-The JSON files may also lie in the folder itself, and may be called something-something-v2-train.json and so on, as in
-older downloads.
+The JSON files may also lie in annotations/ or in the folder itself, and may be called something-something-v2-train.json
+and so on, as in older downloads. The videos may have been converted (.mp4), and may lie in videos/.
 """
 
 from pathlib import Path
+from typing import TypedDict
 
-from tubelet.evaluate.layouts.folders import refuse
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_json, whole_number
+from tubelet.data.decode import VIDEO_SUFFIXES
+from tubelet.evaluate.layouts.folders import entries_of, refuse, roots, stems_of
+from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, whole_number
+from tubelet.readers import read_json
 from tubelet.types import TubeletError
 
 VIDEOS = "20bn-something-something-v2"
 _OLD_NAMES = "something-something-v2-"
+_INSIDE = ("something-something-v2", "ssv2", "sthv2")
+_FOLDERS = (VIDEOS, f"{VIDEOS}-mp4", "videos", "mp4", "webm")
+
+
+class _Entry(TypedDict):
+    """One video of a split."""
+
+    id: str | int
+    template: str
 
 
 def recognise(data: Path) -> bool:
     """Whether a folder looks like this benchmark's."""
-    return (data / VIDEOS).is_dir()
+    return any((root / VIDEOS).is_dir() or _labels(root, "labels") for root in roots(data, _INSIDE))
 
 
 def read(data: Path) -> Labelled:
@@ -30,42 +42,49 @@ def read(data: Path) -> Labelled:
     Raises:
         TubeletError: if a file is missing or wrong.
     """
+    data = next((root for root in roots(data, _INSIDE) if (root / VIDEOS).is_dir() or _labels(root, "labels")), data)
     labels_file = _find(data, "labels")
     numbers = {
         _plain(template): whole_number(number, f"{labels_file}: the number of {template!r}")
-        for template, number in read_json(labels_file, dict).items()
+        for template, number in read_json(labels_file, dict[str, str | int]).items()
     }
     if sorted(numbers.values()) != list(range(len(numbers))):
         raise TubeletError(
             f"{labels_file}: numbers its {len(numbers)} classes with gaps or twice; expected 0, 1, 2, ..."
         )
     classes = sorted(numbers, key=numbers.__getitem__)
+    there = stems_of([data / folder for folder in _FOLDERS], VIDEO_SUFFIXES, first=".webm")
+    if not there:  # the videos beside the lists
+        there = {path.stem: path for path in entries_of(data) if path.suffix.lower() in VIDEO_SUFFIXES}
     return Labelled(
         name="Something-Something v2, validation",
         classes=tuple(classes),
-        train=_split(data, _find(data, "train"), numbers),
-        val=_split(data, _find(data, "validation"), numbers),
+        train=_split(data, _find(data, "train"), numbers, there),
+        val=_split(data, _find(data, "validation"), numbers, there),
     )
 
 
+def _labels(data: Path, name: str) -> Path | None:
+    names = (f"{name}.json", f"{_OLD_NAMES}{name}.json")
+    places = (data / folder / file for folder in ("labels", "annotations", ".") for file in names)
+    return next((place for place in places if place.is_file()), None)
+
+
 def _find(data: Path, name: str) -> Path:
-    for folder in (data / "labels", data):
-        for file in (folder / f"{name}.json", folder / f"{_OLD_NAMES}{name}.json"):
-            if file.is_file():
-                return file
+    found = _labels(data, name) or (_labels(data, "val") if name == "validation" else None)
+    if found is not None:
+        return found
     raise refuse(data, f"no labels/{name}.json", f"labels/labels.json, train.json, validation.json and {VIDEOS}/*.webm")
 
 
-def _split(data: Path, path: Path, numbers: dict[str, int]) -> list[LabelledFile]:
+def _split(data: Path, path: Path, numbers: dict[str, int], there: dict[str, Path]) -> list[LabelledFile]:
     files = []
-    for position, entry in enumerate(read_json(path, list)):
-        try:
-            identity, template = str(entry["id"]), _plain(entry["template"])
-        except (TypeError, KeyError, AttributeError):
-            raise TubeletError(f"{path}: entry {position} has no id or no template") from None
+    for position, entry in enumerate(read_json(path, list[_Entry])):
+        identity, template = str(entry["id"]), _plain(entry["template"])
         if template not in numbers:
             raise TubeletError(f"{path}: entry {position}, video {identity}, has the unknown template {template!r}")
-        files.append(LabelledFile(path=data / VIDEOS / f"{identity}.webm", label=numbers[template]))
+        video = there.get(identity) or data / VIDEOS / f"{identity}.webm"
+        files.append(LabelledFile(path=video, label=numbers[template]))
     return files
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tubelet.evaluate.layouts.folders import find_root, refuse
 from tubelet.evaluate.layouts.labels import LabelSet
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs, find_root, read_list
+from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs, read_list
 
 CLASSES = (
     "background",
@@ -35,6 +36,9 @@ CLASSES = (
     "train",
     "tv monitor",
 )
+_DEVKIT = ("VOCdevkit/VOC2012", "VOC2012")
+_ARCHIVES = ("VOCtrainval_11-May-2012", "TrainVal", "VOC2012_train_val", "VOC2012_train_val/VOC2012_train_val")
+INSIDE = (*_DEVKIT, *(f"{archive}/{inside}" for archive in _ARCHIVES for inside in _DEVKIT), *_ARCHIVES)
 MARKERS = ("ImageSets/Segmentation", "JPEGImages")
 
 
@@ -44,9 +48,11 @@ def read(data: Path) -> LabelSet | None:
     Raises:
         TubeletError: if a list cannot be read or is empty, or a file that it names is missing.
     """
-    root = find_root(data, ("VOC2012", "VOCdevkit/VOC2012"), MARKERS)
+    root = find_root(data, INSIDE, MARKERS)
     if root is None:
         return None
+    if not (root / "SegmentationClass").is_dir():
+        raise refuse(root, "no SegmentationClass", "JPEGImages, SegmentationClass and ImageSets/Segmentation")
     table = np.full(256, IGNORED, np.uint8)
     table[: len(CLASSES)] = np.arange(len(CLASSES))
     legal = np.arange(256) < len(CLASSES)

@@ -3,12 +3,36 @@
 The masks of all other frames are not public: predictions go to the benchmark's server.
 """
 
-import json
 from pathlib import Path
+from typing import TypedDict
 
+from tubelet.evaluate.layouts.folders import find_root, refuse
+from tubelet.evaluate.layouts.labelled import whole_number
 from tubelet.evaluate.layouts.sequences import ObjectSequence, ObjectSet, check_number, pictures
+from tubelet.readers import read_json
 from tubelet.types import TubeletError
 
+
+class _Object(TypedDict):
+    """An object of a video, and the frames that it is in."""
+
+    frames: list[str]
+
+
+class _Video(TypedDict):
+    """A video's objects, by their numbers."""
+
+    objects: dict[str, _Object]
+
+
+class _Meta(TypedDict):
+    """The content of meta.json."""
+
+    videos: dict[str, _Video]
+
+
+SPLITS = ("valid", "val", "validation")
+INSIDE = ("YouTube-VOS", "youtube-vos", "YouTubeVOS", "ytvos", "YouTubeVOS_2018", "YouTubeVOS_2019")
 EXPECTED = "YouTube-VOS (valid/meta.json, valid/JPEGImages, valid/Annotations)"
 
 
@@ -18,20 +42,25 @@ def read(data: Path) -> ObjectSet | None:
     Raises:
         TubeletError: if meta.json is not what it should be, or a frame or mask that it names is missing.
     """
-    root = data / "valid" if (data / "valid").is_dir() else data
-    meta_file = root / "meta.json"
-    if not meta_file.is_file() or not (root / "JPEGImages").is_dir():
+    root = next((root for name in SPLITS if (root := find_root(data, INSIDE, (f"{name}/JPEGImages",)))), None)
+    if root is not None:
+        root = next(root / name for name in SPLITS if (root / name / "JPEGImages").is_dir())
+    elif (data / "meta.json").is_file() and (data / "JPEGImages").is_dir():
+        root = data
+    elif (other := find_root(data, INSIDE, ("train/JPEGImages", "train/meta.json"))) is not None:
+        raise refuse(other, "no valid/ beside train/", f"{EXPECTED}: the evaluation is of the validation split")
+    else:
         return None
-    try:
-        videos = json.loads(meta_file.read_text())["videos"]
-        objects = {
-            name: {int(number): [str(f) for f in entry["frames"]] for number, entry in video["objects"].items()}
-            for name, video in videos.items()
+    meta_file = root / "meta.json"
+    if not meta_file.is_file():
+        raise refuse(root, "no meta.json", EXPECTED)
+    objects = {
+        name: {
+            whole_number(number, f"{meta_file}: videos.{name}: the number of an object"): entry["frames"]
+            for number, entry in video["objects"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TubeletError(
-            f'{meta_file}: expected {{"videos": {{ID: {{"objects": {{NUMBER: {{"frames": [...]}}}}}}}}}} ({error!r})'
-        ) from error
+        for name, video in read_json(meta_file, _Meta)["videos"].items()
+    }
     check_number(list(objects), meta_file)
     sequences = [_sequence(root, meta_file, name, entries) for name, entries in sorted(objects.items())]
     return ObjectSet(benchmark="YouTube-VOS", sequences=sequences, folder="predictions/Annotations")

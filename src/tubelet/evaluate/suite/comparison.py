@@ -3,14 +3,19 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tubelet.console import say
 from tubelet.files import describe_os_error, replacing
+from tubelet.outputs import check_output
+from tubelet.readers import damaged, read_json
 from tubelet.types import TubeletError
+
+_EVALUATE_AGAIN = "delete it and run `tubelet evaluate` again"
 
 
 @dataclass(frozen=True)
@@ -55,16 +60,55 @@ class Evaluation:
     tasks: list[Task]
 
 
+class _Task(TypedDict):
+    """A task in evaluation.json."""
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    values: dict[str, float | None]
+    details: NotRequired[dict[str, Any]]
+
+
+class _Evaluation(TypedDict):
+    """The content of evaluation.json."""
+
+    checkpoint: str
+    step: int | None
+    data: str
+    seed: int
+    clips: dict[str, int]
+    features: list[str]
+    tasks: list[_Task]
+
+
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """What `write_evaluation` wrote; None where there is no such file.
+
+    Raises:
+        TubeletError: it is damaged, or something else.
+    """
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = read_json(path, _Evaluation, _EVALUATE_AGAIN)
+    if missing := [split for split in ("train", "val") if split not in content["clips"]]:
+        raise damaged(path, f"clips.{missing[0]} is missing, expected a whole number", _EVALUATE_AGAIN)
+    return content
+
+
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
     """Write an evaluation as JSON, beside and renamed.
 
     Raises:
         TubeletError: if it cannot be written.
     """
+    check_output(path, "evaluation")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(json.dumps(asdict(evaluation), indent=1, allow_nan=False) + "\n")
+    except ValueError as error:  # JSON has no word for NaN
+        raise TubeletError(f"{path}: the evaluation has values that are not finite, and is not written") from error
     except OSError as error:
         raise TubeletError(f"{path}: the evaluation could not be written: {describe_os_error(error)}") from error
 
@@ -82,7 +126,7 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
         known = [value for value in task.values.values() if value is not None]
         best = (max if task.higher_is_better else min)(known, default=None)
         cells = [
-            "–" if value is None else f"[bold]{value:.3f}[/bold]" if value == best else f"{value:.3f}"
+            Text("–" if value is None else f"{value:.3f}", style="bold" if value is not None and value == best else "")
             for value in (task.values[kind] for kind in evaluation.features)
         ]
         table.add_row(task.name, f"{task.metric} {'↑' if task.higher_is_better else '↓'}", *cells)

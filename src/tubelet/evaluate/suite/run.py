@@ -24,6 +24,7 @@ from tubelet.evaluate.suite.dynamics import evaluate_dynamics
 from tubelet.evaluate.suite.features import View, batches
 from tubelet.evaluate.suite.probes import Probe, Scaling, scaling_of, select_ridge, select_softmax
 from tubelet.model.encoder import Encoder, random_encoder
+from tubelet.outputs import check_output
 from tubelet.parts import read_header
 from tubelet.pretrained.backbone import load
 from tubelet.types import TubeletError
@@ -93,12 +94,13 @@ def evaluate_model(what: str, data: Path, config: EvaluateConfig, out: Path | No
         there = read_description(data)["parameters"]["frames"]
         frames = frames or frames_that_fit(trained_at.frames, there, model.config.tubelet_size)
     limits = {} if config.limit is None else {"max_train_clips": config.limit, "max_val_clips": config.limit}
-    clips, tasks = evaluate_encoder(model, data, seed=config.seed, image_size=image_size, frames=frames, **limits)
-    evaluation = Evaluation(name, step, str(data), config.seed, clips, list(FEATURES), tasks)
     if path.is_file() and not out:
         result = path.with_suffix(".evaluation.json")
     else:
         result = (out or (path if of_run else Path("evaluation") / model.model_id)) / "evaluation.json"
+    check_output(result, "evaluation", [what, data])
+    clips, tasks = evaluate_encoder(model, data, seed=config.seed, image_size=image_size, frames=frames, **limits)
+    evaluation = Evaluation(name, step, str(data), config.seed, clips, list(FEATURES), tasks)
     write_evaluation(evaluation, result)
     return evaluation
 

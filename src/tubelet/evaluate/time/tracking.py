@@ -77,6 +77,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         recipe,
         partial(_cut, window=window, size=size),
         workers=config.workers,
+        prefetch_mb=config.prefetch_mb,
         max_bad_share=config.max_bad_share,
         progress=progress,
     )

@@ -96,6 +96,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         {"cut": "whole frames"} | options,
         partial(_cut, **options),
         workers=config.workers,
+        prefetch_mb=config.prefetch_mb,
         max_bad_share=config.max_bad_share,
         progress=progress,
     )

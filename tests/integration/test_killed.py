@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from runs import processes, tiny_config
 
-from leftovers import Family, in_temporary, lives, read_log, words
+from process_family import Family, in_temporary, lives, read_log, words
 from tubelet.config import EmbedConfig, Recipe
 from tubelet.data import workers
 from tubelet.data.clips import resize_centre_crop

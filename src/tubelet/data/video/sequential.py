@@ -1,4 +1,4 @@
-"""Clips of a video that cannot be entered anywhere but at its start: one pass over it, which serves all of them."""
+"""Clips of a video that can be entered only at its start: one pass over it, which serves all of them."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence

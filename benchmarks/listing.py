@@ -1,0 +1,127 @@
+"""Time and memory of listing sources: from a list or folder of so many files to the data workers of a run.
+
+Every side lists the same files in a process of its own, which then starts workers as a run does; each worker finds the
+names of an epoch, and says what memory it holds alone (USS) and with its share of what is shared (PSS).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SIDES = ("list", "quoted", "jsonl", "folder")
+
+
+def main() -> None:
+    """Print a row for each side."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=1_000_000, help="how many files are listed")
+    parser.add_argument("--workers", type=int, default=8, help="data workers")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="which forms of sources")
+    parser.add_argument("--source", type=Path, help="the package's src folder, to measure another version")
+    parser.add_argument("--json", action="store_true", help="print one object as the last line")
+    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        print(json.dumps(measure(args.side[0], args.side[1], args.files, args.workers)))
+        return
+    results = {}
+    print(f"{'source':8} {'CPU s':>7} {'peak MB':>8} {'workers':>8} {'USS MB each':>12} {'PSS MB in all':>14}")
+    with tempfile.TemporaryDirectory() as folder:
+        for side in args.sides:
+            source = write(Path(folder), side, args.files)
+            path = os.pathsep.join(filter(None, [str(args.source or ""), os.environ.get("PYTHONPATH", "")]))
+            command = [sys.executable, __file__, "--side", side, str(source), "--files", str(args.files)]
+            done = subprocess.run(
+                [*command, "--workers", str(args.workers)],
+                env=os.environ | {"PYTHONPATH": path},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            row = results[side] = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"{side:8} {row['cpu_s']:7.2f} {row['peak_mb']:8.0f} {args.workers:8} {row['uss_mb']:12.1f} "
+                f"{row['pss_mb']:14.0f}",
+                flush=True,
+            )
+    if args.json:
+        print(json.dumps(results))
+
+
+def write(folder: Path, side: str, files: int) -> Path:
+    """A list of files that do not exist, or a folder of empty ones."""
+    names = [f"class {i % 400:03d}/video_{i:08d}.mp4" for i in range(files)]
+    if side == "folder":
+        root = folder / "files"
+        for number in range(min(files, 400)):
+            (root / f"class {number:03d}").mkdir(parents=True)
+        for name in names:
+            os.close(os.open(root / name, os.O_CREAT | os.O_WRONLY))
+        return root
+    forms = {
+        "list": lambda name, label: f"{name} {label}\n",
+        "quoted": lambda name, label: f'"{name}",{label}\n',
+        "jsonl": lambda name, label: json.dumps({"path": name, "label": label}) + "\n",
+    }
+    path = folder / f"{side}.{'jsonl' if side == 'jsonl' else 'csv'}"
+    text = (forms[side](name, i % 400) for i, name in enumerate(names))
+    path.write_text(("path,label\n" if side == "quoted" else "") + "".join(text))
+    return path
+
+
+def measure(side: str, source: str, files: int, workers: int) -> dict[str, float]:
+    """List a source and have workers use the list."""
+    from multiprocessing import get_context
+
+    from measure import peak_gb
+    from tubelet.config import DataConfig, TrainConfig
+    from tubelet.data.loader import mixes
+    from tubelet.data.sources import list_media
+    from tubelet.device import pick_device
+    from tubelet.types import Modality
+
+    began = time.process_time()
+    media = list_media([source])
+    cpu_s = time.process_time() - began
+    assert len(media.videos) == files
+    peak_mb = 1000 * peak_gb(pick_device())
+    mix = mixes(TrainConfig(data=DataConfig(sources=(source,))), media)[Modality.VIDEO]
+    context = get_context("fork")
+    results = context.SimpleQueue()
+    meeting = context.Barrier(workers)
+    processes = [
+        context.Process(target=_work, args=(mix, number, workers, meeting, results)) for number in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    used = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return {
+        "cpu_s": cpu_s,
+        "peak_mb": peak_mb,
+        "uss_mb": sum(uss for uss, _ in used) / len(used) / 1e6,
+        "pss_mb": sum(pss for _, pss in used) / 1e6,
+    }
+
+
+def _work(mix, number, workers, meeting, results) -> None:
+    """As a data worker does: find the files of an epoch's steps, and name them."""
+    import psutil
+
+    for visit in range(number, len(mix), workers):
+        pool, sample = mix.turn(visit)
+        pool.name(sample)
+    meeting.wait()
+    memory = psutil.Process().memory_full_info()
+    meeting.wait()
+    results.put((memory.uss, memory.pss))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Files of tensors, arrays and tables: safetensors, .pt, .npz and Parquet, read as strictly as in readers.py.
+
+Libraries that take long to import are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tubelet.readers import COPY_AGAIN, damaged, require_regular
+from tubelet.types import TubeletError, one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+# Of a Parquet file, unpacked: sixteen times what this package puts into one.
+TABLE_BYTES = 2**32
+TABLE_ROWS = 2**26
+
+
+class TensorFile:
+    """An open safetensors file, all of whose errors are a `TubeletError`; made by `open_tensors`."""
+
+    def __init__(self, file: Any, guard: Callable[..., Any]) -> None:
+        self._file = file
+        self._guard = guard
+        self.header: dict[str, str] = dict(guard(file.metadata) or {})
+        self.names: list[str] = list(guard(file.keys))
+
+    def tensor(self, name: str) -> Any:
+        """A tensor, mapped from the file where the system can."""
+        return self._guard(self._file.get_tensor, name)
+
+    def entry(self, name: str, index: int) -> Any:
+        """One entry along a tensor's first dimension, read alone."""
+        return self._guard(lambda: self._file.get_slice(name)[index])
+
+
+@contextmanager
+def open_tensors(path: Path, remedy: str = COPY_AGAIN) -> Iterator[TensorFile]:
+    """A safetensors file, for reading.
+
+    Raises:
+        TubeletError: it is missing or damaged, or holds no such tensor; also of whatever is read in the block.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    def guard(read: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return read(*arguments)
+        except (
+            OSError, SafetensorError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError,
+            OverflowError, MemoryError,
+        ) as error:  # fmt: skip
+            raise damaged(path, f"cannot be read ({one_line(error)})", remedy) from error
+
+    require_regular(path, remedy)
+    with guard(lambda: safe_open(path, framework="pt")) as file:
+        yield TensorFile(file, guard)
+
+
+def read_tensors(path: Path, remedy: str = COPY_AGAIN) -> tuple[dict[str, Any], dict[str, str]]:
+    """All tensors of a safetensors file, and the texts of its header.
+
+    Raises:
+        TubeletError: it is missing or damaged.
+    """
+    with open_tensors(path, remedy) as file:
+        return {name: file.tensor(name) for name in file.names}, file.header
+
+
+def read_pt(path: str | Path, remedy: str = COPY_AGAIN, device: Any = "cpu", mapped: bool = False) -> dict[Any, Any]:
+    """The dictionary in a .pt file, without running any code of it.
+
+    Args:
+        path: the file.
+        remedy: what to do about a file that cannot be read.
+        device: where its tensors go.
+        mapped: leave the tensors in the file until they are used.
+
+    Raises:
+        TubeletError: it is missing or damaged, asks for code, or holds something else than a dictionary.
+    """
+    import pickle
+
+    import torch
+
+    require_regular(Path(path), remedy)
+    try:
+        content = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise damaged(path, "is damaged, or asks for code to be run, which no file may", remedy) from error
+    except Exception as error:  # a damaged list of instructions fails in any way there is
+        raise damaged(path, f"is not a .pt file that can be read safely ({one_line(error)})", remedy) from error
+    if not isinstance(content, dict):
+        raise damaged(path, f"holds {type(content).__name__}, expected a dictionary", remedy)
+    return content
+
+
+class Array(NamedTuple):
+    """What an array of an .npz file must be.
+
+    Attributes:
+        kinds: of its numbers or text, as NumPy's `dtype.kind` has them.
+        shape: a number for each dimension, or a letter for one that is the same in all arrays; None where any will do.
+    """
+
+    kinds: str
+    shape: tuple[int | str, ...] | None
+
+
+def read_arrays(path: Path, expected: Mapping[str, Array], limit: int, remedy: str) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz file.
+
+    Args:
+        path: the file.
+        expected: name -> what it must be.
+        limit: bytes that all of the file may unpack to.
+        remedy: what to do about a file that cannot be read.
+
+    Raises:
+        TubeletError: it is missing or damaged, an array is missing, of another type, or does not fit the others.
+    """
+    import zipfile
+    import zlib
+
+    import numpy as np
+
+    require_regular(path, remedy)
+    try:
+        _check_room(path, limit, remedy)
+        with np.load(path, allow_pickle=False) as file:
+            if missing := [name for name in expected if name not in file.files]:
+                raise damaged(path, f"has no {', '.join(missing)}", remedy)
+            arrays = {name: file[name] for name in expected}
+    except TubeletError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, Exception) as error:  # a damaged description of an array fails in many ways
+        raise damaged(path, f"cannot be read as arrays ({one_line(error)})", remedy) from error
+    sizes: dict[str, int] = {}
+    for name, (kinds, shape) in expected.items():
+        array = arrays[name]
+        if array.dtype.kind not in kinds:
+            raise damaged(path, f"{name} holds {array.dtype}, expected one of the kinds {kinds!r}", remedy)
+        if shape is None:
+            continue
+        known = [sizes.get(side, side) if isinstance(side, str) else side for side in shape]
+        fits = len(known) == array.ndim and all(
+            isinstance(side, str) or side == length for side, length in zip(known, array.shape, strict=True)
+        )
+        if not fits:
+            words = ", ".join(map(str, known))
+            raise damaged(path, f"{name} has shape {array.shape}, expected ({words})", remedy)
+        sizes |= {side: length for side, length in zip(shape, array.shape, strict=True) if isinstance(side, str)}
+    return arrays
+
+
+def _check_room(path: Path, limit: int, remedy: str) -> None:
+    """Refuse arrays that would take more memory than the limit, or more than the file holds of them."""
+    import math
+    import zipfile
+
+    import numpy as np
+
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > limit:
+            raise damaged(path, f"unpacks to more than the limit of {limit} bytes", remedy)
+        for entry in entries:
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, kind = read(file)
+            if math.prod(shape) * kind.itemsize > entry.file_size:
+                raise ValueError(f"{entry.filename} claims the shape {shape}, more than is stored")
+
+
+def read_parquet(path: Path, columns: Mapping[str, str] | None, remedy: str) -> pa.Table:
+    """Columns of a Parquet file, without nulls.
+
+    Args:
+        path: the file.
+        columns: name -> its type, as Arrow writes it ("string", "int64", "double"); "vector" is a list of halves,
+            floats or doubles that all have one length. None reads all columns as they are.
+        remedy: what to do about a file that cannot be read.
+
+    Raises:
+        TubeletError: it is missing or damaged, unpacks to too much, or a column is missing or of another type.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    require_regular(path, remedy)
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_table(path, file.metadata, remedy)
+            if columns is not None:
+                _check_columns(path, file.schema_arrow, columns, remedy)
+        texts = [name for name, kind in (columns or {}).items() if kind == "string"]
+        # Texts stay as numbers of a dictionary until their lengths are known: few bytes can stand for many long ones.
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
+            table = file.read(columns=None if columns is None else list(columns), use_threads=False)
+            table.validate(full=True)
+        for name in texts:
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, _plain_text(path, name, table.column(place), remedy))
+    except TubeletError:
+        raise
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise damaged(path, f"cannot be read as Parquet ({one_line(error)})", remedy) from error
+    for name in columns or ():
+        if table[name].null_count:
+            raise damaged(path, f"column {name} has {table[name].null_count} values that are null", remedy)
+    return table
+
+
+def _check_table(path: Path, about: Any, remedy: str) -> None:
+    """Refuse more rows or values than any table of this package has."""
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    values = [group.column(i).num_values for group in groups for i in range(group.num_columns)]
+    size = max(sum(group.total_byte_size for group in groups), 2 * sum(values))
+    if not 0 <= about.num_rows <= TABLE_ROWS or size > TABLE_BYTES or min(values, default=0) < 0:
+        problem = f"has {about.num_rows} rows of {size} bytes, expected at most {TABLE_ROWS} and {TABLE_BYTES}"
+        raise damaged(path, problem, remedy)
+
+
+def _plain_text(path: Path, name: str, column: pa.ChunkedArray, remedy: str) -> pa.ChunkedArray:
+    """A column of texts out of their dictionaries, if none is longer than a line may be."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for chunk in column.chunks:
+        longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0
+        if longest > 2**16 or longest * len(chunk) > TABLE_BYTES:
+            raise damaged(path, f"column {name} has a text of {longest} bytes, above the limit", remedy)
+    return column.cast(pa.string())
+
+
+def _check_columns(path: Path, schema: pa.Schema, columns: Mapping[str, str], remedy: str) -> None:
+    import pyarrow as pa
+
+    for name, expected in columns.items():
+        places = schema.get_all_field_indices(name)
+        if len(places) != 1:
+            found = ", ".join(schema.names[:20])
+            raise damaged(path, f"has {len(places) or 'no'} columns {name!r} (found {found})", remedy)
+        kind = schema.field(places[0]).type
+        if expected == "vector":
+            fits = pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type) and kind.list_size > 0
+        else:
+            fits = str(kind) == expected
+        if not fits:
+            raise damaged(path, f"column {name} is of type {kind}, expected {expected}", remedy)
+
+
+def vectors(column: pa.ChunkedArray) -> NDArray[Any]:
+    """(rows, width) of a column that `read_parquet` read as "vector"."""
+    import numpy as np
+
+    width = column.type.list_size
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate(chunks).reshape(-1, width) if chunks else np.empty((0, width), np.float16)

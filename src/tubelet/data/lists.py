@@ -1,0 +1,385 @@
+"""Lists of files as people and programs write them: one reader for training and evaluation.
+
+What separates the columns, which column has the paths and whether there is a header is decided by the whole list: every
+line must have a path where the others have one. Where several readings are possible, that counts whose paths exist.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+
+from tubelet.data.decode import VIDEO_SUFFIXES
+from tubelet.data.images import IMAGE_SUFFIXES
+from tubelet.data.limits import LINE_CHARACTERS
+from tubelet.data.tables import SEPARATORS, decode_list
+from tubelet.readers import parse_json
+from tubelet.types import TubeletError
+
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+PATH_COLUMN = "path"
+LABEL_COLUMNS = ("label", "class", "class_id", "label_id", "target")
+_TEXT = pa.large_string()
+# How many paths are looked up to choose between readings.
+_LOOKED_UP = 64
+_HEAD = 1000
+# The ways to read a list: a path on each line; the first column of a table, or the one that a header names; a path, in
+# which the separator occurs too, and what follows it; another column of a table.
+_WAYS = [("line", ""), *((kind, separator) for kind in ("first", "path", "other") for separator in SEPARATORS)]
+Existing = Callable[[Sequence[str]], int]
+
+
+@dataclass
+class Listed:
+    """What a list was read as.
+
+    Attributes:
+        paths: (N,) large_string, as they are written.
+        labels: (N,) large_string, what the list says of each path; None where it says nothing, or several things.
+        lines: (N,) int64, the line of each, from 1.
+        form: how the list was read, in words.
+    """
+
+    paths: pa.Array
+    labels: pa.Array | None
+    lines: np.ndarray
+    form: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+class _Reading(Listed):
+    """One way to read a list.
+
+    Attributes:
+        lacks: what is said of a line without a path.
+        named: whether a header names the column of the paths.
+        media: (N,) bool, which paths have the suffix of a video or image.
+        understood: (N,) bool, which paths have the suffix of any file.
+    """
+
+    def __init__(
+        self, paths: pa.Array, labels: pa.Array | None, lines: np.ndarray, form: str, lacks: str, named: bool
+    ) -> None:
+        super().__init__(paths, labels, lines, form)
+        self.lacks, self.named = lacks, named
+        self.media = _matches(paths, _media_pattern())
+        self.understood = self.media if self.media.all() else self.media | _matches(paths, _OTHER_FILE)
+
+    @property
+    def perfect(self) -> bool:
+        """Whether every line is understood."""
+        return bool(self.understood.all())
+
+
+# As of a list that names other files too, which are left out and counted.
+_OTHER_FILE = r"(?i)[^/]\.[a-z][a-z0-9_]{0,9}$"
+
+
+@cache
+def _suffixes() -> str:
+    return "(?:" + "|".join(re.escape(suffix) for suffix in sorted(MEDIA_SUFFIXES)) + ")"
+
+
+def _media_pattern() -> str:
+    return rf"(?i)[^/]{_suffixes()}$|^https?://[^?#]*[^/]{_suffixes()}[?#]"
+
+
+def _matches(paths: pa.Array, pattern: str) -> np.ndarray:
+    found = pc.fill_null(pc.match_substring_regex(paths, pattern), False)
+    return found.to_numpy(zero_copy_only=False)
+
+
+def read_listed(name: str, data: bytes, existing: Existing) -> Listed:
+    """The paths that a list names, with what it says of each.
+
+    Args:
+        name: of the list, for errors; JSON Lines if it ends in .jsonl.
+        data: its bytes.
+        existing: counts those of some paths, at most `_LOOKED_UP`, that exist; asked only where readings differ.
+
+    Raises:
+        TubeletError: a line cannot be understood or is too long, or the text is in an unknown encoding.
+    """
+    text = decode_list(data, name)
+    lines, numbers = _lines(name, text)
+    if name.lower().endswith(".jsonl"):
+        return _json_lines(name, text, lines, numbers)
+    if not len(lines):
+        return Listed(pa.array([], _TEXT), None, numbers, "no lines")
+    best = _choose(_readings(text, lines, numbers), existing)
+    wrong = np.flatnonzero(~best.understood)
+    if len(wrong):
+        raise TubeletError(f"{name}, line {best.lines[wrong[0]]}: {_explain(text, best, wrong)}")
+    return Listed(best.paths, best.labels, best.lines, best.form)
+
+
+def _lines(name: str, text: str) -> tuple[pa.Array, np.ndarray]:
+    """The lines that are not blank, without white space around them, and their numbers."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    ends = np.append(np.flatnonzero(data == ord("\n")) + 1, len(data))
+    offsets = np.concatenate([[0], ends]).astype(np.int64)
+    lines = pa.LargeStringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(data))
+    lengths = pc.utf8_length(lines).to_numpy()
+    if lengths.max() > LINE_CHARACTERS:
+        number = int(np.argmax(lengths > LINE_CHARACTERS))
+        raise TubeletError(
+            f"{name}, line {number + 1}: has {lengths[number]} characters, above the limit of {LINE_CHARACTERS}: "
+            "put one file on a line"
+        )
+    lines = pc.utf8_trim_whitespace(pc.utf8_trim(lines, characters="\ufeff"))
+    shown = pc.greater(pc.binary_length(lines), 0)
+    return lines.filter(shown), np.flatnonzero(shown.to_numpy(zero_copy_only=False)) + 1
+
+
+def _readings(text: str, lines: pa.Array, numbers: np.ndarray) -> list[_Reading]:
+    """The ways to read a list that understand all of it, the plainest first; all ways, if there are none."""
+    # Whatever understands the list understands its beginning.
+    end = 0
+    for _ in range(_HEAD):
+        end = text.find("\n", end) + 1 or len(text)
+    head, count = text[:end], int(np.searchsorted(numbers, _HEAD, side="right"))
+    ways = [way for way in _WAYS if any(r.perfect for r in _read(way, head, lines[:count], numbers[:count], end))]
+    perfect = [r for way in ways for r in _read(way, text, lines, numbers, len(text)) if r.perfect]
+    return perfect or [r for way in _WAYS for r in _read(way, text, lines, numbers, len(text))]
+
+
+def _read(way: tuple[str, str], text: str, lines: pa.Array, numbers: np.ndarray, end: int) -> Iterator[_Reading]:
+    kind, separator = way
+    if kind == "line":
+        skip = int(lines[0].as_py().strip("\"'").lower() == PATH_COLUMN)
+        form = "a path on each line" + ", below a header" * skip
+        yield _Reading(lines[skip:], None, numbers[skip:], form, "has no path", bool(skip))
+    elif '"' not in text and not pc.any(pc.match_substring(lines, separator)).as_py():
+        return
+    elif kind == "path":
+        yield _split_at_path(lines, numbers, separator)
+    else:
+        yield from _tables(text, lines, numbers, separator, first=kind == "first", cut_off=end < len(text))
+
+
+def _tables(
+    text: str, lines: pa.Array, numbers: np.ndarray, separator: str, first: bool, cut_off: bool
+) -> Iterator[_Reading]:
+    """The list as a table whose cells stand in quotes where they hold the separator."""
+    if '"' in text and len(separator) > 1:
+        return
+    columns = _by_csv(text, len(lines), separator) if '"' in text else None
+    if columns is not None:
+        width, counts, header = len(columns), None, [column[0].as_py() for column in columns]
+    else:
+        if '"' in text:
+            rows, at = _rows(text, separator, cut_off)
+            if not rows:
+                return
+            cells, numbers = pa.array(rows, pa.large_list(_TEXT)), np.array(at)
+        elif separator == " ":
+            cells = pc.utf8_split_whitespace(lines)
+        else:
+            cells = pc.split_pattern(lines, separator)
+        counts = pc.list_value_length(cells).to_numpy()
+        width, header = int(np.bincount(counts).argmax()), cells[0].as_py()
+
+    def column(place: int) -> pa.Array:
+        values = columns[place] if columns is not None else _column(cells, counts, place)
+        values = pc.utf8_trim_whitespace(values)
+        return pc.if_else(pc.equal(pc.binary_length(values), 0), pa.scalar(None, _TEXT), values)
+
+    form = f"columns separated by {SEPARATORS[separator]}"
+    header = [cell.strip("\ufeff \t").lower() for cell in header]
+    if PATH_COLUMN in header:
+        if first:
+            place = header.index(PATH_COLUMN)
+            label = next((header.index(name) for name in LABEL_COLUMNS if name in header), None)
+            labels = None if label is None else column(label)[1:]
+            form = f"{form}, the paths in the one that the header names {PATH_COLUMN!r}"
+            lacks = f"has no path in column {place + 1}"
+            yield _Reading(column(place)[1:], labels, numbers[1:], form, lacks, named=True)
+        return
+    for place in [0] if first else range(1, width):
+        labels = column(1 - place) if width == 2 and place < 2 else None
+        lacks = f"has no path in column {place + 1}"
+        where = f"{form}, the paths in number {place + 1} of {width}, no header"
+        yield _Reading(column(place), labels, numbers, where, lacks, named=False)
+
+
+def _by_csv(text: str, count: int, separator: str) -> list[pa.Array] | None:
+    """The columns of a table with quotes as pyarrow reads them; None unless each of `count` lines is a row."""
+    parse = pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
+    names = csv.reader([text.split("\n", 1)[0]], delimiter=separator, skipinitialspace=True)
+    columns = [str(i) for i in range(len(next(names, [])))]
+    if not columns or text.startswith("\n"):
+        return None
+    try:
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(text.encode()),
+            pyarrow.csv.ReadOptions(column_names=columns, block_size=2**24),
+            parse,
+            pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, _TEXT), strings_can_be_null=False),
+        )
+    except (pa.ArrowException, ValueError):
+        return None
+    found = [pa.concat_arrays(column.chunks) for column in table.columns] if len(table) == count else None
+    # A quote that is left in a cell was none that encloses it.
+    return None if found is None or any(pc.any(pc.match_substring(c, '"')).as_py() for c in found) else found
+
+
+def _rows(text: str, separator: str, cut_off: bool) -> tuple[list[list[str]], list[int]]:
+    """The rows of a table with quotes and the line at which each ends; none if a quote is not what it seems."""
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        for row in reader:
+            if any(map(str.strip, row)):
+                rows.append(row)
+                numbers.append(reader.line_num)
+    except csv.Error as error:
+        if not (cut_off and "unexpected end" in str(error)):
+            return [], []
+    if rows:
+        rows[0][0] = rows[0][0].lstrip("\ufeff")
+    return rows, numbers
+
+
+def _column(cells: pa.Array, counts: np.ndarray, place: int) -> pa.Array:
+    """One column, null where a row is too short."""
+    starts = cells.offsets.to_numpy()[:-1] + place
+    short = counts <= place
+    return cells.values.take(pa.array(starts, mask=short) if short.any() else pa.array(starts))
+
+
+def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Reading:
+    """The list as lines whose paths hold the separator too; they end with the last suffix of media before one."""
+    mark = r"[ \t]+" if separator == " " else rf"\s*{re.escape(separator)}\s*"
+    header = [cell.strip('" ') for cell in re.split(mark, lines[0].as_py().lower())]
+    words = SEPARATORS[separator]
+    if PATH_COLUMN in header and len(header) > 1:
+        place = header.index(PATH_COLUMN)
+        label = next((header.index(name) for name in LABEL_COLUMNS if name in header), -1)
+        cell = rf"[^{re.escape(separator[0])}]*"
+        names = ["path" if i == place else "rest" if i == label else "" for i in range(len(header))]
+        cells = [f"(?P<{name}>{'.*' if name == 'path' else cell})" if name else cell for name in names]
+        found = pc.extract_regex(lines[1:], f"^{mark.join(cells)}$")
+        rest = pc.struct_field(found, "rest") if label >= 0 else None
+        form = f"columns separated by {words}, which paths hold too, below a header"
+        lacks = f"has no path in column {place + 1}"
+        return _Reading(pc.struct_field(found, "path"), rest, numbers[1:], form, lacks, named=True)
+    paths, rest = pa.nulls(len(lines), _TEXT), pa.nulls(len(lines), _TEXT)
+    for pattern in (
+        rf'^"(?P<path>(?:[^"]|"")*)"(?:{mark}(?P<rest>.*))?$',
+        rf"(?i)^(?P<path>[^\"].*{_suffixes()})(?:{mark}(?P<rest>.*))?$",
+        rf"^(?P<path>[^\"].*?)(?:{mark}(?P<rest>\S*))?$",  # a file of another kind
+    ):
+        left = pc.is_null(paths)
+        if not pc.any(left).as_py():
+            break
+        found = pc.extract_regex(lines.filter(left), pattern)
+        own = [pc.struct_field(found, name) for name in ("path", "rest")]
+        if pattern.startswith('^"'):
+            own[0] = pc.replace_substring(own[0], '""', '"')
+        paths, rest = (pc.replace_with_mask(before, left, now) for before, now in zip((paths, rest), own, strict=True))
+    rest = pc.utf8_trim(rest, characters='" \t')
+    form = f"paths, and what follows them after {words}, which paths hold too; no header"
+    return _Reading(paths, rest, numbers, form, "has no path", named=False)
+
+
+def _choose(readings: Sequence[_Reading], existing: Existing) -> _Reading:
+    """The reading that understands most lines, of these that with most media, of these that whose paths exist."""
+    if not readings[0].perfect and any(reading.named and len(reading) for reading in readings):
+        readings = [reading for reading in readings if reading.named and len(reading)]
+    wrong = [len(reading) - int(reading.understood.sum()) for reading in readings]
+    readings = [reading for reading, count in zip(readings, wrong, strict=True) if count == min(wrong)]
+    media = [int(reading.media.sum()) for reading in readings]
+    readings = [reading for reading, count in zip(readings, media, strict=True) if count == max(media)]
+    unlike = [r for i, r in enumerate(readings) if not any(r.paths.equals(other.paths) for other in readings[:i])]
+    best = unlike[0]
+    if len(unlike) > 1:
+        found = [existing(_samples(reading, unlike)) for reading in unlike]
+        best = unlike[found.index(max(found))]
+    same = (reading for reading in readings if reading.paths.equals(best.paths))
+    return next((reading for reading in same if reading.labels is not None), best)
+
+
+def _samples(reading: _Reading, readings: Sequence[_Reading]) -> list[str]:
+    """Some paths of a reading, spread evenly: half of them from lines that another one reads differently."""
+    chosen = _spread(np.arange(len(reading)))
+    for other in readings:
+        if other is not reading and len(other) == len(reading):
+            unlike = pc.fill_null(pc.not_equal(other.paths, reading.paths), True)
+            chosen = np.append(chosen, _spread(np.flatnonzero(unlike.to_numpy(zero_copy_only=False))))
+            break
+    return [path for path in reading.paths.take(pa.array(np.unique(chosen))).to_pylist() if path]
+
+
+def _spread(places: np.ndarray) -> np.ndarray:
+    count = min(len(places), _LOOKED_UP // 2)
+    return places[np.linspace(0, len(places) - 1, count).astype(np.int64)] if count else places
+
+
+def _explain(text: str, best: _Reading, wrong: np.ndarray) -> str:
+    """What is wrong with the first line that a list's best reading does not understand."""
+    line = text.split("\n", int(best.lines[wrong[0]]))[best.lines[wrong[0]] - 1].strip()
+    if best.named and best.paths[int(wrong[0])].as_py() is None:
+        return f"{best.lacks}; fill it or drop the line"
+    cells = [cell.strip('" ') for cell in re.split(r"[,;\t]|::| ", line)]
+    names_media = any(Path(cell).suffix.lower() in MEDIA_SUFFIXES for cell in cells)
+    if wrong[0] == 0 and not best.named and not names_media and len(wrong) == 1:
+        names = ", ".join(filter(None, cells))[:200]
+        return f"its header has no column named path: {names}; name the column of the paths so"
+    others = len(best) - len(wrong)
+    read = f", as {others} of the other lines have ({best.form})" if others else ""
+    return f"{line[:200]!r} has no path of a file with a suffix{read}: mend the line, or the list's separators"
+
+
+def _json_lines(name: str, text: str, lines: pa.Array, numbers: np.ndarray) -> Listed:
+    """The paths of objects, one on a line."""
+    form = "an object with a path on each line"
+    paths = _by_arrow(lines, numbers)
+    if paths is None:  # with a line to name, or beyond what pyarrow reads
+        paths = pa.array(
+            [_path_of(name, int(n), line) for n, line in zip(numbers, lines.to_pylist(), strict=True)], _TEXT
+        )
+    return Listed(pc.utf8_trim_whitespace(paths), None, numbers, form)
+
+
+def _by_arrow(lines: pa.Array, numbers: np.ndarray) -> pa.Array | None:
+    """The paths as pyarrow reads them; None if there is anything to say of a line."""
+    if not len(lines):
+        return pa.array([], _TEXT)
+    # A key that is there twice, or escaped, is a matter of interpretation.
+    if pc.max(pc.count_substring(lines, f'"{PATH_COLUMN}"')).as_py() != 1:
+        return None
+    joined = pc.binary_join_element_wise(lines, pa.scalar("", _TEXT), pa.scalar("\n", _TEXT))
+    schema = pa.schema([(PATH_COLUMN, _TEXT)])
+    try:
+        table = pyarrow.json.read_json(
+            pa.BufferReader(joined.buffers()[2]),
+            pyarrow.json.ReadOptions(block_size=2**24),
+            pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+    except (pa.ArrowException, ValueError):
+        return None
+    paths = pa.concat_arrays(table[PATH_COLUMN].chunks)
+    empty = pc.any(pc.equal(pc.binary_length(pc.utf8_trim_whitespace(paths)), 0)).as_py()
+    return None if len(paths) != len(lines) or paths.null_count or empty else paths
+
+
+def _path_of(name: str, number: int, line: str) -> str:
+    row = parse_json(line, f"{name}, line {number}", remedy='write {"path": "video.mp4"}')
+    listed = row.get(PATH_COLUMN) if isinstance(row, dict) else None
+    if not isinstance(listed, str) or not listed.strip():
+        raise TubeletError(f'{name}, line {number}: has no path; write {{"path": "video.mp4"}}')
+    if any("\ud800" <= character <= "\udfff" for character in listed):
+        raise TubeletError(f"{name}, line {number}: {ascii(listed)[:200]} cannot be the name of a file")
+    return listed

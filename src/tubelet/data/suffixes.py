@@ -1,0 +1,20 @@
+"""Names of media files: the one table of suffixes that listing, manifests, shards, encoding and messages use."""
+
+# FFmpeg's name of each container that is read, and the suffixes under which its videos lie on disks. A container holds
+# its frames itself: among FFmpeg's others are playlists, which make it open whatever files and addresses they name.
+VIDEO_CONTAINERS = {
+    "mov,mp4,m4a,3gp,3g2,mj2": (".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v"),
+    "matroska,webm": (".mkv", ".webm"),
+    "avi": (".avi", ".divx"),
+    "mpegts": (".ts", ".mts", ".m2ts", ".m2t"),
+    "mpeg": (".mpg", ".mpeg", ".vob"),
+    "flv": (".flv",),
+    "asf": (".wmv", ".asf"),
+    "ogg": (".ogv", ".ogm"),
+    "mxf": (".mxf",),
+    "gif": (".gif",),
+}
+MP4, MATROSKA, AVI, MPEG_TS, MPEG_PS, FLV = tuple(VIDEO_CONTAINERS)[:6]
+
+VIDEO_SUFFIXES = frozenset(suffix for suffixes in VIDEO_CONTAINERS.values() for suffix in suffixes)
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})

@@ -1,0 +1,83 @@
+"""Text files with a line or a row for each thing: their encodings, line ends and separators."""
+
+import codecs
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from tubelet.readers import read_bytes
+from tubelet.types import TubeletError
+
+SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "::": "'::'", " ": "spaces"}
+_UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def decode_list(data: bytes, name: str | Path) -> str:
+    """The text of a list, its line ends as line feeds.
+
+    Raises:
+        TubeletError: it is neither UTF-8 nor UTF-16 or UTF-32 with a byte order mark.
+    """
+    encoding = "utf-32" if data.startswith(_UTF32) else "utf-16" if data.startswith(_UTF16) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        what = "UTF-8" if encoding == "utf-8-sig" else f"the {encoding.upper()} that its byte order mark promises"
+        raise TubeletError(f"{name}: is not {what} text (byte {error.start}): save the list as UTF-8") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise TubeletError(
+            f"{name}, line {line}: holds NUL characters, as UTF-16 without a byte order mark does: save it as UTF-8"
+        )
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank, without white space and quotes around them.
+
+    Raises:
+        TubeletError: it cannot be read, or is in an unknown encoding.
+    """
+    lines = (line.strip("\ufeff \t") for line in decode_list(read_bytes(path), path).split("\n"))
+    return [line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line for line in lines if line]
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a table with a header, each with the line that it ends at.
+
+    Args:
+        path: the file; its cells are separated by commas, tabs or semicolons.
+        columns: those that it must have; others are welcome.
+
+    Raises:
+        TubeletError: it cannot be read, a column is missing, or a row has too few or too many cells.
+    """
+    text = decode_list(read_bytes(path), path).lstrip("\ufeff\n")
+    first = text.split("\n", 1)[0]
+    headers = {mark: [cell.strip() for cell in next(csv.reader([first], delimiter=mark), [])] for mark in ",\t;"}
+    mark = max(headers, key=lambda mark: (sum(column in headers[mark] for column in columns), len(headers[mark])))
+    header = headers[mark]
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise TubeletError(f"{path}: has no column {', '.join(missing)}; found {', '.join(header)[:300]}")
+    reader = csv.reader(io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=True)
+    rows = []
+    try:
+        for row in reader:
+            if reader.line_num == 1 or not any(map(str.strip, row)):
+                continue
+            if len(row) < len(header) and any(column in header[len(row) :] for column in columns):
+                raise TubeletError(f"{path}: line {reader.line_num} has fewer values than the header has columns")
+            if len(row) > len(header) and any(map(str.strip, row[len(header) :])):
+                raise TubeletError(
+                    f"{path}: line {reader.line_num} has {len(row)} values, the header {len(header)} columns: put a "
+                    f"value that holds {SEPARATORS[mark]} in quotes"
+                )
+            rows.append((reader.line_num, dict(zip(header, map(str.strip, row), strict=False))))
+    except csv.Error as error:
+        raise TubeletError(f"{path}: line {reader.line_num} cannot be read as CSV ({error})") from error
+    return rows

@@ -1,0 +1,240 @@
+"""What a video's container claims about itself, read from a few bytes: is the file whole, and how is it edited."""
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import BinaryIO
+
+from tubelet.data.containers import Media, name_of, open_media, plain_words
+from tubelet.types import DecodeError
+
+# Bytes that may be missing at the end before a file counts as cut off: some writers miscount their last header.
+_SLACK = 64
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
+_DATA_BOXES = (b"moov", b"moof", b"mdat")
+# Boxes of an index that are looked into, and bytes of an edit list that are read, before the file counts as damaged.
+_MOST_BOXES, _MOST_EDITS = 10_000, 2**20
+# FFmpeg reads so much of an MPEG transport stream to learn what is in it.
+_PROBED = 5_000_000
+# Heads of packets (ISO 13818-1, 2.4.3.2) with a payload in which a table may begin.
+_TABLE_HEAD = re.compile(rb"\x47[\x40-\x7f].[\x10-\x1f\x30-\x3f]", re.DOTALL)
+_PACKET_BYTES, _PROGRAM_MAP = 188, 2
+_H264 = 0x1B
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One entry of an edit list (ISO 14496-12, 8.6.6).
+
+    Attributes:
+        length_s: how long it is presented, in seconds.
+        begin: the tick of the media at which it begins; None for a pause.
+        rate: of playback; 0 shows one frame all the time.
+    """
+
+    length_s: Fraction
+    begin: int | None
+    rate: Fraction
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a container says.
+
+    Attributes:
+        size: bytes of the file.
+        fragmented: whether an MP4's index is spread over fragments.
+        edits: edit list of each track of an MP4 that has one, by the track's number.
+    """
+
+    size: int
+    fragmented: bool = False
+    edits: dict[int, tuple[Edit, ...]] = field(default_factory=dict)
+
+
+def open_whole(media: Media) -> tuple[BinaryIO, Claims]:
+    """As `open_media`, of a video, and what its container claims.
+
+    Raises:
+        DecodeError: also if the container's own sizes say that its end is missing.
+        StorageError: it lies behind a URL that cannot be reached.
+    """
+    file = open_media(media)
+    try:
+        return file, _claims(name_of(media), file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _claims(name: str, file: BinaryIO) -> Claims:
+    """Reads a few bytes only; of formats that do not begin with a size, what FFmpeg reads of them anyway."""
+    with plain_words(name, "cannot be read", file):
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        head = file.read(64)
+        claims = Claims(size)
+        if head[4:8] in _FIRST_BOXES:
+            promised, index, fragmented = _mp4_extent(file, size)
+            if index is None:
+                raise DecodeError(name, "is cut off or was never finished: its index (moov) is missing")
+            claims = Claims(size, fragmented, _edit_lists(name, file, *index))
+        elif head[:4] == b"\x1a\x45\xdf\xa3":
+            promised = _matroska_extent(head)
+        elif head[:4] == b"RIFF":
+            length = int.from_bytes(head[4:8], "little")
+            promised = 0 if length == 0xFFFFFFFF else 8 + length  # not known when it was written
+        else:
+            file.seek(0)
+            _check_programs(name, file.read(_PROBED))
+            return claims
+    if promised - size > _SLACK:
+        raise DecodeError(name, f"is cut off: it has {size} bytes, its header promises {promised}")
+    return claims
+
+
+def _check_programs(name: str, data: bytes) -> None:
+    """Refuse a transport stream whose streams turn to H.264 on the way.
+
+    FFmpeg 8 aborts the whole process (an assertion of `has_decode_delay_been_guessed`) if it meets such news when it
+    has opened another decoder and has not seen enough of the file yet.
+    """
+    codecs: dict[int, int] = {}
+    for stream, codec in _mapped_streams(data):
+        before = codecs.setdefault(stream, codec)
+        if before != codec and _H264 in (before, codec):
+            raise DecodeError(name, f"changes its codec on the way (stream {stream}): split it there")
+
+
+def _mapped_streams(data: bytes) -> Iterator[tuple[int, int]]:
+    """Packet identifier and type of each stream, by the program maps of a transport stream (ISO 13818-1, 2.4.4.8)."""
+    for head in _TABLE_HEAD.finditer(data):
+        at = head.start()
+        payload = _payload(data, at)
+        table = payload[1 + payload[0] :] if payload else b""  # past the pointer to where it begins
+        if len(table) < 12 or table[0] != _PROGRAM_MAP:
+            continue
+        length = 3 + _low(table[1:3], 12)
+        stream = _low(data[at + 1 : at + 3], 13)
+        while len(table) < length and data[at + _PACKET_BYTES : at + _PACKET_BYTES + 1] == b"\x47":
+            at += _PACKET_BYTES  # the table goes on in later packets of its stream
+            if _low(data[at + 1 : at + 3], 13) == stream:
+                table += _payload(data, at)
+        end = min(len(table), length - 4)  # a checksum follows
+        place = 12 + _low(table[10:12], 12)
+        while place + 5 <= end:
+            yield _low(table[place + 1 : place + 3], 13), table[place]
+            place += 5 + _low(table[place + 3 : place + 5], 12)
+
+
+def _payload(data: bytes, at: int) -> bytes:
+    """What a packet carries, past its head and its adaptation field."""
+    packet = data[at : at + _PACKET_BYTES]
+    start = 4 + (1 + packet[4] if len(packet) > 4 and packet[3] & 0x20 else 0)
+    return packet[start:] if len(packet) > 3 and packet[3] & 0x10 else b""
+
+
+def _low(data: bytes, bits: int) -> int:
+    """The number in the lowest bits of some bytes."""
+    return int.from_bytes(data, "big") & ((1 << bits) - 1)
+
+
+def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, and first and last byte of the content, of the boxes between two places of an MP4."""
+    for _ in range(_MOST_BOXES):
+        if at + 8 > end:
+            return
+        file.seek(at)
+        head = file.read(16)
+        length, begin = int.from_bytes(head[:4], "big"), at + 8
+        if length == 1:  # too large for 32 bits
+            length, begin = int.from_bytes(head[8:16], "big"), at + 16
+        elif length == 0:  # up to the end
+            length = end - at
+        if length < begin - at:
+            return
+        yield head[4:8], begin, min(at + length, end)
+        at += length
+
+
+def _edit_lists(name: str, file: BinaryIO, begin: int, end: int) -> dict[int, tuple[Edit, ...]]:
+    """The edit list of each track that an index between two places of an MP4 describes."""
+    found: dict[int, tuple[Edit, ...]] = {}
+    timescale = 0
+    for kind, first, last in _boxes(file, begin, end):
+        if kind == b"mvhd":
+            timescale = _number(file, first, (20, 12))
+        elif kind == b"trak":
+            parts = {part: (start, stop) for part, start, stop in _boxes(file, first, last)}
+            inner = {part: (start, stop) for part, start, stop in _boxes(file, *parts.get(b"edts", (0, 0)))}
+            if b"tkhd" in parts and b"elst" in inner and timescale:
+                entries = _edits(name, file, inner[b"elst"], timescale)
+                found[_number(file, parts[b"tkhd"][0], (20, 12))] = entries
+    return found
+
+
+def _number(file: BinaryIO, begin: int, places: tuple[int, int]) -> int:
+    """A number of 32 bits in a versioned box, whose place depends on whether its times have 64 bits."""
+    file.seek(begin)
+    data = file.read(32)
+    place = places[0] if data[:1] == b"\x01" else places[1]
+    return int.from_bytes(data[place : place + 4], "big")
+
+
+def _edits(name: str, file: BinaryIO, place: tuple[int, int], timescale: int) -> tuple[Edit, ...]:
+    begin, end = place
+    if end - begin > _MOST_EDITS:
+        raise DecodeError(name, f"has an edit list of {end - begin} bytes, above the limit of {_MOST_EDITS}")
+    file.seek(begin)
+    data = file.read(end - begin)
+    wide = 8 if data[:1] == b"\x01" else 4
+    count = min(int.from_bytes(data[4:8], "big"), (len(data) - 8) // (2 * wide + 4))
+    edits = []
+    for at in range(8, 8 + count * (2 * wide + 4), 2 * wide + 4):
+        length = int.from_bytes(data[at : at + wide], "big")
+        media = int.from_bytes(data[at + wide : at + 2 * wide], "big", signed=True)
+        rate = Fraction(int.from_bytes(data[at + 2 * wide : at + 2 * wide + 4], "big", signed=True), 1 << 16)
+        edits.append(Edit(Fraction(length, timescale), None if media < 0 else media, rate))
+    return tuple(edits)
+
+
+def _mp4_extent(file: BinaryIO, size: int) -> tuple[int, tuple[int, int] | None, bool]:
+    """Where the last top-level box of an MP4 of `size` bytes ends, where its index is, and if it has fragments."""
+    at, index, fragmented = 0, None, False
+    while at + 8 <= size:
+        file.seek(at)
+        head = file.read(16)
+        length, begin = int.from_bytes(head[:4], "big"), at + 8
+        if length == 1:  # too large for 32 bits
+            length, begin = int.from_bytes(head[8:16], "big"), at + 16
+        elif length == 0:  # up to the end of the file
+            length = size - at
+        if length < begin - at or (at + length > size and head[4:8] not in _DATA_BOXES):
+            break  # no box of a video: something else was appended, which players ignore
+        if head[4:8] == b"moov" and at + length <= size:
+            index = index or (begin, at + length)
+        fragmented |= head[4:8] == b"moof"
+        at += length
+    return at, index, fragmented
+
+
+def _matroska_extent(head: bytes) -> int:
+    """Where the segment of a Matroska or WebM file ends by its header; 0 if the header leaves it open."""
+    length, at = _matroska_length(head, 4)
+    at += length
+    if head[at : at + 4] != b"\x18\x53\x80\x67" or at + 12 > len(head):
+        return 0
+    length, begin = _matroska_length(head, at + 4)
+    return begin + length
+
+
+def _matroska_length(data: bytes, at: int) -> tuple[int, int]:
+    """The variable-length number at `at`, 0 if it stands for unknown, and where it ends."""
+    width = 9 - data[at].bit_length()  # leading zero bits tell how many bytes follow
+    if width > 8:
+        return 0, at + 1
+    bits = 7 * width
+    value = int.from_bytes(data[at : at + width], "big") & ((1 << bits) - 1)
+    return (0 if value == (1 << bits) - 1 else value), at + width

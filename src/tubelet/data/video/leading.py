@@ -1,0 +1,42 @@
+"""H.264 cut at a keyframe of an open group: what is shown before that keyframe cannot be decoded, and is left out."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)
+_NAL_TYPE, _IDR = 0x1F, 5
+
+
+def without_leading(packets: Iterator[Any], extradata: bytes | None) -> Iterator[Any]:
+    """Packets of an H.264 stream, which begin anywhere, without those that need what came before.
+
+    If the first one is a keyframe from which no decoder could have begun to show earlier frames, packets that are shown
+    before it are built on frames that are missing. FFmpeg withholds such frames, and calls them damage where it is
+    asked to be strict. Other codecs mark them, and their decoders leave them out.
+    """
+    first = next(packets, None)
+    if first is None:
+        return
+    yield first
+    whole = not first.is_keyframe or first.pts is None
+    for packet in packets:
+        if not whole and packet.pts is not None and packet.pts < first.pts:
+            whole = _is_idr(bytes(first), extradata)
+            if not whole:
+                continue
+        whole = whole or packet.is_keyframe
+        yield packet
+
+
+def _is_idr(data: bytes, extradata: bytes | None) -> bool:
+    """Whether an access unit is an instantaneous decoding refresh, after which nothing earlier is shown."""
+    if not extradata or extradata[0] != 1:  # a byte stream with start codes
+        return any(match[1][0] & _NAL_TYPE == _IDR for match in _START_CODE.finditer(data))
+    width = (extradata[4] & 3) + 1
+    at = 0
+    while at + width < len(data):
+        if data[at + width] & _NAL_TYPE == _IDR:
+            return True
+        at += width + int.from_bytes(data[at : at + width], "big")
+    return False

@@ -1,0 +1,247 @@
+"""When frames are shown: presentation times computed from packets, whatever the container claims."""
+
+import re
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+
+from tubelet.data.video.claims import Edit
+from tubelet.types import DecodeError
+
+# Decoders hold back at most so many frames to put them in order; a field may be a packet of its own.
+REORDER = 16
+PACKETS_AHEAD = 2 * REORDER
+_CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+# The clock of MPEG streams has 33 bits; a later time that is nearer going back is one before.
+_WRAP = 2**33
+# A clock that goes back by less between two packets is unsteady, not another clock.
+_UNSTEADY_S = 1.0
+
+
+def clock_seconds(text: str) -> float | None:
+    """The seconds of a time like 00:01:04.500, as Matroska writes it; None for anything else."""
+    if not (clock := _CLOCK.fullmatch(text)):
+        return None
+    hours, minutes, seconds = (float(part) for part in clock.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def time_of(packet: Any) -> Any:
+    """When a packet's frame is shown, in ticks; else when it is decoded; None if neither is known."""
+    return packet.dts if packet.pts is None else packet.pts
+
+
+@dataclass(frozen=True)
+class PacketTable:
+    """All packets of a video stream, read once.
+
+    Attributes:
+        times: (N,) int64 ticks at which frames begin to be shown, ascending, each once.
+        end: the tick at which the last frame stops being shown.
+        keyframes: (K,) int64 ticks of keyframes, ascending.
+        complete: whether each packet has the time at which its frame is shown.
+        breaks: how often the clock went back and was continued.
+    """
+
+    times: np.ndarray
+    end: int
+    keyframes: np.ndarray
+    complete: bool
+    breaks: int
+
+
+class SteadyClock:
+    """Times of a stream whose clock may go back where two recordings were joined: the second continues the first."""
+
+    def __init__(self, tick: Fraction) -> None:
+        self.tick = tick
+        self.offset = self.breaks = 0
+        self.step = round(Fraction(1, 25) / tick)
+        self.last: int | None = None
+
+    def correct(self, packet: Any) -> None:
+        """Set a packet's times to those of one steady clock; packets come in the order of the file."""
+        stamp = packet.pts if packet.dts is None else packet.dts
+        if stamp is None:
+            return
+        now = int(stamp) + self.offset
+        if self.last is not None:
+            step = now - self.last
+            step -= _WRAP if step > _WRAP // 2 else 0
+            if step < 0 and (packet.is_keyframe or step * self.tick < -_UNSTEADY_S):
+                self.offset += self.last + self.step - now
+                self.breaks += 1
+                now = self.last + self.step
+            elif step > 0:
+                self.step = step
+        self.last = now
+        if self.offset:
+            packet.pts = None if packet.pts is None else packet.pts + self.offset
+            packet.dts = None if packet.dts is None else packet.dts + self.offset
+
+
+def read_table(packets: Iterable[Any], clock: SteadyClock | None) -> PacketTable:
+    """The table of a whole stream; `clock` is the one that corrects its packets, if any."""
+    times: list[int] = []
+    keyframes: list[int] = []
+    complete, last, length = True, -(2**63), 0
+    for packet in packets:
+        time = time_of(packet)
+        complete &= packet.pts is not None or bool(packet.is_discard)
+        if packet.is_discard or time is None:
+            continue
+        times.append(time)
+        if packet.is_keyframe:
+            keyframes.append(time)
+        if time >= last:
+            last, length = time, packet.duration or 0
+    begins = np.unique(np.array(times, dtype=np.int64))
+    if not length and len(begins) > 1:  # streams that are sent as they are recorded do not know it of the last frame
+        length = int(np.median(np.diff(begins)))
+    keys = np.unique(np.array(keyframes, dtype=np.int64))
+    return PacketTable(begins, last + length, keys, complete, clock.breaks if clock else 0)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What an edit list presents.
+
+    Attributes:
+        shown: (N,) int64 ticks of the presentation at which frames begin to be shown, ascending.
+        media: (N,) int64 ticks of these frames in the media.
+        edit: (N,) int64 number of the edit that each belongs to; within one, `media` ascends.
+        end: the tick of the presentation at which the last frame stops being shown.
+    """
+
+    shown: np.ndarray
+    media: np.ndarray
+    edit: np.ndarray
+    end: int
+
+
+def needs_program(edits: Sequence[Edit]) -> bool:
+    """Whether an edit list is more than what FFmpeg reads: a pause first, then one continuous part of the media."""
+    kept = list(edits)
+    while kept and kept[0].begin is None:
+        kept.pop(0)
+    return len(kept) > 1 or any(edit.rate != 1 for edit in kept)
+
+
+def program_of(path: str, edits: Sequence[Edit], table: PacketTable, tick: Fraction) -> Program:
+    """Which frames an edit list presents, and when.
+
+    Args:
+        path: the video's name, for errors.
+        edits: the list.
+        table: of the media's packets.
+        tick: seconds.
+
+    Raises:
+        DecodeError: the list presents no frame, or plays at another speed.
+    """
+    shown: list[np.ndarray] = []
+    media: list[np.ndarray] = []
+    at, end, times = Fraction(0), 0, table.times
+    for edit in edits:
+        length = edit.length_s / tick
+        if edit.begin is not None:
+            if edit.rate not in (0, 1):
+                rate = float(edit.rate)
+                raise DecodeError(
+                    path, f"has an edit list that plays at {rate:g} times the speed, expected 1: re-encode it"
+                )
+            if edit.rate == 0:  # one frame, all the time
+                kept = times[max(0, int(np.searchsorted(times, edit.begin, side="right")) - 1) :][:1]
+                begins = np.full(len(kept), round(at))
+            else:
+                kept = times[(times >= edit.begin) & (times < edit.begin + round(length))]
+                begins = kept - edit.begin + round(at)
+            media.append(kept)
+            shown.append(begins)
+            available = length if edit.rate == 0 else max(0, min(length, table.end - edit.begin))
+            end = round(at + available) if len(kept) else end
+        at += length
+    if not sum(map(len, media)):
+        raise DecodeError(path, "has an edit list that shows none of its frames: re-encode it without the list")
+    numbers = np.repeat(np.arange(len(media)), [len(part) for part in media])
+    return Program(np.concatenate(shown), np.concatenate(media), numbers, end)
+
+
+def until(packets: Iterator[Any], last: int, timed: bool) -> Iterator[Any]:
+    """Packets up to the one with which all frames that begin at or before tick `last` have come."""
+    beyond = 0
+    for packet in packets:
+        yield packet
+        time = time_of(packet)
+        beyond += time is not None and time > last
+        # Nothing is shown before it is decoded, so a decoding time says that all later packets are later.
+        if beyond >= PACKETS_AHEAD or (timed and packet.dts is not None and packet.dts > last):
+            return
+
+
+def needed(packets: Iterator[Any], targets: Sequence[int]) -> Iterator[tuple[Any, bool]]:
+    """Each packet, and whether its frame is the one shown at some of `targets`, ascending ticks.
+
+    A packet's frame is shown until the next one begins, which is known a few packets later. If a packet does not tell
+    when it is shown, all from there on are needed.
+    """
+    waiting: deque[Any] = deque()
+    times: list[int] = []
+    decoded = -(2**63)
+    blind = False
+    for packet in packets:
+        waiting.append(packet)
+        blind = blind or (packet.pts is None and not packet.is_discard)
+        if packet.pts is not None and not packet.is_discard:
+            insort(times, packet.pts)
+        decoded = decoded if packet.dts is None else packet.dts
+        while waiting and (blind or _settled(waiting, times, decoded)):
+            first = waiting.popleft()
+            yield first, blind or _is_shown(first, times, targets)
+            while times and waiting and not blind and len(times) > 4 * PACKETS_AHEAD:
+                times.pop(0)
+    for first in waiting:
+        yield first, blind or _is_shown(first, times, targets)
+
+
+def _settled(waiting: Sequence[Any], times: list[int], decoded: int) -> bool:
+    """Whether what is known of later packets tells when the first one's frame stops being shown."""
+    first = waiting[0]
+    if first.is_discard or len(waiting) > PACKETS_AHEAD:
+        return True
+    place = bisect_right(times, first.pts)
+    return place < len(times) and times[place] <= decoded
+
+
+def _is_shown(packet: Any, times: list[int], targets: Sequence[int]) -> bool:
+    if packet.is_discard:
+        return False
+    begin = bisect_left(targets, packet.pts)
+    if begin == len(targets):
+        return False
+    place = bisect_right(times, packet.pts)
+    return place == len(times) or targets[begin] < times[place]
+
+
+def in_order(frames: Iterator[Any]) -> Iterator[Any]:
+    """Frames in the order they are shown, with times that ascend: the guessed ones are those of the decoding order."""
+    waiting: deque[Any] = deque()
+    times: list[int] = []
+    for frame in frames:
+        waiting.append(frame)
+        heappush(times, frame.pts)
+        if len(waiting) > REORDER:
+            yield _retimed(waiting.popleft(), heappop(times))
+    while waiting:
+        yield _retimed(waiting.popleft(), heappop(times))
+
+
+def _retimed(frame: Any, pts: int) -> Any:
+    frame.pts = pts
+    return frame

@@ -1,0 +1,55 @@
+"""Hidden entries of a folder: what systems, disks and programs put among a user's files without being asked."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+# Compared without case. Names that begin with a dot are hidden too: ._NAME and .DS_Store of macOS, .ipynb_checkpoints,
+# .Trash-1000, .nfs0000, .snapshot.
+_NAMES = frozenset(
+    {
+        "__macosx",  # zip files made by macOS
+        "__pycache__",
+        "lost+found",  # the root of an ext file system
+        "thumbs.db",  # Windows
+        "ehthumbs.db",
+        "ehthumbs_vista.db",
+        "desktop.ini",
+        "system volume information",
+        "$recycle.bin",
+        "found.000",
+        "icon\r",  # macOS
+        "network trash folder",
+        "temporary items",
+        "@eadir",  # network storage
+        "@recycle",
+        "@recently-snapshot",
+        "@sharebin",
+        "@tmp",
+        "#recycle",
+        "#snapshot",
+    }
+)
+# Streams of Synology and Windows that were copied as files.
+_SUFFIXES = ("@synoeastream", "@synoresource", ":zone.identifier", ":encryptable")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether an entry of this name is left out wherever a folder is listed.
+
+    Args:
+        name: one component of a path. A component that the user names is not asked about.
+    """
+    if name.startswith("."):
+        return True
+    small = name.lower()
+    return small in _NAMES or small.startswith("~$") or small.endswith(_SUFFIXES)
+
+
+def has_hidden(path: str) -> bool:
+    """Whether any component of a relative path with slashes is hidden."""
+    return any(map(is_hidden, path.split("/")))
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """The paths whose names are not hidden, sorted."""
+    return sorted(path for path in paths if not is_hidden(path.name))

@@ -1,0 +1,68 @@
+"""Which of a run's processes this one is, by the variables that launchers such as torchrun set."""
+
+import os
+from typing import NamedTuple
+
+from tubelet.types import TubeletError
+
+_REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# What these are in a process that is alone; any other value means that there are more.
+_ALONE = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+
+
+class Launch(NamedTuple):
+    """One process among those of a run.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many there are.
+        local_rank: its number on this machine, from 0.
+        local_size: how many are on this machine.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+def read_launch() -> Launch | None:
+    """What a launcher says of this process; None where there is no launcher, or no other process.
+
+    Raises:
+        TubeletError: if variables of a launcher are set that contradict each other, or some of them alone: they may be
+            left over in a shell, and waiting for processes that nobody started would take minutes.
+    """
+    found = {name: os.environ[name] for name in _ALONE if os.environ.get(name)}
+    for name, value in found.items():
+        if not (value.isascii() and value.isdigit() and len(value) < 10):
+            raise TubeletError(
+                f"{name} is {value[:40]!r} in the environment, expected a whole number as a launcher sets it: "
+                f"`unset {name}` to train in one process"
+            )
+    values = {name: int(value) for name, value in found.items()}
+    if all(values[name] == _ALONE[name] for name in values):
+        return None
+    missing = [name for name in _REQUIRED if not os.environ.get(name)]
+    if missing:
+        named = " and ".join(f"{name} is {values[name]}" for name in values if values[name] != _ALONE[name])
+        raise TubeletError(
+            f"{named} in the environment, but {' and '.join(missing)} not set, so that this is no process of a "
+            f"distributed run: `unset {' '.join(values)}` to train in one process, or start several by torchrun"
+        )
+    rank, size = values["RANK"], values["WORLD_SIZE"]
+    if rank >= size:
+        raise TubeletError(
+            f"RANK is {rank} and WORLD_SIZE {size} in the environment, expected a rank below the number of processes: "
+            f"`unset {' '.join(values)}` to train in one process, or start several by torchrun"
+        )
+    return None if size == 1 else Launch(rank, size, values.get("LOCAL_RANK", 0), values.get("LOCAL_WORLD_SIZE", size))
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its machine that reports what went wrong before the processes have met."""
+    try:
+        launch = read_launch()
+    except TubeletError:
+        return True
+    return launch is None or launch.local_rank == 0

@@ -1,0 +1,102 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from av.error import FFmpegError
+
+from cards import MATRICES, PATCHES, card, circle_ratio, combing, interlaced_card, read_number, read_patches, stored
+from judge import Opened, among, judge, player_reader, problems, tubelet_reader
+from tubelet.types import DecodeError
+from video_corpus import CASES, Case, Truth, steady
+
+# What FFmpeg itself reads otherwise: after a join of two edits its times go back by what B-frames are delayed; times of
+# H.264 in AVI are guessed; clocks that go back are believed; a tone curve for 10,000 nits darkens everything.
+FFMPEG_WRONG = {
+    *("edit-two.mp4", "edit-three.mp4", "edit-v1.mp4", "b-frames-h264.avi", "back-500s.ts", "begins-again.ts"),
+    *("size-changes.ts", "cut-off.mp4", "cut-off.mov", "cut-off.mkv", "cut-off.webm", "damaged.mp4"),
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_file_is_read_as_its_truth_says_and_frame_by_frame_as_by_ffmpeg(case: Case, tmp_path: Path) -> None:
+    path = case.make(tmp_path)
+    verdict = judge(tubelet_reader, path, case.truth, (DecodeError,), reasons=True)
+    assert verdict.fits, f"{verdict.kind}: {verdict.detail}"
+    if case.group == "HDR":
+        return  # FFmpeg's conversion takes seconds, and makes diffuse white a gray
+    ffmpeg = judge(player_reader, path, case.truth, (FFmpegError,), reasons=False)
+    assert ffmpeg.fits == (case.name not in FFMPEG_WRONG), ffmpeg.detail
+    if verdict.kind == "right" and ffmpeg.kind == "right":
+        # Square pixels are interpolated in other ways.
+        assert _difference(verdict.frames, ffmpeg.frames, case.truth) < (2.5 if case.group == "pixel aspect" else 0.5)
+
+
+def _reading(frames: list[np.ndarray], **rest: object) -> Opened:
+    times = np.arange(len(frames)) / 12
+    return Opened((frames, times), among(frames, times), **rest)
+
+
+def test_the_judge_finds_nothing_in_a_right_reading_and_names_what_is_wrong_in_others() -> None:
+    truth = steady(range(12))
+    cards = [card(i) for i in range(12)]
+    times = np.arange(12) / 12
+    assert problems(_reading(cards, duration_s=1.0, fps=12.0, start_s=0.0, size=(64, 64)), truth) == []
+    wrong = {
+        "are missing": _reading(cards[:-1]),
+        "not shown": _reading([card(99), *cards]),
+        "some twice": _reading([cards[0], *cards]),
+        "out of order": _reading([*cards[1::-1], *cards[2:]]),
+        "do not ascend": Opened((cards, times[::-1]), among(cards, times)),
+        "times off": Opened((cards, 1.1 * times), among(cards, 1.1 * times)),
+        "random access": Opened((cards, times), among(cards[1:] + cards[:1], times)),
+        "starts at": Opened((cards, times + 0.1), among(cards, times + 0.1), start_s=0.0),
+        "duration 2.00": _reading(cards, duration_s=2.0),
+        "24.00 frames": _reading(cards, fps=24.0),
+        "size 128x64": _reading([card(i, 128) for i in range(12)]),
+        "reports 64x32": _reading(cards, size=(64, 32)),
+        "circle 2": _reading([np.repeat(card(i), 2, 1) for i in range(12)]),
+        "color": _reading([card(i) // 2 + 60 for i in range(12)]),
+    }
+    for words, reading in wrong.items():
+        assert any(words in found for found in problems(reading, truth)), words
+    fields = steady(range(12), interlaced=True)
+    woven = _reading([interlaced_card(i, True) for i in range(12)])
+    assert any("combed" in found for found in problems(woven, fields))
+    doubled = _reading([np.repeat(interlaced_card(i, True)[::2], 2, 0) for i in range(12)])
+    assert problems(doubled, fields) == []
+
+
+def test_cards_can_be_measured_at_any_size() -> None:
+    for width, height in ((64, 64), (96, 64), (65, 49), (320, 240)):
+        for number in (0, 37, 255):
+            assert read_number(card(number, width, height)) == number
+        assert circle_ratio(card(1, width, height)) == pytest.approx(1, abs=0.1)
+        assert np.array_equal(read_patches(card(1, width, height)), PATCHES)
+    assert combing(card(3)) == 0 and combing(interlaced_card(3, True)) > 0.5
+
+
+def test_matrices_are_those_of_the_standard() -> None:
+    """(x', y') = (ax + cy, bx + dy): what lies at the right, (1, 0), is shown at (a, b)."""
+    marked = np.zeros((32, 32, 1), dtype=np.uint8)
+    for name, (a, b, _, _) in MATRICES.items():
+        shown = marked.copy()
+        shown[16 + 15 * b - (b > 0), 16 + 15 * a - (a > 0)] = 1
+        y, x, _ = np.argwhere(stored(shown, MATRICES[name]))[0]
+        assert x == 30 and y in (15, 16), name
+
+
+def _difference(ours: Sequence[Any], theirs: Sequence[Any], truth: Truth) -> float:
+    """Mean over frames and pixels, in levels of 255."""
+    sides = [
+        [np.asarray(p, dtype=np.float64) for p in frames if read_number(p) not in truth.optional]
+        for frames in (ours, theirs)
+    ]
+    return float(np.mean([_apart(a, b) for a, b in zip(*sides, strict=True)]))
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> float:
+    if a.shape != b.shape:  # both have square pixels, but one kept the lines and the other the columns
+        return float(np.abs(read_patches(a) - read_patches(b)).mean())
+    return float(np.abs(a - b).mean())

@@ -1,0 +1,129 @@
+"""What reaches a terminal or a page, and what happens where nothing can."""
+
+import errno
+import io
+import os
+import sys
+import warnings
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tubelet import cli
+from tubelet.console import Output, lost_output, open_console, say
+from tubelet.types import BadFile, TubeletError, visible
+
+# ESC, a line feed, a right-to-left mark, a zero-width space, a line separator, a byte that is not UTF-8, C1's CSI.
+NASTY = "a\x1b[31m\nb\u202ec\u200bd\u2028e\udcfff\x9bg\r\b[red]h[/red]:smile:.mp4"
+SHOWN = r"a\x1b[31m\nb\u202ec\u200bd\u2028e\udcfff\x9bg\r\x08[red]h[/red]:smile:.mp4"
+
+
+class Broken(io.StringIO):
+    """A stream on a full disk, or a pipe that is closed."""
+
+    def __init__(self, error=errno.ENOSPC, after=0):
+        super().__init__()
+        self.error, self.left = error, after
+
+    def write(self, text):
+        if self.left <= 0:
+            raise OSError(self.error, os.strerror(self.error))
+        self.left -= 1
+        return super().write(text)
+
+    def flush(self):
+        if self.left <= 0:
+            raise OSError(self.error, os.strerror(self.error))
+
+
+def stream(encoding):
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+
+
+def test_a_name_is_shown_without_what_controls_a_terminal():
+    assert visible(NASTY) == SHOWN
+    assert visible(SHOWN) == SHOWN  # once is enough
+    assert visible("日本語\u3000é\u00a0x.mp4") == "日本語\u3000é\u00a0x.mp4"
+    assert str(TubeletError(NASTY)) == SHOWN
+    assert str(BadFile(NASTY, "a\nb")) == rf"{SHOWN}: a\nb"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_what_is_printed_shows_names_on_any_terminal(encoding, monkeypatch):
+    plain = stream(encoding)
+    monkeypatch.setattr(sys, "stdout", Output(plain))
+    console = open_console()
+    console.width = 200
+    say(console, f"page: {NASTY} é → λ")
+    table = Table()
+    table.add_column(NASTY)
+    table.add_row(NASTY)
+    console.print(table)
+    console.print(Text(NASTY))
+    print("\udcff λ ×")
+    printed = plain.buffer.getvalue().decode(encoding)
+    assert "\x1b" not in printed and "\u202e" not in printed and "\x9b" not in printed and "\x08" not in printed
+    assert f"page: {SHOWN}" in printed and printed.count(SHOWN) == 3
+    assert ("→ λ" if encoding == "utf-8" else "-> lambda") in printed
+
+
+def test_a_console_of_another_program_is_spoken_to_as_carefully():
+    file = io.StringIO()
+    say(Console(file=file, width=300, force_terminal=True), NASTY)
+    assert SHOWN in file.getvalue() and "\x1b[31m" not in file.getvalue()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EPIPE, errno.EIO])
+def test_what_cannot_be_printed_is_remembered_and_nothing_is_raised(error, monkeypatch):
+    broken = Broken(error, after=1)
+    monkeypatch.setattr(sys, "stdout", broken)
+    console = open_console()
+    for _ in range(3):
+        say(console, "a line")
+    assert lost_output(console) == f"[Errno {error}] {os.strerror(error)}"
+    broken.left = 9  # there is room again
+    say(console, "a later line")
+    assert console.file.last_error is None and broken.getvalue().endswith("a later line\n")
+
+
+@pytest.mark.parametrize("gone", [None, stream("utf-8")])
+def test_a_process_without_a_standard_output_prints_nothing(gone, monkeypatch):
+    if gone is not None:
+        gone.close()
+    monkeypatch.setattr(sys, "stdout", gone)
+    console = open_console()
+    say(console, "a line")
+    assert not console.is_terminal
+    assert (lost_output(console) is None) == (gone is None)
+
+
+@pytest.mark.parametrize(("error", "code"), [(errno.ENOSPC, cli.OUTPUT_LOST), (errno.EPIPE, cli.PIPE_CLOSED)])
+def test_a_command_whose_last_line_is_lost_ends_with_a_code_that_says_so(error, code, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tubelet", "--version"])
+    broken = Broken(error)
+    monkeypatch.setattr(sys, "stdout", broken)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert sys.stdout is broken
+    broken.flush = lambda: None  # as of a stream that has nothing left to write
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    broken.left = 99
+    cli.main()
+    assert broken.getvalue().startswith("tubelet ")
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    def warn(*_, **__):
+        for message, file in ((NASTY, cli.__file__), ("theirs", "/lib/other.py")):  # pytest keeps warnings for itself
+            sys.stderr.write(warnings.formatwarning(UserWarning(message), UserWarning, file, 7))
+
+    monkeypatch.setattr(cli, "with_the_runs", warn)
+    monkeypatch.setattr(cli.tyro.extras, "subcommand_cli_from_dict", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", ["tubelet", "search"])
+    cli.main()
+    assert capsys.readouterr().err == f"warning: {SHOWN}\nwarning: theirs (UserWarning, /lib/other.py:7)\n"
