@@ -55,7 +55,7 @@ class Family:
             time.sleep(0.01)
         raise AssertionError(f"none of {self.look()} in {seconds} s")
 
-    def left(self, seconds: float = 20) -> list[str]:
+    def left(self, seconds: float = 60) -> list[str]:
         """What is left, if anything still is after so long."""
         deadline = time.monotonic() + seconds
         while (found := self._left()) and time.monotonic() < deadline:

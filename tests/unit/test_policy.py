@@ -304,6 +304,7 @@ READERS = (
     "data/lists.py",
     "data/jobs.py",
     "data/workers.py",
+    "data/sample/engine.py",
     "data/sample/render.py",
 )
 PARSERS = re.compile(

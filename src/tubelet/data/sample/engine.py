@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ SETTINGS = (
     "r_drawfuzz 0",
 )
 PATIENCE_S = 10.0  # for a supervisor whose engine was killed
+ORPHAN_S = 30.0  # an engine has found its shared memory by then
 
 
 def import_vizdoom() -> Any:
@@ -52,12 +53,34 @@ def import_vizdoom() -> Any:
 @contextmanager
 def engines_folder() -> Iterator[Path]:
     """A folder for engines to work in; at the end they have ended, and nothing of them is left."""
+    if sys.platform == "linux":
+        _sweep_unknown()
     with temporary_folder("engine", _sweep) as (folder, _):
         try:
             yield folder
         finally:
             _wait_for_supervisors(folder)
             _sweep(folder)
+
+
+def _sweep_unknown() -> None:
+    """Remove shared memory of engines that were killed before anybody knew its name: no process has it mapped.
+
+    Engines that cannot be seen from here (a container that shares memory) need the names no longer once they are old.
+    """
+    old = []
+    for file in supervisor.SHARED_MEMORY.glob("ViZDoom*"):
+        with suppress(OSError):
+            status = file.stat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime >= ORPHAN_S:
+                old.append(file)
+    mapped: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps") if old else ():
+        with suppress(OSError), maps.open(errors="replace") as lines:
+            mapped.update(line.rstrip("\n").rpartition("/")[2] for line in lines if "ViZDoom" in line)
+    for file in old:
+        if file.name not in mapped:
+            file.unlink(missing_ok=True)
 
 
 def how_engines_ended(folder: Path) -> str:
