@@ -197,7 +197,8 @@ FLOORS = [
             "view/results.py",
         ],
     ],
-    [["cli/options.py", "cli/defaults.py", "cli/runs.py"], ["cli/data.py"], ["cli/features.py"], ["cli/look.py"]],
+    [["cli/options.py"]],
+    [["cli/defaults.py", "cli/runs.py"], ["cli/data.py"], ["cli/features.py"], ["cli/look.py"]],
     [["cli/__init__.py"]],
     [["__main__.py"]],
 ]
