@@ -61,15 +61,12 @@ def read_bytes(path: Path, remedy: str = COPY_AGAIN, limit: int = TEXT_BYTES) ->
     Raises:
         TubeletError: it cannot be read, or is larger than the limit.
     """
+    require_regular(path, remedy)
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
-    except FileNotFoundError as error:
-        raise damaged(path, "does not exist", remedy) from error
-    except (OSError, ValueError) as error:
-        raise damaged(
-            path, f"cannot be read ({getattr(error, 'strerror', None) or one_line(error)})", remedy
-        ) from error
+    except OSError as error:
+        raise _unreadable(path, error, remedy) from error
     if len(data) > limit:
         raise damaged(path, f"is larger than the limit of {limit} bytes", remedy)
     return data

@@ -104,8 +104,8 @@ def command_line(rng: np.random.Generator) -> tuple[list[str], bool]:
     command = str(rng.choice(list(BASES)))
     words, invalid = [command, *BASES[command]], False
     known = options(command)
-    for _ in range(int(rng.integers(1, 3))):
-        option = str(rng.choice(list(known)))
+    # The parser takes the last of an option that is repeated, so each is drawn once.
+    for option in map(str, rng.choice(list(known), min(len(known), int(rng.integers(1, 3))), replace=False)):
         values, wrong = _value(known[option], rng)
         words += [option, *values] if rng.random() < 0.8 or not values else [f"{option}={values[0]}", *values[1:]]
         invalid |= wrong

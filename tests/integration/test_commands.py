@@ -158,7 +158,7 @@ def command(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--steps", "0"), ("steps", "at least 1")),
+        (("--steps", "0"), ("--steps is 0, expected 1 to 999999999",)),
         (("--model", "vit-tii"), ("vit-ti",)),
         (("--image-size", "100"), ("100", "multiple of 16")),
         (("--frames", "7"), ("7 frames", "multiple of 2")),

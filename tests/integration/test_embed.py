@@ -276,7 +276,12 @@ def test_a_table_that_was_killed_before_its_settings_were_written_is_begun_anew(
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [("[]", "is damaged"), ("{}", "is damaged"), ('{"format": 1}', "another version")]
+    ("settings", "words"),
+    [
+        ("[]", "expected an object"),
+        ("{}", "its format is None"),
+        ('{"format": 1}', "its format is 1, this version reads"),
+    ],
 )
 def test_settings_of_something_else_are_one_clear_sentence(films, model, tmp_path, settings, words):
     (tmp_path / "_settings.json").write_text(settings)
