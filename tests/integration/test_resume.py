@@ -88,7 +88,7 @@ def test_no_checkpoint_is_ever_unreadable_when_the_run_is_killed_ten_times(media
         assert kept
         for path in kept:
             read_tensors(path)
-    assert rows(run)[-1]["step"] > 10
+    assert rows(run)[-1]["step"] >= 10  # each time went on by a row at least
 
 
 def test_metrics_have_one_row_a_step_after_a_kill_and_a_resume(media, tmp_path):
