@@ -27,7 +27,7 @@ from tubelet.data.storage import is_url, size_of
 from tubelet.data.workers import reading, run_all
 from tubelet.files import replacing
 from tubelet.hidden import visible
-from tubelet.types import BadFile, DecodeError, Modality, TubeletError
+from tubelet.types import BadFile, DecodeError, Modality, TubeletError, printable
 
 BAD_FILES = "bad_files.jsonl"
 _ORDER_SEED = 0
@@ -94,6 +94,7 @@ def write_shards(
     allow_outside: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[BadFile], None] = lambda file: None,
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> Summary:
     """Cut the files of some sources into shards.
 
@@ -107,6 +108,7 @@ def write_shards(
         allow_outside: as for training.
         progress: called with files done and all files.
         report: called once with each file that cannot be read.
+        note: called with how lists were read, and what was left out.
 
     Returns:
         What is in the folder now.
@@ -119,6 +121,8 @@ def write_shards(
             raise TubeletError(f"{source}: is a folder of shards already; name the files that it was made from")
     out = Path(out)
     media = list_media(sources, allow_outside)
+    for sentence in media.notes:
+        note(printable(sentence))
     files = [(path, Modality.VIDEO) for path in media.videos] + [(path, Modality.IMAGE) for path in media.images]
     sizes = [_size(path) for path, _ in files]
     jobs = _jobs(out, files, sizes, recipe, shard_mb)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from tubelet.checkpoint import checkpoints, load_vjepa
+from tubelet.hidden import visible
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.hub import WEIGHTS_FILE, save_encoder
 from tubelet.pretrained.sources import find
@@ -41,7 +42,7 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
         raise TubeletError(f"{out}: is a folder, expected a file or a new name")
     if out.is_dir() and ((out / "checkpoints").exists() or checkpoints(out.parent)):
         raise TubeletError(f"{out}: holds a run, whose files would be overwritten: write to another folder")
-    if out.is_dir() and any(file.name != WEIGHTS_FILE for file in out.glob("*.safetensors")):
+    if out.is_dir() and any(file.name != WEIGHTS_FILE for file in visible(out.glob("*.safetensors"))):
         raise TubeletError(f"{out}: holds the weights of another model: write to another folder")
     if out.exists() and not out.suffix and not out.is_dir():
         raise TubeletError(f"{out}: is a file, expected a folder, or a name that ends in .pt or .safetensors")
