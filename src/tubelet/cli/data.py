@@ -99,6 +99,7 @@ def shard(
             allow_outside=allow_outside,
             progress=progress,
             report=partial(say_bad, console),
+            note=partial(say, console),
         )
     already = " (it was there already)" if made.reused else ""
     say(

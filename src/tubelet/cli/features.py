@@ -38,7 +38,14 @@ def embed(
     console = open_console()
     with files_progress(console) as progress:
         made = embed_collection(
-            load(model), sources, out, config, model, progress=progress, report=partial(say_bad, console)
+            load(model),
+            sources,
+            out,
+            config,
+            model,
+            progress=progress,
+            report=partial(say_bad, console),
+            note=partial(say, console),
         )
     before = f" ({made.before} files were done before)" if made.before else ""
     changed = f"; {made.changed} files changed since: their rows were made anew" if made.changed else ""

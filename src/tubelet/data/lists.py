@@ -176,7 +176,7 @@ def _tables(
         return
     columns = _by_csv(text, len(lines), separator) if '"' in text else None
     if columns is not None:
-        width, counts, header = len(columns), None, [column[0].as_py() for column in columns]
+        width, header = len(columns), [column[0].as_py() for column in columns]
     else:
         if '"' in text:
             rows, at = _rows(text, separator, cut_off)

@@ -29,7 +29,7 @@ from tubelet.files import directory_lock, replacing
 from tubelet.hidden import visible
 from tubelet.outputs import check_output
 from tubelet.readers import damaged, read_json
-from tubelet.types import BadFile, DecodeError, Modality, TubeletError
+from tubelet.types import BadFile, DecodeError, Modality, TubeletError, printable
 from tubelet.values import MisfitError, fit, hints
 
 BAD_FILES = "bad_files.jsonl"
@@ -129,6 +129,7 @@ def write_shards(
     allow_outside: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[BadFile], None] = lambda file: None,
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> Summary:
     """Cut the files of some sources into shards.
 
@@ -142,6 +143,7 @@ def write_shards(
         allow_outside: as for training.
         progress: called with files done and all files.
         report: called once with each file that cannot be read.
+        note: called with how lists were read, and what was left out.
 
     Returns:
         What is in the folder now.
@@ -155,6 +157,8 @@ def write_shards(
     out = Path(out)
     check_output(out, "shards", sources)
     media = list_media(sources, allow_outside)
+    for sentence in media.notes:
+        note(printable(sentence))
     files = [(path, Modality.VIDEO) for path in media.videos] + [(path, Modality.IMAGE) for path in media.images]
     sizes = [_size(path) for path, _ in files]
     jobs = _jobs(out, files, sizes, recipe, shard_mb)

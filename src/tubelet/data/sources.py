@@ -130,12 +130,13 @@ def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> Med
         for files in (videos, images, others):
             files.close()
         ends.append(len(shards))
-    names, counts = zip(videos.distinct(), images.distinct(), strict=True)
+    (video_files, video_ends), (image_files, image_ends) = videos.distinct(), images.distinct()
     left = others.distinct()[0]
     if left:
         notes.append(f"left out: {_in_words(left)}")
     notes += hidden.note()
-    return MediaList(*names, list(shards.values()), _by_suffix(left), list(zip(*counts, ends, strict=True)), notes)
+    counts = list(zip(video_ends, image_ends, ends, strict=True))
+    return MediaList(video_files, image_files, list(shards.values()), _by_suffix(left), counts, notes)
 
 
 class _Files:

@@ -57,6 +57,7 @@ def embed_collection(
     name: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[BadFile], None] = lambda file: None,
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> Summary:
     """Encode all clips of some sources and write a row for each.
 
@@ -68,6 +69,7 @@ def embed_collection(
         name: what `tubelet.load` was given, for `search` to load the same model.
         progress: called with files done and all files.
         report: called once with each file that cannot be read.
+        note: called with how lists were read, and what was left out.
 
     Raises:
         StorageError: a source cannot be reached.
@@ -79,6 +81,8 @@ def embed_collection(
     check_output(out, "table", [*sources, name])
     model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
     media = list_media(sources, config.allow_outside)
+    for sentence in media.notes:
+        note(printable(sentence))
     kept = ("image_size", "frames", "fps", "stride_s", "dense", "levels")
     place = Path(name).expanduser()
     settings = {

@@ -49,10 +49,10 @@ def read(data: Path) -> LabelSet | None:
     Raises:
         TubeletError: if a split is empty, or an annotation is missing.
     """
-    found = next((found for root in roots(data, INSIDE) if all(found := [_part(root, name) for name in MARKERS])), None)
-    if found is None:
+    places = ((_part(root, MARKERS[0]), _part(root, MARKERS[1])) for root in roots(data, INSIDE))
+    images, labels = next(((images, labels) for images, labels in places if images and labels), (None, None))
+    if images is None or labels is None:
         return None
-    images, labels = found
     table = np.full(256, IGNORED, np.uint8)
     table[list(LABELS)] = np.arange(len(LABELS))
     legal = np.arange(256) <= LAST_LABEL
