@@ -149,7 +149,6 @@ def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:
         TubeletError: names what would be overwritten, and what to do.
     """
     expected = KINDS[kind]
-    path = path.expanduser() if str(path).startswith("~") else path
     if expected.suffixes and path.suffix.lower() not in expected.suffixes:
         raise TubeletError(f"{path}: expected a name that ends in {' or '.join(expected.suffixes)}")
     try:
