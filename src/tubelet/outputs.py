@@ -148,10 +148,11 @@ def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:
         TubeletError: names what would be overwritten, and what to do.
     """
     expected = KINDS[kind]
-    path = path.expanduser() if str(path).startswith("~") else path
     if expected.suffixes and path.suffix.lower() not in expected.suffixes:
         raise TubeletError(f"{path}: expected a name that ends in {' or '.join(expected.suffixes)}")
     try:
+        if expected.marks and path.is_dir():
+            _refuse_unmarked_folder(path, expected.marks)
         _refuse_inputs(path, expected, inputs)
         _refuse_other_places(path, expected)
         if expected.own is not None:
@@ -244,10 +245,13 @@ def _refuse_foreign_folder(path: Path, kind: str, expected: _Kind) -> None:
             raise TubeletError(
                 f"{path / there[0]}: is there already, and not of a run (no config.json is there); choose another place"
             )
-    if expected.marks and not any(_exists(path / mark) for mark in expected.marks):
-        names = (entry.name for entry in path.iterdir())
-        if any(not name.startswith(".") and not name.endswith(".partial") for name in names):
-            raise TubeletError(f"{path}: holds something else; choose another --out")
+
+
+def _refuse_unmarked_folder(path: Path, marks: Iterable[str]) -> None:
+    """Refuse a folder that holds anything but hidden and unfinished files, and none of the marks."""
+    names = {entry.name for entry in path.iterdir()}
+    if names.isdisjoint(marks) and any(not name.startswith(".") and not name.endswith(".partial") for name in names):
+        raise TubeletError(f"{path}: holds something else; choose another --out")
 
 
 def _exists(path: Path) -> bool:
