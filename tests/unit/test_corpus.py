@@ -15,6 +15,14 @@ from video_corpus import CASES, Case, Truth, steady
 # H.264 in AVI are guessed; clocks that go back are believed; a tone curve for 10,000 nits darkens everything.
 FFMPEG_WRONG = {
     *("edit-two.mp4", "edit-three.mp4", "edit-v1.mp4", "b-frames-h264.avi", "back-500s.ts", "begins-again.ts"),
+    *(
+        "begins-again.mpg",
+        "begins-three-times.ts",
+        "edit-nothing.mp4",
+        "edit-fast.mp4",
+        "size-changes.mkv",
+        "size-changes.webm",
+    ),
     *("size-changes.ts", "cut-off.mp4", "cut-off.mov", "cut-off.mkv", "cut-off.webm", "damaged.mp4"),
 }
 
