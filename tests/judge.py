@@ -195,7 +195,7 @@ def _look_problems(opened: Opened, truth: Truth, pixels: list[Any]) -> Iterator[
 
 @contextmanager
 def tubelet_reader(path: Path) -> Iterator[Opened]:
-    """The package: all frames, one pass, and clips by time must agree."""
+    """The package: all frames, one pass, and clips by time must agree to the bit."""
     from tubelet.data.decode import open_video, read_clips, read_frames
 
     frames = read_frames(path)
@@ -206,11 +206,16 @@ def tubelet_reader(path: Path) -> Iterator[Opened]:
     with open_video(path) as (info, scan):
         middles = frames.times + 0.4 * np.diff(frames.times, append=frames.times[-1] + 1 / max(info.fps, 1))
         passed = [np.array(image) for image, _, repeats in scan(middles, None) for _ in range(repeats)]
-    if [read_number(p) for p in passed] != [read_number(p) for p in pixels]:
-        raise AssertionError(f"one pass gives {len(passed)} frames, reading all {len(pixels)}, or others")
+    if not np.array_equal(np.array(passed), pixels):
+        raise AssertionError(f"one pass gives {len(passed)} frames, reading all {len(pixels)}, or other pixels")
+    places = {second: place for place, second in enumerate(frames.times.tolist())}
 
     def clips(seconds: Sequence[np.ndarray]) -> Sequence[Sequence[Any]]:
-        return [clip.pixels.numpy() for clip in read_clips(path, lambda info: list(seconds))[1]]
+        found = read_clips(path, lambda info: list(seconds))[1]
+        for clip in found:
+            if not np.array_equal(clip.pixels.numpy(), pixels[[places[second] for second in clip.times.tolist()]]):
+                raise AssertionError(f"a clip has other pixels than the whole video, at {clip.times} s")
+        return [clip.pixels.numpy() for clip in found]
 
     size = (info.width, info.height)
     yield Opened((list(pixels), frames.times), clips, info.duration_s, info.fps, 0.0, size)

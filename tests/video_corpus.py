@@ -116,15 +116,22 @@ def _part(path: Path, name: str) -> Path:
     return folder / f"{path.name}-{name}"
 
 
-def _copy(codec: str = "libx264", start: int = 0, offset_s: float = 0.0, filters: str | None = None, **options: Any):
-    """Encode and copy the packets, from a keyframe on, into the file."""
+def _copy(
+    codec: str = "libx264",
+    start: int = 0,
+    skip: int = 0,
+    offset_s: float = 0.0,
+    filters: str | None = None,
+    **options: Any,
+) -> Callable[[Path], Path]:
+    """Encode and copy the packets, from a keyframe on or from the middle of a group, into the file."""
     muxing, container = options.pop("muxing", None), options.pop("container", None)
 
     def write(path: Path) -> Path:
         # MP4 keeps the parameter sets of a stream once, in its header: a transport stream cut from one could have none.
-        suffix = path.suffix if path.suffix == ".ts" else ".mp4"
+        suffix = path.suffix if path.suffix in (".ts", ".mpg") else ".mp4"
         source = encode(_part(path, f"whole{suffix}"), codec, **options)
-        return remux(source, path, start, offset_s, muxing, filters, container)
+        return remux(source, path, start, skip, offset_s, muxing, filters, container)
 
     return write
 
@@ -133,10 +140,12 @@ def _plain(codec: str = "libx264", **options: Any) -> Callable[[Path], Path]:
     return lambda path: encode(path, codec, **options)
 
 
-def _edited(*edits: tuple[float, float | None], bframes: int = 2, version: int = 0) -> Callable[[Path], Path]:
+def _edited(
+    *edits: tuple[float, float | None], bframes: int = 2, version: int = 0, rate: int = 1
+) -> Callable[[Path], Path]:
     def write(path: Path) -> Path:
         source = encode(_part(path, "whole.mp4"), bframes=bframes, frames=60)
-        return with_edits(source, path, edits, version)
+        return with_edits(source, path, edits, version, rate)
 
     return write
 
@@ -162,16 +171,20 @@ def _anamorphic(codec: str, ratio: Fraction, width: int, frames: int = 12, turn:
     return write
 
 
-def _interlaced(codec: str, top_first: bool, **options: Any) -> Callable[[Path], Path]:
+def _interlaced(
+    codec: str, top_first: bool, turn: str = "none", woven: bool = True, **options: Any
+) -> Callable[[Path], Path]:
     order = "tff" if top_first else "bff"
 
     def write(path: Path) -> Path:
-        pictures = [interlaced_card(i, top_first) for i in range(24)]
+        pictures = [interlaced_card(i, top_first) if woven else card(i) for i in range(24)]
+        pictures = [np.ascontiguousarray(stored(picture, MATRICES[turn])) for picture in pictures]
         more = {"flags": "+ildct+ilme+qscale", "field_order": "tt" if top_first else "bb"}
         if codec == "libx264":
             params = encoder_options("libx264", 2, 12)["x264-params"] + f":{order}=1"
             more = {"x264-params": params}
-        return encode(path, codec, cards=pictures, fps=25, top_first=top_first, options=more, **options)
+        encode(path, codec, cards=pictures, fps=25, options=more, **options)
+        return path if turn == "none" else with_matrix(path, MATRICES[turn])
 
     return write
 
@@ -220,10 +233,18 @@ def hdr_card(number: int, curve: Callable[[np.ndarray], np.ndarray]) -> np.ndarr
     return curve(203 * (linear @ TO_BT2020.T))
 
 
-def _hdr(codec: str, curve: Callable[[np.ndarray], np.ndarray], tags: tuple[int, int, int], **options: Any):
+def _hdr(
+    codec: str,
+    curve: Callable[[np.ndarray], np.ndarray],
+    tags: tuple[int, int, int],
+    turn: str = "none",
+    pix_fmt: str = "yuv420p10le",
+    **options: Any,
+) -> Callable[[Path], Path]:
     def write(path: Path) -> Path:
-        pictures = [hdr_card(i, curve) for i in range(8)]
-        return encode(path, codec, cards=pictures, matrix="bt2020", tags=tags, pix_fmt="yuv420p10le", **options)
+        pictures = [np.ascontiguousarray(stored(hdr_card(i, curve), MATRICES[turn])) for i in range(8)]
+        encode(path, codec, cards=pictures, matrix="bt2020", tags=tags, pix_fmt=pix_fmt, **options)
+        return path if turn == "none" else with_matrix(path, MATRICES[turn])
 
     return write
 
@@ -270,6 +291,14 @@ def _begins_again(path: Path) -> Path:
     return joined(path, encode(_part(path, "0.ts")), encode(_part(path, "1.ts"), first=48))
 
 
+def _joined_mpg(path: Path) -> Path:
+    return joined(path, *(encode(_part(path, f"{i}.mpg"), "mpeg2video", first=48 * i, fps=25) for i in range(2)))
+
+
+def _thrice(path: Path) -> Path:
+    return joined(path, *(encode(_part(path, f"{i}.ts"), first=16 * i, frames=16) for i in range(3)))
+
+
 def _gap(path: Path) -> Path:
     later = {"output_ts_offset": "3600"}
     return joined(path, encode(_part(path, "0.ts")), encode(_part(path, "1.ts"), first=48, muxing=later))
@@ -278,6 +307,30 @@ def _gap(path: Path) -> Path:
 def _size_changes(path: Path) -> Path:
     large = encode(_part(path, "1.ts"), cards=[card(i, 96, 96) for i in range(24)], muxing={"output_ts_offset": "2"})
     return joined(path, encode(_part(path, "0.ts"), frames=24), large)
+
+
+def _size_changes_packets(path: Path, codec: str = "libx264") -> Path:
+    """The second half is of another size, which its packets alone say."""
+    parts = [
+        encode(
+            _part(path, f"{i}.{'ts' if codec == 'libx264' else 'webm'}"),
+            codec,
+            cards=[card(n, 64 + 32 * i, 64 + 32 * i) for n in range(24)],
+        )
+        for i in range(2)
+    ]
+    with av.open(str(path), "w") as new:
+        files = [av.open(str(part)) for part in parts]
+        out = new.add_stream_from_template(files[0].streams.video[0])
+        for number, file in enumerate(files):
+            stream = file.streams.video[0]
+            for packet in file.demux(stream):
+                if packet.size:
+                    shift = round(2 * number / stream.time_base) - (stream.start_time or 0)
+                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, out
+                    new.mux(packet)
+            file.close()
+    return path
 
 
 def _with_cover(path: Path) -> Path:
@@ -351,6 +404,7 @@ _OPEN = {
         },
     },
 }
+_MIDDLE = steady(range(12, 48), lead_s=1.0)
 _SAR2, _SAR89 = Fraction(2), Fraction(8, 9)
 _ODD = dict(_sized(65, 49))
 _DELAY = 2.0
@@ -418,11 +472,31 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
             _plain(times=[i / 12 + 20 * (i >= 24) for i in range(48)]),
             Truth(starts=tuple(i / 12 + 20 * (i >= 24) for i in range(48)), duration_s=24.0),
         ),
+        ("ntsc.mp4", "variable rate", _plain(fps=30000 / 1001), steady(range(48), 30000 / 1001)),
+        ("240-per-second.mp4", "variable rate", _plain(fps=240), steady(range(48), 240)),
+        (
+            "2-s-a-frame.mp4",
+            "variable rate",
+            _plain(times=[2.0 * i for i in range(48)]),
+            Truth(starts=tuple(2.0 * i for i in range(48)), duration_s=96.0),
+        ),
         # Open GOPs cut by stream copy
         *(
             (f"cut-{name}{suffix}", "open-GOP cut", _copy(codec, start=1, **_OPEN[codec]), _CUT)
             for codec, name in (("libx264", "h264"), ("libx265", "hevc"))
             for suffix in (".mp4", ".mov", ".mkv", ".ts")
+        ),
+        ("cut-mpeg2.ts", "open-GOP cut", _copy("mpeg2video", start=1, fps=25), steady(range(12, 48), 25, lead_s=0.5)),
+        ("cut-mpeg2.mpg", "open-GOP cut", _copy("mpeg2video", start=1, fps=25), steady(range(12, 48), 25, lead_s=0.5)),
+        ("mid-group.ts", "open-GOP cut", _copy(skip=5), _MIDDLE),
+        ("mid-group.mkv", "open-GOP cut", _copy(skip=5), _MIDDLE),
+        ("mid-group.mp4", "open-GOP cut", _copy(skip=5), _MIDDLE),
+        ("mid-group-hevc.ts", "open-GOP cut", _copy("libx265", skip=5), _MIDDLE),
+        (
+            "mid-group-mpeg2.ts",
+            "open-GOP cut",
+            _copy("mpeg2video", skip=5, fps=25),
+            steady(range(12, 48), 25, lead_s=0.5),
         ),
         # Edit lists
         ("edit-trim.mp4", "edit list", _edited((1.0, 0.5)), _segments(range(6, 18))),
@@ -463,6 +537,9 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
         ),
         ("edit-repeat.mp4", "edit list", _edited((1.0, 0.5), (1.0, 0.5)), _segments(range(6, 18), range(6, 18))),
         ("edit-back.mp4", "edit list", _edited((1.0, 3.0), (1.0, 1.0)), _segments(range(36, 48), range(12, 24))),
+        ("edit-fast.mp4", "edit list", _edited((1.0, 0.5), rate=2), refused("rate|edit")),
+        ("edit-beyond.mp4", "edit list", _edited((9.0, 3.0)), _segments(range(36, 60), refused="edit|truncated")),
+        ("edit-nothing.mp4", "edit list", _edited((1.0, 30.0)), refused("edit|no frames|shows")),
         # Where the video's time begins
         ("late.mp4", "start delay", _plain(times=[_DELAY + i / 12 for i in range(48)]), WHOLE),
         ("late.mkv", "start delay", _plain(times=[_DELAY + i / 12 for i in range(48)]), WHOLE),
@@ -504,6 +581,14 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
                 refused="clock|time|gap|apart",
             ),
         ),
+        (
+            "wrap.mpg",
+            "clock",
+            _plain("mpeg2video", fps=25, muxing={"output_ts_offset": f"{_WRAP - 1:.6f}"}),
+            steady(range(48), 25),
+        ),
+        ("begins-again.mpg", "clock", _joined_mpg, steady(range(96), 25, refused="clock|time")),
+        ("begins-three-times.ts", "clock", _thrice, steady(range(48), refused="clock|time")),
         # Orientation
         *(
             (
@@ -560,12 +645,51 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
         ("tff.mp4", "interlaced", _interlaced("libx264", True), steady(range(24), 25, interlaced=True)),
         ("bff.mp4", "interlaced", _interlaced("libx264", False), steady(range(24), 25, interlaced=True)),
         ("tff.ts", "interlaced", _interlaced("libx264", True), steady(range(24), 25, interlaced=True)),
+        (
+            "tff-mirrored.mp4",
+            "interlaced",
+            _interlaced("libx264", True, turn="mirrored left-right"),
+            steady(range(24), 25, interlaced=True),
+        ),
+        ("tff.mov", "interlaced", _interlaced("mpeg2video", True), steady(range(24), 25, interlaced=True)),
+        (
+            "tff-422.mkv",
+            "interlaced",
+            _interlaced("libx264", True, pix_fmt="yuv422p"),
+            steady(range(24), 25, interlaced=True),
+        ),
+        ("flagged-only.mp4", "interlaced", _interlaced("libx264", True, woven=False), steady(range(24), 25)),
         # High dynamic range
         ("pq.mp4", "HDR", _hdr("libx265", pq, PQ), steady(range(8), patches=HDR_PATCHES, tolerance=40)),
         ("pq.mkv", "HDR", _hdr("libx265", pq, PQ), steady(range(8), patches=HDR_PATCHES, tolerance=40)),
         ("hlg.mp4", "HDR", _hdr("libx265", hlg, HLG), steady(range(8), patches=HDR_PATCHES, tolerance=40)),
         ("hlg.ts", "HDR", _hdr("libx265", hlg, HLG), steady(range(8), patches=HDR_PATCHES, tolerance=40)),
         ("hlg.mov", "HDR", _hdr("libx265", hlg, HLG, tag="hvc1"), steady(range(8), patches=HDR_PATCHES, tolerance=40)),
+        (
+            "hlg-rotated.mov",
+            "HDR",
+            _hdr("libx265", hlg, HLG, turn="rotated 90", tag="hvc1"),
+            steady(range(8), patches=HDR_PATCHES, tolerance=40),
+        ),
+        (
+            "pq-full-range.mp4",
+            "HDR",
+            _hdr("libx265", pq, PQ, full=True),
+            steady(range(8), patches=HDR_PATCHES, tolerance=40),
+        ),
+        (
+            "pq-12-bit.mp4",
+            "HDR",
+            _hdr("libx265", pq, PQ, pix_fmt="yuv420p12le"),
+            steady(range(8), patches=HDR_PATCHES, tolerance=40),
+        ),
+        ("pq-h264.mp4", "HDR", _hdr("libx264", pq, PQ), steady(range(8), patches=HDR_PATCHES, tolerance=40)),
+        (
+            "hlg-422.mp4",
+            "HDR",
+            _hdr("libx265", hlg, HLG, pix_fmt="yuv422p10le"),
+            steady(range(8), patches=HDR_PATCHES, tolerance=40),
+        ),
         # Levels and colors
         ("untagged.mp4", "colors", _plain(frames=12), _FEW),
         ("bt601.mp4", "colors", _plain(frames=12, tags=BT601), _FEW),
@@ -607,6 +731,8 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
         ),
         ("cropped.mp4", "size", _plain(**_sized(90, 50)), steady(range(12), size=(90, 50), aspect=1.8)),
         ("size-changes.ts", "size", _size_changes, refused("size")),
+        ("size-changes.mkv", "size", lambda path: _size_changes_packets(path), refused("size")),
+        ("size-changes.webm", "size", lambda path: _size_changes_packets(path, "libvpx-vp9"), refused("size")),
         # Streams beside the video
         ("cover.mp4", "streams", _with_cover, WHOLE),
         ("two-videos.mp4", "streams", _two_videos, WHOLE),

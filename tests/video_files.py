@@ -118,12 +118,16 @@ def remux(
     source: Path,
     target: Path,
     start: int = 0,
+    skip: int = 0,
     offset_s: float = 0.0,
     muxing: dict[str, str] | None = None,
     filters: str | None = None,
     container: str | None = None,
 ) -> Path:
-    """The packets of a video from its keyframe number `start` (counting from 0) on, as they are, in another file."""
+    """The packets of a video from its keyframe number `start` (counting from 0) on, as they are, in another file.
+
+    The first `skip` of them are left out.
+    """
     with av.open(str(source)) as old, av.open(str(target), "w", format=container, options=muxing or {}) as new:
         stream = old.streams.video[0]
         out = new.add_stream_from_template(stream)
@@ -133,6 +137,9 @@ def remux(
         for packet in old.demux(stream):
             keys += packet.is_keyframe
             if keys < start or not packet.size:
+                continue
+            if skip:
+                skip -= 1
                 continue
             packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
             for filtered in copied.filter(packet) if copied else [packet]:
@@ -171,7 +178,9 @@ def make_box(name: bytes, content: bytes) -> bytes:
     return (8 + len(content)).to_bytes(4, "big") + name + content
 
 
-def with_edits(source: Path, target: Path, edits: Sequence[tuple[float, float | None]], version: int = 0) -> Path:
+def with_edits(
+    source: Path, target: Path, edits: Sequence[tuple[float, float | None]], version: int = 0, rate: int = 1
+) -> Path:
     """A copy of an MP4 with B-frames whose edit list shows seconds (length, begin); begin None for a pause."""
     data = bytearray(source.read_bytes())
     at = find_box(data, b"moov", b"mvhd")[0]
@@ -182,7 +191,7 @@ def with_edits(source: Path, target: Path, edits: Sequence[tuple[float, float | 
     lead = int.from_bytes(data[old + 20 : old + 24], "big")  # what the muxer skips for the delay of B-frames
     layout = ">QqHH" if version else ">IiHH"
     entries = b"".join(
-        struct.pack(layout, round(length * movie), -1 if begin is None else lead + round(begin * media), 1, 0)
+        struct.pack(layout, round(length * movie), -1 if begin is None else lead + round(begin * media), rate, 0)
         for length, begin in edits
     )
     content = bytes([version, 0, 0, 0]) + len(edits).to_bytes(4, "big") + entries

@@ -6,16 +6,21 @@ import numpy as np
 import pytest
 from av.error import FFmpegError
 
+import decoders
 from cards import MATRICES, PATCHES, card, circle_ratio, combing, interlaced_card, read_number, read_patches, stored
-from judge import Opened, among, judge, player_reader, problems, tubelet_reader
+from judge import Opened, Verdict, among, judge, player_reader, problems, tubelet_reader
 from tubelet.types import DecodeError
 from video_corpus import CASES, Case, Truth, steady
 
-# What FFmpeg itself reads otherwise: after a join of two edits its times go back by what B-frames are delayed; times of
-# H.264 in AVI are guessed; clocks that go back are believed; a tone curve for 10,000 nits darkens everything.
+# What FFmpeg with a player's filters does not read as the truth says.
 FFMPEG_WRONG = {
-    *("edit-two.mp4", "edit-three.mp4", "edit-v1.mp4", "b-frames-h264.avi", "back-500s.ts", "begins-again.ts"),
-    *("size-changes.ts", "cut-off.mp4", "cut-off.mov", "cut-off.mkv", "cut-off.webm", "damaged.mp4"),
+    # After a join of two edits its times go back by the delay of the B-frames.
+    *("edit-two.mp4", "edit-three.mp4", "edit-v1.mp4"),
+    # It guesses the times of H.264 in AVI, and believes clocks that go back.
+    *("b-frames-h264.avi", "back-500s.ts", "begins-again.ts", "begins-again.mpg", "begins-three-times.ts"),
+    # It reads what should be refused.
+    *("edit-fast.mp4", "edit-nothing.mp4", "size-changes.ts", "size-changes.mkv", "size-changes.webm", "damaged.mp4"),
+    *("cut-off.mp4", "cut-off.mov", "cut-off.mkv", "cut-off.webm"),
 }
 
 
@@ -100,3 +105,22 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape != b.shape:  # both have square pixels, but one kept the lines and the other the columns
         return float(np.abs(read_patches(a) - read_patches(b)).mean())
     return float(np.abs(a - b).mean())
+
+
+def test_the_table_of_decoders_counts_what_fits_and_says_what_does_not(tmp_path: Path) -> None:
+    mirrored = next(i for i, case in enumerate(CASES) if case.name == "matrix-mirrored-left-right.mp4")
+    damaged = next(i for i, case in enumerate(CASES) if case.name == "damaged.mp4")
+    verdicts = {"one": [Verdict("right", True)] * len(CASES), "other": [Verdict("right", True)] * len(CASES)}
+    for number in (mirrored, damaged):
+        path = CASES[number].make(tmp_path)
+        verdicts["other"][number] = decoders.judge_one("pyav", number, str(path))
+        verdicts["one"][number] = decoders.judge_one("tubelet", number, str(path))
+    counts = list(decoders.summary(verdicts))
+    assert (
+        "| display matrix | 10 | 10 | 9 |" in counts
+        and counts[-1] == f"| all | {len(CASES)} | {len(CASES)} | {len(CASES) - 1} |"
+    )
+    (row,) = list(decoders.details(verdicts, everything=False))[2:]
+    assert row.startswith("| `matrix-mirrored-left-right.mp4` | display matrix | right | wrong: ")
+    (row,) = [row for row in decoders.details(verdicts, everything=True) if "`damaged.mp4`" in row]
+    assert row.count("right (refused: ") == 2
