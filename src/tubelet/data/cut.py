@@ -17,6 +17,8 @@ from tubelet.types import DecodeError, Modality
 
 # Fine enough that a reader, which allows half a tick, finds each frame at the very moment it begins in the source.
 _TICKS = 90_000
+# Segments that one frame may fill: what lasts long and shows little is not worth more.
+_STILL = 4
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ def _segments(path: str, recipe: Recipe) -> Iterator[Piece]:
     """Equal segments of a video, each with the frames that are shown at the moments 0, 1 / fps, 2 / fps, ...
 
     A frame keeps the time at which it begins, so that whatever falls between two moments is later than in the source by
-    less than 1 / fps, and whatever falls on one is the same frame. There are no more segments than frames.
+    less than 1 / fps, and whatever falls on one is the same frame.
+    There are at most four segments for each frame of the video.
     """
     with open_video(path) as (info, scan):
         moments = int(np.ceil(info.duration_s * recipe.fps - 1e-3))
         if moments < 2:
             raise DecodeError(path, f"lasts {info.duration_s:.3f} s, less than two frames at {recipe.fps:g} fps")
-        count = max(1, min(int(info.duration_s / recipe.segment_s + 1e-3), info.frames or moments))
+        count = max(1, min(int(info.duration_s / recipe.segment_s + 1e-3), _STILL * (info.frames or moments)))
         bounds = [moments * k // count for k in range(count + 1)]
         height, width = fit(info.height, info.width, recipe.size, multiple=2)
         at, segment, film = 0, 0, _Film(recipe, height, width)

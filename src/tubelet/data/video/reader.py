@@ -13,7 +13,7 @@ import numpy as np
 
 from tubelet.data.containers import Media
 from tubelet.data.limits import check_duration, check_gap, check_picture
-from tubelet.data.suffixes import MATROSKA, MP4, MPEG_PS
+from tubelet.data.suffixes import MATROSKA, MP4
 from tubelet.data.video.image import Converter
 from tubelet.data.video.stream import JOINED_FORMATS, TIMED_FORMATS, VideoStream
 from tubelet.data.video.timestamps import (
@@ -126,7 +126,7 @@ class VideoReader(VideoStream):
             raise DecodeError(self.path, "has no frames, or none with a time")
         if self.format not in TIMED_FORMATS:
             # Where times are guessed, frames that change order get other ones after a seek than from the start.
-            self.timed = table.complete and (self.format == MPEG_PS or not self.decoder.has_b_frames)
+            self.timed = table.complete and not self.decoder.has_b_frames
             self.skipping, self.seekable = False, self.timed or not self.decoder.has_b_frames
         self.joins = table.breaks
         self._check_gaps(table.times)
@@ -163,7 +163,7 @@ class VideoReader(VideoStream):
                 self.path,
                 f"truncated at {measured_s:.1f} s (its header promises {claimed_s:.1f} s): re-export or remove it",
             )
-        if self.timed or abs(measured_s - claimed_s) > margin:
+        if self.timed or self.format in JOINED_FORMATS or abs(measured_s - claimed_s) > margin:
             claimed_s = measured_s
         if self.joins or not 0 < fps <= 400:
             fps = count / measured_s

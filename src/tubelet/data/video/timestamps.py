@@ -164,7 +164,7 @@ def program_of(path: str, edits: Sequence[Edit], table: PacketTable, tick: Fract
                 begins = kept - edit.begin + round(at)
             media.append(kept)
             shown.append(begins)
-            available = length if edit.rate == 0 else max(0, min(length, table.end - edit.begin))
+            available = length if edit.rate == 0 else min(length, Fraction(max(0, table.end - edit.begin)))
             end = round(at + available) if len(kept) else end
         at += length
     if not sum(map(len, media)):
