@@ -117,7 +117,7 @@ def test_a_training_that_was_stopped_after_an_epoch_ends_with_the_same_weights(t
 
 def test_a_damaged_state_is_named(tmp_path):
     (tmp_path / "state.pt").write_bytes(b"not a state")
-    with pytest.raises(TubeletError, match=r"state\.pt.*delete it"):
+    with pytest.raises(TubeletError, match=r"state\.pt.*delete this state"):
         trained(tmp_path / "state.pt")
 
 

@@ -188,9 +188,9 @@ def test_batches_of_clips_that_wait_are_bounded():
     config = EmbedConfig(frames=4, image_size=128, batch_size=4, workers=3, prefetch_mb=1)  # 786 kB
     with pytest.warns(UserWarning, match="the clips of a batch are 0.8 MB, .* 1 of 3 workers start; .* 3 would"):
         loader = clip_loader(CollectionClips(media, config, {}))
-    assert (loader.num_workers, loader.prefetch_factor) == (1, 1)
+    assert (loader.loader.num_workers, loader.loader.prefetch_factor) == (1, 1)
     loader = clip_loader(CollectionClips(media, dataclasses.replace(config, prefetch_mb=5), {}))
-    assert (loader.num_workers, loader.prefetch_factor) == (3, 2)
+    assert (loader.loader.num_workers, loader.loader.prefetch_factor) == (3, 2)
 
 
 def test_a_quick_look_is_spread_over_a_list():

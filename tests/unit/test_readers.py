@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from tubelet.array_files import Array, open_tensors, read_arrays, read_parquet, read_pt, read_tensors
-from tubelet.readers import parse_json, read_csv, read_json, read_jsonl, read_text
+from tubelet.data.tables import read_table
+from tubelet.readers import parse_json, read_json, read_jsonl, read_text
 from tubelet.types import TubeletError
 
 
@@ -97,10 +98,10 @@ def test_lines_of_json_are_named_and_a_last_one_without_an_end_is_none(tmp_path)
         list(read_jsonl(path, Row, "x"))
 
 
-def test_text_and_csv(tmp_path):
+def test_text_and_tables(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b"\xef\xbb\xbfid,key\n1,a\n")
-    assert read_csv(path, ("id", "key")) == [{"id": "1", "key": "a"}]
+    assert read_table(path, ("id", "key")) == [(2, {"id": "1", "key": "a"})]
     for content, words in (
         (b"id\n1\n", "has no column key; found id"),
         (b"id,key\n1\n", "line 2 has fewer values"),
@@ -109,7 +110,7 @@ def test_text_and_csv(tmp_path):
     ):
         path.write_bytes(content)
         with pytest.raises(TubeletError, match=words):
-            read_csv(path, ("id", "key"))
+            read_table(path, ("id", "key"))
     with pytest.raises(TubeletError, match="larger than the limit of 10 bytes"):
         read_text(path, limit=10)
     with pytest.raises(TubeletError, match="is a folder, expected a file"):

@@ -260,8 +260,8 @@ def announce(
         f"{str(dtype).removeprefix('torch.')} on {device}"
         + (f", {world.size} processes by {parallel}" if world.size > 1 else ""),
     )
-    if note := step_prefetch(config, media, world.rank, world.size).note:
-        say(console, note, "yellow")
+    if fewer := step_prefetch(config, media, world.rank, world.size).note:
+        say(console, fewer, "yellow")
     if dtype is torch.bfloat16 and not has_bf16_units(device):
         say(console, f"this {device} has no bf16 units: --precision fp32 would be many times faster", "yellow")
     for change in run.changed:
