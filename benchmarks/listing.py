@@ -55,11 +55,11 @@ def main() -> None:
 
 def write(folder: Path, side: str, files: int) -> Path:
     """A list of files that do not exist, or a folder of empty ones."""
-    names = [f"class {i % 400:03d}/video_{i:08d}.mp4" for i in range(files)]
+    names = [f"class-{i % 400:03d}/video_{i:08d}.mp4" for i in range(files)]
     if side == "folder":
         root = folder / "files"
         for number in range(min(files, 400)):
-            (root / f"class {number:03d}").mkdir(parents=True)
+            (root / f"class-{number:03d}").mkdir(parents=True)
         for name in names:
             os.close(os.open(root / name, os.O_CREAT | os.O_WRONLY))
         return root
