@@ -127,6 +127,16 @@ def test_ratios_that_are_unknown_or_nearly_one_are_square(tmp_path: Path) -> Non
         assert read_info(write(tmp_path / "a.mp4", [gray_quadrants(64, 96)] * 2, setup=setup)).width == 96
 
 
+@pytest.mark.parametrize("ratio", [Fraction(16), Fraction(1, 20)])
+def test_ratios_of_no_camera_are_refused(ratio: Fraction, tmp_path: Path) -> None:
+    def setup(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = ratio
+
+    path = write(tmp_path / "a.mp4", [gray_quadrants(64, 96)] * 2, setup=setup)
+    with pytest.raises(DecodeError, match=f"pixels {ratio.numerator}:{ratio.denominator} as wide as high"):
+        read_info(path)
+
+
 def write_interlaced(path: Path, codec: str, top_first: bool, count: int = 30) -> Path:
     """A bar that moves 4 pixels from field to field; a frame's two fields show it at different places."""
     images = []

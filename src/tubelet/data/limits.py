@@ -10,9 +10,9 @@ from tubelet.types import DecodeError
 VIDEO_PIXELS = 8192 * 4320
 # Of one still image: Pillow's own limit.
 IMAGE_PIXELS = 2**30 // 12
-# Of a video, in seconds: a week; and of one frame: ten minutes.
+# Of a video, in seconds: a week; and of one frame: an hour, as of a slide in a recorded lecture.
 DURATION_S = 7 * 24 * 3600
-FRAME_S = 600
+FRAME_S = 3600
 # Of one line of a manifest, or of an index of shards.
 LINE_CHARACTERS = 2**16
 # Of a whole manifest.

@@ -11,6 +11,8 @@ from tubelet.types import DecodeError
 
 # Ratios this near to one are rounded sizes of square pixels (1918 columns shown as 1920, say).
 _SQUARE = 0.005
+# Width over height of a pixel, or the inverse: cameras and discs have at most 2.
+WIDEST = 10
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,14 @@ def display_of(path: str, frame: Any, aspect: Fraction | None) -> Display:
         aspect: of its pixels, width over height; None or 0 if unknown, which is square.
 
     Raises:
-        DecodeError: it is to be turned by something else than quarter turns.
+        DecodeError: it is to be turned by something else than quarter turns, or its pixels are no shape of a camera's.
     """
+    if aspect and aspect > 0 and not 1 / WIDEST <= aspect <= WIDEST:
+        raise DecodeError(
+            path,
+            f"has pixels {aspect.numerator}:{aspect.denominator} as wide as high, expected at most {WIDEST}:1 either "
+            "way: re-encode it with square pixels",
+        )
     ratio = Fraction(1) if not aspect or aspect <= 0 or abs(aspect - 1) <= _SQUARE else Fraction(aspect)
     try:
         matrix = frame.side_data.get(Type.DISPLAYMATRIX)
