@@ -145,7 +145,9 @@ class Leftovers:
         return processes + left_shared_memory(self.shared, self.began) + temporary + written
 
     def _is_ours(self, path: Path) -> bool:
-        """Whether this process's own `multiprocessing` removes it at its end."""
+        """Whether `multiprocessing` removes it at the end of this process, or onnxruntime wrote it when imported."""
+        if path.name == ".ses":
+            return True
         process = sys.modules.get("multiprocessing.process")
         return process is not None and str(path) == process.current_process()._config.get("tempdir")
 

@@ -99,6 +99,10 @@ class Command:
         self.process.start()
         self.family = Family(self.process.pid, temporary)
 
+    def workers(self):
+        """The processes that the command started and that have begun their work."""
+        return [p for p in self.family.root.children() if lives(p) and p.num_threads() > 1]
+
     def victim(self, kind):
         """The process of a kind, once the command is at work."""
         root = self.family.root
@@ -107,7 +111,8 @@ class Command:
         if kind == "supervisor":
             self.victim("engine")
             return self.family.wait_for(lambda p: "supervisor.py" in words(p))
-        worker = self.family.wait_for(lambda p: p.ppid() == root.pid and p.num_threads() > 1)
+        # One of two: `extract` reads the first file with one worker, which may have ended its work when it is killed.
+        worker = self.family.wait_for(lambda p: p in (working := self.workers()) and len(working) > 1)
         time.sleep(0.3)
         self.family.look()
         return worker if kind == "worker" else root

@@ -54,7 +54,7 @@ def test_a_run_at_work_is_at_work_and_not_damaged(media, run, tmp_path):
     (live / "metrics.jsonl").write_text('{"step": 1, "lo\n')
     with directory_lock(live), pytest.raises(TubeletError, match="another process is writing to it; wait for it"):
         train_quietly(tiny_config(media, steps=4), live, resume=True)
-    with pytest.raises(TubeletError, match=r"metrics\.jsonl, line 1: is damaged"):
+    with pytest.raises(TubeletError, match=r"metrics\.jsonl, line 1: is not JSON"):
         train_quietly(tiny_config(media, steps=4), live, resume=True)
 
 

@@ -155,7 +155,7 @@ def test_a_sharded_run_goes_on_from_a_single_file(media, alone, tmp_path):
         torch.testing.assert_close(mine[name], tensor, atol=5e-4, rtol=1e-3)
     part = next(checkpoints(run)[-1].glob("*.safetensors"))
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(TubeletError, match="copy the whole folder again"):
+    with pytest.raises(TubeletError, match="copy the whole checkpoint folder again"):
         load_vjepa(run)
 
 

@@ -88,7 +88,7 @@ def test_a_run_says_that_the_model_it_follows_has_changed(media, pretrained, tmp
 def test_a_distilled_student_learns_the_frozen_models_last_level(distilled):
     learned = [row["loss"] for row in rows(distilled)]
     assert len(learned) == STEPS
-    assert sum(learned[-5:]) < 0.95 * sum(learned[:5])
+    assert sum(learned[-5:]) < 0.97 * sum(learned[:5])
 
 
 def test_a_distilled_run_holds_the_students_average_and_not_the_frozen_model(distilled):

@@ -35,7 +35,7 @@ def table(tmp_path):
 
 
 def test_rows_that_are_not_finite_hide_no_neighbors_and_are_counted(table):
-    with pytest.warns(UserWarning, match="the features of 3 clips are not finite or all zero"):
+    with pytest.warns(UserWarning, match="3 of 5 rows have features without a direction"):
         hits = search(table, "a.png", 3, model([1.0, 0.0, 0.0, 0.0]))
     assert [hit.path for hit in hits] == ["1.png", "4.png"] and hits[0].similarity == pytest.approx(1)
 
@@ -43,8 +43,8 @@ def test_rows_that_are_not_finite_hide_no_neighbors_and_are_counted(table):
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ([np.nan] * 4, "features are not finite"),
-        ([0.0] * 4, "or all zero"),
+        ([np.nan] * 4, "have no direction .length nan"),
+        ([0.0] * 4, "have no direction .length 0"),
         ([1.0] * 5, "vectors of 4 channels, the model has 5"),
     ],
 )

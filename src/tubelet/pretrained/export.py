@@ -129,6 +129,7 @@ def _to_onnx(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> 
         raise TubeletError(
             f"{out}: writing ONNX needs {error.name}: pip install onnx onnxscript onnxruntime"
         ) from error
+    onnxruntime.disable_telemetry_events()  # what is exported concerns nobody else
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it counts the packages that it could also translate
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
