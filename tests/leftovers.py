@@ -4,6 +4,7 @@ Looked for at the end: processes, shared memory, files in the temporary folder, 
 each test a real-time scheduling policy, which everything started later would inherit.
 """
 
+import getpass
 import os
 import shutil
 import sys
@@ -21,6 +22,9 @@ import pytest
 MARK = "TUBELET_TEST_SESSION"  # in the environment of all that a session starts
 SHARED_MEMORY = Path("/dev/shm")
 CACHES = {"__pycache__", "build", "dist"}
+# What libraries write into the temporary folder whatever they are told: a session file of onnxruntime, and the compiled
+# headers of PyTorch's inductor.
+LIBRARIES = {".ses", f"torchinductor_{getpass.getuser()}"}
 GRACE_S = 15.0  # what ends by itself needs a moment on a busy machine
 
 
@@ -145,8 +149,8 @@ class Leftovers:
         return processes + left_shared_memory(self.shared, self.began) + temporary + written
 
     def _is_ours(self, path: Path) -> bool:
-        """Whether `multiprocessing` removes it at the end of this process, or onnxruntime wrote it when imported."""
-        if path.name == ".ses":
+        """Whether `multiprocessing` removes it at the end of this process, or it is a library's own."""
+        if path.name in LIBRARIES:
             return True
         process = sys.modules.get("multiprocessing.process")
         return process is not None and str(path) == process.current_process()._config.get("tempdir")
