@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from tubelet.array_files import read_parquet, vectors
 from tubelet.files import describe_os_error, sync
-from tubelet.hidden import visible
+from tubelet.hidden import without_hidden
 from tubelet.readers import damaged, read_json
 from tubelet.types import TubeletError
 from tubelet.values import Bounds, MisfitError, fit
@@ -103,7 +103,7 @@ class FeatureTable:
         self.path = path
         self.settings = settings = {"format": FORMAT, **settings}
         unfinished = path / f"{SETTINGS}.partial"
-        if any(entry.name != unfinished.name for entry in visible(path.iterdir())):
+        if any(entry.name != unfinished.name for entry in without_hidden(path.iterdir())):
             if not (path / SETTINGS).is_file():
                 raise TubeletError(f"{path}: holds something else; choose another --out")
             before = read_settings(path)
