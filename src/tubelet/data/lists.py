@@ -9,7 +9,6 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
-from tubelet.data.decode import VIDEO_SUFFIXES
-from tubelet.data.images import IMAGE_SUFFIXES
 from tubelet.data.limits import LINE_CHARACTERS
+from tubelet.data.suffixes import MEDIA_SUFFIXES, any_of, names_with
 from tubelet.data.tables import SEPARATORS, decode_list
 from tubelet.readers import parse_json
 from tubelet.types import TubeletError
 
-MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 PATH_COLUMN = "path"
 LABEL_COLUMNS = ("label", "class", "class_id", "label_id", "target")
 _TEXT = pa.large_string()
@@ -73,7 +70,7 @@ class _Reading(Listed):
     ) -> None:
         super().__init__(paths, labels, lines, form)
         self.lacks, self.named = lacks, named
-        self.media = _matches(paths, _media_pattern())
+        self.media = _matches(paths, names_with(MEDIA_SUFFIXES))
         self.understood = self.media if self.media.all() else self.media | _matches(paths, _OTHER_FILE)
 
     @property
@@ -84,15 +81,6 @@ class _Reading(Listed):
 
 # As of a list that names other files too, which are left out and counted.
 _OTHER_FILE = r"(?i)[^/]\.[a-z][a-z0-9_]{0,9}$"
-
-
-@cache
-def _suffixes() -> str:
-    return "(?:" + "|".join(re.escape(suffix) for suffix in sorted(MEDIA_SUFFIXES)) + ")"
-
-
-def _media_pattern() -> str:
-    return rf"(?i)[^/]{_suffixes()}$|^https?://[^?#]*[^/]{_suffixes()}[?#]"
 
 
 def _matches(paths: pa.Array, pattern: str) -> np.ndarray:
@@ -278,7 +266,7 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Rea
     paths, rest = pa.nulls(len(lines), _TEXT), pa.nulls(len(lines), _TEXT)
     for pattern in (
         rf'^"(?P<path>(?:[^"]|"")*)"(?:{mark}(?P<rest>.*))?$',
-        rf"(?i)^(?P<path>[^\"].*{_suffixes()})(?:{mark}(?P<rest>.*))?$",
+        rf"(?i)^(?P<path>[^\"].*{any_of(MEDIA_SUFFIXES)})(?:{mark}(?P<rest>.*))?$",
         rf"^(?P<path>[^\"].*?)(?:{mark}(?P<rest>\S*))?$",  # a file of another kind
     ):
         left = pc.is_null(paths)

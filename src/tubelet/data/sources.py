@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tubelet.data.decode import VIDEO_SUFFIXES
-from tubelet.data.images import IMAGE_SUFFIXES
-from tubelet.data.lists import MEDIA_SUFFIXES
 from tubelet.data.manifest import MANIFEST_SUFFIXES, absolute, listed_files, root_of
 from tubelet.data.paths import Paths, checksum, to_arrow
 from tubelet.data.shards import ShardFolder, is_shards, open_shards
 from tubelet.data.storage import find, is_pattern, is_url, suffix_of
+from tubelet.data.suffixes import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, names_with
 from tubelet.hidden import is_hidden
 from tubelet.types import Modality, TubeletError, printable
 
@@ -120,7 +117,9 @@ def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> Med
             found = _NONE
         else:
             found = _files_of(source, roots, notes, hidden)
-            video, image = (_has_suffix(found, suffixes) for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES))
+            video, image = (
+                pc.match_substring_regex(found, names_with(suffixes)) for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
+            )
             media = pc.or_(video, image)
             if not pc.any(media).as_py():
                 raise TubeletError(f"{source}: {_what_instead(found)}; name a source that has some")
@@ -163,12 +162,6 @@ class _Files:
         seen = np.maximum.accumulate(encoded.indices.to_numpy()) + 1 if len(encoded) else np.zeros(0, int)
         ends = [int(seen[end - 1]) if end else 0 for end in self.ends]
         return Paths.from_arrow(pa.chunked_array([encoded.dictionary.cast(pa.large_binary())])), ends
-
-
-def _has_suffix(files: pa.ChunkedArray, suffixes: frozenset[str]) -> pa.ChunkedArray:
-    """Which files have one of some suffixes; a web address may end in a query."""
-    known = "(?:" + "|".join(re.escape(suffix) for suffix in sorted(suffixes)) + ")"
-    return pc.match_substring_regex(files, rf"(?i)[^/]{known}$|^https?://[^?#]*[^/]{known}[?#]")
 
 
 def _files_of(source: str, roots: Sequence[str], notes: list[str], hidden: _Hidden) -> pa.ChunkedArray:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tubelet.data.lists import MEDIA_SUFFIXES
+from tubelet.data.suffixes import MEDIA_SUFFIXES
 from tubelet.hidden import is_hidden, without_hidden
 from tubelet.types import TubeletError
 
