@@ -32,6 +32,6 @@ def any_of(suffixes: frozenset[str]) -> str:
 
 @cache
 def names_with(suffixes: frozenset[str]) -> str:
-    """A regular expression (RE2) for paths that end in one of some suffixes; a web address may have a query behind it."""
+    """A regular expression (RE2) for paths that end in one of some suffixes; a URL may have a query behind it."""
     known = any_of(suffixes)
     return rf"(?i)[^/]{known}$|^https?://[^?#]*[^/]{known}[?#]"
