@@ -141,9 +141,12 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     view = Before(size=size, frames=frames)
     recipe = {"cut": "before", "steps": steps} | asdict(view)
     encode = partial(encode_and_predict, steps=steps)
-    cut = partial(extract, model, cache, **reading_options(config, progress))
+    options = reading_options(config, progress)
     segments, skipped = _segments(benchmark, config)
-    train, val = (cut([_source(s) for s in segments[split]], recipe, view, encode) for split in ("train", "val"))
+    train, val = (
+        extract(model, cache, [_source(s) for s in segments[split]], recipe, view, encode, **options)
+        for split in ("train", "val")
+    )
     used = {
         "train": [segments["train"][n] for n in train.numbers],
         "val": [segments["val"][n] for n in val.numbers],

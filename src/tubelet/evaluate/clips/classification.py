@@ -26,9 +26,9 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         TubeletError: if the folder holds none of the benchmarks, or something in it is wrong.
     """
     task = plan(model, data, config)
-    cut = partial(extract, model, cache, **reading_options(config, progress))
-    train = cut(task.train.sources, task.train_view.recipe, task.train_view)
-    val = cut(task.val.sources, task.val_view.recipe, task.val_view)
+    options = reading_options(config, progress)
+    train = extract(model, cache, task.train.sources, task.train_view.recipe, task.train_view, **options)
+    val = extract(model, cache, task.val.sources, task.val_view.recipe, task.val_view, **options)
     train_labels, truth = task.train.labels(train.numbers), task.val.labels(val.numbers)
     candidates, schedule = training(task.protocol, config, len(train))
     heads = probe_heads(model.config.width, model.config.heads)

@@ -53,9 +53,9 @@ class _Set:
         self.plan = plan(model, data, config)
         view = self.plan.train_view
         recipe = view.recipe | {"features": "pooled"}
-        cut = partial(extract, model, cache, **reading_options(config, progress))
-        self.train = cut(self.plan.train.sources, recipe, view, pooled_level)
-        self.val = cut(self.plan.val.sources, recipe, view, pooled_level)
+        options = reading_options(config, progress)
+        self.train = extract(model, cache, self.plan.train.sources, recipe, view, pooled_level, **options)
+        self.val = extract(model, cache, self.plan.val.sources, recipe, view, pooled_level, **options)
         self.labels = self.plan.train.labels(self.train.numbers)
         self.truth = self.plan.val.labels(self.val.numbers)[:, 0]
         self.table = table_of(self.train, cache.folder, config.workers)
