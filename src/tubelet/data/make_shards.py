@@ -26,7 +26,6 @@ from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_sha
 from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url, size_of
 from tubelet.files import directory_lock, replacing
-from tubelet.hidden import without_hidden
 from tubelet.outputs import check_output
 from tubelet.readers import damaged, read_json
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError, printable
@@ -339,8 +338,6 @@ def _plan(recipe: Recipe, files: list[tuple[str, Modality]], sizes: list[int], s
 def _check_plan(path: Path, plan: dict[str, Any]) -> None:
     if path.exists():
         _compare(path.parent, read_json(path, _Plan, "delete the folder, or choose another --out"), plan)
-    elif without_hidden(path.parent.iterdir()):
-        raise TubeletError(f"{path.parent}: holds something else; choose another --out")
 
 
 def _compare(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

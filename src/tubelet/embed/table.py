@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from tubelet.array_files import read_parquet, vectors
 from tubelet.files import describe_os_error, sync
-from tubelet.hidden import without_hidden
 from tubelet.readers import damaged, read_json
 from tubelet.types import TubeletError
 from tubelet.values import Bounds, MisfitError, fit
@@ -95,17 +94,15 @@ class FeatureTable:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Start a table in a folder, or take up the one that is there.
+        """Start a table in a folder, or take up the one that is there; `check_output` has seen what else it holds.
 
         Raises:
-            TubeletError: if the folder holds rows of other settings, or something else.
+            TubeletError: if the folder holds rows of other settings.
         """
         self.path = path
         self.settings = settings = {"format": FORMAT, **settings}
         unfinished = path / f"{SETTINGS}.partial"
-        if any(entry.name != unfinished.name for entry in without_hidden(path.iterdir())):
-            if not (path / SETTINGS).is_file():
-                raise TubeletError(f"{path}: holds something else; choose another --out")
+        if (path / SETTINGS).exists():
             before = read_settings(path)
             # Name and place of the model may change, as long as its weights are the same.
             compared = [key for key in settings if key not in ("model", "model_id", "config_hash")]
