@@ -102,7 +102,7 @@ def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> Med
         StorageError: a URL cannot be reached.
     """
     if not sources:
-        raise TubeletError("no data source given: name a folder, a file, a glob, or a list of files (CSV or JSONL)")
+        raise TubeletError("no data source given: name a folder, a file, a glob, or a list of files")
     roots = [root_of(root) for root in allow_outside]
     videos, images, others = _Files(), _Files(), _Files()
     shards: dict[str, ShardFolder] = {}
