@@ -122,8 +122,15 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
         raise damaged(where, f"is not JSON of at most {JSON_DEPTH} levels", remedy) from error
     except ValueError as error:  # such as a whole number of more digits than Python converts
         raise damaged(where, f"is not JSON ({one_line(error)})", remedy) from error
-    if kind is Any:
-        return value
+    return value if kind is Any else check_content(kind, value, where, remedy)
+
+
+def check_content(kind: Any, value: Any, where: str | Path, remedy: str = COPY_AGAIN) -> Any:
+    """What a file holds, of the type that is expected of it, see `tubelet.values.fit`.
+
+    Raises:
+        TubeletError: names the file, the field, what was expected and what was found.
+    """
     try:
         return fit(kind, value, "", given=False)
     except MisfitError as error:

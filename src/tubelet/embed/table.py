@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from tubelet.array_files import read_parquet, vectors
 from tubelet.files import describe_os_error, sync
-from tubelet.readers import damaged, read_json
+from tubelet.readers import check_content, damaged, read_json
 from tubelet.types import TubeletError
-from tubelet.values import Bounds, MisfitError, fit
+from tubelet.values import Bounds
 
 FORMAT = 3  # 1 did not say which version of a file its rows are of; the weights' id in 2 saw a part of the values
 # Readers of Parquet folders pass over names that begin with "_" or ".".
@@ -211,10 +211,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     if settings.get("format") != FORMAT:
         found = settings.get("format")
         raise damaged(path / SETTINGS, f"its format is {found!r:.100}, this version reads {FORMAT}", _EMBED_AGAIN)
-    try:
-        fit(_Settings, settings, "", given=False)
-    except MisfitError as error:
-        raise damaged(path / SETTINGS, str(error), _EMBED_AGAIN) from error
+    check_content(_Settings, settings, path / SETTINGS, _EMBED_AGAIN)
     return settings
 
 
