@@ -46,8 +46,11 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
 
 
+LOCK = ".lock"
+
+
 @contextmanager
-def directory_lock(folder: Path, name: str = ".lock", remedy: str = "choose another --out") -> Iterator[None]:
+def directory_lock(folder: Path, name: str = LOCK, remedy: str = "choose another --out") -> Iterator[None]:
     """Make a folder and be the only process that writes to it; the lock is the system's, and ends with its process.
 
     To be taken before anything in the folder is looked at: what is there may change until then.
