@@ -102,7 +102,7 @@ def read_listed(name: str, data: bytes, existing: Existing) -> Listed:
     text = decode_list(data, name)
     lines, numbers = _lines(name, text)
     if name.lower().endswith(".jsonl"):
-        return _json_lines(name, text, lines, numbers)
+        return _json_lines(name, lines, numbers)
     if not len(lines):
         return Listed(pa.array([], _TEXT), None, numbers, "no lines")
     best = _choose(_readings(text, lines, numbers), existing)
@@ -330,10 +330,10 @@ def _explain(text: str, best: _Reading, wrong: np.ndarray) -> str:
     return f"{line[:200]!r} has no path of a file with a suffix{read}: mend the line, or the list's separators"
 
 
-def _json_lines(name: str, text: str, lines: pa.Array, numbers: np.ndarray) -> Listed:
+def _json_lines(name: str, lines: pa.Array, numbers: np.ndarray) -> Listed:
     """The paths of objects, one on a line."""
     form = "an object with a path on each line"
-    paths = _by_arrow(lines, numbers)
+    paths = _by_arrow(lines)
     if paths is None:  # with a line to name, or beyond what pyarrow reads
         paths = pa.array(
             [_path_of(name, int(n), line) for n, line in zip(numbers, lines.to_pylist(), strict=True)], _TEXT
@@ -341,7 +341,7 @@ def _json_lines(name: str, text: str, lines: pa.Array, numbers: np.ndarray) -> L
     return Listed(pc.utf8_trim_whitespace(paths), None, numbers, form)
 
 
-def _by_arrow(lines: pa.Array, numbers: np.ndarray) -> pa.Array | None:
+def _by_arrow(lines: pa.Array) -> pa.Array | None:
     """The paths as pyarrow reads them; None if there is anything to say of a line."""
     if not len(lines):
         return pa.array([], _TEXT)
