@@ -369,5 +369,5 @@ def _path_of(name: str, number: int, line: str) -> str:
     if not isinstance(listed, str) or not listed.strip():
         raise TubeletError(f'{name}, line {number}: has no path; write {{"path": "video.mp4"}}')
     if any("\ud800" <= character <= "\udfff" for character in listed):
-        raise TubeletError(f"{name}, line {number}: {ascii(listed)[:200]} cannot be the name of a file")
+        raise TubeletError(f"{name}, line {number}: {ascii(listed)[:200]} cannot be the name of a file; drop the line")
     return listed

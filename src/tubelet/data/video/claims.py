@@ -187,7 +187,7 @@ def _number(file: BinaryIO, begin: int, places: tuple[int, int]) -> int:
 def _edits(name: str, file: BinaryIO, place: tuple[int, int], timescale: int) -> tuple[Edit, ...]:
     begin, end = place
     if end - begin > _MOST_EDITS:
-        raise DecodeError(name, f"has an edit list of {end - begin} bytes, above the limit of {_MOST_EDITS}")
+        raise DecodeError(name, f"has an edit list of {end - begin} bytes, above the limit of {_MOST_EDITS}; {_REMEDY}")
     file.seek(begin)
     data = file.read(end - begin)
     wide = 8 if data[:1] == b"\x01" else 4
