@@ -50,6 +50,6 @@ def has_hidden(path: str) -> bool:
     return any(map(is_hidden, path.split("/")))
 
 
-def visible(paths: Iterable[Path]) -> list[Path]:
+def without_hidden(paths: Iterable[Path]) -> list[Path]:
     """The paths whose names are not hidden, sorted."""
     return sorted(path for path in paths if not is_hidden(path.name))

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from tubelet.types import TubeletError
 
 _REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# What these are in a process that is alone; any other value means that there are more.
-_ALONE = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+# What these are in a single process; any other value means that there are more.
+_SINGLE = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
 
 
 class Launch(NamedTuple):
@@ -33,7 +33,7 @@ def read_launch() -> Launch | None:
         TubeletError: if variables of a launcher are set that contradict each other, or some of them alone: they may be
             left over in a shell, and waiting for processes that nobody started would take minutes.
     """
-    found = {name: os.environ[name] for name in _ALONE if os.environ.get(name)}
+    found = {name: os.environ[name] for name in _SINGLE if os.environ.get(name)}
     for name, value in found.items():
         if not (value.isascii() and value.isdigit() and len(value) < 10):
             raise TubeletError(
@@ -41,11 +41,11 @@ def read_launch() -> Launch | None:
                 f"`unset {name}` to train in one process"
             )
     values = {name: int(value) for name, value in found.items()}
-    if all(values[name] == _ALONE[name] for name in values):
+    if all(values[name] == _SINGLE[name] for name in values):
         return None
     missing = [name for name in _REQUIRED if not os.environ.get(name)]
     if missing:
-        named = " and ".join(f"{name} is {values[name]}" for name in values if values[name] != _ALONE[name])
+        named = " and ".join(f"{name} is {values[name]}" for name in values if values[name] != _SINGLE[name])
         raise TubeletError(
             f"{named} in the environment, but {' and '.join(missing)} not set, so that this is no process of a "
             f"distributed run: `unset {' '.join(values)}` to train in one process, or start several by torchrun"
@@ -59,8 +59,8 @@ def read_launch() -> Launch | None:
     return None if size == 1 else Launch(rank, size, values.get("LOCAL_RANK", 0), values.get("LOCAL_WORLD_SIZE", size))
 
 
-def speaks() -> bool:
-    """Whether this process is the one of its machine that reports what went wrong before the processes have met."""
+def is_first_on_machine() -> bool:
+    """Whether this process is the one that acts for its machine; also where a launcher's variables make no sense."""
     try:
         launch = read_launch()
     except TubeletError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tubelet.array_files import open_tensors
+from tubelet.hidden import is_hidden
 from tubelet.readers import parse_json, read_json
 from tubelet.types import TubeletError
 
@@ -27,12 +28,12 @@ _RUN_PARTS = ("checkpoints", "tensorboard", "adapter")
 Recognizer = Callable[[Path], bool]
 
 
-def is_page(path: Path) -> bool:
+def _is_page(path: Path) -> bool:
     """Whether a file is a page of this package."""
     return PAGE_MARK.encode() in _head(path)
 
 
-def is_archive(path: Path) -> bool:
+def _is_archive(path: Path) -> bool:
     """Whether a .pt or .pt2 file was written by this package."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -47,12 +48,12 @@ def mark_archive(path: Path) -> None:
         archive.comment = ARCHIVE_MARK
 
 
-def is_onnx(path: Path) -> bool:
+def _is_onnx(path: Path) -> bool:
     """Whether an ONNX file was written by this package: the producer is among a model's first fields."""
     return PRODUCER.encode() in _head(path)[:64]
 
 
-def is_encoder(path: Path) -> bool:
+def _is_encoder(path: Path) -> bool:
     """Whether a .safetensors file is an encoder of this package, and no checkpoint of a run."""
     try:
         with open_tensors(path) as file:
@@ -61,7 +62,7 @@ def is_encoder(path: Path) -> bool:
         return False
 
 
-def is_run_config(path: Path) -> bool:
+def _is_run_config(path: Path) -> bool:
     """Whether a file is a run's config.json; an empty object counts, nothing is lost with it."""
     values = _object(path)
     return values == {} or (values is not None and values.keys() >= {"model", "data", "optim", "steps"})
@@ -118,17 +119,17 @@ class _Kind(NamedTuple):
 
 
 KINDS: Mapping[str, _Kind] = {
-    "page": _Kind("a page of this package", is_page, (".html", ".htm")),
-    "released": _Kind("a model that this package wrote", is_archive),
-    "graph": _Kind("a graph that this package wrote", is_archive),
-    "onnx": _Kind("a graph that this package wrote", is_onnx),
-    "encoder": _Kind("an encoder that this package wrote", is_encoder),
+    "page": _Kind("a page of this package", _is_page, (".html", ".htm")),
+    "released": _Kind("a model that this package wrote", _is_archive),
+    "graph": _Kind("a graph that this package wrote", _is_archive),
+    "onnx": _Kind("a graph that this package wrote", _is_onnx),
+    "encoder": _Kind("an encoder that this package wrote", _is_encoder),
     "evaluation": _Kind("an evaluation of this package", _is_evaluation),
     "model": _Kind(
-        "a model's folder of this package", files={"config.json": _is_hub_config, "model.safetensors": is_encoder}
+        "a model's folder of this package", files={"config.json": _is_hub_config, "model.safetensors": _is_encoder}
     ),
-    "results": _Kind("results of this package", files={"result.json": _is_result, "page.html": is_page}),
-    "run": _Kind("a run", files={"config.json": is_run_config}),
+    "results": _Kind("results of this package", files={"result.json": _is_result, "page.html": _is_page}),
+    "run": _Kind("a run", files={"config.json": _is_run_config}),
     "table": _Kind("a table", marks=("_settings.json",)),
     "shards": _Kind("a folder of shards", marks=("index.jsonl", "plan.json")),
     "sample set": _Kind("a sample set"),
@@ -207,7 +208,7 @@ def _refuse_other_places(path: Path, kind: _Kind) -> None:
             other = "a table of features"
         elif _is_shard_index(folder / "index.jsonl") or _is_shard_index(folder / "plan.json"):
             other = "a folder of shards"
-        elif inner.name in _RUN_PARTS and (folder / "config.json").is_file() and is_run_config(folder / "config.json"):
+        elif inner.name in _RUN_PARTS and (folder / "config.json").is_file() and _is_run_config(folder / "config.json"):
             other = f"the {inner.name} of a run"
         if other:
             raise TubeletError(
@@ -250,7 +251,7 @@ def _refuse_foreign_folder(path: Path, kind: str, expected: _Kind) -> None:
 def _refuse_unmarked_folder(path: Path, marks: Iterable[str]) -> None:
     """Refuse a folder that holds anything but hidden and unfinished files, and none of the marks."""
     names = {entry.name for entry in path.iterdir()}
-    if names.isdisjoint(marks) and any(not name.startswith(".") and not name.endswith(".partial") for name in names):
+    if names.isdisjoint(marks) and any(not is_hidden(name) and not name.endswith(".partial") for name in names):
         raise TubeletError(f"{path}: holds something else; choose another --out")
 
 

@@ -14,13 +14,10 @@ from collections.abc import Iterator
 from itertools import count
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tubelet.types import TubeletError, one_line
 from tubelet.values import LARGEST_INT, LONE_SURROGATE, MisfitError, fit
-
-if TYPE_CHECKING:
-    pass
 
 COPY_AGAIN = "copy it again, or make it anew"
 # Sizes above which a file is refused: far more than any that this package or a benchmark has.
@@ -125,13 +122,20 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
         raise damaged(where, f"is not JSON of at most {JSON_DEPTH} levels", remedy) from error
     except ValueError as error:  # such as a whole number of more digits than Python converts
         raise damaged(where, f"is not JSON ({one_line(error)})", remedy) from error
-    if kind is Any:
-        return value
+    return value if kind is Any else check_content(kind, value, where, remedy)
+
+
+def check_content(kind: Any, value: Any, where: str | Path, remedy: str = COPY_AGAIN) -> Any:
+    """What a file holds, of the type that is expected of it, see `tubelet.values.fit`.
+
+    Raises:
+        TubeletError: names the file, the field, what was expected and what was found.
+    """
     try:
         return fit(kind, value, "", given=False)
     except MisfitError as error:
-        said = f"{error.name} {error.problem}" if error.name else f"its content {error.problem}"
-        raise damaged(where, said, remedy) from error
+        problem = f"{error.name} {error.problem}" if error.name else f"its content {error.problem}"
+        raise damaged(where, problem, remedy) from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

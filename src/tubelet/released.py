@@ -138,7 +138,7 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
     Raises:
         TubeletError: if that cannot be.
     """
-    return read_pt(path, "expected a dictionary of state dictionaries", mapped=True)
+    return read_pt(path, "copy it again, and give a checkpoint of state dictionaries", mapped=True)
 
 
 def state_in(file: Mapping[str, Any], key: str, path: str | Path) -> State:

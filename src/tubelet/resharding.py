@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from tubelet.files import sync
-from tubelet.hidden import visible
+from tubelet.hidden import without_hidden
 from tubelet.parts import FILES, HEADER, read_header, remove
 from tubelet.types import TubeletError, one_line
 
@@ -108,7 +108,7 @@ class _Reader(HuggingFaceStorageReader):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self.fs = _Listed([path] if path.is_file() else visible(path.glob("*.safetensors")))
+        self.fs = _Listed([path] if path.is_file() else without_hidden(path.glob("*.safetensors")))
 
 
 class _Listed(FileSystem):

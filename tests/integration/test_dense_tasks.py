@@ -13,7 +13,7 @@ from PIL import Image
 from tubelet import cli
 from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.data.sample.layouts import LAYOUTS, check_layouts, write_layout
-from tubelet.hidden import visible
+from tubelet.hidden import without_hidden
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import TubeletError
 
@@ -178,7 +178,7 @@ def test_layouts_are_deterministic_written_once_and_known_by_name(layouts, sampl
     again = tmp_path / "set"
     shutil.copytree(sample_set, again, ignore=shutil.ignore_patterns("layouts"))
     write_layout(again, "nyuv2")
-    files = [path for path in visible((again / "layouts").rglob("*")) if path.is_file()]
+    files = [path for path in without_hidden((again / "layouts").rglob("*")) if path.is_file()]
     assert len(files) == 2 * 32 + 2
     for path in files:
         assert path.read_bytes() == (layouts / path.relative_to(again)).read_bytes()

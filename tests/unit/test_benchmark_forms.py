@@ -308,7 +308,7 @@ def test_nyu(where, suffix, tmp_path):
     found = nyuv2.read(tmp_path)
     assert found is not None and len(found.train) == len(found.test) == 1
     put(tmp_path / where / "nyu_train.txt", "kitchen/rgb_00001.jpg kitchen/sync depth.png 518.8 9\n")
-    with pytest.raises(TubeletError, match="expected a picture, its depth and a focal length on each line"):
+    with pytest.raises(TubeletError, match="expected an image, its depth and a focal length on each line"):
         nyuv2.read(tmp_path)
 
 

@@ -25,7 +25,7 @@ from tubelet.cli.look import evaluate, explain, report
 from tubelet.cli.options import options_named
 from tubelet.cli.runs import cooldown, distil, high_resolution, train
 from tubelet.console import OUTPUT_LOST, PIPE_CLOSED, open_console, say, standard_streams
-from tubelet.launch import speaks
+from tubelet.launch import is_first_on_machine
 from tubelet.types import TubeletError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -73,7 +73,7 @@ def _run(words: list[str]) -> Any:
             )
     except TubeletError as error:
         # What is wrong before the processes of a run have met is wrong for all of them: one on each machine says it.
-        if not error.told and (words[:1] not in ([name] for name in TRAINING) or speaks()):
+        if not error.told and (words[:1] not in ([name] for name in TRAINING) or is_first_on_machine()):
             say(open_console(stderr=True), f"error: {error}")
         return getattr(error, "exit_code", 1)
     except SystemExit as ended:  # help, or a command line that cannot be understood

@@ -77,7 +77,7 @@ def shard(
     """Cut videos and images into shards that train faster: short clips at training size, in tar files with an index.
 
     Args:
-        sources: Folders, media files, globs, and CSV or JSONL manifests; paths or URLs.
+        sources: Folders, media files, globs, and lists (CSV, TSV, TXT or JSONL); paths or URLs.
         recipe: How they are cut.
         out: Folder of the shards; what a stopped or killed command left there is continued.
         workers: Processes; all cores by default.

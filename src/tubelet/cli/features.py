@@ -27,7 +27,7 @@ def embed(
     """Write the features of a collection's clips to a table of Parquet files.
 
     Args:
-        sources: Folders, media files, globs, CSV or JSONL manifests, and folders of shards; paths or URLs.
+        sources: Folders, media files, globs, lists (CSV, TSV, TXT or JSONL), and folders of shards; paths or URLs.
         config: Which clips, and what is kept.
         model: A run folder, a .safetensors or released .pt file, a released name, or a Hub id.
         out: Folder of the table; what a stopped or killed command left there is continued.

@@ -63,7 +63,7 @@ class DataConfig(Settings):
     """What is read and how it is cut."""
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")] = ()
-    """Folders, media files, globs, CSV or JSONL manifests, and folders of shards; paths or URLs."""
+    """Folders, media files, globs, lists (CSV, TSV, TXT or JSONL), and folders of shards; paths or URLs."""
     allow_outside: tuple[str, ...] = ()
     """Folders and URLs that manifests may name files of, besides those below a manifest's own folder."""
     weights: tuple[Annotated[float, Bounds(0, 1e12, exclusive=True)], ...] = ()

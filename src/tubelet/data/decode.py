@@ -14,7 +14,6 @@ from torch import Tensor
 
 from tubelet.data.containers import Media
 from tubelet.data.limits import check_clip
-from tubelet.data.suffixes import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from tubelet.data.video.reader import Shown, VideoReader
 from tubelet.data.video.sequential import Scan, in_one_pass
 

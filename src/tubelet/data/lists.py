@@ -9,7 +9,6 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
-from tubelet.data.decode import VIDEO_SUFFIXES
-from tubelet.data.images import IMAGE_SUFFIXES
 from tubelet.data.limits import LINE_CHARACTERS
+from tubelet.data.suffixes import MEDIA_SUFFIXES, any_of, names_with
 from tubelet.data.tables import SEPARATORS, decode_list
 from tubelet.readers import parse_json
 from tubelet.types import TubeletError
 
-MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 PATH_COLUMN = "path"
 LABEL_COLUMNS = ("label", "class", "class_id", "label_id", "target")
 _TEXT = pa.large_string()
@@ -73,7 +70,7 @@ class _Reading(Listed):
     ) -> None:
         super().__init__(paths, labels, lines, form)
         self.lacks, self.named = lacks, named
-        self.media = _matches(paths, _media_pattern())
+        self.media = _matches(paths, names_with(MEDIA_SUFFIXES))
         self.understood = self.media if self.media.all() else self.media | _matches(paths, _OTHER_FILE)
 
     @property
@@ -84,15 +81,6 @@ class _Reading(Listed):
 
 # As of a list that names other files too, which are left out and counted.
 _OTHER_FILE = r"(?i)[^/]\.[a-z][a-z0-9_]{0,9}$"
-
-
-@cache
-def _suffixes() -> str:
-    return "(?:" + "|".join(re.escape(suffix) for suffix in sorted(MEDIA_SUFFIXES)) + ")"
-
-
-def _media_pattern() -> str:
-    return rf"(?i)[^/]{_suffixes()}$|^https?://[^?#]*[^/]{_suffixes()}[?#]"
 
 
 def _matches(paths: pa.Array, pattern: str) -> np.ndarray:
@@ -114,7 +102,7 @@ def read_listed(name: str, data: bytes, existing: Existing) -> Listed:
     text = decode_list(data, name)
     lines, numbers = _lines(name, text)
     if name.lower().endswith(".jsonl"):
-        return _json_lines(name, text, lines, numbers)
+        return _json_lines(name, lines, numbers)
     if not len(lines):
         return Listed(pa.array([], _TEXT), None, numbers, "no lines")
     best = _choose(_readings(text, lines, numbers), existing)
@@ -278,7 +266,7 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Rea
     paths, rest = pa.nulls(len(lines), _TEXT), pa.nulls(len(lines), _TEXT)
     for pattern in (
         rf'^"(?P<path>(?:[^"]|"")*)"(?:{mark}(?P<rest>.*))?$',
-        rf"(?i)^(?P<path>[^\"].*{_suffixes()})(?:{mark}(?P<rest>.*))?$",
+        rf"(?i)^(?P<path>[^\"].*{any_of(MEDIA_SUFFIXES)})(?:{mark}(?P<rest>.*))?$",
         rf"^(?P<path>[^\"].*?)(?:{mark}(?P<rest>\S*))?$",  # a file of another kind
     ):
         left = pc.is_null(paths)
@@ -342,10 +330,10 @@ def _explain(text: str, best: _Reading, wrong: np.ndarray) -> str:
     return f"{line[:200]!r} has no path of a file with a suffix{read}: mend the line, or the list's separators"
 
 
-def _json_lines(name: str, text: str, lines: pa.Array, numbers: np.ndarray) -> Listed:
+def _json_lines(name: str, lines: pa.Array, numbers: np.ndarray) -> Listed:
     """The paths of objects, one on a line."""
     form = "an object with a path on each line"
-    paths = _by_arrow(lines, numbers)
+    paths = _by_arrow(lines)
     if paths is None:  # with a line to name, or beyond what pyarrow reads
         paths = pa.array(
             [_path_of(name, int(n), line) for n, line in zip(numbers, lines.to_pylist(), strict=True)], _TEXT
@@ -353,7 +341,7 @@ def _json_lines(name: str, text: str, lines: pa.Array, numbers: np.ndarray) -> L
     return Listed(pc.utf8_trim_whitespace(paths), None, numbers, form)
 
 
-def _by_arrow(lines: pa.Array, numbers: np.ndarray) -> pa.Array | None:
+def _by_arrow(lines: pa.Array) -> pa.Array | None:
     """The paths as pyarrow reads them; None if there is anything to say of a line."""
     if not len(lines):
         return pa.array([], _TEXT)
@@ -381,5 +369,5 @@ def _path_of(name: str, number: int, line: str) -> str:
     if not isinstance(listed, str) or not listed.strip():
         raise TubeletError(f'{name}, line {number}: has no path; write {{"path": "video.mp4"}}')
     if any("\ud800" <= character <= "\udfff" for character in listed):
-        raise TubeletError(f"{name}, line {number}: {ascii(listed)[:200]} cannot be the name of a file")
+        raise TubeletError(f"{name}, line {number}: {ascii(listed)[:200]} cannot be the name of a file; drop the line")
     return listed

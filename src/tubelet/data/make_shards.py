@@ -26,9 +26,8 @@ from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_sha
 from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url, size_of
 from tubelet.files import directory_lock, replacing
-from tubelet.hidden import visible
 from tubelet.outputs import check_output
-from tubelet.readers import damaged, read_json
+from tubelet.readers import check_content, damaged, read_json
 from tubelet.types import BadFile, DecodeError, Modality, TubeletError, printable
 from tubelet.values import MisfitError, fit, hints
 
@@ -281,10 +280,7 @@ def _summary(header: Any, images: int, reused: bool) -> Summary:
 def _found(out: Path, plan: dict[str, Any]) -> Summary:
     """Shards that are there already, if they are those that were asked for."""
     folder = open_shards(out)
-    try:
-        before = fit(_Header, dict(folder.header), "", given=False)
-    except MisfitError as error:
-        raise damaged(out / INDEX, f"line 1: {error}", "copy the index again") from error
+    before = check_content(_Header, dict(folder.header), f"{out / INDEX}, line 1", "copy the index again")
     _compare(out, before, plan)
     return _summary(folder.header, int(folder.members["image"].sum()), reused=True)
 
@@ -339,8 +335,6 @@ def _plan(recipe: Recipe, files: list[tuple[str, Modality]], sizes: list[int], s
 def _check_plan(path: Path, plan: dict[str, Any]) -> None:
     if path.exists():
         _compare(path.parent, read_json(path, _Plan, "delete the folder, or choose another --out"), plan)
-    elif visible(path.parent.iterdir()):
-        raise TubeletError(f"{path.parent}: holds something else; choose another --out")
 
 
 def _compare(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ def _check_names(manifest: str, home: str, listed: Listed) -> None:
     if pc.any(odd).as_py():
         row = int(np.argmax(odd.to_numpy(zero_copy_only=False)))
         named = ascii(listed.paths[row].as_py())[:200]
-        raise TubeletError(f"{manifest}, line {listed.lines[row]}: {named} cannot be the name of a file")
+        raise TubeletError(f"{manifest}, line {listed.lines[row]}: {named} cannot be the name of a file; drop the line")
     chain = pc.match_substring(listed.paths, "::")
     if not is_url(home):
         chain = pc.and_(chain, pc.match_substring(listed.paths, "://"))

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from tubelet.data.workers import PREFETCH
+
 MB = 10**6
 
 
@@ -24,7 +26,7 @@ class Prefetch(NamedTuple):
         return self.workers * (self.factor or 0)
 
 
-def prefetch_within(limit_mb: int, item: str, item_bytes: int, workers: int, most: int = 2) -> Prefetch:
+def prefetch_within(limit_mb: int, item: str, item_bytes: int, workers: int, most: int = PREFETCH) -> Prefetch:
     """Choose how many processes make items ahead, so that what they make fits into a limit.
 
     Where there is a process, one item is made ahead even if it alone is larger than the limit; the note says so.

@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tubelet.data.decode import VIDEO_SUFFIXES
-from tubelet.data.images import IMAGE_SUFFIXES
-from tubelet.data.lists import MEDIA_SUFFIXES
 from tubelet.data.manifest import MANIFEST_SUFFIXES, absolute, listed_files, root_of
 from tubelet.data.paths import Paths, checksum, to_arrow
 from tubelet.data.shards import ShardFolder, is_shards, open_shards
 from tubelet.data.storage import find, is_pattern, is_url, suffix_of
+from tubelet.data.suffixes import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, names_with
 from tubelet.hidden import is_hidden
 from tubelet.types import Modality, TubeletError, printable
 
@@ -33,7 +30,6 @@ class MediaList:
         videos: files with a video's suffix.
         images: files with an image's suffix.
         shards: folders of shards, which hold both.
-        ignored: how many files of each other suffix were passed over ("" for none), the most frequent first.
         ends: for each source, how many videos, images and folders of shards there are up to and with it.
         notes: sentences for the user: how lists were read, and what was left out.
     """
@@ -41,7 +37,6 @@ class MediaList:
     videos: Sequence[str]
     images: Sequence[str]
     shards: list[ShardFolder] = field(default_factory=list)
-    ignored: dict[str, int] = field(default_factory=dict)
     ends: list[tuple[int, int, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -105,7 +100,7 @@ def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> Med
         StorageError: a URL cannot be reached.
     """
     if not sources:
-        raise TubeletError("no data source given: name a folder, a file, a glob, or a list of files (CSV or JSONL)")
+        raise TubeletError("no data source given: name a folder, a file, a glob, or a list of files")
     roots = [root_of(root) for root in allow_outside]
     videos, images, others = _Files(), _Files(), _Files()
     shards: dict[str, ShardFolder] = {}
@@ -120,7 +115,9 @@ def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> Med
             found = _NONE
         else:
             found = _files_of(source, roots, notes, hidden)
-            video, image = (_has_suffix(found, suffixes) for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES))
+            video, image = (
+                pc.match_substring_regex(found, names_with(suffixes)) for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
+            )
             media = pc.or_(video, image)
             if not pc.any(media).as_py():
                 raise TubeletError(f"{source}: {_what_instead(found)}; name a source that has some")
@@ -136,7 +133,7 @@ def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> Med
         notes.append(f"left out: {_in_words(left)}")
     notes += hidden.note()
     counts = list(zip(video_ends, image_ends, ends, strict=True))
-    return MediaList(video_files, image_files, list(shards.values()), _by_suffix(left), counts, notes)
+    return MediaList(video_files, image_files, list(shards.values()), counts, notes)
 
 
 class _Files:
@@ -163,12 +160,6 @@ class _Files:
         seen = np.maximum.accumulate(encoded.indices.to_numpy()) + 1 if len(encoded) else np.zeros(0, int)
         ends = [int(seen[end - 1]) if end else 0 for end in self.ends]
         return Paths.from_arrow(pa.chunked_array([encoded.dictionary.cast(pa.large_binary())])), ends
-
-
-def _has_suffix(files: pa.ChunkedArray, suffixes: frozenset[str]) -> pa.ChunkedArray:
-    """Which files have one of some suffixes; a web address may end in a query."""
-    known = "(?:" + "|".join(re.escape(suffix) for suffix in sorted(suffixes)) + ")"
-    return pc.match_substring_regex(files, rf"(?i)[^/]{known}$|^https?://[^?#]*[^/]{known}[?#]")
 
 
 def _files_of(source: str, roots: Sequence[str], notes: list[str], hidden: _Hidden) -> pa.ChunkedArray:
@@ -258,10 +249,6 @@ def _glob(pattern: str, hidden: _Hidden) -> Iterator[str]:
             yield from _folder(match, hidden)
 
 
-def _by_suffix(files: Sequence[str]) -> dict[str, int]:
-    return dict(Counter(suffix_of(file) for file in sorted(files)).most_common())
-
-
 def _in_words(files: Sequence[str]) -> str:
     """How many files of each suffix there are, with an example of each."""
     kinds: dict[str, list[str]] = {}
@@ -292,5 +279,7 @@ def _what_instead(found: pa.ChunkedArray) -> str:
         return "holds no files"
     files = Paths.from_arrow(found)
     kinds = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or image ({' '.join(sorted(IMAGE_SUFFIXES))})"
-    counts = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in _by_suffix(files).items())
+    counts = ", ".join(
+        f"{suffix or 'no suffix'} {count}" for suffix, count in Counter(map(suffix_of, files)).most_common()
+    )
     return f"{_counted(len(files), 'file')}, none of them {kinds}: {counts}"

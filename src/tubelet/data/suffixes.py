@@ -1,5 +1,8 @@
 """Names of media files: the one table of suffixes that listing, manifests, shards, encoding and messages use."""
 
+import re
+from functools import cache
+
 # FFmpeg's name of each container that is read, and the suffixes under which its videos lie on disks. A container holds
 # its frames itself: among FFmpeg's others are playlists, which make it open whatever files and addresses they name.
 VIDEO_CONTAINERS = {
@@ -18,3 +21,17 @@ MP4, MATROSKA, AVI, MPEG_TS, MPEG_PS, FLV = tuple(VIDEO_CONTAINERS)[:6]
 
 VIDEO_SUFFIXES = frozenset(suffix for suffixes in VIDEO_CONTAINERS.values() for suffix in suffixes)
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+
+
+@cache
+def any_of(suffixes: frozenset[str]) -> str:
+    """A regular expression (RE2) for one of some suffixes, in small letters."""
+    return "(?:" + "|".join(re.escape(suffix) for suffix in sorted(suffixes)) + ")"
+
+
+@cache
+def names_with(suffixes: frozenset[str]) -> str:
+    """A regular expression (RE2) for paths that end in one of some suffixes; a URL may have a query behind it."""
+    known = any_of(suffixes)
+    return rf"(?i)[^/]{known}$|^https?://[^?#]*[^/]{known}[?#]"

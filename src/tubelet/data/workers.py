@@ -38,7 +38,7 @@ SHARED_MEMORY = Path("/dev/shm")
 POLL_S = 1.0  # how often a wait looks at whether workers live
 IDLE_S = 300.0  # a worker that reads a file for so long without any work of the CPU waits for a disk or a network
 UNGUARDED = 86  # exit code of a worker that runs the script of its parent anew
-_PREFETCH = 2  # batches that each worker makes ahead
+PREFETCH = 2  # batches that each worker makes ahead
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
@@ -129,27 +129,27 @@ def why_ended(code: int | None, files: Sequence[str], words: str, oom_before: in
     Args:
         code: its exit code, negative for a signal; None if it is not known.
         files: what it was reading.
-        words: what it said last.
+        words: the last line that it printed.
         oom_before: `oom_kills` before.
     """
     if code == UNGUARDED:
         return f": {NO_GUARD}"
     how = f" ({describe_exit(code)})" if code else ""
     where = f" while {' or '.join(files)} was read" if files else ""
-    said = f": {words}" if words else ""
+    cause = f": {words}" if words else ""
     if code is not None and -code in _CRASHES and files:
-        said += ": the file crashes its decoder (move it away)"
+        cause += ": the file crashes its decoder (move it away)"
     elif code == -getattr(signal, "SIGBUS", 0):
-        said += f": {SHARED_MEMORY} is full, or a file was cut short while it was read"
+        cause += f": {SHARED_MEMORY} is full, or a file was cut short while it was read"
     elif code == -getattr(signal, "SIGKILL", 0):
         now = oom_kills()
         if now is None or oom_before is None:
-            said += ": memory may have run out (lower --workers)"
+            cause += ": memory may have run out (lower --workers)"
         elif now > oom_before:
-            said += ": the kernel ended a process because memory had run out (lower --workers)"
+            cause += ": the kernel ended a process because memory had run out (lower --workers)"
         else:
-            said += ": it was ended from outside, and not because memory had run out"
-    return how + where + said
+            cause += ": it was ended from outside, and not because memory had run out"
+    return how + where + cause
 
 
 def describe_exit(code: int) -> str:
@@ -233,7 +233,7 @@ class WorkerLoader(Generic[T]):
         from torch.utils.data import DataLoader
 
         refuse_unguarded()
-        prefetch = prefetch or _PREFETCH
+        prefetch = prefetch or PREFETCH
         self.readings = readings or Readings(workers)
         self.timeout_s = timeout_s
         resources = ExitStack()
@@ -269,7 +269,7 @@ class WorkerLoader(Generic[T]):
                 return
             except TubeletError as error:
                 # PyTorch raises it anew with the worker's traceback for its text, of which the sentence is the end.
-                name = f"{TubeletError.__module__}.{TubeletError.__qualname__}: "
+                name = f"{type(error).__module__}.{type(error).__qualname__}: "
                 raise TubeletError(str(error).rpartition(name)[2].rstrip()) from error
             yield item
 
@@ -329,7 +329,7 @@ def _close(owner: int, loader: Any, resources: ExitStack) -> None:
     resources.close()
 
 
-def require_shared_memory(item_bytes: int, workers: int, prefetch: int = _PREFETCH) -> None:
+def require_shared_memory(item_bytes: int, workers: int, prefetch: int = PREFETCH) -> None:
     """See that workers have room for what they hand over.
 
     Raises:

@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 
 from tubelet.array_files import read_parquet, vectors
 from tubelet.files import describe_os_error, sync
-from tubelet.hidden import visible
-from tubelet.readers import damaged, read_json
+from tubelet.readers import check_content, damaged, read_json
 from tubelet.types import TubeletError
-from tubelet.values import Bounds, MisfitError, fit
+from tubelet.values import Bounds
 
 FORMAT = 3  # 1 did not say which version of a file its rows are of; the weights' id in 2 saw a part of the values
 # Readers of Parquet folders pass over names that begin with "_" or ".".
@@ -95,17 +94,15 @@ class FeatureTable:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Start a table in a folder, or take up the one that is there.
+        """Start a table in a folder, or take up the one that is there; `check_output` has seen what else it holds.
 
         Raises:
-            TubeletError: if the folder holds rows of other settings, or something else.
+            TubeletError: if the folder holds rows of other settings.
         """
         self.path = path
         self.settings = settings = {"format": FORMAT, **settings}
         unfinished = path / f"{SETTINGS}.partial"
-        if any(entry.name != unfinished.name for entry in visible(path.iterdir())):
-            if not (path / SETTINGS).is_file():
-                raise TubeletError(f"{path}: holds something else; choose another --out")
+        if (path / SETTINGS).exists():
             before = read_settings(path)
             # Name and place of the model may change, as long as its weights are the same.
             compared = [key for key in settings if key not in ("model", "model_id", "config_hash")]
@@ -214,10 +211,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     if settings.get("format") != FORMAT:
         found = settings.get("format")
         raise damaged(path / SETTINGS, f"its format is {found!r:.100}, this version reads {FORMAT}", _EMBED_AGAIN)
-    try:
-        fit(_Settings, settings, "", given=False)
-    except MisfitError as error:
-        raise damaged(path / SETTINGS, str(error), _EMBED_AGAIN) from error
+    check_content(_Settings, settings, path / SETTINGS, _EMBED_AGAIN)
     return settings
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from tubelet.config import EvaluateConfig
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.clips import normalise
 from tubelet.data.prefetch import prefetch_within
@@ -73,6 +74,16 @@ def last_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
 
 Cut = Callable[[Source], Tensor]
 Encode = Callable[[Backbone, Tensor], dict[str, Tensor]]
+
+
+def reading_options(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
+    """The options of `extract` that every task takes from its settings."""
+    return {
+        "workers": config.workers,
+        "prefetch_mb": config.prefetch_mb,
+        "max_bad_share": config.max_bad_share,
+        "progress": progress,
+    }
 
 
 def extract(

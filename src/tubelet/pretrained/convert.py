@@ -5,7 +5,7 @@ from typing import TypedDict
 
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.files import directory_lock
-from tubelet.hidden import visible
+from tubelet.hidden import without_hidden
 from tubelet.outputs import check_output
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.hub import WEIGHTS_FILE, save_encoder
@@ -65,7 +65,7 @@ def _convert(what: str | Path, out: Path, wanted: Wanted, license: str) -> str:
     if out.suffix in _FOREIGN:
         raise TubeletError(f"{out}: expected NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder")
     check_output(out, {".pt": "released", ".safetensors": "encoder"}.get(out.suffix, "model"), _read_from(path))
-    if out.is_dir() and any(file.name != WEIGHTS_FILE for file in visible(out.glob("*.safetensors"))):
+    if out.is_dir() and any(file.name != WEIGHTS_FILE for file in without_hidden(out.glob("*.safetensors"))):
         raise TubeletError(f"{out}: holds the weights of another model: write to another folder")
     if out.suffix == ".pt" and not is_encoder(path):
         system, _ = load_vjepa(path)

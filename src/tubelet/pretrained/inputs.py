@@ -14,9 +14,10 @@ from torch import Tensor
 
 from tubelet.config import ModelConfig
 from tubelet.data.clips import centre_clip_times, middle, resize_shape
-from tubelet.data.decode import VIDEO_SUFFIXES, VideoInfo, read_clips
-from tubelet.data.images import IMAGE_SUFFIXES, read_image, rgb_of
+from tubelet.data.decode import VideoInfo, read_clips
+from tubelet.data.images import read_image, rgb_of
 from tubelet.data.storage import suffix_of
+from tubelet.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.types import TubeletError
 
 Resize = Literal["round"] | int | tuple[int, int] | None

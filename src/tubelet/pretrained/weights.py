@@ -9,7 +9,7 @@ from tubelet.array_files import read_tensors as read_safetensors
 from tubelet.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from tubelet.checkpoint import checkpoints, is_of_model, read_tensors, stored_config
 from tubelet.config import ModelConfig, TrainConfig
-from tubelet.hidden import visible
+from tubelet.hidden import without_hidden
 from tubelet.model.lora import merge_adapters
 from tubelet.parts import is_in_parts
 from tubelet.released import TEACHER_KEYS, State, is_2_0, read_released, read_torch_file, state_in
@@ -69,7 +69,7 @@ def read_weights(path: Path, name: str, wanted: Wanted) -> Weights:
         found = [path] if is_in_parts(path) else checkpoints(path)
         if found:
             return _from_safetensors(found[-1:], f"{path.resolve().name}/{found[-1].stem}", wanted)
-        files = visible(path.glob("*.safetensors"))
+        files = without_hidden(path.glob("*.safetensors"))
         if not files:
             raise TubeletError(
                 f"{path}: no checkpoint in this folder (expected checkpoints/step-*.safetensors, or .safetensors files)"
@@ -85,7 +85,7 @@ def read_weights(path: Path, name: str, wanted: Wanted) -> Weights:
 def is_encoder(path: Path) -> bool:
     """Whether a .safetensors file, or a folder with some, holds an encoder without what it was trained with."""
     if path.is_dir():
-        return not is_in_parts(path) and not checkpoints(path) and bool(visible(path.glob("*.safetensors")))
+        return not is_in_parts(path) and not checkpoints(path) and bool(without_hidden(path.glob("*.safetensors")))
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     with open_tensors(path) as file:

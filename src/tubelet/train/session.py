@@ -1,6 +1,5 @@
 """What a run works with - its folder, model, optimiser and data, and what watches over them - from start to rewind."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import is_url
 from tubelet.device import has_bf16_units, training_dtype
 from tubelet.files import directory_lock
+from tubelet.launch import is_first_on_machine
 from tubelet.train.compilation import prepare, step_operations
 from tubelet.train.guards import Guards, Past
 from tubelet.train.health import Health, collapse_watch
@@ -204,8 +204,7 @@ def _list_media(config: TrainConfig, world: World) -> MediaList:
     That the machines have found the same is for `require_same_start` to compare.
     """
     lists = partial(list_media, config.data.sources, config.data.allow_outside)
-    leads_another = not world.is_first and os.environ.get("LOCAL_RANK", "0") == "0"
-    own = lists() if leads_another else None  # at the same time as the first process
+    own = lists() if is_first_on_machine() and not world.is_first else None  # at the same time as the first process
     received = world.on_first(lists)
     return own or received
 

@@ -203,8 +203,8 @@ def _supervised(game: Any, place: Path, vizdoom: Any) -> Iterator[None]:
     Raises:
         TubeletError: no program may be run from the temporary folder.
     """
-    watched, held = os.pipe()  # the end `held` is in this process only, which is what the supervisor goes by
-    opened = [watched, held]
+    watched, kept = os.pipe()  # the end `kept` is in this process only, which is what the supervisor goes by
+    opened = [watched, kept]
     try:
         os.set_inheritable(watched, True)
         engine = Path(vizdoom.__file__).with_name("vizdoom")

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from tubelet.array_files import Array, read_arrays
 from tubelet.data.limits import ARRAY_BYTES
-from tubelet.readers import damaged, read_json
+from tubelet.readers import check_content, damaged, read_json
 from tubelet.types import TubeletError
-from tubelet.values import Bounds, MisfitError, fit
+from tubelet.values import Bounds
 
 NAME = "tubelet-sample"
 FORMAT = 1
@@ -353,10 +353,7 @@ def read_description(root: str | Path) -> dict[str, Any]:
     if description.get("format") != FORMAT:
         found = description.get("format")
         raise damaged(path, f"its format is {found!r:.100}, this version reads {FORMAT}", _REMEDY)
-    try:
-        fit(Description, description, "", given=False)
-    except MisfitError as error:
-        raise damaged(path, str(error), _REMEDY) from error
+    check_content(Description, description, path, _REMEDY)
     for field, known in (("classes", CLASSES), ("motions", MOTIONS)):
         if description[field] != list(known):
             raise damaged(path, f"{field} are not those of this version", _REMEDY)

@@ -20,7 +20,8 @@ from tubelet.data.sample.level import all_levels, load_level
 from tubelet.data.sample.media import write_video
 from tubelet.data.sample.plan import Anchors, RejectedError
 from tubelet.data.sample.render import TICS_PER_SECOND, Shot, View, record, view_of
-from tubelet.files import LOCK, directory_lock, replacing
+from tubelet.files import directory_lock, replacing
+from tubelet.hidden import without_hidden
 from tubelet.outputs import check_output
 from tubelet.types import TubeletError
 
@@ -302,10 +303,10 @@ def write_sample_data(
             return _found(out, parameters)
         partial = out / UNFINISHED
         # What is finished is moved up at the end; a command that was killed then has left both.
-        own = {LOCK, UNFINISHED, *SPLITS} if partial.exists() else {LOCK}
-        if {entry.name for entry in out.iterdir()} - own:
+        own = {*SPLITS} if partial.exists() else set()
+        if {entry.name for entry in without_hidden(out.iterdir())} - own:
             raise TubeletError(f"{out}: holds other files; name a new folder for the sample set")
-        for name in own - {LOCK}:
+        for name in {UNFINISHED, *own}:
             shutil.rmtree(out / name, ignore_errors=True)
         partial.mkdir()
         try:

@@ -12,6 +12,7 @@ from tubelet.types import DecodeError
 
 # Bytes that may be missing at the end before a file counts as cut off: some writers miscount their last header.
 _SLACK = 64
+_REMEDY = "copy it again, or remove it"
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _DATA_BOXES = (b"moov", b"moof", b"mdat")
 # Boxes of an index that are looked into, and bytes of an edit list that are read, before the file counts as damaged.
@@ -79,7 +80,7 @@ def _claims(name: str, file: BinaryIO) -> Claims:
         if head[4:8] in _FIRST_BOXES:
             promised, index, fragmented = _mp4_extent(file, size)
             if index is None:
-                raise DecodeError(name, "is cut off or was never finished: its index (moov) is missing")
+                raise DecodeError(name, f"is cut off or was never finished: its index (moov) is missing; {_REMEDY}")
             claims = Claims(size, fragmented, _edit_lists(name, file, *index))
         elif head[:4] == b"\x1a\x45\xdf\xa3":
             promised = _matroska_extent(head)
@@ -91,7 +92,7 @@ def _claims(name: str, file: BinaryIO) -> Claims:
             _check_programs(name, file.read(_PROBED))
             return claims
     if promised - size > _SLACK:
-        raise DecodeError(name, f"is cut off: it has {size} bytes, its header promises {promised}")
+        raise DecodeError(name, f"is cut off: it has {size} bytes, its header promises {promised}; {_REMEDY}")
     return claims
 
 
@@ -186,7 +187,7 @@ def _number(file: BinaryIO, begin: int, places: tuple[int, int]) -> int:
 def _edits(name: str, file: BinaryIO, place: tuple[int, int], timescale: int) -> tuple[Edit, ...]:
     begin, end = place
     if end - begin > _MOST_EDITS:
-        raise DecodeError(name, f"has an edit list of {end - begin} bytes, above the limit of {_MOST_EDITS}")
+        raise DecodeError(name, f"has an edit list of {end - begin} bytes, above the limit of {_MOST_EDITS}; {_REMEDY}")
     file.seek(begin)
     data = file.read(end - begin)
     wide = 8 if data[:1] == b"\x01" else 4

@@ -115,7 +115,7 @@ class VideoReader(VideoStream):
     def _first_frame(self) -> Any:
         first = next(self._decoded((packet, True) for packet in self._packets()), None)
         if first is None:
-            raise DecodeError(self.path, "has no frames")
+            raise DecodeError(self.path, "has no frames: remove it")
         return first
 
     def _read_table(self) -> PacketTable:
@@ -123,7 +123,7 @@ class VideoReader(VideoStream):
         self._restart()
         self.table = table = read_table(self._packets(), self.clock)
         if not len(table.times):
-            raise DecodeError(self.path, "has no frames, or none with a time")
+            raise DecodeError(self.path, "has no frames, or none with a time: re-export or remove it")
         if self.format not in TIMED_FORMATS:
             # Where times are guessed, frames that change order get other ones after a seek than from the start.
             self.timed = table.complete and not self.decoder.has_b_frames
@@ -237,7 +237,7 @@ class VideoReader(VideoStream):
                 except _AgainError:
                     continue  # from where it failed
                 if served < len(targets):
-                    raise DecodeError(self.path, "has no frames")
+                    raise DecodeError(self.path, "has no frames: remove it")
 
     def everything(self) -> Iterator[Shown]:
         """All frames of a file that has just been prepared."""
@@ -304,7 +304,7 @@ class VideoReader(VideoStream):
             if found and (from_start or self._entered_early_enough(found[0], targets)):
                 return found
             if from_start:
-                raise DecodeError(self.path, "has no frames")
+                raise DecodeError(self.path, "has no frames: remove it")
             # The index is wrong or, as in MPEG-TS, there is none and the seek was a guess: go back further.
             back_s = 2 * back_s + 1.0
 
@@ -394,7 +394,9 @@ class VideoReader(VideoStream):
         claimed_s = self._claimed_s()
         wanted_s = min(float((last - self.start) * self.tick), claimed_s)
         if wanted_s - end_s > max(_DOUBT_S, _DOUBT * claimed_s):
-            raise DecodeError(self.path, f"ends at {end_s:.1f} s, its header promises {claimed_s:.1f} s: cut off")
+            raise DecodeError(
+                self.path, f"ends at {end_s:.1f} s, its header promises {claimed_s:.1f} s: re-export or remove it"
+            )
 
 
 class _Counted:

@@ -26,7 +26,7 @@ from tubelet.evaluate.clips.benchmarks import Protocol, training
 from tubelet.evaluate.clips.cuts import frames_by_time
 from tubelet.evaluate.clips.ranking import class_mean_recall, top_k
 from tubelet.evaluate.clips.sweep import Scores, Tokens, score, state_path, told_samples, train_side_by_side
-from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
+from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
 from tubelet.evaluate.layouts import epic
 from tubelet.evaluate.layouts.epic import Epic, Segment
 from tubelet.evaluate.layouts.folders import refuse
@@ -141,17 +141,12 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     view = Before(size=size, frames=frames)
     recipe = {"cut": "before", "steps": steps} | asdict(view)
     encode = partial(encode_and_predict, steps=steps)
-    cut = partial(
-        extract,
-        model,
-        cache,
-        workers=config.workers,
-        prefetch_mb=config.prefetch_mb,
-        max_bad_share=config.max_bad_share,
-        progress=progress,
-    )
+    options = reading_options(config, progress)
     segments, skipped = _segments(benchmark, config)
-    train, val = (cut([_source(s) for s in segments[split]], recipe, view, encode) for split in ("train", "val"))
+    train, val = (
+        extract(model, cache, [_source(s) for s in segments[split]], recipe, view, encode, **options)
+        for split in ("train", "val")
+    )
     used = {
         "train": [segments["train"][n] for n in train.numbers],
         "val": [segments["val"][n] for n in val.numbers],

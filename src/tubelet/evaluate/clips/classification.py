@@ -12,7 +12,7 @@ from tubelet.evaluate.clips.answers import confusion_details, metrics, sweep_det
 from tubelet.evaluate.clips.attentive import BLOCKS, AttentiveProbe, probe_heads
 from tubelet.evaluate.clips.benchmarks import Plan, plan, training
 from tubelet.evaluate.clips.sweep import Tokens, score, state_path, told_samples, train_side_by_side
-from tubelet.evaluate.extract import Progress, extract
+from tubelet.evaluate.extract import Progress, extract, reading_options
 from tubelet.evaluate.result import Result
 from tubelet.pretrained.backbone import Backbone
 
@@ -26,17 +26,9 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         TubeletError: if the folder holds none of the benchmarks, or something in it is wrong.
     """
     task = plan(model, data, config)
-    cut = partial(
-        extract,
-        model,
-        cache,
-        workers=config.workers,
-        prefetch_mb=config.prefetch_mb,
-        max_bad_share=config.max_bad_share,
-        progress=progress,
-    )
-    train = cut(task.train.sources, task.train_view.recipe, task.train_view)
-    val = cut(task.val.sources, task.val_view.recipe, task.val_view)
+    options = reading_options(config, progress)
+    train = extract(model, cache, task.train.sources, task.train_view.recipe, task.train_view, **options)
+    val = extract(model, cache, task.val.sources, task.val_view.recipe, task.val_view, **options)
     train_labels, truth = task.train.labels(train.numbers), task.val.labels(val.numbers)
     candidates, schedule = training(task.protocol, config, len(train))
     heads = probe_heads(model.config.width, model.config.heads)

@@ -29,7 +29,7 @@ from tubelet.evaluate.clips.sweep import (
     told_samples,
     train_side_by_side,
 )
-from tubelet.evaluate.extract import FeatureSet, Progress, extract
+from tubelet.evaluate.extract import FeatureSet, Progress, extract, reading_options
 from tubelet.evaluate.result import Metric, Result
 from tubelet.files import describe_os_error, replacing
 from tubelet.pretrained.backbone import Backbone
@@ -52,18 +52,10 @@ class _Set:
     ) -> None:
         self.plan = plan(model, data, config)
         view = self.plan.train_view
-        recipe, bad = view.recipe | {"features": "pooled"}, config.max_bad_share
-        cut = partial(
-            extract,
-            model,
-            cache,
-            workers=config.workers,
-            prefetch_mb=config.prefetch_mb,
-            max_bad_share=bad,
-            progress=progress,
-        )
-        self.train = cut(self.plan.train.sources, recipe, view, pooled_level)
-        self.val = cut(self.plan.val.sources, recipe, view, pooled_level)
+        recipe = view.recipe | {"features": "pooled"}
+        options = reading_options(config, progress)
+        self.train = extract(model, cache, self.plan.train.sources, recipe, view, pooled_level, **options)
+        self.val = extract(model, cache, self.plan.val.sources, recipe, view, pooled_level, **options)
         self.labels = self.plan.train.labels(self.train.numbers)
         self.truth = self.plan.val.labels(self.val.numbers)[:, 0]
         self.table = table_of(self.train, cache.folder, config.workers)

@@ -36,7 +36,7 @@ from tubelet.evaluate.dense.points import (
     test_source,
     training_source,
 )
-from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
+from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
 from tubelet.evaluate.layouts import kitti, nyuv2, sample
 from tubelet.evaluate.layouts.depths import DepthSet, read_depth, scored_region, seen_region
 from tubelet.evaluate.layouts.folders import recognise
@@ -93,12 +93,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     """
     depths = recognise(data, READERS)
     train, test = spread(depths.train, config.limit), spread(depths.test, config.limit)
-    options: dict[str, Any] = {
-        "workers": config.workers,
-        "prefetch_mb": config.prefetch_mb,
-        "max_bad_share": config.max_bad_share,
-        "progress": progress,
-    }
+    options = reading_options(config, progress)
     view = view_size(depths, _first_shape(test), config.image_size, model.patch_size)
     size = (
         _in_patches(view[0] * depths.crop[0], model.patch_size),

@@ -35,7 +35,7 @@ from tubelet.evaluate.dense.points import (
     test_source,
     training_source,
 )
-from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
+from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
 from tubelet.evaluate.layouts import ade20k, cityscapes, sample, voc2012
 from tubelet.evaluate.layouts.folders import recognise
 from tubelet.evaluate.layouts.labels import LabelSet, read_labels
@@ -93,12 +93,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     labels = recognise(data, READERS)
     size = _size(model, config.image_size or labels.image_size or PROTOCOL.image_size)
     train, test = spread(labels.train, config.limit), spread(labels.test, config.limit)
-    options: dict[str, Any] = {
-        "workers": config.workers,
-        "prefetch_mb": config.prefetch_mb,
-        "max_bad_share": config.max_bad_share,
-        "progress": progress,
-    }
+    options = reading_options(config, progress)
 
     crops = crops_of(len(train))
     sources = [training_source(pair, crops, config.seed) for pair in train]

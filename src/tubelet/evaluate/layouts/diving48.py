@@ -11,7 +11,7 @@ The JSON files may also lie in annotations/, the videos in videos/ or beside the
 from pathlib import Path
 from typing import TypedDict
 
-from tubelet.data.decode import VIDEO_SUFFIXES
+from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.evaluate.layouts.folders import refuse, roots, stems_of
 from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, whole_number
 from tubelet.readers import read_json

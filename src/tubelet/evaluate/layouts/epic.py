@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tubelet.data.decode import VIDEO_SUFFIXES
+from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.data.tables import read_table
 from tubelet.evaluate.layouts.folders import refuse, roots
 from tubelet.evaluate.layouts.labelled import whole_number

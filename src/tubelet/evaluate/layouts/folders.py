@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tubelet.data.lists import MEDIA_SUFFIXES
-from tubelet.hidden import is_hidden, visible
+from tubelet.data.suffixes import MEDIA_SUFFIXES
+from tubelet.hidden import is_hidden, without_hidden
 from tubelet.types import TubeletError
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def entries_of(folder: Path) -> list[Path]:
         TubeletError: if it may not be listed.
     """
     try:
-        return visible(folder.iterdir())
+        return without_hidden(folder.iterdir())
     except OSError as error:
         raise TubeletError(
             f"{folder}: cannot be listed ({error.strerror}); check the path and its permissions"

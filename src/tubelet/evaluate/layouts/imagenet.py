@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
-from tubelet.data.images import IMAGE_SUFFIXES
+from tubelet.data.suffixes import IMAGE_SUFFIXES
 from tubelet.data.tables import read_lines
 from tubelet.evaluate.layouts.folders import class_folders, hidden_media, media_in, refuse, roots
 from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile

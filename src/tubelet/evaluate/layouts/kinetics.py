@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tubelet.data.decode import VIDEO_SUFFIXES
+from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.data.tables import decode_list, read_table
 from tubelet.evaluate.layouts.folders import class_folders, entries_of, media_in, refuse, roots, stems_of
 from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_numbered, whole_number

@@ -189,7 +189,7 @@ def read_triples(path: Path) -> list[tuple[str, str]]:
     for line in read_list(path):
         cells = [cell.strip('" ') for cell in (line.split(",") if "," in line else line.split())]
         if not 2 <= len(cells) <= 3:
-            raise TubeletError(f"{path}: expected a picture, its depth and a focal length on each line: {line[:200]!r}")
+            raise TubeletError(f"{path}: expected an image, its depth and a focal length on each line: {line[:200]!r}")
         rows.append((cells[0], cells[1]))
     return rows
 

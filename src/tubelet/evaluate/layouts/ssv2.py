@@ -12,7 +12,7 @@ and so on, as in older downloads. The videos may have been converted (.mp4), and
 from pathlib import Path
 from typing import TypedDict
 
-from tubelet.data.decode import VIDEO_SUFFIXES
+from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.evaluate.layouts.folders import entries_of, refuse, roots, stems_of
 from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, whole_number
 from tubelet.readers import read_json

@@ -13,7 +13,7 @@ from tubelet.config import EvaluateConfig
 from tubelet.data.decode import read_frames
 from tubelet.data.sample.truth import SampleEntry, read_description, read_index, read_truth
 from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.extract import Progress, Source, extract, spread
+from tubelet.evaluate.extract import Progress, Source, extract, reading_options, spread
 from tubelet.evaluate.frozen import check_truth, frames_that_fit
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.evaluate.time.correspondence import (
@@ -76,10 +76,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         sources,
         recipe,
         partial(_cut, window=window, size=size),
-        workers=config.workers,
-        prefetch_mb=config.prefetch_mb,
-        max_bad_share=config.max_bad_share,
-        progress=progress,
+        **reading_options(config, progress),
     )
     clips = [_Clip(entries[n], window, size, grid, model.patch_size) for n in features.numbers]
     pairs, scores = [], []

@@ -18,7 +18,7 @@ from tubelet.data.clips import resize
 from tubelet.data.images import read_image
 from tubelet.data.indexed import VOID, davis_palette, read_indexed, write_indexed
 from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, spread
+from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
 from tubelet.evaluate.layouts import davis, youtube_vos
 from tubelet.evaluate.layouts.folders import recognise
 from tubelet.evaluate.layouts.pairs import image_shape
@@ -95,10 +95,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         [part for _, part in windows],
         {"cut": "whole frames"} | options,
         partial(_cut, **options),
-        workers=config.workers,
-        prefetch_mb=config.prefetch_mb,
-        max_bad_share=config.max_bad_share,
-        progress=progress,
+        **reading_options(config, progress),
     )
     bad = list(features.bad)
     readable = [n for n in range(len(sequences)) if not _lacks_frames(n, windows, features)]
