@@ -313,7 +313,14 @@ def test_an_avi_that_promises_more_than_it_has_is_truncated(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "codec"),
-    [("a.mpg", "mpeg2video"), ("a.wmv", "wmv2"), ("a.flv", "flv"), ("a.mxf", "mpeg2video"), ("a.3gp", "mpeg4")],
+    [
+        ("a.mpg", "mpeg2video"),
+        ("a.wmv", "wmv2"),
+        ("a.flv", "flv"),
+        ("video.m2v", "mpeg2video"),
+        ("a.mxf", "mpeg2video"),
+        ("a.3gp", "mpeg4"),
+    ],
 )
 def test_videos_of_other_containers_are_read(name: str, codec: str, tmp_path: Path) -> None:
     bframes = 2 if codec == "mpeg2video" else 0
