@@ -300,6 +300,15 @@ def test_a_header_that_promises_too_little_is_not_believed(tmp_path: Path) -> No
     assert read_info(path).duration_s == pytest.approx(4.0, abs=0.02)
 
 
+def test_frames_that_last_longer_than_the_whole_video_are_refused(tmp_path: Path) -> None:
+    data = bytearray(write_video(tmp_path / "video.mp4").read_bytes())
+    at = data.index(b"stts") + 16  # ticks from one frame to the next
+    data[at : at + 4] = (10**6).to_bytes(4, "big")
+    (tmp_path / "video.mp4").write_bytes(data)
+    with pytest.raises(DecodeError, match="shows only 1 frame: its edit list and the durations of its frames"):
+        numbers(tmp_path / "video.mp4", np.arange(4) / 4)
+
+
 def test_an_avi_that_promises_more_than_it_has_is_truncated(tmp_path: Path) -> None:
     path = write_video(tmp_path / "video.avi", codec="mjpeg", bframes=0)
     data = bytearray(path.read_bytes())
