@@ -299,9 +299,11 @@ def _thrice(path: Path) -> Path:
     return joined(path, *(encode(_part(path, f"{i}.ts"), first=16 * i, frames=16) for i in range(3)))
 
 
+_GAP = tuple(i / 12 + (3596 - 2 / 12) * (i >= 48) for i in range(96))
+
+
 def _gap(path: Path) -> Path:
-    later = {"output_ts_offset": "3600"}
-    return joined(path, encode(_part(path, "0.ts")), encode(_part(path, "1.ts"), first=48, muxing=later))
+    return encode(path, frames=96, times=_GAP)
 
 
 def _size_changes(path: Path) -> Path:
@@ -576,7 +578,7 @@ def _cases() -> list[tuple[str, str, Callable[[Path], Any], Truth]]:
             _gap,
             Truth(
                 tuple(range(96)),
-                tuple(i / 12 + (3596 - 2 / 12) * (i >= 48) for i in range(96)),
+                _GAP,
                 3603.833,
                 refused="clock|time|gap|apart",
             ),

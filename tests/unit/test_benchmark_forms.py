@@ -66,6 +66,16 @@ def test_something_something(folder, suffix, lists, tmp_path):
         assert ssv2.read(data).train == [LabelledFile(path=video, label=0)]
 
 
+@pytest.mark.parametrize("videos, name", [(ssv2.VIDEOS, "{}.csv"), ("clips", "ssv2_{}_paths.csv")])
+def test_something_something_by_lists_of_paths(videos, name, tmp_path):
+    video = put(tmp_path / videos / "7.webm")
+    for split in ("train", "val"):
+        put(tmp_path / name.format(split), f"{videos}/7.webm 0\n")
+    found = ssv2.read(tmp_path)
+    assert found.val == [LabelledFile(path=video, label=0)]
+    assert found.name == "Something-Something v2, validation" and found.read_as
+
+
 # Kinetics
 
 HEADER = "label,youtube_id,time_start,time_end,split\n"
@@ -78,6 +88,8 @@ HEADER = "label,youtube_id,time_start,time_end,split\n"
         ("annotations/kinetics_train.csv", "annotations/kinetics_val.csv"),
         ("train.csv", "validation.csv"),
         ("annotations/kinetics600_train.csv", "annotations/kinetics600_validate.csv"),
+        ("kinetics700_2020/train.csv", "kinetics700_2020/validate.csv"),
+        ("annotations/kinetics_700_2020_train.csv", "annotations/kinetics_700_2020_val.csv"),
     ],
 )
 @pytest.mark.parametrize(
@@ -247,6 +259,18 @@ def test_youtube_vos_of_training_alone_is_refused(tmp_path):
     (tmp_path / "train/JPEGImages").mkdir()
     with pytest.raises(TubeletError, match="no valid/ beside train/"):
         youtube_vos.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["davis", "DAVIS_2017", "Davis 2017"])
+def test_a_folder_is_known_whatever_its_capital_letters_and_hyphens(name, tmp_path):
+    put(tmp_path / "other/readme.md")
+    put(tmp_path / "__MACOSX/DAVIS/readme.md")
+    put(tmp_path / name / "ImageSets/2017/val.txt", "bear\n")
+    for i in range(3):
+        picture(tmp_path / name / f"JPEGImages/480p/bear/{i:05d}.jpg")
+        picture(tmp_path / name / f"Annotations/480p/bear/{i:05d}.png")
+    found = davis.read(tmp_path)
+    assert found is not None and len(found.sequences[0].frames) == 3
 
 
 # Pairs

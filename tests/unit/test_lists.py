@@ -41,6 +41,8 @@ def quoted(name: str) -> str:
         lambda n: f"{n} 300 0",
         lambda n: f"0 {quoted(n)}",
         lambda n: f"0,{n}",
+        lambda n: f"0 {n}",
+        lambda n: f'"0"::"{n}"',
         lambda n: n,
         lambda n: f"./{n} , 0 ",
     ],

@@ -139,15 +139,19 @@ def test_edit_lists_that_cannot_be_followed_are_refused(sources: dict[int, Path]
             read_info(edited(sources[2], path, edits))
 
 
-def stream_copy(source: Path, path: Path) -> Path:
-    """From the second keyframe on, as by `ffmpeg -c copy`."""
-    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+def stream_copy(source: Path, path: Path, shift: bool = False) -> Path:
+    """From the second keyframe on, as by `ffmpeg -c copy`; that is at time zero if `shift`, what is before it below."""
+    options = {"avoid_negative_ts": "disabled"} if shift else {}
+    with av.open(str(source)) as old, av.open(str(path), "w", options=options) as new:
         stream = old.streams.video[0]
         out = new.add_stream_from_template(stream)
-        keyframes = 0
+        keyframes = zero = 0
         for packet in old.demux(stream):
-            keyframes += packet.is_keyframe
+            if packet.is_keyframe:
+                keyframes += 1
+                zero = packet.pts if shift and keyframes == 2 else zero
             if packet.size and keyframes > 1:
+                packet.pts, packet.dts = packet.pts - zero, packet.dts - zero
                 packet.stream = out
                 new.mux(packet)
     return path
@@ -160,6 +164,8 @@ def test_open_groups_cut_by_stream_copy_are_read_from_the_keyframe_on(codec: str
         whole = write_video(tmp_path / f"whole{kind}", codec=codec, codec_options=params)
         for suffix in suffixes:
             assert_shows(stream_copy(whole, tmp_path / f"cut{suffix}"), [*range(12, 48)])
+            if suffix == ".mkv":  # times below zero are lost
+                assert_shows(stream_copy(whole, tmp_path / f"zero{suffix}", shift=True), [*range(12, 48)])
 
 
 def test_frames_before_an_idr_are_not_taken_for_leading_ones(tmp_path: Path) -> None:
@@ -205,12 +211,12 @@ def recording(path: Path, first: int, offset: float) -> Path:
     return path
 
 
-@pytest.mark.parametrize("offsets", [(500, 0), (0, 0), (95442.7, 0), (50, 49)])
-def test_recordings_joined_to_one_stream_follow_each_other(offsets: tuple[float, float], tmp_path: Path) -> None:
+@pytest.mark.parametrize("offsets", [(500, 0), (0, 0), (95442.7, 0), (50, 49), (0, 500), (0, 5000, 0), (9, 0, 90_000)])
+def test_recordings_joined_to_one_stream_follow_each_other(offsets: tuple[float, ...], tmp_path: Path) -> None:
     joined = tmp_path / "joined.ts"
     parts = [recording(tmp_path / f"{i}.ts", 24 * i, offset).read_bytes() for i, offset in enumerate(offsets)]
     joined.write_bytes(b"".join(parts))
-    assert_shows(joined, [*range(48)])
+    assert_shows(joined, [*range(24 * len(offsets))])
     clips = [start + np.arange(4) / 12 + 0.03 for start in (0, 1, 1.7, 3)]
     found = [[read_index(p) for p in clip.pixels] for clip in stream_clips(joined, lambda info: clips)]
     assert found == [[*range(n, n + 4)] for n in (0, 12, 20, 36)]
@@ -218,6 +224,34 @@ def test_recordings_joined_to_one_stream_follow_each_other(offsets: tuple[float,
 
 def test_a_clock_of_33_bits_that_wraps_around_goes_on(tmp_path: Path) -> None:
     assert_shows(recording(tmp_path / "wrap.ts", 0, 2**33 / 90_000 - 1), [*range(24)])
+
+
+def test_slides_of_one_recording_are_shown_as_long_as_its_clock_says(tmp_path: Path) -> None:
+    slides = write_video(tmp_path / "slides.ts", frames=4, times=[0, 20, 1220, 1240])
+    assert numbers(slides, np.array([1.0, 1219, 1221, 1241])) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("frames", [(12, 30), (30, 12)])
+def test_recordings_joined_in_a_file_of_matroska_are_refused(frames: tuple[int, int], tmp_path: Path) -> None:
+    parts = [write_video(tmp_path / f"{n}.webm", frames=n, codec="libvpx", gop=250).read_bytes() for n in frames]
+    (tmp_path / "joined.webm").write_bytes(b"".join(parts))
+    with pytest.raises(DecodeError, match=r"its clock goes back from \d\.\d to 0\.\d s: split it there"):
+        read_frames(tmp_path / "joined.webm")
+
+
+def test_a_clock_that_stands_still_is_refused(tmp_path: Path) -> None:
+    flv = bytearray(write_video(tmp_path / "video.flv", bframes=0, codec="flv", fps=25).read_bytes())
+    at, number = 13, 0
+    while at < len(flv):
+        if flv[at] == 9:
+            number += 1
+            time = min(int.from_bytes(flv[at + 4 : at + 7], "big"), 800)
+            flv[at + 4 : at + 7] = time.to_bytes(3, "big")
+        at += 15 + int.from_bytes(flv[at + 1 : at + 4], "big")
+    assert number == 48
+    (tmp_path / "frozen.flv").write_bytes(flv)
+    with pytest.raises(DecodeError, match=r"its clock stands still at 0\.8 s"):
+        read_info(tmp_path / "frozen.flv")
 
 
 def test_a_clock_that_goes_back_where_recordings_are_not_joined_is_refused(tmp_path: Path) -> None:
@@ -266,6 +300,15 @@ def test_a_header_that_promises_too_little_is_not_believed(tmp_path: Path) -> No
     assert read_info(path).duration_s == pytest.approx(4.0, abs=0.02)
 
 
+def test_frames_that_last_longer_than_the_whole_video_are_refused(tmp_path: Path) -> None:
+    data = bytearray(write_video(tmp_path / "video.mp4").read_bytes())
+    at = data.index(b"stts") + 16  # ticks from one frame to the next
+    data[at : at + 4] = (10**6).to_bytes(4, "big")
+    (tmp_path / "video.mp4").write_bytes(data)
+    with pytest.raises(DecodeError, match="shows only 1 frame: its edit list and the durations of its frames"):
+        numbers(tmp_path / "video.mp4", np.arange(4) / 4)
+
+
 def test_an_avi_that_promises_more_than_it_has_is_truncated(tmp_path: Path) -> None:
     path = write_video(tmp_path / "video.avi", codec="mjpeg", bframes=0)
     data = bytearray(path.read_bytes())
@@ -279,7 +322,14 @@ def test_an_avi_that_promises_more_than_it_has_is_truncated(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "codec"),
-    [("a.mpg", "mpeg2video"), ("a.wmv", "wmv2"), ("a.flv", "flv"), ("a.mxf", "mpeg2video"), ("a.3gp", "mpeg4")],
+    [
+        ("a.mpg", "mpeg2video"),
+        ("a.wmv", "wmv2"),
+        ("a.flv", "flv"),
+        ("video.m2v", "mpeg2video"),
+        ("a.mxf", "mpeg2video"),
+        ("a.3gp", "mpeg4"),
+    ],
 )
 def test_videos_of_other_containers_are_read(name: str, codec: str, tmp_path: Path) -> None:
     bframes = 2 if codec == "mpeg2video" else 0

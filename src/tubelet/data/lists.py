@@ -30,8 +30,8 @@ _TEXT = pa.large_string()
 _LOOKED_UP = 64
 _HEAD = 1000
 # The ways to read a list: a path on each line; the first column of a table, or the one that a header names; a path, in
-# which the separator occurs too, and what follows it; another column of a table.
-_WAYS = [("line", ""), *((kind, separator) for kind in ("first", "path", "other") for separator in SEPARATORS)]
+# which the separator occurs too, and what follows it; another column of a table; a path of that kind after a number.
+_WAYS = [("line", ""), *((kind, separator) for kind in ("first", "path", "other", "after") for separator in SEPARATORS)]
 Existing = Callable[[Sequence[str]], int]
 
 
@@ -152,6 +152,11 @@ def _read(way: tuple[str, str], text: str, lines: pa.Array, numbers: np.ndarray,
         return
     elif kind == "path":
         yield _split_at_path(lines, numbers, separator)
+    elif kind == "after":
+        found = pc.extract_regex(lines, rf'^"?(?P<rest>\d+)"?\s*{re.escape(separator)}\s*"?(?P<path>[^"\s].*?)"?$')
+        form = f"a number, {SEPARATORS[separator]}, and a path, which may hold them too; no header"
+        own = [pc.struct_field(found, name) for name in ("path", "rest")]
+        yield _Reading(own[0], own[1], numbers, form, "has no path", named=False)
     else:
         yield from _tables(text, lines, numbers, separator, first=kind == "first", cut_off=end < len(text))
 

@@ -15,6 +15,7 @@ VIDEO_CONTAINERS = {
     "asf": (".wmv", ".asf"),
     "ogg": (".ogv", ".ogm"),
     "mxf": (".mxf",),
+    "mpegvideo": (".m2v",),
     "gif": (".gif",),
 }
 MP4, MATROSKA, AVI, MPEG_TS, MPEG_PS, FLV = tuple(VIDEO_CONTAINERS)[:6]

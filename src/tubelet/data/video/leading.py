@@ -13,15 +13,18 @@ def without_leading(packets: Iterator[Any], extradata: bytes | None) -> Iterator
 
     If the first one is a keyframe from which no decoder could have begun to show earlier frames, packets that are shown
     before it are built on frames that are missing. FFmpeg withholds such frames, and calls them damage where it is
-    asked to be strict. Other codecs mark them, and their decoders leave them out.
+    asked to be strict. Other codecs mark them, and their decoders leave them out. Where the keyframe begins at zero,
+    Matroska cannot give the earlier ones a time.
     """
     first = next(packets, None)
     if first is None:
         return
     yield first
     whole = not first.is_keyframe or first.pts is None
+    later = False
     for packet in packets:
-        if not whole and packet.pts is not None and packet.pts < first.pts:
+        later = later or (packet.pts is not None and packet.pts > first.pts)
+        if not whole and (packet.pts < first.pts if packet.pts is not None else not later):
             whole = _is_idr(bytes(first), extradata)
             if not whole:
                 continue

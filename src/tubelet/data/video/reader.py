@@ -273,11 +273,19 @@ class VideoReader(VideoStream):
             yield self.program.media[part], self.program.shown[part]
 
     def _check_moving(self) -> None:
-        """Complain of a file with a single frame."""
+        """Complain of a file that shows a single frame."""
         self._restart()
-        packets = self._packets()
-        if next(packets, None) is not None and next(packets, None) is None:
-            raise DecodeError(self.path, "has 1 frame; a video needs at least 2: save it as an image")
+        hidden = visible = False
+        for packet in self._packets():
+            if visible and not packet.is_discard:
+                return
+            hidden |= packet.is_discard
+            visible |= not packet.is_discard
+        if hidden:
+            raise DecodeError(
+                self.path, "shows only 1 frame: its edit list and the durations of its frames disagree; re-encode it"
+            )
+        raise DecodeError(self.path, "has 1 frame; a video needs at least 2: save it as an image")
 
     def _find(self, targets: np.ndarray, shown: np.ndarray | None) -> list[Shown]:
         """The frames shown at `targets` (T,), in ticks of the stream."""

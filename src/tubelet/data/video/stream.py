@@ -23,13 +23,13 @@ from tubelet.data.limits import check_picture
 from tubelet.data.suffixes import FLV, MATROSKA, MP4, MPEG_PS, MPEG_TS
 from tubelet.data.video.claims import open_whole
 from tubelet.data.video.leading import without_leading
-from tubelet.data.video.timestamps import PacketTable, SteadyClock, in_order, time_of
+from tubelet.data.video.timestamps import AscendingTimes, PacketTable, SteadyClock, in_order, time_of
 from tubelet.types import DecodeError
 
 # These formats store when a packet's frame is shown. The others do not, or not always: there FFmpeg guesses it while it
 # decodes, and leaving out frames would change its guesses.
 TIMED_FORMATS = (MP4, MATROSKA, MPEG_TS, FLV)
-# Streams that are cut and joined at any place, so that their clock may go back.
+# Streams that are cut and joined at any place, so that their clock may jump.
 JOINED_FORMATS = (MPEG_TS, MPEG_PS)
 # Decoders of these codecs may leave out frames that are not shown without anything else changing.
 _LAYERED_CODECS = ("h264", "hevc")
@@ -48,7 +48,7 @@ class VideoStream:
         timed: whether packets tell when their frames are shown.
         seekable: whether frames are the same wherever the file is entered.
         table: of all packets, where they have been read.
-        joins: how often the clock goes back.
+        joins: how often the clock jumps.
     """
 
     def __init__(self, media: Media) -> None:
@@ -84,7 +84,9 @@ class VideoStream:
         self.decoder.thread_type = "NONE"
         self.decoder.thread_count = 1
         self.decoder.options = decoder_options(self.format)
-        self.clock = SteadyClock(Fraction(self.stream.time_base)) if self.format in JOINED_FORMATS else None
+        self.clock = (
+            SteadyClock(Fraction(self.stream.time_base), self.decoder.name) if self.format in JOINED_FORMATS else None
+        )
         self.entry: int | None = None
 
     def _video_stream(self) -> Any:
@@ -142,26 +144,25 @@ class VideoStream:
         return self._demuxed()
 
     def _demuxed(self) -> Iterator[Any]:
-        latest: int | None = None
+        times = AscendingTimes()
         with plain_words(self.path, "is damaged: its packets cannot be told apart", self.file):
             for packet in self.container.demux(self.stream):
                 if not packet.size:  # the empty one at the end asks the decoder for the frames that it still holds
                     continue
                 if self.clock is not None:
                     self.clock.correct(packet)
-                elif packet.is_keyframe and packet.pts is not None and not packet.is_discard:
-                    if latest is not None and packet.pts < latest and self.format in TIMED_FORMATS:
-                        then, now = (float((tick - self.start) * self.tick) for tick in (latest, packet.pts))
-                        raise DecodeError(
-                            self.path,
-                            f"its clock goes back from {then:.1f} to {now:.1f} s: split it there, or re-encode it",
-                        )
-                    latest = packet.pts
+                if (self.clock is not None or self.format in TIMED_FORMATS) and (fault := times.fault(packet)):
+                    self._refuse_clock(packet, *fault)
                 if self.entry is not None:
                     if packet.pts != self.entry:
                         continue
                     self.entry = None
                 yield packet
+
+    def _refuse_clock(self, packet: Any, what: str, before: int) -> None:
+        then, now = (float((tick - self.start) * self.tick) for tick in (before, packet.pts))
+        where = f"from {then:.1f} to {now:.1f} s" if then != now else f"at {now:.1f} s"
+        raise DecodeError(self.path, f"its clock {what} {where}: split it there, or re-encode it")
 
     def _decoded(self, chosen: Iterable[tuple[Any, bool]]) -> Iterator[Any]:
         """Frames of packets, in the order they are shown.

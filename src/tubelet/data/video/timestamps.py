@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,14 @@ _CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _WRAP = 2**33
 # A clock that goes back by less between two packets is unsteady, not another clock.
 _UNSTEADY_S = 1.0
+# MPEG streams show each frame for less than a second; from so many seconds on FFmpeg, too, sees another clock. Damaged
+# packets near by are the evidence: counters of a joined recording start anew.
+_JUMP_S = 10.0
+_NEAR_BY = 4
+# MPEG-1 and MPEG-2 have one frame rate: a gap is always another clock.
+_CONSTANT_RATE = ("mpeg1video", "mpeg2video")
+# Packets in a row of one time from which on the clock stands still: fields and layers of one frame are fewer.
+_STANDS_STILL = 8
 
 
 def clock_seconds(text: str) -> float | None:
@@ -46,7 +54,7 @@ class PacketTable:
         end: the tick at which the last frame stops being shown.
         keyframes: (K,) int64 ticks of keyframes, ascending.
         complete: whether each packet has the time at which its frame is shown.
-        breaks: how often the clock went back and was continued.
+        breaks: how often the clock jumped and was continued.
     """
 
     times: np.ndarray
@@ -56,11 +64,43 @@ class PacketTable:
     breaks: int
 
 
-class SteadyClock:
-    """Times of a stream whose clock may go back where two recordings were joined: the second continues the first."""
+class AscendingTimes:
+    """Watches over packets that tell when their frames are shown: is there one order for all of them?"""
 
-    def __init__(self, tick: Fraction) -> None:
+    def __init__(self) -> None:
+        self.highest: list[int] = []
+        self.latest = -(2**63)
+        self.last: int | None = None
+        self.repeats = 0
+
+    def fault(self, packet: Any) -> tuple[str, int] | None:
+        """What is wrong with a packet's time, and the tick before it; packets come in the order of the file."""
+        now = packet.pts
+        if now is None or packet.is_discard:
+            return None
+        self.repeats = self.repeats + 1 if now == self.last else 1
+        self.last = now
+        if self.repeats == _STANDS_STILL:
+            return "stands still", now
+        # Whatever is decoded before a keyframe is shown before it, and no decoder reorders over more frames.
+        full = len(self.highest) > REORDER
+        if (packet.is_keyframe and now < self.latest) or (full and now < self.highest[0]):
+            return "goes back", self.latest
+        if full:
+            heapreplace(self.highest, now)
+        else:
+            heappush(self.highest, now)
+        self.latest = max(now, self.latest)
+        return None
+
+
+class SteadyClock:
+    """Times of a stream whose clock may jump where two recordings were joined: the second continues the first."""
+
+    def __init__(self, tick: Fraction, codec: str) -> None:
         self.tick = tick
+        self.constant_rate = codec in _CONSTANT_RATE
+        self.since_damage = _NEAR_BY
         self.offset = self.breaks = 0
         self.step = round(Fraction(1, 25) / tick)
         self.last: int | None = None
@@ -68,13 +108,16 @@ class SteadyClock:
     def correct(self, packet: Any) -> None:
         """Set a packet's times to those of one steady clock; packets come in the order of the file."""
         stamp = packet.pts if packet.dts is None else packet.dts
+        self.since_damage = 0 if packet.is_corrupt else self.since_damage + 1
         if stamp is None:
             return
         now = int(stamp) + self.offset
         if self.last is not None:
             step = now - self.last
             step -= _WRAP if step > _WRAP // 2 else 0
-            if step < 0 and (packet.is_keyframe or step * self.tick < -_UNSTEADY_S):
+            back = step < 0 and (packet.is_keyframe or step * self.tick < -_UNSTEADY_S)
+            ahead = step * self.tick > _JUMP_S and (self.constant_rate or self.since_damage < _NEAR_BY)
+            if back or ahead:
                 self.offset += self.last + self.step - now
                 self.breaks += 1
                 now = self.last + self.step

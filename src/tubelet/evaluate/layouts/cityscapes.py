@@ -38,7 +38,7 @@ LABELS = {
     33: "bicycle",
 }
 LAST_LABEL = 33
-INSIDE = ("cityscapes", "Cityscapes")
+INSIDE = ("cityscapes",)
 MARKERS = ("leftImg8bit", "gtFine")
 IMAGE, TARGET = "_leftImg8bit.png", "_gtFine_labelIds.png"
 

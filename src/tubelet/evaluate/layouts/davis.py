@@ -10,7 +10,7 @@ from tubelet.evaluate.layouts.folders import entries_of, find_root, refuse
 from tubelet.evaluate.layouts.sequences import ObjectSequence, ObjectSet, check_number, pictures
 from tubelet.types import TubeletError
 
-INSIDE = ("DAVIS", "DAVIS2017", "DAVIS-2017", "DAVIS-2017-trainval-480p/DAVIS")
+INSIDE = ("DAVIS", "DAVIS-2017", "DAVIS-2017-trainval-480p/DAVIS")
 EXPECTED = "DAVIS (ImageSets/2017/val.txt, JPEGImages/480p, Annotations/480p)"
 
 

@@ -5,7 +5,7 @@ Diving48_V2_test.json    the same
 Diving48_vocab.json      [["Back", "15som", "05Twis", "FREE"], ...], a dive for each number
 rgb/-mmq0PT-u8k_00155.mp4
 
-The JSON files may also lie in annotations/, the videos in videos/ or beside the lists, in any container.
+The JSON files may also lie in annotations/ or labels/, the videos in videos/ or beside the lists, in any container.
 """
 
 from pathlib import Path
@@ -18,7 +18,8 @@ from tubelet.readers import read_json
 from tubelet.types import TubeletError
 
 TRAIN, TEST, VOCABULARY, VIDEOS = "Diving48_V2_train.json", "Diving48_V2_test.json", "Diving48_vocab.json", "rgb"
-_INSIDE = ("diving48", "Diving48")
+_INSIDE = ("diving48",)
+_LISTS = ("annotations", "labels")
 _FOLDERS = (VIDEOS, "Diving48_rgb", "videos")
 
 
@@ -35,7 +36,7 @@ def recognise(data: Path) -> bool:
 
 
 def _root(data: Path) -> Path | None:
-    lists = (data / name for data in roots(data, _INSIDE) for name in (".", "annotations"))
+    lists = (data / name for data in roots(data, _INSIDE) for name in (".", *_LISTS))
     return next((place for place in lists if (place / TRAIN).is_file() or (place / VOCABULARY).is_file()), None)
 
 
@@ -49,7 +50,7 @@ def read(data: Path) -> Labelled:
     for name in (TRAIN, TEST, VOCABULARY):
         if not (lists / name).is_file():
             raise refuse(lists, f"no {name}", f"{TRAIN}, {TEST}, {VOCABULARY} and {VIDEOS}/*.mp4")
-    root = lists.parent if lists.name == "annotations" else lists
+    root = lists.parent if lists.name in _LISTS else lists
     there = stems_of([root / folder for folder in _FOLDERS], VIDEO_SUFFIXES, first=".mp4") or stems_of(
         [root], VIDEO_SUFFIXES, first=".mp4"
     )

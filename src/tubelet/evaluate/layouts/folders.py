@@ -1,6 +1,7 @@
 """Which benchmark lies in a folder, and where in it."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -41,16 +42,35 @@ def roots(data: Path, inside: Sequence[str] = ()) -> Iterator[Path]:
 
     Args:
         data: the folder.
-        inside: names of folders in which archives unpack.
+        inside: names of folders in which archives unpack, in small or capital letters, with or without - and _.
     """
     place = data
     for _ in range(4):  # data/ade/ADEChallengeData2016, DAVIS-2017-trainval-480p/DAVIS
         yield place
-        yield from (place / name for name in inside if (place / name).is_dir())
-        folders = [path for path in entries_of(place) if path.is_dir()] if place.is_dir() else []
+        folders = class_folders(place)
+        yield from (found for name in inside if (found := named_folder(folders, name)) is not None)
         if len(folders) != 1:
             return
         place = folders[0]
+
+
+def named_folder(folders: Sequence[Path], name: str) -> Path | None:
+    """Of some folders that of a name, or one whose name is the same but for capital letters, hyphens and underscores.
+
+    Args:
+        folders: that lie in one place.
+        name: may have several components.
+    """
+    first, _, rest = name.partition("/")
+    exact = [path for path in folders if path.name == first]
+    found = exact or [path for path in folders if _plain(path.name) == _plain(first)]
+    if not found:
+        return None
+    return named_folder(class_folders(found[0]), rest) if rest else found[0]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name.lower())
 
 
 def find_root(data: Path, inside: Sequence[str], markers: Sequence[str]) -> Path | None:

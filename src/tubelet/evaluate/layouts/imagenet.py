@@ -23,9 +23,21 @@ from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile
 from tubelet.types import TubeletError
 
 NAMES = "LOC_synset_mapping.txt"
-SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
+SPLITS = {
+    "train": ("train", "training", "ILSVRC2012_img_train"),
+    "val": ("val", "validation", "valid", "ILSVRC2012_img_val"),
+}
 LISTS = ("LOC_val_solution.csv", "val_annotations.txt", "val.txt", "imagenet_2012_validation_synset_labels.txt")
-_INSIDE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "ILSVRC2012", "imagenet", "ImageNet", "tiny-imagenet-200")
+_INSIDE = (
+    "ILSVRC/Data/CLS-LOC",
+    "Data/CLS-LOC",
+    "CLS-LOC",
+    "ILSVRC2012",
+    "ILSVRC",
+    "imagenet",
+    "imagenet-1k",
+    "tiny-imagenet-200",
+)
 
 
 def recognise(data: Path) -> bool:
@@ -111,7 +123,8 @@ def _listed(data: Path, val: Path, images: list[Path], numbers: Mapping[str, int
     Raises:
         TubeletError: there is no list, it does not name an image, or names a class that is not trained on.
     """
-    places = [place / name for name in LISTS for place in (val, *_above(data, val.parent))]
+    folders = [place / inside for place in _above(data, val.parent) for inside in (".", "meta", "caffe_ilsvrc12")]
+    places = [folder / name for name in LISTS for folder in (val, *folders)]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise refuse(

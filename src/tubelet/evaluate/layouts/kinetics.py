@@ -22,14 +22,17 @@ from pathlib import Path
 
 from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.data.tables import decode_list, read_table
-from tubelet.evaluate.layouts.folders import class_folders, entries_of, media_in, refuse, roots, stems_of
+from tubelet.evaluate.layouts.folders import class_folders, entries_of, media_in, named_folder, refuse, roots, stems_of
 from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_numbered, whole_number
 from tubelet.readers import read_bytes
 from tubelet.types import TubeletError
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validate", "validation")}
-_INSIDE = ("k400", "k600", "k700", "k700-2020", "kinetics400", "kinetics600", "kinetics700", "kinetics")
-_LIST = r"(?:kinetics[-_]?\d*[-_]|k\d+[-_])?(?:{})(?:_?list)?(?:_videos)?\.(?:csv|txt|tsv)"
+_NAMES = ("kinetics400", "kinetics600", "kinetics700", "kinetics700-2020", "kinetics")
+_INSIDE = ("k400", "k600", "k700", "k700-2020", *_NAMES)
+# Something-Something is passed about in lists of this form as well.
+_OWNER = r"(?:(?:kinetics|k|ssv|sthv)[-_]?\d*(?:[-_]2020)?[-_])?"
+_LIST = _OWNER + r"(?:{})(?:_?list)?(?:_videos|_paths)?\.(?:csv|txt|tsv)"
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
@@ -46,10 +49,10 @@ def read(data: Path) -> Labelled:
     """
     root = _root(data)
     if root is None:
-        known = next((split for split in SPLITS if _list(data, split) is not None), None)
+        known = next((split for split in SPLITS if split_list(data, split) is not None), None)
         lacking = next(split for split in SPLITS if split != known)
         raise refuse(data, f"no list of the {lacking} split", f"annotations/{lacking}.csv, or {lacking}.csv")
-    train, val = (_list(root, split) for split in SPLITS)
+    train, val = (split_list(root, split) for split in SPLITS)
     if train is None or val is None:
         return _sorted(root)
     if _is_official(train) != _is_official(val):
@@ -59,16 +62,17 @@ def read(data: Path) -> Labelled:
 
 def _root(data: Path) -> Path | None:
     places = list(roots(data, _INSIDE))
-    lists = (root for root in places if all(_list(root, split) is not None for split in SPLITS))
+    lists = (root for root in places if all(split_list(root, split) is not None for split in SPLITS))
     folders = (root for root in places if all(_has_class_folders(root, split) for split in SPLITS))
     return next(lists, None) or next(folders, None)
 
 
-def _list(data: Path, split: str) -> Path | None:
+def split_list(data: Path, split: str) -> Path | None:
     """The list of a split; of several, that which is called most like the official one."""
     pattern = re.compile(_LIST.format("|".join(SPLITS[split])), re.IGNORECASE)
-    for folder in (data / "annotations", data, data / "lists", data / "labels"):
-        if folder.is_dir():
+    named = [named_folder(class_folders(place), name) for place in (data / "annotations", data) for name in _NAMES]
+    for folder in (data / "annotations", data, data / "lists", data / "labels", *named):
+        if folder is not None and folder.is_dir():
             found = [path for path in entries_of(folder) if path.is_file() and pattern.fullmatch(path.name)]
             if found:
                 return min(found, key=lambda path: (path.suffix != ".csv", len(path.name), path.name))

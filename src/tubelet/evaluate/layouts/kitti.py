@@ -15,9 +15,9 @@ from tubelet.evaluate.layouts.folders import find_root
 from tubelet.evaluate.layouts.pairs import Pair, check_pairs, read_triples
 from tubelet.types import TubeletError
 
-INSIDE = ("kitti", "KITTI")
+INSIDE = ("kitti",)
 DEPTHS = ("data_depth_annotated/train", "data_depth_annotated/val", "data_depth_annotated", "gt_depth")
-IMAGES = ("raw", "input", "raw_data", "kitti_raw", ".")
+IMAGES = ("raw", "input", "raw_data", "kitti_raw", "kitti_raw_data", ".")
 LISTS = {
     split: (f"eigen_{split}_files_with_gt.txt", f"kitti_eigen_{split}_files_with_gt.txt", f"kitti_eigen_{split}.txt")
     for split in ("train", "test")

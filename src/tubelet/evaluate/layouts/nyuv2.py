@@ -19,7 +19,7 @@ LISTS = {
     "train": ("nyudepthv2_train_files_with_gt.txt", "nyu_train.txt"),
     "test": ("nyudepthv2_test_files_with_gt.txt", "nyu_test.txt"),
 }
-INSIDE = ("nyu_depth_v2", "nyu", "nyuv2", "NYU")
+INSIDE = ("nyu_depth_v2", "nyu", "nyuv2")
 
 
 def read(data: Path) -> DepthSet | None:

@@ -6,21 +6,28 @@ labels/validation.json   the same
 20bn-something-something-v2/78687.webm
 
 The JSON files may also lie in annotations/ or in the folder itself, and may be called something-something-v2-train.json
-and so on, as in older downloads. The videos may have been converted (.mp4), and may lie in videos/.
+and so on, as in older downloads. The videos may have been converted (.mp4), and may lie in videos/ or anywhere below.
+Instead of the JSON files there may be lists of paths and classes, as for Kinetics: ssv2_train_paths.csv and so on.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
+from tubelet.data.decode import VIDEO_SUFFIXES
 from tubelet.data.suffixes import VIDEO_SUFFIXES
-from tubelet.evaluate.layouts.folders import entries_of, refuse, roots, stems_of
+from tubelet.evaluate.layouts import kinetics
+from tubelet.evaluate.layouts.folders import refuse, roots, stems_of
 from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, whole_number
 from tubelet.readers import read_json
 from tubelet.types import TubeletError
 
+_NAME = "Something-Something v2, validation"
 VIDEOS = "20bn-something-something-v2"
+_PACKAGE = "20bn-something-something-download-package-labels"
 _OLD_NAMES = "something-something-v2-"
 _INSIDE = ("something-something-v2", "ssv2", "sthv2")
+_LISTS = ("labels", "annotations", ".", *(f"{_PACKAGE}{inside}" for inside in ("/labels", "")))
 _FOLDERS = (VIDEOS, f"{VIDEOS}-mp4", "videos", "mp4", "webm")
 
 
@@ -33,7 +40,7 @@ class _Entry(TypedDict):
 
 def recognise(data: Path) -> bool:
     """Whether a folder looks like this benchmark's."""
-    return any((root / VIDEOS).is_dir() or _labels(root, "labels") for root in roots(data, _INSIDE))
+    return _root(data) is not None
 
 
 def read(data: Path) -> Labelled:
@@ -42,7 +49,9 @@ def read(data: Path) -> Labelled:
     Raises:
         TubeletError: if a file is missing or wrong.
     """
-    data = next((root for root in roots(data, _INSIDE) if (root / VIDEOS).is_dir() or _labels(root, "labels")), data)
+    data = _root(data) or data
+    if not _labels(data, "labels") and kinetics.recognise(data):
+        return replace(kinetics.read(data), name=_NAME)
     labels_file = _find(data, "labels")
     numbers = {
         _plain(template): whole_number(number, f"{labels_file}: the number of {template!r}")
@@ -54,19 +63,30 @@ def read(data: Path) -> Labelled:
         )
     classes = sorted(numbers, key=numbers.__getitem__)
     there = stems_of([data / folder for folder in _FOLDERS], VIDEO_SUFFIXES, first=".webm")
-    if not there:  # the videos beside the lists
-        there = {path.stem: path for path in entries_of(data) if path.suffix.lower() in VIDEO_SUFFIXES}
+    there = there or stems_of([data], VIDEO_SUFFIXES, first=".webm")
     return Labelled(
-        name="Something-Something v2, validation",
+        name=_NAME,
         classes=tuple(classes),
         train=_split(data, _find(data, "train"), numbers, there),
         val=_split(data, _find(data, "validation"), numbers, there),
     )
 
 
+def _root(data: Path) -> Path | None:
+    """The folder of the labels; else that of lists or of the videos."""
+    places = list(roots(data, _INSIDE))
+    others = (root for root in places if (root / VIDEOS).is_dir() or _has_own_lists(root))
+    return next((root for root in places if _labels(root, "labels")), None) or next(others, None)
+
+
+def _has_own_lists(root: Path) -> bool:
+    listed = kinetics.split_list(root, "train")
+    return listed is not None and listed.name.lower().startswith(("ssv", "sthv"))
+
+
 def _labels(data: Path, name: str) -> Path | None:
     names = (f"{name}.json", f"{_OLD_NAMES}{name}.json")
-    places = (data / folder / file for folder in ("labels", "annotations", ".") for file in names)
+    places = (data / folder / file for folder in _LISTS for file in names)
     return next((place for place in places if place.is_file()), None)
 
 

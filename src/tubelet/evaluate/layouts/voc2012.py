@@ -36,7 +36,7 @@ CLASSES = (
     "train",
     "tv monitor",
 )
-_DEVKIT = ("VOCdevkit/VOC2012", "VOC2012")
+_DEVKIT = ("VOCdevkit/VOC2012", "VOC2012", "pascal_voc/VOCdevkit/VOC2012")
 _ARCHIVES = ("VOCtrainval_11-May-2012", "TrainVal", "VOC2012_train_val", "VOC2012_train_val/VOC2012_train_val")
 INSIDE = (*_DEVKIT, *(f"{archive}/{inside}" for archive in _ARCHIVES for inside in _DEVKIT), *_ARCHIVES)
 MARKERS = ("ImageSets/Segmentation", "JPEGImages")

@@ -32,7 +32,7 @@ class _Meta(TypedDict):
 
 
 SPLITS = ("valid", "val", "validation")
-INSIDE = ("YouTube-VOS", "youtube-vos", "YouTubeVOS", "ytvos", "YouTubeVOS_2018", "YouTubeVOS_2019")
+INSIDE = ("YouTube-VOS", "ytvos", *(f"{name}-{year}" for name in ("YouTube-VOS", "ytvos") for year in (2018, 2019)))
 EXPECTED = "YouTube-VOS (valid/meta.json, valid/JPEGImages, valid/Annotations)"
 
 
