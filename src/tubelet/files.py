@@ -187,8 +187,8 @@ def cache_folder() -> Path:
 def set_compile_cache() -> None:
     """Have PyTorch keep compiled graphs in the user's cache folder rather than in a temporary one.
 
-    PyTorch takes the folder from the environment, or else makes one among the temporary files and sets it there, as soon
-    as the compiler is imported, which building a model does: that one is replaced, one that the user set is not.
+    PyTorch takes the folder from the environment, or else makes one among the temporary files and sets it there, when
+    the compiler is imported, which building a model does: that one is replaced, one that the user set is not.
     Where the cache folder cannot be written to, PyTorch's own choice remains.
     """
     chosen = os.environ.get(_COMPILE_CACHE)
