@@ -7,6 +7,7 @@ that is gone) is dropped and remembered, and the command goes on.
 import codecs
 import io
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,9 @@ from tubelet.types import BadFile, one_line, visible
 # Exit codes of a command that did its work and whose last line could not be printed; what sysexits.h calls EX_IOERR,
 # and what a shell reports of a process that SIGPIPE ended.
 OUTPUT_LOST, PIPE_CLOSED = 74, 141
+
+# What a table needs to show anything of its cells, and what no terminal has.
+MIN_COLUMNS, MAX_COLUMNS = 40, 10_000
 
 _ERRORS = "tubelet.plain"
 _PLAIN = str.maketrans(
@@ -165,6 +169,20 @@ def lost_output(console: Console) -> str | None:
     """Why a console could not print something, if so."""
     error = getattr(console.file, "first_error", None)
     return None if error is None else one_line(error)
+
+
+def set_terminal_size() -> None:
+    """Set the environment so that tables and help are laid out for a width in which they can be read.
+
+    Narrower terminals wrap the lines. At 0 columns, which terminals report that have no size, nothing would be printed
+    at all; at 1, the help would never be laid out.
+    """
+    for name in ("COLUMNS", "LINES"):
+        value = os.environ.get(name, "")
+        if not (value.isascii() and value.isdigit() and 0 < int(value[:9]) <= MAX_COLUMNS):
+            os.environ.pop(name, None)
+    if shutil.get_terminal_size().columns < MIN_COLUMNS:
+        os.environ["COLUMNS"] = str(MIN_COLUMNS)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ except ImportError:  # Windows, where nothing is swept
     fcntl = None  # type: ignore[assignment]
 
 _IN_USE = "in-use"
+_COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _MASK = os.umask(0o022)  # there is no way to read it but to set it
 os.umask(_MASK)
 
@@ -181,3 +182,22 @@ def cache_folder() -> Path:
         raise TubeletError(
             "no home directory is known: set HOME or XDG_CACHE_HOME to a folder for downloads and features"
         ) from error
+
+
+def set_compile_cache() -> None:
+    """Have PyTorch keep compiled graphs in the user's cache folder rather than in a temporary one.
+
+    PyTorch takes the folder from the environment, or else makes one among the temporary files and sets it there, when
+    the compiler is imported, which building a model does: that one is replaced, one that the user set is not.
+    Where the cache folder cannot be written to, PyTorch's own choice remains.
+    """
+    chosen = os.environ.get(_COMPILE_CACHE)
+    if chosen and Path(chosen).parent != Path(tempfile.gettempdir()):
+        return
+    try:
+        folder = cache_folder().absolute() / "tubelet" / "compiled"
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+    except (OSError, TubeletError):
+        return
+    if there.is_dir() and os.access(there, os.W_OK):
+        os.environ[_COMPILE_CACHE] = str(folder)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tubelet.array_files import open_tensors
 from tubelet.hidden import is_hidden
-from tubelet.readers import parse_json, read_json
+from tubelet.readers import parse_json, read_json, require_regular
 from tubelet.types import TubeletError
 
 # What files say of themselves: pages in their head, archives of PyTorch in a comment, ONNX files as their producer.
@@ -90,6 +90,7 @@ def _is_table_settings(path: Path) -> bool:
 
 def _is_shard_index(path: Path) -> bool:
     try:
+        require_regular(path)  # to open a pipe is to wait for who writes into it
         with path.open("rb") as file:
             values = parse_json(file.readline(_JSON_BYTES), path)
     except (OSError, TubeletError):
@@ -134,6 +135,7 @@ KINDS: Mapping[str, _Kind] = {
     "shards": _Kind("a folder of shards", marks=("index.jsonl", "plan.json")),
     "sample set": _Kind("a sample set"),
 }
+_OF_TENSORS = ("run", "encoder", "model")
 _RUN_FILES = ("metrics.jsonl", "alarms.jsonl", "bad_files.jsonl", "sources.txt")
 
 
@@ -151,6 +153,8 @@ def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:
     expected = KINDS[kind]
     if expected.suffixes and path.suffix.lower() not in expected.suffixes:
         raise TubeletError(f"{path}: expected a name that ends in {' or '.join(expected.suffixes)}")
+    if kind in _OF_TENSORS and not _is_utf8(path.absolute()):
+        raise TubeletError(f"{path}: not a name in UTF-8, which safetensors needs to read a file; choose another name")
     try:
         if expected.marks and path.is_dir():
             _refuse_unmarked_folder(path, expected.marks)
@@ -259,11 +263,20 @@ def _exists(path: Path) -> bool:
     return os.path.lexists(path)
 
 
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _head(path: Path) -> bytes:
     try:
+        require_regular(path)
         with path.open("rb") as file:
             return file.read(_HEAD_BYTES)
-    except OSError:
+    except (OSError, TubeletError):
         return b""
 
 

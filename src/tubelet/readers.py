@@ -206,7 +206,8 @@ def read_json(path: Path, kind: Any = Any, remedy: str = COPY_AGAIN) -> Any:
 def read_jsonl(path: Path, kind: Any, remedy: str) -> Iterator[tuple[dict[str, Any], int]]:
     """The rows of a file of JSON lines, one after the other, each with the place in bytes where it ends.
 
-    A process killed while it wrote leaves a last line without an end: not a row. A file that is not there has none.
+    A process killed while it wrote leaves the beginning of an object as last line: not a row. A file that is not there
+    has none.
 
     Raises:
         TubeletError: a line is damaged or of another type than `kind`, or the file cannot be read.
@@ -222,6 +223,9 @@ def read_jsonl(path: Path, kind: Any, remedy: str) -> Iterator[tuple[dict[str, A
                 if len(line) > LINE_BYTES:
                     raise damaged(f"{path}, line {number}", f"is longer than {LINE_BYTES} bytes", remedy)
                 if not line.endswith(b"\n"):
+                    if line and not line.startswith(b"{"):
+                        start = ascii(line[:20].decode("utf-8", "replace"))
+                        raise damaged(f"{path}, line {number}", f"begins with {start}, expected an object", remedy)
                     return
                 end += len(line)
                 yield parse_json(line, f"{path}, line {number}", kind, remedy), end

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tubelet import cli
-from tubelet.console import Output, lost_output, open_console, say
+from tubelet.console import Output, lost_output, open_console, say, set_terminal_size
 from tubelet.types import BadFile, TubeletError, visible
 
 # ESC, a line feed, a right-to-left mark, a zero-width space, a line separator, a byte that is not UTF-8, C1's CSI.
@@ -127,3 +127,19 @@ def test_a_warning_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tubelet", "search"])
     cli.main()
     assert capsys.readouterr().err == f"warning: {SHOWN}\nwarning: theirs (UserWarning, /lib/other.py:7)\n"
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "²", "9" * 30, "x"])
+def test_a_terminal_of_no_width_is_one_that_a_table_can_be_read_on(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("LINES", columns)
+    set_terminal_size()
+    table = Table("similarity", "file")
+    table.add_row("0.5", "a.mp4")
+    open_console().print(table)
+    assert "a.mp4" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["tubelet", "search", "--help"])
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert "--top" in capsys.readouterr().out

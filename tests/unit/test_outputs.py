@@ -247,3 +247,23 @@ def test_a_models_name_is_text_in_its_card_and_in_its_id(place):
     again = load(place / "hub", device="cpu")
     assert again.name == r"a\x1b[31m\n# b|<b>*c*\u202e\udcff"
     assert again.weights_id == model.weights_id
+
+
+def test_a_pipe_that_has_the_name_of_an_index_is_not_waited_for(tmp_path):
+    for name in ("index.jsonl", "plan.json", "_settings.json", "config.json"):
+        folder = tmp_path / name / "out"
+        folder.mkdir(parents=True)
+        os.mkfifo(folder / name)
+        os.mkfifo(folder.parent / name)
+        check_output(folder, "sample set")
+    with pytest.raises(TubeletError, match="no regular file"):
+        check_output(folder, "run")
+    assert not outputs.is_page(folder / name)
+
+
+@pytest.mark.parametrize("kind", ["run", "encoder", "model"])
+def test_weights_are_not_written_to_where_they_could_not_be_read_again(kind, tmp_path):
+    with pytest.raises(TubeletError, match="not a name in UTF-8"):
+        check_output(tmp_path / os.fsdecode(b"a\xff") / "b", kind)
+    check_output(tmp_path / os.fsdecode(b"a\xff"), "shards")
+    check_output(tmp_path / "\u00e9", kind)

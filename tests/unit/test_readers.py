@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -184,3 +184,11 @@ def test_tables_have_the_columns_that_are_read_and_no_more_than_memory_holds(tmp
     path.write_bytes(b"PAR1" + b"\0" * 50)
     with pytest.raises(TubeletError, match="cannot be read as Parquet"):
         read_parquet(path, columns, "x")
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"\0" * 50, b"\xff\xfe", b" {", b"x", b'{"step": 1}\n[[['])
+def test_the_last_line_of_another_file_is_no_row_that_was_cut_short(content, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(TubeletError, match=r"line [12]: begins with .*, expected an object; x$"):
+        list(read_jsonl(path, Any, "x"))

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import pickle
+import tempfile
 from math import inf, nan
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
@@ -15,7 +16,7 @@ import pytest
 from tubelet import cli, config
 from tubelet.config import DataConfig, EvaluateConfig, GuardConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from tubelet.config.fields import SettingError, Settings
-from tubelet.files import cache_folder
+from tubelet.files import cache_folder, set_compile_cache
 from tubelet.types import TubeletError
 from tubelet.values import Bounds, hints
 
@@ -138,3 +139,21 @@ def test_without_a_home_paths_below_it_are_refused_and_the_cache_is_named(monkey
         DataConfig(sources=("~/videos",))
     with pytest.raises(TubeletError, match="no home directory is known: set HOME or XDG_CACHE_HOME"):
         cache_folder()
+
+
+def test_compiled_graphs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
+    def chosen(cache, before):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        if before:
+            monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
+        set_compile_cache()
+        return os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+
+    kept, temporary = str(tmp_path / "tubelet" / "compiled"), f"{tempfile.gettempdir()}/torchinductor_me"
+    assert chosen(tmp_path, None) == kept
+    assert chosen(tmp_path, temporary) == kept  # as PyTorch sets it when the compiler is imported
+    assert chosen(tmp_path, "/somewhere/else") == "/somewhere/else"
+    assert chosen("/dev/null/x", None) is None
+    assert chosen("/dev/null/x", temporary) == temporary
+    assert not any(tmp_path.iterdir())

@@ -24,7 +24,8 @@ from tubelet.cli.features import convert, embed, search
 from tubelet.cli.look import evaluate, explain, report
 from tubelet.cli.options import options_named
 from tubelet.cli.runs import cooldown, distil, high_resolution, train
-from tubelet.console import OUTPUT_LOST, PIPE_CLOSED, open_console, say, standard_streams
+from tubelet.console import OUTPUT_LOST, PIPE_CLOSED, open_console, say, set_terminal_size, standard_streams
+from tubelet.files import set_compile_cache
 from tubelet.launch import is_first_on_machine
 from tubelet.types import TubeletError
 
@@ -51,6 +52,8 @@ def main() -> None:
     A command goes on where its output cannot be printed. If it then ends well, but its last line was lost, the exit
     code is 141 for a pipe that was closed, and 74 for anything else, such as a full disk.
     """
+    set_terminal_size()
+    set_compile_cache()
     with standard_streams() as output:
         code = _run(sys.argv[1:])
         output.flush()

@@ -8,7 +8,7 @@ import torch
 
 from tubelet.config import TrainConfig
 from tubelet.device import has_bf16_units
-from tubelet.files import cache_folder
+from tubelet.files import set_compile_cache
 from tubelet.train.float8 import use_float8
 from tubelet.types import one_line
 from tubelet.vjepa import VJEPA
@@ -54,8 +54,9 @@ def compile_blocks(model: VJEPA, config: TrainConfig, device: torch.device, shar
     """
     if config.compile is False or (config.compile is None and not is_worth_compiling(model, config, device)):
         return None
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "tubelet" / "compiled"))
-    remove_unfinished(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+    set_compile_cache()
+    if cache := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        remove_unfinished(Path(cache))
     if problem := _problem(device):
         return f"not compiling, steps will be slower: {problem}"
     for part in (model.student, model.teacher, model.predictor):

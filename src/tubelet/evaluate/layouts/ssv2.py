@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
-from tubelet.data.decode import VIDEO_SUFFIXES
 from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.evaluate.layouts import kinetics
 from tubelet.evaluate.layouts.folders import refuse, roots, stems_of
