@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator
@@ -117,6 +118,16 @@ def real_time_policy() -> str | None:
     return {os.SCHED_FIFO: "SCHED_FIFO", os.SCHED_RR: "SCHED_RR"}.get(policy)
 
 
+def stop_helpers() -> None:
+    """End this process's fork server and resource tracker, which unlinks what killed processes had registered."""
+    for module, name in (("forkserver", "_forkserver"), ("resource_tracker", "_resource_tracker")):
+        helper: Any = getattr(sys.modules.get(f"multiprocessing.{module}"), name, None)
+        if stop := getattr(helper, "_stop", None):  # private, and waits for ever if a process lives that inherited it
+            thread = threading.Thread(target=stop, daemon=True)
+            thread.start()
+            thread.join(GRACE_S)
+
+
 class Leftovers:
     """What was there when a session began, and what it left.
 
@@ -157,6 +168,7 @@ class Leftovers:
 
     def finish(self, grace_s: float = GRACE_S) -> None:
         """Wait until all that ends by itself has, note what has not."""
+        stop_helpers()
         deadline = time.monotonic() + grace_s
         while (left := self.look()) and time.monotonic() < deadline:
             time.sleep(0.2)

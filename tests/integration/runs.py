@@ -56,9 +56,14 @@ def train_quietly(config, out, resume=False):
 
 def start_training(config, out, resume=False):
     """`train` in a process of its own."""
-    process = processes.Process(target=train_quietly, args=(config, str(out), resume))
+    process = processes.Process(target=_train_as_from_a_shell, args=(config, str(out), resume))
     process.start()
     return process
+
+
+def _train_as_from_a_shell(config, out, resume):
+    multiprocessing.set_start_method(None, force=True)  # what a fork server has set, a shell has not
+    train_quietly(config, out, resume)
 
 
 def start_together(count, config, out, resume=False, machines=1):
