@@ -30,6 +30,7 @@ class MediaList:
         videos: files with a video's suffix.
         images: files with an image's suffix.
         shards: folders of shards, which hold both.
+        ignored: how many files of each other suffix were left out ("" for none), the most frequent first.
         ends: for each source, how many videos, images and folders of shards there are up to and with it.
         notes: sentences for the user: how lists were read, and what was left out.
     """
@@ -37,6 +38,7 @@ class MediaList:
     videos: Sequence[str]
     images: Sequence[str]
     shards: list[ShardFolder] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
     ends: list[tuple[int, int, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -133,7 +135,7 @@ def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> Med
         notes.append(f"left out: {_in_words(left)}")
     notes += hidden.note()
     counts = list(zip(video_ends, image_ends, ends, strict=True))
-    return MediaList(video_files, image_files, list(shards.values()), counts, notes)
+    return MediaList(video_files, image_files, list(shards.values()), _by_suffix(left), counts, notes)
 
 
 class _Files:
@@ -249,6 +251,10 @@ def _glob(pattern: str, hidden: _Hidden) -> Iterator[str]:
             yield from _folder(match, hidden)
 
 
+def _by_suffix(files: Sequence[str]) -> dict[str, int]:
+    return dict(Counter(suffix_of(file) for file in sorted(files)).most_common())
+
+
 def _in_words(files: Sequence[str]) -> str:
     """How many files of each suffix there are, with an example of each."""
     kinds: dict[str, list[str]] = {}
@@ -279,7 +285,5 @@ def _what_instead(found: pa.ChunkedArray) -> str:
         return "holds no files"
     files = Paths.from_arrow(found)
     kinds = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or image ({' '.join(sorted(IMAGE_SUFFIXES))})"
-    counts = ", ".join(
-        f"{suffix or 'no suffix'} {count}" for suffix, count in Counter(map(suffix_of, files)).most_common()
-    )
+    counts = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in _by_suffix(files).items())
     return f"{_counted(len(files), 'file')}, none of them {kinds}: {counts}"
