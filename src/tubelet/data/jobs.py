@@ -169,8 +169,9 @@ class _JobProcess:
         self.printed.close()
 
 
-# In a process of `run_all`: what it sends to its parent.
+# In a process of `run_all`: what it sends to its parent, and what it does first when that has ended.
 _send: Callable[[object], None] | None = None
+_at_parents_end: set[Callable[[], None]] = set()
 
 
 def _serve() -> None:
@@ -191,6 +192,8 @@ def _serve() -> None:
             try:
                 received.put(pickle.load(incoming))
             except (EOFError, OSError, pickle.UnpicklingError):  # the parent has ended
+                for clean in _at_parents_end:
+                    clean()
                 os._exit(1)
             except Exception as error:
                 send((False, RuntimeError(f"a job that cannot be received: {error!r}")))
@@ -209,6 +212,11 @@ def _serve() -> None:
             send(message)
         except (TypeError, AttributeError, pickle.PicklingError):
             send((False, RuntimeError(f"a result or an error that cannot be sent: {message[1]!r}")))
+
+
+def call_at_parents_end(clean: Callable[[], None]) -> None:
+    """Have a process of `run_all` call a function when its parent has ended, before it ends too."""
+    _at_parents_end.add(clean)
 
 
 def reading(name: str) -> AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from tubelet.data.jobs import call_at_parents_end
 from tubelet.data.sample import supervisor
 from tubelet.data.sample.level import wad_folder
 from tubelet.data.workers import describe_exit
@@ -53,34 +54,53 @@ def import_vizdoom() -> Any:
 @contextmanager
 def engines_folder() -> Iterator[Path]:
     """A folder for engines to work in; at the end they have ended, and nothing of them is left."""
-    if sys.platform == "linux":
-        _sweep_unknown()
+    began = time.time()
+    # Engines that cannot be seen from here (a container that shares memory) need the names no longer once they are old.
+    _sweep_unmapped(0.0, began - ORPHAN_S)
     with temporary_folder("engine", _sweep) as (folder, _):
         try:
             yield folder
         finally:
             _wait_for_supervisors(folder)
             _sweep(folder)
+            if any(not (place / supervisor.INSTANCE).is_file() for place in _places(folder)):
+                _sweep_unmapped(began - 1, time.time() + 1)  # file systems' clocks tick more coarsely
 
 
-def _sweep_unknown() -> None:
-    """Remove shared memory of engines that were killed before anybody knew its name: no process has it mapped.
+def _sweep_unmapped(start: float, end: float) -> None:
+    """Remove shared memory of engines whose player was killed before anybody knew its name: no process has it mapped.
 
-    Engines that cannot be seen from here (a container that shares memory) need the names no longer once they are old.
+    Args:
+        start: seconds since the epoch; older files are kept.
+        end: newer files are kept.
     """
-    old = []
+    if sys.platform != "linux":
+        return
+    candidates = []
     for file in supervisor.SHARED_MEMORY.glob("ViZDoom*"):
         with suppress(OSError):
             status = file.stat()
-            if status.st_uid == os.getuid() and time.time() - status.st_mtime >= ORPHAN_S:
-                old.append(file)
-    mapped: set[str] = set()
-    for maps in Path("/proc").glob("[0-9]*/maps") if old else ():
-        with suppress(OSError), maps.open(errors="replace") as lines:
-            mapped.update(line.rstrip("\n").rpartition("/")[2] for line in lines if "ViZDoom" in line)
-    for file in old:
+            if status.st_uid == os.getuid() and start <= status.st_mtime <= end:
+                candidates.append(file)
+    mapped = {name for maps in Path("/proc").glob("[0-9]*/maps") for name in _mapped(maps)} if candidates else set()
+    for file in candidates:
         if file.name not in mapped:
             file.unlink(missing_ok=True)
+
+
+def _mapped(maps: Path) -> list[str]:
+    """Names of the shared memory of engines that a process has mapped, itself the engine or its player."""
+    try:
+        with maps.open(errors="replace") as lines:
+            return [line.rstrip("\n").rpartition("/")[2] for line in lines if "/ViZDoom" in line]
+    except OSError:
+        return []
+
+
+def _remove_own_shared_memory() -> None:
+    """Remove what this process, whose parent has ended, has mapped: its engine may have no supervisor yet."""
+    for name in _mapped(Path("/proc/self/maps")):
+        (supervisor.SHARED_MEMORY / name).unlink(missing_ok=True)
 
 
 def how_engines_ended(folder: Path) -> str:
@@ -110,12 +130,13 @@ def _sweep(folder: Path) -> None:
 def _last_words(place: Path) -> str:
     """How the engine that worked in a folder ended, and what it printed last."""
     ended, printed = place / supervisor.EXIT_CODE, place / supervisor.OUTPUT
-    if not printed.is_file():
+    if not (place / supervisor.IN_USE).is_file():  # no supervisor came so far
         return ""
     code = ended.read_text() if ended.is_file() else None
     if code == supervisor.ORPHANED:
         return ""
-    lines = [line.strip() for line in printed.read_text(errors="replace").split("\n") if line.strip()]
+    output = printed.read_text(errors="replace") if printed.is_file() else ""
+    lines = [line.strip() for line in output.split("\n") if line.strip()]
     found = ["the engine's supervisor was killed" if code is None else f"the engine: {describe_exit(int(code))}"]
     if lines:
         found.append(f"its last words: {' / '.join(lines[-3:])[-500:]}")
@@ -174,6 +195,7 @@ def engine(wad: str, level: str, width: int, height: int, seed: int, folder: Pat
     game.set_seed(seed)
     place = Path(tempfile.mkdtemp(dir=folder))
     game.set_doom_config_path(str(place / "engine.ini"))
+    call_at_parents_end(_remove_own_shared_memory)
     with _supervised(game, place, vizdoom) if os.name == "posix" else nullcontext():
         try:
             game.init()
