@@ -41,10 +41,10 @@ from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, model_preset
 from tubelet.data.clips import normalise
 from tubelet.data.loader import StepDataset
-from tubelet.data.sample.truth import read_description
 from tubelet.data.sources import list_media
 from tubelet.device import pick_device
 from tubelet.model.encoder import Encoder, random_encoder
+from tubelet.sample_data.truth import read_description
 from tubelet.train.loop import train
 from tubelet.train.state import RunFolder, write_atomically
 from tubelet.train.step import backpropagate
@@ -375,7 +375,7 @@ def main(
     chosen = SIZES[size]
     console = Console(width=max(Console().width, 140))  # a table of numbers is worth a long line
     if not data.exists():
-        from tubelet.data.sample import write_sample_data
+        from tubelet.sample_data import write_sample_data
 
         console.print(f"rendering {chosen.clips} clips into {data}", highlight=False)
         write_sample_data(data, clips=chosen.clips)

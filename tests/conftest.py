@@ -17,7 +17,7 @@ pytest_plugins = ("leftovers",)
 @pytest.fixture(scope="session")
 def sample_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sample set with ground truth: 24 clips of 8 frames and 8 images at 64 px. No test changes it."""
-    from tubelet.data.sample import write_sample_data
+    from tubelet.sample_data import write_sample_data
 
     root = shared_folder(tmp_path_factory) / "sample"
     with FileLock(f"{root}.lock"):

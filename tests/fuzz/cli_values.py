@@ -64,7 +64,7 @@ BASES = {
 WORK = (
     "tubelet.train.loop.train",
     "tubelet.train.plan.make_plan",
-    "tubelet.data.sample.write_sample_data",
+    "tubelet.sample_data.write_sample_data",
     "tubelet.data.make_shards.write_shards",
     "tubelet.evaluate.suite.run.evaluate_model",
     "tubelet.evaluate.tasks.run_task",

@@ -17,7 +17,6 @@ from tubelet.data.clips import centre_clip_times, window_times
 from tubelet.data.decode import VideoInfo, read_clips, read_frames
 from tubelet.data.images import read_image
 from tubelet.data.make_shards import Job, _check_plan, _finished
-from tubelet.data.sample.truth import read_index, read_truth
 from tubelet.data.shards import open_shards
 from tubelet.data.sources import list_media
 from tubelet.embed.search import search
@@ -35,6 +34,7 @@ from tubelet.pretrained.backbone import build
 from tubelet.pretrained.convert import _metrics
 from tubelet.pretrained.weights import Wanted
 from tubelet.released_2_0 import _read_config
+from tubelet.sample_data.truth import read_index, read_truth
 from tubelet.train.guards import Guards, Past
 from tubelet.train.monitor import CollapseWatch
 from tubelet.train.state import RunFolder, read_config, read_metrics

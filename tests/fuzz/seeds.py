@@ -12,10 +12,10 @@ from media import picture, write_image, write_rotated, write_variable_rate, writ
 from tubelet.checkpoint import save_checkpoint
 from tubelet.config import DataConfig, ModelConfig, PredictorConfig, Recipe, TrainConfig, to_dict
 from tubelet.data.make_shards import write_shards
-from tubelet.data.sample.truth import CLASSES, FORMAT, MOTIONS, NAME, save_arrays
 from tubelet.embed.table import FORMAT as TABLE_FORMAT
 from tubelet.embed.table import _table as make_table
 from tubelet.released import write_released
+from tubelet.sample_data.truth import CLASSES, FORMAT, MOTIONS, NAME, save_arrays
 from tubelet.vjepa import VJEPA
 
 # 128 wide, as ViT-pico is: a .pt file does not tell how many heads it has.

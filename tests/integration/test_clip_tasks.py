@@ -8,7 +8,7 @@ import pytest
 from runs import tiny_config, train_quietly
 
 from tubelet.cli import main
-from tubelet.data.sample.layouts import write_layout
+from tubelet.sample_data.layouts import write_layout
 
 LAYOUTS = ("ssv2", "kinetics", "diving48", "imagenet", "epic")
 

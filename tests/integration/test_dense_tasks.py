@@ -12,9 +12,9 @@ from PIL import Image
 
 from tubelet import cli
 from tubelet.config import ModelConfig, PredictorConfig
-from tubelet.data.sample.layouts import LAYOUTS, check_layouts, write_layout
 from tubelet.hidden import without_hidden
 from tubelet.pretrained.backbone import Backbone
+from tubelet.sample_data.layouts import LAYOUTS, check_layouts, write_layout
 from tubelet.types import TubeletError
 
 SIZES = ModelConfig(

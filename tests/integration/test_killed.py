@@ -21,12 +21,12 @@ from tubelet.data import workers
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.images import read_image
 from tubelet.data.make_shards import write_shards
-from tubelet.data.sample import engine, write_sample_data
 from tubelet.embed.collection import embed_collection
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Source, extract
 from tubelet.files import temporary_folder
 from tubelet.pretrained.backbone import Backbone
+from tubelet.sample_data import engine, write_sample_data
 from tubelet.train.loop import train
 from tubelet.types import TubeletError
 

@@ -10,8 +10,6 @@ from runs import rows, tiny_config, train_quietly
 
 from tubelet.config import EmbedConfig, Recipe
 from tubelet.data.make_shards import write_shards
-from tubelet.data.sample import write, write_sample_data
-from tubelet.data.sample.layouts import write_layout
 from tubelet.embed import search as searching
 from tubelet.embed import table as tables
 from tubelet.embed.collection import embed_collection
@@ -20,6 +18,8 @@ from tubelet.files import LOCK, directory_lock
 from tubelet.pretrained.backbone import load
 from tubelet.pretrained.convert import convert
 from tubelet.pretrained.weights import Wanted
+from tubelet.sample_data import write, write_sample_data
+from tubelet.sample_data.layouts import write_layout
 from tubelet.train import session
 from tubelet.types import TubeletError
 

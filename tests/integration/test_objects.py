@@ -9,8 +9,8 @@ import torch
 
 from tubelet import cli
 from tubelet.config import ModelConfig, PredictorConfig
-from tubelet.data.sample.layouts import write_layout
 from tubelet.pretrained.backbone import Backbone
+from tubelet.sample_data.layouts import write_layout
 
 SIZES = ModelConfig(
     width=24, depth=1, heads=2, levels=(0,), patch_size=8, predictor=PredictorConfig(width=16, depth=1, heads=2)

@@ -14,7 +14,6 @@ from torch import Tensor
 from tubelet.checkpoint import save_checkpoint
 from tubelet.config import EvaluateConfig, ModelConfig, PredictorConfig, TrainConfig
 from tubelet.data.clips import normalise, resize_centre_crop
-from tubelet.data.sample.truth import VOID
 from tubelet.evaluate.frozen import RAW, crop_nearest, frozen_features
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.suite.comparison import Evaluation, Task, print_table, write_evaluation
@@ -31,6 +30,7 @@ from tubelet.evaluate.suite.probes import (
 from tubelet.evaluate.suite.run import evaluate_encoder, evaluate_model
 from tubelet.model.encoder import random_encoder
 from tubelet.pretrained.backbone import Backbone
+from tubelet.sample_data.truth import VOID
 from tubelet.types import Grid, TubeletError
 from tubelet.vjepa import VJEPA
 

@@ -23,10 +23,10 @@ from tubelet.data import limits
 from tubelet.data.decode import read_clips, read_frames
 from tubelet.data.images import read_image
 from tubelet.data.limits import LINE_CHARACTERS
-from tubelet.data.sample import truth
 from tubelet.data.shards import open_shards
 from tubelet.data.sources import list_media
 from tubelet.released import read_released
+from tubelet.sample_data import truth
 from tubelet.types import Blob, DecodeError, TubeletError
 
 SOURCE = Path(__file__).parents[2] / "src" / "tubelet"

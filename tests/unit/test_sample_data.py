@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tubelet.data import sample
-from tubelet.data.sample import CLASSES, MOTIONS, SampleEntry, read_index, read_truth, write_sample_data
-from tubelet.data.sample.level import Level, can_walk, is_sky, wad_directory
-from tubelet.data.sample.truth import (
+from tubelet import sample_data as sample
+from tubelet.sample_data import CLASSES, MOTIONS, SampleEntry, read_index, read_truth, write_sample_data
+from tubelet.sample_data.level import Level, can_walk, is_sky, wad_directory
+from tubelet.sample_data.truth import (
     CEILING,
     FLOOR,
     WALL,
@@ -22,7 +22,7 @@ from tubelet.data.sample.truth import (
     unproject,
     wrapped_planes,
 )
-from tubelet.data.sample.write import split_levels
+from tubelet.sample_data.write import split_levels
 from tubelet.types import TubeletError
 
 TINY = {"clips": 4, "images": 2, "size": 64, "frames": 4, "validation_share": 0.0, "workers": 1}
@@ -281,7 +281,7 @@ def test_levels_are_those_of_the_file_that_lies_there_now(tmp_path: Path, monkey
 
     for name in ("E1M1", "E1M2"):
         write_wad(tmp_path / name, name)
-    monkeypatch.setattr("tubelet.data.sample.level.wad_folder", lambda: tmp_path / "link")
+    monkeypatch.setattr("tubelet.sample_data.level.wad_folder", lambda: tmp_path / "link")
     for name in ("E1M1", "E1M2"):
         (tmp_path / "link").unlink(missing_ok=True)
         (tmp_path / "link").symlink_to(name)

@@ -9,13 +9,13 @@ from PIL import Image
 
 from tubelet.config import EvaluateConfig, ModelConfig, PredictorConfig
 from tubelet.data.indexed import read_indexed, write_indexed
-from tubelet.data.sample.layouts import LAYOUTS, write_layout
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.layouts import davis, youtube_vos
 from tubelet.evaluate.layouts.sequences import given_objects
 from tubelet.evaluate.tasks import run_task
 from tubelet.evaluate.time.vos import view_size
 from tubelet.pretrained.backbone import Backbone
+from tubelet.sample_data.layouts import LAYOUTS, write_layout
 from tubelet.types import TubeletError
 
 SIZES = ModelConfig(

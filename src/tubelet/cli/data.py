@@ -38,8 +38,8 @@ def sample_data(
     """
     from rich.progress import Progress
 
-    from tubelet.data.sample import write_sample_data
-    from tubelet.data.sample.layouts import check_layouts, write_layout
+    from tubelet.sample_data import write_sample_data
+    from tubelet.sample_data.layouts import check_layouts, write_layout
 
     console, layouts = open_console(), check_layouts(layout)
     with Progress(console=console, disable=not console.is_terminal) as progress:

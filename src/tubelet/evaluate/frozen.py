@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.data.clips import resize_shape
-from tubelet.data.sample.truth import ClipTruth, SampleEntry
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
+from tubelet.sample_data.truth import ClipTruth, SampleEntry
 from tubelet.types import Grid, TubeletError
 
 TRAINED, RANDOM, RAW = "trained", "random", "raw patches"

@@ -13,13 +13,13 @@ import numpy as np
 
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.config import MODELS, ModelConfig, TrainConfig
-from tubelet.data.sample.truth import SampleEntry, read_index
 from tubelet.data.sources import list_media
 from tubelet.evaluate.extract import spread
 from tubelet.evaluate.result import read_result
 from tubelet.evaluate.suite.comparison import read_evaluation
 from tubelet.model.encoder import random_encoder
 from tubelet.outputs import check_output
+from tubelet.sample_data.truth import SampleEntry, read_index
 from tubelet.train.state import (
     CONFIG,
     read_alarms,

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.sample.truth import UNITS_PER_METRE, read_truth
 from tubelet.evaluate.layouts.pairs import Pair, PairSet, read_png
+from tubelet.sample_data.truth import UNITS_PER_METRE, read_truth
 from tubelet.types import TubeletError
 
 

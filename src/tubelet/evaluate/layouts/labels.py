@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.sample.truth import read_truth
 from tubelet.evaluate.layouts.pairs import Pair, PairSet, class_indices, read_png
+from tubelet.sample_data.truth import read_truth
 
 
 @dataclass(frozen=True, kw_only=True)

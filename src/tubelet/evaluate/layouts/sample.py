@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.data.sample.truth import CLASSES, NAME, UNITS_PER_METRE, VOID, read_description, read_index
 from tubelet.evaluate.layouts.depths import DepthSet
 from tubelet.evaluate.layouts.labels import LabelSet
 from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs
 from tubelet.readers import read_text
+from tubelet.sample_data.truth import CLASSES, NAME, UNITS_PER_METRE, VOID, read_description, read_index
 
 BENCHMARK = "sample set"
 MAX_DEPTH = 1830 / UNITS_PER_METRE  # metres; farther floors and ceilings have no depth

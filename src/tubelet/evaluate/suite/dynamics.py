@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubelet.data.sample.truth import SampleEntry
 from tubelet.evaluate.frozen import FEATURES, TRAINED
 from tubelet.evaluate.metrics import accuracy, confusion
 from tubelet.evaluate.suite.comparison import Task
@@ -29,6 +28,7 @@ from tubelet.evaluate.suite.probes import scaling_of, select_softmax
 from tubelet.evaluate.time.correspondence import Pairs, headline, join, measure, scores_of_kinds
 from tubelet.evaluate.time.windows import whole_clips
 from tubelet.model.encoder import Encoder
+from tubelet.sample_data.truth import SampleEntry
 
 CELLS = 2
 REACH = 8  # of the view's side; a token is compared with those within one such part of it

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tubelet.checkpoint import checkpoints, stated_step, stored_config
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig, ModelConfig, TrainConfig
-from tubelet.data.sample.truth import SampleEntry, read_description, read_index
 from tubelet.evaluate.frozen import FEATURES, RANDOM, TRAINED, frames_that_fit
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
@@ -27,6 +26,7 @@ from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.outputs import check_output
 from tubelet.parts import read_header
 from tubelet.pretrained.backbone import load
+from tubelet.sample_data.truth import SampleEntry, read_description, read_index
 from tubelet.types import TubeletError
 
 MAX_TRAIN_CLIPS, MAX_VAL_CLIPS = 400, 200

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.data.sample import truth
-from tubelet.data.sample.level import Level, heading, is_sky
-from tubelet.data.sample.plan import WARM_TICS, Anchors, RejectedError, plan_view
-from tubelet.data.sample.tracks import no_tracks, track
-from tubelet.data.sample.truth import Camera, ClipTruth
+from tubelet.sample_data import truth
+from tubelet.sample_data.level import Level, heading, is_sky
+from tubelet.sample_data.plan import WARM_TICS, Anchors, RejectedError, plan_view
+from tubelet.sample_data.tracks import no_tracks, track
+from tubelet.sample_data.truth import Camera, ClipTruth
 from tubelet.types import TubeletError
 
 TICS_PER_SECOND = 35

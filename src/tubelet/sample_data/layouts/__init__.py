@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tubelet.data.sample.layouts import (
+from tubelet.files import directory_lock
+from tubelet.sample_data.layouts import (
     ade20k,
     cityscapes,
     davis,
@@ -21,8 +22,7 @@ from tubelet.data.sample.layouts import (
     voc2012,
     youtube_vos,
 )
-from tubelet.data.sample.truth import read_description
-from tubelet.files import directory_lock
+from tubelet.sample_data.truth import read_description
 from tubelet.types import TubeletError
 
 Writer = Callable[[Path, Path], Mapping[str, int]]

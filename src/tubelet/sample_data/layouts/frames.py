@@ -11,7 +11,7 @@ from PIL import Image
 
 from tubelet.data.decode import read_frames
 from tubelet.data.images import read_image
-from tubelet.data.sample.truth import UNITS_PER_METRE, read_index, read_truth
+from tubelet.sample_data.truth import UNITS_PER_METRE, read_index, read_truth
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 The reader (`read_truth`, `read_index`) needs numpy alone; the writer needs ViZDoom, which is the extra `sample`.
 """
 
-from tubelet.data.sample.truth import CLASSES, MOTIONS, ClipTruth, SampleEntry, read_index, read_truth
-from tubelet.data.sample.write import write_sample_data
+from tubelet.sample_data.truth import CLASSES, MOTIONS, ClipTruth, SampleEntry, read_index, read_truth
+from tubelet.sample_data.write import write_sample_data
 
 __all__ = [
     "CLASSES",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.data.sample.layouts.frames import frames_of, write_map, write_picture
+from tubelet.sample_data.layouts.frames import frames_of, write_map, write_picture
 
 FOCAL_LENGTH = 518.8579  # what the benchmark's own lists say of every picture
 

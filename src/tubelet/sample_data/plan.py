@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.sample import truth
-from tubelet.data.sample.level import PLAYER_RADIUS, Level, can_walk, distance_to_segment, heading
+from tubelet.sample_data import truth
+from tubelet.sample_data.level import PLAYER_RADIUS, Level, can_walk, distance_to_segment, heading
 
 WARM_TICS = 15  # reach an even speed before recording
 STEP_UNITS = (5.0, 14.0)  # map units per frame of a moving camera

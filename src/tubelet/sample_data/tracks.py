@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.sample import truth
-from tubelet.data.sample.level import Level, heading, ray_hits
-from tubelet.data.sample.truth import Camera
+from tubelet.sample_data import truth
+from tubelet.sample_data.level import Level, heading, ray_hits
+from tubelet.sample_data.truth import Camera
 
 TRACKS = 64
 STATIC = (truth.WALL, truth.FLOOR, truth.CEILING)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.data.sample.layouts.frames import frames_of, write_map, write_picture
+from tubelet.sample_data.layouts.frames import frames_of, write_map, write_picture
 
 FOCAL_LENGTH = 721.5377
 DATE = "2011_09_26"

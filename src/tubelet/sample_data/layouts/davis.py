@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tubelet.data.indexed import write_indexed
-from tubelet.data.sample.layouts.frames import write_picture
-from tubelet.data.sample.layouts.objects import object_clips
+from tubelet.sample_data.layouts.frames import write_picture
+from tubelet.sample_data.layouts.objects import object_clips
 
 
 def write(root: Path, out: Path) -> Mapping[str, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.sample.truth import CLASSES, FIRST_OBJECT, SampleEntry, read_truth
+from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT, SampleEntry, read_truth
 
 NOTHING = "nothing"
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.data.decode import read_frames
-from tubelet.data.sample.layouts.labels import NOTHING, dominant_object, in_words
-from tubelet.data.sample.media import H264, write_video
-from tubelet.data.sample.truth import CLASSES, FIRST_OBJECT, MOTIONS, SampleEntry, read_description, read_index
+from tubelet.sample_data.layouts.labels import NOTHING, dominant_object, in_words
+from tubelet.sample_data.media import H264, write_video
+from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT, MOTIONS, SampleEntry, read_description, read_index
 
 CLIP_S = 2.0
 ACTION_S = 1.5

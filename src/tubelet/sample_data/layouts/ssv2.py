@@ -6,9 +6,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from tubelet.data.decode import read_frames
-from tubelet.data.sample.layouts.labels import dominant_object
-from tubelet.data.sample.media import write_video
-from tubelet.data.sample.truth import MOTIONS, read_description, read_index
+from tubelet.sample_data.layouts.labels import dominant_object
+from tubelet.sample_data.media import write_video
+from tubelet.sample_data.truth import MOTIONS, read_description, read_index
 
 _TEMPLATES = {
     "still": "Looking at [something]",

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from tubelet.data.sample.layouts.frames import frames_of, translate, write_map, write_picture
-from tubelet.data.sample.truth import CLASSES
+from tubelet.sample_data.layouts.frames import frames_of, translate, write_map, write_picture
+from tubelet.sample_data.truth import CLASSES
 
 # Label ids, not train ids.
 LABELS = {

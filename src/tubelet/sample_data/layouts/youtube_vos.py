@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tubelet.data.indexed import write_indexed
-from tubelet.data.sample.layouts.frames import write_picture
-from tubelet.data.sample.layouts.objects import object_clips
+from tubelet.sample_data.layouts.frames import write_picture
+from tubelet.sample_data.layouts.objects import object_clips
 
 _APART = 5  # frames are numbered as in a video of which every fifth was annotated
 

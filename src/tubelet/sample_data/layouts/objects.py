@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.data.decode import read_frames
-from tubelet.data.sample.truth import CLASSES, FIRST_OBJECT, read_index, read_truth
+from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT, read_index, read_truth
 
 SMALLEST = 1 / 256  # of the frame; smaller objects are too few pixels to follow
 

@@ -14,15 +14,15 @@ import numpy as np
 from PIL import Image
 
 from tubelet.data.jobs import DeathError, run_all
-from tubelet.data.sample import truth
-from tubelet.data.sample.engine import engine, engines_folder, how_engines_ended, import_vizdoom, start_level
-from tubelet.data.sample.level import all_levels, load_level
-from tubelet.data.sample.media import write_video
-from tubelet.data.sample.plan import Anchors, RejectedError
-from tubelet.data.sample.render import TICS_PER_SECOND, Shot, View, record, view_of
 from tubelet.files import directory_lock, replacing
 from tubelet.hidden import without_hidden
 from tubelet.outputs import check_output
+from tubelet.sample_data import truth
+from tubelet.sample_data.engine import engine, engines_folder, how_engines_ended, import_vizdoom, start_level
+from tubelet.sample_data.level import all_levels, load_level
+from tubelet.sample_data.media import write_video
+from tubelet.sample_data.plan import Anchors, RejectedError
+from tubelet.sample_data.render import TICS_PER_SECOND, Shot, View, record, view_of
 from tubelet.types import TubeletError
 
 CLIPS_PER_LEVEL = 25  # fewer would spend the time on starting levels, more would show less variety

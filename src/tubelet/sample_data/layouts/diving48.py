@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tubelet.data.sample.layouts.labels import copy
-from tubelet.data.sample.truth import MOTIONS, read_description, read_index
+from tubelet.sample_data.layouts.labels import copy
+from tubelet.sample_data.truth import MOTIONS, read_description, read_index
 
 
 def write(root: Path, out: Path) -> Mapping[str, int]:
