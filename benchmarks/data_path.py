@@ -1,6 +1,6 @@
 """How much of a training run is spent waiting for data: from source files, and from shards of them.
 
-    python benchmarks/data_path.py --height 720 --image-size 64
+    python -m benchmarks.data_path --height 720 --image-size 64
 
 Each side is `tubelet train` as a person runs it, in a process of its own with its workers, and the sides take turns;
 the waiting is what the run itself writes to metrics.jsonl. A slow device waits for little: "reading alone" tells how
@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from films import make_films
+from benchmarks.films import make_films
 from tubelet.config import DataConfig, Recipe, TrainConfig, model_preset
 from tubelet.data.loader import step_loader
 from tubelet.data.make_shards import write_shards

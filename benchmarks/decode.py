@@ -1,8 +1,8 @@
 """Random clips a second, from source files and from shards, beside another reader.
 
-    python benchmarks/decode.py
-    python benchmarks/decode.py --against torchcodec
-    python benchmarks/decode.py --against decord --json
+    python -m benchmarks.decode
+    python -m benchmarks.decode --against torchcodec
+    python -m benchmarks.decode --against decord --json
 
 Which files each reader reads right is `benchmarks/decoders.py`'s to say.
 
@@ -25,8 +25,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from films import make_films
-from measure import run_in_turn
+from benchmarks.films import make_films
+from benchmarks.measure import run_in_turn
 from tubelet.config import Recipe
 from tubelet.data.decode import VideoInfo, read_clips
 from tubelet.data.make_shards import write_shards

@@ -1,10 +1,10 @@
 """Which reader reads which file of the test corpus right, and what the others make of it.
 
-    python benchmarks/decoders.py
-    python benchmarks/decoders.py --readers tubelet torchcodec decord opencv pyav player --all
+    python -m benchmarks.decoders
+    python -m benchmarks.decoders --readers tubelet torchcodec decord opencv pyav player --all
 
-The corpus (`tests/video_corpus.py`) is made by code, with what is right to read from each file. Every reader reads each
-file whole and at random times, in a process of its own, which may crash. Prints Markdown.
+The corpus (`tests/helpers/video_corpus.py`) is made by code, with what is right to read from each file. Every reader
+reads each file whole and at random times, in a process of its own, which may crash. Prints Markdown.
 """
 
 import multiprocessing
@@ -21,9 +21,8 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from judge import Opened, Reader, Verdict, judge, player_reader, pyav_reader, tubelet_reader
-from video_corpus import CASES
+from tests.helpers.reader_verdicts import Opened, Reader, Verdict, judge, player_reader, pyav_reader, tubelet_reader
+from tests.helpers.video_corpus import CASES
 
 Name = Literal["tubelet", "torchcodec", "decord", "opencv", "pyav", "player"]
 _PACKAGES = {"tubelet": "tubelet", "torchcodec": "torchcodec", "decord": "decord", "opencv": "cv2", "pyav": "av"}

@@ -1,7 +1,7 @@
 """Is a small model better for having followed a larger one? Distilled beside trained alone, for as many steps.
 
     make demo
-    python benchmarks/distil.py runs/demo --data runs/sample --out runs/distil
+    python -m benchmarks.distil runs/demo --data runs/sample --out runs/distil
 
 The small model has half the teacher's width and heads, and is otherwise the same. Both ways take the teacher's own
 settings: data, steps, batch, learning rate, average. Alone, it is pre-trained as the teacher was; distilled, it
@@ -25,8 +25,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from recipe_table import with_spread
-from recipe_tasks import MEASURES, evaluated
+from benchmarks.recipe_table import with_spread
+from benchmarks.recipe_tasks import MEASURES, evaluated
 from tubelet.checkpoint import load_vjepa
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.evaluate.suite.run import MAX_TRAIN_CLIPS, MAX_VAL_CLIPS

@@ -1,7 +1,7 @@
 """Time and memory of encoding whole clips, beside the executable specification or another package's encoder.
 
-    python benchmarks/encode.py --model vit-b --image-size 224 --frames 16 --batch-size 1
-    python benchmarks/encode.py --against transformers --image-size 224 384 --precision fp32 bf16
+    python -m benchmarks.encode --model vit-b --image-size 224 --frames 16 --batch-size 1
+    python -m benchmarks.encode --against transformers --image-size 224 384 --precision fp32 bf16
 
 The package's side is `model.encode`, which is what its users call, from normalised pixels to all tapped levels.
 `transformers` has V-JEPA 2.0 alone, whose encoder is the same network but for the image tokenizer and the tapped
@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from itertools import product
 from json import dumps
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from measure import matrix_rate, run_in_turn, synchronise
+from benchmarks.measure import matrix_rate, run_in_turn, synchronise
 from tubelet.config import ModelConfig, Precision, model_preset
 from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
@@ -81,8 +80,7 @@ def package_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> C
 
 def reference_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:
     """The specification's encoder."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "numerics"))
-    import reference
+    from tests.numerics import reference
 
     encoder = reference.Encoder(sizes.model).to(device).eval()
     return torch.autocast(device.type, torch.bfloat16, dtype == torch.bfloat16)(encoder)

@@ -2,7 +2,7 @@
 
     tubelet sample-data runs/sample --clips 1000 --layout ade20k --layout nyuv2 --layout davis --layout kinetics \
         --layout imagenet --layout epic
-    python benchmarks/evaluate.py runs/demo --data runs/sample
+    python -m benchmarks.evaluate runs/demo --data runs/sample
 
 Each task is the command as a person would type it, in a process of its own, with features computed anew. Probes that
 read all tokens are trained at two learning rates for five epochs, not in the whole sweep of the published protocol.

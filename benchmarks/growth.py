@@ -1,6 +1,6 @@
 """How time and memory of a training step grow with tokens and with batch.
 
-    python benchmarks/growth.py
+    python -m benchmarks.growth
 
 A small encoder (ViT-pico with patches of 16), so that 8,192 tokens fit any machine. Every size has a process of its
 own, which tells its peak memory, Python's and PyTorch's own 0.35 GB included; exponents are fitted to the larger half
@@ -21,8 +21,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from measure import Timed, run_in_turn
-from train_step import build as build_step
+from benchmarks.measure import Timed, run_in_turn
+from benchmarks.train_step import build as build_step
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.device import pick_device
 

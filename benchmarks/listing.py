@@ -35,7 +35,8 @@ def main() -> None:
         for side in args.sides:
             source = write(Path(folder), side, args.files)
             path = os.pathsep.join(filter(None, [str(args.source or ""), os.environ.get("PYTHONPATH", "")]))
-            command = [sys.executable, __file__, "--side", side, str(source), "--files", str(args.files)]
+            module = [sys.executable, "-m", "benchmarks.listing"]
+            command = [*module, "--side", side, str(source), "--files", str(args.files)]
             done = subprocess.run(
                 [*command, "--workers", str(args.workers)],
                 env=os.environ | {"PYTHONPATH": path},
@@ -78,7 +79,7 @@ def measure(side: str, source: str, files: int, workers: int) -> dict[str, float
     """List a source and have workers use the list."""
     from multiprocessing import get_context
 
-    from measure import peak_gb
+    from benchmarks.measure import peak_gb
     from tubelet.config import DataConfig, TrainConfig
     from tubelet.data.loader import mixes
     from tubelet.data.sources import list_media

@@ -1,6 +1,6 @@
 """Processor time of the masks of a step, for one process of many.
 
-    python benchmarks/masks.py --videos 1536 --processes 64
+    python -m benchmarks.masks --videos 1536 --processes 64
 
 Each process draws the masks of the groups that its own samples are in. "all groups" is what a process would spend if it
 drew the masks of the whole step, as a run of one process does.

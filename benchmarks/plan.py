@@ -1,6 +1,6 @@
 """Memory that steps really take beside what `tubelet train --plan` says they will.
 
-    python benchmarks/plan.py
+    python -m benchmarks.plan
 
 Real steps on 1, 2 and 4 processes of a CPU, by gloo. Each process tells the kernel's own count of its resident memory
 (VmHWM, reset before the step) above what it held before the model was made: kernels' scratch, communication buffers and

@@ -1,6 +1,6 @@
 """Does each part of the 2.1 objective earn its place? One part more at a time; same data, steps, seeds and student.
 
-    python benchmarks/recipe.py --out runs/recipe --data runs/sample --size home --jobs 2
+    python -m benchmarks.recipe --out runs/recipe --data runs/sample --size home --jobs 2
 
 Every (variant, seed) trains in a process of one thread, in a folder of --out, and its teacher's last level is evaluated
 on the sample set. What is done is not done again, and what was stopped continues: start the same command again. The
@@ -34,9 +34,9 @@ import tyro
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from recipe_page import write_recipe_page
-from recipe_table import gather, print_tables, spread, verdicts
-from recipe_tasks import MEASURES, evaluated
+from benchmarks.recipe_page import write_recipe_page
+from benchmarks.recipe_table import gather, print_tables, spread, verdicts
+from benchmarks.recipe_tasks import MEASURES, evaluated
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, model_preset
 from tubelet.data.clips import normalise

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from recipe_tasks import MEASURES
+from benchmarks.recipe_tasks import MEASURES
 
 CLAIM = ("e", "b")  # the first is to be better than the second
 

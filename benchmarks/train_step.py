@@ -1,6 +1,6 @@
 """Time and memory of one training step beside the executable specification's, and what it is spent on.
 
-    python benchmarks/train_step.py --model vit-s --image-size 128 --frames 16 --batch-size 8
+    python -m benchmarks.train_step --model vit-s --image-size 128 --frames 16 --batch-size 8
 
 The package's step is the one that `tubelet train` takes; the other side is `tests/numerics/reference.py`, with the same
 pixels, masks and precision. Each side lives in a process of its own, which tells its peak memory; they step in turn, so
@@ -12,12 +12,10 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it
 
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from json import dumps
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from measure import matrix_rate, run_in_turn, synchronise
+from benchmarks.measure import matrix_rate, run_in_turn, synchronise
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.data.clips import normalise
 from tubelet.data.masks import sample_mask
@@ -97,8 +95,7 @@ def package_side(config: TrainConfig, device: torch.device) -> tuple[Callable[[B
 
 def reference_side(config: TrainConfig, device: torch.device) -> tuple[Callable[[Batch], None], dict[str, float]]:
     """The specification's training step; it has no split."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "numerics"))
-    import reference
+    from tests.numerics import reference
 
     model = reference.System(config.model).to(device)
     optimizer = reference.optimizer(model, lr=config.optim.lr)

@@ -11,7 +11,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 import pytest
 from filelock import FileLock
 
-pytest_plugins = ("leftovers",)
+pytest_plugins = ("tests.helpers.leaks",)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from cli_values import run as run_command
-from seeds import SMALL
 
+from tests.fuzz.cli_values import run as run_command
+from tests.fuzz.seeds import SMALL
 from tubelet.checkpoint import load_vjepa
 from tubelet.config import DataConfig, Recipe, TrainConfig
 from tubelet.data.clips import centre_clip_times, window_times

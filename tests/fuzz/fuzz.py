@@ -4,7 +4,7 @@ Input k of a seed is always the same: its kind, its healthy original and its dam
 is a finding if the process that reads it dies, hangs, needs more than a stated time or memory, or raises anything but a
 `TubeletError` of one line. Findings are written to --out.
 
-    python tests/fuzz/fuzz.py --inputs 10000 --workers 2
+    python -m tests.fuzz.fuzz --inputs 10000 --workers 2
 """
 
 import argparse
@@ -25,9 +25,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-from mutate import mutate  # noqa: E402 - run as a file, it finds its neighbours only now
+from tests.fuzz.mutate import mutate
 
 # Inputs of a hundred.
 SHARES = {
@@ -71,7 +69,7 @@ def make(seeds: Path, seed: int, number: int, kinds: Sequence[str] = ()) -> tupl
     chosen = [kind for kind, share in SHARES.items() for _ in range(share) if not kinds or kind in kinds]
     kind = chosen[number % len(chosen)]
     if kind == "cli":
-        from cli_values import command_line
+        from tests.fuzz.cli_values import command_line
 
         words, invalid = command_line(rng)
         return kind, f"{words[0]}.json", json.dumps({"words": words, "invalid": invalid}).encode()
@@ -85,7 +83,7 @@ def make(seeds: Path, seed: int, number: int, kinds: Sequence[str] = ()) -> tupl
 
 def measure(number: int, kind: str, name: str, data: bytes, folder: Path, seeds: Path) -> Outcome:
     """Read one input in this process."""
-    from front import place, read
+    from tests.fuzz.front import place, read
 
     path = place(kind, name, data, folder, seeds)
     _forget_peak()
@@ -117,7 +115,8 @@ def _peak_mb() -> float:
 def _serve(pipe: Connection, seeds: Path, seed: int, folder: Path, kinds: Sequence[str]) -> None:
     """A process that reads inputs by their numbers until it is told to stop."""
     import torch
-    from front import READERS  # noqa: F401 - loads all libraries before memory is bounded
+
+    from tests.fuzz.front import READERS  # noqa: F401 - loads all libraries before memory is bounded
 
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # FFmpeg's own complaints
@@ -231,7 +230,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=list(SHARES), default=(), help="these alone; all by default")
     parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
     arguments = parser.parse_args()
-    from seeds import write_seeds
+    from tests.fuzz.seeds import write_seeds
 
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)

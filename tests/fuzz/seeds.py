@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from media import picture, write_image, write_rotated, write_variable_rate, write_video
+from tests.helpers.media import picture, write_image, write_rotated, write_variable_rate, write_video
 from tubelet.checkpoint import save_checkpoint
 from tubelet.config import DataConfig, ModelConfig, PredictorConfig, Recipe, TrainConfig, to_dict
 from tubelet.data.make_shards import write_shards

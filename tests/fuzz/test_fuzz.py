@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from front import READERS
-from seeds import write_seeds
 
-from fuzz import measure, run, summary
+from tests.fuzz.front import READERS
+from tests.fuzz.fuzz import measure, run, summary
+from tests.fuzz.seeds import write_seeds
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from media import write_image, write_video
+from tests.helpers.media import write_image, write_video
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,8 @@ import dataclasses
 import json
 
 import pytest
-from runs import rows, tiny_config, train_quietly
 
-from media import (
+from tests.helpers.media import (
     write_audio_only,
     write_image,
     write_one_frame,
@@ -14,6 +13,7 @@ from media import (
     write_variable_rate,
     write_video,
 )
+from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.checkpoint import checkpoints, step_of
 from tubelet.types import TubeletError
 

@@ -16,9 +16,9 @@ import time
 
 import psutil
 import pytest
-from runs import rows, train_together
 
-from media import write_image, write_video
+from tests.helpers.media import write_image, write_video
+from tests.helpers.training import rows, train_together
 from tubelet.checkpoint import checkpoints, read_tensors
 from tubelet.config import TrainConfig, from_dict
 from tubelet.data.loader import mixes, samples_per_step

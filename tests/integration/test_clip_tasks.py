@@ -5,8 +5,8 @@ import shutil
 import sys
 
 import pytest
-from runs import tiny_config, train_quietly
 
+from tests.helpers.training import tiny_config, train_quietly
 from tubelet.cli import main
 from tubelet.sample_data.layouts import write_layout
 

@@ -8,11 +8,11 @@ import sys
 import time
 
 import pytest
-from runs import rows
 
 import tubelet
-from commands import run_tubelet
-from media import write_image, write_text, write_video
+from tests.helpers.commands import run_tubelet
+from tests.helpers.media import write_image, write_text, write_video
+from tests.helpers.training import rows
 from tubelet.checkpoint import checkpoints, load_vjepa
 from tubelet.cli import main
 

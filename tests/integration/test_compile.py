@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 import torch
 from rich.console import Console
-from runs import rows, tiny_config, train_quietly
 
+from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.config import DataConfig, TrainConfig, vit_pico
 from tubelet.model.layers import Block
 from tubelet.model.rope import rotary_table

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from commands import run_code, run_script, run_tubelet
-from media import write_image, write_video
+from tests.helpers.commands import run_code, run_module, run_tubelet
+from tests.helpers.media import write_image, write_video
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,8 +40,8 @@ def run_line(words, workplace):
     match words:
         case ["tubelet", *rest]:
             return run_tubelet(*rest, cwd=workplace)
-        case ["python", script, *rest]:
-            return run_script(ROOT / script, *rest, cwd=workplace)
+        case ["python", "-m", module, *rest]:
+            return run_module(module, *rest, cwd=workplace)
         case ["torchrun", *rest]:
             command = [sys.executable, "-m", "torch.distributed.run", *rest]
             # Its own folder of logs, which it never removes, goes with the others of the test.

@@ -18,10 +18,10 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from runs import tiny_config, train_quietly
 
-from commands import run_tubelet
-from media import picture, write_video
+from tests.helpers.commands import run_tubelet
+from tests.helpers.media import picture, write_video
+from tests.helpers.training import tiny_config, train_quietly
 from tubelet.cli import main
 from tubelet.config import EmbedConfig
 from tubelet.data.decode import stream_clips

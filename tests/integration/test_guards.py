@@ -17,9 +17,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from runs import rows, start_together, start_training, tiny_config, train_quietly, train_together
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.helpers.training import rows, start_together, start_training, tiny_config, train_quietly, train_together
 from tubelet import checkpoint
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.config import GuardConfig, OptimConfig

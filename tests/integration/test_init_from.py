@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import rows, tiny_config, train_quietly
 
-from commands import run_tubelet
+from tests.helpers.commands import run_tubelet
+from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors, step_of
 from tubelet.model.lora import apply_adapters
 from tubelet.pretrained.backbone import load

@@ -13,9 +13,9 @@ import psutil
 import pytest
 import torch
 from rich.console import Console
-from runs import processes, tiny_config
 
-from process_family import Family, in_temporary, lives, read_log, words
+from tests.helpers.process_family import Family, in_temporary, lives, read_log, words
+from tests.helpers.training import processes, tiny_config
 from tubelet.config import EmbedConfig, Recipe
 from tubelet.data import workers
 from tubelet.data.clips import resize_centre_crop

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import rows, tiny_config, train_quietly
 
+from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.config import EmbedConfig, Recipe
 from tubelet.data.make_shards import write_shards
 from tubelet.embed import search as searching

@@ -6,10 +6,10 @@ import fsspec
 import pandas as pd
 import pytest
 import torch
-from runs import rows, tiny_config, train_quietly
 
-from media import write_image, write_video
-from s3 import serve
+from tests.helpers.media import write_image, write_video
+from tests.helpers.s3_server import serve
+from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.config import EmbedConfig, Recipe
 from tubelet.data import storage
 from tubelet.data.decode import read_clips, read_frames

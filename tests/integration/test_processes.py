@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from runs import rows, start_together, tiny_config, train_quietly, train_together, wait_for_all
 
-from media import write_text, write_video
+from tests.helpers.media import write_text, write_video
+from tests.helpers.training import rows, start_together, tiny_config, train_quietly, train_together, wait_for_all
 from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors, step_of
 from tubelet.config import OptimConfig
 from tubelet.data.loader import StepDataset

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from media import write_image, write_video
+from tests.helpers.media import write_image, write_video
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from rich.console import Console
-from runs import rows
 
-import recipe
-from recipe import SIZES, VARIANTS, Run, main, trained_teacher
-from recipe_table import Row, verdicts
-from recipe_tasks import MEASURES
+from benchmarks import recipe
+from benchmarks.recipe import SIZES, VARIANTS, Run, main, trained_teacher
+from benchmarks.recipe_table import Row, verdicts
+from benchmarks.recipe_tasks import MEASURES
+from tests.helpers.training import rows
 from tubelet.checkpoint import load_vjepa
 from tubelet.model.encoder import random_encoder
 from tubelet.train.initial import initial_model

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 from rich.console import Console
-from runs import rows, tiny_config, train_quietly
 
-from commands import run_tubelet
+from tests.helpers.commands import run_tubelet
+from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.checkpoint import load_vjepa
 from tubelet.config import OptimConfig, recipes, vit_gigantic, vit_l
 from tubelet.pretrained.backbone import load

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 import torch
-from runs import rows, start_training, tiny_config, train_quietly
 
+from tests.helpers.training import rows, start_training, tiny_config, train_quietly
 from tubelet import files
 from tubelet.checkpoint import checkpoints, read_tensors, step_of
 from tubelet.data.loader import StepDataset, step_loader

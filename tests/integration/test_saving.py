@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from runs import rows, tiny_config, train_quietly
 
+from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet import checkpoint
 from tubelet.checkpoint import checkpoints, copy_to_host, read_tensors, step_of
 from tubelet.train import loop, saving

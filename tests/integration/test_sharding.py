@@ -9,10 +9,10 @@ import time
 
 import psutil
 import pytest
-from runs import rows, start_training, tiny_config, train_quietly
 
-from commands import run_tubelet
-from media import write_image, write_text, write_video
+from tests.helpers.commands import run_tubelet
+from tests.helpers.media import write_image, write_text, write_video
+from tests.helpers.training import rows, start_training, tiny_config, train_quietly
 from tubelet.config import Recipe
 from tubelet.data.loader import StepDataset
 from tubelet.data.make_shards import write_shards

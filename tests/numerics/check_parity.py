@@ -1,7 +1,7 @@
 """Compare this package with what the release computed, case by case.
 
-    python tests/numerics/check_parity.py tests/numerics/teacher_vit
-    python tests/numerics/check_parity.py tests/numerics/teacher_vit --reference
+    python -m tests.numerics.check_parity tests/numerics/teacher_vit
+    python -m tests.numerics.check_parity tests/numerics/teacher_vit --reference
 
 The second line puts the executable specification, reference.py, in the package's place.
 
@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import reference
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.numerics import reference
 from tubelet import objective
 from tubelet.config import ModelConfig, OptimConfig
 from tubelet.model.tokenizer import modality_of

@@ -1,7 +1,8 @@
 from pathlib import Path
 
-import check_parity
 import pytest
+
+from tests.numerics import check_parity
 
 FOLDERS = [Path(__file__).parent / name for name in ("teacher_vit", "distilled_vit")]
 CASES = [

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
 
+from tests.numerics import reference
 from tubelet.config import BlockMask, ModelConfig, OptimConfig, PredictorConfig
 from tubelet.data.masks import sample_mask
 from tubelet.model.attention import attention

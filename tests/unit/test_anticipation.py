@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from media import read_index, write_video
+from tests.helpers.media import read_index, write_video
 from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.evaluate.clips.anticipation import (
     Before,

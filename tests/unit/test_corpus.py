@@ -6,11 +6,21 @@ import numpy as np
 import pytest
 from av.error import FFmpegError
 
-import decoders
-from cards import MATRICES, PATCHES, card, circle_ratio, combing, interlaced_card, read_number, read_patches, stored
-from judge import Opened, Verdict, among, judge, player_reader, problems, tubelet_reader
+from benchmarks import decoders
+from tests.helpers.reader_verdicts import Opened, Verdict, among, judge, player_reader, problems, tubelet_reader
+from tests.helpers.video_cards import (
+    MATRICES,
+    PATCHES,
+    card,
+    circle_ratio,
+    combing,
+    interlaced_card,
+    read_number,
+    read_patches,
+    stored,
+)
+from tests.helpers.video_corpus import CASES, Case, Truth, steady
 from tubelet.types import DecodeError
-from video_corpus import CASES, Case, Truth, steady
 
 # What FFmpeg with a player's filters does not read as the truth says.
 FFMPEG_WRONG = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from media import read_index, write_image, write_video
+from tests.helpers.media import read_index, write_image, write_video
 from tubelet.data.clips import crops_along, resize_centre_crop, segment_times
 from tubelet.data.decode import VideoInfo
 from tubelet.evaluate.clips.cuts import ClipView, ImageView, shown_frames

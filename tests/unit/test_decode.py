@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from media import (
+from tests.helpers.media import (
     flip_bytes,
     picture,
     read_index,

@@ -13,10 +13,10 @@ from threading import Thread
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
-from runs import tiny_config, train_quietly
 
 import tubelet
-from media import write_image, write_video
+from tests.helpers.media import write_image, write_video
+from tests.helpers.training import tiny_config, train_quietly
 from tubelet.config import ModelConfig, OptimConfig, PredictorConfig
 from tubelet.pretrained import backbone, sources
 from tubelet.pretrained.backbone import Backbone

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from media import picture, write_image, write_video
+from tests.helpers.media import picture, write_image, write_video
 from tubelet.config import ModelConfig
 from tubelet.data import decode
 from tubelet.data.clips import normalise, resize_centre_crop

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from media import write_image, write_text
+from tests.helpers.media import write_image, write_text
 from tubelet.config import EmbedConfig, ModelConfig, PredictorConfig
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.images import read_image

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tubelet
-from media import picture
+from tests.helpers.media import picture
 from tubelet import cli
 from tubelet.checkpoint import load_training_state, save_checkpoint, state_tensors
 from tubelet.config import DataConfig, EmbedConfig, ModelConfig, PredictorConfig, TrainConfig

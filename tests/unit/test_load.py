@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-import reference
 import torch
 
 import tubelet
+from tests.numerics import reference
 from tubelet.config import ModelConfig, PredictorConfig, vit_b, vit_l
 from tubelet.released import expected_state, read_released, write_released
 from tubelet.types import TubeletError

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-import masks
+from benchmarks import masks
 from tubelet.config import DataConfig, EmbedConfig, EvaluateConfig, MaskConfig, TrainConfig, vit_pico
 from tubelet.data import loader
 from tubelet.data.division import micro_batches, own_samples

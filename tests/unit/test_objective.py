@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from media import write_image, write_video
+from tests.helpers.media import write_image, write_video
 from tubelet.config import BlockMask, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, from_dict, to_dict
 from tubelet.data.loader import StepDataset
 from tubelet.data.masks import sample_mask

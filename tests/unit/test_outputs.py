@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from media import picture
+from tests.helpers.media import picture
 from tubelet import cli, outputs
 from tubelet.config import DataConfig, EmbedConfig, ModelConfig, PredictorConfig, TrainConfig, to_dict
 from tubelet.data import shards

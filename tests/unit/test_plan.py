@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from rich.console import Console
 
-from plan import real_run
+from benchmarks.plan import real_run
 from tubelet.config import DataConfig, ModelConfig, PlanConfig, PredictorConfig, TrainConfig
 from tubelet.train.parallel import World
 from tubelet.train.plan import CPU, USABLE, make_plan

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fuzz import _forget_peak, _peak_mb
-from media import write_image, write_video
+from tests.fuzz.fuzz import _forget_peak, _peak_mb
+from tests.helpers.media import write_image, write_video
 from tubelet import config
 from tubelet.checkpoint import FORMAT, load_vjepa
 from tubelet.config import DataConfig, ModelConfig, TrainConfig, from_dict, to_dict

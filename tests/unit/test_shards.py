@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from media import flip_bytes, read_index, variable_times, write_image, write_rotated, write_text, write_video
+from tests.helpers.media import (
+    flip_bytes,
+    read_index,
+    variable_times,
+    write_image,
+    write_rotated,
+    write_text,
+    write_video,
+)
 from tubelet.config import DataConfig, Recipe
 from tubelet.data import storage
 from tubelet.data.cut import Piece, cut, fit

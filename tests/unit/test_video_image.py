@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from av.filter import Graph
 
-from media import picture, read_index, write_video
+from tests.helpers.media import picture, read_index, write_video
 from tubelet.data.decode import open_video, read_clips, read_frames, read_info
 from tubelet.data.video.color import to_bt709
 from tubelet.types import DecodeError

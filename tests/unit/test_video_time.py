@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from media import picture, read_index, write_video
+from tests.helpers.media import picture, read_index, write_video
 from tubelet.config import Recipe
 from tubelet.data.clips import window_times
 from tubelet.data.cut import cut

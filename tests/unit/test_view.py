@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import tubelet
-from media import write_image, write_text, write_video
+from tests.helpers.media import write_image, write_text, write_video
 from tubelet.checkpoint import save_checkpoint
 from tubelet.config import MODELS, DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, to_dict
 from tubelet.evaluate.result import Metric, Result, write_result

@@ -10,6 +10,7 @@ from collections import namedtuple
 import pytest
 from torch.utils.data import Dataset
 
+from tests.helpers.worker_jobs import length
 from tubelet.data import workers
 from tubelet.data.jobs import run_all
 from tubelet.data.workers import (
@@ -24,7 +25,6 @@ from tubelet.data.workers import (
     why_ended,
 )
 from tubelet.types import TubeletError
-from work import length
 
 
 def ignore(job, result):

@@ -10,7 +10,7 @@ import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
 
-from cards import card, to_yuv
+from tests.helpers.video_cards import card, to_yuv
 
 FPS = 12
 _TICKS = 12_000  # per second, a multiple of the rates used here

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from commands import run_code
-from leftovers import MARK, left_processes, left_shared_memory, real_time_policy
+from tests.helpers.commands import run_code
+from tests.helpers.leaks import MARK, left_processes, left_shared_memory, real_time_policy
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLANTS = r"""
 import os, subprocess, sys, tempfile
 from pathlib import Path
@@ -62,10 +62,12 @@ def test_clean():
 
 
 def session(folder, tests, grace_s, *options, **environment):
-    (folder / "conftest.py").write_text(f"import leftovers\nfrom leftovers import *\nleftovers.GRACE_S = {grace_s}\n")
+    (folder / "conftest.py").write_text(
+        f"from tests.helpers import leaks\nfrom tests.helpers.leaks import *\nleaks.GRACE_S = {grace_s}\n"
+    )
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "test_planted.py").write_text(tests)
-    environment = os.environ | environment | {"PYTHONPATH": str(TESTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | environment | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300

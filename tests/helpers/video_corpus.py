@@ -19,8 +19,8 @@ from typing import Any
 import av
 import numpy as np
 
-from cards import MATRICES, PATCHES, card, interlaced_card, squeezed, stored, to_yuv
-from video_files import (
+from tests.helpers.video_cards import MATRICES, PATCHES, card, interlaced_card, squeezed, stored, to_yuv
+from tests.helpers.video_files import (
     FPS,
     damage,
     encode,
@@ -34,7 +34,7 @@ from video_files import (
     with_sound,
 )
 
-_AV1 = Path(__file__).parent / "data" / "av1.mp4"
+_AV1 = Path(__file__).parents[1] / "data" / "av1.mp4"
 # By ISO 23091-4: primaries, transfer, matrix.
 BT601, BT709, PQ, HLG = (6, 6, 6), (1, 1, 1), (9, 16, 9), (9, 18, 9)
 

@@ -36,15 +36,9 @@ def run_tubelet(*words: object, cwd: Path | None = None) -> Result:
     return _run(["tubelet", *map(str, words)], cwd, main)
 
 
-def run_script(path: Path, *words: object, cwd: Path | None = None) -> Result:
-    """`python PATH WORDS`."""
-
-    def script() -> None:
-        # `runpy` runs a file without its folder on the path.
-        sys.path.insert(0, str(path.resolve().parent))
-        runpy.run_path(str(path), run_name="__main__")
-
-    return _run([str(path), *map(str, words)], cwd, script)
+def run_module(name: str, *words: object, cwd: Path | None = None) -> Result:
+    """`python -m NAME WORDS`."""
+    return _run([name, *map(str, words)], cwd, lambda: runpy.run_module(name, run_name="__main__", alter_sys=True))
 
 
 def run_code(code: str, cwd: Path | None = None) -> Result:

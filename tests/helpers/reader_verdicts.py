@@ -14,8 +14,8 @@ import numpy as np
 from av.error import FFmpegError
 from av.filter import Graph
 
-from cards import circle_ratio, combing, read_number, read_patches
-from video_corpus import Truth
+from tests.helpers.video_cards import circle_ratio, combing, read_number, read_patches
+from tests.helpers.video_corpus import Truth
 
 # Containers count time in milliseconds at the coarsest; FLV rounds frame by frame.
 _TICK_S = 2e-3

@@ -1,0 +1,1 @@
+"""What tests share: media files, tiny runs, commands in this process, and the check for leaks."""
