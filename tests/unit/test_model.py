@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tubelet.config import ModelConfig, PredictorConfig, vit_b
+from tubelet.config import MODELS, ModelConfig, PredictorConfig, model_preset, vit_b
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import axis_size, pair_permutation, rotary_table, rotate
@@ -158,3 +158,14 @@ def test_patches_are_numbered_time_first_then_rows_then_columns():
     patches = patchify(pixels, grid)
     assert patches.shape == (1, 8, 4)
     assert (patches[0, 6] == 7).all() and patches.sum() == 28
+
+
+def test_every_model_preset_can_be_built_without_memory():
+    millions = {}
+    for name in MODELS:
+        with torch.device("meta"):
+            model = VJEPA(model_preset(name))
+        millions[name] = sum(p.numel() for p in model.student.parameters()) / 1e6
+    published = {"vit-b": 80, "vit-l": 300, "vit-g": 1000, "vit-G": 2000}
+    for name, size in published.items():
+        assert millions[name] == pytest.approx(size, rel=0.1), name
