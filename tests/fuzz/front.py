@@ -19,12 +19,11 @@ from tubelet.data.images import read_image
 from tubelet.data.make_shards import Job, _check_plan, _finished
 from tubelet.data.shards import open_shards
 from tubelet.data.sources import list_media
+from tubelet.datasets import diving48, sample_set, ssv2, youtube_vos
 from tubelet.embed.search import search
 from tubelet.embed.table import FORMAT, FeatureTable, read_settings
 from tubelet.evaluate.cache import read_features
 from tubelet.evaluate.dense.points import read_slices
-from tubelet.evaluate.layouts import diving48, ssv2, youtube_vos
-from tubelet.evaluate.layouts import sample as sample_layout
 from tubelet.evaluate.suite.comparison import read_evaluation
 from tubelet.evaluate.training_state import take_up
 from tubelet.model.encoder import Encoder
@@ -132,7 +131,7 @@ def _dataset(path: Path) -> None:
     for split in ("train", "val"):
         read_index(data, split)
         read_index(data, split, "images")
-    sample_layout.read_classes(data)
+    sample_set.read_classes(data)
 
 
 def _something(path: Path) -> None:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tubelet.evaluate.layouts import (
+from tubelet.datasets import (
     ade20k,
     cityscapes,
     davis,
     diving48,
-    epic,
+    epic_kitchens,
     imagenet,
     kinetics,
     kitti,
@@ -21,7 +21,7 @@ from tubelet.evaluate.layouts import (
     voc2012,
     youtube_vos,
 )
-from tubelet.evaluate.layouts.labelled import LabelledFile, present
+from tubelet.datasets.labelled import LabeledFile, present
 from tubelet.types import TubeletError
 
 
@@ -63,7 +63,7 @@ def test_something_something(folder, suffix, lists, tmp_path):
     litter(root)
     for data in (root, tmp_path):
         assert ssv2.recognise(data)
-        assert ssv2.read(data).train == [LabelledFile(path=video, label=0)]
+        assert ssv2.read(data).train == [LabeledFile(path=video, label=0)]
 
 
 @pytest.mark.parametrize("videos, name", [(ssv2.VIDEOS, "{}.csv"), ("clips", "ssv2_{}_paths.csv")])
@@ -72,7 +72,7 @@ def test_something_something_by_lists_of_paths(videos, name, tmp_path):
     for split in ("train", "val"):
         put(tmp_path / name.format(split), f"{videos}/7.webm 0\n")
     found = ssv2.read(tmp_path)
-    assert found.val == [LabelledFile(path=video, label=0)]
+    assert found.val == [LabeledFile(path=video, label=0)]
     assert found.name == "Something-Something v2, validation" and found.read_as
 
 
@@ -140,7 +140,7 @@ def test_kinetics_without_a_list_of_a_split_says_which(tmp_path):
 def test_a_file_that_was_converted_is_named(tmp_path):
     put(tmp_path / "a.mp4")
     with pytest.raises(TubeletError, match=r"a\.webm: is listed in the val split but not there \(a\.mp4 is\)"):
-        present([LabelledFile(path=tmp_path / "a.webm", label=0)], "val", 0)
+        present([LabeledFile(path=tmp_path / "a.webm", label=0)], "val", 0)
 
 
 # Diving-48, EPIC-KITCHENS
@@ -167,12 +167,12 @@ def test_epic_kitchens(video, tmp_path):
     for kind in ("verb", "noun"):
         put(root / f"EPIC_100_{kind}_classes.csv", "id,key\n0,take\n")
     columns = "narration_id,participant_id,video_id,start_timestamp,narration,verb_class,noun_class"
-    for name in (epic.TRAIN, epic.VALIDATION):
+    for name in (epic_kitchens.TRAIN, epic_kitchens.VALIDATION):
         put(root / name, f'{columns}\nP01_01_0,P01,P01_01,00:00:01.00,"take, then\nput",0,0\n')
     put(tmp_path / video)
     litter(tmp_path)
-    assert epic.recognise(tmp_path)
-    (segment,) = epic.read(tmp_path).train
+    assert epic_kitchens.recognise(tmp_path)
+    (segment,) = epic_kitchens.read(tmp_path).train
     assert segment.video == tmp_path / video and segment.narration == "take, then\nput"
 
 
@@ -201,7 +201,7 @@ def test_imagenet(where, name, text, tmp_path):
     litter(root / "train")
     assert imagenet.recognise(tmp_path)
     found = imagenet.read(tmp_path)
-    assert found.val == [LabelledFile(path=image, label=1)] and len(found.train) == 2
+    assert found.val == [LabeledFile(path=image, label=1)] and len(found.train) == 2
     assert found.left_out == {"hidden files": 2}
 
 

@@ -10,6 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from tubelet.datasets import ade20k, cityscapes, kitti, nyuv2, voc2012
+from tubelet.datasets.depths import DepthDataset, Region, eval_region, input_region, read_depth
+from tubelet.datasets.labels import read_labels
+from tubelet.datasets.locate import recognise
+from tubelet.datasets.pairs import IGNORED, DenseSample
 from tubelet.evaluate.dense import depth, segmentation
 from tubelet.evaluate.dense.heads import HeadProtocol, LinearHeads, axes_of, train_heads
 from tubelet.evaluate.dense.points import (
@@ -26,15 +31,10 @@ from tubelet.evaluate.dense.points import (
     training_source,
 )
 from tubelet.evaluate.extract import FeatureSet, Source
-from tubelet.evaluate.layouts import ade20k, cityscapes, kitti, nyuv2, sample, voc2012
-from tubelet.evaluate.layouts.depths import DepthSet, Region, read_depth, scored_region, seen_region
-from tubelet.evaluate.layouts.folders import recognise
-from tubelet.evaluate.layouts.labels import read_labels
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair
 from tubelet.evaluate.metrics import accuracy, confusion, depth_errors, iou_by_class, mean_iou
 from tubelet.types import TubeletError
 
-NYU = DepthSet(
+NYU = DepthDataset(
     benchmark="x", train=[], test=[], left_out={}, scale=1000, max_depth=10, seen=None, scored=(0, 0, 1, 1),
     height=None, crop=(1.0, 1.0),
 )  # fmt: skip
@@ -209,21 +209,21 @@ def test_crops_of_kitti_and_nyu_are_those_of_their_benchmarks():
     kitti_like = dataclasses.replace(
         NYU, seen=(352, 1216), scored=(0.40810811, 0.03594771, 0.99189189, 0.96405229), max_depth=80
     )
-    assert seen_region(kitti_like, (375, 1242)) == Region(23, 13, 375, 1229)
-    assert scored_region(kitti_like, (375, 1242)) == Region(153, 44, 371, 1197)
-    assert seen_region(kitti_like, (128, 128)) == Region(0, 0, 128, 128)
+    assert input_region(kitti_like, (375, 1242)) == Region(23, 13, 375, 1229)
+    assert eval_region(kitti_like, (375, 1242)) == Region(153, 44, 371, 1197)
+    assert input_region(kitti_like, (128, 128)) == Region(0, 0, 128, 128)
     nyu_like = dataclasses.replace(NYU, scored=(45 / 480, 41 / 640, 471 / 480, 601 / 640))
-    assert scored_region(nyu_like, (480, 640)) == Region(45, 41, 471, 601)
+    assert eval_region(nyu_like, (480, 640)) == Region(45, 41, 471, 601)
 
 
 def test_depth_of_eight_bits_is_refused(tmp_path):
-    pair = Pair(name="x", image=tmp_path / "x.jpg", target=save(tmp_path / "x.png", np.zeros((4, 4), np.uint8)))
+    pair = DenseSample(name="x", image=tmp_path / "x.jpg", target=save(tmp_path / "x.png", np.zeros((4, 4), np.uint8)))
     with pytest.raises(TubeletError, match=r"x\.png: a PNG of 8 bits, expected depth in 16 bits"):
         read_depth(pair, NYU)
 
 
 def test_the_sample_set_gives_images_and_middle_frames(sample_set):
-    labels, depths = sample.read_classes(sample_set), sample.read_depths(sample_set)
+    labels, depths = sample_set.read_classes(sample_set), sample_set.read_depths(sample_set)
     assert [p.frame for p in labels.train].count(4) == 19 and len(labels.train) + len(labels.test) == 32
     classes, metres = read_labels(labels.test[-1], labels), read_depth(depths.test[-1], depths)
     assert classes.shape == metres.shape == (64, 64)
@@ -235,7 +235,7 @@ def test_the_sample_set_gives_images_and_middle_frames(sample_set):
 
 
 def test_points_hold_the_value_that_their_place_in_the_crop_shows(sample_set):
-    labels = sample.read_classes(sample_set)
+    labels = sample_set.read_classes(sample_set)
     pair = labels.train[0]
     source = training_source(pair, 3, seed=0)
     choose = partial(segmentation.choose_crop, scale=(1.0, 2.0))
@@ -261,7 +261,7 @@ def test_interpolated_features_are_those_of_torch_at_pixels():
 
 
 def test_crops_depend_on_a_pictures_name_and_not_on_its_place_in_a_list(tmp_path):
-    pair = Pair(name="a", image=tmp_path / "a.png", target=tmp_path / "a.png")
+    pair = DenseSample(name="a", image=tmp_path / "a.png", target=tmp_path / "a.png")
     assert training_source(pair, 2, 0) == training_source(dataclasses.replace(pair), 2, 0)
     assert training_source(pair, 2, 0) != training_source(dataclasses.replace(pair, name="b"), 2, 0)
     assert training_source(pair, 2, 0) != training_source(pair, 2, 1)

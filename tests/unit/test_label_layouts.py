@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tubelet.evaluate.layouts import diving48, epic, imagenet, kinetics, ssv2
-from tubelet.evaluate.layouts.labelled import LabelledFile, present
+from tubelet.datasets import diving48, epic_kitchens, imagenet, kinetics, ssv2
+from tubelet.datasets.labelled import LabeledFile, present
 from tubelet.types import TubeletError
 
 
@@ -31,7 +31,7 @@ def test_something_something(tmp_path, folder, old):
     assert ssv2.recognise(root)
     found = ssv2.read(root)
     assert found.classes == ("Putting something on a surface", "Holding something")
-    assert found.train == [LabelledFile(path=root / ssv2.VIDEOS / "7.webm", label=0)]
+    assert found.train == [LabeledFile(path=root / ssv2.VIDEOS / "7.webm", label=0)]
     assert found.val[0].label == 1 and found.val[0].path.name == "8.webm"
 
 
@@ -47,8 +47,8 @@ def test_kinetics_by_its_official_annotations(tmp_path):
     assert kinetics.recognise(tmp_path)
     found = kinetics.read(tmp_path)
     assert found.classes == ("abseiling", "zumba, slow")
-    assert found.train == [LabelledFile(path=here[0], label=1), LabelledFile(path=here[1], label=0)]
-    assert found.val[0] == LabelledFile(path=here[2], label=1)
+    assert found.train == [LabeledFile(path=here[0], label=1), LabeledFile(path=here[1], label=0)]
+    assert found.val[0] == LabeledFile(path=here[2], label=1)
     assert found.val[1].path == tmp_path / "val/abseiling/xyz_000007_000017.mp4"  # where it should be
 
 
@@ -57,7 +57,7 @@ def test_kinetics_by_lists_of_paths_and_numbers(tmp_path, separator):
     put(tmp_path / "train.csv", f"train/riding a bike/a.mp4{separator}1\n/far/away/b.mp4{separator}0\n")
     put(tmp_path / "val.csv", f"val/riding a bike/c.mp4{separator}1\n")
     found = kinetics.read(tmp_path)
-    assert found.train[0] == LabelledFile(path=tmp_path / "train/riding a bike/a.mp4", label=1)
+    assert found.train[0] == LabeledFile(path=tmp_path / "train/riding a bike/a.mp4", label=1)
     assert found.train[1].path == Path("/far/away/b.mp4") and found.classes == ("away", "riding a bike")
 
 
@@ -67,7 +67,7 @@ def test_diving(tmp_path):
     put(tmp_path / diving48.TEST, [{"vid_name": "b_2", "label": 0, "start_frame": 0, "end_frame": 9}])
     found = diving48.read(tmp_path)
     assert found.classes == ("Back 15som", "Inward Dive")
-    assert found.train == [LabelledFile(path=tmp_path / "rgb" / "-a_1.mp4", label=1)]
+    assert found.train == [LabeledFile(path=tmp_path / "rgb" / "-a_1.mp4", label=1)]
 
 
 def test_classes_of_one_name_are_told_apart(tmp_path):
@@ -96,16 +96,16 @@ def kitchen(root: Path, row: str = "P01_01_0,P01,P01_01,00:01:02.50,open door,1,
     for kind, names in (("verb", ("take", "open")), ("noun", ("door",))):
         rows = "".join(f"{i},{name},\"['{name}']\",c\n" for i, name in enumerate(names))
         put(root / f"annotations/EPIC_100_{kind}_classes.csv", f"id,key,instances,category\n{rows}")
-    put(root / "annotations" / epic.TRAIN, f"{COLUMNS}\n{row}\n")
-    put(root / "annotations" / epic.VALIDATION, f"{COLUMNS}\n{row}\n")
+    put(root / "annotations" / epic_kitchens.TRAIN, f"{COLUMNS}\n{row}\n")
+    put(root / "annotations" / epic_kitchens.VALIDATION, f"{COLUMNS}\n{row}\n")
     return root
 
 
 @pytest.mark.parametrize("where", ["P01/videos/P01_01.MP4", "P01/P01_01.mp4", "EPIC-KITCHENS/P01/videos/P01_01.MP4"])
 def test_epic_kitchens(tmp_path, where):
     video = put(kitchen(tmp_path) / where)
-    assert epic.recognise(tmp_path)
-    found = epic.read(tmp_path)
+    assert epic_kitchens.recognise(tmp_path)
+    found = epic_kitchens.read(tmp_path)
     assert found.verbs == ("take", "open") and found.nouns == ("door",)
     (segment,) = found.train
     assert (segment.video, segment.start_s, segment.verb, segment.noun) == (video, 62.5, 1, 0)
@@ -143,7 +143,7 @@ def test_a_wrong_something_something_is_met_with_what_was_expected(tmp_path, cha
 )
 def test_a_wrong_annotation_is_named_with_its_line(tmp_path, row, message):
     with pytest.raises(TubeletError, match=message):
-        epic.read(kitchen(tmp_path, row))
+        epic_kitchens.read(kitchen(tmp_path, row))
 
 
 def test_what_else_can_be_wrong_with_a_list(tmp_path):
@@ -168,8 +168,8 @@ def test_what_else_can_be_wrong_with_a_list(tmp_path):
 
 
 def test_missing_files_are_counted_and_too_many_are_an_error(tmp_path):
-    files = [LabelledFile(path=put(tmp_path / f"{i}.mp4"), label=0) for i in range(3)]
-    files.append(LabelledFile(path=tmp_path / "gone.mp4", label=0))
+    files = [LabeledFile(path=put(tmp_path / f"{i}.mp4"), label=0) for i in range(3)]
+    files.append(LabeledFile(path=tmp_path / "gone.mp4", label=0))
     there, gone = present(files, "train", 0.25)
     assert len(there) == 3 and [Path(file.path).name for file in gone] == ["gone.mp4"]
     with pytest.raises(TubeletError, match=r"gone\.mp4: is listed in the train split but not there.*--max-bad-share"):

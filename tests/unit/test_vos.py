@@ -9,9 +9,9 @@ from PIL import Image
 
 from tubelet.config import EvaluateConfig, ModelConfig, PredictorConfig
 from tubelet.data.indexed import read_indexed, write_indexed
+from tubelet.datasets import davis, youtube_vos
+from tubelet.datasets.sequences import given_objects
 from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.layouts import davis, youtube_vos
-from tubelet.evaluate.layouts.sequences import given_objects
 from tubelet.evaluate.tasks import run_task
 from tubelet.evaluate.time.vos import view_size
 from tubelet.pretrained.backbone import Backbone

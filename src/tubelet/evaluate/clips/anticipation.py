@@ -19,6 +19,10 @@ from torch import Tensor
 from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.decode import Frames, VideoInfo, read_clips
+from tubelet.datasets import epic_kitchens
+from tubelet.datasets.epic_kitchens import Action, AnticipationDataset
+from tubelet.datasets.labelled import LabeledFile, present
+from tubelet.datasets.locate import refuse
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips.answers import answers_in_words, most_confident_errors, sweep_details
 from tubelet.evaluate.clips.attentive import BLOCKS, AttentiveProbe, probe_heads
@@ -27,10 +31,6 @@ from tubelet.evaluate.clips.cuts import frames_by_time
 from tubelet.evaluate.clips.ranking import class_mean_recall, top_k
 from tubelet.evaluate.clips.sweep import Scores, Tokens, score, state_path, told_samples, train_side_by_side
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
-from tubelet.evaluate.layouts import epic
-from tubelet.evaluate.layouts.epic import Epic, Segment
-from tubelet.evaluate.layouts.folders import refuse
-from tubelet.evaluate.layouts.labelled import LabelledFile, present
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile, Grid, Mask, Modality, TubeletError
@@ -132,9 +132,11 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
             of its own.
     """
     check_predictor(model)
-    if not epic.recognise(data):
-        raise refuse(data, "no benchmark of anticipation is recognised", f"EPIC-KITCHENS-100 ({epic.TRAIN}, ...)")
-    benchmark = epic.read(data)
+    if not epic_kitchens.recognise(data):
+        raise refuse(
+            data, "no benchmark of anticipation is recognised", f"EPIC-KITCHENS-100 ({epic_kitchens.TRAIN}, ...)"
+        )
+    benchmark = epic_kitchens.read(data)
     size, frames = config.image_size or PROTOCOL.image_size, config.frames or PROTOCOL.frames
     model.config.grid(frames, size, size)
     steps = int(GAP_S * FPS / model.config.tubelet_size)
@@ -204,30 +206,30 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     )
 
 
-def _segments(benchmark: Epic, config: EvaluateConfig) -> tuple[dict[str, list[Segment]], list[BadFile]]:
+def _segments(benchmark: AnticipationDataset, config: EvaluateConfig) -> tuple[dict[str, list[Action]], list[BadFile]]:
     """The actions of each split whose video is there, and those whose video is not."""
-    kept: dict[str, list[Segment]] = {}
+    kept: dict[str, list[Action]] = {}
     skipped: list[BadFile] = []
     for split, listed in (("train", benchmark.train), ("val", benchmark.val)):
         chosen = spread(listed, config.limit)
-        files = [LabelledFile(path=segment.video, label=i) for i, segment in enumerate(chosen)]
+        files = [LabeledFile(path=segment.video, label=i) for i, segment in enumerate(chosen)]
         there, gone = present(files, split, config.max_bad_share)
         kept[split] = [chosen[file.label] for file in there]
         skipped += gone
     return kept, skipped
 
 
-def _source(segment: Segment) -> Source:
+def _source(segment: Action) -> Source:
     return Source(files=(segment.video,), part=(segment.start_s,))
 
 
-def _actions(used: dict[str, list[Segment]]) -> dict[tuple[int, int], int]:
+def _actions(used: dict[str, list[Action]]) -> dict[tuple[int, int], int]:
     """Numbers of the pairs of verb and noun: those that are trained on first, so that a head ends with them."""
     pairs = [sorted({(s.verb, s.noun) for s in used[split]}) for split in ("train", "val")]
     return {pair: number for number, pair in enumerate(dict.fromkeys(pairs[0] + pairs[1]))}
 
 
-def _labels(segments: list[Segment], actions: dict[tuple[int, int], int]) -> Tensor:
+def _labels(segments: list[Action], actions: dict[tuple[int, int], int]) -> Tensor:
     """(n, 3) int64 verb, noun and action."""
     return torch.tensor([[s.verb, s.noun, actions[s.verb, s.noun]] for s in segments])
 
@@ -251,10 +253,10 @@ def _metrics(scores: list[Scores], truth: Tensor, known: Tensor) -> dict[str, Me
 
 def _examples(
     scores: list[Scores],
-    segments: list[Segment],
+    segments: list[Action],
     features: FeatureSet,
     view: Before,
-    benchmark: Epic,
+    benchmark: AnticipationDataset,
     actions: dict[tuple[int, int], int],
 ) -> list[Example]:
     names = {number: f"{benchmark.verbs[v]} {benchmark.nouns[n]}" for (v, n), number in actions.items()}

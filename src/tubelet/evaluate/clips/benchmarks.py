@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from tubelet.config import EvaluateConfig
+from tubelet.datasets import diving48, imagenet, kinetics, ssv2
+from tubelet.datasets.labelled import ClassificationDataset, LabeledFile, present
+from tubelet.datasets.locate import refuse
 from tubelet.evaluate.clips.cuts import ClipView, ImageView, View
 from tubelet.evaluate.clips.sweep import Candidate, Schedule, grid
 from tubelet.evaluate.extract import Source, spread
-from tubelet.evaluate.layouts import diving48, imagenet, kinetics, ssv2
-from tubelet.evaluate.layouts.folders import refuse
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, present
 from tubelet.pretrained.backbone import Backbone
 from tubelet.types import BadFile
 
@@ -61,7 +61,7 @@ class Benchmark:
     """
 
     recognise: Callable[[Path], bool]
-    read: Callable[[Path], Labelled]
+    read: Callable[[Path], ClassificationDataset]
     protocol: Protocol
 
 
@@ -106,7 +106,7 @@ class Split:
         gone: listed, but not on the disk.
     """
 
-    files: list[LabelledFile]
+    files: list[LabeledFile]
     gone: list[BadFile]
 
     @property
@@ -218,6 +218,6 @@ def training(protocol: Protocol, config: EvaluateConfig, count: int) -> tuple[li
     return candidates, schedule
 
 
-def _split(files: list[LabelledFile], name: str, config: EvaluateConfig) -> Split:
+def _split(files: list[LabeledFile], name: str, config: EvaluateConfig) -> Split:
     there, gone = present(spread(files, config.limit), name, config.max_bad_share)
     return Split(files=there, gone=gone)

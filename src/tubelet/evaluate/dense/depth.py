@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.config import EvaluateConfig
+from tubelet.datasets import kitti, nyuv2, sample_set
+from tubelet.datasets.depths import DepthDataset, eval_region, input_region, read_depth
+from tubelet.datasets.locate import recognise
+from tubelet.datasets.pairs import DenseSample, picture_shape, read_picture
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import paint_depth, paint_errors
 from tubelet.evaluate.dense.evaluation_set import read_tests
@@ -37,10 +41,6 @@ from tubelet.evaluate.dense.points import (
     training_source,
 )
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
-from tubelet.evaluate.layouts import kitti, nyuv2, sample
-from tubelet.evaluate.layouts.depths import DepthSet, read_depth, scored_region, seen_region
-from tubelet.evaluate.layouts.folders import recognise
-from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture
 from tubelet.evaluate.metrics import DepthErrors, depth_errors
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.pretrained.backbone import Backbone
@@ -49,7 +49,7 @@ from tubelet.types import BadFile, DecodeError, TubeletError
 READERS = {
     "NYUv2 (sync and official_splits/test, or nyu_train.txt and nyu_test.txt)": nyuv2.read,
     "KITTI (data_depth_annotated or gt_depth)": kitti.read,
-    "the sample set (dataset.json)": sample.read_depths,
+    "the sample set (dataset.json)": sample_set.read_depths,
 }
 _EXAMPLES = 12
 
@@ -137,7 +137,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     return _result(model, data, depths, head, errors, empty, examples, bad, view, crops)
 
 
-def _first_shape(pairs: list[Pair]) -> tuple[int, int]:
+def _first_shape(pairs: list[DenseSample]) -> tuple[int, int]:
     """(H, W) of the first picture that can be read; those that cannot are met where their features are computed."""
     for pair in pairs[:-1]:
         with suppress(DecodeError):
@@ -145,7 +145,7 @@ def _first_shape(pairs: list[Pair]) -> tuple[int, int]:
     return picture_shape(pairs[-1])
 
 
-def view_size(depths: DepthSet, shape: tuple[int, int], height: int | None, patch: int) -> tuple[int, int]:
+def view_size(depths: DepthDataset, shape: tuple[int, int], height: int | None, patch: int) -> tuple[int, int]:
     """Rows and columns in pixels that a picture is encoded at: whole patches, in the shape of what models see of it.
 
     Args:
@@ -154,7 +154,7 @@ def view_size(depths: DepthSet, shape: tuple[int, int], height: int | None, patc
         height: pixels; None is the benchmark's.
         patch: pixels along a patch's side.
     """
-    top, left, bottom, right = seen_region(depths, shape)
+    top, left, bottom, right = input_region(depths, shape)
     rows = height or depths.height or bottom - top
     return _in_patches(rows, patch), _in_patches(rows * (right - left) / (bottom - top), patch)
 
@@ -163,9 +163,9 @@ def _in_patches(length: float, patch: int) -> int:
     return max(1, round(length / patch)) * patch
 
 
-def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, depths: DepthSet) -> Crop:
+def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, depths: DepthDataset) -> Crop:
     """A crop of the benchmark's shares of what models see of a picture of (H, W) pixels; its scale is never changed."""
-    top, left, bottom, right = seen_region(depths, shape)
+    top, left, bottom, right = input_region(depths, shape)
     height, width = (
         max(1, round(share * length)) for share, length in zip(depths.crop, (bottom - top, right - left), strict=True)
     )
@@ -173,14 +173,14 @@ def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, depths: DepthSe
     return Crop(top + down, left + across, height, width, draw.mirror < 0.5)
 
 
-def cut_views(source: Source, depths: DepthSet, size: tuple[int, int]) -> Tensor:
+def cut_views(source: Source, depths: DepthDataset, size: tuple[int, int]) -> Tensor:
     """What models see of a picture, and its mirror image: (2, 3, 1, *size) uint8.
 
     Raises:
         DecodeError: if the picture cannot be read.
     """
     picture = source_picture(source)
-    top, left, bottom, right = seen_region(depths, (picture.shape[0], picture.shape[1]))
+    top, left, bottom, right = input_region(depths, (picture.shape[0], picture.shape[1]))
     view = cut(picture, Crop(top, left, bottom - top, right - left, mirrored=False), size)
     return torch.stack([view, view.flip(-1)])
 
@@ -227,7 +227,7 @@ def predict(
     bias: Tensor,
     grid: tuple[int, int],
     bins: Tensor,
-    depths: DepthSet,
+    depths: DepthDataset,
     shape: tuple[int, int],
 ) -> NDArray[np.float32]:
     """Metres (H, W) of a picture, the mean of it and its mirror image; 0 outside of what models see.
@@ -245,7 +245,7 @@ def predict(
     scores = F.interpolate(scores, scale_factor=PROTOCOL.upsample, mode="bilinear", align_corners=False)
     metres = depth_of(scores.movedim(1, -1), bins)
     metres = (metres[0] + metres[1].flip(-1)) / 2
-    top, left, bottom, right = seen_region(depths, shape)
+    top, left, bottom, right = input_region(depths, shape)
     seen = F.interpolate(metres[None, None], (bottom - top, right - left), mode="bilinear", align_corners=False)
     whole = np.zeros(shape, np.float32)
     whole[top:bottom, left:right] = seen[0, 0].clamp(PROTOCOL.min_depth, depths.max_depth).cpu().numpy()
@@ -254,8 +254,8 @@ def predict(
 
 def _test(
     views: FeatureSet,
-    pairs: list[Pair],
-    depths: DepthSet,
+    pairs: list[DenseSample],
+    depths: DepthDataset,
     head: TrainedHead,
     grid: tuple[int, int],
     bins: Tensor,
@@ -271,7 +271,7 @@ def _test(
         shape = (truth.shape[0], truth.shape[1])
         predicted = predict(tokens.to(bins.device), head.weight, head.bias, grid, bins, depths, shape)
         scored = np.zeros(shape, bool)
-        top, left, bottom, right = scored_region(depths, shape)
+        top, left, bottom, right = eval_region(depths, shape)
         scored[top:bottom, left:right] = True
         known = scored & (truth > PROTOCOL.min_depth) & (predicted > 0)
         progress("testing", number + 1, len(pairs))
@@ -290,7 +290,7 @@ def _test(
     return errors, empty, examples
 
 
-def _example(pair: Pair, predicted: NDArray[np.float32], truth: NDArray[Any], errors: DepthErrors) -> Example:
+def _example(pair: DenseSample, predicted: NDArray[np.float32], truth: NDArray[Any], errors: DepthErrors) -> Example:
     known = (truth > 0) & (predicted > 0)
     low, high = float(truth[known].min()), float(truth[known].max())
     ratio = predicted / np.where(known, truth, 1)
@@ -310,7 +310,7 @@ def _example(pair: Pair, predicted: NDArray[np.float32], truth: NDArray[Any], er
 def _result(
     model: Backbone,
     data: Path,
-    depths: DepthSet,
+    depths: DepthDataset,
     head: TrainedHead,
     errors: list[DepthErrors],
     empty: list[str],

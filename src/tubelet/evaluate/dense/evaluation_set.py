@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tubelet.data.workers import WorkerLoader
+from tubelet.datasets.pairs import DenseSample
 from tubelet.evaluate.cache import read_features
 from tubelet.evaluate.dense.points import check_shape
-from tubelet.evaluate.layouts.pairs import Pair
 from tubelet.types import TubeletError
 
-ReadTruth = Callable[[Pair], NDArray[Any]]
+ReadTruth = Callable[[DenseSample], NDArray[Any]]
 
 
 def read_tests(
-    places: list[Path], pairs: list[Pair], read_truth: ReadTruth, workers: int
+    places: list[Path], pairs: list[DenseSample], read_truth: ReadTruth, workers: int
 ) -> Iterator[tuple[Tensor, NDArray[Any]]]:
     """The tokens of each picture and its map (H, W) of labels or depths, read ahead by so many processes.
 
@@ -42,7 +42,7 @@ class _Tests(Dataset[tuple[Tensor, NDArray[Any] | str]]):
     """Tokens of a picture and its truth, or why there is none: an exception would lose its type between processes."""
 
     places: list[Path]
-    pairs: list[Pair]
+    pairs: list[DenseSample]
     read_truth: ReadTruth
 
     def __len__(self) -> int:

@@ -23,9 +23,9 @@ from torch.utils.data import Dataset
 from tubelet.array_files import open_tensors
 from tubelet.data.clips import resize
 from tubelet.data.workers import WorkerLoader
+from tubelet.datasets.pairs import DenseSample, picture_shape, read_picture
 from tubelet.evaluate.cache import DELETE, FeatureCache, write_features
 from tubelet.evaluate.extract import FeatureSet, Progress, Source
-from tubelet.evaluate.layouts.pairs import Pair, picture_shape, read_picture
 from tubelet.types import TubeletError
 
 POINTS_KEPT = 2048  # of each crop, drawn once and kept on disk
@@ -68,14 +68,14 @@ def crops_of(pictures: int) -> int:
     return max(1, min(CROPS_AT_MOST, CROPS_IN_ALL // pictures))
 
 
-def training_source(pair: Pair, crops: int, seed: int) -> Source:
+def training_source(pair: DenseSample, crops: int, seed: int) -> Source:
     """A picture with the random numbers of its crops, which are a function of its name and the seed alone."""
     rng = np.random.default_rng([seed, zlib.crc32(pair.name.encode())])
     draws = rng.random((crops, len(Draw._fields))).round(6).ravel().tolist()
     return Source(files=(pair.image,), part=(_frame(pair), *draws))
 
 
-def test_source(pair: Pair) -> Source:
+def test_source(pair: DenseSample) -> Source:
     """A picture as a whole."""
     return Source(files=(pair.image,), part=(_frame(pair),))
 
@@ -88,11 +88,11 @@ def source_picture(source: Source) -> NDArray[np.uint8]:
     """
     frame = int(source.part[0])
     return read_picture(
-        Pair(name="", image=source.files[0], target=source.files[0], frame=None if frame < 0 else frame)
+        DenseSample(name="", image=source.files[0], target=source.files[0], frame=None if frame < 0 else frame)
     )
 
 
-def _frame(pair: Pair) -> float:
+def _frame(pair: DenseSample) -> float:
     return -1 if pair.frame is None else pair.frame
 
 
@@ -135,10 +135,10 @@ class PointReader(Dataset[str]):
         choose: the crops.
     """
 
-    pairs: list[Pair]
+    pairs: list[DenseSample]
     sources: list[Source]
     places: list[Path]
-    read: Callable[[Pair], NDArray[Any]]
+    read: Callable[[DenseSample], NDArray[Any]]
     ignored: float
     choose: ChooseCrop
 
@@ -166,7 +166,7 @@ class PointReader(Dataset[str]):
         return {"at": torch.stack([at for at, _ in points]), "value": torch.stack([value for _, value in points])}
 
 
-def check_shape(pair: Pair, shape: tuple[int, int]) -> None:
+def check_shape(pair: DenseSample, shape: tuple[int, int]) -> None:
     """That the map (H, W) of a pair and its picture go together.
 
     Raises:
@@ -201,7 +201,9 @@ def draw_points(reader: PointReader, workers: int, progress: Progress) -> None:
         progress("annotations", number + 1, len(reader))
 
 
-def point_places(cache: FeatureCache, pairs: Sequence[Pair], sources: Sequence[Source], recipe: object) -> list[Path]:
+def point_places(
+    cache: FeatureCache, pairs: Sequence[DenseSample], sources: Sequence[Source], recipe: object
+) -> list[Path]:
     """The file of each picture's points, which depends on its annotation, its crops and how they are read."""
     stated = {"points": POINTS_KEPT, "recipe": recipe}
     return [

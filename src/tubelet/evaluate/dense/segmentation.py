@@ -17,6 +17,10 @@ from torch import Tensor
 
 from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize, resize_shape
+from tubelet.datasets import ade20k, cityscapes, sample_set, voc2012
+from tubelet.datasets.labels import SegmentationDataset, read_labels
+from tubelet.datasets.locate import recognise
+from tubelet.datasets.pairs import IGNORED, DenseSample, read_picture
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import legend, paint_classes, paint_mistakes
 from tubelet.evaluate.dense.evaluation_set import read_tests
@@ -36,10 +40,6 @@ from tubelet.evaluate.dense.points import (
     training_source,
 )
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
-from tubelet.evaluate.layouts import ade20k, cityscapes, sample, voc2012
-from tubelet.evaluate.layouts.folders import recognise
-from tubelet.evaluate.layouts.labels import LabelSet, read_labels
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, read_picture
 from tubelet.evaluate.metrics import accuracy, confusion, iou_by_class, mean_iou
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.pretrained.backbone import Backbone
@@ -49,7 +49,7 @@ READERS = {
     "ADE20K (images/training and annotations/training)": ade20k.read,
     "Pascal VOC (ImageSets/Segmentation and JPEGImages)": voc2012.read,
     "Cityscapes (leftImg8bit and gtFine)": cityscapes.read,
-    "the sample set (dataset.json)": sample.read_classes,
+    "the sample set (dataset.json)": sample_set.read_classes,
 }
 _EXAMPLES = 12
 _CLASSES_AT_ONCE = 16  # brought to a picture's full size together
@@ -233,8 +233,8 @@ def _to_size(scores: Tensor, shape: tuple[int, int]) -> Tensor:
 
 def _test(
     windows: FeatureSet,
-    pairs: list[Pair],
-    labels: LabelSet,
+    pairs: list[DenseSample],
+    labels: SegmentationDataset,
     head: TrainedHead,
     size: int,
     model: Backbone,
@@ -275,11 +275,11 @@ def _indices(classes: NDArray[Any]) -> Tensor:
 
 
 def _example(
-    pair: Pair,
+    pair: DenseSample,
     score: float,
     predicted: NDArray[np.uint8],
     truth: NDArray[Any],
-    labels: LabelSet,
+    labels: SegmentationDataset,
     shown: tuple[int, ...],
 ) -> Example:
     present = [labels.classes[k] for k in np.unique(truth[truth != IGNORED])]
@@ -299,7 +299,7 @@ def _example(
 def _result(
     model: Backbone,
     data: Path,
-    labels: LabelSet,
+    labels: SegmentationDataset,
     head: TrainedHead,
     counts: Tensor,
     shown: tuple[int, ...],

@@ -17,12 +17,12 @@ from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize
 from tubelet.data.images import read_image
 from tubelet.data.indexed import VOID, davis_palette, read_indexed, write_indexed
+from tubelet.datasets import davis, youtube_vos
+from tubelet.datasets.locate import recognise
+from tubelet.datasets.pairs import image_shape
+from tubelet.datasets.sequences import VideoObjectSequence, given_objects, read_mask
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
-from tubelet.evaluate.layouts import davis, youtube_vos
-from tubelet.evaluate.layouts.folders import recognise
-from tubelet.evaluate.layouts.pairs import image_shape
-from tubelet.evaluate.layouts.sequences import ObjectSequence, given_objects, read_mask
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.evaluate.time.drawing import draw_objects
 from tubelet.evaluate.time.jandf import Statistics, measure_objects
@@ -65,7 +65,7 @@ class _Measured:
         objects: J and F of each object; empty if the truth is not public.
     """
 
-    sequence: ObjectSequence
+    sequence: VideoObjectSequence
     folder: Path
     objects: list[tuple[Statistics, Statistics]]
 
@@ -149,14 +149,14 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     )
 
 
-def _recipe(sequence: ObjectSequence, window: int, options: dict[str, Any]) -> dict[str, Any]:
+def _recipe(sequence: VideoObjectSequence, window: int, options: dict[str, Any]) -> dict[str, Any]:
     """All that the masks of a sequence depend on besides the model and the contents of its files."""
     own = {"wanted": [sequence.frames[n].stem for n in sequence.wanted], "given": list(sequence.given)}
     objects = None if sequence.objects is None else list(sequence.objects.items())
     return options | own | {"masks": asdict(PROTOCOL.propagation), "window": window, "objects": objects}
 
 
-def _windows(sequence: ObjectSequence, window: int) -> list[Source]:
+def _windows(sequence: VideoObjectSequence, window: int) -> list[Source]:
     """The frames of a sequence, so many at a time."""
     frames = sequence.frames
     return [Source(files=tuple(frames[i : i + window])) for i in range(0, len(frames), window)]
@@ -185,7 +185,7 @@ def _cut(source: Source, short: int, patch: int, repeat: int) -> Tensor:
 
 
 def _frame_features(
-    features: FeatureSet, indices: list[int], sequence: ObjectSequence, short: int, model: Backbone
+    features: FeatureSet, indices: list[int], sequence: VideoObjectSequence, short: int, model: Backbone
 ) -> Iterator[Tensor]:
     """(h, w, D) of one frame after the other; a window's are held at a time."""
     height, width = view_size(image_shape(sequence.frames[0]), short, model.patch_size)
@@ -194,7 +194,7 @@ def _frame_features(
         yield from tokens.view(-1, height // model.patch_size, width // model.patch_size, tokens.shape[-1])
 
 
-def _write_masks(folder: Path, sequence: ObjectSequence, features: Iterator[Tensor], model: Backbone) -> None:
+def _write_masks(folder: Path, sequence: VideoObjectSequence, features: Iterator[Tensor], model: Backbone) -> None:
     """Segment a sequence and write its masks, beside and renamed.
 
     Raises:
@@ -214,7 +214,7 @@ def _write_masks(folder: Path, sequence: ObjectSequence, features: Iterator[Tens
         raise TubeletError(f"{folder}: the masks could not be written: {describe_os_error(error)}") from error
 
 
-def _measure(sequence: ObjectSequence, folder: Path, notes: list[BadFile]) -> list[tuple[Statistics, Statistics]]:
+def _measure(sequence: VideoObjectSequence, folder: Path, notes: list[BadFile]) -> list[tuple[Statistics, Statistics]]:
     """J and F of the objects of the first frame, over all frames but the first and the last."""
     if sequence.truth is None:
         return []

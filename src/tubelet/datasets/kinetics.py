@@ -22,8 +22,8 @@ from pathlib import Path
 
 from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.data.tables import decode_list, read_table
-from tubelet.evaluate.layouts.folders import class_folders, entries_of, media_in, named_folder, refuse, roots, stems_of
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, read_numbered, whole_number
+from tubelet.datasets.labelled import ClassificationDataset, LabeledFile, read_numbered, whole_number
+from tubelet.datasets.locate import class_folders, entries_of, media_in, named_folder, refuse, roots, stems_of
 from tubelet.readers import read_bytes
 from tubelet.types import TubeletError
 
@@ -41,7 +41,7 @@ def recognise(data: Path) -> bool:
     return _root(data) is not None
 
 
-def read(data: Path) -> Labelled:
+def read(data: Path) -> ClassificationDataset:
     """The benchmark's lists.
 
     Raises:
@@ -97,11 +97,11 @@ def _is_official(path: Path) -> bool:
     return "youtube_id" in first.lower()
 
 
-def _official(data: Path, train: Path, val: Path) -> Labelled:
+def _official(data: Path, train: Path, val: Path) -> ClassificationDataset:
     rows = {"train": read_table(train, _COLUMNS), "val": read_table(val, _COLUMNS)}
     classes = sorted({row["label"] for _, row in rows["train"]})
     numbers = {name: number for number, name in enumerate(classes)}
-    files: dict[str, list[LabelledFile]] = {}
+    files: dict[str, list[LabeledFile]] = {}
     for split, path in (("train", train), ("val", val)):
         folders = [*_split_folders(data, split), data / "replacement"]
         there = stems_of(folders, VIDEO_SUFFIXES, first=".mp4") or stems_of([data], VIDEO_SUFFIXES, first=".mp4")
@@ -114,13 +114,13 @@ def _official(data: Path, train: Path, val: Path) -> Labelled:
             names = (stem, row["youtube_id"], f"{row['youtube_id']}_{start}_{end}")
             video = next((there[name] for name in names if name in there), None)
             files[split].append(
-                LabelledFile(
+                LabeledFile(
                     path=video or data / split / row["label"] / f"{stem}.mp4",
                     label=numbers[row["label"]],
                 )
             )
     name = f"Kinetics ({len(classes)} classes), validation"
-    return Labelled(name=name, classes=tuple(classes), train=files["train"], val=files["val"])
+    return ClassificationDataset(name=name, classes=tuple(classes), train=files["train"], val=files["val"])
 
 
 def _second(text: str, where: str) -> int:
@@ -128,13 +128,13 @@ def _second(text: str, where: str) -> int:
     return whole_number(text.removesuffix(".0"), where)
 
 
-def _numbered(data: Path, train: Path, val: Path) -> Labelled:
-    files: dict[Path, list[LabelledFile]] = {}
+def _numbered(data: Path, train: Path, val: Path) -> ClassificationDataset:
+    files: dict[Path, list[LabeledFile]] = {}
     names: dict[int, str] = {}
     forms = []
     for path in (train, val):
         rows, form = read_numbered(path, data)
-        files[path] = [LabelledFile(path=video, label=label) for _, video, label in rows]
+        files[path] = [LabeledFile(path=video, label=label) for _, video, label in rows]
         forms.append(f"{path.name} was read as {form}")
         for _, video, label in rows:
             names.setdefault(label, video.parent.name or str(label))
@@ -146,19 +146,21 @@ def _numbered(data: Path, train: Path, val: Path) -> Labelled:
     named = len(set(names.values())) == len(names)
     classes = tuple(names.get(k, str(k)) if named else str(k) for k in range(max(known) + 1))
     name = f"Kinetics ({len(known)} classes), validation"
-    return Labelled(name=name, classes=classes, train=files[train], val=files[val], read_as="; ".join(forms))
+    return ClassificationDataset(
+        name=name, classes=classes, train=files[train], val=files[val], read_as="; ".join(forms)
+    )
 
 
-def _sorted(data: Path) -> Labelled:
+def _sorted(data: Path) -> ClassificationDataset:
     """Videos in folders by class, without lists."""
     folders = {split: class_folders(next(_split_folders(data, split))) for split in SPLITS}
     classes = [folder.name for folder in folders["train"]]
-    files: dict[str, list[LabelledFile]] = {split: [] for split in SPLITS}
+    files: dict[str, list[LabeledFile]] = {split: [] for split in SPLITS}
     for split, own in folders.items():
         for folder in own:
             if folder.name not in classes:
                 raise TubeletError(f"{folder}: a class that {folders['train'][0].parent} has no folder of")
             label = classes.index(folder.name)
-            files[split] += [LabelledFile(path=video, label=label) for video in media_in(folder, VIDEO_SUFFIXES)]
+            files[split] += [LabeledFile(path=video, label=label) for video in media_in(folder, VIDEO_SUFFIXES)]
     name = f"Kinetics ({len(classes)} classes), validation"
-    return Labelled(name=name, classes=tuple(classes), train=files["train"], val=files["val"])
+    return ClassificationDataset(name=name, classes=tuple(classes), train=files["train"], val=files["val"])

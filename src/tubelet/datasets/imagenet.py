@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tubelet.data.suffixes import IMAGE_SUFFIXES
 from tubelet.data.tables import read_lines
-from tubelet.evaluate.layouts.folders import class_folders, hidden_media, media_in, refuse, roots
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile
+from tubelet.datasets.labelled import ClassificationDataset, LabeledFile
+from tubelet.datasets.locate import class_folders, hidden_media, media_in, refuse, roots
 from tubelet.types import TubeletError
 
 NAMES = "LOC_synset_mapping.txt"
@@ -45,7 +45,7 @@ def recognise(data: Path) -> bool:
     return _root(data) is not None
 
 
-def read(data: Path) -> Labelled:
+def read(data: Path) -> ClassificationDataset:
     """The benchmark's lists.
 
     Raises:
@@ -62,13 +62,13 @@ def read(data: Path) -> Labelled:
             raise refuse(root, f"no {split}/ with a folder for each class", "train/CLASS/*.JPEG and val/CLASS/*.JPEG")
     identities = [folder.name for folder in folders["train"]]
     numbers = {identity: number for number, identity in enumerate(identities)}
-    files: dict[str, list[LabelledFile]] = {"train": [], "val": []}
+    files: dict[str, list[LabeledFile]] = {"train": [], "val": []}
     for split, there in folders.items():
         for folder in there:
             if folder.name not in numbers:
                 raise TubeletError(f"{folder}: a class that {splits['train']} has no folder of")
             own = media_in(folder, IMAGE_SUFFIXES)
-            files[split] += [LabelledFile(path=image, label=numbers[folder.name]) for image in own]
+            files[split] += [LabeledFile(path=image, label=numbers[folder.name]) for image in own]
     if flat:
         files["val"] = _listed(data, splits["val"], flat, numbers)
     names = _names(next((place / NAMES for place in _above(data, root) if (place / NAMES).is_file()), root / NAMES))
@@ -78,7 +78,7 @@ def read(data: Path) -> Labelled:
         name if called[name] == 1 else f"{name} ({identity})"
         for identity, name in ((identity, names.get(identity, identity)) for identity in identities)
     )
-    return Labelled(
+    return ClassificationDataset(
         name=f"ImageNet ({len(classes)} classes), validation",
         classes=classes,
         train=files["train"],
@@ -117,7 +117,7 @@ def _above(data: Path, root: Path) -> Iterator[Path]:
         yield root
 
 
-def _listed(data: Path, val: Path, images: list[Path], numbers: Mapping[str, int]) -> list[LabelledFile]:
+def _listed(data: Path, val: Path, images: list[Path], numbers: Mapping[str, int]) -> list[LabeledFile]:
     """The images of a flat folder with the classes that a list beside it names.
 
     Raises:
@@ -148,7 +148,7 @@ def _listed(data: Path, val: Path, images: list[Path], numbers: Mapping[str, int
         label = numbers.get(named, int(named) if named.isascii() and named.isdigit() else -1)
         if not 0 <= label < len(numbers):
             raise TubeletError(f"{path}: {image.name} is of class {named}, which train/ has no folder of")
-        files.append(LabelledFile(path=image, label=label))
+        files.append(LabeledFile(path=image, label=label))
     return files
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tubelet.data.decode import read_frames, read_info
 from tubelet.data.images import read_image
 from tubelet.data.tables import read_lines
-from tubelet.evaluate.layouts.folders import entries_of, other_suffix
+from tubelet.datasets.locate import entries_of, other_suffix
 from tubelet.types import DecodeError, TubeletError
 
 _ORIENTATION = 0x0112  # of EXIF
@@ -23,7 +23,7 @@ IGNORED = 255  # in maps of class indices: a pixel that is ignored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class DenseSample:
     """A picture and its map.
 
     Attributes:
@@ -40,7 +40,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairSet:
+class DenseDataset:
     """A benchmark of pairs.
 
     Attributes:
@@ -51,12 +51,12 @@ class PairSet:
     """
 
     benchmark: str
-    train: list[Pair]
-    test: list[Pair]
+    train: list[DenseSample]
+    test: list[DenseSample]
     left_out: Mapping[str, int]
 
 
-def read_picture(pair: Pair) -> NDArray[np.uint8]:
+def read_picture(pair: DenseSample) -> NDArray[np.uint8]:
     """The picture of a pair, (H, W, 3).
 
     Raises:
@@ -70,7 +70,7 @@ def read_picture(pair: Pair) -> NDArray[np.uint8]:
     return frames[pair.frame].numpy()
 
 
-def picture_shape(pair: Pair) -> tuple[int, int]:
+def picture_shape(pair: DenseSample) -> tuple[int, int]:
     """(H, W) of the picture of a pair, without decoding all of it.
 
     Raises:
@@ -194,7 +194,7 @@ def read_triples(path: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def check_pairs(pairs: list[Pair], split: str, folder: Path) -> list[Pair]:
+def check_pairs(pairs: list[DenseSample], split: str, folder: Path) -> list[DenseSample]:
     """The pairs as they are, if there are any and all of their files are there.
 
     Raises:

@@ -6,9 +6,9 @@ The masks of all other frames are not public: predictions go to the benchmark's 
 from pathlib import Path
 from typing import TypedDict
 
-from tubelet.evaluate.layouts.folders import find_root, refuse
-from tubelet.evaluate.layouts.labelled import whole_number
-from tubelet.evaluate.layouts.sequences import ObjectSequence, ObjectSet, check_number, pictures
+from tubelet.datasets.labelled import whole_number
+from tubelet.datasets.locate import find_root, refuse
+from tubelet.datasets.sequences import VideoObjectDataset, VideoObjectSequence, check_number, pictures
 from tubelet.readers import read_json
 from tubelet.types import TubeletError
 
@@ -36,7 +36,7 @@ INSIDE = ("YouTube-VOS", "ytvos", *(f"{name}-{year}" for name in ("YouTube-VOS",
 EXPECTED = "YouTube-VOS (valid/meta.json, valid/JPEGImages, valid/Annotations)"
 
 
-def read(data: Path) -> ObjectSet | None:
+def read(data: Path) -> VideoObjectDataset | None:
     """The validation sequences, or None if this is another benchmark; the folder valid itself will do.
 
     Raises:
@@ -63,10 +63,10 @@ def read(data: Path) -> ObjectSet | None:
     }
     check_number(list(objects), meta_file)
     sequences = [_sequence(root, meta_file, name, entries) for name, entries in sorted(objects.items())]
-    return ObjectSet(benchmark="YouTube-VOS", sequences=sequences, folder="predictions/Annotations")
+    return VideoObjectDataset(benchmark="YouTube-VOS", sequences=sequences, folder="predictions/Annotations")
 
 
-def _sequence(root: Path, meta_file: Path, name: str, objects: dict[int, list[str]]) -> ObjectSequence:
+def _sequence(root: Path, meta_file: Path, name: str, objects: dict[int, list[str]]) -> VideoObjectSequence:
     frames = pictures(root / "JPEGImages" / name)
     numbers = {frame.stem: i for i, frame in enumerate(frames)}
     wanted: set[int] = set()
@@ -84,6 +84,6 @@ def _sequence(root: Path, meta_file: Path, name: str, objects: dict[int, list[st
     for mask in given.values():
         if not mask.is_file():
             raise TubeletError(f"{mask}: no such mask, but meta.json says that an object begins there")
-    return ObjectSequence(
+    return VideoObjectSequence(
         name=name, frames=frames, given=given, objects=dict(sorted(first.items())), truth=None, wanted=sorted(wanted)
     )

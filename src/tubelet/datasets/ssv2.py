@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from tubelet.data.suffixes import VIDEO_SUFFIXES
-from tubelet.evaluate.layouts import kinetics
-from tubelet.evaluate.layouts.folders import refuse, roots, stems_of
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, whole_number
+from tubelet.datasets import kinetics
+from tubelet.datasets.labelled import ClassificationDataset, LabeledFile, whole_number
+from tubelet.datasets.locate import refuse, roots, stems_of
 from tubelet.readers import read_json
 from tubelet.types import TubeletError
 
@@ -42,7 +42,7 @@ def recognise(data: Path) -> bool:
     return _root(data) is not None
 
 
-def read(data: Path) -> Labelled:
+def read(data: Path) -> ClassificationDataset:
     """The benchmark's lists.
 
     Raises:
@@ -63,7 +63,7 @@ def read(data: Path) -> Labelled:
     classes = sorted(numbers, key=numbers.__getitem__)
     there = stems_of([data / folder for folder in _FOLDERS], VIDEO_SUFFIXES, first=".webm")
     there = there or stems_of([data], VIDEO_SUFFIXES, first=".webm")
-    return Labelled(
+    return ClassificationDataset(
         name=_NAME,
         classes=tuple(classes),
         train=_split(data, _find(data, "train"), numbers, there),
@@ -96,14 +96,14 @@ def _find(data: Path, name: str) -> Path:
     raise refuse(data, f"no labels/{name}.json", f"labels/labels.json, train.json, validation.json and {VIDEOS}/*.webm")
 
 
-def _split(data: Path, path: Path, numbers: dict[str, int], there: dict[str, Path]) -> list[LabelledFile]:
+def _split(data: Path, path: Path, numbers: dict[str, int], there: dict[str, Path]) -> list[LabeledFile]:
     files = []
     for position, entry in enumerate(read_json(path, list[_Entry])):
         identity, template = str(entry["id"]), _plain(entry["template"])
         if template not in numbers:
             raise TubeletError(f"{path}: entry {position}, video {identity}, has the unknown template {template!r}")
         video = there.get(identity) or data / VIDEOS / f"{identity}.webm"
-        files.append(LabelledFile(path=video, label=numbers[template]))
+        files.append(LabeledFile(path=video, label=numbers[template]))
     return files
 
 

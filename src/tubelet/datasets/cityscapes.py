@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.evaluate.layouts.folders import matching, roots
-from tubelet.evaluate.layouts.labels import LabelSet
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs
+from tubelet.datasets.labels import SegmentationDataset
+from tubelet.datasets.locate import matching, roots
+from tubelet.datasets.pairs import IGNORED, DenseSample, check_pairs
 from tubelet.types import TubeletError
 
 # The labels that are evaluated, in the order of their train ids.
@@ -43,7 +43,7 @@ MARKERS = ("leftImg8bit", "gtFine")
 IMAGE, TARGET = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
-def read(data: Path) -> LabelSet | None:
+def read(data: Path) -> SegmentationDataset | None:
     """The benchmark, or None if the folder is not one of Cityscapes.
 
     Raises:
@@ -57,7 +57,7 @@ def read(data: Path) -> LabelSet | None:
     table[list(LABELS)] = np.arange(len(LABELS))
     legal = np.arange(256) <= LAST_LABEL
     legal[IGNORED] = True
-    return LabelSet(
+    return SegmentationDataset(
         benchmark="Cityscapes",
         train=_split(images, labels, "train"),
         test=_split(images, labels, "val"),
@@ -74,10 +74,10 @@ def _part(root: Path, name: str) -> Path | None:
     return next((place for place in places if (place / "train").is_dir() or (place / "val").is_dir()), None)
 
 
-def _split(pictures: Path, labels: Path, split: str) -> list[Pair]:
+def _split(pictures: Path, labels: Path, split: str) -> list[DenseSample]:
     images = matching(pictures / split, f"*/*{IMAGE}")
     pairs = [
-        Pair(
+        DenseSample(
             name=image.name.removesuffix(IMAGE),
             image=image,
             target=labels / split / image.parent.name / (image.name.removesuffix(IMAGE) + TARGET),

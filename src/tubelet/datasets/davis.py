@@ -6,15 +6,15 @@ These lie in the folder, in DAVIS/ as the archive unpacks, or at the end of a ch
 from pathlib import Path
 
 from tubelet.data.tables import read_lines
-from tubelet.evaluate.layouts.folders import entries_of, find_root, refuse
-from tubelet.evaluate.layouts.sequences import ObjectSequence, ObjectSet, check_number, pictures
+from tubelet.datasets.locate import entries_of, find_root, refuse
+from tubelet.datasets.sequences import VideoObjectDataset, VideoObjectSequence, check_number, pictures
 from tubelet.types import TubeletError
 
 INSIDE = ("DAVIS", "DAVIS-2017", "DAVIS-2017-trainval-480p/DAVIS")
 EXPECTED = "DAVIS (ImageSets/2017/val.txt, JPEGImages/480p, Annotations/480p)"
 
 
-def read(data: Path) -> ObjectSet | None:
+def read(data: Path) -> VideoObjectDataset | None:
     """The validation sequences, or None if this is another benchmark.
 
     Raises:
@@ -33,10 +33,12 @@ def read(data: Path) -> ObjectSet | None:
     names_file = root / "ImageSets" / "2017" / "val.txt"
     names = read_lines(names_file)
     check_number(names, names_file)
-    return ObjectSet(benchmark="DAVIS 2017", sequences=[_sequence(root, name) for name in names], folder="predictions")
+    return VideoObjectDataset(
+        benchmark="DAVIS 2017", sequences=[_sequence(root, name) for name in names], folder="predictions"
+    )
 
 
-def _sequence(data: Path, name: str) -> ObjectSequence:
+def _sequence(data: Path, name: str) -> VideoObjectSequence:
     frames = pictures(data / "JPEGImages" / "480p" / name)
     masks = [data / "Annotations" / "480p" / name / f"{frame.stem}.png" for frame in frames]
     for mask in masks:
@@ -46,6 +48,6 @@ def _sequence(data: Path, name: str) -> ObjectSequence:
         raise TubeletError(
             f"{frames[0].parent}: {len(frames)} frames, expected at least 3: the first and the last are not measured"
         )
-    return ObjectSequence(
+    return VideoObjectSequence(
         name=name, frames=frames, given={0: masks[0]}, objects=None, truth=masks, wanted=list(range(len(frames)))
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from tubelet.data.suffixes import VIDEO_SUFFIXES
-from tubelet.evaluate.layouts.folders import refuse, roots, stems_of
-from tubelet.evaluate.layouts.labelled import Labelled, LabelledFile, whole_number
+from tubelet.datasets.labelled import ClassificationDataset, LabeledFile, whole_number
+from tubelet.datasets.locate import refuse, roots, stems_of
 from tubelet.readers import read_json
 from tubelet.types import TubeletError
 
@@ -40,7 +40,7 @@ def _root(data: Path) -> Path | None:
     return next((place for place in lists if (place / TRAIN).is_file() or (place / VOCABULARY).is_file()), None)
 
 
-def read(data: Path) -> Labelled:
+def read(data: Path) -> ClassificationDataset:
     """The benchmark's lists.
 
     Raises:
@@ -56,7 +56,7 @@ def read(data: Path) -> Labelled:
     )
     vocabulary = read_json(lists / VOCABULARY, list[str | list[str]])
     classes = tuple(" ".join(map(str, dive)) if isinstance(dive, list) else dive for dive in vocabulary)
-    return Labelled(
+    return ClassificationDataset(
         name="Diving-48 v2, test",
         classes=classes,
         train=_split(root, lists / TRAIN, len(classes), there),
@@ -64,11 +64,11 @@ def read(data: Path) -> Labelled:
     )
 
 
-def _split(data: Path, path: Path, classes: int, there: dict[str, Path]) -> list[LabelledFile]:
+def _split(data: Path, path: Path, classes: int, there: dict[str, Path]) -> list[LabeledFile]:
     files = []
     for position, entry in enumerate(read_json(path, list[_Entry])):
         name, label = entry["vid_name"], whole_number(entry["label"], f"{path}: label of entry {position}")
         if label >= classes:
             raise TubeletError(f"{path}: {name} is of class {label}, but {VOCABULARY} names {classes} classes")
-        files.append(LabelledFile(path=there.get(name) or data / VIDEOS / f"{name}.mp4", label=label))
+        files.append(LabeledFile(path=there.get(name) or data / VIDEOS / f"{name}.mp4", label=label))
     return files

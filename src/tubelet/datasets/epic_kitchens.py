@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.data.tables import read_table
-from tubelet.evaluate.layouts.folders import refuse, roots
-from tubelet.evaluate.layouts.labelled import whole_number
+from tubelet.datasets.labelled import whole_number
+from tubelet.datasets.locate import refuse, roots
 from tubelet.types import TubeletError
 
 TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"
@@ -28,7 +28,7 @@ _COLUMNS = ("narration_id", "participant_id", "video_id", "start_timestamp", "na
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class Action:
     """One annotated action.
 
     Attributes:
@@ -48,7 +48,7 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epic:
+class AnticipationDataset:
     """The benchmark's lists.
 
     Attributes:
@@ -58,8 +58,8 @@ class Epic:
 
     verbs: tuple[str, ...]
     nouns: tuple[str, ...]
-    train: list[Segment]
-    val: list[Segment]
+    train: list[Action]
+    val: list[Action]
 
 
 def recognise(data: Path) -> bool:
@@ -67,7 +67,7 @@ def recognise(data: Path) -> bool:
     return _find(data, (TRAIN,)) is not None
 
 
-def read(data: Path) -> Epic:
+def read(data: Path) -> AnticipationDataset:
     """The benchmark's lists.
 
     Raises:
@@ -75,7 +75,9 @@ def read(data: Path) -> Epic:
     """
     classes = {kind: _classes(data, kind) for kind in _CLASS_FILES}
     splits = {name: _split(data, name, classes) for name in (TRAIN, VALIDATION)}
-    return Epic(verbs=classes["verb"], nouns=classes["noun"], train=splits[TRAIN], val=splits[VALIDATION])
+    return AnticipationDataset(
+        verbs=classes["verb"], nouns=classes["noun"], train=splits[TRAIN], val=splits[VALIDATION]
+    )
 
 
 def _find(data: Path, names: tuple[str, ...]) -> Path | None:
@@ -100,7 +102,7 @@ def _classes(data: Path, kind: str) -> tuple[str, ...]:
     return tuple(names.get(k, str(k)) for k in range(max(names) + 1))
 
 
-def _split(data: Path, name: str, classes: dict[str, tuple[str, ...]]) -> list[Segment]:
+def _split(data: Path, name: str, classes: dict[str, tuple[str, ...]]) -> list[Action]:
     path = _required(data, (name,))
     videos: dict[str, Path] = {}
     segments = []
@@ -113,7 +115,7 @@ def _split(data: Path, name: str, classes: dict[str, tuple[str, ...]]) -> list[S
         if row["video_id"] not in videos:
             videos[row["video_id"]] = _video(list(roots(data)), row["participant_id"], row["video_id"])
         segments.append(
-            Segment(
+            Action(
                 name=row["narration_id"],
                 video=videos[row["video_id"]],
                 start_s=_seconds(row["start_timestamp"], f"{path}: line {number}"),

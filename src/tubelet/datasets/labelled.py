@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tubelet.data.lists import read_listed
 from tubelet.data.tables import decode_list
-from tubelet.evaluate.layouts.folders import other_suffix
+from tubelet.datasets.locate import other_suffix
 from tubelet.readers import read_bytes
 from tubelet.types import BadFile, TubeletError
 
@@ -15,7 +15,7 @@ _DIGITS = re.compile(r"\d{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledFile:
+class LabeledFile:
     """A media file and its class.
 
     Attributes:
@@ -28,7 +28,7 @@ class LabelledFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class ClassificationDataset:
     """A classification benchmark.
 
     Attributes:
@@ -42,8 +42,8 @@ class Labelled:
 
     name: str
     classes: tuple[str, ...]
-    train: list[LabelledFile]
-    val: list[LabelledFile]
+    train: list[LabeledFile]
+    val: list[LabeledFile]
     left_out: Mapping[str, int] = field(default_factory=dict)
     read_as: str = ""
 
@@ -89,9 +89,7 @@ def whole_number(text: object, where: str) -> int:
     return int(digits)
 
 
-def present(
-    files: Sequence[LabelledFile], split: str, max_bad_share: float
-) -> tuple[list[LabelledFile], list[BadFile]]:
+def present(files: Sequence[LabeledFile], split: str, max_bad_share: float) -> tuple[list[LabeledFile], list[BadFile]]:
     """The files of a split that are on the disk, and those that are not.
 
     Raises:

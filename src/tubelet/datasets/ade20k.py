@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from tubelet.data.tables import read_lines
-from tubelet.evaluate.layouts.folders import find_root, hidden_media, refuse, roots
-from tubelet.evaluate.layouts.labels import LabelSet
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs, images_in
+from tubelet.datasets.labels import SegmentationDataset
+from tubelet.datasets.locate import find_root, hidden_media, refuse, roots
+from tubelet.datasets.pairs import IGNORED, DenseSample, check_pairs, images_in
 from tubelet.types import TubeletError
 
 CLASSES = 150
@@ -21,7 +21,7 @@ INSIDE = ("ADEChallengeData2016", "ade/ADEChallengeData2016", "ade20k/ADEChallen
 MARKERS = ("images/training", "annotations/training")
 
 
-def read(data: Path) -> LabelSet | None:
+def read(data: Path) -> SegmentationDataset | None:
     """The benchmark, or None if the folder is not one of ADE20K.
 
     Raises:
@@ -37,7 +37,7 @@ def read(data: Path) -> LabelSet | None:
         return None
     table = np.full(256, IGNORED, np.uint8)
     table[1 : CLASSES + 1] = np.arange(CLASSES)
-    return LabelSet(
+    return SegmentationDataset(
         benchmark="ADE20K",
         train=_split(root, "training"),
         test=_split(root, "validation"),
@@ -48,10 +48,10 @@ def read(data: Path) -> LabelSet | None:
     )
 
 
-def _split(root: Path, split: str) -> list[Pair]:
+def _split(root: Path, split: str) -> list[DenseSample]:
     annotations = root / "annotations" / split
     pairs = [
-        Pair(name=image.stem, image=image, target=annotations / f"{image.stem}.png")
+        DenseSample(name=image.stem, image=image, target=annotations / f"{image.stem}.png")
         for image in images_in(root / "images" / split)
     ]
     return check_pairs(pairs, split, root)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.evaluate.layouts.depths import DepthSet
-from tubelet.evaluate.layouts.labels import LabelSet
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs
+from tubelet.datasets.depths import DepthDataset
+from tubelet.datasets.labels import SegmentationDataset
+from tubelet.datasets.pairs import IGNORED, DenseSample, check_pairs
 from tubelet.readers import read_text
 from tubelet.sample_data.truth import CLASSES, NAME, UNITS_PER_METRE, VOID, read_description, read_index
 
@@ -14,7 +14,7 @@ BENCHMARK = "sample set"
 MAX_DEPTH = 1830 / UNITS_PER_METRE  # metres; farther floors and ceilings have no depth
 
 
-def read_classes(data: Path) -> LabelSet | None:
+def read_classes(data: Path) -> SegmentationDataset | None:
     """The set with the classes of its pixels, or None if the folder is not a sample set.
 
     Raises:
@@ -25,7 +25,7 @@ def read_classes(data: Path) -> LabelSet | None:
     table = np.full(256, IGNORED, np.uint8)
     kept = [number for number in range(len(CLASSES)) if number != VOID]
     table[kept] = np.arange(len(kept))
-    return LabelSet(
+    return SegmentationDataset(
         benchmark=BENCHMARK,
         train=pairs(data, "train"),
         test=pairs(data, "val"),
@@ -37,7 +37,7 @@ def read_classes(data: Path) -> LabelSet | None:
     )
 
 
-def read_depths(data: Path) -> DepthSet | None:
+def read_depths(data: Path) -> DepthDataset | None:
     """The set with the depth of its pixels, or None if the folder is not a sample set.
 
     Raises:
@@ -45,7 +45,7 @@ def read_depths(data: Path) -> DepthSet | None:
     """
     if not _is_sample_set(data):
         return None
-    return DepthSet(
+    return DepthDataset(
         benchmark=BENCHMARK,
         train=pairs(data, "train"),
         test=pairs(data, "val"),
@@ -59,7 +59,7 @@ def read_depths(data: Path) -> DepthSet | None:
     )
 
 
-def pairs(data: Path, split: str) -> list[Pair]:
+def pairs(data: Path, split: str) -> list[DenseSample]:
     """The images of a split, and the middle frames of its clips.
 
     Raises:
@@ -67,7 +67,7 @@ def pairs(data: Path, split: str) -> list[Pair]:
     """
     middle = int(read_description(data)["parameters"]["frames"]) // 2
     found = [
-        Pair(
+        DenseSample(
             name=f"{kind}/{entry.media.stem}",
             image=entry.media,
             target=entry.truth,

@@ -10,9 +10,9 @@ and gt_depth/ with kitti_eigen_train.txt and kitti_eigen_test.txt are read as we
 
 from pathlib import Path
 
-from tubelet.evaluate.layouts.depths import DepthSet
-from tubelet.evaluate.layouts.folders import find_root
-from tubelet.evaluate.layouts.pairs import Pair, check_pairs, read_triples
+from tubelet.datasets.depths import DepthDataset
+from tubelet.datasets.locate import find_root
+from tubelet.datasets.pairs import DenseSample, check_pairs, read_triples
 from tubelet.types import TubeletError
 
 INSIDE = ("kitti",)
@@ -24,7 +24,7 @@ LISTS = {
 }
 
 
-def read(data: Path) -> DepthSet | None:
+def read(data: Path) -> DepthDataset | None:
     """The benchmark, or None if the folder is not one of KITTI's depth.
 
     Raises:
@@ -34,7 +34,7 @@ def read(data: Path) -> DepthSet | None:
     if root is None:
         return None
     (train, _), (test, unknown) = _split(root, "train"), _split(root, "test")
-    return DepthSet(
+    return DepthDataset(
         benchmark="KITTI Eigen",
         train=train,
         test=test,
@@ -48,7 +48,7 @@ def read(data: Path) -> DepthSet | None:
     )
 
 
-def _split(root: Path, split: str) -> tuple[list[Pair], int]:
+def _split(root: Path, split: str) -> tuple[list[DenseSample], int]:
     """The pairs of a split, and how many of its pictures have no depth."""
     places = [root / folder / name for folder in (".", "splits", "train_test_inputs") for name in LISTS[split]]
     lists = [place for place in places if place.is_file()]
@@ -70,5 +70,5 @@ def _split(root: Path, split: str) -> tuple[list[Pair], int]:
             image = image.with_suffix(".jpg")
         if len(image.parts) < 4:
             raise TubeletError(f"{lists[0]}: {names[0]!r} names no drive, expected DATE/DRIVE/image_02/data/NUMBER.png")
-        pairs.append(Pair(name=f"{image.parts[-4]}/{image.stem}", image=image, target=target))
+        pairs.append(DenseSample(name=f"{image.parts[-4]}/{image.stem}", image=image, target=target))
     return check_pairs(pairs, split, root), unknown

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.evaluate.layouts.pairs import Pair, PairSet, read_png
+from tubelet.datasets.pairs import DenseDataset, DenseSample, read_png
 from tubelet.sample_data.truth import UNITS_PER_METRE, read_truth
 from tubelet.types import TubeletError
 
@@ -21,7 +21,7 @@ class Region(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthSet(PairSet):
+class DepthDataset(DenseDataset):
     """A benchmark of pictures and maps of depth.
 
     Attributes:
@@ -42,7 +42,7 @@ class DepthSet(PairSet):
     crop: tuple[float, float]
 
 
-def seen_region(depths: DepthSet, shape: tuple[int, int]) -> Region:
+def input_region(depths: DepthDataset, shape: tuple[int, int]) -> Region:
     """The part of a picture of (H, W) pixels that models see."""
     H, W = shape
     if depths.seen is None or depths.seen[0] > H or depths.seen[1] > W:
@@ -52,13 +52,13 @@ def seen_region(depths: DepthSet, shape: tuple[int, int]) -> Region:
     return Region(H - rows, left, H, left + columns)
 
 
-def scored_region(depths: DepthSet, shape: tuple[int, int]) -> Region:
+def eval_region(depths: DepthDataset, shape: tuple[int, int]) -> Region:
     """The part of a picture of (H, W) pixels that is scored."""
     (H, W), (top, left, bottom, right) = shape, depths.scored
     return Region(int(top * H), int(left * W), int(bottom * H), int(right * W))
 
 
-def read_depth(pair: Pair, depths: DepthSet) -> NDArray[Any]:
+def read_depth(pair: DenseSample, depths: DepthDataset) -> NDArray[Any]:
     """The map of a pair, (H, W) float32 metres, 0 where nothing is known or it is farther than the benchmark goes.
 
     Raises:

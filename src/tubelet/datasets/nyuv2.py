@@ -10,9 +10,9 @@ both lie in one folder beside nyu_train.txt and nyu_test.txt is read as well.
 
 from pathlib import Path
 
-from tubelet.evaluate.layouts.depths import DepthSet
-from tubelet.evaluate.layouts.folders import find_root, matching
-from tubelet.evaluate.layouts.pairs import Pair, check_pairs, read_triples
+from tubelet.datasets.depths import DepthDataset
+from tubelet.datasets.locate import find_root, matching
+from tubelet.datasets.pairs import DenseSample, check_pairs, read_triples
 
 TEST = "official_splits/test"
 LISTS = {
@@ -22,7 +22,7 @@ LISTS = {
 INSIDE = ("nyu_depth_v2", "nyu", "nyuv2")
 
 
-def read(data: Path) -> DepthSet | None:
+def read(data: Path) -> DepthDataset | None:
     """The benchmark, or None if the folder is not one of NYU Depth v2.
 
     Raises:
@@ -31,7 +31,7 @@ def read(data: Path) -> DepthSet | None:
     root = find_root(data, INSIDE, ("sync", TEST)) or find_root(data, INSIDE, ("nyu_train.txt", "nyu_test.txt"))
     if root is None:
         return None
-    return DepthSet(
+    return DepthDataset(
         benchmark="NYUv2",
         train=_split(root, "train", "sync"),
         test=_split(root, "test", TEST),
@@ -45,7 +45,7 @@ def read(data: Path) -> DepthSet | None:
     )
 
 
-def _split(root: Path, split: str, folder: str) -> list[Pair]:
+def _split(root: Path, split: str, folder: str) -> list[DenseSample]:
     files = root / folder if (root / folder).is_dir() else root
     lists = [root / name for name in LISTS[split] if (root / name).is_file()]
     if not lists:
@@ -58,5 +58,5 @@ def _split(root: Path, split: str, folder: str) -> list[Pair]:
     return check_pairs(pairs, split, files)
 
 
-def _pair(image: Path, target: Path) -> Pair:
-    return Pair(name=f"{image.parent.name}/{image.stem}", image=image, target=target)
+def _pair(image: Path, target: Path) -> DenseSample:
+    return DenseSample(name=f"{image.parent.name}/{image.stem}", image=image, target=target)

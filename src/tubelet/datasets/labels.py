@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.evaluate.layouts.pairs import Pair, PairSet, class_indices, read_png
+from tubelet.datasets.pairs import DenseDataset, DenseSample, class_indices, read_png
 from tubelet.sample_data.truth import read_truth
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelSet(PairSet):
+class SegmentationDataset(DenseDataset):
     """A benchmark of pictures and maps of classes.
 
     Attributes:
@@ -27,7 +27,7 @@ class LabelSet(PairSet):
     image_size: int | None = None
 
 
-def read_labels(pair: Pair, labels: LabelSet) -> NDArray[Any]:
+def read_labels(pair: DenseSample, labels: SegmentationDataset) -> NDArray[Any]:
     """The map of a pair, (H, W) uint8 class indices or `IGNORED`.
 
     Raises:

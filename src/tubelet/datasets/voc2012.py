@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.evaluate.layouts.folders import find_root, refuse
-from tubelet.evaluate.layouts.labels import LabelSet
-from tubelet.evaluate.layouts.pairs import IGNORED, Pair, check_pairs, read_list
+from tubelet.datasets.labels import SegmentationDataset
+from tubelet.datasets.locate import find_root, refuse
+from tubelet.datasets.pairs import IGNORED, DenseSample, check_pairs, read_list
 
 CLASSES = (
     "background",
@@ -42,7 +42,7 @@ INSIDE = (*_DEVKIT, *(f"{archive}/{inside}" for archive in _ARCHIVES for inside 
 MARKERS = ("ImageSets/Segmentation", "JPEGImages")
 
 
-def read(data: Path) -> LabelSet | None:
+def read(data: Path) -> SegmentationDataset | None:
     """The benchmark, or None if the folder is not one of Pascal VOC.
 
     Raises:
@@ -57,7 +57,7 @@ def read(data: Path) -> LabelSet | None:
     table[: len(CLASSES)] = np.arange(len(CLASSES))
     legal = np.arange(256) < len(CLASSES)
     legal[IGNORED] = True
-    return LabelSet(
+    return SegmentationDataset(
         benchmark="Pascal VOC 2012",
         train=_split(root, "train"),
         test=_split(root, "val"),
@@ -68,10 +68,10 @@ def read(data: Path) -> LabelSet | None:
     )
 
 
-def _split(root: Path, split: str) -> list[Pair]:
+def _split(root: Path, split: str) -> list[DenseSample]:
     names = read_list(root / "ImageSets" / "Segmentation" / f"{split}.txt")
     pairs = [
-        Pair(
+        DenseSample(
             name=name,
             image=root / "JPEGImages" / f"{name}.jpg",
             target=root / "SegmentationClass" / f"{name}.png",

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.data.indexed import VOID, read_indexed
-from tubelet.evaluate.layouts.folders import entries_of
-from tubelet.evaluate.layouts.pairs import image_shape
+from tubelet.datasets.locate import entries_of
+from tubelet.datasets.pairs import image_shape
 from tubelet.types import DecodeError, TubeletError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectSequence:
+class VideoObjectSequence:
     """A sequence.
 
     Attributes:
@@ -35,7 +35,7 @@ class ObjectSequence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectSet:
+class VideoObjectDataset:
     """The sequences of a benchmark.
 
     Attributes:
@@ -45,7 +45,7 @@ class ObjectSet:
     """
 
     benchmark: str
-    sequences: list[ObjectSequence]
+    sequences: list[VideoObjectSequence]
     folder: str
 
 
@@ -62,7 +62,7 @@ def pictures(folder: Path) -> list[Path]:
     return found
 
 
-def given_objects(sequence: ObjectSequence) -> dict[int, dict[int, NDArray[np.bool_]]]:
+def given_objects(sequence: VideoObjectSequence) -> dict[int, dict[int, NDArray[np.bool_]]]:
     """Number of a frame -> number of each object that is new in it -> its mask (H, W).
 
     Raises:
