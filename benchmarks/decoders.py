@@ -109,7 +109,7 @@ READERS: dict[str, Reader] = {
 
 def judge_one(reader: str, number: int, path: str) -> Verdict:
     """A reader's verdict on one file; any exception of a reader that is not this package is a refusal."""
-    from tubelet.types import DecodeError
+    from tubelet.errors import DecodeError
 
     own = reader == "tubelet"
     return judge(READERS[reader], Path(path), CASES[number].truth, (DecodeError,) if own else (Exception,), reasons=own)

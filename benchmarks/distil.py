@@ -27,14 +27,14 @@ from rich.table import Table
 
 from benchmarks.recipe_table import with_spread
 from benchmarks.recipe_tasks import MEASURES, evaluated
-from tubelet.checkpoint import load_vjepa
+from tubelet.checkpoint.run import load_vjepa
 from tubelet.config import ModelConfig, TrainConfig
+from tubelet.errors import TubeletError
 from tubelet.evaluate.suite.run import MAX_TRAIN_CLIPS, MAX_VAL_CLIPS
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.train.initial import distilled_sizes
 from tubelet.train.loop import train
 from tubelet.train.state import write_atomically
-from tubelet.types import TubeletError
 
 WAYS = {
     "random": "half the width, random weights",

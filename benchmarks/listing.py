@@ -84,7 +84,7 @@ def measure(side: str, source: str, files: int, workers: int) -> dict[str, float
     from tubelet.data.loader import mixes
     from tubelet.data.sources import list_media
     from tubelet.device import pick_device
-    from tubelet.types import Modality
+    from tubelet.grid import Modality
 
     began = time.process_time()
     media = list_media([source])

@@ -16,7 +16,7 @@ from rich.table import Table
 from tubelet.config import DataConfig, MaskConfig, TrainConfig
 from tubelet.data.division import micro_batches
 from tubelet.data.loader import group_masks
-from tubelet.types import Modality
+from tubelet.grid import Modality
 
 
 class Clips(NamedTuple):

@@ -33,8 +33,10 @@ from torch.optim import AdamW
 
 from tubelet.config import DataConfig, PlanConfig, TrainConfig, model_preset
 from tubelet.config.train import Parallel, Precision
+from tubelet.data.batch import Batch, StepData
 from tubelet.data.division import samples_per_step
 from tubelet.data.sources import MediaList
+from tubelet.grid import Mask, Modality
 from tubelet.train.compilation import prepare
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
@@ -42,7 +44,6 @@ from tubelet.train.plan import CPU, make_plan, mask_lengths, token_grid
 from tubelet.train.sharding import place
 from tubelet.train.step import train_step
 from tubelet.train.tracing import logged
-from tubelet.types import Batch, Mask, Modality, StepData
 from tubelet.vjepa import VJEPA
 
 CASES: tuple[tuple[str, int, int, int, Precision, tuple[tuple[int, Parallel], ...]], ...] = (

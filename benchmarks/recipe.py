@@ -37,18 +37,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.recipe_page import write_recipe_page
 from benchmarks.recipe_table import gather, print_tables, spread, verdicts
 from benchmarks.recipe_tasks import MEASURES, evaluated
-from tubelet.checkpoint import checkpoints, load_vjepa
+from tubelet.checkpoint.run import checkpoints, load_vjepa
 from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, model_preset
 from tubelet.data.clips import normalise
 from tubelet.data.loader import StepDataset
 from tubelet.data.sources import list_media
 from tubelet.device import pick_device
+from tubelet.errors import TubeletError
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.sample_data.truth import read_description
 from tubelet.train.loop import train
 from tubelet.train.state import RunFolder, write_atomically
 from tubelet.train.step import backpropagate
-from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
 

@@ -27,14 +27,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import matrix_rate, run_in_turn, synchronise
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
+from tubelet.data.batch import Batch, StepData
 from tubelet.data.clips import normalise
 from tubelet.data.masks import sample_mask
 from tubelet.device import pick_device, training_dtype
+from tubelet.grid import Modality
 from tubelet.train.compilation import prepare
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
 from tubelet.train.step import autocast, backpropagate, train_step
-from tubelet.types import Batch, Modality, StepData
 from tubelet.vjepa import VJEPA
 
 PARTS = ("teacher", "student", "predictor", "loss", "backward", "optimiser")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tubelet.pretrained.backbone import load
-    from tubelet.pretrained.features import DenseFeatures
+    from tubelet.pretrained.dense_features import DenseFeatures
 
 __all__ = ["DenseFeatures", "__version__", "load"]
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return version("tubelet")
     if name == "DenseFeatures":
-        from tubelet.pretrained.features import DenseFeatures
+        from tubelet.pretrained.dense_features import DenseFeatures
 
         return DenseFeatures
     raise AttributeError(f"module 'tubelet' has no attribute {name!r}")

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.segment import Segment
 from rich.text import Text
 
-from tubelet.types import BadFile, one_line, visible
+from tubelet.errors import BadFile, one_line, visible
 
 # Exit codes of a command that did its work and whose last line could not be printed; what sysexits.h calls EX_IOERR,
 # and what a shell reports of a process that SIGPIPE ended.

@@ -3,7 +3,7 @@
 import os
 from typing import NamedTuple
 
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 _REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What these are in a single process; any other value means that there are more.

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet.grid import Grid, Mask
 from tubelet.model.tokenizer import gather_tokens
-from tubelet.types import Grid, Mask
 
 
 class Losses(NamedTuple):

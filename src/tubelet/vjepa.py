@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
+from tubelet.grid import Mask
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.tokenizer import modality_of
 from tubelet.objective import Losses, dense_predictive_loss, normalised_targets
-from tubelet.types import Mask
 
 
 class VJEPA(nn.Module):

@@ -11,8 +11,12 @@ import torch
 
 from tests.fuzz.cli_values import run as run_command
 from tests.fuzz.seeds import SMALL
-from tubelet.checkpoint import load_vjepa
+from tubelet.checkpoint.run import load_vjepa
+from tubelet.checkpoint.sharded import read_header
+from tubelet.checkpoint.vjepa2 import _read_config
+from tubelet.checkpoint.weights import Wanted
 from tubelet.config import DataConfig, Recipe, TrainConfig
+from tubelet.data.batch import Blob
 from tubelet.data.clips import centre_clip_times, window_times
 from tubelet.data.decode import VideoInfo, read_clips, read_frames
 from tubelet.data.images import read_image
@@ -22,22 +26,19 @@ from tubelet.data.sources import list_media
 from tubelet.datasets import diving48, sample_set, ssv2, youtube_vos
 from tubelet.embed.search import search
 from tubelet.embed.table import FORMAT, FeatureTable, read_settings
+from tubelet.errors import TubeletError
 from tubelet.evaluate.cache import read_features
 from tubelet.evaluate.dense.points import read_slices
 from tubelet.evaluate.suite.comparison import read_evaluation
 from tubelet.evaluate.training_state import take_up
 from tubelet.model.encoder import Encoder
 from tubelet.model.lora import apply_adapters
-from tubelet.parts import read_header
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.convert import _metrics
-from tubelet.pretrained.weights import Wanted
-from tubelet.released_2_0 import _read_config
 from tubelet.sample_data.truth import read_index, read_truth
 from tubelet.train.guards import Guards, Past
 from tubelet.train.monitor import CollapseWatch
 from tubelet.train.state import RunFolder, read_config, read_metrics
-from tubelet.types import Blob, TubeletError
 from tubelet.view.report import _benchmark, _thinned
 
 SEEDS_FOLDER: list[Path] = []  # of the healthy inputs

@@ -9,12 +9,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.helpers.media import picture, write_image, write_rotated, write_variable_rate, write_video
-from tubelet.checkpoint import save_checkpoint
+from tubelet.checkpoint.run import save_checkpoint
+from tubelet.checkpoint.vjepa2_1 import write_released
 from tubelet.config import DataConfig, ModelConfig, PredictorConfig, Recipe, TrainConfig, to_dict
 from tubelet.data.make_shards import write_shards
 from tubelet.embed.table import FORMAT as TABLE_FORMAT
 from tubelet.embed.table import _table as make_table
-from tubelet.released import write_released
 from tubelet.sample_data.truth import CLASSES, FORMAT, MOTIONS, NAME, save_arrays
 from tubelet.vjepa import VJEPA
 

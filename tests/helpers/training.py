@@ -10,13 +10,19 @@ from pathlib import Path
 from rich.console import Console
 
 from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig
+from tubelet.errors import TubeletError
 from tubelet.train.loop import train
-from tubelet.types import TubeletError
 
 # A server that has imported everything forks a training process in milliseconds.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
-    ["tubelet.train.loop", "torch.utils.tensorboard", "torch.distributed.fsdp", "torch._dynamo", "tubelet.resharding"]
+    [
+        "tubelet.train.loop",
+        "torch.utils.tensorboard",
+        "torch.distributed.fsdp",
+        "torch._dynamo",
+        "tubelet.checkpoint.dcp",
+    ]
 )
 
 

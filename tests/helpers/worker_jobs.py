@@ -5,7 +5,7 @@ import signal
 import sys
 
 from tubelet.data.jobs import reading
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 
 def length(name: str) -> int:

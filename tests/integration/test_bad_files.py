@@ -14,8 +14,8 @@ from tests.helpers.media import (
     write_video,
 )
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet.checkpoint import checkpoints, step_of
-from tubelet.types import TubeletError
+from tubelet.checkpoint.run import checkpoints, step_of
+from tubelet.errors import TubeletError
 
 BAD = {
     "truncated.mp4": "cut off",

@@ -19,7 +19,7 @@ import pytest
 
 from tests.helpers.media import write_image, write_video
 from tests.helpers.training import rows, train_together
-from tubelet.checkpoint import checkpoints, read_tensors
+from tubelet.checkpoint.run import checkpoints, read_tensors
 from tubelet.config import TrainConfig, from_dict
 from tubelet.data.loader import mixes, samples_per_step
 from tubelet.data.sources import list_media

@@ -13,7 +13,7 @@ import tubelet
 from tests.helpers.commands import run_tubelet
 from tests.helpers.media import write_image, write_text, write_video
 from tests.helpers.training import rows
-from tubelet.checkpoint import checkpoints, load_vjepa
+from tubelet.checkpoint.run import checkpoints, load_vjepa
 from tubelet.cli import main
 
 

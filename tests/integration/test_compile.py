@@ -12,12 +12,12 @@ from rich.console import Console
 
 from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.config import DataConfig, TrainConfig, vit_pico
+from tubelet.grid import Grid
 from tubelet.model.layers import Block
 from tubelet.model.rope import rotary_table
 from tubelet.train.compilation import is_worth_compiling, remove_unfinished
 from tubelet.train.loop import train
 from tubelet.train.signals import InterruptedRunError, StopSignals
-from tubelet.types import Grid
 from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")

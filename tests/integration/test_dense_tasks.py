@@ -12,10 +12,10 @@ from PIL import Image
 
 from tubelet import cli
 from tubelet.config import ModelConfig, PredictorConfig
-from tubelet.hidden import without_hidden
+from tubelet.errors import TubeletError
+from tubelet.io.hidden import without_hidden
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data.layouts import LAYOUTS, check_layouts, write_layout
-from tubelet.types import TubeletError
 
 SIZES = ModelConfig(
     width=32, depth=2, heads=2, levels=(0, 1), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)

@@ -31,10 +31,10 @@ from tubelet.embed.clips import CollectionClips
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
 from tubelet.embed.table import FeatureTable, parts
-from tubelet.files import directory_lock
+from tubelet.errors import TubeletError
+from tubelet.io.files import directory_lock
 from tubelet.pretrained.backbone import load
 from tubelet.train.state import read_config
-from tubelet.types import TubeletError
 
 SMALL = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=4, workers=0)
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tubelet.checkpoint.weights import Wanted
 from tubelet.config import ModelConfig
+from tubelet.errors import TubeletError
+from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import Encoder
-from tubelet.outputs import check_output
 from tubelet.pretrained import export
 from tubelet.pretrained.backbone import Backbone
-from tubelet.pretrained.weights import Wanted
-from tubelet.types import TubeletError
 
 CONFIG = ModelConfig(width=48, depth=2, heads=2, levels=(0, 1), output_levels=1, patch_size=8)
 

@@ -20,15 +20,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.helpers.training import rows, start_together, start_training, tiny_config, train_quietly, train_together
-from tubelet import checkpoint
-from tubelet.checkpoint import checkpoints, read_tensors, step_of
+from tubelet.checkpoint import run as checkpoint
+from tubelet.checkpoint.run import checkpoints, read_tensors, step_of
 from tubelet.config import GuardConfig, OptimConfig
 from tubelet.data.decode import read_clips
 from tubelet.data.loader import StepDataset
 from tubelet.data.pool import Pool
+from tubelet.errors import TubeletError
 from tubelet.train import loop, monitor
 from tubelet.train import step as step_module
-from tubelet.types import TubeletError
 
 
 def alarms(run):

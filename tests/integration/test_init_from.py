@@ -12,15 +12,15 @@ import torch
 
 from tests.helpers.commands import run_tubelet
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors, step_of
+from tubelet.checkpoint.registry import RELEASED
+from tubelet.checkpoint.run import checkpoints, load_vjepa, read_tensors, step_of
+from tubelet.checkpoint.vjepa2_1 import read_released
+from tubelet.errors import TubeletError
 from tubelet.model.lora import apply_adapters
 from tubelet.pretrained.backbone import load
-from tubelet.pretrained.sources import RELEASED
-from tubelet.released import read_released
-from tubelet.train import saving
+from tubelet.train import checkpointer as saving
 from tubelet.train.initial import continued_sizes, initial_model, initial_moments
 from tubelet.train.optim import build_optimizer
-from tubelet.types import TubeletError
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_weights_of_another_size_are_refused_and_nothing_is_written(media, first
 @pytest.mark.parametrize(("name", "anew"), [("teacher_vit", False), ("distilled_vit", True)])
 def test_a_released_checkpoint_is_continued(name, anew, media, monkeypatch):
     # These are narrower than any member of the family, whose widths tell how many heads they have.
-    monkeypatch.setattr("tubelet.checkpoint.read_released", partial(read_released, heads=2, predictor_heads=2))
+    monkeypatch.setattr("tubelet.checkpoint.run.read_released", partial(read_released, heads=2, predictor_heads=2))
     file = next((Path(__file__).parents[1] / "numerics" / name).glob("*.pt"))
     config = dataclasses.replace(tiny_config(media, init_from=str(file)), model=continued_sizes(str(file)))
     model, origin = initial_model(config, resumed=False)
@@ -117,7 +117,7 @@ def test_an_encoder_alone_is_continued_with_a_new_predictor(name, media, first_r
 
 def test_a_released_name_is_continued_from_its_file(media, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("tubelet.checkpoint.read_released", partial(read_released, heads=2, predictor_heads=2))
+    monkeypatch.setattr("tubelet.checkpoint.run.read_released", partial(read_released, heads=2, predictor_heads=2))
     name, here = "vjepa2.1-vitg16-384", tmp_path / "tubelet" / "released"
     here.mkdir(parents=True)
     shutil.copy(next((Path(__file__).parents[1] / "numerics" / "teacher_vit").glob("*.pt")), here / RELEASED[name])

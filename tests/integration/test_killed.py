@@ -22,13 +22,13 @@ from tubelet.data.clips import resize_centre_crop
 from tubelet.data.images import read_image
 from tubelet.data.make_shards import write_shards
 from tubelet.embed.collection import embed_collection
+from tubelet.errors import TubeletError
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Source, extract
-from tubelet.files import temporary_folder
+from tubelet.io.files import temporary_folder
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data import engine, write_sample_data
 from tubelet.train.loop import train
-from tubelet.types import TubeletError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and /dev/shm are Linux's")
 

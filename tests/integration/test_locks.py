@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from tests.helpers.training import rows, tiny_config, train_quietly
+from tubelet.checkpoint.weights import Wanted
 from tubelet.config import EmbedConfig, Recipe
 from tubelet.data.make_shards import write_shards
 from tubelet.embed import search as searching
 from tubelet.embed import table as tables
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
-from tubelet.files import LOCK, directory_lock
+from tubelet.errors import TubeletError
+from tubelet.io.files import LOCK, directory_lock
 from tubelet.pretrained.backbone import load
 from tubelet.pretrained.convert import convert
-from tubelet.pretrained.weights import Wanted
 from tubelet.sample_data import write, write_sample_data
 from tubelet.sample_data.layouts import write_layout
 from tubelet.train import session
-from tubelet.types import TubeletError
 
 CLIPS = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=4, workers=0)
 TINY = {"clips": 2, "images": 0, "size": 64, "frames": 3}

@@ -20,8 +20,8 @@ from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.table import parts
+from tubelet.errors import DecodeError, TubeletError
 from tubelet.pretrained.backbone import load
-from tubelet.types import DecodeError, TubeletError
 
 URL = "s3://bucket/films"
 

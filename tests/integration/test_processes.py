@@ -18,12 +18,12 @@ import torch
 
 from tests.helpers.media import write_text, write_video
 from tests.helpers.training import rows, start_together, tiny_config, train_quietly, train_together, wait_for_all
-from tubelet.checkpoint import checkpoints, load_vjepa, read_tensors, step_of
+from tubelet.checkpoint.run import checkpoints, load_vjepa, read_tensors, step_of
 from tubelet.config import OptimConfig
 from tubelet.data.loader import StepDataset
 from tubelet.data.sources import list_media
+from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import load
-from tubelet.types import TubeletError
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

@@ -11,10 +11,10 @@ from benchmarks.recipe import SIZES, VARIANTS, Run, main, trained_teacher
 from benchmarks.recipe_table import Row, verdicts
 from benchmarks.recipe_tasks import MEASURES
 from tests.helpers.training import rows
-from tubelet.checkpoint import load_vjepa
+from tubelet.checkpoint.run import load_vjepa
+from tubelet.errors import TubeletError
 from tubelet.model.encoder import random_encoder
 from tubelet.train.initial import initial_model
-from tubelet.types import TubeletError
 
 TRAINED_VARIANTS = [name for name, variant in VARIANTS.items() if variant.trained]
 

@@ -9,17 +9,17 @@ from rich.console import Console
 
 from tests.helpers.commands import run_tubelet
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet.checkpoint import load_vjepa
+from tubelet.checkpoint.run import load_vjepa
+from tubelet.checkpoint.vjepa2_1 import read_torch_file
+from tubelet.checkpoint.weights import Wanted
 from tubelet.config import OptimConfig, recipes, vit_gigantic, vit_l
+from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import load
 from tubelet.pretrained.convert import convert
-from tubelet.pretrained.weights import Wanted
-from tubelet.released import read_torch_file
 from tubelet.train.initial import continued_sizes, distilled_sizes
 from tubelet.train.loop import train
 from tubelet.train.state import read_config
 from tubelet.train.step import scheduled
-from tubelet.types import TubeletError
 
 STEPS = 20
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from tests.helpers.training import rows, start_training, tiny_config, train_quietly
-from tubelet import files
-from tubelet.checkpoint import checkpoints, read_tensors, step_of
+from tubelet.checkpoint.run import checkpoints, read_tensors, step_of
 from tubelet.data.loader import StepDataset, step_loader
 from tubelet.data.sources import list_media
-from tubelet.files import directory_lock
+from tubelet.errors import TubeletError
+from tubelet.io import files
+from tubelet.io.files import directory_lock
 from tubelet.train import progress
 from tubelet.train.loop import train
-from tubelet.types import TubeletError
 
 LOSSES = ("loss", "prediction_loss", "context_loss")
 

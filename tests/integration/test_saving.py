@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet import checkpoint
-from tubelet.checkpoint import checkpoints, copy_to_host, read_tensors, step_of
-from tubelet.train import loop, saving
-from tubelet.types import TubeletError
+from tubelet.checkpoint import run as checkpoint
+from tubelet.checkpoint.run import checkpoints, copy_to_host, read_tensors, step_of
+from tubelet.errors import TubeletError
+from tubelet.train import checkpointer as saving
+from tubelet.train import loop
 
 
 def alarms(run):

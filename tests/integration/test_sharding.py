@@ -17,7 +17,8 @@ from tubelet.config import Recipe
 from tubelet.data.loader import StepDataset
 from tubelet.data.make_shards import write_shards
 from tubelet.data.sources import list_media
-from tubelet.types import Modality, TubeletError
+from tubelet.errors import TubeletError
+from tubelet.grid import Modality
 
 RECIPE = Recipe(size=48, fps=8, segment_s=1)
 

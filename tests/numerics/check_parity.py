@@ -22,12 +22,12 @@ from torch import Tensor
 
 from tests.numerics import reference
 from tubelet import objective
+from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, Released, load_exactly, read_released
 from tubelet.config import ModelConfig, OptimConfig
+from tubelet.grid import Mask
 from tubelet.model.tokenizer import modality_of
-from tubelet.released import TEACHER_KEYS, Released, load_exactly, read_released
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import backpropagate
-from tubelet.types import Mask
 from tubelet.vjepa import VJEPA
 
 Model = VJEPA | reference.System

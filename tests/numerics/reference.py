@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
-from tubelet.types import Grid, Mask, Modality
+from tubelet.grid import Grid, Mask, Modality
 
 NORM_EPS = 1e-6
 

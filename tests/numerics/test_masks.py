@@ -7,7 +7,8 @@ import torch
 
 from tubelet.config import BlockMask, MaskConfig
 from tubelet.data.masks import block_shape, hidden_positions, sample_mask
-from tubelet.types import Grid, TubeletError
+from tubelet.errors import TubeletError
+from tubelet.grid import Grid
 
 STATISTICS = json.loads((Path(__file__).parent / "mask_statistics.json").read_text())
 GRIDS = {

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from tests.numerics import reference
+from tubelet.checkpoint.vjepa2_1 import load_exactly, read_released
 from tubelet.config import BlockMask, ModelConfig, OptimConfig, PredictorConfig
 from tubelet.data.masks import sample_mask
 from tubelet.model.attention import attention
-from tubelet.released import load_exactly, read_released
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import backpropagate
 from tubelet.vjepa import VJEPA

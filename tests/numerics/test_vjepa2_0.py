@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tubelet
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 transformers = pytest.importorskip("transformers", reason="transformers, the other side of the comparison, is absent")
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tests.helpers.media import read_index, write_video
 from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.datasets.epic_kitchens import Action
+from tubelet.errors import TubeletError
 from tubelet.evaluate.clips.anticipation import (
     Before,
     _actions,
@@ -22,8 +23,8 @@ from tubelet.evaluate.clips.anticipation import (
 )
 from tubelet.evaluate.clips.sweep import Scores
 from tubelet.evaluate.extract import Source
+from tubelet.grid import Grid, Mask, Modality
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import Grid, Mask, Modality, TubeletError
 
 SIZES = ModelConfig(
     width=32, depth=2, heads=2, levels=(0, 1), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)

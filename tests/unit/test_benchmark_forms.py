@@ -22,7 +22,7 @@ from tubelet.datasets import (
     youtube_vos,
 )
 from tubelet.datasets.labelled import LabeledFile, present
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 
 def put(path: Path, content: object = "") -> Path:

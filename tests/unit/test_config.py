@@ -6,7 +6,7 @@ import pytest
 
 from tubelet import cli
 from tubelet.config import DataConfig, EmbedConfig, ModelConfig, TrainConfig, from_dict, model_preset, to_dict, vit_s
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 
 def test_a_config_survives_json():

@@ -20,7 +20,7 @@ from tests.helpers.video_cards import (
     stored,
 )
 from tests.helpers.video_corpus import CASES, Case, Truth, steady
-from tubelet.types import DecodeError
+from tubelet.errors import DecodeError
 
 # What FFmpeg with a player's filters does not read as the truth says.
 FFMPEG_WRONG = {

@@ -29,7 +29,7 @@ from tubelet.data.decode import Frames, VideoInfo, read_clips, read_frames, read
 from tubelet.data.images import read_image
 from tubelet.data.video import claims
 from tubelet.data.video.reader import VideoReader
-from tubelet.types import DecodeError
+from tubelet.errors import DecodeError
 
 OPEN_GOP = {"x264-params": "keyint=12:min-keyint=12:scenecut=0:threads=1:open-gop=1"}
 FILES = {

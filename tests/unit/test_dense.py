@@ -15,6 +15,7 @@ from tubelet.datasets.depths import DepthDataset, Region, eval_region, input_reg
 from tubelet.datasets.labels import read_labels
 from tubelet.datasets.locate import recognise
 from tubelet.datasets.pairs import IGNORED, DenseSample
+from tubelet.errors import TubeletError
 from tubelet.evaluate.dense import depth, segmentation
 from tubelet.evaluate.dense.heads import HeadProtocol, LinearHeads, axes_of, train_heads
 from tubelet.evaluate.dense.points import (
@@ -32,7 +33,6 @@ from tubelet.evaluate.dense.points import (
 )
 from tubelet.evaluate.extract import FeatureSet, Source
 from tubelet.evaluate.metrics import accuracy, confusion, depth_errors, iou_by_class, mean_iou
-from tubelet.types import TubeletError
 
 NYU = DepthDataset(
     benchmark="x", train=[], test=[], left_out={}, scale=1000, max_depth=10, seen=None, scored=(0, 0, 1, 1),

@@ -17,14 +17,15 @@ from huggingface_hub import HfApi, ModelCard
 import tubelet
 from tests.helpers.media import write_image, write_video
 from tests.helpers.training import tiny_config, train_quietly
+from tubelet.checkpoint import registry as sources
+from tubelet.checkpoint.vjepa2_1 import read_released
+from tubelet.checkpoint.weights import Wanted
 from tubelet.config import ModelConfig, OptimConfig, PredictorConfig
-from tubelet.pretrained import backbone, sources
+from tubelet.errors import TubeletError
+from tubelet.pretrained import backbone
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.convert import convert
 from tubelet.pretrained.export import export
-from tubelet.pretrained.weights import Wanted
-from tubelet.released import read_released
-from tubelet.types import TubeletError
 
 CONFIG = ModelConfig(
     width=48, depth=4, heads=2, levels=(0, 1, 3), patch_size=8, predictor=PredictorConfig(width=24, depth=2, heads=2)

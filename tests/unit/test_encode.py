@@ -14,9 +14,9 @@ from tests.helpers.media import picture, write_image, write_video
 from tubelet.config import ModelConfig
 from tubelet.data import decode
 from tubelet.data.clips import normalise, resize_centre_crop
+from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone, load
-from tubelet.pretrained.features import DenseFeatures
-from tubelet.types import TubeletError
+from tubelet.pretrained.dense_features import DenseFeatures
 
 CONFIG = ModelConfig(width=48, depth=4, heads=2, levels=(0, 1, 2, 3), patch_size=8)
 

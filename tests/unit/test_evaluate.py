@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from tubelet.checkpoint import save_checkpoint
+from tubelet.checkpoint.run import save_checkpoint
 from tubelet.config import EvaluateConfig, ModelConfig, PredictorConfig, TrainConfig
 from tubelet.data.clips import normalise, resize_centre_crop
+from tubelet.errors import TubeletError
 from tubelet.evaluate.frozen import RAW, crop_nearest, frozen_features
 from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 from tubelet.evaluate.suite.comparison import Evaluation, Task, print_table, write_evaluation
@@ -28,10 +29,10 @@ from tubelet.evaluate.suite.probes import (
     select_softmax,
 )
 from tubelet.evaluate.suite.run import evaluate_encoder, evaluate_model
+from tubelet.grid import Grid
 from tubelet.model.encoder import random_encoder
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data.truth import VOID
-from tubelet.types import Grid, TubeletError
 from tubelet.vjepa import VJEPA
 
 TINY = ModelConfig(

@@ -16,11 +16,11 @@ from tubelet.data.clips import resize_centre_crop
 from tubelet.data.images import read_image
 from tubelet.data.sources import MediaList
 from tubelet.embed.clips import CollectionClips, clip_loader
+from tubelet.errors import BadFile, DecodeError, TubeletError
 from tubelet.evaluate.cache import FeatureCache, model_hash
 from tubelet.evaluate.extract import Source, _read_ahead, _Views, extract, spread
 from tubelet.evaluate.result import Example, Metric, Result, write_result
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, DecodeError, TubeletError
 from tubelet.view.results import write_result_page
 
 SIZES = ModelConfig(

@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from tubelet.config import TrainConfig, vit_pico
+from tubelet.data.batch import Batch, StepData
 from tubelet.data.masks import sample_mask
+from tubelet.errors import TubeletError
+from tubelet.grid import Modality
 from tubelet.train import float8
 from tubelet.train.compilation import prepare
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
 from tubelet.train.step import train_step
-from tubelet.types import Batch, Modality, StepData, TubeletError
 from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")

@@ -8,13 +8,15 @@ import torch
 import torch.distributed as dist
 
 from tubelet.config import ModelConfig, PredictorConfig, TrainConfig
+from tubelet.data.batch import Batch, StepData
 from tubelet.data.masks import sample_mask
+from tubelet.errors import TubeletError
+from tubelet.grid import Modality
 from tubelet.train.compilation import prepare
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
 from tubelet.train.sharding import parallel_for, pick_parallel, place, training_bytes
 from tubelet.train.step import train_step
-from tubelet.types import Batch, Modality, StepData, TubeletError
 from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")

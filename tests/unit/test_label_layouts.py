@@ -7,7 +7,7 @@ import pytest
 
 from tubelet.datasets import diving48, epic_kitchens, imagenet, kinetics, ssv2
 from tubelet.datasets.labelled import LabeledFile, present
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 
 def put(path: Path, content: object = "") -> Path:

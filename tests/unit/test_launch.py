@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from tubelet import cli
+from tubelet.errors import TubeletError
 from tubelet.launch import Launch, read_launch
 from tubelet.train.parallel import join_world
-from tubelet.types import TubeletError
 
 WHOLE = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 

@@ -10,8 +10,8 @@ from tubelet.data.lists import read_listed
 from tubelet.data.paths import Paths, checksum
 from tubelet.data.sources import list_media
 from tubelet.data.tables import read_lines, read_table
-from tubelet.hidden import is_hidden
-from tubelet.types import TubeletError, printable
+from tubelet.errors import TubeletError, printable
+from tubelet.io.hidden import is_hidden
 
 NAMES = [f"run/{i}.mp4" for i in range(3)] + [f"riding a bike/{i}.mp4" for i in range(3)]
 

@@ -7,9 +7,9 @@ import torch
 
 import tubelet
 from tests.numerics import reference
+from tubelet.checkpoint.vjepa2_1 import expected_state, read_released, write_released
 from tubelet.config import ModelConfig, PredictorConfig, vit_b, vit_l
-from tubelet.released import expected_state, read_released, write_released
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 from tubelet.vjepa import VJEPA
 
 FIXTURES = Path(__file__).parents[1] / "numerics"
@@ -186,7 +186,7 @@ def random_release(path, config, key):
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "name"), [(vit_b, "vjepa2.1-vitb16-384"), (vit_l, "vjepa2.1-vitl16-384")])
 def test_files_of_the_true_sizes_load_by_their_released_name(tmp_path, monkeypatch, preset, name):
-    from tubelet.pretrained.sources import RELEASED
+    from tubelet.checkpoint.registry import RELEASED
 
     config = preset()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

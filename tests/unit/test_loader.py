@@ -10,11 +10,13 @@ import torch
 from benchmarks import masks
 from tubelet.config import DataConfig, EmbedConfig, EvaluateConfig, MaskConfig, TrainConfig, vit_pico
 from tubelet.data import loader
+from tubelet.data.batch import Batch, StepData
 from tubelet.data.division import micro_batches, own_samples
 from tubelet.data.loader import StepDataset
 from tubelet.data.prefetch import prefetch_within
 from tubelet.data.sources import MediaList
-from tubelet.types import Batch, Modality, StepData, TubeletError
+from tubelet.errors import TubeletError
+from tubelet.grid import Modality
 
 MEDIA = MediaList(["a.mp4", "b.mp4"], [])
 

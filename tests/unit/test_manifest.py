@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tubelet.data.sources import list_media
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from tubelet.data.loader import mixes
 from tubelet.data.mix import BLOCK, apportion
 from tubelet.data.shards import epoch_order
 from tubelet.data.sources import list_media
-from tubelet.types import Modality, TubeletError
+from tubelet.errors import TubeletError
+from tubelet.grid import Modality
 
 SIZES = {"a": 50, "b": 7, "c": 3000}
 WEIGHTS = (0.335, 0.1, 0.565)

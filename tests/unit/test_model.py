@@ -2,12 +2,13 @@ import pytest
 import torch
 
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, model_preset, vit_b
+from tubelet.errors import TubeletError
+from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import axis_size, pair_permutation, rotary_table, rotate
 from tubelet.model.tokenizer import Tokenizer, patchify
 from tubelet.objective import target_distance
-from tubelet.types import Grid, Mask, Modality, TubeletError
 from tubelet.vjepa import VJEPA
 
 

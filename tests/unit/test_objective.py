@@ -12,9 +12,10 @@ from tubelet.config import BlockMask, ModelConfig, OptimConfig, PredictorConfig,
 from tubelet.data.loader import StepDataset
 from tubelet.data.masks import sample_mask
 from tubelet.data.sources import list_media
+from tubelet.errors import TubeletError
+from tubelet.grid import Grid, Mask, Modality
 from tubelet.objective import dense_predictive_loss
 from tubelet.train.step import backpropagate, scheduled
-from tubelet.types import Grid, Mask, Modality, TubeletError
 from tubelet.vjepa import VJEPA
 
 TINY = ModelConfig(

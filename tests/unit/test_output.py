@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tubelet import cli
 from tubelet.console import Output, lost_output, open_console, say, set_terminal_size
-from tubelet.types import BadFile, TubeletError, visible
+from tubelet.errors import BadFile, TubeletError, visible
 
 # ESC, a line feed, a right-to-left mark, a zero-width space, a line separator, a byte that is not UTF-8, C1's CSI.
 NASTY = "a\x1b[31m\nb\u202ec\u200bd\u2028e\udcfff\x9bg\r\b[red]h[/red]:smile:.mp4"

@@ -14,18 +14,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.helpers.media import picture
-from tubelet import cli, outputs
+from tubelet import cli
+from tubelet.checkpoint import weights
 from tubelet.config import DataConfig, EmbedConfig, ModelConfig, PredictorConfig, TrainConfig, to_dict
 from tubelet.data import shards
 from tubelet.embed import table
 from tubelet.embed.collection import embed_collection
+from tubelet.errors import TubeletError
 from tubelet.evaluate.result import Metric, Result, write_result
 from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
-from tubelet.outputs import check_output
-from tubelet.pretrained import weights
+from tubelet.io import overwrite as outputs
+from tubelet.io.overwrite import check_output
 from tubelet.pretrained.backbone import Backbone, load
 from tubelet.train import state
-from tubelet.types import TubeletError
 from tubelet.view.pictures import write_page
 from tubelet.view.results import write_result_page
 

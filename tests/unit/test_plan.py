@@ -7,12 +7,12 @@ from rich.console import Console
 
 from benchmarks.plan import real_run
 from tubelet.config import DataConfig, ModelConfig, PlanConfig, PredictorConfig, TrainConfig
+from tubelet.errors import TubeletError
 from tubelet.train.parallel import World
 from tubelet.train.plan import CPU, USABLE, make_plan
 from tubelet.train.plan_table import print_plan, sentences
 from tubelet.train.step import train_step
 from tubelet.train.tracing import Transfer, logged
-from tubelet.types import TubeletError
 
 SIZES = ModelConfig(
     width=48, depth=2, heads=2, levels=(0, 1), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)

@@ -10,14 +10,13 @@ SOURCE = Path(__file__).parents[2] / "src" / "tubelet"
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 # From the lowest layer to the highest. A module imports from its own layer and from those below.
 LAYERS = (
-    "errors grid types values files hidden readers array_files launch outputs",
+    "errors grid validation io launch",
     "config",
     "device console",
     "data model",
     "sample_data objective",
     "vjepa",
-    "released released_2_0",
-    "parts resharding checkpoint",
+    "checkpoint",
     "pretrained encoder",
     "train planner embed heads datasets evaluate tasks",
     "view",
@@ -68,14 +67,14 @@ def test_every_config_field_is_documented():
                     )
 
 
-# Modules that may parse a file; all others call readers.py, which bounds size and reports damage. What processes of
+# Modules that may parse a file; all others call tubelet.io, which bounds size and reports damage. What processes of
 # this package send each other, and what the kernel reports about them, is not a file from outside.
 PARSING_MODULES = {
-    "array_files.py",
+    "arrays.py",
     "engine.py",
     "jobs.py",
     "lists.py",
-    "readers.py",
+    "text.py",
     "render.py",
     "tables.py",
     "workers.py",
@@ -89,4 +88,4 @@ PARSERS = re.compile(
 @pytest.mark.parametrize("file", [file for file in FILES if Path(file).name not in PARSING_MODULES])
 def test_files_that_are_not_media_are_parsed_by_the_readers(file):
     found = [line.strip() for line in (SOURCE / file).read_text().splitlines() if PARSERS.search(line)]
-    assert not found, f"{file} parses a file itself: use tubelet.readers"
+    assert not found, f"{file} parses a file itself: use tubelet.io"

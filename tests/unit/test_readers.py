@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tubelet.array_files import Array, open_tensors, read_arrays, read_parquet, read_pt, read_tensors
 from tubelet.data.tables import read_table
-from tubelet.readers import parse_json, read_json, read_jsonl, read_text
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.arrays import Array, open_tensors, read_arrays, read_parquet, read_pt, read_tensors
+from tubelet.io.text import parse_json, read_json, read_jsonl, read_text
 
 
 class Row(TypedDict):

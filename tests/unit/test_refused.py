@@ -17,17 +17,18 @@ from safetensors.torch import load_file, save_file
 from tests.fuzz.fuzz import _forget_peak, _peak_mb
 from tests.helpers.media import write_image, write_video
 from tubelet import config
-from tubelet.checkpoint import FORMAT, load_vjepa
+from tubelet.checkpoint.run import FORMAT, load_vjepa
+from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.config import DataConfig, ModelConfig, TrainConfig, from_dict, to_dict
 from tubelet.data import limits
+from tubelet.data.batch import Blob
 from tubelet.data.decode import read_clips, read_frames
 from tubelet.data.images import read_image
 from tubelet.data.limits import LINE_CHARACTERS
 from tubelet.data.shards import open_shards
 from tubelet.data.sources import list_media
-from tubelet.released import read_released
+from tubelet.errors import DecodeError, TubeletError
 from tubelet.sample_data import truth
-from tubelet.types import Blob, DecodeError, TubeletError
 
 SOURCE = Path(__file__).parents[2] / "src" / "tubelet"
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tubelet.checkpoint import load_vjepa
+from tubelet.checkpoint.run import load_vjepa
+from tubelet.checkpoint.vjepa2_1 import load_exactly, read_released
+from tubelet.errors import TubeletError
 from tubelet.model.encoder import Encoder
-from tubelet.released import load_exactly, read_released
-from tubelet.types import TubeletError
 
 RELEASED = Path(__file__).parents[1] / "numerics" / "teacher_vit" / "checkpoint.pt"
 

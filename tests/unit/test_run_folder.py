@@ -6,9 +6,9 @@ import tracemalloc
 import pytest
 
 from tubelet.config import TrainConfig
+from tubelet.errors import TubeletError
 from tubelet.train.guards import Guards, Past
 from tubelet.train.state import RunFolder
-from tubelet.types import TubeletError
 
 
 def folder(path, rows, tail=b""):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tubelet import sample_data as sample
+from tubelet.errors import TubeletError
 from tubelet.sample_data import CLASSES, MOTIONS, SampleEntry, read_index, read_truth, write_sample_data
 from tubelet.sample_data.level import Level, can_walk, is_sky, wad_directory
 from tubelet.sample_data.truth import (
@@ -23,7 +24,6 @@ from tubelet.sample_data.truth import (
     wrapped_planes,
 )
 from tubelet.sample_data.write import split_levels
-from tubelet.types import TubeletError
 
 TINY = {"clips": 4, "images": 2, "size": 64, "frames": 4, "validation_share": 0.0, "workers": 1}
 

@@ -10,7 +10,7 @@ import torch
 
 from tubelet.embed.search import search
 from tubelet.embed.table import FORMAT, _table
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 SETTINGS = {"format": FORMAT, "model": "m", "model_id": "m", "weights": "w", "image_size": 8, "frames": 2, "fps": 4.0}
 SETTINGS |= {"stride_s": None, "dense": False, "levels": False}

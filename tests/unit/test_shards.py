@@ -17,6 +17,7 @@ from tests.helpers.media import (
 )
 from tubelet.config import DataConfig, Recipe
 from tubelet.data import storage
+from tubelet.data.batch import Blob
 from tubelet.data.cut import Piece, cut, fit
 from tubelet.data.decode import read_clips, read_frames, read_info
 from tubelet.data.images import read_image
@@ -25,7 +26,8 @@ from tubelet.data.pool import check_recipes, pool_of
 from tubelet.data.shards import epoch_order, open_shards
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
-from tubelet.types import Blob, DecodeError, Modality, TubeletError
+from tubelet.errors import DecodeError, TubeletError
+from tubelet.grid import Modality
 
 RECIPE = Recipe(size=48, fps=6, segment_s=2)
 

@@ -16,9 +16,9 @@ import pytest
 from tubelet import cli, config
 from tubelet.config import DataConfig, EvaluateConfig, GuardConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from tubelet.config.fields import SettingError, Settings
-from tubelet.files import cache_folder, set_compile_cache
-from tubelet.types import TubeletError
-from tubelet.values import Bounds, hints
+from tubelet.errors import TubeletError
+from tubelet.io.files import cache_folder, set_compile_cache
+from tubelet.validation import Bounds, hints
 
 CONFIGS = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, Settings)]
 EDGES = (

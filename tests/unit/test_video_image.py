@@ -13,7 +13,7 @@ from av.filter import Graph
 from tests.helpers.media import picture, read_index, write_video
 from tubelet.data.decode import open_video, read_clips, read_frames, read_info
 from tubelet.data.video.color import to_bt709
-from tubelet.types import DecodeError
+from tubelet.errors import DecodeError
 
 QUADRANTS = {(-1, -1): 250, (1, -1): 180, (-1, 1): 110, (1, 1): 40}
 # (x, y) is shown at (a x + c y, b x + d y)

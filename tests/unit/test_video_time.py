@@ -17,7 +17,8 @@ from tubelet.data.suffixes import VIDEO_CONTAINERS, VIDEO_SUFFIXES
 from tubelet.data.video import reader
 from tubelet.data.video.leading import without_leading
 from tubelet.data.video.timestamps import needed, until
-from tubelet.types import DecodeError, Modality
+from tubelet.errors import DecodeError
+from tubelet.grid import Modality
 
 X264 = "keyint=12:min-keyint=12:scenecut=0:threads=1"
 OPEN_X264 = f"{X264}:b-adapt=0:bframes=3:open-gop=1"

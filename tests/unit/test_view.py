@@ -13,10 +13,11 @@ from rich.console import Console
 
 import tubelet
 from tests.helpers.media import write_image, write_text, write_video
-from tubelet.checkpoint import save_checkpoint
+from tubelet.checkpoint.run import save_checkpoint
 from tubelet.config import MODELS, DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, to_dict
+from tubelet.errors import TubeletError
 from tubelet.evaluate.result import Metric, Result, write_result
-from tubelet.types import Grid, TubeletError
+from tubelet.grid import Grid
 from tubelet.view.explain import explain
 from tubelet.view.facts import STEPS
 from tubelet.view.maps import _hits

@@ -24,7 +24,7 @@ from tubelet.data.workers import (
     require_shared_memory,
     why_ended,
 )
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 
 def ignore(job, result):

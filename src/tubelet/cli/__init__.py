@@ -25,9 +25,9 @@ from tubelet.cli.look import evaluate, explain, report
 from tubelet.cli.options import options_named
 from tubelet.cli.runs import cooldown, distil, high_resolution, train
 from tubelet.console import OUTPUT_LOST, PIPE_CLOSED, open_console, say, set_terminal_size, standard_streams
-from tubelet.files import set_compile_cache
+from tubelet.errors import TubeletError
+from tubelet.io.files import set_compile_cache
 from tubelet.launch import is_first_on_machine
-from tubelet.types import TubeletError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,

@@ -10,7 +10,7 @@ from tubelet.cli.options import checked
 from tubelet.config import Recipe
 from tubelet.config.fields import Seed, Share, Side
 from tubelet.console import files_progress, open_console, say, say_bad
-from tubelet.values import Bounds
+from tubelet.validation import Bounds
 
 
 @checked

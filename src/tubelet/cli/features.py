@@ -11,9 +11,9 @@ from tubelet.config import EmbedConfig
 from tubelet.config.fields import Count
 from tubelet.config.model import MAX_DEPTH, Width
 from tubelet.console import files_progress, open_console, say, say_bad
-from tubelet.outputs import check_output
-from tubelet.types import TubeletError
-from tubelet.values import Bounds
+from tubelet.errors import TubeletError
+from tubelet.io.overwrite import check_output
+from tubelet.validation import Bounds
 
 
 @checked
@@ -113,7 +113,7 @@ def convert(
         license: Licence of the weights, for a folder's model card; by default "unknown".
         images: Export the image tokenizer's path rather than the video's.
     """
-    from tubelet.pretrained.weights import Wanted
+    from tubelet.checkpoint.weights import Wanted
 
     exported, folder = out.suffix in (".pt2", ".onnx"), out.suffix not in (".pt", ".safetensors", ".pt2", ".onnx")
     for option, given, fits in (

@@ -10,9 +10,9 @@ from tubelet.cli.options import checked
 from tubelet.config import EvaluateConfig
 from tubelet.config.fields import Frames, Rate, Seed, Side
 from tubelet.console import open_console, say, stages_progress
-from tubelet.files import directory_lock
-from tubelet.outputs import check_output
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.files import directory_lock
+from tubelet.io.overwrite import check_output
 
 
 @checked

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tubelet.config.fields import SettingError, check
-from tubelet.types import TubeletError
-from tubelet.values import MisfitError, check_text, hints
+from tubelet.errors import TubeletError
+from tubelet.validation import MisfitError, check_text, hints
 
 C = TypeVar("C", bound=Callable[..., None])
 

@@ -10,8 +10,8 @@ from tubelet.cli.options import checked
 from tubelet.config import PlanConfig, TrainConfig, model_preset, recipes, resized
 from tubelet.config.model import MAX_DEPTH
 from tubelet.console import open_console
-from tubelet.types import TubeletError
-from tubelet.values import Bounds
+from tubelet.errors import TubeletError
+from tubelet.validation import Bounds
 
 Run = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
 Planned = Annotated[PlanConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]

@@ -16,8 +16,8 @@ from tubelet.config.fields import (
     require,
     require_clip,
 )
-from tubelet.types import Modality
-from tubelet.values import Bounds
+from tubelet.grid import Modality
+from tubelet.validation import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)

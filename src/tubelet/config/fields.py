@@ -5,8 +5,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from tubelet.types import TubeletError
-from tubelet.values import LARGEST_INT, Bounds, MisfitError, fit, hints, in_words
+from tubelet.errors import TubeletError
+from tubelet.validation import LARGEST_INT, Bounds, MisfitError, fit, hints, in_words
 
 # Of all frames of a clip together: 64 frames of 4K.
 CLIP_PIXELS = 64 * 3840 * 2160
@@ -42,7 +42,7 @@ class SettingError(TubeletError):
 
 
 def check(kind: Any, value: Any, name: str) -> Any:
-    """A setting as its annotation has it; see `tubelet.values.fit`.
+    """A setting as its annotation has it; see `tubelet.validation.fit`.
 
     Raises:
         SettingError: it is of another type, not finite, out of range, or no text for a name.

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from tubelet.config.fields import Settings, nearest, require
-from tubelet.types import Grid, TubeletError
-from tubelet.values import Bounds
+from tubelet.errors import TubeletError
+from tubelet.grid import Grid
+from tubelet.validation import Bounds
 
 RopeVersion = Literal["2.1", "2.0"]
 # Ten times the largest ViT there is: a file that states more is damaged, and building it would take all memory.

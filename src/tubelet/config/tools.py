@@ -19,7 +19,7 @@ from tubelet.config.fields import (
     require,
     require_clip,
 )
-from tubelet.values import Bounds
+from tubelet.validation import Bounds
 
 HEAD_SETTINGS = ("epochs", "batch_size", "learning_rates", "weight_decays")
 """Settings of the training of a head."""

@@ -13,7 +13,7 @@ import tyro
 from tubelet.config.data import DataConfig, MaskConfig
 from tubelet.config.fields import Count, LearningRate, Samples, Seconds, Seed, Settings, Share, require
 from tubelet.config.model import ModelConfig, vit_ti
-from tubelet.values import Bounds
+from tubelet.validation import Bounds
 
 Precision = Literal["auto", "bf16", "fp32", "fp8"]
 Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]

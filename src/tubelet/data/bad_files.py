@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from tubelet.types import BadFile, TubeletError
+from tubelet.errors import BadFile, TubeletError
 
 
 def check_bad_share(bad: Collection[BadFile], total: int, share: float) -> None:

@@ -10,10 +10,11 @@ from typing import Any, BinaryIO, cast
 import av
 from av.error import DecoderNotFoundError, FFmpegError
 
+from tubelet.data.batch import Blob
 from tubelet.data.limits import VIDEO_PIXELS
 from tubelet.data.storage import RemoteFile, is_url
 from tubelet.data.suffixes import MATROSKA, MP4, VIDEO_CONTAINERS
-from tubelet.types import Blob, DecodeError, one_line
+from tubelet.errors import DecodeError, one_line
 
 Media = str | Path | Blob  # a file, the URL of one, or what one holds
 

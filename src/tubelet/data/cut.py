@@ -13,7 +13,8 @@ from PIL import Image
 from tubelet.config import Recipe
 from tubelet.data.decode import VideoInfo, open_video
 from tubelet.data.images import read_image
-from tubelet.types import DecodeError, Modality
+from tubelet.errors import DecodeError
+from tubelet.grid import Modality
 
 # Fine enough that a reader, which allows half a tick, finds each frame at the very moment it begins in the source.
 _TICKS = 90_000

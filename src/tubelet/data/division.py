@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from tubelet.config import TrainConfig
 from tubelet.data.sources import MediaList
-from tubelet.types import Modality, TubeletError
+from tubelet.errors import TubeletError
+from tubelet.grid import Modality
 
 
 class Piece(NamedTuple):

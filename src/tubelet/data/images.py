@@ -11,7 +11,7 @@ from torch import Tensor
 from tubelet.data.containers import Media, check_reached, name_of, open_media
 from tubelet.data.limits import IMAGE_PIXELS
 from tubelet.data.storage import StorageError
-from tubelet.types import DecodeError, one_line
+from tubelet.errors import DecodeError, one_line
 
 # Whatever a file is called, no more of Pillow's decoders than what images on disks are in: some call other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from tubelet.types import DecodeError
+from tubelet.errors import DecodeError
 
 VOID = 255
 

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any, TypeVar
 
 from tubelet.data.workers import POLL_S, Idle, oom_kills, start_worker, why_ended
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 T = TypeVar("T")
 J = TypeVar("J")

@@ -4,7 +4,7 @@ All of these are far above what films, photographs and data sets have; docs/data
 """
 
 from tubelet.config.fields import CLIP_PIXELS
-from tubelet.types import DecodeError
+from tubelet.errors import DecodeError
 
 # Of one picture of a video: 8192 x 4320, more than 8K.
 VIDEO_PIXELS = 8192 * 4320

@@ -20,8 +20,8 @@ import pyarrow.json
 from tubelet.data.limits import LINE_CHARACTERS
 from tubelet.data.suffixes import MEDIA_SUFFIXES, any_of, names_with
 from tubelet.data.tables import SEPARATORS, decode_list
-from tubelet.readers import parse_json
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.text import parse_json
 
 PATH_COLUMN = "path"
 LABEL_COLUMNS = ("label", "class", "class_id", "label_id", "target")

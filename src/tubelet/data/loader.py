@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from tubelet.config import TrainConfig
 from tubelet.data.bad_files import check_bad_share
+from tubelet.data.batch import Batch, StepData
 from tubelet.data.clips import augment, clip_times
 from tubelet.data.decode import VideoInfo, read_clips
 from tubelet.data.division import Piece, mask_groups, micro_batches, own_samples, samples_per_step, step_parts
@@ -31,7 +32,8 @@ from tubelet.data.pool import Pool
 from tubelet.data.prefetch import MB, Prefetch, prefetch_within
 from tubelet.data.sources import MediaList
 from tubelet.data.workers import Readings, WorkerLoader
-from tubelet.types import BadFile, Batch, DecodeError, Grid, Mask, Modality, StepData, TubeletError, one_line
+from tubelet.errors import BadFile, DecodeError, TubeletError, one_line
+from tubelet.grid import Grid, Mask, Modality
 
 # One number for every use of randomness, so that no two share a stream.
 _VIDEO_ORDER, _IMAGE_ORDER, _VIDEO_SAMPLE, _IMAGE_SAMPLE, _REPLACEMENT, _MASKS, _VIDEO_MIX, _IMAGE_MIX = range(8)

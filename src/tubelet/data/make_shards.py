@@ -25,11 +25,12 @@ from tubelet.data.jobs import reading, run_all
 from tubelet.data.shards import FORMAT, INDEX, PLAN, Member, is_shards, open_shards
 from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url, size_of
-from tubelet.files import directory_lock, replacing
-from tubelet.outputs import check_output
-from tubelet.readers import check_content, damaged, read_json
-from tubelet.types import BadFile, DecodeError, Modality, TubeletError, printable
-from tubelet.values import MisfitError, fit, hints
+from tubelet.errors import BadFile, DecodeError, TubeletError, printable
+from tubelet.grid import Modality
+from tubelet.io.files import directory_lock, replacing
+from tubelet.io.overwrite import check_output
+from tubelet.io.text import check_content, damaged, read_json
+from tubelet.validation import MisfitError, fit, hints
 
 BAD_FILES = "bad_files.jsonl"
 _ORDER_SEED = 0

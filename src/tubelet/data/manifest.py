@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from tubelet.data.limits import MANIFEST_BYTES
 from tubelet.data.lists import Listed, read_listed
 from tubelet.data.storage import exists, fetch, is_url, size_of
-from tubelet.readers import read_bytes
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.text import read_bytes
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
 # Of a remote list whose lines can be read in several ways, so many objects are looked up.

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from tubelet.config import BlockMask
-from tubelet.types import Grid, Mask, TubeletError
+from tubelet.errors import TubeletError
+from tubelet.grid import Grid, Mask
 
 MAX_DRAWS = 1000
 

@@ -12,7 +12,8 @@ import numpy as np
 from tubelet.data.pool import Pool, pool_of
 from tubelet.data.shards import epoch_order
 from tubelet.data.sources import MediaList
-from tubelet.types import Modality, TubeletError
+from tubelet.errors import TubeletError
+from tubelet.grid import Modality
 
 # Visits of a block: shares are exact to a ten-thousandth.
 BLOCK = 10_000

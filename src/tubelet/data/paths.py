@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from tubelet.types import printable
+from tubelet.errors import printable
 
 _BLOCK = 2**16
 

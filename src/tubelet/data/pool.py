@@ -9,7 +9,8 @@ from tubelet.config import DataConfig
 from tubelet.data.containers import Media
 from tubelet.data.shards import ShardFolder
 from tubelet.data.sources import MediaList
-from tubelet.types import Modality, TubeletError
+from tubelet.errors import TubeletError
+from tubelet.grid import Modality
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from zlib import crc32
 import numpy as np
 
 from tubelet.config import Recipe, from_dict
+from tubelet.data.batch import Blob
 from tubelet.data.limits import LINE_CHARACTERS
 from tubelet.data.storage import StorageError, exists, fetch, is_pattern, is_url
-from tubelet.readers import decode_text, parse_json
-from tubelet.types import Blob, DecodeError, Modality, TubeletError
+from tubelet.errors import DecodeError, TubeletError
+from tubelet.grid import Modality
+from tubelet.io.text import decode_text, parse_json
 
 INDEX = "index.jsonl"
 PLAN = "plan.json"

@@ -16,8 +16,9 @@ from tubelet.data.paths import Paths, checksum, to_arrow
 from tubelet.data.shards import ShardFolder, is_shards, open_shards
 from tubelet.data.storage import find, is_pattern, is_url, suffix_of
 from tubelet.data.suffixes import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, names_with
-from tubelet.hidden import is_hidden
-from tubelet.types import Modality, TubeletError, printable
+from tubelet.errors import TubeletError, printable
+from tubelet.grid import Modality
+from tubelet.io.hidden import is_hidden
 
 _NONE = pa.chunked_array([], pa.large_binary())
 

@@ -16,8 +16,8 @@ import fsspec
 from fsspec.asyn import sync
 from fsspec.caching import BlockCache
 
-from tubelet.hidden import has_hidden
-from tubelet.types import DecodeError, TubeletError, one_line
+from tubelet.errors import DecodeError, TubeletError, one_line
+from tubelet.io.hidden import has_hidden
 
 TRIES = 5
 FIRST_PAUSE_S = 0.5

@@ -6,8 +6,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from tubelet.readers import read_bytes
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.text import read_bytes
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "::": "'::'", " ": "spaces"}
 _UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psutil
 
-from tubelet.files import temporary_folder
-from tubelet.types import TubeletError, one_line
+from tubelet.errors import TubeletError, one_line
+from tubelet.io.files import temporary_folder
 
 if TYPE_CHECKING:  # processes that only render need not import torch
     from torch.utils.data import Dataset

@@ -14,7 +14,7 @@ from tubelet.data.tables import read_lines
 from tubelet.datasets.labels import SegmentationDataset
 from tubelet.datasets.locate import find_root, hidden_media, refuse, roots
 from tubelet.datasets.pairs import IGNORED, DenseSample, check_pairs, images_in
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 CLASSES = 150
 INSIDE = ("ADEChallengeData2016", "ade/ADEChallengeData2016", "ade20k/ADEChallengeData2016")

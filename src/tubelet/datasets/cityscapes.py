@@ -13,7 +13,7 @@ import numpy as np
 from tubelet.datasets.labels import SegmentationDataset
 from tubelet.datasets.locate import matching, roots
 from tubelet.datasets.pairs import IGNORED, DenseSample, check_pairs
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 # The labels that are evaluated, in the order of their train ids.
 LABELS = {

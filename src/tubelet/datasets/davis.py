@@ -8,7 +8,7 @@ from pathlib import Path
 from tubelet.data.tables import read_lines
 from tubelet.datasets.locate import entries_of, find_root, refuse
 from tubelet.datasets.sequences import VideoObjectDataset, VideoObjectSequence, check_number, pictures
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 INSIDE = ("DAVIS", "DAVIS-2017", "DAVIS-2017-trainval-480p/DAVIS")
 EXPECTED = "DAVIS (ImageSets/2017/val.txt, JPEGImages/480p, Annotations/480p)"

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.datasets.pairs import DenseDataset, DenseSample, read_png
+from tubelet.errors import TubeletError
 from tubelet.sample_data.truth import UNITS_PER_METRE, read_truth
-from tubelet.types import TubeletError
 
 
 class Region(NamedTuple):

@@ -14,8 +14,8 @@ from typing import TypedDict
 from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.datasets.labelled import ClassificationDataset, LabeledFile, whole_number
 from tubelet.datasets.locate import refuse, roots, stems_of
-from tubelet.readers import read_json
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.text import read_json
 
 TRAIN, TEST, VOCABULARY, VIDEOS = "Diving48_V2_train.json", "Diving48_V2_test.json", "Diving48_vocab.json", "rgb"
 _INSIDE = ("diving48",)

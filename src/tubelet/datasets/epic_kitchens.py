@@ -17,7 +17,7 @@ from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.data.tables import read_table
 from tubelet.datasets.labelled import whole_number
 from tubelet.datasets.locate import refuse, roots
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"
 _CLASS_FILES = {

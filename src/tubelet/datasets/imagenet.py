@@ -20,7 +20,7 @@ from tubelet.data.suffixes import IMAGE_SUFFIXES
 from tubelet.data.tables import read_lines
 from tubelet.datasets.labelled import ClassificationDataset, LabeledFile
 from tubelet.datasets.locate import class_folders, hidden_media, media_in, refuse, roots
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 NAMES = "LOC_synset_mapping.txt"
 SPLITS = {

@@ -24,8 +24,8 @@ from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.data.tables import decode_list, read_table
 from tubelet.datasets.labelled import ClassificationDataset, LabeledFile, read_numbered, whole_number
 from tubelet.datasets.locate import class_folders, entries_of, media_in, named_folder, refuse, roots, stems_of
-from tubelet.readers import read_bytes
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.text import read_bytes
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validate", "validation")}
 _NAMES = ("kinetics400", "kinetics600", "kinetics700", "kinetics700-2020", "kinetics")

@@ -13,7 +13,7 @@ from pathlib import Path
 from tubelet.datasets.depths import DepthDataset
 from tubelet.datasets.locate import find_root
 from tubelet.datasets.pairs import DenseSample, check_pairs, read_triples
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 INSIDE = ("kitti",)
 DEPTHS = ("data_depth_annotated/train", "data_depth_annotated/val", "data_depth_annotated", "gt_depth")

@@ -8,8 +8,8 @@ from pathlib import Path
 from tubelet.data.lists import read_listed
 from tubelet.data.tables import decode_list
 from tubelet.datasets.locate import other_suffix
-from tubelet.readers import read_bytes
-from tubelet.types import BadFile, TubeletError
+from tubelet.errors import BadFile, TubeletError
+from tubelet.io.text import read_bytes
 
 _DIGITS = re.compile(r"\d{1,9}", re.ASCII)
 

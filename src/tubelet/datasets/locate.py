@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from tubelet.data.suffixes import MEDIA_SUFFIXES
-from tubelet.hidden import is_hidden, without_hidden
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.hidden import is_hidden, without_hidden
 
 T = TypeVar("T")
 

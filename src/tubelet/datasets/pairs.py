@@ -16,7 +16,7 @@ from tubelet.data.decode import read_frames, read_info
 from tubelet.data.images import read_image
 from tubelet.data.tables import read_lines
 from tubelet.datasets.locate import entries_of, other_suffix
-from tubelet.types import DecodeError, TubeletError
+from tubelet.errors import DecodeError, TubeletError
 
 _ORIENTATION = 0x0112  # of EXIF
 IGNORED = 255  # in maps of class indices: a pixel that is ignored

@@ -7,7 +7,7 @@ import numpy as np
 from tubelet.datasets.depths import DepthDataset
 from tubelet.datasets.labels import SegmentationDataset
 from tubelet.datasets.pairs import IGNORED, DenseSample, check_pairs
-from tubelet.readers import read_text
+from tubelet.io.text import read_text
 from tubelet.sample_data.truth import CLASSES, NAME, UNITS_PER_METRE, VOID, read_description, read_index
 
 BENCHMARK = "sample set"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tubelet.data.indexed import VOID, read_indexed
 from tubelet.datasets.locate import entries_of
 from tubelet.datasets.pairs import image_shape
-from tubelet.types import DecodeError, TubeletError
+from tubelet.errors import DecodeError, TubeletError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.datasets import kinetics
 from tubelet.datasets.labelled import ClassificationDataset, LabeledFile, whole_number
 from tubelet.datasets.locate import refuse, roots, stems_of
-from tubelet.readers import read_json
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.text import read_json
 
 _NAME = "Something-Something v2, validation"
 VIDEOS = "20bn-something-something-v2"

@@ -9,8 +9,8 @@ from typing import TypedDict
 from tubelet.datasets.labelled import whole_number
 from tubelet.datasets.locate import find_root, refuse
 from tubelet.datasets.sequences import VideoObjectDataset, VideoObjectSequence, check_number, pictures
-from tubelet.readers import read_json
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.text import read_json
 
 
 class _Object(TypedDict):

@@ -21,7 +21,8 @@ from tubelet.data.sources import MediaList
 from tubelet.data.storage import StorageError
 from tubelet.data.workers import Readings, WorkerLoader
 from tubelet.embed.table import Done
-from tubelet.types import BadFile, DecodeError, Modality, printable
+from tubelet.errors import BadFile, DecodeError, printable
+from tubelet.grid import Modality
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from tubelet.data.storage import StorageError
 from tubelet.data.workers import deaths_in_words, refuse_unguarded
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import FeatureTable
-from tubelet.files import describe_os_error, directory_lock, replacing
-from tubelet.outputs import check_output
+from tubelet.errors import BadFile, TubeletError, printable
+from tubelet.grid import Modality
+from tubelet.io.files import describe_os_error, directory_lock, replacing
+from tubelet.io.overwrite import check_output
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, Modality, TubeletError, printable
 
 BAD_FILES = "_bad_files.jsonl"
 _NOT_FINITE = "its features are not finite (NaN, or above 65,504), so that they cannot be compared; use another model"

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.embed.table import PartGoneError, parts, pooled_rows, read_settings
+from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone, load
-from tubelet.types import TubeletError
 
 TRIES = 5  # of a table that another process changes meanwhile
 

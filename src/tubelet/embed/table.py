@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tubelet.array_files import read_parquet, vectors
-from tubelet.files import describe_os_error, sync
-from tubelet.readers import check_content, damaged, read_json
-from tubelet.types import TubeletError
-from tubelet.values import Bounds
+from tubelet.errors import TubeletError
+from tubelet.io.arrays import read_parquet, vectors
+from tubelet.io.files import describe_os_error, sync
+from tubelet.io.text import check_content, damaged, read_json
+from tubelet.validation import Bounds
 
 FORMAT = 3  # 1 did not say which version of a file its rows are of; the weights' id in 2 saw a part of the values
 # Readers of Parquet folders pass over names that begin with "_" or ".".

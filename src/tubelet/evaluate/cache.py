@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tubelet.array_files import read_tensors
-from tubelet.files import cache_folder, describe_os_error, replacing
+from tubelet.errors import TubeletError
+from tubelet.io.arrays import read_tensors
+from tubelet.io.files import cache_folder, describe_os_error, replacing
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import TubeletError
 
 DELETE = "delete this file of cached features and run the command again"
 

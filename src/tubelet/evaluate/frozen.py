@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.data.clips import resize_shape
+from tubelet.errors import TubeletError
+from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
 from tubelet.sample_data.truth import ClipTruth, SampleEntry
-from tubelet.types import Grid, TubeletError
 
 TRAINED, RANDOM, RAW = "trained", "random", "raw patches"
 FEATURES = (TRAINED, RANDOM, RAW)

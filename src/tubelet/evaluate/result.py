@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tubelet.console import say
-from tubelet.files import describe_os_error, replacing
-from tubelet.outputs import check_new_folder, check_output
-from tubelet.readers import damaged, read_json
-from tubelet.types import BadFile, TubeletError
+from tubelet.errors import BadFile, TubeletError
+from tubelet.io.files import describe_os_error, replacing
+from tubelet.io.overwrite import check_new_folder, check_output
+from tubelet.io.text import damaged, read_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig
 from tubelet.data.workers import deaths_in_words
+from tubelet.errors import TubeletError
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips import anticipation, classification, pooled
 from tubelet.evaluate.dense import depth, segmentation
@@ -16,7 +17,6 @@ from tubelet.evaluate.extract import AGAIN, Progress
 from tubelet.evaluate.result import Result
 from tubelet.evaluate.time import tracking, vos
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import TubeletError
 
 
 class Task(Protocol):

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tubelet.array_files import read_pt
-from tubelet.files import describe_os_error, replacing
-from tubelet.readers import damaged
-from tubelet.types import TubeletError, one_line
+from tubelet.errors import TubeletError, one_line
+from tubelet.io.arrays import read_pt
+from tubelet.io.files import describe_os_error, replacing
+from tubelet.io.text import damaged
 
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 """What the file calls a part of the state -> that part."""

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tubelet.array_files import read_tensors
-from tubelet.files import replacing
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.arrays import read_tensors
+from tubelet.io.files import replacing
 
 _LAYERS = ["qkv", "proj", "fc1", "fc2"]
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
+from tubelet.errors import TubeletError
+from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.layers import NORM_EPS, Block, initialise, run_block
 from tubelet.model.rope import rotary_table
-from tubelet.types import Grid, Mask, Modality, TubeletError
 
 
 class Fusion(nn.Sequential):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tubelet.config import RopeVersion
-from tubelet.types import Grid
+from tubelet.grid import Grid
 
 # Tokens that `rotate_into` turns at once: a megabyte of queries, keys and temporaries in a ViT-B.
 _TOKENS_IN_CACHE = 64

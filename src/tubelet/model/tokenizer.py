@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
-from tubelet.types import Grid, Modality, TubeletError
+from tubelet.errors import TubeletError
+from tubelet.grid import Grid, Modality
 
 
 def modality_of(pixels: Tensor) -> Modality:

@@ -20,23 +20,23 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
+from tubelet.checkpoint.hub import WEIGHTS_FILE, model_card, save_encoder
+from tubelet.checkpoint.registry import HUB_OPTIONS, RELEASED, find
+from tubelet.checkpoint.vjepa2_1 import load_exactly, require_finite
+from tubelet.checkpoint.weights import EncoderPart, Wanted, read_weights
 from tubelet.config import ModelConfig, to_dict
 from tubelet.config.fields import nearest
 from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD, normalise
 from tubelet.device import pick_device, pick_dtype
-from tubelet.files import replacing
+from tubelet.errors import TubeletError, one_line, visible
+from tubelet.io.files import replacing
+from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import Encoder
 from tubelet.model.lora import apply_adapters
 from tubelet.model.predictor import Predictor
-from tubelet.outputs import check_output
-from tubelet.pretrained.features import DenseFeatures
-from tubelet.pretrained.hub import WEIGHTS_FILE, model_card, save_encoder
+from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, check_resize, read_inputs, step_times
-from tubelet.pretrained.sources import HUB_OPTIONS, RELEASED, find
-from tubelet.pretrained.weights import EncoderPart, Wanted, read_weights
-from tubelet.pretrained.windows import read_windows
-from tubelet.released import load_exactly, require_finite
-from tubelet.types import TubeletError, one_line, visible
+from tubelet.pretrained.sliding_windows import read_windows
 
 FINGERPRINT_DIGITS = 16
 _HASHED_AT_ONCE = 2**20  # values

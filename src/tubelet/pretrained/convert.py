@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import TypedDict
 
-from tubelet.checkpoint import checkpoints, load_vjepa
-from tubelet.files import directory_lock
-from tubelet.hidden import without_hidden
-from tubelet.outputs import check_output
+from tubelet.checkpoint.hub import WEIGHTS_FILE, save_encoder
+from tubelet.checkpoint.registry import find
+from tubelet.checkpoint.run import checkpoints, load_vjepa
+from tubelet.checkpoint.vjepa2_1 import PARTS, Part, State, write_released
+from tubelet.checkpoint.weights import Wanted, is_encoder
+from tubelet.errors import TubeletError
+from tubelet.io.files import directory_lock
+from tubelet.io.hidden import without_hidden
+from tubelet.io.overwrite import check_output
+from tubelet.io.text import read_json
 from tubelet.pretrained.backbone import build
-from tubelet.pretrained.hub import WEIGHTS_FILE, save_encoder
-from tubelet.pretrained.sources import find
-from tubelet.pretrained.weights import Wanted, is_encoder
-from tubelet.readers import read_json
-from tubelet.released import PARTS, Part, State, write_released
-from tubelet.types import TubeletError
 
 _LOCK = ".convert.lock"
 _FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # files, of which one would not want a folder

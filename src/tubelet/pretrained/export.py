@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tubelet.checkpoint.weights import Wanted
 from tubelet.config import ModelConfig
-from tubelet.outputs import PRODUCER, check_output, mark_archive
+from tubelet.errors import TubeletError
+from tubelet.io.overwrite import PRODUCER, check_output, mark_archive
 from tubelet.pretrained.backbone import Backbone, build
-from tubelet.pretrained.weights import Wanted
-from tubelet.types import TubeletError
 
 BOUND = 1e-4  # absolute, fp32
 _OPSET = 20
@@ -71,7 +71,7 @@ def export(what: str | Path, out: Path, wanted: Wanted, images: bool = False) ->
 
 
 def kind_of(out: Path) -> str:
-    """Which of `tubelet.outputs.KINDS` an exported file is."""
+    """Which of `tubelet.io.overwrite.KINDS` an exported file is."""
     return "onnx" if out.suffix == ".onnx" else "graph"
 
 

@@ -18,7 +18,7 @@ from tubelet.data.decode import VideoInfo, read_clips
 from tubelet.data.images import read_image, rgb_of
 from tubelet.data.storage import suffix_of
 from tubelet.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 Resize = Literal["round"] | int | tuple[int, int] | None
 DEFAULT_FPS = 4.0

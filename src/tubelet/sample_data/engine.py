@@ -17,10 +17,10 @@ from typing import Any
 
 from tubelet.data.jobs import call_at_parents_end
 from tubelet.data.workers import describe_exit
-from tubelet.files import temporary_folder
+from tubelet.errors import TubeletError
+from tubelet.io.files import temporary_folder
 from tubelet.sample_data import supervisor
 from tubelet.sample_data.level import wad_folder
-from tubelet.types import TubeletError
 
 # The player cannot die and monsters do not notice him (their fire would end every third clip), his eyes do not bob, no
 # text over the picture, no monster drawn as mere flicker; and distance dims the light less, since what is night to a

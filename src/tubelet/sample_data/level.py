@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 PLAYER_RADIUS = 16.0
 PLAYER_HEIGHT = 56.0

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tubelet.errors import TubeletError
 from tubelet.sample_data import truth
 from tubelet.sample_data.level import Level, heading, is_sky
 from tubelet.sample_data.plan import WARM_TICS, Anchors, RejectedError, plan_view
 from tubelet.sample_data.tracks import no_tracks, track
 from tubelet.sample_data.truth import Camera, ClipTruth
-from tubelet.types import TubeletError
 
 TICS_PER_SECOND = 35
 # Resolutions of the engine with the same shape (4:3), for which the depth bytes were measured.

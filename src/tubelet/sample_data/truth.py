@@ -17,11 +17,11 @@ from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.array_files import Array, read_arrays
 from tubelet.data.limits import ARRAY_BYTES
-from tubelet.readers import check_content, damaged, read_json
-from tubelet.types import TubeletError
-from tubelet.values import Bounds
+from tubelet.errors import TubeletError
+from tubelet.io.arrays import Array, read_arrays
+from tubelet.io.text import check_content, damaged, read_json
+from tubelet.validation import Bounds
 
 NAME = "tubelet-sample"
 FORMAT = 1

@@ -14,16 +14,16 @@ import numpy as np
 from PIL import Image
 
 from tubelet.data.jobs import DeathError, run_all
-from tubelet.files import directory_lock, replacing
-from tubelet.hidden import without_hidden
-from tubelet.outputs import check_output
+from tubelet.errors import TubeletError
+from tubelet.io.files import directory_lock, replacing
+from tubelet.io.hidden import without_hidden
+from tubelet.io.overwrite import check_output
 from tubelet.sample_data import truth
 from tubelet.sample_data.engine import engine, engines_folder, how_engines_ended, import_vizdoom, start_level
 from tubelet.sample_data.level import all_levels, load_level
 from tubelet.sample_data.media import write_video
 from tubelet.sample_data.plan import Anchors, RejectedError
 from tubelet.sample_data.render import TICS_PER_SECOND, Shot, View, record, view_of
-from tubelet.types import TubeletError
 
 CLIPS_PER_LEVEL = 25  # fewer would spend the time on starting levels, more would show less variety
 TRIES_PER_CLIP, TRIES_MORE = 12, 60

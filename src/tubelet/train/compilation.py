@@ -8,9 +8,9 @@ import torch
 
 from tubelet.config import TrainConfig
 from tubelet.device import has_bf16_units
-from tubelet.files import set_compile_cache
+from tubelet.errors import one_line
+from tubelet.io.files import set_compile_cache
 from tubelet.train.float8 import use_float8
-from tubelet.types import one_line
 from tubelet.vjepa import VJEPA
 
 # Compiling takes up to a minute and a half and saves a tenth of the time or more: what is over sooner does not gain.

@@ -2,7 +2,7 @@
 
 import torch
 
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 from tubelet.vjepa import VJEPA
 
 # Ada (8.9) and Hopper (9.0) are the first with such units.

@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tubelet.checkpoint import step_of
+from tubelet.checkpoint.run import step_of
 from tubelet.config import TrainConfig
+from tubelet.errors import TubeletError
 from tubelet.train.state import RunFolder
-from tubelet.types import TubeletError
 
 MEDIAN_OF = 100  # losses that a spike is measured by
 LEAST_LOSSES = 20  # without so many there is no median to speak of

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tubelet.config import ModelConfig, TrainConfig
+from tubelet.data.batch import Batch
 from tubelet.data.clips import normalise
 from tubelet.train.monitor import CollapseWatch, feature_health, level_name, some_tokens
 from tubelet.train.parallel import World
 from tubelet.train.step import autocast
-from tubelet.types import Batch
 from tubelet.vjepa import VJEPA
 
 

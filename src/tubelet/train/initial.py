@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch.optim import Optimizer
 
-from tubelet.checkpoint import load_moments, load_vjepa, locate
+from tubelet.checkpoint.registry import RELEASED, find
+from tubelet.checkpoint.run import load_moments, load_vjepa, locate
+from tubelet.checkpoint.weights import Wanted, is_encoder
 from tubelet.config import ModelConfig, TrainConfig
+from tubelet.errors import TubeletError
 from tubelet.model.lora import add_adapters
 from tubelet.pretrained.backbone import Backbone, build, load
-from tubelet.pretrained.sources import RELEASED, find
-from tubelet.pretrained.weights import Wanted, is_encoder
-from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
 DISTILLED_PREDICTOR_DEPTH = 12

@@ -9,8 +9,10 @@ from rich.console import Console
 
 from tubelet.config import TrainConfig
 from tubelet.console import lost_output, open_console, say, say_bad
+from tubelet.data.batch import StepData
 from tubelet.data.workers import refuse_unguarded
-from tubelet.outputs import check_output
+from tubelet.errors import TubeletError
+from tubelet.io.overwrite import check_output
 from tubelet.train.guards import REMEDY
 from tubelet.train.log import StepLog
 from tubelet.train.parallel import World, join_world
@@ -18,7 +20,6 @@ from tubelet.train.progress import ProgressLine
 from tubelet.train.session import Session, begun
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.step import train_step
-from tubelet.types import StepData, TubeletError
 
 
 def train(config: TrainConfig, out: str | Path, resume: bool = False, console: Console | None = None) -> Path:

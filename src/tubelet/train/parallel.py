@@ -26,10 +26,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tubelet.data.batch import StepData
 from tubelet.device import peak_flops, pick_device
+from tubelet.errors import TubeletError, one_line
 from tubelet.launch import read_launch
 from tubelet.train.signals import STOP_SIGNALS
-from tubelet.types import StepData, TubeletError, one_line
 
 BUCKET_BYTES = 64 * 2**20
 # How long processes that end wait for one that is ending too.

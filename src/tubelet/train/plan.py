@@ -18,11 +18,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW
 
 from tubelet.config import BlockMask, PlanConfig, Precision, TrainConfig
+from tubelet.data.batch import Batch, StepData
 from tubelet.data.clips import normalise
 from tubelet.data.division import mask_groups, micro_batches, samples_per_step, step_parts
 from tubelet.data.masks import block_shape, hidden_positions
 from tubelet.data.sources import MediaList
 from tubelet.device import DEVICE_KINDS, DeviceKind, training_dtype
+from tubelet.errors import TubeletError
+from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.layers import Attention
 from tubelet.train.compilation import prepare
 from tubelet.train.optim import build_optimizer
@@ -30,7 +33,6 @@ from tubelet.train.parallel import World
 from tubelet.train.sharding import device_mesh, parallel_for, pick_parallel, shard, training_bytes
 from tubelet.train.step import train_step
 from tubelet.train.tracing import Log, StorageLog, Transfer, logged
-from tubelet.types import Batch, Grid, Mask, Modality, StepData, TubeletError
 from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")

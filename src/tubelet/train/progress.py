@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from tubelet.files import describe_os_error
+from tubelet.io.files import describe_os_error
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch.optim import Optimizer
 
-from tubelet.checkpoint import load_training_state
+from tubelet.checkpoint.run import load_training_state
 from tubelet.config import TrainConfig
 from tubelet.console import say
 from tubelet.data.division import samples_per_step
@@ -20,8 +20,11 @@ from tubelet.data.pool import check_recipes
 from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import is_url
 from tubelet.device import has_bf16_units, training_dtype
-from tubelet.files import directory_lock
+from tubelet.errors import printable
+from tubelet.grid import Modality
+from tubelet.io.files import directory_lock
 from tubelet.launch import is_first_on_machine
+from tubelet.train.checkpointer import Saver
 from tubelet.train.compilation import prepare, step_operations
 from tubelet.train.guards import Guards, Past
 from tubelet.train.health import Health, collapse_watch
@@ -31,11 +34,9 @@ from tubelet.train.monitor import CollapseWatch
 from tubelet.train.optim import build_optimizer
 from tubelet.train.parallel import World
 from tubelet.train.progress import Curves
-from tubelet.train.saving import Saver
 from tubelet.train.sharding import pick_parallel, place
 from tubelet.train.state import RunFolder
 from tubelet.train.stream import StepStream
-from tubelet.types import Modality, printable
 from tubelet.vjepa import VJEPA
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tubelet.config import TrainConfig
 from tubelet.device import training_dtype
+from tubelet.errors import TubeletError
 from tubelet.train.parallel import World
-from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA, own_part
 
 if TYPE_CHECKING:

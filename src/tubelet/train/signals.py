@@ -6,7 +6,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 # Ctrl-C, what launchers end a process with, and (not on Windows) what schedulers announce a pre-emption with and what a
 # terminal that is closed or a connection that breaks sends.

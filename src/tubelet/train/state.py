@@ -9,12 +9,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from tubelet.checkpoint import checkpoints, step_of
+from tubelet.checkpoint.run import checkpoints, step_of
 from tubelet.config import TrainConfig, from_dict, to_dict
-from tubelet.files import describe_os_error, replacing
-from tubelet.readers import damaged, read_json, read_jsonl, read_text
-from tubelet.types import BadFile, TubeletError
-from tubelet.values import LARGEST_INT, Bounds
+from tubelet.errors import BadFile, TubeletError
+from tubelet.io.files import describe_os_error, replacing
+from tubelet.io.text import damaged, read_json, read_jsonl, read_text
+from tubelet.validation import LARGEST_INT, Bounds
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
 ALARMS, SOURCES = "alarms.jsonl", "sources.txt"

@@ -7,13 +7,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tubelet.config import TrainConfig
+from tubelet.data.batch import StepData
 from tubelet.data.clips import normalise
 from tubelet.device import training_dtype
+from tubelet.grid import Mask
 from tubelet.train import schedules
 from tubelet.train.optim import set_learning_rate
 from tubelet.train.parallel import World
 from tubelet.train.sharding import all_finite
-from tubelet.types import Mask, StepData
 from tubelet.vjepa import VJEPA
 
 

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from tubelet.config import TrainConfig
+from tubelet.data.batch import StepData
 from tubelet.data.loader import step_loader
 from tubelet.data.sources import MediaList
+from tubelet.errors import TubeletError
 from tubelet.train.parallel import World
-from tubelet.types import StepData, TubeletError
 
 
 class StepStream:

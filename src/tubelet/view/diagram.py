@@ -6,7 +6,7 @@ from itertools import pairwise
 from markupsafe import Markup, escape
 from torch import Tensor
 
-from tubelet.types import Modality
+from tubelet.grid import Modality
 from tubelet.view.pictures import count, figures
 from tubelet.view.trace import Trace
 

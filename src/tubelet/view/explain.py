@@ -10,8 +10,8 @@ from rich.text import Text
 from torch import nn
 
 from tubelet.console import say
-from tubelet.outputs import check_output
-from tubelet.types import Modality
+from tubelet.grid import Modality
+from tubelet.io.overwrite import check_output
 from tubelet.view.diagram import overview
 from tubelet.view.facts import STEPS, weights_sentence
 from tubelet.view.pictures import Scale, gradient, write_page

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tubelet.grid import Modality
 from tubelet.model.rope import axis_size
-from tubelet.types import Modality
 from tubelet.view.pictures import count, figures, percent, shape
 from tubelet.view.trace import Trace
 

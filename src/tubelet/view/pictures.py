@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.files import describe_os_error, replacing
-from tubelet.outputs import check_output
-from tubelet.types import TubeletError, visible
+from tubelet.errors import TubeletError, visible
+from tubelet.io.files import describe_os_error, replacing
+from tubelet.io.overwrite import check_output
 
 MAX_COLUMNS = 8
 TARGET_RGBA = (224, 122, 42, 150)  # the page's colour of target tokens, see base.html

@@ -11,14 +11,15 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tubelet.checkpoint import checkpoints, load_vjepa
+from tubelet.checkpoint.run import checkpoints, load_vjepa
 from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.data.sources import list_media
+from tubelet.errors import DecodeError, TubeletError
 from tubelet.evaluate.extract import spread
 from tubelet.evaluate.result import read_result
 from tubelet.evaluate.suite.comparison import read_evaluation
+from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import random_encoder
-from tubelet.outputs import check_output
 from tubelet.sample_data.truth import SampleEntry, read_index
 from tubelet.train.state import (
     CONFIG,
@@ -27,7 +28,6 @@ from tubelet.train.state import (
     read_config,
     read_metrics,
 )
-from tubelet.types import DecodeError, TubeletError
 from tubelet.view.maps import (
     RANDOM,
     SEARCHED_CLIPS,

@@ -6,8 +6,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tubelet.grid import Modality
 from tubelet.model.rope import axis_size
-from tubelet.types import Modality
 from tubelet.view.pca import Projection, fit_projection
 from tubelet.view.pictures import (
     HIDDEN_RGBA,

@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tubelet.checkpoint import load_vjepa
+from tubelet.checkpoint.run import load_vjepa
 from tubelet.config import MODELS, BlockMask, DataConfig, MaskConfig, OptimConfig, TrainConfig, model_preset
 from tubelet.data.clips import centre_clip_times, normalise, resize_centre_crop
 from tubelet.data.decode import VideoInfo, read_clips
 from tubelet.data.images import read_image
 from tubelet.data.masks import block_shape, sample_mask
 from tubelet.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from tubelet.errors import TubeletError
+from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.rope import RotaryTable, rotary_table
 from tubelet.model.tokenizer import modality_of
 from tubelet.objective import Losses, normalised_targets, target_distance, token_errors
-from tubelet.types import Grid, Mask, Modality, TubeletError
 from tubelet.vjepa import VJEPA
 
 DEFAULT_SIZE = 224

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import BinaryIO
 
 from tubelet.data.containers import Media, name_of, open_media, plain_words
-from tubelet.types import DecodeError
+from tubelet.errors import DecodeError
 
 # Bytes that may be missing at the end before a file counts as cut off: some writers miscount their last header.
 _SLACK = 64

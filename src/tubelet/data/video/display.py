@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from av.sidedata.sidedata import Type
 
-from tubelet.types import DecodeError
+from tubelet.errors import DecodeError
 
 # Ratios this near to one are rounded sizes of square pixels (1918 columns shown as 1920, say).
 _SQUARE = 0.005

@@ -10,7 +10,7 @@ from tubelet.data.containers import plain_words
 from tubelet.data.video.color import is_plain, to_bt709, unknown_matrix
 from tubelet.data.video.deinterlace import deinterlaced
 from tubelet.data.video.display import display_of
-from tubelet.types import DecodeError
+from tubelet.errors import DecodeError
 
 
 class Converter:

@@ -28,7 +28,7 @@ from tubelet.data.video.timestamps import (
     time_of,
     until,
 )
-from tubelet.types import DecodeError
+from tubelet.errors import DecodeError
 
 # Of these formats an index tells where to enter; the packets of all others are read through once.
 _INDEXED_FORMATS = (MP4, MATROSKA)

@@ -24,7 +24,7 @@ from tubelet.data.suffixes import FLV, MATROSKA, MP4, MPEG_PS, MPEG_TS
 from tubelet.data.video.claims import open_whole
 from tubelet.data.video.leading import without_leading
 from tubelet.data.video.timestamps import AscendingTimes, PacketTable, SteadyClock, in_order, time_of
-from tubelet.types import DecodeError
+from tubelet.errors import DecodeError
 
 # These formats store when a packet's frame is shown. The others do not, or not always: there FFmpeg guesses it while it
 # decodes, and leaving out frames would change its guesses.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tubelet.data.video.claims import Edit
-from tubelet.types import DecodeError
+from tubelet.errors import DecodeError
 
 # Decoders hold back at most so many frames to put them in order; a field may be a packet of its own.
 REORDER = 16

@@ -23,6 +23,7 @@ from tubelet.datasets import epic_kitchens
 from tubelet.datasets.epic_kitchens import Action, AnticipationDataset
 from tubelet.datasets.labelled import LabeledFile, present
 from tubelet.datasets.locate import refuse
+from tubelet.errors import BadFile, TubeletError
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips.answers import answers_in_words, most_confident_errors, sweep_details
 from tubelet.evaluate.clips.attentive import BLOCKS, AttentiveProbe, probe_heads
@@ -32,8 +33,8 @@ from tubelet.evaluate.clips.ranking import class_mean_recall, top_k
 from tubelet.evaluate.clips.sweep import Scores, Tokens, score, state_path, told_samples, train_side_by_side
 from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
 from tubelet.evaluate.result import Example, Metric, Result
+from tubelet.grid import Grid, Mask, Modality
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, Grid, Mask, Modality, TubeletError
 
 FPS = 8.0
 GAP_S = 1.0

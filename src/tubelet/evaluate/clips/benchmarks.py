@@ -15,11 +15,11 @@ from tubelet.config import EvaluateConfig
 from tubelet.datasets import diving48, imagenet, kinetics, ssv2
 from tubelet.datasets.labelled import ClassificationDataset, LabeledFile, present
 from tubelet.datasets.locate import refuse
+from tubelet.errors import BadFile
 from tubelet.evaluate.clips.cuts import ClipView, ImageView, View
 from tubelet.evaluate.clips.sweep import Candidate, Schedule, grid
 from tubelet.evaluate.extract import Source, spread
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tubelet.config import EvaluateConfig
 from tubelet.data.workers import WorkerLoader
+from tubelet.errors import BadFile, TubeletError
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.clips.answers import confusion_details, metrics, sweep_details, worst_examples
 from tubelet.evaluate.clips.attentive import LinearProbe
@@ -31,9 +32,8 @@ from tubelet.evaluate.clips.sweep import (
 )
 from tubelet.evaluate.extract import FeatureSet, Progress, extract, reading_options
 from tubelet.evaluate.result import Metric, Result
-from tubelet.files import describe_os_error, replacing
+from tubelet.io.files import describe_os_error, replacing
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, TubeletError
 
 NEIGHBOURS = (10, 20)
 TEMPERATURE = 0.07  # of DINO's vote (arXiv 2104.14294): a neighbour counts exp(cosine / temperature)

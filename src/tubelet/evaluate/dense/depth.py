@@ -21,6 +21,7 @@ from tubelet.datasets import kitti, nyuv2, sample_set
 from tubelet.datasets.depths import DepthDataset, eval_region, input_region, read_depth
 from tubelet.datasets.locate import recognise
 from tubelet.datasets.pairs import DenseSample, picture_shape, read_picture
+from tubelet.errors import BadFile, DecodeError, TubeletError
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import paint_depth, paint_errors
 from tubelet.evaluate.dense.evaluation_set import read_tests
@@ -44,7 +45,6 @@ from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, read
 from tubelet.evaluate.metrics import DepthErrors, depth_errors
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, DecodeError, TubeletError
 
 READERS = {
     "NYUv2 (sync and official_splits/test, or nyu_train.txt and nyu_test.txt)": nyuv2.read,

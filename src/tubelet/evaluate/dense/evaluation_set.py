@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from tubelet.data.workers import WorkerLoader
 from tubelet.datasets.pairs import DenseSample
+from tubelet.errors import TubeletError
 from tubelet.evaluate.cache import read_features
 from tubelet.evaluate.dense.points import check_shape
-from tubelet.types import TubeletError
 
 ReadTruth = Callable[[DenseSample], NDArray[Any]]
 

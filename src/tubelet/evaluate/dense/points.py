@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tubelet.array_files import open_tensors
 from tubelet.data.clips import resize
 from tubelet.data.workers import WorkerLoader
 from tubelet.datasets.pairs import DenseSample, picture_shape, read_picture
+from tubelet.errors import TubeletError
 from tubelet.evaluate.cache import DELETE, FeatureCache, write_features
 from tubelet.evaluate.extract import FeatureSet, Progress, Source
-from tubelet.types import TubeletError
+from tubelet.io.arrays import open_tensors
 
 POINTS_KEPT = 2048  # of each crop, drawn once and kept on disk
 POINTS_SHOWN = 128  # of those, at each pass

@@ -21,6 +21,7 @@ from tubelet.datasets import ade20k, cityscapes, sample_set, voc2012
 from tubelet.datasets.labels import SegmentationDataset, read_labels
 from tubelet.datasets.locate import recognise
 from tubelet.datasets.pairs import IGNORED, DenseSample, read_picture
+from tubelet.errors import BadFile, TubeletError
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.dense.colours import legend, paint_classes, paint_mistakes
 from tubelet.evaluate.dense.evaluation_set import read_tests
@@ -43,7 +44,6 @@ from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, read
 from tubelet.evaluate.metrics import accuracy, confusion, iou_by_class, mean_iou
 from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.pretrained.backbone import Backbone
-from tubelet.types import BadFile, TubeletError
 
 READERS = {
     "ADE20K (images/training and annotations/training)": ade20k.read,

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tubelet.console import say
-from tubelet.files import describe_os_error, replacing
-from tubelet.outputs import check_output
-from tubelet.readers import damaged, read_json
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.files import describe_os_error, replacing
+from tubelet.io.overwrite import check_output
+from tubelet.io.text import damaged, read_json
 
 _EVALUATE_AGAIN = "delete it and run `tubelet evaluate` again"
 

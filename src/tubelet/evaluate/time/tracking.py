@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tubelet.config import EvaluateConfig
 from tubelet.data.decode import read_frames
+from tubelet.errors import DecodeError, TubeletError
 from tubelet.evaluate.cache import FeatureCache
 from tubelet.evaluate.extract import Progress, Source, extract, reading_options, spread
 from tubelet.evaluate.frozen import check_truth, frames_that_fit
@@ -30,9 +31,9 @@ from tubelet.evaluate.time.correspondence import (
 )
 from tubelet.evaluate.time.drawing import draw_matches, draw_tracks
 from tubelet.evaluate.time.windows import cut_tracks, cut_windows
+from tubelet.grid import Grid
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data.truth import SampleEntry, read_description, read_index, read_truth
-from tubelet.types import DecodeError, Grid, TubeletError
 
 _EXAMPLES, _POINTS_DRAWN = 12, 12
 

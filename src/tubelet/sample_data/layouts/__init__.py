@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tubelet.files import directory_lock
+from tubelet.errors import TubeletError
+from tubelet.io.files import directory_lock
 from tubelet.sample_data.layouts import (
     ade20k,
     cityscapes,
@@ -23,7 +24,6 @@ from tubelet.sample_data.layouts import (
     youtube_vos,
 )
 from tubelet.sample_data.truth import read_description
-from tubelet.types import TubeletError
 
 Writer = Callable[[Path, Path], Mapping[str, int]]
 """Writes a rendered sample set (its folder) to an empty folder; says how many of what it wrote."""

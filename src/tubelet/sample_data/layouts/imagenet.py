@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from tubelet.errors import TubeletError
 from tubelet.sample_data.layouts.frames import frames_of, write_picture
 from tubelet.sample_data.layouts.labels import NOTHING, largest_object
 from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT
-from tubelet.types import TubeletError
 
 _IDENTITIES = {name: f"n{i:08d}" for i, name in enumerate(CLASSES) if i >= FIRST_OBJECT}
 

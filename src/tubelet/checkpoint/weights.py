@@ -4,17 +4,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tubelet.array_files import open_tensors
-from tubelet.array_files import read_tensors as read_safetensors
-from tubelet.checkpoint import FORMAT as CHECKPOINT_FORMAT
-from tubelet.checkpoint import checkpoints, is_of_model, read_tensors, stored_config
+from tubelet.checkpoint.run import FORMAT as CHECKPOINT_FORMAT
+from tubelet.checkpoint.run import checkpoints, is_of_model, read_tensors, stored_config
+from tubelet.checkpoint.sharded import is_in_parts
+from tubelet.checkpoint.vjepa2 import from_release, from_transformers
+from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, State, is_2_0, read_released, read_torch_file, state_in
 from tubelet.config import ModelConfig, TrainConfig
-from tubelet.hidden import without_hidden
+from tubelet.errors import TubeletError
+from tubelet.io.arrays import open_tensors
+from tubelet.io.arrays import read_tensors as read_safetensors
+from tubelet.io.hidden import without_hidden
 from tubelet.model.lora import merge_adapters
-from tubelet.parts import is_in_parts
-from tubelet.released import TEACHER_KEYS, State, is_2_0, read_released, read_torch_file, state_in
-from tubelet.released_2_0 import from_release, from_transformers
-from tubelet.types import TubeletError
 
 EncoderPart = Literal["teacher", "student"]
 FORMAT = "tubelet-encoder-1"

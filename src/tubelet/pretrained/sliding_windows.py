@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tubelet.data.decode import open_video
-from tubelet.types import DecodeError, TubeletError
+from tubelet.errors import DecodeError, TubeletError
 
 
 def read_windows(

@@ -1,14 +1,14 @@
 """Checkpoints in parts: a folder into which each process of a sharded run writes what it holds.
 
 A header beside the parts, written last, holds the step, the config, and the size of each part; only then does the
-folder get its name. What is in the parts is for `resharding`.
+folder get its name. What is in the parts is for `dcp`.
 """
 
 import shutil
 from pathlib import Path
 
-from tubelet.array_files import open_tensors
-from tubelet.readers import damaged, read_json
+from tubelet.io.arrays import open_tensors
+from tubelet.io.text import damaged, read_json
 
 HEADER = "header.json"
 FILES = "files"

@@ -1,4 +1,4 @@
-"""Files of tensors, arrays and tables: safetensors, .pt, .npz and Parquet, read as strictly as in readers.py.
+"""Files of tensors, arrays and tables: safetensors, .pt, .npz and Parquet, read as strictly as in io/text.py.
 
 Libraries that take long to import are imported by the functions that need them.
 """
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tubelet.readers import COPY_AGAIN, damaged, require_regular
-from tubelet.types import TubeletError, one_line
+from tubelet.errors import TubeletError, one_line
+from tubelet.io.text import COPY_AGAIN, damaged, require_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa

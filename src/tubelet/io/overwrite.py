@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tubelet.array_files import open_tensors
-from tubelet.hidden import is_hidden
-from tubelet.readers import parse_json, read_json, require_regular
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
+from tubelet.io.arrays import open_tensors
+from tubelet.io.hidden import is_hidden
+from tubelet.io.text import parse_json, read_json, require_regular
 
 # What files say of themselves: pages in their head, archives of PyTorch in a comment, ONNX files as their producer.
 PAGE_MARK = '<meta name="generator" content="tubelet">'

@@ -2,7 +2,7 @@
 
 A file may be damaged, truncated, made by something else, or made to harm. Whatever it holds, a reader returns values of
 the types that were asked for, or raises a `TubeletError` of one sentence that names the file, the field, what was
-expected, what was found, and what to do. No other module parses these formats, which a test checks; array_files.py has
+expected, what was found, and what to do. No other module parses these formats, which a test checks; arrays.py has
 those of tensors, arrays and tables.
 """
 
@@ -16,8 +16,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from tubelet.types import TubeletError, one_line
-from tubelet.values import LARGEST_INT, LONE_SURROGATE, MisfitError, fit
+from tubelet.errors import TubeletError, one_line
+from tubelet.validation import LARGEST_INT, LONE_SURROGATE, MisfitError, fit
 
 COPY_AGAIN = "copy it again, or make it anew"
 # Sizes above which a file is refused: far more than any that this package or a benchmark has.
@@ -99,7 +99,7 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
     Args:
         text: the JSON; bytes must be UTF-8.
         where: the file, or the file and line.
-        kind: the type of the value, see `tubelet.values.fit`.
+        kind: the type of the value, see `tubelet.validation.fit`.
         remedy: what to do about a file that cannot be read.
 
     Raises:
@@ -126,7 +126,7 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
 
 
 def check_content(kind: Any, value: Any, where: str | Path, remedy: str = COPY_AGAIN) -> Any:
-    """What a file holds, of the type that is expected of it, see `tubelet.values.fit`.
+    """What a file holds, of the type that is expected of it, see `tubelet.validation.fit`.
 
     Raises:
         TubeletError: names the file, the field, what was expected and what was found.
@@ -194,7 +194,7 @@ def read_json(path: Path, kind: Any = Any, remedy: str = COPY_AGAIN) -> Any:
 
     Args:
         path: the file.
-        kind: the type of the value, see `tubelet.values.fit`.
+        kind: the type of the value, see `tubelet.validation.fit`.
         remedy: what to do about a file that cannot be read.
 
     Raises:

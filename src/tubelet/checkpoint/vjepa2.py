@@ -13,9 +13,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from tubelet.config import ModelConfig, levels_of_depth
-from tubelet.readers import read_json
-from tubelet.released import (
+from tubelet.checkpoint.vjepa2_1 import (
     State,
     count_blocks,
     differences,
@@ -25,8 +23,10 @@ from tubelet.released import (
     strip,
     tokenizer_shape,
 )
-from tubelet.types import TubeletError
-from tubelet.values import MisfitError, fit
+from tubelet.config import ModelConfig, levels_of_depth
+from tubelet.errors import TubeletError
+from tubelet.io.text import read_json
+from tubelet.validation import MisfitError, fit
 
 # Width -> heads and blocks of ViT-L, H and g (arXiv 2506.09985, and its release).
 _FAMILY = {1024: (16, 24), 1280: (16, 32), 1408: (22, 40)}

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
-from tubelet.files import cache_folder
-from tubelet.types import TubeletError, one_line
+from tubelet.errors import TubeletError, one_line
+from tubelet.io.files import cache_folder
 
 RELEASE_URL = "https://dl.fbaipublicfiles.com/vjepa2/"
 RELEASED = {

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubelet.types import Grid, TubeletError
+from tubelet.errors import TubeletError
+from tubelet.grid import Grid
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,14 +15,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tubelet.checkpoint import copy_to_host, header_of, keep_newest, make_room, save_checkpoint, state_tensors
+from tubelet.checkpoint.run import copy_to_host, header_of, keep_newest, make_room, save_checkpoint, state_tensors
 from tubelet.config import TrainConfig
-from tubelet.files import describe_os_error
+from tubelet.errors import TubeletError
+from tubelet.io.files import describe_os_error
 from tubelet.model.lora import adapters_of, save_adapters
 from tubelet.train.parallel import World
 from tubelet.train.sharding import all_finite
 from tubelet.train.state import RunFolder
-from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
 
@@ -43,7 +43,7 @@ class Pending(NamedTuple):
             return None
         if isinstance(error, TubeletError):
             return str(error)
-        from tubelet.resharding import what_failed
+        from tubelet.checkpoint.dcp import what_failed
 
         cause = what_failed(error)
         reason = describe_os_error(cause if isinstance(cause, Exception) else RuntimeError(str(cause)))
@@ -168,7 +168,7 @@ class Saver:
             path = self.run / "checkpoints" / f"step-{step:09d}.safetensors"
             self.pending = Pending(path, self._begin_whole(step) if self.world.is_first else None)
             return
-        from tubelet.resharding import begin_writing
+        from tubelet.checkpoint.dcp import begin_writing
 
         path = self.run / "checkpoints" / f"step-{step:09d}"
         self.world.on_first(partial(self._make_room, path))

@@ -15,14 +15,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tubelet.array_files import read_pt
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, levels_of_depth
-from tubelet.files import replacing
+from tubelet.errors import TubeletError
+from tubelet.io.arrays import read_pt
+from tubelet.io.files import replacing
+from tubelet.io.overwrite import check_output, mark_archive
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import pair_permutation
-from tubelet.outputs import check_output, mark_archive
-from tubelet.types import TubeletError
 from tubelet.vjepa import own_part
 
 Part = Literal["student", "predictor", "teacher"]

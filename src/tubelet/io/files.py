@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tubelet.types import TubeletError
+from tubelet.errors import TubeletError
 
 try:
     import fcntl

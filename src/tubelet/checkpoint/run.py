@@ -1,6 +1,6 @@
 """A run's checkpoints: one safetensors file each, written beside and renamed, with the config in its header.
 
-Those of a sharded run are folders of such files, see `parts`; everything here reads both.
+Those of a sharded run are folders of such files, see `sharded`; everything here reads both.
 
 A file holds `student.*`, `predictor.*`, `teacher.*` and AdamW's moments as `optimizer.*`. Nothing else is needed to
 continue exactly: schedules, data order, crops and masks are functions of the seed and the step.
@@ -19,14 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tubelet.array_files import open_tensors
+from tubelet.checkpoint.sharded import is_in_parts, read_header, remove
+from tubelet.checkpoint.vjepa2_1 import differences, load_exactly, read_released, require_finite
 from tubelet.config import TrainConfig, from_dict, to_dict
-from tubelet.files import describe_os_error, replacing
+from tubelet.errors import TubeletError
+from tubelet.io.arrays import open_tensors
+from tubelet.io.files import describe_os_error, replacing
+from tubelet.io.text import parse_json
 from tubelet.model.lora import merge_adapters
-from tubelet.parts import is_in_parts, read_header, remove
-from tubelet.readers import parse_json
-from tubelet.released import differences, load_exactly, read_released, require_finite
-from tubelet.types import TubeletError
 from tubelet.vjepa import VJEPA
 
 FORMAT = "tubelet-checkpoint-1"
@@ -171,7 +171,7 @@ def load_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collecti
         return name.startswith(_OPTIMIZER) and name.removeprefix(_OPTIMIZER).partition(".")[2] in parameters
 
     if hasattr(next(model.parameters()), "placements"):
-        from tubelet.resharding import read_into, shapes
+        from tubelet.checkpoint.dcp import read_into, shapes
 
         names = [name.removeprefix(_OPTIMIZER) for name in shapes(path) if wanted(name)]
         moments = {name: _room_for(name, parameters, path) for name in names}
@@ -185,7 +185,7 @@ def load_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collecti
 
 def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     """As `load_training_state`, each process reading the parts that it holds alone."""
-    from tubelet.resharding import read_into, shapes
+    from tubelet.checkpoint.dcp import read_into, shapes
 
     header = read_header(path)
     _check_format(path, header)
@@ -228,7 +228,7 @@ def read_tensors(
         TubeletError: if the file is missing, damaged, or no checkpoint of this package.
     """
     if path.is_dir():
-        from tubelet.resharding import read_whole
+        from tubelet.checkpoint.dcp import read_whole
 
         header = read_header(path)
         _check_format(path, header)

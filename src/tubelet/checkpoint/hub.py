@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tubelet.checkpoint.weights import FORMAT
 from tubelet.config import ModelConfig, to_dict
-from tubelet.files import describe_os_error, replacing
-from tubelet.outputs import check_output
-from tubelet.pretrained.weights import FORMAT
-from tubelet.types import TubeletError, visible
+from tubelet.errors import TubeletError, visible
+from tubelet.io.files import describe_os_error, replacing
+from tubelet.io.overwrite import check_output
 
 WEIGHTS_FILE = "model.safetensors"
 _CARD = """---

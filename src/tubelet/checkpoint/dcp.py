@@ -21,10 +21,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from tubelet.files import sync
-from tubelet.hidden import without_hidden
-from tubelet.parts import FILES, HEADER, read_header, remove
-from tubelet.types import TubeletError, one_line
+from tubelet.checkpoint.sharded import FILES, HEADER, read_header, remove
+from tubelet.errors import TubeletError, one_line
+from tubelet.io.files import sync
+from tubelet.io.hidden import without_hidden
 
 
 def begin_writing(

@@ -1,0 +1,1 @@
+"""Every way weights are read or written, one file a format."""

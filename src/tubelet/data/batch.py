@@ -1,0 +1,74 @@
+"""What one optimizer step works on: batches of clips or images, and media files in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tubelet.errors import BadFile
+from tubelet.grid import Mask, Modality
+
+if TYPE_CHECKING:  # processes that only render or read files need not spend seconds on importing torch
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A media file that is in memory.
+
+    Attributes:
+        name: what errors call it.
+        data: its bytes.
+    """
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one modality, and what is hidden of them.
+
+    Attributes:
+        modality: which tokenizer they go through.
+        pixels: (B, 3, T, H, W) uint8, T = 1 for images.
+        masks: the masks drawn for them; the losses are averaged over them.
+        weight: these samples' share of their step's; the weights of a step sum to 1 over all processes.
+    """
+
+    modality: Modality
+    pixels: Tensor
+    masks: list[Mask]
+    weight: float
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, so that copies to a CUDA device overlap with work."""
+        masks = [Mask(m.context.pin_memory(), m.target.pin_memory()) for m in self.masks]
+        return Batch(self.modality, self.pixels.pin_memory(), masks, self.weight)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        masks = [mask.to(device) for mask in self.masks]
+        return Batch(self.modality, self.pixels.to(device, non_blocking=True), masks, self.weight)
+
+
+@dataclass(frozen=True)
+class StepData:
+    """All that one optimiser step works on.
+
+    Attributes:
+        batches: one of each modality, or several where the step is accumulated in parts.
+        bad: files that could not be read while the step was made, and were replaced by others.
+        short_clips: clips whose video was shorter than frames / fps and was read at a higher rate.
+        failure: why the step could not be made, if it could not; `batches` is then empty.
+    """
+
+    batches: list[Batch]
+    bad: list[BadFile]
+    short_clips: int = 0
+    failure: str | None = None
+
+    def pin_memory(self) -> StepData:
+        """The same data in page-locked memory."""
+        return StepData([b.pin_memory() for b in self.batches], self.bad, self.short_clips, self.failure)

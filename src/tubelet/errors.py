@@ -1,0 +1,80 @@
+"""Errors that a person can act on, and text that is safe to show."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be stored: bytes of it that are not UTF-8 become escapes (\\udcff).
+
+    To show a name, use `visible`.
+    """
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Text that names files, safe to show: characters that control a terminal or a page become escapes.
+
+    These are control characters (ESC, line feeds), format characters (right-to-left marks, zero-width spaces), line and
+    paragraph separators, and surrogates, which stand for bytes that are not UTF-8. The result is shown as it is.
+
+    Args:
+        text: any string.
+        keep: characters that are left as they are, such as line feeds in a page.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text
+    )
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that could not be read, and why."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return visible(f"{self.path}: {self.reason}")
+
+
+class TubeletError(Exception):
+    """An error that a person can act on: one sentence that names the file or field, what was expected, what to do.
+
+    What it names may come from a file: line feeds and codes that steer a terminal are shown as escapes.
+
+    Attributes:
+        told: whether the person has been told, by this process or by another one of the same run.
+    """
+
+    told = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message))
+
+
+def one_line(error: Exception) -> str:
+    """What a library's error says, as a part of a sentence; its class where it says nothing."""
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+
+
+class DecodeError(TubeletError):
+    """A media file that cannot be decoded.
+
+    Attributes:
+        path: the file, or the name of a `Blob`.
+        reason: why, without the path.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
+        # Exceptions cross process borders by pickle, which calls the class with its message alone unless told.
+        return (DecodeError, (self.path, self.reason))
