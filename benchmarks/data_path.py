@@ -55,7 +55,7 @@ def train(source: Path, out: Path, options: list[str], skip: int) -> Run:
         sys.exit(process.stdout.read() if process.stdout else "the run failed")
     rows = [loads(line) for line in (out / "metrics.jsonl").open()][skip:]
     seconds = [1 / row["clips_per_s"] for row in rows]  # of a clip; all steps have as many
-    waited = sum(second * row["data_wait_share"] for second, row in zip(seconds, rows, strict=True))
+    waited = sum(second * row["data_wait_fraction"] for second, row in zip(seconds, rows, strict=True))
     return Run(waited / sum(seconds), 1 / statistics.median(seconds), peak / 1e9)
 
 

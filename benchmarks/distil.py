@@ -32,9 +32,9 @@ from tubelet.config import ModelConfig, TrainConfig
 from tubelet.errors import TubeletError
 from tubelet.evaluate.suite.run import MAX_TRAIN_CLIPS, MAX_VAL_CLIPS
 from tubelet.model.encoder import Encoder, random_encoder
-from tubelet.train.initial import distilled_sizes
+from tubelet.train.initialization import distillation_config
 from tubelet.train.loop import train
-from tubelet.train.state import write_atomically
+from tubelet.train.run_directory import write_atomically
 
 WAYS = {
     "random": "half the width, random weights",
@@ -61,7 +61,7 @@ def settings(way: str, teacher: str, data: Path, steps: int | None, seed: int) -
         return run
     return replace(
         run,
-        model=distilled_sizes(small, large.config),
+        model=distillation_config(small, large.config),
         optim=replace(run.optim, context_warmup=(0.0, 0.0)),
         distil_from=teacher,
     )

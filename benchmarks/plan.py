@@ -37,13 +37,13 @@ from tubelet.data.batch import Batch, StepData
 from tubelet.data.division import samples_per_step
 from tubelet.data.sources import MediaList
 from tubelet.grid import Mask, Modality
-from tubelet.train.compilation import prepare
+from tubelet.planner.run_plan import CPU, mean_mask_lengths, plan_run, token_grid
+from tubelet.planner.storage_log import storage_log
+from tubelet.train.compilation import prepare_model
+from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
-from tubelet.train.parallel import World
-from tubelet.train.plan import CPU, make_plan, mask_lengths, token_grid
-from tubelet.train.sharding import place
+from tubelet.train.sharding import to_device_or_shard
 from tubelet.train.step import train_step
-from tubelet.train.tracing import logged
 from tubelet.vjepa import VJEPA
 
 CASES: tuple[tuple[str, int, int, int, Precision, tuple[tuple[int, Parallel], ...]], ...] = (
@@ -67,17 +67,17 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def real_run(config: TrainConfig, parallel: Parallel, world: World) -> tuple[VJEPA, AdamW, StepData]:
+def real_run(config: TrainConfig, parallel: Parallel, ctx: DistContext) -> tuple[VJEPA, AdamW, StepData]:
     """A run under way: random pixels, with masks as long as the plan takes them to be."""
     counts = samples_per_step(config, MediaList(["video"], ["image"]))
     model = VJEPA(config.model)
-    prepare(model, config, CPU, sharded=parallel != "ddp")
-    place(model, parallel, config, world)
+    prepare_model(model, config, CPU, sharded=parallel != "ddp")
+    to_device_or_shard(model, parallel, config, ctx)
     optimizer = build_optimizer(model, config.optim)
     batches = []
-    for modality, lengths in mask_lengths(config, counts).items():
+    for modality, lengths in mean_mask_lengths(config, counts).items():
         frames, size = 1 if modality is Modality.IMAGE else config.data.frames, config.data.image_size
-        count, tokens = counts[modality] // world.size, token_grid(config, modality).tokens
+        count, tokens = counts[modality] // ctx.world_size, token_grid(config, modality).tokens
         masks = [Mask(*(_some(tokens, length, count) for length in pair)) for pair in lengths]
         pixels = torch.randint(0, 256, (count, 3, frames, size, size), dtype=torch.uint8)
         batches.append(Batch(modality, pixels, masks, count / config.batch_size))
@@ -91,26 +91,26 @@ def _some(tokens: int, length: int, count: int) -> torch.Tensor:
 def measure(config: TrainConfig, parallel: Parallel, rank: int, size: int, store: str, answer: Connection) -> None:
     """One process: sends its bytes at the fullest moment of the last of `STEPS` steps, and those of its tensors."""
     torch.set_num_threads(1)
-    world = World(CPU, rank, size)
+    ctx = DistContext(CPU, rank, size)
     if size > 1:
         dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
     # Whatever is loaded and set up at first use, and is no part of a run's size.
     small = replace(config, model=model_preset("vit-pico"), data=replace(config.data, image_size=64))
-    train_step(*real_run(small, parallel, beginner := World(CPU, rank, size)), small, 0, beginner)
+    train_step(*real_run(small, parallel, beginner := DistContext(CPU, rank, size)), small, 0, beginner)
     gc.collect()
     before = resident("VmRSS")
-    run = real_run(config, parallel, world)
+    run = real_run(config, parallel, ctx)
     for _ in range(STEPS):
         gc.collect()
         reset_peak()
-        train_step(*run, config, config.steps - 1, world)
+        train_step(*run, config, config.steps - 1, ctx)
     taken = resident("VmHWM") - before
     model, optimizer, data = run
     moments = (value for state in optimizer.state.values() for value in state.values())
-    with logged() as watch:
+    with storage_log() as watch:
         watch.name([*model.parameters(), *moments, *(batch.pixels for batch in data.batches)], "there before")
-        train_step(*run, config, config.steps - 1, world)
-    answer.send((taken, watch.log.held(watch.log.peak()).total()))
+        train_step(*run, config, config.steps - 1, ctx)
+    answer.send((taken, watch.log.live_bytes(watch.log.peak()).total()))
     if size > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -169,7 +169,7 @@ def main(only: str = "", processes: int | None = None, json: bool = False) -> No
                 compile=False,
                 parallel=parallel,
             )
-            planned = make_plan(config, PlanConfig(devices=size, device_kind="cpu")).step.total
+            planned = plan_run(config, PlanConfig(devices=size, device_kind="cpu")).step.total
             taken, tensors = (max(each) for each in zip(*measured(config, parallel, size), strict=True))
             rows.append(
                 (name, precision, size, parallel, planned / 1e6, taken / 1e6, planned / taken, planned / tensors)

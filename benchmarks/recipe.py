@@ -47,7 +47,7 @@ from tubelet.errors import TubeletError
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.sample_data.truth import read_description
 from tubelet.train.loop import train
-from tubelet.train.state import RunFolder, write_atomically
+from tubelet.train.run_directory import RunDirectory, write_atomically
 from tubelet.train.step import backpropagate
 from tubelet.vjepa import VJEPA
 
@@ -217,7 +217,7 @@ class Run:
             TubeletError: if it was begun with other settings.
         """
         if VARIANTS[self.name].trained:
-            changed = RunFolder(self.folder, self.config(), resume=True).changed
+            changed = RunDirectory(self.folder, self.config(), resume=True).changed
             if changed:
                 raise TubeletError(
                     f"{self.folder}: this run was begun with other settings ({'; '.join(changed)}); "
@@ -283,7 +283,7 @@ def training_figures(run: Run) -> dict[str, float]:
     config, rows = run.config(), rows_of(run)
     seconds = [config.batch_size / row["clips_per_s"] for row in rows]
     return {
-        "GFLOP/step": step_operations(config) / 1e9,
+        "GFLOP/step": step_flops(config) / 1e9,
         "s/step": statistics.median(seconds),
         "samples/s": config.batch_size / statistics.median(seconds),
         "hours": sum(seconds) / 3600,
@@ -291,7 +291,7 @@ def training_figures(run: Run) -> dict[str, float]:
     }
 
 
-def step_operations(config: TrainConfig) -> float:
+def step_flops(config: TrainConfig) -> float:
     """Floating-point operations of the matrix products of the first step, attention's included; none is computed."""
     nowhere = torch.device("meta")
     batches = StepDataset(config, list_media(config.data.sources))[0].batches

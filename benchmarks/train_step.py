@@ -32,9 +32,9 @@ from tubelet.data.clips import normalise
 from tubelet.data.masks import sample_mask
 from tubelet.device import pick_device, training_dtype
 from tubelet.grid import Modality
-from tubelet.train.compilation import prepare
+from tubelet.train.compilation import prepare_model
+from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
-from tubelet.train.parallel import World
 from tubelet.train.step import autocast, backpropagate, train_step
 from tubelet.vjepa import VJEPA
 
@@ -82,13 +82,13 @@ def package_side(config: TrainConfig, device: torch.device) -> tuple[Callable[[B
     """The package's training step, and the split that it fills."""
     model = VJEPA(config.model).to(device)
     optimizer = build_optimizer(model, config.optim)
-    prepare(model, config, device)
+    prepare_model(model, config, device)
     watch = Stopwatch(model, optimizer, device)
 
     def step(batch: Batch) -> None:
         watch.seconds.clear()
         watch.mark = time.perf_counter()
-        train_step(model, optimizer, StepData([batch], []), config, LATE_STEP, World(device))
+        train_step(model, optimizer, StepData([batch], []), config, LATE_STEP, DistContext(device))
         watch.lap("optimiser")
 
     return step, watch.seconds

@@ -165,7 +165,7 @@ def open_console(stderr: bool = False) -> Console:
     return _Console(file=cast(TextIO, output), stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
-def lost_output(console: Console) -> str | None:
+def output_error(console: Console) -> str | None:
     """Why a console could not print something, if so."""
     error = getattr(console.file, "first_error", None)
     return None if error is None else one_line(error)
@@ -237,7 +237,7 @@ def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None
         yield move
 
 
-def say(console: Console, text: str, style: str = "") -> None:
+def print_wrapped(console: Console, text: str, style: str = "") -> None:
     """Print a sentence: on a terminal broken between words alone, so that a path stays whole; elsewhere a line."""
     text = visible(text)
     if console.is_terminal:
@@ -245,6 +245,6 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-def say_bad(console: Console, file: BadFile) -> None:
+def report_bad_file(console: Console, file: BadFile) -> None:
     """A line on a file that cannot be read."""
-    say(console, f"bad file {file}", "yellow")
+    print_wrapped(console, f"bad file {file}", "yellow")

@@ -59,7 +59,7 @@ def read_launch() -> Launch | None:
     return None if size == 1 else Launch(rank, size, values.get("LOCAL_RANK", 0), values.get("LOCAL_WORLD_SIZE", size))
 
 
-def is_first_on_machine() -> bool:
+def is_local_rank0() -> bool:
     """Whether this process is the one that acts for its machine; also where a launcher's variables make no sense."""
     try:
         launch = read_launch()

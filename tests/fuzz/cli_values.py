@@ -63,7 +63,7 @@ BASES = {
 # Where a command leaves its options behind and begins to work.
 WORK = (
     "tubelet.train.loop.train",
-    "tubelet.train.plan.make_plan",
+    "tubelet.planner.run_plan.plan_run",
     "tubelet.sample_data.write_sample_data",
     "tubelet.data.make_shards.write_shards",
     "tubelet.evaluate.suite.run.evaluate_model",

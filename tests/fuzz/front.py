@@ -36,9 +36,9 @@ from tubelet.model.lora import apply_adapters
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.convert import _metrics
 from tubelet.sample_data.truth import read_index, read_truth
-from tubelet.train.guards import Guards, Past
-from tubelet.train.monitor import CollapseWatch
-from tubelet.train.state import RunFolder, read_config, read_metrics
+from tubelet.train.anomaly_guard import AnomalyGuard, LossHistory
+from tubelet.train.collapse import CollapseDetector
+from tubelet.train.run_directory import RunDirectory, read_config, read_metrics
 from tubelet.view.report import _benchmark, _thinned
 
 SEEDS_FOLDER: list[Path] = []  # of the healthy inputs
@@ -191,11 +191,11 @@ def _json_lines(path: Path, _: int) -> None:
         if path.stem not in (name, "rows"):
             (path.parent / f"{name}.jsonl").write_text("")
     config = TrainConfig(data=DataConfig(sources=("films",)))
-    run, past, watch = RunFolder(path.parent, config, resume=True), Past(), CollapseWatch(8)
+    run, past, watch = RunDirectory(path.parent, config, resume=True), LossHistory(), CollapseDetector(8)
     rows = [row for row, _ in read_metrics(path.parent)]
     run.begin(10**6, lambda row: (past.add(row), watch.observe(row)))
-    Guards(config, run, lambda said: None).restore(past, run.alarms)
-    Guards(config, run, lambda said: None).left_out()
+    AnomalyGuard(config, run, lambda said: None).restore(past, run.alarms)
+    AnomalyGuard(config, run, lambda said: None).left_out()
     sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))
     if rows:
         _thinned(rows, "lr")

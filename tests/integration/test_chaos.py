@@ -23,7 +23,7 @@ from tubelet.checkpoint.run import checkpoints, read_tensors
 from tubelet.config import TrainConfig, from_dict
 from tubelet.data.loader import mixes, samples_per_step
 from tubelet.data.sources import list_media
-from tubelet.train.state import read_config
+from tubelet.train.run_directory import read_config
 
 SECONDS = float(os.environ.get("TUBELET_CHAOS_SECONDS", "0"))
 FIRST_STEPS = int(40 + 2 * SECONDS)  # more, if the run ends before the kills do

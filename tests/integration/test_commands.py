@@ -64,7 +64,7 @@ def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_
     assert resumed.returncode == 0, resumed.stderr
     assert f"continuing after step {stopped}" in resumed.stdout
     assert [row["step"] for row in rows(out)] == list(range(1, stopped + 3))
-    promised = {"step", "loss", "prediction_loss", "context_loss", "lr", "clips_per_s", "data_wait_share"}
+    promised = {"step", "loss", "prediction_loss", "context_loss", "lr", "clips_per_s", "data_wait_fraction"}
     assert promised <= rows(out)[0].keys()
     model, config = load_vjepa(out)
     assert model.config.patch_size == 8

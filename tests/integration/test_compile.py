@@ -15,7 +15,7 @@ from tubelet.config import DataConfig, TrainConfig, vit_pico
 from tubelet.grid import Grid
 from tubelet.model.layers import Block
 from tubelet.model.rope import rotary_table
-from tubelet.train.compilation import is_worth_compiling, remove_unfinished
+from tubelet.train.compilation import is_worth_compiling, remove_incomplete_libraries
 from tubelet.train.loop import train
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.vjepa import VJEPA
@@ -97,5 +97,5 @@ def test_an_empty_library_that_a_killed_compiler_left_is_removed(tmp_path):
     for path in (left, fresh):
         path.touch()
     os.utime(left, (0, 0))
-    remove_unfinished(tmp_path)
+    remove_incomplete_libraries(tmp_path)
     assert sorted(path.stem for path in tmp_path.glob("*.so")) == ["fresh", "whole"]

@@ -34,7 +34,7 @@ from tubelet.embed.table import FeatureTable, parts
 from tubelet.errors import TubeletError
 from tubelet.io.files import directory_lock
 from tubelet.pretrained.backbone import load
-from tubelet.train.state import read_config
+from tubelet.train.run_directory import read_config
 
 SMALL = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=4, workers=0)
 

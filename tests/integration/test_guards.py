@@ -27,7 +27,7 @@ from tubelet.data.decode import read_clips
 from tubelet.data.loader import StepDataset
 from tubelet.data.pool import Pool
 from tubelet.errors import TubeletError
-from tubelet.train import loop, monitor
+from tubelet.train import collapse, loop
 from tubelet.train import step as step_module
 
 
@@ -69,7 +69,7 @@ def test_processes_look_at_the_same_features_as_one_does(media, watched, tmp_pat
 
 
 def test_alarms_are_kept_once_over_a_resumption(media, tmp_path, monkeypatch):
-    monkeypatch.setattr(monitor, "LEAST_STD", 1e6)  # whatever a figure is, it is low
+    monkeypatch.setattr(collapse, "MIN_CHANNEL_STD", 1e6)  # whatever a figure is, it is low
     config, run = tiny_config(media, steps=8, monitor_every=1, checkpoint_every=4), tmp_path / "run"
     train_quietly(config, run)
     before = alarms(run)
@@ -82,13 +82,13 @@ def test_alarms_are_kept_once_over_a_resumption(media, tmp_path, monkeypatch):
 
 def poison(monkeypatch, *steps):
     """Let the loss of some steps (counted from 1) be not a number, and so its gradient."""
-    real = step_module.scheduled
+    real = step_module.schedule_values
 
-    def scheduled(config, step):
+    def schedule_values(config, step):
         values = real(config, step)
         return values | {"context_weight": math.nan} if step + 1 in steps else values
 
-    monkeypatch.setattr(step_module, "scheduled", scheduled)
+    monkeypatch.setattr(step_module, "schedule_values", schedule_values)
 
 
 def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(media, tmp_path, monkeypatch):
@@ -151,8 +151,8 @@ def spiking(monkeypatch, *batches):
     """Let the loss be ten times as high whenever the data of some batches (counted from 1) are used."""
     real = step_module.train_step
 
-    def train_step(model, optimizer, data, config, step, world):
-        metrics = real(model, optimizer, data, config, step, world)
+    def train_step(model, optimizer, data, config, step, ctx):
+        metrics = real(model, optimizer, data, config, step, ctx)
         used.append(data.number)
         return metrics | ({"loss": metrics["loss"] * 10} if data.number in batches else {})
 
@@ -336,7 +336,7 @@ def test_time_that_a_checkpoint_takes_is_not_said_to_be_spent_waiting_for_data(m
     train_quietly(tiny_config(media, steps=6), tmp_path / "run")
     after = rows(tmp_path / "run")[5]
     assert after["clips_per_s"] < 2
-    assert after["data_wait_share"] < 0.5
+    assert after["data_wait_fraction"] < 0.5
 
 
 def test_a_run_that_is_stopped_before_its_first_step_does_not_name_a_checkpoint(media, tmp_path, monkeypatch):
@@ -432,7 +432,7 @@ def test_a_run_that_skipped_most_of_its_steps_fails_and_keeps_its_checkpoint(med
 
 
 def test_skipped_steps_stop_a_run_where_they_are_many_and_never_in_a_row(media, tmp_path, monkeypatch):
-    monkeypatch.setattr("tubelet.train.guards.SKIPPED_OF", 6)
+    monkeypatch.setattr("tubelet.train.anomaly_guard.SKIP_WINDOW", 6)
     poison(monkeypatch, *(step for step in range(5, 99) if step % 3))
     with pytest.raises(TubeletError, match=r"^4 of the last 6 steps .*, and the run stops after step 10; the last"):
         train_quietly(tiny_config(media), tmp_path / "run")

@@ -19,7 +19,7 @@ from tubelet.errors import TubeletError
 from tubelet.model.lora import apply_adapters
 from tubelet.pretrained.backbone import load
 from tubelet.train import checkpointer as saving
-from tubelet.train.initial import continued_sizes, initial_model, initial_moments
+from tubelet.train.initialization import config_from_checkpoint, init_model, init_moments
 from tubelet.train.optim import build_optimizer
 
 
@@ -35,7 +35,7 @@ def same(a, b):
 
 
 def test_a_run_begins_with_the_weights_that_it_is_given(media, first_run, tmp_path):
-    model, origin = initial_model(tiny_config(media, init_from=str(first_run)), resumed=False)
+    model, origin = init_model(tiny_config(media, init_from=str(first_run)), resumed=False)
     assert same(model, load_vjepa(first_run)[0])
     assert origin == (checkpoints(first_run)[-1], ("student", "predictor"))
     train_quietly(tiny_config(media, init_from=str(first_run)), tmp_path / "run")
@@ -46,9 +46,9 @@ def test_a_run_begins_with_the_moments_of_what_it_takes_over(media, first_run):
     config = tiny_config(media, init_from=str(first_run))
     stored = read_tensors(checkpoints(first_run)[-1])[0]
     for parts in (("student", "predictor"), ("student",)):
-        model, origin = initial_model(config, resumed=False)
+        model, origin = init_model(config, resumed=False)
         optimizer = build_optimizer(model, config.optim)
-        assert initial_moments(origin._replace(parts=parts), model, optimizer).count("moments included") == 1
+        assert init_moments(origin._replace(parts=parts), model, optimizer).count("moments included") == 1
         taken = {name: optimizer.state[value] for name, value in model.named_parameters() if value in optimizer.state}
         assert {name.partition(".")[0] for name in taken} == set(parts)
         for name, state in taken.items():
@@ -60,10 +60,10 @@ def test_a_run_begins_with_the_moments_of_what_it_takes_over(media, first_run):
 def test_weights_and_moments_are_of_one_checkpoint_though_the_run_that_they_are_of_goes_on(media, first_run, tmp_path):
     shutil.copytree(first_run, tmp_path / "first")
     config = tiny_config(media, init_from=str(tmp_path / "first"))
-    model, origin = initial_model(config, resumed=False)
+    model, origin = init_model(config, resumed=False)
     train_quietly(tiny_config(media, steps=25), tmp_path / "first", resume=True)
     optimizer = build_optimizer(model, config.optim)
-    initial_moments(origin, model, optimizer)
+    init_moments(origin, model, optimizer)
     assert {int(state["step"]) for state in optimizer.state.values()} == {20}
 
 
@@ -71,9 +71,9 @@ def test_a_run_that_begins_with_adapters_has_moments_of_its_own(media, first_run
     adapted = tmp_path / "adapted"
     train_quietly(tiny_config(media, init_from=str(first_run), lora_rank=2, steps=5), adapted)
     config = tiny_config(media, init_from=str(adapted))
-    model, origin = initial_model(config, resumed=False)
+    model, origin = init_model(config, resumed=False)
     optimizer = build_optimizer(model, config.optim)
-    assert initial_moments(origin, model, optimizer).endswith(", the predictor's moments of AdamW included")
+    assert init_moments(origin, model, optimizer).endswith(", the predictor's moments of AdamW included")
     names = {name.partition(".")[0] for name, value in model.named_parameters() if value in optimizer.state}
     assert names == {"predictor"}
 
@@ -91,12 +91,12 @@ def test_a_released_checkpoint_is_continued(name, anew, media, monkeypatch):
     # These are narrower than any member of the family, whose widths tell how many heads they have.
     monkeypatch.setattr("tubelet.checkpoint.run.read_released", partial(read_released, heads=2, predictor_heads=2))
     file = next((Path(__file__).parents[1] / "numerics" / name).glob("*.pt"))
-    config = dataclasses.replace(tiny_config(media, init_from=str(file)), model=continued_sizes(str(file)))
-    model, origin = initial_model(config, resumed=False)
+    config = dataclasses.replace(tiny_config(media, init_from=str(file)), model=config_from_checkpoint(str(file)))
+    model, origin = init_model(config, resumed=False)
     source = load_vjepa(file)[0]
     assert same(model.student, source.student)
     assert same(model.teacher, source.teacher)
-    said = initial_moments(origin, model, build_optimizer(model, config.optim))
+    said = init_moments(origin, model, build_optimizer(model, config.optim))
     assert "AdamW's moments anew" in said
     assert ("the predictor starts anew" in said) is anew
     assert model.config.prediction_width == model.config.num_output_levels * model.config.width
@@ -107,10 +107,10 @@ def test_an_encoder_alone_is_continued_with_a_new_predictor(name, media, first_r
     encoder = load(first_run, device="cpu", dtype=torch.float32)
     encoder.save_pretrained(tmp_path / "encoder")
     file = tmp_path / "encoder" if name == "encoder" else next((tmp_path / "encoder").glob("*.safetensors"))
-    config = dataclasses.replace(tiny_config(media, init_from=str(file)), model=continued_sizes(str(file)))
-    model, origin = initial_model(config, resumed=False)
+    config = dataclasses.replace(tiny_config(media, init_from=str(file)), model=config_from_checkpoint(str(file)))
+    model, origin = init_model(config, resumed=False)
     assert same(model.student, encoder) and same(model.teacher, encoder)
-    said = initial_moments(origin, model, build_optimizer(model, config.optim))
+    said = init_moments(origin, model, build_optimizer(model, config.optim))
     assert said.endswith("AdamW's moments anew; the predictor starts anew, since there is none in it")
     assert checkpoints(train_quietly(dataclasses.replace(config, steps=1), tmp_path / "run").parents[1])
 
@@ -121,8 +121,8 @@ def test_a_released_name_is_continued_from_its_file(media, tmp_path, monkeypatch
     name, here = "vjepa2.1-vitg16-384", tmp_path / "tubelet" / "released"
     here.mkdir(parents=True)
     shutil.copy(next((Path(__file__).parents[1] / "numerics" / "teacher_vit").glob("*.pt")), here / RELEASED[name])
-    config = dataclasses.replace(tiny_config(media, init_from=name), model=continued_sizes(name))
-    model, origin = initial_model(config, resumed=False)
+    config = dataclasses.replace(tiny_config(media, init_from=name), model=config_from_checkpoint(name))
+    model, origin = init_model(config, resumed=False)
     assert same(model.teacher, load_vjepa(here / RELEASED[name])[0].teacher)
     assert origin.path == here / RELEASED[name]
 

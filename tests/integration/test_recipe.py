@@ -14,7 +14,7 @@ from tests.helpers.training import rows
 from tubelet.checkpoint.run import load_vjepa
 from tubelet.errors import TubeletError
 from tubelet.model.encoder import random_encoder
-from tubelet.train.initial import initial_model
+from tubelet.train.initialization import init_model
 
 TRAINED_VARIANTS = [name for name, variant in VARIANTS.items() if variant.trained]
 
@@ -67,7 +67,7 @@ def test_the_random_variant_is_what_the_student_starts_from(sample_set, tmp_path
     for name in TRAINED_VARIANTS:
         config = Run(name, 3, 2, SIZES["toy"], sample_set, tmp_path).config()
         torch.manual_seed(config.seed)
-        student = initial_model(config, resumed=False)[0].student.state_dict()
+        student = init_model(config, resumed=False)[0].student.state_dict()
         for key, weight in random_encoder(config.model, 3).state_dict().items():
             assert torch.equal(weight, student[key]), (name, key)
 

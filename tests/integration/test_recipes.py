@@ -16,10 +16,10 @@ from tubelet.config import OptimConfig, recipes, vit_gigantic, vit_l
 from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import load
 from tubelet.pretrained.convert import convert
-from tubelet.train.initial import continued_sizes, distilled_sizes
+from tubelet.train.initialization import config_from_checkpoint, distillation_config
 from tubelet.train.loop import train
-from tubelet.train.state import read_config
-from tubelet.train.step import scheduled
+from tubelet.train.run_directory import read_config
+from tubelet.train.step import schedule_values
 
 STEPS = 20
 
@@ -40,7 +40,7 @@ def test_presets_carry_the_published_values():
     pre, cool = recipes.pretrain(), recipes.cooldown()
     assert (pre.steps, pre.data.frames, pre.data.image_size, pre.optim) == (300_000, 16, 256, OptimConfig())
     assert (cool.steps, cool.data.frames, cool.data.image_size) == (12_000, 64, 256)
-    first, middle, last = (scheduled(cool, step) for step in (0, 5_999, 11_999))
+    first, middle, last = (schedule_values(cool, step) for step in (0, 5_999, 11_999))
     assert first["lr"] == pytest.approx(6e-4, rel=1e-3)
     assert middle["lr"] == pytest.approx((6e-4 + 1e-6) / 2)
     assert last["lr"] == pytest.approx(1e-6)
@@ -66,7 +66,7 @@ def distilled(media, pretrained, tmp_path_factory):
     """A student of half the width, distilled from `pretrained`, stopped half-way and continued."""
     run = tmp_path_factory.mktemp("runs") / "distilled"
     small = dataclasses.replace(tiny_config(media).model, width=12)
-    sizes = distilled_sizes(small, load_vjepa(pretrained)[0].config)
+    sizes = distillation_config(small, load_vjepa(pretrained)[0].config)
     config = tiny(media, recipes.distil(), distil_from=str(pretrained), model=sizes)
     train_quietly(dataclasses.replace(config, steps=10), run)
     train_quietly(config, run, resume=True)
@@ -76,7 +76,7 @@ def distilled(media, pretrained, tmp_path_factory):
 def test_a_run_says_that_the_model_it_follows_has_changed(media, pretrained, tmp_path, capsys):
     teacher = tmp_path / "teacher"
     shutil.copytree(pretrained, teacher)
-    sizes = distilled_sizes(dataclasses.replace(tiny_config(media).model, width=12), load_vjepa(teacher)[0].config)
+    sizes = distillation_config(dataclasses.replace(tiny_config(media).model, width=12), load_vjepa(teacher)[0].config)
     config = tiny(media, recipes.distil(), distil_from=str(teacher), model=sizes)
     train(dataclasses.replace(config, steps=2), tmp_path / "run", console=Console(width=500))
     longer = dataclasses.replace(read_config(teacher), steps=read_config(teacher).steps + 1)
@@ -100,10 +100,10 @@ def test_a_distilled_run_holds_the_students_average_and_not_the_frozen_model(dis
 
 
 def test_a_student_has_the_predictor_of_the_distilled_releases_and_its_own_again_when_it_goes_on_alone(distilled):
-    sizes = distilled_sizes(vit_l(), vit_gigantic())
+    sizes = distillation_config(vit_l(), vit_gigantic())
     predictor = sizes.predictor
     assert (predictor.depth, predictor.output_width, predictor.rescale_rope) == (12, 1664, False)
-    again = continued_sizes(str(distilled))
+    again = config_from_checkpoint(str(distilled))
     assert again.prediction_width == again.num_output_levels * again.width and again.predictor.rescale_rope
 
 
@@ -117,7 +117,7 @@ def test_a_distilled_run_converts_to_the_released_key(distilled, tmp_path):
 
 def test_a_student_with_another_grid_is_refused(media, pretrained, tmp_path):
     student = dataclasses.replace(tiny_config(media).model, patch_size=16)
-    sizes = distilled_sizes(student, load_vjepa(pretrained)[0].config)
+    sizes = distillation_config(student, load_vjepa(pretrained)[0].config)
     config = tiny(media, recipes.distil(), distil_from=str(pretrained), model=sizes)
     with pytest.raises(TubeletError, match="--patch-size 8"):
         train_quietly(config, tmp_path / "run")

@@ -76,10 +76,10 @@ def test_a_run_that_fails_waits_for_the_checkpoint_that_is_being_written(media, 
     hooks[2] = lambda: time.sleep(1)
     real = loop.train_step
 
-    def failing(model, optimizer, data, config, step, world):
+    def failing(model, optimizer, data, config, step, ctx):
         if step == 4:
             raise TubeletError("the step fails")
-        return real(model, optimizer, data, config, step, world)
+        return real(model, optimizer, data, config, step, ctx)
 
     monkeypatch.setattr(loop, "train_step", failing)
     with pytest.raises(TubeletError, match="the step fails"):
@@ -100,11 +100,11 @@ def test_a_failed_write_or_copy_is_reported_at_the_next_step_and_the_run_goes_on
     hooks[2] = fail  # of step 4
     real_step, real_copy, copies = loop.train_step, saving.copy_to_host, []
 
-    def after_the_failure(model, optimizer, data, config, step, world):
+    def after_the_failure(model, optimizer, data, config, step, ctx):
         if step == 4:
             assert ended.wait(60)
             time.sleep(0.3)
-        return real_step(model, optimizer, data, config, step, world)
+        return real_step(model, optimizer, data, config, step, ctx)
 
     def without_room(state):
         copies.append(1)

@@ -23,7 +23,7 @@ from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.export import _difference
 from tubelet.train.optim import build_optimizer
-from tubelet.train.state import RunFolder
+from tubelet.train.run_directory import RunDirectory
 from tubelet.vjepa import VJEPA
 
 SIZES = ModelConfig(
@@ -68,7 +68,7 @@ def diverged(encoder, images, tmp_path_factory):
     optimizer = build_optimizer(model, config.optim)
     for part in (model.student, model.teacher):
         part.state_dict()[TENSOR][0, :3] = math.nan
-    RunFolder(folder / "run", config, resume=False).begin(0, lambda row: None)
+    RunDirectory(folder / "run", config, resume=False).begin(0, lambda row: None)
     save_checkpoint(folder / "run", 1, state_tensors(model, optimizer), config, keep=1)
     damaged(encoder, folder / "model.safetensors", lambda x: x.view(-1)[:3].fill_(math.nan))
     return folder

@@ -10,9 +10,9 @@ from tubelet.data.masks import sample_mask
 from tubelet.errors import TubeletError
 from tubelet.grid import Modality
 from tubelet.train import float8
-from tubelet.train.compilation import prepare
+from tubelet.train.compilation import prepare_model
+from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
-from tubelet.train.parallel import World
 from tubelet.train.step import train_step
 from tubelet.vjepa import VJEPA
 
@@ -26,7 +26,7 @@ def losses(model, config, steps=3):
     masks = [sample_mask(spec, grid, 3, rng) for spec in config.masks.video]
     data = StepData([Batch(Modality.VIDEO, pixels, masks, 1.0)], [])
     optimizer = build_optimizer(model, config.optim)
-    return [train_step(model, optimizer, data, config, step, World(CPU))["loss"].item() for step in range(steps)]
+    return [train_step(model, optimizer, data, config, step, DistContext(CPU))["loss"].item() for step in range(steps)]
 
 
 def test_a_device_without_float8_units_is_refused():
@@ -34,7 +34,7 @@ def test_a_device_without_float8_units_is_refused():
     with pytest.raises(
         TubeletError, match=r"precision is fp8, which needs a CUDA device .* this run is on cpu: use bf16"
     ):
-        prepare(VJEPA(config.model), config, CPU)
+        prepare_model(VJEPA(config.model), config, CPU)
 
 
 def test_without_torchao_it_is_said_what_to_install(monkeypatch):

@@ -12,10 +12,10 @@ from tubelet.data.batch import Batch, StepData
 from tubelet.data.masks import sample_mask
 from tubelet.errors import TubeletError
 from tubelet.grid import Modality
-from tubelet.train.compilation import prepare
+from tubelet.train.compilation import prepare_model
+from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
-from tubelet.train.parallel import World
-from tubelet.train.sharding import parallel_for, pick_parallel, place, training_bytes
+from tubelet.train.sharding import choose_parallel, pick_parallel, to_device_or_shard, training_bytes
 from tubelet.train.step import train_step
 from tubelet.vjepa import VJEPA
 
@@ -34,18 +34,18 @@ SIZES = ModelConfig(
 def group():
     """This process as the only one of a group: what sharding adds is there, but for the neighbours."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield World(CPU)
+    yield DistContext(CPU)
     dist.destroy_process_group()
 
 
-def losses(world, parallel, **changes):
+def losses(ctx, parallel, **changes):
     """Losses of three steps of a video and an image each."""
     config = TrainConfig(model=SIZES, **({"precision": "fp32", "compile": False} | changes))
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    model, world = VJEPA(SIZES), World(world.device)
-    prepare(model, config, CPU, sharded=parallel != "ddp")
-    place(model, parallel, config, world)
+    model, ctx = VJEPA(SIZES), DistContext(ctx.device)
+    prepare_model(model, config, CPU, sharded=parallel != "ddp")
+    to_device_or_shard(model, parallel, config, ctx)
     optimizer = build_optimizer(model, config.optim)
     batches = []
     for modality, frames in ((Modality.VIDEO, 4), (Modality.IMAGE, 1)):
@@ -54,7 +54,7 @@ def losses(world, parallel, **changes):
         masks = [sample_mask(spec, grid, 2, rng) for spec in config.masks.video]
         batches.append(Batch(modality, pixels, masks, 0.5))
     data = StepData(batches, [])
-    return [train_step(model, optimizer, data, config, 200_000 + i, world)["loss"].item() for i in range(3)]
+    return [train_step(model, optimizer, data, config, 200_000 + i, ctx)["loss"].item() for i in range(3)]
 
 
 @pytest.mark.slow
@@ -78,10 +78,10 @@ def test_bf16_shards_have_nearly_the_losses_of_a_whole_bf16_model(group):
 
 def test_a_model_is_sharded_where_it_does_not_fit():
     large = 50 * 2**30
-    assert parallel_for(10 * 2**30, 80 * 2**30, 16, 8) == "ddp"
-    assert parallel_for(large, 80 * 2**30, 16, 8) == "hsdp"
-    assert parallel_for(large, 80 * 2**30, 8, 8) == "fsdp"
-    assert parallel_for(large, 8 * 2**30, 64, 8) == "fsdp"
+    assert choose_parallel(10 * 2**30, 80 * 2**30, 16, 8) == "ddp"
+    assert choose_parallel(large, 80 * 2**30, 16, 8) == "hsdp"
+    assert choose_parallel(large, 80 * 2**30, 8, 8) == "fsdp"
+    assert choose_parallel(large, 8 * 2**30, 64, 8) == "fsdp"
     model = VJEPA(SIZES)
     trained = sum(p.numel() for part in (model.student, model.predictor) for p in part.parameters())
     assert training_bytes(model) == 16 * trained + 4 * sum(p.numel() for p in model.teacher.parameters())
@@ -89,11 +89,11 @@ def test_a_model_is_sharded_where_it_does_not_fit():
 
 def test_what_cannot_be_sharded_is_refused():
     model, config = VJEPA(SIZES), TrainConfig(model=SIZES, parallel="fsdp")
-    assert pick_parallel(model, dataclasses.replace(config, parallel="auto"), World(CPU, 0, 4)) == "ddp"
-    assert pick_parallel(model, config, World(CPU, 0, 4)) == "fsdp"
+    assert pick_parallel(model, dataclasses.replace(config, parallel="auto"), DistContext(CPU, 0, 4)) == "ddp"
+    assert pick_parallel(model, config, DistContext(CPU, 0, 4)) == "fsdp"
     with pytest.raises(TubeletError, match="needs several processes"):
-        pick_parallel(model, config, World(CPU))
+        pick_parallel(model, config, DistContext(CPU))
     with pytest.raises(TubeletError, match="adapters are not sharded"):
-        pick_parallel(model, dataclasses.replace(config, init_from="x", lora_rank=2), World(CPU, 0, 4))
+        pick_parallel(model, dataclasses.replace(config, init_from="x", lora_rank=2), DistContext(CPU, 0, 4))
     with pytest.raises(TubeletError, match="4 processes of which 4 are on this one"):
-        pick_parallel(model, dataclasses.replace(config, parallel="hsdp"), World(CPU, 0, 4))
+        pick_parallel(model, dataclasses.replace(config, parallel="hsdp"), DistContext(CPU, 0, 4))

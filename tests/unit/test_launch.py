@@ -7,7 +7,7 @@ import pytest
 from tubelet import cli
 from tubelet.errors import TubeletError
 from tubelet.launch import Launch, read_launch
-from tubelet.train.parallel import join_world
+from tubelet.train.distributed import init_distributed
 
 WHOLE = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
@@ -58,14 +58,14 @@ def test_a_process_is_one_of_several_only_where_a_launcher_says_all_of_it(values
 )
 def test_variables_that_are_left_over_are_named_with_what_unsets_them(values, words, environment):
     environment(values)
-    with pytest.raises(TubeletError, match=words), join_world(1):
+    with pytest.raises(TubeletError, match=words), init_distributed(1):
         pass
 
 
 def test_a_launcher_whose_other_processes_are_gone_is_one_sentence(environment):
     environment(WHOLE)
     words = r"process 3 of 4 cannot reach the others at 127.0.0.1:1 .*`unset RANK"
-    with pytest.raises(TubeletError, match=words), join_world(1):
+    with pytest.raises(TubeletError, match=words), init_distributed(1):
         pass
 
 

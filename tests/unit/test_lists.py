@@ -257,8 +257,8 @@ def test_the_first_process_of_each_machine_lists_and_the_others_receive(rank, lo
     class Group:
         is_first = rank == 0
 
-        def on_first(self, work):
-            return work() if self.is_first else received
+        def run_on_rank0(self, work):
+            return work() if self.is_rank0 else received
 
     def listed(*arguments):
         calls.append(arguments)

@@ -15,7 +15,7 @@ from tubelet.data.sources import list_media
 from tubelet.errors import TubeletError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.objective import dense_predictive_loss
-from tubelet.train.step import backpropagate, scheduled
+from tubelet.train.step import backpropagate, schedule_values
 from tubelet.vjepa import VJEPA
 
 TINY = ModelConfig(
@@ -77,8 +77,8 @@ def test_one_output_level_supervises_the_last_level_alone():
 
 def test_without_warm_up_the_context_loss_counts_from_the_first_step():
     at_once = TrainConfig(optim=OptimConfig(context_warmup=(0, 0)), steps=100)
-    assert [scheduled(at_once, step)["context_weight"] for step in (0, 99)] == [0.5, 0.5]
-    assert scheduled(TrainConfig(steps=100), 0)["context_weight"] == 0
+    assert [schedule_values(at_once, step)["context_weight"] for step in (0, 99)] == [0.5, 0.5]
+    assert schedule_values(TrainConfig(steps=100), 0)["context_weight"] == 0
 
 
 def test_images_go_through_their_own_tokenizer_or_repeated_through_the_videos_or_are_left_out(tmp_path):

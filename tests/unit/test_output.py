@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tubelet import cli
-from tubelet.console import Output, lost_output, open_console, say, set_terminal_size
+from tubelet.console import Output, open_console, output_error, print_wrapped, set_terminal_size
 from tubelet.errors import BadFile, TubeletError, visible
 
 # ESC, a line feed, a right-to-left mark, a zero-width space, a line separator, a byte that is not UTF-8, C1's CSI.
@@ -56,7 +56,7 @@ def test_what_is_printed_shows_names_on_any_terminal(encoding, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Output(plain))
     console = open_console()
     console.width = 200
-    say(console, f"page: {NASTY} é → λ")
+    print_wrapped(console, f"page: {NASTY} é → λ")
     table = Table()
     table.add_column(NASTY)
     table.add_row(NASTY)
@@ -71,7 +71,7 @@ def test_what_is_printed_shows_names_on_any_terminal(encoding, monkeypatch):
 
 def test_a_console_of_another_program_is_spoken_to_as_carefully():
     file = io.StringIO()
-    say(Console(file=file, width=300, force_terminal=True), NASTY)
+    print_wrapped(Console(file=file, width=300, force_terminal=True), NASTY)
     assert SHOWN in file.getvalue() and "\x1b[31m" not in file.getvalue()
 
 
@@ -81,10 +81,10 @@ def test_what_cannot_be_printed_is_remembered_and_nothing_is_raised(error, monke
     monkeypatch.setattr(sys, "stdout", broken)
     console = open_console()
     for _ in range(3):
-        say(console, "a line")
-    assert lost_output(console) == f"[Errno {error}] {os.strerror(error)}"
+        print_wrapped(console, "a line")
+    assert output_error(console) == f"[Errno {error}] {os.strerror(error)}"
     broken.left = 9  # there is room again
-    say(console, "a later line")
+    print_wrapped(console, "a later line")
     assert console.file.last_error is None and broken.getvalue().endswith("a later line\n")
 
 
@@ -94,9 +94,9 @@ def test_a_process_without_a_standard_output_prints_nothing(gone, monkeypatch):
         gone.close()
     monkeypatch.setattr(sys, "stdout", gone)
     console = open_console()
-    say(console, "a line")
+    print_wrapped(console, "a line")
     assert not console.is_terminal
-    assert (lost_output(console) is None) == (gone is None)
+    assert (output_error(console) is None) == (gone is None)
 
 
 @pytest.mark.parametrize(("error", "code"), [(errno.ENOSPC, cli.OUTPUT_LOST), (errno.EPIPE, cli.PIPE_CLOSED)])

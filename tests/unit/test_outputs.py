@@ -26,7 +26,7 @@ from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
 from tubelet.io import overwrite as outputs
 from tubelet.io.overwrite import check_output
 from tubelet.pretrained.backbone import Backbone, load
-from tubelet.train import state
+from tubelet.train import run_directory
 from tubelet.view.pictures import write_page
 from tubelet.view.results import write_result_page
 
@@ -37,7 +37,7 @@ FOREIGN = b"a stranger's, and the only copy"
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def to_device_or_shard(tmp_path, monkeypatch):
     """A folder with an image, an encoder, a run without steps, a table, shards and a stranger's files."""
     Image.fromarray(picture(0)).save(tmp_path / "image.png")
     os.link(tmp_path / "image.png", tmp_path / "hard.html")
@@ -221,8 +221,13 @@ def test_a_table_of_a_model_and_its_continuation_pass(place):
 def test_the_names_by_which_things_are_known_are_those_that_are_written():
     assert outputs.KINDS["table"].marks == (table.SETTINGS,)
     assert outputs.KINDS["shards"].marks == (shards.INDEX, shards.PLAN)
-    assert set(outputs.KINDS["run"].files) == {state.CONFIG}
-    assert set(outputs._RUN_FILES) == {state.METRICS, state.ALARMS, state.BAD_FILES, state.SOURCES}
+    assert set(outputs.KINDS["run"].files) == {run_directory.CONFIG}
+    assert set(outputs._RUN_FILES) == {
+        run_directory.METRICS,
+        run_directory.ALERTS,
+        run_directory.BAD_FILES,
+        run_directory.SOURCES,
+    }
     assert weights.FORMAT.startswith("tubelet-encoder-")
 
 

@@ -8,11 +8,11 @@ from rich.console import Console
 from benchmarks.plan import real_run
 from tubelet.config import DataConfig, ModelConfig, PlanConfig, PredictorConfig, TrainConfig
 from tubelet.errors import TubeletError
-from tubelet.train.parallel import World
-from tubelet.train.plan import CPU, USABLE, make_plan
-from tubelet.train.plan_table import print_plan, sentences
+from tubelet.planner.plan_table import print_plan, sentences
+from tubelet.planner.run_plan import CPU, USABLE, plan_run
+from tubelet.planner.storage_log import Transfer, storage_log
+from tubelet.train.distributed import DistContext
 from tubelet.train.step import train_step
-from tubelet.train.tracing import Transfer, logged
 
 SIZES = ModelConfig(
     width=48, depth=2, heads=2, levels=(0, 1), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)
@@ -25,30 +25,30 @@ LAPTOP = PlanConfig(device_kind="cpu")
 
 @pytest.fixture(scope="module")
 def plan():
-    return make_plan(RUN, LAPTOP)
+    return plan_run(RUN, LAPTOP)
 
 
 @pytest.fixture(scope="module")
 def sharded():
     """A plan of shards over the devices of two machines of two."""
     run = dataclasses.replace(RUN, batch_size=8, parallel="hsdp")
-    return make_plan(run, PlanConfig(devices=4, devices_per_machine=2))
+    return plan_run(run, PlanConfig(devices=4, devices_per_machine=2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_planned_bytes_and_operations_are_those_of_a_real_steps_tensors(precision):
     run = dataclasses.replace(RUN, precision=precision)
-    plan = make_plan(run, LAPTOP)
+    plan = plan_run(run, LAPTOP)
     for step, recompute in ((plan.step, False), (plan.other, True)):
         run = dataclasses.replace(run, activation_checkpointing=recompute)
-        model, optimizer, data = real_run(run, "ddp", world := World(CPU))
-        train_step(model, optimizer, data, run, 0, world)
-        with logged() as watch:
+        model, optimizer, data = real_run(run, "ddp", ctx := DistContext(CPU))
+        train_step(model, optimizer, data, run, 0, ctx)
+        with storage_log() as watch:
             watch.name([*model.parameters(), *(batch.pixels for batch in data.batches)], "there before")
             watch.name([value for state in optimizer.state.values() for value in state.values()], "there before")
-            train_step(model, optimizer, data, run, 1, world)
-        assert watch.log.held(watch.log.peak()).total() == pytest.approx(step.total, rel=0.01)
+            train_step(model, optimizer, data, run, 1, ctx)
+        assert watch.log.live_bytes(watch.log.peak()).total() == pytest.approx(step.total, rel=0.01)
         assert watch.log.flops.total() == step.flops > 0
 
 
@@ -77,7 +77,7 @@ def test_replicas_reduce_a_shard_each_between_machines(sharded):
 
 @pytest.mark.slow
 def test_a_sum_of_gradients_moves_every_gradient_once():
-    plan = make_plan(RUN, dataclasses.replace(LAPTOP, devices=2))
+    plan = plan_run(RUN, dataclasses.replace(LAPTOP, devices=2))
     trained = plan.parameters["student"] + plan.parameters["predictor"]
     assert sum(each.size for each in plan.step.transfers) == pytest.approx(4 * trained, rel=0.02)
     assert plan.step_seconds == plan.compute_seconds + plan.transfer_seconds
@@ -86,7 +86,7 @@ def test_a_sum_of_gradients_moves_every_gradient_once():
 def test_recomputing_holds_less_and_multiplies_more(plan):
     assert plan.other.flops > plan.step.flops
     for kept, recomputed in zip(plan.step.passes, plan.other.passes, strict=True):
-        assert recomputed.held < kept.held
+        assert recomputed.live_bytes < kept.live_bytes
 
 
 def test_a_plan_says_whether_it_fits_and_what_to_change(plan):
@@ -112,4 +112,4 @@ def test_tables_add_up_to_what_they_print(plan):
 
 def test_too_small_a_batch_is_refused():
     with pytest.raises(TubeletError, match="raise --batch-size"):
-        make_plan(RUN, PlanConfig(devices=8))
+        plan_run(RUN, PlanConfig(devices=8))

@@ -7,21 +7,21 @@ import pytest
 
 from tubelet.config import TrainConfig
 from tubelet.errors import TubeletError
-from tubelet.train.guards import Guards, Past
-from tubelet.train.state import RunFolder
+from tubelet.train.anomaly_guard import AnomalyGuard, LossHistory
+from tubelet.train.run_directory import RunDirectory
 
 
 def folder(path, rows, tail=b""):
     path.mkdir()
     lines = (json.dumps({"step": step, "loss": 0.5, "skipped_steps": 0}) + "\n" for step in range(1, rows + 1))
     (path / "metrics.jsonl").write_bytes("".join(lines).encode() + tail)
-    return RunFolder(path, TrainConfig(), resume=True)
+    return RunDirectory(path, TrainConfig(), resume=True)
 
 
 def test_a_long_run_resumes_without_holding_its_metrics_and_keeps_those_before_its_step(tmp_path):
     run = folder(tmp_path / "run", rows=20_000, tail=b'{"step": 20001, "lo')
     before = (run.path / "metrics.jsonl").read_bytes()
-    steps = Past()
+    steps = LossHistory()
     tracemalloc.start()
     run.begin(19_990, steps.add)
     most = tracemalloc.get_traced_memory()[1]
@@ -37,17 +37,17 @@ def test_a_damaged_line_among_the_metrics_that_are_kept_is_named_and_one_after_t
     damaged = b"\0\0\0{\n" + json.dumps({"step": 6, "loss": 0.5}).encode() + b"\n"
     run = folder(tmp_path / "run", rows=5, tail=damaged)
     with pytest.raises(TubeletError, match=r"metrics\.jsonl, line 6: .*NUL.*; take this line out"):
-        run.begin(6, Past().add)
-    run.begin(5, Past().add)
+        run.begin(6, LossHistory().add)
+    run.begin(5, LossHistory().add)
     assert (run.path / "metrics.jsonl").read_bytes().count(b"\n") == 5
 
 
 def test_what_a_row_of_metrics_takes_does_not_grow_with_the_alarms(tmp_path):
     run = folder(tmp_path / "run", rows=0)
-    run.begin(0, Past().add)
-    guards = Guards(TrainConfig(), run, say=lambda said: None)
-    guards.alarm(1, "save", "the disk is full")
-    guards.alarm(2, "spike", "a spike", batches=3)
+    run.begin(0, LossHistory().add)
+    guards = AnomalyGuard(TrainConfig(), run, say=lambda said: None)
+    guards.alert(1, "save", "the disk is full")
+    guards.alert(2, "spike", "a spike", batches=3)
     run.alarms = []  # nobody goes through them again
     row = {"step": 3, "loss": 0.5, "skipped": 0}
     guards.observe(row)

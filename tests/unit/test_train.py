@@ -7,10 +7,10 @@ from torch import nn
 from tubelet.config import OptimConfig, TrainConfig, model_preset, vit_b, vit_ti
 from tubelet.device import training_dtype
 from tubelet.model.encoder import Encoder
-from tubelet.train.compilation import step_operations
-from tubelet.train.monitor import CollapseWatch, channel_std, effective_rank
+from tubelet.train.collapse import CollapseDetector, channel_std, effective_rank
+from tubelet.train.compilation import step_flops
 from tubelet.train.optim import build_optimizer
-from tubelet.train.step import default_momentum, scheduled
+from tubelet.train.step import default_ema_momentum, schedule_values
 from tubelet.vjepa import VJEPA
 
 
@@ -26,7 +26,7 @@ def test_channels_that_do_not_differ_between_tokens_have_no_spread():
 
 
 def alarms(name, values, width=128, predicted_width=None):
-    watch = CollapseWatch(width, predicted_width)
+    watch = CollapseDetector(width, predicted_width)
     return [watch.observe({name: value}) for value in values]
 
 
@@ -39,7 +39,10 @@ def test_a_sudden_fall_is_named_once_for_each_halving():
 
 
 def test_levels_that_fall_at_one_look_are_each_named_and_what_helps_is_said_once():
-    watch, names = CollapseWatch(128), ("channel_std", "teacher_level_1_effective_rank", "teacher_level_1_channel_std")
+    watch, names = (
+        CollapseDetector(128),
+        ("channel_std", "teacher_level_1_effective_rank", "teacher_level_1_channel_std"),
+    )
     for _ in range(5):
         assert watch.observe(dict.fromkeys(names, 60)) == []
     said = watch.observe(dict.fromkeys(names, 0.01))
@@ -101,7 +104,7 @@ def test_the_least_rank_goes_by_the_width_of_what_is_predicted():
 @pytest.mark.parametrize("lr", [1e-5, 6e-4, 3e-3])
 def test_a_run_begins_at_a_sixth_of_its_learning_rate_and_keeps_its_peak(lr):
     config = TrainConfig(model=vit_ti(), optim=OptimConfig(lr=lr), steps=100)
-    rates = [scheduled(config, step)["lr"] for step in range(100)]
+    rates = [schedule_values(config, step)["lr"] for step in range(100)]
     assert max(rates) == pytest.approx(lr) == pytest.approx(rates[-1])
     assert lr / 6 < rates[0] < lr / 2
 
@@ -133,18 +136,18 @@ def test_narrow_networks_train_in_fp32_on_a_cpu_unless_told_otherwise(monkeypatc
 
 def test_published_schedule_at_the_published_length():
     config = TrainConfig()
-    assert scheduled(config, 0)["context_weight"] == 0
-    assert scheduled(config, 15_000)["context_weight"] == 0
-    assert scheduled(config, 22_500)["context_weight"] == pytest.approx(0.25)
-    assert scheduled(config, 30_000)["context_weight"] == 0.5
-    assert scheduled(config, 5_999)["lr"] == pytest.approx(3.5e-4)
-    assert scheduled(config, 200_000)["lr"] == pytest.approx(6e-4)
-    assert scheduled(config, 200_000)["ema"] == 0.99925
+    assert schedule_values(config, 0)["context_weight"] == 0
+    assert schedule_values(config, 15_000)["context_weight"] == 0
+    assert schedule_values(config, 22_500)["context_weight"] == pytest.approx(0.25)
+    assert schedule_values(config, 30_000)["context_weight"] == 0.5
+    assert schedule_values(config, 5_999)["lr"] == pytest.approx(3.5e-4)
+    assert schedule_values(config, 200_000)["lr"] == pytest.approx(6e-4)
+    assert schedule_values(config, 200_000)["ema"] == 0.99925
 
 
 @pytest.mark.parametrize(("steps", "momentum"), [(800, 0.99), (300_000, 0.99925)])
 def test_the_teachers_memory_fits_the_run(steps, momentum):
-    assert default_momentum(steps) == pytest.approx(momentum)
+    assert default_ema_momentum(steps) == pytest.approx(momentum)
 
 
 def test_a_distillation_counts_the_operations_of_the_model_that_it_follows():
@@ -152,7 +155,7 @@ def test_a_distillation_counts_the_operations_of_the_model_that_it_follows():
     with torch.device("meta"):
         model, teacher = VJEPA(vit_ti()), Encoder(vit_b())
     tokens = config.batch_size * 1568 * (256 / 224) ** 2
-    taught, followed = (sum(p.numel() for p in part.parameters()) for part in (model.teacher, teacher))
-    alone = step_operations(model, config)
+    teacher_tokens, followed = (sum(p.numel() for p in part.parameters()) for part in (model.teacher, teacher))
+    alone = step_flops(model, config)
     model.frozen_teacher = (teacher,)
-    assert step_operations(model, config) - alone == pytest.approx(2 * tokens * (followed - taught))
+    assert step_flops(model, config) - alone == pytest.approx(2 * tokens * (followed - teacher_tokens))

@@ -248,7 +248,7 @@ LEVELS = ("", "teacher_level_1_", "predictor_level_1_", "predictor_level_2_")
 def write_metrics(run, steps=10):
     rows = [
         {"step": i, "loss": 1 / i, "prediction_loss": 0.8 / i, "context_loss": 0.4 / i, "lr": 1e-4, "ema": 0.99}
-        | {"context_weight": 0.5, "clips_per_s": 4.0, "data_wait_share": 0.1}
+        | {"context_weight": 0.5, "clips_per_s": 4.0, "data_wait_fraction": 0.1}
         | ({f"{who}{name}": 20.0 for who in LEVELS for name in ("effective_rank", "channel_std")} if i % 5 == 1 else {})
         for i in range(1, steps + 1)
     ]

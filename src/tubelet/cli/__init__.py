@@ -24,10 +24,10 @@ from tubelet.cli.features import convert, embed, search
 from tubelet.cli.look import evaluate, explain, report
 from tubelet.cli.options import options_named
 from tubelet.cli.runs import cooldown, distil, high_resolution, train
-from tubelet.console import OUTPUT_LOST, PIPE_CLOSED, open_console, say, set_terminal_size, standard_streams
+from tubelet.console import OUTPUT_LOST, PIPE_CLOSED, open_console, print_wrapped, set_terminal_size, standard_streams
 from tubelet.errors import TubeletError
 from tubelet.io.files import set_compile_cache
-from tubelet.launch import is_first_on_machine
+from tubelet.launch import is_local_rank0
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
@@ -76,8 +76,8 @@ def _run(words: list[str]) -> Any:
             )
     except TubeletError as error:
         # What is wrong before the processes of a run have met is wrong for all of them: one on each machine says it.
-        if not error.told and (words[:1] not in ([name] for name in TRAINING) or is_first_on_machine()):
-            say(open_console(stderr=True), f"error: {error}")
+        if not error.told and (words[:1] not in ([name] for name in TRAINING) or is_local_rank0()):
+            print_wrapped(open_console(stderr=True), f"error: {error}")
         return getattr(error, "exit_code", 1)
     except SystemExit as ended:  # help, or a command line that cannot be understood
         return ended.code

@@ -9,7 +9,7 @@ import tyro
 from tubelet.cli.options import checked
 from tubelet.config import Recipe
 from tubelet.config.fields import Seed, Share, Side
-from tubelet.console import files_progress, open_console, say, say_bad
+from tubelet.console import files_progress, open_console, print_wrapped, report_bad_file
 from tubelet.validation import Bounds
 
 
@@ -56,11 +56,11 @@ def sample_data(
     counts = ", ".join(f"{c['videos']} {split} clips and {c['images']} images" for split, c in index["counts"].items())
     dropped = ", ".join(f"{count} {reason}" for reason, count in index["dropped"].items())
     already = " (it was there already)" if index["reused"] else ""
-    say(console, f"{folder}{already}: {counts}")
-    say(console, f"views that were tried and dropped: {dropped or 'none'}")
+    print_wrapped(console, f"{folder}{already}: {counts}")
+    print_wrapped(console, f"views that were tried and dropped: {dropped or 'none'}")
     for name in layouts:
         written = ", ".join(f"{count} {what}" for what, count in write_layout(folder, name).items())
-        say(console, f"{folder / 'layouts' / name}: {written or 'was there already'}")
+        print_wrapped(console, f"{folder / 'layouts' / name}: {written or 'was there already'}")
 
 
 @checked
@@ -98,11 +98,11 @@ def shard(
             max_bad_share=max_bad_share,
             allow_outside=allow_outside,
             progress=progress,
-            report=partial(say_bad, console),
-            note=partial(say, console),
+            report=partial(report_bad_file, console),
+            note=partial(print_wrapped, console),
         )
     already = " (it was there already)" if made.reused else ""
-    say(
+    print_wrapped(
         console,
         f"{out}{already}: {made.videos} video segments and {made.images} images in {made.shards} shards, "
         f"{made.size / 1e6:.1f} MB from {made.source_size / 1e6:.1f} MB of sources; {made.bad} bad files",

@@ -29,7 +29,7 @@ def with_the_runs(commands: dict[str, Command], words: Sequence[str]) -> dict[st
         return commands
     if name == "embed" and not (run / "checkpoints").is_dir():  # a folder for the Hub
         return commands
-    from tubelet.train.state import read_config
+    from tubelet.train.run_directory import read_config
 
     config = read_config(run)
     if name != "embed":

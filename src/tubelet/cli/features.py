@@ -10,7 +10,7 @@ from tubelet.cli.options import checked
 from tubelet.config import EmbedConfig
 from tubelet.config.fields import Count
 from tubelet.config.model import MAX_DEPTH, Width
-from tubelet.console import files_progress, open_console, say, say_bad
+from tubelet.console import files_progress, open_console, print_wrapped, report_bad_file
 from tubelet.errors import TubeletError
 from tubelet.io.overwrite import check_output
 from tubelet.validation import Bounds
@@ -44,14 +44,14 @@ def embed(
             config,
             model,
             progress=progress,
-            report=partial(say_bad, console),
-            note=partial(say, console),
+            report=partial(report_bad_file, console),
+            note=partial(print_wrapped, console),
         )
     before = f" ({made.before} files were done before)" if made.before else ""
     changed = f"; {made.changed} files changed since: their rows were made anew" if made.changed else ""
     broken = f" ({made.broken} of them break off on the way and have no rows either)" if made.broken else ""
     short = f"; {made.short} videos too short for --fps were read at a higher rate" if made.short else ""
-    say(
+    print_wrapped(
         console,
         f"{out}: {made.rows} clips of {made.files} files{before}{changed}; {made.bad} bad files{broken}{short}",
     )
@@ -133,4 +133,4 @@ def convert(
         from tubelet.pretrained.convert import convert as write
 
         said = write(what, out, wanted, license or "unknown")
-    say(open_console(), said)
+    print_wrapped(open_console(), said)

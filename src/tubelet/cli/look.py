@@ -9,7 +9,7 @@ import tyro
 from tubelet.cli.options import checked
 from tubelet.config import EvaluateConfig
 from tubelet.config.fields import Frames, Rate, Seed, Side
-from tubelet.console import open_console, say, stages_progress
+from tubelet.console import open_console, print_wrapped, stages_progress
 from tubelet.errors import TubeletError
 from tubelet.io.files import directory_lock
 from tubelet.io.overwrite import check_output
@@ -82,7 +82,7 @@ def evaluate(
         write_result(result, folder / "result.json")
         write_result_page(result, folder / "page.html")
     print_result(result, console)
-    say(console, f"{folder / 'page.html'}" + " (in place of an earlier one)" * earlier)
+    print_wrapped(console, f"{folder / 'page.html'}" + " (in place of an earlier one)" * earlier)
 
 
 @checked
@@ -132,4 +132,4 @@ def report(
 
     page = out or run / "report.html"
     write_report(run, data, page)
-    say(open_console(), f"report: {page}")
+    print_wrapped(open_console(), f"report: {page}")

@@ -41,18 +41,18 @@ def train(
         output_levels: How many levels, the last ones, are predicted from and predicted; 1 is V-JEPA 2.0's way.
         resume: Continue the run in --out from its newest checkpoint.
     """
-    from tubelet.train.initial import continued_sizes
+    from tubelet.planner.plan_table import print_plan
+    from tubelet.planner.run_plan import plan_run
+    from tubelet.train.initialization import config_from_checkpoint
     from tubelet.train.loop import train as run_training
-    from tubelet.train.plan import make_plan
-    from tubelet.train.plan_table import print_plan
-    from tubelet.train.state import CONFIG, read_config
+    from tubelet.train.run_directory import CONFIG, read_config
 
     if not planned.plan and planned != PlanConfig():
         raise TubeletError("--devices and what follows it are of a dry run: add --plan, or leave them out")
     if resume and model is None and out and (out / CONFIG).is_file():
         preset = read_config(out).model  # where the run's first weights came from may be gone by now
     elif config.init_from and model is None:
-        preset = continued_sizes(config.init_from)
+        preset = config_from_checkpoint(config.init_from)
     else:
         preset = model_preset(model or "vit-ti")
     sizes = resized(preset, patch_size, tubelet_size)
@@ -60,7 +60,7 @@ def train(
         sizes = dataclasses.replace(sizes, output_levels=output_levels)
     config = dataclasses.replace(config, model=sizes)
     if planned.plan:
-        return print_plan(make_plan(config, planned), open_console())
+        return print_plan(plan_run(config, planned), open_console())
     if out is None:
         raise TubeletError("out is not given: say which folder the run is written to")
     run_training(config, out, resume, open_console())
@@ -117,7 +117,7 @@ def distil(
         resume: Continue the run in --out from its newest checkpoint.
     """
     from tubelet.pretrained.backbone import load
-    from tubelet.train.initial import distilled_sizes
+    from tubelet.train.initialization import distillation_config
     from tubelet.train.loop import train as run_training
 
     teacher = teacher or config.distil_from  # a run that is resumed has one
@@ -125,6 +125,6 @@ def distil(
         raise TubeletError("teacher is not given: say which frozen model the student is to predict")
     if config.distil_from is None or model or patch_size or tubelet_size:
         student = resized(model_preset(model or "vit-b"), patch_size, tubelet_size)
-        sizes = distilled_sizes(student, load(teacher, device="cpu").config)
+        sizes = distillation_config(student, load(teacher, device="cpu").config)
         config = dataclasses.replace(config, model=sizes)
     run_training(dataclasses.replace(config, distil_from=teacher), out, resume, open_console())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tubelet.console import say
+from tubelet.console import print_wrapped
 from tubelet.errors import BadFile, TubeletError
 from tubelet.io.files import describe_os_error, replacing
 from tubelet.io.overwrite import check_new_folder, check_output
@@ -189,7 +189,7 @@ def _copy_files(files: Mapping[str, Path], out: Path) -> None:
 
 def print_result(result: Result, console: Console) -> None:
     """The metrics as a table, and what they stand for below it."""
-    say(console, f"{result.task} on {result.benchmark}, {result.model_id}", "italic")
+    print_wrapped(console, f"{result.task} on {result.benchmark}, {result.model_id}", "italic")
     table = Table()
     table.add_column("metric")
     for column in ["this model", *result.beside] if result.beside else ["value"]:
@@ -198,9 +198,9 @@ def print_result(result: Result, console: Console) -> None:
         table.add_row(f"{name}{metric.arrow}", str(metric), *(str(other[name]) for other in result.beside.values()))
     if result.metrics:
         console.print(table)
-    say(console, result.protocol, "dim")
-    say(console, ", ".join(f"{number} {what}" for what, number in result.counts.items()))
+    print_wrapped(console, result.protocol, "dim")
+    print_wrapped(console, ", ".join(f"{number} {what}" for what, number in result.counts.items()))
     if result.skipped:
         first, count = result.skipped[0], len(result.skipped)
         said = f"{count} files were left out, or a part of them; the first is {first.path}: {first.reason}"
-        say(console, said, "yellow")
+        print_wrapped(console, said, "yellow")

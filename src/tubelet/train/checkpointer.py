@@ -20,9 +20,9 @@ from tubelet.config import TrainConfig
 from tubelet.errors import TubeletError
 from tubelet.io.files import describe_os_error
 from tubelet.model.lora import adapters_of, save_adapters
-from tubelet.train.parallel import World
+from tubelet.train.distributed import DistContext
+from tubelet.train.run_directory import RunDirectory
 from tubelet.train.sharding import all_finite
-from tubelet.train.state import RunFolder
 from tubelet.vjepa import VJEPA
 
 
@@ -54,7 +54,7 @@ class Saver:
     """Writes a run's checkpoints, one at a time; all processes call it together."""
 
     def __init__(
-        self, run: RunFolder, start: int, config: TrainConfig, model: VJEPA, optimizer: Optimizer, world: World
+        self, run: RunDirectory, start: int, config: TrainConfig, model: VJEPA, optimizer: Optimizer, ctx: DistContext
     ) -> None:
         """Args:
         run: the run's folder.
@@ -62,10 +62,10 @@ class Saver:
         config: the run.
         model: what is saved.
         optimizer: with its moments.
-        world: the run's processes.
+        ctx: the run's processes.
         """
-        self.run, self.config, self.model, self.optimizer, self.world = run.path, config, model, optimizer, world
-        self.group = dist.new_group(backend="gloo") if world.sharded else None
+        self.run, self.config, self.model, self.optimizer, self.ctx = run.path, config, model, optimizer, ctx
+        self.group = dist.new_group(backend="gloo") if ctx.sharded else None
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Pending | None = None
         self.reported = False  # whether `failure` has reported what is pending
@@ -145,7 +145,7 @@ class Saver:
         path = self.pending.path
         try:
             if self.group is None:
-                self.world.on_first(self._require_written)
+                self.ctx.run_on_rank0(self._require_written)
             else:
                 self._require_written()
         except TubeletError:
@@ -166,12 +166,12 @@ class Saver:
     def _begin(self, step: int) -> None:
         if self.group is None:
             path = self.run / "checkpoints" / f"step-{step:09d}.safetensors"
-            self.pending = Pending(path, self._begin_whole(step) if self.world.is_first else None)
+            self.pending = Pending(path, self._begin_whole(step) if self.ctx.is_rank0 else None)
             return
         from tubelet.checkpoint.dcp import begin_writing
 
         path = self.run / "checkpoints" / f"step-{step:09d}"
-        self.world.on_first(partial(self._make_room, path))
+        self.ctx.run_on_rank0(partial(self._make_room, path))
         state = state_tensors(self.model, self.optimizer)
         finished = partial(keep_newest, self.run, self.config.keep_checkpoints)
         written = begin_writing(state, path, header_of(step, self.config), self.group, finished)
@@ -185,7 +185,7 @@ class Saver:
 
     def _require_finite(self, step: int) -> None:
         wrong = (~all_finite(list(state_tensors(self.model, self.optimizer).values()))).float()
-        self.world.sum(wrong)
+        self.ctx.all_reduce(wrong)
         if wrong.item():
             raise TubeletError(
                 f"weights or moments are not finite after step {step}, so that no checkpoint is written and the run "
@@ -202,7 +202,7 @@ class Saver:
             failed.set_exception(error)
             return failed
         copied = None
-        if self.world.device.type == "cuda":
+        if self.ctx.device.type == "cuda":
             copied = torch.cuda.Event()
             copied.record()
         return self.writer.submit(self._write_whole, step, state, adapters, copied)

@@ -21,7 +21,7 @@ _LINKING_S = 5.0  # for so long an empty library may be one that another process
 _RATES = {"cuda": 1e14, "cpu": 1e11, "cpu with bf16 units": 5e11}
 
 
-def prepare(model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False) -> str | None:
+def prepare_model(model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False) -> str | None:
     """Set precision and recomputation of the blocks and compile them, as the config has it.
 
     Args:
@@ -56,7 +56,7 @@ def compile_blocks(model: VJEPA, config: TrainConfig, device: torch.device, shar
         return None
     set_compile_cache()
     if cache := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
-        remove_unfinished(Path(cache))
+        remove_incomplete_libraries(Path(cache))
     if problem := _problem(device):
         return f"not compiling, steps will be slower: {problem}"
     for part in (model.student, model.teacher, model.predictor):
@@ -74,10 +74,10 @@ def is_worth_compiling(model: VJEPA, config: TrainConfig, device: torch.device) 
     if device.type not in ("cpu", "cuda"):
         return False
     kind = "cpu with bf16 units" if device.type == "cpu" and has_bf16_units(device) else device.type
-    return config.steps * step_operations(model, config) / _RATES[kind] > WORTH_SECONDS
+    return config.steps * step_flops(model, config) / _RATES[kind] > WORTH_SECONDS
 
 
-def step_operations(model: VJEPA, config: TrainConfig) -> float:
+def step_flops(model: VJEPA, config: TrainConfig) -> float:
     """Floating-point operations of a step's matrix products: 2 a weight and token, 6 where there is a backward pass.
 
     As if all samples were videos. Who gives the targets (in a distillation, the frozen model) sees all tokens, the
@@ -91,7 +91,7 @@ def step_operations(model: VJEPA, config: TrainConfig) -> float:
     return tokens * (2 * teacher + len(config.masks.video) * 6 * (0.2 * student + predictor))
 
 
-def remove_unfinished(cache: Path) -> None:
+def remove_incomplete_libraries(cache: Path) -> None:
     """Remove what a compiler that was killed left: an empty library would be taken for a finished one for ever."""
     for library in cache.rglob("*.so"):
         found = library.stat()

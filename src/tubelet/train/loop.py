@@ -8,14 +8,14 @@ from typing import Any
 from rich.console import Console
 
 from tubelet.config import TrainConfig
-from tubelet.console import lost_output, open_console, say, say_bad
+from tubelet.console import open_console, output_error, print_wrapped, report_bad_file
 from tubelet.data.batch import StepData
 from tubelet.data.workers import refuse_unguarded
 from tubelet.errors import TubeletError
 from tubelet.io.overwrite import check_output
-from tubelet.train.guards import REMEDY
-from tubelet.train.log import StepLog
-from tubelet.train.parallel import World, join_world
+from tubelet.train.anomaly_guard import REMEDY
+from tubelet.train.distributed import DistContext, init_distributed
+from tubelet.train.metrics_buffer import MetricsBuffer
 from tubelet.train.progress import ProgressLine
 from tubelet.train.session import Session, begun
 from tubelet.train.signals import InterruptedRunError, StopSignals
@@ -39,47 +39,47 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     """
     refuse_unguarded()
     check_output(Path(out), "run", [*config.data.sources, config.init_from, config.distil_from])
-    with join_world(config.guards.process_timeout_s) as world:
-        return run_steps(config, Path(out), resume, console or open_console(), world)
+    with init_distributed(config.guards.process_timeout_s) as ctx:
+        return run_steps(config, Path(out), resume, console or open_console(), ctx)
 
 
-def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, world: World) -> Path:
+def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, ctx: DistContext) -> Path:
     """What one of a run's processes does; see `train`."""
-    console = console if world.is_first else Console(quiet=True)
+    console = console if ctx.is_rank0 else Console(quiet=True)
     stop = problem = None
     with (
-        begun(config, out, resume, console, world) as s,
+        begun(config, out, resume, console, ctx) as s,
         StopSignals() as signals,
-        ProgressLine(console, config.steps, s.start, world.peak_flops()) as line,
+        ProgressLine(console, config.steps, s.start, ctx.peak_flops()) as line,
         s.stream,
     ):
-        log = StepLog(partial(write_row, s, line), world.device)
+        log = MetricsBuffer(partial(write_row, s, line), ctx.device)
         began = time.perf_counter()
         for step, data in s.stream:
-            data, stop = world.agree(data, s.run.met, signals.received)
+            data, stop = ctx.sync_step_status(data, s.run.seen_bad, signals.received)
             if stop:
                 break
-            waited = time.perf_counter() - s.stream.asked  # not for a checkpoint, or for the device
+            waited = time.perf_counter() - s.stream.requested_at  # not for a checkpoint, or for the device
             if problem := report_bad_files(s, data, console):
                 break
             done = step + 1
             looking = step % config.monitor_every == 0 or done == config.steps
             if looking:
-                s.health.listen()
-            metrics = train_step(s.model, s.optimizer, data, config, step, world)
+                s.feature_monitor.arm()
+            metrics = train_step(s.model, s.optimizer, data, config, step, ctx)
             if looking:
-                metrics |= s.health.figures(data.batches[0])
-                for warning in s.watch.observe(metrics):
-                    s.guards.alarm(done, "collapse", warning)
+                metrics |= s.feature_monitor.compute(data.batches[0])
+                for warning in s.collapse_detector.observe(metrics):
+                    s.guards.alert(done, "collapse", warning)
             elapsed, began = time.perf_counter() - began, time.perf_counter()
             metrics |= {
                 "clips_per_s": config.batch_size / elapsed,
-                "data_wait_share": waited / elapsed,
+                "data_wait_fraction": waited / elapsed,
                 "tflop_per_s": s.operations / elapsed / 1e12,
                 "bad_files": len(s.run.bad),
                 "short_clips": data.short_clips,
             }
-            s.report_unsaved(done, s.saver.failure())
+            s.report_failed_save(done, s.saver.failure())
             log.add({"step": done} | metrics)
             saving = done == config.steps or done % config.checkpoint_every == 0
             if saving:
@@ -87,10 +87,10 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
             if s.guards.spike and s.rewind(log):
                 continue
             if saving:
-                s.report_unsaved(done, s.saver.save(done, must=done == config.steps))
+                s.report_failed_save(done, s.saver.save(done, must=done == config.steps))
         if stop or problem:
             log.flush()
-            s.report_unsaved(step, s.saver.settle())
+            s.report_failed_save(step, s.saver.settle())
             if s.saver.saved != step and not s.guards.spike:
                 s.saver.save(step, must=True)
         s.close()
@@ -106,7 +106,7 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, wo
     if reason := s.guards.skipped_too_often():
         raise TubeletError(f"{reason}; the model is in {s.saver.newest}: {REMEDY} for more --steps")
     skipped = f", {s.guards.past.skipped} of them skipped" if s.guards.past.skipped else ""
-    say(console, f"{config.steps} steps done{skipped}; the model is in {s.saver.newest}", "bold")
+    print_wrapped(console, f"{config.steps} steps done{skipped}; the model is in {s.saver.newest}", "bold")
     return s.saver.newest
 
 
@@ -119,9 +119,9 @@ def write_row(s: Session, line: ProgressLine, row: dict[str, Any]) -> None:
     s.guards.observe(row)
     s.run.log(row)
     s.curves.add(row)
-    s.guards.tell_unwritten(row["step"])
+    s.guards.report_buffered_rows(row["step"])
     line.show(row)
-    s.guards.record_output(row["step"], lost_output(line.console))
+    s.guards.record_output(row["step"], output_error(line.console))
     s.guards.check(row["step"])
 
 
@@ -132,11 +132,11 @@ def report_bad_files(s: Session, data: StepData, console: Console) -> str | None
         why the run must stop, if so: more than --max-bad-share of all files are bad, or the step could not be made.
     """
     for file in s.run.add_bad(data.bad):
-        say_bad(console, file)
-    share, allowed = len(s.run.met) / s.files, s.config.data.max_bad_share
+        report_bad_file(console, file)
+    share, allowed = len(s.run.seen_bad) / s.files, s.config.data.max_bad_share
     if share > allowed:
         return (
-            f"{len(s.run.met)} of {s.files} files ({100 * share:.0f} %) cannot be read, more than the "
+            f"{len(s.run.seen_bad)} of {s.files} files ({100 * share:.0f} %) cannot be read, more than the "
             f"{100 * allowed:.0f} % that --max-bad-share allows, with which --resume goes on; they are listed in "
             f"{s.run.path / 'bad_files.jsonl'}"
         )

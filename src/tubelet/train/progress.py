@@ -55,7 +55,7 @@ class ProgressLine:
         """Bring the line up to one step's metrics."""
         figures = (
             f"loss {row['loss']:.4f}  lr {row['lr']:.1e}  {row['clips_per_s']:.1f} clips/s  "
-            f"wait {100 * row['data_wait_share']:.0f}%"
+            f"wait {100 * row['data_wait_fraction']:.0f}%"
         )
         if self.peak_flops:
             figures += f"  MFU {1e14 * row['tflop_per_s'] / self.peak_flops:.0f}%"
@@ -89,7 +89,7 @@ class Curves:
         alarm: called with `step` and `said` where the curves end.
         writes: whether this process is the one that writes.
         """
-        self.run, self.start, self.alarm, self.writes = run, start, alarm, writes
+        self.run, self.start, self.alert, self.writes = run, start, alarm, writes
         self.writer: SummaryWriter | None = None
 
     def add(self, row: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ class Curves:
 
         return SummaryWriter(str(self.run / "tensorboard"), purge_step=self.start + 1)
 
-    def go_back(self, step: int) -> None:
+    def plan_rewind(self, step: int) -> None:
         """Let the rows that come replace those after `step`."""
         self.close(step)
         self.writer, self.start = None, step
@@ -125,4 +125,4 @@ class Curves:
             yield
         except Exception as error:  # a copy of the metrics, by a library whose errors depend on what else is installed
             self.writes, self.writer = False, None
-            self.alarm(step=step, said=f"curves for TensorBoard end here: {describe_os_error(error)}")
+            self.alert(step=step, said=f"curves for TensorBoard end here: {describe_os_error(error)}")

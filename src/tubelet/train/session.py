@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from tubelet.checkpoint.run import load_training_state
 from tubelet.config import TrainConfig
-from tubelet.console import say
+from tubelet.console import print_wrapped
 from tubelet.data.division import samples_per_step
 from tubelet.data.loader import check_steps, mixes, step_prefetch
 from tubelet.data.pool import check_recipes
@@ -23,20 +23,20 @@ from tubelet.device import has_bf16_units, training_dtype
 from tubelet.errors import printable
 from tubelet.grid import Modality
 from tubelet.io.files import directory_lock
-from tubelet.launch import is_first_on_machine
+from tubelet.launch import is_local_rank0
+from tubelet.train.anomaly_guard import AnomalyGuard, LossHistory
 from tubelet.train.checkpointer import Saver
-from tubelet.train.compilation import prepare, step_operations
-from tubelet.train.guards import Guards, Past
-from tubelet.train.health import Health, collapse_watch
-from tubelet.train.initial import initial_model, initial_moments, load_frozen_teacher
-from tubelet.train.log import StepLog
-from tubelet.train.monitor import CollapseWatch
+from tubelet.train.collapse import CollapseDetector
+from tubelet.train.compilation import prepare_model, step_flops
+from tubelet.train.distributed import DistContext
+from tubelet.train.feature_monitor import FeatureMonitor, collapse_detector
+from tubelet.train.initialization import init_model, init_moments, load_frozen_teacher
+from tubelet.train.metrics_buffer import MetricsBuffer
 from tubelet.train.optim import build_optimizer
-from tubelet.train.parallel import World
 from tubelet.train.progress import Curves
-from tubelet.train.sharding import pick_parallel, place
-from tubelet.train.state import RunFolder
-from tubelet.train.stream import StepStream
+from tubelet.train.run_directory import RunDirectory
+from tubelet.train.sharding import pick_parallel, to_device_or_shard
+from tubelet.train.step_stream import StepStream
 from tubelet.vjepa import VJEPA
 
 
@@ -46,7 +46,7 @@ class Session:
 
     Attributes:
         config: the run's settings.
-        world: its processes.
+        ctx: its processes.
         run: its folder.
         files: how many its sources hold.
         start: optimiser steps done before.
@@ -62,8 +62,8 @@ class Session:
     """
 
     config: TrainConfig
-    world: World
-    run: RunFolder
+    ctx: DistContext
+    run: RunDirectory
     files: int
     start: int
     model: VJEPA
@@ -71,41 +71,41 @@ class Session:
     operations: float
     stream: StepStream
     saver: Saver
-    health: Health
-    watch: CollapseWatch
-    guards: Guards
+    feature_monitor: FeatureMonitor
+    collapse_detector: CollapseDetector
+    guards: AnomalyGuard
     curves: Curves
 
     def begin(self, step: int) -> None:
         """Take up metrics, alarms and data after `step` steps; those of later steps will be made anew."""
 
-        past, self.watch = Past(), collapse_watch(self.config.model)
+        past, self.collapse_detector = LossHistory(), collapse_detector(self.config.model)
 
         def seen(row: dict[str, Any]) -> None:
             past.add(row)
-            self.watch.observe(row)
+            self.collapse_detector.observe(row)
 
-        def read() -> tuple[Past, list[dict[str, Any]]]:
+        def read() -> tuple[LossHistory, list[dict[str, Any]]]:
             self.run.begin(step, seen)
             return past, self.run.alarms
 
-        self.guards.restore(*self.world.on_first(read))
-        self.stream.begin(step, self.guards.left_out())
+        self.guards.restore(*self.ctx.run_on_rank0(read))
+        self.stream.begin(step, self.guards.skipped_batches())
 
-    def rewind(self, log: StepLog) -> bool:
+    def rewind(self, log: MetricsBuffer) -> bool:
         """After a spike of the loss, go back to the last checkpoint and on with other data, if the guards say so."""
         problem = self.saver.settle()
-        back = self.guards.go_back(self.saver.newest)
+        back = self.guards.plan_rewind(self.saver.newest)
         if back is not None and self.saver.newest is not None:
             log.drop()
             load_training_state(self.saver.newest, self.model, self.optimizer)
             self.begin(back)
-            self.curves.go_back(back)
+            self.curves.plan_rewind(back)
             self.saver.saved = back
-        self.report_unsaved(self.saver.saved, problem)
+        self.report_failed_save(self.saver.saved, problem)
         return back is not None
 
-    def report_unsaved(self, step: int, problem: str | None) -> None:
+    def report_failed_save(self, step: int, problem: str | None) -> None:
         """Raise an alarm about a checkpoint that could not be written, if one could not.
 
         Args:
@@ -113,7 +113,7 @@ class Session:
             problem: why it could not be written.
         """
         if problem:
-            self.guards.alarm(step, "save", f"{problem}; the run goes on, {self.saver.newest} is the last checkpoint")
+            self.guards.alert(step, "save", f"{problem}; the run goes on, {self.saver.newest} is the last checkpoint")
 
     def close(self) -> None:
         """Wait for the last checkpoint, and write whatever still waits.
@@ -127,60 +127,60 @@ class Session:
 
 
 @contextmanager
-def begun(config: TrainConfig, out: Path, resume: bool, console: Console, world: World) -> Iterator[Session]:
+def begun(config: TrainConfig, out: Path, resume: bool, console: Console, ctx: DistContext) -> Iterator[Session]:
     """A run at the moment before its first step, or its next one; meanwhile no other process writes to its folder.
 
     Raises:
         TubeletError: if sources, settings, weights or the run's folder do not fit together, or the processes disagree.
     """
-    device = world.device
+    device = ctx.device
     # A run is resumed from wherever, so its settings name its sources by whole paths.
     sources = tuple(s if is_url(s) else str(Path(s).expanduser().absolute()) for s in config.data.sources)
     config = replace(config, data=replace(config.data, sources=sources))
     if (teacher := load_frozen_teacher(config, device)) is not None:
         config = replace(config, distil_weights=teacher.weights_id)
-    media = _list_media(config, world)
+    media = _list_media(config, ctx)
     check_recipes(media, config.data)
-    check_steps(config, media, world.size)
+    check_steps(config, media, ctx.world_size)
     with ExitStack() as held:
-        world.on_first(partial(_lock, held, out))  # before any process looks at the folder
-        run = RunFolder(out, config, resume, writes=world.is_first, sources=summary(media))
-        require_same_start(config, run, world)
+        ctx.run_on_rank0(partial(_lock, held, out))  # before any process looks at the folder
+        run = RunDirectory(out, config, resume, writes=ctx.is_rank0, sources=summary(media))
+        assert_same_start(config, run, ctx)
         torch.manual_seed(config.seed)
-        model, origin = initial_model(config, resumed=run.checkpoint is not None)
-        world.require_same("the weights to start from in", origin and str(origin.path))
-        parallel = pick_parallel(model, config, world)
-        compiling = prepare(model, config, device, sharded=parallel != "ddp")
-        place(model, parallel, config, world)
+        model, origin = init_model(config, resumed=run.checkpoint is not None)
+        ctx.assert_equal_across_ranks("the weights to start from in", origin and str(origin.path))
+        parallel = pick_parallel(model, config, ctx)
+        compiling = prepare_model(model, config, device, sharded=parallel != "ddp")
+        to_device_or_shard(model, parallel, config, ctx)
         following = None
         if teacher is not None:
             model.frozen_teacher = (teacher,)
             following = f"predicting the last level of {config.distil_from} ({config.distil_weights})"
         optimizer = build_optimizer(model, config.optim)
         start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
-        beginning = initial_moments(origin, model, optimizer) if origin else None
-        guards = Guards(config, run, partial(say, console, style="yellow"))
+        beginning = init_moments(origin, model, optimizer) if origin else None
+        guards = AnomalyGuard(config, run, partial(print_wrapped, console, style="yellow"))
         session = Session(
             config=config,
-            world=world,
+            ctx=ctx,
             run=run,
             files=sum(map(media.count, Modality)),
             start=start,
             model=model,
             optimizer=optimizer,
-            operations=step_operations(model, config),
-            stream=StepStream(config, media, world),
-            saver=Saver(run, start, config, model, optimizer, world),
-            health=Health(model, config, world),
-            watch=collapse_watch(config.model),
+            operations=step_flops(model, config),
+            stream=StepStream(config, media, ctx),
+            saver=Saver(run, start, config, model, optimizer, ctx),
+            feature_monitor=FeatureMonitor(model, config, ctx),
+            collapse_detector=collapse_detector(config.model),
             guards=guards,
-            curves=Curves(run.path, start, partial(guards.alarm, kind="tensorboard"), writes=world.is_first),
+            curves=Curves(run.path, start, partial(guards.alert, kind="tensorboard"), writes=ctx.is_rank0),
         )
         held.callback(session.saver.close)
         session.begin(start)
-        announce(console, config, media, run, model, world, start, parallel)
+        announce(console, config, media, run, model, ctx, start, parallel)
         for sentence in filter(None, (beginning, following, compiling)):
-            say(console, sentence)
+            print_wrapped(console, sentence)
         yield session
 
 
@@ -188,25 +188,25 @@ def _lock(held: ExitStack, folder: Path) -> None:
     held.enter_context(directory_lock(folder))
 
 
-def require_same_start(config: TrainConfig, run: RunFolder, world: World) -> None:
+def assert_same_start(config: TrainConfig, run: RunDirectory, ctx: DistContext) -> None:
     """Make sure that all processes begin the same run; none writes before all have looked.
 
     Raises:
         TubeletError: if they do not.
     """
-    world.require_same("the setting", str(config))
-    world.require_same("the sources", run.sources)
-    world.require_same("the checkpoint", str(run.checkpoint))
+    ctx.assert_equal_across_ranks("the setting", str(config))
+    ctx.assert_equal_across_ranks("the sources", run.sources)
+    ctx.assert_equal_across_ranks("the checkpoint", str(run.checkpoint))
 
 
-def _list_media(config: TrainConfig, world: World) -> MediaList:
+def _list_media(config: TrainConfig, ctx: DistContext) -> MediaList:
     """What the sources hold: listed by the first process of each machine; all others receive it from the first of all.
 
-    That the machines have found the same is for `require_same_start` to compare.
+    That the machines have found the same is for `assert_same_start` to compare.
     """
     lists = partial(list_media, config.data.sources, config.data.allow_outside)
-    own = lists() if is_first_on_machine() and not world.is_first else None  # at the same time as the first process
-    received = world.on_first(lists)
+    own = lists() if is_local_rank0() and not ctx.is_rank0 else None  # at the same time as the first process
+    received = ctx.run_on_rank0(lists)
     return own or received
 
 
@@ -220,9 +220,9 @@ def announce(
     console: Console,
     config: TrainConfig,
     media: MediaList,
-    run: RunFolder,
+    run: RunDirectory,
     model: VJEPA,
-    world: World,
+    ctx: DistContext,
     start: int,
     parallel: str,
 ) -> None:
@@ -230,7 +230,7 @@ def announce(
     student, predictor = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (model.student, model.predictor))
     counts = samples_per_step(config, media)
     members = sum(len(folder.members) for folder in media.shards)
-    say(
+    print_wrapped(
         console,
         f"{media.count(Modality.VIDEO)} videos, {media.count(Modality.IMAGE)} images"
         + (f" ({members} of them in shards)" if members else "")
@@ -240,31 +240,33 @@ def announce(
     for modality, mix in mixes(config, media).items():
         if shares := mix.shares():
             parts = (f"{100 * share:.2f} % from {config.data.sources[i]}" for i, share in shares.items())
-            say(console, f"{modality}s: {', '.join(parts)}")
+            print_wrapped(console, f"{modality}s: {', '.join(parts)}")
     if config.data.frames > 1 and config.data.image_frames == 1 and not media.count(Modality.IMAGE):
-        say(
+        print_wrapped(
             console,
             "no images: the image tokenizer keeps its random weights; show pictures to this model as clips of one "
             "frame repeated, or add images to the sources",
             "yellow",
         )
     for note in media.notes:
-        say(console, printable(note))
+        print_wrapped(console, printable(note))
     grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
-    device = world.device
+    device = ctx.device
     dtype = training_dtype(config, device)
-    say(
+    print_wrapped(
         console,
         f"student {student:.1f} M parameters, predictor {predictor:.1f} M; clips of "
         f"{config.data.frames} frames at {config.data.image_size} px are {grid} = {grid.tokens} tokens; "
         f"{str(dtype).removeprefix('torch.')} on {device}"
-        + (f", {world.size} processes by {parallel}" if world.size > 1 else ""),
+        + (f", {ctx.world_size} processes by {parallel}" if ctx.world_size > 1 else ""),
     )
-    if fewer := step_prefetch(config, media, world.rank, world.size).note:
-        say(console, fewer, "yellow")
+    if fewer := step_prefetch(config, media, ctx.rank, ctx.world_size).note:
+        print_wrapped(console, fewer, "yellow")
     if dtype is torch.bfloat16 and not has_bf16_units(device):
-        say(console, f"this {device} has no bf16 units: --precision fp32 would be many times faster", "yellow")
+        print_wrapped(
+            console, f"this {device} has no bf16 units: --precision fp32 would be many times faster", "yellow"
+        )
     for change in run.changed:
-        say(console, f"changed since this run began: {change}", "yellow")
+        print_wrapped(console, f"changed since this run began: {change}", "yellow")
     if start:
-        say(console, f"continuing after step {start} from {run.checkpoint}")
+        print_wrapped(console, f"continuing after step {start} from {run.checkpoint}")

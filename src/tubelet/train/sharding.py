@@ -17,14 +17,14 @@ from torch import Tensor
 from tubelet.config import TrainConfig
 from tubelet.device import training_dtype
 from tubelet.errors import TubeletError
-from tubelet.train.parallel import World
+from tubelet.train.distributed import DistContext
 from tubelet.vjepa import VJEPA, own_part
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 # Share of a device's memory that weights, gradients and moments may take; activations need the rest.
-STATE_SHARE = 0.6
+STATE_FRACTION = 0.6
 
 
 def training_bytes(model: VJEPA) -> int:
@@ -32,7 +32,7 @@ def training_bytes(model: VJEPA) -> int:
     return sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters())
 
 
-def pick_parallel(model: VJEPA, config: TrainConfig, world: World) -> str:
+def pick_parallel(model: VJEPA, config: TrainConfig, ctx: DistContext) -> str:
     """Which way of sharing the work: what the config asks for, or what the devices' memory asks for.
 
     Returns:
@@ -42,24 +42,26 @@ def pick_parallel(model: VJEPA, config: TrainConfig, world: World) -> str:
         TubeletError: if the config asks for what cannot be.
     """
     if config.parallel == "auto":
-        if world.size == 1 or world.device.type != "cuda" or config.lora_rank:
+        if ctx.world_size == 1 or ctx.device.type != "cuda" or config.lora_rank:
             return "ddp"
-        memory = torch.cuda.get_device_properties(world.device).total_memory
-        return parallel_for(training_bytes(model), memory, world.size, world.local_size)
+        memory = torch.cuda.get_device_properties(ctx.device).total_memory
+        return choose_parallel(training_bytes(model), memory, ctx.world_size, ctx.local_world_size)
     if config.parallel != "ddp":
-        if world.size == 1:
+        if ctx.world_size == 1:
             raise TubeletError(f"parallel is {config.parallel}, which needs several processes: start torchrun")
         if config.lora_rank:
             raise TubeletError(f"parallel is {config.parallel}, but adapters are not sharded: use ddp")
-    if config.parallel == "hsdp" and (world.size % world.local_size or world.local_size in (1, world.size)):
+    if config.parallel == "hsdp" and (
+        ctx.world_size % ctx.local_world_size or ctx.local_world_size in (1, ctx.world_size)
+    ):
         raise TubeletError(
             f"parallel is hsdp, which shards within a machine and replicates across: it needs several machines of "
-            f"several processes each, not {world.size} processes of which {world.local_size} are on this one: use fsdp"
+            f"several processes each, not {ctx.world_size} processes of which {ctx.local_world_size} are here: use fsdp"
         )
     return config.parallel
 
 
-def parallel_for(state: int, memory: int, processes: int, local: int) -> str:
+def choose_parallel(state: int, memory: int, processes: int, local: int) -> str:
     """What fits: the model whole on each device, in shards on each machine, or in shards over all.
 
     Args:
@@ -68,7 +70,7 @@ def parallel_for(state: int, memory: int, processes: int, local: int) -> str:
         processes: how many there are.
         local: how many of them are on a machine.
     """
-    room = STATE_SHARE * memory
+    room = STATE_FRACTION * memory
     if state <= room:
         return "ddp"
     return "hsdp" if 1 < local < processes and processes % local == 0 and state / local <= room else "fsdp"
@@ -80,17 +82,17 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(parts, torch.inf)).isfinite().all()
 
 
-def place(model: VJEPA, parallel: str, config: TrainConfig, world: World) -> None:
+def to_device_or_shard(model: VJEPA, parallel: str, config: TrainConfig, ctx: DistContext) -> None:
     """Move a model from the CPU to the run's devices, whole or in shards."""
     if parallel == "ddp":
-        model.to(world.device)
-        world.copy_from_first(model.parameters())  # equal seeds round differently on different processors
+        model.to(ctx.device)
+        ctx.broadcast(model.parameters())  # equal seeds round differently on different processors
     else:
-        shard(model, device_mesh(parallel, world), training_dtype(config, world.device))
-        world.sharded = True
+        apply_fsdp(model, device_mesh(parallel, ctx), training_dtype(config, ctx.device))
+        ctx.sharded = True
 
 
-def shard(model: VJEPA, mesh: "DeviceMesh", dtype: torch.dtype) -> None:
+def apply_fsdp(model: VJEPA, mesh: "DeviceMesh", dtype: torch.dtype) -> None:
     """Cut a model into shards, in place.
 
     Args:
@@ -123,11 +125,11 @@ def shard(model: VJEPA, mesh: "DeviceMesh", dtype: torch.dtype) -> None:
             dist.broadcast(shard, group=mesh.get_group("replicate"), group_src=0)
 
 
-def device_mesh(parallel: str, world: World) -> "DeviceMesh":
+def device_mesh(parallel: str, ctx: DistContext) -> "DeviceMesh":
     """The processes of a run as "fsdp" or "hsdp" arranges them: (shard,) or (replicate, shard)."""
     from torch.distributed.device_mesh import init_device_mesh
 
     if parallel == "fsdp":
-        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
-    sizes = (world.size // world.local_size, world.local_size)
-    return init_device_mesh(world.device.type, sizes, mesh_dim_names=("replicate", "shard"))
+        return init_device_mesh(ctx.device.type, (ctx.world_size,), mesh_dim_names=("shard",))
+    sizes = (ctx.world_size // ctx.local_world_size, ctx.local_world_size)
+    return init_device_mesh(ctx.device.type, sizes, mesh_dim_names=("replicate", "shard"))

@@ -12,14 +12,14 @@ from tubelet.data.clips import normalise
 from tubelet.device import training_dtype
 from tubelet.grid import Mask
 from tubelet.train import schedules
+from tubelet.train.distributed import DistContext
 from tubelet.train.optim import set_learning_rate
-from tubelet.train.parallel import World
 from tubelet.train.sharding import all_finite
 from tubelet.vjepa import VJEPA
 
 
 def train_step(
-    model: VJEPA, optimizer: Optimizer, data: StepData, config: TrainConfig, step: int, world: World
+    model: VJEPA, optimizer: Optimizer, data: StepData, config: TrainConfig, step: int, ctx: DistContext
 ) -> dict[str, Any]:
     """One optimiser step over all of its micro-batches, on all processes, then the teacher's.
 
@@ -27,7 +27,7 @@ def train_step(
         the step's losses as tensors (each the mean over the samples of all processes), whether it was skipped, since
         its loss or its gradient is not finite, as a tensor too (1 or 0), and the schedules' values.
     """
-    device, values = world.device, scheduled(config, step)
+    device, values = ctx.device, schedule_values(config, step)
     set_learning_rate(optimizer, values["lr"])
     # As a tensor: each new number would be a new constant, and another compilation.
     context_weight = torch.full((), values["context_weight"], device=device)
@@ -38,9 +38,9 @@ def train_step(
         losses[:3] += batch.weight * backpropagate(
             model, pixels, batch.masks, context_weight, batch.weight, autocast(config, device)
         )
-    world.sum_gradients(model)
+    ctx.all_reduce_gradients(model)
     losses[3] = ~gradient_is_finite(model)
-    world.sum(losses)
+    ctx.all_reduce(losses)
     total, prediction, context, not_finite = losses
     # Decided on the device, so that the host need not wait for it: the optimiser's kernel leaves everything as it is
     # where it finds this flag (torch.amp.GradScaler passes it the same way), and so does the teacher.
@@ -92,12 +92,12 @@ def backpropagate(
     return losses
 
 
-def scheduled(config: TrainConfig, step: int) -> dict[str, float]:
+def schedule_values(config: TrainConfig, step: int) -> dict[str, float]:
     """Learning rate, teacher momentum and λ of a step."""
     optim, steps = config.optim, config.steps
     warmup = optim.warmup_share * steps
     first, last = (share * steps for share in optim.context_warmup)
-    ema = optim.ema if optim.ema is not None else default_momentum(steps)
+    ema = optim.ema if optim.ema is not None else default_ema_momentum(steps)
     final_ema = optim.final_ema if optim.final_ema is not None else ema
     start_lr = optim.start_lr if optim.start_lr is not None else optim.lr / 6
     final_lr = optim.final_lr if optim.final_lr is not None else optim.lr
@@ -108,7 +108,7 @@ def scheduled(config: TrainConfig, step: int) -> dict[str, float]:
     }
 
 
-def default_momentum(steps: int) -> float:
+def default_ema_momentum(steps: int) -> float:
     """The published 0.99925, or less where its memory of 1,333 steps would be more than an eighth of the run."""
     return min(0.99925, 1 - 1 / max(steps / 8, 1))
 

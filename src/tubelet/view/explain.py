@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from tubelet.console import say
+from tubelet.console import print_wrapped
 from tubelet.grid import Modality
 from tubelet.io.overwrite import check_output
 from tubelet.view.diagram import overview
@@ -52,13 +52,13 @@ def explain(
     with console.status("drawing", spinner="line"):
         write_page("explain.html", out, page_values(trace))
     console.print()
-    say(console, f"page: {out}")
+    print_wrapped(console, f"page: {out}")
 
 
 def print_steps(trace: Trace, console: Console) -> None:
     """The eight steps with this input's sizes, for a terminal of 80 columns."""
-    say(console, f"The life of {trace.source.path.name}", "bold")
-    say(console, weights_sentence(trace), "" if trace.weights else "yellow")
+    print_wrapped(console, f"The life of {trace.source.path.name}", "bold")
+    print_wrapped(console, weights_sentence(trace), "" if trace.weights else "yellow")
     for step in STEPS:
         title = Text.assemble(
             "\n", (f"{step.number}", "bold cyan"), " ", (step.name, "bold"), "  ", (step.files[0], "dim")

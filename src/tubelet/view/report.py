@@ -21,9 +21,9 @@ from tubelet.evaluate.suite.comparison import read_evaluation
 from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import random_encoder
 from tubelet.sample_data.truth import SampleEntry, read_index
-from tubelet.train.state import (
+from tubelet.train.run_directory import (
     CONFIG,
-    read_alarms,
+    read_alerts,
     read_bad_files,
     read_config,
     read_metrics,
@@ -82,7 +82,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     config = read_config(run)
     entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
     films = _films(data, config) if entries is None else []
-    rows, bad, alarms = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alarms(run))
+    rows, bad, alarms = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alerts(run))
     model = load_vjepa(run)[0] if checkpoints(run) else None
     gallery = Gallery()
     values: dict[str, Any] = {
@@ -203,14 +203,14 @@ def _curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
     smooth = {
         "loss": ("loss", "prediction_loss", "context_loss"),
         "speed": ("clips_per_s",),
-        "wait": ("data_wait_share",),
+        "wait": ("data_wait_fraction",),
     }
     names = {
         "loss": "total",
         "prediction_loss": "prediction",
         "context_loss": "context (unweighted by λ)",
         "clips_per_s": "clips/s",
-        "data_wait_share": "share",
+        "data_wait_fraction": "share",
     }
     units = {"loss": "loss (L1)", "speed": "clips / s", "wait": "share of time"}
     charts: dict[str, Any] = {

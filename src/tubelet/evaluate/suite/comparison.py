@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tubelet.console import say
+from tubelet.console import print_wrapped
 from tubelet.errors import TubeletError
 from tubelet.io.files import describe_os_error, replacing
 from tubelet.io.overwrite import check_output
@@ -116,7 +116,7 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
 def print_table(evaluation: Evaluation, console: Console) -> None:
     """One row a task, one column a kind of feature, the best of each row in bold."""
     what = f"{evaluation.checkpoint} on {evaluation.data}"
-    say(console, what, "italic")
+    print_wrapped(console, what, "italic")
     table = Table(caption=f"{evaluation.clips['train']} train and {evaluation.clips['val']} val clips")
     table.add_column("task")
     table.add_column("metric")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 MAX_TOKENS = 4096
-LOOKS = 10  # that "lately" means
-LEAST_RANK = 0.03  # of the width; healthy runs were seen at 0.15 and above
-LEAST_STD = 0.05  # healthy ones at 0.25 and above
+WINDOW = 10  # that "lately" means
+MIN_RANK_FRACTION = 0.03  # of the width; healthy runs were seen at 0.15 and above
+MIN_CHANNEL_STD = 0.05  # healthy ones at 0.25 and above
 
 
 @torch.no_grad()
@@ -40,18 +40,18 @@ def channel_std(tokens: Tensor) -> float:
     return tokens.float().std(0).mean().item()
 
 
-def some_tokens(tokens: Tensor, processes: int) -> Tensor:
+def subsample_tokens(tokens: Tensor, processes: int) -> Tensor:
     """(K, D) of the tokens (B, N, D), evenly spread; those of all processes together are at most MAX_TOKENS."""
     flat = tokens.flatten(0, 1)
     return flat[:: -(-len(flat) * processes // MAX_TOKENS)]
 
 
-def feature_health(tokens: Tensor) -> dict[str, float]:
+def feature_metrics(tokens: Tensor) -> dict[str, float]:
     """Effective rank and channel spread of tokens (K, D)."""
     return {"effective_rank": effective_rank(tokens), "channel_std": channel_std(tokens)}
 
 
-def level_name(who: str, level: int, levels: int) -> str:
+def level_prefix(who: str, level: int, levels: int) -> str:
     """What comes before a figure's name in the metrics; nothing for the teacher's last level, the one that is used.
 
     Args:
@@ -62,7 +62,7 @@ def level_name(who: str, level: int, levels: int) -> str:
     return "" if who == "teacher" and level == levels else f"{who}_level_{level}_"
 
 
-class CollapseWatch:
+class CollapseDetector:
     """Compares the health of teacher and predictor, level by level, with what it lately was.
 
     It warns once for each new halving, and anew when ten looks in a row were at twice what it had warned of. An
@@ -70,7 +70,7 @@ class CollapseWatch:
     run falls to a third within its first steps. What alarms is therefore a fall below a third of the median of the
     last looks, from the sixth on (healthy runs were seen to come down to 0.47 of it), or a figure so low that hardly
     anything is left to tell tokens apart, however slowly it came to that. A predictor begins there: before it has
-    learnt anything it says the same of all tokens. Its figures are watched from when ten looks in a row were above
+    learned anything it says the same of all tokens. Its figures are watched from when ten looks in a row were above
     that.
     """
 
@@ -82,13 +82,13 @@ class CollapseWatch:
         self.widths = {"teacher": width, "predictor": predicted_width or width}
         self.recent: dict[str, deque[float]] = {}
         self.warned: dict[str, float] = {}
-        self.learnt: set[str] = set()
+        self.warmed_up: set[str] = set()
 
     def observe(self, metrics: Mapping[str, Any]) -> list[str]:
         """Sentences for the log: whose figure fell, at which level, from what to what; the last says what helps.
 
         Args:
-            metrics: one step's; those without `feature_health`'s figures are passed over.
+            metrics: one step's; those without `feature_metrics`'s figures are passed over.
         """
         figures = ((name, value) for name, value in metrics.items() if name.endswith(tuple(_MEANING)))
         said = list(filter(None, (self._observe(name, value) for name, value in figures)))
@@ -101,17 +101,17 @@ class CollapseWatch:
         if found is None or value is None or not isfinite(value):
             return None  # what is not finite is another guard's
         who, level, figure = found["who"] or "teacher", found["level"], found["figure"]
-        least = LEAST_STD if figure == "channel_std" else max(2.0, LEAST_RANK * self.widths[who])
-        recent = self.recent.setdefault(name, deque(maxlen=LOOKS))
-        usual = median(recent) if len(recent) >= LOOKS // 2 else value
-        if len(recent) == LOOKS and min(recent) >= 2 * self.warned.get(name, inf):
+        least = MIN_CHANNEL_STD if figure == "channel_std" else max(2.0, MIN_RANK_FRACTION * self.widths[who])
+        recent = self.recent.setdefault(name, deque(maxlen=WINDOW))
+        usual = median(recent) if len(recent) >= WINDOW // 2 else value
+        if len(recent) == WINDOW and min(recent) >= 2 * self.warned.get(name, inf):
             del self.warned[name]  # it had recovered
         recent.append(value)
-        if who == "predictor" and name not in self.learnt:
+        if who == "predictor" and name not in self.warmed_up:
             if value < least:
                 recent.clear()
-            if len(recent) == LOOKS:
-                self.learnt.add(name)
+            if len(recent) == WINDOW:
+                self.warmed_up.add(name)
             return None
         if value >= max(usual / 3, least) or value >= self.warned.get(name, inf) / 2:
             return None

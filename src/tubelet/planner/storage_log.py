@@ -30,7 +30,7 @@ _COLLECTIVES = {
 
 
 @dataclass
-class Stretch:
+class StorageLifetime:
     """One storage's life, in operations since the log began.
 
     Attributes:
@@ -62,37 +62,37 @@ class Transfer:
 
 
 @dataclass
-class Log:
+class StepLog:
     """What was seen of a step.
 
     Attributes:
-        stretches: every storage's life.
+        storages: every storage's life.
         transfers: every collective operation, in order.
         flops: floating-point operations of matrix products, by phase.
         marks: when something began: (operation, name).
     """
 
-    stretches: list[Stretch] = field(default_factory=list)
+    storages: list[StorageLifetime] = field(default_factory=list)
     transfers: list[Transfer] = field(default_factory=list)
     flops: Counter[str] = field(default_factory=Counter)
     marks: list[tuple[int, str]] = field(default_factory=list)
     clock: int = 0
 
-    def held(self, when: int) -> Counter[str]:
+    def live_bytes(self, when: int) -> Counter[str]:
         """Bytes that are there at one time, by kind."""
         held: Counter[str] = Counter()
-        for stretch in self.stretches:
-            if stretch.born <= when and (stretch.died is None or stretch.died > when):
-                held[stretch.kind] += stretch.size
+        for storage in self.storages:
+            if storage.born <= when and (storage.died is None or storage.died > when):
+                held[storage.kind] += storage.size
         return held
 
     def peak(self, start: int = 0, stop: int | None = None) -> int:
         """When, between two times, the most bytes are there."""
         change = [0] * (self.clock + 2)
-        for stretch in self.stretches:
-            change[stretch.born] += stretch.size
-            if stretch.died is not None:
-                change[stretch.died] -= stretch.size
+        for storage in self.storages:
+            change[storage.born] += storage.size
+            if storage.died is not None:
+                change[storage.died] -= storage.size
         total, best, when = 0, -1, start
         for time, difference in enumerate(change):
             total += difference
@@ -109,9 +109,9 @@ class StorageLog(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log = Log()
+        self.log = StepLog()
         self.phase = "other"
-        self._there: dict[int, Stretch] = {}
+        self._there: dict[int, StorageLifetime] = {}
 
     def enter(self, phase: str, mark: str | None = None) -> None:
         """What comes from now on belongs to `phase`."""
@@ -146,10 +146,10 @@ class StorageLog(TorchDispatchMode):
         return out
 
     def _kind_of(self, tensor: Tensor) -> str | None:
-        stretch = self._there.get(tensor.untyped_storage()._cdata)
-        return stretch.kind if stretch else None
+        storage = self._there.get(tensor.untyped_storage()._cdata)
+        return storage.kind if storage else None
 
-    def _see(self, storage: torch.UntypedStorage, kind: str) -> Stretch:
+    def _see(self, storage: torch.UntypedStorage, kind: str) -> StorageLifetime:
         key = storage._cdata
         if key not in self._there:
             self._begin(key, storage.nbytes(), kind)
@@ -157,8 +157,8 @@ class StorageLog(TorchDispatchMode):
         return self._there[key]
 
     def _begin(self, key: int, size: int, kind: str) -> None:
-        self._there[key] = Stretch(size, kind, self.log.clock)
-        self.log.stretches.append(self._there[key])
+        self._there[key] = StorageLifetime(size, kind, self.log.clock)
+        self.log.storages.append(self._there[key])
 
     def _end(self, key: int) -> None:
         self._there.pop(key).died = self.log.clock
@@ -178,14 +178,14 @@ class StorageLog(TorchDispatchMode):
         group = next(a for a in args if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type()))
         size = max(tensor.nbytes for tensor in tensors)
         for tensor in tensors:
-            stretch = self._there.get(tensor.untyped_storage()._cdata)
-            if stretch is not None and stretch.kind == self.phase:  # what was made for it
-                stretch.kind = "communication buffers"
+            storage = self._there.get(tensor.untyped_storage()._cdata)
+            if storage is not None and storage.kind == self.phase:  # what was made for it
+                storage.kind = "communication buffers"
         self.log.transfers.append(Transfer(kind, size, dist.ProcessGroup.unbox(group).size()))
 
 
 @contextmanager
-def logged() -> Iterator[StorageLog]:
+def storage_log() -> Iterator[StorageLog]:
     """A log that sees all operations, and all storages that change their size, until the end of the block."""
     watch, resize = StorageLog(), torch.UntypedStorage.resize_
 

@@ -9,57 +9,57 @@ from typing import Any
 from tubelet.checkpoint.run import step_of
 from tubelet.config import TrainConfig
 from tubelet.errors import TubeletError
-from tubelet.train.state import RunFolder
+from tubelet.train.run_directory import RunDirectory
 
-MEDIAN_OF = 100  # losses that a spike is measured by
-LEAST_LOSSES = 20  # without so many there is no median to speak of
-MOST_REWINDS = 3  # to one checkpoint: after that, the data is not the cause
+MEDIAN_WINDOW = 100  # losses that a spike is measured by
+MIN_LOSSES = 20  # without so many there is no median to speak of
+MAX_REWINDS = 3  # to one checkpoint: after that, the data is not the cause
 # Of the last so many steps no more than this fraction may have been skipped; a shorter run is judged at its end.
-SKIPPED_OF, MOST_SKIPPED = 100, 0.5
+SKIP_WINDOW, MAX_SKIPPED_FRACTION = 100, 0.5
 REMEDY = "lower the learning rate (--lr), or compute in --precision fp32, and continue with --resume"
 
 
-class Past:
+class LossHistory:
     """What matters of the rows of metrics so far, however many they are."""
 
     def __init__(self) -> None:
         self.skipped = 0  # steps
-        self.in_row = 0  # and those at the end
-        self.losses: deque[float] = deque(maxlen=MEDIAN_OF)  # of the last steps that were not skipped
-        self.recent: deque[bool] = deque(maxlen=SKIPPED_OF)  # whether each of the last steps was skipped
+        self.consecutive_skips = 0  # and those at the end
+        self.losses: deque[float] = deque(maxlen=MEDIAN_WINDOW)  # of the last steps that were not skipped
+        self.recent: deque[bool] = deque(maxlen=SKIP_WINDOW)  # whether each of the last steps was skipped
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take the next row."""
         skipped = row.get("skipped_steps", 0)
         self.recent.append(skipped > self.skipped)
         if skipped > self.skipped:
-            self.in_row += 1
+            self.consecutive_skips += 1
         else:
-            self.in_row = 0
+            self.consecutive_skips = 0
             if row["loss"] is not None:
                 self.losses.append(row["loss"])
         self.skipped = skipped
 
 
-class Guards:
+class AnomalyGuard:
     """Follows the rows of a run's metrics, the same on every process, since the losses in them are those of all."""
 
-    def __init__(self, config: TrainConfig, run: RunFolder, say: Callable[[str], None]) -> None:
+    def __init__(self, config: TrainConfig, run: RunDirectory, say: Callable[[str], None]) -> None:
         """Args:
         config: the run.
         run: where alarms are recorded.
         say: tells a person.
         """
         self.config, self.run, self.say = config, run, say
-        self.past = Past()
+        self.past = LossHistory()
         self.kinds: Counter[str] = Counter()  # of the alarms
-        self.spike: str | None = None  # what is to be said of it, until `go_back`
+        self.spike: str | None = None  # what is to be said of it, until `plan_rewind`
         self.spike_step = 0
-        self.told_unwritten = False  # that rows wait for room on the disk
+        self.reported_buffered_rows = False  # that rows wait for room on the disk
         self.resumed = False  # whether no step was done since the rows before were read
         self.reported_output = False
 
-    def restore(self, past: "Past", alarms: list[dict[str, Any]]) -> None:
+    def restore(self, past: "LossHistory", alarms: list[dict[str, Any]]) -> None:
         """Go on from the rows and the alarms before: those that the first process knows, on every process.
 
         What the data are moved on by is in the alarms; processes that disagreed would mix different steps.
@@ -69,7 +69,7 @@ class Guards:
         self.spike = None
         self.resumed = True
 
-    def left_out(self) -> int:
+    def skipped_batches(self) -> int:
         """Batches that the data have been moved on by."""
         return sum(alarm["batches"] for alarm in self._rewinds())
 
@@ -91,8 +91,8 @@ class Guards:
             self.past.recent.clear()
             self.resumed = False
         self.past.add(row)
-        if self.past.in_row == 1:
-            self.alarm(
+        if self.past.consecutive_skips == 1:
+            self.alert(
                 row["step"],
                 "skipped",
                 f"the loss ({row['loss']:.4g}) or its gradient is not finite: the step is skipped",
@@ -101,11 +101,11 @@ class Guards:
     def _measure(self, step: int, loss: float) -> None:
         factor = self.config.guards.spike_factor
         losses = self.past.losses
-        usual = median(losses) if len(losses) >= LEAST_LOSSES else None
+        usual = median(losses) if len(losses) >= MIN_LOSSES else None
         if factor and self.spike is None and usual is not None and loss > factor * usual:
             self.spike, self.spike_step = f"the loss of step {step} is {loss:.4g}, it lately was {usual:.4g}", step
 
-    def go_back(self, checkpoint: Path | None) -> int | None:
+    def plan_rewind(self, checkpoint: Path | None) -> int | None:
         """Handle a spike: record it, and choose the step to rewind to; the batches after it are skipped from then on.
 
         Args:
@@ -119,40 +119,40 @@ class Guards:
         """
         said, self.spike = self.spike, None
         if checkpoint is None:
-            self.alarm(self.spike_step, "no checkpoint", f"{said}; there is no checkpoint to go back to yet")
+            self.alert(self.spike_step, "no checkpoint", f"{said}; there is no checkpoint to go back to yet")
             return None
         back = step_of(checkpoint)
-        if sum(alarm["step"] == back for alarm in self._rewinds()) >= MOST_REWINDS:
+        if sum(alarm["step"] == back for alarm in self._rewinds()) >= MAX_REWINDS:
             raise TubeletError(
-                f"{said}, after going back to {checkpoint} {MOST_REWINDS} times with other data: lower the learning "
+                f"{said}, after going back to {checkpoint} {MAX_REWINDS} times with other data: lower the learning "
                 "rate (--lr) and continue with --resume"
             )
         batches = max(self.config.guards.spike_batches, self.spike_step - back)
-        self.alarm(
+        self.alert(
             back, "spike", f"{said}: back to step {back}, leaving out the next {batches} batches", batches=batches
         )
         return back
 
-    def tell_unwritten(self, step: int) -> None:
+    def report_buffered_rows(self, step: int) -> None:
         """Say once that rows wait for room on the disk, while they do."""
-        if self.run.unwritten and not self.told_unwritten:
-            self.say(f"step {step}: {self.run.unwritten_reason}; the rows are kept in memory until there is room")
-        self.told_unwritten = bool(self.run.unwritten)
+        if self.run.buffered_rows and not self.reported_buffered_rows:
+            self.say(f"step {step}: {self.run.write_error}; the rows are kept in memory until there is room")
+        self.reported_buffered_rows = bool(self.run.buffered_rows)
 
     def record_output(self, step: int, reason: str | None) -> None:
         """Record once that progress could not be printed, and why, if so: where a person can still read it."""
         if reason is not None and not self.reported_output:
             self.reported_output = True
-            self.alarm(step, "output", f"progress cannot be printed ({reason}); the run goes on without it")
+            self.alert(step, "output", f"progress cannot be printed ({reason}); the run goes on without it")
 
     def skipped_too_often(self) -> str | None:
-        """Why a run did not train, if so: more than `MOST_SKIPPED` of its last `SKIPPED_OF` steps were skipped."""
+        """Why the run counts as failed, or None: more than `MAX_SKIPPED_FRACTION` of the last steps were skipped."""
         recent = self.past.recent
-        if sum(recent) <= MOST_SKIPPED * len(recent):
+        if sum(recent) <= MAX_SKIPPED_FRACTION * len(recent):
             return None
         return (
             f"{sum(recent)} of the last {len(recent)} steps were skipped, since the loss or its gradient was not "
-            f"finite (allowed: {100 * MOST_SKIPPED:.0f} %)"
+            f"finite (allowed: {100 * MAX_SKIPPED_FRACTION:.0f} %)"
         )
 
     def check(self, step: int) -> None:
@@ -161,16 +161,16 @@ class Guards:
         Raises:
             TubeletError: if so many steps in a row were skipped as the config allows, or too many of the last.
         """
-        if len(self.past.recent) == SKIPPED_OF and (reason := self.skipped_too_often()):
+        if len(self.past.recent) == SKIP_WINDOW and (reason := self.skipped_too_often()):
             raise TubeletError(f"{reason}, and the run stops after step {step}; the last checkpoint is kept: {REMEDY}")
-        if self.past.in_row >= self.config.guards.max_skipped:
+        if self.past.consecutive_skips >= self.config.guards.max_skipped:
             raise TubeletError(
-                f"the loss or its gradient was not finite in {self.past.in_row} steps in a row, the last of them step "
-                f"{step}, and the run stops (--max-skipped); the last checkpoint is kept: {REMEDY}"
+                f"the loss or its gradient was not finite in {self.past.consecutive_skips} steps in a row, the last of "
+                f"them step {step}, and the run stops (--max-skipped); the last checkpoint is kept: {REMEDY}"
             )
 
-    def alarm(self, step: int, kind: str, said: str, **more: Any) -> None:
-        """Say something, and record it; see `RunFolder.add_alarm`."""
-        self.run.add_alarm(step, kind, said, **more)
+    def alert(self, step: int, kind: str, said: str, **more: Any) -> None:
+        """Say something, and record it; see `RunDirectory.add_alert`."""
+        self.run.add_alert(step, kind, said, **more)
         self.kinds[kind] += 1
         self.say(f"step {step}: {said}")

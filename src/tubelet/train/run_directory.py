@@ -17,7 +17,7 @@ from tubelet.io.text import damaged, read_json, read_jsonl, read_text
 from tubelet.validation import LARGEST_INT, Bounds
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
-ALARMS, SOURCES = "alarms.jsonl", "sources.txt"
+ALERTS, SOURCES = "alarms.jsonl", "sources.txt"
 
 
 _TAKE_OUT = "take this line out and continue with --resume"
@@ -32,7 +32,7 @@ class BadFileRow(TypedDict):
     reason: str
 
 
-class AlarmRow(TypedDict):
+class AlertRow(TypedDict):
     """A row of alarms.jsonl."""
 
     step: _Step
@@ -41,7 +41,7 @@ class AlarmRow(TypedDict):
     batches: NotRequired[_Step]
 
 
-class RunFolder:
+class RunDirectory:
     """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
 
     def __init__(self, path: Path, config: TrainConfig, resume: bool, writes: bool = True, sources: str = "") -> None:
@@ -80,10 +80,10 @@ class RunFolder:
         self.config, self.sources = config, sources
         self.writes = writes
         self.bad: dict[str, str] = {row["path"]: row["reason"] for row in read_bad_files(path)}
-        self.met: set[str] = set()  # of these, those that were met since the run went on: others may be mended by now
-        self.unwritten: dict[str, str] = {}  # lines by file that there was no room for
-        self.unwritten_reason = ""
-        self.alarms: list[dict[str, Any]] = read_alarms(path)
+        self.seen_bad: set[str] = set()  # since this process started: others may be mended by now
+        self.buffered_rows: dict[str, str] = {}  # lines by file that there was no room for
+        self.write_error = ""
+        self.alarms: list[dict[str, Any]] = read_alerts(path)
 
     def begin(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
         """Write the config, and keep the metrics and alarms of the first `step` steps.
@@ -108,7 +108,7 @@ class RunFolder:
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
         write_atomically(self.path / SOURCES, self.sources + "\n")
         self._cut_metrics(step, seen)
-        write_atomically(self.path / ALARMS, "".join(json.dumps(row) + "\n" for row in self.alarms))
+        write_atomically(self.path / ALERTS, "".join(json.dumps(row) + "\n" for row in self.alarms))
         bad = [_bad_line(path, reason) for path, reason in self.bad.items()]
         write_atomically(self.path / BAD_FILES, "".join(bad))
 
@@ -135,15 +135,15 @@ class RunFolder:
 
     def add_bad(self, files: list[BadFile]) -> list[BadFile]:
         """Record files that could not be read; returns those that were not met before."""
-        new = [file for file in files if file.path not in self.met]
+        new = [file for file in files if file.path not in self.seen_bad]
         for file in new:
-            self.met.add(file.path)
+            self.seen_bad.add(file.path)
             if file.path not in self.bad:
                 self.bad[file.path] = file.reason
                 self._append(BAD_FILES, _bad_line(file.path, file.reason))
         return new
 
-    def add_alarm(self, step: int, kind: str, said: str, **more: Any) -> None:
+    def add_alert(self, step: int, kind: str, said: str, **more: Any) -> None:
         """Record what the guards of a run had to say.
 
         Args:
@@ -154,7 +154,7 @@ class RunFolder:
         """
         row = {"step": step, "kind": kind, "said": said, **more}
         self.alarms.append(row)
-        self._append(ALARMS, json.dumps(row) + "\n")
+        self._append(ALERTS, json.dumps(row) + "\n")
 
     def close(self) -> None:
         """Write the lines that there was no room for.
@@ -162,23 +162,23 @@ class RunFolder:
         Raises:
             TubeletError: if there still is none.
         """
-        for name in list(self.unwritten):
+        for name in list(self.buffered_rows):
             self._append(name, "")
-        if self.unwritten:
-            raise TubeletError(self.unwritten_reason)
+        if self.buffered_rows:
+            raise TubeletError(self.write_error)
 
     def _append(self, name: str, line: str) -> None:
         """Add a line to a file; where the disk is full it waits in memory for the next."""
         if not self.writes:
             return
-        path, lines = self.path / name, self.unwritten.pop(name, "") + line
+        path, lines = self.path / name, self.buffered_rows.pop(name, "") + line
         size = path.stat().st_size if path.exists() else 0
         try:
             with path.open("a") as file:
                 file.write(lines)
         except OSError as error:
-            self.unwritten[name] = lines
-            self.unwritten_reason = f"{path}: {describe_os_error(error)}"
+            self.buffered_rows[name] = lines
+            self.write_error = f"{path}: {describe_os_error(error)}"
             if path.exists():
                 os.truncate(path, size)  # half a line may be there
 
@@ -247,16 +247,16 @@ def read_bad_files(run: Path) -> list[dict[str, Any]]:
     return [row for row, _ in read_jsonl(run / BAD_FILES, BadFileRow, _TAKE_OUT)]
 
 
-def read_alarms(run: Path) -> list[dict[str, Any]]:
+def read_alerts(run: Path) -> list[dict[str, Any]]:
     """A run's alarms.
 
     Raises:
         TubeletError: a row is damaged, or the file cannot be read.
     """
-    alarms = [row for row, _ in read_jsonl(run / ALARMS, AlarmRow, _TAKE_OUT)]
+    alarms = [row for row, _ in read_jsonl(run / ALERTS, AlertRow, _TAKE_OUT)]
     for number, row in enumerate(alarms, start=1):
         if row["kind"] == "spike" and "batches" not in row:
-            raise damaged(f"{run / ALARMS}, line {number}", "'batches' is missing", _TAKE_OUT)
+            raise damaged(f"{run / ALERTS}, line {number}", "'batches' is missing", _TAKE_OUT)
     return alarms
 
 

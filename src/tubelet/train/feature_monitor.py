@@ -9,8 +9,8 @@ from torch.utils.hooks import RemovableHandle
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.data.batch import Batch
 from tubelet.data.clips import normalise
-from tubelet.train.monitor import CollapseWatch, feature_health, level_name, some_tokens
-from tubelet.train.parallel import World
+from tubelet.train.collapse import CollapseDetector, feature_metrics, level_prefix, subsample_tokens
+from tubelet.train.distributed import DistContext
 from tubelet.train.step import autocast
 from tubelet.vjepa import VJEPA
 
@@ -20,29 +20,29 @@ def predicted_width(config: ModelConfig) -> int:
     return config.predictor.output_width or config.width
 
 
-def collapse_watch(config: ModelConfig) -> CollapseWatch:
+def collapse_detector(config: ModelConfig) -> CollapseDetector:
     """The watch over a model's figures."""
-    return CollapseWatch(config.width, predicted_width(config))
+    return CollapseDetector(config.width, predicted_width(config))
 
 
-class Health:
+class FeatureMonitor:
     """Looks at every level of the teacher on a batch, and at what the predictor says under its first mask.
 
     What the predictor says is caught in the step's own forward pass, so that looking costs no other, and calls nothing
     that is compiled or sharded in another way than the step does.
     """
 
-    def __init__(self, model: VJEPA, config: TrainConfig, world: World) -> None:
+    def __init__(self, model: VJEPA, config: TrainConfig, ctx: DistContext) -> None:
         """Args:
         model: whose features.
         config: the run.
-        world: the run's processes, whose tokens are looked at together.
+        ctx: the run's processes, whose tokens are looked at together.
         """
-        self.model, self.config, self.world = model, config, world
+        self.model, self.config, self.ctx = model, config, ctx
         self.predicted: Tensor | None = None
         self.hook: RemovableHandle | None = None
 
-    def listen(self) -> None:
+    def arm(self) -> None:
         """Catch what the predictor says next; to be called before a step."""
         self.hook = self.model.predictor.register_forward_hook(self._catch)
 
@@ -50,27 +50,27 @@ class Health:
         if self.hook is not None:
             self.hook.remove()
             self.hook = None
-            self.predicted = some_tokens(outputs[0].detach(), self.world.size)
+            self.predicted = subsample_tokens(outputs[0].detach(), self.ctx.world_size)
 
     @torch.no_grad()
-    def figures(self, batch: Batch) -> dict[str, float]:
+    def compute(self, batch: Batch) -> dict[str, float]:
         """Effective rank and channel spread of each level, all processes' tokens together; after the step.
 
         Args:
             batch: the step's first.
         """
-        with autocast(self.config, self.world.device):
-            levels = self.model.teacher(normalise(batch.pixels.to(self.world.device)))
-        taught = torch.cat([some_tokens(level, self.world.size).float() for level in levels], dim=-1)
+        with autocast(self.config, self.ctx.device):
+            levels = self.model.teacher(normalise(batch.pixels.to(self.ctx.device)))
+        teacher_tokens = torch.cat([subsample_tokens(level, self.ctx.world_size).float() for level in levels], dim=-1)
         assert self.predicted is not None
         said, self.predicted = self.predicted.float(), None
         found: dict[str, float] = {}
         for who, tokens, width in (
-            ("teacher", taught, self.config.model.width),
+            ("teacher", teacher_tokens, self.config.model.width),
             ("predictor", said, predicted_width(self.config.model)),
         ):
-            parts = self.world.concatenate(tokens).split(width, dim=-1)
+            parts = self.ctx.all_gather_cat(tokens).split(width, dim=-1)
             for level, part in enumerate(parts, start=1):
-                prefix = level_name(who, level, len(parts))
-                found |= {prefix + name: value for name, value in feature_health(part).items()}
+                prefix = level_prefix(who, level, len(parts))
+                found |= {prefix + name: value for name, value in feature_metrics(part).items()}
         return found

@@ -34,12 +34,12 @@ from tubelet.train.signals import STOP_SIGNALS
 
 BUCKET_BYTES = 64 * 2**20
 # How long processes that end wait for one that is ending too.
-_PATIENCE = timedelta(seconds=5)
+SHUTDOWN_GRACE = timedelta(seconds=5)
 
 T = TypeVar("T")
 
 
-class World:
+class DistContext:
     """One process among those of a run. Alone, it has nobody to wait for, and all of this costs nothing."""
 
     def __init__(self, device: torch.device, rank: int = 0, size: int = 1, local_size: int | None = None) -> None:
@@ -51,34 +51,34 @@ class World:
         """
         self.device = device
         self.rank = rank
-        self.size = size
-        self.local_size = size if local_size is None else local_size
-        self.doing = "the step's own work"  # for the error of a process that waits in vain
+        self.world_size = size
+        self.local_world_size = size if local_size is None else local_size
+        self.current_op = "the step's own work"  # for the error of a process that waits in vain
         self.sharded = False  # whether the model lies in shards, whose gradients are summed as they come
 
     def peak_flops(self) -> float | None:
         """What all devices together could do, where that is known."""
         flops = peak_flops(self.device)
-        return flops and flops * self.size
+        return flops and flops * self.world_size
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this process is the one that writes files and speaks."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> None:
+    def all_reduce(self, values: Tensor) -> None:
         """Sum a tensor over all processes, in place."""
-        self.doing = "the sum of the losses"
-        if self.size > 1:
+        self.current_op = "the sum of the losses"
+        if self.world_size > 1:
             dist.all_reduce(values)
 
-    def sum_gradients(self, model: nn.Module) -> None:
+    def all_reduce_gradients(self, model: nn.Module) -> None:
         """Sum the gradients over all processes, in place: each has that of its own samples' share of the loss.
 
         Those of parameters that no sample reached are None everywhere, since each process has every modality.
         """
-        self.doing = "the sum of the gradients"
-        if self.size == 1 or self.sharded:
+        self.current_op = "the sum of the gradients"
+        if self.world_size == 1 or self.sharded:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         for bucket in _buckets(gradients):
@@ -87,38 +87,38 @@ class World:
             parts = together.split([g.numel() for g in bucket])
             torch._foreach_copy_(bucket, [part.view_as(g) for part, g in zip(parts, bucket, strict=True)])
 
-    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with those of the first process."""
-        if self.size > 1:
+        if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
-    def gather(self, thing: T) -> list[T]:
+    def all_gather_object(self, thing: T) -> list[T]:
         """What every process has, in the order of ranks, to all of them; by way of the hosts."""
-        self.doing = "an exchange between the hosts"
-        if self.size == 1:
+        self.current_op = "an exchange between the hosts"
+        if self.world_size == 1:
             return [thing]
-        things: list[Any] = [None] * self.size
+        things: list[Any] = [None] * self.world_size
         dist.all_gather_object(things, thing)
         return things
 
-    def concatenate(self, tensor: Tensor) -> Tensor:
+    def all_gather_cat(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, one after the other along their first dimension; by way of the hosts."""
-        if self.size == 1:
+        if self.world_size == 1:
             return tensor
-        return torch.cat(self.gather(tensor.cpu())).to(self.device)
+        return torch.cat(self.all_gather_object(tensor.cpu())).to(self.device)
 
-    def on_first(self, work: Callable[[], T]) -> T:
+    def run_on_rank0(self, work: Callable[[], T]) -> T:
         """Let the first process do something; all get what it returned, or its error.
 
         Raises:
             TubeletError: that the first process ended in.
         """
-        self.doing = "what the first process does for all"
-        if self.size == 1:
+        self.current_op = "what the first process does for all"
+        if self.world_size == 1:
             return work()
         outcome: list[Any] = [None, None]
-        if self.is_first:
+        if self.is_rank0:
             try:
                 outcome[0] = work()
             except TubeletError as error:
@@ -129,13 +129,13 @@ class World:
         result: T = outcome[0]
         return result
 
-    def require_same(self, what: str, value: object) -> None:
+    def assert_equal_across_ranks(self, what: str, value: object) -> None:
         """Make sure that all processes have found the same.
 
         Raises:
             TubeletError: if they have not.
         """
-        values = self.gather(value)
+        values = self.all_gather_object(value)
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise TubeletError(
@@ -143,7 +143,9 @@ class World:
                     "command and must see the same files under the same paths"
                 )
 
-    def agree(self, data: StepData, known: Container[str], stop: Signals | None) -> tuple[StepData, Signals | None]:
+    def sync_step_status(
+        self, data: StepData, known: Container[str], stop: Signals | None
+    ) -> tuple[StepData, Signals | None]:
         """Exchange what must not be known to one process alone.
 
         Args:
@@ -154,8 +156,8 @@ class World:
         Returns:
             the share, with the bad files, short clips and failure of all; and a stop signal that any of them received.
         """
-        self.doing = "the exchange at the beginning of a step"
-        if self.size == 1:
+        self.current_op = "the exchange at the beginning of a step"
+        if self.world_size == 1:
             return data, stop
         bad = [file for file in data.bad if file.path not in known]
         signals = [int(stop == signal) for signal in STOP_SIGNALS]
@@ -164,7 +166,7 @@ class World:
         news, short, *signals = told.tolist()
         data = replace(data, bad=bad, short_clips=short)
         if news:
-            every = self.gather((bad, data.failure))
+            every = self.all_gather_object((bad, data.failure))
             files = {file.path: file for theirs, _ in every for file in theirs}
             failure = next((failure for _, failure in every if failure), None)
             data = replace(data, bad=list(files.values()), failure=failure)
@@ -172,7 +174,7 @@ class World:
 
 
 @contextmanager
-def join_world(timeout_s: float) -> Iterator[World]:
+def init_distributed(timeout_s: float) -> Iterator[DistContext]:
     """Meet the other processes, if a launcher such as torchrun has started this one among several.
 
     An error in any process ends all of them, and one of them says why.
@@ -186,13 +188,13 @@ def join_world(timeout_s: float) -> Iterator[World]:
     """
     launch = read_launch()
     if launch is None:
-        yield World(pick_device())
+        yield DistContext(pick_device())
         return
     size = launch.size
     device = _own_device(launch.local_rank)
     timeout = timedelta(seconds=timeout_s)
     try:
-        store, rank = _meet(size, timeout)
+        store, rank = _rendezvous(size, timeout)
     except (RuntimeError, ValueError) as error:  # what PyTorch raises where there is nobody, and of a bad address
         raise TubeletError(
             f"process {launch.rank} of {size} cannot reach the others at {os.environ['MASTER_ADDR']}:"
@@ -201,16 +203,16 @@ def join_world(timeout_s: float) -> Iterator[World]:
         ) from error
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    world = World(device, rank, size, launch.local_size)
+    ctx = DistContext(device, rank, size, launch.local_size)
     try:
-        yield world
+        yield ctx
     except BaseException as error:
-        raise _told_once(error, store, world, timeout) from error
+        raise _report_once(error, store, ctx, timeout) from error
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _meet(size: int, timeout: timedelta) -> tuple[dist.Store, int]:
+def _rendezvous(size: int, timeout: timedelta) -> tuple[dist.Store, int]:
     """This process's rank, and a store that all share and that holds nothing yet.
 
     torchrun keeps its store over restarts, and what is left in it would send the new processes to the addresses of the
@@ -252,15 +254,15 @@ def _own_device(local_rank: int) -> torch.device:
     return device
 
 
-def _told_once(error: BaseException, store: dist.Store, world: World, timeout: timedelta) -> TubeletError:
+def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, timeout: timedelta) -> TubeletError:
     """Let one of the processes that fail say why; the others wait until it has, lest their end ends it first."""
-    rank, size = world.rank, world.size
+    rank, size = ctx.rank, ctx.world_size
     with suppress(RuntimeError):
         store.set(f"ends/{rank}", "")
     if isinstance(error, TubeletError):
         known = error
     elif "imed out" in str(error):
-        known = TubeletError(_waited_in_vain(store, world, timeout))
+        known = TubeletError(_timeout_message(store, ctx, timeout))
     elif _is_lost_peer(error):
         known = TubeletError("another process of the run has ended, so that none can go on")
     else:
@@ -272,10 +274,10 @@ def _told_once(error: BaseException, store: dist.Store, world: World, timeout: t
             print(f"error: {known}", file=sys.stderr, flush=True)
             store.set("told", "")
         else:
-            store.wait(["told"], _PATIENCE)
+            store.wait(["told"], SHUTDOWN_GRACE)
         known.told = True
         left = store.add("left", 1)
-        deadline = time.monotonic() + _PATIENCE.total_seconds()
+        deadline = time.monotonic() + SHUTDOWN_GRACE.total_seconds()
         # Where no agent of torchrun holds the store, the first process does, and leaves last.
         while rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and left < size:
             if time.monotonic() > deadline:
@@ -287,10 +289,10 @@ def _told_once(error: BaseException, store: dist.Store, world: World, timeout: t
     return known
 
 
-def _waited_in_vain(store: dist.Store, world: World, timeout: timedelta) -> str:
+def _timeout_message(store: dist.Store, ctx: DistContext, timeout: timedelta) -> str:
     """Which processes did not come to where the others waited: those that do not end within seconds too."""
-    others = [rank for rank in range(world.size) if rank != world.rank]
-    deadline = time.monotonic() + _PATIENCE.total_seconds()
+    others = [rank for rank in range(ctx.world_size) if rank != ctx.rank]
+    deadline = time.monotonic() + SHUTDOWN_GRACE.total_seconds()
     try:
         while others and time.monotonic() < deadline:
             others = [rank for rank in others if not store.check([f"ends/{rank}"])]
@@ -299,7 +301,7 @@ def _waited_in_vain(store: dist.Store, world: World, timeout: timedelta) -> str:
         pass  # the process that held the store has died
     who = ", ".join(map(str, others)) or "none: the network between them may be down"
     return (
-        f"process {world.rank} waited {timeout.total_seconds():g} s (--process-timeout-s) in {world.doing}; processes "
+        f"process {ctx.rank} waited {timeout.total_seconds():g} s (--process-timeout-s) in {ctx.current_op}; processes "
         f"that did not come: {who}"
     )
 

@@ -3,35 +3,35 @@
 from rich.console import Console
 from rich.table import Table
 
-from tubelet.console import say
-from tubelet.train.plan import USABLE, Plan, Traced
-from tubelet.train.tracing import Transfer
+from tubelet.console import print_wrapped
+from tubelet.planner.run_plan import USABLE, RunPlan, StepTrace
+from tubelet.planner.storage_log import Transfer
 
 GIB = 2**30
 
 
-def print_plan(plan: Plan, console: Console) -> None:
+def print_plan(plan: RunPlan, console: Console) -> None:
     """Print all of it: sizes, memory, every mask's pass, communication, time, and whether it fits."""
     for table in (_memory(plan), _passes(plan), _transfers(plan)):
         if table.row_count:
             console.print(table)
     for line in sentences(plan):
-        say(console, line)
+        print_wrapped(console, line)
 
 
-def sentences(plan: Plan) -> list[str]:
+def sentences(plan: RunPlan) -> list[str]:
     """What the tables do not say."""
     return [_sizes(plan), _mesh(plan), _time(plan), *_verdict(plan)]
 
 
-def _sizes(plan: Plan) -> str:
+def _sizes(plan: RunPlan) -> str:
     millions = ", ".join(f"{name} {count / 1e6:,.1f} M" for name, count in plan.parameters.items())
     samples = " and ".join(f"{count} {modality}s" for modality, count in plan.counts.items())
     parts = f" in {plan.config.accumulate} parts" if plan.config.accumulate > 1 else ""
     return f"parameters: {millions}; a step takes {samples}{parts}, in {plan.config.precision}"
 
 
-def _mesh(plan: Plan) -> str:
+def _mesh(plan: RunPlan) -> str:
     planned = plan.planned
     devices, local = planned.devices, min(planned.devices, planned.devices_per_machine)
     shape = {"ddp": f"{devices} x whole", "fsdp": f"shards over {devices}"}.get(
@@ -40,7 +40,7 @@ def _mesh(plan: Plan) -> str:
     return f"mesh: {plan.parallel}, {shape}; {devices} {planned.device_kind}, {local} on a machine"
 
 
-def _time(plan: Plan) -> str:
+def _time(plan: RunPlan) -> str:
     planned, step = plan.planned, plan.step
     joined = "+" if plan.parallel == "ddp" else "under"
     clips = plan.config.batch_size / plan.step_seconds
@@ -52,7 +52,7 @@ def _time(plan: Plan) -> str:
     )
 
 
-def _verdict(plan: Plan) -> list[str]:
+def _verdict(plan: RunPlan) -> list[str]:
     step, other = plan.step, plan.other
     usable = USABLE * plan.device.memory
     room = f"{100 * USABLE:.0f} % of {plan.device.memory / GIB:.0f} GiB, {usable / GIB:.1f} GiB"
@@ -78,12 +78,12 @@ def _verdict(plan: Plan) -> list[str]:
     return lines
 
 
-def state_bytes(step: Traced) -> int:
+def state_bytes(step: StepTrace) -> int:
     """Of parameters, teacher, gradients and moments, on one device."""
     return sum(step.memory[kind] for kind in ("parameters", "teacher", "gradients", "optimiser moments"))
 
 
-def _memory(plan: Plan) -> Table:
+def _memory(plan: RunPlan) -> Table:
     table = Table(title=f"memory of a device at its fullest ({plan.step.moment})")
     table.add_column("what")
     for column in ("GiB", "share"):
@@ -98,7 +98,7 @@ def _memory(plan: Plan) -> Table:
     return table
 
 
-def _passes(plan: Plan) -> Table:
+def _passes(plan: RunPlan) -> Table:
     table = Table(
         title="activations of a pass in GiB, kept | recomputed", caption="held after forward; peak of everything"
     )
@@ -109,13 +109,13 @@ def _passes(plan: Plan) -> Table:
     for one, other in pairs:
         counts = (one.samples, one.tokens, one.context, one.target)
         kept, recomputed = (other, one) if plan.config.activation_checkpointing else (one, other)
-        sizes = ((kept.held, recomputed.held), (kept.peak, recomputed.peak))
+        sizes = ((kept.live_bytes, recomputed.live_bytes), (kept.peak, recomputed.peak))
         cells = (f"{a / GIB:,.2f} | {b / GIB:,.2f}" for a, b in sizes)
         table.add_row(one.name, *(f"{count:,}" for count in counts), *cells)
     return table
 
 
-def _transfers(plan: Plan) -> Table:
+def _transfers(plan: RunPlan) -> Table:
     table = Table(title="communication of a device in a step")
     table.add_column("what")
     for column in ("operations", "among", "GB", "GB/s", "seconds"):

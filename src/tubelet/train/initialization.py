@@ -19,7 +19,7 @@ from tubelet.vjepa import VJEPA
 DISTILLED_PREDICTOR_DEPTH = 12
 
 
-def continued_sizes(what: str) -> ModelConfig:
+def config_from_checkpoint(what: str) -> ModelConfig:
     """The sizes with which a checkpoint's pre-training can go on.
 
     Those of a distilled release predict a larger teacher's last level; trained on, it is its own teacher, at all
@@ -45,7 +45,7 @@ def _trained(what: str) -> tuple[Path, VJEPA, bool]:
     return path, model, True
 
 
-def distilled_sizes(student: ModelConfig, teacher: ModelConfig) -> ModelConfig:
+def distillation_config(student: ModelConfig, teacher: ModelConfig) -> ModelConfig:
     """The sizes of a student that predicts the last level of a frozen model, as those of the distilled releases.
 
     A distilled ViT-L has a predictor of 12 blocks where the pre-trained one has 24 (SYSTEM, the family).
@@ -79,12 +79,12 @@ def load_frozen_teacher(config: TrainConfig, device: torch.device) -> Backbone |
     if (ours.num_output_levels, ours.prediction_width) != (1, theirs.width):
         raise TubeletError(
             f"{config.distil_from}: its last level is {theirs.width} wide, the student predicts "
-            f"{ours.num_output_levels} levels, {ours.prediction_width} channels in all: take `distilled_sizes`"
+            f"{ours.num_output_levels} levels, {ours.prediction_width} channels in all: take `distillation_config`"
         )
     return teacher
 
 
-class Origin(NamedTuple):
+class InitSource(NamedTuple):
     """A trained model that a run begins with, and the parts that it takes from it.
 
     The file, not the run that it is of: that one may go on, and have newer ones by the time that moments are read.
@@ -94,7 +94,7 @@ class Origin(NamedTuple):
     parts: tuple[str, ...]
 
 
-def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, Origin | None]:
+def init_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, InitSource | None]:
     """The model of a run's first step, on the CPU.
 
     Args:
@@ -111,7 +111,7 @@ def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, Origin | N
     model.distance_weighting = config.optim.distance_weighting
     origin = None
     if config.init_from and not resumed:
-        origin = _take_over(model, config.init_from)
+        origin = _load_init_weights(model, config.init_from)
     if config.lora_rank:
         # Adapters change one set of weights, which student and teacher must then share.
         model.student.load_state_dict(model.teacher.state_dict())
@@ -122,7 +122,7 @@ def initial_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, Origin | N
     return model, origin
 
 
-def initial_moments(origin: Origin, model: VJEPA, optimizer: Optimizer) -> str:
+def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
     """Go on with AdamW's moments too, for what was taken over, where the checkpoint has them.
 
     Args:
@@ -146,7 +146,7 @@ def initial_moments(origin: Origin, model: VJEPA, optimizer: Optimizer) -> str:
     return said
 
 
-def _take_over(model: VJEPA, what: str) -> Origin:
+def _load_init_weights(model: VJEPA, what: str) -> InitSource:
     path, source, encoder_alone = _trained(what)
     ours, theirs = (
         dataclasses.replace(m.config, output_levels=None, predictor=model.config.predictor) for m in (model, source)
@@ -159,6 +159,6 @@ def _take_over(model: VJEPA, what: str) -> Origin:
     model.teacher.load_state_dict(source.teacher.state_dict())
     targets = [(m.config.predictor, m.config.num_output_levels) for m in (model, source)]
     if encoder_alone or targets[0] != targets[1]:
-        return Origin(path, ("student",))
+        return InitSource(path, ("student",))
     model.predictor.load_state_dict(source.predictor.state_dict())
-    return Origin(path, ("student", "predictor"))
+    return InitSource(path, ("student", "predictor"))

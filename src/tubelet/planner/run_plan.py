@@ -27,12 +27,12 @@ from tubelet.device import DEVICE_KINDS, DeviceKind, training_dtype
 from tubelet.errors import TubeletError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.layers import Attention
-from tubelet.train.compilation import prepare
+from tubelet.planner.storage_log import StepLog, StorageLog, Transfer, storage_log
+from tubelet.train.compilation import prepare_model
+from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
-from tubelet.train.parallel import World
-from tubelet.train.sharding import device_mesh, parallel_for, pick_parallel, shard, training_bytes
+from tubelet.train.sharding import apply_fsdp, choose_parallel, device_mesh, pick_parallel, training_bytes
 from tubelet.train.step import train_step
-from tubelet.train.tracing import Log, StorageLog, Transfer, logged
 from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ USABLE = 0.9
 
 
 @dataclass(frozen=True)
-class Pass:
+class MaskPass:
     """One mask's way forward and backward on one device.
 
     Attributes:
@@ -59,12 +59,12 @@ class Pass:
     context: int
     target: int
     tokens: int
-    held: int
+    live_bytes: int
     peak: int
 
 
 @dataclass(frozen=True)
-class Traced:
+class StepTrace:
     """What one device does and holds in a step.
 
     Attributes:
@@ -75,7 +75,7 @@ class Traced:
         flops: operations of matrix products.
     """
 
-    passes: list[Pass]
+    passes: list[MaskPass]
     memory: Counter[str]
     moment: str
     transfers: list[Transfer]
@@ -88,7 +88,7 @@ class Traced:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A planned run.
 
     Attributes:
@@ -108,8 +108,8 @@ class Plan:
     parallel: str
     parameters: dict[str, int]
     counts: dict[Modality, int]
-    step: Traced
-    other: Traced
+    step: StepTrace
+    other: StepTrace
 
     @property
     def fits(self) -> bool:
@@ -154,7 +154,7 @@ class Plan:
         return rounds * transfer.size * (transfer.members - 1) / transfer.members / self.rate(transfer)
 
 
-def make_plan(config: TrainConfig, planned: PlanConfig) -> Plan:
+def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
     """Plan a run.
 
     Raises:
@@ -168,31 +168,31 @@ def make_plan(config: TrainConfig, planned: PlanConfig) -> Plan:
     config = replace(config, precision=precision, compile=False)
     with torch.device("meta"):
         model = VJEPA(config.model)
-    world = World(CPU, 0, planned.devices)
-    world.local_size = min(planned.devices, planned.devices_per_machine)
+    ctx = DistContext(CPU, 0, planned.devices)
+    ctx.local_world_size = min(planned.devices, planned.devices_per_machine)
     if config.parallel == "auto" and planned.device_kind != "cpu":
-        parallel = parallel_for(training_bytes(model), int(device.memory), world.size, world.local_size)
-        parallel = "ddp" if world.size == 1 else parallel
+        parallel = choose_parallel(training_bytes(model), int(device.memory), ctx.world_size, ctx.local_world_size)
+        parallel = "ddp" if ctx.world_size == 1 else parallel
     else:
-        parallel = pick_parallel(model, config, world)
+        parallel = pick_parallel(model, config, ctx)
     counts = samples_per_step(config, MediaList(["video"], ["image"]))
-    step_parts(config, counts, world.size)  # refuses what is too small
-    last = world.size - 1
+    step_parts(config, counts, ctx.world_size)  # refuses what is too small
+    last = ctx.world_size - 1
     shares = {
-        modality: [len(piece.samples) for piece in micro_batches(config, count, last, world.size)]
+        modality: [len(piece.samples) for piece in micro_batches(config, count, last, ctx.world_size)]
         for modality, count in counts.items()
     }
-    lengths = mask_lengths(config, counts)
+    lengths = mean_mask_lengths(config, counts)
     step, other = (
         trace(replace(config, activation_checkpointing=recompute), planned, parallel, shares, lengths)
         for recompute in (config.activation_checkpointing, not config.activation_checkpointing)
     )
     parts = {name: getattr(model, name) for name in ("student", "predictor", "teacher")}
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    return Plan(config, planned, device, parallel, parameters, counts, step, other)
+    return RunPlan(config, planned, device, parallel, parameters, counts, step, other)
 
 
-def mask_lengths(config: TrainConfig, counts: dict[Modality, int]) -> dict[Modality, list[tuple[int, int]]]:
+def mean_mask_lengths(config: TrainConfig, counts: dict[Modality, int]) -> dict[Modality, list[tuple[int, int]]]:
     """How many tokens each mask leaves visible and hides, cut to the shortest of a group, on average over draws."""
     lengths = {}
     for modality, count in counts.items():
@@ -226,7 +226,7 @@ def trace(
     parallel: str,
     shares: dict[Modality, list[int]],
     lengths: dict[Modality, list[tuple[int, int]]],
-) -> Traced:
+) -> StepTrace:
     """Take one step on fake tensors.
 
     Args:
@@ -243,20 +243,20 @@ def trace(
         for module in model.modules():
             if isinstance(module, Attention):
                 module.kernel = F.scaled_dot_product_attention  # type: ignore[assignment]  # other names
-    world = World(CPU, 0, planned.devices)
-    world.local_size = min(planned.devices, planned.devices_per_machine)
-    prepare(model, config, CPU)
+    ctx = DistContext(CPU, 0, planned.devices)
+    ctx.local_world_size = min(planned.devices, planned.devices_per_machine)
+    prepare_model(model, config, CPU)
     with fake_group(planned.devices):
-        mesh = device_mesh(parallel, world) if parallel != "ddp" else None
+        mesh = device_mesh(parallel, ctx) if parallel != "ddp" else None
         with FakeTensorMode(allow_non_fake_inputs=True):
             _give_sizes(model)
             if mesh is not None:
-                shard(model, mesh, training_dtype(config, CPU))
-                world.sharded = True
+                apply_fsdp(model, mesh, training_dtype(config, CPU))
+                ctx.sharded = True
             optimizer = _begin_run(model, config)
-            with logged() as watch:
-                passes = _take_step(model, optimizer, config, world, shares, lengths, watch)
-    return _summarise(watch.log, config, passes)
+            with storage_log() as watch:
+                passes = _take_step(model, optimizer, config, ctx, shares, lengths, watch)
+    return _summarize(watch.log, config, passes)
 
 
 @contextmanager
@@ -309,7 +309,7 @@ def _take_step(
     model: VJEPA,
     optimizer: AdamW,
     config: TrainConfig,
-    world: World,
+    ctx: DistContext,
     shares: dict[Modality, list[int]],
     lengths: dict[Modality, list[tuple[int, int]]],
     watch: StorageLog,
@@ -342,7 +342,7 @@ def _take_step(
         watch.enter("optimiser", "optimiser")
 
     optimizer.register_step_pre_hook(before_update)
-    train_step(model, optimizer, StepData(batches, []), config, config.steps - 1, world)
+    train_step(model, optimizer, StepData(batches, []), config, config.steps - 1, ctx)
     return passes
 
 
@@ -357,28 +357,28 @@ def _fake_batch(config: TrainConfig, modality: Modality, count: int, lengths: li
 ACTIVATIONS = ("student's activations", "predictor's activations", "loss")
 
 
-def _summarise(log: Log, config: TrainConfig, passes: list[tuple[str, Batch, Mask]]) -> Traced:
+def _summarize(log: StepLog, config: TrainConfig, passes: list[tuple[str, Batch, Mask]]) -> StepTrace:
     begins = [(time, name) for time, name in log.marks if name not in ("teacher", "backward", "optimiser")]
     backward = [time for time, name in log.marks if name == "backward"]
     later = [time for time, _ in log.marks]
     summaries = []
     for (begin, name), middle, (_, batch, mask) in zip(begins, backward, passes, strict=True):
         end = next((time for time in later if time > middle), log.clock)
-        held = log.held(middle)
+        held = log.live_bytes(middle)
         grid = config.model.grid(*batch.pixels.shape[2:])
         summaries.append(
-            Pass(
+            MaskPass(
                 name,
                 batch.pixels.shape[0],
                 mask.context.shape[1],
                 mask.target.shape[1],
                 grid.tokens,
                 sum(held[kind] for kind in ACTIVATIONS),
-                log.held(log.peak(begin, end)).total(),
+                log.live_bytes(log.peak(begin, end)).total(),
             )
         )
     when = log.peak()
     _, name = max((mark for mark in log.marks if mark[0] <= when), default=(0, "start"))
     if name == "backward":
         name = f"{max(begin for begin in begins if begin[0] <= when)[1]}, backward"
-    return Traced(summaries, log.held(when), name, log.transfers, float(log.flops.total()))
+    return StepTrace(summaries, log.live_bytes(when), name, log.transfers, float(log.flops.total()))

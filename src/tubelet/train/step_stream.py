@@ -9,7 +9,7 @@ from tubelet.data.batch import StepData
 from tubelet.data.loader import step_loader
 from tubelet.data.sources import MediaList
 from tubelet.errors import TubeletError
-from tubelet.train.parallel import World
+from tubelet.train.distributed import DistContext
 
 
 class StepStream:
@@ -18,30 +18,30 @@ class StepStream:
     As a context it tells what happened to a worker that hangs or dies, which PyTorch may raise at any moment of a step.
     """
 
-    def __init__(self, config: TrainConfig, media: MediaList, world: World) -> None:
+    def __init__(self, config: TrainConfig, media: MediaList, ctx: DistContext) -> None:
         """Args:
         config: the run.
         media: its files.
-        world: the run's processes.
+        ctx: the run's processes.
 
         Raises:
             TubeletError: see `step_loader`.
         """
-        self.config, self.media, self.world = config, media, world
+        self.config, self.media, self.ctx = config, media, ctx
         self.step = 0
-        self.asked = 0.0  # when the last step's data were asked for, by time.perf_counter
+        self.requested_at = 0.0  # when the last step's data were asked for, by time.perf_counter
 
-    def begin(self, step: int, left_out: int) -> None:
+    def begin(self, step: int, skipped_batches: int) -> None:
         """Go on with a step.
 
         Args:
             step: steps done before it.
-            left_out: batches that are passed over before its own, of all so far.
+            skipped_batches: batches that are passed over before its own, of all so far.
         """
-        world = self.world
+        ctx = self.ctx
         self.step = step
         self.loader = step_loader(
-            self.config, self.media, step, world.device.type == "cuda", world.rank, world.size, left_out
+            self.config, self.media, step, ctx.device.type == "cuda", ctx.rank, ctx.world_size, skipped_batches
         )
         self.batches = iter(self.loader)
 
@@ -59,7 +59,7 @@ class StepStream:
         return self
 
     def __next__(self) -> tuple[int, StepData]:
-        self.asked = time.perf_counter()
+        self.requested_at = time.perf_counter()
         data = next(self.batches)
         self.step += 1
         return self.step - 1, data

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 
-class StepLog:
+class MetricsBuffer:
     """Hands on each step's metrics; on CUDA one step late, so that the device never waits for the host to read them."""
 
-    def __init__(self, hand_on: Callable[[dict[str, Any]], None], device: torch.device) -> None:
+    def __init__(self, emit: Callable[[dict[str, Any]], None], device: torch.device) -> None:
         """Args:
-        hand_on: called with each step's row of plain numbers, in order.
+        emit: called with each step's row of plain numbers, in order.
         device: where the steps run.
         """
-        self.hand_on = hand_on
+        self.emit = emit
         self.late = device.type == "cuda"
         self.waiting: tuple[dict[str, Any], list[str], Tensor, torch.cuda.Event | None] | None = None
 
@@ -42,7 +42,7 @@ class StepLog:
         if arrived is not None:
             arrived.synchronize()
         row |= dict(zip(names, values.tolist(), strict=True))
-        self.hand_on(row)
+        self.emit(row)
 
     def drop(self) -> None:
         """Forget what is still held back."""
