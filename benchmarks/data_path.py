@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.films import make_films
+from benchmarks.videos import make_videos
 from tubelet.config import DataConfig, Recipe, TrainConfig, model_preset
 from tubelet.data.loader import step_loader
 from tubelet.data.make_shards import write_shards
@@ -93,7 +93,7 @@ def main(
     rounds: int = 3,
     workers: int = 2,
     height: int = 720,
-    films: int = 2,
+    videos: int = 2,
     seconds: float = 30.0,
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     folder: Path = Path("runs/bench"),
@@ -110,15 +110,18 @@ def main(
         skip: First steps of a run, in which all is set up, that are not counted.
         rounds: Runs of each side; the table holds their medians.
         workers: Decoding processes.
-        height: Lines of the source films.
-        films: How many.
+        height: Lines of the source videos.
+        videos: How many.
         seconds: How long each is.
         precision: bf16, fp32, or what the device is fast at.
-        folder: Where films, shards and runs are kept.
+        folder: Where videos, shards and runs are kept.
         json: Print one JSON object as the last line.
     """
-    paths = make_films(folder / "films", height, films, seconds)
-    sources = {"source": folder / "sources.csv", "shards": folder / "films" / f"shards-{height}p-{films}x{seconds:g}s"}
+    paths = make_videos(folder / "videos", height, videos, seconds)
+    sources = {
+        "source": folder / "sources.csv",
+        "shards": folder / "videos" / f"shards-{height}p-{videos}x{seconds:g}s",
+    }
     sources["source"].write_text("path\n" + "".join(f"{path.resolve()}\n" for path in paths))
     write_shards([str(path) for path in paths], sources["shards"], Recipe(), workers=1)
     options = ["--model", model, "--image-size", image_size, "--frames", frames, "--batch-size", batch_size]

@@ -25,7 +25,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.films import make_films
+from benchmarks.videos import make_videos
 from benchmarks.measure import run_in_turn
 from tubelet.config import Recipe
 from tubelet.data.decode import VideoInfo, read_clips
@@ -36,7 +36,7 @@ from tubelet.data.shards import open_shards
 class Work(NamedTuple):
     """What is read."""
 
-    films: list[Path]
+    videos: list[Path]
     shards: Path
     frames: int
     stride: int
@@ -71,22 +71,22 @@ def build(side: str, work: Work) -> Callable[[int], tuple[float, float]]:
 
 
 def source_reader(work: Work) -> Callable[[Clip], Any]:
-    """From the films themselves."""
+    """From the videos themselves."""
 
     def read(clip: Clip) -> Any:
-        film = work.films[int(clip.file * len(work.films))]
+        video = work.videos[int(clip.file * len(work.videos))]
 
         def choose(info: VideoInfo) -> list[np.ndarray]:
             times = np.arange(work.frames) * work.stride / info.fps
             return [clip.place * (info.duration_s - times[-1] - 1 / info.fps) + times]
 
-        return read_clips(film, choose)[1][0].pixels
+        return read_clips(video, choose)[1][0].pixels
 
     return read
 
 
 def shard_reader(work: Work) -> Callable[[Clip], Any]:
-    """From members of shards: as many seconds as the films' clips have, at their mean rate of 27 frames a second."""
+    """From members of shards: as many seconds as the videos' clips have, at their mean rate of 27 frames a second."""
     shards = open_shards(work.shards)
     times = np.arange(work.frames) * work.stride / 27.0
 
@@ -103,9 +103,9 @@ def decord_reader(work: Work) -> Callable[[Clip], Any]:
     import decord
 
     def read(clip: Clip) -> Any:
-        film = decord.VideoReader(str(work.films[int(clip.file * len(work.films))]), num_threads=1)
+        video = decord.VideoReader(str(work.videos[int(clip.file * len(work.videos))]), num_threads=1)
         steps = np.arange(work.frames) * work.stride
-        return film.get_batch(int(clip.place * (len(film) - steps[-1])) + steps).asnumpy()
+        return video.get_batch(int(clip.place * (len(video) - steps[-1])) + steps).asnumpy()
 
     return read
 
@@ -115,7 +115,7 @@ def torchcodec_reader(work: Work, seek_mode: Literal["exact", "approximate"] = "
     from torchcodec.decoders import VideoDecoder
 
     def read(clip: Clip) -> Any:
-        path = work.films[int(clip.file * len(work.films))]
+        path = work.videos[int(clip.file * len(work.videos))]
         decoder = VideoDecoder(str(path), num_ffmpeg_threads=1, seek_mode=seek_mode)
         about = decoder.metadata
         times = np.arange(work.frames) * work.stride / about.average_fps
@@ -127,27 +127,27 @@ def torchcodec_reader(work: Work, seek_mode: Literal["exact", "approximate"] = "
 
 def main(
     heights: tuple[int, ...] = (240, 720),
-    films: int = 2,
+    videos: int = 2,
     seconds: float = 30.0,
     frames: int = 16,
     stride: int = 8,
     rounds: int = 30,
     warmup: int = 3,
-    folder: Path = Path("runs/bench/films"),
+    folder: Path = Path("runs/bench/videos"),
     against: Literal["decord", "torchcodec"] | None = None,
     json: bool = False,
 ) -> None:
     """Print the table.
 
     Args:
-        heights: Lines of the films; below 720 they are 4:3, else 16:9.
-        films: How many of each.
+        heights: Lines of the videos; below 720 they are 4:3, else 16:9.
+        videos: How many of each.
         seconds: How long each is.
         frames: Frames of a clip.
-        stride: Frames of the film from one frame of a clip to the next.
+        stride: Frames of the video from one frame of a clip to the next.
         rounds: Clips that each side reads; the table holds their medians.
         warmup: Clips before them.
-        folder: Where films and shards are kept for the next time.
+        folder: Where videos and shards are kept for the next time.
         against: Another reader; it must be installed.
         json: Print one JSON object as the last line.
     """
@@ -161,8 +161,8 @@ def main(
     console = Console()
     result: dict[str, Any] = {"frames": frames, "stride": stride}
     for height in heights:
-        paths = make_films(folder, height, films, seconds)
-        shards = folder / f"shards-{height}p-{films}x{seconds:g}s"
+        paths = make_videos(folder, height, videos, seconds)
+        shards = folder / f"shards-{height}p-{videos}x{seconds:g}s"
         write_shards([str(path) for path in paths], shards, Recipe(), workers=1)
         work = Work(paths, shards, frames, stride)
         timed, peak = run_in_turn(build, work, sides, warmup, rounds)

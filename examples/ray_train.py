@@ -1,7 +1,7 @@
 """Pre-training on a Ray cluster: Ray Train places and restarts the processes, as torchrun would.
 
     pip install 'ray[train]'
-    python examples/ray_train.py --workers 2 -- films --out /shared/runs/ray --model vit-ti --steps 1000
+    python examples/ray_train.py --workers 2 -- videos --out /shared/runs/ray --model vit-ti --steps 1000
 
 What stands after `--` is what `tubelet train` takes; paths must be seen under the same name by every machine. Without
 a running cluster, Ray starts one on this machine. If a process dies, Ray starts all of them again, and the run goes on

@@ -25,11 +25,11 @@ def commands(page, language):
 
 @pytest.fixture
 def workplace(tmp_path):
-    """A folder with what a page's commands expect to find: a few films."""
-    (tmp_path / "films").mkdir()
+    """A folder with what a page's commands expect to find: a few videos."""
+    (tmp_path / "videos").mkdir()
     for i in range(3):
-        write_video(tmp_path / "films" / f"{i}.mp4", frames=48)
-        write_image(tmp_path / "films" / f"{i}.jpg")
+        write_video(tmp_path / "videos" / f"{i}.mp4", frames=48)
+        write_image(tmp_path / "videos" / f"{i}.jpg")
     for part in ("tests", "benchmarks"):
         (tmp_path / part).symlink_to(ROOT / part)
     return tmp_path

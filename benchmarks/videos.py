@@ -1,4 +1,4 @@
-"""Films for the benchmarks of reading: a moving texture, as H.264 with x264's own defaults, made once and kept."""
+"""Videos for the benchmarks of reading: a moving texture, as H.264 with x264's own defaults, made once and kept."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -7,17 +7,17 @@ import av
 import numpy as np
 
 
-def make_films(folder: Path, height: int, count: int, seconds: float) -> list[Path]:
-    """`count` films of 4:3 below 720 lines and 16:9 from there on, at 24 and 30 frames a second in turn."""
+def make_videos(folder: Path, height: int, count: int, seconds: float) -> list[Path]:
+    """`count` videos of 4:3 below 720 lines and 16:9 from there on, at 24 and 30 frames a second in turn."""
     width = height * 4 // 3 if height < 720 else height * 16 // 9
-    films = []
+    videos = []
     for k in range(count):
         path = folder / f"{height}p-{seconds:g}s-{k}.mp4"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             _write(path, height, width, (24, 30)[k % 2], seconds, k)
-        films.append(path)
-    return films
+        videos.append(path)
+    return videos
 
 
 def _write(path: Path, height: int, width: int, fps: int, seconds: float, seed: int) -> None:
