@@ -25,8 +25,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.videos import make_videos
 from benchmarks.measure import run_in_turn
+from benchmarks.videos import make_videos
 from tubelet.config import Recipe
 from tubelet.data.decode import VideoInfo, read_clips
 from tubelet.data.make_shards import write_shards
