@@ -1,4 +1,4 @@
-"""Targets and the dense predictive loss (SYSTEM step 8; arXiv 2603.14482, section 3)."""
+"""Targets and the dense predictive loss (docs/system.md, step 8; arXiv 2603.14482, section 3)."""
 
 from typing import NamedTuple
 

@@ -39,7 +39,7 @@ class BlockMask(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig(Settings):
-    """The masks drawn for every batch (SYSTEM step 3)."""
+    """The masks drawn for every batch (docs/system.md, step 3)."""
 
     video: tuple[BlockMask, ...] = (BlockMask(blocks=8, area=0.15), BlockMask(blocks=2, area=0.7))
     """Masks of a video batch: many small blocks, and few large ones."""

@@ -1,4 +1,4 @@
-"""The multi-block mask sampler (SYSTEM step 3; V-JEPA, arXiv 2404.08471, section 3.2)."""
+"""The multi-block mask sampler (docs/system.md, step 3; V-JEPA, arXiv 2404.08471, section 3.2)."""
 
 import math
 

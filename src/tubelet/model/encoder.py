@@ -1,4 +1,4 @@
-"""The multi-level ViT: student (X-encoder) and teacher (Y-encoder) alike (SYSTEM steps 1, 2 and 4)."""
+"""The multi-level ViT: student (X-encoder) and teacher (Y-encoder) alike (docs/system.md, steps 1, 2 and 4)."""
 
 from collections.abc import Sequence
 

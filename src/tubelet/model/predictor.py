@@ -1,4 +1,4 @@
-"""The multi-level predictor (SYSTEM steps 5, 6 and 7)."""
+"""The multi-level predictor (docs/system.md, steps 5, 6 and 7)."""
 
 import torch
 from torch import Tensor, nn

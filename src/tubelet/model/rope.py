@@ -1,4 +1,4 @@
-"""3-D rotary position embedding (SYSTEM step 2): where a token is, said inside every attention layer.
+"""3-D rotary position embedding (docs/system.md, step 2): where a token is, said inside every attention layer.
 
 Each head is cut into three equal even-sized parts for time, row and column, and a rest that is not rotated. A part of
 size d rotates d/2 pairs of channels by position / 10000^(2i/d), i = 0..d/2-1 (V-JEPA 2, arXiv 2506.09985, section 2.1).

@@ -1,4 +1,4 @@
-"""From pixels to tokens, by modality (SYSTEM steps 1 and 2)."""
+"""From pixels to tokens, by modality (docs/system.md, steps 1 and 2)."""
 
 import torch
 from torch import Tensor, nn

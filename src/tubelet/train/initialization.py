@@ -48,7 +48,7 @@ def _trained(what: str) -> tuple[Path, VJEPA, bool]:
 def distillation_config(student: ModelConfig, teacher: ModelConfig) -> ModelConfig:
     """The sizes of a student that predicts the last level of a frozen model, as those of the distilled releases.
 
-    A distilled ViT-L has a predictor of 12 blocks where the pre-trained one has 24 (SYSTEM, the family).
+    A distilled ViT-L has a predictor of 12 blocks where the pre-trained one has 24 (docs/system.md, the family).
     """
     predictor = dataclasses.replace(
         student.predictor,
