@@ -30,8 +30,8 @@ from benchmarks.recipe_tasks import MEASURES, evaluated
 from tubelet.checkpoint.run import load_vjepa
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.errors import TubeletError
-from tubelet.evaluate.suite.run import MAX_TRAIN_CLIPS, MAX_VAL_CLIPS
 from tubelet.model.encoder import Encoder, random_encoder
+from tubelet.tasks.suite import MAX_TRAIN_CLIPS, MAX_VAL_CLIPS
 from tubelet.train.initialization import distillation_config
 from tubelet.train.loop import train
 from tubelet.train.run_directory import write_atomically

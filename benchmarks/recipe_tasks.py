@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tubelet.evaluate.frozen import TRAINED
-from tubelet.evaluate.suite.run import evaluate_encoder
 from tubelet.model.encoder import Encoder
+from tubelet.tasks.common.frozen import TRAINED
+from tubelet.tasks.suite import evaluate_encoder
 
 # The columns of the table, and whether higher is better. `evaluated` gives each of them its value.
 MEASURES = {

@@ -27,15 +27,15 @@ from tubelet.datasets import diving48, sample_set, ssv2, youtube_vos
 from tubelet.embed.search import search
 from tubelet.embed.table import FORMAT, FeatureTable, read_settings
 from tubelet.errors import TubeletError
-from tubelet.evaluate.cache import read_features
-from tubelet.evaluate.dense.points import read_slices
-from tubelet.evaluate.suite.comparison import read_evaluation
-from tubelet.evaluate.training_state import take_up
+from tubelet.heads.state import take_up
 from tubelet.model.encoder import Encoder
 from tubelet.model.lora import apply_adapters
 from tubelet.pretrained.backbone import build
 from tubelet.pretrained.convert import _metrics
 from tubelet.sample_data.truth import read_index, read_truth
+from tubelet.tasks.common.cache import read_features
+from tubelet.tasks.common.comparison import read_evaluation
+from tubelet.tasks.common.pixel_features import read_slices
 from tubelet.train.anomaly_guard import AnomalyGuard, LossHistory
 from tubelet.train.collapse import CollapseDetector
 from tubelet.train.run_directory import RunDirectory, read_config, read_metrics

@@ -23,11 +23,11 @@ from tubelet.data.images import read_image
 from tubelet.data.make_shards import write_shards
 from tubelet.embed.collection import embed_collection
 from tubelet.errors import TubeletError
-from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.extract import Source, extract
 from tubelet.io.files import temporary_folder
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data import engine, write_sample_data
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.extract import Source, extract
 from tubelet.train.loop import train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and /dev/shm are Linux's")

@@ -12,7 +12,10 @@ from tests.helpers.media import read_index, write_video
 from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.datasets.epic_kitchens import Action
 from tubelet.errors import TubeletError
-from tubelet.evaluate.clips.anticipation import (
+from tubelet.grid import Grid, Mask, Modality
+from tubelet.heads.training import Scores
+from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.anticipation import (
     Before,
     _actions,
     _labels,
@@ -21,10 +24,7 @@ from tubelet.evaluate.clips.anticipation import (
     encode_and_predict,
     focal_loss,
 )
-from tubelet.evaluate.clips.sweep import Scores
-from tubelet.evaluate.extract import Source
-from tubelet.grid import Grid, Mask, Modality
-from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.extract import Source
 
 SIZES = ModelConfig(
     width=32, depth=2, heads=2, levels=(0, 1), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)

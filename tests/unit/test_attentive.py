@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from tubelet.errors import TubeletError
-from tubelet.evaluate import training_state
-from tubelet.evaluate.clips.attentive import AttentiveProbe, LinearProbe, probe_heads
-from tubelet.evaluate.clips.ranking import UNKNOWN
-from tubelet.evaluate.clips.sweep import Candidate, Pooled, Schedule, collate, grid, score, train_side_by_side
+from tubelet.heads import state as training_state
+from tubelet.heads.attentive import AttentiveProbe, LinearProbe, probe_heads
+from tubelet.heads.training import Candidate, Pooled, Schedule, collate, grid, score, train_side_by_side
+from tubelet.tasks.metrics.ranking import UNKNOWN
 
 CPU = torch.device("cpu")
 

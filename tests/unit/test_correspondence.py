@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from tubelet.evaluate.suite.dynamics import displacements
-from tubelet.evaluate.time.correspondence import (
+from tubelet.tasks.common.correspondence import (
     Pairs,
     StepTracks,
     follow,
@@ -13,7 +12,8 @@ from tubelet.evaluate.time.correspondence import (
     score,
     step_tracks,
 )
-from tubelet.evaluate.time.windows import cut_tracks, cut_windows
+from tubelet.tasks.common.dynamics import displacements
+from tubelet.tasks.common.sample_windows import cut_tracks, cut_windows
 
 
 def moving_pattern(steps: int, size: int, dim: int = 16) -> torch.Tensor:

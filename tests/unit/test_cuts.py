@@ -9,8 +9,8 @@ import torch
 from tests.helpers.media import read_index, write_image, write_video
 from tubelet.data.clips import crops_along, resize_centre_crop, segment_times
 from tubelet.data.decode import VideoInfo
-from tubelet.evaluate.clips.cuts import ClipView, ImageView, shown_frames
-from tubelet.evaluate.extract import Source
+from tubelet.tasks.common.clip_transforms import ClipView, ImageView, shown_frames
+from tubelet.tasks.common.extract import Source
 
 
 def info(duration_s: float) -> VideoInfo:

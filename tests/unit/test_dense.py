@@ -16,9 +16,10 @@ from tubelet.datasets.labels import read_labels
 from tubelet.datasets.locate import recognise
 from tubelet.datasets.pairs import IGNORED, DenseSample
 from tubelet.errors import TubeletError
-from tubelet.evaluate.dense import depth, segmentation
-from tubelet.evaluate.dense.heads import HeadProtocol, LinearHeads, axes_of, train_heads
-from tubelet.evaluate.dense.points import (
+from tubelet.heads.linear import HeadProtocol, LinearHeads, axes_of, train_heads
+from tubelet.tasks import depth, segmentation
+from tubelet.tasks.common.extract import FeatureSet, Source
+from tubelet.tasks.common.pixel_features import (
     POINTS_KEPT,
     Batches,
     Crop,
@@ -31,8 +32,7 @@ from tubelet.evaluate.dense.points import (
     source_draws,
     training_source,
 )
-from tubelet.evaluate.extract import FeatureSet, Source
-from tubelet.evaluate.metrics import accuracy, confusion, depth_errors, iou_by_class, mean_iou
+from tubelet.tasks.metrics.dense import accuracy, confusion, depth_errors, iou_by_class, mean_iou
 
 NYU = DepthDataset(
     benchmark="x", train=[], test=[], left_out={}, scale=1000, max_depth=10, seen=None, scored=(0, 0, 1, 1),
@@ -377,7 +377,7 @@ def test_training_that_was_stopped_goes_on_to_the_same_head(tmp_path, monkeypatc
     rows = linear_world(tmp_path)
     protocol = dataclasses.replace(PROTOCOL, dropout=0.1)
     whole = train(rows, tmp_path / "whole", protocol)
-    monkeypatch.setattr("tubelet.evaluate.dense.heads.SAVE_SECONDS", -1)
+    monkeypatch.setattr("tubelet.heads.linear.SAVE_SECONDS", -1)
 
     def stop(what, done, total):
         if done > 20:

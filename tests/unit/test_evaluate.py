@@ -15,11 +15,8 @@ from tubelet.checkpoint.run import save_checkpoint
 from tubelet.config import EvaluateConfig, ModelConfig, PredictorConfig, TrainConfig
 from tubelet.data.clips import normalise, resize_centre_crop
 from tubelet.errors import TubeletError
-from tubelet.evaluate.frozen import RAW, crop_nearest, frozen_features
-from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
-from tubelet.evaluate.suite.comparison import Evaluation, Task, print_table, write_evaluation
-from tubelet.evaluate.suite.features import count_classes, mean_log_depth
-from tubelet.evaluate.suite.probes import (
+from tubelet.grid import Grid
+from tubelet.heads.regression import (
     L2_GRID,
     fit_ridge,
     fit_softmax,
@@ -28,11 +25,14 @@ from tubelet.evaluate.suite.probes import (
     select_ridge,
     select_softmax,
 )
-from tubelet.evaluate.suite.run import evaluate_encoder, evaluate_model
-from tubelet.grid import Grid
 from tubelet.model.encoder import random_encoder
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data.truth import VOID
+from tubelet.tasks.common.comparison import Evaluation, Task, print_table, write_evaluation
+from tubelet.tasks.common.frozen import RAW, crop_nearest, frozen_features
+from tubelet.tasks.common.suite_features import count_classes, mean_log_depth
+from tubelet.tasks.metrics.dense import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
+from tubelet.tasks.suite import evaluate_encoder, evaluate_model
 from tubelet.vjepa import VJEPA
 
 TINY = ModelConfig(

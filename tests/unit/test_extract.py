@@ -17,10 +17,10 @@ from tubelet.data.images import read_image
 from tubelet.data.sources import MediaList
 from tubelet.embed.clips import CollectionClips, clip_loader
 from tubelet.errors import BadFile, DecodeError, TubeletError
-from tubelet.evaluate.cache import FeatureCache, model_hash
-from tubelet.evaluate.extract import Source, _read_ahead, _Views, extract, spread
-from tubelet.evaluate.result import Example, Metric, Result, write_result
 from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.cache import FeatureCache, model_hash
+from tubelet.tasks.common.extract import Source, _read_ahead, _Views, extract, spread
+from tubelet.tasks.common.result import Example, Metric, Result, write_result
 from tubelet.view.results import write_result_page
 
 SIZES = ModelConfig(
@@ -98,7 +98,7 @@ def test_the_same_weights_under_other_settings_are_another_model(model, change):
 def test_another_version_of_the_package_computes_features_anew(model, pictures, tmp_path, monkeypatch):
     cache, seen = FeatureCache(tmp_path / "cache", model), []
     for number in ("1.0", "1.1", "1.0"):
-        monkeypatch.setattr("tubelet.evaluate.cache.version", lambda name, number=number: number)
+        monkeypatch.setattr("tubelet.tasks.common.cache.version", lambda name, number=number: number)
         extract(model, cache, pictures, {}, whole, partial(counted, seen=seen))
     assert sum(seen) == 6
 

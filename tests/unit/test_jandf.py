@@ -3,7 +3,7 @@ import pytest
 from trackeval.metrics import JAndF
 
 from tubelet.data.indexed import davis_palette, read_indexed, write_indexed
-from tubelet.evaluate.time.jandf import (
+from tubelet.tasks.metrics.davis import (
     boundaries,
     boundary_accuracy,
     dilate,

@@ -21,11 +21,11 @@ from tubelet.data import shards
 from tubelet.embed import table
 from tubelet.embed.collection import embed_collection
 from tubelet.errors import TubeletError
-from tubelet.evaluate.result import Metric, Result, write_result
-from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
 from tubelet.io import overwrite as outputs
 from tubelet.io.overwrite import check_output
 from tubelet.pretrained.backbone import Backbone, load
+from tubelet.tasks.common.comparison import Evaluation, Task, write_evaluation
+from tubelet.tasks.common.result import Metric, Result, write_result
 from tubelet.train import run_directory
 from tubelet.view.pictures import write_page
 from tubelet.view.results import write_result_page

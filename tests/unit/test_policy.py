@@ -18,7 +18,7 @@ LAYERS = (
     "vjepa",
     "checkpoint",
     "pretrained encoder",
-    "train planner embed heads datasets evaluate tasks",
+    "train planner embed datasets heads tasks",
     "view",
     "cli",
     "__main__",

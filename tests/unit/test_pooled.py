@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import save_file
 from sklearn.neighbors import KNeighborsClassifier
 
-from tubelet.evaluate.clips import pooled
-from tubelet.evaluate.clips.pooled import moments, neighbour_scores, table_of
-from tubelet.evaluate.extract import FeatureSet, Source
+from tubelet.tasks import pooled
+from tubelet.tasks.common.extract import FeatureSet, Source
+from tubelet.tasks.pooled import moments, neighbour_scores, table_of
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tubelet.evaluate.time.propagation import Propagation, carry, segment, to_pixels
+from tubelet.heads.propagation import Propagation, carry, segment, to_pixels
 
 SETTINGS = Propagation(context=2, neighbours=3, radius=2, temperature=0.2)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import recall_score, top_k_accuracy_score
 
-from tubelet.evaluate.clips.ranking import best_answers, class_mean_recall, ranks, recall_by_class, top_k
+from tubelet.tasks.metrics.ranking import best_answers, class_mean_recall, ranks, recall_by_class, top_k
 
 # Three classes; the true one is in turn first, second, last, and first.
 SCORES = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.6, 0.3, 0.1], [0.1, 0.2, 0.7]])

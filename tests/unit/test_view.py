@@ -16,8 +16,8 @@ from tests.helpers.media import write_image, write_text, write_video
 from tubelet.checkpoint.run import save_checkpoint
 from tubelet.config import MODELS, DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, to_dict
 from tubelet.errors import TubeletError
-from tubelet.evaluate.result import Metric, Result, write_result
 from tubelet.grid import Grid
+from tubelet.tasks.common.result import Metric, Result, write_result
 from tubelet.view.explain import explain
 from tubelet.view.facts import STEPS
 from tubelet.view.maps import _hits

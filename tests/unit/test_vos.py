@@ -12,11 +12,11 @@ from tubelet.data.indexed import read_indexed, write_indexed
 from tubelet.datasets import davis, youtube_vos
 from tubelet.datasets.sequences import given_objects
 from tubelet.errors import TubeletError
-from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.tasks import run_task
-from tubelet.evaluate.time.vos import view_size
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data.layouts import LAYOUTS, write_layout
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.task import run_task
+from tubelet.tasks.vos import view_size
 
 SIZES = ModelConfig(
     width=24, depth=1, heads=2, levels=(0,), patch_size=8, predictor=PredictorConfig(width=16, depth=1, heads=2)

@@ -42,7 +42,7 @@ def evaluate(
             evaluation/ID by the model's id.
         cache: Folder of the features, which are computed once; by default in the user's cache.
     """
-    from tubelet.evaluate.result import print_result, require_writable, write_result
+    from tubelet.tasks.common.result import print_result, require_writable, write_result
 
     if out is not None:
         require_writable(out)
@@ -51,14 +51,14 @@ def evaluate(
             raise TubeletError("--against goes with --task; without one, random weights are beside the model anyway")
         if cache is not None:
             raise TubeletError("--cache goes with --task; without one, no features are kept")
-        from tubelet.evaluate.suite.comparison import print_table
-        from tubelet.evaluate.suite.run import evaluate_model
+        from tubelet.tasks.common.comparison import print_table
+        from tubelet.tasks.suite import evaluate_model
 
         print_table(evaluate_model(model, data, config, out), open_console())
         return
-    from tubelet.evaluate.cache import FeatureCache, default_folder
-    from tubelet.evaluate.tasks import WITH_PREDICTOR, run_task
     from tubelet.pretrained.backbone import load, random_twin
+    from tubelet.tasks.common.cache import FeatureCache, default_folder
+    from tubelet.tasks.common.task import WITH_PREDICTOR, run_task
     from tubelet.view.results import write_result_page
 
     console, encoder = open_console(), load(model, with_predictor=task in WITH_PREDICTOR)

@@ -18,11 +18,11 @@ from torch import Tensor
 from tubelet.config import ModelConfig
 from tubelet.data.clips import centre_clip_times, normalise, resize_centre_crop
 from tubelet.data.decode import read_clips, read_frames
-from tubelet.evaluate.frozen import crop_nearest
 from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
 from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT, SampleEntry, read_truth
+from tubelet.tasks.common.frozen import crop_nearest
 from tubelet.view.pca import fit_projection
 from tubelet.view.pictures import Cell, Row, Scale, Strip, boundary, columns, data_uri, gradient, heat
 

@@ -15,12 +15,12 @@ from tubelet.checkpoint.run import checkpoints, load_vjepa
 from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.data.sources import list_media
 from tubelet.errors import DecodeError, TubeletError
-from tubelet.evaluate.extract import spread
-from tubelet.evaluate.result import read_result
-from tubelet.evaluate.suite.comparison import read_evaluation
 from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import random_encoder
 from tubelet.sample_data.truth import SampleEntry, read_index
+from tubelet.tasks.common.comparison import read_evaluation
+from tubelet.tasks.common.extract import spread
+from tubelet.tasks.common.result import read_result
 from tubelet.train.run_directory import (
     CONFIG,
     read_alerts,

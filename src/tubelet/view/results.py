@@ -9,7 +9,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.evaluate.result import Result
+from tubelet.tasks.common.result import Result
 from tubelet.view.pictures import data_uri, write_page
 
 SHOWN_SKIPPED = 50

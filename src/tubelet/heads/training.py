@@ -22,9 +22,9 @@ from torch.utils.data import Dataset, Sampler
 
 from tubelet.data.workers import WorkerLoader
 from tubelet.device import pick_dtype
-from tubelet.evaluate import training_state
-from tubelet.evaluate.clips.ranking import UNKNOWN, best_answers, ranks
-from tubelet.evaluate.extract import FeatureSet, Progress
+from tubelet.heads import state as training_state
+from tubelet.tasks.common.extract import FeatureSet, Progress
+from tubelet.tasks.metrics.ranking import UNKNOWN, best_answers, ranks
 
 ANSWERS = 5
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -16,10 +16,10 @@ from tubelet.datasets import diving48, imagenet, kinetics, ssv2
 from tubelet.datasets.labelled import ClassificationDataset, LabeledFile, present
 from tubelet.datasets.locate import refuse
 from tubelet.errors import BadFile
-from tubelet.evaluate.clips.cuts import ClipView, ImageView, View
-from tubelet.evaluate.clips.sweep import Candidate, Schedule, grid
-from tubelet.evaluate.extract import Source, spread
+from tubelet.heads.training import Candidate, Schedule, grid
 from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.clip_transforms import ClipView, ImageView, View
+from tubelet.tasks.common.extract import Source, spread
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,12 @@ from tubelet.datasets.depths import DepthDataset, eval_region, input_region, rea
 from tubelet.datasets.locate import recognise
 from tubelet.datasets.pairs import DenseSample, picture_shape, read_picture
 from tubelet.errors import BadFile, DecodeError, TubeletError
-from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.dense.colours import paint_depth, paint_errors
-from tubelet.evaluate.dense.evaluation_set import read_tests
-from tubelet.evaluate.dense.heads import HeadProtocol, TrainedHead, train_heads
-from tubelet.evaluate.dense.points import (
+from tubelet.heads.linear import HeadProtocol, TrainedHead, train_heads
+from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.colors import paint_depth, paint_errors
+from tubelet.tasks.common.extract import FeatureSet, Progress, Source, extract, reading_options, spread
+from tubelet.tasks.common.pixel_features import (
     POINTS_SHOWN,
     Crop,
     Draw,
@@ -41,10 +42,9 @@ from tubelet.evaluate.dense.points import (
     test_source,
     training_source,
 )
-from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
-from tubelet.evaluate.metrics import DepthErrors, depth_errors
-from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.result import Example, Metric, Result
+from tubelet.tasks.common.test_set import read_tests
+from tubelet.tasks.metrics.dense import DepthErrors, depth_errors
 
 READERS = {
     "NYUv2 (sync and official_splits/test, or nyu_train.txt and nyu_test.txt)": nyuv2.read,

@@ -22,14 +22,14 @@ from tubelet.datasets.locate import recognise
 from tubelet.datasets.pairs import image_shape
 from tubelet.datasets.sequences import VideoObjectSequence, given_objects, read_mask
 from tubelet.errors import BadFile, DecodeError, TubeletError
-from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
-from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.evaluate.time.drawing import draw_objects
-from tubelet.evaluate.time.jandf import Statistics, measure_objects
-from tubelet.evaluate.time.propagation import Propagation, segment
+from tubelet.heads.propagation import Propagation, segment
 from tubelet.io.files import describe_os_error
 from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.drawing import draw_objects
+from tubelet.tasks.common.extract import FeatureSet, Progress, Source, extract, reading_options, spread
+from tubelet.tasks.common.result import Example, Metric, Result
+from tubelet.tasks.metrics.davis import Statistics, measure_objects
 
 READERS = {davis.EXPECTED: davis.read, youtube_vos.EXPECTED: youtube_vos.read}
 _EXAMPLES = 12

@@ -12,11 +12,11 @@ from torch import Tensor
 from tubelet.config import EvaluateConfig
 from tubelet.data.decode import read_frames
 from tubelet.errors import DecodeError, TubeletError
-from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.extract import Progress, Source, extract, reading_options, spread
-from tubelet.evaluate.frozen import check_truth, frames_that_fit
-from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.evaluate.time.correspondence import (
+from tubelet.grid import Grid
+from tubelet.pretrained.backbone import Backbone
+from tubelet.sample_data.truth import SampleEntry, read_description, read_index, read_truth
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.correspondence import (
     HEADLINE,
     MOVED,
     WITHIN_PATCHES,
@@ -29,11 +29,11 @@ from tubelet.evaluate.time.correspondence import (
     score,
     step_tracks,
 )
-from tubelet.evaluate.time.drawing import draw_matches, draw_tracks
-from tubelet.evaluate.time.windows import cut_tracks, cut_windows
-from tubelet.grid import Grid
-from tubelet.pretrained.backbone import Backbone
-from tubelet.sample_data.truth import SampleEntry, read_description, read_index, read_truth
+from tubelet.tasks.common.drawing import draw_matches, draw_tracks
+from tubelet.tasks.common.extract import Progress, Source, extract, reading_options, spread
+from tubelet.tasks.common.frozen import check_truth, frames_that_fit
+from tubelet.tasks.common.result import Example, Metric, Result
+from tubelet.tasks.common.sample_windows import cut_tracks, cut_windows
 
 _EXAMPLES, _POINTS_DRAWN = 12, 12
 

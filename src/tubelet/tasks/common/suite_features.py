@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tubelet.data.clips import normalise, resize_centre_crop
 from tubelet.data.decode import read_frames
-from tubelet.evaluate.frozen import check_truth, crop_nearest, frozen_features
 from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
 from tubelet.sample_data.truth import VOID, SampleEntry, read_truth
+from tubelet.tasks.common.frozen import check_truth, crop_nearest, frozen_features
 
 _TOKENS_PER_BATCH = 4096
 

@@ -15,12 +15,8 @@ from torch import Tensor
 from tubelet.config import EvaluateConfig
 from tubelet.data.workers import WorkerLoader
 from tubelet.errors import BadFile, TubeletError
-from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.clips.answers import confusion_details, metrics, sweep_details, worst_examples
-from tubelet.evaluate.clips.attentive import LinearProbe
-from tubelet.evaluate.clips.benchmarks import Protocol, plan, training
-from tubelet.evaluate.clips.ranking import best_answers, ranks
-from tubelet.evaluate.clips.sweep import (
+from tubelet.heads.attentive import LinearProbe
+from tubelet.heads.training import (
     ANSWERS,
     Pooled,
     Scores,
@@ -30,10 +26,14 @@ from tubelet.evaluate.clips.sweep import (
     told_samples,
     train_side_by_side,
 )
-from tubelet.evaluate.extract import FeatureSet, Progress, extract, reading_options
-from tubelet.evaluate.result import Metric, Result
 from tubelet.io.files import describe_os_error, replacing
 from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.classification_report import confusion_details, metrics, sweep_details, worst_examples
+from tubelet.tasks.common.clip_benchmarks import Protocol, plan, training
+from tubelet.tasks.common.extract import FeatureSet, Progress, extract, reading_options
+from tubelet.tasks.common.result import Metric, Result
+from tubelet.tasks.metrics.ranking import best_answers, ranks
 
 NEIGHBOURS = (10, 20)
 TEMPERATURE = 0.07  # of DINO's vote (arXiv 2104.14294): a neighbour counts exp(cosine / temperature)

@@ -10,13 +10,11 @@ from typing import Protocol
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig
 from tubelet.data.workers import deaths_in_words
 from tubelet.errors import TubeletError
-from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.clips import anticipation, classification, pooled
-from tubelet.evaluate.dense import depth, segmentation
-from tubelet.evaluate.extract import AGAIN, Progress
-from tubelet.evaluate.result import Result
-from tubelet.evaluate.time import tracking, vos
 from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks import anticipation, classification, depth, pooled, segmentation, tracking, vos
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.extract import AGAIN, Progress
+from tubelet.tasks.common.result import Result
 
 
 class Task(Protocol):

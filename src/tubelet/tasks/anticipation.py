@@ -24,17 +24,17 @@ from tubelet.datasets.epic_kitchens import Action, AnticipationDataset
 from tubelet.datasets.labelled import LabeledFile, present
 from tubelet.datasets.locate import refuse
 from tubelet.errors import BadFile, TubeletError
-from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.clips.answers import answers_in_words, most_confident_errors, sweep_details
-from tubelet.evaluate.clips.attentive import BLOCKS, AttentiveProbe, probe_heads
-from tubelet.evaluate.clips.benchmarks import Protocol, training
-from tubelet.evaluate.clips.cuts import frames_by_time
-from tubelet.evaluate.clips.ranking import class_mean_recall, top_k
-from tubelet.evaluate.clips.sweep import Scores, Tokens, score, state_path, told_samples, train_side_by_side
-from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
-from tubelet.evaluate.result import Example, Metric, Result
 from tubelet.grid import Grid, Mask, Modality
+from tubelet.heads.attentive import BLOCKS, AttentiveProbe, probe_heads
+from tubelet.heads.training import Scores, Tokens, score, state_path, told_samples, train_side_by_side
 from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.classification_report import answers_in_words, most_confident_errors, sweep_details
+from tubelet.tasks.common.clip_benchmarks import Protocol, training
+from tubelet.tasks.common.clip_transforms import frames_by_time
+from tubelet.tasks.common.extract import FeatureSet, Progress, Source, extract, reading_options, spread
+from tubelet.tasks.common.result import Example, Metric, Result
+from tubelet.tasks.metrics.ranking import class_mean_recall, top_k
 
 FPS = 8.0
 GAP_S = 1.0

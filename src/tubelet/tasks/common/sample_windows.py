@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tubelet.data.clips import normalise, resize_centre_crop, resize_shape
 from tubelet.data.decode import read_frames
-from tubelet.evaluate.frozen import check_truth, frozen_features
-from tubelet.evaluate.time.correspondence import StepTracks, step_tracks
 from tubelet.model.encoder import Encoder
 from tubelet.sample_data.truth import SampleEntry, read_truth
+from tubelet.tasks.common.correspondence import StepTracks, step_tracks
+from tubelet.tasks.common.frozen import check_truth, frozen_features
 
 
 def cut_windows(frames: Tensor, window: int, size: int) -> Tensor:

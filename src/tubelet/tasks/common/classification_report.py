@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.evaluate.clips.benchmarks import Plan
-from tubelet.evaluate.clips.cuts import shown_frames
-from tubelet.evaluate.clips.ranking import class_mean_recall, recall_by_class, top_k
-from tubelet.evaluate.clips.sweep import Candidate, Schedule, Scores
-from tubelet.evaluate.extract import FeatureSet
-from tubelet.evaluate.result import Example, Metric
+from tubelet.heads.training import Candidate, Schedule, Scores
+from tubelet.tasks.common.clip_benchmarks import Plan
+from tubelet.tasks.common.clip_transforms import shown_frames
+from tubelet.tasks.common.extract import FeatureSet
+from tubelet.tasks.common.result import Example, Metric
+from tubelet.tasks.metrics.ranking import class_mean_recall, recall_by_class, top_k
 
 EXAMPLES = 12
 _MATRIX_CLASSES = 20  # beyond which a table of all confusions is no longer read

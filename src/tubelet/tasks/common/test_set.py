@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from tubelet.data.workers import WorkerLoader
 from tubelet.datasets.pairs import DenseSample
 from tubelet.errors import TubeletError
-from tubelet.evaluate.cache import read_features
-from tubelet.evaluate.dense.points import check_shape
+from tubelet.tasks.common.cache import read_features
+from tubelet.tasks.common.pixel_features import check_shape
 
 ReadTruth = Callable[[DenseSample], NDArray[Any]]
 

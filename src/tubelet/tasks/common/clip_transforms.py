@@ -18,7 +18,7 @@ from torch import Tensor
 from tubelet.data.clips import crops_along, resize_centre_crop, segment_times
 from tubelet.data.decode import Frames, VideoInfo, read_clips
 from tubelet.data.images import read_image
-from tubelet.evaluate.extract import Source
+from tubelet.tasks.common.extract import Source
 
 _MARGIN = 256 / 224  # an image's short side over the side of its middle square, as is usual since AlexNet
 

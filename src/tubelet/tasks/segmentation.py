@@ -22,11 +22,12 @@ from tubelet.datasets.labels import SegmentationDataset, read_labels
 from tubelet.datasets.locate import recognise
 from tubelet.datasets.pairs import IGNORED, DenseSample, read_picture
 from tubelet.errors import BadFile, TubeletError
-from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.dense.colours import legend, paint_classes, paint_mistakes
-from tubelet.evaluate.dense.evaluation_set import read_tests
-from tubelet.evaluate.dense.heads import HeadProtocol, TrainedHead, train_heads
-from tubelet.evaluate.dense.points import (
+from tubelet.heads.linear import HeadProtocol, TrainedHead, train_heads
+from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.colors import legend, paint_classes, paint_mistakes
+from tubelet.tasks.common.extract import FeatureSet, Progress, Source, extract, reading_options, spread
+from tubelet.tasks.common.pixel_features import (
     POINTS_SHOWN,
     Crop,
     Draw,
@@ -40,10 +41,9 @@ from tubelet.evaluate.dense.points import (
     test_source,
     training_source,
 )
-from tubelet.evaluate.extract import FeatureSet, Progress, Source, extract, reading_options, spread
-from tubelet.evaluate.metrics import accuracy, confusion, iou_by_class, mean_iou
-from tubelet.evaluate.result import Example, Metric, Result
-from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.result import Example, Metric, Result
+from tubelet.tasks.common.test_set import read_tests
+from tubelet.tasks.metrics.dense import accuracy, confusion, iou_by_class, mean_iou
 
 READERS = {
     "ADE20K (images/training and annotations/training)": ade20k.read,

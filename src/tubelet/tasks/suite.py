@@ -18,16 +18,16 @@ from tubelet.checkpoint.run import checkpoints, stated_step, stored_config
 from tubelet.checkpoint.sharded import read_header
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig, ModelConfig, TrainConfig
 from tubelet.errors import TubeletError
-from tubelet.evaluate.frozen import FEATURES, RANDOM, TRAINED, frames_that_fit
-from tubelet.evaluate.metrics import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
-from tubelet.evaluate.suite.comparison import Evaluation, Task, write_evaluation
-from tubelet.evaluate.suite.dynamics import evaluate_dynamics
-from tubelet.evaluate.suite.features import View, batches
-from tubelet.evaluate.suite.probes import Probe, Scaling, scaling_of, select_ridge, select_softmax
+from tubelet.heads.regression import Probe, Scaling, scaling_of, select_ridge, select_softmax
 from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.pretrained.backbone import load
 from tubelet.sample_data.truth import SampleEntry, read_description, read_index
+from tubelet.tasks.common.comparison import Evaluation, Task, write_evaluation
+from tubelet.tasks.common.dynamics import evaluate_dynamics
+from tubelet.tasks.common.frozen import FEATURES, RANDOM, TRAINED, frames_that_fit
+from tubelet.tasks.common.suite_features import View, batches
+from tubelet.tasks.metrics.dense import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 
 MAX_TRAIN_CLIPS, MAX_VAL_CLIPS = 400, 200
 MAX_TRAIN_TOKENS = 16_000  # 40 of each of 400 clips; neighbours are too alike for more to add much

@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubelet.evaluate.frozen import FEATURES, TRAINED
-from tubelet.evaluate.metrics import accuracy, confusion
-from tubelet.evaluate.suite.comparison import Task
-from tubelet.evaluate.suite.features import View
-from tubelet.evaluate.suite.probes import scaling_of, select_softmax
-from tubelet.evaluate.time.correspondence import Pairs, headline, join, measure, scores_of_kinds
-from tubelet.evaluate.time.windows import whole_clips
+from tubelet.heads.regression import scaling_of, select_softmax
 from tubelet.model.encoder import Encoder
 from tubelet.sample_data.truth import SampleEntry
+from tubelet.tasks.common.comparison import Task
+from tubelet.tasks.common.correspondence import Pairs, headline, join, measure, scores_of_kinds
+from tubelet.tasks.common.frozen import FEATURES, TRAINED
+from tubelet.tasks.common.sample_windows import whole_clips
+from tubelet.tasks.common.suite_features import View
+from tubelet.tasks.metrics.dense import accuracy, confusion
 
 CELLS = 2
 REACH = 8  # of the view's side; a token is compared with those within one such part of it

@@ -24,9 +24,9 @@ from tubelet.data.clips import resize
 from tubelet.data.workers import WorkerLoader
 from tubelet.datasets.pairs import DenseSample, picture_shape, read_picture
 from tubelet.errors import TubeletError
-from tubelet.evaluate.cache import DELETE, FeatureCache, write_features
-from tubelet.evaluate.extract import FeatureSet, Progress, Source
 from tubelet.io.arrays import open_tensors
+from tubelet.tasks.common.cache import DELETE, FeatureCache, write_features
+from tubelet.tasks.common.extract import FeatureSet, Progress, Source
 
 POINTS_KEPT = 2048  # of each crop, drawn once and kept on disk
 POINTS_SHOWN = 128  # of those, at each pass

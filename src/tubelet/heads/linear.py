@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from tubelet.config import EvaluateConfig
 from tubelet.data.workers import WorkerLoader
 from tubelet.errors import TubeletError
-from tubelet.evaluate import training_state
-from tubelet.evaluate.dense.points import POINTS_SHOWN, Batches, Rows
-from tubelet.evaluate.extract import Progress
+from tubelet.heads import state as training_state
+from tubelet.tasks.common.extract import Progress
+from tubelet.tasks.common.pixel_features import POINTS_SHOWN, Batches, Rows
 
 SAVE_SECONDS = 60
 HELD_OUT_SHARE, HELD_OUT_AT_MOST = 0.1, 500

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from tubelet.config import EvaluateConfig
-from tubelet.evaluate.cache import FeatureCache
-from tubelet.evaluate.clips.answers import confusion_details, metrics, sweep_details, worst_examples
-from tubelet.evaluate.clips.attentive import BLOCKS, AttentiveProbe, probe_heads
-from tubelet.evaluate.clips.benchmarks import Plan, plan, training
-from tubelet.evaluate.clips.sweep import Tokens, score, state_path, told_samples, train_side_by_side
-from tubelet.evaluate.extract import Progress, extract, reading_options
-from tubelet.evaluate.result import Result
+from tubelet.heads.attentive import BLOCKS, AttentiveProbe, probe_heads
+from tubelet.heads.training import Tokens, score, state_path, told_samples, train_side_by_side
 from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.classification_report import confusion_details, metrics, sweep_details, worst_examples
+from tubelet.tasks.common.clip_benchmarks import Plan, plan, training
+from tubelet.tasks.common.extract import Progress, extract, reading_options
+from tubelet.tasks.common.result import Result
 
 _softmax = partial(torch.softmax, dim=-1)
 

@@ -20,8 +20,8 @@ from tubelet.data.clips import normalise
 from tubelet.data.prefetch import prefetch_within
 from tubelet.data.workers import Readings, WorkerLoader, deaths_in_words
 from tubelet.errors import BadFile, DecodeError, TubeletError
-from tubelet.evaluate.cache import FeatureCache, read_features, write_features
 from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.cache import FeatureCache, read_features, write_features
 
 # What is encoded at once: enough to keep a device busy, little enough for a small one.
 _TOKENS_PER_BATCH = 8192

@@ -1,1 +1,0 @@
-"""What frozen features are worth: the benchmarks of dense features, and linear probes on the sample set."""

@@ -1,1 +1,0 @@
-"""Whole clips and images: attentive and linear probes, neighbours, anticipation."""

@@ -1,1 +1,0 @@
-"""Segmentation and depth: linear heads on the tokens of pictures."""

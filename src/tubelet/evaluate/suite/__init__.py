@@ -1,1 +1,0 @@
-"""The suite: linear probes and points on the sample set, beside a random encoder and raw patches."""

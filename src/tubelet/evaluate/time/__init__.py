@@ -1,1 +1,0 @@
-"""What is followed through time: points and objects."""

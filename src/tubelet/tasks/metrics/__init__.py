@@ -1,0 +1,1 @@
+"""Metrics, each as its field defines it."""
