@@ -9,7 +9,7 @@ TUBELET := .venv/bin/tubelet
 DEMO_DATA := runs/sample
 # A learning rate and a teacher that suit a run of minutes: higher rates, or a teacher that follows faster, collapse.
 DEMO := --model vit-pico --image-size 64 --frames 4 --fps 7 --batch-size 8 --checkpoint-every 250 \
-        --lr 5e-4 --start-lr 5e-5 --final-lr 1e-4 --warmup-share 0.1 --ema 0.99 --final-ema 0.998
+        --lr 5e-4 --start-lr 5e-5 --final-lr 1e-4 --warmup-fraction 0.1 --ema 0.99 --final-ema 0.998
 
 .PHONY: demo demo-long test lint types tests test-oldest test-newest clean
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.videos import make_videos
-from tubelet.config import DataConfig, Recipe, TrainConfig, model_preset
+from tubelet.config import DataConfig, ShardConfig, TrainConfig, model_preset
 from tubelet.data.loader import step_loader
 from tubelet.data.make_shards import write_shards
 from tubelet.data.sources import list_media
@@ -123,7 +123,7 @@ def main(
         "shards": folder / "videos" / f"shards-{height}p-{videos}x{seconds:g}s",
     }
     sources["source"].write_text("path\n" + "".join(f"{path.resolve()}\n" for path in paths))
-    write_shards([str(path) for path in paths], sources["shards"], Recipe(), workers=1)
+    write_shards([str(path) for path in paths], sources["shards"], ShardConfig(), workers=1)
     options = ["--model", model, "--image-size", image_size, "--frames", frames, "--batch-size", batch_size]
     options += ["--steps", steps, "--workers", workers, "--precision", precision]
     runs: dict[str, list[Run]] = {side: [] for side in sources}

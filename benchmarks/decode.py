@@ -1,8 +1,8 @@
 """Random clips a second, from source files and from shards, beside another reader.
 
     python -m benchmarks.decode
-    python -m benchmarks.decode --against torchcodec
-    python -m benchmarks.decode --against decord --json
+    python -m benchmarks.decode --baseline torchcodec
+    python -m benchmarks.decode --baseline decord --json
 
 Which files each reader reads right is `benchmarks/decoders.py`'s to say.
 
@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.measure import run_in_turn
 from benchmarks.videos import make_videos
-from tubelet.config import Recipe
+from tubelet.config import ShardConfig
 from tubelet.data.decode import VideoInfo, read_clips
 from tubelet.data.make_shards import write_shards
 from tubelet.data.shards import open_shards
@@ -134,7 +134,7 @@ def main(
     rounds: int = 30,
     warmup: int = 3,
     folder: Path = Path("runs/bench/videos"),
-    against: Literal["decord", "torchcodec"] | None = None,
+    baseline: Literal["decord", "torchcodec"] | None = None,
     json: bool = False,
 ) -> None:
     """Print the table.
@@ -148,22 +148,22 @@ def main(
         rounds: Clips that each side reads; the table holds their medians.
         warmup: Clips before them.
         folder: Where videos and shards are kept for the next time.
-        against: Another reader; it must be installed.
+        baseline: Another reader; it must be installed.
         json: Print one JSON object as the last line.
     """
-    if against:
+    if baseline:
         try:
-            import_module(against)
+            import_module(baseline)
         except (ImportError, OSError, RuntimeError) as error:
-            sys.exit(f"{against} cannot be imported: {str(error).splitlines()[0]}; pip install {against}")
-    others = {None: (), "decord": ("decord",), "torchcodec": ("torchcodec", "torchcodec-approximate")}[against]
+            sys.exit(f"{baseline} cannot be imported: {str(error).splitlines()[0]}; pip install {baseline}")
+    others = {None: (), "decord": ("decord",), "torchcodec": ("torchcodec", "torchcodec-approximate")}[baseline]
     sides = ("source", "shards", *others)
     console = Console()
     result: dict[str, Any] = {"frames": frames, "stride": stride}
     for height in heights:
         paths = make_videos(folder, height, videos, seconds)
         shards = folder / f"shards-{height}p-{videos}x{seconds:g}s"
-        write_shards([str(path) for path in paths], shards, Recipe(), workers=1)
+        write_shards([str(path) for path in paths], shards, ShardConfig(), workers=1)
         work = Work(paths, shards, frames, stride)
         timed, peak = run_in_turn(build, work, sides, warmup, rounds)
         title = f"{frames} frames, stride {stride}, {height} lines"

@@ -1,7 +1,7 @@
 """Time and memory of encoding whole clips, beside the executable specification or another package's encoder.
 
     python -m benchmarks.encode --model vit-b --image-size 224 --frames 16 --batch-size 1
-    python -m benchmarks.encode --against transformers --image-size 224 384 --precision fp32 bf16
+    python -m benchmarks.encode --baseline transformers --image-size 224 384 --precision fp32 bf16
 
 The package's side is `model.encode`, which is what its users call, from normalised pixels to all tapped levels.
 `transformers` has V-JEPA 2.0 alone, whose encoder is the same network but for the image tokenizer and the tapped
@@ -126,7 +126,7 @@ def main(
     rounds: int = 5,
     warmup: int = 1,
     compile: bool = False,
-    against: Peer = "reference",
+    baseline: Peer = "reference",
     json: bool = False,
 ) -> None:
     """Print the table: each image size in each precision, both sides of a case in turn.
@@ -140,10 +140,10 @@ def main(
         rounds: Batches that are timed on each side; the table holds their medians.
         warmup: Batches before them.
         compile: Compile the blocks of the package's encoder.
-        against: The other side; transformers must be installed.
+        baseline: The other side; transformers must be installed.
         json: Print one JSON object a case as the last lines.
     """
-    if against == "transformers":
+    if baseline == "transformers":
         try:
             import transformers  # noqa: F401
         except ImportError:
@@ -156,9 +156,9 @@ def main(
         table.add_column(column, justify="left" if column in ("precision", "side") else "right")
     for size, asked in product(image_size, precision):
         sizes = Sizes(model_preset(model), size, frames, batch_size, asked, compile)
-        result = measure(sizes, against, warmup, rounds, device)
-        results.append({"image_size": size, "precision": asked, "against": against} | result)
-        for side in ("tubelet", against):
+        result = measure(sizes, baseline, warmup, rounds, device)
+        results.append({"image_size": size, "precision": asked, "baseline": baseline} | result)
+        for side in ("tubelet", baseline):
             found = [result[key][side] for key in ("seconds", "cpu_seconds", "peak_gb", "bound_share")]
             seconds, worked, peak, bound = found
             rates = f"{seconds:.3f}", f"{batch_size / seconds:.3f}", f"{worked:.3f}"
@@ -173,11 +173,11 @@ def main(
             print(dumps(result))
 
 
-def measure(sizes: Sizes, against: Peer, warmup: int, rounds: int, device: torch.device) -> dict[str, Any]:
+def measure(sizes: Sizes, baseline: Peer, warmup: int, rounds: int, device: torch.device) -> dict[str, Any]:
     """Medians, peak memory and share of the bound of both sides of one case, and the ratios of the two."""
     dtype = pick_dtype(sizes.precision, device)
     flops, rate = encode_flops(sizes), matrix_rate(device, dtype, sizes.model.width)
-    sides = ("tubelet", against)
+    sides = ("tubelet", baseline)
     timed, peak = run_in_turn(build, sizes, sides, warmup, rounds)
     seconds, worked = (
         {side: statistics.median(times[kind] for times in timed[side]) for side in sides} for kind in (0, 1)
@@ -187,9 +187,9 @@ def measure(sizes: Sizes, against: Peer, warmup: int, rounds: int, device: torch
         "cpu_seconds": worked,
         "peak_gb": peak,
         "bound_share": {side: flops / rate / seconds[side] for side in sides},
-        "time_ratio": seconds["tubelet"] / seconds[against],
-        "cpu_ratio": worked["tubelet"] / worked[against],
-        "memory_ratio": peak["tubelet"] / peak[against],
+        "time_ratio": seconds["tubelet"] / seconds[baseline],
+        "cpu_ratio": worked["tubelet"] / worked[baseline],
+        "memory_ratio": peak["tubelet"] / peak[baseline],
     }
 
 

@@ -75,7 +75,7 @@ def figures(out: Path) -> str:
     return f"{name} {result['metrics'][name]:.3f}{others} {unit}"
 
 
-def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4, against: str | None = None) -> None:
+def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4, baseline: str | None = None) -> None:
     """Print the table.
 
     Args:
@@ -83,7 +83,7 @@ def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4, ag
         data: The sample set, with the layouts named above.
         image_size: Pixels along the side of a view, on every task.
         frames: Frames of a clip, on every task that takes clips.
-        against: Another model on the same tasks, or "random", which takes as long again.
+        baseline: Another model on the same tasks, or "random", which takes as long again.
     """
     console, table = Console(), Table()
     for column in ("task", "on", "seconds", "CPU s", "peak GB", "figures"):
@@ -104,7 +104,7 @@ def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4, ag
                 str(out),
             ]
             command += ["--cache", str(Path(scratch) / "features"), "--image-size", str(image_size), *options.split()]
-            command += ["--task", task, *(["--against", against] if against else [])] if task else []
+            command += ["--task", task, *(["--baseline", baseline] if baseline else [])] if task else []
             command += ["--frames", str(frames)] if task not in IMAGES else []
             seconds, worked, peak = run(command)
             total += seconds

@@ -53,7 +53,7 @@ def main(videos: int = 1536, processes: int = 64, group: int = 24, steps: int = 
         table.add_column(column, justify="right")
     for frames, size in CLIPS:
         data = DataConfig(frames=frames, image_size=size)
-        config = TrainConfig(data=data, masks=MaskConfig(group=group), batch_size=videos)
+        config = TrainConfig(data=data, masks=MaskConfig(truncation_group_size=group), batch_size=videos)
         own = sorted({piece.samples.start // group for piece in micro_batches(config, videos, 0, processes)})
         every = list(range(-(-videos // group)))
         tokens = config.model.grid(frames, size, size).tokens

@@ -61,7 +61,7 @@ class Variant:
     trained: bool = True
 
 
-_LAST_LEVEL, _VIDEOS_ALONE = {"output_levels": 1}, {"image_share": 0.0}
+_LAST_LEVEL, _VIDEOS_ALONE = {"output_levels": 1}, {"image_fraction": 0.0}
 VARIANTS = {
     "a": Variant("random weights", {}, trained=False),
     "b": Variant(
@@ -107,7 +107,7 @@ class Size:
 
 
 # A learning rate and a teacher that suit short runs: higher rates, or a teacher that follows faster, collapse.
-_SHORT = OptimConfig(lr=5e-4, start_lr=5e-5, final_lr=1e-4, warmup_share=0.1, ema=0.99, final_ema=0.998)
+_SHORT = OptimConfig(lr=5e-4, start_lr=5e-5, final_lr=1e-4, warmup_fraction=0.1, ema=0.99, final_ema=0.998)
 _SMALL = ModelConfig(
     width=384,
     depth=12,

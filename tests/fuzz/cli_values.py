@@ -50,7 +50,7 @@ BASES = {
     "train": ["SEEDS/image", "--out", "run", "--model", "vit-pico"],
     "cooldown": ["SEEDS/image", "--out", "run", "--init-from", "SEEDS/checkpoint/a.safetensors"],
     "high-resolution": ["SEEDS/image", "--out", "run", "--init-from", "SEEDS/checkpoint/a.safetensors"],
-    "distil": ["SEEDS/image", "--out", "run", "--model", "vit-pico", "--teacher", "SEEDS/checkpoint/a.safetensors"],
+    "distill": ["SEEDS/image", "--out", "run", "--model", "vit-pico", "--teacher", "SEEDS/checkpoint/a.safetensors"],
     "sample-data": ["set"],
     "shard": ["SEEDS/image", "--out", "shards"],
     "evaluate": ["SEEDS/checkpoint/a.safetensors", "--data", "SEEDS/image"],

@@ -15,7 +15,7 @@ from tubelet.checkpoint.run import load_vjepa
 from tubelet.checkpoint.sharded import read_header
 from tubelet.checkpoint.vjepa2 import _read_config
 from tubelet.checkpoint.weights import Wanted
-from tubelet.config import DataConfig, Recipe, TrainConfig
+from tubelet.config import DataConfig, ShardConfig, TrainConfig
 from tubelet.data.batch import Blob
 from tubelet.data.clips import centre_clip_times, window_times
 from tubelet.data.decode import VideoInfo, read_clips, read_frames
@@ -154,7 +154,7 @@ def _diving(path: Path) -> None:
 
 
 def _note(path: Path) -> None:
-    job = Job(path.parent, 0, (), Recipe())
+    job = Job(path.parent, 0, (), ShardConfig())
     job.shard.write_bytes(b"")
     shutil.copy(path, job.note)
     _finished(job)

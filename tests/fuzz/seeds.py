@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tests.helpers.media import picture, write_image, write_rotated, write_variable_rate, write_video
 from tubelet.checkpoint.run import save_checkpoint
 from tubelet.checkpoint.vjepa2_1 import write_released
-from tubelet.config import DataConfig, ModelConfig, PredictorConfig, Recipe, TrainConfig, to_dict
+from tubelet.config import DataConfig, ModelConfig, PredictorConfig, ShardConfig, TrainConfig, to_dict
 from tubelet.data.make_shards import write_shards
 from tubelet.embed.table import FORMAT as TABLE_FORMAT
 from tubelet.embed.table import _table as make_table
@@ -96,7 +96,7 @@ def _indices(folder: Path) -> None:
     write_video(films / "a.mp4", frames=24, size=32)
     write_image(films / "b.png", size=32)
     out = folder.parent / "shards"
-    write_shards([str(films)], out, Recipe(size=16, fps=6, segment_s=1), workers=1)
+    write_shards([str(films)], out, ShardConfig(size=16, fps=6, segment_s=1), workers=1)
     for name in ("index.jsonl", "shard-000000.tar"):
         (out / name).rename(folder / name)
 
@@ -152,7 +152,7 @@ def _json(folder: Path) -> None:
             "format": TABLE_FORMAT, "model": "run", "model_id": "a", "config_hash": "0", "weights": "teacher-0",
             "image_size": 32, "frames": 4, "fps": 4.0, "stride_s": None, "dense": False, "levels": False,
         },
-        "plan": {"recipe": asdict(Recipe()), "shard_mb": 1024, "files": 2, "source_size": 9, "sources": "ab"},
+        "plan": {"recipe": asdict(ShardConfig()), "shard_mb": 1024, "files": 2, "source_size": 9, "sources": "ab"},
         "note": {"size": 0, "bad": [{"path": "a.mp4", "reason": "x"}], "members": [
             {"shard": "shard-000000.tar", "name": "00000000-0000.mp4", "offset": 512, "size": 9, "crc32": 1,
              "modality": "video", "source": "a.mp4", "start_s": 0.0, "duration_s": 1.0, "fps": 4.0, "width": 16,

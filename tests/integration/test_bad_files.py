@@ -49,7 +49,7 @@ def test_a_mixed_folder_trains_to_the_end_and_each_bad_file_is_named_with_its_re
     write_variable_rate(folder / "variable.mp4")
     write_rotated(folder / "rotated.mp4", 90)
     run = tmp_path / "run"
-    train_quietly(tiny_config(folder, steps=12, data={"workers": workers, "max_bad_share": 0.5}), run)
+    train_quietly(tiny_config(folder, steps=12, data={"workers": workers, "max_failed_fraction": 0.5}), run)
     named = bad_rows(run)
     assert {path.rsplit("/", 1)[1] for path in named} == set(BAD)
     for path, reason in named.items():
@@ -64,7 +64,7 @@ def test_a_folder_of_bad_files_alone_ends_with_one_error_that_names_one(tmp_path
     write_bad(folder)
     for share in (0.05, 1.0):
         with pytest.raises(TubeletError, match=r"cannot be read") as error:
-            train_quietly(tiny_config(folder, data={"max_bad_share": share}), tmp_path / f"run{share}")
+            train_quietly(tiny_config(folder, data={"max_failed_fraction": share}), tmp_path / f"run{share}")
         assert "\n" not in str(error.value)
 
 
@@ -74,8 +74,8 @@ def test_more_bad_files_than_the_stated_share_stop_the_run(tmp_path):
     write_text(folder / "text.mp4")
     for i in range(9):
         write_video(folder / f"good{i}.mp4", frames=24)
-    with pytest.raises(TubeletError, match=r"1 of 10 files \(10 %\).*--max-bad-share"):
-        train_quietly(tiny_config(folder, data={"max_bad_share": 0.05}), tmp_path / "run")
+    with pytest.raises(TubeletError, match=r"1 of 10 files \(10 %\).*--max-failed-fraction"):
+        train_quietly(tiny_config(folder, data={"max_failed_fraction": 0.05}), tmp_path / "run")
 
 
 def test_a_replaced_file_does_not_shift_the_samples_of_the_others(tmp_path):
@@ -88,7 +88,7 @@ def test_a_replaced_file_does_not_shift_the_samples_of_the_others(tmp_path):
     folder.mkdir()
     for i in range(6):
         write_video(folder / f"{i}.mp4", frames=24)
-    config = tiny_config(folder, data={"max_bad_share": 0.5})
+    config = tiny_config(folder, data={"max_failed_fraction": 0.5})
     media = list_media(config.data.sources)
     before = StepDataset(config, media)[0].batches[0].pixels
     write_text(folder / "0.mp4")
@@ -109,13 +109,13 @@ def test_a_run_that_meets_too_many_bad_files_keeps_its_steps_and_goes_on_when_mo
     for i in range(8):
         write_video(folder / f"{i}.mp4")
     write_text(folder / "late.mp4")
-    config = tiny_config(folder, steps=12, batch_size=1, seed=3, data={"max_bad_share": 0.0})
+    config = tiny_config(folder, steps=12, batch_size=1, seed=3, data={"max_failed_fraction": 0.0})
     with pytest.raises(TubeletError, match=r"with which --resume goes on; .*step-00000000\d\.safetensors is written"):
         train_quietly(config, run)
     done = step_of(checkpoints(run)[-1])
     assert 0 < done < 9 and [row["step"] for row in rows(run)] == list(range(1, done + 1))
     monkeypatch.chdir(folder)  # sources that were named from elsewhere are found
-    lenient = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.2))
+    lenient = dataclasses.replace(config, data=dataclasses.replace(config.data, max_failed_fraction=0.2))
     train_quietly(lenient, run, resume=True)
     assert [row["step"] for row in rows(run)] == list(range(1, 13))
 

@@ -107,6 +107,6 @@ def test_missing_and_damaged_videos_are_left_out_and_listed_where_that_is_allowe
     with pytest.raises(SystemExit):
         evaluate("knn", data, "--frames", 4)
     assert videos[0].name in capsys.readouterr().err
-    result = evaluate("knn", data, "--frames", 4, "--max-bad-share", 0.2)
+    result = evaluate("knn", data, "--frames", 4, "--max-failed-fraction", 0.2)
     assert sorted(entry["path"] for entry in result["skipped"]) == sorted(map(str, videos[:2]))
     assert result["counts"]["training files"] == len(videos) - 2

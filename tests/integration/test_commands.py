@@ -87,8 +87,8 @@ def test_a_resumed_run_goes_on_with_its_own_settings_but_for_those_that_are_give
     assert (settings["steps"], settings["optim"]["lr"], settings["data"]["fps"]) == (4, 1e-5, 6)
     assert settings["data"]["sources"] == [str(media)]
     small = tmp_path / "small"
-    train("distil", media, "--teacher", out, *TRAIN, "--out", small, "--steps", "1")
-    train("distil", "--out", small, "--resume", "--steps", "2")
+    train("distill", media, "--teacher", out, *TRAIN, "--out", small, "--steps", "1")
+    train("distill", "--out", small, "--resume", "--steps", "2")
     assert len(rows(small)) == 2
     kept = (out / "config.json").read_text()
     with pytest.raises(SystemExit):
@@ -163,7 +163,7 @@ def command(monkeypatch, capsys):
         (("--image-size", "100"), ("100", "multiple of 16")),
         (("--frames", "7"), ("7 frames", "multiple of 2")),
         (("--imagesize", "32"), ("--image-size",)),
-        (("--devices", "8"), ("add --plan",)),
+        (("--devices", "8"), ("add --dry-run",)),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(media, tmp_path, command, arguments, words):
@@ -187,7 +187,7 @@ def test_a_source_that_is_not_there_is_named(tmp_path, command):
         ("convert", "model.safetensors", "folder", "--images"),
         ("convert", "model.safetensors", "model.onnx", "--with-predictor"),
         ("evaluate", "model.safetensors", "--data", "set", "--cache", "features"),
-        ("evaluate", "model.safetensors", "--data", "set", "--against", "random"),
+        ("evaluate", "model.safetensors", "--data", "set", "--baseline", "random"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(command, arguments):

@@ -86,12 +86,14 @@ def test_the_learning_rates_that_are_asked_for_are_trained(layouts, model, tmp_p
 @pytest.mark.slow
 def test_another_model_is_set_beside_and_the_same_one_comes_to_the_same(layouts, model, tmp_path, monkeypatch, capsys):
     alone = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "alone")
-    same = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "same", "--against", str(model))
+    same = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "same", "--baseline", str(model))
     assert alone["beside"] == {}
     assert same["beside"] == {same["model_id"]: alone["metrics"]} and same["metrics"] == alone["metrics"]
     capsys.readouterr()
     # The fixture's own weights are those that seed 0 gives.
-    chance = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "c", "--against", "random", "--seed", "1")
+    chance = evaluate(
+        monkeypatch, model, layouts, "segmentation", tmp_path / "c", "--baseline", "random", "--seed", "1"
+    )
     (other,) = chance["beside"].values()
     assert other.keys() == chance["metrics"].keys() and other != chance["metrics"]
     shown = f"{other['mIoU']:.1f} %"
@@ -105,7 +107,7 @@ def test_another_model_is_set_beside_and_the_same_one_comes_to_the_same(layouts,
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        (["--against", "no/such/model"], "no/such/model"),
+        (["--baseline", "no/such/model"], "no/such/model"),
         (["--weight-decays", "0.1", "0.2"], "linear heads on dense features share one weight decay"),
         (["--frames", "4"], "frames is 4, but depth has no use for it: leave it out"),
     ],
@@ -138,7 +140,7 @@ def test_a_second_evaluation_computes_no_features_and_comes_to_the_same(layouts,
 
 
 def test_a_quick_look_takes_as_many_of_each_split(layouts, model, tmp_path, monkeypatch):
-    result = evaluate(monkeypatch, model, layouts, "depth", tmp_path, "--limit", "4")
+    result = evaluate(monkeypatch, model, layouts, "depth", tmp_path, "--max-samples", "4")
     assert result["counts"] == {"training pictures": 3, "held-out pictures": 1, "test pictures": 4}
 
 
@@ -151,7 +153,7 @@ def test_a_damaged_picture_ends_it_or_is_left_out_and_counted(layouts, model, tm
     with pytest.raises(SystemExit):
         evaluate(monkeypatch, model, data, "segmentation", tmp_path / "out")
     assert f"error: {bad}: is damaged" in capsys.readouterr().err
-    result = evaluate(monkeypatch, model, data, "segmentation", tmp_path / "out", "--max-bad-share", "0.5")
+    result = evaluate(monkeypatch, model, data, "segmentation", tmp_path / "out", "--max-failed-fraction", "0.5")
     assert [file["path"] for file in result["skipped"]] == [str(bad)]
 
 
@@ -160,7 +162,7 @@ def test_the_first_picture_of_the_test_split_may_be_the_damaged_one(layouts, mod
     shutil.copytree(layouts / "layouts" / "nyuv2", data)
     bad = sorted((data / "nyu_depth_v2/official_splits/test").glob("*/*.jpg"))[0]
     bad.write_bytes(b"nothing")
-    result = evaluate(monkeypatch, model, data, "depth", tmp_path / "out", "--max-bad-share", "0.5")
+    result = evaluate(monkeypatch, model, data, "depth", tmp_path / "out", "--max-failed-fraction", "0.5")
     assert [file["path"] for file in result["skipped"]] == [str(bad)]
 
 

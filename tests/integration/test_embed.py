@@ -149,7 +149,7 @@ def test_a_bad_file_costs_itself_alone_and_too_many_stop_the_command(films, mode
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.mp4").write_bytes(b"not a film")
     named = []
-    lenient = EmbedConfig(image_size=32, frames=4, fps=12, workers=0, max_bad_share=0.2)
+    lenient = EmbedConfig(image_size=32, frames=4, fps=12, workers=0, max_failed_fraction=0.2)
     sources = [str(films), str(tmp_path / "bad")]
     made = embed_collection(model, sources, tmp_path / "table", lenient, report=named.append)
     assert (made.bad, made.files, [Path(file.path).name for file in named]) == (1, 11, ["x.mp4"])
@@ -164,7 +164,7 @@ def test_a_video_that_breaks_half_way_leaves_no_rows_and_is_counted(films, model
     middle = len(data) * 7 // 10
     data[middle : middle + 200] = bytes(255 - byte for byte in data[middle : middle + 200])
     (tmp_path / "0.mp4").write_bytes(data)
-    lenient = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=2, workers=0, max_bad_share=0.5)
+    lenient = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=2, workers=0, max_failed_fraction=0.5)
     clips = CollectionClips(list_media([str(tmp_path / "0.mp4")]), lenient, {})
     assert sum(len(batch.rows) for batch in clips) > 1  # so much of it can be read
     for _ in range(2):

@@ -173,7 +173,7 @@ def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_s
     media, tmp_path, monkeypatch
 ):
     used = spiking(monkeypatch, 23)
-    guarded = GuardConfig(spike_factor=3.0, spike_batches=4)
+    guarded = GuardConfig(spike_factor=3.0, rewind_skip_batches=4)
     config, run = tiny_config(media, steps=28, guards=guarded, keep_checkpoints=9), tmp_path / "run"
     train_quietly(config, run)
     assert used == [*range(1, 24), *range(25, 33)]
@@ -203,7 +203,7 @@ def test_a_sharded_run_goes_back_where_one_process_does(media, tmp_path):
     train_quietly(config, tmp_path / "free")
     losses = [row["loss"] for row in rows(tmp_path / "free")]
     second, first = sorted(losses[i] / median(losses[:i]) for i in range(20, 28))[-2:]
-    config = dataclasses.replace(config, guards=GuardConfig(spike_factor=(first + second) / 2, spike_batches=4))
+    config = dataclasses.replace(config, guards=GuardConfig(spike_factor=(first + second) / 2, rewind_skip_batches=4))
     train_quietly(config, tmp_path / "one")
     sharded = dataclasses.replace(config, parallel="fsdp")
     assert train_together(2, sharded, tmp_path / "two") == ([0, 0], "")
@@ -216,7 +216,7 @@ def test_a_sharded_run_goes_back_where_one_process_does(media, tmp_path):
 
 def test_a_loss_that_spikes_with_any_data_stops_the_run(media, tmp_path, monkeypatch):
     spiking(monkeypatch, *range(23, 100))
-    config = tiny_config(media, steps=28, guards=GuardConfig(spike_factor=3.0, spike_batches=4))
+    config = tiny_config(media, steps=28, guards=GuardConfig(spike_factor=3.0, rewind_skip_batches=4))
     with pytest.raises(TubeletError, match="3 times with other data: lower the learning rate"):
         train_quietly(config, tmp_path / "run")
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tests.helpers.process_family import Family, in_temporary, lives, read_log, words
 from tests.helpers.training import processes, tiny_config
-from tubelet.config import EmbedConfig, Recipe
+from tubelet.config import EmbedConfig, ShardConfig
 from tubelet.data import workers
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.images import read_image
@@ -52,7 +52,7 @@ def run_embed(media, out):
 
 
 def run_shard(media, out):
-    write_shards([str(media)], out, Recipe(size=32), workers=2, shard_mb=1e-6)
+    write_shards([str(media)], out, ShardConfig(size=32), workers=2, shard_mb=1e-6)
 
 
 def run_evaluate(media, out):

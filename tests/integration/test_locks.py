@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.checkpoint.weights import Wanted
-from tubelet.config import EmbedConfig, Recipe
+from tubelet.config import EmbedConfig, ShardConfig
 from tubelet.data.make_shards import write_shards
 from tubelet.embed import search as searching
 from tubelet.embed import table as tables
@@ -68,7 +68,7 @@ def test_each_command_that_writes_a_folder_has_it_to_itself(media, run, sample_s
     out = tmp_path / "out"
     model = load(run, device="cpu", dtype=torch.float32)
     commands = [
-        lambda: write_shards([str(media)], out, Recipe(size=32), workers=1),
+        lambda: write_shards([str(media)], out, ShardConfig(size=32), workers=1),
         lambda: embed_collection(model, [str(media)], out, CLIPS),
         lambda: write_sample_data(out, **TINY),
     ]

@@ -10,7 +10,7 @@ import torch
 from tests.helpers.media import write_image, write_video
 from tests.helpers.s3_server import serve
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet.config import EmbedConfig, Recipe
+from tubelet.config import EmbedConfig, ShardConfig
 from tubelet.data import storage
 from tubelet.data.decode import read_clips, read_frames
 from tubelet.data.images import read_image
@@ -82,7 +82,7 @@ def test_folders_globs_files_and_manifests_are_found_by_url(films):
 def test_a_local_manifest_may_list_urls_that_are_allowed(films, tmp_path):
     manifest = tmp_path / "list.jsonl"
     manifest.write_text(json.dumps({"path": f"{URL}/0.mp4"}) + "\n")
-    with pytest.raises(TubeletError, match=r"line 1: s3://bucket.*add --allow-outside s3://bucket$"):
+    with pytest.raises(TubeletError, match=r"line 1: s3://bucket.*add --allow-path s3://bucket$"):
         list_media([str(manifest)])
     assert list_media([str(manifest)], ["s3://bucket"]).videos == [f"{URL}/0.mp4"]
 
@@ -103,7 +103,7 @@ def test_a_network_that_fails_now_and_then_delivers_the_same_frames(fault, films
 
 def test_storage_that_stays_away_is_tried_five_times_and_stops_the_run_without_a_bad_file(network, monkeypatch):
     monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.4)
-    config = tiny_config(URL, data={"max_bad_share": 1.0})
+    config = tiny_config(URL, data={"max_failed_fraction": 1.0})
     media = list_media([URL])
     network.disturb(lambda number: "cut")
     with pytest.raises(StorageError, match=r"0\.png: cannot be read .*check the URL, the network and the credentials"):
@@ -116,7 +116,7 @@ def test_a_single_object_that_is_missing_is_a_bad_file(films, network, tmp_path)
     media = list_media([URL])
     manifest = tmp_path / "list.csv"
     manifest.write_text("".join(f"{url}\n" for url in [*media.videos, "s3://bucket/films/gone.mp4"]))
-    config = tiny_config(manifest, steps=5, data={"allow_outside": ("s3://bucket",), "max_bad_share": 0.5})
+    config = tiny_config(manifest, steps=5, data={"allow_path": ("s3://bucket",), "max_failed_fraction": 0.5})
     train_quietly(config, tmp_path / "run")
     named = [json.loads(line) for line in (tmp_path / "run" / "bad_files.jsonl").open()]
     assert named == [{"path": f"{URL}/gone.mp4", "reason": "does not exist"}]
@@ -135,7 +135,7 @@ def test_a_run_from_a_bucket_in_worker_processes_has_the_losses_of_one_from_the_
 
 
 def test_shards_and_features_of_a_bucket_are_those_of_the_folder(films, network, tmp_path):
-    recipe = Recipe(size=32, fps=6, segment_s=1)
+    recipe = ShardConfig(size=32, fps=6, segment_s=1)
     made = write_shards([URL], tmp_path / "far", recipe, workers=1)
     near = write_shards([str(films)], tmp_path / "near", recipe, workers=1)
     assert (made.videos, made.images, made.size) == (near.videos, near.images, near.size)
@@ -156,7 +156,7 @@ def test_shards_and_features_of_a_bucket_are_those_of_the_folder(films, network,
 def test_features_stop_with_one_sentence_where_storage_stays_away(films, network, monkeypatch, tmp_path):
     monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.4)
     train_quietly(tiny_config(films, steps=1), tmp_path / "run")
-    config = EmbedConfig(image_size=32, frames=4, fps=12, workers=1, max_bad_share=1.0)
+    config = EmbedConfig(image_size=32, frames=4, fps=12, workers=1, max_failed_fraction=1.0)
     network.disturb(lambda number: "cut" if number > 3 else None)
     with pytest.raises(StorageError, match="cannot be read") as error:
         embed_collection(load(tmp_path / "run", device="cpu"), [URL], tmp_path / "table", config)

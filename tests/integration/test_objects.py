@@ -77,7 +77,7 @@ def test_davis_is_segmented_and_another_evaluator_reads_the_masks(monkeypatch, w
 
 def test_youtube_vos_is_segmented_for_its_server_without_a_figure(monkeypatch, workplace):
     data = workplace / "set" / "layouts" / "youtube_vos"
-    result, page, out = evaluate(monkeypatch, workplace, "vos", data, "--limit", "2")
+    result, page, out = evaluate(monkeypatch, workplace, "vos", data, "--max-samples", "2")
     assert result["metrics"] == {} and "not public" in page and "higher is better" not in page
     meta = json.loads((data / "valid" / "meta.json").read_text())["videos"]
     names = sorted(folder.name for folder in (out / "predictions" / "Annotations").iterdir())
@@ -90,7 +90,7 @@ def test_youtube_vos_is_segmented_for_its_server_without_a_figure(monkeypatch, w
 def test_without_a_task_any_model_is_compared_on_a_sample_set(monkeypatch, workplace):
     out = workplace / "compared"
     words = ["evaluate", workplace / "encoder", "--data", workplace / "set", "--out", out]
-    tubelet(monkeypatch, *words, "--frames", "4", "--image-size", "32", "--limit", "6")
+    tubelet(monkeypatch, *words, "--frames", "4", "--image-size", "32", "--max-samples", "6")
     written = json.loads((out / "evaluation.json").read_text())
     assert [task["name"] for task in written["tasks"]] == ["segmentation", "depth", "camera motion", "tracking"]
     assert written["clips"]["train"] == 6

@@ -53,7 +53,9 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("changes", "processes"), [({}, 4), ({"accumulate": 2, "data": {"clips_per_video": 3}}, 3)])
+@pytest.mark.parametrize(
+    ("changes", "processes"), [({}, 4), ({"grad_accum_steps": 2, "data": {"clips_per_video": 3}}, 3)]
+)
 def test_processes_share_each_step_without_overlap_and_their_data_are_those_of_one(media, changes, processes):
     config = tiny_config(media, batch_size=14, **changes)
     files = list_media(config.data.sources)
@@ -160,7 +162,7 @@ def test_a_sharded_run_goes_on_from_a_single_file(media, alone, tmp_path):
 
 
 def test_a_sharded_run_begins_with_another_runs_weights_and_moments_as_one_process_does(media, alone, tmp_path):
-    config = tiny_config(media, batch_size=8, init_from=str(alone), optim=OptimConfig(lr=1e-3, warmup_share=0))
+    config = tiny_config(media, batch_size=8, init_from=str(alone), optim=OptimConfig(lr=1e-3, warmup_fraction=0))
     train_quietly(config, tmp_path / "one")
     sharded = dataclasses.replace(config, parallel="fsdp")
     assert train_together(2, sharded, tmp_path / "two") == ([0, 0], "")
@@ -174,12 +176,12 @@ def test_bad_files_that_any_process_meets_are_named_once_and_stop_the_run_once(t
         write_video(folder / f"good{i}.mp4", frames=24)
     for i in range(3):
         write_text(folder / f"bad{i}.mp4")
-    run, config = tmp_path / "run", tiny_config(folder, batch_size=6, steps=3, data={"max_bad_share": 0.5})
+    run, config = tmp_path / "run", tiny_config(folder, batch_size=6, steps=3, data={"max_failed_fraction": 0.5})
     assert train_together(2, config, run) == ([0, 0], "")
     named = [json.loads(line)["path"] for line in (run / "bad_files.jsonl").open()]
     assert sorted(path.rsplit("/", 1)[1] for path in named) == ["bad0.mp4", "bad1.mp4", "bad2.mp4"]
     assert [row["bad_files"] for row in rows(run)][-1] == 3
-    strict = tiny_config(folder, batch_size=6, steps=3, data={"max_bad_share": 0.25})
+    strict = tiny_config(folder, batch_size=6, steps=3, data={"max_failed_fraction": 0.25})
     codes, said = train_together(2, strict, tmp_path / "strict")
     assert codes == [1, 1]
     assert said.startswith("error: 3 of 9 files (33 %) cannot be read")

@@ -67,7 +67,7 @@ def distilled(media, pretrained, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "distilled"
     small = dataclasses.replace(tiny_config(media).model, width=12)
     sizes = distillation_config(small, load_vjepa(pretrained)[0].config)
-    config = tiny(media, recipes.distil(), distil_from=str(pretrained), model=sizes)
+    config = tiny(media, recipes.distill(), distill_from=str(pretrained), model=sizes)
     train_quietly(dataclasses.replace(config, steps=10), run)
     train_quietly(config, run, resume=True)
     return run
@@ -77,12 +77,12 @@ def test_a_run_says_that_the_model_it_follows_has_changed(media, pretrained, tmp
     teacher = tmp_path / "teacher"
     shutil.copytree(pretrained, teacher)
     sizes = distillation_config(dataclasses.replace(tiny_config(media).model, width=12), load_vjepa(teacher)[0].config)
-    config = tiny(media, recipes.distil(), distil_from=str(teacher), model=sizes)
+    config = tiny(media, recipes.distill(), distill_from=str(teacher), model=sizes)
     train(dataclasses.replace(config, steps=2), tmp_path / "run", console=Console(width=500))
     longer = dataclasses.replace(read_config(teacher), steps=read_config(teacher).steps + 1)
     train_quietly(longer, teacher, resume=True)
     train(dataclasses.replace(config, steps=3), tmp_path / "run", resume=True, console=Console(width=500))
-    assert "changed since this run began: distil_weights: teacher-" in capsys.readouterr().out
+    assert "changed since this run began: distill_weights: teacher-" in capsys.readouterr().out
 
 
 def test_a_distilled_student_learns_the_frozen_models_last_level(distilled):
@@ -118,7 +118,7 @@ def test_a_distilled_run_converts_to_the_released_key(distilled, tmp_path):
 def test_a_student_with_another_grid_is_refused(media, pretrained, tmp_path):
     student = dataclasses.replace(tiny_config(media).model, patch_size=16)
     sizes = distillation_config(student, load_vjepa(pretrained)[0].config)
-    config = tiny(media, recipes.distil(), distil_from=str(pretrained), model=sizes)
+    config = tiny(media, recipes.distill(), distill_from=str(pretrained), model=sizes)
     with pytest.raises(TubeletError, match="--patch-size 8"):
         train_quietly(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -126,7 +126,7 @@ def test_a_student_with_another_grid_is_refused(media, pretrained, tmp_path):
 
 def test_a_student_that_predicts_all_levels_is_refused(media, pretrained, tmp_path):
     with pytest.raises(TubeletError, match="predicts 3 levels"):
-        train_quietly(tiny(media, recipes.distil(), distil_from=str(pretrained)), tmp_path / "run")
+        train_quietly(tiny(media, recipes.distill(), distill_from=str(pretrained)), tmp_path / "run")
 
 
 def test_a_cool_down_of_nothing_is_refused(media, tmp_path):
@@ -138,7 +138,7 @@ def test_a_cool_down_of_nothing_is_refused(media, tmp_path):
 def test_distil_is_one_command(media, pretrained, tmp_path):
     sizes = ("--image-size", 32, "--frames", 4, "--steps", 2, "--batch-size", 2, "--patch-size", 8)
     done = run_tubelet(
-        "distil", media, "--teacher", pretrained, "--out", tmp_path / "run", "--model", "vit-pico", *sizes
+        "distill", media, "--teacher", pretrained, "--out", tmp_path / "run", "--model", "vit-pico", *sizes
     )
     assert done.returncode == 0, done.stderr
     assert "predicting the last level of" in done.stdout.replace("\n", " ")

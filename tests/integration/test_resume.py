@@ -201,7 +201,7 @@ def test_recomputed_activations_give_the_same_losses(media, undisturbed, tmp_pat
 
 
 def test_accumulated_parts_of_a_step_weigh_one_together_and_hold_all_samples(media):
-    config = tiny_config(media, accumulate=2, batch_size=8)
+    config = tiny_config(media, grad_accum_steps=2, batch_size=8)
     step = StepDataset(config, list_media(config.data.sources))[0]
     assert [len(batch.pixels) for batch in step.batches] == [2, 2, 2, 2]
     assert sum(batch.weight for batch in step.batches) == pytest.approx(1)

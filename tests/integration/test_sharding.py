@@ -13,14 +13,14 @@ import pytest
 from tests.helpers.commands import run_tubelet
 from tests.helpers.media import write_image, write_text, write_video
 from tests.helpers.training import rows, start_training, tiny_config, train_quietly
-from tubelet.config import Recipe
+from tubelet.config import ShardConfig
 from tubelet.data.loader import StepDataset
 from tubelet.data.make_shards import write_shards
 from tubelet.data.sources import list_media
 from tubelet.errors import TubeletError
 from tubelet.grid import Modality
 
-RECIPE = Recipe(size=48, fps=8, segment_s=1)
+RECIPE = ShardConfig(size=48, fps=8, segment_s=1)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,20 @@ def test_sharding_that_was_killed_goes_on_to_the_same_bytes_and_leaves_no_proces
     for i in range(10):
         write_video(films / f"{i}.mp4", frames=150, size=128)
     write_text(films / "text.mp4")
-    recipe = ("--size", 96, "--fps", 12, "--segment-s", 1, "--shard-mb", 0.1, "--max-bad-share", 0.2, "--workers", 2)
+    recipe = (
+        "--size",
+        96,
+        "--fps",
+        12,
+        "--segment-s",
+        1,
+        "--shard-mb",
+        0.1,
+        "--max-failed-fraction",
+        0.2,
+        "--workers",
+        2,
+    )
     out = tmp_path / "killed"
     process = command("shard", films, "--out", out, *recipe)
     wait_for(lambda: len(list(out.glob("shard-*.json"))) >= 2)
@@ -90,10 +103,10 @@ def test_sharding_that_was_killed_goes_on_to_the_same_bytes_and_leaves_no_proces
     write_shards(
         [str(films)],
         undisturbed,
-        Recipe(size=96, fps=12.0, segment_s=1.0),
+        ShardConfig(size=96, fps=12.0, segment_s=1.0),
         workers=1,
         shard_mb=0.1,
-        max_bad_share=0.2,
+        max_failed_fraction=0.2,
     )
     assert contents(out) == contents(undisturbed)
 
@@ -140,12 +153,12 @@ def test_damaged_members_are_named_and_counted_like_bad_files(media, tmp_path):
     for member in members[:3]:
         data[member["offset"] + member["size"] // 2] ^= 0xFF
     tar.write_bytes(data)
-    config = tiny_config(out, steps=8, data={"max_bad_share": 0.5})
+    config = tiny_config(out, steps=8, data={"max_failed_fraction": 0.5})
     train_quietly(config, tmp_path / "run")
     named = [json.loads(line) for line in (tmp_path / "run" / "bad_files.jsonl").open()]
     assert {row["path"] for row in named} == {f"{out}/{tar.name}:{member['name']}" for member in members[:3]}
     assert all("checksum" in row["reason"] for row in named)
-    with pytest.raises(TubeletError, match=r"of 24 files \(\d+ %\) cannot be read.*--max-bad-share"):
+    with pytest.raises(TubeletError, match=r"of 24 files \(\d+ %\) cannot be read.*--max-failed-fraction"):
         train_quietly(tiny_config(out, steps=8), tmp_path / "strict")
 
 

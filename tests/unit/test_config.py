@@ -8,10 +8,37 @@ from tubelet import cli
 from tubelet.config import DataConfig, EmbedConfig, ModelConfig, TrainConfig, from_dict, model_preset, to_dict, vit_s
 from tubelet.errors import TubeletError
 
+DATA = Path(__file__).parents[1] / "data"
+
 
 def test_a_config_survives_json():
     config = TrainConfig(model=vit_s(), data=DataConfig(sources=("a", "b")), steps=7)
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_config_of_version_1_is_read_under_the_names_of_today():
+    values = json.loads((DATA / "format-1" / "config.json").read_text())
+    config = from_dict(TrainConfig, values)
+    assert "version" not in values and values["accumulate"] == config.grad_accum_steps == 2
+    assert (config.distill_from, config.distill_weights) == ("runs/base", "teacher-0123456789ab")
+    assert (config.data.allow_path, config.data.source_weights) == (("s3://bucket",), (0.25, 0.75))
+    assert (config.data.image_fraction, config.data.max_failed_fraction) == (0.25, 0.5)
+    assert (config.masks.truncation_group_size, config.optim.warmup_fraction) == (12, 0.125)
+    assert config.guards.rewind_skip_batches == 40
+    written = json.loads(json.dumps(to_dict(config)))
+    assert written["version"] == TrainConfig.FORMAT_VERSION and from_dict(TrainConfig, written) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 3}, "config: version is 3, expected 1 to 2; upgrade tubelet to read it"),
+        ({"version": 2, "distil_from": "x"}, "unknown key 'distil_from' \\(nearest: 'distill_from'\\)"),
+    ],
+)
+def test_a_later_version_and_old_names_in_a_current_file_are_refused(change, message):
+    with pytest.raises(TubeletError, match=message):
+        from_dict(TrainConfig, to_dict(TrainConfig()) | change)
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -10,13 +10,13 @@ from tubelet.data.division import mask_groups, micro_batches
 CASES = [(1, 1, 1), (24, 4, 1), (25, 1, 1), (50, 32, 1), (96, 4, 2), (100, 7, 3), (1536, 48, 1), (31, 31, 1)]
 
 
-def config(group: int = 24, accumulate: int = 1) -> TrainConfig:
-    return TrainConfig(masks=MaskConfig(group=group), accumulate=accumulate)
+def config(group: int = 24, grad_accum_steps: int = 1) -> TrainConfig:
+    return TrainConfig(masks=MaskConfig(truncation_group_size=group), grad_accum_steps=grad_accum_steps)
 
 
-@pytest.mark.parametrize(("count", "processes", "accumulate"), CASES)
-def test_every_sample_counts_once_and_no_batch_is_of_two_groups(count, processes, accumulate):
-    given = config(accumulate=accumulate)
+@pytest.mark.parametrize(("count", "processes", "grad_accum_steps"), CASES)
+def test_every_sample_counts_once_and_no_batch_is_of_two_groups(count, processes, grad_accum_steps):
+    given = config(grad_accum_steps=grad_accum_steps)
     groups = mask_groups(given, count)
     assert [i for group in groups for i in group] == list(range(count))
     assert max(map(len, groups)) <= 24
@@ -38,6 +38,6 @@ def test_a_process_whose_share_ends_with_a_group_repeats_a_sample_that_counts_fo
 
 
 def test_parts_change_nothing_about_the_groups():
-    assert mask_groups(config(accumulate=8), 96) == mask_groups(config(), 96)
-    pieces = micro_batches(dataclasses.replace(config(accumulate=8)), 96, 0, 1)
+    assert mask_groups(config(grad_accum_steps=8), 96) == mask_groups(config(), 96)
+    pieces = micro_batches(dataclasses.replace(config(grad_accum_steps=8)), 96, 0, 1)
     assert [len(piece.samples) for piece in pieces] == [12] * 8

@@ -276,7 +276,7 @@ def test_a_run_is_evaluated_from_its_newest_checkpoint(sample_set: Path, save_ru
 def test_an_encoder_of_no_run_is_evaluated_at_the_size_that_is_said(sample_set: Path, tmp_path: Path) -> None:
     model = Backbone(TINY)
     model.save_pretrained(tmp_path / "encoder")
-    config = EvaluateConfig(image_size=32, frames=4, limit=4)
+    config = EvaluateConfig(image_size=32, frames=4, max_samples=4)
     evaluation = evaluate_model(str(tmp_path / "encoder"), sample_set, config, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert written["checkpoint"] == evaluation.checkpoint and written["step"] is None

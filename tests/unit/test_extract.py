@@ -138,14 +138,14 @@ def test_an_unreadable_file_is_named_and_ends_the_evaluation_unless_some_are_all
     bad = Source(files=(write_text(tmp_path / "bad.png"),))
     with pytest.raises(TubeletError, match=r"bad\.png.*1 of 4"):
         extract(model, cache, [bad, *pictures], {}, whole)
-    features = extract(model, cache, [bad, *pictures], {}, whole, max_bad_share=0.25)
+    features = extract(model, cache, [bad, *pictures], {}, whole, max_failed_fraction=0.25)
     assert features.numbers == [1, 2, 3] and [Path(b.path).name for b in features.bad] == ["bad.png"]
 
 
 def test_an_evaluation_of_nothing_but_unreadable_files_ends_whatever_share_is_allowed(model, tmp_path):
     bad = Source(files=(write_text(tmp_path / "bad.png"),))
     with pytest.raises(TubeletError, match=r"bad\.png.*none of 1"):
-        extract(model, FeatureCache(tmp_path / "cache", model), [bad], {}, whole, max_bad_share=1.0)
+        extract(model, FeatureCache(tmp_path / "cache", model), [bad], {}, whole, max_failed_fraction=1.0)
 
 
 def killed_by_the_last(source: Source) -> torch.Tensor:

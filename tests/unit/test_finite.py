@@ -84,7 +84,7 @@ def diverged(encoder, images, tmp_path_factory):
         "convert MODEL OUT/a.pt2",
         "embed IMAGES --model MODEL --out OUT/table --image-size 32",
         "train IMAGES --init-from MODEL --out OUT/run --image-size 32 --frames 2 --batch-size 2 --steps 1",
-        "distil IMAGES --teacher MODEL --out OUT/run --model vit-pico --patch-size 8 --image-size 32 --frames 2",
+        "distill IMAGES --teacher MODEL --out OUT/run --model vit-pico --patch-size 8 --image-size 32 --frames 2",
         "evaluate MODEL --data IMAGES --task knn",
         "report RUN --out OUT/page.html",
         "explain IMAGES/0.png --model RUN --out OUT/page.html",
@@ -164,7 +164,7 @@ def test_files_whose_features_are_not_finite_are_bad_files_and_have_no_rows(enco
     # Finite, and above what float16 can hold once it is pooled.
     path = damaged(encoder, tmp_path / "m.safetensors", lambda x: x.fill_(1e6), "norms.1.weight")
     reported = []
-    config = EmbedConfig(image_size=32, frames=2, workers=0, max_bad_share=1.0)
+    config = EmbedConfig(image_size=32, frames=2, workers=0, max_failed_fraction=1.0)
     made = embed_collection(
         tubelet.load(path, **CPU), [str(images)], tmp_path / "table", config, report=reported.append
     )

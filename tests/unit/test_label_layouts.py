@@ -172,7 +172,9 @@ def test_missing_files_are_counted_and_too_many_are_an_error(tmp_path):
     files.append(LabeledFile(path=tmp_path / "gone.mp4", label=0))
     there, gone = present(files, "train", 0.25)
     assert len(there) == 3 and [Path(file.path).name for file in gone] == ["gone.mp4"]
-    with pytest.raises(TubeletError, match=r"gone\.mp4: is listed in the train split but not there.*--max-bad-share"):
+    with pytest.raises(
+        TubeletError, match=r"gone\.mp4: is listed in the train split but not there.*--max-failed-fraction"
+    ):
         present(files, "train", 0.0)
     with pytest.raises(TubeletError, match="the train split lists no files"):
         present([], "train", 1.0)

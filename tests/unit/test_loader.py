@@ -21,13 +21,13 @@ from tubelet.grid import Modality
 MEDIA = MediaList(["a.mp4", "b.mp4"], [])
 
 
-def config(batch: int = 96, group: int = 12, accumulate: int = 1, **data: object) -> TrainConfig:
+def config(batch: int = 96, group: int = 12, grad_accum_steps: int = 1, **data: object) -> TrainConfig:
     return TrainConfig(
         model=vit_pico(),
         data=DataConfig(image_size=64, frames=4, **data),
-        masks=MaskConfig(group=group),
+        masks=MaskConfig(truncation_group_size=group),
         batch_size=batch,
-        accumulate=accumulate,
+        grad_accum_steps=grad_accum_steps,
     )
 
 
@@ -48,11 +48,13 @@ def by_sample(given: list[Batch]) -> dict[int, list[tuple[list[int], list[int]]]
     }
 
 
-@pytest.mark.parametrize(("processes", "accumulate"), [(8, 1), (16, 1), (3, 2), (1, 4), (7, 1)])
-def test_a_sample_has_the_same_masks_on_any_number_of_processes_and_in_any_micro_batches(processes, accumulate):
+@pytest.mark.parametrize(("processes", "grad_accum_steps"), [(8, 1), (16, 1), (3, 2), (1, 4), (7, 1)])
+def test_a_sample_has_the_same_masks_on_any_number_of_processes_and_in_any_micro_batches(processes, grad_accum_steps):
     whole = by_sample(batches(config(), 0, 1))
     assert sorted(whole) == list(range(96))
-    parts = [by_sample(batches(config(accumulate=accumulate), rank, processes)) for rank in range(processes)]
+    parts = [
+        by_sample(batches(config(grad_accum_steps=grad_accum_steps), rank, processes)) for rank in range(processes)
+    ]
     assert {sample: masks for part in parts for sample, masks in part.items()} == whole
 
 
@@ -74,7 +76,7 @@ def test_a_process_draws_the_masks_of_its_own_groups_alone(monkeypatch):
     batches(config(), 1, 3)  # samples 32 to 63: of groups 2 to 5
     assert drawn == [12] * 4 * kinds
     drawn.clear()
-    batches(config(accumulate=4), 0, 1)  # two groups in each part, and each is drawn once
+    batches(config(grad_accum_steps=4), 0, 1)  # two groups in each part, and each is drawn once
     assert drawn == [12] * 8 * kinds
 
 

@@ -27,7 +27,7 @@ def sources(tmp_path):
 
 
 def mix_of(sources, weights, modality=Modality.VIDEO):
-    config = TrainConfig(data=DataConfig(sources=sources, weights=weights))
+    config = TrainConfig(data=DataConfig(sources=sources, source_weights=weights))
     return mixes(config, list_media(sources))[modality]
 
 
@@ -83,9 +83,9 @@ def test_a_file_belongs_to_the_first_source_that_names_it(sources):
 
 def test_weights_that_cannot_be_meant_are_refused(sources):
     with pytest.raises(TubeletError, match="weights has 2 numbers for 3 sources"):
-        DataConfig(sources=sources, weights=(1, 2))
+        DataConfig(sources=sources, source_weights=(1, 2))
     with pytest.raises(TubeletError, match=r"weights\[2\] is 0.0, expected above 0"):
-        DataConfig(sources=sources, weights=(1, 2, 0))
+        DataConfig(sources=sources, source_weights=(1, 2, 0))
     with pytest.raises(TubeletError, match="less than a 10000th"):
         apportion([1.0, 1e-6], Modality.VIDEO)
 

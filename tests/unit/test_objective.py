@@ -97,7 +97,7 @@ def test_images_go_through_their_own_tokenizer_or_repeated_through_the_videos_or
     assert still.modality is Modality.VIDEO
     assert torch.equal(still.pixels, image.pixels.expand(-1, -1, 4, -1, -1))
     assert still.masks[0].target.max() >= 16  # beyond the first of two time steps: the mask is of the whole grid
-    (alone,) = batches(image_share=0.0)
+    (alone,) = batches(image_fraction=0.0)
     assert alone.modality is Modality.VIDEO
     assert len(alone.pixels) == 4
 

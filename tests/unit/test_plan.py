@@ -32,7 +32,7 @@ def plan():
 def sharded():
     """A plan of shards over the devices of two machines of two."""
     run = dataclasses.replace(RUN, batch_size=8, parallel="hsdp")
-    return plan_run(run, PlanConfig(devices=4, devices_per_machine=2))
+    return plan_run(run, PlanConfig(devices=4, devices_per_node=2))
 
 
 @pytest.mark.slow
@@ -69,10 +69,10 @@ def test_shards_hold_their_part_of_the_state(plan, sharded):
 def test_replicas_reduce_a_shard_each_between_machines(sharded):
     kinds = {(each.kind, each.members) for each in sharded.step.transfers if each.size > 100}
     assert kinds == {("all-gather", 2), ("reduce-scatter", 2), ("all-reduce", 2)}
-    network = sharded.device.network * sharded.planned.link_share
+    network = sharded.device.network * sharded.planned.link_efficiency
     assert sharded.rate(Transfer("all-reduce", 1, 2)) == network
     assert sharded.seconds(Transfer("all-reduce", 1000, 2)) == pytest.approx(1000 / network)
-    assert sharded.rate(Transfer("all-gather", 1, 2)) == sharded.device.link * sharded.planned.link_share
+    assert sharded.rate(Transfer("all-gather", 1, 2)) == sharded.device.link * sharded.planned.link_efficiency
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_a_plan_says_whether_it_fits_and_what_to_change(plan):
     small = dataclasses.replace(plan, device=dataclasses.replace(plan.device, memory=plan.step.total / USABLE - 1))
     said = " ".join(sentences(small))
     assert not small.fits
-    for advice in ("does not fit", "--activation-checkpointing", "--accumulate"):
+    for advice in ("does not fit", "--activation-checkpointing", "--grad-accum-steps"):
         assert advice in said
 
 

@@ -91,7 +91,7 @@ def test_a_path_out_of_the_manifests_folder_is_refused_and_the_message_says_what
         list_media([str(manifest)])
     said = str(error.value)
     assert said.startswith(f"{manifest}, line 2: {listed} leads out of the manifest's folder, as 1 of its 2 paths do")
-    assert said.endswith(f"add --allow-outside {tree.parent / allowed}")
+    assert said.endswith(f"add --allow-path {tree.parent / allowed}")
     place = said.rsplit(" ", 1)[1]
     assert len(list_media([str(manifest)], [place]).videos) == 2
     with pytest.raises(TubeletError):  # its beginning is not enough

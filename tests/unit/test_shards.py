@@ -15,7 +15,7 @@ from tests.helpers.media import (
     write_text,
     write_video,
 )
-from tubelet.config import DataConfig, Recipe
+from tubelet.config import DataConfig, ShardConfig
 from tubelet.data import storage
 from tubelet.data.batch import Blob
 from tubelet.data.cut import Piece, cut, fit
@@ -29,7 +29,7 @@ from tubelet.data.storage import StorageError
 from tubelet.errors import DecodeError, TubeletError
 from tubelet.grid import Modality
 
-RECIPE = Recipe(size=48, fps=6, segment_s=2)
+RECIPE = ShardConfig(size=48, fps=6, segment_s=2)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_every_moment_of_the_recipe_shows_the_same_frame_as_the_source(tmp_path)
     for name, options in films.items():
         path = write_video(tmp_path / name, **options)
         duration = read_info(path).duration_s
-        found = pieces(path, Recipe(fps=6, segment_s=1.5, crf=10))
+        found = pieces(path, ShardConfig(fps=6, segment_s=1.5, crf=10))
         assert sum(piece.duration_s for piece in found) == pytest.approx(duration)
         for piece in found:
             moments = np.arange(int(np.ceil(piece.duration_s * 6 - 1e-3))) / 6
@@ -110,22 +110,22 @@ def test_every_moment_of_the_recipe_shows_the_same_frame_as_the_source(tmp_path)
 
 def test_a_frame_keeps_its_own_time_between_the_moments_of_the_recipe(tmp_path):
     path = write_video(tmp_path / "film.mp4", fps=5)  # a frame begins at 0.2 s; moments of 6 a second are at 0.17, 0.33
-    piece = pieces(path, Recipe(fps=6, segment_s=20))[0]
+    piece = pieces(path, ShardConfig(fps=6, segment_s=20))[0]
     assert np.allclose(read_frames(Blob("film", piece.data)).times, np.arange(48) / 5, atol=1e-4)
     assert [frame_at(Blob("film", piece.data), t) for t in (0.19, 0.2, 0.39, 0.4)] == [0, 1, 1, 2]
 
 
 def test_segments_are_equal_and_at_least_as_long_as_asked(tmp_path):
     path = write_video(tmp_path / "film.mp4", frames=60)  # 5 s
-    found = pieces(path, Recipe(fps=6, segment_s=1.5))
+    found = pieces(path, ShardConfig(fps=6, segment_s=1.5))
     assert [piece.start_s for piece in found] == pytest.approx([0, 10 / 6, 20 / 6])
     assert [piece.duration_s for piece in found] == pytest.approx([10 / 6] * 3, abs=1e-2)
-    assert len(pieces(path, Recipe(fps=6, segment_s=9))) == 1
+    assert len(pieces(path, ShardConfig(fps=6, segment_s=9))) == 1
 
 
 def test_a_picture_that_stands_still_longer_than_a_segment_is_still_a_video(tmp_path):
     path = write_video(tmp_path / "film.mp4", frames=3, times=[0.0, 5.0, 10.0])
-    found = pieces(path, Recipe(fps=4, segment_s=2))
+    found = pieces(path, ShardConfig(fps=4, segment_s=2))
     assert [clip_at(Blob("film", p.data), [0, 1.0, 1.9]) for p in found[:3]] == [[0] * 3, [0] * 3, [0, 1, 1]]
 
 
@@ -133,7 +133,7 @@ def test_what_a_recipe_cannot_use_is_a_bad_file(tmp_path):
     for frames, fps, words in ((1, 2, "has 1 frame"), (2, 12, "lasts 0.167 s, less than two frames at 4 fps")):
         path = write_video(tmp_path / "film.mp4", frames=frames, fps=fps)
         with pytest.raises(DecodeError, match=rf"film\.mp4: {words}"):
-            pieces(path, Recipe(fps=4))
+            pieces(path, ShardConfig(fps=4))
 
 
 def test_pictures_shrink_to_the_size_and_never_grow(tmp_path):
@@ -150,7 +150,7 @@ def test_pictures_shrink_to_the_size_and_never_grow(tmp_path):
 
 def test_colours_survive_being_cut(tmp_path):
     path = write_video(tmp_path / "film.mp4", frames=24, codec_options={"crf": "5"})
-    piece = pieces(path, Recipe(fps=12, crf=5))[0]
+    piece = pieces(path, ShardConfig(fps=12, crf=5))[0]
     before, after = read_frames(path).pixels.float(), read_frames(Blob("film", piece.data)).pixels.float()
     assert (before - after).abs().mean() < 4 and (before.mean((0, 1, 2)) - after.mean((0, 1, 2))).abs().max() < 2
 
@@ -320,7 +320,7 @@ def test_a_folder_is_used_again_only_for_the_same_shards(folder, sources, tmp_pa
     assert write_shards([str(sources)], folder, RECIPE, workers=1, shard_mb=0.02).reused
     assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     for change, words in (
-        (([str(sources)], folder, Recipe(size=32, fps=6, segment_s=2)), "size: 48 -> 32"),
+        (([str(sources)], folder, ShardConfig(size=32, fps=6, segment_s=2)), "size: 48 -> 32"),
         (([str(sources / "0.mp4")], folder, RECIPE), "other source files: 7 -> 1"),
         (([str(folder)], tmp_path / "twice", RECIPE), "is a folder of shards already"),
         (([str(sources)], sources, RECIPE), "holds something else"),
@@ -335,8 +335,10 @@ def test_a_file_that_breaks_off_leaves_nothing_in_its_shard(sources, tmp_path):
     manifest = tmp_path / "list.csv"
     manifest.write_text(f"{late}\ntext.mp4\ngone.mp4\n" + "".join(f"{sources / str(i)}.mp4\n" for i in range(4)))
     named = []
-    given = {"workers": 1, "allow_outside": [str(sources)]}
-    made = write_shards([str(manifest)], tmp_path / "out", RECIPE, max_bad_share=0.5, report=named.append, **given)
+    given = {"workers": 1, "allow_path": [str(sources)]}
+    made = write_shards(
+        [str(manifest)], tmp_path / "out", RECIPE, max_failed_fraction=0.5, report=named.append, **given
+    )
     assert made.bad == 3 and made.videos == 8
     rows = [json.loads(line) for line in (tmp_path / "out" / "bad_files.jsonl").open()]
     assert {Path(row["path"]).name for row in rows} == {"damaged.mp4", "text.mp4", "gone.mp4"}

@@ -103,7 +103,7 @@ def test_what_trained_to_the_end_and_could_not_be_read_is_refused_when_it_is_mad
         ("sample-data a --frames 1", "--frames is 1, expected 2 to"),
         ("sample-data a --workers 0", "--workers is 0, expected 1 to"),
         ("shard a --out b --shard-mb inf", "--shard-mb is inf, expected a finite number"),
-        ("shard a --out b --max-bad-share nan", "--max-bad-share is nan"),
+        ("shard a --out b --max-failed-fraction nan", "--max-failed-fraction is nan"),
         ("embed a --model m --out b --stride-s -1", "--stride-s is -1.0, expected above 0"),
         ("train a --out b --spike-factor inf", "--spike-factor is inf"),
         ("train a --out b --crop-scale 1 0.5", "--crop-scale is (1.0, 0.5)"),

@@ -23,7 +23,7 @@ from tubelet.cli.defaults import with_the_runs
 from tubelet.cli.features import convert, embed, search
 from tubelet.cli.look import evaluate, explain, report
 from tubelet.cli.options import options_named
-from tubelet.cli.runs import cooldown, distil, high_resolution, train
+from tubelet.cli.runs import cooldown, distill, high_resolution, train
 from tubelet.console import OUTPUT_LOST, PIPE_CLOSED, open_console, print_wrapped, set_terminal_size, standard_streams
 from tubelet.errors import TubeletError
 from tubelet.io.files import set_compile_cache
@@ -33,7 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "cooldown": cooldown,
     "high-resolution": high_resolution,
-    "distil": distil,
+    "distill": distill,
     "sample-data": sample_data,
     "shard": shard,
     "evaluate": evaluate,
@@ -43,7 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "convert": convert,
 }
-TRAINING = ("train", "cooldown", "high-resolution", "distil")  # these run over several processes
+TRAINING = ("train", "cooldown", "high-resolution", "distill")  # these run over several processes
 
 
 def main() -> None:

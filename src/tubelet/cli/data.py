@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from tubelet.cli.options import checked
-from tubelet.config import Recipe
+from tubelet.config import ShardConfig
 from tubelet.config.fields import Seed, Share, Side
 from tubelet.console import files_progress, open_console, print_wrapped, report_bad_file
 from tubelet.validation import Bounds
@@ -66,13 +66,13 @@ def sample_data(
 @checked
 def shard(
     sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")],
-    recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
+    recipe: Annotated[ShardConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
     *,
     out: Path,
     workers: Annotated[int | None, Bounds(1, 1024)] = None,
     shard_mb: Annotated[float, Bounds(0, 1e9, exclusive=True)] = 1024,
-    max_bad_share: Share = 0.05,
-    allow_outside: tuple[str, ...] = (),
+    max_failed_fraction: Share = 0.05,
+    allow_path: tuple[str, ...] = (),
 ) -> None:
     """Cut videos and images into shards that train faster: short clips at training size, in tar files with an index.
 
@@ -82,8 +82,8 @@ def shard(
         out: Folder of the shards; what a stopped or killed command left there is continued.
         workers: Processes; all cores by default.
         shard_mb: Megabytes of source files that go into one shard.
-        max_bad_share: Share of the files that may be unreadable before the command stops.
-        allow_outside: Folders and URLs that manifests may name files of, besides those below a manifest's own folder.
+        max_failed_fraction: Share of the files that may be unreadable before the command stops.
+        allow_path: Folders and URLs that manifests may name files of, besides those below a manifest's own folder.
     """
     from tubelet.data.make_shards import write_shards
 
@@ -95,8 +95,8 @@ def shard(
             recipe,
             workers=workers,
             shard_mb=shard_mb,
-            max_bad_share=max_bad_share,
-            allow_outside=allow_outside,
+            max_failed_fraction=max_failed_fraction,
+            allow_path=allow_path,
             progress=progress,
             report=partial(report_bad_file, console),
             note=partial(print_wrapped, console),

@@ -48,7 +48,7 @@ def evaluate(
         require_writable(out)
     if task is None:
         if against is not None:
-            raise TubeletError("--against goes with --task; without one, random weights are beside the model anyway")
+            raise TubeletError("--baseline goes with --task; without one, random weights are beside the model anyway")
         if cache is not None:
             raise TubeletError("--cache goes with --task; without one, no features are kept")
         from tubelet.tasks.common.comparison import print_table

@@ -34,7 +34,7 @@ def train(
     Args:
         config: The run.
         planned: A dry run of it.
-        out: Folder of the run: checkpoints, metrics, list of bad files; --plan alone needs none.
+        out: Folder of the run: checkpoints, metrics, list of bad files; --dry-run alone needs none.
         model: vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G; by default vit-ti, or what --init-from holds.
         patch_size: Pixels along a patch's side, instead of the model's own.
         tubelet_size: Frames of a video token, instead of the model's own.
@@ -48,7 +48,7 @@ def train(
     from tubelet.train.run_directory import CONFIG, read_config
 
     if not planned.plan and planned != PlanConfig():
-        raise TubeletError("--devices and what follows it are of a dry run: add --plan, or leave them out")
+        raise TubeletError("--devices and what follows it are of a dry run: add --dry-run, or leave them out")
     if resume and model is None and out and (out / CONFIG).is_file():
         preset = read_config(out).model  # where the run's first weights came from may be gone by now
     elif config.init_from and model is None:
@@ -93,8 +93,8 @@ def high_resolution(config: Run = recipes.high_resolution(), *, out: Path, resum
 
 
 @checked
-def distil(
-    config: Run = recipes.distil(),  # noqa: B008
+def distill(
+    config: Run = recipes.distill(),  # noqa: B008
     *,
     teacher: str | None = None,
     out: Path,
@@ -120,11 +120,11 @@ def distil(
     from tubelet.train.initialization import distillation_config
     from tubelet.train.loop import train as run_training
 
-    teacher = teacher or config.distil_from  # a run that is resumed has one
+    teacher = teacher or config.distill_from  # a run that is resumed has one
     if teacher is None:
         raise TubeletError("teacher is not given: say which frozen model the student is to predict")
-    if config.distil_from is None or model or patch_size or tubelet_size:
+    if config.distill_from is None or model or patch_size or tubelet_size:
         student = resized(model_preset(model or "vit-b"), patch_size, tubelet_size)
         sizes = distillation_config(student, load(teacher, device="cpu").config)
         config = dataclasses.replace(config, model=sizes)
-    run_training(dataclasses.replace(config, distil_from=teacher), out, resume, open_console())
+    run_training(dataclasses.replace(config, distill_from=teacher), out, resume, open_console())

@@ -1,6 +1,6 @@
 """Every setting of the package: frozen dataclasses, each field documented with its unit; presets are functions."""
 
-from tubelet.config.data import BlockMask, DataConfig, MaskConfig, Recipe
+from tubelet.config.data import BlockMask, DataConfig, MaskConfig, ShardConfig
 from tubelet.config.fields import from_dict, require, to_dict
 from tubelet.config.model import (
     MODELS,
@@ -35,8 +35,8 @@ __all__ = [
     "PlanConfig",
     "Precision",
     "PredictorConfig",
-    "Recipe",
     "RopeVersion",
+    "ShardConfig",
     "TrainConfig",
     "from_dict",
     "levels_of_depth",

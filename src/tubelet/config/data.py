@@ -45,7 +45,7 @@ class MaskConfig(Settings):
     """Masks of a video batch: many small blocks, and few large ones."""
     image: tuple[BlockMask, ...] = (BlockMask(blocks=10, area=0.15),)
     """Masks of an image batch."""
-    group: Count = 24
+    truncation_group_size: Count = 24
     """Samples of a step whose masks are cut to the length of the shortest: the release's batch of one device."""
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class MaskConfig(Settings):
         for name in ("video", "image"):
             require(bool(getattr(self, name)), name, "has no masks, expected at least one")
 
-    def of(self, modality: Modality) -> tuple[BlockMask, ...]:
+    def specs_for(self, modality: Modality) -> tuple[BlockMask, ...]:
         """Those of a modality's batch."""
         return self.image if modality is Modality.IMAGE else self.video
 
@@ -64,9 +64,9 @@ class DataConfig(Settings):
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")] = ()
     """Folders, media files, globs, lists (CSV, TSV, TXT or JSONL), and folders of shards; paths or URLs."""
-    allow_outside: tuple[str, ...] = ()
+    allow_path: tuple[str, ...] = ()
     """Folders and URLs that manifests may name files of, besides those below a manifest's own folder."""
-    weights: tuple[Annotated[float, Bounds(0, 1e12, exclusive=True)], ...] = ()
+    source_weights: tuple[Annotated[float, Bounds(0, 1e12, exclusive=True)], ...] = ()
     """Sampling weight of each source, for videos and images separately; none samples every file equally often."""
     image_size: Side = 256
     """Side of the square crop, in pixels."""
@@ -76,7 +76,7 @@ class DataConfig(Settings):
     """Frames per second that a clip is sampled at; a video too short for it is read at a higher rate, and counted."""
     clips_per_video: Annotated[int, Bounds(1, 1024)] = 1
     """Clips taken from a video each time it is opened."""
-    image_share: Share = 0.5
+    image_fraction: Share = 0.5
     """Share of a step's samples that are images, where the sources hold both images and videos."""
     image_frames: Frames = 1
     """Frames of a still image: 1 uses the image tokenizer; more repeat it for the video tokenizer, as in V-JEPA 2.0."""
@@ -91,15 +91,15 @@ class DataConfig(Settings):
     prefetch_mb: Count = 2048
     """Megabytes (10^6 bytes) of samples that each training process has made ahead at most, but one step always; where
     they do not hold a step for each worker, fewer workers start."""
-    max_bad_share: Share = 0.05
+    max_failed_fraction: Share = 0.05
     """Share of the files that may be unreadable before the run stops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            len(self.weights) in (0, len(self.sources)),
-            "weights",
-            f"has {len(self.weights)} numbers for {len(self.sources)} sources: give one for each, or none",
+            len(self.source_weights) in (0, len(self.sources)),
+            "source_weights",
+            f"has {len(self.source_weights)} numbers for {len(self.sources)} sources: give one for each, or none",
         )
         low, high = self.crop_scale
         require(0 < low <= high <= 1, "crop_scale", f"is {self.crop_scale}, expected two ascending shares of the frame")
@@ -113,7 +113,7 @@ class DataConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Settings):
+class ShardConfig(Settings):
     """How source files are cut into the members of shards."""
 
     size: Annotated[int, Bounds(16, 8192, unit="pixels")] = 256

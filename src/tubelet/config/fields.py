@@ -1,8 +1,10 @@
 """What all configs share: the check of every field, and the way to JSON and back."""
 
+import copy
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tubelet.errors import TubeletError
@@ -57,7 +59,13 @@ class Settings:
     """The base of every config: a value that its field's annotation does not allow is refused when it is made.
 
     What a config holds can therefore be written and read again: no NaN, no infinity, nothing out of range.
+
+    A config that is a file of its own sets `FORMAT_VERSION`, which is written into the file, and `RENAMED_IN_2`, the
+    dotted keys of version 1 with their names since.
     """
+
+    FORMAT_VERSION = 0
+    RENAMED_IN_2 = MappingProxyType[str, str]({})
 
     def __post_init__(self) -> None:
         for name, kind in hints(type(self)).items():
@@ -94,19 +102,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain dictionaries, lists and scalars, ready for JSON."""
-    return dataclasses.asdict(config)
+    """A config as plain dictionaries, lists and scalars, ready for JSON; `version` first where its file has one."""
+    version = type(config).FORMAT_VERSION
+    return ({"version": version} if version else {}) | dataclasses.asdict(config)
 
 
-def from_dict(kind: type, values: Mapping[str, Any], where: str = "config") -> Any:
-    """Rebuild a config from what `to_dict` gave.
+def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "config") -> Any:
+    """Rebuild a config from what `to_dict` gave, now or in an earlier version of this package.
 
     Raises:
-        TubeletError: for an unknown key, naming the nearest valid one, for a value that the field does not allow, and
-            for a key without a value or default.
+        TubeletError: for a file of a later version, for an unknown key, naming the nearest valid one, for a value that
+            the field does not allow, and for a key without a value or default.
     """
     if not isinstance(values, Mapping):
         raise TubeletError(f"{where} is {values!r:.100}, expected an object of names and values")
+    if kind.FORMAT_VERSION:
+        values = _current(kind, values, where)
     kinds = get_type_hints(kind)
     for key in values:
         if key not in kinds:
@@ -120,6 +131,22 @@ def from_dict(kind: type, values: Mapping[str, Any], where: str = "config") -> A
         return kind(**given)
     except SettingError as error:
         raise TubeletError(f"{where}.{error}") from error
+
+
+def _current(kind: type[Settings], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The keys of a file as this version names them; a file without a version is of the first."""
+    version = values.get("version", 1)
+    if version not in range(1, kind.FORMAT_VERSION + 1):
+        raise TubeletError(
+            f"{where}: version is {version!r:.100}, expected 1 to {kind.FORMAT_VERSION}; upgrade tubelet to read it"
+        )
+    current = copy.deepcopy({key: value for key, value in values.items() if key != "version"})
+    for old, new in kind.RENAMED_IN_2.items() if version == 1 else ():
+        section, _, key = old.rpartition(".")
+        group = current.get(section) if section else current
+        if isinstance(group, dict) and key in group:
+            group[new] = group.pop(key)
+    return current
 
 
 def _rebuild(kind: Any, value: Any, where: str) -> Any:

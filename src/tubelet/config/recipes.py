@@ -22,7 +22,7 @@ def cooldown() -> TrainConfig:
     optim = OptimConfig(
         final_lr=1e-6,
         decay="linear",
-        warmup_share=0.0,
+        warmup_fraction=0.0,
         ema=0.99925,
         context_warmup=(0.0, 0.0),
         distance_weighting=False,
@@ -36,7 +36,7 @@ def high_resolution() -> TrainConfig:
     return replace(run, data=replace(run.data, image_size=384))
 
 
-def distil() -> TrainConfig:
+def distill() -> TrainConfig:
     """A small student regresses a frozen, larger model's last level; its average is what is kept.
 
     The release says no more of its schedule: this is pre-training's, with all visible tokens counted from the start,

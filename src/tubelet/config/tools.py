@@ -48,9 +48,9 @@ class EmbedConfig(Settings):
     prefetch_mb: Count = 2048
     """Megabytes (10^6 bytes) of decoded clips that are waiting at most, but one batch always; where they do not hold
     one for each worker, fewer workers start."""
-    allow_outside: tuple[str, ...] = ()
+    allow_path: tuple[str, ...] = ()
     """Folders and URLs that manifests may name files of, besides those below a manifest's own folder."""
-    max_bad_share: Share = 0.05
+    max_failed_fraction: Share = 0.05
     """Share of the files that may be unreadable before the command stops."""
 
     def __post_init__(self) -> None:
@@ -62,17 +62,17 @@ class EmbedConfig(Settings):
 class PlanConfig(Settings):
     """A dry run of a training run, on devices that need not be there."""
 
-    plan: bool = False
+    dry_run: bool = False
     """Print what a step would take on the devices named below, and train nothing."""
     devices: Annotated[int, Bounds(1, 10**7)] = 1
     """Devices of the planned run."""
     device_kind: Literal["b200", "h200", "h100", "a100", "cpu"] = "h100"
     """Kind of the planned devices."""
-    devices_per_machine: Annotated[int, Bounds(1, 10**7)] = 8
+    devices_per_node: Annotated[int, Bounds(1, 10**7)] = 8
     """Devices of the planned run that share a machine."""
-    utilisation: Annotated[float, Bounds(0, 1, exclusive=True)] = 0.4
+    mfu: Annotated[float, Bounds(0, 1, exclusive=True)] = 0.4
     """Share of a device's data-sheet rate that matrix products are expected to reach."""
-    link_share: Annotated[float, Bounds(0, 1, exclusive=True)] = 0.7
+    link_efficiency: Annotated[float, Bounds(0, 1, exclusive=True)] = 0.7
     """Share of a link's data-sheet rate that communication is expected to reach."""
 
 
@@ -84,7 +84,7 @@ class EvaluateConfig(Settings):
     """Pixels along the side of a view; None is the protocol's."""
     frames: Frames | None = None
     """Frames of a clip; None is the protocol's."""
-    limit: Count | None = None
+    max_samples: Count | None = None
     """Files of each split that are used at most, for a quick look; None is all."""
     epochs: Count | None = None
     """Passes over the training features, where a head is trained; None is the protocol's."""
@@ -101,7 +101,7 @@ class EvaluateConfig(Settings):
     prefetch_mb: Count = 2048
     """Megabytes (10^6 bytes) of decoded clips that are waiting at most, but one file's always; where they do not hold
     one for each worker, fewer workers start."""
-    max_bad_share: Share = 0.0
+    max_failed_fraction: Share = 0.0
     """Share of a split's files that may be unreadable; they are then left out, counted and listed."""
 
     def __post_init__(self) -> None:

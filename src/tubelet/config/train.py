@@ -6,6 +6,7 @@ over in the same proportions as one of 300,000.
 """
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import tyro
@@ -31,7 +32,7 @@ class OptimConfig(Settings):
     """Learning rate at the last step; None keeps the peak, as the published pre-training does."""
     decay: Literal["cosine", "linear"] = "cosine"
     """How the learning rate goes from its peak to its last value."""
-    warmup_share: Share = 0.04
+    warmup_fraction: Share = 0.04
     """Share of the run in which the learning rate rises linearly (published: 12,000 of 300,000 steps)."""
     weight_decay: Annotated[float, Bounds(0, 1e6)] = 0.04
     """Decoupled weight decay; biases and 1-d parameters have none."""
@@ -52,7 +53,11 @@ class OptimConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.warmup_share < 1, "warmup_share", f"is {self.warmup_share}, expected a share of the run below 1")
+        require(
+            self.warmup_fraction < 1,
+            "warmup_fraction",
+            f"is {self.warmup_fraction}, expected a share of the run below 1",
+        )
         require(max(self.betas) < 1, "betas", f"are {self.betas}, expected two rates from 0 to below 1")
         first, last = self.context_warmup
         require(first <= last, "context_warmup", f"is {self.context_warmup}, expected two ascending shares of the run")
@@ -66,7 +71,7 @@ class GuardConfig(Settings):
     """Steps in a row that may be skipped for a loss or gradient that is not finite; with so many the run stops."""
     spike_factor: Annotated[float, Bounds(1, 1e9, exclusive=True, also=0)] = 0.0
     """A loss above this multiple of the median of the last 100 rewinds the run to its last checkpoint; 0 is off."""
-    spike_batches: Count = 200
+    rewind_skip_batches: Count = 200
     """Batches skipped after a rewind, at least those since the checkpoint (PaLM, arXiv 2204.02311, section 5.1)."""
     data_timeout_s: Seconds = 300.0
     """Seconds that a step may wait for its data; then the run ends and names the file that is being read."""
@@ -77,6 +82,22 @@ class GuardConfig(Settings):
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Settings):
     """A whole pre-training run."""
+
+    FORMAT_VERSION = 2
+    RENAMED_IN_2 = MappingProxyType(
+        {
+            "accumulate": "grad_accum_steps",
+            "distil_from": "distill_from",
+            "distil_weights": "distill_weights",
+            "data.allow_outside": "allow_path",
+            "data.weights": "source_weights",
+            "data.image_share": "image_fraction",
+            "data.max_bad_share": "max_failed_fraction",
+            "masks.group": "truncation_group_size",
+            "optim.warmup_share": "warmup_fraction",
+            "guards.spike_batches": "rewind_skip_batches",
+        }
+    )
 
     model: tyro.conf.Suppress[ModelConfig] = field(default_factory=vit_ti)
     """Sizes of the network; the command line names a preset instead."""
@@ -92,7 +113,7 @@ class TrainConfig(Settings):
     """Optimiser steps."""
     batch_size: Samples = 24
     """Samples of one optimiser step, images and videos, over all processes."""
-    accumulate: Samples = 1
+    grad_accum_steps: Samples = 1
     """Parts that each step's samples are processed in, to save memory."""
     parallel: Parallel = "auto"
     """How processes share the work: ddp has the model on each, fsdp in shards over all, hsdp in shards on each machine;
@@ -102,9 +123,9 @@ class TrainConfig(Settings):
     multiplies in 8 bits inside blocks."""
     init_from: str | None = None
     """Run folder, checkpoint, released .pt file or released name whose weights the run starts from, not random ones."""
-    distil_from: tyro.conf.Suppress[str | None] = None
+    distill_from: tyro.conf.Suppress[str | None] = None
     """Frozen model whose last level is predicted instead of the run's own teacher's: whatever `tubelet.load` takes."""
-    distil_weights: tyro.conf.Suppress[str | None] = None
+    distill_weights: tyro.conf.Suppress[str | None] = None
     """Which weights those are; the run itself says."""
     lora_rank: Annotated[int, Bounds(0, 65_536)] = 0
     """Train low-rank adapters of this rank in the encoder's blocks, and leave its own weights as they are; 0 is off."""

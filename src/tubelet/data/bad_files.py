@@ -19,5 +19,5 @@ def check_bad_share(bad: Collection[BadFile], total: int, share: float) -> None:
     if len(bad) > share * total:
         raise TubeletError(
             f"{next(iter(bad))}; {len(bad)} of {total} files ({100 * len(bad) / total:.0f} %) cannot be read, more "
-            f"than the {100 * share:.0f} % that --max-bad-share allows"
+            f"than the {100 * share:.0f} % that --max-failed-fraction allows"
         )

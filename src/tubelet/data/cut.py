@@ -10,7 +10,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from tubelet.config import Recipe
+from tubelet.config import ShardConfig
 from tubelet.data.decode import VideoInfo, open_video
 from tubelet.data.images import read_image
 from tubelet.errors import DecodeError
@@ -35,7 +35,7 @@ class Piece:
     height: int
 
 
-def cut(path: str, modality: Modality, recipe: Recipe) -> Iterator[Piece]:
+def cut(path: str, modality: Modality, recipe: ShardConfig) -> Iterator[Piece]:
     """The members made of one file, in its order; of a video, one segment at a time is in memory.
 
     Raises:
@@ -47,7 +47,7 @@ def cut(path: str, modality: Modality, recipe: Recipe) -> Iterator[Piece]:
         yield from _segments(path, recipe)
 
 
-def _image(path: str, recipe: Recipe) -> Piece:
+def _image(path: str, recipe: ShardConfig) -> Piece:
     pixels = read_image(path).numpy()
     height, width = fit(pixels.shape[0], pixels.shape[1], recipe.size, multiple=1)
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
@@ -56,7 +56,7 @@ def _image(path: str, recipe: Recipe) -> Piece:
     return Piece(file.getvalue(), Modality.IMAGE, 0.0, 0.0, 0.0, width, height)
 
 
-def _segments(path: str, recipe: Recipe) -> Iterator[Piece]:
+def _segments(path: str, recipe: ShardConfig) -> Iterator[Piece]:
     """Equal segments of a video, each with the frames that are shown at the moments 0, 1 / fps, 2 / fps, ...
 
     A frame keeps the time at which it begins, so that whatever falls between two moments is later than in the source by
@@ -84,7 +84,7 @@ def _segments(path: str, recipe: Recipe) -> Iterator[Piece]:
                     segment, film = segment + 1, _Film(recipe, height, width)
 
 
-def _piece(film: "_Film", info: VideoInfo, recipe: Recipe, first: int, end: int | None) -> Piece:
+def _piece(film: "_Film", info: VideoInfo, recipe: ShardConfig, first: int, end: int | None) -> Piece:
     """A finished segment from moment `first` to moment `end`, or to the end of the video."""
     start_s = first / recipe.fps
     duration_s = (info.duration_s if end is None else end / recipe.fps) - start_s
@@ -102,7 +102,7 @@ def fit(height: int, width: int, size: int, multiple: int) -> tuple[int, int]:
 class _Film:
     """An MP4 in memory that grows frame by frame: H.264 of short GOPs, without what is slow to decode."""
 
-    def __init__(self, recipe: Recipe, height: int, width: int) -> None:
+    def __init__(self, recipe: ShardConfig, height: int, width: int) -> None:
         self.height, self.width, self.frames = height, width, 0
         self.file = io.BytesIO()
         self.container = av.open(self.file, "w", format="mp4", container_options={"fflags": "+bitexact"})

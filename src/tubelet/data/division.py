@@ -34,7 +34,7 @@ def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, in
     Raises:
         TubeletError: if the batch is too small to hold both.
     """
-    batch, share = config.batch_size, config.data.image_share
+    batch, share = config.batch_size, config.data.image_fraction
     if config.data.frames == 1 and not media.count(Modality.IMAGE):
         raise TubeletError("frames is 1, which trains on images alone, and the sources hold none: use 2 frames or more")
     if config.data.frames == 1 or not media.count(Modality.VIDEO):
@@ -46,7 +46,7 @@ def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, in
         if batch < 2:
             raise TubeletError(
                 f"batch_size is {batch}, too small for a step to mix videos and images: use at least 2, "
-                "or an image_share of 0 or 1"
+                "or an image_fraction of 0 or 1"
             )
         images = min(max(images, 1), batch - 1)
     counts = {Modality.VIDEO: batch - images, Modality.IMAGE: images}
@@ -61,12 +61,12 @@ def step_parts(config: TrainConfig, counts: dict[Modality, int], processes: int)
     """
     parts = {}
     for modality, count in counts.items():
-        size = -(-count // config.accumulate)
+        size = -(-count // config.grad_accum_steps)
         parts[modality] = [range(start, min(start + size, count)) for start in range(0, count, size)]
         if min(map(len, parts[modality])) < processes:
             raise TubeletError(
-                f"a step has {count} {modality}s in {config.accumulate} parts, too few to give each of {processes} "
-                "processes one in every part: raise --batch-size, or lower --accumulate"
+                f"a step has {count} {modality}s in {config.grad_accum_steps} parts, too few to give each of "
+                f"{processes} processes one in every part: raise --batch-size, or lower --grad-accum-steps"
             )
     return parts
 
@@ -78,8 +78,8 @@ def own_share(part: range, rank: int, processes: int) -> range:
 
 
 def mask_groups(config: TrainConfig, count: int) -> list[range]:
-    """The samples of a step whose masks are cut to one length, `masks.group` at a time."""
-    size = config.masks.group
+    """The samples of a step whose masks are cut to one length, `masks.truncation_group_size` at a time."""
+    size = config.masks.truncation_group_size
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 

@@ -48,7 +48,7 @@ def mixes(config: TrainConfig, media: MediaList) -> dict[Modality, Mix]:
     Raises:
         TubeletError: if a source has a weight and nothing that it could count for.
     """
-    for number in range(len(config.data.weights)):
+    for number in range(len(config.data.source_weights)):
         own = media.of_source(number)
         if not any(own.count(modality) for modality in Modality):
             raise TubeletError(
@@ -56,7 +56,7 @@ def mixes(config: TrainConfig, media: MediaList) -> dict[Modality, Mix]:
                 "count for nothing: name it before them, or leave it out"
             )
     keys = {modality: (config.seed, _ORDER[modality], _MIX[modality]) for modality in Modality}
-    return {modality: Mix(media, modality, config.data.weights, keys[modality]) for modality in Modality}
+    return {modality: Mix(media, modality, config.data.source_weights, keys[modality]) for modality in Modality}
 
 
 def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
@@ -87,7 +87,7 @@ def group_masks(config: TrainConfig, modality: Modality, grid: Grid, count: int,
     """
     group = mask_groups(config, count)[number]
     rng = np.random.default_rng([config.seed, _MASKS, _ORDER[modality], step, number])
-    return [sample_mask(spec, grid, len(group), rng) for spec in config.masks.of(modality)]
+    return [sample_mask(spec, grid, len(group), rng) for spec in config.masks.specs_for(modality)]
 
 
 class StepDataset(Dataset[StepData]):
@@ -154,7 +154,7 @@ class StepDataset(Dataset[StepData]):
         tokenizer = Modality.IMAGE if shape[0] == 1 else Modality.VIDEO  # an image may be repeated as a clip
         drawn: dict[int, list[Mask]] = {}
         for samples, weight in self.own[modality]:
-            number, in_group = divmod(samples.start, self.config.masks.group)
+            number, in_group = divmod(samples.start, self.config.masks.truncation_group_size)
             if number not in drawn:
                 drawn[number] = group_masks(self.config, modality, grid, self.counts[modality], step, number)
             rows = slice(in_group, in_group + len(samples))
@@ -190,7 +190,7 @@ class StepDataset(Dataset[StepData]):
                     self.known_bad[path] = BadFile(path, error.reason)
             bad[path] = self.known_bad[path]
             total = sum(map(len, self.mixes.values()))
-            check_bad_share(bad.values(), total, self.config.data.max_bad_share)
+            check_bad_share(bad.values(), total, self.config.data.max_failed_fraction)
         raise TubeletError(f"all {len(pool)} {modality} files cannot be read; one is {bad[path]}")
 
     def _read(
@@ -225,7 +225,7 @@ def step_bytes(config: TrainConfig, own: dict[Modality, list[Piece]]) -> int:
     for modality, pieces in own.items():
         frames, size = config.data.frames_of(modality), config.data.image_size
         pixels = 3 * frames * size**2
-        indices = config.model.grid(frames, size, size).tokens * 8 * len(config.masks.of(modality))
+        indices = config.model.grid(frames, size, size).tokens * 8 * len(config.masks.specs_for(modality))
         total += len(own_samples(pieces)) * pixels + sum(len(piece.samples) for piece in pieces) * indices
     return total
 

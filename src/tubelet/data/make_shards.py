@@ -18,7 +18,7 @@ from zlib import crc32
 
 import numpy as np
 
-from tubelet.config import Recipe
+from tubelet.config import ShardConfig
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.cut import cut
 from tubelet.data.jobs import reading, run_all
@@ -83,7 +83,7 @@ class Job:
     out: Path
     number: int
     files: tuple[tuple[int, str, Modality], ...]
-    recipe: Recipe
+    recipe: ShardConfig
 
     @property
     def shard(self) -> Path:
@@ -122,11 +122,11 @@ class Summary:
 def write_shards(
     sources: Sequence[str],
     out: str | Path,
-    recipe: Recipe,
+    recipe: ShardConfig,
     workers: int | None = None,
     shard_mb: float = 1024,
-    max_bad_share: float = 0.05,
-    allow_outside: Sequence[str] = (),
+    max_failed_fraction: float = 0.05,
+    allow_path: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[BadFile], None] = lambda file: None,
     note: Callable[[str], None] = lambda sentence: None,
@@ -139,8 +139,8 @@ def write_shards(
         recipe: how the files are cut.
         workers: processes; as many as cores unless told.
         shard_mb: megabytes of source files that go into one shard.
-        max_bad_share: share of the files that may be unreadable.
-        allow_outside: as for training.
+        max_failed_fraction: share of the files that may be unreadable.
+        allow_path: as for training.
         progress: called with files done and all files.
         report: called once with each file that cannot be read.
         note: called with how lists were read, and what was left out.
@@ -156,7 +156,7 @@ def write_shards(
             raise TubeletError(f"{source}: is a folder of shards already; name the files that it was made from")
     out = Path(out)
     check_output(out, "shards", sources)
-    media = list_media(sources, allow_outside)
+    media = list_media(sources, allow_path)
     for sentence in media.notes:
         note(printable(sentence))
     files = [(path, Modality.VIDEO) for path in media.videos] + [(path, Modality.IMAGE) for path in media.images]
@@ -172,14 +172,14 @@ def write_shards(
         _write_atomically(out / PLAN, [plan])
         for leftover in out.glob("*.partial"):  # of a process that died while it wrote
             leftover.unlink(missing_ok=True)
-        notes = _run(jobs, workers or os.cpu_count() or 1, max_bad_share, progress, report)
+        notes = _run(jobs, workers or os.cpu_count() or 1, max_failed_fraction, progress, report)
         return _finish(out, plan, jobs, notes)
 
 
 def _run(
     jobs: list[Job],
     workers: int,
-    max_bad_share: float,
+    max_failed_fraction: float,
     progress: Callable[[int, int], None],
     report: Callable[[BadFile], None],
 ) -> list[dict[str, Any]]:
@@ -197,7 +197,7 @@ def _run(
         for file in new:
             report(file)
         progress(done, total)
-        check_bad_share(bad, total, max_bad_share)
+        check_bad_share(bad, total, max_failed_fraction)
 
     for job in jobs:
         if (note := _finished(job)) is not None:
@@ -309,7 +309,9 @@ def _size(path: str) -> int:
         return 0  # said when it is to be read
 
 
-def _jobs(out: Path, files: list[tuple[str, Modality]], sizes: list[int], recipe: Recipe, shard_mb: float) -> list[Job]:
+def _jobs(
+    out: Path, files: list[tuple[str, Modality]], sizes: list[int], recipe: ShardConfig, shard_mb: float
+) -> list[Job]:
     """Deal files, in random order so that every shard is a fair sample of all, out to shards."""
     if shard_mb <= 0:
         raise TubeletError(f"shard_mb is {shard_mb}, expected a size above 0")
@@ -325,7 +327,7 @@ def _jobs(out: Path, files: list[tuple[str, Modality]], sizes: list[int], recipe
     return [Job(out, k, tuple(group), recipe) for k, group in enumerate(groups)]
 
 
-def _plan(recipe: Recipe, files: list[tuple[str, Modality]], sizes: list[int], shard_mb: float) -> dict[str, Any]:
+def _plan(recipe: ShardConfig, files: list[tuple[str, Modality]], sizes: list[int], shard_mb: float) -> dict[str, Any]:
     """What the bytes of the shards depend on."""
     listed = [[path, size] for (path, _), size in zip(files, sizes, strict=True)]
     digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()

@@ -58,7 +58,7 @@ def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, 
         files = [f"{folders[folder]}/x" for folder in np.unique(which[outside])]
         raise TubeletError(
             f"{manifest}, line {listed.lines[first]}: {listed.paths[first].as_py()} leads out of the manifest's "
-            f"folder, as {len(outside)} of its {len(listed)} paths do: if they are to be read, add --allow-outside "
+            f"folder, as {len(outside)} of its {len(listed)} paths do: if they are to be read, add --allow-path "
             f"{' '.join(_common(files))}"
         )
     parents = parents.take(pa.array(which))

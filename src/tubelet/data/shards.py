@@ -14,7 +14,7 @@ from zlib import crc32
 
 import numpy as np
 
-from tubelet.config import Recipe, from_dict
+from tubelet.config import ShardConfig, from_dict
 from tubelet.data.batch import Blob
 from tubelet.data.limits import LINE_CHARACTERS
 from tubelet.data.storage import StorageError, exists, fetch, is_pattern, is_url
@@ -95,7 +95,7 @@ class ShardFolder:
     """
 
     root: str
-    recipe: Recipe
+    recipe: ShardConfig
     header: Mapping[str, Any]
     shards: tuple[str, ...]
     members: np.ndarray
@@ -161,7 +161,9 @@ def open_shards(root: str | Path) -> ShardFolder:
     places = {name: (place, size) for place, (name, size) in enumerate(sizes.items())}
     records = (_record(where, number, line, places) for number, line in enumerate(lines, 2))
     members = np.fromiter(records, _RECORD, count=len(lines))
-    return ShardFolder(root, from_dict(Recipe, header["recipe"], f"{where}: recipe"), header, tuple(sizes), members)
+    return ShardFolder(
+        root, from_dict(ShardConfig, header["recipe"], f"{where}: recipe"), header, tuple(sizes), members
+    )
 
 
 def epoch_order(group: np.ndarray, seed: tuple[int, ...], window: int = WINDOW) -> np.ndarray:

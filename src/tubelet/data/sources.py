@@ -84,7 +84,7 @@ class _Hidden:
         return [f"left out: {words}, such as {self.example}"]
 
 
-def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> MediaList:
+def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaList:
     """Find the media files of some sources.
 
     Args:
@@ -92,7 +92,7 @@ def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> Med
             a glob (`**` stands for any number of folders). A table has a `path` column, or no header; a line of JSONL
             is an object with a `path`. Relative paths in a list are relative to its folder. Or a folder of shards. All
             of these may be URLs.
-        allow_outside: folders and URLs that lists may name files of, besides those below their own folders.
+        allow_path: folders and URLs that lists may name files of, besides those below their own folders.
 
     Returns:
         The files. Those that a list names are not looked at: one that does not exist is found out when it is read.
@@ -104,7 +104,7 @@ def list_media(sources: Sequence[str], allow_outside: Sequence[str] = ()) -> Med
     """
     if not sources:
         raise TubeletError("no data source given: name a folder, a file, a glob, or a list of files")
-    roots = [root_of(root) for root in allow_outside]
+    roots = [root_of(root) for root in allow_path]
     videos, images, others = _Files(), _Files(), _Files()
     shards: dict[str, ShardFolder] = {}
     ends: list[int] = []

@@ -89,21 +89,23 @@ def whole_number(text: object, where: str) -> int:
     return int(digits)
 
 
-def present(files: Sequence[LabeledFile], split: str, max_bad_share: float) -> tuple[list[LabeledFile], list[BadFile]]:
+def present(
+    files: Sequence[LabeledFile], split: str, max_failed_fraction: float
+) -> tuple[list[LabeledFile], list[BadFile]]:
     """The files of a split that are on the disk, and those that are not.
 
     Raises:
-        TubeletError: if the split is empty, or a larger share of it than `max_bad_share` is missing.
+        TubeletError: if the split is empty, or a larger share of it than `max_failed_fraction` is missing.
     """
     if not files:
         raise TubeletError(f"the {split} split lists no files")
     there = [file for file in files if file.path.is_file()]
     gone = [BadFile(str(file.path), "is listed but not there") for file in files if not file.path.is_file()]
-    if len(gone) > max_bad_share * len(files) or not there:
+    if len(gone) > max_failed_fraction * len(files) or not there:
         instead = other_suffix(Path(gone[0].path))
         there_is = f" ({instead.name} is)" if instead else ""
         raise TubeletError(
             f"{gone[0].path}: is listed in the {split} split but not there{there_is}, and so are {len(gone) - 1} of "
-            f"its {len(files)} files; --max-bad-share {len(gone) / len(files):.3g} would leave them out"
+            f"its {len(files)} files; --max-failed-fraction {len(gone) / len(files):.3g} would leave them out"
         )
     return there, gone

@@ -81,7 +81,7 @@ def embed_collection(
     out = Path(out)
     check_output(out, "table", [*sources, name])
     model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
-    media = list_media(sources, config.allow_outside)
+    media = list_media(sources, config.allow_path)
     for sentence in media.notes:
         note(printable(sentence))
     kept = ("image_size", "frames", "fps", "stride_s", "dense", "levels")
@@ -131,7 +131,7 @@ def _embed(
                 report(file)
             ended, short = ended + batch.ended, short + batch.short
             progress(ended, total)
-            check_bad_share(bad, total, config.max_bad_share)
+            check_bad_share(bad, total, config.max_failed_fraction)
     finally:  # whatever happened, what was computed is kept, but for the beginnings of files that go no further
         names = {printable(file.path) for file in bad}
         broken = {path for path in names if path in made or path in clips.done}

@@ -44,7 +44,7 @@ class HeadProtocol:
         batch_size: pictures of a step.
         learning_rates: at their peak; one head is trained at each.
         weight_decay: of AdamW with betas 0.9 and 0.999.
-        warmup_share: of the iterations, over which learning rates rise linearly; then they fall to 0 along a cosine.
+        warmup_fraction: of the iterations, over which learning rates rise linearly; then they fall to 0 along a cosine.
         dropout: share of channels that a picture's rows miss in training.
         gradient_norm: of each head, at most.
     """
@@ -54,7 +54,7 @@ class HeadProtocol:
     batch_size: int = 16
     learning_rates: tuple[float, ...]
     weight_decay: float
-    warmup_share: float = 1500 / 40_000
+    warmup_fraction: float = 1500 / 40_000
     dropout: float = 0.0
     gradient_norm: float = 35.0
 
@@ -82,7 +82,7 @@ class HeadProtocol:
 
     def rate(self, step: int, steps: int) -> float:
         """What the learning rates are multiplied with at a step, counted from 0."""
-        warmup = max(1, round(self.warmup_share * steps))
+        warmup = max(1, round(self.warmup_fraction * steps))
         if step < warmup:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

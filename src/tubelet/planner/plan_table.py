@@ -27,13 +27,13 @@ def sentences(plan: RunPlan) -> list[str]:
 def _sizes(plan: RunPlan) -> str:
     millions = ", ".join(f"{name} {count / 1e6:,.1f} M" for name, count in plan.parameters.items())
     samples = " and ".join(f"{count} {modality}s" for modality, count in plan.counts.items())
-    parts = f" in {plan.config.accumulate} parts" if plan.config.accumulate > 1 else ""
+    parts = f" in {plan.config.grad_accum_steps} parts" if plan.config.grad_accum_steps > 1 else ""
     return f"parameters: {millions}; a step takes {samples}{parts}, in {plan.config.precision}"
 
 
 def _mesh(plan: RunPlan) -> str:
     planned = plan.planned
-    devices, local = planned.devices, min(planned.devices, planned.devices_per_machine)
+    devices, local = planned.devices, min(planned.devices, planned.devices_per_node)
     shape = {"ddp": f"{devices} x whole", "fsdp": f"shards over {devices}"}.get(
         plan.parallel, f"{devices // local} x shards over {local}"
     )
@@ -46,7 +46,7 @@ def _time(plan: RunPlan) -> str:
     clips = plan.config.batch_size / plan.step_seconds
     return (
         f"time: {step.flops / 1e12:,.3g} TFLOP a device / ({plan.device.flops / 1e12:,.4g} TFLOP/s x "
-        f"{planned.utilisation:g}) = {plan.compute_seconds:.3g} s {joined} {plan.transfer_seconds:.3g} s of "
+        f"{planned.mfu:g}) = {plan.compute_seconds:.3g} s {joined} {plan.transfer_seconds:.3g} s of "
         f"communication = {plan.step_seconds:.3g} s a step; {plan.config.batch_size} samples a step / "
         f"{plan.step_seconds:.3g} s = {clips:,.4g} clips/s"
     )
@@ -72,7 +72,9 @@ def _verdict(plan: RunPlan) -> list[str]:
         others = "more --devices" if plan.parallel == "fsdp" else "--parallel fsdp, over more --devices"
         lines.append(f"weights, gradients and moments alone are {state / GIB:,.2f} GiB: {others}")
     if (most := max(each.samples for each in step.passes)) > 1:
-        lines.append(f"a device holds up to {most} samples at once: a higher --accumulate, or a lower --batch-size")
+        lines.append(
+            f"a device holds up to {most} samples at once: a higher --grad-accum-steps, or a lower --batch-size"
+        )
     elif plan.config.activation_checkpointing:
         lines.append("a device holds one sample at once: a smaller --image-size, or fewer --frames")
     return lines

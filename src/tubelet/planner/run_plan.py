@@ -119,7 +119,7 @@ class RunPlan:
     @property
     def compute_seconds(self) -> float:
         """Of a step's matrix products, recomputed ones included."""
-        return self.step.flops / (self.device.flops * self.planned.utilisation)
+        return self.step.flops / (self.device.flops * self.planned.mfu)
 
     @property
     def transfer_seconds(self) -> float:
@@ -139,14 +139,14 @@ class RunPlan:
         A ring over whole machines enters and leaves each by all of its devices' network links at once; one over
         replicas, which has one member a machine, by one.
         """
-        local = self.planned.devices_per_machine
+        local = self.planned.devices_per_node
         if self.parallel == "hsdp" and transfer.kind == "all-reduce":
             rate = self.device.network
         elif transfer.members <= local:
             rate = self.device.link
         else:
             rate = min(self.device.link, self.device.network * local)
-        return rate * self.planned.link_share
+        return rate * self.planned.link_efficiency
 
     def seconds(self, transfer: Transfer) -> float:
         """Of a ring: every member sends and receives all parts but its own, and for an all-reduce twice."""
@@ -160,8 +160,10 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
     Raises:
         TubeletError: if the run could not be, or is of a kind that is not planned.
     """
-    if config.lora_rank or config.distil_from:
-        raise TubeletError("--plan is of pre-training; it knows no adapters (lora_rank) and no frozen teacher (distil)")
+    if config.lora_rank or config.distill_from:
+        raise TubeletError(
+            "--dry-run is of pre-training; it knows no adapters (lora_rank) and no frozen teacher (distill)"
+        )
     device = DEVICE_KINDS[planned.device_kind]
     low = training_dtype(config, CPU) if planned.device_kind == "cpu" else torch.bfloat16
     precision: Precision = "fp32" if config.precision == "fp32" or low == torch.float32 else "bf16"
@@ -169,7 +171,7 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
     with torch.device("meta"):
         model = VJEPA(config.model)
     ctx = DistContext(CPU, 0, planned.devices)
-    ctx.local_world_size = min(planned.devices, planned.devices_per_machine)
+    ctx.local_world_size = min(planned.devices, planned.devices_per_node)
     if config.parallel == "auto" and planned.device_kind != "cpu":
         parallel = choose_parallel(training_bytes(model), int(device.memory), ctx.world_size, ctx.local_world_size)
         parallel = "ddp" if ctx.world_size == 1 else parallel
@@ -199,7 +201,8 @@ def mean_mask_lengths(config: TrainConfig, counts: dict[Modality, int]) -> dict[
         rng = np.random.default_rng(config.seed)
         grid = token_grid(config, modality)
         lengths[modality] = [
-            _mean_lengths(spec, grid, len(mask_groups(config, count)[0]), rng) for spec in config.masks.of(modality)
+            _mean_lengths(spec, grid, len(mask_groups(config, count)[0]), rng)
+            for spec in config.masks.specs_for(modality)
         ]
     return lengths
 
@@ -244,7 +247,7 @@ def trace(
             if isinstance(module, Attention):
                 module.kernel = F.scaled_dot_product_attention  # type: ignore[assignment]  # other names
     ctx = DistContext(CPU, 0, planned.devices)
-    ctx.local_world_size = min(planned.devices, planned.devices_per_machine)
+    ctx.local_world_size = min(planned.devices, planned.devices_per_node)
     prepare_model(model, config, CPU)
     with fake_group(planned.devices):
         mesh = device_mesh(parallel, ctx) if parallel != "ddp" else None
@@ -272,7 +275,7 @@ def fake_group(processes: int) -> Iterator[None]:
         yield
         return
     if dist.is_initialized():
-        raise TubeletError("--plan is made by one process alone: start it without torchrun")
+        raise TubeletError("--dry-run is made by one process alone: start it without torchrun")
     dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
     try:
         yield

@@ -212,9 +212,9 @@ def _segments(benchmark: AnticipationDataset, config: EvaluateConfig) -> tuple[d
     kept: dict[str, list[Action]] = {}
     skipped: list[BadFile] = []
     for split, listed in (("train", benchmark.train), ("val", benchmark.val)):
-        chosen = spread(listed, config.limit)
+        chosen = spread(listed, config.max_samples)
         files = [LabeledFile(path=segment.video, label=i) for i, segment in enumerate(chosen)]
-        there, gone = present(files, split, config.max_bad_share)
+        there, gone = present(files, split, config.max_failed_fraction)
         kept[split] = [chosen[file.label] for file in there]
         skipped += gone
     return kept, skipped

@@ -92,7 +92,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         TubeletError: if the folder has none of the layouts, or a file in it is wrong.
     """
     depths = recognise(data, READERS)
-    train, test = spread(depths.train, config.limit), spread(depths.test, config.limit)
+    train, test = spread(depths.train, config.max_samples), spread(depths.test, config.max_samples)
     options = reading_options(config, progress)
     view = view_size(depths, _first_shape(test), config.image_size, model.patch_size)
     size = (

@@ -92,7 +92,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     """
     labels = recognise(data, READERS)
     size = _size(model, config.image_size or labels.image_size or PROTOCOL.image_size)
-    train, test = spread(labels.train, config.limit), spread(labels.test, config.limit)
+    train, test = spread(labels.train, config.max_samples), spread(labels.test, config.max_samples)
     options = reading_options(config, progress)
 
     crops = crops_of(len(train))

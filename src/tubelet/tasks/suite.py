@@ -79,7 +79,7 @@ def evaluate_model(what: str, data: Path, config: EvaluateConfig, out: Path | No
             f"{data}: no sample set here, which evaluation without --task is of; `tubelet sample-data FOLDER` makes "
             "one in a new folder, and a benchmark needs its --task"
         )
-    config.refuse((*HEAD_SETTINGS, "max_bad_share"), "evaluation without --task")
+    config.refuse((*HEAD_SETTINGS, "max_failed_fraction"), "evaluation without --task")
     path = Path(what).expanduser()
     found = checkpoints(path)
     of_run = bool(found) or path in checkpoints(path.parent.parent)
@@ -93,7 +93,11 @@ def evaluate_model(what: str, data: Path, config: EvaluateConfig, out: Path | No
         image_size = image_size or trained_at.image_size
         there = read_description(data)["parameters"]["frames"]
         frames = frames or frames_that_fit(trained_at.frames, there, model.config.tubelet_size)
-    limits = {} if config.limit is None else {"max_train_clips": config.limit, "max_val_clips": config.limit}
+    limits = (
+        {}
+        if config.max_samples is None
+        else {"max_train_clips": config.max_samples, "max_val_clips": config.max_samples}
+    )
     if path.is_file() and not out:
         result = path.with_suffix(".evaluation.json")
     else:

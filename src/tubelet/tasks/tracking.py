@@ -66,7 +66,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     if window > made["frames"]:
         raise TubeletError(f"frames is {window}, but the clips of {data} have {made['frames']}")
     grid = model.config.grid(window, size, size)
-    entries = spread(read_index(data, PROTOCOL.split), config.limit)
+    entries = spread(read_index(data, PROTOCOL.split), config.max_samples)
     if not entries:
         raise TubeletError(f"{data}: no {PROTOCOL.split} clips; make a larger set with `tubelet sample-data`")
     recipe = {"cut": "whole clip in windows", "size": size, "window": window}

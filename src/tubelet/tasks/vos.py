@@ -84,7 +84,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         TubeletError: if the folder has neither layout, or a file in it is wrong.
     """
     found = recognise(data, READERS)
-    sequences = spread(found.sequences, config.limit)
+    sequences = spread(found.sequences, config.max_samples)
     short, window = config.image_size or PROTOCOL.short_side, config.frames or 1
     windows = [(n, part) for n, sequence in enumerate(sequences) for part in _windows(sequence, window)]
     options: dict[str, Any] = {"short": short, "patch": model.patch_size}

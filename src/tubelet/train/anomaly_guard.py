@@ -127,7 +127,7 @@ class AnomalyGuard:
                 f"{said}, after going back to {checkpoint} {MAX_REWINDS} times with other data: lower the learning "
                 "rate (--lr) and continue with --resume"
             )
-        batches = max(self.config.guards.spike_batches, self.spike_step - back)
+        batches = max(self.config.guards.rewind_skip_batches, self.spike_step - back)
         self.alert(
             back, "spike", f"{said}: back to step {back}, leaving out the next {batches} batches", batches=batches
         )

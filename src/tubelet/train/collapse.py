@@ -125,8 +125,8 @@ class CollapseDetector:
 
 # In the order in which to try them; the sources are in docs/scale.md.
 REMEDIES = (
-    "lower the learning rate (--lr) or warm up longer (--warmup-share), raise the teacher's momentum (--ema), or lower "
-    "the weight of the context loss (--context-weight) and raise it later (--context-warmup)"
+    "lower the learning rate (--lr) or warm up longer (--warmup-fraction), raise the teacher's momentum (--ema), or "
+    "lower the weight of the context loss (--context-weight) and raise it later (--context-warmup)"
 )
 _FIGURE = re.compile(r"((?P<who>teacher|predictor)_level_(?P<level>\d+)_)?(?P<figure>effective_rank|channel_std)")
 _MEANING = {"effective_rank": "the effective rank", "channel_std": "the spread of channels over tokens"}

@@ -65,20 +65,20 @@ def load_frozen_teacher(config: TrainConfig, device: torch.device) -> Backbone |
     Raises:
         TubeletError: if it cannot be loaded, or cuts inputs into another grid than the student does.
     """
-    if config.distil_from is None:
+    if config.distill_from is None:
         return None
-    teacher = load(config.distil_from, device=device, dtype=torch.float32)
+    teacher = load(config.distill_from, device=device, dtype=torch.float32)
     data, ours, theirs = config.data, config.model, teacher.config
     for frames in (1, data.frames):
         here, there = (sizes.grid(frames, data.image_size, data.image_size) for sizes in (ours, theirs))
         if here != there:
             raise TubeletError(
-                f"{config.distil_from}: it cuts {frames} frames at {data.image_size} px into {there} tokens, the "
+                f"{config.distill_from}: it cuts {frames} frames at {data.image_size} px into {there} tokens, the "
                 f"student into {here}: use --patch-size {theirs.patch_size} --tubelet-size {theirs.tubelet_size}"
             )
     if (ours.num_output_levels, ours.prediction_width) != (1, theirs.width):
         raise TubeletError(
-            f"{config.distil_from}: its last level is {theirs.width} wide, the student predicts "
+            f"{config.distill_from}: its last level is {theirs.width} wide, the student predicts "
             f"{ours.num_output_levels} levels, {ours.prediction_width} channels in all: take `distillation_config`"
         )
     return teacher

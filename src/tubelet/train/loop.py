@@ -38,7 +38,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
         TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
     """
     refuse_unguarded()
-    check_output(Path(out), "run", [*config.data.sources, config.init_from, config.distil_from])
+    check_output(Path(out), "run", [*config.data.sources, config.init_from, config.distill_from])
     with init_distributed(config.guards.process_timeout_s) as ctx:
         return run_steps(config, Path(out), resume, console or open_console(), ctx)
 
@@ -129,15 +129,16 @@ def report_bad_files(s: Session, data: StepData, console: Console) -> str | None
     """Name each bad file once.
 
     Returns:
-        why the run must stop, if so: more than --max-bad-share of all files are bad, or the step could not be made.
+        why the run must stop, if so: more than --max-failed-fraction of all files are bad, or the step could not be
+        made.
     """
     for file in s.run.add_bad(data.bad):
         report_bad_file(console, file)
-    share, allowed = len(s.run.seen_bad) / s.files, s.config.data.max_bad_share
+    share, allowed = len(s.run.seen_bad) / s.files, s.config.data.max_failed_fraction
     if share > allowed:
         return (
             f"{len(s.run.seen_bad)} of {s.files} files ({100 * share:.0f} %) cannot be read, more than the "
-            f"{100 * allowed:.0f} % that --max-bad-share allows, with which --resume goes on; they are listed in "
+            f"{100 * allowed:.0f} % that --max-failed-fraction allows, with which --resume goes on; they are listed in "
             f"{s.run.path / 'bad_files.jsonl'}"
         )
     return data.failure

@@ -138,7 +138,7 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, ctx: D
     sources = tuple(s if is_url(s) else str(Path(s).expanduser().absolute()) for s in config.data.sources)
     config = replace(config, data=replace(config.data, sources=sources))
     if (teacher := load_frozen_teacher(config, device)) is not None:
-        config = replace(config, distil_weights=teacher.weights_id)
+        config = replace(config, distill_weights=teacher.weights_id)
     media = _list_media(config, ctx)
     check_recipes(media, config.data)
     check_steps(config, media, ctx.world_size)
@@ -155,7 +155,7 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, ctx: D
         following = None
         if teacher is not None:
             model.frozen_teacher = (teacher,)
-            following = f"predicting the last level of {config.distil_from} ({config.distil_weights})"
+            following = f"predicting the last level of {config.distill_from} ({config.distill_weights})"
         optimizer = build_optimizer(model, config.optim)
         start = load_training_state(run.checkpoint, model, optimizer) if run.checkpoint else 0
         beginning = init_moments(origin, model, optimizer) if origin else None
@@ -204,7 +204,7 @@ def _list_media(config: TrainConfig, ctx: DistContext) -> MediaList:
 
     That the machines have found the same is for `assert_same_start` to compare.
     """
-    lists = partial(list_media, config.data.sources, config.data.allow_outside)
+    lists = partial(list_media, config.data.sources, config.data.allow_path)
     own = lists() if is_local_rank0() and not ctx.is_rank0 else None  # at the same time as the first process
     received = ctx.run_on_rank0(lists)
     return own or received

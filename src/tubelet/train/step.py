@@ -95,7 +95,7 @@ def backpropagate(
 def schedule_values(config: TrainConfig, step: int) -> dict[str, float]:
     """Learning rate, teacher momentum and λ of a step."""
     optim, steps = config.optim, config.steps
-    warmup = optim.warmup_share * steps
+    warmup = optim.warmup_fraction * steps
     first, last = (share * steps for share in optim.context_warmup)
     ema = optim.ema if optim.ema is not None else default_ema_momentum(steps)
     final_ema = optim.final_ema if optim.final_ema is not None else ema

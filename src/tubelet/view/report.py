@@ -142,7 +142,7 @@ def _films(data: Path | None, config: TrainConfig) -> Sequence[str]:
     """
     if data is None:
         try:
-            return list_media(config.data.sources, config.data.allow_outside).videos
+            return list_media(config.data.sources, config.data.allow_path).videos
         except TubeletError:
             return []  # the run may have been brought here from another machine; the page says that there are none
     films = list_media((str(data),)).videos

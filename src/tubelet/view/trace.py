@@ -192,7 +192,7 @@ def _run(
     targets = normalised_targets(levels)
     rng = np.random.default_rng(seed)
     masks = []
-    for spec in specs.of(modality):
+    for spec in specs.specs_for(modality):
         # The sampler draws the rectangles' shape first and does not tell: a twin of its generator draws the same.
         block = block_shape(spec, grid, copy.deepcopy(rng))
         mask = sample_mask(spec, grid, 1, rng)

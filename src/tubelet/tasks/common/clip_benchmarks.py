@@ -219,5 +219,5 @@ def training(protocol: Protocol, config: EvaluateConfig, count: int) -> tuple[li
 
 
 def _split(files: list[LabeledFile], name: str, config: EvaluateConfig) -> Split:
-    there, gone = present(spread(files, config.limit), name, config.max_bad_share)
+    there, gone = present(spread(files, config.max_samples), name, config.max_failed_fraction)
     return Split(files=there, gone=gone)

@@ -81,7 +81,7 @@ def reading_options(config: EvaluateConfig, progress: Progress) -> dict[str, Any
     return {
         "workers": config.workers,
         "prefetch_mb": config.prefetch_mb,
-        "max_bad_share": config.max_bad_share,
+        "max_failed_fraction": config.max_failed_fraction,
         "progress": progress,
     }
 
@@ -96,7 +96,7 @@ def extract(
     *,
     workers: int = 0,
     prefetch_mb: int = 2048,
-    max_bad_share: float = 0.0,
+    max_failed_fraction: float = 0.0,
     progress: Progress = lambda what, done, total: None,
 ) -> FeatureSet:
     """Bring the features of all sources to disk; those that are there already are not computed again.
@@ -112,7 +112,7 @@ def extract(
             under the leading dimensions, of the views.
         workers: decoding processes; 0 decodes here.
         prefetch_mb: megabytes (10^6 bytes) of views that wait at most, as the first source's views are large.
-        max_bad_share: share of the sources that may be unreadable.
+        max_failed_fraction: share of the sources that may be unreadable.
         progress: told what is going on, how much is done and of how much.
 
     Raises:
@@ -130,7 +130,7 @@ def extract(
         for number, views in zip(missing, _read_ahead(views_of, min(workers, len(missing)), prefetch_mb), strict=True):
             if isinstance(views, BadFile):
                 bad[number] = views
-                check_bad_share(bad.values(), len(sources), max_bad_share)
+                check_bad_share(bad.values(), len(sources), max_failed_fraction)
                 continue
             if waiting and not _fits(model, waiting, views):
                 done += _encode(model, waiting, places, encode)

@@ -1,7 +1,7 @@
 """Is a small model better for having followed a larger one? Distilled beside trained alone, for as many steps.
 
     make demo
-    python -m benchmarks.distil runs/demo --data runs/sample --out runs/distil
+    python -m benchmarks.distill runs/demo --data runs/sample --out runs/distill
 
 The small model has half the teacher's width and heads, and is otherwise the same. Both ways take the teacher's own
 settings: data, steps, batch, learning rate, average. Alone, it is pre-trained as the teacher was; distilled, it
@@ -63,7 +63,7 @@ def settings(way: str, teacher: str, data: Path, steps: int | None, seed: int) -
         run,
         model=distillation_config(small, large.config),
         optim=replace(run.optim, context_warmup=(0.0, 0.0)),
-        distil_from=teacher,
+        distill_from=teacher,
     )
 
 
@@ -100,7 +100,7 @@ def main(
     /,
     *,
     data: Path,
-    out: Path = Path("runs/distil"),
+    out: Path = Path("runs/distill"),
     seeds: tuple[int, ...] = (0, 1, 2),
     steps: int | None = None,
     jobs: int = 2,
