@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.videos import make_videos
 from tubelet.config import DataConfig, ShardConfig, TrainConfig, model_preset
 from tubelet.data.loader import step_loader
-from tubelet.data.make_shards import write_shards
+from tubelet.data.shards.writer import write_shards
 from tubelet.data.sources import list_media
 
 

@@ -29,8 +29,8 @@ from benchmarks.measure import run_in_turn
 from benchmarks.videos import make_videos
 from tubelet.config import ShardConfig
 from tubelet.data.decode import VideoInfo, read_clips
-from tubelet.data.make_shards import write_shards
-from tubelet.data.shards import open_shards
+from tubelet.data.shards.reader import open_shards
+from tubelet.data.shards.writer import write_shards
 
 
 class Work(NamedTuple):

@@ -81,7 +81,7 @@ def measure(side: str, source: str, files: int, workers: int) -> dict[str, float
 
     from benchmarks.measure import peak_gb
     from tubelet.config import DataConfig, TrainConfig
-    from tubelet.data.loader import mixes
+    from tubelet.data.loader import build_samplers
     from tubelet.data.sources import list_media
     from tubelet.device import pick_device
     from tubelet.grid import Modality
@@ -91,12 +91,12 @@ def measure(side: str, source: str, files: int, workers: int) -> dict[str, float
     cpu_s = time.process_time() - began
     assert len(media.videos) == files
     peak_mb = 1000 * peak_gb(pick_device())
-    mix = mixes(TrainConfig(data=DataConfig(sources=(source,))), media)[Modality.VIDEO]
+    sampler = build_samplers(TrainConfig(data=DataConfig(sources=(source,))), media)[Modality.VIDEO]
     context = get_context("fork")
     results = context.SimpleQueue()
     meeting = context.Barrier(workers)
     processes = [
-        context.Process(target=_work, args=(mix, number, workers, meeting, results)) for number in range(workers)
+        context.Process(target=_work, args=(sampler, number, workers, meeting, results)) for number in range(workers)
     ]
     for process in processes:
         process.start()
@@ -111,13 +111,13 @@ def measure(side: str, source: str, files: int, workers: int) -> dict[str, float
     }
 
 
-def _work(mix, number, workers, meeting, results) -> None:
+def _work(sampler, number, workers, meeting, results) -> None:
     """As a data worker does: find the files of an epoch's steps, and name them."""
     import psutil
 
-    for visit in range(number, len(mix), workers):
-        pool, sample = mix.turn(visit)
-        pool.name(sample)
+    for visit in range(number, len(sampler), workers):
+        index, sample = sampler.sample_at(visit)
+        index.name(sample)
     meeting.wait()
     memory = psutil.Process().memory_full_info()
     meeting.wait()

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tubelet.config import DataConfig, MaskConfig, TrainConfig
-from tubelet.data.division import micro_batches
+from tubelet.data.batch_partition import micro_batches
 from tubelet.data.loader import group_masks
 from tubelet.grid import Modality
 
@@ -54,7 +54,9 @@ def main(videos: int = 1536, processes: int = 64, group: int = 24, steps: int = 
     for frames, size in CLIPS:
         data = DataConfig(frames=frames, image_size=size)
         config = TrainConfig(data=data, masks=MaskConfig(truncation_group_size=group), batch_size=videos)
-        own = sorted({piece.samples.start // group for piece in micro_batches(config, videos, 0, processes)})
+        own = sorted(
+            {micro_batch.samples.start // group for micro_batch in micro_batches(config, videos, 0, processes)}
+        )
         every = list(range(-(-videos // group)))
         tokens = config.model.grid(frames, size, size).tokens
         own_ms, all_ms = (1000 * cpu_seconds(config, videos, groups, steps) for groups in (own, every))

@@ -34,7 +34,7 @@ from torch.optim import AdamW
 from tubelet.config import DataConfig, PlanConfig, TrainConfig, model_preset
 from tubelet.config.train import Parallel, Precision
 from tubelet.data.batch import Batch, StepData
-from tubelet.data.division import samples_per_step
+from tubelet.data.batch_partition import samples_per_step
 from tubelet.data.sources import MediaList
 from tubelet.grid import Mask, Modality
 from tubelet.planner.run_plan import CPU, mean_mask_lengths, plan_run, token_grid

@@ -20,8 +20,8 @@ from tubelet.data.batch import Blob
 from tubelet.data.clips import centre_clip_times, window_times
 from tubelet.data.decode import VideoInfo, read_clips, read_frames
 from tubelet.data.images import read_image
-from tubelet.data.make_shards import Job, _check_plan, _finished
-from tubelet.data.shards import open_shards
+from tubelet.data.shards.reader import open_shards
+from tubelet.data.shards.writer import ShardJob, _check_plan, _read_marker
 from tubelet.data.sources import list_media
 from tubelet.datasets import diving48, sample_set, ssv2, youtube_vos
 from tubelet.embed.search import search
@@ -154,10 +154,10 @@ def _diving(path: Path) -> None:
 
 
 def _note(path: Path) -> None:
-    job = Job(path.parent, 0, (), ShardConfig())
+    job = ShardJob(path.parent, 0, (), ShardConfig())
     job.shard.write_bytes(b"")
-    shutil.copy(path, job.note)
-    _finished(job)
+    shutil.copy(path, job.marker)
+    _read_marker(job)
 
 
 def _vos(path: Path) -> None:

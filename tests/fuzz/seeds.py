@@ -12,7 +12,7 @@ from tests.helpers.media import picture, write_image, write_rotated, write_varia
 from tubelet.checkpoint.run import save_checkpoint
 from tubelet.checkpoint.vjepa2_1 import write_released
 from tubelet.config import DataConfig, ModelConfig, PredictorConfig, ShardConfig, TrainConfig, to_dict
-from tubelet.data.make_shards import write_shards
+from tubelet.data.shards.writer import write_shards
 from tubelet.embed.table import FORMAT as TABLE_FORMAT
 from tubelet.embed.table import _table as make_table
 from tubelet.sample_data.truth import CLASSES, FORMAT, MOTIONS, NAME, save_arrays

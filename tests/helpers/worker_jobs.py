@@ -4,13 +4,13 @@ import os
 import signal
 import sys
 
-from tubelet.data.jobs import reading
+from tubelet.data.process_map import track_file
 from tubelet.errors import TubeletError
 
 
 def length(name: str) -> int:
     """The length of a name; names that begin with some words end otherwise."""
-    with reading(name):
+    with track_file(name):
         if name.startswith("fatal"):
             os.kill(os.getpid(), signal.SIGKILL)
         if name.startswith("abort"):

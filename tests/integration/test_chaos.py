@@ -21,7 +21,7 @@ from tests.helpers.media import write_image, write_video
 from tests.helpers.training import rows, train_together
 from tubelet.checkpoint.run import checkpoints, read_tensors
 from tubelet.config import TrainConfig, from_dict
-from tubelet.data.loader import mixes, samples_per_step
+from tubelet.data.loader import build_samplers, samples_per_step
 from tubelet.data.sources import list_media
 from tubelet.train.run_directory import read_config
 
@@ -142,8 +142,10 @@ def test_killing_a_random_process_every_few_seconds_changes_no_step_of_a_run(med
     # And one epoch of those steps is every file once.
     config = from_dict(TrainConfig, json.loads(header["config"]), "the checkpoint")
     files = list_media(config.data.sources)
-    for modality, mix in mixes(config, files).items():
+    for modality, sampler in build_samplers(config, files).items():
         visits = steps * samples_per_step(config, files)[modality]
-        for first in range(0, visits - len(mix) + 1, len(mix)):
-            assert {mix.turn(visit)[1] for visit in range(first, first + len(mix))} == set(range(len(mix)))
+        for first in range(0, visits - len(sampler) + 1, len(sampler)):
+            assert {sampler.sample_at(visit)[1] for visit in range(first, first + len(sampler))} == set(
+                range(len(sampler))
+            )
     print(f"{killed} kills in {SECONDS:.0f} s; {steps} steps, losses at most {max(apart):.1e} apart")

@@ -230,7 +230,8 @@ def test_a_file_that_crashes_its_decoder_is_named(films, model, tmp_path, monkey
     monkeypatch.setattr("tubelet.embed.clips.stream_clips", crash)
     config = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=1, workers=2)
     with pytest.raises(
-        TubeletError, match=r"unexpectedly \(ended by SIGSEGV\) while \S+1\.mp4 was read: the file crashes its decoder"
+        TubeletError,
+        match=r"unexpectedly \(ended by SIGSEGV\) while reading \S+1\.mp4: the decoder crashed on this file",
     ):
         embed_collection(model, [str(films)], tmp_path / "table", config)
 

@@ -25,7 +25,7 @@ from tubelet.checkpoint.run import checkpoints, read_tensors, step_of
 from tubelet.config import GuardConfig, OptimConfig
 from tubelet.data.decode import read_clips
 from tubelet.data.loader import StepDataset
-from tubelet.data.pool import Pool
+from tubelet.data.sample_index import SampleIndex
 from tubelet.errors import TubeletError
 from tubelet.train import collapse, loop
 from tubelet.train import step as step_module
@@ -222,14 +222,14 @@ def test_a_loss_that_spikes_with_any_data_stops_the_run(media, tmp_path, monkeyp
 
 
 def test_a_worker_that_hangs_ends_the_run_with_the_file_that_it_reads(media, tmp_path, monkeypatch):
-    real = Pool.read
+    real = SampleIndex.read
 
-    def hanging(pool, sample):
-        if pool.name(sample).endswith("1.mp4"):
+    def hanging(index, sample):
+        if index.name(sample).endswith("1.mp4"):
             time.sleep(1000)
-        return real(pool, sample)
+        return real(index, sample)
 
-    monkeypatch.setattr(Pool, "read", hanging)
+    monkeypatch.setattr(SampleIndex, "read", hanging)
     config = tiny_config(media, data={"workers": 2}, guards=GuardConfig(data_timeout_s=1.5))
     began = time.monotonic()
     with pytest.raises(TubeletError, match=r"within 1.5 s .*: worker \d has been reading .*1\.mp4 for [1-9]\d* s"):
@@ -374,7 +374,7 @@ def test_a_file_that_crashes_its_decoder_is_named(media, tmp_path, monkeypatch):
     monkeypatch.setattr("tubelet.data.loader.read_clips", crash)
     with pytest.raises(
         TubeletError,
-        match=r"before step \d \(ended by SIGSEGV\) while \S+1\.mp4 was read: the file crashes its decoder",
+        match=r"before step \d \(ended by SIGSEGV\) while reading \S+1\.mp4: the decoder crashed on this file",
     ):
         train_quietly(tiny_config(media, data={"workers": 2}), tmp_path / "run")
 
@@ -384,10 +384,10 @@ def test_an_error_in_a_worker_is_told_as_it_is_in_the_training_process(media, tm
     with pytest.raises(TubeletError, match=r"^8 blocks of 1x1 patches leave nothing visible .*patch size$"):
         train_quietly(too_small, tmp_path / "run")
 
-    def broken(pool, sample):
+    def broken(index, sample):
         raise RuntimeError("shape '[3, 4]' is invalid for input of size 7")
 
-    monkeypatch.setattr(Pool, "read", broken)
+    monkeypatch.setattr(SampleIndex, "read", broken)
     with pytest.raises(RuntimeError, match=r"Caught RuntimeError in DataLoader worker process 0(.|\n)*is invalid for"):
         train_quietly(tiny_config(media, data={"workers": 1}), tmp_path / "other")
 

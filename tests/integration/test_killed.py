@@ -17,10 +17,10 @@ from rich.console import Console
 from tests.helpers.process_family import Family, in_temporary, lives, read_log, words
 from tests.helpers.training import processes, tiny_config
 from tubelet.config import EmbedConfig, ShardConfig
-from tubelet.data import workers
+from tubelet.data import worker_loader
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.images import read_image
-from tubelet.data.make_shards import write_shards
+from tubelet.data.shards.writer import write_shards
 from tubelet.embed.collection import embed_collection
 from tubelet.errors import TubeletError
 from tubelet.io.files import temporary_folder
@@ -162,7 +162,7 @@ def test_nothing_is_left_when_a_process_is_killed(start, name, victim):
 
 @pytest.mark.parametrize(
     ("name", "kind", "sweep"),
-    [("train", "workers", workers._sweep_tensors), ("sample-data", "engine", engine._sweep)],
+    [("train", "workers", worker_loader._sweep_tensors), ("sample-data", "engine", engine._sweep)],
 )
 def test_what_is_left_when_all_are_killed_at_once_goes_at_the_next_start(start, name, kind, sweep, monkeypatch):
     if name == "sample-data":

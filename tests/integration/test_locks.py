@@ -10,7 +10,7 @@ import torch
 from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.checkpoint.weights import Wanted
 from tubelet.config import EmbedConfig, ShardConfig
-from tubelet.data.make_shards import write_shards
+from tubelet.data.shards.writer import write_shards
 from tubelet.embed import search as searching
 from tubelet.embed import table as tables
 from tubelet.embed.collection import embed_collection

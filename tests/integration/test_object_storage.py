@@ -15,7 +15,7 @@ from tubelet.data import storage
 from tubelet.data.decode import read_clips, read_frames
 from tubelet.data.images import read_image
 from tubelet.data.loader import StepDataset
-from tubelet.data.make_shards import write_shards
+from tubelet.data.shards.writer import write_shards
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
 from tubelet.embed.collection import embed_collection

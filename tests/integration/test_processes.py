@@ -73,7 +73,7 @@ def test_processes_share_each_step_without_overlap_and_their_data_are_those_of_o
 
 def test_a_batch_too_small_for_its_processes_is_refused(media):
     config = tiny_config(media, batch_size=7)
-    with pytest.raises(TubeletError, match="3 videos in 1 parts, too few to give each of 4 processes"):
+    with pytest.raises(TubeletError, match="3 videos in 1 micro-batches, too few for 4 processes"):
         StepDataset(config, list_media(config.data.sources), 0, 4)
 
 

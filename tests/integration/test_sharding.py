@@ -15,7 +15,7 @@ from tests.helpers.media import write_image, write_text, write_video
 from tests.helpers.training import rows, start_training, tiny_config, train_quietly
 from tubelet.config import ShardConfig
 from tubelet.data.loader import StepDataset
-from tubelet.data.make_shards import write_shards
+from tubelet.data.shards.writer import write_shards
 from tubelet.data.sources import list_media
 from tubelet.errors import TubeletError
 from tubelet.grid import Modality
@@ -138,7 +138,7 @@ def test_an_epoch_of_shards_and_files_shows_every_sample_once(folder, media):
         config, data=dataclasses.replace(config.data, sources=(str(folder), str(media / "0.mp4")))
     )
     dataset = StepDataset(config, list_media(config.data.sources))
-    seen = [dataset.mixes[Modality.VIDEO].turn(visit)[1] for visit in range(25)]
+    seen = [dataset.samplers[Modality.VIDEO].sample_at(visit)[1] for visit in range(25)]
     assert sorted(seen) == list(range(25))
     step = dataset[0]
     assert [(batch.modality, len(batch.pixels)) for batch in step.batches] == [("video", 1), ("image", 1)]

@@ -157,7 +157,7 @@ def killed_by_the_last(source: Source) -> torch.Tensor:
 def test_a_file_that_crashes_its_decoder_is_named(model, pictures, tmp_path):
     cache = FeatureCache(tmp_path / "cache", model)
     with pytest.raises(
-        TubeletError, match=r"unexpectedly \(ended by SIGKILL\) while \S+2\.png was read: .* the same command continues"
+        TubeletError, match=r"unexpectedly \(ended by SIGKILL\) while reading \S+2\.png: .* the same command continues"
     ):
         extract(model, cache, pictures, {"size": 32}, killed_by_the_last, workers=1)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from trackeval.metrics import JAndF
 
-from tubelet.data.indexed import davis_palette, read_indexed, write_indexed
+from tubelet.data.palette_png import davis_palette, read_indexed, write_indexed
 from tubelet.tasks.metrics.davis import (
     boundaries,
     boundary_accuracy,

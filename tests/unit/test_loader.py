@@ -11,7 +11,7 @@ from benchmarks import masks
 from tubelet.config import DataConfig, EmbedConfig, EvaluateConfig, MaskConfig, TrainConfig, vit_pico
 from tubelet.data import loader
 from tubelet.data.batch import Batch, StepData
-from tubelet.data.division import micro_batches, own_samples
+from tubelet.data.batch_partition import micro_batches, rank_samples
 from tubelet.data.loader import StepDataset
 from tubelet.data.prefetch import prefetch_within
 from tubelet.data.sources import MediaList
@@ -34,7 +34,7 @@ def config(batch: int = 96, group: int = 12, grad_accum_steps: int = 1, **data: 
 def batches(config: TrainConfig, rank: int, processes: int, step: int = 3) -> list[Batch]:
     """The batches of a step, of pixels that hold the number of their sample."""
     dataset = StepDataset(config, MEDIA, rank, processes)
-    own = own_samples(dataset.own[Modality.VIDEO])
+    own = rank_samples(dataset.own[Modality.VIDEO])
     pixels = torch.tensor(own, dtype=torch.uint8).view(-1, 1, 1, 1, 1).expand(-1, 3, 4, 64, 64)
     return list(dataset._micro_batches(Modality.VIDEO, own, pixels, step))
 

@@ -17,7 +17,7 @@ from tests.helpers.media import picture
 from tubelet import cli
 from tubelet.checkpoint import weights
 from tubelet.config import DataConfig, EmbedConfig, ModelConfig, PredictorConfig, TrainConfig, to_dict
-from tubelet.data import shards
+from tubelet.data.shards import format as shards
 from tubelet.embed import table
 from tubelet.embed.collection import embed_collection
 from tubelet.errors import TubeletError

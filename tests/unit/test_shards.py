@@ -18,12 +18,13 @@ from tests.helpers.media import (
 from tubelet.config import DataConfig, ShardConfig
 from tubelet.data import storage
 from tubelet.data.batch import Blob
-from tubelet.data.cut import Piece, cut, fit
 from tubelet.data.decode import read_clips, read_frames, read_info
 from tubelet.data.images import read_image
-from tubelet.data.make_shards import write_shards
-from tubelet.data.pool import check_recipes, pool_of
-from tubelet.data.shards import epoch_order, open_shards
+from tubelet.data.sample_index import build_index, check_shard_configs
+from tubelet.data.sampler import epoch_order
+from tubelet.data.shards.reader import open_shards
+from tubelet.data.shards.transcode import EncodedSegment, scaled_size, transcode
+from tubelet.data.shards.writer import write_shards
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
 from tubelet.errors import DecodeError, TubeletError
@@ -51,8 +52,8 @@ def folder(sources, tmp_path):
     return out
 
 
-def pieces(path, recipe=RECIPE, modality=Modality.VIDEO) -> list[Piece]:
-    return list(cut(str(path), modality, recipe))
+def segments_of(path, recipe=RECIPE, modality=Modality.VIDEO) -> list[EncodedSegment]:
+    return list(transcode(str(path), modality, recipe))
 
 
 def frame_at(media, second: float) -> int:
@@ -101,31 +102,31 @@ def test_every_moment_of_the_recipe_shows_the_same_frame_as_the_source(tmp_path)
     for name, options in films.items():
         path = write_video(tmp_path / name, **options)
         duration = read_info(path).duration_s
-        found = pieces(path, ShardConfig(fps=6, segment_s=1.5, crf=10))
-        assert sum(piece.duration_s for piece in found) == pytest.approx(duration)
-        for piece in found:
-            moments = np.arange(int(np.ceil(piece.duration_s * 6 - 1e-3))) / 6
-            assert clip_at(Blob(name, piece.data), moments) == clip_at(path, piece.start_s + moments), name
+        found = segments_of(path, ShardConfig(fps=6, segment_s=1.5, crf=10))
+        assert sum(segment.duration_s for segment in found) == pytest.approx(duration)
+        for segment in found:
+            moments = np.arange(int(np.ceil(segment.duration_s * 6 - 1e-3))) / 6
+            assert clip_at(Blob(name, segment.data), moments) == clip_at(path, segment.start_s + moments), name
 
 
 def test_a_frame_keeps_its_own_time_between_the_moments_of_the_recipe(tmp_path):
     path = write_video(tmp_path / "film.mp4", fps=5)  # a frame begins at 0.2 s; moments of 6 a second are at 0.17, 0.33
-    piece = pieces(path, ShardConfig(fps=6, segment_s=20))[0]
-    assert np.allclose(read_frames(Blob("film", piece.data)).times, np.arange(48) / 5, atol=1e-4)
-    assert [frame_at(Blob("film", piece.data), t) for t in (0.19, 0.2, 0.39, 0.4)] == [0, 1, 1, 2]
+    segment = segments_of(path, ShardConfig(fps=6, segment_s=20))[0]
+    assert np.allclose(read_frames(Blob("film", segment.data)).times, np.arange(48) / 5, atol=1e-4)
+    assert [frame_at(Blob("film", segment.data), t) for t in (0.19, 0.2, 0.39, 0.4)] == [0, 1, 1, 2]
 
 
 def test_segments_are_equal_and_at_least_as_long_as_asked(tmp_path):
     path = write_video(tmp_path / "film.mp4", frames=60)  # 5 s
-    found = pieces(path, ShardConfig(fps=6, segment_s=1.5))
-    assert [piece.start_s for piece in found] == pytest.approx([0, 10 / 6, 20 / 6])
-    assert [piece.duration_s for piece in found] == pytest.approx([10 / 6] * 3, abs=1e-2)
-    assert len(pieces(path, ShardConfig(fps=6, segment_s=9))) == 1
+    found = segments_of(path, ShardConfig(fps=6, segment_s=1.5))
+    assert [segment.start_s for segment in found] == pytest.approx([0, 10 / 6, 20 / 6])
+    assert [segment.duration_s for segment in found] == pytest.approx([10 / 6] * 3, abs=1e-2)
+    assert len(segments_of(path, ShardConfig(fps=6, segment_s=9))) == 1
 
 
 def test_a_picture_that_stands_still_longer_than_a_segment_is_still_a_video(tmp_path):
     path = write_video(tmp_path / "film.mp4", frames=3, times=[0.0, 5.0, 10.0])
-    found = pieces(path, ShardConfig(fps=4, segment_s=2))
+    found = segments_of(path, ShardConfig(fps=4, segment_s=2))
     assert [clip_at(Blob("film", p.data), [0, 1.0, 1.9]) for p in found[:3]] == [[0] * 3, [0] * 3, [0, 1, 1]]
 
 
@@ -133,25 +134,25 @@ def test_what_a_recipe_cannot_use_is_a_bad_file(tmp_path):
     for frames, fps, words in ((1, 2, "has 1 frame"), (2, 12, "lasts 0.167 s, less than two frames at 4 fps")):
         path = write_video(tmp_path / "film.mp4", frames=frames, fps=fps)
         with pytest.raises(DecodeError, match=rf"film\.mp4: {words}"):
-            pieces(path, ShardConfig(fps=4))
+            segments_of(path, ShardConfig(fps=4))
 
 
 def test_pictures_shrink_to_the_size_and_never_grow(tmp_path):
-    assert fit(720, 1280, 256, multiple=2) == (256, 456)
-    assert fit(1280, 720, 256, multiple=2) == (456, 256)
-    assert fit(101, 75, 256, multiple=2) == (100, 76)
-    piece = pieces(write_rotated(tmp_path / "film.mp4", 90, frames=24))[0]
-    info = read_info(Blob("film", piece.data))
-    assert (info.width, info.height, info.rotation) == (piece.width, piece.height, 0) == (48, 48, 0)
-    image = pieces(write_image(tmp_path / "still.png", index=77, size=96), modality=Modality.IMAGE)[0]
+    assert scaled_size(720, 1280, 256, multiple=2) == (256, 456)
+    assert scaled_size(1280, 720, 256, multiple=2) == (456, 256)
+    assert scaled_size(101, 75, 256, multiple=2) == (100, 76)
+    segment = segments_of(write_rotated(tmp_path / "film.mp4", 90, frames=24))[0]
+    info = read_info(Blob("film", segment.data))
+    assert (info.width, info.height, info.rotation) == (segment.width, segment.height, 0) == (48, 48, 0)
+    image = segments_of(write_image(tmp_path / "still.png", index=77, size=96), modality=Modality.IMAGE)[0]
     assert read_image(Blob("still", image.data)).shape == (48, 48, 3)
     assert read_index(read_image(Blob("still", image.data))) == 77
 
 
 def test_colours_survive_being_cut(tmp_path):
     path = write_video(tmp_path / "film.mp4", frames=24, codec_options={"crf": "5"})
-    piece = pieces(path, ShardConfig(fps=12, crf=5))[0]
-    before, after = read_frames(path).pixels.float(), read_frames(Blob("film", piece.data)).pixels.float()
+    segment = segments_of(path, ShardConfig(fps=12, crf=5))[0]
+    before, after = read_frames(path).pixels.float(), read_frames(Blob("film", segment.data)).pixels.float()
     assert (before - after).abs().mean() < 4 and (before.mean((0, 1, 2)) - after.mean((0, 1, 2))).abs().max() < 2
 
 
@@ -209,17 +210,17 @@ def test_a_member_that_is_not_what_was_written_is_named_with_its_shard(folder):
     data = bytearray(tar.read_bytes())
     data[found.members["offset"][2] + 100] ^= 1
     tar.write_bytes(data)
-    with pytest.raises(DecodeError, match=r"shard-\d{6}\.tar:\d{8}-\d{4}\.\w+: is damaged: its checksum"):
+    with pytest.raises(DecodeError, match=r"shard-\d{6}\.tar:\d{8}-\d{4}\.\w+: corrupt: its checksum"):
         found.read(2)
     tar.write_bytes(data[: found.members["offset"][2] + 100])
-    with pytest.raises(DecodeError, match="is cut off: it has 100 bytes"):
+    with pytest.raises(DecodeError, match="truncated: has 100 bytes"):
         found.read(2)
 
 
 def test_a_shard_that_is_missing_or_short_is_an_error_at_the_start(folder):
     tar = folder / "shard-000001.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
-    with pytest.raises(TubeletError, match=r"shard-000001\.tar: has \d+ bytes, the index promises \d+"):
+    with pytest.raises(TubeletError, match=r"shard-000001\.tar: has \d+ bytes, expected \d+"):
         open_shards(folder)
     tar.unlink()
     with pytest.raises(TubeletError, match=r"shard-000001\.tar: is missing"):
@@ -236,12 +237,12 @@ def test_an_index_that_cannot_be_right_is_named_with_its_line(folder):
     cases = {
         "line 1: is not JSON": ["{", first, *rest],
         "line 1: has no valid tubelet_shards": ["{}", first, *rest],
-        "is of format 99": [newer, first, *rest],
+        "format 99": [newer, first, *rest],
         "line 2: is not JSON": [header, first[:40], *rest],
         "line 2: has no valid offset": [header, bare, *rest],
         "line 2: has no valid crc32": [header, worded, *rest],
         "line 2: .* is not within shard": [header, far, *rest],
-        "is cut off: it has 1 members of 11": [header, first],
+        "truncated: has 1 of 11 members": [header, first],
     }
     for words, lines in cases.items():
         path.write_text("\n".join(lines))
@@ -290,26 +291,26 @@ def test_a_url_of_nothing_or_of_no_known_storage_is_an_error():
 
 def test_files_and_shards_mix_and_every_sample_has_its_own_name(folder, sources):
     media = list_media([str(sources / "1.mp4"), str(folder), f"{folder}/"])
-    pool = pool_of(media, Modality.VIDEO)
-    assert len(pool) == media.count(Modality.VIDEO) == 1 + 8
-    assert media.count(Modality.IMAGE) == len(pool_of(media, Modality.IMAGE)) == 3
-    assert len({pool.name(k) for k in range(9)}) == 9
-    assert pool.read(0) == (str(sources / "1.mp4"), None)
-    media_of_member, seconds = pool.read(5)
-    assert media_of_member.name == pool.name(5) and seconds == pytest.approx(2.0)
+    index = build_index(media, Modality.VIDEO)
+    assert len(index) == media.count(Modality.VIDEO) == 1 + 8
+    assert media.count(Modality.IMAGE) == len(build_index(media, Modality.IMAGE)) == 3
+    assert len({index.name(k) for k in range(9)}) == 9
+    assert index.read(0) == (str(sources / "1.mp4"), None)
+    media_of_member, seconds = index.read(5)
+    assert media_of_member.name == index.name(5) and seconds == pytest.approx(2.0)
 
 
 def test_a_run_that_asks_for_more_than_shards_hold_is_refused(folder):
     media = list_media([str(folder)])
     fine = {"image_size": 48, "frames": 8, "fps": 4.0}
-    check_recipes(media, DataConfig(**fine))
+    check_shard_configs(media, DataConfig(**fine))
     for change, words in (
         ({"fps": 8.0}, "--fps 8 is more than the 6 frames per second"),
-        ({"frames": 9}, "last 2.25 s, longer than the 2 s segments"),
+        ({"frames": 9}, "span 2.25 s, more than the 2 s segments"),
         ({"image_size": 64}, "--image-size 64 is more than the 48 pixels"),
     ):
         with pytest.raises(TubeletError, match=f"shards: .*{words}.*shard the sources again with --"):
-            check_recipes(media, DataConfig(**(fine | change)))
+            check_shard_configs(media, DataConfig(**(fine | change)))
 
 
 # Writing
@@ -322,7 +323,7 @@ def test_a_folder_is_used_again_only_for_the_same_shards(folder, sources, tmp_pa
     for change, words in (
         (([str(sources)], folder, ShardConfig(size=32, fps=6, segment_s=2)), "size: 48 -> 32"),
         (([str(sources / "0.mp4")], folder, RECIPE), "other source files: 7 -> 1"),
-        (([str(folder)], tmp_path / "twice", RECIPE), "is a folder of shards already"),
+        (([str(folder)], tmp_path / "twice", RECIPE), "is already a folder of shards"),
         (([str(sources)], sources, RECIPE), "holds something else"),
     ):
         with pytest.raises(TubeletError, match=words):
@@ -351,5 +352,5 @@ def test_a_file_that_breaks_off_leaves_nothing_in_its_shard(sources, tmp_path):
 
 def test_a_transparent_image_becomes_a_jpeg(tmp_path):
     Image.new("RGBA", (64, 96), (200, 10, 10, 128)).save(tmp_path / "still.png")
-    piece = pieces(tmp_path / "still.png", modality=Modality.IMAGE)[0]
-    assert (piece.width, piece.height) == (48, 72) and piece.data[:2] == b"\xff\xd8"
+    segment = segments_of(tmp_path / "still.png", modality=Modality.IMAGE)[0]
+    assert (segment.width, segment.height) == (48, 72) and segment.data[:2] == b"\xff\xd8"

@@ -11,8 +11,8 @@ import pytest
 from tests.helpers.media import picture, read_index, write_video
 from tubelet.config import ShardConfig
 from tubelet.data.clips import window_times
-from tubelet.data.cut import cut
 from tubelet.data.decode import VideoInfo, open_video, read_clips, read_frames, read_info, stream_clips
+from tubelet.data.shards.transcode import transcode
 from tubelet.data.suffixes import VIDEO_CONTAINERS, VIDEO_SUFFIXES
 from tubelet.data.video import reader
 from tubelet.data.video.leading import without_leading
@@ -287,7 +287,7 @@ def test_work_is_in_proportion_to_the_number_of_frames(suffix: str, tmp_path: Pa
     info = read_info(write_sparse(path, [0, 400, 800, 1200]))
     assert info.frames == 4
     assert len(window_times(info, 16, 4.0, None)[0]) == 4
-    assert len(list(cut(str(path), Modality.VIDEO, ShardConfig(size=64, segment_s=2)))) == 16
+    assert len(list(transcode(str(path), Modality.VIDEO, ShardConfig(size=64, segment_s=2)))) == 16
 
 
 def test_windows_do_not_outnumber_frames() -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tubelet.config import EvaluateConfig, ModelConfig, PredictorConfig
-from tubelet.data.indexed import read_indexed, write_indexed
+from tubelet.data.palette_png import read_indexed, write_indexed
 from tubelet.datasets import davis, youtube_vos
 from tubelet.datasets.sequences import given_objects
 from tubelet.errors import TubeletError

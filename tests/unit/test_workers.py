@@ -8,23 +8,14 @@ import time
 from collections import namedtuple
 
 import pytest
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from tests.helpers.worker_jobs import length
-from tubelet.data import workers
-from tubelet.data.jobs import run_all
-from tubelet.data.workers import (
-    UNGUARDED,
-    Idle,
-    Readings,
-    WorkerLoader,
-    deaths_in_words,
-    oom_kills,
-    refuse_unguarded,
-    require_shared_memory,
-    why_ended,
-)
-from tubelet.errors import TubeletError
+from tubelet.data import worker_loader, worker_status
+from tubelet.data.process_map import process_map
+from tubelet.data.worker_loader import WorkerLoader, require_main_guard, require_shared_memory, translate_worker_crash
+from tubelet.data.worker_status import NO_MAIN_GUARD, StallDetector, WorkerStatus, explain_exit, oom_kills
+from tubelet.errors import DecodeError, TubeletError
 
 
 def ignore(job, result):
@@ -34,52 +25,58 @@ def ignore(job, result):
 def test_jobs_run_here_or_over_processes_with_the_same_results():
     for count in (1, 2):
         found = {}
-        run_all(length, ["a.mp4", "bc.mp4", "def.mp4"], count, found.__setitem__, "go on")
+        process_map(length, ["a.mp4", "bc.mp4", "def.mp4"], count, found.__setitem__, "go on")
         assert found == {"a.mp4": 5, "bc.mp4": 6, "def.mp4": 7}
 
 
 @pytest.mark.parametrize(
     ("job", "kind", "sentence"),
     [
-        ("fatal.mp4", TubeletError, r"^a worker process ended .* \(ended by SIGKILL\) while fatal\.mp4 .*; go on$"),
-        ("abort.mp4", TubeletError, r"SIGABRT\) while .*: the stack was smashed: the file crashes its decoder"),
+        (
+            "fatal.mp4",
+            TubeletError,
+            r"^a worker process ended .* \(ended by SIGKILL\) while reading fatal\.mp4.*; go on$",
+        ),
+        ("abort.mp4", TubeletError, r"SIGABRT\) while .*: the stack was smashed: the decoder crashed on this file"),
         ("bad.mp4", TubeletError, r"^bad\.mp4: a sentence$"),
         ("unknown.mp4", KeyError, r"^'unknown\.mp4'\n(.|\n)*in length\n"),
     ],
 )
 def test_how_a_job_ended_is_reported(job, kind, sentence, capfd):
     with pytest.raises(kind, match=sentence):
-        run_all(length, [job], 1, ignore, "go on", isolated=True)
+        process_map(length, [job], 1, ignore, "go on", isolated=True)
     assert ("the stack was smashed" in capfd.readouterr().err) == (job == "abort.mp4")
 
 
 def test_a_process_of_jobs_ends_with_a_job_that_takes_too_long():
     with pytest.raises(TimeoutError):
-        run_all(time.sleep, [60.0], 1, ignore, "go on", timeout_s=0.5, isolated=True)
+        process_map(time.sleep, [60.0], 1, ignore, "go on", timeout_s=0.5, isolated=True)
 
 
 @pytest.mark.parametrize(
     ("code", "files", "words", "before", "now", "sentence"),
     [
-        (-9, [], "", 3, 3, " (ended by SIGKILL): it was ended from outside, and not because memory had run out"),
+        (-9, [], "", 3, 3, " (ended by SIGKILL): killed by another process, not for lack of memory"),
         (
             -9,
             ["a"],
             "",
             3,
             4,
-            " (ended by SIGKILL) while a was read: the kernel ended a process because memory had run",
+            " (ended by SIGKILL) while reading a: the kernel killed a process because it was out of memory",
         ),
-        (-9, [], "", None, None, " (ended by SIGKILL): memory may have run out (lower --workers)"),
-        (-11, ["a"], "", 3, 3, " (ended by SIGSEGV) while a was read: the file crashes its decoder"),
+        (-9, [], "", None, None, " (ended by SIGKILL): possibly out of memory (lower --workers)"),
+        (-11, ["a"], "", 3, 3, " (ended by SIGSEGV) while reading a: the decoder crashed on this file"),
         (-7, [], "", 3, 3, " (ended by SIGBUS): /dev/shm is full"),
-        (3, ["a", "b"], "no", 3, 3, " (exit code 3) while a or b was read: no"),
-        (UNGUARDED, [], "", 3, 3, ": it ran the script that started it anew"),
+        (3, ["a", "b"], "no", 3, 3, " (exit code 3) while reading a or b: no"),
+        (NO_MAIN_GUARD, [], "", 3, 3, ": the script that started it has no"),
     ],
 )
-def test_a_cause_is_named_where_it_is_known(code, files, words, before, now, sentence, monkeypatch):
-    monkeypatch.setattr(workers, "oom_kills", lambda: now)
-    assert why_ended(code, files, words, before).startswith(sentence)
+def test_an_exit_is_explained_by_its_code_and_the_kernel_counters(
+    code, files, words, before, now, sentence, monkeypatch
+):
+    monkeypatch.setattr(worker_status, "oom_kills", lambda: now)
+    assert explain_exit(code, files, words, before).startswith(sentence)
 
 
 def test_the_kernel_counts_what_it_ends_for_memory():
@@ -87,21 +84,21 @@ def test_the_kernel_counts_what_it_ends_for_memory():
         assert oom_kills() is not None
 
 
-def test_readings_tell_who_reads_what_for_how_long_the_longest_first():
-    readings = Readings(3)
-    with readings.of(2, "old.mp4"):
+def test_worker_status_lists_active_reads_longest_first():
+    status = WorkerStatus(3)
+    with status.track(2, "old.mp4"):
         time.sleep(0.02)
-        with readings.of(0, "new.mp4"):
-            old, new = readings.all()
+        with status.track(0, "new.mp4"):
+            old, new = status.active()
             assert (old.worker, old.file, new.worker, new.file) == (2, "old.mp4", 0, "new.mp4")
             assert old.pid == new.pid == os.getpid() and old.seconds >= 0.02 > new.seconds >= 0
             assert (
-                readings.why(f"DataLoader worker (pid {os.getpid()}) was killed")
-                == " while old.mp4 or new.mp4 was read"
+                status.explain(f"DataLoader worker (pid {os.getpid()}) was killed")
+                == " while reading old.mp4 or new.mp4"
             )
             killed = f"DataLoader worker (pid {os.getpid()}) is killed by signal: Segmentation fault."
-            assert readings.why(killed).startswith(" (ended by SIGSEGV) while old.mp4")
-    assert readings.all() == []
+            assert status.explain(killed).startswith(" (ended by SIGSEGV) while reading old.mp4")
+    assert status.active() == []
 
 
 def test_a_worker_that_waits_for_a_disk_is_given_up_and_one_that_computes_is_not(monkeypatch):
@@ -114,16 +111,18 @@ def test_a_worker_that_waits_for_a_disk_is_given_up_and_one_that_computes_is_not
         def cpu_times(self):
             return used[self.pid], 0.0
 
-    monkeypatch.setattr(workers.time, "monotonic", lambda: now)
-    monkeypatch.setattr(workers.psutil, "Process", Process)
-    idle = Idle()
+    monkeypatch.setattr(worker_status.time, "monotonic", lambda: now)
+    monkeypatch.setattr(worker_status.psutil, "Process", Process)
+    stalls = StallDetector()
     for now in range(290):
         used[2] += 0.01
-        idle.check([(1, "lost.mp4", float(now)), (2, "long.mp4", float(now))])
+        stalls.check([(1, "lost.mp4", float(now)), (2, "long.mp4", float(now))])
     now = 300.0
-    with pytest.raises(TubeletError, match=r"^lost\.mp4: has been read for 300 s, .*disk or server answers"):
-        idle.check([(1, "lost.mp4", now), (2, "long.mp4", now)])
-    idle.check([(1, "next.mp4", 0.0), (2, "long.mp4", now)])
+    with pytest.raises(
+        TubeletError, match=r"^lost\.mp4: no data for the last 300 s of a read of 300 s; .*disk or server responds"
+    ):
+        stalls.check([(1, "lost.mp4", now), (2, "long.mp4", now)])
+    stalls.check([(1, "next.mp4", 0.0), (2, "long.mp4", now)])
 
 
 class Items(Dataset):
@@ -150,6 +149,25 @@ def end_process(index):
     os._exit(7)
 
 
+def damaged(index):
+    raise DecodeError("a.mp4", "corrupt frames near 3.2 s")
+
+
+class ItemStream(IterableDataset):
+    def __iter__(self):
+        yield 0
+        damaged(1)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": None}, {"batch_size": 2}, {"batch_size": 2, "collate_fn": list}])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_is_raised_with_its_class_and_fields(workers, options):
+    for dataset in (Items(damaged), ItemStream()):
+        with pytest.raises(DecodeError) as raised:
+            list(WorkerLoader(dataset, workers, **options))
+        assert (raised.value.path, raised.value.reason) == ("a.mp4", "corrupt frames near 3.2 s")
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -162,7 +180,7 @@ def test_no_wait_for_a_worker_is_endless(make, sentence):
     timeout_s = 0.5 if "timed" in sentence else None
     loader = WorkerLoader(Items(make), 1, batch_size=None, timeout_s=timeout_s)
     began = time.monotonic()
-    with pytest.raises((TubeletError, RuntimeError), match=sentence), deaths_in_words("go on"):
+    with pytest.raises((TubeletError, RuntimeError), match=sentence), translate_worker_crash("go on"):
         list(loader)
     assert time.monotonic() - began < 30
 
@@ -176,7 +194,7 @@ def test_room_for_what_is_handed_over_is_checked_before(monkeypatch):
     room = namedtuple("room", "f_bavail f_frsize")
     monkeypatch.setattr(os, "statvfs", lambda path: room(64, 2**20))
     require_shared_memory(2**20, workers=4)
-    with pytest.raises(TubeletError, match=r"/dev/shm: 67 MB are free, and 4 workers need 151 MB .* --shm-size 1g"):
+    with pytest.raises(TubeletError, match=r"/dev/shm: 67 MB are free, but 4 workers need 151 MB .* --shm-size 1g"):
         WorkerLoader(Items(str), 4, item_bytes=2**24)
     WorkerLoader(Items(str), 0, item_bytes=2**24)
 
@@ -184,8 +202,8 @@ def test_room_for_what_is_handed_over_is_checked_before(monkeypatch):
 UNGUARDED_SCRIPT = """
 import multiprocessing, sys
 multiprocessing.set_start_method(sys.argv[1], force=True)
-from tubelet.data.workers import WorkerLoader, deaths_in_words
-with deaths_in_words("go on"):
+from tubelet.data.worker_loader import WorkerLoader, translate_worker_crash
+with translate_worker_crash("go on"):
     list(WorkerLoader([1, 2], 1, timeout_s=200))
 """
 
@@ -196,31 +214,31 @@ def test_a_script_without_a_guard_is_told_at_once(tmp_path):
     done = subprocess.run([sys.executable, script, "spawn"], capture_output=True, text=True, timeout=150)
     assert done.returncode == 1
     assert "bootstrapping" not in done.stderr
-    assert 'which has no `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert 'has no `if __name__ == "__main__":` guard' in done.stderr.splitlines()[-1]
 
 
 def test_a_process_that_is_being_started_ends_before_it_starts_others(monkeypatch):
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    refuse_unguarded()
+    require_main_guard()
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
-    refuse_unguarded()
-    assert codes == [UNGUARDED]
+    require_main_guard()
+    assert codes == [NO_MAIN_GUARD]
 
 
 def test_the_start_method_is_fork_unless_another_was_chosen_which_needs_a_file(monkeypatch):
     method = None
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: method)
     if sys.platform == "linux":
-        assert workers._start_method() == "fork"
+        assert worker_loader._start_method() == "fork"
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
     method = "forkserver"
-    with pytest.raises(TubeletError, match=r"by forkserver from a script that is no file.*0 workers"):
-        workers._start_method()
+    with pytest.raises(TubeletError, match=r"by forkserver from a script that is not a file.*0 workers"):
+        worker_loader._start_method()
 
 
 def test_jobs_need_no_guard_and_no_file():
-    script = "from tubelet.data.jobs import run_all\nimport math\n"
-    script += "run_all(math.sqrt, [4.0, 9.0], 2, lambda job, result: print(result), 'go on')\n"
+    script = "from tubelet.data.process_map import process_map\nimport math\n"
+    script += "process_map(math.sqrt, [4.0, 9.0], 2, lambda job, result: print(result), 'go on')\n"
     done = subprocess.run([sys.executable], input=script, capture_output=True, text=True, timeout=120)
     assert sorted(done.stdout.split()) == ["2.0", "3.0"], done.stderr

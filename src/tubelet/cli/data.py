@@ -85,7 +85,7 @@ def shard(
         max_failed_fraction: Share of the files that may be unreadable before the command stops.
         allow_path: Folders and URLs that manifests may name files of, besides those below a manifest's own folder.
     """
-    from tubelet.data.make_shards import write_shards
+    from tubelet.data.shards.writer import write_shards
 
     console = open_console()
     with files_progress(console) as progress:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tubelet.data.workers import PREFETCH
+from tubelet.data.worker_loader import PREFETCH
 
 MB = 10**6
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from tubelet.data.manifest import MANIFEST_SUFFIXES, absolute, listed_files, root_of
 from tubelet.data.paths import Paths, checksum, to_arrow
-from tubelet.data.shards import ShardFolder, is_shards, open_shards
+from tubelet.data.shards.reader import ShardFolder, is_shards, open_shards
 from tubelet.data.storage import find, is_pattern, is_url, suffix_of
 from tubelet.data.suffixes import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, names_with
 from tubelet.errors import TubeletError, printable

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.indexed import VOID, read_indexed
+from tubelet.data.palette_png import VOID, read_indexed
 from tubelet.datasets.locate import entries_of
 from tubelet.datasets.pairs import image_shape
 from tubelet.errors import DecodeError, TubeletError

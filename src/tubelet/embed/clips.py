@@ -15,11 +15,12 @@ from tubelet.config import EmbedConfig
 from tubelet.data.clips import resize_centre_crop, window_times
 from tubelet.data.decode import VideoInfo, stream_clips
 from tubelet.data.images import read_image
-from tubelet.data.pool import Pool, pool_of
 from tubelet.data.prefetch import prefetch_within
+from tubelet.data.sample_index import SampleIndex, build_index
 from tubelet.data.sources import MediaList
 from tubelet.data.storage import StorageError
-from tubelet.data.workers import Readings, WorkerLoader
+from tubelet.data.worker_loader import WorkerLoader
+from tubelet.data.worker_status import WorkerStatus
 from tubelet.embed.table import Done
 from tubelet.errors import BadFile, DecodeError, printable
 from tubelet.grid import Modality
@@ -57,18 +58,18 @@ class CollectionClips(IterableDataset[ClipBatch]):
 
     def __init__(self, media: MediaList, config: EmbedConfig, done: Mapping[str, Done]) -> None:
         self.config = config
-        self.pools = {modality: pool_of(media, modality) for modality in Modality}
-        self.readings = Readings(config.workers)
+        self.indices = {modality: build_index(media, modality) for modality in Modality}
+        self.status = WorkerStatus(config.workers)
         self.done: dict[str, set[int]] = {}
         self.changed: set[str] = set()
         self.samples: dict[Modality, np.ndarray] = {}
-        for modality, pool in self.pools.items():
-            undone = np.ones(len(pool), bool)
-            for sample in range(len(pool) if done else 0):
-                path = printable(pool.name(sample))
+        for modality, index in self.indices.items():
+            undone = np.ones(len(index), bool)
+            for sample in range(len(index) if done else 0):
+                path = printable(index.name(sample))
                 before = done.get(path)
                 if before is not None:
-                    version = version_of(pool, sample)
+                    version = version_of(index, sample)
                     if version is not None and before.versions != {version}:
                         self.changed.add(path)
                     elif before.whole:
@@ -99,10 +100,10 @@ class CollectionClips(IterableDataset[ClipBatch]):
             if rows and rows[0]["modality"] != modality:
                 yield ClipBatch(torch.stack(pixels), rows, ended, short, bad)
                 pixels, rows, ended, short, bad = [], [], 0, 0, []
-            pool = self.pools[modality]
+            index = self.indices[modality]
             try:
-                with self.readings.of(worker.id if worker else None, pool.name(sample)):
-                    for clip, row, is_short in self._clips(pool, modality, sample):
+                with self.status.track(worker.id if worker else None, index.name(sample)):
+                    for clip, row, is_short in self._clips(index, modality, sample):
                         pixels.append(clip)
                         rows.append(row)
                         short += is_short and row["clip"] == 0
@@ -117,11 +118,13 @@ class CollectionClips(IterableDataset[ClipBatch]):
             ended += 1
         yield ClipBatch(torch.stack(pixels) if pixels else None, rows, ended, short, bad)
 
-    def _clips(self, pool: Pool, modality: Modality, sample: int) -> Iterator[tuple[Tensor, dict[str, Any], bool]]:
+    def _clips(
+        self, index: SampleIndex, modality: Modality, sample: int
+    ) -> Iterator[tuple[Tensor, dict[str, Any], bool]]:
         """The clips of one file that are not done, with their rows, and whether the video is too short for one."""
-        version = version_of(pool, sample)  # before it is read: what is changed in the meantime is found out next time
-        media, shown_s = pool.read(sample)
-        path, size = printable(pool.name(sample)), self.config.image_size
+        version = version_of(index, sample)  # before it is read: what is changed in the meantime is found out next time
+        media, shown_s = index.read(sample)
+        path, size = printable(index.name(sample)), self.config.image_size
         size_bytes, changed_s = version or (0, 0.0)  # gone in between: reading it has said so, or was in time
         about = {"path": path, "modality": str(modality), "size_bytes": size_bytes, "changed_s": changed_s}
         if modality is Modality.IMAGE:
@@ -145,16 +148,16 @@ class CollectionClips(IterableDataset[ClipBatch]):
             yield resize_centre_crop(frames.pixels, size), row, is_short
 
 
-def version_of(pool: Pool, sample: int) -> tuple[int, float] | None:
+def version_of(index: SampleIndex, sample: int) -> tuple[int, float] | None:
     """Size of a file in bytes and when it was last changed, in seconds since 1970; None if it is not there.
 
     A member of a shard has no time of its own; what stands in its place is its checksum.
     """
-    if member := pool.member(sample):
+    if member := index.member(sample):
         folder, place = member
         return int(folder.members["size"][place]), float(folder.members["crc32"][place])
     try:
-        status = Path(pool.files[sample]).stat()
+        status = Path(index.files[sample]).stat()
     except OSError:
         return None
     return status.st_size, status.st_mtime
@@ -178,7 +181,7 @@ def clip_loader(clips: CollectionClips) -> WorkerLoader[ClipBatch]:
     return WorkerLoader(
         clips,
         ahead.workers,
-        readings=clips.readings,
+        status=clips.status,
         item_bytes=batch_bytes,
         prefetch=ahead.factor,
         batch_size=None,

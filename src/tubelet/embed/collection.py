@@ -14,7 +14,7 @@ from tubelet.config import EmbedConfig
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
-from tubelet.data.workers import deaths_in_words, refuse_unguarded
+from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import FeatureTable
 from tubelet.errors import BadFile, TubeletError, printable
@@ -77,7 +77,7 @@ def embed_collection(
         TubeletError: too many files are bad, the table was made otherwise, it cannot be written, or a decoding process
             died.
     """
-    refuse_unguarded()
+    require_main_guard()
     out = Path(out)
     check_output(out, "table", [*sources, name])
     model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
@@ -95,7 +95,7 @@ def embed_collection(
     with directory_lock(out):
         table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
         clips = CollectionClips(media, config, table.done())
-        with deaths_in_words("the same command continues after what was written"):
+        with translate_worker_crash("the same command continues after what was written"):
             return _embed(model, table, clips, sum(map(media.count, Modality)), progress, report)
 
 

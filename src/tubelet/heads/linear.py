@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.config import EvaluateConfig
-from tubelet.data.workers import WorkerLoader
+from tubelet.data.worker_loader import WorkerLoader
 from tubelet.errors import TubeletError
 from tubelet.heads import state as training_state
 from tubelet.tasks.common.extract import Progress

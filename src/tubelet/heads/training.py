@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
-from tubelet.data.workers import WorkerLoader
+from tubelet.data.worker_loader import WorkerLoader
 from tubelet.device import pick_dtype
 from tubelet.heads import state as training_state
 from tubelet.tasks.common.extract import FeatureSet, Progress

@@ -19,8 +19,8 @@ from torch.optim import AdamW
 
 from tubelet.config import BlockMask, PlanConfig, Precision, TrainConfig
 from tubelet.data.batch import Batch, StepData
+from tubelet.data.batch_partition import accumulation_slices, mask_groups, micro_batches, samples_per_step
 from tubelet.data.clips import normalise
-from tubelet.data.division import mask_groups, micro_batches, samples_per_step, step_parts
 from tubelet.data.masks import block_shape, hidden_positions
 from tubelet.data.sources import MediaList
 from tubelet.device import DEVICE_KINDS, DeviceKind, training_dtype
@@ -178,10 +178,10 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
     else:
         parallel = pick_parallel(model, config, ctx)
     counts = samples_per_step(config, MediaList(["video"], ["image"]))
-    step_parts(config, counts, ctx.world_size)  # refuses what is too small
+    accumulation_slices(config, counts, ctx.world_size)  # refuses what is too small
     last = ctx.world_size - 1
     shares = {
-        modality: [len(piece.samples) for piece in micro_batches(config, count, last, ctx.world_size)]
+        modality: [len(batch.samples) for batch in micro_batches(config, count, last, ctx.world_size)]
         for modality, count in counts.items()
     }
     lengths = mean_mask_lengths(config, counts)

@@ -15,8 +15,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from tubelet.data.jobs import call_at_parents_end
-from tubelet.data.workers import describe_exit
+from tubelet.data.process_map import on_parent_exit
+from tubelet.data.worker_status import describe_exit
 from tubelet.errors import TubeletError
 from tubelet.io.files import temporary_folder
 from tubelet.sample_data import supervisor
@@ -195,7 +195,7 @@ def engine(wad: str, level: str, width: int, height: int, seed: int, folder: Pat
     game.set_seed(seed)
     place = Path(tempfile.mkdtemp(dir=folder))
     game.set_doom_config_path(str(place / "engine.ini"))
-    call_at_parents_end(_remove_own_shared_memory)
+    on_parent_exit(_remove_own_shared_memory)
     with _supervised(game, place, vizdoom) if os.name == "posix" else nullcontext():
         try:
             game.init()

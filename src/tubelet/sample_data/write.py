@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tubelet.data.jobs import DeathError, run_all
+from tubelet.data.process_map import WorkerCrashError, process_map
 from tubelet.errors import TubeletError
 from tubelet.io.files import directory_lock, replacing
 from tubelet.io.hidden import without_hidden
@@ -169,8 +169,8 @@ def run_jobs(jobs: list[Job], workers: int, done: Callable[[JobResult], None], s
 
     try:
         timeout_s = JOB_SECONDS * ceil(len(jobs) / workers)
-        run_all(run_job, jobs, workers, take, "the same command begins anew", timeout_s, isolated=True)
-    except DeathError as error:
+        process_map(run_job, jobs, workers, take, "the same command begins anew", timeout_s, isolated=True)
+    except WorkerCrashError as error:
         if words := how_engines_ended(scratch):
             raise TubeletError(f"{words}; {error}") from error
         raise

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.config import EvaluateConfig
-from tubelet.data.workers import WorkerLoader
+from tubelet.data.worker_loader import WorkerLoader
 from tubelet.errors import BadFile, TubeletError
 from tubelet.heads.attentive import LinearProbe
 from tubelet.heads.training import (

@@ -16,7 +16,7 @@ from torch import Tensor
 from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize
 from tubelet.data.images import read_image
-from tubelet.data.indexed import VOID, davis_palette, read_indexed, write_indexed
+from tubelet.data.palette_png import VOID, davis_palette, read_indexed, write_indexed
 from tubelet.datasets import davis, youtube_vos
 from tubelet.datasets.locate import recognise
 from tubelet.datasets.pairs import image_shape

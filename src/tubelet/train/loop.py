@@ -10,7 +10,7 @@ from rich.console import Console
 from tubelet.config import TrainConfig
 from tubelet.console import open_console, output_error, print_wrapped, report_bad_file
 from tubelet.data.batch import StepData
-from tubelet.data.workers import refuse_unguarded
+from tubelet.data.worker_loader import require_main_guard
 from tubelet.errors import TubeletError
 from tubelet.io.overwrite import check_output
 from tubelet.train.anomaly_guard import REMEDY
@@ -37,7 +37,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, console: C
     Raises:
         TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
     """
-    refuse_unguarded()
+    require_main_guard()
     check_output(Path(out), "run", [*config.data.sources, config.init_from, config.distill_from])
     with init_distributed(config.guards.process_timeout_s) as ctx:
         return run_steps(config, Path(out), resume, console or open_console(), ctx)

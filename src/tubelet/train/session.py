@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from tubelet.checkpoint.run import load_training_state
 from tubelet.config import TrainConfig
 from tubelet.console import print_wrapped
-from tubelet.data.division import samples_per_step
-from tubelet.data.loader import check_steps, mixes, step_prefetch
-from tubelet.data.pool import check_recipes
+from tubelet.data.batch_partition import samples_per_step
+from tubelet.data.loader import build_samplers, check_steps, step_prefetch
+from tubelet.data.sample_index import check_shard_configs
 from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import is_url
 from tubelet.device import has_bf16_units, training_dtype
@@ -140,7 +140,7 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, ctx: D
     if (teacher := load_frozen_teacher(config, device)) is not None:
         config = replace(config, distill_weights=teacher.weights_id)
     media = _list_media(config, ctx)
-    check_recipes(media, config.data)
+    check_shard_configs(media, config.data)
     check_steps(config, media, ctx.world_size)
     with ExitStack() as held:
         ctx.run_on_rank0(partial(_lock, held, out))  # before any process looks at the folder
@@ -237,8 +237,8 @@ def announce(
         + "; each step takes "
         + " and ".join(f"{count} {modality}s" for modality, count in counts.items()),
     )
-    for modality, mix in mixes(config, media).items():
-        if shares := mix.shares():
+    for modality, sampler in build_samplers(config, media).items():
+        if shares := sampler.fractions():
             parts = (f"{100 * share:.2f} % from {config.data.sources[i]}" for i, share in shares.items())
             print_wrapped(console, f"{modality}s: {', '.join(parts)}")
     if config.data.frames > 1 and config.data.image_frames == 1 and not media.count(Modality.IMAGE):

@@ -66,15 +66,14 @@ class StepStream:
 
     def _trouble(self, error: str) -> str:
         """What happened to a worker, with the file that it was at."""
-        readings = self.loader.readings
+        status = self.loader.status
         if "timed out" in error:
             where = "".join(
-                f": worker {r.worker} has been reading {r.file} for {r.seconds:.0f} s" for r in readings.all()[:1]
+                f": worker {r.worker} has been reading {r.file} for {r.seconds:.0f} s" for r in status.active()[:1]
             )
             return (
                 f"the data of step {self.step + 1} did not come within {self.config.guards.data_timeout_s:g} s "
                 f"(--data-timeout-s){where}; see whether that file and its disk can be read, and continue with --resume"
             )
-        return (
-            f"a data worker ended unexpectedly before step {self.step + 1}{readings.why(error)}; continue with --resume"
-        )
+        why = status.explain(error)
+        return f"a data worker ended unexpectedly before step {self.step + 1}{why}; continue with --resume"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from tubelet.data.indexed import write_indexed
+from tubelet.data.palette_png import write_indexed
 from tubelet.sample_data.layouts.frames import write_picture
 from tubelet.sample_data.layouts.objects import object_clips
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.data.indexed import write_indexed
+from tubelet.data.palette_png import write_indexed
 from tubelet.sample_data.layouts.frames import write_picture
 from tubelet.sample_data.layouts.objects import object_clips
 

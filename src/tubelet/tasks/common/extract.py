@@ -18,7 +18,8 @@ from tubelet.config import EvaluateConfig
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.clips import normalise
 from tubelet.data.prefetch import prefetch_within
-from tubelet.data.workers import Readings, WorkerLoader, deaths_in_words
+from tubelet.data.worker_loader import WorkerLoader, translate_worker_crash
+from tubelet.data.worker_status import WorkerStatus
 from tubelet.errors import BadFile, DecodeError, TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.cache import FeatureCache, read_features, write_features
@@ -126,7 +127,7 @@ def extract(
     progress("encoding", done, len(sources))
     views_of = _Views([sources[number] for number in missing], cut, min(workers, len(missing)))
     waiting: list[tuple[int, Tensor]] = []
-    with deaths_in_words(AGAIN):
+    with translate_worker_crash(AGAIN):
         for number, views in zip(missing, _read_ahead(views_of, min(workers, len(missing)), prefetch_mb), strict=True):
             if isinstance(views, BadFile):
                 bad[number] = views
@@ -154,7 +155,7 @@ def _read_ahead(views_of: "_Views", workers: int, prefetch_mb: int) -> Iterator[
         return WorkerLoader(
             views_of,
             workers,
-            readings=views_of.readings,
+            status=views_of.status,
             item_bytes=size or 0,
             prefetch=factor,
             batch_size=None,
@@ -216,7 +217,7 @@ class _Views(Dataset[Tensor | BadFile]):
 
     def __init__(self, sources: list[Source], cut: Cut, workers: int) -> None:
         self.sources, self.cut = sources, cut
-        self.readings = Readings(workers)
+        self.status = WorkerStatus(workers)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -224,7 +225,7 @@ class _Views(Dataset[Tensor | BadFile]):
     def __getitem__(self, index: int) -> Tensor | BadFile:
         worker, source = get_worker_info(), self.sources[index]
         try:
-            with self.readings.of(worker.id if worker else None, str(source.files[0])):
+            with self.status.track(worker.id if worker else None, str(source.files[0])):
                 return self.cut(source)
         except DecodeError as error:
             return BadFile(error.path, error.reason)

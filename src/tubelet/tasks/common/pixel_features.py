@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tubelet.data.clips import resize
-from tubelet.data.workers import WorkerLoader
+from tubelet.data.worker_loader import WorkerLoader
 from tubelet.datasets.pairs import DenseSample, picture_shape, read_picture
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import open_tensors

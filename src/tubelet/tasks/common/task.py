@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig
-from tubelet.data.workers import deaths_in_words
+from tubelet.data.worker_loader import translate_worker_crash
 from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks import anticipation, classification, depth, pooled, segmentation, tracking, vos
@@ -66,5 +66,5 @@ def run_task(
     if not data.is_dir():
         raise TubeletError(f"{data}: no such folder; expected a benchmark in its own layout")
     config.refuse(_UNUSED.get(task, ()), task)
-    with deaths_in_words(AGAIN):
+    with translate_worker_crash(AGAIN):
         return TASKS[task](model, data, config, cache, progress)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tubelet.data.workers import WorkerLoader
+from tubelet.data.worker_loader import WorkerLoader
 from tubelet.datasets.pairs import DenseSample
 from tubelet.errors import TubeletError
 from tubelet.tasks.common.cache import read_features

@@ -1,7 +1,7 @@
-"""Jobs in processes of their own, given out over pipes.
+"""A function mapped over jobs by worker processes, which receive them through pipes.
 
-They need no semaphore and no shared memory, which somebody would have to remove, and nothing of the script that asked:
-it may lack a `__main__` guard, or be no file at all.
+They need no semaphore and no shared memory, which would have to be removed, and nothing of the calling script: it may
+lack a `__main__` guard, or not be a file at all.
 """
 
 import os
@@ -17,48 +17,48 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
-from tubelet.data.workers import POLL_S, Idle, oom_kills, start_worker, why_ended
+from tubelet.data.worker_status import POLL_S, StallDetector, explain_exit, oom_kills, setup_worker
 from tubelet.errors import TubeletError
 
 T = TypeVar("T")
 J = TypeVar("J")
 
 
-class DeathError(TubeletError):
+class WorkerCrashError(TubeletError):
     """A worker process died."""
 
 
-def run_all(
+def process_map(
     work: Callable[[J], T],
     jobs: Sequence[J],
     workers: int,
     done: Callable[[J, T], None],
-    after: str,
+    resume_hint: str,
     timeout_s: float | None = None,
     isolated: bool = False,
 ) -> None:
-    """Run jobs in this process, or over several.
+    """Call a function with each job, in this process or in several.
 
     Args:
-        work: what is done for each, a function of a module; it may say what it reads by `reading`.
-        jobs: in the order in which they are begun.
-        workers: processes, 1 for this one alone.
-        done: called here with each job and its result as it ends.
-        after: how to go on when a process died.
-        timeout_s: for all, where there are processes.
-        isolated: run no job in this process, which would not survive what a job may do.
+        work: the function, of a module; it may record the file that it reads by `track_file`.
+        jobs: its arguments, in the order in which they are started.
+        workers: number of processes; 1 for this one.
+        done: called in this process with each job and its result when it ends.
+        resume_hint: how to continue after a crash, the end of the message.
+        timeout_s: limit for all jobs, where there are worker processes.
+        isolated: run no job in this process, which a job may crash.
 
     Raises:
-        TimeoutError: so long has passed.
-        DeathError: a process died.
-        TubeletError: a job's own, or one reads a file that does not come.
+        TimeoutError: the limit has passed.
+        WorkerCrashError: a process died.
+        TubeletError: a job raised it, or waits for a file whose disk or server does not respond.
     """
     workers = min(workers, len(jobs))
     if workers <= 1 and not isolated:
         for job in jobs:
             done(job, work(job))
         return
-    began, idle, before = time.monotonic(), Idle(), oom_kills()
+    began, stalls, before = time.monotonic(), StallDetector(), oom_kills()
     waiting: queue.SimpleQueue[tuple[int, J]] = queue.SimpleQueue()
     for pair in enumerate(jobs):
         waiting.put(pair)
@@ -73,7 +73,7 @@ def run_all(
             try:
                 process, number, succeeded, result = ended.get(timeout=POLL_S)
             except queue.Empty:
-                idle.check([p.reading for p in processes if p.reading is not None])
+                stalls.check([p.reading for p in processes if p.reading is not None])
                 continue
             if succeeded:
                 done(jobs[number], result)
@@ -81,23 +81,24 @@ def run_all(
             elif result is not None:
                 raise result
             else:
-                why = why_ended(process.wait(), process.files, process.last_words(), before)
-                raise DeathError(f"a worker process ended unexpectedly{why}; {after}")
+                why = explain_exit(process.wait(), process.files, process.last_line(), before)
+                raise WorkerCrashError(f"a worker process ended unexpectedly{why}; {resume_hint}")
     finally:
         for process in processes:
             process.stop()
 
 
 _START = (
-    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from tubelet.data.jobs import _serve; _serve()"
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
+    "from tubelet.data.process_map import _serve; _serve()"
 )
 
 
 class _JobProcess:
-    """A process that does jobs one after the other, and the thread that hands them to it.
+    """A process that runs jobs one after the other, and the thread that sends them to it.
 
     Attributes:
-        reading: process, file and seconds, while it reads one.
+        reading: process, file, and seconds since the read began, while it reads a file.
     """
 
     def __init__(self, work: Callable, waiting: "queue.SimpleQueue", ended: "queue.SimpleQueue") -> None:
@@ -106,7 +107,7 @@ class _JobProcess:
             [sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.printed
         )
         self.file, self.since, self.running = "", 0.0, True
-        self.thread = threading.Thread(target=self._hand_over, args=(work, waiting, ended), daemon=True)
+        self.thread = threading.Thread(target=self._send_jobs, args=(work, waiting, ended), daemon=True)
         self.thread.start()
 
     @property
@@ -117,7 +118,7 @@ class _JobProcess:
     def files(self) -> list[str]:
         return [self.file] if self.file else []
 
-    def _hand_over(self, work: Callable, waiting: "queue.SimpleQueue", ended: "queue.SimpleQueue") -> None:
+    def _send_jobs(self, work: Callable, waiting: "queue.SimpleQueue", ended: "queue.SimpleQueue") -> None:
         jobs, results = self.process.stdin, self.process.stdout
         assert jobs is not None and results is not None
         number = -1
@@ -136,21 +137,21 @@ class _JobProcess:
         except (OSError, EOFError, ValueError, pickle.UnpicklingError):
             if self.running:
                 ended.put((self, number, False, None))
-        except Exception as error:  # a job that cannot be pickled is a mistake of the caller's
+        except Exception as error:  # a job that cannot be pickled is an error of the caller
             ended.put((self, number, False, error))
 
     def wait(self) -> int:
         """Its exit code."""
         return self.process.wait()
 
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """The last line that it printed."""
         self.printed.seek(0)
         lines = self.printed.read().decode(errors="replace").split("\n")
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
     def stop(self) -> None:
-        """End it, and show what it printed."""
+        """End it, and print its standard error."""
         self.running = False
         if self.process.poll() is None:
             self.process.terminate()
@@ -162,24 +163,24 @@ class _JobProcess:
         self.thread.join()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            with suppress(OSError):  # what was still to be sent
+            with suppress(OSError):  # what was not sent yet
                 pipe.close()
         self.printed.seek(0)
         sys.stderr.write(self.printed.read().decode(errors="replace"))
         self.printed.close()
 
 
-# In a process of `run_all`: what it sends to its parent, and what it does first when that has ended.
+# In a process of `process_map`: the function that sends to its parent, and those to call when that has ended.
 _send: Callable[[object], None] | None = None
-_at_parents_end: set[Callable[[], None]] = set()
+_on_parent_exit: set[Callable[[], None]] = set()
 
 
 def _serve() -> None:
-    """What a process of `run_all` does."""
+    """Run jobs in a process of `process_map`."""
     global _send
-    start_worker(os.getppid())
+    setup_worker(os.getppid())
     incoming, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a job prints is no message
+    os.dup2(2, 1)  # what a job prints is not a message to the parent
     received: queue.SimpleQueue[tuple[Callable[[Any], Any], Any]] = queue.SimpleQueue()
 
     def send(message: object) -> None:
@@ -192,11 +193,11 @@ def _serve() -> None:
             try:
                 received.put(pickle.load(incoming))
             except (EOFError, OSError, pickle.UnpicklingError):  # the parent has ended
-                for clean in _at_parents_end:
+                for clean in _on_parent_exit:
                     clean()
                 os._exit(1)
             except Exception as error:
-                send((False, RuntimeError(f"a job that cannot be received: {error!r}")))
+                send((False, RuntimeError(f"cannot receive a job: {error!r}")))
 
     _send = send
     threading.Thread(target=receive, daemon=True).start()
@@ -211,21 +212,21 @@ def _serve() -> None:
         try:
             send(message)
         except (TypeError, AttributeError, pickle.PicklingError):
-            send((False, RuntimeError(f"a result or an error that cannot be sent: {message[1]!r}")))
+            send((False, RuntimeError(f"cannot send a result or an error: {message[1]!r}")))
 
 
-def call_at_parents_end(clean: Callable[[], None]) -> None:
-    """Have a process of `run_all` call a function when its parent has ended, before it ends too."""
-    _at_parents_end.add(clean)
+def on_parent_exit(clean: Callable[[], None]) -> None:
+    """In a process of `process_map`, call a function when the parent has ended, before the process ends too."""
+    _on_parent_exit.add(clean)
 
 
-def reading(name: str) -> AbstractContextManager[None]:
-    """Around what a job does with a file, for the sentence on a process that died of it."""
-    return _read(name, _send) if _send else nullcontext()
+def track_file(name: str) -> AbstractContextManager[None]:
+    """Record that a job reads a file while the block runs, for the message about a process that dies of it."""
+    return _tracked(name, _send) if _send else nullcontext()
 
 
 @contextmanager
-def _read(name: str, send: Callable[[object], None]) -> Iterator[None]:
+def _tracked(name: str, send: Callable[[object], None]) -> Iterator[None]:
     send(("reading", name))
     try:
         yield

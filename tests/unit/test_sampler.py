@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from tubelet.config import DataConfig, TrainConfig
-from tubelet.data.loader import mixes
-from tubelet.data.mix import BLOCK, apportion
-from tubelet.data.shards import epoch_order
+from tubelet.data.loader import build_samplers
+from tubelet.data.sampler import BLOCK, apportion, epoch_order
 from tubelet.data.sources import list_media
 from tubelet.errors import TubeletError
 from tubelet.grid import Modality
@@ -26,26 +25,26 @@ def sources(tmp_path):
     return tuple(str(tmp_path / f"{name}.jsonl") for name in SIZES)
 
 
-def mix_of(sources, weights, modality=Modality.VIDEO):
+def sampler_of(sources, weights, modality=Modality.VIDEO):
     config = TrainConfig(data=DataConfig(sources=sources, source_weights=weights))
-    return mixes(config, list_media(sources))[modality]
+    return build_samplers(config, list_media(sources))[modality]
 
 
-def names(mix, visits):
-    return [pool.name(sample).rsplit("/", 1)[1] for pool, sample in map(mix.turn, visits)]
+def names(sampler, visits):
+    return [index.name(sample).rsplit("/", 1)[1] for index, sample in map(sampler.sample_at, visits)]
 
 
 def test_every_block_has_the_stated_shares(sources):
     for block in (0, 3):
-        visited = names(mix_of(sources, WEIGHTS), range(block * BLOCK, (block + 1) * BLOCK))
+        visited = names(sampler_of(sources, WEIGHTS), range(block * BLOCK, (block + 1) * BLOCK))
         counts = [sum(name.startswith(source) for name in visited) for source in SIZES]
         assert counts == [3350, 1000, 5650]
-    begun = names(mix_of(sources, WEIGHTS), range(200))
+    begun = names(sampler_of(sources, WEIGHTS), range(200))
     assert 40 < sum(name.startswith("a") for name in begun) < 95  # in random order, not one after the other
 
 
 def test_a_source_is_passed_through_without_a_gap_whatever_else_is_in_the_mix(sources):
-    visited = names(mix_of(sources, WEIGHTS), range(2 * BLOCK))
+    visited = names(sampler_of(sources, WEIGHTS), range(2 * BLOCK))
     for source, size in SIZES.items():
         own = [name for name in visited if name.startswith(source)]
         epochs = [own[i : i + size] for i in range(0, len(own) - size + 1, size)]
@@ -56,23 +55,23 @@ def test_a_source_is_passed_through_without_a_gap_whatever_else_is_in_the_mix(so
 
 def test_any_visit_is_found_without_those_before(sources):
     visits = [3, BLOCK - 1, BLOCK, 2 * BLOCK + 77]
-    whole = names(mix_of(sources, WEIGHTS), range(2 * BLOCK + 78))
-    assert [names(mix_of(sources, WEIGHTS), [visit])[0] for visit in visits] == [whole[visit] for visit in visits]
+    whole = names(sampler_of(sources, WEIGHTS), range(2 * BLOCK + 78))
+    assert [names(sampler_of(sources, WEIGHTS), [visit])[0] for visit in visits] == [whole[visit] for visit in visits]
 
 
 def test_images_come_from_the_sources_that_have_some(sources):
-    mix = mix_of(sources, WEIGHTS, Modality.IMAGE)
-    assert mix.shares() == {0: 1.0}
-    assert set(names(mix, range(2))) == {"still.png", "another.png"}
+    sampler = sampler_of(sources, WEIGHTS, Modality.IMAGE)
+    assert sampler.fractions() == {0: 1.0}
+    assert set(names(sampler, range(2))) == {"still.png", "another.png"}
 
 
 def test_without_weights_every_file_comes_once_an_epoch_in_one_order(sources):
-    mix = mix_of(sources, ())
+    sampler = sampler_of(sources, ())
     total = sum(SIZES.values())
-    assert mix.shares() == {}
+    assert sampler.fractions() == {}
     order = epoch_order(np.arange(total), (0, 0, 1))
     listed = list_media(sources).videos
-    assert names(mix, range(total, 2 * total)) == [listed[i].rsplit("/", 1)[1] for i in order]
+    assert names(sampler, range(total, 2 * total)) == [listed[i].rsplit("/", 1)[1] for i in order]
 
 
 def test_a_file_belongs_to_the_first_source_that_names_it(sources):
@@ -82,18 +81,18 @@ def test_a_file_belongs_to_the_first_source_that_names_it(sources):
 
 
 def test_weights_that_cannot_be_meant_are_refused(sources):
-    with pytest.raises(TubeletError, match="weights has 2 numbers for 3 sources"):
+    with pytest.raises(TubeletError, match="source_weights has 2 numbers for 3 sources"):
         DataConfig(sources=sources, source_weights=(1, 2))
-    with pytest.raises(TubeletError, match=r"weights\[2\] is 0.0, expected above 0"):
+    with pytest.raises(TubeletError, match=r"source_weights\[2\] is 0.0, expected above 0"):
         DataConfig(sources=sources, source_weights=(1, 2, 0))
-    with pytest.raises(TubeletError, match="less than a 10000th"):
+    with pytest.raises(TubeletError, match="less than 1/10000 of"):
         apportion([1.0, 1e-6], Modality.VIDEO)
 
 
 def test_a_source_whose_weight_would_count_for_nothing_is_refused(sources):
     again = (sources[0], sources[1], sources[0])
-    with pytest.raises(TubeletError, match=r"a\.jsonl: the sources before it name all of its files"):
-        mix_of(again, WEIGHTS)
-    assert len(mix_of(again, ())) == 57
-    with pytest.raises(TubeletError, match=r"weights\[0\] is inf, expected a finite number"):
-        mix_of(sources, (np.inf, 1.0, 1.0))
+    with pytest.raises(TubeletError, match=r"a\.jsonl: the sources before it contain all of its files"):
+        sampler_of(again, WEIGHTS)
+    assert len(sampler_of(again, ())) == 57
+    with pytest.raises(TubeletError, match=r"source_weights\[0\] is inf, expected a finite number"):
+        sampler_of(sources, (np.inf, 1.0, 1.0))

@@ -1,0 +1,115 @@
+"""How a step's batch is partitioned: between modalities, over ranks, and into micro-batches that fit into memory.
+
+Masks of samples that are stacked must have one length, so they are truncated to the shortest, and the more samples
+share a truncation, the fewer tokens remain: of 24 videos at 256 px a quarter is visible under the mask of small blocks,
+of 1,536 a sixth. That must depend neither on the number of devices nor on what fits into one. So the masks of a step
+are truncated in groups as large as the released recipe's batch per device, whichever rank has the samples.
+"""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import NamedTuple
+
+from tubelet.config import TrainConfig
+from tubelet.data.sources import MediaList
+from tubelet.errors import TubeletError
+from tubelet.grid import Modality
+
+
+class MicroBatch(NamedTuple):
+    """Samples that one rank stacks.
+
+    Attributes:
+        samples: numbers among the step's samples of a modality.
+        weight: number of samples that it counts for: all of them, or 0 for padding.
+    """
+
+    samples: range
+    weight: int
+
+
+def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, int]:
+    """How many samples of each modality a step has.
+
+    Raises:
+        TubeletError: the batch is too small for both modalities, or a step of one frame has no images.
+    """
+    batch, fraction = config.batch_size, config.data.image_fraction
+    if config.data.frames == 1 and not media.count(Modality.IMAGE):
+        raise TubeletError("frames is 1, which trains on images only, but the sources have no images; use --frames 2")
+    if config.data.frames == 1 or not media.count(Modality.VIDEO):
+        fraction = 1.0
+    elif not media.count(Modality.IMAGE):
+        fraction = 0.0
+    images = round(batch * fraction)
+    if 0 < fraction < 1:
+        if batch < 2:
+            raise TubeletError(
+                f"batch_size is {batch}, too small for a step to mix videos and images: use at least 2, "
+                "or an image_fraction of 0 or 1"
+            )
+        images = min(max(images, 1), batch - 1)
+    counts = {Modality.VIDEO: batch - images, Modality.IMAGE: images}
+    return {modality: count for modality, count in counts.items() if count}
+
+
+def accumulation_slices(
+    config: TrainConfig, counts: dict[Modality, int], processes: int
+) -> dict[Modality, list[range]]:
+    """The slices of a step's samples of each modality whose gradients are accumulated one after the other.
+
+    Raises:
+        TubeletError: a slice has fewer samples than there are processes.
+    """
+    slices = {}
+    for modality, count in counts.items():
+        size = -(-count // config.grad_accum_steps)
+        slices[modality] = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        if min(map(len, slices[modality])) < processes:
+            raise TubeletError(
+                f"a step has {count} {modality}s in {config.grad_accum_steps} micro-batches, too few for {processes} "
+                "processes; raise --batch-size or lower --grad-accum-steps"
+            )
+    return slices
+
+
+def rank_slice(samples: range, rank: int, processes: int) -> range:
+    """One rank's part of a slice; the last rank's is never smaller than another's."""
+    first, last = (samples.start + len(samples) * number // processes for number in (rank, rank + 1))
+    return range(first, last)
+
+
+def mask_groups(config: TrainConfig, count: int) -> list[range]:
+    """The groups of `masks.truncation_group_size` samples whose masks are truncated to one length."""
+    size = config.masks.truncation_group_size
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def micro_batches(config: TrainConfig, count: int, rank: int, processes: int) -> list[MicroBatch]:
+    """One rank's samples of one modality, in the micro-batches that go through the model one after the other.
+
+    All ranks have equally many, since the ranks of a sharded model wait for each other in each: where the boundaries
+    of groups leave a rank with fewer, it repeats its last sample with weight 0. A rank whose part divides a group, or
+    consists of whole ones, has no such boundary.
+    """
+    slices = accumulation_slices(config, {Modality.VIDEO: count}, processes)[Modality.VIDEO]
+    boundaries = [group.start for group in mask_groups(config, count)]
+    most = max(len(_split(slices, boundaries, other, processes)) for other in range(processes))
+    own = [MicroBatch(samples, len(samples)) for samples in _split(slices, boundaries, rank, processes)]
+    padding = MicroBatch(own[-1].samples[-1:], 0)
+    return own + [padding] * (most - len(own))
+
+
+def rank_samples(batches: Iterable[MicroBatch]) -> list[int]:
+    """The numbers of a rank's samples among the step's, each once, ascending."""
+    return sorted({number for batch in batches for number in batch.samples})
+
+
+def _split(slices: list[range], boundaries: list[int], rank: int, processes: int) -> list[range]:
+    """A rank's part of each slice, split at the boundaries of groups."""
+    parts = []
+    for samples in slices:
+        own = rank_slice(samples, rank, processes)
+        ends = [own.start, *(boundary for boundary in boundaries if own.start < boundary < own.stop), own.stop]
+        parts += [range(start, stop) for start, stop in pairwise(ends)]
+    return parts

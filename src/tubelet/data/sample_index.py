@@ -1,0 +1,99 @@
+"""All samples of one modality: plain files, and members of shards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tubelet.config import DataConfig
+from tubelet.data.containers import Media
+from tubelet.data.shards.reader import ShardFolder
+from tubelet.data.sources import MediaList
+from tubelet.errors import TubeletError
+from tubelet.grid import Modality
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """Samples numbered 0 to M - 1: first the files, then the members of each folder of shards.
+
+    Attributes:
+        files: paths.
+        folders: folders of shards, each with the rows (P,) of its members of this modality.
+    """
+
+    files: Sequence[str]
+    folders: list[tuple[ShardFolder, np.ndarray]]
+
+    def __len__(self) -> int:
+        return len(self.files) + sum(len(rows) for _, rows in self.folders)
+
+    def shard_ids(self) -> np.ndarray:
+        """(M,) the shard of each sample; a plain file is a shard of its own. Computed anew in each call."""
+        ids, first = [np.arange(len(self.files))], len(self.files)
+        for folder, rows in self.folders:
+            used, shard = np.unique(folder.members["shard"][rows], return_inverse=True)
+            ids.append(first + shard)
+            first += len(used)
+        return np.concatenate(ids)
+
+    def name(self, sample: int) -> str:
+        """The name of a sample in messages and lists of bad files."""
+        member = self.member(sample)
+        return self.files[sample] if member is None else member[0].title(member[1])
+
+    def read(self, sample: int) -> tuple[Media, float | None]:
+        """A sample's path, or its bytes and duration in seconds if it is a member of a shard.
+
+        Raises:
+            DecodeError: a member's bytes are corrupt.
+            StorageError: its shard cannot be reached.
+        """
+        if (member := self.member(sample)) is None:
+            return self.files[sample], None
+        folder, row = member
+        return folder.read(row), float(folder.members["duration_s"][row])
+
+    def member(self, sample: int) -> tuple[ShardFolder, int] | None:
+        """The shards that have a sample and its row among their members; None for a plain file."""
+        if sample < len(self.files):
+            return None
+        sample -= len(self.files)
+        for folder, rows in self.folders:
+            if sample < len(rows):
+                return folder, int(rows[sample])
+            sample -= len(rows)
+        raise IndexError(f"no sample {sample}")
+
+
+def build_index(media: MediaList, modality: Modality) -> SampleIndex:
+    """The samples of a modality in all sources."""
+    image = modality is Modality.IMAGE
+    files = media.images if image else media.videos
+    folders = [(folder, np.flatnonzero(folder.members["image"] == image)) for folder in media.shards]
+    return SampleIndex(files, folders)
+
+
+def check_shard_configs(media: MediaList, data: DataConfig) -> None:
+    """Refuse shards whose videos or images are smaller, shorter or sparser than a run needs.
+
+    Raises:
+        TubeletError: a folder of shards does not fit; the message says what to change.
+    """
+    span_s = data.frames / data.fps
+    for folder in media.shards:
+        made, videos = folder.config, not folder.members["image"].all() and data.frames > 1
+        fault = ""
+        if videos and data.fps > made.fps:
+            fault = f"--fps {data.fps:g} is more than the {made.fps:g} frames per second of these shards; "
+            fault += f"lower it, or shard the sources again with --fps {data.fps:g}"
+        elif videos and span_s > made.segment_s:
+            fault = f"--frames {data.frames} at --fps {data.fps:g} span {span_s:g} s, more than the "
+            fault += (
+                f"{made.segment_s:g} s segments of these shards; shard the sources again with --segment-s {span_s:g}"
+            )
+        elif data.image_size > made.size:
+            fault = f"--image-size {data.image_size} is more than the {made.size} pixels of these shards; "
+            fault += f"lower it, or shard the sources again with --size {data.image_size}"
+        if fault:
+            raise TubeletError(f"{folder.root}: {fault}")

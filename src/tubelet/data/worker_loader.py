@@ -1,0 +1,287 @@
+"""A `DataLoader` whose workers end with their parent, leave nothing behind, and are never waited for without end."""
+
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.queues
+import os
+import secrets
+import shutil
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from tubelet.data.worker_status import (
+    NO_MAIN_GUARD,
+    POLL_S,
+    SHARED_MEMORY,
+    StallDetector,
+    WorkerStatus,
+    setup_worker,
+)
+from tubelet.errors import TubeletError, one_line
+from tubelet.io.files import temporary_folder
+
+T = TypeVar("T")
+PREFETCH = 2  # batches that each worker prepares ahead
+
+
+@contextmanager
+def translate_worker_crash(resume_hint: str) -> Iterator[None]:
+    """Raise a TubeletError for a dead worker; for the whole time that a `WorkerLoader` is used.
+
+    PyTorch may report a dead worker at any moment, not only while the next item is awaited.
+
+    Args:
+        resume_hint: how to continue, the end of the message.
+
+    Raises:
+        TubeletError: a worker died.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            raise
+        all_status = [loader.status for loader in _loaders]
+        dead = [s for s in all_status if any(process.exitcode for process in s.processes)]
+        why = (dead or all_status or [WorkerStatus(0)])[0].explain(one_line(error))
+        raise TubeletError(f"a worker process ended unexpectedly{why}; {resume_hint}") from error
+
+
+class WorkerLoader(Generic[T]):
+    """A `DataLoader` that can be iterated repeatedly; a TubeletError of a worker is raised in the parent as it is.
+
+    Attributes:
+        status: what its workers read.
+    """
+
+    def __init__(
+        self,
+        dataset: "Dataset[Any]",
+        workers: int,
+        *,
+        status: WorkerStatus | None = None,
+        timeout_s: float | None = None,
+        item_bytes: int = 0,
+        prefetch: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Start nothing yet; workers start with an iteration.
+
+        Args:
+            dataset: what is read.
+            workers: number of processes; 0 reads in this one.
+            status: what they read, if the dataset records it.
+            timeout_s: limit for an item; without it only a worker that does not use the CPU for `STALL_S` is given up.
+            item_bytes: estimated bytes of tensors in an item.
+            prefetch: items that each worker prepares ahead; None for two.
+            options: of `DataLoader`.
+
+        Raises:
+            TubeletError: shared memory is too small for the items, or workers cannot be started from here.
+        """
+        require_main_guard()
+        prefetch = prefetch or PREFETCH
+        self.status = status or WorkerStatus(workers)
+        self.timeout_s = timeout_s
+        resources = ExitStack()
+        if workers:
+            require_shared_memory(item_bytes, workers, prefetch)
+            folder, _ = resources.enter_context(temporary_folder("workers", _sweep_tensors))
+            iterable = isinstance(dataset, IterableDataset)
+            dataset = _IterableWithErrors(dataset) if iterable else _DatasetWithErrors(dataset)
+            if options.get("batch_size", 1) is not None:
+                options["collate_fn"] = partial(_collate_or_error, options.get("collate_fn") or default_collate)
+            options |= {
+                "multiprocessing_context": _start_method(),
+                "prefetch_factor": prefetch,
+                "worker_init_fn": partial(_start_loading, self.status, str(folder)),
+                "timeout": min(POLL_S, timeout_s or POLL_S),
+            }
+        self.loader: DataLoader[T] = DataLoader(dataset, num_workers=workers, **options)
+        _loaders.add(self)
+        weakref.finalize(self, _close, os.getpid(), self.loader, resources)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[T]:
+        """The items.
+
+        Raises:
+            TubeletError: a worker raised it, or none of them responds.
+            RuntimeError: PyTorch's, if a worker died; see `translate_worker_crash`.
+        """
+        items = iter(self.loader)
+        self.status.processes = getattr(items, "_workers", ())
+        while True:
+            try:
+                item = self._wait(items)
+            except StopIteration:
+                return
+            if isinstance(item, TubeletError):
+                raise item
+            yield item
+
+    def _wait(self, items: Iterator[T]) -> T:
+        began, stalls = time.monotonic(), StallDetector()
+        while True:
+            try:
+                return next(items)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+            waited = time.monotonic() - began
+            if self.timeout_s is not None and waited >= self.timeout_s:
+                raise RuntimeError(f"DataLoader timed out after {self.timeout_s:g} seconds")
+            if self.timeout_s is None:
+                stalls.check([(r.pid, r.file, r.seconds) for r in self.status.active()])
+
+
+_loaders: "weakref.WeakSet[WorkerLoader[Any]]" = weakref.WeakSet()
+
+
+class _DatasetWithErrors(Dataset[Any]):
+    """A dataset in a worker whose item is a TubeletError where one was raised.
+
+    PyTorch would raise it in the parent from its text alone, with the worker's traceback in it.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except TubeletError as error:
+            return error
+
+
+class _IterableWithErrors(IterableDataset[Any]):
+    """See `_DatasetWithErrors`; the error is the last item."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.dataset
+        except TubeletError as error:
+            yield error
+
+
+def _collate_or_error(collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
+    return next((item for item in items if isinstance(item, TubeletError)), None) or collate(items)
+
+
+def _close(owner: int, loader: Any, resources: ExitStack) -> None:
+    if os.getpid() != owner:
+        return
+    if (items := getattr(loader, "_iterator", None)) is not None:  # of persistent workers
+        items._shutdown_workers()
+    resources.close()
+
+
+def require_shared_memory(item_bytes: int, workers: int, prefetch: int = PREFETCH) -> None:
+    """Check that shared memory has room for the items that workers pass to their parent.
+
+    Raises:
+        TubeletError: there is less than they need.
+    """
+    if not SHARED_MEMORY.is_dir() or not hasattr(os, "statvfs"):
+        return
+    found = os.statvfs(SHARED_MEMORY)
+    free, needed = found.f_bavail * found.f_frsize, item_bytes * (workers * prefetch + 1)
+    if needed > free:
+        raise TubeletError(
+            f"{SHARED_MEMORY}: {free / 1e6:.0f} MB are free, but {workers} workers need {needed / 1e6:.0f} MB for "
+            f"{prefetch} batches each of {item_bytes / 1e6:.1f} MB; start the container with more (docker run "
+            f"--shm-size {max(1, round(2 * needed / 1e9))}g), or use fewer --workers (0 needs none)"
+        )
+
+
+def require_main_guard() -> None:
+    """Call before a process starts workers: exit if it is itself being started as a worker.
+
+    Unless processes are forked, a worker runs the main script of its parent again; without a guard the script would
+    start workers in it. The exit code tells the parent, which explains it.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(NO_MAIN_GUARD)
+
+
+def _start_method() -> str | None:
+    """Workers are forked on Linux unless the caller chose another way: then they need nothing of the main script.
+
+    Raises:
+        TubeletError: workers cannot be started in the chosen way.
+    """
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    if chosen is None and sys.platform == "linux":
+        return "fork"
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if chosen != "fork" and script and not Path(script).exists():
+        raise TubeletError(
+            f"worker processes cannot be started by {chosen or 'spawn'} from a script that is not a file ({script}); "
+            "save it to a file, or use 0 workers"
+        )
+    return chosen
+
+
+def _start_loading(status: WorkerStatus, folder: str, worker: int) -> None:
+    """Called first in a worker of a `DataLoader`."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        _remove_tensors(os.getpid())
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+    def exit_on_send_error(error: BaseException, item: object) -> None:
+        # Raised by a thread that passes an item to the parent: only this worker knows that it will never arrive.
+        text = str(error)
+        if "No space left" in text or "unable to allocate shared memory" in text or "unable to resize" in text:
+            text = f"{SHARED_MEMORY} is full: start the container with a larger --shm-size, or use fewer --workers"
+        status.set_message(worker, text)
+        os._exit(1)
+
+    Path(folder, str(os.getpid())).touch()
+    # Tensors are passed by way of a socket. One that is a file in a folder of the worker's own would stay when it is
+    # killed, and cannot be made where TMPDIR is long: Linux has sockets without files.
+    multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
+    if sys.platform == "linux":
+        multiprocessing.connection.arbitrary_address = _abstract_address  # type: ignore[attr-defined]
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(exit_on_send_error)  # type: ignore[attr-defined]
+    setup_worker(parent.pid)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _abstract_address(family: str) -> str:
+    assert family == "AF_UNIX"
+    return f"\0tubelet-{os.getpid()}-{secrets.token_hex(8)}"
+
+
+def _sweep_tensors(folder: Path) -> None:
+    """Remove what the dead workers of a folder left in shared memory."""
+    for file in folder.iterdir():
+        if file.name.isdigit():
+            _remove_tensors(int(file.name))
+
+
+def _remove_tensors(pid: int) -> None:
+    for file in SHARED_MEMORY.glob(f"torch_{pid}_*"):
+        with suppress(OSError):
+            file.unlink()
