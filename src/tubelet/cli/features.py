@@ -92,7 +92,7 @@ def convert(
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")],
     *,
-    part: Literal["teacher", "student"] | None = None,
+    encoder: Literal["teacher", "student"] | None = None,
     with_predictor: bool = False,
     heads: Width | None = None,
     predictor_heads: Width | None = None,
@@ -105,7 +105,7 @@ def convert(
     Args:
         what: A run folder, a file, a released name or a Hub id.
         out: NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder.
-        part: Teacher or student; by default the teacher, or the one that the file holds. A .pt of a run holds both.
+        encoder: Teacher or student; by default the teacher, or the one that the file holds. A .pt of a run holds both.
         with_predictor: Include the predictor.
         heads: Attention heads, of a .pt file of a width outside the family.
         predictor_heads: Attention heads of the predictor, of a .pt file.
@@ -123,7 +123,7 @@ def convert(
     ):
         if given and not fits:
             raise TubeletError(f"{option} says nothing about {out}: leave it out")
-    wanted = Wanted(part, with_predictor, heads, predictor_heads, levels)
+    wanted = Wanted(encoder, with_predictor, heads, predictor_heads, levels)
     if exported:
         from tubelet.pretrained.export import export, kind_of
 

@@ -22,7 +22,7 @@ def evaluate(
     *,
     data: Path,
     task: str | None = None,
-    against: str | None = None,
+    baseline: str | None = None,
     out: Path | None = None,
     cache: Path | None = None,
 ) -> None:
@@ -36,7 +36,7 @@ def evaluate(
         config: How.
         data: The benchmark's folder, or one that sample-data wrote.
         task: One of the tasks that docs/evaluate.md describes.
-        against: With --task, another model, whose figures are shown beside: anything that MODEL may be, or "random" for
+        baseline: With --task, another model, whose figures are shown beside: anything that MODEL may be, or "random" for
             the same network with random weights.
         out: Folder of the results; by default the run, and with --task its folder evaluation/TASK-DATA, or here
             evaluation/ID by the model's id.
@@ -47,7 +47,7 @@ def evaluate(
     if out is not None:
         require_writable(out)
     if task is None:
-        if against is not None:
+        if baseline is not None:
             raise TubeletError("--baseline goes with --task; without one, random weights are beside the model anyway")
         if cache is not None:
             raise TubeletError("--cache goes with --task; without one, no features are kept")
@@ -63,14 +63,14 @@ def evaluate(
 
     console, encoder = open_console(), load(model, with_predictor=task in WITH_PREDICTOR)
     others = {}
-    if against == "random":
+    if baseline == "random":
         others["random weights"] = random_twin(encoder, config.seed)
-    elif against is not None:
-        other = load(against, with_predictor=task in WITH_PREDICTOR)
+    elif baseline is not None:
+        other = load(baseline, with_predictor=task in WITH_PREDICTOR)
         others[other.model_id] = other
     folder = Path(model) if Path(model).is_dir() else Path("evaluation") / encoder.model_id
     folder = out or folder / "evaluation" / f"{task}-{data.resolve().name}"
-    check_output(folder, "results", [model, data, against])
+    check_output(folder, "results", [model, data, baseline])
     with directory_lock(folder, ".evaluation.lock"):  # the folder may be the run's, which is locked while it trains
         with stages_progress(console) as progress:
             result, *beside = (

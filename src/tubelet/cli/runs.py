@@ -47,7 +47,7 @@ def train(
     from tubelet.train.loop import train as run_training
     from tubelet.train.run_directory import CONFIG, read_config
 
-    if not planned.plan and planned != PlanConfig():
+    if not planned.dry_run and planned != PlanConfig():
         raise TubeletError("--devices and what follows it are of a dry run: add --dry-run, or leave them out")
     if resume and model is None and out and (out / CONFIG).is_file():
         preset = read_config(out).model  # where the run's first weights came from may be gone by now
@@ -59,7 +59,7 @@ def train(
     if output_levels is not None:
         sizes = dataclasses.replace(sizes, output_levels=output_levels)
     config = dataclasses.replace(config, model=sizes)
-    if planned.plan:
+    if planned.dry_run:
         return print_plan(plan_run(config, planned), open_console())
     if out is None:
         raise TubeletError("out is not given: say which folder the run is written to")
