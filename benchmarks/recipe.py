@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.recipe_page import write_recipe_page
 from benchmarks.recipe_table import gather, print_tables, spread, verdicts
 from benchmarks.recipe_tasks import MEASURES, evaluated
-from tubelet.checkpoint.run import checkpoints, load_vjepa
+from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, model_preset
 from tubelet.data.clips import normalise
 from tubelet.data.loader import StepDataset
@@ -263,7 +263,7 @@ def carry_out(run: Run, evaluate_only: bool) -> None:
 def trained_teacher(run: Run, evaluate_only: bool, console: Console) -> Encoder:
     """The teacher after all steps, trained if need be and allowed."""
     last = f"step-{run.steps:09d}"
-    if not any(path.stem == last for path in checkpoints(run.folder)):
+    if not any(path.stem == last for path in list_checkpoints(run.folder)):
         if evaluate_only:
             raise TubeletError(f"{run.folder}: not trained to step {run.steps}; leave --evaluate-only out")
         train(run.config(), run.folder, resume=True, console=console)

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.segment import Segment
 from rich.text import Text
 
-from tubelet.errors import BadFile, one_line, visible
+from tubelet.errors import BadFile, escape_unprintable, first_line
 
 # Exit codes of a command that did its work and whose last line could not be printed; what sysexits.h calls EX_IOERR,
 # and what a shell reports of a process that SIGPIPE ended.
@@ -151,11 +151,11 @@ class _Console(Console):
     """A console that takes strings literally, and prints no control character but its own."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(visible(text), **options)
+        return super().render_str(escape_unprintable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=visible(segment.text, keep="\n"))
+            yield segment if segment.control else segment._replace(text=escape_unprintable(segment.text, keep="\n"))
 
 
 def open_console(stderr: bool = False) -> Console:
@@ -168,7 +168,7 @@ def open_console(stderr: bool = False) -> Console:
 def output_error(console: Console) -> str | None:
     """Why a console could not print something, if so."""
     error = getattr(console.file, "first_error", None)
-    return None if error is None else one_line(error)
+    return None if error is None else first_line(error)
 
 
 def set_terminal_size() -> None:
@@ -210,7 +210,7 @@ def _format_warning(message: Any, category: type[Warning], filename: str, lineno
     """A warning for a person: its sentence; of another package also where it comes from."""
     own = Path(filename).is_relative_to(Path(__file__).parent)
     origin = "" if own else f" ({category.__name__}, {filename}:{lineno})"
-    return f"warning: {visible(str(message))}{origin}\n"
+    return f"warning: {escape_unprintable(str(message))}{origin}\n"
 
 
 @contextmanager
@@ -239,7 +239,7 @@ def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None
 
 def print_wrapped(console: Console, text: str, style: str = "") -> None:
     """Print a sentence: on a terminal broken between words alone, so that a path stays whole; elsewhere a line."""
-    text = visible(text)
+    text = escape_unprintable(text)
     if console.is_terminal:
         text = fill(text, console.width, break_long_words=False, break_on_hyphens=False)
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)

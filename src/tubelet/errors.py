@@ -6,15 +6,15 @@ import unicodedata
 from dataclasses import dataclass
 
 
-def printable(name: str) -> str:
+def escape_filename(name: str) -> str:
     """A file's name as text that can be stored: bytes of it that are not UTF-8 become escapes (\\udcff).
 
-    To show a name, use `visible`.
+    To show a name, use `escape_unprintable`.
     """
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def visible(text: str, keep: str = "") -> str:
+def escape_unprintable(text: str, keep: str = "") -> str:
     """Text that names files, safe to show: characters that control a terminal or a page become escapes.
 
     These are control characters (ESC, line feeds), format characters (right-to-left marks, zero-width spaces), line and
@@ -39,7 +39,7 @@ class BadFile:
     reason: str
 
     def __str__(self) -> str:
-        return visible(f"{self.path}: {self.reason}")
+        return escape_unprintable(f"{self.path}: {self.reason}")
 
 
 class TubeletError(Exception):
@@ -51,13 +51,13 @@ class TubeletError(Exception):
         told: whether the person has been told, by this process or by another one of the same run.
     """
 
-    told = False
+    reported = False
 
     def __init__(self, message: str) -> None:
-        super().__init__(visible(message))
+        super().__init__(escape_unprintable(message))
 
 
-def one_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What a library's error says, as a part of a sentence; its class where it says nothing."""
     return str(error).strip().split("\n")[0][:300] or type(error).__name__
 
@@ -76,5 +76,5 @@ class DecodeError(TubeletError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
-        # Exceptions cross process borders by pickle, which calls the class with its message alone unless told.
+        # Exceptions cross process borders by pickle, which calls the class with its message alone by default.
         return (DecodeError, (self.path, self.reason))

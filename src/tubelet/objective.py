@@ -24,7 +24,7 @@ class Losses(NamedTuple):
     context: Tensor
 
 
-def normalised_targets(levels: list[Tensor]) -> Tensor:
+def normalize_targets(levels: list[Tensor]) -> Tensor:
     """The teacher's levels, each token's channels brought to mean 0 and variance 1 level by level.
 
     Args:

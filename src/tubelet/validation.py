@@ -32,7 +32,7 @@ PATH_BYTES, NAME_BYTES = 4095, 255
 LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
-class MisfitError(Exception):
+class InvalidValueError(Exception):
     """A value that does not fit.
 
     Attributes:
@@ -75,17 +75,17 @@ class Bounds:
         return f"{first} {high}{' ' * bool(self.unit)}{self.unit}{other}"
 
 
-def hints(kind: Any) -> dict[str, Any]:
+def type_hints(kind: Any) -> dict[str, Any]:
     """The annotations of a class or function by name, `Annotated` included."""
-    return _hints(kind)
+    return _type_hints(kind)
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _type_hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def fit(kind: Any, value: Any, name: str, *, given: bool) -> Any:
+def check_value(kind: Any, value: Any, name: str, *, strict: bool) -> Any:
     """A value as its annotation has it.
 
     Args:
@@ -93,70 +93,70 @@ def fit(kind: Any, value: Any, name: str, *, given: bool) -> Any:
             with strings for keys, typed dictionaries (whose other keys are ignored), each possibly within `Bounds`.
         value: to be checked.
         name: of the value, for the error.
-        given: whether a person or a program gave it as a setting: then numbers of NumPy, whole numbers for fractional
-            ones, lists for tuples and paths for strings will do, and text must be fit for a name or path. What comes
-            from a file must be of the very type; floats may be written without a fraction.
+        strict: accept only values of the very type, as from a file (floats may be written without a fraction).
+            Otherwise the value is a setting from a person or program: NumPy numbers, integers for floats, lists for
+            tuples and strings for paths are converted, and text must be usable as a name or path.
 
     Returns:
         the value, of the type that the annotation names.
 
     Raises:
-        MisfitError: it is of another type, not finite, or out of range.
+        InvalidValueError: it is of another type, not finite, or out of range.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        value = fit(parts[0], value, name, given=given)
+        value = check_value(parts[0], value, name, strict=strict)
         for bounds in parts[1:]:
             if isinstance(bounds, Bounds):
                 _check_bounds(value, bounds, name)
         return value
     if origin in (Required, NotRequired):
-        return fit(parts[0], value, name, given=given)
+        return check_value(parts[0], value, name, strict=strict)
     if kind is Any or kind is object:
         return value
     if origin in (Union, types.UnionType):
-        return _fit_union(kind, parts, value, name, given)
+        return _check_union(kind, parts, value, name, strict)
     if origin is Literal:
         if not any(type(value) is type(one) and value == one for one in parts):
-            raise _misfit(kind, value, name)
+            raise _type_error(kind, value, name)
         return value
     if origin in (tuple, list):
-        return _fit_sequence(kind, origin, parts, value, name, given)
+        return _check_sequence(kind, origin, parts, value, name, strict)
     if is_typeddict(kind):
-        return _fit_record(kind, value, name, given)
+        return _check_typed_dict(kind, value, name, strict)
     if origin is dict:
         if not isinstance(value, dict) or not all(type(key) is str for key in value):
-            raise _misfit(kind, value, name)
-        return {key: fit(parts[1], item, _below(name, key), given=given) for key, item in value.items()}
-    return _fit_plain(kind, value, name, given)
+            raise _type_error(kind, value, name)
+        return {key: check_value(parts[1], item, _join_names(name, key), strict=strict) for key, item in value.items()}
+    return _check_plain(kind, value, name, strict)
 
 
-def _fit_plain(kind: Any, value: Any, name: str, given: bool) -> Any:
+def _check_plain(kind: Any, value: Any, name: str, strict: bool) -> Any:
     if kind is bool or kind is types.NoneType or kind is None:
         if type(value) is not (bool if kind is bool else types.NoneType):
-            raise _misfit(kind, value, name)
+            raise _type_error(kind, value, name)
         return value
     if kind in (int, float) and isinstance(value, bool):
-        raise _misfit(kind, value, name)
-    if kind is int and (type(value) is int or (given and isinstance(value, Integral))):
+        raise _type_error(kind, value, name)
+    if kind is int and (type(value) is int or (not strict and isinstance(value, Integral))):
         if not -LARGEST_INT <= int(value) <= LARGEST_INT:
-            raise MisfitError(name, f"is {_shown(value)}, expected a whole number of at most 63 bits")
+            raise InvalidValueError(name, f"is {_format_value(value)}, expected a whole number of at most 63 bits")
         return int(value)
-    if kind is float and (type(value) in (int, float) or (given and isinstance(value, Real))):
+    if kind is float and (type(value) in (int, float) or (not strict and isinstance(value, Real))):
         return _finite(value, name)
-    if kind is str and (type(value) is str or (given and isinstance(value, Path))):
+    if kind is str and (type(value) is str or (not strict and isinstance(value, Path))):
         text = str(value)
-        if given:
+        if not strict:
             check_text(text, name)
         elif LONE_SURROGATE.search(text):
-            raise MisfitError(name, f"is {_shown(text)}, which is not valid text")
+            raise InvalidValueError(name, f"is {_format_value(text)}, which is not valid text")
         return text
-    if kind is Path and given and isinstance(value, (str, Path)):
+    if kind is Path and not strict and isinstance(value, (str, Path)):
         check_text(str(value), name)
         return Path(value)
     if isinstance(kind, type) and kind not in (int, float, str, Path) and isinstance(value, kind):
         return value
-    raise _misfit(kind, value, name)
+    raise _type_error(kind, value, name)
 
 
 def _finite(value: Any, name: str) -> float:
@@ -165,7 +165,7 @@ def _finite(value: Any, name: str) -> float:
     except OverflowError:
         number = inf
     if not isfinite(number):
-        raise MisfitError(name, f"is {_shown(value)}, expected a finite number")
+        raise InvalidValueError(name, f"is {_format_value(value)}, expected a finite number")
     return number
 
 
@@ -173,64 +173,69 @@ def check_text(text: str, name: str) -> None:
     """Refuse text that is no name of anything: empty, with a NUL, longer than a path, or below an unknown home.
 
     Raises:
-        MisfitError: says which.
+        InvalidValueError: says which.
     """
     if not text:
-        raise MisfitError(name, "is empty: give a value or leave it out")
+        raise InvalidValueError(name, "is empty: give a value or leave it out")
     if "\0" in text or LONE_SURROGATE.search(text):
-        raise MisfitError(name, f"is {_shown(text)}, which holds a character that no name can have")
+        raise InvalidValueError(name, f"is {_format_value(text)}, which holds a character that no name can have")
     if "://" in text:
         return
     raw = os.fsencode(text)
     longest = max(map(len, raw.split(b"/")))
     if len(raw) > PATH_BYTES or longest > NAME_BYTES:
-        raise MisfitError(
+        raise InvalidValueError(
             name,
-            f"is {_shown(text)}, {len(raw)} bytes long with a name of {longest}, expected a path of at most "
+            f"is {_format_value(text)}, {len(raw)} bytes long with a name of {longest}, expected a path of at most "
             f"{PATH_BYTES} bytes and names of at most {NAME_BYTES}",
         )
     if text.startswith("~") and os.path.expanduser(text) == text:  # noqa: PTH111 - pathlib's raises RuntimeError
         home = text.partition("/")[0]
-        raise MisfitError(name, f"is {_shown(text)}, but no home directory of {home!r} is known: give the whole path")
+        raise InvalidValueError(
+            name, f"is {_format_value(text)}, but no home directory of {home!r} is known: give the whole path"
+        )
 
 
-def _fit_union(kind: Any, parts: tuple[Any, ...], value: Any, name: str, given: bool) -> Any:
+def _check_union(kind: Any, parts: tuple[Any, ...], value: Any, name: str, strict: bool) -> Any:
     problems = []
     for part in parts:
         try:
-            return fit(part, value, name, given=given)
-        except MisfitError as error:
+            return check_value(part, value, name, strict=strict)
+        except InvalidValueError as error:
             problems.append(error)
     # The one that got farther than the type says more.
-    words = in_words(kind)
-    of_value = [error for error, part in zip(problems, parts, strict=True) if in_words(part) not in error.problem]
-    raise of_value[0] if of_value else MisfitError(name, f"is {_shown(value)}, expected {words}")
+    words = describe_type(kind)
+    of_value = [error for error, part in zip(problems, parts, strict=True) if describe_type(part) not in error.problem]
+    raise of_value[0] if of_value else InvalidValueError(name, f"is {_format_value(value)}, expected {words}")
 
 
-def _fit_sequence(kind: Any, origin: Any, parts: tuple[Any, ...], value: Any, name: str, given: bool) -> Any:
-    if not isinstance(value, (tuple, list) if given or origin is list else origin):
-        if given and isinstance(value, (str, Path)):
-            raise MisfitError(name, f"is {str(value)!r}, expected a tuple: ({str(value)!r},)")
-        raise _misfit(kind, value, name)
+def _check_sequence(kind: Any, origin: Any, parts: tuple[Any, ...], value: Any, name: str, strict: bool) -> Any:
+    if not isinstance(value, (tuple, list) if not strict or origin is list else origin):
+        if not strict and isinstance(value, (str, Path)):
+            raise InvalidValueError(name, f"is {str(value)!r}, expected a tuple: ({str(value)!r},)")
+        raise _type_error(kind, value, name)
     each = parts[:1] * len(value) if origin is list or parts[-1] is Ellipsis else parts
     if len(each) != len(value):
-        raise _misfit(kind, value, name)
-    return origin(fit(part, item, f"{name}[{i}]", given=given) for i, (part, item) in enumerate(zip(each, value)))  # noqa: B905
+        raise _type_error(kind, value, name)
+    return origin(
+        check_value(part, item, f"{name}[{i}]", strict=strict)
+        for i, (part, item) in enumerate(zip(each, value, strict=True))
+    )
 
 
-def _fit_record(kind: Any, value: Any, name: str, given: bool) -> dict[str, Any]:
+def _check_typed_dict(kind: Any, value: Any, name: str, strict: bool) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _misfit(kind, value, name)
+        raise _type_error(kind, value, name)
     record = dict(value)
-    for key, part in hints(kind).items():
+    for key, part in type_hints(kind).items():
         if key in value:
-            record[key] = fit(part, value[key], _below(name, key), given=given)
+            record[key] = check_value(part, value[key], _join_names(name, key), strict=strict)
         elif key in kind.__required_keys__:
-            raise MisfitError(_below(name, key), f"is missing, expected {in_words(part)}")
+            raise InvalidValueError(_join_names(name, key), f"is missing, expected {describe_type(part)}")
     return record
 
 
-def _below(name: str, key: str) -> str:
+def _join_names(name: str, key: str) -> str:
     return f"{name}.{key}" if name else key
 
 
@@ -239,14 +244,14 @@ def _check_bounds(value: Any, bounds: Bounds, name: str) -> None:
         for item in value:
             _check_bounds(item, bounds, name)
     elif isinstance(value, (int, float)) and value not in bounds:
-        raise MisfitError(name, f"is {_shown(value)}, expected {bounds}")
+        raise InvalidValueError(name, f"is {_format_value(value)}, expected {bounds}")
 
 
-def _misfit(kind: Any, value: Any, name: str) -> MisfitError:
-    return MisfitError(name, f"is {_shown(value)}, expected {in_words(kind)}")
+def _type_error(kind: Any, value: Any, name: str) -> InvalidValueError:
+    return InvalidValueError(name, f"is {_format_value(value)}, expected {describe_type(kind)}")
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """A value in a sentence, cut where it is long."""
     if isinstance(value, (str, bytes, list, tuple, dict)) and len(value) > 1000:
         value = f"{value[:100]}..." if isinstance(value, str) else f"{type(value).__name__} of {len(value)} entries"
@@ -261,17 +266,17 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def in_words(kind: Any) -> str:
+def describe_type(kind: Any) -> str:
     """An annotation as a part of a sentence."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Annotated, Required, NotRequired):
-        return in_words(parts[0])
+        return describe_type(parts[0])
     if origin in (Union, types.UnionType):
-        return " or ".join(in_words(part) for part in parts)
+        return " or ".join(describe_type(part) for part in parts)
     if origin is Literal:
         return " or ".join(map(repr, parts))
     if origin is list or (origin is tuple and parts[-1] is Ellipsis):
-        return f"a list of any number of {in_words(parts[0])}"
+        return f"a list of any number of {describe_type(parts[0])}"
     if origin is tuple:
         return f"a list of {len(parts)} numbers"
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}

@@ -10,7 +10,7 @@ from tubelet.grid import Mask
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.tokenizer import modality_of
-from tubelet.objective import Losses, dense_predictive_loss, normalised_targets
+from tubelet.objective import Losses, dense_predictive_loss, normalize_targets
 
 
 class VJEPA(nn.Module):
@@ -51,8 +51,8 @@ class VJEPA(nn.Module):
         then what the run is for.
         """
         if self.frozen_teacher:
-            return normalised_targets(self.frozen_teacher[0](pixels)[-1:])
-        return normalised_targets(self.teacher(pixels))
+            return normalize_targets(self.frozen_teacher[0](pixels)[-1:])
+        return normalize_targets(self.teacher(pixels))
 
     @torch.no_grad()
     def update_teacher(self, momentum: float, skipped: Tensor | None = None) -> None:
@@ -62,13 +62,13 @@ class VJEPA(nn.Module):
             momentum: from 0 to 1.
             skipped: a scalar on the device, 1 where this step leaves the teacher as it is, otherwise 0.
         """
-        teacher = [own_part(parameter) for parameter in self.teacher.parameters()]
-        student = [own_part(parameter) for parameter in self.student.parameters()]
+        teacher = [local_shard(parameter) for parameter in self.teacher.parameters()]
+        student = [local_shard(parameter) for parameter in self.student.parameters()]
         share = torch.full((), 1 - momentum, device=teacher[0].device)
         torch._foreach_lerp_(teacher, student, [share if skipped is None else share * (1 - skipped)] * len(teacher))
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: all of it, unless it is in shards."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part

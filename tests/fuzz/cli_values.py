@@ -22,7 +22,7 @@ import tyro
 from tubelet import cli
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.errors import TubeletError
-from tubelet.validation import Bounds, hints
+from tubelet.validation import Bounds, type_hints
 
 # What no number of any command may be, whatever its range.
 NO_NUMBERS = ("nan", "inf", "-inf", "1e999", "-1", str(2**70), "", "x", "0x10", "1,5")
@@ -83,7 +83,7 @@ def options(command: str) -> dict[str, Any]:
     """Every option of a command, as it is typed, with its annotation."""
     found: dict[str, Any] = {}
     function = cli.COMMANDS[command]
-    for name, kind in hints(inspect.unwrap(function)).items():
+    for name, kind in type_hints(inspect.unwrap(function)).items():
         if name != "return":
             found |= _options(name, kind)
     return found
@@ -95,7 +95,9 @@ def _options(name: str, kind: Any) -> dict[str, Any]:
     if any(note is tyro.conf.Positional or note in get_args(tyro.conf.Suppress[int])[1:] for note in notes):
         return {}
     if dataclasses.is_dataclass(bare):
-        return {option: own for field, inner in hints(bare).items() for option, own in _options(field, inner).items()}
+        return {
+            option: own for field, inner in type_hints(bare).items() for option, own in _options(field, inner).items()
+        }
     return {f"--{name.replace('_', '-')}": kind}
 
 

@@ -14,9 +14,9 @@ from tests.fuzz.seeds import SMALL
 from tubelet.checkpoint.run import load_vjepa
 from tubelet.checkpoint.sharded import read_header
 from tubelet.checkpoint.vjepa2 import _read_config
-from tubelet.checkpoint.weights import Wanted
+from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import DataConfig, ShardConfig, TrainConfig
-from tubelet.data.batch import Blob
+from tubelet.data.batch import MediaBytes
 from tubelet.data.clips import centre_clip_times, window_times
 from tubelet.data.decode import VideoInfo, read_clips, read_frames
 from tubelet.data.images import read_image
@@ -30,7 +30,7 @@ from tubelet.errors import TubeletError
 from tubelet.heads.state import take_up
 from tubelet.model.encoder import Encoder
 from tubelet.model.lora import apply_adapters
-from tubelet.pretrained.backbone import build
+from tubelet.pretrained.backbone import load_unplaced
 from tubelet.pretrained.convert import _metrics
 from tubelet.sample_data.truth import read_index, read_truth
 from tubelet.tasks.common.cache import read_features
@@ -69,7 +69,7 @@ def read(kind: str, path: Path, way: int) -> str:
 
 
 def _video(path: Path, way: int) -> None:
-    media = path if way % 2 else Blob("blob", path.read_bytes())
+    media = path if way % 2 else MediaBytes("blob", path.read_bytes())
     if way % 5 == 0:
         read_frames(media)
         return
@@ -83,7 +83,7 @@ def _video(path: Path, way: int) -> None:
 
 
 def _image(path: Path, way: int) -> None:
-    read_image(path if way % 2 else Blob("blob", path.read_bytes()))
+    read_image(path if way % 2 else MediaBytes("blob", path.read_bytes()))
 
 
 def _manifest(path: Path, _: int) -> None:
@@ -98,7 +98,7 @@ def _model(path: Path, way: int) -> None:
     if way % 2:
         load_vjepa(path)
     else:
-        build(path, Wanted("teacher" if way % 3 else "student", predictor=way % 4 == 0))
+        load_unplaced(path, LoadSpec("teacher" if way % 3 else "student", predictor=way % 4 == 0))
 
 
 def _index(path: Path, _: int) -> None:

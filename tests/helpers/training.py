@@ -110,7 +110,7 @@ def _train_as_one_of(place, said, config, out, resume):
     try:
         train_quietly(config, out, resume)
     except TubeletError as error:  # what the command line does with it
-        if not error.told:
+        if not error.reported:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(getattr(error, "exit_code", 1))
 

@@ -14,7 +14,7 @@ from tests.helpers.media import (
     write_video,
 )
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet.checkpoint.run import checkpoints, step_of
+from tubelet.checkpoint.run import list_checkpoints, step_from_name
 from tubelet.errors import TubeletError
 
 BAD = {
@@ -112,7 +112,7 @@ def test_a_run_that_meets_too_many_bad_files_keeps_its_steps_and_goes_on_when_mo
     config = tiny_config(folder, steps=12, batch_size=1, seed=3, data={"max_failed_fraction": 0.0})
     with pytest.raises(TubeletError, match=r"with which --resume goes on; .*step-00000000\d\.safetensors is written"):
         train_quietly(config, run)
-    done = step_of(checkpoints(run)[-1])
+    done = step_from_name(list_checkpoints(run)[-1])
     assert 0 < done < 9 and [row["step"] for row in rows(run)] == list(range(1, done + 1))
     monkeypatch.chdir(folder)  # sources that were named from elsewhere are found
     lenient = dataclasses.replace(config, data=dataclasses.replace(config.data, max_failed_fraction=0.2))

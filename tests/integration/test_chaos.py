@@ -19,7 +19,7 @@ import pytest
 
 from tests.helpers.media import write_image, write_video
 from tests.helpers.training import rows, train_together
-from tubelet.checkpoint.run import checkpoints, read_tensors
+from tubelet.checkpoint.run import list_checkpoints, read_checkpoint
 from tubelet.config import TrainConfig, from_dict
 from tubelet.data.loader import build_samplers, samples_per_step
 from tubelet.data.sources import list_media
@@ -136,8 +136,8 @@ def test_killing_a_random_process_every_few_seconds_changes_no_step_of_a_run(med
     assert [row["step"] for row in rows(disturbed)] == list(range(1, steps + 1))
     apart = [abs(a["loss"] - b["loss"]) for a, b in zip(rows(disturbed), rows(quiet), strict=True)]
     assert max(apart) < 1e-4
-    weights, header = read_tensors(checkpoints(disturbed)[-1])
-    for name, value in read_tensors(checkpoints(quiet)[-1])[0].items():
+    weights, header = read_checkpoint(list_checkpoints(disturbed)[-1])
+    for name, value in read_checkpoint(list_checkpoints(quiet)[-1])[0].items():
         assert (weights[name] - value).abs().max() < 1e-4, name
     # And one epoch of those steps is every file once.
     config = from_dict(TrainConfig, json.loads(header["config"]), "the checkpoint")

@@ -13,7 +13,7 @@ import tubelet
 from tests.helpers.commands import run_tubelet
 from tests.helpers.media import write_image, write_text, write_video
 from tests.helpers.training import rows
-from tubelet.checkpoint.run import checkpoints, load_vjepa
+from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.cli import main
 
 
@@ -59,7 +59,7 @@ def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_
     assert process.returncode == 128 + signal.SIGTERM
     assert f"SIGTERM: stopped after step {stopped}" in err
     assert "--resume" in err
-    assert len(checkpoints(out)) == 1
+    assert len(list_checkpoints(out)) == 1
     resumed = run_tubelet(*options, "--steps", str(stopped + 2), "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert f"continuing after step {stopped}" in resumed.stdout

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers.training import rows, start_together, start_training, tiny_config, train_quietly, train_together
 from tubelet.checkpoint import run as checkpoint
-from tubelet.checkpoint.run import checkpoints, read_tensors, step_of
+from tubelet.checkpoint.run import list_checkpoints, read_checkpoint, step_from_name
 from tubelet.config import GuardConfig, OptimConfig
 from tubelet.data.decode import read_clips
 from tubelet.data.loader import StepDataset
@@ -98,11 +98,11 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(media, t
     found = rows(run)
     assert [row["skipped_steps"] for row in found] == [0, 0, 1, 2, 2, 3, 3, 3]
     assert [row["loss"] is None for row in found] == [False, False, True, True, False, True, False, False]
-    states = [read_tensors(path)[0] for path in checkpoints(run)]
+    states = [read_checkpoint(path)[0] for path in list_checkpoints(run)]
     same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(states)]
     assert same == [False, True, True, False, True, False, False]
     assert [(alarm["step"], alarm["kind"]) for alarm in alarms(run)] == [(3, "skipped"), (6, "skipped")]
-    for path in checkpoints(run)[3:]:  # in the middle of a row of them
+    for path in list_checkpoints(run)[3:]:  # in the middle of a row of them
         path.unlink()
     train_quietly(config, run, resume=True)
     assert [row["loss"] for row in rows(run)] == [row["loss"] for row in found]
@@ -115,8 +115,8 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run_and_keep_the_last_checkpoi
     config, run = tiny_config(media, guards=GuardConfig(max_skipped=3)), tmp_path / "run"
     with pytest.raises(TubeletError, match=r"not finite in 3 steps in a row, the last of them step 9, .*--max-skipped"):
         train_quietly(config, run)
-    assert [path.stem for path in checkpoints(run)] == ["step-000000005"]
-    read_tensors(checkpoints(run)[-1])
+    assert [path.stem for path in list_checkpoints(run)] == ["step-000000005"]
+    read_checkpoint(list_checkpoints(run)[-1])
 
 
 def test_a_gradient_alone_that_is_not_finite_skips_the_step(media, tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_weights_that_are_not_finite_are_never_saved(media, tmp_path, monkeypatc
     monkeypatch.setattr(step_module.VJEPA, "update_teacher", torch.no_grad()(damaged))
     with pytest.raises(TubeletError, match="not finite after step 5, so that no checkpoint is written"):
         train_quietly(tiny_config(media), tmp_path / "run")
-    assert checkpoints(tmp_path / "run") == []
+    assert list_checkpoints(tmp_path / "run") == []
 
 
 def spiking(monkeypatch, *batches):
@@ -187,8 +187,8 @@ def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_s
     assert (alarm["step"], alarm["kind"], alarm["batches"]) == (20, "spike", 4)
     assert "the loss of step 23 is" in alarm["said"] and "back to step 20, leaving out the next 4" in alarm["said"]
     for step in (25, 15):  # after the batches that were left out, and before
-        for path in checkpoints(run):
-            if step_of(path) > step:
+        for path in list_checkpoints(run):
+            if step_from_name(path) > step:
                 path.unlink()
         train_quietly(config, run, resume=True)
         assert [(row["step"], row["loss"]) for row in rows(run)] == [(row["step"], row["loss"]) for row in found]
@@ -282,8 +282,8 @@ def test_a_full_disk_stops_the_run_only_where_nothing_was_saved_before_or_the_la
     files = {path.name for path in (run / "checkpoints").iterdir()}
     kept = {(2, 3): {5, 20}, (4,): {10, 15}, (1,): set()}[full]
     assert files == {f"step-{step:09d}.safetensors" for step in kept}
-    for path in checkpoints(run):
-        read_tensors(path)
+    for path in list_checkpoints(run):
+        read_checkpoint(path)
 
 
 @pytest.mark.slow
@@ -298,14 +298,14 @@ def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media
             assert process.is_alive() and time.monotonic() < deadline
             time.sleep(0.05)
 
-    wait_for(lambda: checkpoints(run))
+    wait_for(lambda: list_checkpoints(run))
     limits = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
     time.sleep(3)
-    old = checkpoints(run)[-1]
-    read_tensors(old)
+    old = list_checkpoints(run)[-1]
+    read_checkpoint(old)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
-    wait_for(lambda: step_of(checkpoints(run)[-1]) > step_of(old) + 10)
+    wait_for(lambda: step_from_name(list_checkpoints(run)[-1]) > step_from_name(old) + 10)
     os.kill(process.pid, signal.SIGTERM)
     process.join(300)
     last = rows(run)[-1]
@@ -396,7 +396,7 @@ def test_a_checkpoint_that_cannot_be_removed_yet_is_removed_later(media, tmp_pat
     real, refused = checkpoint.remove, []
 
     def busy(path):
-        if step_of(path) == 5 and len(refused) < 2:
+        if step_from_name(path) == 5 and len(refused) < 2:
             refused.append(path)
             raise OSError(errno.EBUSY, "Device or resource busy")
         real(path)
@@ -404,7 +404,7 @@ def test_a_checkpoint_that_cannot_be_removed_yet_is_removed_later(media, tmp_pat
     monkeypatch.setattr(checkpoint, "remove", busy)
     train_quietly(tiny_config(media, steps=25), tmp_path / "run")
     assert len(refused) == 2
-    assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [20, 25]
+    assert [step_from_name(path) for path in list_checkpoints(tmp_path / "run")] == [20, 25]
 
 
 def test_curves_that_cannot_be_finished_do_not_spoil_a_run_that_is_done(media, tmp_path, monkeypatch):
@@ -426,7 +426,7 @@ def test_a_run_that_skipped_most_of_its_steps_fails_and_keeps_its_checkpoint(med
         with pytest.raises(TubeletError, match=words):
             train_quietly(config, run, resume=resume)
     assert rows(run)[-1]["skipped_steps"] == 4
-    read_tensors(checkpoints(run)[-1])
+    read_checkpoint(list_checkpoints(run)[-1])
     train_quietly(dataclasses.replace(config, steps=8), run, resume=True)  # what comes after is judged by itself
     assert rows(run)[-1]["skipped_steps"] == 4
 
@@ -436,7 +436,7 @@ def test_skipped_steps_stop_a_run_where_they_are_many_and_never_in_a_row(media, 
     poison(monkeypatch, *(step for step in range(5, 99) if step % 3))
     with pytest.raises(TubeletError, match=r"^4 of the last 6 steps .*, and the run stops after step 10; the last"):
         train_quietly(tiny_config(media), tmp_path / "run")
-    assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [5]
+    assert [step_from_name(path) for path in list_checkpoints(tmp_path / "run")] == [5]
 
 
 def test_the_last_line_of_a_run_has_the_number_of_skipped_steps(media, tmp_path, monkeypatch, capsys):
@@ -455,7 +455,7 @@ def test_a_run_whose_log_cannot_be_written_trains_to_its_end_and_records_why(med
         )
         loop.train(tiny_config(media, steps=3), tmp_path / "run")
         monkeypatch.setattr(sys, "stdout", log)
-    assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [3]
+    assert [step_from_name(path) for path in list_checkpoints(tmp_path / "run")] == [3]
     (lost,) = (alarm for alarm in alarms(tmp_path / "run") if alarm["kind"] == "output")
     assert lost["step"] == 1 and "Input/output error" in lost["said"]
 

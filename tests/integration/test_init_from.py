@@ -13,7 +13,7 @@ import torch
 from tests.helpers.commands import run_tubelet
 from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.checkpoint.registry import RELEASED
-from tubelet.checkpoint.run import checkpoints, load_vjepa, read_tensors, step_of
+from tubelet.checkpoint.run import list_checkpoints, load_vjepa, read_checkpoint, step_from_name
 from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.errors import TubeletError
 from tubelet.model.lora import apply_adapters
@@ -37,14 +37,14 @@ def same(a, b):
 def test_a_run_begins_with_the_weights_that_it_is_given(media, first_run, tmp_path):
     model, origin = init_model(tiny_config(media, init_from=str(first_run)), resumed=False)
     assert same(model, load_vjepa(first_run)[0])
-    assert origin == (checkpoints(first_run)[-1], ("student", "predictor"))
+    assert origin == (list_checkpoints(first_run)[-1], ("student", "predictor"))
     train_quietly(tiny_config(media, init_from=str(first_run)), tmp_path / "run")
     assert rows(tmp_path / "run")[0]["loss"] != rows(first_run)[0]["loss"]
 
 
 def test_a_run_begins_with_the_moments_of_what_it_takes_over(media, first_run):
     config = tiny_config(media, init_from=str(first_run))
-    stored = read_tensors(checkpoints(first_run)[-1])[0]
+    stored = read_checkpoint(list_checkpoints(first_run)[-1])[0]
     for parts in (("student", "predictor"), ("student",)):
         model, origin = init_model(config, resumed=False)
         optimizer = build_optimizer(model, config.optim)
@@ -112,7 +112,7 @@ def test_an_encoder_alone_is_continued_with_a_new_predictor(name, media, first_r
     assert same(model.student, encoder) and same(model.teacher, encoder)
     said = init_moments(origin, model, build_optimizer(model, config.optim))
     assert said.endswith("AdamW's moments anew; the predictor starts anew, since there is none in it")
-    assert checkpoints(train_quietly(dataclasses.replace(config, steps=1), tmp_path / "run").parents[1])
+    assert list_checkpoints(train_quietly(dataclasses.replace(config, steps=1), tmp_path / "run").parents[1])
 
 
 def test_a_released_name_is_continued_from_its_file(media, tmp_path, monkeypatch):
@@ -185,7 +185,7 @@ def test_adapters_that_cannot_be_written_cost_the_run_no_checkpoint(media, first
     real, seen, run = saving.save_adapters, [], tmp_path / "run"
 
     def failing(adapters, encoder, folder):
-        seen.append([step_of(path) for path in checkpoints(run)])
+        seen.append([step_from_name(path) for path in list_checkpoints(run)])
         if len(seen) in (2, 3):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(adapters, encoder, folder)

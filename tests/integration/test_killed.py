@@ -23,7 +23,7 @@ from tubelet.data.images import read_image
 from tubelet.data.shards.writer import write_shards
 from tubelet.embed.collection import embed_collection
 from tubelet.errors import TubeletError
-from tubelet.io.files import temporary_folder
+from tubelet.io.files import temporary_directory
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data import engine, write_sample_data
 from tubelet.tasks.common.cache import FeatureCache
@@ -181,7 +181,7 @@ def test_what_is_left_when_all_are_killed_at_once_goes_at_the_next_start(start, 
     monkeypatch.setattr(tempfile, "tempdir", str(command.family.temporary))
     monkeypatch.setattr(engine, "ORPHAN_S", 0.0)
     engine._sweep_unmapped(0.0, time.time())
-    with temporary_folder(kind, sweep) as (folder, _):
+    with temporary_directory(kind, sweep) as (folder, _):
         assert [entry.name for entry in command.family.temporary.iterdir()] == [folder.name]
     assert command.family.left() == []
 
@@ -252,9 +252,9 @@ def test_a_folder_in_use_or_of_another_kind_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     stranger = tmp_path / "tubelet-engineer"
     stranger.mkdir()
-    with temporary_folder("engine") as (first, _), temporary_folder("engine") as (second, _):
+    with temporary_directory("engine") as (first, _), temporary_directory("engine") as (second, _):
         assert first.is_dir() and second.is_dir() and first != second
     assert list(tmp_path.iterdir()) == [stranger]
     Path(tempfile.mkdtemp(prefix="tubelet-engine-"))  # of a process that was killed before it took the lock
-    with temporary_folder("engine") as (third, _):
+    with temporary_directory("engine") as (third, _):
         assert sorted(tmp_path.iterdir()) == sorted([stranger, third])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet.checkpoint.weights import Wanted
+from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import EmbedConfig, ShardConfig
 from tubelet.data.shards.writer import write_shards
 from tubelet.embed import search as searching
@@ -78,7 +78,7 @@ def test_each_command_that_writes_a_folder_has_it_to_itself(media, run, sample_s
                 command()
         assert [entry.name for entry in out.iterdir()] == [LOCK]
     with directory_lock(out, ".convert.lock"), pytest.raises(TubeletError, match="another process is writing"):
-        convert(run, out, Wanted())
+        convert(run, out, LoadSpec())
     with (
         directory_lock(sample_set / "layouts", ".davis.lock"),
         pytest.raises(TubeletError, match=r"layouts: another process is writing to it; .* choose another FOLDER"),
@@ -87,7 +87,7 @@ def test_each_command_that_writes_a_folder_has_it_to_itself(media, run, sample_s
 
 
 def test_a_converted_folder_holds_no_lock(run, tmp_path):
-    convert(run, tmp_path / "hub", Wanted())
+    convert(run, tmp_path / "hub", LoadSpec())
     assert not [entry.name for entry in (tmp_path / "hub").iterdir() if "lock" in entry.name]
 
 

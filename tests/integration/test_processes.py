@@ -18,7 +18,7 @@ import torch
 
 from tests.helpers.media import write_text, write_video
 from tests.helpers.training import rows, start_together, tiny_config, train_quietly, train_together, wait_for_all
-from tubelet.checkpoint.run import checkpoints, load_vjepa, read_tensors, step_of
+from tubelet.checkpoint.run import list_checkpoints, load_vjepa, read_checkpoint, step_from_name
 from tubelet.config import OptimConfig
 from tubelet.data.loader import StepDataset
 from tubelet.data.sources import list_media
@@ -82,7 +82,7 @@ def test_four_processes_have_the_losses_and_weights_of_one(media, alone, tmp_pat
     codes, said = train_together(4, config, run)
     assert (codes, said) == ([0, 0, 0, 0], "")
     assert_same_losses(run, alone)
-    mine, theirs = (read_tensors(checkpoints(folder)[-1])[0] for folder in (run, alone))
+    mine, theirs = (read_checkpoint(list_checkpoints(folder)[-1])[0] for folder in (run, alone))
     for name, tensor in theirs.items():
         torch.testing.assert_close(mine[name], tensor, atol=5e-4, rtol=1e-3)
 
@@ -125,37 +125,37 @@ def test_a_sharded_run_has_the_losses_of_one_process_and_reshards_its_checkpoint
     for process in started:
         process.kill()
         process.join()
-    assert checkpoints(run)
-    for path in checkpoints(run):  # whatever moment it died at
+    assert list_checkpoints(run)
+    for path in list_checkpoints(run):  # whatever moment it died at
         assert path.is_dir()
-        read_tensors(path)
+        read_checkpoint(path)
     started = start_together(4, dataclasses.replace(config, parallel="hsdp"), run, resume=True, machines=2)
     wait_for(lambda: len(rows(run)) >= 11)
     os.kill(started[3].pid, signal.SIGTERM)
     codes, said = wait_for_all(started, run)
     assert codes == [128 + signal.SIGTERM] * 4
     assert len(said.splitlines()) == 1, said
-    assert [step_of(path) for path in checkpoints(run)][-1] == rows(run)[-1]["step"]
+    assert [step_from_name(path) for path in list_checkpoints(run)][-1] == rows(run)[-1]["step"]
     features = load(run, device="cpu", dtype=torch.float32)
-    for name, value in read_tensors(checkpoints(run)[-1])[0].items():
+    for name, value in read_checkpoint(list_checkpoints(run)[-1])[0].items():
         if name.startswith("teacher."):
             assert torch.equal(value, features.state_dict()[name.removeprefix("teacher.")])
     train_quietly(dataclasses.replace(config, parallel="auto"), run, resume=True)
     assert_same_losses(run, alone)
-    assert [path.is_file() for path in checkpoints(run)] == [True, True]
+    assert [path.is_file() for path in list_checkpoints(run)] == [True, True]
 
 
 def test_a_sharded_run_goes_on_from_a_single_file(media, alone, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(alone, run)
-    checkpoints(run)[-1].unlink()
+    list_checkpoints(run)[-1].unlink()
     config = tiny_config(media, batch_size=8, parallel="fsdp")
     assert train_together(3, config, run, resume=True) == ([0, 0, 0], "")
     assert_same_losses(run, alone)
     mine, theirs = (load_vjepa(folder)[0].state_dict() for folder in (run, alone))
     for name, tensor in theirs.items():
         torch.testing.assert_close(mine[name], tensor, atol=5e-4, rtol=1e-3)
-    part = next(checkpoints(run)[-1].glob("*.safetensors"))
+    part = next(list_checkpoints(run)[-1].glob("*.safetensors"))
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(TubeletError, match="copy the whole checkpoint folder again"):
         load_vjepa(run)
@@ -218,7 +218,7 @@ def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_a
         wait_for(lambda: len(rows(run)) >= 2)
         torchrun = psutil.Process(int((tmp_path / "torchrun.pid").read_text()))
         torchrun.children()[1].send_signal(signal.SIGTERM)
-        wait_for(lambda: checkpoints(run))
+        wait_for(lambda: list_checkpoints(run))
         first = len(rows(run))
         wait_for(lambda: len(rows(run)) >= first + 2)
     finally:
@@ -232,7 +232,7 @@ def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_a
     stops = re.findall(r"error: (SIG\w+): stopped after step (\d+) of 5000", said)
     assert stops == [("SIGTERM", str(first)), ("SIGUSR1", str(len(rows(run))))], said
     assert f"continuing after step {first}" in said
-    assert [step_of(path) for path in checkpoints(run)] == [first, len(rows(run))]
+    assert [step_from_name(path) for path in list_checkpoints(run)] == [first, len(rows(run))]
     assert [row["step"] for row in rows(run)] == list(range(1, len(rows(run)) + 1))
     assert "DataLoader" not in said
     assert script.returncode != 0

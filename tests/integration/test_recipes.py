@@ -11,7 +11,7 @@ from tests.helpers.commands import run_tubelet
 from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.checkpoint.run import load_vjepa
 from tubelet.checkpoint.vjepa2_1 import read_torch_file
-from tubelet.checkpoint.weights import Wanted
+from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import OptimConfig, recipes, vit_gigantic, vit_l
 from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import load
@@ -108,7 +108,7 @@ def test_a_student_has_the_predictor_of_the_distilled_releases_and_its_own_again
 
 
 def test_a_distilled_run_converts_to_the_released_key(distilled, tmp_path):
-    convert(str(distilled), tmp_path / "small.pt", Wanted("teacher", True))
+    convert(str(distilled), tmp_path / "small.pt", LoadSpec("teacher", True))
     assert {"ema_encoder", "encoder", "predictor"} <= set(read_torch_file(tmp_path / "small.pt"))
     again = load(tmp_path / "small.pt", heads=2, predictor_heads=2, levels=(0, 1, 2), device="cpu", dtype=torch.float32)
     for a, b in zip(again.parameters(), load_vjepa(distilled)[0].teacher.parameters(), strict=True):

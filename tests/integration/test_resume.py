@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.training import rows, start_training, tiny_config, train_quietly
-from tubelet.checkpoint.run import checkpoints, read_tensors, step_of
+from tubelet.checkpoint.run import list_checkpoints, read_checkpoint, step_from_name
 from tubelet.data.loader import StepDataset, step_loader
 from tubelet.data.sources import list_media
 from tubelet.errors import TubeletError
@@ -59,7 +59,7 @@ def test_a_run_that_is_told_to_stop_twice_in_a_moment_saves_and_a_later_signal_e
         time.sleep(0.005)
     process.join()
     assert process.exitcode == 1  # by its error, not by a signal
-    assert [step_of(path) for path in checkpoints(run)] == [rows(run)[-1]["step"]]
+    assert [step_from_name(path) for path in list_checkpoints(run)] == [rows(run)[-1]["step"]]
     process = start_training(tiny_config(media, steps=10**6, data={"workers": 1}), tmp_path / "other")
     wait_for(lambda: rows(tmp_path / "other"))
     (worker,) = psutil.Process(process.pid).children()
@@ -80,14 +80,16 @@ def test_no_checkpoint_is_ever_unreadable_when_the_run_is_killed_ten_times(media
     for _ in range(10):
         seen = len(rows(run))
         process = start_training(config, run, resume=True)
-        wait_for(lambda seen=seen: len(rows(run)) > seen and checkpoints(run))  # a row is there before its checkpoint
+        wait_for(
+            lambda seen=seen: len(rows(run)) > seen and list_checkpoints(run)
+        )  # a row is there before its checkpoint
         time.sleep(moments.uniform(0, 0.5))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        kept = checkpoints(run)
+        kept = list_checkpoints(run)
         assert kept
         for path in kept:
-            read_tensors(path)
+            read_checkpoint(path)
     assert rows(run)[-1]["step"] >= 10  # each time went on by a row at least
 
 
@@ -104,7 +106,7 @@ def test_metrics_have_one_row_a_step_after_a_kill_and_a_resume(media, tmp_path):
 
 
 def test_only_the_stated_number_of_checkpoints_is_kept(undisturbed):
-    assert [path.name for path in checkpoints(undisturbed)] == [
+    assert [path.name for path in list_checkpoints(undisturbed)] == [
         "step-000000015.safetensors",
         "step-000000020.safetensors",
     ]
@@ -135,7 +137,7 @@ def test_resuming_with_another_model_is_refused(media, undisturbed):
 
 def test_checkpoints_without_a_config_are_not_continued_without_being_asked(media, undisturbed, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    shutil.copy(checkpoints(undisturbed)[-1], tmp_path / "run" / "checkpoints")
+    shutil.copy(list_checkpoints(undisturbed)[-1], tmp_path / "run" / "checkpoints")
     with pytest.raises(TubeletError, match="a run is here already; continue it with --resume"):
         train_quietly(tiny_config(media, steps=22), tmp_path / "run")
     train_quietly(tiny_config(media, steps=22), tmp_path / "run", resume=True)
@@ -174,7 +176,7 @@ def test_a_log_without_a_terminal_has_twenty_lines_of_a_run_and_one_whenever_ten
 def test_a_damaged_checkpoint_is_named_with_what_to_do_and_the_run_goes_on_from_the_one_before(media, tmp_path):
     config, run = tiny_config(media, steps=10), tmp_path / "run"
     train_quietly(config, run)
-    before, newest = rows(run), checkpoints(run)[-1]
+    before, newest = rows(run), list_checkpoints(run)[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.raises(TubeletError, match=r"10\.safetensors: cannot be read .*remove it to continue from an older"):
         train_quietly(config, run, resume=True)
@@ -218,7 +220,7 @@ def test_two_processes_do_not_write_one_run(media, tmp_path):
     with directory_lock(tmp_path / "run"), pytest.raises(TubeletError, match="another process is writing"):
         train_quietly(tiny_config(media, steps=1), tmp_path / "run")
     train_quietly(tiny_config(media, steps=1), tmp_path / "run")
-    assert (checkpoints(tmp_path / "run")[0].stat().st_mode & 0o777) == 0o666 & ~files._MASK
+    assert (list_checkpoints(tmp_path / "run")[0].stat().st_mode & 0o777) == 0o666 & ~files._MASK
 
 
 def test_a_folder_without_locks_is_told(tmp_path, monkeypatch):
@@ -233,4 +235,4 @@ def test_a_folder_without_locks_is_told(tmp_path, monkeypatch):
 def test_a_thread_may_train(media, tmp_path):
     with ThreadPoolExecutor(1) as pool:
         pool.submit(train_quietly, tiny_config(media, steps=1), tmp_path / "run").result()
-    assert checkpoints(tmp_path / "run")
+    assert list_checkpoints(tmp_path / "run")

@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.checkpoint import run as checkpoint
-from tubelet.checkpoint.run import checkpoints, copy_to_host, read_tensors, step_of
+from tubelet.checkpoint.run import copy_to_host, list_checkpoints, read_checkpoint, step_from_name
 from tubelet.errors import TubeletError
 from tubelet.train import checkpointer as saving
 from tubelet.train import loop
@@ -51,11 +51,11 @@ def test_training_goes_on_while_a_checkpoint_is_written_which_holds_the_state_of
     hooks[2] = until_training_is_ahead  # of step 8
     train_quietly(config, tmp_path / "slow")
     assert steps_at_write == [9]
-    names = [path.name for path in checkpoints(tmp_path / "slow")]
+    names = [path.name for path in list_checkpoints(tmp_path / "slow")]
     assert names == [f"step-{step:09d}.safetensors" for step in (4, 8, 10)]
     assert all(end <= begin for (_, end), (begin, _) in pairwise(times))  # one at a time
     for name in names:
-        slow, quiet = (read_tensors(tmp_path / run / "checkpoints" / name)[0] for run in ("slow", "quiet"))
+        slow, quiet = (read_checkpoint(tmp_path / run / "checkpoints" / name)[0] for run in ("slow", "quiet"))
         assert slow.keys() == quiet.keys() and all(torch.equal(slow[key], quiet[key]) for key in quiet)
 
 
@@ -65,7 +65,7 @@ def test_a_save_waits_for_the_one_before_it(media, tmp_path, written):
     train_quietly(tiny_config(media, steps=6, checkpoint_every=2), tmp_path / "run")
     assert len(times) == 3
     assert all(end <= begin for (_, end), (begin, _) in pairwise(times))
-    assert [path.name for path in checkpoints(tmp_path / "run")] == [
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [
         "step-000000004.safetensors",
         "step-000000006.safetensors",
     ]
@@ -120,7 +120,7 @@ def test_a_failed_write_or_copy_is_reported_at_the_next_step_and_the_run_goes_on
     assert "no room for a copy of the state (4503599.6 GB) in host memory" in copy["said"]
     assert all("step-000000002.safetensors is the last checkpoint" in alarm["said"] for alarm in (write, copy))
     assert [row["failed_saves"] for row in rows(tmp_path / "run")] == [0, 0, 0, 0, 1, 1, 2, 2]
-    assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [2, 8]
+    assert [step_from_name(path) for path in list_checkpoints(tmp_path / "run")] == [2, 8]
 
 
 def test_a_copy_is_contiguous_and_shares_nothing_with_the_state():

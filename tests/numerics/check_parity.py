@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tests.numerics import reference
 from tubelet import objective
-from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, Released, load_exactly, read_released
+from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, ReleasedCheckpoint, load_strict, read_released
 from tubelet.config import ModelConfig, OptimConfig
 from tubelet.grid import Mask
 from tubelet.model.tokenizer import modality_of
@@ -52,7 +52,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor], Released]:
+def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor], ReleasedCheckpoint]:
     """meta.json, the cases, and the checkpoint, whose sizes must agree with meta.json."""
     meta = json.loads((folder / "meta.json").read_text())
     released = read_released(
@@ -77,16 +77,16 @@ def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor], Released]:
     return meta, load_file(folder / "cases.safetensors"), released
 
 
-def package(folder: Path, released: Released) -> VJEPA:
+def package(folder: Path, released: ReleasedCheckpoint) -> VJEPA:
     """The package's model with the checkpoint's weights."""
     model = VJEPA(released.config)
-    load_exactly(model.student, released.student, "encoder")
-    load_exactly(model.teacher, released.teacher, "teacher")
-    load_exactly(model.predictor, released.predictor, "predictor")
+    load_strict(model.student, released.student, "encoder")
+    load_strict(model.teacher, released.teacher, "teacher")
+    load_strict(model.predictor, released.predictor, "predictor")
     return model
 
 
-def specification(folder: Path, released: Released) -> reference.System:
+def specification(folder: Path, released: ReleasedCheckpoint) -> reference.System:
     """The executable specification with the same weights."""
     system = reference.System(released.config)
     file = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
@@ -168,7 +168,7 @@ def trajectory_cases(model: Model, meta: dict, cases: dict[str, Tensor]) -> Iter
         yield Case(f"trajectory.{part}_l1_after", relative, LOSS_BOUND)
 
 
-def run(folder: Path, build: Callable[[Path, Released], Model] = package) -> list[Case]:
+def run(folder: Path, build: Callable[[Path, ReleasedCheckpoint], Model] = package) -> list[Case]:
     """All cases of a folder."""
     meta, cases, released = read_folder(folder)
     model = build(folder, released)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.numerics import reference
-from tubelet.checkpoint.vjepa2_1 import load_exactly, read_released
+from tubelet.checkpoint.vjepa2_1 import load_strict, read_released
 from tubelet.config import BlockMask, ModelConfig, OptimConfig, PredictorConfig
 from tubelet.data.masks import sample_mask
 from tubelet.model.attention import attention
@@ -35,7 +35,7 @@ def pair(tmp_path_factory):
     assert released.config == CONFIG
     model = VJEPA(CONFIG)
     for part in ("student", "predictor", "teacher"):
-        load_exactly(getattr(model, part), getattr(released, part), part)
+        load_strict(getattr(model, part), getattr(released, part), part)
     return system, model
 
 

@@ -19,7 +19,7 @@ from tests.helpers.media import write_image, write_video
 from tests.helpers.training import tiny_config, train_quietly
 from tubelet.checkpoint import registry as sources
 from tubelet.checkpoint.vjepa2_1 import read_released
-from tubelet.checkpoint.weights import Wanted
+from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import ModelConfig, OptimConfig, PredictorConfig
 from tubelet.errors import TubeletError
 from tubelet.pretrained import backbone
@@ -56,7 +56,7 @@ def same(a, b):
 
 
 def test_a_run_gives_its_newest_teacher_or_its_student(run):
-    teacher, student = load(run), load(run, part="student")
+    teacher, student = load(run), load(run, encoder="student")
     assert teacher.name == "mine/step-000000002"
     assert not same(teacher, student) and teacher.fingerprint != student.fingerprint
     assert teacher.config_hash == student.config_hash
@@ -73,17 +73,17 @@ def test_a_saved_encoder_comes_back_to_the_bit_with_its_name(run, tmp_path):
     assert (card.data.license, card.data.library_name, card.data.metrics) == ("mit", "tubelet", ["mIoU"])
     assert "| mIoU | 0.5 |" in card.text
     with pytest.raises(TubeletError, match="holds the teacher alone"):
-        load(tmp_path / "saved", part="student")
+        load(tmp_path / "saved", encoder="student")
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "folder"])
 def test_a_file_of_the_student_alone_loads_and_converts_as_it_is(run, tmp_path, name):
-    student = load(run, part="student")
-    convert(run, tmp_path / "student.safetensors", Wanted("student"))
-    convert(tmp_path / "student.safetensors", tmp_path / name, Wanted()) if name != "a.safetensors" else None
+    student = load(run, encoder="student")
+    convert(run, tmp_path / "student.safetensors", LoadSpec("student"))
+    convert(tmp_path / "student.safetensors", tmp_path / name, LoadSpec()) if name != "a.safetensors" else None
     path = tmp_path / ("student.safetensors" if name == "a.safetensors" else name)
     again = load(path, **({"heads": 2, "levels": (0, 1, 2)} if name == "a.pt" else {}))
-    assert again.part == "student" and again.weights_id == student.weights_id
+    assert again.encoder_name == "student" and again.weights_id == student.weights_id
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.pt2", "folder"])
@@ -92,9 +92,9 @@ def test_a_target_that_cannot_be_written_is_named(run, tmp_path, name):
     target = tmp_path / "file" / name
     write = export if name == "a.pt2" else convert
     with pytest.raises(TubeletError, match=r"a\.bin: expected NAME\.pt"):
-        convert(run, tmp_path / "a.bin", Wanted())
+        convert(run, tmp_path / "a.bin", LoadSpec())
     with pytest.raises(TubeletError, match=f"{name}.*(written|expected)"):
-        write(run, target, Wanted())
+        write(run, target, LoadSpec())
 
 
 def test_what_is_pushed_to_the_hub_loads_from_it(model, tmp_path, monkeypatch):
@@ -123,40 +123,40 @@ def test_a_hub_id_that_is_not_there_is_one_sentence(monkeypatch):
 
 @pytest.mark.parametrize("first", ["own.safetensors", "own", "own.pt"])
 def test_a_run_survives_every_conversion_to_the_bit(run, tmp_path, first):
-    convert(run, tmp_path / first, Wanted(predictor=True))
+    convert(run, tmp_path / first, LoadSpec(predictor=True))
     heads = {"heads": 2, "predictor_heads": 2, "levels": (0, 1, 2)}
     model = load(tmp_path / first, with_predictor=True, **heads)
     assert same(model, load(run, with_predictor=True))
-    convert(tmp_path / first, tmp_path / "back.safetensors", Wanted(predictor=True, **heads))
+    convert(tmp_path / first, tmp_path / "back.safetensors", LoadSpec(predictor=True, **heads))
     assert same(load(tmp_path / "back.safetensors", with_predictor=True), model)
 
 
 def test_an_encoder_alone_becomes_a_released_file_with_its_teacher(run, tmp_path):
-    convert(run, tmp_path / "own", Wanted())
-    convert(tmp_path / "own", tmp_path / "own.pt", Wanted())
+    convert(run, tmp_path / "own", LoadSpec())
+    convert(tmp_path / "own", tmp_path / "own.pt", LoadSpec())
     assert same(load(tmp_path / "own.pt", heads=2, levels=(0, 1, 2)), load(run))
     with pytest.raises(TubeletError, match="expected the keys 'encoder'"):
         read_released(tmp_path / "own.pt")
 
 
 def test_a_file_is_not_converted_onto_itself(run, tmp_path):
-    convert(run, tmp_path / "a.safetensors", Wanted())
+    convert(run, tmp_path / "a.safetensors", LoadSpec())
     with pytest.raises(TubeletError, match="the source itself"):
-        convert(tmp_path / "a.safetensors", tmp_path / "a.safetensors", Wanted())
+        convert(tmp_path / "a.safetensors", tmp_path / "a.safetensors", LoadSpec())
 
 
 def test_a_folder_of_two_models_is_none(run, tmp_path):
     for part in ("student", "teacher"):
-        convert(run, tmp_path / f"{part}.safetensors", Wanted(part))
+        convert(run, tmp_path / f"{part}.safetensors", LoadSpec(part))
     with pytest.raises(TubeletError, match="holds several models"):
         load(tmp_path)
-    assert load(tmp_path / "student.safetensors").part == "student"
+    assert load(tmp_path / "student.safetensors").encoder_name == "student"
 
 
 def test_a_model_is_not_written_among_the_files_of_another(run, tmp_path):
-    convert(run, tmp_path / "model-00001-of-00002.safetensors", Wanted())
+    convert(run, tmp_path / "model-00001-of-00002.safetensors", LoadSpec())
     with pytest.raises(TubeletError, match="holds the weights of another model"):
-        convert(run, tmp_path, Wanted())
+        convert(run, tmp_path, LoadSpec())
     assert not (tmp_path / "config.json").exists()
 
 
@@ -283,9 +283,9 @@ def release(tmp_path, monkeypatch):
 
 def test_a_download_that_was_broken_off_goes_on_where_it_ended(release):
     (release / f"{FILE}.partial").write_bytes(CONTENT[:100_000])
-    found = sources.find(NAME)
+    found = sources.resolve_checkpoint(NAME)
     with pytest.raises(TubeletError, match=r"could not be downloaded.*vjepa2_1_vitg_384\.pt"):  # 404
-        sources.find("vjepa2.1-vitg16-384")
+        sources.resolve_checkpoint("vjepa2.1-vitg16-384")
     assert found == release / FILE and found.read_bytes() == CONTENT
     assert Handler.asked[0].startswith("bytes=100000-")
 
@@ -293,10 +293,10 @@ def test_a_download_that_was_broken_off_goes_on_where_it_ended(release):
 @pytest.mark.parametrize("beyond", [b"", b"something else"])
 def test_a_download_with_nothing_left_to_fetch_is_taken_if_it_is_whole_and_else_made_anew(release, beyond):
     (release / f"{FILE}.partial").write_bytes(CONTENT + beyond)
-    assert sources.find(NAME).read_bytes() == CONTENT
+    assert sources.resolve_checkpoint(NAME).read_bytes() == CONTENT
 
 
 def test_several_who_want_a_file_at_once_get_it_whole_from_one_download(release):
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: sources.find(NAME).read_bytes(), range(4)))
+        found = list(pool.map(lambda _: sources.resolve_checkpoint(NAME).read_bytes(), range(4)))
     assert found == [CONTENT] * 4 and len(Handler.asked) == 1

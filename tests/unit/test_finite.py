@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import tubelet
 from tests.helpers.media import picture
 from tubelet import cli
-from tubelet.checkpoint.run import load_training_state, save_checkpoint, state_tensors
+from tubelet.checkpoint.run import load_training_state, save_checkpoint, training_state
 from tubelet.checkpoint.vjepa2_1 import require_finite
 from tubelet.config import DataConfig, EmbedConfig, ModelConfig, PredictorConfig, TrainConfig
 from tubelet.embed.collection import embed_collection
@@ -69,7 +69,7 @@ def diverged(encoder, images, tmp_path_factory):
     for part in (model.student, model.teacher):
         part.state_dict()[TENSOR][0, :3] = math.nan
     RunDirectory(folder / "run", config, resume=False).begin(0, lambda row: None)
-    save_checkpoint(folder / "run", 1, state_tensors(model, optimizer), config, keep=1)
+    save_checkpoint(folder / "run", 1, training_state(model, optimizer), config, keep=1)
     damaged(encoder, folder / "model.safetensors", lambda x: x.view(-1)[:3].fill_(math.nan))
     return folder
 
@@ -125,7 +125,7 @@ def test_moments_that_are_not_finite_are_not_resumed_from(images, tmp_path):
     optimizer.step()
     moment = next(iter(optimizer.state.values()))["exp_avg"]
     moment.view(-1)[0] = math.inf
-    path = save_checkpoint(tmp_path, 1, state_tensors(model, optimizer), config, keep=1)
+    path = save_checkpoint(tmp_path, 1, training_state(model, optimizer), config, keep=1)
     with pytest.raises(TubeletError, match=r"optimizer\.exp_avg\.student\.\S+, 1 of \d+ values"):
         load_training_state(path, model, optimizer)
 

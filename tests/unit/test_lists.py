@@ -10,7 +10,7 @@ from tubelet.data.lists import read_listed
 from tubelet.data.paths import Paths, checksum
 from tubelet.data.sources import list_media
 from tubelet.data.tables import read_lines, read_table
-from tubelet.errors import TubeletError, printable
+from tubelet.errors import TubeletError, escape_filename
 from tubelet.io.hidden import is_hidden
 
 NAMES = [f"run/{i}.mp4" for i in range(3)] + [f"riding a bike/{i}.mp4" for i in range(3)]
@@ -220,7 +220,7 @@ def test_paths_in_one_array_are_those_of_the_list():
     paths = Paths.of(names)
     assert list(paths) == names and [paths[i] for i in range(-5, 5)] == names + names and len(paths) == 5
     assert paths[1:4] == names[1:4] and paths[::2] == names[::2] and paths[3:3] == [] and paths != names[:4]
-    assert checksum(paths.printed()) == checksum([("\n".join(map(printable, names)) + "\n").encode()])
+    assert checksum(paths.printed()) == checksum([("\n".join(map(escape_filename, names)) + "\n").encode()])
     with pytest.raises(IndexError):
         paths[5]
     assert np.array_equal(Paths.of([]).offsets, [0])

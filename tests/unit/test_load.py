@@ -39,12 +39,12 @@ def released_file(tmp_path):
 @pytest.mark.parametrize("part", ["teacher", "student"])
 def test_a_released_file_gives_the_encoder_that_was_asked_for(folder, part):
     path = FIXTURES / folder / "checkpoint.pt"
-    model = tubelet.load(path, part=part, **TINY)
+    model = tubelet.load(path, encoder=part, **TINY)
     released = read_released(path, heads=2, predictor_heads=2)
     for name, value in getattr(released, part).items():
         assert torch.equal(model.state_dict()[name], value)
     assert not model.training and not any(p.requires_grad for p in model.parameters())
-    assert model.part == part and model.predictor is None
+    assert model.encoder_name == part and model.predictor is None
 
 
 def test_the_predictor_comes_along_where_it_is_asked_for(released_file):
@@ -239,4 +239,4 @@ def test_an_empty_folder_and_an_unknown_part_say_what_was_expected(tmp_path):
     with pytest.raises(TubeletError, match="expected checkpoints/step-"):
         tubelet.load(tmp_path)
     with pytest.raises(TubeletError, match="expected 'teacher' or 'student'"):
-        tubelet.load(tmp_path, part="Teacher")
+        tubelet.load(tmp_path, encoder="Teacher")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tubelet import cli
 from tubelet.console import Output, open_console, output_error, print_wrapped, set_terminal_size
-from tubelet.errors import BadFile, TubeletError, visible
+from tubelet.errors import BadFile, TubeletError, escape_unprintable
 
 # ESC, a line feed, a right-to-left mark, a zero-width space, a line separator, a byte that is not UTF-8, C1's CSI.
 NASTY = "a\x1b[31m\nb\u202ec\u200bd\u2028e\udcfff\x9bg\r\b[red]h[/red]:smile:.mp4"
@@ -43,9 +43,9 @@ def stream(encoding):
 
 
 def test_a_name_is_shown_without_what_controls_a_terminal():
-    assert visible(NASTY) == SHOWN
-    assert visible(SHOWN) == SHOWN  # once is enough
-    assert visible("日本語\u3000é\u00a0x.mp4") == "日本語\u3000é\u00a0x.mp4"
+    assert escape_unprintable(NASTY) == SHOWN
+    assert escape_unprintable(SHOWN) == SHOWN  # once is enough
+    assert escape_unprintable("日本語\u3000é\u00a0x.mp4") == "日本語\u3000é\u00a0x.mp4"
     assert str(TubeletError(NASTY)) == SHOWN
     assert str(BadFile(NASTY, "a\nb")) == rf"{SHOWN}: a\nb"
 

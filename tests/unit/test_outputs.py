@@ -37,7 +37,7 @@ FOREIGN = b"a stranger's, and the only copy"
 
 
 @pytest.fixture
-def to_device_or_shard(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch):
     """A folder with an image, an encoder, a run without steps, a table, shards and a stranger's files."""
     Image.fromarray(picture(0)).save(tmp_path / "image.png")
     os.link(tmp_path / "image.png", tmp_path / "hard.html")

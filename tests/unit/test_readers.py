@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tubelet.data.tables import read_table
 from tubelet.errors import TubeletError
-from tubelet.io.arrays import Array, open_tensors, read_arrays, read_parquet, read_pt, read_tensors
+from tubelet.io.arrays import ArraySpec, open_safetensors, read_npz, read_parquet, read_pt, read_safetensors
 from tubelet.io.text import parse_json, read_json, read_jsonl, read_text
 
 
@@ -116,7 +116,7 @@ def test_text_and_tables(tmp_path):
     with pytest.raises(TubeletError, match="is a folder, expected a file"):
         read_text(tmp_path)
     os.mkfifo(tmp_path / "pipe")  # nobody writes to it: reading would never end
-    for read in (read_text, read_json, read_tensors, read_pt, lambda path: next(read_jsonl(path, Row, "x"))):
+    for read in (read_text, read_json, read_safetensors, read_pt, lambda path: next(read_jsonl(path, Row, "x"))):
         for path in (tmp_path / "pipe", Path("/dev/zero")):
             with pytest.raises(TubeletError, match="is a device or pipe, expected a file"):
                 read(path)
@@ -127,9 +127,9 @@ def test_text_and_tables(tmp_path):
 def test_tensors_of_a_file_that_is_cut_or_foreign(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file({"x": torch.ones(2, 3)}, path, metadata={"format": "f"})
-    tensors, header = read_tensors(path)
+    tensors, header = read_safetensors(path)
     assert tensors["x"].shape == (2, 3) and header == {"format": "f"}
-    with open_tensors(path) as file:
+    with open_safetensors(path) as file:
         assert file.entry("x", 1).tolist() == [1, 1, 1]
         for read in (lambda: file.tensor("y"), lambda: file.entry("x", 5), lambda: file.entry("y", 0)):
             with pytest.raises(TubeletError, match=r"a\.safetensors: cannot be read"):
@@ -137,18 +137,18 @@ def test_tensors_of_a_file_that_is_cut_or_foreign(tmp_path):
     for content in (b"", path.read_bytes()[:-3], b"\xff" * 100, b'\x02\0\0\0\0\0\0\0{"'):
         path.write_bytes(content)
         with pytest.raises(TubeletError, match=r"a\.safetensors: cannot be read"):
-            read_tensors(path)
+            read_safetensors(path)
     with pytest.raises(TubeletError, match="is a folder"):
-        read_tensors(tmp_path)
+        read_safetensors(tmp_path)
     torch.save([1], tmp_path / "a.pt")
     with pytest.raises(TubeletError, match="holds list, expected a dictionary"):
         read_pt(tmp_path / "a.pt")
 
 
 def test_arrays_fit_each_other(tmp_path):
-    path, expected = tmp_path / "a.npz", {"x": Array("f", ("N", 2)), "y": Array("iu", ("N",))}
+    path, expected = tmp_path / "a.npz", {"x": ArraySpec("f", ("N", 2)), "y": ArraySpec("iu", ("N",))}
     np.savez(path, x=np.ones((3, 2)), y=np.ones(3, int))
-    assert read_arrays(path, expected, 2**20, "x")["y"].sum() == 3
+    assert read_npz(path, expected, 2**20, "x")["y"].sum() == 3
     for arrays, words in (
         ({"x": np.ones((3, 2))}, "has no y"),
         ({"x": np.ones((3, 2)), "y": np.ones(4, int)}, r"y has shape \(4,\), expected \(3\)"),
@@ -158,7 +158,7 @@ def test_arrays_fit_each_other(tmp_path):
     ):
         np.savez(path, **arrays)
         with pytest.raises(TubeletError, match=words):
-            read_arrays(path, expected, 2**20, "x")
+            read_npz(path, expected, 2**20, "x")
 
 
 def test_tables_have_the_columns_that_are_read_and_no_more_than_memory_holds(tmp_path):

@@ -21,7 +21,7 @@ from tubelet.checkpoint.run import FORMAT, load_vjepa
 from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.config import DataConfig, ModelConfig, TrainConfig, from_dict, to_dict
 from tubelet.data import limits
-from tubelet.data.batch import Blob
+from tubelet.data.batch import MediaBytes
 from tubelet.data.decode import read_clips, read_frames
 from tubelet.data.images import read_image
 from tubelet.data.limits import LINE_CHARACTERS
@@ -157,7 +157,7 @@ def test_an_image_of_ten_thousand_million_pixels_is_refused_before_it_takes_memo
         _forget_peak()
         before = _peak_mb()
         with pytest.raises(DecodeError, match="more than 89 million pixels"):
-            read_image(Blob(name, bytes(data)))
+            read_image(MediaBytes(name, bytes(data)))
         assert _peak_mb() - before < 100
 
 
@@ -167,7 +167,7 @@ def test_the_limit_of_images_does_not_depend_on_pillows_setting(monkeypatch):
     file = io.BytesIO()
     Image.new("RGB", (40, 40)).save(file, "PNG")
     with pytest.raises(DecodeError, match="pixels: make it smaller"):
-        read_image(Blob("still", file.getvalue()))
+        read_image(MediaBytes("still", file.getvalue()))
 
 
 @pytest.mark.parametrize("which", [0, 3])
@@ -181,7 +181,7 @@ def test_a_video_whose_pictures_become_huge_is_refused_before_it_takes_memory(wh
     _forget_peak()
     before = _peak_mb()
     with pytest.raises(DecodeError, match=r"damaged pictures|pixels, above the limit of 35 million"):
-        read_frames(Blob("film", bytes(data)))
+        read_frames(MediaBytes("film", bytes(data)))
     assert _peak_mb() - before < 300
 
 
@@ -192,7 +192,7 @@ def test_a_containers_claim_of_huge_pictures_alone_takes_no_memory(tmp_path):
     data[at : at + 8] = (100_000).to_bytes(4, "little") * 2
     _forget_peak()
     before = _peak_mb()
-    assert read_frames(Blob("film", bytes(data))).pixels.shape == (6, 32, 32, 3)
+    assert read_frames(MediaBytes("film", bytes(data))).pixels.shape == (6, 32, 32, 3)
     assert _peak_mb() - before < 300
 
 
@@ -219,7 +219,7 @@ def test_a_playlist_in_the_guise_of_a_film_opens_no_other_file(text, in_memory, 
     path = tmp_path / "list.mp4"
     path.write_text(text.format(film="film.mp4"))
     with pytest.raises(DecodeError, match="is not a media file"):
-        read_frames(Blob(str(path), path.read_bytes()) if in_memory else path)
+        read_frames(MediaBytes(str(path), path.read_bytes()) if in_memory else path)
 
 
 def test_pipes_and_devices_are_refused_instead_of_waited_for(tmp_path):

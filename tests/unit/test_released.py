@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tubelet.checkpoint.run import load_vjepa
-from tubelet.checkpoint.vjepa2_1 import load_exactly, read_released
+from tubelet.checkpoint.vjepa2_1 import load_strict, read_released
 from tubelet.errors import TubeletError
 from tubelet.model.encoder import Encoder
 
@@ -19,7 +19,7 @@ def test_a_missing_an_unexpected_and_a_misshapen_tensor_are_all_listed():
     state["extra"] = torch.zeros(3)
     state["norms.1.bias"] = torch.zeros(5)
     with pytest.raises(TubeletError) as error:
-        load_exactly(encoder, state, "encoder")
+        load_strict(encoder, state, "encoder")
     for words in (
         "missing norms.0.weight (32,)",
         "unexpected extra (3,)",

@@ -17,7 +17,7 @@ from tests.helpers.media import (
 )
 from tubelet.config import DataConfig, ShardConfig
 from tubelet.data import storage
-from tubelet.data.batch import Blob
+from tubelet.data.batch import MediaBytes
 from tubelet.data.decode import read_clips, read_frames, read_info
 from tubelet.data.images import read_image
 from tubelet.data.sample_index import build_index, check_shard_configs
@@ -106,14 +106,14 @@ def test_every_moment_of_the_recipe_shows_the_same_frame_as_the_source(tmp_path)
         assert sum(segment.duration_s for segment in found) == pytest.approx(duration)
         for segment in found:
             moments = np.arange(int(np.ceil(segment.duration_s * 6 - 1e-3))) / 6
-            assert clip_at(Blob(name, segment.data), moments) == clip_at(path, segment.start_s + moments), name
+            assert clip_at(MediaBytes(name, segment.data), moments) == clip_at(path, segment.start_s + moments), name
 
 
 def test_a_frame_keeps_its_own_time_between_the_moments_of_the_recipe(tmp_path):
     path = write_video(tmp_path / "film.mp4", fps=5)  # a frame begins at 0.2 s; moments of 6 a second are at 0.17, 0.33
     segment = segments_of(path, ShardConfig(fps=6, segment_s=20))[0]
-    assert np.allclose(read_frames(Blob("film", segment.data)).times, np.arange(48) / 5, atol=1e-4)
-    assert [frame_at(Blob("film", segment.data), t) for t in (0.19, 0.2, 0.39, 0.4)] == [0, 1, 1, 2]
+    assert np.allclose(read_frames(MediaBytes("film", segment.data)).times, np.arange(48) / 5, atol=1e-4)
+    assert [frame_at(MediaBytes("film", segment.data), t) for t in (0.19, 0.2, 0.39, 0.4)] == [0, 1, 1, 2]
 
 
 def test_segments_are_equal_and_at_least_as_long_as_asked(tmp_path):
@@ -127,7 +127,7 @@ def test_segments_are_equal_and_at_least_as_long_as_asked(tmp_path):
 def test_a_picture_that_stands_still_longer_than_a_segment_is_still_a_video(tmp_path):
     path = write_video(tmp_path / "film.mp4", frames=3, times=[0.0, 5.0, 10.0])
     found = segments_of(path, ShardConfig(fps=4, segment_s=2))
-    assert [clip_at(Blob("film", p.data), [0, 1.0, 1.9]) for p in found[:3]] == [[0] * 3, [0] * 3, [0, 1, 1]]
+    assert [clip_at(MediaBytes("film", p.data), [0, 1.0, 1.9]) for p in found[:3]] == [[0] * 3, [0] * 3, [0, 1, 1]]
 
 
 def test_what_a_recipe_cannot_use_is_a_bad_file(tmp_path):
@@ -142,17 +142,17 @@ def test_pictures_shrink_to_the_size_and_never_grow(tmp_path):
     assert scaled_size(1280, 720, 256, multiple=2) == (456, 256)
     assert scaled_size(101, 75, 256, multiple=2) == (100, 76)
     segment = segments_of(write_rotated(tmp_path / "film.mp4", 90, frames=24))[0]
-    info = read_info(Blob("film", segment.data))
+    info = read_info(MediaBytes("film", segment.data))
     assert (info.width, info.height, info.rotation) == (segment.width, segment.height, 0) == (48, 48, 0)
     image = segments_of(write_image(tmp_path / "still.png", index=77, size=96), modality=Modality.IMAGE)[0]
-    assert read_image(Blob("still", image.data)).shape == (48, 48, 3)
-    assert read_index(read_image(Blob("still", image.data))) == 77
+    assert read_image(MediaBytes("still", image.data)).shape == (48, 48, 3)
+    assert read_index(read_image(MediaBytes("still", image.data))) == 77
 
 
 def test_colours_survive_being_cut(tmp_path):
     path = write_video(tmp_path / "film.mp4", frames=24, codec_options={"crf": "5"})
     segment = segments_of(path, ShardConfig(fps=12, crf=5))[0]
-    before, after = read_frames(path).pixels.float(), read_frames(Blob("film", segment.data)).pixels.float()
+    before, after = read_frames(path).pixels.float(), read_frames(MediaBytes("film", segment.data)).pixels.float()
     assert (before - after).abs().mean() < 4 and (before.mean((0, 1, 2)) - after.mean((0, 1, 2))).abs().max() < 2
 
 
@@ -161,7 +161,7 @@ def test_colours_survive_being_cut(tmp_path):
 
 def test_a_film_in_memory_is_read_as_from_its_file_and_errors_carry_its_name(sources, tmp_path):
     path = sources / "0.mp4"
-    blob = Blob("tar:film", path.read_bytes())
+    blob = MediaBytes("tar:film", path.read_bytes())
     assert read_frames(blob).pixels.equal(read_frames(path).pixels)
     assert clip_at(blob, [0.5, 3.0]) == [6, 36]
     damaged = flip_bytes(path, tmp_path / "damaged.mp4", 3).read_bytes()
@@ -172,9 +172,9 @@ def test_a_film_in_memory_is_read_as_from_its_file_and_errors_carry_its_name(sou
         (b"text" * 99, "not a media"),
     ):
         with pytest.raises(DecodeError, match=f"^tar:film: .*{words}"):
-            read_frames(Blob("tar:film", data))
+            read_frames(MediaBytes("tar:film", data))
     with pytest.raises(DecodeError, match=r"^tar:still: is not an image"):
-        read_image(Blob("tar:still", b"text" * 99))
+        read_image(MediaBytes("tar:still", b"text" * 99))
 
 
 def test_members_lie_where_the_index_says_and_any_tar_tool_reads_them(folder):

@@ -17,8 +17,8 @@ from tubelet import cli, config
 from tubelet.config import DataConfig, EvaluateConfig, GuardConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from tubelet.config.fields import SettingError, Settings
 from tubelet.errors import TubeletError
-from tubelet.io.files import cache_folder, set_compile_cache
-from tubelet.validation import Bounds, hints
+from tubelet.io.files import cache_dir, set_compile_cache
+from tubelet.validation import Bounds, type_hints
 
 CONFIGS = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, Settings)]
 EDGES = (
@@ -67,7 +67,7 @@ def test_every_number_of_every_config_and_command_has_a_range():
 
     ranges_of_pairs = {"aspect", "crop_scale", "crop_aspect"}  # checked together
     for kind in (*CONFIGS, *map(inspect.unwrap, cli.COMMANDS.values())):
-        for name, annotation in hints(kind).items():
+        for name, annotation in type_hints(kind).items():
             assert name in ranges_of_pairs or not bare(annotation), f"{kind.__name__}.{name}"
 
 
@@ -138,7 +138,7 @@ def test_without_a_home_paths_below_it_are_refused_and_the_cache_is_named(monkey
     with pytest.raises(SettingError, match="no home directory of '~' is known: give the whole path"):
         DataConfig(sources=("~/videos",))
     with pytest.raises(TubeletError, match="no home directory is known: set HOME or XDG_CACHE_HOME"):
-        cache_folder()
+        cache_dir()
 
 
 def test_compiled_graphs_are_kept_in_the_users_cache(tmp_path, monkeypatch):

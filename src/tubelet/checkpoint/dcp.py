@@ -21,13 +21,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from tubelet.checkpoint.sharded import FILES, HEADER, read_header, remove
-from tubelet.errors import TubeletError, one_line
-from tubelet.io.files import sync
+from tubelet.checkpoint.sharded import FILES, HEADER, read_header, remove_checkpoint
+from tubelet.errors import TubeletError, first_line
+from tubelet.io.files import fsync
 from tubelet.io.hidden import without_hidden
 
 
-def begin_writing(
+def async_save(
     state: Mapping[str, Tensor],
     folder: Path,
     header: Mapping[str, str],
@@ -44,21 +44,21 @@ def begin_writing(
         finished: called by one process when the folder has appeared.
 
     Returns:
-        done when the folder has appeared; its error is one for `what_failed`.
+        done when the folder has appeared; its error is one for `root_cause`.
     """
     writer = _Writer(folder, header, finished)
     saving = dcp.async_save(dict(state), storage_writer=writer, process_group=group)
     return saving if isinstance(saving, Future) else saving.upload_completion
 
 
-def what_failed(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """The error of one process, out of what DCP makes of the errors of all."""
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
 
 
-def shapes(path: Path) -> dict[str, Tensor]:
+def read_metadata(path: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, in parts or in one file, without its content.
 
     Raises:
@@ -68,7 +68,7 @@ def shapes(path: Path) -> dict[str, Tensor]:
     try:
         metadata = _Reader(path).read_metadata()
     except Exception as error:  # a damaged header of a part fails in many ways inside PyTorch
-        raise TubeletError(f"{path}: the checkpoint cannot be read ({one_line(error)}); copy it again") from error
+        raise TubeletError(f"{path}: the checkpoint cannot be read ({first_line(error)}); copy it again") from error
     return {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
         for name, entry in metadata.state_dict_metadata.items()
@@ -76,7 +76,7 @@ def shapes(path: Path) -> dict[str, Tensor]:
     }
 
 
-def read_into(path: Path, state: Mapping[str, Tensor]) -> None:
+def load_into(path: Path, state: Mapping[str, Tensor]) -> None:
     """Fill tensors, whole or this process's parts of them, with those of a checkpoint, in parts or in one file.
 
     Raises:
@@ -87,19 +87,19 @@ def read_into(path: Path, state: Mapping[str, Tensor]) -> None:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each reads for itself
             dcp.load(dict(state), storage_reader=_Reader(path), no_dist=True)
     except Exception as error:  # as above
-        cause = what_failed(error)
-        said = one_line(cause) if isinstance(cause, Exception) else type(cause).__name__
+        cause = root_cause(error)
+        said = first_line(cause) if isinstance(cause, Exception) else type(cause).__name__
         raise TubeletError(f"{path}: the checkpoint cannot be read ({said}); copy it again") from error
 
 
-def read_whole(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+def load_full(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     """The tensors whose name is wanted, each in one piece.
 
     Raises:
         TubeletError: if the checkpoint cannot be read.
     """
-    state = {name: torch.empty_like(shape, device="cpu") for name, shape in shapes(path).items() if wanted(name)}
-    read_into(path, state)
+    state = {name: torch.empty_like(shape, device="cpu") for name, shape in read_metadata(path).items() if wanted(name)}
+    load_into(path, state)
     return state
 
 
@@ -108,10 +108,10 @@ class _Reader(HuggingFaceStorageReader):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self.fs = _Listed([path] if path.is_file() else without_hidden(path.glob("*.safetensors")))
+        self.fs = _ListedFiles([path] if path.is_file() else without_hidden(path.glob("*.safetensors")))
 
 
-class _Listed(FileSystem):
+class _ListedFiles(FileSystem):
     """The local file system, where a listing names the parts alone."""
 
     def __init__(self, files: list[Path]) -> None:
@@ -136,10 +136,10 @@ class _Writer(HuggingFaceStorageWriter):
         files = {path.name: path.stat().st_size for path in sorted(self.partial.glob("*.safetensors"))}
         header = self.partial / HEADER
         header.write_text(json.dumps({**self.header, FILES: files}))
-        sync(header)
-        sync(self.partial)
+        fsync(header)
+        fsync(self.partial)
         if self.folder.exists():
-            remove(self.folder)
+            remove_checkpoint(self.folder)
         self.partial.replace(self.folder)
-        sync(self.folder.parent)
+        fsync(self.folder.parent)
         self.finished()

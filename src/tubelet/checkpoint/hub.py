@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tubelet.checkpoint.weights import FORMAT
 from tubelet.config import ModelConfig, to_dict
-from tubelet.errors import TubeletError, visible
-from tubelet.io.files import describe_os_error, replacing
+from tubelet.errors import TubeletError, escape_unprintable
+from tubelet.io.files import atomic_write, describe_os_error
 from tubelet.io.overwrite import check_output
 
 WEIGHTS_FILE = "model.safetensors"
@@ -46,11 +46,11 @@ def save_encoder(path: Path, tensors: Mapping[str, Tensor], config: ModelConfig,
     Raises:
         TubeletError: if it cannot be written.
     """
-    header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "name": visible(name), "part": part}
+    header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "name": escape_unprintable(name), "part": part}
     check_output(path, "encoder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=header)
     except (OSError, SafetensorError) as error:
         raise TubeletError(f"{path}: the model could not be written: {describe_os_error(error)}") from error
@@ -65,7 +65,7 @@ def model_card(
         library_name="tubelet",
         tags=["v-jepa", "video", "self-supervised", "dense-features"],
         pipeline_tag="image-feature-extraction",
-        metrics=[visible(name) for name in metrics] or None,
+        metrics=[escape_unprintable(name) for name in metrics] or None,
     )
     return ModelCard.from_template(
         data,
@@ -85,4 +85,4 @@ def model_card(
 
 def _markdown(name: str) -> str:
     """A name as plain text in Markdown: no markup, no HTML, no end of a table's cell."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", visible(name))
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", escape_unprintable(name))

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
-from tubelet.errors import TubeletError, one_line
-from tubelet.io.files import cache_folder
+from tubelet.errors import TubeletError, first_line
+from tubelet.io.files import cache_dir
 
 RELEASE_URL = "https://dl.fbaipublicfiles.com/vjepa2/"
 RELEASED = {
@@ -28,7 +28,7 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def find(what: str | Path, sha256: str | None = None, **hub: Any) -> Path:
+def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) -> Path:
     """The local file or folder that `what` names; what is not there yet is downloaded.
 
     Args:
@@ -61,9 +61,9 @@ def find(what: str | Path, sha256: str | None = None, **hub: Any) -> Path:
     return found
 
 
-def folders() -> list[Path]:
+def search_directories() -> list[Path]:
     """Where released files are looked for; the first is where they are downloaded to."""
-    cache = cache_folder()
+    cache = cache_dir()
     torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser()
     return [cache / "tubelet" / "released", torch_home / "hub" / "checkpoints", Path.cwd()]
 
@@ -86,7 +86,7 @@ def download(url: str, target: Path) -> None:
             try:
                 _fetch(url, file, target.name)
             except Exception as error:  # whatever its HTTP library of the day raises
-                raise OSError(one_line(error)) from error
+                raise OSError(first_line(error)) from error
         partial.replace(target)
 
 
@@ -109,7 +109,7 @@ def _fetch(url: str, file: BinaryIO, name: str) -> None:
 
 def _released(name: str, local_only: bool) -> Path:
     file = RELEASED[name]
-    looked = folders()
+    looked = search_directories()
     for folder in looked:
         if (folder / file).is_file():
             return folder / file
@@ -135,7 +135,7 @@ def _from_hub(repository: str, **hub: Any) -> Path:
         return Path(snapshot_download(repository, allow_patterns=["config.json", "*.safetensors"], **hub))
     except Exception as error:  # network, repository, permissions: each has several classes, which change
         raise TubeletError(
-            f"{repository}: no such file or folder here, and the Hub gave no model of this name ({one_line(error)}); "
+            f"{repository}: no such file or folder here, and the Hub gave no model of this name ({first_line(error)}); "
             "check the name, the network and HF_TOKEN"
         ) from error
 

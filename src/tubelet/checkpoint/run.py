@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tubelet.checkpoint.sharded import is_in_parts, read_header, remove
-from tubelet.checkpoint.vjepa2_1 import differences, load_exactly, read_released, require_finite
+from tubelet.checkpoint.sharded import is_sharded, read_header, remove_checkpoint
+from tubelet.checkpoint.vjepa2_1 import load_strict, read_released, require_finite, state_dict_mismatches
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.errors import TubeletError
-from tubelet.io.arrays import open_tensors
-from tubelet.io.files import describe_os_error, replacing
+from tubelet.io.arrays import open_safetensors
+from tubelet.io.files import atomic_write, describe_os_error
 from tubelet.io.text import parse_json
 from tubelet.model.lora import merge_adapters
 from tubelet.vjepa import VJEPA
@@ -36,13 +36,13 @@ _OPTIMIZER = "optimizer."
 C = TypeVar("C")
 
 
-def checkpoints(run: Path) -> list[Path]:
+def list_checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
     found = (path for path in (run / "checkpoints").glob("step-*") if _NAME.match(path.name))
-    return sorted(found, key=lambda path: (step_of(path), path.name))
+    return sorted(found, key=lambda path: (step_from_name(path), path.name))
 
 
-def step_of(checkpoint: Path) -> int:
+def step_from_name(checkpoint: Path) -> int:
     """The optimiser steps after which a checkpoint was written, by its name.
 
     Raises:
@@ -63,7 +63,7 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], config: T
     Args:
         run: the run directory.
         step: optimizer steps done.
-        state: contiguous tensors by name, see `state_tensors`; nothing may change them meanwhile.
+        state: contiguous tensors by name, see `training_state`; nothing may change them meanwhile.
         config: the run.
         keep: how many checkpoints are kept, the new one included.
 
@@ -72,21 +72,21 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], config: T
     """
     path = run / "checkpoints" / f"step-{step:09d}.safetensors"
     try:
-        make_room(run)
-        with replacing(path, durable=True) as partial:
-            save_file(dict(state), partial, metadata=header_of(step, config))
+        prepare_directory(run)
+        with atomic_write(path, durable=True) as partial:
+            save_file(dict(state), partial, metadata=make_header(step, config))
     except (OSError, SafetensorError) as error:
         raise TubeletError(f"{path}: the checkpoint could not be written: {describe_os_error(error)}") from error
-    keep_newest(run, keep)
+    prune_checkpoints(run, keep)
     return path
 
 
-def header_of(step: int, config: TrainConfig) -> dict[str, str]:
+def make_header(step: int, config: TrainConfig) -> dict[str, str]:
     """What a checkpoint says of itself."""
     return {"format": FORMAT, "step": str(step), "config": json.dumps(to_dict(config))}
 
 
-def make_room(run: Path) -> None:
+def prepare_directory(run: Path) -> None:
     """Make the folder of a run's checkpoints, and remove from it what a process left that died while it wrote."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,19 +94,19 @@ def make_room(run: Path) -> None:
         _try_to_remove(leftover)
 
 
-def keep_newest(run: Path, keep: int) -> None:
+def prune_checkpoints(run: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints; what cannot be removed now is tried again after the next."""
-    for old in checkpoints(run)[:-keep]:
+    for old in list_checkpoints(run)[:-keep]:
         _try_to_remove(old)
 
 
 def _try_to_remove(path: Path) -> None:
     """Remove something, unless the system refuses, as a network's does while another machine reads it."""
     with suppress(OSError):
-        remove(path)
+        remove_checkpoint(path)
 
 
-def state_tensors(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
+def training_state(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
     """All that a checkpoint holds: the model's tensors, and the optimiser's by kind and parameter."""
     return {**model.state_dict(), **_optimizer_tensors(model, optimizer)}
 
@@ -140,16 +140,16 @@ def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     """
     if hasattr(next(model.parameters()), "placements"):  # a DTensor, whose module takes long to import
         return _load_into_shards(path, model, optimizer)
-    tensors, header = read_tensors(path)
+    tensors, header = read_checkpoint(path)
     moments = {
         name.removeprefix(_OPTIMIZER): tensors.pop(name) for name in list(tensors) if name.startswith(_OPTIMIZER)
     }
-    load_exactly(model, tensors, str(path))
+    load_strict(model, tensors, str(path))
     _load_optimizer_tensors(model, optimizer, moments, path)
-    return stated_step(header, path)
+    return step_from_header(header, path)
 
 
-def load_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collection[str]) -> set[str]:
+def load_optimizer_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collection[str]) -> set[str]:
     """Bring the optimiser's moments of some parts of a model to those that a checkpoint holds; all others begin anew.
 
     Args:
@@ -171,13 +171,13 @@ def load_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collecti
         return name.startswith(_OPTIMIZER) and name.removeprefix(_OPTIMIZER).partition(".")[2] in parameters
 
     if hasattr(next(model.parameters()), "placements"):
-        from tubelet.checkpoint.dcp import read_into, shapes
+        from tubelet.checkpoint.dcp import load_into, read_metadata
 
-        names = [name.removeprefix(_OPTIMIZER) for name in shapes(path) if wanted(name)]
-        moments = {name: _room_for(name, parameters, path) for name in names}
-        read_into(path, {_OPTIMIZER + name: value for name, value in moments.items()})
+        names = [name.removeprefix(_OPTIMIZER) for name in read_metadata(path) if wanted(name)]
+        moments = {name: _empty_moment(name, parameters, path) for name in names}
+        load_into(path, {_OPTIMIZER + name: value for name, value in moments.items()})
     else:
-        tensors = read_tensors(path, wanted)[0]
+        tensors = read_checkpoint(path, wanted)[0]
         moments = {name.removeprefix(_OPTIMIZER): value for name, value in tensors.items()}
     _load_optimizer_tensors(model, optimizer, moments, path)
     return {name.split(".")[1] for name in moments}
@@ -185,24 +185,24 @@ def load_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collecti
 
 def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     """As `load_training_state`, each process reading the parts that it holds alone."""
-    from tubelet.checkpoint.dcp import read_into, shapes
+    from tubelet.checkpoint.dcp import load_into, read_metadata
 
     header = read_header(path)
     _check_format(path, header)
-    there = shapes(path)
+    there = read_metadata(path)
     state = model.state_dict()
     moments = {name.removeprefix(_OPTIMIZER): value for name, value in there.items() if name.startswith(_OPTIMIZER)}
-    if wrong := differences({k: v for k, v in there.items() if not k.startswith(_OPTIMIZER)}, state):
+    if wrong := state_dict_mismatches({k: v for k, v in there.items() if not k.startswith(_OPTIMIZER)}, state):
         raise TubeletError(f"{path} does not fit the model: {'; '.join(wrong)}")
     parameters = dict(model.named_parameters())
-    empty = {name: _room_for(name, parameters, path) for name in moments}
-    read_into(path, {**state, **{_OPTIMIZER + name: value for name, value in empty.items()}})
+    empty = {name: _empty_moment(name, parameters, path) for name in moments}
+    load_into(path, {**state, **{_OPTIMIZER + name: value for name, value in empty.items()}})
     require_finite(state, str(path))
     _load_optimizer_tensors(model, optimizer, empty, path)
-    return stated_step(header, path)
+    return step_from_header(header, path)
 
 
-def _room_for(moment: str, parameters: dict[str, nn.Parameter], path: Path) -> Tensor:
+def _empty_moment(moment: str, parameters: dict[str, nn.Parameter], path: Path) -> Tensor:
     """An empty tensor for an optimiser's moment, cut as its parameter is."""
     key, _, name = moment.partition(".")
     if name not in parameters:
@@ -210,12 +210,12 @@ def _room_for(moment: str, parameters: dict[str, nn.Parameter], path: Path) -> T
     return torch.zeros(()) if key == "step" else torch.zeros_like(parameters[name], requires_grad=False)
 
 
-def is_of_model(name: str) -> bool:
+def is_model_tensor(name: str) -> bool:
     """Whether a checkpoint's tensor is one of the model's, not one of the optimiser's."""
     return not name.startswith(_OPTIMIZER)
 
 
-def read_tensors(
+def read_checkpoint(
     path: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a checkpoint and its header.
@@ -228,12 +228,12 @@ def read_tensors(
         TubeletError: if the file is missing, damaged, or no checkpoint of this package.
     """
     if path.is_dir():
-        from tubelet.checkpoint.dcp import read_whole
+        from tubelet.checkpoint.dcp import load_full
 
         header = read_header(path)
         _check_format(path, header)
-        return read_whole(path, wanted), header
-    with open_tensors(path, "copy it again, or remove it to continue from an older checkpoint") as file:
+        return load_full(path, wanted), header
+    with open_safetensors(path, "copy it again, or remove it to continue from an older checkpoint") as file:
         tensors = {name: file.tensor(name) for name in file.names if wanted(name)}
     _check_format(path, file.header)
     return tensors, file.header
@@ -244,7 +244,7 @@ def _check_format(path: Path, header: dict[str, str]) -> None:
         raise TubeletError(f"{path}: expected a checkpoint of format {FORMAT!r}, found {header.get('format')!r}")
 
 
-def stored_config(header: Mapping[str, str], kind: type[C], where: str) -> C:
+def config_from_header(header: Mapping[str, str], kind: type[C], where: str) -> C:
     """The config in a file's header.
 
     Raises:
@@ -256,7 +256,7 @@ def stored_config(header: Mapping[str, str], kind: type[C], where: str) -> C:
     return config
 
 
-def stated_step(header: Mapping[str, str], path: Path) -> int:
+def step_from_header(header: Mapping[str, str], path: Path) -> int:
     """The optimiser steps that a checkpoint's header says were done.
 
     Raises:
@@ -268,15 +268,15 @@ def stated_step(header: Mapping[str, str], path: Path) -> int:
     return int(step)
 
 
-def locate(what: str | Path) -> Path:
+def find_checkpoint(what: str | Path) -> Path:
     """The newest checkpoint of a run folder, or the file, or the folder of parts, that was named itself.
 
     Raises:
         TubeletError: if there is none.
     """
     path = Path(what)
-    if path.is_dir() and not is_in_parts(path):
-        found = checkpoints(path)
+    if path.is_dir() and not is_sharded(path):
+        found = list_checkpoints(path)
         if not found:
             raise TubeletError(f"{path}: no checkpoint in this folder (expected checkpoints/step-*.safetensors)")
         path = found[-1]
@@ -294,24 +294,24 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
     Raises:
         TubeletError: if there is no such thing, or it does not fit.
     """
-    path = locate(what)
+    path = find_checkpoint(what)
     if path.suffix == ".pt":
         released = read_released(path)
         model = VJEPA(released.config)
-        load_exactly(model.student, released.student, f"{path}: encoder")
-        load_exactly(model.predictor, released.predictor, f"{path}: predictor")
-        load_exactly(model.teacher, released.teacher, f"{path}: teacher")
+        load_strict(model.student, released.student, f"{path}: encoder")
+        load_strict(model.predictor, released.predictor, f"{path}: predictor")
+        load_strict(model.teacher, released.teacher, f"{path}: teacher")
         return model.eval(), None
-    tensors, header = read_tensors(path, is_of_model)
-    config = stored_config(header, TrainConfig, str(path))
+    tensors, header = read_checkpoint(path, is_model_tensor)
+    config = config_from_header(header, TrainConfig, str(path))
     state = merge_adapters(tensors)
     with torch.device("meta"):  # what does not fit is found before it takes memory
         expected = VJEPA(config.model).state_dict()
-    if wrong := differences(state, expected):
+    if wrong := state_dict_mismatches(state, expected):
         raise TubeletError(f"{path} does not fit the model: {'; '.join(wrong)}")
     model = VJEPA(config.model)
     model.distance_weighting = config.optim.distance_weighting
-    load_exactly(model, state, str(path))
+    load_strict(model, state, str(path))
     return model.eval(), config
 
 

@@ -7,15 +7,15 @@ folder get its name. What is in the parts is for `dcp`.
 import shutil
 from pathlib import Path
 
-from tubelet.io.arrays import open_tensors
-from tubelet.io.text import damaged, read_json
+from tubelet.io.arrays import open_safetensors
+from tubelet.io.text import file_error, read_json
 
 HEADER = "header.json"
 FILES = "files"
 _COPY = "copy the whole checkpoint folder again"
 
 
-def is_in_parts(path: Path) -> bool:
+def is_sharded(path: Path) -> bool:
     """Whether a path is a checkpoint in parts."""
     return (path / HEADER).is_file()
 
@@ -27,24 +27,24 @@ def read_header(path: Path) -> dict[str, str]:
         TubeletError: if it is damaged or not complete.
     """
     if not path.is_dir():
-        with open_tensors(path) as file:
+        with open_safetensors(path) as file:
             return file.header
     header = read_json(path / HEADER, dict[str, str | dict[str, int]], _COPY)
     files = header.pop(FILES, None)
     if not isinstance(files, dict) or not all(isinstance(value, str) for value in header.values()):
-        raise damaged(path / HEADER, f"expected texts, and sizes by name as {FILES!r}", _COPY)
+        raise file_error(path / HEADER, f"expected texts, and sizes by name as {FILES!r}", _COPY)
     for name, size in files.items():
         if Path(name).name != name:
-            raise damaged(path / HEADER, f"lists {name!r}, expected the name of a file beside it", _COPY)
+            raise file_error(path / HEADER, f"lists {name!r}, expected the name of a file beside it", _COPY)
         part = path / name
         found = part.stat().st_size if part.is_file() else None
         if found != size:
             there = "is missing" if found is None else f"has {found} bytes"
-            raise damaged(part, f"{there}, expected {size} bytes", _COPY)
+            raise file_error(part, f"{there}, expected {size} bytes", _COPY)
     return {name: str(value) for name, value in header.items()}
 
 
-def remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint of either kind; a folder loses its name first, so that half of it is never seen."""
     if path.is_dir():
         doomed = path if path.suffix == ".partial" else path.with_name(path.name + ".removed.partial")

@@ -16,23 +16,23 @@ from torch import Tensor
 from tubelet.checkpoint.vjepa2_1 import (
     State,
     count_blocks,
-    differences,
     expected_state,
-    halve_pairs,
-    length_of,
-    strip,
+    interleaved_to_half,
+    state_dict_mismatches,
+    strip_prefixes,
     tokenizer_shape,
+    vector_length,
 )
 from tubelet.config import ModelConfig, levels_of_depth
 from tubelet.errors import TubeletError
 from tubelet.io.text import read_json
-from tubelet.validation import MisfitError, fit
+from tubelet.validation import InvalidValueError, check_value
 
 # Width -> heads and blocks of ViT-L, H and g (arXiv 2506.09985, and its release).
 _FAMILY = {1024: (16, 24), 1280: (16, 32), 1408: (22, 40)}
 # The release's files still hold the fixed position table of its predecessor, which nothing adds to the tokens.
 _UNUSED = "pos_embed"
-_OTHERS = ("predictor.", "pooler.", "classifier.")  # of transformers' models around the encoder
+_OTHER_MODULES = ("predictor.", "pooler.", "classifier.")  # of transformers' models around the encoder
 _TRANSFORMERS_NAMES = (
     ("blocks.", "encoder.layer."),
     ("patch_embed.", "encoder.embeddings.patch_embeddings."),
@@ -52,9 +52,9 @@ class _Sizes(TypedDict):
     in_chans: int
 
 
-_BESIDE = "expected the config.json of a V-JEPA 2.0 model beside its .safetensors files"
+_EXPECTED_FILES = "expected the config.json of a V-JEPA 2.0 model beside its .safetensors files"
 # What this package's blocks do not leave open.
-_FIXED = {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": True}
+_FIXED_SETTINGS = {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": True}
 
 
 def from_release(path: Path, state: Mapping[str, Tensor], heads: int | None) -> tuple[ModelConfig, State]:
@@ -63,8 +63,8 @@ def from_release(path: Path, state: Mapping[str, Tensor], heads: int | None) -> 
     Raises:
         TubeletError: if a tensor is missing, unexpected or misshapen, or the width is unknown and `heads` not given.
     """
-    encoder = {name: value for name, value in strip(state).items() if name != _UNUSED}
-    width = length_of(encoder, r"blocks\.\d+\.norm1\.weight", path)
+    encoder = {name: value for name, value in strip_prefixes(state).items() if name != _UNUSED}
+    width = vector_length(encoder, r"blocks\.\d+\.norm1\.weight", path)
     depth = count_blocks(encoder, r"blocks\.(\d+)\.")
     if heads is None:
         if width not in _FAMILY:
@@ -77,15 +77,15 @@ def from_release(path: Path, state: Mapping[str, Tensor], heads: int | None) -> 
         width=width,
         depth=depth,
         heads=heads,
-        mlp_ratio=length_of(encoder, r"blocks\.\d+\.mlp\.fc1\.bias", path) / width,
+        mlp_ratio=vector_length(encoder, r"blocks\.\d+\.mlp\.fc1\.bias", path) / width,
         levels=levels_of_depth(depth),
         patch_size=patch_size,
         tubelet_size=tubelet_size,
         channels=channels,
         rope="2.0",
     )
-    _check(path, encoder, _expected(config))
-    return config, _to_own(encoder, config)
+    _require_match(path, encoder, _expected(config))
+    return config, _from_released(encoder, config)
 
 
 def from_transformers(path: Path, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, State]:
@@ -96,17 +96,17 @@ def from_transformers(path: Path, tensors: Mapping[str, Tensor]) -> tuple[ModelC
     """
     config = _read_config(path / "config.json")
     names = {name.removeprefix("vjepa2."): value for name, value in tensors.items()}
-    encoder = {name: value for name, value in names.items() if not name.startswith(_OTHERS)}
+    encoder = {name: value for name, value in names.items() if not name.startswith(_OTHER_MODULES)}
     expected = {}
     for name, value in _expected(config).items():
-        for part, theirs in zip(_thirds(name), value.chunk(3) if ".qkv." in name else [value], strict=True):
+        for part, theirs in zip(_split_qkv_names(name), value.chunk(3) if ".qkv." in name else [value], strict=True):
             expected[part] = theirs
-    _check(path, encoder, expected)
-    state = {name: torch.cat([encoder[part] for part in _thirds(name)]) for name in _expected(config)}
-    return config, _to_own(state, config)
+    _require_match(path, encoder, expected)
+    state = {name: torch.cat([encoder[part] for part in _split_qkv_names(name)]) for name in _expected(config)}
+    return config, _from_released(state, config)
 
 
-def _thirds(name: str) -> list[str]:
+def _split_qkv_names(name: str) -> list[str]:
     """The names in `transformers` of a tensor of the release: queries, keys and values are three there."""
     for there, theirs in _TRANSFORMERS_NAMES:
         if name.startswith(there):
@@ -117,21 +117,23 @@ def _thirds(name: str) -> list[str]:
 
 
 def _read_config(path: Path) -> ModelConfig:
-    stated = read_json(path, dict[str, Any], _BESIDE)
+    stated = read_json(path, dict[str, Any], _EXPECTED_FILES)
     if stated.get("model_type") != "vjepa2":
-        raise TubeletError(f"{path}: model_type is {stated.get('model_type')!r:.100}, expected 'vjepa2'; {_BESIDE}")
-    for key, value in _FIXED.items():
+        raise TubeletError(
+            f"{path}: model_type is {stated.get('model_type')!r:.100}, expected 'vjepa2'; {_EXPECTED_FILES}"
+        )
+    for key, value in _FIXED_SETTINGS.items():
         if stated.get(key, value) != value:
             raise TubeletError(
-                f"{path}: {key} is {stated[key]!r:.100}, this package's blocks have {value!r}; {_BESIDE}"
+                f"{path}: {key} is {stated[key]!r:.100}, this package's blocks have {value!r}; {_EXPECTED_FILES}"
             )
     try:
-        sizes = fit(_Sizes, stated, "", given=False)
+        sizes = check_value(_Sizes, stated, "", strict=True)
         patch = sizes["patch_size"]
         if isinstance(patch, list) and (not patch or len({*patch}) > 1):
-            raise MisfitError("patch_size", f"is {patch!r:.100}, expected one number, or two that are equal")
-    except MisfitError as error:
-        raise TubeletError(f"{path}: {error}; {_BESIDE}") from error
+            raise InvalidValueError("patch_size", f"is {patch!r:.100}, expected one number, or two that are equal")
+    except InvalidValueError as error:
+        raise TubeletError(f"{path}: {error}; {_EXPECTED_FILES}") from error
     try:
         return ModelConfig(
             width=sizes["hidden_size"],
@@ -159,7 +161,7 @@ def _expected(config: ModelConfig) -> State:
     return state
 
 
-def _to_own(state: Mapping[str, Tensor], config: ModelConfig) -> State:
+def _from_released(state: Mapping[str, Tensor], config: ModelConfig) -> State:
     kernel, bias = state["patch_embed.proj.weight"], state["patch_embed.proj.bias"]
     own = {
         "tokenizer.video.weight": kernel.flatten(1),
@@ -174,11 +176,11 @@ def _to_own(state: Mapping[str, Tensor], config: ModelConfig) -> State:
     for name, value in state.items():
         if name.startswith("blocks."):
             own[name.replace(".attn.", ".attention.")] = (
-                halve_pairs(value, config.heads) if ".attn.qkv." in name else value
+                interleaved_to_half(value, config.heads) if ".attn.qkv." in name else value
             )
     return own
 
 
-def _check(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    if wrong := differences(state, expected):
+def _require_match(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    if wrong := state_dict_mismatches(state, expected):
         raise TubeletError(f"{path} does not fit the V-JEPA 2.0 model that its sizes speak of: {'; '.join(wrong)}")

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, levels_of_depth
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import read_pt
-from tubelet.io.files import replacing
+from tubelet.io.files import atomic_write
 from tubelet.io.overwrite import check_output, mark_archive
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import pair_permutation
-from tubelet.vjepa import own_part
+from tubelet.vjepa import local_shard
 
-Part = Literal["student", "predictor", "teacher"]
-PARTS: tuple[Part, ...] = ("student", "predictor", "teacher")
+ModuleName = Literal["student", "predictor", "teacher"]
+MODULE_NAMES: tuple[ModuleName, ...] = ("student", "predictor", "teacher")
 TEACHER_KEYS = ("target_encoder", "ema_encoder")
 PREFIX = "module.backbone."
 State = dict[str, Tensor]
@@ -49,7 +49,7 @@ _PREDICTOR_NAMES = (
 )
 
 
-class Released(NamedTuple):
+class ReleasedCheckpoint(NamedTuple):
     """What a released file holds, in this package's names and layout.
 
     Attributes:
@@ -69,8 +69,8 @@ def read_released(
     heads: int | None = None,
     predictor_heads: int | None = None,
     levels: tuple[int, ...] | None = None,
-    parts: Collection[Part] = PARTS,
-) -> Released:
+    parts: Collection[ModuleName] = MODULE_NAMES,
+) -> ReleasedCheckpoint:
     """Read a released checkpoint. Tensors that need no reordering stay in the file until they are used.
 
     Args:
@@ -93,22 +93,22 @@ def read_released(
             f"{path}: expected the keys {', '.join(map(repr, absent))}, found {sorted(map(str, file))}: "
             "not a V-JEPA 2.1 release"
         )
-    found = {part: state_in(file, keys[part], path) for part in PARTS if keys[part] in file}
-    if any(is_2_0(found[part]) for part in parts if part != "predictor"):
+    found = {part: state_dict_from(file, keys[part], path) for part in MODULE_NAMES if keys[part] in file}
+    if any(is_vjepa2(found[part]) for part in parts if part != "predictor"):
         raise TubeletError(f"{path}: a V-JEPA 2.0 file, of which the encoder alone can be used: tubelet.load gives it")
-    states = {part: strip(state) for part, state in found.items()}
+    states = {part: strip_prefixes(state) for part, state in found.items()}
     encoder = states["student" if "teacher" not in parts and "student" in states else "teacher"]
     distilled = teacher_key == "ema_encoder"
     config = _infer_config(path, encoder, heads, levels, states.get("predictor", {}), distilled)
     if "predictor" in parts:
         config = replace(config, predictor=_infer_predictor(path, states["predictor"], predictor_heads, distilled))
     wanted = {part: states[part] for part in parts}
-    _check(path, {keys[part]: (wanted[part], expected_state(config, part)) for part in parts})
-    own = {part: _to_own(state, config, part) for part, state in wanted.items()}
-    return Released(config, own.get("student", {}), own.get("predictor", {}), own.get("teacher", {}))
+    _require_match(path, {keys[part]: (wanted[part], expected_state(config, part)) for part in parts})
+    own = {part: _from_released(state, config, part) for part, state in wanted.items()}
+    return ReleasedCheckpoint(config, own.get("student", {}), own.get("predictor", {}), own.get("teacher", {}))
 
 
-def write_released(path: Path, config: ModelConfig, states: Mapping[Part, Mapping[str, Tensor]]) -> None:
+def write_released(path: Path, config: ModelConfig, states: Mapping[ModuleName, Mapping[str, Tensor]]) -> None:
     """Write state dictionaries of this package as a released checkpoint, which `read_released` gives back to the bit.
 
     Raises:
@@ -125,7 +125,7 @@ def write_released(path: Path, config: ModelConfig, states: Mapping[Part, Mappin
     check_output(path, "released")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             torch.save(file, partial)
             mark_archive(partial)
     except (OSError, RuntimeError) as error:
@@ -141,7 +141,7 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
     return read_pt(path, "copy it again, and give a checkpoint of state dictionaries", mapped=True)
 
 
-def state_in(file: Mapping[str, Any], key: str, path: str | Path) -> State:
+def state_dict_from(file: Mapping[str, Any], key: str, path: str | Path) -> State:
     """One state dictionary of a .pt file.
 
     Raises:
@@ -157,19 +157,19 @@ def state_in(file: Mapping[str, Any], key: str, path: str | Path) -> State:
             raise TubeletError(f"{path}: {key!r} holds {ascii(name)[:200]}, which is not a plain tensor")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise TubeletError(f"{path}: {name} has shape {tuple(value.shape)}, more than the file holds of it")
-    names = strip(state)
+    names = strip_prefixes(state)
     if len(names) < len(state):
         raise TubeletError(f"{path}: {key!r} holds tensors of one name that differ in their prefix alone")
     return {name: value.detach() for name, value in state.items()}
 
 
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str, assign: bool = False) -> None:
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str, assign: bool = False) -> None:
     """Load a state dictionary that must fit to the last tensor; `assign` puts its tensors in the parameters' place.
 
     Raises:
         TubeletError: that lists every missing, unexpected and misshapen tensor, or those that are not finite.
     """
-    if wrong := differences(state, module.state_dict()):
+    if wrong := state_dict_mismatches(state, module.state_dict()):
         raise TubeletError(f"{what} does not fit the model: {'; '.join(wrong)}")
     require_finite(state, what)
     module.load_state_dict(state, assign=assign)
@@ -188,7 +188,7 @@ def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """
     wrong = []
     for name, tensor in tensors.items():
-        values = own_part(tensor)
+        values = local_shard(tensor)
         # One pass, and no memory for a mask as large as the tensor, unless there is something to count.
         if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
             wrong.append(f"{name}, {int((~values.isfinite()).sum())} of {values.numel()} values")
@@ -200,7 +200,7 @@ def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
         )
 
 
-def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+def state_dict_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Every tensor of `state` that is missing, unexpected, misshapen or not of floats, in words."""
     wrong = [f"missing {name} {tuple(expected[name].shape)}" for name in expected if name not in state]
     wrong += [f"unexpected {name} {tuple(state[name].shape)}" for name in state if name not in expected]
@@ -216,14 +216,14 @@ def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     ]
 
 
-def expected_state(config: ModelConfig, part: Part) -> State:
+def expected_state(config: ModelConfig, part: ModuleName) -> State:
     """The names and shapes, without content, that a released checkpoint of these sizes has for one part."""
     with torch.device("meta"):
         module = Predictor(config) if part == "predictor" else Encoder(config)
     return to_released(module.state_dict(), config, part)
 
 
-def to_released(state: Mapping[str, Tensor], config: ModelConfig, part: Part) -> State:
+def to_released(state: Mapping[str, Tensor], config: ModelConfig, part: ModuleName) -> State:
     """One part's tensors in the released names and layout, without their prefix."""
     released: State = {}
     p, t = config.patch_size, config.tubelet_size
@@ -246,7 +246,7 @@ def to_released(state: Mapping[str, Tensor], config: ModelConfig, part: Part) ->
     return released
 
 
-def _to_own(state: Mapping[str, Tensor], config: ModelConfig, part: Part) -> State:
+def _from_released(state: Mapping[str, Tensor], config: ModelConfig, part: ModuleName) -> State:
     """One part's tensors in this package's names and layout."""
     own = {}
     heads = config.predictor.heads if part == "predictor" else config.heads
@@ -263,7 +263,7 @@ def _to_own(state: Mapping[str, Tensor], config: ModelConfig, part: Part) -> Sta
         elif name in ("tokenizer.video.weight", "tokenizer.image.weight"):
             value = value.flatten(1)
         elif ".attention.qkv." in name:
-            value = halve_pairs(value, heads)
+            value = interleaved_to_half(value, heads)
         own[name] = value
     if part == "predictor":
         tokens = [state[f"mask_tokens.{i}"].flatten() for i in range(config.predictor.mask_tokens)]
@@ -271,7 +271,7 @@ def _to_own(state: Mapping[str, Tensor], config: ModelConfig, part: Part) -> Sta
     return own
 
 
-def halve_pairs(qkv: Tensor, heads: int) -> Tensor:
+def interleaved_to_half(qkv: Tensor, heads: int) -> Tensor:
     """(3D, ...) rows of queries and keys from interleaved pairs to the half layout; values stay."""
     return _permute_pairs(qkv, heads, pair_permutation(head_dim_of(qkv, heads)))
 
@@ -286,7 +286,7 @@ def _permute_pairs(qkv: Tensor, heads: int, permutation: Tensor) -> Tensor:
     return torch.cat([per_head[:2, :, permutation.to(qkv.device)], per_head[2:]]).flatten(0, 2)
 
 
-def _names(config: ModelConfig, part: Part) -> tuple[tuple[str, str], ...]:
+def _names(config: ModelConfig, part: ModuleName) -> tuple[tuple[str, str], ...]:
     if part != "predictor":
         return _ENCODER_NAMES
     # A single level is not fused: its one layer is no list there.
@@ -294,22 +294,22 @@ def _names(config: ModelConfig, part: Part) -> tuple[tuple[str, str], ...]:
     return (fusion, *_PREDICTOR_NAMES)
 
 
-def strip(state: Mapping[str, Tensor]) -> State:
+def strip_prefixes(state: Mapping[str, Tensor]) -> State:
     """The same tensors without the wrappers' prefixes."""
     return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in state.items()}
 
 
-def is_2_0(state: Mapping[str, Tensor]) -> bool:
+def is_vjepa2(state: Mapping[str, Tensor]) -> bool:
     """Whether an encoder of a released .pt file is of V-JEPA 2.0: one final norm instead of one a level."""
-    names = strip(state)
+    names = strip_prefixes(state)
     return "norm.weight" in names and not any(name.startswith("norms_block.") for name in names)
 
 
-def _check(path: str | Path, parts: Mapping[str, tuple[State, State]]) -> None:
+def _require_match(path: str | Path, parts: Mapping[str, tuple[State, State]]) -> None:
     wrong = [
         f"{key}: {'; '.join(found)}"
         for key, (state, expected) in parts.items()
-        if (found := differences(state, expected))
+        if (found := state_dict_mismatches(state, expected))
     ]
     if wrong:
         raise TubeletError(f"{path} does not fit the model that its sizes speak of: {' | '.join(wrong)}")
@@ -321,7 +321,7 @@ def count_blocks(state: Mapping[str, Tensor], pattern: str) -> int:
     return max(found, default=-1) + 1
 
 
-def length_of(state: Mapping[str, Tensor], pattern: str, path: str | Path) -> int:
+def vector_length(state: Mapping[str, Tensor], pattern: str, path: str | Path) -> int:
     """Length of the vector whose name matches; of several, the one that most have, so that one error is one error.
 
     Raises:
@@ -355,7 +355,7 @@ def _infer_config(
     predictor: Collection[str],
     distilled: bool,
 ) -> ModelConfig:
-    width = length_of(encoder, r"blocks\.\d+\.norm1\.weight", path)
+    width = vector_length(encoder, r"blocks\.\d+\.norm1\.weight", path)
     channels, tubelet_size, patch_size = tokenizer_shape(encoder, width, path)
     depth = count_blocks(encoder, r"blocks\.(\d+)\.")
     family = {preset().width: preset() for preset in MODELS.values()}.get(width)
@@ -372,7 +372,7 @@ def _infer_config(
         width=width,
         depth=depth,
         heads=heads,
-        mlp_ratio=length_of(encoder, r"blocks\.\d+\.mlp\.fc1\.bias", path) / width,
+        mlp_ratio=vector_length(encoder, r"blocks\.\d+\.mlp\.fc1\.bias", path) / width,
         levels=levels or levels_of_depth(depth),
         output_levels=1 if "predictor_embed.weight" in predictor else None,
         patch_size=patch_size,
@@ -385,7 +385,7 @@ def _infer_config(
 def _infer_predictor(
     path: str | Path, state: Mapping[str, Tensor], heads: int | None, distilled: bool
 ) -> PredictorConfig:
-    width = length_of(state, r"predictor_norm\.weight", path)
+    width = vector_length(state, r"predictor_norm\.weight", path)
     if heads is None:
         by_width = {preset().predictor.width: preset().predictor.heads for preset in MODELS.values()}
         if width not in by_width:
@@ -398,8 +398,8 @@ def _infer_predictor(
         width=width,
         depth=count_blocks(state, r"predictor_blocks\.(\d+)\."),
         heads=heads,
-        mlp_ratio=length_of(state, r"predictor_blocks\.\d+\.mlp\.fc1\.bias", path) / width,
+        mlp_ratio=vector_length(state, r"predictor_blocks\.\d+\.mlp\.fc1\.bias", path) / width,
         mask_tokens=count_blocks(state, r"mask_tokens\.(\d+)$"),
         rescale_rope=not distilled,
-        output_width=length_of(state, r"predictor_proj\.bias", path),
+        output_width=vector_length(state, r"predictor_proj\.bias", path),
     )

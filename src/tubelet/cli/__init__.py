@@ -76,7 +76,7 @@ def _run(words: list[str]) -> Any:
             )
     except TubeletError as error:
         # What is wrong before the processes of a run have met is wrong for all of them: one on each machine says it.
-        if not error.told and (words[:1] not in ([name] for name in TRAINING) or is_local_rank0()):
+        if not error.reported and (words[:1] not in ([name] for name in TRAINING) or is_local_rank0()):
             print_wrapped(open_console(stderr=True), f"error: {error}")
         return getattr(error, "exit_code", 1)
     except SystemExit as ended:  # help, or a command line that cannot be understood

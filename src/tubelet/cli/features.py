@@ -113,7 +113,7 @@ def convert(
         license: Licence of the weights, for a folder's model card; by default "unknown".
         images: Export the image tokenizer's path rather than the video's.
     """
-    from tubelet.checkpoint.weights import Wanted
+    from tubelet.checkpoint.weights import LoadSpec
 
     exported, folder = out.suffix in (".pt2", ".onnx"), out.suffix not in (".pt", ".safetensors", ".pt2", ".onnx")
     for option, given, fits in (
@@ -123,14 +123,14 @@ def convert(
     ):
         if given and not fits:
             raise TubeletError(f"{option} says nothing about {out}: leave it out")
-    wanted = Wanted(encoder, with_predictor, heads, predictor_heads, levels)
+    spec = LoadSpec(encoder, with_predictor, heads, predictor_heads, levels)
     if exported:
-        from tubelet.pretrained.export import export, kind_of
+        from tubelet.pretrained.export import export, output_kind
 
-        check_output(out, kind_of(out), [what])  # before minutes of work
-        said = export(what, out, wanted, images)
+        check_output(out, output_kind(out), [what])  # before minutes of work
+        said = export(what, out, spec, images)
     else:
         from tubelet.pretrained.convert import convert as write
 
-        said = write(what, out, wanted, license or "unknown")
+        said = write(what, out, spec, license or "unknown")
     print_wrapped(open_console(), said)

@@ -36,7 +36,7 @@ def evaluate(
         config: How.
         data: The benchmark's folder, or one that sample-data wrote.
         task: One of the tasks that docs/evaluate.md describes.
-        baseline: With --task, another model, whose figures are shown beside: anything that MODEL may be, or "random" for
+        baseline: With --task, another model, to compare with: anything that MODEL may be, or "random" for
             the same network with random weights.
         out: Folder of the results; by default the run, and with --task its folder evaluation/TASK-DATA, or here
             evaluation/ID by the model's id.
@@ -56,7 +56,7 @@ def evaluate(
 
         print_table(evaluate_model(model, data, config, out), open_console())
         return
-    from tubelet.pretrained.backbone import load, random_twin
+    from tubelet.pretrained.backbone import load, random_init_like
     from tubelet.tasks.common.cache import FeatureCache, default_folder
     from tubelet.tasks.common.task import WITH_PREDICTOR, run_task
     from tubelet.view.results import write_result_page
@@ -64,7 +64,7 @@ def evaluate(
     console, encoder = open_console(), load(model, with_predictor=task in WITH_PREDICTOR)
     others = {}
     if baseline == "random":
-        others["random weights"] = random_twin(encoder, config.seed)
+        others["random weights"] = random_init_like(encoder, config.seed)
     elif baseline is not None:
         other = load(baseline, with_predictor=task in WITH_PREDICTOR)
         others[other.model_id] = other

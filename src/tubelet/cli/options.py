@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 from tubelet.config.fields import SettingError, check
 from tubelet.errors import TubeletError
-from tubelet.validation import MisfitError, check_text, hints
+from tubelet.validation import InvalidValueError, check_text, type_hints
 
 C = TypeVar("C", bound=Callable[..., None])
 
 
 def checked(command: C) -> C:
     """A command whose options are checked by their annotations before it runs; configs have checked themselves."""
-    kinds, signature = hints(command), inspect.signature(command)
+    kinds, signature = type_hints(command), inspect.signature(command)
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
@@ -55,7 +55,7 @@ def options_named(words: Sequence[str]) -> Iterator[None]:
 def _check_word(name: str, word: str) -> None:
     try:
         check_text(word, name)
-    except MisfitError as error:
+    except InvalidValueError as error:
         raise TubeletError(str(error)) from error
 
 

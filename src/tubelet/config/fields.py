@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tubelet.errors import TubeletError
-from tubelet.validation import LARGEST_INT, Bounds, MisfitError, fit, hints, in_words
+from tubelet.validation import LARGEST_INT, Bounds, InvalidValueError, check_value, describe_type, type_hints
 
 # Of all frames of a clip together: 64 frames of 4K.
 CLIP_PIXELS = 64 * 3840 * 2160
@@ -44,14 +44,14 @@ class SettingError(TubeletError):
 
 
 def check(kind: Any, value: Any, name: str) -> Any:
-    """A setting as its annotation has it; see `tubelet.validation.fit`.
+    """A setting as its annotation has it; see `tubelet.validation.check_value`.
 
     Raises:
         SettingError: it is of another type, not finite, out of range, or no text for a name.
     """
     try:
-        return fit(kind, value, name, given=True)
-    except MisfitError as error:
+        return check_value(kind, value, name, strict=False)
+    except InvalidValueError as error:
         raise SettingError(error.name, error.problem) from error
 
 
@@ -68,7 +68,7 @@ class Settings:
     RENAMED_IN_2 = MappingProxyType[str, str]({})
 
     def __post_init__(self) -> None:
-        for name, kind in hints(type(self)).items():
+        for name, kind in type_hints(type(self)).items():
             object.__setattr__(self, name, check(kind, getattr(self, name), name))
 
 
@@ -126,7 +126,7 @@ def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "con
     for field in dataclasses.fields(kind):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in given:
-            raise TubeletError(f"{where}.{field.name} is missing, expected {in_words(kinds[field.name])}")
+            raise TubeletError(f"{where}.{field.name} is missing, expected {describe_type(kinds[field.name])}")
     try:
         return kind(**given)
     except SettingError as error:
@@ -160,6 +160,6 @@ def _rebuild(kind: Any, value: Any, where: str) -> Any:
             _rebuild(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(each, value, strict=False))
         )
     try:
-        return fit(kind, value, where, given=False)
-    except MisfitError as error:
+        return check_value(kind, value, where, strict=True)
+    except InvalidValueError as error:
         raise TubeletError(str(error)) from error

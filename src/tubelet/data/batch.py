@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # processes that only render or read files need not spend sec
 
 
 @dataclass(frozen=True)
-class Blob:
+class MediaBytes:
     """A media file that is in memory.
 
     Attributes:

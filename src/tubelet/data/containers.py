@@ -10,13 +10,13 @@ from typing import Any, BinaryIO, cast
 import av
 from av.error import DecoderNotFoundError, FFmpegError
 
-from tubelet.data.batch import Blob
+from tubelet.data.batch import MediaBytes
 from tubelet.data.limits import VIDEO_PIXELS
 from tubelet.data.storage import RemoteFile, is_url
 from tubelet.data.suffixes import MATROSKA, MP4, VIDEO_CONTAINERS
-from tubelet.errors import DecodeError, one_line
+from tubelet.errors import DecodeError, first_line
 
-Media = str | Path | Blob  # a file, the URL of one, or what one holds
+Media = str | Path | MediaBytes  # a file, the URL of one, or what one holds
 
 # Formats whose packets are whole by construction are held to the letter. A broadcast recording may begin or be cut
 # anywhere, and AVI decoders meet slightly odd streams in healthy files.
@@ -62,13 +62,13 @@ def in_words(path: str, reason: str, error: Exception) -> DecodeError:
         return DecodeError(path, "its codec is not supported by this build of FFmpeg: convert it, e.g. to H.264")
     if isinstance(error, PermissionError):
         return DecodeError(path, "may not be read: check its permissions")
-    said = getattr(error, "strerror", None) or one_line(error)
+    said = getattr(error, "strerror", None) or first_line(error)
     return DecodeError(path, f"{reason} (FFmpeg: {said})")
 
 
 def name_of(media: Media) -> str:
     """What errors call a file."""
-    return media.name if isinstance(media, Blob) else str(media)
+    return media.name if isinstance(media, MediaBytes) else str(media)
 
 
 def open_media(media: Media) -> BinaryIO:
@@ -79,7 +79,7 @@ def open_media(media: Media) -> BinaryIO:
         StorageError: it lies behind a URL that cannot be reached.
     """
     name = name_of(media)
-    if isinstance(media, Blob):
+    if isinstance(media, MediaBytes):
         size, file = len(media.data), io.BytesIO(media.data)
     elif is_url(media):
         remote = RemoteFile(name)
@@ -103,7 +103,7 @@ def open_container(media: Media, file: BinaryIO, options: Mapping[str, str]) -> 
         options: of FFmpeg's demuxer, besides those that keep it from other files.
     """
     file.seek(0)
-    by_name = not isinstance(media, Blob) and not is_url(media)
+    by_name = not isinstance(media, MediaBytes) and not is_url(media)
     return av.open(str(media) if by_name else file, options={**_GUARDED, **options}, metadata_errors="ignore")
 
 

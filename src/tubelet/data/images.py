@@ -11,7 +11,7 @@ from torch import Tensor
 from tubelet.data.containers import Media, check_reached, name_of, open_media
 from tubelet.data.limits import IMAGE_PIXELS
 from tubelet.data.storage import StorageError
-from tubelet.errors import DecodeError, one_line
+from tubelet.errors import DecodeError, first_line
 
 # Whatever a file is called, no more of Pillow's decoders than what images on disks are in: some call other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -40,7 +40,7 @@ def read_image(media: Media) -> Tensor:
             raise DecodeError(name, "is not an image that Pillow can read, or its beginning is damaged") from error
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
             check_reached(file)
-            raise DecodeError(name, f"is damaged or cut off ({one_line(error)})") from error
+            raise DecodeError(name, f"is damaged or cut off ({first_line(error)})") from error
 
 
 def _pixels(file: BinaryIO, name: str) -> np.ndarray:

@@ -40,7 +40,7 @@ from tubelet.data.sampler import WeightedSourceSampler
 from tubelet.data.sources import MediaList
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.data.worker_status import WorkerStatus
-from tubelet.errors import DecodeError, TubeletError, one_line
+from tubelet.errors import DecodeError, TubeletError, first_line
 from tubelet.grid import Grid, Mask, Modality
 
 # One number for every use of randomness, so that no two share a stream.
@@ -156,7 +156,7 @@ class StepDataset(Dataset[StepData]):
             return pixels.share_memory_()
         except RuntimeError as error:
             raise TubeletError(
-                f"/dev/shm has no room for {pixels.nbytes / MB:,.1f} MB of samples ({one_line(error)}); lower "
+                f"/dev/shm has no room for {pixels.nbytes / MB:,.1f} MB of samples ({first_line(error)}); lower "
                 "--prefetch-mb or --workers, or enlarge it (docker run --shm-size)"
             ) from error
 

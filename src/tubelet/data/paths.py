@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from tubelet.errors import printable
+from tubelet.errors import escape_filename
 
 _BLOCK = 2**16
 
@@ -95,10 +95,10 @@ class Paths(Sequence[str]):
         return f"Paths({len(self)}: {shown})"
 
     def printed(self) -> Iterator[bytes]:
-        """Blocks of the names as `printable` writes them, in UTF-8, each name with a line feed at its end."""
+        """Blocks of the names as `escape_filename` writes them, in UTF-8, each name with a line feed at its end."""
         for first in range(0, len(self), _BLOCK):
             start, stop = self.offsets[[first, min(first + _BLOCK, len(self))]].tolist()
-            yield printable(os.fsdecode(self.text[start:stop].numpy().tobytes())).encode()
+            yield escape_filename(os.fsdecode(self.text[start:stop].numpy().tobytes())).encode()
 
 
 def to_arrow(names: Iterable[str]) -> pa.ChunkedArray:

@@ -16,7 +16,7 @@ from tubelet.data.paths import Paths, checksum, to_arrow
 from tubelet.data.shards.reader import ShardFolder, is_shards, open_shards
 from tubelet.data.storage import find, is_pattern, is_url, suffix_of
 from tubelet.data.suffixes import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, names_with
-from tubelet.errors import TubeletError, printable
+from tubelet.errors import TubeletError, escape_filename
 from tubelet.grid import Modality
 from tubelet.io.hidden import is_hidden
 
@@ -62,7 +62,7 @@ class MediaList:
     def _printed(self) -> Iterator[bytes]:
         for files in (self.videos, self.images):
             yield from (files if isinstance(files, Paths) else Paths.of(files)).printed()
-        yield from (f"{printable(folder.root)}\n".encode() for folder in self.shards)
+        yield from (f"{escape_filename(folder.root)}\n".encode() for folder in self.shards)
 
 
 class _Hidden:

@@ -16,7 +16,7 @@ import fsspec
 from fsspec.asyn import sync
 from fsspec.caching import BlockCache
 
-from tubelet.errors import DecodeError, TubeletError, one_line
+from tubelet.errors import DecodeError, TubeletError, first_line
 from tubelet.io.hidden import has_hidden
 
 TRIES = 5
@@ -63,7 +63,7 @@ def fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
     except _ABSENT as error:
         raise StorageError(f"{url}: does not exist; check the URL") from error
     except PermissionError as error:
-        raise StorageError(f"{url}: may not be read ({one_line(error)}); check the credentials") from error
+        raise StorageError(f"{url}: may not be read ({first_line(error)}); check the credentials") from error
 
 
 def exists(url: str) -> bool:
@@ -79,7 +79,7 @@ def exists(url: str) -> bool:
     except _ABSENT:
         return False
     except PermissionError as error:
-        raise StorageError(f"{url}: may not be read ({one_line(error)}); check the credentials") from error
+        raise StorageError(f"{url}: may not be read ({first_line(error)}); check the credentials") from error
 
 
 def find(url: str) -> tuple[list[str], list[str]]:
@@ -114,7 +114,7 @@ def find(url: str) -> tuple[list[str], list[str]]:
     except _ABSENT:
         return [], []
     except PermissionError as error:
-        raise StorageError(f"{url}: may not be listed ({one_line(error)}); check the credentials") from error
+        raise StorageError(f"{url}: may not be listed ({first_line(error)}); check the credentials") from error
 
 
 def _before_wildcards(path: str) -> str:
@@ -140,7 +140,7 @@ def tried(url: str, read: Callable[[], T]) -> T:
         except Exception as error:  # every storage has exceptions of its own
             if attempt == TRIES or isinstance(error, (ImportError, ValueError)):
                 raise StorageError(
-                    f"{url}: cannot be read ({one_line(error)}); check the URL, the network and the credentials"
+                    f"{url}: cannot be read ({first_line(error)}); check the URL, the network and the credentials"
                 ) from error
             time.sleep(pause_s)
             pause_s *= 2
@@ -200,7 +200,7 @@ class RemoteFile(io.RawIOBase):
             self.failure = error
             raise
         except OSError as error:  # it was there when it was opened
-            self.failure = DecodeError(self.url, f"was taken away while it was read ({one_line(error)})")
+            self.failure = DecodeError(self.url, f"was taken away while it was read ({first_line(error)})")
             raise self.failure from error
         view[: len(data)] = data
         self._at += len(data)

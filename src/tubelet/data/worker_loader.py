@@ -26,8 +26,8 @@ from tubelet.data.worker_status import (
     WorkerStatus,
     setup_worker,
 )
-from tubelet.errors import TubeletError, one_line
-from tubelet.io.files import temporary_folder
+from tubelet.errors import TubeletError, first_line
+from tubelet.io.files import temporary_directory
 
 T = TypeVar("T")
 PREFETCH = 2  # batches that each worker prepares ahead
@@ -52,7 +52,7 @@ def translate_worker_crash(resume_hint: str) -> Iterator[None]:
             raise
         all_status = [loader.status for loader in _loaders]
         dead = [s for s in all_status if any(process.exitcode for process in s.processes)]
-        why = (dead or all_status or [WorkerStatus(0)])[0].explain(one_line(error))
+        why = (dead or all_status or [WorkerStatus(0)])[0].explain(first_line(error))
         raise TubeletError(f"a worker process ended unexpectedly{why}; {resume_hint}") from error
 
 
@@ -95,7 +95,7 @@ class WorkerLoader(Generic[T]):
         resources = ExitStack()
         if workers:
             require_shared_memory(item_bytes, workers, prefetch)
-            folder, _ = resources.enter_context(temporary_folder("workers", _sweep_tensors))
+            folder, _ = resources.enter_context(temporary_directory("workers", _sweep_tensors))
             iterable = isinstance(dataset, IterableDataset)
             dataset = _IterableWithErrors(dataset) if iterable else _DatasetWithErrors(dataset)
             if options.get("batch_size", 1) is not None:

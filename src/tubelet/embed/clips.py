@@ -22,7 +22,7 @@ from tubelet.data.storage import StorageError
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.data.worker_status import WorkerStatus
 from tubelet.embed.table import Done
-from tubelet.errors import BadFile, DecodeError, printable
+from tubelet.errors import BadFile, DecodeError, escape_filename
 from tubelet.grid import Modality
 
 
@@ -66,7 +66,7 @@ class CollectionClips(IterableDataset[ClipBatch]):
         for modality, index in self.indices.items():
             undone = np.ones(len(index), bool)
             for sample in range(len(index) if done else 0):
-                path = printable(index.name(sample))
+                path = escape_filename(index.name(sample))
                 before = done.get(path)
                 if before is not None:
                     version = version_of(index, sample)
@@ -124,7 +124,7 @@ class CollectionClips(IterableDataset[ClipBatch]):
         """The clips of one file that are not done, with their rows, and whether the video is too short for one."""
         version = version_of(index, sample)  # before it is read: what is changed in the meantime is found out next time
         media, shown_s = index.read(sample)
-        path, size = printable(index.name(sample)), self.config.image_size
+        path, size = escape_filename(index.name(sample)), self.config.image_size
         size_bytes, changed_s = version or (0, 0.0)  # gone in between: reading it has said so, or was in time
         about = {"path": path, "modality": str(modality), "size_bytes": size_bytes, "changed_s": changed_s}
         if modality is Modality.IMAGE:

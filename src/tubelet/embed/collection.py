@@ -17,9 +17,9 @@ from tubelet.data.storage import StorageError
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import FeatureTable
-from tubelet.errors import BadFile, TubeletError, printable
+from tubelet.errors import BadFile, TubeletError, escape_filename
 from tubelet.grid import Modality
-from tubelet.io.files import describe_os_error, directory_lock, replacing
+from tubelet.io.files import atomic_write, describe_os_error, directory_lock
 from tubelet.io.overwrite import check_output
 from tubelet.pretrained.backbone import Backbone
 
@@ -83,7 +83,7 @@ def embed_collection(
     model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
     media = list_media(sources, config.allow_path)
     for sentence in media.notes:
-        note(printable(sentence))
+        note(escape_filename(sentence))
     kept = ("image_size", "frames", "fps", "stride_s", "dense", "levels")
     place = Path(name).expanduser()
     settings = {
@@ -133,7 +133,7 @@ def _embed(
             progress(ended, total)
             check_bad_share(bad, total, config.max_failed_fraction)
     finally:  # whatever happened, what was computed is kept, but for the beginnings of files that go no further
-        names = {printable(file.path) for file in bad}
+        names = {escape_filename(file.path) for file in bad}
         broken = {path for path in names if path in made or path in clips.done}
         listed = "".join(json.dumps(asdict(file)) + "\n" for file in bad)
         try:
@@ -149,7 +149,7 @@ def _keep(table: FeatureTable, broken: Collection[str], bad_files: str) -> None:
     table.drop(broken)
     table.flush()
     try:
-        with replacing(table.path / BAD_FILES) as partial:
+        with atomic_write(table.path / BAD_FILES) as partial:
             partial.write_text(bad_files)
     except OSError as error:
         raise TubeletError(f"{table.path / BAD_FILES}: cannot be written: {describe_os_error(error)}") from error

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import read_parquet, vectors
-from tubelet.io.files import describe_os_error, sync
-from tubelet.io.text import check_content, damaged, read_json
+from tubelet.io.files import describe_os_error, fsync
+from tubelet.io.text import file_error, read_json, validate_content
 from tubelet.validation import Bounds
 
 FORMAT = 3  # 1 did not say which version of a file its rows are of; the weights' id in 2 saw a part of the values
@@ -182,7 +182,7 @@ def _write(path: Path, table: pa.Table) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         pq.write_table(table, partial, compression="zstd")
-        sync(partial)
+        fsync(partial)
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -210,8 +210,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = read_json(path / SETTINGS, dict[str, Any], _EMBED_AGAIN)
     if settings.get("format") != FORMAT:
         found = settings.get("format")
-        raise damaged(path / SETTINGS, f"its format is {found!r:.100}, this version reads {FORMAT}", _EMBED_AGAIN)
-    check_content(_Settings, settings, path / SETTINGS, _EMBED_AGAIN)
+        raise file_error(path / SETTINGS, f"its format is {found!r:.100}, this version reads {FORMAT}", _EMBED_AGAIN)
+    validate_content(_Settings, settings, path / SETTINGS, _EMBED_AGAIN)
     return settings
 
 

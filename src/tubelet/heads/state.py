@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tubelet.errors import TubeletError, one_line
+from tubelet.errors import TubeletError, first_line
 from tubelet.io.arrays import read_pt
-from tubelet.io.files import describe_os_error, replacing
-from tubelet.io.text import damaged
+from tubelet.io.files import atomic_write, describe_os_error
+from tubelet.io.text import file_error
 
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 """What the file calls a part of the state -> that part."""
@@ -46,9 +46,9 @@ def take_up(path: Path, parts: Parts, counter: str, device: torch.device) -> int
             parts[name].load_state_dict(state[name])
         done = int(state[counter])
     except Exception as error:  # modules and optimizers raise anything on a state of another form
-        raise damaged(path, f"does not fit this training ({one_line(error)})", _DELETE) from error
+        raise file_error(path, f"does not fit this training ({first_line(error)})", _DELETE) from error
     if done < 0:
-        raise damaged(path, f"its {counter} is {done}, expected 0 or more", _DELETE)
+        raise file_error(path, f"its {counter} is {done}, expected 0 or more", _DELETE)
     return done
 
 
@@ -60,7 +60,7 @@ def write_state(path: Path, parts: Parts, counter: str, done: int) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             torch.save({name: part.state_dict() for name, part in parts.items()} | {counter: done}, partial)
     except (OSError, RuntimeError) as error:
         raise TubeletError(

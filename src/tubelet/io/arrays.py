@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tubelet.errors import TubeletError, one_line
-from tubelet.io.text import COPY_AGAIN, damaged, require_regular
+from tubelet.errors import TubeletError, first_line
+from tubelet.io.text import COPY_AGAIN, file_error, require_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +23,7 @@ TABLE_ROWS = 2**26
 
 
 class TensorFile:
-    """An open safetensors file, all of whose errors are a `TubeletError`; made by `open_tensors`."""
+    """An open safetensors file, all of whose errors are a `TubeletError`; made by `open_safetensors`."""
 
     def __init__(self, file: Any, guard: Callable[..., Any]) -> None:
         self._file = file
@@ -41,7 +41,7 @@ class TensorFile:
 
 
 @contextmanager
-def open_tensors(path: Path, remedy: str = COPY_AGAIN) -> Iterator[TensorFile]:
+def open_safetensors(path: Path, remedy: str = COPY_AGAIN) -> Iterator[TensorFile]:
     """A safetensors file, for reading.
 
     Raises:
@@ -56,20 +56,20 @@ def open_tensors(path: Path, remedy: str = COPY_AGAIN) -> Iterator[TensorFile]:
             OSError, SafetensorError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError,
             OverflowError, MemoryError,
         ) as error:  # fmt: skip
-            raise damaged(path, f"cannot be read ({one_line(error)})", remedy) from error
+            raise file_error(path, f"cannot be read ({first_line(error)})", remedy) from error
 
     require_regular(path, remedy)
     with guard(lambda: safe_open(path, framework="pt")) as file:
         yield TensorFile(file, guard)
 
 
-def read_tensors(path: Path, remedy: str = COPY_AGAIN) -> tuple[dict[str, Any], dict[str, str]]:
+def read_safetensors(path: Path, remedy: str = COPY_AGAIN) -> tuple[dict[str, Any], dict[str, str]]:
     """All tensors of a safetensors file, and the texts of its header.
 
     Raises:
         TubeletError: it is missing or damaged.
     """
-    with open_tensors(path, remedy) as file:
+    with open_safetensors(path, remedy) as file:
         return {name: file.tensor(name) for name in file.names}, file.header
 
 
@@ -93,15 +93,15 @@ def read_pt(path: str | Path, remedy: str = COPY_AGAIN, device: Any = "cpu", map
     try:
         content = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        raise damaged(path, "is damaged, or asks for code to be run, which no file may", remedy) from error
+        raise file_error(path, "is damaged, or asks for code to be run, which no file may", remedy) from error
     except Exception as error:  # a damaged list of instructions fails in any way there is
-        raise damaged(path, f"is not a .pt file that can be read safely ({one_line(error)})", remedy) from error
+        raise file_error(path, f"is not a .pt file that can be read safely ({first_line(error)})", remedy) from error
     if not isinstance(content, dict):
-        raise damaged(path, f"holds {type(content).__name__}, expected a dictionary", remedy)
+        raise file_error(path, f"holds {type(content).__name__}, expected a dictionary", remedy)
     return content
 
 
-class Array(NamedTuple):
+class ArraySpec(NamedTuple):
     """What an array of an .npz file must be.
 
     Attributes:
@@ -113,7 +113,7 @@ class Array(NamedTuple):
     shape: tuple[int | str, ...] | None
 
 
-def read_arrays(path: Path, expected: Mapping[str, Array], limit: int, remedy: str) -> dict[str, NDArray[Any]]:
+def read_npz(path: Path, expected: Mapping[str, ArraySpec], limit: int, remedy: str) -> dict[str, NDArray[Any]]:
     """Arrays of an .npz file.
 
     Args:
@@ -129,20 +129,20 @@ def read_arrays(path: Path, expected: Mapping[str, Array], limit: int, remedy: s
 
     require_regular(path, remedy)
     try:
-        _check_room(path, limit, remedy)
+        _check_unpacked_size(path, limit, remedy)
         with np.load(path, allow_pickle=False) as file:
             if missing := [name for name in expected if name not in file.files]:
-                raise damaged(path, f"has no {', '.join(missing)}", remedy)
+                raise file_error(path, f"has no {', '.join(missing)}", remedy)
             arrays = {name: file[name] for name in expected}
     except TubeletError:
         raise
     except Exception as error:  # a damaged description of an array fails in many ways
-        raise damaged(path, f"cannot be read as arrays ({one_line(error)})", remedy) from error
+        raise file_error(path, f"cannot be read as arrays ({first_line(error)})", remedy) from error
     sizes: dict[str, int] = {}
     for name, (kinds, shape) in expected.items():
         array = arrays[name]
         if array.dtype.kind not in kinds:
-            raise damaged(path, f"{name} holds {array.dtype}, expected one of the kinds {kinds!r}", remedy)
+            raise file_error(path, f"{name} holds {array.dtype}, expected one of the kinds {kinds!r}", remedy)
         if shape is None:
             continue
         known = [sizes.get(side, side) if isinstance(side, str) else side for side in shape]
@@ -151,12 +151,12 @@ def read_arrays(path: Path, expected: Mapping[str, Array], limit: int, remedy: s
         )
         if not fits:
             words = ", ".join(map(str, known))
-            raise damaged(path, f"{name} has shape {array.shape}, expected ({words})", remedy)
+            raise file_error(path, f"{name} has shape {array.shape}, expected ({words})", remedy)
         sizes |= {side: length for side, length in zip(shape, array.shape, strict=True) if isinstance(side, str)}
     return arrays
 
 
-def _check_room(path: Path, limit: int, remedy: str) -> None:
+def _check_unpacked_size(path: Path, limit: int, remedy: str) -> None:
     """Refuse arrays that would take more memory than the limit, or more than the file holds of them."""
     import math
     import zipfile
@@ -166,7 +166,7 @@ def _check_room(path: Path, limit: int, remedy: str) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if sum(entry.file_size for entry in entries) > limit:
-            raise damaged(path, f"unpacks to more than the limit of {limit} bytes", remedy)
+            raise file_error(path, f"unpacks to more than the limit of {limit} bytes", remedy)
         for entry in entries:
             with archive.open(entry) as file:
                 version = np.lib.format.read_magic(file)
@@ -208,10 +208,10 @@ def read_parquet(path: Path, columns: Mapping[str, str] | None, remedy: str) -> 
     except TubeletError:
         raise
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise damaged(path, f"cannot be read as Parquet ({one_line(error)})", remedy) from error
+        raise file_error(path, f"cannot be read as Parquet ({first_line(error)})", remedy) from error
     for name in columns or ():
         if table[name].null_count:
-            raise damaged(path, f"column {name} has {table[name].null_count} values that are null", remedy)
+            raise file_error(path, f"column {name} has {table[name].null_count} values that are null", remedy)
     return table
 
 
@@ -222,7 +222,7 @@ def _check_table(path: Path, about: Any, remedy: str) -> None:
     size = max(sum(group.total_byte_size for group in groups), 2 * sum(values))
     if not 0 <= about.num_rows <= TABLE_ROWS or size > TABLE_BYTES or min(values, default=0) < 0:
         problem = f"has {about.num_rows} rows of {size} bytes, expected at most {TABLE_ROWS} and {TABLE_BYTES}"
-        raise damaged(path, problem, remedy)
+        raise file_error(path, problem, remedy)
 
 
 def _plain_text(path: Path, name: str, column: pa.ChunkedArray, remedy: str) -> pa.ChunkedArray:
@@ -233,7 +233,7 @@ def _plain_text(path: Path, name: str, column: pa.ChunkedArray, remedy: str) -> 
     for chunk in column.chunks:
         longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0
         if longest > 2**16 or longest * len(chunk) > TABLE_BYTES:
-            raise damaged(path, f"column {name} has a text of {longest} bytes, above the limit", remedy)
+            raise file_error(path, f"column {name} has a text of {longest} bytes, above the limit", remedy)
     return column.cast(pa.string())
 
 
@@ -244,14 +244,14 @@ def _check_columns(path: Path, schema: pa.Schema, columns: Mapping[str, str], re
         places = schema.get_all_field_indices(name)
         if len(places) != 1:
             found = ", ".join(schema.names[:20])
-            raise damaged(path, f"has {len(places) or 'no'} columns {name!r} (found {found})", remedy)
+            raise file_error(path, f"has {len(places) or 'no'} columns {name!r} (found {found})", remedy)
         kind = schema.field(places[0]).type
         if expected == "vector":
             fits = pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type) and kind.list_size > 0
         else:
             fits = str(kind) == expected
         if not fits:
-            raise damaged(path, f"column {name} is of type {kind}, expected {expected}", remedy)
+            raise file_error(path, f"column {name} is of type {kind}, expected {expected}", remedy)
 
 
 def vectors(column: pa.ChunkedArray) -> NDArray[Any]:

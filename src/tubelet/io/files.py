@@ -25,7 +25,7 @@ os.umask(_MASK)
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place at the end of the block; if that fails, it is removed.
 
     Args:
@@ -38,10 +38,10 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         if partial.is_file():
             partial.chmod(0o666 & ~_MASK)  # safetensors writes for its owner alone
         if durable:
-            sync(partial)
+            fsync(partial)
         partial.replace(path)
         if durable:
-            sync(path.parent)
+            fsync(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -91,7 +91,7 @@ def directory_lock(folder: Path, name: str = LOCK, remedy: str = "choose another
 
 
 @contextmanager
-def temporary_folder(kind: str, sweep: Callable[[Path], None] = lambda folder: None) -> Iterator[tuple[Path, int]]:
+def temporary_directory(kind: str, sweep: Callable[[Path], None] = lambda folder: None) -> Iterator[tuple[Path, int]]:
     """A temporary folder that even SIGKILL does not leave behind for good.
 
     The first thing that happens is that folders of the same kind are removed whose processes are all dead: a lock that
@@ -105,10 +105,10 @@ def temporary_folder(kind: str, sweep: Callable[[Path], None] = lambda folder: N
         the folder, and the descriptor that keeps it for any child process that inherits it (-1 where there is none).
     """
     prefix = f"tubelet-{kind}-"
-    _remove_dead(Path(tempfile.gettempdir()), prefix, sweep)
+    _remove_stale(Path(tempfile.gettempdir()), prefix, sweep)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
-        lock = _try_to_keep(folder)
+        lock = _try_lock(folder)
         if lock is not None:
             break
     try:
@@ -119,7 +119,7 @@ def temporary_folder(kind: str, sweep: Callable[[Path], None] = lambda folder: N
             os.close(lock)
 
 
-def _try_to_keep(folder: Path) -> int | None:
+def _try_lock(folder: Path) -> int | None:
     """A descriptor that marks a folder as in use, or None if it is, or was just removed."""
     if fcntl is None:
         return -1
@@ -138,13 +138,13 @@ def _try_to_keep(folder: Path) -> int | None:
     return None
 
 
-def _remove_dead(parent: Path, prefix: str, sweep: Callable[[Path], None]) -> None:
+def _remove_stale(parent: Path, prefix: str, sweep: Callable[[Path], None]) -> None:
     if fcntl is None:
         return
     for folder in parent.glob(f"{prefix}*"):
         with suppress(OSError):
             status = folder.lstat()
-            if status.st_uid != os.getuid() or folder.is_symlink() or (lock := _try_to_keep(folder)) is None:
+            if status.st_uid != os.getuid() or folder.is_symlink() or (lock := _try_lock(folder)) is None:
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,7 +154,7 @@ def _remove_dead(parent: Path, prefix: str, sweep: Callable[[Path], None]) -> No
                 os.close(lock)
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Ask the system to have a file's (or folder's) bytes on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -170,7 +170,7 @@ def describe_os_error(error: Exception) -> str:
     return str(error)
 
 
-def cache_folder() -> Path:
+def cache_dir() -> Path:
     """The user's folder for what can be made or fetched again (the XDG base directory specification).
 
     Raises:
@@ -195,7 +195,7 @@ def set_compile_cache() -> None:
     if chosen and Path(chosen).parent != Path(tempfile.gettempdir()):
         return
     try:
-        folder = cache_folder().absolute() / "tubelet" / "compiled"
+        folder = cache_dir().absolute() / "tubelet" / "compiled"
         there = next(place for place in (folder, *folder.parents) if place.exists())
     except (OSError, TubeletError):
         return

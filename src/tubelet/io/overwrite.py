@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tubelet.errors import TubeletError
-from tubelet.io.arrays import open_tensors
+from tubelet.io.arrays import open_safetensors
 from tubelet.io.hidden import is_hidden
 from tubelet.io.text import parse_json, read_json, require_regular
 
@@ -56,7 +56,7 @@ def _is_onnx(path: Path) -> bool:
 def _is_encoder(path: Path) -> bool:
     """Whether a .safetensors file is an encoder of this package, and no checkpoint of a run."""
     try:
-        with open_tensors(path) as file:
+        with open_safetensors(path) as file:
             return file.header.get("format", "").startswith("tubelet-encoder-")
     except TubeletError:
         return False
@@ -100,7 +100,7 @@ def _is_shard_index(path: Path) -> bool:
     )
 
 
-class _Kind(NamedTuple):
+class OutputKind(NamedTuple):
     """What a command writes.
 
     Attributes:
@@ -119,21 +119,21 @@ class _Kind(NamedTuple):
     marks: tuple[str, ...] = ()
 
 
-KINDS: Mapping[str, _Kind] = {
-    "page": _Kind("a page of this package", _is_page, (".html", ".htm")),
-    "released": _Kind("a model that this package wrote", _is_archive),
-    "graph": _Kind("a graph that this package wrote", _is_archive),
-    "onnx": _Kind("a graph that this package wrote", _is_onnx),
-    "encoder": _Kind("an encoder that this package wrote", _is_encoder),
-    "evaluation": _Kind("an evaluation of this package", _is_evaluation),
-    "model": _Kind(
+KINDS: Mapping[str, OutputKind] = {
+    "page": OutputKind("a page of this package", _is_page, (".html", ".htm")),
+    "released": OutputKind("a model that this package wrote", _is_archive),
+    "graph": OutputKind("a graph that this package wrote", _is_archive),
+    "onnx": OutputKind("a graph that this package wrote", _is_onnx),
+    "encoder": OutputKind("an encoder that this package wrote", _is_encoder),
+    "evaluation": OutputKind("an evaluation of this package", _is_evaluation),
+    "model": OutputKind(
         "a model's folder of this package", files={"config.json": _is_hub_config, "model.safetensors": _is_encoder}
     ),
-    "results": _Kind("results of this package", files={"result.json": _is_result, "page.html": _is_page}),
-    "run": _Kind("a run", files={"config.json": _is_run_config}),
-    "table": _Kind("a table", marks=("_settings.json",)),
-    "shards": _Kind("a folder of shards", marks=("index.jsonl", "plan.json")),
-    "sample set": _Kind("a sample set"),
+    "results": OutputKind("results of this package", files={"result.json": _is_result, "page.html": _is_page}),
+    "run": OutputKind("a run", files={"config.json": _is_run_config}),
+    "table": OutputKind("a table", marks=("_settings.json",)),
+    "shards": OutputKind("a folder of shards", marks=("index.jsonl", "plan.json")),
+    "sample set": OutputKind("a sample set"),
 }
 _OF_TENSORS = ("run", "encoder", "model")
 _RUN_FILES = ("metrics.jsonl", "alarms.jsonl", "bad_files.jsonl", "sources.txt")
@@ -168,7 +168,7 @@ def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:
         raise TubeletError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
 
 
-def check_new_folder(path: Path, beside: str) -> None:
+def check_new_directory(path: Path, beside: str) -> None:
     """See that a folder of results is new, or was left by an earlier evaluation, whose `beside` lies next to it.
 
     Raises:
@@ -180,7 +180,7 @@ def check_new_folder(path: Path, beside: str) -> None:
         )
 
 
-def _refuse_inputs(path: Path, kind: _Kind, inputs: Iterable[object]) -> None:
+def _refuse_inputs(path: Path, kind: OutputKind, inputs: Iterable[object]) -> None:
     written = [path, *(path / name for name in kind.files)]
     for given in inputs:
         if not given or "://" in str(given):
@@ -202,7 +202,7 @@ def _same(a: Path, b: Path) -> bool:
         return False
 
 
-def _refuse_other_places(path: Path, kind: _Kind) -> None:
+def _refuse_other_places(path: Path, kind: OutputKind) -> None:
     """Refuse places among the files of a table, of shards, or of a run's parts."""
     place = Path(os.path.realpath(path))
     inner = place
@@ -238,7 +238,7 @@ def _refuse_foreign_file(path: Path, what: str, own: Recognizer) -> None:
         raise TubeletError(f"{path}: is a file already, and not {what}; choose another name, or remove it first")
 
 
-def _refuse_foreign_folder(path: Path, kind: str, expected: _Kind) -> None:
+def _refuse_foreign_folder(path: Path, kind: str, expected: OutputKind) -> None:
     if not path.is_dir():
         what = "a file" if path.exists() else "a link to nothing"
         raise TubeletError(f"{path}: cannot be written, it is {what}, expected a folder or a new name")

@@ -16,8 +16,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from tubelet.errors import TubeletError, one_line
-from tubelet.validation import LARGEST_INT, LONE_SURROGATE, MisfitError, fit
+from tubelet.errors import TubeletError, first_line
+from tubelet.validation import LARGEST_INT, LONE_SURROGATE, InvalidValueError, check_value
 
 COPY_AGAIN = "copy it again, or make it anew"
 # Sizes above which a file is refused: far more than any that this package or a benchmark has.
@@ -27,7 +27,7 @@ LINE_BYTES = 2**24
 JSON_DEPTH = 64
 
 
-def damaged(where: str | Path, problem: str, remedy: str = COPY_AGAIN) -> TubeletError:
+def file_error(where: str | Path, problem: str, remedy: str = COPY_AGAIN) -> TubeletError:
     """The error of a file that cannot be used: `FILE: PROBLEM; REMEDY`."""
     return TubeletError(f"{where}: {problem}; {remedy}")
 
@@ -41,15 +41,15 @@ def require_regular(path: Path, remedy: str = COPY_AGAIN) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
-        raise damaged(path, "does not exist", remedy) from error
+        raise file_error(path, "does not exist", remedy) from error
     except (OSError, ValueError) as error:
         raise _unreadable(path, error, remedy) from error
     if not stat.S_ISREG(mode):
-        raise damaged(path, f"is a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}, expected a file", remedy)
+        raise file_error(path, f"is a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}, expected a file", remedy)
 
 
 def _unreadable(path: Path, error: Exception, remedy: str) -> TubeletError:
-    return damaged(path, f"cannot be read ({getattr(error, 'strerror', None) or one_line(error)})", remedy)
+    return file_error(path, f"cannot be read ({getattr(error, 'strerror', None) or first_line(error)})", remedy)
 
 
 def read_bytes(path: Path, remedy: str = COPY_AGAIN, limit: int = TEXT_BYTES) -> bytes:
@@ -65,7 +65,7 @@ def read_bytes(path: Path, remedy: str = COPY_AGAIN, limit: int = TEXT_BYTES) ->
     except OSError as error:
         raise _unreadable(path, error, remedy) from error
     if len(data) > limit:
-        raise damaged(path, f"is larger than the limit of {limit} bytes", remedy)
+        raise file_error(path, f"is larger than the limit of {limit} bytes", remedy)
     return data
 
 
@@ -87,9 +87,11 @@ def decode_text(data: bytes, where: str | Path, remedy: str = COPY_AGAIN) -> str
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise damaged(where, f"is not UTF-8 text (byte {data[error.start]:#04x} at {error.start})", remedy) from error
+        raise file_error(
+            where, f"is not UTF-8 text (byte {data[error.start]:#04x} at {error.start})", remedy
+        ) from error
     if "\0" in text:
-        raise damaged(where, "holds a NUL character, which no text has", remedy)
+        raise file_error(where, "holds a NUL character, which no text has", remedy)
     return text
 
 
@@ -99,7 +101,7 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
     Args:
         text: the JSON; bytes must be UTF-8.
         where: the file, or the file and line.
-        kind: the type of the value, see `tubelet.validation.fit`.
+        kind: the type of the value, see `tubelet.validation.check_value`.
         remedy: what to do about a file that cannot be read.
 
     Raises:
@@ -113,54 +115,56 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
         # Only text that can hold either is looked through: rows of metrics are many.
         if "\\u" in text or text.count("[") + text.count("{") > JSON_DEPTH:
             _check_values(value)
-    except MisfitError as error:
-        raise damaged(where, str(error), remedy) from error
+    except InvalidValueError as error:
+        raise file_error(where, str(error), remedy) from error
     except json.JSONDecodeError as error:
         place = f" at line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f" at {error.pos}"
-        raise damaged(where, f"is not JSON ({error.msg}{place})", remedy) from error
+        raise file_error(where, f"is not JSON ({error.msg}{place})", remedy) from error
     except RecursionError as error:
-        raise damaged(where, f"is not JSON of at most {JSON_DEPTH} levels", remedy) from error
+        raise file_error(where, f"is not JSON of at most {JSON_DEPTH} levels", remedy) from error
     except ValueError as error:  # such as a whole number of more digits than Python converts
-        raise damaged(where, f"is not JSON ({one_line(error)})", remedy) from error
-    return value if kind is Any else check_content(kind, value, where, remedy)
+        raise file_error(where, f"is not JSON ({first_line(error)})", remedy) from error
+    return value if kind is Any else validate_content(kind, value, where, remedy)
 
 
-def check_content(kind: Any, value: Any, where: str | Path, remedy: str = COPY_AGAIN) -> Any:
-    """What a file holds, of the type that is expected of it, see `tubelet.validation.fit`.
+def validate_content(kind: Any, value: Any, where: str | Path, remedy: str = COPY_AGAIN) -> Any:
+    """What a file holds, of the type that is expected of it, see `tubelet.validation.check_value`.
 
     Raises:
         TubeletError: names the file, the field, what was expected and what was found.
     """
     try:
-        return fit(kind, value, "", given=False)
-    except MisfitError as error:
+        return check_value(kind, value, "", strict=True)
+    except InvalidValueError as error:
         problem = f"{error.name} {error.problem}" if error.name else f"its content {error.problem}"
-        raise damaged(where, problem, remedy) from error
+        raise file_error(where, problem, remedy) from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise MisfitError(repr(next(key for key in keys if keys.count(key) > 1))[:100], "is there twice in one object")
+        raise InvalidValueError(
+            repr(next(key for key in keys if keys.count(key) > 1))[:100], "is there twice in one object"
+        )
     return found
 
 
 def _constant(name: str) -> None:
-    raise MisfitError("it holds", f"{name}, which JSON does not have")
+    raise InvalidValueError("it holds", f"{name}, which JSON does not have")
 
 
 def _float(text: str) -> float:
     value = float(text)
     if value in (inf, -inf):
-        raise MisfitError("it holds", f"the number {text[:40]}, which is too large for a float")
+        raise InvalidValueError("it holds", f"the number {text[:40]}, which is too large for a float")
     return value
 
 
 def _int(text: str) -> int:
     value = int(text)
     if not -LARGEST_INT <= value <= LARGEST_INT:
-        raise MisfitError("it holds", f"a whole number of {value.bit_length()} bits, above the limit of 63")
+        raise InvalidValueError("it holds", f"a whole number of {value.bit_length()} bits, above the limit of 63")
     return value
 
 
@@ -171,13 +175,13 @@ def _check_values(value: Any) -> None:
     """Refuse text that no path and no terminal can have, and a document that is too deep.
 
     Raises:
-        MisfitError: naming it.
+        InvalidValueError: naming it.
     """
     level, values = 0, [value]
     while values:
         level += 1
         if level > JSON_DEPTH:
-            raise MisfitError("it", f"has objects and lists within each other, more than {JSON_DEPTH} levels")
+            raise InvalidValueError("it", f"has objects and lists within each other, more than {JSON_DEPTH} levels")
         below: list[Any] = []
         for item in values:
             if isinstance(item, dict):
@@ -185,7 +189,7 @@ def _check_values(value: Any) -> None:
             elif isinstance(item, list):
                 below += item
             elif isinstance(item, str) and ("\0" in item or LONE_SURROGATE.search(item)):
-                raise MisfitError(ascii(item)[:100], "holds a character that no text has")
+                raise InvalidValueError(ascii(item)[:100], "holds a character that no text has")
         values = below
 
 
@@ -194,7 +198,7 @@ def read_json(path: Path, kind: Any = Any, remedy: str = COPY_AGAIN) -> Any:
 
     Args:
         path: the file.
-        kind: the type of the value, see `tubelet.validation.fit`.
+        kind: the type of the value, see `tubelet.validation.check_value`.
         remedy: what to do about a file that cannot be read.
 
     Raises:
@@ -221,11 +225,11 @@ def read_jsonl(path: Path, kind: Any, remedy: str) -> Iterator[tuple[dict[str, A
             for number in count(1):
                 line = file.readline(LINE_BYTES + 1)
                 if len(line) > LINE_BYTES:
-                    raise damaged(f"{path}, line {number}", f"is longer than {LINE_BYTES} bytes", remedy)
+                    raise file_error(f"{path}, line {number}", f"is longer than {LINE_BYTES} bytes", remedy)
                 if not line.endswith(b"\n"):
                     if line and not line.startswith(b"{"):
                         start = ascii(line[:20].decode("utf-8", "replace"))
-                        raise damaged(f"{path}, line {number}", f"begins with {start}, expected an object", remedy)
+                        raise file_error(f"{path}, line {number}", f"begins with {start}, expected an object", remedy)
                     return
                 end += len(line)
                 yield parse_json(line, f"{path}, line {number}", kind, remedy), end

@@ -25,13 +25,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         (B, heads, K, d).
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and not _has_tiles():
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and not _has_amx():
         return _ProductBackward.apply(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 
 
 @cache
-def _has_tiles() -> bool:
+def _has_amx() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
-from tubelet.model.layers import NORM_EPS, Block, initialise, run_block
+from tubelet.model.layers import NORM_EPS, Block, init_weights, run_block
 from tubelet.model.rope import rotary_table
 from tubelet.model.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         # One norm a tapped level, kept also where only the last levels are returned: released files hold all of them.
         self.norms = nn.ModuleList(nn.LayerNorm(config.width, eps=NORM_EPS) for _ in config.levels)
-        initialise(self, blocks)
+        init_weights(self, blocks)
 
     def forward(self, pixels: Tensor, ids: Tensor | None = None) -> list[Tensor]:
         """Encode whole inputs, or their visible tokens alone.
@@ -40,10 +40,10 @@ class Encoder(nn.Module):
         """
         config = self.config
         returned = config.levels[-config.num_output_levels :]
-        outputs = self.outputs(pixels, returned, ids)
+        outputs = self.get_intermediate_layers(pixels, returned, ids)
         return [self.norms[config.levels.index(i)](x) for i, x in zip(returned, outputs, strict=True)]
 
-    def outputs(self, pixels: Tensor, blocks: Sequence[int], ids: Tensor | None = None) -> list[Tensor]:
+    def get_intermediate_layers(self, pixels: Tensor, blocks: Sequence[int], ids: Tensor | None = None) -> list[Tensor]:
         """What some blocks give, before any norm; nothing is computed beyond the last of them.
 
         Args:

@@ -9,15 +9,15 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from tubelet.model.attention import attention
-from tubelet.model.rope import RotaryTable, rotate, rotate_into
+from tubelet.model.rope import RotaryTable, rotate, rotate_out
 
 NORM_EPS = 1e-6
 INIT_STD = 0.02
 # Rows that a matrix product needs to be as fast as any longer one.
-_PIECE = 1024
+_CHUNK_ROWS = 1024
 
 
-def runs_in_pieces(x: Tensor) -> bool:
+def use_chunked_inference(x: Tensor) -> bool:
     """Whether a forward pass may overwrite what is not needed again, and goes through its tokens piece by piece.
 
     On a CPU, what is as large as a cache or larger is slow to come by: a core waits for memory, and for the system,
@@ -32,10 +32,10 @@ def runs_in_pieces(x: Tensor) -> bool:
     )
 
 
-def pieces(x: Tensor) -> Iterator[slice]:
-    """Equal ranges of the tokens of x (B, K, D), at most about `_PIECE` tokens of all clips each."""
+def token_chunks(x: Tensor) -> Iterator[slice]:
+    """Equal ranges of the tokens of x (B, K, D), at most about `_CHUNK_ROWS` tokens of all clips each."""
     B, K, _ = x.shape
-    step = math.ceil(K / max(1, round(B * K / _PIECE)))
+    step = math.ceil(K / max(1, round(B * K / _CHUNK_ROWS)))
     return (slice(i, i + step) for i in range(0, K, step))
 
 
@@ -52,7 +52,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, table: RotaryTable) -> Tensor:
         """(B, K, D) -> (B, K, D)."""
         B, K, D = x.shape
-        if runs_in_pieces(x):
+        if use_chunked_inference(x):
             q, k, v = self._in_pieces(x, table).chunk(3, dim=1)
         else:
             heads = self.qkv(x).view(B, K, 3 * self.heads, D // self.heads).transpose(1, 2)
@@ -64,11 +64,11 @@ class Attention(nn.Module):
         """Queries, keys and values (B, 3·heads, K, head_dim), the first two rotated, as the CPU reads them fastest."""
         B, K, D = x.shape
         out = x.new_empty(B, 3 * self.heads, K, D // self.heads)
-        for now in pieces(x):
+        for now in token_chunks(x):
             heads = self.qkv(x[:, now]).view(B, -1, 3 * self.heads, D // self.heads)
             qk, v = heads.split([2 * self.heads, self.heads], dim=2)
             angles = RotaryTable(*(of_all[:, :, now] for of_all in table))
-            rotate_into(out[:, : 2 * self.heads, now], qk, angles)
+            rotate_out(out[:, : 2 * self.heads, now], qk, angles)
             out[:, 2 * self.heads :, now] = v.transpose(1, 2)
         return out
 
@@ -83,8 +83,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, D) -> (B, K, D)."""
-        if runs_in_pieces(x):
-            return torch.cat([self.fc2(torch.ops.aten.gelu_(self.fc1(x[:, now]))) for now in pieces(x)], dim=1)
+        if use_chunked_inference(x):
+            return torch.cat([self.fc2(torch.ops.aten.gelu_(self.fc1(x[:, now]))) for now in token_chunks(x)], dim=1)
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -112,10 +112,10 @@ class Block(nn.Module):
         """(B, K, D) -> (B, K, D)."""
         x = x + self.attention(self.norm1(x), table)
         update = self.mlp(self.norm2(x))
-        return x.add_(update) if runs_in_pieces(x) else x + update
+        return x.add_(update) if use_chunked_inference(x) else x + update
 
 
-def initialise(module: nn.Module, blocks: Iterable[Block]) -> None:
+def init_weights(module: nn.Module, blocks: Iterable[Block]) -> None:
     """Truncated-normal weights, zero biases; block i's residual projections divided by sqrt(2i), i from 1."""
     for part in module.modules():
         if isinstance(part, nn.Linear):

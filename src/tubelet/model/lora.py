@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import TubeletError
-from tubelet.io.arrays import read_tensors
-from tubelet.io.files import replacing
+from tubelet.io.arrays import read_safetensors
+from tubelet.io.files import atomic_write
 
 _LAYERS = ["qkv", "proj", "fc1", "fc2"]
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
@@ -33,7 +33,7 @@ def add_adapters(encoder: nn.Module, rank: int) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=_LAYERS), encoder)
 
 
-def adapters_of(encoder: nn.Module) -> dict[str, Tensor]:
+def get_adapters(encoder: nn.Module) -> dict[str, Tensor]:
     """The adapters of an encoder alone, by peft's names."""
     from peft import get_peft_model_state_dict
 
@@ -45,14 +45,14 @@ def save_adapters(adapters: Mapping[str, Tensor], encoder: nn.Module, folder: Pa
     """Write adapters as peft does: `adapter_model.safetensors` and `adapter_config.json`.
 
     Args:
-        adapters: contiguous tensors, see `adapters_of`.
+        adapters: contiguous tensors, see `get_adapters`.
         encoder: with its adapters' settings.
         folder: is made if it is not there.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "adapter_model.safetensors") as partial:
+    with atomic_write(folder / "adapter_model.safetensors") as partial:
         save_file(dict(adapters), partial)
     encoder.peft_config["default"].save_pretrained(folder)  # type: ignore[index,union-attr]
 
@@ -81,7 +81,7 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
             f"{path}: no such file; expected the adapter folder of a run that was trained with lora_rank"
         )
     parameters = dict(encoder.named_parameters())
-    state, _ = read_tensors(path)
+    state, _ = read_safetensors(path)
     layers = sorted({name.rsplit(".lora_", 1)[0] for name in state})
     for layer in layers:
         weight = parameters.get(layer + ".weight")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from tubelet.config import ModelConfig
 from tubelet.errors import TubeletError
 from tubelet.grid import Grid, Mask, Modality
-from tubelet.model.layers import NORM_EPS, Block, initialise, run_block
+from tubelet.model.layers import NORM_EPS, Block, init_weights, run_block
 from tubelet.model.rope import rotary_table
 
 
@@ -37,7 +37,7 @@ class Predictor(nn.Module):
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
         self.target_head = nn.Linear(size.width, config.prediction_width)
         self.context_head = nn.Linear(size.width, config.prediction_width)
-        initialise(self, blocks)
+        init_weights(self, blocks)
 
     def forward(
         self, levels: list[Tensor], mask: Mask, grid: Grid, modality: Modality, mask_token: int = 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from tubelet.config import RopeVersion
 from tubelet.grid import Grid
 
-# Tokens that `rotate_into` turns at once: a megabyte of queries, keys and temporaries in a ViT-B.
+# Tokens that `rotate_out` turns at once: a megabyte of queries, keys and temporaries in a ViT-B.
 _TOKENS_IN_CACHE = 64
 
 
@@ -108,7 +108,7 @@ def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     return torch.cat(turned, dim=-1).to(x.dtype)
 
 
-def rotate_into(out: Tensor, heads: Tensor, table: RotaryTable) -> None:
+def rotate_out(out: Tensor, heads: Tensor, table: RotaryTable) -> None:
     """`rotate` for a CPU's forward pass without gradients: into a place, a few tokens at a time.
 
     So its fp32 temporaries stay in the core's cache. Of all tokens at once they take several times as long, in memory

@@ -21,15 +21,15 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from tubelet.checkpoint.hub import WEIGHTS_FILE, model_card, save_encoder
-from tubelet.checkpoint.registry import HUB_OPTIONS, RELEASED, find
-from tubelet.checkpoint.vjepa2_1 import load_exactly, require_finite
-from tubelet.checkpoint.weights import EncoderPart, Wanted, read_weights
+from tubelet.checkpoint.registry import HUB_OPTIONS, RELEASED, resolve_checkpoint
+from tubelet.checkpoint.vjepa2_1 import load_strict, require_finite
+from tubelet.checkpoint.weights import EncoderName, LoadSpec, read_weights
 from tubelet.config import ModelConfig, to_dict
 from tubelet.config.fields import nearest
 from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD, normalise
 from tubelet.device import pick_device, pick_dtype
-from tubelet.errors import TubeletError, one_line, visible
-from tubelet.io.files import replacing
+from tubelet.errors import TubeletError, escape_unprintable, first_line
+from tubelet.io.files import atomic_write
 from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import Encoder
 from tubelet.model.lora import apply_adapters
@@ -50,7 +50,7 @@ class Backbone(Encoder, ModelHubMixin):
 
     Attributes:
         model_id: name and fingerprint of the weights; the same wherever the file lies and whatever its format.
-        part: "teacher" or "student".
+        encoder_name: "teacher" or "student".
         predictor: the predictor, if it was asked for.
     """
 
@@ -62,7 +62,7 @@ class Backbone(Encoder, ModelHubMixin):
         super().__init__(config)
         self.predictor = Predictor(config) if with_predictor else None
         self.name = "untitled"
-        self.part: EncoderPart = "teacher"
+        self.encoder_name: EncoderName = "teacher"
         self.stored_dtype = self.dtype  # of the file that it was loaded from
         self._identified: tuple[int, str] | None = None
 
@@ -89,12 +89,12 @@ class Backbone(Encoder, ModelHubMixin):
     @property
     def model_id(self) -> str:
         """Such as "vjepa2.1-vitb16-384-teacher-1f2e3d4c5b6a7988": it changes when the weights do."""
-        return f"{self.name}-{self.part}-{self.fingerprint}"
+        return f"{self.name}-{self.encoder_name}-{self.fingerprint}"
 
     @property
     def weights_id(self) -> str:
         """The same for the same weights of the same part, whatever they are called: features can be compared."""
-        return f"{self.part}-{self.fingerprint}"
+        return f"{self.encoder_name}-{self.fingerprint}"
 
     @property
     def config_hash(self) -> str:
@@ -139,7 +139,7 @@ class Backbone(Encoder, ModelHubMixin):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, N, D) of normalised pixels (B, C, H, W) or (B, C, T, H, W), with gradients where they are wanted."""
-        return self.norms[-1](self.outputs(_as_clip(x).to(self.dtype), [self.config.depth - 1])[0])
+        return self.norms[-1](self.get_intermediate_layers(_as_clip(x).to(self.dtype), [self.config.depth - 1])[0])
 
     def forward_intermediates(
         self,
@@ -172,15 +172,15 @@ class Backbone(Encoder, ModelHubMixin):
             TubeletError: if a block is asked for that is not there, or another format.
         """
         depth = self.config.depth
-        wanted = range(depth) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
-        blocks = sorted({int(i) + depth if i < 0 else int(i) for i in wanted})
+        requested = range(depth) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
+        blocks = sorted({int(i) + depth if i < 0 else int(i) for i in requested})
         if output_fmt not in ("NCHW", "NLC") or not blocks or not all(0 <= i < depth for i in blocks):
             raise TubeletError(
                 f"blocks {indices} as {output_fmt!r}: expected some of 0..{depth - 1}, as 'NCHW' or 'NLC'"
             )
         clip = _as_clip(x).to(self.dtype)
         numbers = sorted({*blocks} if intermediates_only else {*blocks, depth - 1})
-        outputs = dict(zip(numbers, self.outputs(clip, numbers), strict=True))
+        outputs = dict(zip(numbers, self.get_intermediate_layers(clip, numbers), strict=True))
         intermediates = [self._norm_of(i)(outputs[i]) if norm else outputs[i] for i in blocks]
         if output_fmt == "NCHW":
             grid = self.tokenizer.grid(clip).shape if x.dim() == 5 else self.tokenizer.grid(clip).shape[1:]
@@ -204,7 +204,7 @@ class Backbone(Encoder, ModelHubMixin):
         """As any module's; a warning where training would round most steps away."""
         if requires_grad and self.dtype.itemsize < 4:
             warnings.warn(
-                f"weights in {_short(self.dtype)} round most steps of an optimiser away: "
+                f"weights in {_dtype_name(self.dtype)} round most steps of an optimiser away: "
                 "load with dtype=torch.float32 to train them",
                 stacklevel=2,
             )
@@ -223,14 +223,14 @@ class Backbone(Encoder, ModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.dtype.itemsize < self.stored_dtype.itemsize:
             warnings.warn(
-                f"weights rounded to {_short(self.dtype)} are saved: load with dtype=torch.float32 to keep all digits",
+                f"weights rounded to {_dtype_name(self.dtype)} are saved: load with dtype=torch.float32 to keep all",
                 stacklevel=2,
             )
         self.identify()  # what is saved is what is in memory, be it a cast of what was loaded
-        save_encoder(save_directory / WEIGHTS_FILE, self.state_dict(), self.config, self.name, self.part)
+        save_encoder(save_directory / WEIGHTS_FILE, self.state_dict(), self.config, self.name, self.encoder_name)
         # For readers and for the Hub, which counts its downloads; the weights file says the same in its header.
         stated = {"library_name": "tubelet", "model_id": self.model_id, "model": to_dict(self.config)}
-        with replacing(save_directory / "config.json") as partial:
+        with atomic_write(save_directory / "config.json") as partial:
             partial.write_text(json.dumps(stated, indent=2) + "\n")
 
     def generate_model_card(
@@ -243,7 +243,7 @@ class Backbone(Encoder, ModelHubMixin):
             metrics: what the features are worth, by name.
         """
         parameters = sum(p.numel() for p in self.parameters())
-        return model_card(self.config, self.model_id, self.part, parameters, license, metrics or {})
+        return model_card(self.config, self.model_id, self.encoder_name, parameters, license, metrics or {})
 
     @torch.no_grad()
     def encode(
@@ -265,7 +265,7 @@ class Backbone(Encoder, ModelHubMixin):
             resize: None takes pictures as they are, if they divide into patches; "round" brings each side to the
                 nearest size that does; a number makes the middle square of that side; a pair is (height, width).
             frames: T, of a video file; an odd count repeats the last frame, with a warning.
-            fps: frames per second that a video file is read at (4 unless told); for frames in memory their own rate,
+            fps: frames per second that a video file is read at (4 by default); for frames in memory their own rate,
                 for `times`.
             start: seconds into a video file at which the clip begins; None takes it from the middle.
 
@@ -291,8 +291,8 @@ class Backbone(Encoder, ModelHubMixin):
         Args:
             path: the video, or its URL.
             frames: T of a window; a video that is shorter is one window.
-            overlap: frames that a window shares with the one before, half of them unless told; the last may share more.
-            fps: frames per second, 4 unless told.
+            overlap: frames that a window shares with the one before, half of them by default; the last may share more.
+            fps: frames per second, 4 by default.
             resize: as in `encode`.
 
         Yields:
@@ -320,14 +320,16 @@ class Backbone(Encoder, ModelHubMixin):
         if pixels.dtype == torch.uint8:
             pixels = normalise(pixels, self.dtype)
         elif not (pixels := pixels.to(self.dtype)).isfinite().all():
-            raise TubeletError(f"pixel values are too large for {_short(self.dtype)}: normalise them, or give uint8")
+            raise TubeletError(
+                f"pixel values are too large for {_dtype_name(self.dtype)}: normalise them, or give uint8"
+            )
         grid = self.tokenizer.grid(pixels)
-        outputs = self.outputs(pixels, self.config.levels)
+        outputs = self.get_intermediate_layers(pixels, self.config.levels)
         levels = tuple(norm(x) for norm, x in zip(self.norms, outputs, strict=True))
         return DenseFeatures(levels, grid, step_times(times, grid.t))
 
 
-def _short(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -338,7 +340,7 @@ def _as_clip(x: Tensor) -> Tensor:
 def load(
     what: str | Path,
     *,
-    part: EncoderPart | None = None,
+    encoder: EncoderName | None = None,
     with_predictor: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -356,7 +358,7 @@ def load(
     Args:
         what: a run folder or one of its checkpoints, a .safetensors file or folder that `save_pretrained` wrote, a
             released .pt file, a released name such as "vjepa2.1-vitb16-384", or the id of a repository on the Hub.
-        part: the teacher (Y-encoder), whose features are the better ones, or the student (X-encoder); None is the
+        encoder: the teacher (Y-encoder), whose features are the better ones, or the student (X-encoder); None is the
             teacher, or whichever of the two is all that a file holds.
         with_predictor: load the predictor too, as `model.predictor`.
         device: an accelerator if there is one.
@@ -379,7 +381,7 @@ def load(
     chosen = _device(device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TubeletError(f"dtype is {dtype!r}, expected one of PyTorch's floats, such as torch.bfloat16")
-    model = build(what, Wanted(part, with_predictor, heads, predictor_heads, levels), sha256, **hub)
+    model = load_unplaced(what, LoadSpec(encoder, with_predictor, heads, predictor_heads, levels), sha256, **hub)
     if adapter is not None:
         apply_adapters(model, Path(adapter))
         require_finite(model.state_dict(), str(adapter))
@@ -390,7 +392,7 @@ def load(
     return model
 
 
-def random_twin(model: Backbone, seed: int) -> Backbone:
+def random_init_like(model: Backbone, seed: int) -> Backbone:
     """The same network with the initial weights that `seed` gives, on the same device; what training has to beat."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -406,20 +408,21 @@ def _device(device: torch.device | str | None) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # PyTorch raises any of them
-        raise TubeletError(f"device is {str(device)!r}, which cannot be used here ({one_line(error)})") from error
+        raise TubeletError(f"device is {str(device)!r}, which cannot be used here ({first_line(error)})") from error
 
 
-def build(what: str | Path, wanted: Wanted, sha256: str | None = None, **hub: Any) -> Backbone:
+def load_unplaced(what: str | Path, spec: LoadSpec, sha256: str | None = None, **hub: Any) -> Backbone:
     """`load`, the numbers as they are in the file."""
-    if wanted.part is not None and wanted.part not in get_args(EncoderPart):
-        raise TubeletError(f"part is {wanted.part!r}, expected 'teacher' or 'student'")
-    path = find(what, sha256, **hub)
-    weights = read_weights(path, _name_of(what, path), wanted)
+    if spec.encoder is not None and spec.encoder not in get_args(EncoderName):
+        raise TubeletError(f"encoder is {spec.encoder!r}, expected 'teacher' or 'student'")
+    path = resolve_checkpoint(what, sha256, **hub)
+    weights = read_weights(path, _name_of(what, path), spec)
     with torch.device("meta"):
-        model = Backbone(weights.config, wanted.predictor)
+        model = Backbone(weights.config, spec.predictor)
     state = weights.encoder | {f"predictor.{name}": value for name, value in weights.predictor.items()}
-    load_exactly(model, state, str(path), assign=True)
-    model.name, model.part, model.stored_dtype = visible(weights.name), weights.part, model.dtype
+    load_strict(model, state, str(path), assign=True)
+    model.name, model.encoder_name = escape_unprintable(weights.name), weights.encoder_name
+    model.stored_dtype = model.dtype
     model.identify()
     return model.requires_grad_(False).eval()
 

@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import TypedDict
 
 from tubelet.checkpoint.hub import WEIGHTS_FILE, save_encoder
-from tubelet.checkpoint.registry import find
-from tubelet.checkpoint.run import checkpoints, load_vjepa
-from tubelet.checkpoint.vjepa2_1 import PARTS, Part, State, write_released
-from tubelet.checkpoint.weights import Wanted, is_encoder
+from tubelet.checkpoint.registry import resolve_checkpoint
+from tubelet.checkpoint.run import list_checkpoints, load_vjepa
+from tubelet.checkpoint.vjepa2_1 import MODULE_NAMES, ModuleName, State, write_released
+from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.errors import TubeletError
 from tubelet.io.files import directory_lock
 from tubelet.io.hidden import without_hidden
 from tubelet.io.overwrite import check_output
 from tubelet.io.text import read_json
-from tubelet.pretrained.backbone import build
+from tubelet.pretrained.backbone import load_unplaced
 
 _LOCK = ".convert.lock"
 _FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # files, of which one would not want a folder
@@ -33,14 +33,14 @@ class _Evaluation(TypedDict):
     tasks: list[_Task]
 
 
-def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown") -> str:
+def convert(what: str | Path, out: Path, spec: LoadSpec, license: str = "unknown") -> str:
     """Write a model in another layout; no number changes.
 
     Args:
         what: whatever `load` takes.
         out: NAME.pt is the released layout (student, predictor and teacher of a run or a released file; of an encoder
             what there is), NAME.safetensors one file of this package, and a folder that and a model card for the Hub.
-        wanted: which encoder, and whether the predictor too.
+        spec: which encoder, and whether the predictor too.
         license: of the weights, for the card.
 
     Returns:
@@ -50,16 +50,16 @@ def convert(what: str | Path, out: Path, wanted: Wanted, license: str = "unknown
         TubeletError: if the source cannot be loaded, or the target cannot hold it.
     """
     if out.suffix in (".pt", ".safetensors", *_FOREIGN) or out.is_file():
-        return _convert(what, out, wanted, license)
+        return _convert(what, out, spec, license)
     with directory_lock(out, _LOCK, "write to another folder"):
         try:
-            return _convert(what, out, wanted, license)
+            return _convert(what, out, spec, license)
         finally:
             (out / _LOCK).unlink(missing_ok=True)  # the folder goes to the Hub as it is
 
 
-def _convert(what: str | Path, out: Path, wanted: Wanted, license: str) -> str:
-    path = find(what)
+def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
+    path = resolve_checkpoint(what)
     if path.is_file() and path.suffix not in (".pt", ".pth", ".safetensors"):
         raise TubeletError(f"{path}: expected a run folder, a .safetensors or a .pt file")
     if out.suffix in _FOREIGN:
@@ -67,20 +67,20 @@ def _convert(what: str | Path, out: Path, wanted: Wanted, license: str) -> str:
     check_output(out, {".pt": "released", ".safetensors": "encoder"}.get(out.suffix, "model"), _read_from(path))
     if out.is_dir() and any(file.name != WEIGHTS_FILE for file in without_hidden(out.glob("*.safetensors"))):
         raise TubeletError(f"{out}: holds the weights of another model: write to another folder")
-    if out.suffix == ".pt" and not is_encoder(path):
+    if out.suffix == ".pt" and not is_encoder_file(path):
         system, _ = load_vjepa(path)
-        write_released(out, system.config, {name: getattr(system, name).state_dict() for name in PARTS})
+        write_released(out, system.config, {name: getattr(system, name).state_dict() for name in MODULE_NAMES})
         return f"{out}: student, predictor and teacher in the released layout"
-    model = build(what, wanted)
+    model = load_unplaced(what, spec)
     if out.suffix == ".pt":
         encoder = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor.")}
-        parts: dict[Part, State] = {model.part: encoder}
+        parts: dict[ModuleName, State] = {model.encoder_name: encoder}
         if model.predictor is not None:
             parts["predictor"] = model.predictor.state_dict()
         write_released(out, model.config, parts)
         return f"{out}: the {' and the '.join(parts)} in the released layout"
     if out.suffix == ".safetensors":
-        save_encoder(out, model.state_dict(), model.config, model.name, model.part)
+        save_encoder(out, model.state_dict(), model.config, model.name, model.encoder_name)
         return f"{out}: {model.model_id}"
     card = "its card"
     if (out / "README.md").exists():
@@ -94,7 +94,7 @@ def _convert(what: str | Path, out: Path, wanted: Wanted, license: str) -> str:
 
 def _read_from(path: Path) -> list[Path]:
     """The files that a model is read from."""
-    return [path, *path.glob("*.safetensors"), *checkpoints(path)] if path.is_dir() else [path]
+    return [path, *path.glob("*.safetensors"), *list_checkpoints(path)] if path.is_dir() else [path]
 
 
 def _metrics(path: Path) -> dict[str, float]:

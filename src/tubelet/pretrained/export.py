@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tubelet.checkpoint.weights import Wanted
+from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import ModelConfig
 from tubelet.errors import TubeletError
 from tubelet.io.overwrite import PRODUCER, check_output, mark_archive
-from tubelet.pretrained.backbone import Backbone, build
+from tubelet.pretrained.backbone import Backbone, load_unplaced
 
-BOUND = 1e-4  # absolute, fp32
+MAX_DIFFERENCE = 1e-4  # absolute, fp32
 _OPSET = 20
 _ROUNDS = 5
 
 
-class Levels(nn.Module):
+class LevelOutputs(nn.Module):
     """What is exported: normalised pixels (B, C, T, H, W) in, the tapped levels (B, N, D) out, shallow to deep."""
 
     def __init__(self, model: Backbone) -> None:
@@ -34,17 +34,17 @@ class Levels(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """All levels, also those of a model that returns its last alone."""
-        outputs = self.model.outputs(pixels, self.model.config.levels)
+        outputs = self.model.get_intermediate_layers(pixels, self.model.config.levels)
         return tuple(norm(x) for norm, x in zip(self.model.norms, outputs, strict=True))
 
 
-def export(what: str | Path, out: Path, wanted: Wanted, images: bool = False) -> str:
+def export(what: str | Path, out: Path, spec: LoadSpec, images: bool = False) -> str:
     """Write an encoder, in fp32, as .pt2 (torch.export) or .onnx, and hold the file against eager at other shapes.
 
     Args:
         what: whatever `load` takes.
         out: the file.
-        wanted: which encoder; its predictor is not exported.
+        spec: which encoder; its predictor is not exported.
         images: the image tokenizer's graph, of inputs with T = 1, instead of the video tokenizer's.
 
     Returns:
@@ -54,14 +54,16 @@ def export(what: str | Path, out: Path, wanted: Wanted, images: bool = False) ->
         TubeletError: if the model cannot be loaded, the packages for ONNX are not there, the file cannot be written, or
             it computes something else; what was there before is then untouched.
     """
-    model = build(what, wanted._replace(predictor=False)).float()
-    graph = Levels(model).eval()
+    model = load_unplaced(what, spec._replace(predictor=False)).float()
+    graph = LevelOutputs(model).eval()
     shapes = example_shapes(model.config, images)
-    with _beside(out) as partial, torch.no_grad():
+    with _staging_directory(out) as partial, torch.no_grad():
         run = (_to_onnx if out.suffix == ".onnx" else _to_pt2)(graph, shapes[0], partial, images)
         worst = float(np.max([_difference(graph, run, shape) for shape in shapes]))
-        if not worst <= BOUND:
-            raise TubeletError(f"{out}: differs from eager by {worst:.1e}, expected at most {BOUND:.0e}: do not use it")
+        if not worst <= MAX_DIFFERENCE:
+            raise TubeletError(
+                f"{out}: differs from eager by {worst:.1e}, expected at most {MAX_DIFFERENCE:.0e}: do not use it"
+            )
         ours, theirs = _time_in_turn([graph, run], torch.randn(shapes[-1]))
     tokens = model.config.grid(*shapes[-1][2:]).tokens * shapes[-1][0]
     return (
@@ -70,20 +72,20 @@ def export(what: str | Path, out: Path, wanted: Wanted, images: bool = False) ->
     )
 
 
-def kind_of(out: Path) -> str:
+def output_kind(out: Path) -> str:
     """Which of `tubelet.io.overwrite.KINDS` an exported file is."""
     return "onnx" if out.suffix == ".onnx" else "graph"
 
 
 @contextmanager
-def _beside(out: Path) -> Iterator[Path]:
+def _staging_directory(out: Path) -> Iterator[Path]:
     """A place in a folder beside `out`, whose files take their own places when all has gone well."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             yield Path(folder) / out.name
             # Large ONNX models keep their weights in a second file, which is to be there before the first is.
-            check_output(out, kind_of(out))
+            check_output(out, output_kind(out))
             for written in sorted(Path(folder).iterdir(), key=lambda path: path.name == out.name):
                 target = out.parent / written.name
                 if written.name != out.name and target.exists() and not out.exists():
@@ -110,18 +112,22 @@ def _dynamic(config: ModelConfig, images: bool) -> dict[int, Any]:
     return dims if images else dims | {2: config.tubelet_size * torch.export.Dim("steps")}
 
 
-def _program(graph: Levels, shape: tuple[int, ...], images: bool) -> torch.export.ExportedProgram:
+def _program(graph: LevelOutputs, shape: tuple[int, ...], images: bool) -> torch.export.ExportedProgram:
     dims = _dynamic(graph.model.config, images)
     return torch.export.export(graph, (torch.randn(shape),), dynamic_shapes=(dims,))
 
 
-def _to_pt2(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> Callable[[Tensor], Sequence[Tensor]]:
+def _to_pt2(
+    graph: LevelOutputs, shape: tuple[int, ...], out: Path, images: bool
+) -> Callable[[Tensor], Sequence[Tensor]]:
     torch.export.save(_program(graph, shape, images), out)
     mark_archive(out)
     return torch.export.load(out).module()
 
 
-def _to_onnx(graph: Levels, shape: tuple[int, ...], out: Path, images: bool) -> Callable[[Tensor], Sequence[Tensor]]:
+def _to_onnx(
+    graph: LevelOutputs, shape: tuple[int, ...], out: Path, images: bool
+) -> Callable[[Tensor], Sequence[Tensor]]:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - what torch.onnx writes with

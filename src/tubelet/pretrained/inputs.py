@@ -27,7 +27,7 @@ _BRIGHTEST = 3.0
 
 
 @dataclass(frozen=True)
-class Clips:
+class InputBatch:
     """A batch of clips of one size.
 
     Attributes:
@@ -79,7 +79,7 @@ def check_resize(resize: Any) -> None:
         )
 
 
-def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize) -> Clips:
+def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize) -> InputBatch:
     """Make a batch of what `Backbone.encode` takes.
 
     Raises:
@@ -89,15 +89,15 @@ def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize)
     if isinstance(x, (list, tuple)) and not (x and _is_picture(x[0])):
         if not x:
             raise TubeletError("there is nothing to encode: the list is empty")
-        batch = [_fit(*_read(item, config, sampling), config, resize) for item in x]
+        batch = [resize_to_grid(*_read(item, config, sampling), config, resize) for item in x]
     elif not isinstance(x, (list, tuple)) and _dimensions(x) == 5:
         pixels = _channels_first(_tensor(x), config)
         if not len(pixels):
             raise TubeletError(f"there is nothing to encode: pixels have shape {tuple(pixels.shape)}")
-        times = _own_times(pixels.shape[2], sampling)
-        batch = [_fit(clip, times, config, resize) for clip in pixels]
+        times = _in_memory_times(pixels.shape[2], sampling)
+        batch = [resize_to_grid(clip, times, config, resize) for clip in pixels]
     else:
-        batch = [_fit(*_read(x, config, sampling), config, resize)]
+        batch = [resize_to_grid(*_read(x, config, sampling), config, resize)]
     shapes = {tuple(pixels.shape) for pixels, _ in batch}
     kinds = {pixels.dtype for pixels, _ in batch}
     if len(shapes) > 1 or len(kinds) > 1:
@@ -107,7 +107,7 @@ def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize)
             "encode them one by one"
         )
     known = [t for _, t in batch if t is not None]
-    return Clips(torch.stack([p for p, _ in batch]), torch.stack(known) if len(known) == len(batch) else None)
+    return InputBatch(torch.stack([p for p, _ in batch]), torch.stack(known) if len(known) == len(batch) else None)
 
 
 def _read(x: Any, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
@@ -129,7 +129,7 @@ def _read(x: Any, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tens
         pixels = _picture(x, config).unsqueeze(1)
     else:
         pixels = _channels_first(_tensor(x).unsqueeze(0), config)[0]
-    return pixels, _own_times(pixels.shape[1], sampling)
+    return pixels, _in_memory_times(pixels.shape[1], sampling)
 
 
 def _read_file(path: str | Path, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
@@ -165,7 +165,7 @@ def _read_file(path: str | Path, sampling: Sampling) -> tuple[Tensor, Tensor | N
     return clips[0].pixels.permute(3, 0, 1, 2), torch.from_numpy(chosen)
 
 
-def _own_times(frames: int, sampling: Sampling) -> Tensor | None:
+def _in_memory_times(frames: int, sampling: Sampling) -> Tensor | None:
     """Times of frames in memory: known of an image, and of a clip whose rate was said."""
     if frames == 1:
         return torch.zeros(1, dtype=torch.float64)
@@ -235,7 +235,9 @@ def _channels_first(x: Tensor, config: ModelConfig) -> Tensor:
     )
 
 
-def _fit(pixels: Tensor, times: Tensor | None, config: ModelConfig, resize: Resize) -> tuple[Tensor, Tensor | None]:
+def resize_to_grid(
+    pixels: Tensor, times: Tensor | None, config: ModelConfig, resize: Resize
+) -> tuple[Tensor, Tensor | None]:
     """A clip (C, T, H, W) of whole patches and tubelets."""
     C, T, H, W = pixels.shape
     p, t = config.patch_size, config.tubelet_size
@@ -252,12 +254,12 @@ def _fit(pixels: Tensor, times: Tensor | None, config: ModelConfig, resize: Resi
         resize = int(resize)
         rows, columns = middle(H, W)
         pixels = pixels[:, :, rows, columns]
-        pixels = _stretch(pixels, *resize_shape(pixels.shape[2], pixels.shape[3], resize))
+        pixels = resize_clip(pixels, *resize_shape(pixels.shape[2], pixels.shape[3], resize))
         top, left = (pixels.shape[2] - resize) // 2, (pixels.shape[3] - resize) // 2
         pixels = pixels[:, :, top : top + resize, left : left + resize]
     elif resize is not None:
         rounded = max(p, round(H / p) * p), max(p, round(W / p) * p)
-        pixels = _stretch(pixels, *(rounded if isinstance(resize, str) else resize))
+        pixels = resize_clip(pixels, *(rounded if isinstance(resize, str) else resize))
     elif H % p or W % p:
         raise TubeletError(
             f"pictures are {H} x {W} pixels (height x width), which do not divide into patches of {p}: say "
@@ -267,7 +269,7 @@ def _fit(pixels: Tensor, times: Tensor | None, config: ModelConfig, resize: Resi
     return pixels, times
 
 
-def _stretch(pixels: Tensor, height: int, width: int) -> Tensor:
+def resize_clip(pixels: Tensor, height: int, width: int) -> Tensor:
     """(C, T, H, W) -> (C, T, height, width): bilinear, antialiased when it shrinks."""
     if pixels.shape[2:] == (height, width):
         return pixels

@@ -18,7 +18,7 @@ from typing import Any
 from tubelet.data.process_map import on_parent_exit
 from tubelet.data.worker_status import describe_exit
 from tubelet.errors import TubeletError
-from tubelet.io.files import temporary_folder
+from tubelet.io.files import temporary_directory
 from tubelet.sample_data import supervisor
 from tubelet.sample_data.level import wad_folder
 
@@ -57,7 +57,7 @@ def engines_folder() -> Iterator[Path]:
     began = time.time()
     # Engines that cannot be seen from here (a container that shares memory) need the names no longer once they are old.
     _sweep_unmapped(0.0, began - ORPHAN_S)
-    with temporary_folder("engine", _sweep) as (folder, _):
+    with temporary_directory("engine", _sweep) as (folder, _):
         try:
             yield folder
         finally:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from tubelet.data.limits import ARRAY_BYTES
 from tubelet.errors import TubeletError
-from tubelet.io.arrays import Array, read_arrays
-from tubelet.io.text import check_content, damaged, read_json
+from tubelet.io.arrays import ArraySpec, read_npz
+from tubelet.io.text import file_error, read_json, validate_content
 from tubelet.validation import Bounds
 
 NAME = "tubelet-sample"
@@ -70,16 +70,16 @@ NO_MOTION = -1  # of a single frame
 _REMEDY = "make the sample set anew with `tubelet sample-data`"
 # What the arrays of a truth are: T frames of H x W pixels, P points.
 _ARRAYS = {
-    "classes": Array("u", ("T", "H", "W")),
-    "depth_steps": Array("f", (3, 256)),
-    "depth_codes": Array("u", ("T", "H", "W")),
-    "instances": Array("u", ("T", "H", "W")),
-    "pose": Array("f", ("T", 5)),
-    "motion": Array("iu", ()),
-    "tracks": Array("f", ("P", "T", 2)),
-    "visible": Array("b", ("P", "T")),
-    "camera": Array("f", (4,)),
-    "level": Array("U", ()),
+    "classes": ArraySpec("u", ("T", "H", "W")),
+    "depth_steps": ArraySpec("f", (3, 256)),
+    "depth_codes": ArraySpec("u", ("T", "H", "W")),
+    "instances": ArraySpec("u", ("T", "H", "W")),
+    "pose": ArraySpec("f", ("T", 5)),
+    "motion": ArraySpec("iu", ()),
+    "tracks": ArraySpec("f", ("P", "T", 2)),
+    "visible": ArraySpec("b", ("P", "T")),
+    "camera": ArraySpec("f", (4,)),
+    "level": ArraySpec("U", ()),
 }
 
 # The engine writes depth in one byte, in three ways; (step, start) in map units. Measured: objects against positions
@@ -312,15 +312,15 @@ def read_truth(path: str | Path) -> ClipTruth:
         TubeletError: the file is missing or is not such a truth.
     """
     path = Path(path)
-    arrays = read_arrays(path, _ARRAYS, ARRAY_BYTES, _REMEDY)
+    arrays = read_npz(path, _ARRAYS, ARRAY_BYTES, _REMEDY)
     classes, codes, motion = arrays["classes"], arrays["depth_codes"], int(arrays["motion"])
     if classes.max(initial=0) >= len(CLASSES) or codes.max(initial=0) > 255:
-        raise damaged(path, f"holds a class above {len(CLASSES) - 1} or a depth code above 255", _REMEDY)
+        raise file_error(path, f"holds a class above {len(CLASSES) - 1} or a depth code above 255", _REMEDY)
     if not NO_MOTION <= motion < len(MOTIONS):
-        raise damaged(path, f"motion is {motion}, expected {NO_MOTION} to {len(MOTIONS) - 1}", _REMEDY)
+        raise file_error(path, f"motion is {motion}, expected {NO_MOTION} to {len(MOTIONS) - 1}", _REMEDY)
     for name in ("pose", "camera"):
         if not np.isfinite(arrays[name]).all():
-            raise damaged(path, f"{name} is not finite", _REMEDY)
+            raise file_error(path, f"{name} is not finite", _REMEDY)
     depth = depth_from_codes(codes, classes, arrays["depth_steps"].astype(np.float32))
     depth[wrapped_planes(codes, classes)] = np.nan
     return ClipTruth(
@@ -349,14 +349,14 @@ def read_description(root: str | Path) -> dict[str, Any]:
         )
     description: dict[str, Any] = read_json(path, dict[str, Any], _REMEDY)
     if description.get("name") != NAME:
-        raise damaged(path, f"its name is {description.get('name')!r:.100}, expected {NAME!r}", _REMEDY)
+        raise file_error(path, f"its name is {description.get('name')!r:.100}, expected {NAME!r}", _REMEDY)
     if description.get("format") != FORMAT:
         found = description.get("format")
-        raise damaged(path, f"its format is {found!r:.100}, this version reads {FORMAT}", _REMEDY)
-    check_content(Description, description, path, _REMEDY)
+        raise file_error(path, f"its format is {found!r:.100}, this version reads {FORMAT}", _REMEDY)
+    validate_content(Description, description, path, _REMEDY)
     for field, known in (("classes", CLASSES), ("motions", MOTIONS)):
         if description[field] != list(known):
-            raise damaged(path, f"{field} are not those of this version", _REMEDY)
+            raise file_error(path, f"{field} are not those of this version", _REMEDY)
     return description
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tubelet.data.process_map import WorkerCrashError, process_map
 from tubelet.errors import TubeletError
-from tubelet.io.files import directory_lock, replacing
+from tubelet.io.files import atomic_write, directory_lock
 from tubelet.io.hidden import without_hidden
 from tubelet.io.overwrite import check_output
 from tubelet.sample_data import truth
@@ -267,9 +267,9 @@ def write_sample_data(
         size: pixels of the square frames.
         frames: per clip.
         fps: frames per second; must divide 35.
-        images: number of single frames, a quarter of the clips unless told.
+        images: number of single frames, a quarter of the clips by default.
         validation_share: of levels, clips and images.
-        workers: processes, as many as cores unless told.
+        workers: processes, as many as cores by default.
         progress: called with files made and files to make.
 
     Returns:
@@ -318,7 +318,7 @@ def write_sample_data(
             raise
         for split in SPLITS:
             (partial / split).rename(out / split)
-        with replacing(out / DATASET) as file:
+        with atomic_write(out / DATASET) as file:
             file.write_text(json.dumps(description, indent=1) + "\n")
         partial.rmdir()
     return {**description, "reused": False}

@@ -26,7 +26,7 @@ from tubelet.heads.training import (
     told_samples,
     train_side_by_side,
 )
-from tubelet.io.files import describe_os_error, replacing
+from tubelet.io.files import atomic_write, describe_os_error
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.classification_report import confusion_details, metrics, sweep_details, worst_examples
@@ -172,7 +172,7 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
         loader: WorkerLoader[Tensor] = WorkerLoader(features, workers, batch_size=256, collate_fn=_rows)
         try:
             path.parent.mkdir(exist_ok=True)
-            with replacing(path) as beside, beside.open("wb") as file:
+            with atomic_write(path) as beside, beside.open("wb") as file:
                 for rows in loader:
                     file.write(rows.numpy().tobytes())
         except OSError as error:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.checkpoint.run import checkpoints, stated_step, stored_config
+from tubelet.checkpoint.run import config_from_header, list_checkpoints, step_from_header
 from tubelet.checkpoint.sharded import read_header
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig, ModelConfig, TrainConfig
 from tubelet.errors import TubeletError
@@ -65,7 +65,7 @@ def evaluate_model(what: str, data: Path, config: EvaluateConfig, out: Path | No
     """Evaluate whatever `load` takes, and write the result as evaluation.json.
 
     Args:
-        what: a run, whose size and frames are used unless told; or any other model.
+        what: a run, whose size and frames are used by default; or any other model.
         data: a folder that `tubelet sample-data` wrote.
         config: image_size, frames, limit (clips of each split) and seed count.
         out: folder of the result; by default the run's, beside a file as NAME.evaluation.json, or for a name
@@ -81,15 +81,15 @@ def evaluate_model(what: str, data: Path, config: EvaluateConfig, out: Path | No
         )
     config.refuse((*HEAD_SETTINGS, "max_failed_fraction"), "evaluation without --task")
     path = Path(what).expanduser()
-    found = checkpoints(path)
-    of_run = bool(found) or path in checkpoints(path.parent.parent)
+    found = list_checkpoints(path)
+    of_run = bool(found) or path in list_checkpoints(path.parent.parent)
     place = found[-1] if found else path
     model = load(place if of_run else what, dtype=torch.float32)
     name, step, image_size, frames = model.model_id, None, config.image_size, config.frames
     if of_run:
         header = read_header(place)
-        name, step = str(place), stated_step(header, place)
-        trained_at = stored_config(header, TrainConfig, name).data
+        name, step = str(place), step_from_header(header, place)
+        trained_at = config_from_header(header, TrainConfig, name).data
         image_size = image_size or trained_at.image_size
         there = read_description(data)["parameters"]["frames"]
         frames = frames or frames_that_fit(trained_at.frames, there, model.config.tubelet_size)
@@ -127,8 +127,8 @@ def evaluate_encoder(
         seed: of the random encoder and of all choices of clips and tokens.
         max_train_clips: how many train clips are used at most.
         max_val_clips: how many val clips are used at most.
-        image_size: side of the centre crop in pixels; the data's size unless told.
-        frames: frames of a clip, from its middle; as many as the clips have unless told.
+        image_size: side of the centre crop in pixels; the data's size by default.
+        frames: frames of a clip, from its middle; as many as the clips have by default.
 
     Returns:
         split -> clips used, and the results.

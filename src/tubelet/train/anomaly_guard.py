@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tubelet.checkpoint.run import step_of
+from tubelet.checkpoint.run import step_from_name
 from tubelet.config import TrainConfig
 from tubelet.errors import TubeletError
 from tubelet.train.run_directory import RunDirectory
@@ -121,7 +121,7 @@ class AnomalyGuard:
         if checkpoint is None:
             self.alert(self.spike_step, "no checkpoint", f"{said}; there is no checkpoint to go back to yet")
             return None
-        back = step_of(checkpoint)
+        back = step_from_name(checkpoint)
         if sum(alarm["step"] == back for alarm in self._rewinds()) >= MAX_REWINDS:
             raise TubeletError(
                 f"{said}, after going back to {checkpoint} {MAX_REWINDS} times with other data: lower the learning "

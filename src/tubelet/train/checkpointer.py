@@ -15,11 +15,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tubelet.checkpoint.run import copy_to_host, header_of, keep_newest, make_room, save_checkpoint, state_tensors
+from tubelet.checkpoint.run import (
+    copy_to_host,
+    make_header,
+    prepare_directory,
+    prune_checkpoints,
+    save_checkpoint,
+    training_state,
+)
 from tubelet.config import TrainConfig
 from tubelet.errors import TubeletError
 from tubelet.io.files import describe_os_error
-from tubelet.model.lora import adapters_of, save_adapters
+from tubelet.model.lora import get_adapters, save_adapters
 from tubelet.train.distributed import DistContext
 from tubelet.train.run_directory import RunDirectory
 from tubelet.train.sharding import all_finite
@@ -43,14 +50,14 @@ class Pending(NamedTuple):
             return None
         if isinstance(error, TubeletError):
             return str(error)
-        from tubelet.checkpoint.dcp import what_failed
+        from tubelet.checkpoint.dcp import root_cause
 
-        cause = what_failed(error)
+        cause = root_cause(error)
         reason = describe_os_error(cause if isinstance(cause, Exception) else RuntimeError(str(cause)))
         return f"{self.path}: the checkpoint could not be written: {reason}"
 
 
-class Saver:
+class Checkpointer:
     """Writes a run's checkpoints, one at a time; all processes call it together."""
 
     def __init__(
@@ -73,7 +80,7 @@ class Saver:
         self.saved = start  # steps done when the last was begun that is on the disk or being written
         self.before = start  # the same of the one before it
 
-    def save(self, step: int, must: bool = False) -> str | None:
+    def save(self, step: int, required: bool = False) -> str | None:
         """Write the state after `step` steps: only a copy of it is made before this returns.
 
         The run's first checkpoint is waited for, so that a run that cannot save ends at once; and so is the previous
@@ -81,7 +88,7 @@ class Saver:
 
         Args:
             step: optimizer steps done.
-            must: whether a run cannot go on without it; then this returns when it is on the disk.
+            required: whether a run cannot go on without it; then this returns when it is on the disk.
 
         Returns:
             why the checkpoint before could not be written, if it could not and `failure` has not reported it: the disk
@@ -92,16 +99,16 @@ class Saver:
                 since what it would hold is not finite.
         """
         self._require_finite(step)
-        problem = self.settle()
+        problem = self.wait()
         self.before, self.saved = self.saved, step
         try:
             self._begin(step)
         except TubeletError as error:
             self.saved = self.before
-            if must or self.newest is None:
+            if required or self.newest is None:
                 raise
             return "; ".join(filter(None, (problem, str(error))))
-        if must or self.newest is None:
+        if required or self.newest is None:
             self.finish()
         return problem
 
@@ -116,7 +123,7 @@ class Saver:
         self.reported = problem is not None
         return problem
 
-    def settle(self) -> str | None:
+    def wait(self) -> str | None:
         """Wait until what is being written is on the disk.
 
         Returns:
@@ -168,23 +175,23 @@ class Saver:
             path = self.run / "checkpoints" / f"step-{step:09d}.safetensors"
             self.pending = Pending(path, self._begin_whole(step) if self.ctx.is_rank0 else None)
             return
-        from tubelet.checkpoint.dcp import begin_writing
+        from tubelet.checkpoint.dcp import async_save
 
         path = self.run / "checkpoints" / f"step-{step:09d}"
         self.ctx.run_on_rank0(partial(self._make_room, path))
-        state = state_tensors(self.model, self.optimizer)
-        finished = partial(keep_newest, self.run, self.config.keep_checkpoints)
-        written = begin_writing(state, path, header_of(step, self.config), self.group, finished)
+        state = training_state(self.model, self.optimizer)
+        finished = partial(prune_checkpoints, self.run, self.config.keep_checkpoints)
+        written = async_save(state, path, make_header(step, self.config), self.group, finished)
         self.pending = Pending(path, written)
 
     def _make_room(self, path: Path) -> None:
         try:
-            make_room(self.run)
+            prepare_directory(self.run)
         except OSError as error:
             raise TubeletError(f"{path}: the checkpoint could not be written: {describe_os_error(error)}") from error
 
     def _require_finite(self, step: int) -> None:
-        wrong = (~all_finite(list(state_tensors(self.model, self.optimizer).values()))).float()
+        wrong = (~all_finite(list(training_state(self.model, self.optimizer).values()))).float()
         self.ctx.all_reduce(wrong)
         if wrong.item():
             raise TubeletError(
@@ -195,8 +202,8 @@ class Saver:
     def _begin_whole(self, step: int) -> Future[Any]:
         """Copy the state, and begin to write the copy; an error of either is the future's."""
         try:
-            state = copy_to_host(state_tensors(self.model, self.optimizer))
-            adapters = copy_to_host(adapters_of(self.model.teacher)) if self.config.lora_rank else {}
+            state = copy_to_host(training_state(self.model, self.optimizer))
+            adapters = copy_to_host(get_adapters(self.model.teacher)) if self.config.lora_rank else {}
         except MemoryError as error:
             failed: Future[Any] = Future()
             failed.set_exception(error)

@@ -8,7 +8,7 @@ import torch
 
 from tubelet.config import TrainConfig
 from tubelet.device import has_bf16_units
-from tubelet.errors import one_line
+from tubelet.errors import first_line
 from tubelet.io.files import set_compile_cache
 from tubelet.train.float8 import use_float8
 from tubelet.vjepa import VJEPA
@@ -109,5 +109,5 @@ def _problem(device: torch.device) -> str | None:
     try:
         double(torch.ones(8, device=device))
     except Exception as error:  # compilers and their drivers fail in every way there is
-        return f"nothing can be compiled on this machine ({one_line(error)})"
+        return f"nothing can be compiled on this machine ({first_line(error)})"
     return None

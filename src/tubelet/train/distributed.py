@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from tubelet.data.batch import StepData
 from tubelet.device import peak_flops, pick_device
-from tubelet.errors import TubeletError, one_line
+from tubelet.errors import TubeletError, first_line
 from tubelet.launch import read_launch
 from tubelet.train.signals import STOP_SIGNALS
 
@@ -198,7 +198,7 @@ def init_distributed(timeout_s: float) -> Iterator[DistContext]:
     except (RuntimeError, ValueError) as error:  # what PyTorch raises where there is nobody, and of a bad address
         raise TubeletError(
             f"process {launch.rank} of {size} cannot reach the others at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} ({one_line(error)}); if nobody started others, a launcher's variables are "
+            f"{os.environ['MASTER_PORT']} ({first_line(error)}); if nobody started others, a launcher's variables are "
             "left over: `unset RANK WORLD_SIZE LOCAL_RANK` to train in one process"
         ) from error
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -275,7 +275,7 @@ def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, time
             store.set("told", "")
         else:
             store.wait(["told"], SHUTDOWN_GRACE)
-        known.told = True
+        known.reported = True
         left = store.add("left", 1)
         deadline = time.monotonic() + SHUTDOWN_GRACE.total_seconds()
         # Where no agent of torchrun holds the store, the first process does, and leaves last.

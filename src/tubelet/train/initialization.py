@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch.optim import Optimizer
 
-from tubelet.checkpoint.registry import RELEASED, find
-from tubelet.checkpoint.run import load_moments, load_vjepa, locate
-from tubelet.checkpoint.weights import Wanted, is_encoder
+from tubelet.checkpoint.registry import RELEASED, resolve_checkpoint
+from tubelet.checkpoint.run import find_checkpoint, load_optimizer_moments, load_vjepa
+from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.errors import TubeletError
 from tubelet.model.lora import add_adapters
-from tubelet.pretrained.backbone import Backbone, build, load
+from tubelet.pretrained.backbone import Backbone, load, load_unplaced
 from tubelet.vjepa import VJEPA
 
 DISTILLED_PREDICTOR_DEPTH = 12
@@ -34,11 +34,11 @@ def config_from_checkpoint(what: str) -> ModelConfig:
 
 def _trained(what: str) -> tuple[Path, VJEPA, bool]:
     """What `init_from` names: its file, the model in it, and whether that is an encoder alone, the rest at random."""
-    path = find(what) if what in RELEASED else Path(what)
-    if not is_encoder(path):
-        path = locate(path)
+    path = resolve_checkpoint(what) if what in RELEASED else Path(what)
+    if not is_encoder_file(path):
+        path = find_checkpoint(path)
         return path, load_vjepa(path)[0], False
-    encoder = build(path, Wanted())
+    encoder = load_unplaced(path, LoadSpec())
     model = VJEPA(encoder.config)
     for part in (model.student, model.teacher):
         part.load_state_dict(encoder.state_dict())
@@ -133,15 +133,15 @@ def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
     Returns:
         a sentence about what the run begins with.
     """
-    weights_alone = origin.path.suffix == ".pt" or is_encoder(origin.path)
-    kept = set() if weights_alone else load_moments(origin.path, model, optimizer, origin.parts)
+    weights_alone = origin.path.suffix == ".pt" or is_encoder_file(origin.path)
+    kept = set() if weights_alone else load_optimizer_moments(origin.path, model, optimizer, origin.parts)
     said = f"starting from {origin.path}, "
     if kept >= set(origin.parts):
         said += "AdamW's moments included"
     else:
         said += "the predictor's moments of AdamW included" if kept else "AdamW's moments anew"
     if "predictor" not in origin.parts:
-        why = "there is none in it" if is_encoder(origin.path) else "that one predicts another teacher's features"
+        why = "there is none in it" if is_encoder_file(origin.path) else "that one predicts another teacher's features"
         said += f"; the predictor starts anew, since {why}"
     return said
 

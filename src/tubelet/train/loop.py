@@ -87,12 +87,12 @@ def run_steps(config: TrainConfig, out: Path, resume: bool, console: Console, ct
             if s.guards.spike and s.rewind(log):
                 continue
             if saving:
-                s.report_failed_save(done, s.saver.save(done, must=done == config.steps))
+                s.report_failed_save(done, s.saver.save(done, required=done == config.steps))
         if stop or problem:
             log.flush()
-            s.report_failed_save(step, s.saver.settle())
+            s.report_failed_save(step, s.saver.wait())
             if s.saver.saved != step and not s.guards.spike:
-                s.saver.save(step, must=True)
+                s.saver.save(step, required=True)
         s.close()
     if problem:
         raise TubeletError(problem + (f"; {s.saver.newest} is written" if s.saver.newest else ""))

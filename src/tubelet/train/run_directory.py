@@ -9,11 +9,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from tubelet.checkpoint.run import checkpoints, step_of
+from tubelet.checkpoint.run import list_checkpoints, step_from_name
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.errors import BadFile, TubeletError
-from tubelet.io.files import describe_os_error, replacing
-from tubelet.io.text import damaged, read_json, read_jsonl, read_text
+from tubelet.io.files import atomic_write, describe_os_error
+from tubelet.io.text import file_error, read_json, read_jsonl, read_text
 from tubelet.validation import LARGEST_INT, Bounds
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
@@ -60,7 +60,7 @@ class RunDirectory:
                 last step.
         """
         self.path = path
-        found = checkpoints(path)
+        found = list_checkpoints(path)
         self.checkpoint = found[-1] if found else None
         self.changed: list[str] = []
         # A folder with settings alone is of a run that failed before its first step.
@@ -69,9 +69,9 @@ class RunDirectory:
             raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
         if begun and (path / CONFIG).exists():
             self.changed = _changes(path / CONFIG, config)
-        if found and step_of(found[-1]) > config.steps:
+        if found and step_from_name(found[-1]) > config.steps:
             raise TubeletError(
-                f"{path}: {step_of(found[-1])} steps are done, and steps is {config.steps}: ask for more, or choose "
+                f"{path}: {step_from_name(found[-1])} steps are done, and steps is {config.steps}: ask for more or use "
                 "another --out"
             )
         before = read_text(path / SOURCES, _DELETE).strip() if (path / SOURCES).exists() else sources
@@ -202,7 +202,7 @@ def write_atomically(path: Path, text: str) -> None:
         TubeletError: if it cannot be written.
     """
     try:
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(text)
     except OSError as error:
         raise TubeletError(f"{path}: {describe_os_error(error)}") from error
@@ -221,7 +221,7 @@ def read_metrics(run: Path) -> Iterator[tuple[dict[str, Any], int]]:
     path = run / METRICS
     for number, (row, end) in enumerate(read_jsonl(path, Any, _TAKE_OUT), start=1):
         if problem := _metrics_problem(row):  # there may be millions of rows: no need to look up types for each
-            raise damaged(f"{path}, line {number}", problem, _TAKE_OUT)
+            raise file_error(f"{path}, line {number}", problem, _TAKE_OUT)
         yield row, end
 
 
@@ -256,7 +256,7 @@ def read_alerts(run: Path) -> list[dict[str, Any]]:
     alarms = [row for row, _ in read_jsonl(run / ALERTS, AlertRow, _TAKE_OUT)]
     for number, row in enumerate(alarms, start=1):
         if row["kind"] == "spike" and "batches" not in row:
-            raise damaged(f"{run / ALERTS}, line {number}", "'batches' is missing", _TAKE_OUT)
+            raise file_error(f"{run / ALERTS}, line {number}", "'batches' is missing", _TAKE_OUT)
     return alarms
 
 

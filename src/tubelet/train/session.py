@@ -20,12 +20,12 @@ from tubelet.data.sample_index import check_shard_configs
 from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import is_url
 from tubelet.device import has_bf16_units, training_dtype
-from tubelet.errors import printable
+from tubelet.errors import escape_filename
 from tubelet.grid import Modality
 from tubelet.io.files import directory_lock
 from tubelet.launch import is_local_rank0
 from tubelet.train.anomaly_guard import AnomalyGuard, LossHistory
-from tubelet.train.checkpointer import Saver
+from tubelet.train.checkpointer import Checkpointer
 from tubelet.train.collapse import CollapseDetector
 from tubelet.train.compilation import prepare_model, step_flops
 from tubelet.train.distributed import DistContext
@@ -70,7 +70,7 @@ class Session:
     optimizer: Optimizer
     operations: float
     stream: StepStream
-    saver: Saver
+    saver: Checkpointer
     feature_monitor: FeatureMonitor
     collapse_detector: CollapseDetector
     guards: AnomalyGuard
@@ -94,7 +94,7 @@ class Session:
 
     def rewind(self, log: MetricsBuffer) -> bool:
         """After a spike of the loss, go back to the last checkpoint and on with other data, if the guards say so."""
-        problem = self.saver.settle()
+        problem = self.saver.wait()
         back = self.guards.plan_rewind(self.saver.newest)
         if back is not None and self.saver.newest is not None:
             log.drop()
@@ -170,7 +170,7 @@ def begun(config: TrainConfig, out: Path, resume: bool, console: Console, ctx: D
             optimizer=optimizer,
             operations=step_flops(model, config),
             stream=StepStream(config, media, ctx),
-            saver=Saver(run, start, config, model, optimizer, ctx),
+            saver=Checkpointer(run, start, config, model, optimizer, ctx),
             feature_monitor=FeatureMonitor(model, config, ctx),
             collapse_detector=collapse_detector(config.model),
             guards=guards,
@@ -249,7 +249,7 @@ def announce(
             "yellow",
         )
     for note in media.notes:
-        print_wrapped(console, printable(note))
+        print_wrapped(console, escape_filename(note))
     grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
     device = ctx.device
     dtype = training_dtype(config, device)

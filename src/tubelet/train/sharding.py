@@ -18,7 +18,7 @@ from tubelet.config import TrainConfig
 from tubelet.device import training_dtype
 from tubelet.errors import TubeletError
 from tubelet.train.distributed import DistContext
-from tubelet.vjepa import VJEPA, own_part
+from tubelet.vjepa import VJEPA, local_shard
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -78,7 +78,7 @@ def choose_parallel(state: int, memory: int, processes: int, local: int) -> str:
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """Whether every number is finite in what this process holds of some tensors, as a scalar on their device."""
-    parts = [part for tensor in tensors if (part := own_part(tensor)).numel()]
+    parts = [part for tensor in tensors if (part := local_shard(tensor)).numel()]
     return torch.stack(torch._foreach_norm(parts, torch.inf)).isfinite().all()
 
 

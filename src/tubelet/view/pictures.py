@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.errors import TubeletError, visible
-from tubelet.io.files import describe_os_error, replacing
+from tubelet.errors import TubeletError, escape_unprintable
+from tubelet.io.files import atomic_write, describe_os_error
 from tubelet.io.overwrite import check_output
 
 MAX_COLUMNS = 8
@@ -225,7 +225,7 @@ def write_page(template: str, out: Path, values: Mapping[str, Any], folder: Path
     text = _templates(folder).get_template(template).render(**values)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as partial:
+        with atomic_write(out) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise TubeletError(f"{out}: the page could not be written: {describe_os_error(error)}") from error
@@ -233,7 +233,7 @@ def write_page(template: str, out: Path, values: Mapping[str, Any], folder: Path
 
 def _shown(value: Any) -> Any:
     """What a template shows of a value: names of files without characters that control the page."""
-    return visible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
+    return escape_unprintable(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _templates(folder: Path | None) -> Environment:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tubelet.checkpoint.run import checkpoints, load_vjepa
+from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.data.sources import list_media
 from tubelet.errors import DecodeError, TubeletError
@@ -83,7 +83,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
     films = _films(data, config) if entries is None else []
     rows, bad, alarms = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alerts(run))
-    model = load_vjepa(run)[0] if checkpoints(run) else None
+    model = load_vjepa(run)[0] if list_checkpoints(run) else None
     gallery = Gallery()
     values: dict[str, Any] = {
         "run": run.resolve().name,

@@ -26,7 +26,7 @@ from tubelet.errors import TubeletError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.rope import RotaryTable, rotary_table
 from tubelet.model.tokenizer import modality_of
-from tubelet.objective import Losses, normalised_targets, target_distance, token_errors
+from tubelet.objective import Losses, normalize_targets, target_distance, token_errors
 from tubelet.vjepa import VJEPA
 
 DEFAULT_SIZE = 224
@@ -189,7 +189,7 @@ def _run(
     grid, modality = model.student.tokenizer.grid(pixels), modality_of(pixels)
     config = model.config
     levels = model.teacher(pixels)
-    targets = normalised_targets(levels)
+    targets = normalize_targets(levels)
     rng = np.random.default_rng(seed)
     masks = []
     for spec in specs.specs_for(modality):

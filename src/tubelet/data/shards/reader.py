@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 
 from tubelet.config import ShardConfig, from_dict
-from tubelet.data.batch import Blob
+from tubelet.data.batch import MediaBytes
 from tubelet.data.shards.format import COPY_INDEX, INDEX, PLAN, RECORD, parse_header, parse_member, parse_shard_sizes
 from tubelet.data.storage import StorageError, exists, fetch, is_pattern, is_url
 from tubelet.errors import DecodeError, TubeletError
@@ -40,7 +40,7 @@ class ShardFolder:
         member = self.members[row]
         return f"{self.root}/{self.shards[member['shard']]}:{member['name'].decode()}"
 
-    def read(self, row: int) -> Blob:
+    def read(self, row: int) -> MediaBytes:
         """A member's bytes.
 
         Raises:
@@ -50,7 +50,7 @@ class ShardFolder:
         member = self.members[row]
         offset, size = int(member["offset"]), int(member["size"])
         data = _fetch(f"{self.root}/{self.shards[member['shard']]}", offset, offset + size)
-        blob = Blob(self.title(row), data)
+        blob = MediaBytes(self.title(row), data)
         if len(data) != size:
             raise DecodeError(blob.name, f"truncated: has {len(data)} bytes, expected {size}; copy the shard again")
         if crc32(data) != member["crc32"]:

@@ -26,12 +26,12 @@ from tubelet.data.shards.reader import is_shards, open_shards
 from tubelet.data.shards.transcode import transcode
 from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url, size_of
-from tubelet.errors import BadFile, DecodeError, TubeletError, printable
+from tubelet.errors import BadFile, DecodeError, TubeletError, escape_filename
 from tubelet.grid import Modality
-from tubelet.io.files import directory_lock, replacing
+from tubelet.io.files import atomic_write, directory_lock
 from tubelet.io.overwrite import check_output
-from tubelet.io.text import check_content, damaged, read_json
-from tubelet.validation import MisfitError, fit, hints
+from tubelet.io.text import file_error, read_json, validate_content
+from tubelet.validation import InvalidValueError, check_value, type_hints
 
 _ORDER_SEED = 0
 _WRITE_AGAIN = "delete it and run the same command, which then writes the shard again"
@@ -158,7 +158,7 @@ def write_shards(
     check_output(out, "shards", sources)
     media = list_media(sources, allow_path)
     for sentence in media.notes:
-        note(printable(sentence))
+        note(escape_filename(sentence))
     files = [(path, Modality.VIDEO) for path in media.videos] + [(path, Modality.IMAGE) for path in media.images]
     sizes = [_size(path) for path, _ in files]
     jobs = _jobs(out, files, sizes, config, shard_mb)
@@ -216,7 +216,7 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     members: list[dict[str, Any]] = []
     bad: list[dict[str, str]] = []
     with _written(job.shard):
-        with replacing(job.shard, durable=True) as partial, partial.open("wb") as file:
+        with atomic_write(job.shard, durable=True) as partial, partial.open("wb") as file:
             for number, path, modality in job.files:
                 begin = file.tell()
                 try:
@@ -281,7 +281,7 @@ def _summary(header: Any, images: int, reused: bool) -> ShardSummary:
 def _found(out: Path, plan: dict[str, Any]) -> ShardSummary:
     """Existing shards, if they are the requested ones."""
     folder = open_shards(out)
-    before = check_content(_Header, dict(folder.header), f"{out / INDEX}, line 1", COPY_INDEX)
+    before = validate_content(_Header, dict(folder.header), f"{out / INDEX}, line 1", COPY_INDEX)
     _compare(out, before, plan)
     return _summary(folder.header, int(folder.members["image"].sum()), reused=True)
 
@@ -293,12 +293,12 @@ def _read_marker(job: ShardJob) -> dict[str, Any] | None:
     marker: dict[str, Any] = read_json(job.marker, _DoneMarker, _WRITE_AGAIN)
     for number, row in enumerate(marker["members"]):
         try:
-            if {*row} != {*hints(Member)}:
-                raise MisfitError(f"members[{number}]", f"has the fields {sorted(row)!r:.200}")
-            for name, kind in hints(Member).items():
-                fit(kind, row[name], f"members[{number}].{name}", given=False)
-        except MisfitError as error:
-            raise damaged(job.marker, str(error), _WRITE_AGAIN) from error
+            if {*row} != {*type_hints(Member)}:
+                raise InvalidValueError(f"members[{number}]", f"has the fields {sorted(row)!r:.200}")
+            for name, kind in type_hints(Member).items():
+                check_value(kind, row[name], f"members[{number}].{name}", strict=True)
+        except InvalidValueError as error:
+            raise file_error(job.marker, str(error), _WRITE_AGAIN) from error
     return marker if job.shard.stat().st_size == marker["size"] else None
 
 
@@ -364,5 +364,5 @@ def _written(path: Path) -> Iterator[None]:
 
 def _write_atomically(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write JSON lines to a temporary file and rename it, so that no crash leaves half of them."""
-    with replacing(path, durable=True) as partial, partial.open("w") as file:
+    with atomic_write(path, durable=True) as partial, partial.open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

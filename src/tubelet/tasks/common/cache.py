@@ -19,16 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tubelet.errors import TubeletError
-from tubelet.io.arrays import read_tensors
-from tubelet.io.files import cache_folder, describe_os_error, replacing
+from tubelet.io.arrays import read_safetensors
+from tubelet.io.files import atomic_write, cache_dir, describe_os_error
 from tubelet.pretrained.backbone import Backbone
 
 DELETE = "delete this file of cached features and run the command again"
 
 
 def default_folder() -> Path:
-    """Where features go unless told: in the user's cache."""
-    return cache_folder() / "tubelet" / "features"
+    """Where features go by default: in the user's cache."""
+    return cache_dir() / "tubelet" / "features"
 
 
 def model_hash(model: Backbone) -> str:
@@ -117,7 +117,7 @@ def write_features(path: Path, features: Mapping[str, Tensor]) -> None:
     """
     try:
         path.parent.mkdir(exist_ok=True)
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             save_file({name: tensor.contiguous() for name, tensor in features.items()}, partial)
     except (OSError, SafetensorError) as error:
         raise TubeletError(f"{path}: features could not be written: {describe_os_error(error)}") from error
@@ -129,4 +129,4 @@ def read_features(path: Path) -> dict[str, Tensor]:
     Raises:
         TubeletError: if the file is gone or damaged.
     """
-    return read_tensors(path, DELETE)[0]
+    return read_safetensors(path, DELETE)[0]

@@ -199,7 +199,7 @@ def plan(model: Backbone, data: Path, config: EvaluateConfig) -> Plan:
 def training(protocol: Protocol, config: EvaluateConfig, count: int) -> tuple[list[Candidate], Schedule]:
     """What the heads of a protocol are trained with, with the settings that were given.
 
-    The published batches are for hundreds of thousands of samples: unless told, a set too small for 32 of them in an
+    The published batches are for hundreds of thousands of samples: by default, a set too small for 32 of them in an
     epoch is cut into smaller ones, for heads that take a few dozen steps learn nothing.
 
     Args:

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from tubelet.console import print_wrapped
 from tubelet.errors import TubeletError
-from tubelet.io.files import describe_os_error, replacing
+from tubelet.io.files import atomic_write, describe_os_error
 from tubelet.io.overwrite import check_output
-from tubelet.io.text import damaged, read_json
+from tubelet.io.text import file_error, read_json
 
 _EVALUATE_AGAIN = "delete it and run `tubelet evaluate` again"
 
@@ -92,7 +92,7 @@ def read_evaluation(path: Path) -> dict[str, Any] | None:
         return None
     content: dict[str, Any] = read_json(path, _Evaluation, _EVALUATE_AGAIN)
     if missing := [split for split in ("train", "val") if split not in content["clips"]]:
-        raise damaged(path, f"clips.{missing[0]} is missing, expected a whole number", _EVALUATE_AGAIN)
+        raise file_error(path, f"clips.{missing[0]} is missing, expected a whole number", _EVALUATE_AGAIN)
     return content
 
 
@@ -105,7 +105,7 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
     check_output(path, "evaluation")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(json.dumps(asdict(evaluation), indent=1, allow_nan=False) + "\n")
     except ValueError as error:  # JSON has no word for NaN
         raise TubeletError(f"{path}: the evaluation has values that are not finite, and is not written") from error

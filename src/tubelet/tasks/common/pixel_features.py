@@ -24,7 +24,7 @@ from tubelet.data.clips import resize
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.datasets.pairs import DenseSample, picture_shape, read_picture
 from tubelet.errors import TubeletError
-from tubelet.io.arrays import open_tensors
+from tubelet.io.arrays import open_safetensors
 from tubelet.tasks.common.cache import DELETE, FeatureCache, write_features
 from tubelet.tasks.common.extract import FeatureSet, Progress, Source
 
@@ -287,7 +287,7 @@ def read_slices(path: Path, names: Sequence[str], index: int) -> list[Tensor]:
     Raises:
         TubeletError: if the file is gone or damaged.
     """
-    with open_tensors(path, DELETE) as file:
+    with open_safetensors(path, DELETE) as file:
         return [file.entry(name, index) for name in names]
 
 

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from tubelet.console import print_wrapped
 from tubelet.errors import BadFile, TubeletError
-from tubelet.io.files import describe_os_error, replacing
-from tubelet.io.overwrite import check_new_folder, check_output
-from tubelet.io.text import damaged, read_json
+from tubelet.io.files import atomic_write, describe_os_error
+from tubelet.io.overwrite import check_new_directory, check_output
+from tubelet.io.text import file_error, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +135,9 @@ def write_result(result: Result, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for top in {Path(name).parts[0] for name in result.files}:
-            check_new_folder(path.parent / top, path.name)
+            check_new_directory(path.parent / top, path.name)
         _copy_files(result.files, path.parent)
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(json.dumps(stated, indent=1, allow_nan=False) + "\n")
     except ValueError as error:  # JSON has no word for NaN
         wrong = [name for name, metric in result.metrics.items() if not isfinite(metric.value)]
@@ -171,7 +171,7 @@ def read_result(path: Path) -> dict[str, Any]:
         lacking = [other for other, metrics in content["beside"].items() if name not in metrics]
         if name not in content["units"] or lacking:
             where = f"beside.{lacking[0]}" if lacking else "units"
-            raise damaged(path, f"{where} has no {name!r:.100}, which is one of the metrics", remedy)
+            raise file_error(path, f"{where} has no {name!r:.100}, which is one of the metrics", remedy)
     return content
 
 
