@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tubelet.train import schedules
+from tubelet import schedules
 
 TABLE = json.loads((Path(__file__).parent / "schedules.json").read_text())
 

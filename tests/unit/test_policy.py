@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "tubelet"
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 # From the lowest layer to the highest. A module imports from its own layer and from those below.
 LAYERS = (
-    "errors grid validation io launch",
+    "errors grid schedules validation io launch",
     "config",
     "device console",
     "data model",

@@ -24,6 +24,7 @@ from tubelet.config import EvaluateConfig
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.errors import TubeletError
 from tubelet.heads import state as training_state
+from tubelet.schedules import learning_rate
 from tubelet.tasks.common.extract import Progress
 from tubelet.tasks.common.pixel_features import POINTS_SHOWN, Batches, Rows
 
@@ -83,9 +84,8 @@ class HeadProtocol:
     def rate(self, step: int, steps: int) -> float:
         """What the learning rates are multiplied with at a step, counted from 0."""
         warmup = max(1, round(self.warmup_fraction * steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        # The step after the warm-up is taken at the peak too.
+        return learning_rate(step + (step < warmup), warmup, max(steps, warmup + 1), 0.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)

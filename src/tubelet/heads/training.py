@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.utils.data import Dataset, Sampler
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.device import pick_dtype
 from tubelet.heads import state as training_state
+from tubelet.schedules import learning_rate
 from tubelet.tasks.common.extract import FeatureSet, Progress
 from tubelet.tasks.metrics.ranking import UNKNOWN, best_answers, ranks
 
@@ -66,10 +66,7 @@ class Schedule:
         warmup, total = int(self.warmup_epochs * steps_per_epoch), self.epochs * steps_per_epoch
         if total == 1:  # which is also the last, at whose rate of 0 nothing would be learnt
             return candidate.lr
-        if step + 1 < warmup:
-            return self.start_lr + (step + 1) / warmup * (candidate.lr - self.start_lr)
-        share = (step + 1 - warmup) / max(1, total - warmup)
-        return candidate.lr * 0.5 * (1 + math.cos(math.pi * share))
+        return learning_rate(step + 1, warmup, max(total, warmup + 1), self.start_lr, candidate.lr, 0.0)
 
 
 def grid(learning_rates: Sequence[float], weight_decays: Sequence[float]) -> list[Candidate]:

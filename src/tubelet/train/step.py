@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tubelet import schedules
 from tubelet.config import TrainConfig
 from tubelet.data.batch import StepData
 from tubelet.data.clips import normalise
 from tubelet.device import training_dtype
 from tubelet.grid import Mask
-from tubelet.train import schedules
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import set_learning_rate
 from tubelet.train.sharding import all_finite
