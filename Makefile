@@ -1,7 +1,10 @@
-# make demo   sample data -> pre-train -> evaluate -> runs/demo/report.html
-# make test   lint, types and all tests
-# make test-oldest, make test-newest   unit tests with the oldest and the newest releases that pyproject.toml allows
-# The first two set up .venv first; all need Python 3.11 or newer, git and make.
+# make demo      sample data -> pre-train -> evaluate -> runs/demo/report.html
+# make check     lint, types and the quick tests: before each commit
+# make test      lint, types and all tests
+# make docs      the documentation site, built strictly into site/
+# make matrix    unit tests with oldest, pinned and newest versions, for each Python (tools/matrix.py --help)
+# make release   wheel and source distribution in dist/, installed into an empty environment (tools/release.py)
+# The first four set up .venv first; all need Python 3.11 or newer, git and make.
 
 PYTHON ?= python3
 READY := .venv/ready
@@ -11,7 +14,7 @@ DEMO_DATA := runs/sample
 DEMO := --model vit-pico --image-size 64 --frames 4 --fps 7 --batch-size 8 --checkpoint-every 250 \
         --lr 5e-4 --start-lr 5e-5 --final-lr 1e-4 --warmup-fraction 0.1 --ema 0.99 --final-ema 0.998
 
-.PHONY: demo demo-long test lint types tests test-oldest test-newest clean
+.PHONY: demo check test lint types quick tests docs matrix release clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tubelet needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": set PYTHON=")'
@@ -25,6 +28,9 @@ demo: $(READY)
 	$(TUBELET) evaluate runs/demo --data $(DEMO_DATA)
 	$(TUBELET) report runs/demo --data $(DEMO_DATA)
 
+check: $(READY)
+	@$(MAKE) --no-print-directory --jobs 3 lint types quick
+
 # Side by side: each prints a line or stops with what is wrong, and the tests report as they go.
 test: $(READY)
 	@$(MAKE) --no-print-directory --jobs 3 lint types tests
@@ -36,19 +42,20 @@ lint: $(READY)
 types: $(READY)
 	.venv/bin/mypy
 
+quick: $(READY)
+	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow"
+
 tests: $(READY)
 	.venv/bin/python -m pytest -n auto --dist worksteal
 
-# Environments of their own, so that .venv stays what constraints.txt says. The oldest linters and trackeval, which needs
-# a newer numpy, are left out.
-test-oldest: EXTRAS := sample,fp8,lora,export,s3,test
-test-oldest: LIMITS := -c constraints-oldest.txt
-test-oldest: LEFT_OUT := --ignore tests/unit/test_jandf.py
-test-newest: EXTRAS := dev
-test-oldest test-newest:
-	$(PYTHON) -m venv --clear .venv-$@
-	.venv-$@/bin/pip install --quiet --disable-pip-version-check $(LIMITS) '.[$(EXTRAS)]'
-	.venv-$@/bin/python -m pytest $(LEFT_OUT) tests/unit
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
+matrix:
+	$(PYTHON) tools/matrix.py
+
+release:
+	$(PYTHON) tools/release.py
 
 clean:
-	rm -rf .venv .venv-test-oldest .venv-test-newest runs
+	rm -rf .venv .venv-matrix build dist runs site

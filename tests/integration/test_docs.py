@@ -13,7 +13,7 @@ from tests.helpers.commands import run_code, run_module, run_tubelet
 from tests.helpers.media import write_image, write_video
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def commands(page, language):
@@ -56,7 +56,7 @@ def test_pages_show_commands():
 
 @pytest.mark.docs
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workplace):
     for line in commands(page, "bash"):
         words = shlex.split(line)
@@ -74,7 +74,7 @@ def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workpl
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_and_pictures_of_a_page_exist(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith("http"):

@@ -1,12 +1,13 @@
 """What pyproject.toml claims to work with is what the files of constraints install."""
 
-import re
 import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from tools.matrix import EXTRAS, constraints, torch_bounds
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -45,6 +46,13 @@ def test_pinned_versions_are_within_the_bounds():
             assert requirement.specifier.contains(versions[name]), requirement
 
 
-def test_the_makefile_installs_what_is_compared_here():
-    extras = re.search(r"^test-oldest: EXTRAS := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert extras and tuple(extras[1].split(",")) == RUN_WITH_OLDEST
+def test_the_matrix_installs_the_extras_that_are_compared_here():
+    assert tuple(EXTRAS.split(",")) == RUN_WITH_OLDEST
+
+
+def test_cells_of_the_matrix_replace_torch_and_nothing_else_that_is_pinned(tmp_path):
+    for versions, requirement in zip(("torch-oldest", "torch-newest"), torch_bounds(), strict=True):
+        option, file = constraints(versions, tmp_path)
+        lines = Path(file).read_text().splitlines()
+        assert option == "-c" and requirement in lines
+        assert not any(line.startswith("torch==2.13") for line in lines) and "numpy==2.4.6" in lines
