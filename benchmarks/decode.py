@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.measure import run_in_turn
 from benchmarks.videos import make_videos
 from tubelet.config import ShardConfig
-from tubelet.data.decode import VideoInfo, read_clips
+from tubelet.data.decode import Video
 from tubelet.data.shards.reader import open_shards
 from tubelet.data.shards.writer import write_shards
 
@@ -74,13 +74,9 @@ def source_reader(work: Work) -> Callable[[Clip], Any]:
     """From the videos themselves."""
 
     def read(clip: Clip) -> Any:
-        video = work.videos[int(clip.file * len(work.videos))]
-
-        def choose(info: VideoInfo) -> list[np.ndarray]:
-            times = np.arange(work.frames) * work.stride / info.fps
-            return [clip.place * (info.duration_s - times[-1] - 1 / info.fps) + times]
-
-        return read_clips(video, choose)[1][0].pixels
+        with Video(work.videos[int(clip.file * len(work.videos))]) as video:
+            fps, times = video.info.fps, np.arange(work.frames) * work.stride / video.info.fps
+            return video.clips([clip.place * (video.info.duration_s - times[-1] - 1 / fps) + times])[0].pixels
 
     return read
 
@@ -93,7 +89,8 @@ def shard_reader(work: Work) -> Callable[[Clip], Any]:
     def read(clip: Clip) -> Any:
         place = int(clip.file * len(shards.members))
         latest = float(shards.members["duration_s"][place]) - times[-1] - 1 / 27
-        return read_clips(shards.read(place), lambda info: [clip.place * latest + times])[1][0].pixels
+        with Video(shards.read(place)) as video:
+            return video.clips([clip.place * latest + times])[0].pixels
 
     return read
 

@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tubelet.data.decode import Video
     from tubelet.pretrained.backbone import load
     from tubelet.pretrained.dense_features import DenseFeatures
 
-__all__ = ["DenseFeatures", "__version__", "load"]
+__all__ = ["DenseFeatures", "Video", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from tubelet.pretrained.dense_features import DenseFeatures
 
         return DenseFeatures
+    if name == "Video":
+        from tubelet.data.decode import Video
+
+        return Video
     raise AttributeError(f"module 'tubelet' has no attribute {name!r}")
 
 

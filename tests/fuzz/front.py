@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 from tests.fuzz.cli_values import run as run_command
@@ -18,7 +17,7 @@ from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import DataConfig, ShardConfig, TrainConfig
 from tubelet.data.batch import MediaBytes
 from tubelet.data.clips import centre_clip_times, window_times
-from tubelet.data.decode import VideoInfo, read_clips, read_frames
+from tubelet.data.decode import Video, read_frames
 from tubelet.data.images import read_image
 from tubelet.data.shards.reader import open_shards
 from tubelet.data.shards.writer import ShardJob, _check_plan, _read_marker
@@ -74,12 +73,10 @@ def _video(path: Path, way: int) -> None:
         read_frames(media)
         return
 
-    def choose(info: VideoInfo) -> list[np.ndarray]:
-        middle, _ = centre_clip_times(info, 4, 4.0)
-        windows, _ = window_times(info, 4, 4.0, None)
-        return [middle, windows[-1]]
-
-    read_clips(media, choose)
+    with Video(media) as video:
+        middle, _ = centre_clip_times(video.info, 4, 4.0)
+        windows, _ = window_times(video.info, 4, 4.0, None)
+        video.clips([middle, windows[-1]])
 
 
 def _image(path: Path, way: int) -> None:

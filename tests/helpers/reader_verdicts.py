@@ -196,22 +196,24 @@ def _look_problems(opened: Opened, truth: Truth, pixels: list[Any]) -> Iterator[
 @contextmanager
 def tubelet_reader(path: Path) -> Iterator[Opened]:
     """The package: all frames, one pass, and clips by time must agree to the bit."""
-    from tubelet.data.decode import open_video, read_clips, read_frames
+    from tests.helpers.decoding import decode_clips
+    from tubelet.data.decode import Video, read_frames
 
     frames = read_frames(path)
     pixels = frames.pixels.numpy()
     if np.any(np.diff(frames.times) <= 0):
         yield Opened((list(pixels), frames.times), lambda clips: [])
         return
-    with open_video(path) as (info, scan):
+    with Video(path) as video:
+        info = video.info
         middles = frames.times + 0.4 * np.diff(frames.times, append=frames.times[-1] + 1 / max(info.fps, 1))
-        passed = [np.array(image) for image, _, repeats in scan(middles, None) for _ in range(repeats)]
+        passed = [np.array(image) for image, _, repeats in video.scan(middles) for _ in range(repeats)]
     if not np.array_equal(np.array(passed), pixels):
         raise AssertionError(f"one pass gives {len(passed)} frames, reading all {len(pixels)}, or other pixels")
     places = {second: place for place, second in enumerate(frames.times.tolist())}
 
     def clips(seconds: Sequence[np.ndarray]) -> Sequence[Sequence[Any]]:
-        found = read_clips(path, lambda info: list(seconds))[1]
+        found = decode_clips(path, list(seconds))
         for clip in found:
             if not np.array_equal(clip.pixels.numpy(), pixels[[places[second] for second in clip.times.tolist()]]):
                 raise AssertionError(f"a clip has other pixels than the whole video, at {clip.times} s")

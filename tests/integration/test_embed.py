@@ -24,7 +24,7 @@ from tests.helpers.media import picture, write_video
 from tests.helpers.training import tiny_config, train_quietly
 from tubelet.cli import main
 from tubelet.config import EmbedConfig
-from tubelet.data.decode import stream_clips
+from tubelet.data.decode import Video
 from tubelet.data.sources import list_media
 from tubelet.embed import collection
 from tubelet.embed.clips import CollectionClips
@@ -222,12 +222,13 @@ def test_a_decoding_process_that_dies_is_one_sentence_and_costs_no_row(films, mo
 
 
 def test_a_file_that_crashes_its_decoder_is_named(films, model, tmp_path, monkeypatch):
-    def crash(path, choose):
-        if Path(path).name == "1.mp4":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        yield from stream_clips(path, choose)
+    class Crashing(Video):
+        def __init__(self, media):
+            if Path(media).name == "1.mp4":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            super().__init__(media)
 
-    monkeypatch.setattr("tubelet.embed.clips.stream_clips", crash)
+    monkeypatch.setattr("tubelet.embed.clips.Video", Crashing)
     config = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=1, workers=2)
     with pytest.raises(
         TubeletError,

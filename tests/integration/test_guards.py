@@ -23,7 +23,7 @@ from tests.helpers.training import rows, start_together, start_training, tiny_co
 from tubelet.checkpoint import run as checkpoint
 from tubelet.checkpoint.run import list_checkpoints, read_checkpoint, step_from_name
 from tubelet.config import GuardConfig, OptimConfig
-from tubelet.data.decode import read_clips
+from tubelet.data.decode import Video
 from tubelet.data.loader import StepDataset
 from tubelet.data.sample_index import SampleIndex
 from tubelet.errors import TubeletError
@@ -366,12 +366,13 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_told_as_that(media, 
 
 
 def test_a_file_that_crashes_its_decoder_is_named(media, tmp_path, monkeypatch):
-    def crash(path, choose):
-        if Path(path).name == "1.mp4":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return read_clips(path, choose)
+    class Crashing(Video):
+        def __init__(self, media):
+            if Path(media).name == "1.mp4":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            super().__init__(media)
 
-    monkeypatch.setattr("tubelet.data.loader.read_clips", crash)
+    monkeypatch.setattr("tubelet.data.loader.Video", Crashing)
     with pytest.raises(
         TubeletError,
         match=r"before step \d \(ended by SIGSEGV\) while reading \S+1\.mp4: the decoder crashed on this file",

@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.helpers.decoding import decode_clips
 from tests.helpers.media import write_image, write_video
 from tests.helpers.s3_server import serve
 from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.config import EmbedConfig, ShardConfig
 from tubelet.data import storage
-from tubelet.data.decode import read_clips, read_frames
+from tubelet.data.decode import read_frames
 from tubelet.data.images import read_image
 from tubelet.data.loader import StepDataset
 from tubelet.data.shards.writer import write_shards
@@ -168,7 +169,7 @@ def test_of_a_long_file_the_blocks_that_a_clip_needs_are_fetched_alone(films, ne
     data = (films / "0.mp4").read_bytes() + padding.to_bytes(4, "big") + b"free" + bytes(padding - 8)
     fsspec.filesystem("s3").pipe_file("bucket/long/film.mp4", data)
     network.disturb(lambda number: None)
-    read_clips("s3://bucket/long/film.mp4", lambda info: [torch.tensor([0.5, 1.0]).numpy()])
+    decode_clips("s3://bucket/long/film.mp4", [torch.tensor([0.5, 1.0]).numpy()])
     assert network.sent <= 3 * storage.BLOCK_BYTES
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+import tubelet
+from tests.helpers.decoding import decode_clips, stream_clips, video_info
 from tests.helpers.media import (
     flip_bytes,
     picture,
@@ -25,7 +27,7 @@ from tests.helpers.media import (
     write_variable_rate,
     write_video,
 )
-from tubelet.data.decode import Frames, VideoInfo, read_clips, read_frames, read_info, stream_clips
+from tubelet.data.decode import Frames, read_frames
 from tubelet.data.images import read_image
 from tubelet.data.video import claims
 from tubelet.data.video.reader import VideoReader
@@ -61,7 +63,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one_clip(path: Path, times: list[float] | np.ndarray) -> Frames:
-    return read_clips(path, lambda info: [np.asarray(times)])[1][0]
+    return decode_clips(path, [np.asarray(times)])[0]
 
 
 def indices(frames: Frames) -> list[int]:
@@ -94,7 +96,7 @@ def test_random_clips_are_bit_identical_to_the_frames_of_a_plain_decoder(name: s
     for _ in range(12):
         rate = rng.choice([4.0, 6.0, 12.0, 30.0])
         clips.append(rng.uniform(-0.2, starts[-1]) + np.arange(rng.integers(2, 9)) / rate)
-    _, found = read_clips(path, lambda info: clips)
+    found = decode_clips(path, clips)
     for times, clip in zip(clips, found, strict=True):
         shown = np.maximum(np.searchsorted(starts, times + 1e-6, side="right") - 1, 0)
         assert np.array_equal(clip.pixels.numpy(), pixels[shown])
@@ -126,18 +128,18 @@ def test_clips_of_a_film_that_can_be_entered_at_its_start_alone_take_one_pass(
     path = write_video(tmp_path / "film.avi", frames=96, codec="mpeg4")
     starts = np.arange(0.0, 7.0, 0.3 if overlap else 0.7)
     clips = [start + np.arange(8) / 12 for start in starts]
-    _, expected = read_clips(path, lambda info: clips)
+    expected = decode_clips(path, clips)
     decoded = []
     real = VideoReader._decode
     monkeypatch.setattr(VideoReader, "_decode", lambda *given: decoded.append(1) or real(*given))
-    found = list(stream_clips(path, lambda info: clips))
+    found = list(stream_clips(path, clips))
     assert len(decoded) < 96 + 30  # and the beginning once more, which tells how the film is turned
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a.pixels, b.pixels) and np.array_equal(a.times, b.times)
     monkeypatch.setattr("tubelet.data.limits.CLIP_PIXELS", 7 * 64 * 64)
     with pytest.raises(DecodeError, match="8 pictures of 64x64 pixels are more than"):
-        next(stream_clips(path, lambda info: clips))
+        next(stream_clips(path, clips))
 
 
 def test_a_file_that_cannot_be_opened_is_closed(tmp_path: Path) -> None:
@@ -192,14 +194,14 @@ def test_a_container_that_cannot_seek_is_read_from_its_start(film: Path, monkeyp
 
 def test_the_info_tells_length_rate_and_size(tmp_path: Path) -> None:
     for name in ("film.mp4", "film.mkv", "film.ts", "film.avi"):
-        info = read_info(write_video(tmp_path / name))
+        info = video_info(write_video(tmp_path / name))
         assert (info.duration_s, info.fps) == (pytest.approx(4.0, abs=0.01), pytest.approx(12, abs=0.1)), name
         assert (info.width, info.height, info.rotation) == (64, 64, 0)
 
 
 def test_a_recording_without_a_length_in_its_header_is_measured(tmp_path: Path) -> None:
     path = write_video(tmp_path / "live.webm", codec="libvpx-vp9", container_options={"live": "1"})
-    assert read_info(path).duration_s == pytest.approx(4.0, abs=0.1)
+    assert video_info(path).duration_s == pytest.approx(4.0, abs=0.1)
 
 
 def test_the_length_is_that_of_the_pictures_where_the_sound_is_longer(tmp_path: Path) -> None:
@@ -215,9 +217,9 @@ def test_the_length_is_that_of_the_pictures_where_the_sound_is_longer(tmp_path: 
                     packet.stream = stream
                     target.mux(packet)
     data = path.read_bytes()
-    assert read_info(path).duration_s == pytest.approx(4.0, abs=0.1)
+    assert video_info(path).duration_s == pytest.approx(4.0, abs=0.1)
     path.write_bytes(data.replace(b"DURATION", b"NOTATION"))  # as written by tools that give streams no length
-    assert read_info(path).duration_s == pytest.approx(4.0, abs=0.1)
+    assert video_info(path).duration_s == pytest.approx(4.0, abs=0.1)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
@@ -233,7 +235,7 @@ def test_the_matrix_that_phones_write_for_upright_films_turns_clockwise(tmp_path
     one, minus = (1 << 16).to_bytes(4, "big"), ((-1 << 16) & 0xFFFFFFFF).to_bytes(4, "big")
     zero = bytes(4)
     assert b"".join([zero, one, zero, minus, zero, zero]) in path.read_bytes()  # x' = -y, y' = x
-    assert read_info(path).rotation == 270
+    assert video_info(path).rotation == 270
     assert np.allclose(read_frames(path).pixels[2].float(), np.rot90(picture(2), -1).astype(np.float32), atol=60)
 
 
@@ -246,9 +248,17 @@ def test_width_and_height_are_those_of_the_upright_picture(tmp_path: Path) -> No
         for _ in range(4):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(1)[:32], format="rgb24")))
         container.mux(stream.encode(None))
-    info, (clip,) = read_clips(path, lambda info: [np.array([0.0, 0.2])])
+    info, (clip,) = video_info(path), decode_clips(path, [np.array([0.0, 0.2])])
     assert (info.width, info.height) == (32, 64)
     assert clip.pixels.shape == (2, 64, 32, 3)
+
+
+def test_a_video_gives_its_properties_and_any_clips_of_one_open_file(film: Path) -> None:
+    with tubelet.Video(film) as video:
+        assert (video.info.width, video.info.height, video.info.fps) == (64, 64, 12)
+        late, early = video.clips([[2.0, 3.0], video.info.duration_s * np.array([0.0, 0.25])])
+        assert [indices(clip) for clip in (late, early, *video.stream([[1.0]]))] == [[24, 36], [0, 12], [12]]
+        assert indices(video.frames()) == list(range(48))
 
 
 def test_read_frames_delivers_all_frames_with_their_times(film: Path) -> None:
@@ -261,14 +271,6 @@ def test_read_frames_delivers_all_frames_with_their_times(film: Path) -> None:
 def test_colours_survive(tmp_path: Path) -> None:
     path = write_video(tmp_path / "film.mp4", frames=4, codec_options={"crf": "10"})
     assert (read_frames(path).pixels[0].float() - torch.from_numpy(picture(0)).float()).abs().mean() < 8
-
-
-def test_a_mistake_in_choosing_times_is_not_blamed_on_the_file(film: Path) -> None:
-    def choose(info: VideoInfo) -> list[np.ndarray]:
-        raise KeyError("a mistake")
-
-    with pytest.raises(KeyError):
-        read_clips(film, choose)
 
 
 def test_a_missing_file_an_empty_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
@@ -301,7 +303,7 @@ def test_a_film_that_is_shorter_than_its_header_promises_is_cut_off(suffix: str,
 
 def test_transport_streams_of_two_codecs_in_one_file_are_refused(tmp_path: Path) -> None:
     old, new = (write_video(tmp_path / f"{codec}.ts", codec=codec) for codec in ("mpeg2video", "libx264"))
-    assert [read_info(path).duration_s for path in (old, new)] == pytest.approx([4, 4])
+    assert [video_info(path).duration_s for path in (old, new)] == pytest.approx([4, 4])
     both = tmp_path / "both.ts"
     for first, second in ((old, new), (new, old)):
         both.write_bytes(first.read_bytes() + second.read_bytes())
@@ -458,7 +460,7 @@ def encode_noise(
 def assert_read_as_whole(path: Path, seconds: np.ndarray) -> None:
     whole = read_frames(path)
     numbers = np.searchsorted(whole.times, seconds + 1e-3) - 1
-    clip = read_clips(path, lambda info: [seconds])[1][0]
+    clip = decode_clips(path, [seconds])[0]
     assert clip.times.tolist() == whole.times[numbers].tolist()
     assert torch.equal(clip.pixels, whole.pixels[numbers])
 
@@ -471,7 +473,7 @@ def test_frames_that_a_decoder_withholds_when_others_are_left_out_come_all_the_s
     encoder.join()
     assert encoder.exitcode == 0
     assert_read_as_whole(path, 1.5 + np.arange(8) / 24)
-    (streamed,) = stream_clips(path, lambda info: [1.5 + np.arange(8) / 24])
+    (streamed,) = stream_clips(path, [1.5 + np.arange(8) / 24])
     assert np.diff(streamed.times) == pytest.approx(np.full(7, 1 / 24), abs=2e-3)
 
 

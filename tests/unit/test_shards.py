@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.decoding import decode_clips, video_info
 from tests.helpers.media import (
     flip_bytes,
     read_index,
@@ -18,7 +19,7 @@ from tests.helpers.media import (
 from tubelet.config import DataConfig, ShardConfig
 from tubelet.data import storage
 from tubelet.data.batch import MediaBytes
-from tubelet.data.decode import read_clips, read_frames, read_info
+from tubelet.data.decode import read_frames
 from tubelet.data.images import read_image
 from tubelet.data.sample_index import build_index, check_shard_configs
 from tubelet.data.sampler import epoch_order
@@ -57,11 +58,11 @@ def segments_of(path, recipe=RECIPE, modality=Modality.VIDEO) -> list[EncodedSeg
 
 
 def frame_at(media, second: float) -> int:
-    return read_index(read_clips(media, lambda info: [np.array([second])])[1][0].pixels[0])
+    return read_index(decode_clips(media, [np.array([second])])[0].pixels[0])
 
 
 def clip_at(media, times) -> list[int]:
-    return [read_index(pixels) for pixels in read_clips(media, lambda info: [np.asarray(times)])[1][0].pixels]
+    return [read_index(pixels) for pixels in decode_clips(media, [np.asarray(times)])[0].pixels]
 
 
 # Order
@@ -101,7 +102,7 @@ def test_every_moment_of_the_recipe_shows_the_same_frame_as_the_source(tmp_path)
     }
     for name, options in films.items():
         path = write_video(tmp_path / name, **options)
-        duration = read_info(path).duration_s
+        duration = video_info(path).duration_s
         found = segments_of(path, ShardConfig(fps=6, segment_s=1.5, crf=10))
         assert sum(segment.duration_s for segment in found) == pytest.approx(duration)
         for segment in found:
@@ -142,7 +143,7 @@ def test_pictures_shrink_to_the_size_and_never_grow(tmp_path):
     assert scaled_size(1280, 720, 256, multiple=2) == (456, 256)
     assert scaled_size(101, 75, 256, multiple=2) == (100, 76)
     segment = segments_of(write_rotated(tmp_path / "film.mp4", 90, frames=24))[0]
-    info = read_info(MediaBytes("film", segment.data))
+    info = video_info(MediaBytes("film", segment.data))
     assert (info.width, info.height, info.rotation) == (segment.width, segment.height, 0) == (48, 48, 0)
     image = segments_of(write_image(tmp_path / "still.png", index=77, size=96), modality=Modality.IMAGE)[0]
     assert read_image(MediaBytes("still", image.data)).shape == (48, 48, 3)

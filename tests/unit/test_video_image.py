@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from av.filter import Graph
 
+from tests.helpers.decoding import decode_clips, video_info
 from tests.helpers.media import picture, read_index, write_video
-from tubelet.data.decode import open_video, read_clips, read_frames, read_info
+from tubelet.data.decode import Video, read_frames
 from tubelet.data.video.color import to_bt709
 from tubelet.errors import DecodeError
 
@@ -82,12 +83,12 @@ def test_all_eight_orientations_are_applied(matrix: tuple[int, ...], aspect: Fra
     shown = {(a * x + c * y, b * x + d * y): value for (x, y), value in QUADRANTS.items()}
     pixels = read_frames(path).pixels[0].numpy()
     assert np.allclose(quadrants(pixels), [shown[x, y] for y in (-1, 1) for x in (-1, 1)], atol=6)
-    info = read_info(path)
+    info = video_info(path)
     width = round(96 * aspect)
     assert (info.height, info.width) == pixels.shape[:2] == ((width, 64) if b else (64, width))
     assert info.mirrored == (a * d - b * c < 0)
-    with open_video(path) as (_, scan):
-        passed = next(scan(np.array([0.0]), None))[0]
+    with Video(path) as video:
+        passed = next(video.scan(np.array([0.0])))[0]
     turned = np.rot90(read_frames(set_matrix(path, (1, 0, 0, 1))).pixels[0].numpy(), info.rotation // 90)
     assert np.array_equal(passed, pixels)
     assert np.array_equal(pixels, turned[:, ::-1] if info.mirrored else turned)
@@ -98,7 +99,7 @@ def test_matrices_of_nothing_are_none_and_other_angles_are_refused(tmp_path: Pat
     assert read_frames(set_matrix(path, (0, 0, 0, 0))).pixels.shape == (2, 64, 96, 3)
     assert read_frames(set_matrix(path, (2, 0, 0, 2))).pixels.shape == (2, 64, 96, 3)
     with pytest.raises(DecodeError, match="turned by 45 degrees, expected a multiple of 90"):
-        read_info(set_matrix(path, (0.7071, 0.7071, -0.7071, 0.7071)))
+        video_info(set_matrix(path, (0.7071, 0.7071, -0.7071, 0.7071)))
 
 
 @pytest.mark.parametrize(("name", "ratio"), [("a.mp4", 2), ("a.mkv", Fraction(8, 9)), ("a.ts", 2), ("a.avi", 2)])
@@ -111,7 +112,7 @@ def test_pixels_that_are_not_square_are_resampled(name: str, ratio: Fraction, tm
         stream.codec_context.max_b_frames = 0
 
     path = write(tmp_path / name, [np.broadcast_to(disc, (64, 72, 3)).astype(np.uint8)] * 4, setup=setup)
-    info, (clip,) = read_clips(path, lambda info: [np.array([0.0, 0.2])])
+    info, (clip,) = video_info(path), decode_clips(path, [np.array([0.0, 0.2])])
     lit = clip.pixels[0, ..., 0].numpy() > 127
     assert (info.width, info.height) == (round(72 * ratio), 64) == lit.shape[::-1]
     assert lit.any(0).sum() == pytest.approx(lit.any(1).sum(), abs=2)
@@ -124,7 +125,7 @@ def test_ratios_that_are_unknown_or_nearly_one_are_square(tmp_path: Path) -> Non
             if ratio:
                 stream.codec_context.sample_aspect_ratio = ratio
 
-        assert read_info(write(tmp_path / "a.mp4", [gray_quadrants(64, 96)] * 2, setup=setup)).width == 96
+        assert video_info(write(tmp_path / "a.mp4", [gray_quadrants(64, 96)] * 2, setup=setup)).width == 96
 
 
 @pytest.mark.parametrize("ratio", [Fraction(16), Fraction(1, 20)])
@@ -134,7 +135,7 @@ def test_ratios_of_no_camera_are_refused(ratio: Fraction, tmp_path: Path) -> Non
 
     path = write(tmp_path / "a.mp4", [gray_quadrants(64, 96)] * 2, setup=setup)
     with pytest.raises(DecodeError, match=f"pixels {ratio.numerator}:{ratio.denominator} as wide as high"):
-        read_info(path)
+        video_info(path)
 
 
 def write_interlaced(path: Path, codec: str, top_first: bool, count: int = 30) -> Path:
@@ -168,10 +169,10 @@ def test_interlaced_frames_are_deinterlaced_alike_from_anywhere(
         raw = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     assert combs < 0.4 * np.abs(np.diff(raw[..., 0].astype(int), axis=1)).mean()
     for places in ([0, 1], [7], [3, 4, 20], [28, 29], [12, 13]):
-        clip = read_clips(path, lambda info: [frames.times[places] + 0.03])[1][0]  # noqa: B023
+        clip = decode_clips(path, [frames.times[places] + 0.03])[0]
         assert np.array_equal(clip.pixels.numpy(), expected[places]), places
-    with open_video(path) as (_, scan):
-        passed = np.stack([image for image, *_ in scan(frames.times + 0.03, None)])
+    with Video(path) as video:
+        passed = np.stack([image for image, *_ in video.scan(frames.times + 0.03)])
     assert np.array_equal(passed, expected)
 
 

@@ -8,10 +8,11 @@ import av
 import numpy as np
 import pytest
 
+from tests.helpers.decoding import decode_clips, stream_clips, video_info
 from tests.helpers.media import picture, read_index, write_video
 from tubelet.config import ShardConfig
 from tubelet.data.clips import window_times
-from tubelet.data.decode import VideoInfo, open_video, read_clips, read_frames, read_info, stream_clips
+from tubelet.data.decode import Video, VideoInfo, read_frames
 from tubelet.data.shards.transcode import transcode
 from tubelet.data.suffixes import VIDEO_CONTAINERS, VIDEO_SUFFIXES
 from tubelet.data.video import reader
@@ -30,9 +31,9 @@ PAUSE = None
 
 def numbers(path: Path, times: np.ndarray) -> list[int]:
     """What is shown at some times by clips, which must be what one pass shows."""
-    clip = read_clips(path, lambda info: [times])[1][0]
-    with open_video(path) as (_, scan):
-        passed = [read_index(image) for image, _, repeats in scan(times, None) for _ in range(repeats)]
+    clip = decode_clips(path, [times])[0]
+    with Video(path) as video:
+        passed = [read_index(image) for image, _, repeats in video.scan(times) for _ in range(repeats)]
     found = [read_index(pixels) for pixels in clip.pixels]
     assert found == passed
     return found
@@ -43,12 +44,12 @@ def assert_shows(path: Path, expected: list[int], fps: float = 12) -> None:
     frames = read_frames(path)
     assert [read_index(pixels) for pixels in frames.pixels] == expected
     assert np.allclose(frames.times, np.arange(len(expected)) / fps, atol=2e-3)
-    assert read_info(path).duration_s == pytest.approx(len(expected) / fps, abs=0.02)
+    assert video_info(path).duration_s == pytest.approx(len(expected) / fps, abs=0.02)
     middles = (np.arange(len(expected)) + 0.4) / fps
     assert numbers(path, middles) == expected
     rng = np.random.default_rng(0)
     clips = [np.sort(rng.choice(len(expected), 3, replace=False)) for _ in range(8)]
-    found = read_clips(path, lambda info: [middles[places] for places in clips])[1]
+    found = decode_clips(path, [middles[places] for places in clips])
     assert [[read_index(p) for p in clip.pixels] for clip in found] == [[expected[i] for i in c] for c in clips]
 
 
@@ -125,7 +126,7 @@ def test_a_pause_holds_the_frame_before_it_and_a_dwell_holds_its_own(sources: di
     assert numbers(path, np.array([0.99, 1.5, 1.99, 2.01])) == [17, 17, 17, 36]
     path = edited(sources[2], tmp_path / "dwell.mp4", [(2, 1.04, 0), (1, 2, 1)])
     assert numbers(path, np.array([0.0, 1.9, 2.01, 2.1])) == [12, 12, 24, 25]
-    assert read_info(path).duration_s == pytest.approx(3)
+    assert video_info(path).duration_s == pytest.approx(3)
 
 
 def test_edit_lists_that_cannot_be_followed_are_refused(sources: dict[int, Path], tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_edit_lists_that_cannot_be_followed_are_refused(sources: dict[int, Path]
         ([(1, 0, 1), (6 * 86400, PAUSE, 1), (1, 2, 1)], "its clock jumps: one frame, at 0.9 s, is shown for 518400 s"),
     ):
         with pytest.raises(DecodeError, match=message):
-            read_info(edited(sources[2], path, edits))
+            video_info(edited(sources[2], path, edits))
 
 
 def stream_copy(source: Path, path: Path, shift: bool = False) -> Path:
@@ -219,7 +220,7 @@ def test_recordings_joined_to_one_stream_follow_each_other(offsets: tuple[float,
     joined.write_bytes(b"".join(parts))
     assert_shows(joined, [*range(24 * len(offsets))])
     clips = [start + np.arange(4) / 12 + 0.03 for start in (0, 1, 1.7, 3)]
-    found = [[read_index(p) for p in clip.pixels] for clip in stream_clips(joined, lambda info: clips)]
+    found = [[read_index(p) for p in clip.pixels] for clip in stream_clips(joined, clips)]
     assert found == [[*range(n, n + 4)] for n in (0, 12, 20, 36)]
 
 
@@ -252,7 +253,7 @@ def test_a_clock_that_stands_still_is_refused(tmp_path: Path) -> None:
     assert number == 48
     (tmp_path / "frozen.flv").write_bytes(flv)
     with pytest.raises(DecodeError, match=r"its clock stands still at 0\.8 s"):
-        read_info(tmp_path / "frozen.flv")
+        video_info(tmp_path / "frozen.flv")
 
 
 def test_a_clock_that_goes_back_where_recordings_are_not_joined_is_refused(tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_a_clock_that_goes_back_where_recordings_are_not_joined_is_refused(tmp_p
     content = flv.read_bytes()
     (tmp_path / "twice.flv").write_bytes(content + content[13:])
     with pytest.raises(DecodeError, match=r"its clock goes back from 1\.\d to 0\.0 s: split it there"):
-        read_info(tmp_path / "twice.flv")
+        video_info(tmp_path / "twice.flv")
 
 
 def write_sparse(path: Path, times: list[float]) -> Path:
@@ -283,8 +284,8 @@ def write_sparse(path: Path, times: list[float]) -> Path:
 def test_work_is_in_proportion_to_the_number_of_frames(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"sparse{suffix}"
     with pytest.raises(DecodeError, match=r"its clock jumps: one frame, at 0\.0 s, is shown for 259200 s"):
-        read_info(write_sparse(path, [0, 259_200, 518_400]))
-    info = read_info(write_sparse(path, [0, 400, 800, 1200]))
+        video_info(write_sparse(path, [0, 259_200, 518_400]))
+    info = video_info(write_sparse(path, [0, 400, 800, 1200]))
     assert info.frames == 4
     assert len(window_times(info, 16, 4.0, None)[0]) == 4
     assert len(list(transcode(str(path), Modality.VIDEO, ShardConfig(size=64, segment_s=2)))) == 16
@@ -298,7 +299,7 @@ def test_windows_do_not_outnumber_frames() -> None:
 def test_a_header_that_promises_too_little_is_not_believed(tmp_path: Path) -> None:
     path = write_video(tmp_path / "video.mkv")
     path.write_bytes(path.read_bytes().replace(b"00:00:04.000000000", b"00:00:01.000000000"))
-    assert read_info(path).duration_s == pytest.approx(4.0, abs=0.02)
+    assert video_info(path).duration_s == pytest.approx(4.0, abs=0.02)
 
 
 def test_frames_that_last_longer_than_the_whole_video_are_refused(tmp_path: Path) -> None:
@@ -318,7 +319,7 @@ def test_an_avi_that_promises_more_than_it_has_is_truncated(tmp_path: Path) -> N
     data[at : at + 4] = (480).to_bytes(4, "little")
     path.write_bytes(data)
     with pytest.raises(DecodeError, match=r"truncated at 4\.0 s \(its header promises 40\.0 s\)"):
-        read_info(path)
+        video_info(path)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +379,7 @@ def test_one_pass_reads_each_packet_once(tmp_path: Path, monkeypatch: pytest.Mon
             read.append(packet.pts)
             yield packet
 
-    with open_video(path) as (_, scan):
+    with Video(path) as video:
         monkeypatch.setattr(reader.VideoReader, "_demuxed", counted)
-        assert len(list(scan(np.arange(0, 4, 0.25), None))) == 16
+        assert len(list(video.scan(np.arange(0, 4, 0.25)))) == 16
     assert len(read) <= 48

@@ -1,36 +1,37 @@
-"""Files to uint8 frames and their times.
+"""Videos to uint8 frames and their times.
 
 Frames are chosen by their timestamps, never by counting: files of variable frame rate, with edit lists or cut from a
-broadcast have no other truth. Whatever goes wrong with a file is a `DecodeError` that says what it is.
+broadcast have no other reliable order. A file that cannot be read is a `DecodeError` that says why.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tubelet.data.containers import Media
 from tubelet.data.limits import check_clip
 from tubelet.data.video.reader import Shown, VideoReader
-from tubelet.data.video.sequential import Scan, in_one_pass
+from tubelet.data.video.sequential import decode_clips_sequentially
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video is, by its header as far as its packets agree.
+    """Properties of a video: its header's, as far as its packets agree.
 
     Attributes:
-        path: the file, or the name of a `Blob`.
-        duration_s: of the video stream, in seconds.
-        fps: frames per second, on average.
-        width: pixels of the image as it is shown: turned upright, with square pixels.
-        height: pixels, the same.
-        rotation: degrees (0, 90, 180, 270) by which frames were turned counter-clockwise to stand upright.
-        mirrored: whether left and right were swapped after that.
-        frames: at least as many as there are frames; None if it is not known without reading the whole file.
+        path: the file, or the name of a `MediaBytes`.
+        duration_s: duration of the video stream in seconds.
+        fps: average number of frames per second.
+        width: pixels of the displayed image: turned upright, with square pixels.
+        height: pixels of the displayed image.
+        rotation: degrees (0, 90, 180, 270) by which frames are rotated counter-clockwise to be upright.
+        mirrored: whether left and right are swapped after the rotation.
+        frames: upper bound of the number of frames; None if only reading the whole file would tell.
     """
 
     path: str
@@ -48,54 +49,133 @@ class Frames:
     """Decoded frames.
 
     Attributes:
-        pixels: (T, H, W, 3) uint8 RGB, as they are shown.
-        times: (T,) float64, seconds from the video's start at which each delivered frame begins to be shown.
+        pixels: (T, H, W, 3) uint8 RGB, as displayed.
+        times: (T,) float64, seconds from the start of the video at which each frame begins to be shown.
     """
 
     pixels: Tensor
     times: np.ndarray
 
 
-def read_info(media: Media) -> VideoInfo:
-    """Length, rate and size of a video; decodes one frame.
+class Video:
+    """An open video file, to be used in a `with` statement.
 
-    Raises:
-        DecodeError: the file cannot be read as a video.
+    Example:
+        ```python
+        with tubelet.Video("a.mp4") as video:
+            middle = video.info.duration_s / 2
+            (clip,) = video.clips([middle + np.arange(16) / 4])
+        ```
+
+    Attributes:
+        info: properties of the video.
     """
-    with VideoReader(media) as video:
-        return _info(video)
 
+    def __init__(self, media: Media) -> None:
+        """Open a video and decode its first frame.
 
-def read_clips(media: Media, choose: Callable[[VideoInfo], list[np.ndarray]]) -> tuple[VideoInfo, list[Frames]]:
-    """Clips of one video, which is opened once.
+        Args:
+            media: path or URL of a video, or its bytes as a `MediaBytes`.
 
-    Args:
-        media: the file.
-        choose: given the video's info, the times (T,) of each clip's frames in seconds from the video's start,
-            ascending.
+        Raises:
+            DecodeError: the file cannot be read as a video.
+            StorageError: the URL cannot be reached.
+        """
+        self._reader = VideoReader(media)
+        try:
+            self.info = _info(self._reader)
+        except BaseException:
+            self.close()
+            raise
 
-    Returns:
-        The info, and for each clip the frames shown at its times: at time t, the last frame that begins at or before
-        t; before the first frame, the first.
+    def __enter__(self) -> Self:
+        return self
 
-    Raises:
-        DecodeError: the file cannot be read, ends before a wanted time, or has a single frame while a clip wants more.
-    """
-    with VideoReader(media) as video:
-        info = _info(video)
-        wanted = [np.asarray(times, dtype=np.float64) for times in choose(info)]
-        return info, [_frames(video, video.frames_at(times)) for times in wanted]
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
 
-def stream_clips(media: Media, choose: Callable[[VideoInfo], list[np.ndarray]]) -> Iterator[Frames]:
-    """As `read_clips`, one clip after the other, so that a video of any length can be read; they ascend."""
-    with VideoReader(media) as video:
-        clips = choose(_info(video))
-        if video.seekable and not video.joins:
-            yield from (_frames(video, video.frames_at(times)) for times in clips)
-        elif clips:
-            passed = in_one_pass(video.path, _scan_of(video), clips)
-            yield from (Frames(torch.from_numpy(pixels), times) for pixels, times in passed)
+    def clips(self, times: Sequence[ArrayLike]) -> list[Frames]:
+        """Decode clips, entering the file near each.
+
+        Args:
+            times: for each clip, (T,) ascending seconds from the start of the video.
+
+        Returns:
+            For each clip, the frames shown at its times: at time t, the last frame that begins at or before t; before
+            the first frame, the first.
+
+        Raises:
+            DecodeError: the file is corrupt, ends before a time, or has a single frame while a clip has several.
+        """
+        return [self._clip(clip) for clip in times]
+
+    def stream(self, times: Sequence[ArrayLike]) -> Iterator[Frames]:
+        """Decode clips one by one, so that a video of any length fits into memory.
+
+        Args:
+            times: see `clips`; the first and the last times ascend from clip to clip.
+
+        Yields:
+            The frames of each clip, see `clips`.
+
+        Raises:
+            DecodeError: see `clips`.
+        """
+        if self._reader.seekable and not self._reader.joins:
+            yield from map(self._clip, times)
+        elif len(times):
+            clips = [np.asarray(clip, dtype=np.float64) for clip in times]
+            for pixels, seconds in decode_clips_sequentially(self.info.path, self.scan, clips):
+                yield Frames(torch.from_numpy(pixels), seconds)
+
+    def scan(self, times: np.ndarray, size: tuple[int, int] | None = None) -> Iterator[tuple[np.ndarray, float, int]]:
+        """Decode frames in one sequential pass, with a few of them in memory.
+
+        Args:
+            times: (T,) ascending seconds from the start of the video.
+            size: height and width of the images in pixels; None for those of the video.
+
+        Yields:
+            Each frame that is shown at some of the times: (H, W, 3) uint8, the second from which it is shown, and at
+            how many of the times.
+
+        Raises:
+            DecodeError: see `clips`.
+        """
+        converter = self._reader.converter
+        height, width = size or converter.size
+        for shown in self._reader.scan(times):
+            yield converter.image(shown, height, width), shown.begins_s, shown.repeats
+
+    def frames(self) -> Frames:
+        """Decode all frames of a short video; the first call after opening.
+
+        Raises:
+            DecodeError: the file is corrupt, or its frames take too much memory.
+        """
+        found = []
+        for shown in self._reader.all_frames():
+            found.append(shown)
+            check_clip(self.info.path, len(found), shown.frame.width, shown.frame.height)
+        return self._convert(found)
+
+    def _clip(self, times: ArrayLike) -> Frames:
+        return self._convert(self._reader.frames_at(np.asarray(times, dtype=np.float64)))
+
+    def _convert(self, found: list[Shown]) -> Frames:
+        """Frames, each repeated as often as it is shown, as pixels and seconds."""
+        repeats = [shown.repeats for shown in found]
+        height, width = self._reader.converter.size
+        check_clip(self.info.path, sum(repeats), width, height)
+        pixels = np.empty((sum(repeats), height, width, 3), dtype=np.uint8)
+        for shown, end in zip(found, np.cumsum(repeats), strict=True):
+            pixels[end - shown.repeats : end] = self._reader.converter.image(shown, height, width)
+        times = np.repeat([shown.begins_s for shown in found], repeats)
+        return Frames(torch.from_numpy(pixels), times)
 
 
 def read_frames(media: Media) -> Frames:
@@ -104,53 +184,14 @@ def read_frames(media: Media) -> Frames:
     Raises:
         DecodeError: the file cannot be read as a video.
     """
-    with VideoReader(media) as video:
-        video.prepare()
-        found = []
-        for shown in video.everything():
-            found.append(shown)
-            check_clip(video.path, len(found), shown.frame.width, shown.frame.height)
-        return _frames(video, found)
+    with Video(media) as video:
+        return video.frames()
 
 
-@contextmanager
-def open_video(media: Media) -> Iterator[tuple[VideoInfo, Scan]]:
-    """A video to be read from end to end, however long: its info, and what passes over its images.
-
-    Raises:
-        DecodeError: the file cannot be read, here or on the way; see `read_clips`.
-    """
-    with VideoReader(media) as video:
-        yield _info(video), _scan_of(video)
-
-
-def _info(video: VideoReader) -> VideoInfo:
-    facts = video.prepare()
-    height, width = video.converter.size
-    display = video.converter.display
+def _info(reader: VideoReader) -> VideoInfo:
+    facts = reader.prepare()
+    height, width = reader.converter.size
+    display = reader.converter.display
     return VideoInfo(
-        video.path, facts.duration_s, facts.fps, width, height, display.rotation, display.mirrored, facts.frames
+        reader.path, facts.duration_s, facts.fps, width, height, display.rotation, display.mirrored, facts.frames
     )
-
-
-def _scan_of(video: VideoReader) -> Scan:
-    """See `Scan`."""
-
-    def scan(times: np.ndarray, size: tuple[int, int] | None) -> Iterator[tuple[np.ndarray, float, int]]:
-        height, width = size or video.converter.size
-        for shown in video.scan(times):
-            yield video.converter.image(shown, height, width), shown.begins_s, shown.repeats
-
-    return scan
-
-
-def _frames(video: VideoReader, found: list[Shown]) -> Frames:
-    """Frames, each as often as it is shown, as pixels and seconds."""
-    repeats = [shown.repeats for shown in found]
-    height, width = video.converter.size
-    check_clip(video.path, sum(repeats), width, height)
-    pixels = np.empty((sum(repeats), height, width, 3), dtype=np.uint8)
-    for shown, end in zip(found, np.cumsum(repeats), strict=True):
-        pixels[end - shown.repeats : end] = video.converter.image(shown, height, width)
-    times = np.repeat([shown.begins_s for shown in found], repeats)
-    return Frames(torch.from_numpy(pixels), times)

@@ -31,7 +31,7 @@ from tubelet.data.batch_partition import (
     samples_per_step,
 )
 from tubelet.data.clips import augment, clip_times
-from tubelet.data.decode import VideoInfo, read_clips
+from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.data.masks import sample_mask
 from tubelet.data.prefetch import MB, Prefetch, prefetch_within
@@ -214,17 +214,13 @@ class StepDataset(Dataset[StepData]):
         media, shown_s = index.read(sample)
         if modality is Modality.IMAGE:
             frames = [read_image(media).unsqueeze(0)]
-            short = [False]
+            short = (False,)
         else:
-            short = []
-
-            def choose(info: VideoInfo) -> list[np.ndarray]:
-                info = replace(info, duration_s=shown_s or info.duration_s)  # the last frame of a segment may last long
-                drawn = [clip_times(info, data.frames, data.fps, rng) for rng in rngs]
-                short.extend(is_short for _, is_short in drawn)
-                return [times for times, _ in drawn]
-
-            frames = [clip.pixels for clip in read_clips(media, choose)[1]]
+            with Video(media) as video:
+                # The last frame of a segment of a shard may last longer than the segment.
+                info = replace(video.info, duration_s=shown_s or video.info.duration_s)
+                times, short = zip(*(clip_times(info, data.frames, data.fps, rng) for rng in rngs), strict=True)
+                frames = [clip.pixels for clip in video.clips(times)]
         samples = [
             augment(pixels, data.image_size, rng, scale=data.crop_scale, aspect=data.crop_aspect, flip=data.flip)
             for pixels, rng in zip(frames, rngs, strict=True)

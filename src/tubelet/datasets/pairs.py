@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.data.decode import read_frames, read_info
+from tubelet.data.decode import Video, read_frames
 from tubelet.data.images import read_image
 from tubelet.data.tables import read_lines
 from tubelet.datasets.locate import entries_of, other_suffix
@@ -77,8 +77,8 @@ def picture_shape(pair: DenseSample) -> tuple[int, int]:
         DecodeError: if it cannot be read.
     """
     if pair.frame is not None:
-        info = read_info(pair.image)
-        return info.height, info.width
+        with Video(pair.image) as video:
+            return video.info.height, video.info.width
     return image_shape(pair.image)
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from tubelet.config import EmbedConfig
 from tubelet.data.clips import resize_centre_crop, window_times
-from tubelet.data.decode import VideoInfo, stream_clips
+from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.data.prefetch import prefetch_within
 from tubelet.data.sample_index import SampleIndex, build_index
@@ -131,21 +131,13 @@ class CollectionClips(IterableDataset[ClipBatch]):
             pixels = resize_centre_crop(read_image(media).unsqueeze(0), size)
             yield pixels, about | {"clip": 0, "clips": 1, "times": np.zeros(1)}, False
             return
-        wanted: list[tuple[int, int, np.ndarray]] = []
-        is_short = False
-
-        def choose(info: VideoInfo) -> list[np.ndarray]:
-            nonlocal is_short
-            info = replace(info, duration_s=shown_s or info.duration_s)
-            plan, is_short = window_times(info, self.config.frames, self.config.fps, self.config.stride_s)
-            done = self.done.get(path, ())
-            wanted.extend((clip, len(plan), times) for clip, times in enumerate(plan) if clip not in done)
-            return [times for _, _, times in wanted]
-
-        for number, frames in enumerate(stream_clips(media, choose)):
-            clip, clips, times = wanted[number]
-            row = about | {"clip": clip, "clips": clips, "times": times}
-            yield resize_centre_crop(frames.pixels, size), row, is_short
+        with Video(media) as video:
+            info = replace(video.info, duration_s=shown_s or video.info.duration_s)
+            times, is_short = window_times(info, self.config.frames, self.config.fps, self.config.stride_s)
+            missing = [clip for clip in range(len(times)) if clip not in self.done.get(path, ())]
+            for clip, frames in zip(missing, video.stream([times[clip] for clip in missing]), strict=True):
+                row = about | {"clip": clip, "clips": len(times), "times": times[clip]}
+                yield resize_centre_crop(frames.pixels, size), row, is_short
 
 
 def version_of(index: SampleIndex, sample: int) -> tuple[int, float] | None:

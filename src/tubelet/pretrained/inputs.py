@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tubelet.config import ModelConfig
 from tubelet.data.clips import centre_clip_times, middle, resize_shape
-from tubelet.data.decode import VideoInfo, read_clips
+from tubelet.data.decode import Video, VideoInfo
 from tubelet.data.images import read_image, rgb_of
 from tubelet.data.storage import suffix_of
 from tubelet.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -139,30 +139,31 @@ def _read_file(path: str | Path, sampling: Sampling) -> tuple[Tensor, Tensor | N
     if suffix not in VIDEO_SUFFIXES:
         known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
         raise TubeletError(f"{path}: expected a video or an image ({known}); a released name goes to tubelet.load")
-    chosen = np.empty(0)
+    with Video(path) as video:
+        times = _clip_times(video.info, sampling)
+        (clip,) = video.clips([times])
+    return clip.pixels.permute(3, 0, 1, 2), torch.from_numpy(times)
 
-    def choose(info: VideoInfo) -> list[np.ndarray]:
-        nonlocal chosen
-        fps = sampling.fps or DEFAULT_FPS
-        if sampling.start is None:
-            chosen, short = centre_clip_times(info, sampling.frames, fps)
-            if short:
-                warnings.warn(
-                    f"{path}: {info.duration_s:.1f} s are too short for {sampling.frames} frames at {fps:g} a second: "
-                    "they are read at a higher rate",
-                    stacklevel=2,
-                )
-        else:
-            chosen = sampling.start + np.arange(sampling.frames) / fps
-            if chosen[-1] >= info.duration_s:
-                raise TubeletError(
-                    f"{path}: lasts {info.duration_s:.1f} s, the clip would end at {chosen[-1]:.1f} s: begin earlier "
-                    "or take fewer frames"
-                )
-        return [chosen]
 
-    _, clips = read_clips(path, choose)
-    return clips[0].pixels.permute(3, 0, 1, 2), torch.from_numpy(chosen)
+def _clip_times(info: VideoInfo, sampling: Sampling) -> np.ndarray:
+    """(T,) seconds of the frames to read from a video."""
+    fps = sampling.fps or DEFAULT_FPS
+    if sampling.start is None:
+        times, short = centre_clip_times(info, sampling.frames, fps)
+        if short:
+            warnings.warn(
+                f"{info.path}: {info.duration_s:.1f} s are too short for {sampling.frames} frames at {fps:g} a second: "
+                "they are read at a higher rate",
+                stacklevel=2,
+            )
+        return times
+    times = sampling.start + np.arange(sampling.frames) / fps
+    if times[-1] >= info.duration_s:
+        raise TubeletError(
+            f"{info.path}: lasts {info.duration_s:.1f} s, the clip would end at {times[-1]:.1f} s: begin earlier "
+            "or take fewer frames"
+        )
+    return times
 
 
 def _in_memory_times(frames: int, sampling: Sampling) -> Tensor | None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.data.decode import open_video
+from tubelet.data.decode import Video
 from tubelet.errors import DecodeError, TubeletError
 
 
@@ -34,7 +34,8 @@ def read_windows(
         raise TubeletError(
             f"windows of {frames} frames that overlap by {overlap}: expected multiples of {tubelet}, and less overlap"
         )
-    with open_video(path) as (info, scan):
+    with Video(path) as video:
+        info = video.info
         # A duration is rounded to its container's clock; the frame that begins at the very end is none.
         count = max(1, int(np.ceil(info.duration_s * fps - 1e-3)))
         missing = -count % tubelet
@@ -50,7 +51,7 @@ def read_windows(
         begin, end = next(bounds)
         at = 0
         shown = np.minimum(np.arange(total), count - 1) / fps
-        for picture, _, repeats in scan(shown, None):
+        for picture, _, repeats in video.scan(shown):
             pixels = torch.from_numpy(np.ascontiguousarray(picture))
             for _ in range(repeats):
                 window[at - begin] = pixels

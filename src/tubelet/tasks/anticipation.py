@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize_centre_crop
-from tubelet.data.decode import Frames, VideoInfo, read_clips
+from tubelet.data.decode import Frames, Video
 from tubelet.datasets import epic_kitchens
 from tubelet.datasets.epic_kitchens import Action, AnticipationDataset
 from tubelet.datasets.labelled import LabeledFile, present
@@ -65,13 +65,11 @@ class Before:
 
     def read(self, source: Source) -> Frames:
         """The clip as it is in the file."""
-        return read_clips(source.files[0], partial(_times, self, float(source.part[0])))[1][0]
-
-
-def _times(view: Before, start_s: float, info: VideoInfo) -> list[np.ndarray]:
-    """The frames up to the gap; what lies before the video's start is its first frame."""
-    steps = np.arange(view.frames, dtype=np.float64) - view.frames
-    return [np.maximum(start_s - view.gap_s + steps / view.fps, 0.0)]
+        steps = np.arange(self.frames, dtype=np.float64) - self.frames
+        # What lies before the start of the video is its first frame.
+        times = np.maximum(float(source.part[0]) - self.gap_s + steps / self.fps, 0.0)
+        with Video(source.files[0]) as video:
+            return video.clips([times])[0]
 
 
 def encode_and_predict(model: Backbone, pixels: Tensor, steps: int) -> dict[str, Tensor]:

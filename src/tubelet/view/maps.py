@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tubelet.config import ModelConfig
 from tubelet.data.clips import centre_clip_times, normalise, resize_centre_crop
-from tubelet.data.decode import read_clips, read_frames
+from tubelet.data.decode import Video, read_frames
 from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
@@ -116,7 +116,8 @@ def read_own_clip(file: str, size: int, frames: int, tubelet: int, fps: float) -
         DecodeError: if it cannot be read.
     """
     length = max(frames // tubelet, 1) * tubelet
-    (clip,) = read_clips(file, lambda info: [centre_clip_times(info, length, fps)[0]])[1]
+    with Video(file) as video:
+        (clip,) = video.clips([centre_clip_times(video.info, length, fps)[0]])
     name = PurePosixPath(file).name
     said = f"{name}, {clip.times[0]:.1f} to {clip.times[-1]:.1f} s"
     return Clip(name, said, 0, resize_centre_crop(clip.pixels, size))

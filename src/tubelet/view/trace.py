@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tubelet.checkpoint.run import load_vjepa
 from tubelet.config import MODELS, BlockMask, DataConfig, MaskConfig, OptimConfig, TrainConfig, model_preset
 from tubelet.data.clips import centre_clip_times, normalise, resize_centre_crop
-from tubelet.data.decode import VideoInfo, read_clips
+from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.data.masks import block_shape, sample_mask
 from tubelet.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -305,19 +305,13 @@ def _is_video(file: Path) -> bool:
 
 
 def _read_video(file: Path, size: int, frames: int, fps: float) -> Source:
-    chosen: list[tuple[np.ndarray, bool]] = []
-
-    def choose(info: VideoInfo) -> list[np.ndarray]:
-        chosen.append(centre_clip_times(info, frames, fps))
-        return [chosen[0][0]]
-
-    info, clips = read_clips(file, choose)
-    wanted, stretched = chosen[0]
-    rate = 1 / (wanted[1] - wanted[0]) if frames > 1 else fps
-    pixels = resize_centre_crop(clips[0].pixels, size)
-    return Source(
-        file, pixels, clips[0].times, info.height, info.width, info.duration_s, info.fps, float(rate), stretched
-    )
+    with Video(file) as video:
+        info = video.info
+        times, stretched = centre_clip_times(info, frames, fps)
+        (clip,) = video.clips([times])
+    rate = 1 / (times[1] - times[0]) if frames > 1 else fps
+    pixels = resize_centre_crop(clip.pixels, size)
+    return Source(file, pixels, clip.times, info.height, info.width, info.duration_s, info.fps, float(rate), stretched)
 
 
 def _read_still(file: Path, size: int) -> Source:

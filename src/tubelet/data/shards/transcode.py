@@ -11,7 +11,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from tubelet.config import ShardConfig
-from tubelet.data.decode import VideoInfo, open_video
+from tubelet.data.decode import Video, VideoInfo
 from tubelet.data.images import read_image
 from tubelet.errors import DecodeError
 from tubelet.grid import Modality
@@ -62,7 +62,8 @@ def _segments(path: str, config: ShardConfig) -> Iterator[EncodedSegment]:
     A frame keeps the time at which it begins: a read between two of these times is off by less than 1 / fps, a read at
     one of them gives the same frame. There are at most four segments for each frame of the video.
     """
-    with open_video(path) as (info, scan):
+    with Video(path) as video:
+        info = video.info
         total = int(np.ceil(info.duration_s * config.fps - 1e-3))
         if total < 2:
             raise DecodeError(path, f"lasts {info.duration_s:.3f} s, less than two frames at {config.fps:g} fps")
@@ -70,7 +71,7 @@ def _segments(path: str, config: ShardConfig) -> Iterator[EncodedSegment]:
         bounds = [total * k // count for k in range(count + 1)]
         height, width = scaled_size(info.height, info.width, config.size, multiple=2)
         at, segment, encoder = 0, 0, _Mp4Encoder(config, height, width)
-        for image, begins_s, repeats in scan(np.arange(total) / config.fps, (height, width)):
+        for image, begins_s, repeats in video.scan(np.arange(total) / config.fps, (height, width)):
             shown_until = at + repeats
             while at < shown_until:
                 # The source's timestamps may round a frame to a little after the time that shows it.

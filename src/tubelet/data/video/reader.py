@@ -239,7 +239,7 @@ class VideoReader(VideoStream):
                 if served < len(targets):
                     raise DecodeError(self.path, "has no frames: remove it")
 
-    def everything(self) -> Iterator[Shown]:
+    def all_frames(self) -> Iterator[Shown]:
         """All frames of a file that has just been prepared."""
         if self.program is not None:
             yield from self.scan((self.program.shown - self.start) * float(self.tick))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from av.error import FFmpegError
@@ -66,10 +66,8 @@ class VideoStream:
             opened.pop_all()
         self.tick = Fraction(self.stream.time_base)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the demuxer and the file."""
         self.container.close()
         self.file.close()
 

@@ -7,7 +7,6 @@ are the same as tokens that come once, and so is an average of equal answers.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.data.clips import crops_along, resize_centre_crop, segment_times
-from tubelet.data.decode import Frames, VideoInfo, read_clips
+from tubelet.data.decode import Frames, Video
 from tubelet.data.images import read_image
 from tubelet.tasks.common.extract import Source
 
@@ -47,16 +46,15 @@ class ClipView:
 
     def read(self, source: Source) -> list[Frames]:
         """The segments as they are in the file, and the times of their frames."""
-        return read_clips(source.files[0], partial(_choose, self))[1]
+        with Video(source.files[0]) as video:
+            return video.clips(
+                segment_times(video.info, self.frames, video.info.fps / self.frame_step, self.segments)[0]
+            )
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What the features depend on."""
         return {"cut": "segments"} | asdict(self)
-
-
-def _choose(view: ClipView, info: VideoInfo) -> list[np.ndarray]:
-    return segment_times(info, view.frames, info.fps / view.frame_step, view.segments)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
