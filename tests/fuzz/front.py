@@ -129,7 +129,7 @@ def _dataset(path: Path) -> None:
     for split in ("train", "val"):
         read_index(data, split)
         read_index(data, split, "images")
-    sample_set.read_classes(data)
+    sample_set.SampleSegmentation.load(data)
 
 
 def _something(path: Path) -> None:
@@ -138,7 +138,7 @@ def _something(path: Path) -> None:
         target = path.parent / "labels" / f"{name}.json"
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(path.read_bytes() if path.stem in (name, "foreign") else json.dumps(content).encode())
-    ssv2.read(path.parent)
+    ssv2.SomethingSomethingV2.load(path.parent)
 
 
 def _diving(path: Path) -> None:
@@ -147,7 +147,7 @@ def _diving(path: Path) -> None:
         own = {"vocabulary": "vocab", "diving": "V2_train"}.get(path.stem)
         target = path.with_name(f"Diving48_{name}.json")
         target.write_bytes(path.read_bytes() if own in (name, None) else json.dumps(content).encode())
-    diving48.read(path.parent)
+    diving48.Diving48.load(path.parent)
 
 
 def _note(path: Path) -> None:
@@ -160,7 +160,7 @@ def _note(path: Path) -> None:
 def _vos(path: Path) -> None:
     _renamed(path, "meta.json")
     (path.parent / "JPEGImages").mkdir(exist_ok=True)
-    youtube_vos.read(path.parent)
+    youtube_vos.YouTubeVos.load(path.parent)
 
 
 PLAN = {"recipe": {}, "shard_mb": 1.0, "sources": "", "files": 1, "source_size": 1}
@@ -192,7 +192,7 @@ def _json_lines(path: Path, _: int) -> None:
     rows = [row for row, _ in read_metrics(path.parent)]
     run.begin(10**6, lambda row: (past.add(row), watch.observe(row)))
     AnomalyGuard(config, run, lambda said: None).restore(past, run.alarms)
-    AnomalyGuard(config, run, lambda said: None).left_out()
+    AnomalyGuard(config, run, lambda said: None).excluded()
     sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))
     if rows:
         _thinned(rows, "lr")

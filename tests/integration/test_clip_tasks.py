@@ -93,7 +93,7 @@ def test_a_folder_in_no_layout_is_met_with_what_was_expected_and_what_was_found(
         with pytest.raises(SystemExit):
             evaluate(task, tmp_path / "data")
         error = capsys.readouterr().err
-        assert expected in error and "the folder holds clips/" in error and error.count("\n") == 1
+        assert expected in error and "the directory holds clips/" in error and error.count("\n") == 1
 
 
 def test_missing_and_damaged_videos_are_left_out_and_listed_where_that_is_allowed(layouts, evaluate, tmp_path, capsys):

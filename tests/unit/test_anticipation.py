@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from tests.helpers.media import read_index, write_video
 from tubelet.config import ModelConfig, PredictorConfig
-from tubelet.datasets.epic_kitchens import Action
+from tubelet.datasets import ActionSegment
 from tubelet.errors import TubeletError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.heads.training import Scores
@@ -81,8 +81,8 @@ def test_the_focal_loss_is_cross_entropy_without_its_focus_and_is_worked_out_by_
     assert focal_loss(torch.zeros(1, 2), torch.tensor([1])).item() == pytest.approx(by_hand)
 
 
-def segment(verb: int, noun: int) -> Action:
-    return Action(name="", video=Path("a"), start_s=0.0, narration="", verb=verb, noun=noun)
+def segment(verb: int, noun: int) -> ActionSegment:
+    return ActionSegment(name="", video=Path("a"), start_s=0.0, narration="", verb=verb, noun=noun)
 
 
 def test_actions_that_are_not_trained_on_count_as_missed_in_the_official_figure_alone():

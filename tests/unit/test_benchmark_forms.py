@@ -1,4 +1,4 @@
-"""Benchmarks in the forms in which they lie on people's disks: read, or refused with the difference."""
+"""Data sets in the variants found on people's disks: loaded, or refused with an error that names the difference."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tubelet import datasets
 from tubelet.datasets import (
+    ClassificationDataset,
     ade20k,
     cityscapes,
     davis,
@@ -18,10 +20,11 @@ from tubelet.datasets import (
     kitti,
     nyuv2,
     ssv2,
+    video_lists,
     voc2012,
     youtube_vos,
 )
-from tubelet.datasets.labelled import LabeledFile, present
+from tubelet.datasets.records import LabeledFile, drop_missing_files
 from tubelet.errors import TubeletError
 
 
@@ -62,8 +65,8 @@ def test_something_something(folder, suffix, lists, tmp_path):
         put(root / f"{lists.format(split)}.json", [{"id": 7, "template": "Holding [something]"}])
     litter(root)
     for data in (root, tmp_path):
-        assert ssv2.recognise(data)
-        assert ssv2.read(data).train == [LabeledFile(path=video, label=0)]
+        assert ssv2.SomethingSomethingV2.detect(data)
+        assert ssv2.SomethingSomethingV2.load(data).train == [LabeledFile(path=video, label=0)]
 
 
 @pytest.mark.parametrize("videos, name", [(ssv2.VIDEOS, "{}.csv"), ("clips", "ssv2_{}_paths.csv")])
@@ -71,9 +74,9 @@ def test_something_something_by_lists_of_paths(videos, name, tmp_path):
     video = put(tmp_path / videos / "7.webm")
     for split in ("train", "val"):
         put(tmp_path / name.format(split), f"{videos}/7.webm 0\n")
-    found = ssv2.read(tmp_path)
-    assert found.val == [LabeledFile(path=video, label=0)]
-    assert found.name == "Something-Something v2, validation" and found.read_as
+    found = ssv2.SomethingSomethingV2.load(tmp_path)
+    assert found.test == [LabeledFile(path=video, label=0)]
+    assert found.name == "Something-Something v2, validation" and found.list_format
 
 
 # Kinetics
@@ -102,16 +105,18 @@ def test_kinetics(train, val, name, tmp_path):
         put(tmp_path / path, f"\ufeff{HEADER}run,{split}-a_,0,10.0,{split}\r\n")
     videos = {split: put(tmp_path / name.format(split=split, id=f"{split}-a_")) for split in ("train", "val")}
     litter(tmp_path)
-    assert kinetics.recognise(tmp_path)
-    found = kinetics.read(tmp_path)
-    assert (found.train[0].path, found.val[0].path) == (videos["train"], videos["val"])
+    assert kinetics.Kinetics.detect(tmp_path)
+    found = kinetics.Kinetics.load(tmp_path)
+    assert (found.train[0].path, found.test[0].path) == (videos["train"], videos["val"])
 
 
-def test_kinetics_by_lists_of_mmaction_and_by_folders_alone(tmp_path):
+def test_video_folders_and_lists_of_mmaction(tmp_path):
     for split in ("train", "val"):
         put(tmp_path / f"{split}/riding a bike/a.mp4")
         put(tmp_path / f"{split}/run/b.mp4")
-    assert [(file.path.parent.name, file.label) for file in kinetics.read(tmp_path).train] == [
+    folders = datasets.find(tmp_path, ClassificationDataset)
+    assert folders.name == "video folders (2 classes)"
+    assert [(file.path.parent.name, file.label) for file in folders.train] == [
         ("riding a bike", 0),
         ("run", 1),
     ]
@@ -120,27 +125,27 @@ def test_kinetics_by_lists_of_mmaction_and_by_folders_alone(tmp_path):
             tmp_path / f"kinetics400_{split}_list_videos.txt",
             f"{split}/riding a bike/a.mp4 1\r\n{split}/run/b.mp4 0\r\n",
         )
-    found = kinetics.read(tmp_path)
-    assert [(file.path.name, file.label) for file in found.val] == [("a.mp4", 1), ("b.mp4", 0)]
-    assert "separated" not in found.classes and "spaces" in found.read_as
+    found = datasets.find(tmp_path, ClassificationDataset)
+    assert [(file.path.name, file.label) for file in found.test] == [("a.mp4", 1), ("b.mp4", 0)]
+    assert "separated" not in found.classes and "spaces" in found.list_format
     put(tmp_path / "kinetics400_val_list_videos.txt", "val/run/b.mp4 0\nval/riding a bike/a.mp4\n")
-    with pytest.raises(TubeletError, match=r"val_list_videos\.txt: line 2, the class is ''"):
-        kinetics.read(tmp_path)
+    with pytest.raises(TubeletError, match=r"val_list_videos\.txt: line 2, class number is ''"):
+        datasets.find(tmp_path, ClassificationDataset)
 
 
 def test_kinetics_without_a_list_of_a_split_says_which(tmp_path):
     put(tmp_path / "annotations/validate.csv", HEADER)
-    with pytest.raises(TubeletError, match=r"no list of the train split; expected annotations/train\.csv"):
-        kinetics.read(tmp_path)
+    with pytest.raises(TubeletError, match=r"no list of the train split; expected lists of videos"):
+        video_lists.VideoLists.load(tmp_path)
     put(tmp_path / "annotations/train.csv", f"{HEADER}zumba, slow,abc,3,13,train\n")
     with pytest.raises(TubeletError, match=r"train\.csv: line 2 has 6 values, the header 5 columns"):
-        kinetics.read(tmp_path)
+        kinetics.Kinetics.load(tmp_path)
 
 
 def test_a_file_that_was_converted_is_named(tmp_path):
     put(tmp_path / "a.mp4")
-    with pytest.raises(TubeletError, match=r"a\.webm: is listed in the val split but not there \(a\.mp4 is\)"):
-        present([LabeledFile(path=tmp_path / "a.webm", label=0)], "val", 0)
+    with pytest.raises(TubeletError, match=r"a\.webm: listed in the val split but missing \(found a\.mp4 instead\)"):
+        drop_missing_files([LabeledFile(path=tmp_path / "a.webm", label=0)], "val", 0)
 
 
 # Diving-48, EPIC-KITCHENS
@@ -154,7 +159,7 @@ def test_diving(video, lists, tmp_path):
         put(tmp_path / f"{lists}{name}", [{"vid_name": "a", "label": 0}])
     put(tmp_path / video)
     litter(tmp_path)
-    assert diving48.recognise(tmp_path) and diving48.read(tmp_path).train[0].path == tmp_path / video
+    assert diving48.Diving48.detect(tmp_path) and diving48.Diving48.load(tmp_path).train[0].path == tmp_path / video
 
 
 @pytest.mark.parametrize(
@@ -171,8 +176,8 @@ def test_epic_kitchens(video, tmp_path):
         put(root / name, f'{columns}\nP01_01_0,P01,P01_01,00:00:01.00,"take, then\nput",0,0\n')
     put(tmp_path / video)
     litter(tmp_path)
-    assert epic_kitchens.recognise(tmp_path)
-    (segment,) = epic_kitchens.read(tmp_path).train
+    assert epic_kitchens.EpicKitchens100.detect(tmp_path)
+    (segment,) = epic_kitchens.EpicKitchens100.load(tmp_path).train
     assert segment.video == tmp_path / video and segment.narration == "take, then\nput"
 
 
@@ -199,22 +204,22 @@ def test_imagenet(where, name, text, tmp_path):
         put((root if "/" in name else tmp_path) / name, text)
     (root / "train/.ipynb_checkpoints").mkdir()
     litter(root / "train")
-    assert imagenet.recognise(tmp_path)
-    found = imagenet.read(tmp_path)
-    assert found.val == [LabeledFile(path=image, label=1)] and len(found.train) == 2
-    assert found.left_out == {"hidden files": 2}
+    assert imagenet.ImageNet.detect(tmp_path)
+    found = imagenet.ImageNet.load(tmp_path)
+    assert found.test == [LabeledFile(path=image, label=1)] and len(found.train) == 2
+    assert found.excluded == {"hidden files": 2}
 
 
 def test_tiny_imagenet_and_a_flat_validation_folder_without_a_list(tmp_path):
     put(tmp_path / "train/n00/images/n00_0.JPEG")
     put(tmp_path / "val/images/val_0.JPEG")
     with pytest.raises(TubeletError, match=r"val/ has no folder for each class; expected .*LOC_val_solution\.csv"):
-        imagenet.read(tmp_path)
+        imagenet.ImageNet.load(tmp_path)
     put(tmp_path / "val/val_annotations.txt", "val_0.JPEG\tn09\t0\t0\t1\t1\n")
-    with pytest.raises(TubeletError, match=r"val_0\.JPEG is of class n09, which train/ has no folder of"):
-        imagenet.read(tmp_path)
+    with pytest.raises(TubeletError, match=r"val_0\.JPEG has class n09, which has no folder in train/"):
+        imagenet.ImageNet.load(tmp_path)
     put(tmp_path / "val/val_annotations.txt", "val_0.JPEG\tn00\t0\t0\t1\t1\n")
-    assert imagenet.read(tmp_path).val[0].label == 0
+    assert imagenet.ImageNet.load(tmp_path).test[0].label == 0
 
 
 # Sequences
@@ -228,7 +233,7 @@ def test_davis(where, tmp_path):
         picture(root / f"JPEGImages/480p/bear/{i:05d}.jpg")
         picture(root / f"Annotations/480p/bear/{i:05d}.png")
     litter(root / "JPEGImages/480p/bear")
-    found = davis.read(tmp_path)
+    found = davis.Davis2017.load(tmp_path)
     assert found is not None and len(found.sequences[0].frames) == 3
 
 
@@ -237,10 +242,10 @@ def test_davis_that_lacks_something(tmp_path):
         (tmp_path / kind / "Full-Resolution").mkdir(parents=True)
     put(tmp_path / "ImageSets/2017/test-dev.txt")
     with pytest.raises(TubeletError, match=r"no ImageSets/2017/val\.txt; expected DAVIS"):
-        davis.read(tmp_path)
+        davis.Davis2017.load(tmp_path)
     put(tmp_path / "ImageSets/2017/val.txt", "bear\n")
-    with pytest.raises(TubeletError, match="JPEGImages: no 480p here but Full-Resolution"):
-        davis.read(tmp_path)
+    with pytest.raises(TubeletError, match="JPEGImages: no 480p, found Full-Resolution"):
+        davis.Davis2017.load(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["valid", ".", "YouTube-VOS/valid", "val", "unpacked/valid"])
@@ -250,15 +255,15 @@ def test_youtube_vos(where, tmp_path):
     picture(root / "JPEGImages/ab/00000.jpg")
     picture(root / "Annotations/ab/00000.png")
     litter(root / "JPEGImages/ab")
-    found = youtube_vos.read(tmp_path)
+    found = youtube_vos.YouTubeVos.load(tmp_path)
     assert found is not None and len(found.sequences[0].frames) == 1
 
 
 def test_youtube_vos_of_training_alone_is_refused(tmp_path):
     put(tmp_path / "train/meta.json")
     (tmp_path / "train/JPEGImages").mkdir()
-    with pytest.raises(TubeletError, match="no valid/ beside train/"):
-        youtube_vos.read(tmp_path)
+    with pytest.raises(TubeletError, match="no valid/ next to train/"):
+        youtube_vos.YouTubeVos.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["davis", "DAVIS_2017", "Davis 2017"])
@@ -269,7 +274,7 @@ def test_a_folder_is_known_whatever_its_capital_letters_and_hyphens(name, tmp_pa
     for i in range(3):
         picture(tmp_path / name / f"JPEGImages/480p/bear/{i:05d}.jpg")
         picture(tmp_path / name / f"Annotations/480p/bear/{i:05d}.png")
-    found = davis.read(tmp_path)
+    found = davis.Davis2017.load(tmp_path)
     assert found is not None and len(found.sequences[0].frames) == 3
 
 
@@ -282,14 +287,14 @@ def test_ade20k(where, tmp_path):
         picture(tmp_path / where / f"images/{split}/a.jpg")
         picture(tmp_path / where / f"annotations/{split}/a.png")
     litter(tmp_path / where / "images/training")
-    found = ade20k.read(tmp_path)
-    assert found is not None and len(found.train) == 1 and found.left_out == {"hidden files": 1}
+    found = ade20k.Ade20k.load(tmp_path)
+    assert found is not None and len(found.train) == 1 and found.excluded == {"hidden files": 1}
 
 
 def test_the_full_ade20k_is_another_set(tmp_path):
     picture(tmp_path / "ADE20K_2021_17_01/images/ADE/training/work_place/a.jpg")
-    with pytest.raises(TubeletError, match="the full ADE20K; expected ADEChallengeData2016"):
-        ade20k.read(tmp_path)
+    with pytest.raises(TubeletError, match="full release of ADE20K; expected ADEChallengeData2016"):
+        ade20k.Ade20k.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +306,7 @@ def test_voc(where, tmp_path):
         put(tmp_path / where / f"ImageSets/Segmentation/{split}.txt", "\ufeffa\r\n")
     picture(tmp_path / where / "JPEGImages/a.jpg")
     picture(tmp_path / where / "SegmentationClass/a.png")
-    found = voc2012.read(tmp_path)
+    found = voc2012.PascalVoc2012.load(tmp_path)
     assert found is not None and len(found.train) == 1
 
 
@@ -312,14 +317,14 @@ def test_voc(where, tmp_path):
 )  # fmt: skip
 def test_cityscapes(images, labels, tmp_path):
     for split in ("train", "val"):
-        picture(tmp_path / images / split / f"ulm/a{cityscapes.IMAGE}")
-        label = picture(tmp_path / labels / split / f"ulm/a{cityscapes.TARGET}")
+        picture(tmp_path / images / split / f"ulm/a{cityscapes.IMAGE_SUFFIX}")
+        label = picture(tmp_path / labels / split / f"ulm/a{cityscapes.LABEL_SUFFIX}")
     litter(tmp_path / images / "train")
-    found = cityscapes.read(tmp_path)
+    found = cityscapes.Cityscapes.load(tmp_path)
     assert found is not None and len(found.train) == 1
     label.rename(label.with_name("a_gtFine_labelTrainIds.png"))
-    with pytest.raises(TubeletError, match=r"no such file beside a_gtFine_labelTrainIds\.png"):
-        cityscapes.read(tmp_path)
+    with pytest.raises(TubeletError, match=r"missing, but a_gtFine_labelTrainIds\.png exists"):
+        cityscapes.Cityscapes.load(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["", "nyu_depth_v2", "nyuv2", "unpacked"])
@@ -329,11 +334,11 @@ def test_nyu(where, suffix, tmp_path):
         picture(tmp_path / where / split / f"kitchen/rgb_00001{suffix}")
         picture(tmp_path / where / split / "kitchen/sync_depth_00001.png")
         litter(tmp_path / where / split / "kitchen")
-    found = nyuv2.read(tmp_path)
+    found = nyuv2.NyuDepthV2.load(tmp_path)
     assert found is not None and len(found.train) == len(found.test) == 1
     put(tmp_path / where / "nyu_train.txt", "kitchen/rgb_00001.jpg kitchen/sync depth.png 518.8 9\n")
-    with pytest.raises(TubeletError, match="expected an image, its depth and a focal length on each line"):
-        nyuv2.read(tmp_path)
+    with pytest.raises(TubeletError, match="expected image, depth and optionally focal length"):
+        nyuv2.NyuDepthV2.load(tmp_path)
 
 
 @pytest.mark.parametrize("where, lists", [("", ""), ("kitti", ""), ("", "splits"), ("unpacked", "train_test_inputs")])
@@ -345,5 +350,5 @@ def test_kitti(where, lists, images, suffix, tmp_path):
     picture(tmp_path / where / "data_depth_annotated/val" / depth)
     for split in ("train", "test"):
         put(tmp_path / where / lists / f"eigen_{split}_files_with_gt.txt", f"\ufeff{drive}.png {depth} 721.5\r\n")
-    found = kitti.read(tmp_path)
+    found = kitti.KittiEigen.load(tmp_path)
     assert found is not None and found.test[0].image == image

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from tubelet.datasets import ade20k, cityscapes, kitti, nyuv2, voc2012
-from tubelet.datasets.depths import DepthDataset, Region, eval_region, input_region, read_depth
-from tubelet.datasets.labels import read_labels
-from tubelet.datasets.locate import recognise
-from tubelet.datasets.pairs import IGNORED, DenseSample
+from tubelet import datasets
+from tubelet.datasets import DenseSample, DepthDataset, SegmentationDataset, ade20k, cityscapes, kitti, nyuv2, voc2012
+from tubelet.datasets import sample_set as sample_layouts
+from tubelet.datasets.annotations import IGNORED
+from tubelet.datasets.records import Region
 from tubelet.errors import TubeletError
 from tubelet.heads.linear import HeadProtocol, LinearHeads, axes_of, train_heads
 from tubelet.tasks import depth, segmentation
@@ -35,8 +35,8 @@ from tubelet.tasks.common.pixel_features import (
 from tubelet.tasks.metrics.dense import accuracy, confusion, depth_errors, iou_by_class, mean_iou
 
 NYU = DepthDataset(
-    benchmark="x", train=[], test=[], left_out={}, scale=1000, max_depth=10, seen=None, scored=(0, 0, 1, 1),
-    height=None, crop=(1.0, 1.0),
+    name="x", train=[], test=[], units_per_meter=1000, max_depth=10, input_crop=None, eval_crop=(0, 0, 1, 1),
+    input_height=None, train_crop=(1.0, 1.0),
 )  # fmt: skip
 
 
@@ -107,40 +107,43 @@ def ade(tmp_path):
 
 
 def test_labels_of_ade20k_count_from_one_and_zero_is_ignored(ade):
-    found = ade20k.read(ade)
-    assert read_labels(found.train[0], found)[0].tolist() == [IGNORED, 0, 1, 149, 2, 3]
+    found = ade20k.Ade20k.load(ade)
+    assert found.load_target(found.train[0])[0].tolist() == [IGNORED, 0, 1, 149, 2, 3]
     assert len(found.classes) == 150
 
 
 def test_a_label_that_the_benchmark_does_not_have_is_named_with_its_file(ade):
-    found = ade20k.read(ade)
+    found = ade20k.Ade20k.load(ade)
     save(found.train[0].target, np.full((8, 6), 151, np.uint8))
-    with pytest.raises(TubeletError, match=r"ADE_train_00000001\.png: holds label 151, but .* only 0-150"):
-        read_labels(found.train[0], found)
+    with pytest.raises(TubeletError, match=r"ADE_train_00000001\.png: label 151, expected labels 0-150"):
+        found.load_target(found.train[0])
 
 
 def test_a_missing_annotation_and_an_empty_split_are_named(ade):
     (ade / "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png").unlink()
-    with pytest.raises(TubeletError, match=r"ADE_val_00000001\.png: the annotation of ADE_val_00000001"):
-        ade20k.read(ade)
+    with pytest.raises(TubeletError, match=r"ADE_val_00000001\.png: missing annotation of ADE_val_00000001"):
+        ade20k.Ade20k.load(ade)
     (ade / "ADEChallengeData2016/images/validation/ADE_val_00000001.jpg").unlink()
-    with pytest.raises(TubeletError, match=r"validation: no images here"):
-        ade20k.read(ade)
+    with pytest.raises(TubeletError, match=r"validation: no images found"):
+        ade20k.Ade20k.load(ade)
 
 
 def test_coloured_maps_and_maps_of_another_size_are_refused(ade):
-    found = ade20k.read(ade)
+    found = ade20k.Ade20k.load(ade)
     save(found.train[0].target, np.zeros((8, 6, 3), np.uint8))
-    with pytest.raises(TubeletError, match="mode RGB, expected one number a pixel"):
-        read_labels(found.train[0], found)
+    with pytest.raises(TubeletError, match="mode RGB, expected one integer per pixel"):
+        found.load_target(found.train[0])
     with pytest.raises(TubeletError, match=r"5 x 8 pixels, but .*\.jpg has 6 x 8"):
         check_shape(found.train[0], (8, 5))
 
 
 def test_a_folder_of_no_layout_says_what_was_expected_and_found(tmp_path):
     (tmp_path / "stuff").mkdir()
-    with pytest.raises(TubeletError, match=r"expected ADE20K .*leftImg8bit.*; the folder holds stuff/"):
-        recognise(tmp_path, segmentation.READERS)
+    with pytest.raises(
+        TubeletError,
+        match=r"no segmentation data set found; .*ADE20K .*leftImg8bit.*; the directory holds stuff/",
+    ):
+        datasets.find(tmp_path, SegmentationDataset)
 
 
 def test_voc_has_21_classes_and_255_is_ignored(tmp_path):
@@ -153,11 +156,11 @@ def test_voc_has_21_classes_and_255_is_ignored(tmp_path):
         palette.save(root / "SegmentationClass" / f"{name}.png")
         (root / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
         (root / "ImageSets/Segmentation" / f"{split}.txt").write_text(f"{name}\n")
-    found = voc2012.read(tmp_path)
-    assert read_labels(found.test[0], found)[0].tolist() == [0, 20, IGNORED, 1]
+    found = voc2012.PascalVoc2012.load(tmp_path)
+    assert found.load_target(found.test[0])[0].tolist() == [0, 20, IGNORED, 1]
     save(found.test[0].target, np.full((4, 4), 21, np.uint8))
-    with pytest.raises(TubeletError, match="holds label 21, but the benchmark has only 0-20, 255"):
-        read_labels(found.test[0], found)
+    with pytest.raises(TubeletError, match="label 21, expected labels 0-20, 255"):
+        found.load_target(found.test[0])
 
 
 def test_cityscapes_evaluates_19_of_its_labels(tmp_path):
@@ -165,8 +168,8 @@ def test_cityscapes_evaluates_19_of_its_labels(tmp_path):
         save(tmp_path / f"leftImg8bit/{split}/ulm/ulm_000000_000019_leftImg8bit.png", np.zeros((2, 4, 3), np.uint8))
         labels = np.array([[7, 33, 0, 16]] * 2, np.uint8)
         save(tmp_path / f"gtFine/{split}/ulm/ulm_000000_000019_gtFine_labelIds.png", labels)
-    found = cityscapes.read(tmp_path)
-    assert read_labels(found.train[0], found)[0].tolist() == [0, 18, IGNORED, IGNORED]
+    found = cityscapes.Cityscapes.load(tmp_path)
+    assert found.load_target(found.train[0])[0].tolist() == [0, 18, IGNORED, IGNORED]
     assert len(found.classes) == 19 and found.classes[18] == "bicycle"
 
 
@@ -175,22 +178,22 @@ def test_nyu_is_read_with_and_without_its_lists(tmp_path):
         for i in range(2):
             save(tmp_path / folder / f"bath/rgb_{i:05d}.jpg", np.zeros((4, 4, 3), np.uint8))
             save(tmp_path / folder / f"bath/sync_depth_{i:05d}.png", np.array([[0, 500, 9999, 10000]] * 4, np.uint16))
-    found = nyuv2.read(tmp_path)
+    found = nyuv2.NyuDepthV2.load(tmp_path)
     assert (len(found.train), len(found.test)) == (2, 2)
-    assert read_depth(found.test[0], found)[0].tolist() == [0, 0.5, pytest.approx(9.999), 0]
+    assert found.load_target(found.test[0])[0].tolist() == [0, 0.5, pytest.approx(9.999), 0]
     listed = tmp_path / "nyudepthv2_train_files_with_gt.txt"
     listed.write_text("/bath/rgb_00001.jpg /bath/sync_depth_00001.png 518.8579\n")
-    assert [pair.name for pair in nyuv2.read(tmp_path).train] == ["bath/rgb_00001"]
+    assert [pair.name for pair in nyuv2.NyuDepthV2.load(tmp_path).train] == ["bath/rgb_00001"]
     listed.write_text("/bath/rgb_00009.jpg /bath/sync_depth_00009.png 518.8579\n")
-    with pytest.raises(TubeletError, match=r"rgb_00009\.jpg: the picture of .* in the train split is missing"):
-        nyuv2.read(tmp_path)
+    with pytest.raises(TubeletError, match=r"rgb_00009\.jpg: missing image of .* in the train split"):
+        nyuv2.NyuDepthV2.load(tmp_path)
 
 
 def test_kitti_counts_pictures_without_depth_and_asks_for_its_lists(tmp_path):
     drive = "2011_09_26_drive_0002_sync"
     (tmp_path / "data_depth_annotated").mkdir()
-    with pytest.raises(TubeletError, match=r"Eigen's train split is missing, expected eigen_train_files_with_gt"):
-        kitti.read(tmp_path)
+    with pytest.raises(TubeletError, match=r"no list of Eigen's train split; expected eigen_train_files_with_gt"):
+        kitti.KittiEigen.load(tmp_path)
     picture, target = (
         f"2011_09_26/{drive}/image_02/data/0000000001.png",
         f"{drive}/proj_depth/groundtruth/image_02/1.png",
@@ -200,32 +203,32 @@ def test_kitti_counts_pictures_without_depth_and_asks_for_its_lists(tmp_path):
     for split in ("train", "test"):
         lines = f"{picture} {target} 721.5377\n{picture} None 721.5377\n"
         (tmp_path / f"eigen_{split}_files_with_gt.txt").write_text(lines)
-    found = kitti.read(tmp_path)
-    assert len(found.test) == 1 and found.left_out == {"test pictures without depth": 1}
-    assert read_depth(found.test[0], found)[0].tolist() == [0, 1, 2, 0]
+    found = kitti.KittiEigen.load(tmp_path)
+    assert len(found.test) == 1 and found.excluded == {"test images without depth": 1}
+    assert found.load_target(found.test[0])[0].tolist() == [0, 1, 2, 0]
 
 
 def test_crops_of_kitti_and_nyu_are_those_of_their_benchmarks():
     kitti_like = dataclasses.replace(
-        NYU, seen=(352, 1216), scored=(0.40810811, 0.03594771, 0.99189189, 0.96405229), max_depth=80
+        NYU, input_crop=(352, 1216), eval_crop=(0.40810811, 0.03594771, 0.99189189, 0.96405229), max_depth=80
     )
-    assert input_region(kitti_like, (375, 1242)) == Region(23, 13, 375, 1229)
-    assert eval_region(kitti_like, (375, 1242)) == Region(153, 44, 371, 1197)
-    assert input_region(kitti_like, (128, 128)) == Region(0, 0, 128, 128)
-    nyu_like = dataclasses.replace(NYU, scored=(45 / 480, 41 / 640, 471 / 480, 601 / 640))
-    assert eval_region(nyu_like, (480, 640)) == Region(45, 41, 471, 601)
+    assert kitti_like.input_region((375, 1242)) == Region(23, 13, 375, 1229)
+    assert kitti_like.eval_region((375, 1242)) == Region(153, 44, 371, 1197)
+    assert kitti_like.input_region((128, 128)) == Region(0, 0, 128, 128)
+    nyu_like = dataclasses.replace(NYU, eval_crop=(45 / 480, 41 / 640, 471 / 480, 601 / 640))
+    assert nyu_like.eval_region((480, 640)) == Region(45, 41, 471, 601)
 
 
 def test_depth_of_eight_bits_is_refused(tmp_path):
     pair = DenseSample(name="x", image=tmp_path / "x.jpg", target=save(tmp_path / "x.png", np.zeros((4, 4), np.uint8)))
-    with pytest.raises(TubeletError, match=r"x\.png: a PNG of 8 bits, expected depth in 16 bits"):
-        read_depth(pair, NYU)
+    with pytest.raises(TubeletError, match=r"x\.png: 8-bit PNG, expected 16-bit depth"):
+        NYU.load_target(pair)
 
 
 def test_the_sample_set_gives_images_and_middle_frames(sample_set):
-    labels, depths = sample_set.read_classes(sample_set), sample_set.read_depths(sample_set)
+    labels, depths = sample_layouts.SampleSegmentation.load(sample_set), sample_layouts.SampleDepth.load(sample_set)
     assert [p.frame for p in labels.train].count(4) == 19 and len(labels.train) + len(labels.test) == 32
-    classes, metres = read_labels(labels.test[-1], labels), read_depth(depths.test[-1], depths)
+    classes, metres = labels.load_target(labels.test[-1]), depths.load_target(depths.test[-1])
     assert classes.shape == metres.shape == (64, 64)
     assert set(np.unique(classes)) <= {*range(13), IGNORED}
     assert (metres[classes == labels.classes.index("sky")] == 0).all() and metres.max() < 60
@@ -235,12 +238,12 @@ def test_the_sample_set_gives_images_and_middle_frames(sample_set):
 
 
 def test_points_hold_the_value_that_their_place_in_the_crop_shows(sample_set):
-    labels = sample_set.read_classes(sample_set)
+    labels = sample_layouts.SampleSegmentation.load(sample_set)
     pair = labels.train[0]
     source = training_source(pair, 3, seed=0)
     choose = partial(segmentation.choose_crop, scale=(1.0, 2.0))
-    reader = PointReader([pair], [source], [], partial(read_labels, labels=labels), IGNORED, choose)
-    points, classes = reader._draw(0), read_labels(pair, labels)
+    reader = PointReader([pair], [source], [], labels.load_target, IGNORED, choose)
+    points, classes = reader._draw(0), labels.load_target(pair)
     assert points["at"].shape == (3, POINTS_KEPT, 2)
     for i, draw in enumerate(source_draws(source)):
         top, left, height, width, mirrored = choose(classes.shape, draw, i == 0)
@@ -275,13 +278,13 @@ def test_every_pass_sees_every_picture_once_wherever_training_goes_on():
 
 
 def test_wrong_annotations_end_reading_and_are_named(ade, tmp_path):
-    found = ade20k.read(ade)
+    found = ade20k.Ade20k.load(ade)
     save(found.train[0].target, np.full((8, 6), 200, np.uint8))
     sources = [training_source(pair, 1, 0) for pair in found.train]
     choose = partial(segmentation.choose_crop, scale=(1.0, 2.0))
     places = [tmp_path / "points" / "x.safetensors"]
-    reader = PointReader(found.train, sources, places, partial(read_labels, labels=found), IGNORED, choose)
-    with pytest.raises(TubeletError, match="holds label 200"):
+    reader = PointReader(found.train, sources, places, found.load_target, IGNORED, choose)
+    with pytest.raises(TubeletError, match="label 200, expected labels"):
         draw_points(reader, 1, silent)
 
 
@@ -439,7 +442,7 @@ def test_depth_loss_worked_out_by_hand_leaves_out_unknown_pixels():
 
 
 def test_a_mirrored_view_is_turned_back_and_what_models_do_not_see_is_zero():
-    depths = dataclasses.replace(NYU, seen=(4, 4))
+    depths = dataclasses.replace(NYU, input_crop=(4, 4))
     bins = torch.tensor([1.0, 9.0])
     tokens = torch.tensor([0.0, 50.0]).repeat(2)[None, :, None].repeat(2, 1, 1)  # 2 x 2 tokens, the right ones far
     tokens[1] = tokens[1].flip(0)  # of each row: the mirror image
@@ -450,10 +453,10 @@ def test_a_mirrored_view_is_turned_back_and_what_models_do_not_see_is_zero():
 
 
 def test_views_of_depth_are_whole_patches_in_the_shape_of_what_is_seen():
-    nyu_like = dataclasses.replace(NYU, height=480)
+    nyu_like = dataclasses.replace(NYU, input_height=480)
     assert depth.view_size(nyu_like, (480, 640), None, 16) == (480, 640)
     assert depth.view_size(nyu_like, (480, 640), 100, 16) == (96, 128)
-    kitti_like = dataclasses.replace(NYU, height=352, seen=(352, 1216))
+    kitti_like = dataclasses.replace(NYU, input_height=352, input_crop=(352, 1216))
     assert depth.view_size(kitti_like, (375, 1242), None, 16) == (352, 1216)
     crop = depth.choose_crop((375, 1242), Draw(1.0, 0.0, 0.5, 0.9), True, kitti_like)
     assert isinstance(crop, Crop) and crop[:4] == (23, 13, 352, 1216)

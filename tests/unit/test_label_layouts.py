@@ -1,12 +1,12 @@
-"""Readers of labelled benchmarks: what the standard folders say, and what is said of folders that are wrong."""
+"""Layouts of labeled data sets in their standard form, and errors for malformed ones."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from tubelet.datasets import diving48, epic_kitchens, imagenet, kinetics, ssv2
-from tubelet.datasets.labelled import LabeledFile, present
+from tubelet.datasets import diving48, epic_kitchens, imagenet, kinetics, ssv2, video_lists
+from tubelet.datasets.records import LabeledFile, drop_missing_files
 from tubelet.errors import TubeletError
 
 
@@ -28,11 +28,11 @@ def something(root: Path, folder: str = "labels", old: str = "") -> Path:
 @pytest.mark.parametrize("folder, old", [("labels", ""), (".", "something-something-v2-")])
 def test_something_something(tmp_path, folder, old):
     root = something(tmp_path, folder, old)
-    assert ssv2.recognise(root)
-    found = ssv2.read(root)
+    assert ssv2.SomethingSomethingV2.detect(root)
+    found = ssv2.SomethingSomethingV2.load(root)
     assert found.classes == ("Putting something on a surface", "Holding something")
     assert found.train == [LabeledFile(path=root / ssv2.VIDEOS / "7.webm", label=0)]
-    assert found.val[0].label == 1 and found.val[0].path.name == "8.webm"
+    assert found.test[0].label == 1 and found.test[0].path.name == "8.webm"
 
 
 def test_kinetics_by_its_official_annotations(tmp_path):
@@ -44,19 +44,19 @@ def test_kinetics_by_its_official_annotations(tmp_path):
         put(tmp_path / "train/abseiling/d-f_000000_000010.mkv"),
         put(tmp_path / "val/g_h_000007_000017.mp4"),
     ]
-    assert kinetics.recognise(tmp_path)
-    found = kinetics.read(tmp_path)
+    assert kinetics.Kinetics.detect(tmp_path)
+    found = kinetics.Kinetics.load(tmp_path)
     assert found.classes == ("abseiling", "zumba, slow")
     assert found.train == [LabeledFile(path=here[0], label=1), LabeledFile(path=here[1], label=0)]
-    assert found.val[0] == LabeledFile(path=here[2], label=1)
-    assert found.val[1].path == tmp_path / "val/abseiling/xyz_000007_000017.mp4"  # where it should be
+    assert found.test[0] == LabeledFile(path=here[2], label=1)
+    assert found.test[1].path == tmp_path / "val/abseiling/xyz_000007_000017.mp4"  # where it should be
 
 
 @pytest.mark.parametrize("separator", [" ", ","])
-def test_kinetics_by_lists_of_paths_and_numbers(tmp_path, separator):
+def test_video_lists_of_paths_and_class_numbers(tmp_path, separator):
     put(tmp_path / "train.csv", f"train/riding a bike/a.mp4{separator}1\n/far/away/b.mp4{separator}0\n")
     put(tmp_path / "val.csv", f"val/riding a bike/c.mp4{separator}1\n")
-    found = kinetics.read(tmp_path)
+    found = video_lists.VideoLists.load(tmp_path)
     assert found.train[0] == LabeledFile(path=tmp_path / "train/riding a bike/a.mp4", label=1)
     assert found.train[1].path == Path("/far/away/b.mp4") and found.classes == ("away", "riding a bike")
 
@@ -65,7 +65,7 @@ def test_diving(tmp_path):
     put(tmp_path / diving48.VOCABULARY, [["Back", "15som"], ["Inward", "Dive"]])
     put(tmp_path / diving48.TRAIN, [{"vid_name": "-a_1", "label": 1, "start_frame": 0, "end_frame": 9}])
     put(tmp_path / diving48.TEST, [{"vid_name": "b_2", "label": 0, "start_frame": 0, "end_frame": 9}])
-    found = diving48.read(tmp_path)
+    found = diving48.Diving48.load(tmp_path)
     assert found.classes == ("Back 15som", "Inward Dive")
     assert found.train == [LabeledFile(path=tmp_path / "rgb" / "-a_1.mp4", label=1)]
 
@@ -76,17 +76,17 @@ def test_classes_of_one_name_are_told_apart(tmp_path):
         for split in ("train", "val"):
             put(tmp_path / split / identity / f"{split}.JPEG")
     put(tmp_path / imagenet.NAMES, "".join(f"{identity} {name}\n" for identity, name in names.items()))
-    assert imagenet.read(tmp_path).classes == ("tench", "crane (n02012849)", "crane (n03126707)")
+    assert imagenet.ImageNet.load(tmp_path).classes == ("tench", "crane (n02012849)", "crane (n03126707)")
 
 
 def test_imagenet(tmp_path):
     here = [put(tmp_path / f"train/n0{i}/n0{i}_1.JPEG") for i in range(2)]
     put(tmp_path / "val/n01/ILSVRC2012_val_00000001.JPEG")
     put(tmp_path / imagenet.NAMES, "n00 tench, Tinca tinca\nn01 goldfish, Carassius auratus\n")
-    assert imagenet.recognise(tmp_path)
-    found = imagenet.read(tmp_path)
+    assert imagenet.ImageNet.detect(tmp_path)
+    found = imagenet.ImageNet.load(tmp_path)
     assert found.classes == ("tench", "goldfish") and [f.path for f in found.train] == here
-    assert found.val[0].label == 1
+    assert found.test[0].label == 1
 
 
 COLUMNS = "narration_id,participant_id,video_id,start_timestamp,narration,verb_class,noun_class"
@@ -104,8 +104,8 @@ def kitchen(root: Path, row: str = "P01_01_0,P01,P01_01,00:01:02.50,open door,1,
 @pytest.mark.parametrize("where", ["P01/videos/P01_01.MP4", "P01/P01_01.mp4", "EPIC-KITCHENS/P01/videos/P01_01.MP4"])
 def test_epic_kitchens(tmp_path, where):
     video = put(kitchen(tmp_path) / where)
-    assert epic_kitchens.recognise(tmp_path)
-    found = epic_kitchens.read(tmp_path)
+    assert epic_kitchens.EpicKitchens100.detect(tmp_path)
+    found = epic_kitchens.EpicKitchens100.load(tmp_path)
     assert found.verbs == ("take", "open") and found.nouns == ("door",)
     (segment,) = found.train
     assert (segment.video, segment.start_s, segment.verb, segment.noun) == (video, 62.5, 1, 0)
@@ -114,7 +114,7 @@ def test_epic_kitchens(tmp_path, where):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda r: (r / "labels/train.json").unlink(), r"no labels/train\.json.*the folder holds 20bn"),
+        (lambda r: (r / "labels/train.json").unlink(), r"no labels/train\.json.*the directory holds 20bn"),
         (lambda r: put(r / "labels/train.json", "[{"), r"train\.json: is not JSON"),
         (lambda r: put(r / "labels/train.json", {}), r"train\.json: its content is {}, expected a list"),
         (
@@ -122,59 +122,60 @@ def test_epic_kitchens(tmp_path, where):
             r"json: \[0\]\.template is missing, expected a string",
         ),
         (lambda r: put(r / "labels/train.json", [{"id": "1", "template": "Eating"}]), r"unknown template 'Eating'"),
-        (lambda r: put(r / "labels/labels.json", {"Holding something": "3"}), r"with gaps or twice"),
-        (lambda r: put(r / "labels/labels.json", {"Holding something": "x"}), r"is 'x', expected a whole number"),
+        (lambda r: put(r / "labels/labels.json", {"Holding something": "3"}), r"with gaps or duplicates"),
+        (
+            lambda r: put(r / "labels/labels.json", {"Holding something": "x"}),
+            r"is 'x', expected a non-negative integer",
+        ),
     ],
 )
-def test_a_wrong_something_something_is_met_with_what_was_expected(tmp_path, change, message):
+def test_malformed_something_something_is_refused(tmp_path, change, message):
     change(something(tmp_path))
     with pytest.raises(TubeletError, match=message):
-        ssv2.read(tmp_path)
+        ssv2.SomethingSomethingV2.load(tmp_path)
 
 
 @pytest.mark.parametrize(
     "row, message",
     [
         ("P01_01_0,P01,P01_01,0:62,open door,1,0", r"line 2: start_timestamp is '0:62'"),
-        ("P01_01_0,P01,P01_01,00:01:02.50,open door,2,0", r"line 2 is of verb class 2, of 2 classes"),
-        ("P01_01_0,P01,P01_01,00:01:02.50,open door,1,-1", r"noun_class is '-1', expected a whole number of 0 or more"),
+        ("P01_01_0,P01,P01_01,00:01:02.50,open door,2,0", r"line 2 has verb class 2, expected 0 to 1"),
+        ("P01_01_0,P01,P01_01,00:01:02.50,open door,1,-1", r"noun_class is '-1', expected a non-negative integer"),
         ("P01_01_0,P01,P01_01", r"line 2 has fewer values"),
     ],
 )
-def test_a_wrong_annotation_is_named_with_its_line(tmp_path, row, message):
+def test_malformed_annotation_names_its_line(tmp_path, row, message):
     with pytest.raises(TubeletError, match=message):
-        epic_kitchens.read(kitchen(tmp_path, row))
+        epic_kitchens.EpicKitchens100.load(kitchen(tmp_path, row))
 
 
-def test_what_else_can_be_wrong_with_a_list(tmp_path):
+def test_malformed_lists_are_refused(tmp_path):
     put(tmp_path / "train.csv", "a.mp4 0\n")
     put(tmp_path / "val.csv", "b.mp4 3\n")
-    with pytest.raises(TubeletError, match=r"b\.mp4 is of class 3, of which .*train\.csv has no video"):
-        kinetics.read(tmp_path)
+    with pytest.raises(TubeletError, match=r"b\.mp4 has class 3, of which .*train\.csv has no video"):
+        video_lists.VideoLists.load(tmp_path)
     put(tmp_path / "val.csv", "b.mp4\n")
-    with pytest.raises(TubeletError, match=r"line 1 is 'b\.mp4', expected a path and the number"):
-        kinetics.read(tmp_path)
+    with pytest.raises(TubeletError, match=r"line 1 is 'b\.mp4', expected a path and a class number"):
+        video_lists.VideoLists.load(tmp_path)
     put(tmp_path / "images/train/n0/a.JPEG")
     put(tmp_path / "images/val/n1/a.JPEG")
-    with pytest.raises(TubeletError, match=r"val/n1: a class that .*train has no folder of"):
-        imagenet.read(tmp_path / "images")
+    with pytest.raises(TubeletError, match=r"val/n1: class without a folder in .*train"):
+        imagenet.ImageNet.load(tmp_path / "images")
     put(tmp_path / diving48.VOCABULARY, [["Back"]])
     put(tmp_path / diving48.TRAIN, [{"vid_name": "a", "label": 1}])
     with pytest.raises(TubeletError, match=rf"no {diving48.TEST}"):
-        diving48.read(tmp_path)
+        diving48.Diving48.load(tmp_path)
     put(tmp_path / diving48.TEST, [])
-    with pytest.raises(TubeletError, match=r"a is of class 1, but .* names 1 classes"):
-        diving48.read(tmp_path)
+    with pytest.raises(TubeletError, match=r"a has class 1, but .* has 1 classes"):
+        diving48.Diving48.load(tmp_path)
 
 
 def test_missing_files_are_counted_and_too_many_are_an_error(tmp_path):
     files = [LabeledFile(path=put(tmp_path / f"{i}.mp4"), label=0) for i in range(3)]
     files.append(LabeledFile(path=tmp_path / "gone.mp4", label=0))
-    there, gone = present(files, "train", 0.25)
+    there, gone = drop_missing_files(files, "train", 0.25)
     assert len(there) == 3 and [Path(file.path).name for file in gone] == ["gone.mp4"]
-    with pytest.raises(
-        TubeletError, match=r"gone\.mp4: is listed in the train split but not there.*--max-failed-fraction"
-    ):
-        present(files, "train", 0.0)
+    with pytest.raises(TubeletError, match=r"gone\.mp4: listed in the train split but missing.*--max-failed-fraction"):
+        drop_missing_files(files, "train", 0.0)
     with pytest.raises(TubeletError, match="the train split lists no files"):
-        present([], "train", 1.0)
+        drop_missing_files([], "train", 1.0)

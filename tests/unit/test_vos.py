@@ -10,7 +10,6 @@ from PIL import Image
 from tubelet.config import EvaluateConfig, ModelConfig, PredictorConfig
 from tubelet.data.palette_png import read_indexed, write_indexed
 from tubelet.datasets import davis, youtube_vos
-from tubelet.datasets.sequences import given_objects
 from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data.layouts import LAYOUTS, write_layout
@@ -105,25 +104,25 @@ def test_a_label_that_no_object_of_the_first_frame_has_is_background_and_said(mo
     ("spoil", "said"),
     [
         (lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"), "val.txt: lists no sequence"),
-        (lambda root: (root / "ImageSets/2017/val.txt").write_text("gone\n"), "gone: expected the sequence's frames"),
+        (lambda root: (root / "ImageSets/2017/val.txt").write_text("gone\n"), "gone: no images found"),
         (
             lambda root: (root / "ImageSets/2017/val.txt").unlink(),
-            "DAVIS .*; the folder holds Annotations/, ImageSets/",
+            "DAVIS 2017 .*; the directory holds Annotations/, ImageSets/",
         ),
-        (lambda root: (root / "Annotations/480p/still/00003.png").unlink(), "00003.png: no such mask"),
+        (lambda root: (root / "Annotations/480p/still/00003.png").unlink(), "00003.png: missing mask"),
         (
             lambda root: (root / "Annotations/480p/still/00000.png").write_text("x"),
             "00000.png: cannot be read as a mask",
         ),
         (lambda root: (root / "JPEGImages/480p/still/00001.jpg").write_text("x"), "00001.jpg: .*1 of 8"),
-        (lambda root: blank(root / "Annotations/480p/still/00000.png", 0), r"00000.png: holds objects \[\]"),
+        (lambda root: blank(root / "Annotations/480p/still/00000.png", 0), r"00000.png: has objects \[\]"),
         (
             lambda root: blank(root / "Annotations/480p/still/00000.png", 2),
-            r"holds objects \[2\], expected numbers from 1",
+            r"has objects \[2\], expected consecutive numbers from 1",
         ),
         (
             lambda root: write_indexed(root / "Annotations/480p/still/00002.png", np.zeros((8, 8))),
-            "8 x 8 pixels, its frame",
+            "has 8 x 8 pixels, its frame",
         ),
         (lambda root: colour(root / "Annotations/480p/still/00002.png"), "00002.png: is an image of mode RGB"),
     ],
@@ -163,13 +162,13 @@ def test_the_sample_set_as_youtube_vos_gives_objects_where_they_begin(sample_set
     assert {"davis", "youtube_vos"} <= set(LAYOUTS)
     counts = write_layout(tmp_path / "set", "youtube_vos")
     root = tmp_path / "set" / "layouts" / "youtube_vos"
-    found = youtube_vos.read(root)
+    found = youtube_vos.YouTubeVos.load(root)
     assert found is not None and len(found.sequences) == counts["sequences"]
-    assert sum(len(s.objects or {}) for s in found.sequences) == counts["objects"]
+    assert sum(len(s.first_frames or {}) for s in found.sequences) == counts["objects"]
     for sequence in found.sequences:
-        given = given_objects(sequence)
-        assert {n: frame for frame, masks in given.items() for n in masks} == sequence.objects
-    assert davis.read(root) is None and youtube_vos.read(root / "valid") is not None
+        references = sequence.load_references()
+        assert {n: frame for frame, masks in references.items() for n in masks} == sequence.first_frames
+    assert not davis.Davis2017.detect(root) and youtube_vos.YouTubeVos.detect(root / "valid")
 
 
 @pytest.mark.parametrize(
@@ -178,11 +177,11 @@ def test_the_sample_set_as_youtube_vos_gives_objects_where_they_begin(sample_set
         (lambda meta: meta.pop("videos"), "videos is missing"),
         (
             lambda meta: meta["videos"]["a"]["objects"]["1"]["frames"].append("99999"),
-            "frame 99999, which has no picture",
+            "frame 99999, which has no image",
         ),
         (lambda meta: meta["videos"]["a"]["objects"]["1"]["frames"].clear(), "object 1 of a has no frame"),
-        (lambda meta: meta["videos"]["a"]["objects"].update({"2": {"frames": ["00000"]}}), "lacks object 2"),
-        (lambda meta: meta["videos"]["a"]["objects"].update({"2": {"frames": ["00005"]}}), "00005.png: no such mask"),
+        (lambda meta: meta["videos"]["a"]["objects"].update({"2": {"frames": ["00000"]}}), "has no object 2"),
+        (lambda meta: meta["videos"]["a"]["objects"].update({"2": {"frames": ["00005"]}}), "00005.png: missing mask"),
     ],
 )
 def test_a_wrong_meta_json_is_named(change, said, model, tmp_path):

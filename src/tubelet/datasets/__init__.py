@@ -1,1 +1,36 @@
-"""Readers of benchmarks as their official downloads unpack: from a folder to lists of files."""
+"""Data sets for downstream tasks: one module a layout, and the few types of record that all of them load."""
+
+from tubelet.datasets.records import (
+    ActionSegment,
+    AnticipationDataset,
+    ClassificationDataset,
+    DatasetRecord,
+    DenseDataset,
+    DenseSample,
+    DepthDataset,
+    LabeledFile,
+    ProbeProtocol,
+    SegmentationDataset,
+    VideoObjectDataset,
+    VideoObjectSequence,
+)
+from tubelet.datasets.registry import Layout, find, layout_error, layouts_of
+
+__all__ = [
+    "ActionSegment",
+    "AnticipationDataset",
+    "ClassificationDataset",
+    "DatasetRecord",
+    "DenseDataset",
+    "DenseSample",
+    "DepthDataset",
+    "LabeledFile",
+    "Layout",
+    "ProbeProtocol",
+    "SegmentationDataset",
+    "VideoObjectDataset",
+    "VideoObjectSequence",
+    "find",
+    "layout_error",
+    "layouts_of",
+]

@@ -1,21 +1,22 @@
 """Cityscapes as leftImg8bit_trainvaltest and gtFine_trainvaltest unpack: 34 labels, of which 19 are evaluated.
 
-leftImg8bit/{train,val}/CITY/CITY_000000_000019_leftImg8bit.png
-gtFine/{train,val}/CITY/CITY_000000_000019_gtFine_labelIds.png
+    leftImg8bit/{train,val}/CITY/CITY_000000_000019_leftImg8bit.png
+    gtFine/{train,val}/CITY/CITY_000000_000019_gtFine_labelIds.png
 
-Each of the two may lie in a folder named as its archive (leftImg8bit_trainvaltest, gtFine_trainvaltest).
+Each of the two may lie in a folder of its archive's name (leftImg8bit_trainvaltest, gtFine_trainvaltest).
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from tubelet.datasets.labels import SegmentationDataset
-from tubelet.datasets.locate import matching, roots
-from tubelet.datasets.pairs import IGNORED, DenseSample, check_pairs
+from tubelet.datasets.annotations import IGNORED
+from tubelet.datasets.locate import candidate_roots, glob_visible
+from tubelet.datasets.records import DenseSample, SegmentationDataset, check_samples
+from tubelet.datasets.registry import Layout
 from tubelet.errors import TubeletError
 
-# The labels that are evaluated, in the order of their train ids.
+# Evaluated labels, in the order of their train IDs.
 LABELS = {
     7: "road",
     8: "sidewalk",
@@ -38,57 +39,61 @@ LABELS = {
     33: "bicycle",
 }
 LAST_LABEL = 33
-INSIDE = ("cityscapes",)
-MARKERS = ("leftImg8bit", "gtFine")
-IMAGE, TARGET = "_leftImg8bit.png", "_gtFine_labelIds.png"
+IMAGES, LABELS_FOLDER = "leftImg8bit", "gtFine"
+IMAGE_SUFFIX, LABEL_SUFFIX = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
-def read(data: Path) -> SegmentationDataset | None:
-    """The benchmark, or None if the folder is not one of Cityscapes.
+class Cityscapes(Layout[SegmentationDataset]):
+    """Cityscapes with fine annotations, 19 classes."""
 
-    Raises:
-        TubeletError: if a split is empty, or an annotation is missing.
-    """
-    places = ((_part(root, MARKERS[0]), _part(root, MARKERS[1])) for root in roots(data, INSIDE))
-    images, labels = next(((images, labels) for images, labels in places if images and labels), (None, None))
-    if images is None or labels is None:
-        return None
-    table = np.full(256, IGNORED, np.uint8)
-    table[list(LABELS)] = np.arange(len(LABELS))
-    legal = np.arange(256) <= LAST_LABEL
-    legal[IGNORED] = True
-    return SegmentationDataset(
-        benchmark="Cityscapes",
-        train=_split(images, labels, "train"),
-        test=_split(images, labels, "val"),
-        left_out={},
-        classes=tuple(LABELS.values()),
-        table=table,
-        legal=legal,
+    record = SegmentationDataset
+    expected = f"Cityscapes ({IMAGES} and {LABELS_FOLDER})"
+
+    @staticmethod
+    def detect(root: Path) -> bool:
+        return _folders(root) is not None
+
+    @staticmethod
+    def load(root: Path) -> SegmentationDataset:
+        images, labels = _folders(root) or (root / IMAGES, root / LABELS_FOLDER)
+        class_of_label = np.full(256, IGNORED, np.uint8)
+        class_of_label[list(LABELS)] = np.arange(len(LABELS))
+        known_labels = np.arange(256) <= LAST_LABEL
+        known_labels[IGNORED] = True
+        return SegmentationDataset(
+            name="Cityscapes",
+            train=_split(images, labels, "train"),
+            test=_split(images, labels, "val"),
+            classes=tuple(LABELS.values()),
+            class_of_label=class_of_label,
+            known_labels=known_labels,
+        )
+
+
+def _folders(root: Path) -> tuple[Path, Path] | None:
+    """The folders of images and of labels."""
+    pairs = (
+        (_folder(place, IMAGES), _folder(place, LABELS_FOLDER)) for place in candidate_roots(root, ("cityscapes",))
     )
+    return next(((images, labels) for images, labels in pairs if images and labels), None)
 
 
-def _part(root: Path, name: str) -> Path | None:
-    """The folder of images or labels below a root."""
-    places = (root / f"{name}{archive}{inside}" for archive, inside in (("", ""), ("_trainvaltest", f"/{name}")))
+def _folder(root: Path, name: str) -> Path | None:
+    places = (root / f"{name}{archive}" for archive in ("", f"_trainvaltest/{name}"))
     return next((place for place in places if (place / "train").is_dir() or (place / "val").is_dir()), None)
 
 
-def _split(pictures: Path, labels: Path, split: str) -> list[DenseSample]:
-    images = matching(pictures / split, f"*/*{IMAGE}")
-    pairs = [
-        DenseSample(
-            name=image.name.removesuffix(IMAGE),
-            image=image,
-            target=labels / split / image.parent.name / (image.name.removesuffix(IMAGE) + TARGET),
-        )
-        for image in images
-    ]
-    if pairs and not pairs[0].target.is_file():
-        others = matching(pairs[0].target.parent, f"{pairs[0].name}_gtFine_*.png")
+def _split(images: Path, labels: Path, split: str) -> list[DenseSample]:
+    samples = []
+    for image in glob_visible(images / split, f"*/*{IMAGE_SUFFIX}"):
+        name = image.name.removesuffix(IMAGE_SUFFIX)
+        target = labels / split / image.parent.name / f"{name}{LABEL_SUFFIX}"
+        samples.append(DenseSample(name=name, image=image, target=target))
+    if samples and not samples[0].target.is_file():
+        others = glob_visible(samples[0].target.parent, f"{samples[0].name}_gtFine_*.png")
         if others:
             raise TubeletError(
-                f"{pairs[0].target}: no such file beside {others[0].name}; expected labels of gtFine_labelIds.png, as "
-                "gtFine_trainvaltest.zip unpacks"
+                f"{samples[0].target}: missing, but {others[0].name} exists; expected the label IDs of "
+                "gtFine_trainvaltest.zip"
             )
-    return check_pairs(pairs, split, pictures)
+    return check_samples(samples, split, images)

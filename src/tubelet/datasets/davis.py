@@ -1,53 +1,72 @@
-"""DAVIS 2017, semi-supervised, 480p: JPEGImages/480p, Annotations/480p, ImageSets/2017/val.txt.
+"""DAVIS 2017, semi-supervised, 480p.
 
-These lie in the folder, in DAVIS/ as the archive unpacks, or at the end of a chain of only folders.
+    JPEGImages/480p/SEQUENCE/00000.jpg
+    Annotations/480p/SEQUENCE/00000.png
+    ImageSets/2017/val.txt
+
+They lie in the named directory, in DAVIS/ as the archive unpacks, or below a chain of single directories.
 """
 
 from pathlib import Path
 
 from tubelet.data.tables import read_lines
-from tubelet.datasets.locate import entries_of, find_root, refuse
-from tubelet.datasets.sequences import VideoObjectDataset, VideoObjectSequence, check_number, pictures
+from tubelet.datasets.locate import find_root, list_directory, list_images
+from tubelet.datasets.records import VideoObjectDataset, VideoObjectSequence
+from tubelet.datasets.registry import Layout, layout_error
 from tubelet.errors import TubeletError
 
-INSIDE = ("DAVIS", "DAVIS-2017", "DAVIS-2017-trainval-480p/DAVIS")
-EXPECTED = "DAVIS (ImageSets/2017/val.txt, JPEGImages/480p, Annotations/480p)"
+ARCHIVES = ("DAVIS", "DAVIS-2017", "DAVIS-2017-trainval-480p/DAVIS")
+LIST = "ImageSets/2017/val.txt"
 
 
-def read(data: Path) -> VideoObjectDataset | None:
-    """The validation sequences, or None if this is another benchmark.
+class Davis2017(Layout[VideoObjectDataset]):
+    """Validation sequences of DAVIS 2017."""
 
-    Raises:
-        TubeletError: if a sequence that val.txt lists, or a mask of it, is missing.
-    """
-    root = find_root(data, INSIDE, ("ImageSets/2017/val.txt",))
-    if root is None:
-        other = find_root(data, INSIDE, ("ImageSets", "JPEGImages", "Annotations"))
-        if other is not None and not (other / "ImageSets" / "Segmentation").exists():
-            raise refuse(other, "no ImageSets/2017/val.txt", f"{EXPECTED}, as DAVIS-2017-trainval-480p.zip unpacks")
-        return None
-    for kind in ("JPEGImages", "Annotations"):
-        if not (root / kind / "480p").is_dir():
-            there = ", ".join(path.name for path in entries_of(root / kind)) if (root / kind).is_dir() else "nothing"
-            raise TubeletError(f"{root / kind}: no 480p here but {there}; unpack DAVIS-2017-trainval-480p.zip here")
-    names_file = root / "ImageSets" / "2017" / "val.txt"
-    names = read_lines(names_file)
-    check_number(names, names_file)
-    return VideoObjectDataset(
-        benchmark="DAVIS 2017", sequences=[_sequence(root, name) for name in names], folder="predictions"
-    )
+    record = VideoObjectDataset
+    expected = f"DAVIS 2017 ({LIST}, JPEGImages/480p, Annotations/480p)"
+
+    @staticmethod
+    def detect(root: Path) -> bool:
+        return find_root(root, ARCHIVES, (LIST,)) is not None or _other_edition(root) is not None
+
+    @staticmethod
+    def load(root: Path) -> VideoObjectDataset:
+        found = find_root(root, ARCHIVES, (LIST,))
+        if found is None:
+            remedy = f"{Davis2017.expected}, as DAVIS-2017-trainval-480p.zip unpacks"
+            raise layout_error(_other_edition(root) or root, f"no {LIST}", remedy)
+        for folder in (found / "JPEGImages", found / "Annotations"):
+            if not (folder / "480p").is_dir():
+                content = ", ".join(path.name for path in list_directory(folder)) if folder.is_dir() else "nothing"
+                raise TubeletError(f"{folder}: no 480p, found {content}; unpack DAVIS-2017-trainval-480p.zip here")
+        names = read_lines(found / LIST)
+        if not names:
+            raise TubeletError(f"{found / LIST}: lists no sequence")
+        sequences = [_sequence(found, name) for name in names]
+        return VideoObjectDataset(name="DAVIS 2017", sequences=sequences, output_folder="predictions")
 
 
-def _sequence(data: Path, name: str) -> VideoObjectSequence:
-    frames = pictures(data / "JPEGImages" / "480p" / name)
-    masks = [data / "Annotations" / "480p" / name / f"{frame.stem}.png" for frame in frames]
+def _other_edition(root: Path) -> Path | None:
+    """Root of another edition of DAVIS; Pascal VOC has the same folders."""
+    found = find_root(root, ARCHIVES, ("ImageSets", "JPEGImages", "Annotations"))
+    return found if found and not (found / "ImageSets" / "Segmentation").exists() else None
+
+
+def _sequence(root: Path, name: str) -> VideoObjectSequence:
+    frames = list_images(root / "JPEGImages" / "480p" / name, (".jpg", ".jpeg"))
+    masks = [root / "Annotations" / "480p" / name / f"{frame.stem}.png" for frame in frames]
     for mask in masks:
         if not mask.is_file():
-            raise TubeletError(f"{mask}: no such mask; a validation sequence has one for every frame")
+            raise TubeletError(f"{mask}: missing mask; expected one for every frame of a validation sequence")
     if len(frames) < 3:
         raise TubeletError(
-            f"{frames[0].parent}: {len(frames)} frames, expected at least 3: the first and the last are not measured"
+            f"{frames[0].parent}: {len(frames)} frames, expected at least 3; the first and the last are not scored"
         )
     return VideoObjectSequence(
-        name=name, frames=frames, given={0: masks[0]}, objects=None, truth=masks, wanted=list(range(len(frames)))
+        name=name,
+        frames=frames,
+        reference_masks={0: masks[0]},
+        first_frames=None,
+        masks=masks,
+        frames_to_predict=list(range(len(frames))),
     )

@@ -1,13 +1,13 @@
-"""ImageNet-1K (Russakovsky et al., arXiv 1409.0575), its images sorted into a folder for each class.
+"""ImageNet-1K (Russakovsky et al., arXiv 1409.0575), and any other images sorted into a folder for each class.
 
-train/n01440764/n01440764_10026.JPEG
-val/n01440764/ILSVRC2012_val_00000293.JPEG
-LOC_synset_mapping.txt   n01440764 tench, Tinca tinca      (names of the classes; need not be there)
+    train/n01440764/n01440764_10026.JPEG
+    val/n01440764/ILSVRC2012_val_00000293.JPEG
+    LOC_synset_mapping.txt   n01440764 tench, Tinca tinca      (class names, optional)
 
-Validation images may also lie in one folder, as the official archive unpacks, with a list of their classes beside it,
-or beside a folder above: LOC_val_solution.csv (Kaggle's), val.txt (a name and the number of its class, as Caffe's),
+Validation images may also lie in one folder, as the official archive unpacks, with a list of their classes beside it or
+in a directory above: LOC_val_solution.csv (Kaggle), val.txt (Caffe: a name and a class number),
 imagenet_2012_validation_synset_labels.txt (a class on each line, in the order of the names) or val_annotations.txt
-(Tiny ImageNet's). Kaggle's archive has both splits in ILSVRC/Data/CLS-LOC.
+(Tiny ImageNet). Kaggle's archive has both splits in ILSVRC/Data/CLS-LOC.
 """
 
 import re
@@ -18,8 +18,9 @@ from pathlib import Path
 
 from tubelet.data.suffixes import IMAGE_SUFFIXES
 from tubelet.data.tables import read_lines
-from tubelet.datasets.labelled import ClassificationDataset, LabeledFile
-from tubelet.datasets.locate import class_folders, hidden_media, media_in, refuse, roots
+from tubelet.datasets.locate import candidate_roots, count_hidden_media, media_files, subfolders
+from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
+from tubelet.datasets.registry import Layout, layout_error
 from tubelet.errors import TubeletError
 
 NAMES = "LOC_synset_mapping.txt"
@@ -28,7 +29,7 @@ SPLITS = {
     "val": ("val", "validation", "valid", "ILSVRC2012_img_val"),
 }
 LISTS = ("LOC_val_solution.csv", "val_annotations.txt", "val.txt", "imagenet_2012_validation_synset_labels.txt")
-_INSIDE = (
+_ARCHIVES = (
     "ILSVRC/Data/CLS-LOC",
     "Data/CLS-LOC",
     "CLS-LOC",
@@ -38,123 +39,130 @@ _INSIDE = (
     "imagenet-1k",
     "tiny-imagenet-200",
 )
+_SYNSET = re.compile(r"n\d+")
 
 
-def recognise(data: Path) -> bool:
-    """Whether a folder looks like this benchmark's: folders of images in train, and images in val."""
-    return _root(data) is not None
+class ImageNet(Layout[ClassificationDataset]):
+    """ImageNet-1K, or images in a folder for each class."""
+
+    record = ClassificationDataset
+    expected = "ImageNet or other folders of images (train/CLASS/*.JPEG and val/CLASS/*.JPEG)"
+    priority = 3
+
+    @staticmethod
+    def detect(root: Path) -> bool:
+        return _root(root) is not None
+
+    @staticmethod
+    def load(root: Path) -> ClassificationDataset:
+        base = _root(root) or root
+        splits = {split: _split_folder(base, split) for split in SPLITS}
+        folders = {split: subfolders(folder) for split, folder in splits.items()}
+        flat = _flat_images(splits["val"])
+        if flat:
+            folders["val"] = []
+        for split, found in folders.items():
+            if not found and not (split == "val" and flat):
+                raise layout_error(base, f"no {split}/ with a folder for each class", ImageNet.expected)
+        synsets = [folder.name for folder in folders["train"]]
+        numbers = {synset: number for number, synset in enumerate(synsets)}
+        files: dict[str, list[LabeledFile]] = {"train": [], "val": []}
+        for split, found in folders.items():
+            for folder in found:
+                if folder.name not in numbers:
+                    raise TubeletError(f"{folder}: class without a folder in {splits['train']}")
+                images = media_files(folder, IMAGE_SUFFIXES)
+                files[split] += [LabeledFile(path=image, label=numbers[folder.name]) for image in images]
+        if flat:
+            files["val"] = _listed_images(root, splits["val"], flat, numbers)
+        name = "ImageNet ({}), validation" if all(map(_SYNSET.fullmatch, synsets)) else "image folders ({})"
+        return ClassificationDataset(
+            name=name.format(f"{len(synsets)} classes"),
+            classes=_class_names(root, base, synsets),
+            train=files["train"],
+            test=files["val"],
+            excluded=count_hidden_media(chain(*folders.values())),
+            protocol=ProbeProtocol(
+                frames=1,
+                batch_size=1024,
+                learning_rates=(5e-4, 1e-3, 1.5e-3, 2e-3),
+                weight_decays=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+                warmup_epochs=5,
+                start_lr=2e-4,
+            ),
+        )
 
 
-def read(data: Path) -> ClassificationDataset:
-    """The benchmark's lists.
-
-    Raises:
-        TubeletError: if a folder is missing or there are images of a class that is not trained on.
-    """
-    root = _root(data) or data
-    splits = {split: _split_folder(root, split) for split in SPLITS}
-    folders = {split: class_folders(folder) for split, folder in splits.items()}
-    flat = _flat(splits["val"])
-    if flat:
-        folders["val"] = []
-    for split, there in folders.items():
-        if not there and not (split == "val" and flat):
-            raise refuse(root, f"no {split}/ with a folder for each class", "train/CLASS/*.JPEG and val/CLASS/*.JPEG")
-    identities = [folder.name for folder in folders["train"]]
-    numbers = {identity: number for number, identity in enumerate(identities)}
-    files: dict[str, list[LabeledFile]] = {"train": [], "val": []}
-    for split, there in folders.items():
-        for folder in there:
-            if folder.name not in numbers:
-                raise TubeletError(f"{folder}: a class that {splits['train']} has no folder of")
-            own = media_in(folder, IMAGE_SUFFIXES)
-            files[split] += [LabeledFile(path=image, label=numbers[folder.name]) for image in own]
-    if flat:
-        files["val"] = _listed(data, splits["val"], flat, numbers)
-    names = _names(next((place / NAMES for place in _above(data, root) if (place / NAMES).is_file()), root / NAMES))
-    called = Counter(names.get(identity, identity) for identity in identities)
-    # Two classes are a crane, and two a maillot: what is told by name must not take one for the other.
-    classes = tuple(
-        name if called[name] == 1 else f"{name} ({identity})"
-        for identity, name in ((identity, names.get(identity, identity)) for identity in identities)
-    )
-    return ClassificationDataset(
-        name=f"ImageNet ({len(classes)} classes), validation",
-        classes=classes,
-        train=files["train"],
-        val=files["val"],
-        left_out=hidden_media(chain(*folders.values())),
-    )
-
-
-def _root(data: Path) -> Path | None:
-    return next((root for root in roots(data, _INSIDE) if _is_root(root)), None)
+def _root(root: Path) -> Path | None:
+    return next((place for place in candidate_roots(root, _ARCHIVES) if _is_root(place)), None)
 
 
 def _is_root(root: Path) -> bool:
     train, val = (_split_folder(root, split) for split in SPLITS)
-    trained = any(any(media_in(folder, IMAGE_SUFFIXES)) for folder in class_folders(train)[:1])
-    return trained and (any(any(media_in(f, IMAGE_SUFFIXES)) for f in class_folders(val)[:1]) or bool(_flat(val)))
+    return _has_classes(train) and (_has_classes(val) or bool(_flat_images(val)))
+
+
+def _has_classes(split: Path) -> bool:
+    return any(any(media_files(folder, IMAGE_SUFFIXES)) for folder in subfolders(split)[:1])
 
 
 def _split_folder(root: Path, split: str) -> Path:
     return next((root / name for name in SPLITS[split] if (root / name).is_dir()), root / split)
 
 
-def _flat(val: Path) -> list[Path]:
-    """Images that lie in the folder of the split itself, or in the only folder in it, val/images."""
+def _flat_images(val: Path) -> list[Path]:
+    """Images directly in the folder of the split, or in its only folder, val/images."""
     if not val.is_dir():
         return []
-    found = media_in(val, IMAGE_SUFFIXES)
-    return found if not found or found[0].parent == val or len(class_folders(val)) == 1 else []
+    found = media_files(val, IMAGE_SUFFIXES)
+    return found if not found or found[0].parent == val or len(subfolders(val)) == 1 else []
 
 
-def _above(data: Path, root: Path) -> Iterator[Path]:
-    """The root of the splits and the folders above it, up to the one that was named."""
-    yield root
-    while root != data and data in root.parents:
-        root = root.parent
-        yield root
+def _ancestors(named: Path, base: Path) -> Iterator[Path]:
+    """The directory of the splits and those above it, up to the named one."""
+    yield base
+    while base != named and named in base.parents:
+        base = base.parent
+        yield base
 
 
-def _listed(data: Path, val: Path, images: list[Path], numbers: Mapping[str, int]) -> list[LabeledFile]:
-    """The images of a flat folder with the classes that a list beside it names.
+def _listed_images(named: Path, val: Path, images: list[Path], numbers: Mapping[str, int]) -> list[LabeledFile]:
+    """Images of a flat folder with the classes of a list beside it.
 
     Raises:
-        TubeletError: there is no list, it does not name an image, or names a class that is not trained on.
+        TubeletError: There is no list, or it lacks an image or has a class without training images.
     """
-    folders = [place / inside for place in _above(data, val.parent) for inside in (".", "meta", "caffe_ilsvrc12")]
+    folders = [place / inside for place in _ancestors(named, val.parent) for inside in (".", "meta", "caffe_ilsvrc12")]
     places = [folder / name for name in LISTS for folder in (val, *folders)]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise refuse(
-            val.parent,
-            f"{val.name}/ has no folder for each class",
-            f"{val.name}/CLASS/*.JPEG, or the classes of its images in {' or '.join(LISTS)}",
-        )
+        expected = f"{val.name}/CLASS/*.JPEG, or a list of its classes, {' or '.join(LISTS)}"
+        raise layout_error(val.parent, f"{val.name}/ has no folder for each class", expected)
     lines = read_lines(path)
     if path.name == LISTS[3]:
         if len(lines) != len(images):
-            raise TubeletError(f"{path}: names {len(lines)} classes, but {val} has {len(images)} images")
-        found = dict(zip((image.stem for image in images), lines, strict=True))
+            raise TubeletError(f"{path}: {len(lines)} classes for {len(images)} images in {val}")
+        class_of_stem = dict(zip((image.stem for image in images), lines, strict=True))
     else:
         rows = (re.split(r"[\s,]+", line, maxsplit=2) for line in lines)
-        found = {Path(row[0]).stem: row[1] for row in rows if len(row) > 1 and row[0] != "ImageId"}
+        class_of_stem = {Path(row[0]).stem: row[1] for row in rows if len(row) > 1 and row[0] != "ImageId"}
     files = []
     for image in images:
-        named = found.get(image.stem)
-        if named is None:
-            raise TubeletError(f"{path}: has no class of {image.name}")
-        label = numbers.get(named, int(named) if named.isascii() and named.isdigit() else -1)
+        name = class_of_stem.get(image.stem)
+        if name is None:
+            raise TubeletError(f"{path}: no class for {image.name}")
+        label = numbers.get(name, int(name) if name.isascii() and name.isdigit() else -1)
         if not 0 <= label < len(numbers):
-            raise TubeletError(f"{path}: {image.name} is of class {named}, which train/ has no folder of")
+            raise TubeletError(f"{path}: {image.name} has class {name}, which has no folder in train/")
         files.append(LabeledFile(path=image, label=label))
     return files
 
 
-def _names(path: Path) -> dict[str, str]:
-    """Identity -> name of each class, empty if the file is not there."""
-    if not path.is_file():
-        return {}
-    pairs = (line.partition(" ") for line in read_lines(path))
-    return {identity: name.split(",")[0].strip() for identity, _, name in pairs if name}
+def _class_names(named: Path, base: Path, synsets: list[str]) -> tuple[str, ...]:
+    """Class names, unique: two synsets of ImageNet are called crane, and two maillot."""
+    path = next((place / NAMES for place in _ancestors(named, base) if (place / NAMES).is_file()), None)
+    pairs = (line.partition(" ") for line in (read_lines(path) if path else ()))
+    names = {synset: name.split(",")[0].strip() for synset, _, name in pairs if name}
+    count = Counter(names.get(synset, synset) for synset in synsets)
+    pairs_of_names = ((synset, names.get(synset, synset)) for synset in synsets)
+    return tuple(name if count[name] == 1 else f"{name} ({synset})" for synset, name in pairs_of_names)

@@ -1,150 +1,139 @@
-"""Which benchmark lies in a folder, and where in it."""
+"""Find the directories and files of a data set below the directory that the user names.
+
+Hidden entries, and those that operating systems and network storage add, are never returned.
+"""
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from tubelet.data.suffixes import MEDIA_SUFFIXES
 from tubelet.errors import TubeletError
 from tubelet.io.hidden import is_hidden, without_hidden
 
-T = TypeVar("T")
 
-
-def recognise(data: Path, readers: Mapping[str, Callable[[Path], T | None]]) -> T:
-    """What the first reader that knows the folder makes of it.
+def candidate_roots(root: Path, archives: Sequence[str] = ()) -> Iterator[Path]:
+    """Directories that may be the root of a data set: the named one and those that archives unpack to below it.
 
     Args:
-        data: the folder.
-        readers: a benchmark, with what marks its layout -> its reader, which answers None where that is missing.
-
-    Raises:
-        TubeletError: if none of them knows it, and what the reader raises.
+        root: The named directory; while it holds a single directory, that one is a candidate too.
+        archives: Names of directories in which archives unpack; case, hyphens and underscores do not matter.
     """
-    for read in readers.values():
-        found = read(data)
-        if found is not None:
-            return found
-    raise refuse(data, "no benchmark is recognised", " or ".join(readers))
-
-
-def refuse(data: Path, found: str, expected: str) -> TubeletError:
-    """The error of a folder that is not in a layout: what was expected and what lies there."""
-    entries = [path.name + "/" * path.is_dir() for path in entries_of(data)]
-    there = ", ".join(entries[:8]) + (f", and {len(entries) - 8} more" if len(entries) > 8 else "")
-    return TubeletError(f"{data}: {found}; expected {expected}; the folder holds {there or 'nothing'}")
-
-
-def roots(data: Path, inside: Sequence[str] = ()) -> Iterator[Path]:
-    """Where a benchmark's root may be: the folder, those that downloads make in it, or a chain of only folders.
-
-    Args:
-        data: the folder.
-        inside: names of folders in which archives unpack, in small or capital letters, with or without - and _.
-    """
-    place = data
-    for _ in range(4):  # data/ade/ADEChallengeData2016, DAVIS-2017-trainval-480p/DAVIS
-        yield place
-        folders = class_folders(place)
-        yield from (found for name in inside if (found := named_folder(folders, name)) is not None)
+    for _ in range(4):  # root/ade/ADEChallengeData2016, DAVIS-2017-trainval-480p/DAVIS
+        yield root
+        folders = subfolders(root)
+        yield from (found for name in archives if (found := find_folder(folders, name)) is not None)
         if len(folders) != 1:
             return
-        place = folders[0]
+        root = folders[0]
 
 
-def named_folder(folders: Sequence[Path], name: str) -> Path | None:
-    """Of some folders that of a name, or one whose name is the same but for capital letters, hyphens and underscores.
+def find_folder(folders: Sequence[Path], name: str) -> Path | None:
+    """The folder of a name, or else one whose name differs only in case, hyphens, underscores or spaces.
 
     Args:
-        folders: that lie in one place.
-        name: may have several components.
+        folders: Folders of one directory.
+        name: Name of a folder, or a relative path that starts with one.
     """
     first, _, rest = name.partition("/")
     exact = [path for path in folders if path.name == first]
-    found = exact or [path for path in folders if _plain(path.name) == _plain(first)]
+    found = exact or [path for path in folders if _simplified(path.name) == _simplified(first)]
     if not found:
         return None
-    return named_folder(class_folders(found[0]), rest) if rest else found[0]
+    return find_folder(subfolders(found[0]), rest) if rest else found[0]
 
 
-def _plain(name: str) -> str:
+def _simplified(name: str) -> str:
     return re.sub(r"[-_ ]", "", name.lower())
 
 
-def find_root(data: Path, inside: Sequence[str], markers: Sequence[str]) -> Path | None:
-    """The folder that holds all of some markers: `data` itself, or a folder that downloads make in it."""
-    return next((root for root in roots(data, inside) if all((root / marker).exists() for marker in markers)), None)
+def find_root(root: Path, archives: Sequence[str], markers: Sequence[str]) -> Path | None:
+    """The first of `candidate_roots` that holds all markers, which are relative paths."""
+    candidates = candidate_roots(root, archives)
+    return next((place for place in candidates if all((place / marker).exists() for marker in markers)), None)
 
 
-def entries_of(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name, without hidden entries.
+def list_directory(folder: Path) -> list[Path]:
+    """Visible entries of a directory, sorted by name.
 
     Raises:
-        TubeletError: if it may not be listed.
+        TubeletError: The directory cannot be listed.
     """
     try:
         return without_hidden(folder.iterdir())
     except OSError as error:
-        raise TubeletError(
-            f"{folder}: cannot be listed ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise TubeletError(f"{folder}: cannot list the directory ({error.strerror}); check its permissions") from error
 
 
-def matching(folder: Path, pattern: str) -> list[Path]:
-    """The paths below a folder that match a pattern, sorted, without hidden ones and what lies in hidden folders."""
+def glob_visible(folder: Path, pattern: str) -> list[Path]:
+    """Visible paths below a directory that match a pattern, sorted; empty if there is no such directory."""
     found = folder.glob(pattern) if folder.is_dir() else ()
     return sorted(path for path in found if not any(map(is_hidden, path.relative_to(folder).parts)))
 
 
-def stems_of(folders: Sequence[Path], suffixes: frozenset[str] = MEDIA_SUFFIXES, first: str = "") -> dict[str, Path]:
-    """Stem -> media file, of some folders with their subfolders.
+def list_images(folder: Path, suffixes: Sequence[str] = (".jpg", ".jpeg", ".png")) -> list[Path]:
+    """Image files of a directory, sorted by name.
 
-    One walk: looking each of 240,000 videos up under several names would take as many times longer.
+    Raises:
+        TubeletError: There are none.
+    """
+    entries = list_directory(folder) if folder.is_dir() else []
+    found = [path for path in entries if path.suffix.lower() in suffixes]
+    if not found:
+        raise TubeletError(f"{folder}: no images found, expected {', '.join(suffixes)} files")
+    return found
+
+
+def index_by_stem(
+    folders: Sequence[Path], suffixes: frozenset[str] = MEDIA_SUFFIXES, preferred: str = ""
+) -> dict[str, Path]:
+    """Stem -> media file below some directories.
+
+    One walk: checking several candidate paths for each of 240,000 videos takes far longer.
 
     Args:
-        folders: of two files with one stem, that of the earlier folder counts.
-        suffixes: in small letters.
-        first: the suffix that counts where a folder has several files of one stem.
+        folders: Directories; of two files with one stem, that of the earlier directory is returned.
+        suffixes: In lower case.
+        preferred: Suffix to prefer where one directory has several files of a stem.
     """
     found: dict[str, Path] = {}
-    seen: set[str] = set()
+    visited: set[str] = set()
     for folder in folders:
         for parent, inside, files in os.walk(folder, followlinks=True):
             real = os.path.realpath(parent)
-            inside[:] = [] if real in seen else sorted(name for name in inside if not is_hidden(name))
-            if real in seen:
+            inside[:] = [] if real in visited else sorted(name for name in inside if not is_hidden(name))
+            if real in visited:
                 continue
-            seen.add(real)
-            for name in sorted(files, key=lambda name: (not name.lower().endswith(first), name)):
+            visited.add(real)
+            for name in sorted(files, key=lambda name: (not name.lower().endswith(preferred), name)):
                 stem, dot, suffix = name.rpartition(".")
                 if dot and f".{suffix.lower()}" in suffixes and not is_hidden(name):
                     found.setdefault(stem, Path(parent, name))
     return found
 
 
-def class_folders(split: Path) -> list[Path]:
-    """The folders of a split, one for each class."""
-    return [path for path in entries_of(split) if path.is_dir()] if split.is_dir() else []
+def subfolders(folder: Path) -> list[Path]:
+    """Visible directories in a directory, sorted by name; empty if there is no such directory."""
+    return [path for path in list_directory(folder) if path.is_dir()] if folder.is_dir() else []
 
 
-def media_in(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    """The media files of a class, sorted; also those that lie a folder deeper, as in CLASS/images/."""
-    # Of a million files, the names are all that is asked for: `scandir` gives them without a look at each.
+def media_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Media files of a class folder, sorted; if it has none, those in its images/ and videos/."""
+    # `scandir` returns the types of a million entries without a `stat` of each.
     with os.scandir(folder) as entries:
-        shown = sorted((entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name))
-    files = [folder / name for name, is_folder in shown if not is_folder and Path(name).suffix.lower() in suffixes]
+        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name))
+    files = [folder / name for name, is_folder in visible if not is_folder and Path(name).suffix.lower() in suffixes]
     return files or [
         path
-        for name, is_folder in shown
+        for name, is_folder in visible
         if is_folder and name in ("images", "videos")
-        for path in media_in(folder / name, suffixes)
+        for path in media_files(folder / name, suffixes)
     ]
 
 
-def hidden_media(folders: Iterable[Path]) -> dict[str, int]:
-    """How many media files of some folders, without their subfolders, are left out as they are hidden; as a reason."""
+def count_hidden_media(folders: Iterable[Path]) -> dict[str, int]:
+    """Number of hidden media files directly in some directories, as an entry of `DatasetRecord.excluded`."""
     count = 0
     for folder in folders:
         with os.scandir(folder) as entries:
@@ -153,7 +142,7 @@ def hidden_media(folders: Iterable[Path]) -> dict[str, int]:
     return {"hidden files": count} if count else {}
 
 
-def other_suffix(path: Path) -> Path | None:
-    """A media file of the same stem in the same folder, where the one of this suffix is not there."""
-    suffixes = [kind(suffix) for suffix in sorted(MEDIA_SUFFIXES) for kind in (str.lower, str.upper)]
+def find_other_suffix(path: Path) -> Path | None:
+    """An existing media file that differs from a missing one only in its suffix."""
+    suffixes = [case(suffix) for suffix in sorted(MEDIA_SUFFIXES) for case in (str.lower, str.upper)]
     return next((other for other in map(path.with_suffix, suffixes) if other.is_file()), None)

@@ -1,72 +1,97 @@
-"""The sample set as it is rendered: its images, and the middle frame of each of its clips."""
+"""The generated sample data set: its images, and the middle frame of each of its clips.
+
+dataset.json                              what the set was made with, and its files
+{train,val}/{images,videos}/NAME.*        media
+{train,val}/truth/{images,videos}/NAME.npz
+"""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tubelet.datasets.depths import DepthDataset
-from tubelet.datasets.labels import SegmentationDataset
-from tubelet.datasets.pairs import IGNORED, DenseSample, check_pairs
+from tubelet.datasets.annotations import IGNORED
+from tubelet.datasets.records import DenseSample, DepthDataset, SegmentationDataset, check_samples
+from tubelet.datasets.registry import Layout
 from tubelet.io.text import read_text
-from tubelet.sample_data.truth import CLASSES, NAME, UNITS_PER_METRE, VOID, read_description, read_index
+from tubelet.sample_data.truth import (
+    CLASSES,
+    NAME,
+    UNITS_PER_METRE,
+    VOID,
+    read_description,
+    read_index,
+    read_truth,
+)
 
-BENCHMARK = "sample set"
-MAX_DEPTH = 1830 / UNITS_PER_METRE  # metres; farther floors and ceilings have no depth
-
-
-def read_classes(data: Path) -> SegmentationDataset | None:
-    """The set with the classes of its pixels, or None if the folder is not a sample set.
-
-    Raises:
-        TubeletError: if it is one of another format, or a file is missing.
-    """
-    if not _is_sample_set(data):
-        return None
-    table = np.full(256, IGNORED, np.uint8)
-    kept = [number for number in range(len(CLASSES)) if number != VOID]
-    table[kept] = np.arange(len(kept))
-    return SegmentationDataset(
-        benchmark=BENCHMARK,
-        train=pairs(data, "train"),
-        test=pairs(data, "val"),
-        left_out={},
-        classes=tuple(CLASSES[number] for number in kept),
-        table=table,
-        legal=np.arange(256) < len(CLASSES),
-        image_size=_size(data),
-    )
+MAX_DEPTH = 1830 / UNITS_PER_METRE  # meters; floors and ceilings that are farther have no depth
 
 
-def read_depths(data: Path) -> DepthDataset | None:
-    """The set with the depth of its pixels, or None if the folder is not a sample set.
-
-    Raises:
-        TubeletError: if it is one of another format, or a file is missing.
-    """
-    if not _is_sample_set(data):
-        return None
-    return DepthDataset(
-        benchmark=BENCHMARK,
-        train=pairs(data, "train"),
-        test=pairs(data, "val"),
-        left_out={},
-        scale=1,
-        max_depth=MAX_DEPTH,
-        seen=None,
-        scored=(0, 0, 1, 1),
-        height=_size(data),
-        crop=(7 / 8, 7 / 8),
-    )
+class _Segmentation(SegmentationDataset):
+    def read_values(self, sample: DenseSample) -> NDArray[np.uint8]:
+        return read_truth(sample.target).classes[sample.frame or 0]
 
 
-def pairs(data: Path, split: str) -> list[DenseSample]:
-    """The images of a split, and the middle frames of its clips.
+class _Depth(DepthDataset):
+    def read_meters(self, sample: DenseSample) -> NDArray[Any]:
+        return read_truth(sample.target).depth[sample.frame or 0] / self.units_per_meter
 
-    Raises:
-        TubeletError: if there is none, or a file is missing.
-    """
-    middle = int(read_description(data)["parameters"]["frames"]) // 2
-    found = [
+
+class SampleSegmentation(Layout[SegmentationDataset]):
+    """Classes of the sample data set."""
+
+    record = SegmentationDataset
+    expected = "the sample data set (dataset.json)"
+
+    @staticmethod
+    def detect(root: Path) -> bool:
+        return _is_sample_set(root)
+
+    @staticmethod
+    def load(root: Path) -> SegmentationDataset:
+        class_of_label = np.full(256, IGNORED, np.uint8)
+        evaluated = [number for number in range(len(CLASSES)) if number != VOID]
+        class_of_label[evaluated] = np.arange(len(evaluated))
+        return _Segmentation(
+            name="sample set",
+            train=_split(root, "train"),
+            test=_split(root, "val"),
+            classes=tuple(CLASSES[number] for number in evaluated),
+            class_of_label=class_of_label,
+            known_labels=np.arange(256) < len(CLASSES),
+            image_size=_size(root),
+        )
+
+
+class SampleDepth(Layout[DepthDataset]):
+    """Depth of the sample data set."""
+
+    record = DepthDataset
+    expected = SampleSegmentation.expected
+
+    @staticmethod
+    def detect(root: Path) -> bool:
+        return _is_sample_set(root)
+
+    @staticmethod
+    def load(root: Path) -> DepthDataset:
+        return _Depth(
+            name="sample set",
+            train=_split(root, "train"),
+            test=_split(root, "val"),
+            units_per_meter=UNITS_PER_METRE,
+            max_depth=MAX_DEPTH,
+            input_crop=None,
+            eval_crop=(0, 0, 1, 1),
+            input_height=_size(root),
+            train_crop=(7 / 8, 7 / 8),
+        )
+
+
+def _split(root: Path, split: str) -> list[DenseSample]:
+    middle = int(read_description(root)["parameters"]["frames"]) // 2
+    samples = [
         DenseSample(
             name=f"{kind}/{entry.media.stem}",
             image=entry.media,
@@ -74,15 +99,15 @@ def pairs(data: Path, split: str) -> list[DenseSample]:
             frame=middle if kind == "videos" else None,
         )
         for kind in ("images", "videos")
-        for entry in read_index(data, split, kind)
+        for entry in read_index(root, split, kind)
     ]
-    return check_pairs(found, split, data)
+    return check_samples(samples, split, root)
 
 
-def _is_sample_set(data: Path) -> bool:
-    path = data / "dataset.json"
+def _is_sample_set(root: Path) -> bool:
+    path = root / "dataset.json"
     return path.is_file() and NAME in read_text(path)
 
 
-def _size(data: Path) -> int:
-    return int(read_description(data)["parameters"]["size"])
+def _size(root: Path) -> int:
+    return int(read_description(root)["parameters"]["size"])

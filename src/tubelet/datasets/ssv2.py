@@ -1,13 +1,13 @@
-"""Something-Something v2 (Goyal et al., arXiv 1706.04261), as its download unpacks.
+"""Something-Something v2 (Goyal et al., arXiv 1706.04261).
 
-labels/labels.json       {"Putting something on a surface": "105", ...}
-labels/train.json        [{"id": "78687", "template": "Putting [something] on a surface", ...}, ...]
-labels/validation.json   the same
-20bn-something-something-v2/78687.webm
+    labels/labels.json       {"Putting something on a surface": "105", ...}
+    labels/train.json        [{"id": "78687", "template": "Putting [something] on a surface", ...}, ...]
+    labels/validation.json   the same
+    20bn-something-something-v2/78687.webm
 
-The JSON files may also lie in annotations/ or in the folder itself, and may be called something-something-v2-train.json
-and so on, as in older downloads. The videos may have been converted (.mp4), and may lie in videos/ or anywhere below.
-Instead of the JSON files there may be lists of paths and classes, as for Kinetics: ssv2_train_paths.csv and so on.
+The JSON files may lie in annotations/ or in the directory itself, and may have the names of older downloads,
+something-something-v2-train.json and so on. The videos may be .mp4, in videos/ or anywhere below. Instead of the JSON
+files there may be lists of paths and class numbers, as in `video_lists`: ssv2_train_paths.csv and so on.
 """
 
 from dataclasses import replace
@@ -15,98 +15,101 @@ from pathlib import Path
 from typing import TypedDict
 
 from tubelet.data.suffixes import VIDEO_SUFFIXES
-from tubelet.datasets import kinetics
-from tubelet.datasets.labelled import ClassificationDataset, LabeledFile, whole_number
-from tubelet.datasets.locate import refuse, roots, stems_of
+from tubelet.datasets.annotations import parse_index
+from tubelet.datasets.locate import candidate_roots, index_by_stem
+from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
+from tubelet.datasets.registry import Layout, layout_error
+from tubelet.datasets.video_lists import VideoLists, find_list
 from tubelet.errors import TubeletError
 from tubelet.io.text import read_json
 
-_NAME = "Something-Something v2, validation"
 VIDEOS = "20bn-something-something-v2"
 _PACKAGE = "20bn-something-something-download-package-labels"
-_OLD_NAMES = "something-something-v2-"
-_INSIDE = ("something-something-v2", "ssv2", "sthv2")
+_OLD_PREFIX = "something-something-v2-"
+_ARCHIVES = ("something-something-v2", "ssv2", "sthv2")
 _LISTS = ("labels", "annotations", ".", *(f"{_PACKAGE}{inside}" for inside in ("/labels", "")))
 _FOLDERS = (VIDEOS, f"{VIDEOS}-mp4", "videos", "mp4", "webm")
+_PROTOCOL = ProbeProtocol(segments=2, views=3)
+_NAME = "Something-Something v2, validation"
 
 
 class _Entry(TypedDict):
-    """One video of a split."""
+    """A video of a split."""
 
     id: str | int
     template: str
 
 
-def recognise(data: Path) -> bool:
-    """Whether a folder looks like this benchmark's."""
-    return _root(data) is not None
+class SomethingSomethingV2(Layout[ClassificationDataset]):
+    """Something-Something v2, 174 classes."""
 
+    record = ClassificationDataset
+    expected = f"Something-Something v2 (labels/labels.json, train.json, validation.json and {VIDEOS}/*.webm)"
 
-def read(data: Path) -> ClassificationDataset:
-    """The benchmark's lists.
+    @staticmethod
+    def detect(root: Path) -> bool:
+        return _root(root) is not None
 
-    Raises:
-        TubeletError: if a file is missing or wrong.
-    """
-    data = _root(data) or data
-    if not _labels(data, "labels") and kinetics.recognise(data):
-        return replace(kinetics.read(data), name=_NAME)
-    labels_file = _find(data, "labels")
-    numbers = {
-        _plain(template): whole_number(number, f"{labels_file}: the number of {template!r}")
-        for template, number in read_json(labels_file, dict[str, str | int]).items()
-    }
-    if sorted(numbers.values()) != list(range(len(numbers))):
-        raise TubeletError(
-            f"{labels_file}: numbers its {len(numbers)} classes with gaps or twice; expected 0, 1, 2, ..."
+    @staticmethod
+    def load(root: Path) -> ClassificationDataset:
+        root = _root(root) or root
+        if not _json_file(root, "labels") and VideoLists.detect(root):
+            return replace(VideoLists.load(root), name=_NAME, protocol=_PROTOCOL)
+        labels_file = _required_file(root, "labels")
+        numbers = {
+            _plain(template): parse_index(number, f"{labels_file}: class number of {template!r}")
+            for template, number in read_json(labels_file, dict[str, str | int]).items()
+        }
+        if sorted(numbers.values()) != list(range(len(numbers))):
+            raise TubeletError(
+                f"{labels_file}: {len(numbers)} class numbers with gaps or duplicates; expected 0, 1, 2, ..."
+            )
+        videos = index_by_stem([root / folder for folder in _FOLDERS], VIDEO_SUFFIXES, preferred=".webm")
+        videos = videos or index_by_stem([root], VIDEO_SUFFIXES, preferred=".webm")
+        return ClassificationDataset(
+            name=_NAME,
+            classes=tuple(sorted(numbers, key=numbers.__getitem__)),
+            train=_split(root, _required_file(root, "train"), numbers, videos),
+            test=_split(root, _required_file(root, "validation"), numbers, videos),
+            protocol=_PROTOCOL,
         )
-    classes = sorted(numbers, key=numbers.__getitem__)
-    there = stems_of([data / folder for folder in _FOLDERS], VIDEO_SUFFIXES, first=".webm")
-    there = there or stems_of([data], VIDEO_SUFFIXES, first=".webm")
-    return ClassificationDataset(
-        name=_NAME,
-        classes=tuple(classes),
-        train=_split(data, _find(data, "train"), numbers, there),
-        val=_split(data, _find(data, "validation"), numbers, there),
-    )
 
 
-def _root(data: Path) -> Path | None:
-    """The folder of the labels; else that of lists or of the videos."""
-    places = list(roots(data, _INSIDE))
-    others = (root for root in places if (root / VIDEOS).is_dir() or _has_own_lists(root))
-    return next((root for root in places if _labels(root, "labels")), None) or next(others, None)
+def _root(root: Path) -> Path | None:
+    """The directory of the JSON files; else that of the lists or the videos."""
+    places = list(candidate_roots(root, _ARCHIVES))
+    others = (place for place in places if (place / VIDEOS).is_dir() or _has_own_lists(place))
+    return next((place for place in places if _json_file(place, "labels")), None) or next(others, None)
 
 
 def _has_own_lists(root: Path) -> bool:
-    listed = kinetics.split_list(root, "train")
-    return listed is not None and listed.name.lower().startswith(("ssv", "sthv"))
+    found = find_list(root, "train")
+    return found is not None and found.name.lower().startswith(("ssv", "sthv"))
 
 
-def _labels(data: Path, name: str) -> Path | None:
-    names = (f"{name}.json", f"{_OLD_NAMES}{name}.json")
-    places = (data / folder / file for folder in _LISTS for file in names)
+def _json_file(root: Path, name: str) -> Path | None:
+    names = (f"{name}.json", f"{_OLD_PREFIX}{name}.json")
+    places = (root / folder / file for folder in _LISTS for file in names)
     return next((place for place in places if place.is_file()), None)
 
 
-def _find(data: Path, name: str) -> Path:
-    found = _labels(data, name) or (_labels(data, "val") if name == "validation" else None)
-    if found is not None:
-        return found
-    raise refuse(data, f"no labels/{name}.json", f"labels/labels.json, train.json, validation.json and {VIDEOS}/*.webm")
+def _required_file(root: Path, name: str) -> Path:
+    found = _json_file(root, name) or (_json_file(root, "val") if name == "validation" else None)
+    if found is None:
+        raise layout_error(root, f"no labels/{name}.json", SomethingSomethingV2.expected)
+    return found
 
 
-def _split(data: Path, path: Path, numbers: dict[str, int], there: dict[str, Path]) -> list[LabeledFile]:
+def _split(root: Path, path: Path, numbers: dict[str, int], videos: dict[str, Path]) -> list[LabeledFile]:
     files = []
     for position, entry in enumerate(read_json(path, list[_Entry])):
-        identity, template = str(entry["id"]), _plain(entry["template"])
+        stem, template = str(entry["id"]), _plain(entry["template"])
         if template not in numbers:
-            raise TubeletError(f"{path}: entry {position}, video {identity}, has the unknown template {template!r}")
-        video = there.get(identity) or data / VIDEOS / f"{identity}.webm"
-        files.append(LabeledFile(path=video, label=numbers[template]))
+            raise TubeletError(f"{path}: entry {position}, video {stem}, has the unknown template {template!r}")
+        files.append(LabeledFile(path=videos.get(stem) or root / VIDEOS / f"{stem}.webm", label=numbers[template]))
     return files
 
 
 def _plain(template: str) -> str:
-    """A template without the brackets around what stands for an object: so labels.json has it."""
+    """A template without the brackets around placeholders, as in labels.json."""
     return template.replace("[", "").replace("]", "")

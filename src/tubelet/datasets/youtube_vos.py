@@ -1,4 +1,8 @@
-"""YouTube-VOS, validation: valid/meta.json, valid/JPEGImages, and valid/Annotations of the frames where objects begin.
+"""YouTube-VOS, validation split.
+
+    valid/meta.json
+    valid/JPEGImages/VIDEO/00000.jpg
+    valid/Annotations/VIDEO/00000.png     masks of the frames in which objects first occur
 
 The masks of all other frames are not public: predictions go to the benchmark's server.
 """
@@ -6,84 +10,105 @@ The masks of all other frames are not public: predictions go to the benchmark's 
 from pathlib import Path
 from typing import TypedDict
 
-from tubelet.datasets.labelled import whole_number
-from tubelet.datasets.locate import find_root, refuse
-from tubelet.datasets.sequences import VideoObjectDataset, VideoObjectSequence, check_number, pictures
+from tubelet.datasets.annotations import parse_index
+from tubelet.datasets.locate import find_root, list_images
+from tubelet.datasets.records import VideoObjectDataset, VideoObjectSequence
+from tubelet.datasets.registry import Layout, layout_error
 from tubelet.errors import TubeletError
 from tubelet.io.text import read_json
 
 
 class _Object(TypedDict):
-    """An object of a video, and the frames that it is in."""
+    """An object of a video, with the names of the frames in which it occurs."""
 
     frames: list[str]
 
 
 class _Video(TypedDict):
-    """A video's objects, by their numbers."""
+    """Objects of a video by number."""
 
     objects: dict[str, _Object]
 
 
 class _Meta(TypedDict):
-    """The content of meta.json."""
+    """Content of meta.json."""
 
     videos: dict[str, _Video]
 
 
 SPLITS = ("valid", "val", "validation")
-INSIDE = ("YouTube-VOS", "ytvos", *(f"{name}-{year}" for name in ("YouTube-VOS", "ytvos") for year in (2018, 2019)))
-EXPECTED = "YouTube-VOS (valid/meta.json, valid/JPEGImages, valid/Annotations)"
+ARCHIVES = ("YouTube-VOS", "ytvos", *(f"{name}-{year}" for name in ("YouTube-VOS", "ytvos") for year in (2018, 2019)))
 
 
-def read(data: Path) -> VideoObjectDataset | None:
-    """The validation sequences, or None if this is another benchmark; the folder valid itself will do.
+class YouTubeVos(Layout[VideoObjectDataset]):
+    """Validation videos of YouTube-VOS."""
 
-    Raises:
-        TubeletError: if meta.json is not what it should be, or a frame or mask that it names is missing.
-    """
-    root = next((root for name in SPLITS if (root := find_root(data, INSIDE, (f"{name}/JPEGImages",)))), None)
-    if root is not None:
-        root = next(root / name for name in SPLITS if (root / name / "JPEGImages").is_dir())
-    elif (data / "meta.json").is_file() and (data / "JPEGImages").is_dir():
-        root = data
-    elif (other := find_root(data, INSIDE, ("train/JPEGImages", "train/meta.json"))) is not None:
-        raise refuse(other, "no valid/ beside train/", f"{EXPECTED}: the evaluation is of the validation split")
-    else:
-        return None
-    meta_file = root / "meta.json"
-    if not meta_file.is_file():
-        raise refuse(root, "no meta.json", EXPECTED)
-    objects = {
-        name: {
-            whole_number(number, f"{meta_file}: videos.{name}: the number of an object"): entry["frames"]
-            for number, entry in video["objects"].items()
+    record = VideoObjectDataset
+    expected = "YouTube-VOS (valid/meta.json, valid/JPEGImages, valid/Annotations)"
+
+    @staticmethod
+    def detect(root: Path) -> bool:
+        return _root(root) is not None or _training_root(root) is not None
+
+    @staticmethod
+    def load(root: Path) -> VideoObjectDataset:
+        found = _root(root)
+        if found is None:
+            remedy = f"{YouTubeVos.expected}, which the evaluation uses"
+            raise layout_error(_training_root(root) or root, "no valid/ next to train/", remedy)
+        meta_file = found / "meta.json"
+        if not meta_file.is_file():
+            raise layout_error(found, "no meta.json", YouTubeVos.expected)
+        objects = {
+            name: {
+                parse_index(number, f"{meta_file}: videos.{name}: object number"): entry["frames"]
+                for number, entry in video["objects"].items()
+            }
+            for name, video in read_json(meta_file, _Meta)["videos"].items()
         }
-        for name, video in read_json(meta_file, _Meta)["videos"].items()
-    }
-    check_number(list(objects), meta_file)
-    sequences = [_sequence(root, meta_file, name, entries) for name, entries in sorted(objects.items())]
-    return VideoObjectDataset(benchmark="YouTube-VOS", sequences=sequences, folder="predictions/Annotations")
+        if not objects:
+            raise TubeletError(f"{meta_file}: lists no sequence")
+        sequences = [_sequence(found, meta_file, name, entries) for name, entries in sorted(objects.items())]
+        return VideoObjectDataset(name="YouTube-VOS", sequences=sequences, output_folder="predictions/Annotations")
+
+
+def _root(root: Path) -> Path | None:
+    """Folder of the validation split; the folder itself may be named."""
+    for split in SPLITS:
+        found = find_root(root, ARCHIVES, (f"{split}/JPEGImages",))
+        if found is not None:
+            return next(found / name for name in SPLITS if (found / name / "JPEGImages").is_dir())
+    return root if (root / "meta.json").is_file() and (root / "JPEGImages").is_dir() else None
+
+
+def _training_root(root: Path) -> Path | None:
+    return find_root(root, ARCHIVES, ("train/JPEGImages", "train/meta.json"))
 
 
 def _sequence(root: Path, meta_file: Path, name: str, objects: dict[int, list[str]]) -> VideoObjectSequence:
-    frames = pictures(root / "JPEGImages" / name)
-    numbers = {frame.stem: i for i, frame in enumerate(frames)}
-    wanted: set[int] = set()
-    first: dict[int, int] = {}
+    frames = list_images(root / "JPEGImages" / name, (".jpg", ".jpeg"))
+    indices = {frame.stem: i for i, frame in enumerate(frames)}
+    frames_to_predict: set[int] = set()
+    first_frames: dict[int, int] = {}
     for number, stems in objects.items():
-        missing = [stem for stem in stems if stem not in numbers]
+        missing = [stem for stem in stems if stem not in indices]
         if missing or not stems:
-            what = f"frame {missing[0]}, which has no picture" if missing else "no frame"
-            raise TubeletError(f"{meta_file}: object {number} of {name} has {what}")
-        first[number] = min(numbers[stem] for stem in stems)
-        wanted |= {numbers[stem] for stem in stems}
-    if not first:
+            problem = f"frame {missing[0]}, which has no image" if missing else "no frame"
+            raise TubeletError(f"{meta_file}: object {number} of {name} has {problem}")
+        first_frames[number] = min(indices[stem] for stem in stems)
+        frames_to_predict |= {indices[stem] for stem in stems}
+    if not first_frames:
         raise TubeletError(f"{meta_file}: {name} has no object")
-    given = {frame: root / "Annotations" / name / f"{frames[frame].stem}.png" for frame in sorted({*first.values()})}
-    for mask in given.values():
+    folder = root / "Annotations" / name
+    references = {frame: folder / f"{frames[frame].stem}.png" for frame in sorted({*first_frames.values()})}
+    for mask in references.values():
         if not mask.is_file():
-            raise TubeletError(f"{mask}: no such mask, but meta.json says that an object begins there")
+            raise TubeletError(f"{mask}: missing mask; according to meta.json an object starts in this frame")
     return VideoObjectSequence(
-        name=name, frames=frames, given=given, objects=dict(sorted(first.items())), truth=None, wanted=sorted(wanted)
+        name=name,
+        frames=frames,
+        reference_masks=references,
+        first_frames=dict(sorted(first_frames.items())),
+        masks=None,
+        frames_to_predict=sorted(frames_to_predict),
     )

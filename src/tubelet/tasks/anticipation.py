@@ -16,13 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet import datasets
 from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.decode import Frames, Video
-from tubelet.datasets import epic_kitchens
-from tubelet.datasets.epic_kitchens import Action, AnticipationDataset
-from tubelet.datasets.labelled import LabeledFile, present
-from tubelet.datasets.locate import refuse
+from tubelet.datasets import ActionSegment, AnticipationDataset, LabeledFile, ProbeProtocol
+from tubelet.datasets.records import drop_missing_files
 from tubelet.errors import BadFile, TubeletError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.heads.attentive import BLOCKS, AttentiveProbe, probe_heads
@@ -30,7 +29,7 @@ from tubelet.heads.training import Scores, Tokens, score, state_path, told_sampl
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.classification_report import answers_in_words, most_confident_errors, sweep_details
-from tubelet.tasks.common.clip_benchmarks import Protocol, training
+from tubelet.tasks.common.clip_benchmarks import training
 from tubelet.tasks.common.clip_transforms import frames_by_time
 from tubelet.tasks.common.extract import FeatureSet, Progress, Source, extract, reading_options, spread
 from tubelet.tasks.common.result import Example, Metric, Result
@@ -38,7 +37,7 @@ from tubelet.tasks.metrics.ranking import class_mean_recall, top_k
 
 FPS = 8.0
 GAP_S = 1.0
-PROTOCOL = Protocol(frames=32, batch_size=128, weight_decays=(1e-4, 1e-3, 1e-2, 1e-1))
+PROTOCOL = ProbeProtocol(frames=32, batch_size=128, weight_decays=(1e-4, 1e-3, 1e-2, 1e-1))
 _HEADS = ("verb", "noun", "action")
 _K = 5
 
@@ -131,11 +130,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
             of its own.
     """
     check_predictor(model)
-    if not epic_kitchens.recognise(data):
-        raise refuse(
-            data, "no benchmark of anticipation is recognised", f"EPIC-KITCHENS-100 ({epic_kitchens.TRAIN}, ...)"
-        )
-    benchmark = epic_kitchens.read(data)
+    benchmark = datasets.find(data, AnticipationDataset)
     size, frames = config.image_size or PROTOCOL.image_size, config.frames or PROTOCOL.frames
     model.config.grid(frames, size, size)
     steps = int(GAP_S * FPS / model.config.tubelet_size)
@@ -185,7 +180,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     best = max(range(len(scores)), key=lambda i: figures[i]["action recall@5"].value)
     return Result(
         task="anticipation",
-        benchmark="EPIC-KITCHENS-100, validation",
+        benchmark=benchmark.name,
         data=str(data),
         model_id=model.model_id,
         protocol=_in_words(view, steps, len(candidates), heads),
@@ -205,30 +200,32 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     )
 
 
-def _segments(benchmark: AnticipationDataset, config: EvaluateConfig) -> tuple[dict[str, list[Action]], list[BadFile]]:
+def _segments(
+    benchmark: AnticipationDataset, config: EvaluateConfig
+) -> tuple[dict[str, list[ActionSegment]], list[BadFile]]:
     """The actions of each split whose video is there, and those whose video is not."""
-    kept: dict[str, list[Action]] = {}
+    kept: dict[str, list[ActionSegment]] = {}
     skipped: list[BadFile] = []
-    for split, listed in (("train", benchmark.train), ("val", benchmark.val)):
+    for split, listed in (("train", benchmark.train), ("val", benchmark.test)):
         chosen = spread(listed, config.max_samples)
         files = [LabeledFile(path=segment.video, label=i) for i, segment in enumerate(chosen)]
-        there, gone = present(files, split, config.max_failed_fraction)
+        there, gone = drop_missing_files(files, split, config.max_failed_fraction)
         kept[split] = [chosen[file.label] for file in there]
         skipped += gone
     return kept, skipped
 
 
-def _source(segment: Action) -> Source:
+def _source(segment: ActionSegment) -> Source:
     return Source(files=(segment.video,), part=(segment.start_s,))
 
 
-def _actions(used: dict[str, list[Action]]) -> dict[tuple[int, int], int]:
+def _actions(used: dict[str, list[ActionSegment]]) -> dict[tuple[int, int], int]:
     """Numbers of the pairs of verb and noun: those that are trained on first, so that a head ends with them."""
     pairs = [sorted({(s.verb, s.noun) for s in used[split]}) for split in ("train", "val")]
     return {pair: number for number, pair in enumerate(dict.fromkeys(pairs[0] + pairs[1]))}
 
 
-def _labels(segments: list[Action], actions: dict[tuple[int, int], int]) -> Tensor:
+def _labels(segments: list[ActionSegment], actions: dict[tuple[int, int], int]) -> Tensor:
     """(n, 3) int64 verb, noun and action."""
     return torch.tensor([[s.verb, s.noun, actions[s.verb, s.noun]] for s in segments])
 
@@ -252,7 +249,7 @@ def _metrics(scores: list[Scores], truth: Tensor, known: Tensor) -> dict[str, Me
 
 def _examples(
     scores: list[Scores],
-    segments: list[Action],
+    segments: list[ActionSegment],
     features: FeatureSet,
     view: Before,
     benchmark: AnticipationDataset,

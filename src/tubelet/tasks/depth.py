@@ -16,11 +16,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tubelet import datasets
 from tubelet.config import EvaluateConfig
-from tubelet.datasets import kitti, nyuv2, sample_set
-from tubelet.datasets.depths import DepthDataset, eval_region, input_region, read_depth
-from tubelet.datasets.locate import recognise
-from tubelet.datasets.pairs import DenseSample, picture_shape, read_picture
+from tubelet.datasets import DenseSample, DepthDataset
 from tubelet.errors import BadFile, DecodeError, TubeletError
 from tubelet.heads.linear import HeadProtocol, TrainedHead, train_heads
 from tubelet.pretrained.backbone import Backbone
@@ -46,11 +44,6 @@ from tubelet.tasks.common.result import Example, Metric, Result
 from tubelet.tasks.common.test_set import read_tests
 from tubelet.tasks.metrics.dense import DepthErrors, depth_errors
 
-READERS = {
-    "NYUv2 (sync and official_splits/test, or nyu_train.txt and nyu_test.txt)": nyuv2.read,
-    "KITTI (data_depth_annotated or gt_depth)": kitti.read,
-    "the sample set (dataset.json)": sample_set.read_depths,
-}
 _EXAMPLES = 12
 
 
@@ -91,24 +84,24 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     Raises:
         TubeletError: if the folder has none of the layouts, or a file in it is wrong.
     """
-    depths = recognise(data, READERS)
+    depths = datasets.find(data, DepthDataset)
     train, test = spread(depths.train, config.max_samples), spread(depths.test, config.max_samples)
     options = reading_options(config, progress)
     view = view_size(depths, _first_shape(test), config.image_size, model.patch_size)
     size = (
-        _in_patches(view[0] * depths.crop[0], model.patch_size),
-        _in_patches(view[1] * depths.crop[1], model.patch_size),
+        _in_patches(view[0] * depths.train_crop[0], model.patch_size),
+        _in_patches(view[1] * depths.train_crop[1], model.patch_size),
     )
 
     crops = crops_of(len(train))
     sources = [training_source(pair, crops, config.seed) for pair in train]
     choose = partial(choose_crop, depths=depths)
-    recipe = {"cut": "depth crops", "size": size, "seen": depths.seen, "crop": depths.crop}
+    recipe = {"cut": "depth crops", "size": size, "seen": depths.input_crop, "crop": depths.train_crop}
     features = extract(model, cache, sources, recipe, partial(cut_crops, choose=choose, size=size), **options)
     pairs = [train[number] for number in features.numbers]
-    stated = {"cut": recipe, "scale": depths.scale, "max": depths.max_depth}
+    stated = {"cut": recipe, "scale": depths.units_per_meter, "max": depths.max_depth}
     places = point_places(cache, pairs, features.sources, stated)
-    reader = PointReader(pairs, features.sources, places, partial(read_depth, depths=depths), 0, choose)
+    reader = PointReader(pairs, features.sources, places, depths.load_target, 0, choose)
     draw_points(reader, config.workers, progress)
 
     bins = torch.linspace(PROTOCOL.min_depth, depths.max_depth, PROTOCOL.bins, device=model.device)
@@ -126,7 +119,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         progress=progress,
     )
 
-    recipe = {"cut": "depth views", "size": view, "seen": depths.seen}
+    recipe = {"cut": "depth views", "size": view, "seen": depths.input_crop}
     views = extract(
         model, cache, [test_source(p) for p in test], recipe, partial(cut_views, depths=depths, size=view), **options
     )
@@ -141,8 +134,8 @@ def _first_shape(pairs: list[DenseSample]) -> tuple[int, int]:
     """(H, W) of the first picture that can be read; those that cannot are met where their features are computed."""
     for pair in pairs[:-1]:
         with suppress(DecodeError):
-            return picture_shape(pair)
-    return picture_shape(pairs[-1])
+            return pair.image_shape()
+    return pairs[-1].image_shape()
 
 
 def view_size(depths: DepthDataset, shape: tuple[int, int], height: int | None, patch: int) -> tuple[int, int]:
@@ -154,8 +147,8 @@ def view_size(depths: DepthDataset, shape: tuple[int, int], height: int | None, 
         height: pixels; None is the benchmark's.
         patch: pixels along a patch's side.
     """
-    top, left, bottom, right = input_region(depths, shape)
-    rows = height or depths.height or bottom - top
+    top, left, bottom, right = depths.input_region(shape)
+    rows = height or depths.input_height or bottom - top
     return _in_patches(rows, patch), _in_patches(rows * (right - left) / (bottom - top), patch)
 
 
@@ -165,9 +158,10 @@ def _in_patches(length: float, patch: int) -> int:
 
 def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, depths: DepthDataset) -> Crop:
     """A crop of the benchmark's shares of what models see of a picture of (H, W) pixels; its scale is never changed."""
-    top, left, bottom, right = input_region(depths, shape)
+    top, left, bottom, right = depths.input_region(shape)
     height, width = (
-        max(1, round(share * length)) for share, length in zip(depths.crop, (bottom - top, right - left), strict=True)
+        max(1, round(share * length))
+        for share, length in zip(depths.train_crop, (bottom - top, right - left), strict=True)
     )
     down, across = round(draw.down * (bottom - top - height)), round(draw.across * (right - left - width))
     return Crop(top + down, left + across, height, width, draw.mirror < 0.5)
@@ -180,7 +174,7 @@ def cut_views(source: Source, depths: DepthDataset, size: tuple[int, int]) -> Te
         DecodeError: if the picture cannot be read.
     """
     picture = source_picture(source)
-    top, left, bottom, right = input_region(depths, (picture.shape[0], picture.shape[1]))
+    top, left, bottom, right = depths.input_region((picture.shape[0], picture.shape[1]))
     view = cut(picture, Crop(top, left, bottom - top, right - left, mirrored=False), size)
     return torch.stack([view, view.flip(-1)])
 
@@ -245,7 +239,7 @@ def predict(
     scores = F.interpolate(scores, scale_factor=PROTOCOL.upsample, mode="bilinear", align_corners=False)
     metres = depth_of(scores.movedim(1, -1), bins)
     metres = (metres[0] + metres[1].flip(-1)) / 2
-    top, left, bottom, right = input_region(depths, shape)
+    top, left, bottom, right = depths.input_region(shape)
     seen = F.interpolate(metres[None, None], (bottom - top, right - left), mode="bilinear", align_corners=False)
     whole = np.zeros(shape, np.float32)
     whole[top:bottom, left:right] = seen[0, 0].clamp(PROTOCOL.min_depth, depths.max_depth).cpu().numpy()
@@ -263,7 +257,7 @@ def _test(
     progress: Progress,
 ) -> tuple[list[DepthErrors], list[str], list[Example]]:
     """The errors of each picture, the pictures that have none for want of truth, and examples."""
-    tests = read_tests(views.places, pairs, partial(read_depth, depths=depths), workers)
+    tests = read_tests(views.places, pairs, depths.load_target, workers)
     errors: list[DepthErrors] = []
     empty: list[str] = []
     worst: list[tuple[float, int, NDArray[np.float32], NDArray[Any], DepthErrors]] = []
@@ -271,7 +265,7 @@ def _test(
         shape = (truth.shape[0], truth.shape[1])
         predicted = predict(tokens.to(bins.device), head.weight, head.bias, grid, bins, depths, shape)
         scored = np.zeros(shape, bool)
-        top, left, bottom, right = eval_region(depths, shape)
+        top, left, bottom, right = depths.eval_region(shape)
         scored[top:bottom, left:right] = True
         known = scored & (truth > PROTOCOL.min_depth) & (predicted > 0)
         progress("testing", number + 1, len(pairs))
@@ -298,7 +292,7 @@ def _example(pair: DenseSample, predicted: NDArray[np.float32], truth: NDArray[A
         name=pair.name,
         score=errors.rmse,
         pictures={
-            "picture": read_picture(pair),
+            "picture": pair.load_image(),
             f"truth, {low:.1f} to {high:.1f} m": paint_depth(truth, low, max(high, 1.01 * low)),
             "prediction": paint_depth(predicted, low, max(high, 1.01 * low)),
             "blue too near, red too far": paint_errors(ratio, known),
@@ -324,7 +318,7 @@ def _result(
     mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return Result(
         task="depth",
-        benchmark=depths.benchmark,
+        benchmark=depths.name,
         data=str(data),
         model_id=model.model_id,
         protocol=(
@@ -344,7 +338,7 @@ def _result(
             "δ1": Metric(value=mean["delta1"]),
         },
         counts={"training pictures": fitted, "held-out pictures": held_out, "test pictures": len(errors)}
-        | dict(depths.left_out)
+        | dict(depths.excluded)
         | ({"test pictures without a known depth": len(empty)} if empty else {}),
         skipped=bad,
         details={

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tubelet.config import EvaluateConfig
 from tubelet.data.worker_loader import WorkerLoader
+from tubelet.datasets import ProbeProtocol
 from tubelet.errors import BadFile, TubeletError
 from tubelet.heads.attentive import LinearProbe
 from tubelet.heads.training import (
@@ -30,14 +31,14 @@ from tubelet.io.files import atomic_write, describe_os_error
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.classification_report import confusion_details, metrics, sweep_details, worst_examples
-from tubelet.tasks.common.clip_benchmarks import Protocol, plan, training
+from tubelet.tasks.common.clip_benchmarks import plan, training
 from tubelet.tasks.common.extract import FeatureSet, Progress, extract, reading_options
 from tubelet.tasks.common.result import Metric, Result
 from tubelet.tasks.metrics.ranking import best_answers, ranks
 
 NEIGHBOURS = (10, 20)
 TEMPERATURE = 0.07  # of DINO's vote (arXiv 2104.14294): a neighbour counts exp(cosine / temperature)
-LINEAR = Protocol(
+LINEAR = ProbeProtocol(
     epochs=50, batch_size=256, learning_rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2), weight_decays=(0.0, 0.03, 0.3)
 )
 _ROWS = 4096

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tubelet import datasets
 from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize, resize_shape
-from tubelet.datasets import ade20k, cityscapes, sample_set, voc2012
-from tubelet.datasets.labels import SegmentationDataset, read_labels
-from tubelet.datasets.locate import recognise
-from tubelet.datasets.pairs import IGNORED, DenseSample, read_picture
+from tubelet.datasets import DenseSample, SegmentationDataset
+from tubelet.datasets.annotations import IGNORED
 from tubelet.errors import BadFile, TubeletError
 from tubelet.heads.linear import HeadProtocol, TrainedHead, train_heads
 from tubelet.pretrained.backbone import Backbone
@@ -45,12 +44,6 @@ from tubelet.tasks.common.result import Example, Metric, Result
 from tubelet.tasks.common.test_set import read_tests
 from tubelet.tasks.metrics.dense import accuracy, confusion, iou_by_class, mean_iou
 
-READERS = {
-    "ADE20K (images/training and annotations/training)": ade20k.read,
-    "Pascal VOC (ImageSets/Segmentation and JPEGImages)": voc2012.read,
-    "Cityscapes (leftImg8bit and gtFine)": cityscapes.read,
-    "the sample set (dataset.json)": sample_set.read_classes,
-}
 _EXAMPLES = 12
 _CLASSES_AT_ONCE = 16  # brought to a picture's full size together
 
@@ -90,7 +83,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     Raises:
         TubeletError: if the folder has none of the layouts, or a file in it is wrong.
     """
-    labels = recognise(data, READERS)
+    labels = datasets.find(data, SegmentationDataset)
     size = _size(model, config.image_size or labels.image_size or PROTOCOL.image_size)
     train, test = spread(labels.train, config.max_samples), spread(labels.test, config.max_samples)
     options = reading_options(config, progress)
@@ -101,9 +94,9 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     recipe = {"cut": "segmentation crops", "size": size, "scale": PROTOCOL.scale}
     features = extract(model, cache, sources, recipe, partial(cut_crops, choose=choose, size=(size, size)), **options)
     pairs = [train[number] for number in features.numbers]
-    stated = {"cut": recipe, "table": labels.table.tolist()}
+    stated = {"cut": recipe, "table": labels.class_of_label.tolist()}
     places = point_places(cache, pairs, features.sources, stated)
-    reader = PointReader(pairs, features.sources, places, partial(read_labels, labels=labels), IGNORED, choose)
+    reader = PointReader(pairs, features.sources, places, labels.load_target, IGNORED, choose)
     draw_points(reader, config.workers, progress)
 
     side = size // model.patch_size
@@ -244,7 +237,7 @@ def _test(
     """Counts (K, K) of all pixels of the test split, the classes that examples show, and the examples."""
     K = len(labels.classes)
     counts = torch.zeros(K, K, dtype=torch.int64)
-    tests = read_tests(windows.places, pairs, partial(read_labels, labels=labels), workers)
+    tests = read_tests(windows.places, pairs, labels.load_target, workers)
     worst: list[tuple[float, int, NDArray[np.uint8], NDArray[Any]]] = []
     for number, (tokens, truth) in enumerate(tests):
         predicted = predict(tokens.to(model.device), head.weight, head.bias, size, (truth.shape[0], truth.shape[1]))
@@ -287,7 +280,7 @@ def _example(
         name=pair.name,
         score=100 * score,
         pictures={
-            "picture": read_picture(pair),
+            "picture": pair.load_image(),
             "truth": paint_classes(truth, shown),
             "prediction": paint_classes(predicted, shown),
             "wrong in red": paint_mistakes(predicted, truth, IGNORED),
@@ -313,12 +306,12 @@ def _result(
     if len(by_class) < 2:
         raise TubeletError(
             f"{data}: all pixels of the test split that are not ignored are of one class, so that no figure says "
-            f"anything; check what its numbers mean in the layout of {labels.benchmark}"
+            f"anything; check what its numbers mean in the layout of {labels.name}"
         )
     fitted, held_out = head.pictures
     return Result(
         task="segmentation",
-        benchmark=labels.benchmark,
+        benchmark=labels.name,
         data=str(data),
         model_id=model.model_id,
         protocol=(
@@ -340,7 +333,7 @@ def _result(
             "test pictures": tested,
             "classes in the test split": len(by_class),
         }
-        | dict(labels.left_out),
+        | dict(labels.excluded),
         skipped=bad,
         details={
             "IoU by class": {labels.classes[k]: 100 * value for k, value in by_class.items()},

@@ -13,14 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tubelet import datasets
 from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize
 from tubelet.data.images import read_image
 from tubelet.data.palette_png import VOID, davis_palette, read_indexed, write_indexed
-from tubelet.datasets import davis, youtube_vos
-from tubelet.datasets.locate import recognise
-from tubelet.datasets.pairs import image_shape
-from tubelet.datasets.sequences import VideoObjectSequence, given_objects, read_mask
+from tubelet.datasets import VideoObjectDataset, VideoObjectSequence
+from tubelet.datasets.annotations import image_shape, read_object_mask
 from tubelet.errors import BadFile, DecodeError, TubeletError
 from tubelet.heads.propagation import Propagation, segment
 from tubelet.io.files import describe_os_error
@@ -31,7 +30,6 @@ from tubelet.tasks.common.extract import FeatureSet, Progress, Source, extract, 
 from tubelet.tasks.common.result import Example, Metric, Result
 from tubelet.tasks.metrics.davis import Statistics, measure_objects
 
-READERS = {davis.EXPECTED: davis.read, youtube_vos.EXPECTED: youtube_vos.read}
 _EXAMPLES = 12
 
 
@@ -83,7 +81,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     Raises:
         TubeletError: if the folder has neither layout, or a file in it is wrong.
     """
-    found = recognise(data, READERS)
+    found = datasets.find(data, VideoObjectDataset)
     sequences = spread(found.sequences, config.max_samples)
     short, window = config.image_size or PROTOCOL.short_side, config.frames or 1
     windows = [(n, part) for n, sequence in enumerate(sequences) for part in _windows(sequence, window)]
@@ -109,7 +107,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     for done, n in enumerate(readable):
         progress("segmenting", done, len(readable))
         sequence = sequences[n]
-        folder = cache.place(_recipe(sequence, window, options), [*sequence.frames, *sequence.given.values()])
+        folder = cache.place(_recipe(sequence, window, options), [*sequence.frames, *sequence.reference_masks.values()])
         folder = folder.with_suffix("")
         try:
             if not folder.is_dir():
@@ -118,12 +116,12 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         except DecodeError as error:
             raise TubeletError(str(error)) from error
     progress("segmenting", len(readable), len(readable))
-    public = measured[0].sequence.truth is not None
+    public = measured[0].sequence.masks is not None
     size = "each an image" if window == 1 else f"in windows of {window} through the video tokenizer"
     p = PROTOCOL.propagation
     return Result(
         task="vos",
-        benchmark=found.benchmark,
+        benchmark=found.name,
         data=str(data),
         model_id=model.model_id,
         protocol=(
@@ -137,7 +135,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
             "sequences": len(measured),
             "objects": sum(len(_numbers(m)) for m in measured),
             "frames": sum(len(m.sequence.frames) for m in measured),
-            "masks written": sum(len(m.sequence.wanted) for m in measured),
+            "masks written": sum(len(m.sequence.frames_to_predict) for m in measured),
         }
         | (
             {"sequences left out for a frame": len(sequences) - len(measured)} if len(measured) < len(sequences) else {}
@@ -145,14 +143,17 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         skipped=bad,
         details={"sequences": _details(measured), "protocol": asdict(PROTOCOL) | {"short_side": short}},
         examples=[_example(m) for m in _chosen(measured)],
-        files={f"{found.folder}/{m.sequence.name}": m.folder for m in measured},
+        files={f"{found.output_folder}/{m.sequence.name}": m.folder for m in measured},
     )
 
 
 def _recipe(sequence: VideoObjectSequence, window: int, options: dict[str, Any]) -> dict[str, Any]:
     """All that the masks of a sequence depend on besides the model and the contents of its files."""
-    own = {"wanted": [sequence.frames[n].stem for n in sequence.wanted], "given": list(sequence.given)}
-    objects = None if sequence.objects is None else list(sequence.objects.items())
+    own = {
+        "wanted": [sequence.frames[n].stem for n in sequence.frames_to_predict],
+        "given": list(sequence.reference_masks),
+    }
+    objects = None if sequence.first_frames is None else list(sequence.first_frames.items())
     return options | own | {"masks": asdict(PROTOCOL.propagation), "window": window, "objects": objects}
 
 
@@ -201,11 +202,11 @@ def _write_masks(folder: Path, sequence: VideoObjectSequence, features: Iterator
         TubeletError: if they cannot be written.
     """
     partial_folder = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    wanted = set(sequence.wanted)
+    wanted = set(sequence.frames_to_predict)
     try:
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir(parents=True)
-        masks = segment(features, given_objects(sequence), image_shape(sequence.frames[0]), PROTOCOL.propagation)
+        masks = segment(features, sequence.load_references(), image_shape(sequence.frames[0]), PROTOCOL.propagation)
         for number, (path, labels) in enumerate(zip(sequence.frames, masks, strict=True)):
             if number in wanted:
                 write_indexed(partial_folder / f"{path.stem}.png", labels)
@@ -216,11 +217,11 @@ def _write_masks(folder: Path, sequence: VideoObjectSequence, features: Iterator
 
 def _measure(sequence: VideoObjectSequence, folder: Path, notes: list[BadFile]) -> list[tuple[Statistics, Statistics]]:
     """J and F of the objects of the first frame, over all frames but the first and the last."""
-    if sequence.truth is None:
+    if sequence.masks is None:
         return []
-    truth = [read_mask(path, frame) for path, frame in zip(sequence.truth, sequence.frames, strict=True)]
+    truth = [read_object_mask(path, frame) for path, frame in zip(sequence.masks, sequence.frames, strict=True)]
     objects = int(truth[0][truth[0] != VOID].max())
-    for path, labels in zip(sequence.truth, truth, strict=True):
+    for path, labels in zip(sequence.masks, truth, strict=True):
         strange = sorted({int(n) for n in np.unique(labels) if objects < n < VOID})
         if strange:
             notes.append(
@@ -246,7 +247,7 @@ def _metrics(measured: list[_Measured]) -> dict[str, Metric]:
 
 def _numbers(measured: _Measured) -> list[int]:
     sequence = measured.sequence
-    return list(range(1, len(measured.objects) + 1)) if sequence.objects is None else list(sequence.objects)
+    return list(range(1, len(measured.objects) + 1)) if sequence.first_frames is None else list(sequence.first_frames)
 
 
 def _details(measured: list[_Measured]) -> dict[str, Any]:
@@ -255,7 +256,7 @@ def _details(measured: list[_Measured]) -> dict[str, Any]:
         m.sequence.name: {
             str(number): {"J": asdict(j), "F": asdict(f)} for number, (j, f) in enumerate(m.objects, start=1)
         }
-        or {"objects": _numbers(m), "begin in frame": list((m.sequence.objects or {}).values())}
+        or {"objects": _numbers(m), "begin in frame": list((m.sequence.first_frames or {}).values())}
         for m in measured
     }
 
@@ -269,20 +270,20 @@ def _chosen(measured: list[_Measured]) -> list[_Measured]:
 def _example(measured: _Measured) -> Example:
     """The given mask, and truth and prediction half-way; without truth, predictions half-way and at the end."""
     sequence, palette = measured.sequence, davis_palette()
-    frames = sequence.wanted[1:-1] if sequence.truth is not None else sequence.wanted[1:]
-    start = min(sequence.given)
+    frames = sequence.frames_to_predict[1:-1] if sequence.masks is not None else sequence.frames_to_predict[1:]
+    start = min(sequence.reference_masks)
 
     def drawn(number: int, mask: Path) -> NDArray[np.uint8]:
         labels = read_indexed(mask)
         labels[labels == VOID] = 0
         return draw_objects(read_image(sequence.frames[number]).numpy(), labels, palette)
 
-    pictures = {f"given, frame {sequence.frames[start].stem}": drawn(start, sequence.given[start])}
-    shown = [frames[len(frames) // 2], *(frames[-1:] if sequence.truth is None else ())] if frames else []
+    pictures = {f"given, frame {sequence.frames[start].stem}": drawn(start, sequence.reference_masks[start])}
+    shown = [frames[len(frames) // 2], *(frames[-1:] if sequence.masks is None else ())] if frames else []
     for number in dict.fromkeys(shown):
         stem = sequence.frames[number].stem
-        if sequence.truth is not None:
-            pictures[f"truth, frame {stem}"] = drawn(number, sequence.truth[number])
+        if sequence.masks is not None:
+            pictures[f"truth, frame {stem}"] = drawn(number, sequence.masks[number])
         pictures[f"predicted, frame {stem}"] = drawn(number, measured.folder / f"{stem}.png")
     count = len(_numbers(measured))
     note = f"{count} object{'s' * (count != 1)}, {len(sequence.frames)} frames"

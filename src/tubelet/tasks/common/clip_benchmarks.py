@@ -4,97 +4,22 @@ The values are those of V-JEPA 2's published configurations (arXiv 2506.09985, a
 because features are computed once: training views are not augmented anew each epoch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tubelet import datasets
 from tubelet.config import EvaluateConfig
-from tubelet.datasets import diving48, imagenet, kinetics, ssv2
-from tubelet.datasets.labelled import ClassificationDataset, LabeledFile, present
-from tubelet.datasets.locate import refuse
+from tubelet.datasets import ClassificationDataset, LabeledFile, ProbeProtocol
+from tubelet.datasets.records import drop_missing_files
 from tubelet.errors import BadFile
 from tubelet.heads.training import Candidate, Schedule, grid
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.clip_transforms import ClipView, ImageView, View
 from tubelet.tasks.common.extract import Source, spread
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How an attentive probe is trained and tested on a benchmark.
-
-    Attributes:
-        image_size: side of a view in pixels.
-        frames: of a segment; 1 is an image.
-        frame_step: frames of the video from one frame of a segment to the next.
-        segments: of a video, which the probe sees together.
-        views: squares along the long side, over which the answers of a test file are averaged.
-        epochs, batch_size: of the probe's training.
-        learning_rates, weight_decays: of the probes trained side by side, each with each.
-        warmup_epochs, start_lr: of the learning rate.
-    """
-
-    image_size: int = 256
-    frames: int = 16
-    frame_step: int = 4
-    segments: int = 1
-    views: int = 1
-    epochs: int = 20
-    batch_size: int = 256
-    learning_rates: tuple[float, ...] = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
-    weight_decays: tuple[float, ...] = (0.01, 0.1, 0.4, 0.8)
-    warmup_epochs: float = 0.0
-    start_lr: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """One benchmark.
-
-    Attributes:
-        recognise: whether a folder looks like it.
-        read: its lists.
-        protocol: as published.
-    """
-
-    recognise: Callable[[Path], bool]
-    read: Callable[[Path], ClassificationDataset]
-    protocol: Protocol
-
-
-BENCHMARKS = (
-    Benchmark(recognise=ssv2.recognise, read=ssv2.read, protocol=Protocol(segments=2, views=3)),
-    Benchmark(
-        recognise=diving48.recognise,
-        read=diving48.read,
-        protocol=Protocol(
-            frames=32,
-            frame_step=2,
-            segments=4,
-            views=3,
-            epochs=100,
-            batch_size=128,
-            learning_rates=(1e-3, 3e-4, 1e-4),
-            weight_decays=(0.8,),
-        ),
-    ),
-    Benchmark(recognise=kinetics.recognise, read=kinetics.read, protocol=Protocol(segments=8, views=3)),
-    Benchmark(
-        recognise=imagenet.recognise,
-        read=imagenet.read,
-        protocol=Protocol(
-            frames=1,
-            batch_size=1024,
-            learning_rates=(5e-4, 1e-3, 1.5e-3, 2e-3),
-            weight_decays=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-            warmup_epochs=5,
-            start_lr=2e-4,
-        ),
-    ),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +62,7 @@ class Plan:
     classes: tuple[str, ...]
     train: Split
     val: Split
-    protocol: Protocol
+    protocol: ProbeProtocol
     train_view: View
     val_view: View
     left_out: Mapping[str, int]
@@ -162,15 +87,8 @@ def plan(model: Backbone, data: Path, config: EvaluateConfig) -> Plan:
         TubeletError: if it is none, its files are wrong or missing, the sizes do not fit the model, or frames are
             asked for of images.
     """
-    found = next((benchmark for benchmark in BENCHMARKS if benchmark.recognise(data)), None)
-    if found is None:
-        raise refuse(
-            data,
-            "no benchmark of classification is recognised",
-            f"Something-Something v2 ({ssv2.VIDEOS}/ and labels/), Kinetics (annotations/train.csv and val.csv, or "
-            f"train.csv and val.csv), Diving-48 ({diving48.TRAIN}) or ImageNet (train/CLASS/ and val/CLASS/)",
-        )
-    protocol, benchmark = found.protocol, found.read(data)
+    benchmark = datasets.find(data, ClassificationDataset)
+    protocol = benchmark.protocol
     size = config.image_size or protocol.image_size
     if protocol.frames == 1:
         config.refuse(("frames",), f"{benchmark.name}, which holds images,")
@@ -187,16 +105,16 @@ def plan(model: Backbone, data: Path, config: EvaluateConfig) -> Plan:
         name=benchmark.name,
         classes=benchmark.classes,
         train=_split(benchmark.train, "train", config),
-        val=_split(benchmark.val, "test", config),
+        val=_split(benchmark.test, "test", config),
         protocol=protocol,
         train_view=train_view,
         val_view=val_view,
-        left_out=benchmark.left_out,
-        read_as=benchmark.read_as,
+        left_out=benchmark.excluded,
+        read_as=benchmark.list_format,
     )
 
 
-def training(protocol: Protocol, config: EvaluateConfig, count: int) -> tuple[list[Candidate], Schedule]:
+def training(protocol: ProbeProtocol, config: EvaluateConfig, count: int) -> tuple[list[Candidate], Schedule]:
     """What the heads of a protocol are trained with, with the settings that were given.
 
     The published batches are for hundreds of thousands of samples: by default, a set too small for 32 of them in an
@@ -219,5 +137,5 @@ def training(protocol: Protocol, config: EvaluateConfig, count: int) -> tuple[li
 
 
 def _split(files: list[LabeledFile], name: str, config: EvaluateConfig) -> Split:
-    there, gone = present(spread(files, config.max_samples), name, config.max_failed_fraction)
+    there, gone = drop_missing_files(spread(files, config.max_samples), name, config.max_failed_fraction)
     return Split(files=there, gone=gone)

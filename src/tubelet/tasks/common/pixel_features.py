@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from tubelet.data.clips import resize
 from tubelet.data.worker_loader import WorkerLoader
-from tubelet.datasets.pairs import DenseSample, picture_shape, read_picture
+from tubelet.datasets import DenseSample
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import open_safetensors
 from tubelet.tasks.common.cache import DELETE, FeatureCache, write_features
@@ -87,9 +87,9 @@ def source_picture(source: Source) -> NDArray[np.uint8]:
         DecodeError: if it cannot be read.
     """
     frame = int(source.part[0])
-    return read_picture(
-        DenseSample(name="", image=source.files[0], target=source.files[0], frame=None if frame < 0 else frame)
-    )
+    return DenseSample(
+        name="", image=source.files[0], target=source.files[0], frame=None if frame < 0 else frame
+    ).load_image()
 
 
 def _frame(pair: DenseSample) -> float:
@@ -172,7 +172,7 @@ def check_shape(pair: DenseSample, shape: tuple[int, int]) -> None:
     Raises:
         TubeletError: if they do not.
     """
-    H, W = picture_shape(pair)
+    H, W = pair.image_shape()
     if shape != (H, W):
         raise TubeletError(f"{pair.target}: {shape[1]} x {shape[0]} pixels, but {pair.image} has {W} x {H}")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tubelet.data.worker_loader import WorkerLoader
-from tubelet.datasets.pairs import DenseSample
+from tubelet.datasets import DenseSample
 from tubelet.errors import TubeletError
 from tubelet.tasks.common.cache import read_features
 from tubelet.tasks.common.pixel_features import check_shape

@@ -1,0 +1,93 @@
+"""Layouts of data sets on disk: which of them lies in a directory.
+
+A layout is one class in a module of this package. Importing the module registers the class, and every module of the
+package is imported before the first search, so a new file here is all that a new data set needs.
+"""
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from tubelet.datasets.locate import list_directory
+from tubelet.datasets.records import DatasetRecord
+from tubelet.errors import TubeletError
+
+D = TypeVar("D", bound=DatasetRecord)
+
+
+class Layout(ABC, Generic[D]):
+    """The files and directories of one data set; subclasses are registered when they are defined.
+
+    Attributes:
+        record: Type that `load` returns. It decides which tasks can use the data set.
+        expected: Name of the data set, and the files or directories that `detect` looks for, for error messages.
+        priority: Order of detection, lowest first. Layouts that fit the files of many data sets have higher numbers.
+    """
+
+    record: ClassVar[type[DatasetRecord]]
+    expected: ClassVar[str]
+    priority: ClassVar[int] = 0
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _LAYOUTS.append(cls)
+
+    @staticmethod
+    @abstractmethod
+    def detect(root: Path) -> bool:
+        """Return whether the directory looks like this layout; a damaged or incomplete copy counts, `load` names it."""
+
+    @staticmethod
+    @abstractmethod
+    def load(root: Path) -> D:
+        """Read the lists of the data set, not its media.
+
+        Raises:
+            TubeletError: A file or directory is missing or malformed.
+        """
+
+
+_LAYOUTS: list[type[Layout[Any]]] = []
+
+
+def layouts_of(record: type[D]) -> list[type[Layout[D]]]:
+    """Layouts that load a type of record, in the order of detection."""
+    _import_modules()
+    found = [layout for layout in _LAYOUTS if layout.record is record]
+    return sorted(found, key=lambda layout: (layout.priority, layout.__module__))
+
+
+def find(root: Path, record: type[D]) -> D:
+    """Load the data set that lies in a directory.
+
+    Args:
+        root: Directory of the data set, or one above it as archives unpack.
+        record: Type of data set, for instance `SegmentationDataset`.
+
+    Raises:
+        TubeletError: No layout of this type is there, or its files are missing or malformed.
+    """
+    layouts = layouts_of(record)
+    for layout in layouts:
+        if layout.detect(root):
+            return layout.load(root)
+    expected = "; ".join(layout.expected for layout in layouts)
+    raise layout_error(root, f"no {record.kind} data set found", f"one of: {expected}")
+
+
+def layout_error(root: Path, problem: str, expected: str) -> TubeletError:
+    """Error for a directory that does not have an expected layout; the message lists what the directory holds."""
+    entries = [path.name + "/" * path.is_dir() for path in list_directory(root)]
+    more = f", and {len(entries) - 8} more" if len(entries) > 8 else ""
+    content = ", ".join(entries[:8]) + more if entries else "nothing"
+    return TubeletError(f"{root}: {problem}; expected {expected}; the directory holds {content}")
+
+
+@cache
+def _import_modules() -> None:
+    package = importlib.import_module("tubelet.datasets")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"tubelet.datasets.{module.name}")
