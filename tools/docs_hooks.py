@@ -10,7 +10,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 CLI_PAGE = "reference/cli.md"
 CLI_MARK = "<!-- commands -->"
-COLUMNS = 100
+COLUMNS = 76
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
