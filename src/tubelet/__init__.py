@@ -1,33 +1,32 @@
 """V-JEPA 2.1: self-supervised pre-training on videos and images that yields dense features."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tubelet.data.decode import Video
-    from tubelet.pretrained.backbone import load
+    from tubelet.errors import TubeletError
     from tubelet.pretrained.dense_features import DenseFeatures
+    from tubelet.pretrained.load import load
 
-__all__ = ["DenseFeatures", "Video", "__version__", "load"]
+__all__ = ["DenseFeatures", "TubeletError", "Video", "__version__", "load"]
+
+_MODULES = {
+    "DenseFeatures": "tubelet.pretrained.dense_features",
+    "TubeletError": "tubelet.errors",
+    "Video": "tubelet.data.decode",
+    "load": "tubelet.pretrained.load",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What is imported when it is first asked for: commands that need no torch stay quick."""
-    if name == "load":
-        from tubelet.pretrained.backbone import load
-
-        return load
+    """Import a public name when it is first used, so that `import tubelet` does not import torch."""
     if name == "__version__":
         from importlib.metadata import version
 
         return version("tubelet")
-    if name == "DenseFeatures":
-        from tubelet.pretrained.dense_features import DenseFeatures
-
-        return DenseFeatures
-    if name == "Video":
-        from tubelet.data.decode import Video
-
-        return Video
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'tubelet' has no attribute {name!r}")
 
 

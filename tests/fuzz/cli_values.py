@@ -71,7 +71,7 @@ WORK = (
     "tubelet.embed.collection.embed_collection",
     "tubelet.view.explain.explain",
     "tubelet.view.report.write_report",
-    "tubelet.pretrained.export.export",
+    "tubelet.checkpoint.export.export",
 )
 
 

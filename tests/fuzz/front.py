@@ -10,9 +10,10 @@ import torch
 
 from tests.fuzz.cli_values import run as run_command
 from tests.fuzz.seeds import SMALL
+from tubelet.checkpoint.adapters import apply_adapters
 from tubelet.checkpoint.run import load_vjepa
 from tubelet.checkpoint.sharded import read_header
-from tubelet.checkpoint.vjepa2 import _read_config
+from tubelet.checkpoint.transformers import _read_config
 from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import DataConfig, ShardConfig, TrainConfig
 from tubelet.data.batch import MediaBytes
@@ -28,9 +29,8 @@ from tubelet.embed.table import FORMAT, FeatureTable, read_settings
 from tubelet.errors import TubeletError
 from tubelet.heads.state import take_up
 from tubelet.model.encoder import Encoder
-from tubelet.model.lora import apply_adapters
-from tubelet.pretrained.backbone import load_unplaced
 from tubelet.pretrained.convert import _metrics
+from tubelet.pretrained.load import load_unplaced
 from tubelet.sample_data.truth import read_index, read_truth
 from tubelet.tasks.common.cache import read_features
 from tubelet.tasks.common.comparison import read_evaluation

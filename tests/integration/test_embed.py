@@ -33,7 +33,7 @@ from tubelet.embed.search import search
 from tubelet.embed.table import FeatureTable, parts
 from tubelet.errors import TubeletError
 from tubelet.io.files import directory_lock
-from tubelet.pretrained.backbone import load
+from tubelet.pretrained.load import load
 from tubelet.train.run_directory import read_config
 
 SMALL = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=4, workers=0)

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tubelet.checkpoint import export
 from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import ModelConfig
 from tubelet.errors import TubeletError
 from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import Encoder
-from tubelet.pretrained import export
 from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.load import load_unplaced
 
 CONFIG = ModelConfig(width=48, depth=2, heads=2, levels=(0, 1), output_levels=1, patch_size=8)
 
@@ -45,7 +46,7 @@ def test_the_encoder_compiles_without_a_graph_break(rope):
 def test_an_exported_file_computes_what_eager_does_at_other_shapes(saved, tmp_path, name, images):
     if name.endswith(".onnx"):
         pytest.importorskip("onnxruntime", reason="onnxruntime, which the file is checked in, is absent")
-    said = export.export(saved, tmp_path / name, LoadSpec(), images)
+    said = export.export(load_unplaced(saved, LoadSpec()), tmp_path / name, images)
     assert "over 3 shapes" in said and "tokens/s" in said
     assert (tmp_path / name).stat().st_size > 10_000
     check_output(tmp_path / name, export.output_kind(tmp_path / name))  # it may be replaced
@@ -58,6 +59,6 @@ def test_a_file_that_computes_something_else_is_refused(saved, tmp_path, monkeyp
     monkeypatch.setattr(export, "_to_pt2", wrong)
     (tmp_path / "a.pt2").write_text("of before")
     with pytest.raises(TubeletError, match=r"differs from eager by 1\.0e-03"):
-        export.export(saved, tmp_path / "a.pt2", LoadSpec())
+        export.export(load_unplaced(saved, LoadSpec()), tmp_path / "a.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
     assert (tmp_path / "a.pt2").read_text() == "of before"

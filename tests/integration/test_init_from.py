@@ -12,12 +12,12 @@ import torch
 
 from tests.helpers.commands import run_tubelet
 from tests.helpers.training import rows, tiny_config, train_quietly
+from tubelet.checkpoint.adapters import apply_adapters
 from tubelet.checkpoint.registry import RELEASED
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa, read_checkpoint, step_from_name
 from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.errors import TubeletError
-from tubelet.model.lora import apply_adapters
-from tubelet.pretrained.backbone import load
+from tubelet.pretrained.load import load
 from tubelet.train import checkpointer as saving
 from tubelet.train.initialization import config_from_checkpoint, init_model, init_moments
 from tubelet.train.optim import build_optimizer

@@ -17,8 +17,8 @@ from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
 from tubelet.errors import TubeletError
 from tubelet.io.files import LOCK, directory_lock
-from tubelet.pretrained.backbone import load
 from tubelet.pretrained.convert import convert
+from tubelet.pretrained.load import load
 from tubelet.sample_data import write, write_sample_data
 from tubelet.sample_data.layouts import write_layout
 from tubelet.train import session

@@ -22,7 +22,7 @@ from tubelet.data.storage import StorageError
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.table import parts
 from tubelet.errors import DecodeError, TubeletError
-from tubelet.pretrained.backbone import load
+from tubelet.pretrained.load import load
 
 URL = "s3://bucket/films"
 

@@ -23,7 +23,7 @@ from tubelet.config import OptimConfig
 from tubelet.data.loader import StepDataset
 from tubelet.data.sources import list_media
 from tubelet.errors import TubeletError
-from tubelet.pretrained.backbone import load
+from tubelet.pretrained.load import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

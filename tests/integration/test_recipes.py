@@ -14,8 +14,8 @@ from tubelet.checkpoint.vjepa2_1 import read_torch_file
 from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import OptimConfig, recipes, vit_gigantic, vit_l
 from tubelet.errors import TubeletError
-from tubelet.pretrained.backbone import load
 from tubelet.pretrained.convert import convert
+from tubelet.pretrained.load import load
 from tubelet.train.initialization import config_from_checkpoint, distillation_config
 from tubelet.train.loop import train
 from tubelet.train.run_directory import read_config

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from tests.numerics import reference
 from tubelet import objective
-from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, ReleasedCheckpoint, load_strict, read_released
+from tubelet.checkpoint.state_dict import load_strict
+from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, ReleasedCheckpoint, read_released
 from tubelet.config import ModelConfig, OptimConfig
 from tubelet.grid import Mask
 from tubelet.model.tokenizer import modality_of

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.numerics import reference
-from tubelet.checkpoint.vjepa2_1 import load_strict, read_released
+from tubelet.checkpoint.state_dict import load_strict
+from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.config import BlockMask, ModelConfig, OptimConfig, PredictorConfig
 from tubelet.data.masks import sample_mask
 from tubelet.model.attention import attention

@@ -18,14 +18,14 @@ import tubelet
 from tests.helpers.media import write_image, write_video
 from tests.helpers.training import tiny_config, train_quietly
 from tubelet.checkpoint import registry as sources
+from tubelet.checkpoint.export import export
 from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import ModelConfig, OptimConfig, PredictorConfig
 from tubelet.errors import TubeletError
-from tubelet.pretrained import backbone
+from tubelet.pretrained import load as load_module
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.convert import convert
-from tubelet.pretrained.export import export
 
 CONFIG = ModelConfig(
     width=48, depth=4, heads=2, levels=(0, 1, 3), patch_size=8, predictor=PredictorConfig(width=24, depth=2, heads=2)
@@ -90,11 +90,10 @@ def test_a_file_of_the_student_alone_loads_and_converts_as_it_is(run, tmp_path, 
 def test_a_target_that_cannot_be_written_is_named(run, tmp_path, name):
     (tmp_path / "file").write_text("no folder")
     target = tmp_path / "file" / name
-    write = export if name == "a.pt2" else convert
     with pytest.raises(TubeletError, match=r"a\.bin: expected NAME\.pt"):
         convert(run, tmp_path / "a.bin", LoadSpec())
     with pytest.raises(TubeletError, match=f"{name}.*(written|expected)"):
-        write(run, target, LoadSpec())
+        export(load(run), target) if name == "a.pt2" else convert(run, target, LoadSpec())
 
 
 def test_what_is_pushed_to_the_hub_loads_from_it(model, tmp_path, monkeypatch):
@@ -162,7 +161,7 @@ def test_a_model_is_not_written_among_the_files_of_another(run, tmp_path):
 
 def test_a_folder_with_a_dot_in_its_name_keeps_all_of_it(tmp_path):
     (tmp_path / "vjepa2.tuned").mkdir()
-    assert backbone._name_of(tmp_path / "vjepa2.tuned", tmp_path / "vjepa2.tuned") == "vjepa2.tuned"
+    assert load_module._name_of(tmp_path / "vjepa2.tuned", tmp_path / "vjepa2.tuned") == "vjepa2.tuned"
 
 
 def test_the_id_says_which_weights_are_in_memory_and_what_was_saved(run, tmp_path):

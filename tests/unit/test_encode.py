@@ -15,8 +15,9 @@ from tubelet.config import ModelConfig
 from tubelet.data import decode
 from tubelet.data.clips import normalise, resize_centre_crop
 from tubelet.errors import TubeletError
-from tubelet.pretrained.backbone import Backbone, load
+from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
+from tubelet.pretrained.load import load
 
 CONFIG = ModelConfig(width=48, depth=4, heads=2, levels=(0, 1, 2, 3), patch_size=8)
 

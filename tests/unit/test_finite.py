@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 import tubelet
 from tests.helpers.media import picture
 from tubelet import cli
+from tubelet.checkpoint.export import _difference
 from tubelet.checkpoint.run import load_training_state, save_checkpoint, training_state
-from tubelet.checkpoint.vjepa2_1 import require_finite
+from tubelet.checkpoint.state_dict import require_finite
 from tubelet.config import DataConfig, EmbedConfig, ModelConfig, PredictorConfig, TrainConfig
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
 from tubelet.embed.table import FeatureTable, parts, read_part, read_settings
 from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone
-from tubelet.pretrained.export import _difference
 from tubelet.train.optim import build_optimizer
 from tubelet.train.run_directory import RunDirectory
 from tubelet.vjepa import VJEPA

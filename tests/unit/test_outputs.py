@@ -23,7 +23,8 @@ from tubelet.embed.collection import embed_collection
 from tubelet.errors import TubeletError
 from tubelet.io import overwrite as outputs
 from tubelet.io.overwrite import check_output
-from tubelet.pretrained.backbone import Backbone, load
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.load import load
 from tubelet.tasks.common.comparison import Evaluation, Task, write_evaluation
 from tubelet.tasks.common.result import Metric, Result, write_result
 from tubelet.train import run_directory

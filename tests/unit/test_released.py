@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tubelet.checkpoint.run import load_vjepa
-from tubelet.checkpoint.vjepa2_1 import load_strict, read_released
+from tubelet.checkpoint.state_dict import load_strict
+from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.errors import TubeletError
 from tubelet.model.encoder import Encoder
 

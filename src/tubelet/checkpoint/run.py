@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tubelet.checkpoint.sharded import is_sharded, read_header, remove_checkpoint
-from tubelet.checkpoint.vjepa2_1 import load_strict, read_released, require_finite, state_dict_mismatches
+from tubelet.checkpoint.state_dict import load_strict, require_finite, state_dict_mismatches
+from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import open_safetensors

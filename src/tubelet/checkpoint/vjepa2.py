@@ -1,4 +1,4 @@
-"""V-JEPA 2.0 in both its layouts: its release's .pt, and the safetensors and config.json of `transformers`.
+"""V-JEPA 2.0 in the layout of its release, a .pt file; `transformers.py` reads the other layout.
 
 Its encoder is this package's with other rotary angles (`ModelConfig.rope`) and less of the rest. One tokenizer takes an
 image as a clip of one picture repeated, which is the image tokenizer whose weights are summed over the frames. It adds
@@ -8,53 +8,26 @@ has other heads, and is not read.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from tubelet.checkpoint.state_dict import State, state_dict_mismatches
 from tubelet.checkpoint.vjepa2_1 import (
-    State,
     count_blocks,
     expected_state,
     interleaved_to_half,
-    state_dict_mismatches,
     strip_prefixes,
     tokenizer_shape,
     vector_length,
 )
 from tubelet.config import ModelConfig, levels_of_depth
 from tubelet.errors import TubeletError
-from tubelet.io.text import read_json
-from tubelet.validation import InvalidValueError, check_value
 
 # Width -> heads and blocks of ViT-L, H and g (arXiv 2506.09985, and its release).
 _FAMILY = {1024: (16, 24), 1280: (16, 32), 1408: (22, 40)}
 # The release's files still hold the fixed position table of its predecessor, which nothing adds to the tokens.
 _UNUSED = "pos_embed"
-_OTHER_MODULES = ("predictor.", "pooler.", "classifier.")  # of transformers' models around the encoder
-_TRANSFORMERS_NAMES = (
-    ("blocks.", "encoder.layer."),
-    ("patch_embed.", "encoder.embeddings.patch_embeddings."),
-    ("norm.", "encoder.layernorm."),
-)
-
-
-class _Sizes(TypedDict):
-    """The fields of the config that tell the model's sizes."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    mlp_ratio: float
-    patch_size: int | list[int]
-    tubelet_size: int
-    in_chans: int
-
-
-_EXPECTED_FILES = "expected the config.json of a V-JEPA 2.0 model beside its .safetensors files"
-# What this package's blocks do not leave open.
-_FIXED_SETTINGS = {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": True}
 
 
 def from_release(path: Path, state: Mapping[str, Tensor], heads: int | None) -> tuple[ModelConfig, State]:
@@ -84,73 +57,11 @@ def from_release(path: Path, state: Mapping[str, Tensor], heads: int | None) -> 
         channels=channels,
         rope="2.0",
     )
-    _require_match(path, encoder, _expected(config))
-    return config, _from_released(encoder, config)
+    require_match(path, encoder, expected_tensors(config))
+    return config, to_encoder_state(encoder, config)
 
 
-def from_transformers(path: Path, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, State]:
-    """The same from the tensors of `VJEPA2Model`, or a model around it, and the config.json in the folder `path`.
-
-    Raises:
-        TubeletError: if the config is missing or of another model, or a tensor is missing, unexpected or misshapen.
-    """
-    config = _read_config(path / "config.json")
-    names = {name.removeprefix("vjepa2."): value for name, value in tensors.items()}
-    encoder = {name: value for name, value in names.items() if not name.startswith(_OTHER_MODULES)}
-    expected = {}
-    for name, value in _expected(config).items():
-        for part, theirs in zip(_split_qkv_names(name), value.chunk(3) if ".qkv." in name else [value], strict=True):
-            expected[part] = theirs
-    _require_match(path, encoder, expected)
-    state = {name: torch.cat([encoder[part] for part in _split_qkv_names(name)]) for name in _expected(config)}
-    return config, _from_released(state, config)
-
-
-def _split_qkv_names(name: str) -> list[str]:
-    """The names in `transformers` of a tensor of the release: queries, keys and values are three there."""
-    for there, theirs in _TRANSFORMERS_NAMES:
-        if name.startswith(there):
-            name = theirs + name.removeprefix(there)
-            break
-    name = name.replace(".attn.", ".attention.")
-    return [name.replace(".qkv.", f".{part}.") for part in ("query", "key", "value")] if ".qkv." in name else [name]
-
-
-def _read_config(path: Path) -> ModelConfig:
-    stated = read_json(path, dict[str, Any], _EXPECTED_FILES)
-    if stated.get("model_type") != "vjepa2":
-        raise TubeletError(
-            f"{path}: model_type is {stated.get('model_type')!r:.100}, expected 'vjepa2'; {_EXPECTED_FILES}"
-        )
-    for key, value in _FIXED_SETTINGS.items():
-        if stated.get(key, value) != value:
-            raise TubeletError(
-                f"{path}: {key} is {stated[key]!r:.100}, this package's blocks have {value!r}; {_EXPECTED_FILES}"
-            )
-    try:
-        sizes = check_value(_Sizes, stated, "", strict=True)
-        patch = sizes["patch_size"]
-        if isinstance(patch, list) and (not patch or len({*patch}) > 1):
-            raise InvalidValueError("patch_size", f"is {patch!r:.100}, expected one number, or two that are equal")
-    except InvalidValueError as error:
-        raise TubeletError(f"{path}: {error}; {_EXPECTED_FILES}") from error
-    try:
-        return ModelConfig(
-            width=sizes["hidden_size"],
-            depth=sizes["num_hidden_layers"],
-            heads=sizes["num_attention_heads"],
-            mlp_ratio=sizes["mlp_ratio"],
-            levels=levels_of_depth(sizes["num_hidden_layers"]),
-            patch_size=patch[0] if isinstance(patch, list) else patch,
-            tubelet_size=sizes["tubelet_size"],
-            channels=sizes["in_chans"],
-            rope="2.0",
-        )
-    except TubeletError as error:
-        raise TubeletError(f"{path}: {error}") from error
-
-
-def _expected(config: ModelConfig) -> State:
+def expected_tensors(config: ModelConfig) -> State:
     """Names and shapes, without content, in the release's layout: those of 2.1 less what came with it."""
     state = {}
     for name, value in expected_state(config, "teacher").items():
@@ -161,7 +72,8 @@ def _expected(config: ModelConfig) -> State:
     return state
 
 
-def _from_released(state: Mapping[str, Tensor], config: ModelConfig) -> State:
+def to_encoder_state(state: Mapping[str, Tensor], config: ModelConfig) -> State:
+    """The state dictionary of `Encoder` from tensors in the release's names and layout."""
     kernel, bias = state["patch_embed.proj.weight"], state["patch_embed.proj.bias"]
     own = {
         "tokenizer.video.weight": kernel.flatten(1),
@@ -181,6 +93,9 @@ def _from_released(state: Mapping[str, Tensor], config: ModelConfig) -> State:
     return own
 
 
-def _require_match(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def require_match(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise a `TubeletError` that lists all names and shapes in which an encoder differs from what is expected."""
     if wrong := state_dict_mismatches(state, expected):
-        raise TubeletError(f"{path} does not fit the V-JEPA 2.0 model that its sizes speak of: {'; '.join(wrong)}")
+        raise TubeletError(
+            f"{path} does not match the V-JEPA 2.0 architecture inferred from its tensors: {'; '.join(wrong)}"
+        )

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tubelet.checkpoint.state_dict import State, state_dict_mismatches
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, levels_of_depth
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import read_pt
@@ -23,13 +24,11 @@ from tubelet.io.overwrite import check_output, mark_archive
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import pair_permutation
-from tubelet.vjepa import local_shard
 
 ModuleName = Literal["student", "predictor", "teacher"]
 MODULE_NAMES: tuple[ModuleName, ...] = ("student", "predictor", "teacher")
 TEACHER_KEYS = ("target_encoder", "ema_encoder")
 PREFIX = "module.backbone."
-State = dict[str, Tensor]
 
 # What a name begins with, there and here; the first that fits counts.
 _ENCODER_NAMES = (
@@ -163,59 +162,6 @@ def state_dict_from(file: Mapping[str, Any], key: str, path: str | Path) -> Stat
     return {name: value.detach() for name, value in state.items()}
 
 
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str, assign: bool = False) -> None:
-    """Load a state dictionary that must fit to the last tensor; `assign` puts its tensors in the parameters' place.
-
-    Raises:
-        TubeletError: that lists every missing, unexpected and misshapen tensor, or those that are not finite.
-    """
-    if wrong := state_dict_mismatches(state, module.state_dict()):
-        raise TubeletError(f"{what} does not fit the model: {'; '.join(wrong)}")
-    require_finite(state, what)
-    module.load_state_dict(state, assign=assign)
-
-
-@torch.no_grad()
-def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
-    """See that weights hold numbers: one NaN makes every feature NaN, and nothing that is computed of them says so.
-
-    Args:
-        tensors: by name; of a sharded one, this process's part is looked at.
-        what: what the error calls them.
-
-    Raises:
-        TubeletError: names the tensors that hold NaN or infinity, and how many values of them are.
-    """
-    wrong = []
-    for name, tensor in tensors.items():
-        values = local_shard(tensor)
-        # One pass, and no memory for a mask as large as the tensor, unless there is something to count.
-        if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
-            wrong.append(f"{name}, {int((~values.isfinite()).sum())} of {values.numel()} values")
-    if wrong:
-        more = f" and {len(wrong) - 5} more tensors" if len(wrong) > 5 else ""
-        raise TubeletError(
-            f"{what}: not finite (NaN or infinity): {'; '.join(wrong[:5])}{more}: the training diverged or the file is "
-            "damaged; use another checkpoint"
-        )
-
-
-def state_dict_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Every tensor of `state` that is missing, unexpected, misshapen or not of floats, in words."""
-    wrong = [f"missing {name} {tuple(expected[name].shape)}" for name in expected if name not in state]
-    wrong += [f"unexpected {name} {tuple(state[name].shape)}" for name in state if name not in expected]
-    wrong += [
-        f"{name} holds {state[name].dtype}, expected floats"
-        for name in expected
-        if name in state and not state[name].is_floating_point()
-    ]
-    return wrong + [
-        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
-
-
 def expected_state(config: ModelConfig, part: ModuleName) -> State:
     """The names and shapes, without content, that a released checkpoint of these sizes has for one part."""
     with torch.device("meta"):
@@ -312,7 +258,7 @@ def _require_match(path: str | Path, parts: Mapping[str, tuple[State, State]]) -
         if (found := state_dict_mismatches(state, expected))
     ]
     if wrong:
-        raise TubeletError(f"{path} does not fit the model that its sizes speak of: {' | '.join(wrong)}")
+        raise TubeletError(f"{path} does not match the architecture inferred from its tensors: {' | '.join(wrong)}")
 
 
 def count_blocks(state: Mapping[str, Tensor], pattern: str) -> int:

@@ -7,8 +7,10 @@ from typing import Any, Literal, NamedTuple
 from tubelet.checkpoint.run import FORMAT as CHECKPOINT_FORMAT
 from tubelet.checkpoint.run import config_from_header, is_model_tensor, list_checkpoints, read_checkpoint
 from tubelet.checkpoint.sharded import is_sharded
-from tubelet.checkpoint.vjepa2 import from_release, from_transformers
-from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, State, is_vjepa2, read_released, read_torch_file, state_dict_from
+from tubelet.checkpoint.state_dict import State
+from tubelet.checkpoint.transformers import from_transformers
+from tubelet.checkpoint.vjepa2 import from_release
+from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, is_vjepa2, read_released, read_torch_file, state_dict_from
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import open_safetensors, read_safetensors

@@ -33,7 +33,7 @@ def embed(
         out: Folder of the table; what a stopped or killed command left there is continued.
     """
     from tubelet.embed.collection import embed_collection
-    from tubelet.pretrained.backbone import load
+    from tubelet.pretrained.load import load
 
     console = open_console()
     with files_progress(console) as progress:
@@ -76,7 +76,7 @@ def search(
     from rich.table import Table
 
     from tubelet.embed.search import search as find_nearest
-    from tubelet.pretrained.backbone import load
+    from tubelet.pretrained.load import load
 
     table = Table()
     for column in ("similarity", "seconds"):
@@ -125,10 +125,11 @@ def convert(
             raise TubeletError(f"{option} says nothing about {out}: leave it out")
     spec = LoadSpec(encoder, with_predictor, heads, predictor_heads, levels)
     if exported:
-        from tubelet.pretrained.export import export, output_kind
+        from tubelet.checkpoint.export import export, output_kind
+        from tubelet.pretrained.load import load_unplaced
 
         check_output(out, output_kind(out), [what])  # before minutes of work
-        said = export(what, out, spec, images)
+        said = export(load_unplaced(what, spec), out, images)
     else:
         from tubelet.pretrained.convert import convert as write
 

@@ -56,7 +56,7 @@ def evaluate(
 
         print_table(evaluate_model(model, data, config, out), open_console())
         return
-    from tubelet.pretrained.backbone import load, random_init_like
+    from tubelet.pretrained.load import load, random_init_like
     from tubelet.tasks.common.cache import FeatureCache, default_folder
     from tubelet.tasks.common.task import WITH_PREDICTOR, run_task
     from tubelet.view.results import write_result_page

@@ -116,7 +116,7 @@ def distill(
         tubelet_size: Frames of a video token, instead of the student's own; the teacher's must be the same.
         resume: Continue the run in --out from its newest checkpoint.
     """
-    from tubelet.pretrained.backbone import load
+    from tubelet.pretrained.load import load
     from tubelet.train.initialization import distillation_config
     from tubelet.train.loop import train as run_training
 

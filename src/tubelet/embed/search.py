@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from tubelet.embed.table import PartGoneError, parts, pooled_rows, read_settings
 from tubelet.errors import TubeletError
-from tubelet.pretrained.backbone import Backbone, load
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.load import load
 
 TRIES = 5  # of a table that another process changes meanwhile
 

@@ -5,14 +5,10 @@ scaled between them.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from tubelet.errors import TubeletError
-from tubelet.io.arrays import read_safetensors
-from tubelet.io.files import atomic_write
 
 _LAYERS = ["qkv", "proj", "fc1", "fc2"]
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
@@ -41,22 +37,6 @@ def get_adapters(encoder: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def save_adapters(adapters: Mapping[str, Tensor], encoder: nn.Module, folder: Path) -> None:
-    """Write adapters as peft does: `adapter_model.safetensors` and `adapter_config.json`.
-
-    Args:
-        adapters: contiguous tensors, see `get_adapters`.
-        encoder: with its adapters' settings.
-        folder: is made if it is not there.
-    """
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "adapter_model.safetensors") as partial:
-        save_file(dict(adapters), partial)
-    encoder.peft_config["default"].save_pretrained(folder)  # type: ignore[index,union-attr]
-
-
 def merge_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dictionary with adapters -> that of the plain network which computes the same."""
     merged = {name.replace(_BASE, "."): value for name, value in state.items() if ".lora_" not in name}
@@ -66,34 +46,3 @@ def merge_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             update = state[layer + _B].float() @ state[name].float()
             merged[layer + ".weight"] = (merged[layer + ".weight"] + update).to(merged[layer + ".weight"].dtype)
     return merged
-
-
-@torch.no_grad()
-def apply_adapters(encoder: nn.Module, folder: Path) -> None:
-    """Add what `save_adapters` wrote to the weights of the encoder it was trained on, in place.
-
-    Raises:
-        TubeletError: if the folder holds no adapters, or they are of another encoder.
-    """
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise TubeletError(
-            f"{path}: no such file; expected the adapter folder of a run that was trained with lora_rank"
-        )
-    parameters = dict(encoder.named_parameters())
-    state, _ = read_safetensors(path)
-    layers = sorted({name.rsplit(".lora_", 1)[0] for name in state})
-    for layer in layers:
-        weight = parameters.get(layer + ".weight")
-        a, b = state.get(layer + ".lora_A.weight"), state.get(layer + ".lora_B.weight")
-        if (
-            weight is None
-            or a is None
-            or b is None
-            or a.dim() != 2
-            or b.dim() != 2
-            or (b.shape[0], a.shape[1]) != weight.shape
-            or b.shape[1] != a.shape[0]
-        ):
-            raise TubeletError(f"{path}: {layer} does not fit this encoder; load it with the weights it was trained on")
-        weight.data = weight.data + (b @ a).to(weight.dtype)  # not in place: it may be mapped from a file

@@ -6,14 +6,15 @@ from typing import TypedDict
 from tubelet.checkpoint.hub import WEIGHTS_FILE, save_encoder
 from tubelet.checkpoint.registry import resolve_checkpoint
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa
-from tubelet.checkpoint.vjepa2_1 import MODULE_NAMES, ModuleName, State, write_released
+from tubelet.checkpoint.state_dict import State
+from tubelet.checkpoint.vjepa2_1 import MODULE_NAMES, ModuleName, write_released
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.errors import TubeletError
 from tubelet.io.files import directory_lock
 from tubelet.io.hidden import without_hidden
 from tubelet.io.overwrite import check_output
 from tubelet.io.text import read_json
-from tubelet.pretrained.backbone import load_unplaced
+from tubelet.pretrained.load import load_unplaced
 
 _LOCK = ".convert.lock"
 _FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # files, of which one would not want a folder

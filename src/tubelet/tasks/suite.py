@@ -21,7 +21,7 @@ from tubelet.errors import TubeletError
 from tubelet.heads.regression import Probe, Scaling, scaling_of, select_ridge, select_softmax
 from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import Encoder, random_encoder
-from tubelet.pretrained.backbone import load
+from tubelet.pretrained.load import load
 from tubelet.sample_data.truth import SampleEntry, read_description, read_index
 from tubelet.tasks.common.comparison import Evaluation, Task, write_evaluation
 from tubelet.tasks.common.dynamics import evaluate_dynamics

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tubelet.checkpoint.adapters import save_adapters
 from tubelet.checkpoint.run import (
     copy_to_host,
     make_header,
@@ -26,7 +27,7 @@ from tubelet.checkpoint.run import (
 from tubelet.config import TrainConfig
 from tubelet.errors import TubeletError
 from tubelet.io.files import describe_os_error
-from tubelet.model.lora import get_adapters, save_adapters
+from tubelet.model.lora import get_adapters
 from tubelet.train.distributed import DistContext
 from tubelet.train.run_directory import RunDirectory
 from tubelet.train.sharding import all_finite

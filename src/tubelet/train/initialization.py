@@ -13,7 +13,8 @@ from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.errors import TubeletError
 from tubelet.model.lora import add_adapters
-from tubelet.pretrained.backbone import Backbone, load, load_unplaced
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.load import load, load_unplaced
 from tubelet.vjepa import VJEPA
 
 DISTILLED_PREDICTOR_DEPTH = 12

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import ModelConfig
 from tubelet.errors import TubeletError
 from tubelet.io.overwrite import PRODUCER, check_output, mark_archive
-from tubelet.pretrained.backbone import Backbone, load_unplaced
+from tubelet.model.encoder import Encoder
 
 MAX_DIFFERENCE = 1e-4  # absolute, fp32
 _OPSET = 20
@@ -28,7 +27,7 @@ _ROUNDS = 5
 class LevelOutputs(nn.Module):
     """What is exported: normalised pixels (B, C, T, H, W) in, the tapped levels (B, N, D) out, shallow to deep."""
 
-    def __init__(self, model: Backbone) -> None:
+    def __init__(self, model: Encoder) -> None:
         super().__init__()
         self.model = model
 
@@ -38,24 +37,22 @@ class LevelOutputs(nn.Module):
         return tuple(norm(x) for norm, x in zip(self.model.norms, outputs, strict=True))
 
 
-def export(what: str | Path, out: Path, spec: LoadSpec, images: bool = False) -> str:
+def export(model: Encoder, out: Path, images: bool = False) -> str:
     """Write an encoder, in fp32, as .pt2 (torch.export) or .onnx, and hold the file against eager at other shapes.
 
     Args:
-        what: whatever `load` takes.
+        model: the encoder on the CPU; it is cast to fp32 in place.
         out: the file.
-        spec: which encoder; its predictor is not exported.
         images: the image tokenizer's graph, of inputs with T = 1, instead of the video tokenizer's.
 
     Returns:
         largest difference and speed beside eager, in words.
 
     Raises:
-        TubeletError: if the model cannot be loaded, the packages for ONNX are not there, the file cannot be written, or
+        TubeletError: if the packages for ONNX are not there, the file cannot be written, or
             it computes something else; what was there before is then untouched.
     """
-    model = load_unplaced(what, spec._replace(predictor=False)).float()
-    graph = LevelOutputs(model).eval()
+    graph = LevelOutputs(model.float()).eval()
     shapes = example_shapes(model.config, images)
     with _staging_directory(out) as partial, torch.no_grad():
         run = (_to_onnx if out.suffix == ".onnx" else _to_pt2)(graph, shapes[0], partial, images)

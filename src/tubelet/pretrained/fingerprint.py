@@ -1,0 +1,31 @@
+"""A hash of an encoder's weights, by which features of the same weights are known to be comparable."""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+FINGERPRINT_DIGITS = 16
+_CHUNK = 2**20  # values that are hashed at once
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """Of the names, shapes and all values of an encoder's tensors, whatever float type they are stored in."""
+    names = [name for name in sorted(state) if not name.startswith("predictor.")]
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashing lets other threads run meanwhile
+        digests = list(pool.map(lambda name: _hash_values(state[name]), names))
+    digest = hashlib.sha256()
+    for name, own in zip(names, digests, strict=True):
+        digest.update(f"{name}{tuple(state[name].shape)}".encode() + own)
+    return digest.hexdigest()[:FINGERPRINT_DIGITS]
+
+
+@torch.no_grad()
+def _hash_values(tensor: Tensor) -> bytes:
+    """A hash of all values of a tensor as fp32, piece by piece: a cast of all of it would take memory."""
+    digest = hashlib.sha256()
+    for values in tensor.detach().reshape(-1).split(_CHUNK):
+        digest.update(values.to("cpu", torch.float32).contiguous().numpy())
+    return digest.digest()

@@ -1,0 +1,135 @@
+"""The encoder with an identity, and with the methods that users of the Hugging Face Hub expect."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin
+
+from tubelet.checkpoint.hub import WEIGHTS_FILE, model_card, save_encoder
+from tubelet.checkpoint.weights import EncoderName
+from tubelet.config import ModelConfig, to_dict
+from tubelet.io.files import atomic_write
+from tubelet.io.overwrite import check_output
+from tubelet.model.predictor import Predictor
+from tubelet.pretrained.fingerprint import hash_weights
+from tubelet.pretrained.timm_encoder import TimmEncoder
+
+
+class HubEncoder(TimmEncoder, ModelHubMixin):
+    """An encoder that knows what its weights are called and can be saved and uploaded.
+
+    Attributes:
+        name: what the model is called, wherever its file lies.
+        model_id: name and fingerprint of the weights; the same wherever the file lies and whatever its format.
+        encoder_name: "teacher" or "student".
+        predictor: the predictor, or None.
+        stored_dtype: data type of the weights in the file that they were loaded from.
+    """
+
+    predictor: Predictor | None
+
+    def __init__(self, config: ModelConfig, with_predictor: bool = False) -> None:
+        super().__init__(config)
+        self.predictor = Predictor(config) if with_predictor else None
+        self.name = "untitled"
+        self.encoder_name: EncoderName = "teacher"
+        self.stored_dtype = self.dtype  # of the file that it was loaded from
+        self._identified: tuple[int, str] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of all weights as the file has them, or as they are if they were changed since."""
+        if self._identified is None or self._identified[0] != self._changes():
+            self.identify()
+        assert self._identified is not None
+        return self._identified[1]
+
+    def identify(self) -> None:
+        """Take the fingerprint of the weights as they are; a cast for computing with them keeps the one before."""
+        self._identified = (self._changes(), hash_weights(self.state_dict()))
+
+    def _changes(self) -> int:
+        """How often the weights were written to."""
+        return sum(p._version for p in self.parameters() if not p.is_inference())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies begin to count at zero.
+        return self.__dict__ | {"_identified": (0, self.fingerprint)}
+
+    @property
+    def model_id(self) -> str:
+        """Such as "vjepa2.1-vitb16-384-teacher-1f2e3d4c5b6a7988": it changes when the weights do."""
+        return f"{self.name}-{self.encoder_name}-{self.fingerprint}"
+
+    @property
+    def weights_id(self) -> str:
+        """The same for the same weights of the same part, whatever they are called: features can be compared."""
+        return f"{self.encoder_name}-{self.fingerprint}"
+
+    @property
+    def config_hash(self) -> str:
+        """Twelve hexadecimal digits that change when a size or setting of the model does."""
+        return hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+        """`load` by the name that the Hub's users know."""
+        from tubelet.pretrained.load import load
+
+        return load(pretrained_model_name_or_path, **options)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As any module's; a warning where training would round most steps away."""
+        if requires_grad and self.dtype.itemsize < 4:
+            warnings.warn(
+                f"weights in {_dtype_name(self.dtype)} round most steps of an optimiser away: "
+                "load with dtype=torch.float32 to train them",
+                stacklevel=2,
+            )
+        return super().requires_grad_(requires_grad)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write weights, config.json and, where there is none, a model card; options as of `huggingface_hub`.
+
+        Raises:
+            TubeletError: if the folder holds a config or weights that this package did not write.
+        """
+        check_output(Path(save_directory), "model")  # the mixin removes a config.json before it calls what follows
+        result: str | None = super().save_pretrained(save_directory, **options)
+        return result
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if self.dtype.itemsize < self.stored_dtype.itemsize:
+            warnings.warn(
+                f"weights rounded to {_dtype_name(self.dtype)} are saved: load with dtype=torch.float32 to keep all",
+                stacklevel=2,
+            )
+        self.identify()  # what is saved is what is in memory, be it a cast of what was loaded
+        save_encoder(save_directory / WEIGHTS_FILE, self.state_dict(), self.config, self.name, self.encoder_name)
+        # For readers and for the Hub, which counts its downloads; the weights file says the same in its header.
+        stated = {"library_name": "tubelet", "model_id": self.model_id, "model": to_dict(self.config)}
+        with atomic_write(save_directory / "config.json") as partial:
+            partial.write_text(json.dumps(stated, indent=2) + "\n")
+
+    def generate_model_card(
+        self, license: str = "unknown", metrics: Mapping[str, float] | None = None, **_: Any
+    ) -> ModelCard:
+        """The card that `save_pretrained` and `push_to_hub` write, by their `model_card_kwargs`.
+
+        Args:
+            license: the weights' licence, by the Hub's identifiers: it is for their owner to say.
+            metrics: what the features are worth, by name.
+        """
+        parameters = sum(p.numel() for p in self.parameters())
+        return model_card(self.config, self.model_id, self.encoder_name, parameters, license, metrics or {})
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

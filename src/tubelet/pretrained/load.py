@@ -1,0 +1,121 @@
+"""The one function that loads a trained encoder from wherever it is.
+
+model = tubelet.load("vjepa2.1-vitb16-384")
+features = model.encode("video.mp4")
+"""
+
+from __future__ import annotations
+
+from inspect import signature
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from tubelet.checkpoint.adapters import apply_adapters
+from tubelet.checkpoint.registry import HUB_OPTIONS, RELEASED, resolve_checkpoint
+from tubelet.checkpoint.state_dict import load_strict, require_finite
+from tubelet.checkpoint.weights import EncoderName, LoadSpec, read_weights
+from tubelet.config.fields import nearest
+from tubelet.device import pick_device, pick_dtype
+from tubelet.errors import TubeletError, escape_unprintable, first_line
+from tubelet.pretrained.backbone import Backbone
+
+
+def load(
+    what: str | Path,
+    *,
+    encoder: EncoderName | None = None,
+    with_predictor: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    heads: int | None = None,
+    predictor_heads: int | None = None,
+    levels: tuple[int, ...] | None = None,
+    adapter: str | Path | None = None,
+    sha256: str | None = None,
+    **hub: Any,
+) -> Backbone:
+    """A trained encoder in eval mode, without gradients.
+
+    Weights are mapped from their file and held once: what is not reordered, cast or moved stays there until it is used.
+
+    Args:
+        what: a run folder or one of its checkpoints, a .safetensors file or folder that `save_pretrained` wrote, a
+            released .pt file, a released name such as "vjepa2.1-vitb16-384", or the id of a repository on the Hub.
+        encoder: the teacher (Y-encoder), whose features are the better ones, or the student (X-encoder); None is the
+            teacher, or whichever of the two is all that a file holds.
+        with_predictor: load the predictor too, as `model.predictor`.
+        device: an accelerator if there is one.
+        dtype: bfloat16 where the device has units for it, else float32.
+        heads: attention heads, of a .pt file of a width outside the family.
+        predictor_heads: attention heads of the predictor in a .pt file of a width outside the family.
+        levels: tapped blocks, of a .pt file outside the family.
+        adapter: the `adapter` folder of a run that was trained with lora_rank from these weights, to be added to them.
+        sha256: what the file must have, in hexadecimal.
+        hub: revision, token, cache_dir, force_download, local_files_only, as `huggingface_hub` takes them.
+
+    Raises:
+        TubeletError: if there is no such model, or one of its tensors is missing, unexpected or misshapen: never is a
+            part of it loaded and the rest left to chance.
+    """
+    for option in hub:
+        if option not in HUB_OPTIONS:
+            hint = nearest(option, [*signature(load).parameters, *HUB_OPTIONS])
+            raise TubeletError(f"tubelet.load has no option {option!r}{hint}")
+    chosen = _device(device)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TubeletError(f"dtype is {dtype!r}, expected one of PyTorch's floats, such as torch.bfloat16")
+    model = load_unplaced(what, LoadSpec(encoder, with_predictor, heads, predictor_heads, levels), sha256, **hub)
+    if adapter is not None:
+        apply_adapters(model, Path(adapter))
+        require_finite(model.state_dict(), str(adapter))
+        model.identify()
+    model = model.to(chosen, dtype or pick_dtype("auto", chosen))
+    if model.dtype == torch.float16:
+        require_finite(model.state_dict(), f"{what} as float16, which ends at 65,504 (bfloat16 does not)")
+    return model
+
+
+def random_init_like(model: Backbone, seed: int) -> Backbone:
+    """The same network with the initial weights that `seed` gives, on the same device; what training has to beat."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        twin = Backbone(model.config, model.predictor is not None)
+    twin.name = "random"
+    twin.identify()
+    return twin.requires_grad_(False).eval().to(model.device, model.dtype)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        return pick_device()
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # PyTorch raises any of them
+        raise TubeletError(f"device is {str(device)!r}, which cannot be used here ({first_line(error)})") from error
+
+
+def load_unplaced(what: str | Path, spec: LoadSpec, sha256: str | None = None, **hub: Any) -> Backbone:
+    """`load`, the numbers as they are in the file."""
+    if spec.encoder is not None and spec.encoder not in get_args(EncoderName):
+        raise TubeletError(f"encoder is {spec.encoder!r}, expected 'teacher' or 'student'")
+    path = resolve_checkpoint(what, sha256, **hub)
+    weights = read_weights(path, _name_of(what, path), spec)
+    with torch.device("meta"):
+        model = Backbone(weights.config, spec.predictor)
+    state = weights.encoder | {f"predictor.{name}": value for name, value in weights.predictor.items()}
+    load_strict(model, state, str(path), assign=True)
+    model.name, model.encoder_name = escape_unprintable(weights.name), weights.encoder_name
+    model.stored_dtype = model.dtype
+    model.identify()
+    return model.requires_grad_(False).eval()
+
+
+def _name_of(what: str | Path, path: Path) -> str:
+    """A released name, also of a file that is given by its path; a Hub id; or the name of the file or folder."""
+    released = {file: name for name, file in RELEASED.items()}
+    if not Path(what).expanduser().exists():
+        return str(what)
+    path = path.resolve()
+    return released.get(path.name, path.name if path.is_dir() else path.stem)

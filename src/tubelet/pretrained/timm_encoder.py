@@ -1,0 +1,118 @@
+"""The encoder behind the interface that heads for the vision transformers of `timm` expect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD
+from tubelet.errors import TubeletError
+from tubelet.model.encoder import Encoder
+
+
+class TimmEncoder(Encoder):
+    """An encoder with `forward_features`, `forward_intermediates` and the attributes around them."""
+
+    num_prefix_tokens = 0
+    num_classes = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tokenizer.video.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the encoder computes."""
+        return self.tokenizer.video.weight.dtype
+
+    @property
+    def embed_dim(self) -> int:
+        """D; what timm's models call it."""
+        return self.config.width
+
+    @property
+    def num_features(self) -> int:
+        """D, too."""
+        return self.config.width
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along a patch's side."""
+        return self.config.patch_size
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """How pixels are normalised: (x / 255 - mean) / std of each colour, as timm's models tell it."""
+        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear"}
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Module, channels and reduction of each block, as timm's models tell them."""
+        sizes = {"num_chs": self.embed_dim, "reduction": self.patch_size}
+        return [{"module": f"blocks.{i}"} | sizes for i in range(self.config.depth)]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, N, D) of normalised pixels (B, C, H, W) or (B, C, T, H, W), with gradients where they are wanted."""
+        return self.norms[-1](self.get_intermediate_layers(_as_clip(x).to(self.dtype), [self.config.depth - 1])[0])
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+    ) -> Any:
+        """The outputs of some blocks, as timm's ViTs give them.
+
+        Args:
+            x: normalised pixels (B, C, H, W) or (B, C, T, H, W).
+            indices: the blocks, negative from the end; a number is the last so many, None all. Whatever their order
+                here, they are given from shallow to deep, each once.
+            return_prefix_tokens: accepted, there are none.
+            norm: normalise them: a tapped level by its own norm, others by the last.
+            stop_early: accepted; nothing is ever computed beyond what is asked for.
+            output_fmt: "NCHW", which is (B, D, H', W') for images and (B, D, T', H', W') for clips, or "NLC" (B, N, D).
+            intermediates_only: leave out the final features.
+            output_dict: give a dictionary of `image_intermediates` and `image_features` instead.
+
+        Returns:
+            the list of intermediates, or the pair (final features (B, N, D), intermediates), or that as a dictionary.
+
+        Raises:
+            TubeletError: if a block is asked for that is not there, or another format.
+        """
+        depth = self.config.depth
+        requested = range(depth) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
+        blocks = sorted({int(i) + depth if i < 0 else int(i) for i in requested})
+        if output_fmt not in ("NCHW", "NLC") or not blocks or not all(0 <= i < depth for i in blocks):
+            raise TubeletError(
+                f"blocks {indices} as {output_fmt!r}: expected some of 0..{depth - 1}, as 'NCHW' or 'NLC'"
+            )
+        clip = _as_clip(x).to(self.dtype)
+        numbers = sorted({*blocks} if intermediates_only else {*blocks, depth - 1})
+        outputs = dict(zip(numbers, self.get_intermediate_layers(clip, numbers), strict=True))
+        intermediates = [self._norm_of(i)(outputs[i]) if norm else outputs[i] for i in blocks]
+        if output_fmt == "NCHW":
+            grid = self.tokenizer.grid(clip).shape if x.dim() == 5 else self.tokenizer.grid(clip).shape[1:]
+            intermediates = [y.mT.unflatten(2, grid).contiguous() for y in intermediates]
+        if intermediates_only:
+            return {"image_intermediates": intermediates} if output_dict else intermediates
+        final = self.norms[-1](outputs[depth - 1])
+        return (
+            {"image_intermediates": intermediates, "image_features": final} if output_dict else (final, intermediates)
+        )
+
+    def _norm_of(self, block: int) -> nn.Module:
+        return self.norms[self.config.levels.index(block) if block in self.config.levels else -1]
+
+
+def _as_clip(x: Tensor) -> Tensor:
+    return x.unsqueeze(2) if x.dim() == 4 else x
