@@ -1,11 +1,26 @@
 """Layouts of labeled data sets in their standard form, and errors for malformed ones."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from tubelet.datasets import diving48, epic_kitchens, imagenet, kinetics, ssv2, video_lists
+from tubelet import datasets
+from tubelet.datasets import (
+    AnticipationDataset,
+    ClassificationDataset,
+    DepthDataset,
+    SegmentationDataset,
+    VideoObjectDataset,
+    diving48,
+    epic_kitchens,
+    imagenet,
+    kinetics,
+    registry,
+    ssv2,
+    video_lists,
+)
 from tubelet.datasets.records import LabeledFile, drop_missing_files
 from tubelet.errors import TubeletError
 
@@ -14,6 +29,51 @@ def put(path: Path, content: object = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
+
+
+NEW_LAYOUT = """
+from tubelet.datasets import ClassificationDataset, Layout, ProbeProtocol
+
+class Marked(Layout[ClassificationDataset]):
+    record = ClassificationDataset
+    expected = "marked videos (marker.txt)"
+
+    @staticmethod
+    def detect(root):
+        return (root / "marker.txt").exists()
+
+    @staticmethod
+    def load(root):
+        return ClassificationDataset(name="marked", classes=(), train=[], test=[], protocol=ProbeProtocol())
+"""
+
+
+def test_a_new_file_is_all_that_a_data_set_needs(tmp_path, monkeypatch):
+    put(tmp_path / "package/marked_videos.py", NEW_LAYOUT)
+    put(tmp_path / "data/marker.txt")
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path / "package")])
+    monkeypatch.setattr(registry, "_LAYOUTS", list(registry._LAYOUTS))
+    registry._import_modules.cache_clear()
+    assert datasets.find(tmp_path / "data", ClassificationDataset).name == "marked"
+    del sys.modules["tubelet.datasets.marked_videos"]
+
+
+def test_an_unknown_layout_lists_what_each_one_expects(tmp_path):
+    put(tmp_path / "notes.txt")
+    for record in (SegmentationDataset, DepthDataset, ClassificationDataset, AnticipationDataset, VideoObjectDataset):
+        layouts = datasets.layouts_of(record)
+        with pytest.raises(
+            TubeletError, match=f"no {record.kind} data set found.*the directory holds notes.txt"
+        ) as raised:
+            datasets.find(tmp_path, record)
+        assert layouts and all(layout.expected in str(raised.value) for layout in layouts)
+
+
+def test_layouts_for_any_labels_are_tried_after_those_of_benchmarks(tmp_path):
+    root = something(tmp_path)
+    for split in ("train", "val"):
+        put(root / f"{split}.csv", "a.mp4 0\n")
+    assert datasets.find(root, ClassificationDataset).name == "Something-Something v2, validation"
 
 
 def something(root: Path, folder: str = "labels", old: str = "") -> Path:
