@@ -159,40 +159,7 @@ def engine(wad: str, level: str, width: int, height: int, seed: int, folder: Pat
         TubeletError: ViZDoom is missing, or cannot start the level.
     """
     vizdoom = import_vizdoom()
-    game = vizdoom.DoomGame()
-    game.set_doom_game_path(str(wad_folder() / wad))
-    game.set_doom_map(level)
-    game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{width}X{height}"))
-    game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-    game.set_depth_buffer_enabled(True)
-    game.set_labels_buffer_enabled(True)
-    for hidden in (
-        "hud",
-        "weapon",
-        "crosshair",
-        "messages",
-        "screen_flashes",
-        "decals",
-        "particles",
-        "effects_sprites",
-    ):
-        getattr(game, f"set_render_{hidden}")(False)
-    game.set_window_visible(False)
-    game.set_sound_enabled(False)
-    button, variable = vizdoom.Button, vizdoom.GameVariable
-    game.set_available_buttons(
-        [button.MOVE_FORWARD_BACKWARD_DELTA, button.MOVE_LEFT_RIGHT_DELTA, button.TURN_LEFT_RIGHT_DELTA]
-    )
-    game.set_available_game_variables(
-        [
-            variable.CAMERA_POSITION_X,
-            variable.CAMERA_POSITION_Y,
-            variable.CAMERA_POSITION_Z,
-            variable.CAMERA_ANGLE,
-        ]
-    )
-    game.set_mode(vizdoom.Mode.PLAYER)
-    game.set_seed(seed)
+    game = _configured_game(vizdoom, wad, level, width, height, seed)
     place = Path(tempfile.mkdtemp(dir=folder))
     game.set_doom_config_path(str(place / "engine.ini"))
     on_parent_exit(_remove_own_shared_memory)
@@ -211,6 +178,40 @@ def engine(wad: str, level: str, width: int, height: int, seed: int, folder: Pat
         finally:
             game.close()
     shutil.rmtree(place, ignore_errors=True)
+
+
+def _configured_game(vizdoom: Any, wad: str, level: str, width: int, height: int, seed: int) -> Any:
+    """A game that is not started yet, see `engine`."""
+    game = vizdoom.DoomGame()
+    game.set_doom_game_path(str(wad_folder() / wad))
+    game.set_doom_map(level)
+    game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{width}X{height}"))
+    game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+    game.set_depth_buffer_enabled(True)
+    game.set_labels_buffer_enabled(True)
+    for hidden in [
+        "hud",
+        "weapon",
+        "crosshair",
+        "messages",
+        "screen_flashes",
+        "decals",
+        "particles",
+        "effects_sprites",
+    ]:
+        getattr(game, f"set_render_{hidden}")(False)
+    game.set_window_visible(False)
+    game.set_sound_enabled(False)
+    button, variable = vizdoom.Button, vizdoom.GameVariable
+    game.set_available_buttons(
+        [button.MOVE_FORWARD_BACKWARD_DELTA, button.MOVE_LEFT_RIGHT_DELTA, button.TURN_LEFT_RIGHT_DELTA]
+    )
+    game.set_available_game_variables(
+        [getattr(variable, f"CAMERA_{name}") for name in ("POSITION_X", "POSITION_Y", "POSITION_Z", "ANGLE")]
+    )
+    game.set_mode(vizdoom.Mode.PLAYER)
+    game.set_seed(seed)
+    return game
 
 
 def _errors_of(vizdoom: Any) -> tuple[type[Exception], ...]:

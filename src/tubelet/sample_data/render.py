@@ -1,6 +1,8 @@
 """Recording in the engine: viewpoints, camera motions, frames and the buffers that truth is made of."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,9 @@ from PIL import Image
 from tubelet.errors import TubeletError
 from tubelet.sample_data import truth
 from tubelet.sample_data.level import Level, heading, is_sky
-from tubelet.sample_data.plan import WARM_TICS, Anchors, RejectedError, plan_view
 from tubelet.sample_data.tracks import no_tracks, track
 from tubelet.sample_data.truth import Camera, ClipTruth
+from tubelet.sample_data.viewpoints import WARM_TICS, Anchors, RejectedError, ViewPlan, plan_view
 
 TICS_PER_SECOND = 35
 # Resolutions of the engine with the same shape (4:3), for which the depth bytes were measured.
@@ -20,8 +22,8 @@ RESOLUTIONS = ((400, 300), (512, 384), (640, 480))
 DEPTH_FULL_HEIGHT = 480  # rows at which the depth byte of walls uses its whole range
 SETTLE_TICS = 18  # after a jump to a new place: fall to the floor, lift the eyes
 JUMP_UNITS = 64.0  # more between two frames is a teleporter
-NEAR_UNITS, OBJECT_NEAR_UNITS, NEAR_SHARE = 56.0, 40.0, 0.3
-EFFECT_SHARE = 0.04  # of a frame; more is an explosion in the player's face
+NEAR_UNITS, OBJECT_NEAR_UNITS, NEAR_FRACTION = 56.0, 40.0, 0.3
+EFFECT_FRACTION = 0.04  # of a frame; more is an explosion in the player's face
 DROP_UNITS = 2.0  # between two frames without a step of the player: a lift, or a fall that has not ended
 DARK_LUMA = 34.0
 FLAT_DEVIATION = 9.0
@@ -67,6 +69,32 @@ class View:
     def degrees(self) -> float:
         """Horizontal field of view."""
         return float(2 * np.degrees(np.arctan(self.size / 2 / self.camera.fx)))
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """Settings of all levels of a set.
+
+    Attributes:
+        root: folder of the splits.
+        seed: seed of the set.
+        frames: frames of a clip.
+        fps: frames per second of the files.
+        view: how frames are rendered.
+        scratch: folder in which engines work.
+    """
+
+    root: Path
+    seed: int
+    frames: int
+    fps: int
+    view: View
+    scratch: Path = Path()
+
+    @property
+    def tics(self) -> int:
+        """Tics of the engine per frame."""
+        return TICS_PER_SECOND // self.fps
 
 
 @dataclass(frozen=True)
@@ -161,11 +189,11 @@ def check_view(frame: _Frame, view: View, steps: NDArray[np.float32]) -> None:
     Raises:
         RejectedError: with the reason.
     """
-    if np.count_nonzero(frame.classes == truth.OTHER_OBJECT) > EFFECT_SHARE * frame.classes.size:
+    if np.count_nonzero(frame.classes == truth.OTHER_OBJECT) > EFFECT_FRACTION * frame.classes.size:
         raise RejectedError("explosion")
     depth = truth.depth_from_codes(frame.codes, frame.classes, steps)
     surface = frame.classes < truth.FIRST_OBJECT
-    if np.mean(surface & (depth < NEAR_UNITS)) > NEAR_SHARE or np.mean(depth < OBJECT_NEAR_UNITS) > NEAR_SHARE:
+    if np.mean(surface & (depth < NEAR_UNITS)) > NEAR_FRACTION or np.mean(depth < OBJECT_NEAR_UNITS) > NEAR_FRACTION:
         raise RejectedError("too near")
     luma = reduce_square(frame.large, view.factor) @ np.array([0.299, 0.587, 0.114], np.float32)
     if luma.mean() < DARK_LUMA:
@@ -198,90 +226,48 @@ def go(game: Any, action: list[float], tics: int, draw: bool = False) -> None:
 
 
 def record(
-    game: Any,
-    level: Level,
-    anchors: Anchors,
-    motion: int,
-    frames: int,
-    tics: int,
-    view: View,
-    rng: np.random.Generator,
+    game: Any, level: Level, anchors: Anchors, motion: int, settings: RenderSettings, rng: np.random.Generator
 ) -> Shot:
     """Go to a new viewpoint and record a clip with the given motion, or a single frame.
 
     Args:
         game: from `engine`.
-        level: the same level's geometry.
-        anchors: of the same level; learns where it is dark.
-        motion: index of `MOTIONS`, -1 for a single frame.
-        frames: how many; 1 for a single frame.
-        tics: of the engine, per frame.
-        view: how it is rendered.
-        rng: decides the viewpoint and the speed.
+        level: geometry of the level.
+        anchors: candidate viewpoints of the level; dark ones are removed.
+        motion: index of `MOTIONS`; -1 for a single frame.
+        settings: number, rate and view of the frames.
+        rng: draws the viewpoint and the speed.
 
     Raises:
-        RejectedError: what was seen is not worth keeping.
+        RejectedError: the recorded frames are not worth keeping.
     """
+    view, frames = settings.view, 1 if motion == truth.NO_MOTION else settings.frames
     steps = truth.depth_steps(view.last_wall_code)
-    limit = float(np.nanmax(steps[0]))
-    plan = plan_view(level, anchors.left, motion, frames, tics, view.degrees, rng)
-    yaw = float(game.get_state().game_variables[3])
-    game.send_game_command(f"warp {round(plan.at[0])} {round(plan.at[1])}")
-    # A tic costs the engine next to nothing and a picture milliseconds: only the frames that are kept are drawn.
-    go(game, [0, 0, (yaw - plan.yaw + 180) % 360 - 180], 1)
-    go(game, [0, 0, 0], SETTLE_TICS, draw=motion <= 0)
-    action = list(plan.action)
-    if motion > 0:
-        go(game, action, WARM_TICS, draw=True)
-    taken = [grab(game, view)]
-    first = taken[0]
-    if np.hypot(*(first.pose[:2] - plan.at)) > 150 or first.pose[2] < -20000:
-        raise RejectedError("jumped")
-    way = float(np.hypot(*plan.lead))
-    if way and (first.pose[:2] - plan.at) @ plan.lead < 0.4 * way**2:
-        raise RejectedError("ambiguous motion")  # something stands in the way
+    plan = plan_view(level, anchors.left, motion, frames, settings.tics, view.degrees, rng)
+    first = _enter(game, plan, motion, view)
     try:
         check_view(first, view, steps)
     except DarkError:
         anchors.leave(plan.anchor)
         raise
-    for k in range(1, frames):
-        go(game, action, tics, draw=True)
-        taken.append(grab(game, view))
-        moved = float(np.hypot(*(taken[-1].pose[:2] - taken[-2].pose[:2])))
-        if moved > JUMP_UNITS:
-            raise RejectedError("jumped")
-        if moved < 1 and abs(float(taken[-1].pose[2] - taken[-2].pose[2])) > DROP_UNITS:
-            raise RejectedError("lifted")
-        if np.count_nonzero(taken[-1].classes == truth.OTHER_OBJECT) > EFFECT_SHARE * view.size**2:
-            raise RejectedError("explosion")
-        if k == min(3, frames - 1) and truth.motion_of(np.stack([f.pose for f in taken])) != motion:
-            raise RejectedError("ambiguous motion")  # most often something stood in the way
+    taken = [first, *_move(game, first, plan, motion, frames, settings)]
     pose = np.stack([frame.pose for frame in taken])
     if frames > 1:
         check_view(taken[-1], view, steps)
         if truth.motion_of(pose) != motion:
             raise RejectedError("ambiguous motion")
+    limit = float(np.nanmax(steps[0]))
     for frame in taken:
         _name_sky(frame, view, level, limit)
     classes = np.stack([frame.classes for frame in taken])
     codes = np.stack([frame.codes for frame in taken])
-    numbers: dict[int, int] = {}
-    instances = np.zeros(classes.shape, np.uint16)
-    for frame, instance in zip(taken, instances, strict=True):
-        number_of = np.zeros(256, np.uint16)
-        for label in np.nonzero(np.bincount(frame.labels.ravel(), minlength=256))[0].tolist():
-            if label not in frame.ids:
-                continue
-            number_of[label] = numbers.setdefault(frame.ids[label], len(numbers) + 1)
-        instance[:] = number_of[frame.labels]
     tracks, visible = (
         track(classes, codes, steps, pose, level, view.camera, view.inside, rng) if frames > 1 else no_tracks(1)
     )
     clip = ClipTruth(
         depth=np.zeros((0, 0, 0), np.float32),  # made from the codes by the reader
         classes=classes,
-        instances=instances,
+        instances=_number_instances(taken),
         pose=pose,
         motion=motion,
         tracks=tracks,
@@ -292,3 +278,63 @@ def record(
     pixels = np.stack([reduce_square(frame.large, view.factor) for frame in taken])
     seen = bool(((classes >= truth.FIRST_OBJECT).mean(axis=(1, 2)) >= OBJECT_PIXELS).any())
     return Shot(pixels, clip, codes, steps, seen)
+
+
+def _enter(game: Any, plan: ViewPlan, motion: int, view: View) -> _Frame:
+    """The first frame at a planned viewpoint.
+
+    Raises:
+        RejectedError: the player is somewhere else, or did not move as planned.
+    """
+    yaw = float(game.get_state().game_variables[3])
+    game.send_game_command(f"warp {round(plan.at[0])} {round(plan.at[1])}")
+    # A tic costs the engine next to nothing and an image milliseconds: only the frames that are kept are drawn.
+    go(game, [0, 0, (yaw - plan.yaw + 180) % 360 - 180], 1)
+    go(game, [0, 0, 0], SETTLE_TICS, draw=motion <= 0)
+    if motion > 0:
+        go(game, list(plan.action), WARM_TICS, draw=True)
+    first = grab(game, view)
+    if np.hypot(*(first.pose[:2] - plan.at)) > 150 or first.pose[2] < -20000:
+        raise RejectedError("jumped")
+    way = float(np.hypot(*plan.lead))
+    if way and (first.pose[:2] - plan.at) @ plan.lead < 0.4 * way**2:
+        raise RejectedError("ambiguous motion")  # something stands in the way
+    return first
+
+
+def _move(
+    game: Any, first: _Frame, plan: ViewPlan, motion: int, frames: int, settings: RenderSettings
+) -> Iterator[_Frame]:
+    """The frames after the first.
+
+    Raises:
+        RejectedError: the player was moved by something else, or the view is hidden.
+    """
+    poses, view = [first.pose], settings.view
+    for k in range(1, frames):
+        go(game, list(plan.action), settings.tics, draw=True)
+        frame = grab(game, view)
+        poses.append(frame.pose)
+        moved = float(np.hypot(*(poses[-1][:2] - poses[-2][:2])))
+        if moved > JUMP_UNITS:
+            raise RejectedError("jumped")
+        if moved < 1 and abs(float(poses[-1][2] - poses[-2][2])) > DROP_UNITS:
+            raise RejectedError("lifted")
+        if np.count_nonzero(frame.classes == truth.OTHER_OBJECT) > EFFECT_FRACTION * view.size**2:
+            raise RejectedError("explosion")
+        if k == min(3, frames - 1) and truth.motion_of(np.stack(poses)) != motion:
+            raise RejectedError("ambiguous motion")  # most often something stood in the way
+        yield frame
+
+
+def _number_instances(taken: list[_Frame]) -> NDArray[np.uint16]:
+    """(T, size, size) numbers of objects, the same in all frames, from 1 in the order in which they appear."""
+    numbers: dict[int, int] = {}
+    instances = np.zeros((len(taken), *taken[0].labels.shape), np.uint16)
+    for frame, instance in zip(taken, instances, strict=True):
+        number_of = np.zeros(256, np.uint16)
+        for label in np.nonzero(np.bincount(frame.labels.ravel(), minlength=256))[0].tolist():
+            if label in frame.ids:
+                number_of[label] = numbers.setdefault(frame.ids[label], len(numbers) + 1)
+        instance[:] = number_of[frame.labels]
+    return instances

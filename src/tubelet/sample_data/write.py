@@ -5,7 +5,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -22,66 +22,65 @@ from tubelet.sample_data import truth
 from tubelet.sample_data.engine import engine, engines_folder, how_engines_ended, import_vizdoom, start_level
 from tubelet.sample_data.level import all_levels, load_level
 from tubelet.sample_data.media import write_video
-from tubelet.sample_data.plan import Anchors, RejectedError
-from tubelet.sample_data.render import TICS_PER_SECOND, Shot, View, record, view_of
+from tubelet.sample_data.render import TICS_PER_SECOND, RenderSettings, Shot, View, record, view_of
+from tubelet.sample_data.viewpoints import Anchors, RejectedError
 
 CLIPS_PER_LEVEL = 25  # fewer would spend the time on starting levels, more would show less variety
 TRIES_PER_CLIP, TRIES_MORE = 12, 60
-AWAKE_SHARE = 1 / 3  # the last clips of a level, in which monsters notice the player, walk and fire
-UNSEEN_REFUSED = 0.7  # share of the clips without any object that is thrown away
+AWAKE_FRACTION = 1 / 3  # the last clips of a level, in which monsters notice the player, walk and fire
+EMPTY_REJECTED = 0.7  # fraction of the clips without any object that is rejected
 JOB_SECONDS = 600  # a level that takes longer hangs
 ROUNDS = 4
 DATASET, UNFINISHED, SPLITS = "dataset.json", ".unfinished", ("train", "val")
+FOLDERS = ("videos", "images", "truth/videos", "truth/images")
 
 
 @dataclass(frozen=True)
-class Job:
-    """The clips and images that one run through one level makes.
+class LevelJob:
+    """The clips and images that are recorded in one run through one level.
 
     Attributes:
-        folder: of the split, where the files go.
+        settings: settings of the set.
         split: "train" or "val".
         wad, level: the level.
-        seed: of this job alone, so that the result does not depend on who runs it.
-        clips: (index, motion) of each.
-        images: index of each.
-        frames: per clip.
-        tics: of the engine, per frame.
-        fps: frames per second of the files.
-        view: how it is rendered.
-        scratch: where engines work.
+        seed: seed of this job alone, so that the result does not depend on the process that runs it.
+        clips: (index, motion) of each clip.
+        images: index of each image.
     """
 
-    folder: Path
+    settings: RenderSettings
     split: str
     wad: str
     level: str
     seed: tuple[int, ...]
     clips: tuple[tuple[int, int], ...]
     images: tuple[int, ...]
-    frames: int
-    tics: int
-    fps: int
-    view: View
-    scratch: Path
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job made and what it could not.
+    """The result of a job.
 
     Attributes:
         job: the job.
-        missing_clips, missing_images: what another level must give.
-        dropped: reason -> number of candidates.
-        with_object: clips that show an object.
+        missing_clips, missing_images: what could not be recorded, left to another level.
+        rejected: number of rejected views by reason.
+        with_object: number of clips that show an object.
     """
 
-    job: Job
+    job: LevelJob
     missing_clips: tuple[tuple[int, int], ...]
     missing_images: tuple[int, ...]
-    dropped: Counter[str]
+    rejected: Counter[str]
     with_object: int
+
+    def clips(self) -> set[tuple[int, int]]:
+        """(index, motion) of the recorded clips."""
+        return set(self.job.clips) - set(self.missing_clips)
+
+    def images(self) -> set[int]:
+        """The indices of the recorded images."""
+        return set(self.job.images) - set(self.missing_images)
 
 
 def write_truth(path: Path, shot: Shot) -> None:
@@ -105,7 +104,7 @@ def write_truth(path: Path, shot: Shot) -> None:
     )
 
 
-def run_job(job: Job) -> JobResult:
+def run_job(job: LevelJob) -> JobResult:
     """Play one level and write its clips and images.
 
     Raises:
@@ -113,23 +112,22 @@ def run_job(job: Job) -> JobResult:
     """
     level = load_level(job.wad, job.level)
     rng = np.random.default_rng(job.seed)
-    dropped: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
     clips, images = list(job.clips), list(job.images)
-    with_object = 0
-    tries = TRIES_PER_CLIP * (len(clips) + len(images)) + TRIES_MORE
     if not len(level.things) or not level.solid.any():
-        return JobResult(job, job.clips, job.images, dropped, 0)
-    anchors, awake = Anchors(level), False
+        return JobResult(job, job.clips, job.images, rejected, 0)
+    anchors, view = Anchors(level), job.settings.view
+    with_object, awake = 0, False
     seed = int(rng.integers(1, 2**31))
-    with engine(job.wad, job.level, job.view.width, job.view.height, seed, job.scratch) as game:
-        for attempt in range(tries):
+    with engine(job.wad, job.level, view.width, view.height, seed, job.settings.scratch) as game:
+        for attempt in range(TRIES_PER_CLIP * (len(clips) + len(images)) + TRIES_MORE):
             if not clips and not images:
                 break
             if game.is_episode_finished():
                 game.new_episode()
                 start_level(game)
                 awake = False
-            if not awake and len(clips) <= AWAKE_SHARE * len(job.clips):
+            if not awake and len(clips) <= AWAKE_FRACTION * len(job.clips):
                 game.send_game_command("notarget")  # a switch: this turns it off
                 awake = True
             # Turns between the two, and from motion to motion: one that this level cannot give must not block the rest.
@@ -137,39 +135,47 @@ def run_job(job: Job) -> JobResult:
             place = attempt % len(images if for_image else clips)
             motion = truth.NO_MOTION if for_image else clips[place][1]
             try:
-                shot = record(game, level, anchors, motion, 1 if for_image else job.frames, job.tics, job.view, rng)
-                if not shot.shows_object and rng.random() < UNSEEN_REFUSED:
+                shot = record(game, level, anchors, motion, job.settings, rng)
+                if not shot.shows_object and rng.random() < EMPTY_REJECTED:
                     raise RejectedError("no object in view")
             except RejectedError as reason:
-                dropped[str(reason)] += 1
+                rejected[str(reason)] += 1
                 continue
             if for_image:
-                index = images.pop(place)
-                Image.fromarray(shot.pixels[0]).save(job.folder / "images" / f"{index:06d}.png", compress_level=3)
-                write_truth(job.folder / "truth" / "images" / f"{index:06d}.npz", shot)
+                _write_image(job, images.pop(place), shot)
             else:
-                index, _ = clips.pop(place)
-                write_video(job.folder / "videos" / f"{index:06d}.mp4", shot.pixels, Fraction(job.fps))
-                write_truth(job.folder / "truth" / "videos" / f"{index:06d}.npz", shot)
+                _write_clip(job, clips.pop(place)[0], shot)
                 with_object += shot.shows_object
-    return JobResult(job, tuple(clips), tuple(images), dropped, with_object)
+    return JobResult(job, tuple(clips), tuple(images), rejected, with_object)
 
 
-def run_jobs(jobs: list[Job], workers: int, done: Callable[[JobResult], None], scratch: Path) -> list[JobResult]:
-    """Run jobs over processes; results in the order of the jobs.
+def _write_image(job: LevelJob, index: int, shot: Shot) -> None:
+    folder = job.settings.root / job.split
+    Image.fromarray(shot.pixels[0]).save(folder / "images" / f"{index:06d}.png", compress_level=3)
+    write_truth(folder / "truth" / "images" / f"{index:06d}.npz", shot)
+
+
+def _write_clip(job: LevelJob, index: int, shot: Shot) -> None:
+    folder = job.settings.root / job.split
+    write_video(folder / "videos" / f"{index:06d}.mp4", shot.pixels, Fraction(job.settings.fps))
+    write_truth(folder / "truth" / "videos" / f"{index:06d}.npz", shot)
+
+
+def run_jobs(jobs: list[LevelJob], workers: int, done: Callable[[JobResult], None], scratch: Path) -> list[JobResult]:
+    """Run jobs in worker processes; results in the order of the jobs.
 
     Raises:
-        TubeletError: a level hangs or the engine takes a process down.
+        TubeletError: a level hangs, or the engine crashed.
     """
-    found: dict[Job, JobResult] = {}
+    found: dict[LevelJob, JobResult] = {}
 
-    def take(job: Job, result: JobResult) -> None:
+    def collect(job: LevelJob, result: JobResult) -> None:
         found[job] = result
         done(result)
 
     try:
         timeout_s = JOB_SECONDS * ceil(len(jobs) / workers)
-        process_map(run_job, jobs, workers, take, "the same command begins anew", timeout_s, isolated=True)
+        process_map(run_job, jobs, workers, collect, "run the same command to start again", timeout_s, isolated=True)
     except WorkerCrashError as error:
         if words := how_engines_ended(scratch):
             raise TubeletError(f"{words}; {error}") from error
@@ -184,46 +190,26 @@ def split_levels(seed: int, validation_share: float) -> dict[str, list[tuple[str
     """The levels of each split, in the order in which they are used: no level is in both."""
     levels = all_levels()
     order = np.random.default_rng([seed, 0]).permutation(len(levels))
-    held = min(max(round(len(levels) * validation_share), 1 if validation_share > 0 else 0), len(levels) - 1)
+    count = min(max(round(len(levels) * validation_share), 1 if validation_share > 0 else 0), len(levels) - 1)
     shuffled = [levels[k] for k in order]
-    return {"train": shuffled[held:], "val": shuffled[:held]}
+    return {"train": shuffled[count:], "val": shuffled[:count]}
 
 
 def plan_jobs(
-    root: Path,
+    settings: RenderSettings,
     split: str,
     levels: list[tuple[str, str]],
     clips: list[tuple[int, int]],
     images: list[int],
     round_: int,
-    seed: int,
-    frames: int,
-    fps: int,
-    view: View,
-    scratch: Path,
-) -> list[Job]:
-    """Deal clips and images out to as many levels as they need; a later round starts further down the list."""
+) -> list[LevelJob]:
+    """Distribute clips and images to as many levels as they need; a later round starts further down the list."""
     used = min(len(levels), max(1, ceil(len(clips) / CLIPS_PER_LEVEL), ceil(len(images) / CLIPS_PER_LEVEL)))
     jobs = []
     for k in range(used):
         place = (k + round_ * used) % len(levels)
-        wad, level = levels[place]
-        jobs.append(
-            Job(
-                folder=root / split,
-                split=split,
-                wad=wad,
-                level=level,
-                seed=(seed, 1 if split == "train" else 2, round_, place),
-                clips=tuple(clips[k::used]),
-                images=tuple(images[k::used]),
-                frames=frames,
-                tics=TICS_PER_SECOND // fps,
-                fps=fps,
-                view=view,
-                scratch=scratch,
-            )
-        )
+        seed = (settings.seed, 1 if split == "train" else 2, round_, place)
+        jobs.append(LevelJob(settings, split, *levels[place], seed, tuple(clips[k::used]), tuple(images[k::used])))
     return [job for job in jobs if job.clips or job.images]
 
 
@@ -257,8 +243,7 @@ def write_sample_data(
 ) -> dict:
     """Render a data set of first-person clips and images with ground truth.
 
-    The same parameters give the same bytes, whatever the number of workers. A set that is already there with the same
-    parameters is left as it is.
+    The same parameters give the same bytes with any number of workers; an existing set of the same is left as it is.
 
     Args:
         out: directory to make; it may exist if it is empty.
@@ -294,118 +279,126 @@ def write_sample_data(
     }
     if out.exists() and not out.is_dir():
         raise TubeletError(f"{out}: is a file; name a new folder for the sample set")
-    if (out / DATASET).exists():  # it may be where nothing can be written
+    if (out / DATASET).exists():  # perhaps in a read-only folder
         return _found(out, parameters)
     import_vizdoom()
     levels = split_levels(seed, validation_share)
     with directory_lock(out, remedy="name another folder"):
-        if (out / DATASET).exists():  # since just now
+        if (out / DATASET).exists():  # written since the check above
             return _found(out, parameters)
-        partial = out / UNFINISHED
-        # What is finished is moved up at the end; a command that was killed then has left both.
-        own = {*SPLITS} if partial.exists() else set()
-        if {entry.name for entry in without_hidden(out.iterdir())} - own:
-            raise TubeletError(f"{out}: holds other files; name a new folder for the sample set")
-        for name in {UNFINISHED, *own}:
-            shutil.rmtree(out / name, ignore_errors=True)
-        partial.mkdir()
-        try:
-            with engines_folder() as scratch:
-                workers = workers or os.cpu_count() or 1
-                description = _render_set(partial, levels, parameters, view, workers, progress, scratch)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        for split in SPLITS:
-            (partial / split).rename(out / split)
-        with atomic_write(out / DATASET) as file:
-            file.write_text(json.dumps(description, indent=1) + "\n")
-        partial.rmdir()
+        settings = RenderSettings(out / UNFINISHED, seed, frames, fps, view)
+        description = _write_set(out, settings, levels, parameters, workers or os.cpu_count() or 1, progress)
     return {**description, "reused": False}
 
 
+def _write_set(
+    out: Path,
+    settings: RenderSettings,
+    levels: dict[str, list[tuple[str, str]]],
+    parameters: dict,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict:
+    """Render a set in a folder that no other process writes to; returns the content of dataset.json."""
+    _clear(out, settings.root)
+    try:
+        with engines_folder() as scratch:
+            description = _render_set(replace(settings, scratch=scratch), levels, parameters, workers, progress)
+    except BaseException:
+        shutil.rmtree(settings.root, ignore_errors=True)
+        raise
+    for split in SPLITS:
+        (settings.root / split).rename(out / split)
+    with atomic_write(out / DATASET) as file:
+        file.write_text(json.dumps(description, indent=1) + "\n")
+    settings.root.rmdir()
+    return description
+
+
+def _clear(out: Path, partial: Path) -> None:
+    """Remove what a killed command left in the folder, and make a new one for unfinished files.
+
+    Raises:
+        TubeletError: the folder has other files.
+    """
+    # Complete splits are moved up at the end; a command that was killed then has left both.
+    own = {*SPLITS} if partial.exists() else set()
+    if {entry.name for entry in without_hidden(out.iterdir())} - own:
+        raise TubeletError(f"{out}: contains other files; name a new folder for the sample set")
+    for name in {UNFINISHED, *own}:
+        shutil.rmtree(out / name, ignore_errors=True)
+    partial.mkdir()
+
+
 def _found(out: Path, parameters: dict) -> dict:
-    """The description of a set that is there, if it is the one that was asked for."""
+    """The description of an existing set, if it has the requested parameters."""
     description = truth.read_description(out)
     if description["parameters"] != parameters:
-        raise TubeletError(f"{out}: holds a sample set made with other parameters; delete it or name another folder")
+        raise TubeletError(f"{out}: is a sample set of other parameters; delete it or name another folder")
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # empty, of a command that was killed after its work
     return {**description, "reused": True}
 
 
 def _render_set(
-    root: Path,
+    settings: RenderSettings,
     levels: dict[str, list[tuple[str, str]]],
     parameters: dict,
-    view: View,
     workers: int,
     progress: Callable[[int, int], None] | None,
-    scratch: Path,
 ) -> dict:
-    """Render all files below `root`; returns the content of dataset.json."""
-    share = parameters["validation_share"]
-    clips, images = parameters["clips"], parameters["images"]
-    counts = {"val": (round(clips * share), round(images * share))}
-    counts["train"] = (clips - counts["val"][0], images - counts["val"][1])
-    todo: dict[str, tuple[list[tuple[int, int]], list[int]]] = {}
-    files: dict[str, dict[str, list[dict]]] = {}
-    for split in SPLITS:
-        for kind in ("videos", "images"):
-            (root / split / kind).mkdir(parents=True)
-            (root / split / "truth" / kind).mkdir(parents=True)
-        n_clips, n_images = counts[split]
-        # Motions in turn, shifted once per round through the levels, so that each level has all of them.
-        todo[split] = ([(k, (k + k // 7) % len(truth.MOTIONS)) for k in range(n_clips)], list(range(n_images)))
-        files[split] = {"videos": [], "images": []}
-
-    dropped: Counter[str] = Counter()
-    made, with_object, total = 0, 0, clips + images
+    """Render all files; returns the content of dataset.json."""
+    total, done = parameters["clips"] + parameters["images"], 0
+    todo = _plan_files(parameters)
+    for folder in (settings.root / split / kind for split in SPLITS for kind in FOLDERS):
+        folder.mkdir(parents=True)
 
     def count(result: JobResult) -> None:
-        nonlocal made
-        job = result.job
-        made += len(job.clips) + len(job.images) - len(result.missing_clips) - len(result.missing_images)
+        nonlocal done
+        done += len(result.clips()) + len(result.images())
         if progress is not None:
-            progress(made, total)
+            progress(done, total)
 
+    results: list[JobResult] = []
     for round_ in range(ROUNDS):
-        jobs = []
-        for split, (left_clips, left_images) in todo.items():
-            if left_clips or left_images:
-                jobs += plan_jobs(
-                    root,
-                    split,
-                    levels[split],
-                    left_clips,
-                    left_images,
-                    round_,
-                    parameters["seed"],
-                    parameters["frames"],
-                    parameters["fps"],
-                    view,
-                    scratch,
-                )
+        jobs = [job for split, left in todo.items() for job in plan_jobs(settings, split, levels[split], *left, round_)]
         if not jobs:
             break
-        results = run_jobs(jobs, workers, count, scratch)
+        made = run_jobs(jobs, workers, count, settings.scratch)
+        results += made
         todo = {split: ([], []) for split in todo}
-        for result in results:
-            job = result.job
-            dropped.update(result.dropped)
-            with_object += result.with_object
-            todo[job.split][0].extend(result.missing_clips)
-            todo[job.split][1].extend(result.missing_images)
-            for index, motion in set(job.clips) - set(result.missing_clips):
-                entry = {"file": f"{index:06d}.mp4", "level": job.level, "motion": truth.MOTIONS[motion]}
-                files[job.split]["videos"].append(entry)
-            for index in set(job.images) - set(result.missing_images):
-                files[job.split]["images"].append({"file": f"{index:06d}.png", "level": job.level})
-    missing = sum(len(left[0]) + len(left[1]) for left in todo.values())
-    if missing:
-        raise TubeletError(f"{missing} of {total} files could not be recorded ({dict(dropped)}); try another seed")
-    for by_kind in files.values():
-        for entries in by_kind.values():
-            entries.sort(key=lambda entry: entry["file"])
+        for result in made:
+            todo[result.job.split][0].extend(result.missing_clips)
+            todo[result.job.split][1].extend(result.missing_images)
+    rejected = sum((result.rejected for result in results), Counter())
+    if missing := sum(len(clips) + len(images) for clips, images in todo.values()):
+        raise TubeletError(
+            f"{missing} of {sum(total)} files could not be recorded ({dict(rejected)}); try another seed"
+        )
+    return _describe(parameters, settings.view, results, rejected)
+
+
+def _plan_files(parameters: dict) -> dict[str, tuple[list[tuple[int, int]], list[int]]]:
+    """The (index, motion) of the clips and the indices of the images of each split."""
+    share, total = parameters["validation_share"], (parameters["clips"], parameters["images"])
+    val = [round(count * share) for count in total]
+    counts = {"train": [count - kept for count, kept in zip(total, val, strict=True)], "val": val}
+    # Motions in turn, shifted once per round through the levels, so that each level has all of them.
+    return {
+        split: ([(k, (k + k // 7) % len(truth.MOTIONS)) for k in range(clips)], list(range(images)))
+        for split, (clips, images) in counts.items()
+    }
+
+
+def _describe(parameters: dict, view: View, results: list[JobResult], rejected: Counter[str]) -> dict:
+    """The content of dataset.json."""
+    files: dict[str, dict[str, list[dict]]] = {split: {"videos": [], "images": []} for split in SPLITS}
+    for result in results:
+        level, own = result.job.level, files[result.job.split]
+        for index, motion in result.clips():
+            own["videos"].append({"file": f"{index:06d}.mp4", "level": level, "motion": truth.MOTIONS[motion]})
+        own["images"] += [{"file": f"{index:06d}.png", "level": level} for index in result.images()]
+    for entries in (entries for by_kind in files.values() for entries in by_kind.values()):
+        entries.sort(key=lambda entry: entry["file"])
     camera = view.camera
     return {
         "name": truth.NAME,
@@ -422,7 +415,7 @@ def _render_set(
         "levels": {
             split: sorted({entry["level"] for entries in files[split].values() for entry in entries}) for split in files
         },
-        "clips_with_object": with_object,
-        "dropped": dict(sorted(dropped.items())),
+        "clips_with_object": sum(result.with_object for result in results),
+        "dropped": dict(sorted(rejected.items())),
         "files": files,
     }

@@ -38,7 +38,7 @@ class Anchors:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ViewPlan:
     """A viewpoint and what the camera does from it.
 
     Attributes:
@@ -64,7 +64,7 @@ def plan_view(
     tics: int,
     degrees: float,
     rng: np.random.Generator,
-) -> Plan:
+) -> ViewPlan:
     """Choose a place near an object, with the object in view, and a free way for the motion.
 
     Args:
@@ -110,7 +110,7 @@ def plan_view(
         # Things stop the player as walls do.
         if way.any() and distance_to_segment(level.things, start, end).min() < PLAYER_RADIUS + THING_RADIUS:
             continue
-        return Plan(start, yaw, action, way * speed * WARM_TICS / tics, anchor)
+        return ViewPlan(start, yaw, action, way * speed * WARM_TICS / tics, anchor)
     raise RejectedError("no free way")
 
 
