@@ -225,7 +225,7 @@ def test_a_file_that_crashes_its_decoder_is_named(films, model, tmp_path, monkey
     class Crashing(Video):
         def __init__(self, media):
             if Path(media).name == "1.mp4":
-                os.kill(os.getpid(), signal.SIGSEGV)
+                signal.raise_signal(signal.SIGSEGV)
             super().__init__(media)
 
     monkeypatch.setattr("tubelet.embed.clips.Video", Crashing)

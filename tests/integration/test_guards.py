@@ -369,7 +369,7 @@ def test_a_file_that_crashes_its_decoder_is_named(media, tmp_path, monkeypatch):
     class Crashing(Video):
         def __init__(self, media):
             if Path(media).name == "1.mp4":
-                os.kill(os.getpid(), signal.SIGSEGV)
+                signal.raise_signal(signal.SIGSEGV)
             super().__init__(media)
 
     monkeypatch.setattr("tubelet.data.loader.Video", Crashing)
