@@ -33,8 +33,8 @@ from tubelet.errors import TubeletError
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.tasks.suite import MAX_TRAIN_CLIPS, MAX_VAL_CLIPS
 from tubelet.train.initialization import distillation_config
-from tubelet.train.loop import train
 from tubelet.train.run_directory import write_atomically
+from tubelet.train.trainer import train
 
 WAYS = {
     "random": "half the width, random weights",

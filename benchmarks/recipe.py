@@ -46,9 +46,9 @@ from tubelet.device import pick_device
 from tubelet.errors import TubeletError
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.sample_data.truth import read_description
-from tubelet.train.loop import train
 from tubelet.train.run_directory import RunDirectory, write_atomically
 from tubelet.train.step import backpropagate
+from tubelet.train.trainer import train
 from tubelet.vjepa import VJEPA
 
 

@@ -1,5 +1,6 @@
 """V-JEPA 2.1: self-supervised pre-training on videos and images that yields dense features."""
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ _MODULES = {
     "Video": "tubelet.data.decode",
     "load": "tubelet.pretrained.load",
 }
+
+
+# A library prints nothing by itself: an application installs a handler, as the command line does.
+logging.getLogger("tubelet").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

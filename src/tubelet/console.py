@@ -6,6 +6,7 @@ that is gone) is dropped and remembered, and the command goes on.
 
 import codecs
 import io
+import logging
 import os
 import shutil
 import sys
@@ -70,6 +71,7 @@ class Output(io.TextIOBase):
 
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
+        self.console: Console | None = None  # that prints to it
         self.first_error: Exception | None = None
         self.last_error: Exception | None = None
         self._dropped = False  # whether the last text is gone for good
@@ -162,7 +164,9 @@ def open_console(stderr: bool = False) -> Console:
     """The console that a command prints to: standard output, or standard error."""
     stream = sys.stderr if stderr else sys.stdout
     output = stream if isinstance(stream, Output) else Output(stream)
-    return _Console(file=cast(TextIO, output), stderr=stderr, markup=False, emoji=False, highlight=False)
+    if output.console is None:
+        output.console = _Console(file=cast(TextIO, output), stderr=stderr, markup=False, emoji=False, highlight=False)
+    return output.console
 
 
 def output_error(console: Console) -> str | None:
@@ -235,6 +239,53 @@ def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None
             progress.update(bars[what], completed=done, total=total)
 
         yield move
+
+
+class RankFilter(logging.Filter):
+    """Adds the attribute `rank` to records: the number of the process among those of a run, 0 in a single process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank = int(os.environ["RANK"]) if os.environ.get("RANK", "").isdigit() else 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the rank; let every record through."""
+        record.rank = self.rank
+        return True
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints records to the console that progress bars are shown on, which draws them above the bars.
+
+    Below the level DEBUG, those of rank 0 alone.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.addFilter(RankFilter())
+        if level <= logging.DEBUG:
+            self.setFormatter(logging.Formatter("%(asctime)s rank %(rank)d %(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record; warnings are yellow, errors red."""
+        if self.level > logging.DEBUG and getattr(record, "rank", 0) > 0:
+            return
+        styles = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
+        print_wrapped(open_console(), self.format(record), styles.get(record.levelno, ""))
+
+
+@contextmanager
+def log_to_console(level: str) -> Iterator[None]:
+    """Print what the package logs, from a level on: "debug", "info", "warning" or "error"."""
+    logger, handler = logging.getLogger("tubelet"), ConsoleHandler(getattr(logging, level.upper()))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(handler.level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def print_wrapped(console: Console, text: str, style: str = "") -> None:

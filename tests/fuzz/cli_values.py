@@ -62,7 +62,7 @@ BASES = {
 }
 # Where a command leaves its options behind and begins to work.
 WORK = (
-    "tubelet.train.loop.train",
+    "tubelet.train.trainer.train",
     "tubelet.planner.run_plan.plan_run",
     "tubelet.sample_data.write_sample_data",
     "tubelet.data.shards.writer.write_shards",

@@ -7,17 +7,15 @@ import socket
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig
 from tubelet.errors import TubeletError
-from tubelet.train.loop import train
+from tubelet.train.trainer import train
 
 # A server that has imported everything forks a training process in milliseconds.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
     [
-        "tubelet.train.loop",
+        "tubelet.train.trainer",
         "torch.utils.tensorboard",
         "torch.distributed.fsdp",
         "torch._dynamo",
@@ -55,9 +53,8 @@ def tiny_config(source, steps=20, **changes):
 
 
 def train_quietly(config, out, resume=False):
-    """`train` without its progress line."""
-    with Path("/dev/null").open("w") as nowhere:
-        return train(config, out, resume, Console(file=nowhere))
+    """`train` without a progress bar."""
+    return train(config, out, resume)
 
 
 def start_training(config, out, resume=False):

@@ -1,6 +1,7 @@
 """Compiled runs: the same losses, no compilation after the first steps, and no compiler is no error."""
 
 import dataclasses
+import logging
 import os
 import shutil
 import signal
@@ -8,7 +9,6 @@ from functools import partial
 
 import pytest
 import torch
-from rich.console import Console
 
 from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.config import DataConfig, TrainConfig, vit_pico
@@ -16,8 +16,8 @@ from tubelet.grid import Grid
 from tubelet.model.layers import Block
 from tubelet.model.rope import rotary_table
 from tubelet.train.compilation import is_worth_compiling, remove_incomplete_libraries
-from tubelet.train.loop import train
 from tubelet.train.signals import InterruptedRunError, StopSignals
+from tubelet.train.trainer import train
 from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")
@@ -25,19 +25,22 @@ CPU = torch.device("cpu")
 
 @pytest.mark.slow
 def test_a_compiled_run_gives_the_losses_of_an_eager_one_and_compiles_nothing_after_its_first_steps(
-    media, tmp_path, monkeypatch
+    media, tmp_path, monkeypatch, caplog
 ):
     # What is traced, and when, is the same for every backend; this one takes seconds, the real one a minute.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     counted = []
 
-    class Counting(Console):
-        def print(self, *words, **_):
-            counted.append((str(words[0]), torch._dynamo.utils.counters["stats"]["unique_graphs"]))
+    class Counting(logging.Handler):
+        def emit(self, record):
+            counted.append((record.getMessage(), torch._dynamo.utils.counters["stats"]["unique_graphs"]))
 
     torch._dynamo.reset()
     config = tiny_config(media, steps=40)
-    train(dataclasses.replace(config, compile=True), tmp_path / "compiled", console=Counting())
+    caplog.set_level(logging.INFO, "tubelet")
+    logging.getLogger("tubelet").addHandler(handler := Counting())
+    train(dataclasses.replace(config, compile=True), tmp_path / "compiled")
+    logging.getLogger("tubelet").removeHandler(handler)
     train_quietly(config, tmp_path / "eager")
     assert any("compiling the blocks" in words for words, _ in counted)
     graphs = [number for words, number in counted if words.startswith("step ")]
@@ -66,15 +69,15 @@ def test_a_compiled_block_computes_what_an_eager_one_does(monkeypatch, tmp_path)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_without_a_compiler_a_run_says_so_and_goes_on(media, tmp_path, monkeypatch):
+def test_without_a_compiler_a_run_says_so_and_goes_on(media, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "tubelet")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.delenv("CXX", raising=False)
     torch._dynamo.reset()
-    console = Console(record=True, width=200)
-    train(tiny_config(media, steps=2, compile=True), tmp_path / "run", console=console)
+    train(tiny_config(media, steps=2, compile=True), tmp_path / "run")
     assert len(rows(tmp_path / "run")) == 2
-    assert console.export_text().count("not compiling, steps will be slower") == 1
+    assert caplog.text.count("not compiling, steps will be slower") == 1
 
 
 def test_only_long_runs_compile_unless_told():

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import logging
 import math
 import os
 import resource
@@ -23,11 +24,12 @@ from tests.helpers.training import rows, start_together, start_training, tiny_co
 from tubelet.checkpoint import run as checkpoint
 from tubelet.checkpoint.run import list_checkpoints, read_checkpoint, step_from_name
 from tubelet.config import GuardConfig, OptimConfig
+from tubelet.console import open_console
 from tubelet.data.decode import Video
 from tubelet.data.loader import StepDataset
 from tubelet.data.sample_index import SampleIndex
 from tubelet.errors import TubeletError
-from tubelet.train import collapse, loop
+from tubelet.train import collapse, trainer
 from tubelet.train import step as step_module
 
 
@@ -164,7 +166,7 @@ def spiking(monkeypatch, *batches):
         return data
 
     monkeypatch.setattr(StepDataset, "__getitem__", numbered)
-    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(trainer, "train_step", train_step)
     return used
 
 
@@ -340,14 +342,14 @@ def test_time_that_a_checkpoint_takes_is_not_said_to_be_spent_waiting_for_data(m
 
 
 def test_a_run_that_is_stopped_before_its_first_step_does_not_name_a_checkpoint(media, tmp_path, monkeypatch):
-    real = loop.StopSignals.__enter__
+    real = trainer.StopSignals.__enter__
 
     def entered(signals):
         real(signals)
         os.kill(os.getpid(), signal.SIGTERM)
         return signals
 
-    monkeypatch.setattr(loop.StopSignals, "__enter__", entered)
+    monkeypatch.setattr(trainer.StopSignals, "__enter__", entered)
     with pytest.raises(TubeletError, match="stopped after step 0 of 20; there was nothing to save yet, continue with"):
         train_quietly(tiny_config(media), tmp_path / "run")
 
@@ -360,7 +362,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_told_as_that(media, 
         worker.kill()
         time.sleep(60)  # a step at work, which PyTorch interrupts
 
-    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(trainer, "train_step", train_step)
     with pytest.raises(TubeletError, match="a data worker ended unexpectedly before step 2"):
         train_quietly(tiny_config(media, data={"workers": 1}), tmp_path / "run")
 
@@ -394,7 +396,7 @@ def test_an_error_in_a_worker_is_told_as_it_is_in_the_training_process(media, tm
 
 
 def test_a_checkpoint_that_cannot_be_removed_yet_is_removed_later(media, tmp_path, monkeypatch):
-    real, refused = checkpoint.remove, []
+    real, refused = checkpoint.remove_checkpoint, []
 
     def busy(path):
         if step_from_name(path) == 5 and len(refused) < 2:
@@ -402,7 +404,7 @@ def test_a_checkpoint_that_cannot_be_removed_yet_is_removed_later(media, tmp_pat
             raise OSError(errno.EBUSY, "Device or resource busy")
         real(path)
 
-    monkeypatch.setattr(checkpoint, "remove", busy)
+    monkeypatch.setattr(checkpoint, "remove_checkpoint", busy)
     train_quietly(tiny_config(media, steps=25), tmp_path / "run")
     assert len(refused) == 2
     assert [step_from_name(path) for path in list_checkpoints(tmp_path / "run")] == [20, 25]
@@ -440,10 +442,11 @@ def test_skipped_steps_stop_a_run_where_they_are_many_and_never_in_a_row(media, 
     assert [step_from_name(path) for path in list_checkpoints(tmp_path / "run")] == [5]
 
 
-def test_the_last_line_of_a_run_has_the_number_of_skipped_steps(media, tmp_path, monkeypatch, capsys):
+def test_the_last_line_of_a_run_has_the_number_of_skipped_steps(media, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "tubelet")
     poison(monkeypatch, 2)
-    loop.train(tiny_config(media, steps=3), tmp_path / "run")
-    assert "3 steps done, 1 of them skipped; the model is in" in capsys.readouterr().out
+    trainer.train(tiny_config(media, steps=3), tmp_path / "run")
+    assert "3 steps done, 1 of them skipped; the model is in" in caplog.text
 
 
 def test_a_run_whose_log_cannot_be_written_trains_to_its_end_and_records_why(media, tmp_path, monkeypatch):
@@ -454,7 +457,7 @@ def test_a_run_whose_log_cannot_be_written_trains_to_its_end_and_records_why(med
         monkeypatch.setattr(
             sys, "stdout", SimpleNamespace(write=fail, flush=fail, isatty=lambda: True, encoding="utf-8")
         )
-        loop.train(tiny_config(media, steps=3), tmp_path / "run")
+        trainer.train(tiny_config(media, steps=3), tmp_path / "run", console=open_console())
         monkeypatch.setattr(sys, "stdout", log)
     assert [step_from_name(path) for path in list_checkpoints(tmp_path / "run")] == [3]
     (lost,) = (alarm for alarm in alarms(tmp_path / "run") if alarm["kind"] == "output")
@@ -467,6 +470,6 @@ def test_curves_end_whatever_their_library_raises(media, tmp_path, monkeypatch):
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fail)
     train_quietly(tiny_config(media, steps=2), tmp_path / "run")
-    assert [alarm["said"] for alarm in alarms(tmp_path / "run") if alarm["kind"] == "tensorboard"] == [
-        "curves for TensorBoard end here: the writer's own error"
+    assert [alarm["said"] for alarm in alarms(tmp_path / "run") if alarm["kind"] == "sink"] == [
+        "TensorBoardSink receives no more metrics: the writer's own error"
     ]

@@ -28,7 +28,7 @@ from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data import engine, write_sample_data
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.extract import Source, extract
-from tubelet.train.loop import train
+from tubelet.train.trainer import train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and /dev/shm are Linux's")
 

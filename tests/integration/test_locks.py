@@ -21,7 +21,7 @@ from tubelet.pretrained.convert import convert
 from tubelet.pretrained.load import load
 from tubelet.sample_data import write, write_sample_data
 from tubelet.sample_data.layouts import write_layout
-from tubelet.train import session
+from tubelet.train import trainer
 
 CLIPS = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=4, workers=0)
 TINY = {"clips": 2, "images": 0, "size": 64, "frames": 3}
@@ -38,11 +38,11 @@ def test_the_slower_of_two_runs_in_one_new_folder_leaves_the_faster_alone(media,
     run, config = tmp_path / "run", tiny_config(media, steps=2)
 
     def slower(folder):
-        monkeypatch.setattr(session, "directory_lock", directory_lock)
+        monkeypatch.setattr(trainer, "directory_lock", directory_lock)
         train_quietly(config, run)  # from its first look to its last step, while the other is about to lock
         return directory_lock(folder)
 
-    monkeypatch.setattr(session, "directory_lock", slower)
+    monkeypatch.setattr(trainer, "directory_lock", slower)
     with pytest.raises(TubeletError, match="a run is here already; continue it with --resume"):
         train_quietly(tiny_config(media, steps=3), run)
     assert [row["step"] for row in rows(run)] == [1, 2]

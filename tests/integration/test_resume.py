@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 import os
 import random
 import shutil
@@ -18,7 +19,7 @@ from tubelet.errors import TubeletError
 from tubelet.io import files
 from tubelet.io.files import directory_lock
 from tubelet.train import progress
-from tubelet.train.loop import train
+from tubelet.train.trainer import train
 
 LOSSES = ("loss", "prediction_loss", "context_loss")
 
@@ -150,27 +151,29 @@ def test_a_run_that_no_step_can_be_made_for_leaves_no_folder_behind(media, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_whose_sources_hold_other_files_than_before_says_so_when_it_is_resumed(media, tmp_path, capsys):
+def test_a_run_whose_sources_hold_other_files_than_before_says_so_when_it_is_resumed(media, tmp_path, caplog):
     files, run = tmp_path / "media", tmp_path / "run"
     shutil.copytree(media, files)
     train_quietly(tiny_config(files, steps=2), run)
     train(tiny_config(files, steps=3), run, resume=True)
-    assert "the sources hold" not in capsys.readouterr().out
+    assert "the sources hold" not in caplog.text
     (files / "0.mp4").rename(files / os.fsdecode(b"\xff.mp4"))  # a name that is no text
     train(tiny_config(files, steps=4), run, resume=True)
-    said = capsys.readouterr().out
-    assert "changed since this run began: what the sources hold, so that data come in another order: 5 videos" in said
+    change = "what the sources hold, so that data come in another order: 5 videos"
+    assert f"changed since this run began: {change}" in caplog.text
 
 
 @pytest.mark.slow
 def test_a_log_without_a_terminal_has_twenty_lines_of_a_run_and_one_whenever_ten_minutes_are_over(
-    media, tmp_path, capsys, monkeypatch
+    media, tmp_path, caplog, monkeypatch
 ):
+    caplog.set_level(logging.INFO, "tubelet")
     config = tiny_config(media, steps=40, checkpoint_every=40)
     for seconds, lines in ((600.0, 20), (0.0, 40)):
-        monkeypatch.setattr(progress, "_PLAIN_SECONDS", seconds)
+        monkeypatch.setattr(progress, "_LOG_SECONDS", seconds)
+        caplog.clear()
         train(config, tmp_path / str(lines))
-        assert capsys.readouterr().out.count("clips/s") == lines
+        assert caplog.text.count("clips/s") == lines
 
 
 def test_a_damaged_checkpoint_is_named_with_what_to_do_and_the_run_goes_on_from_the_one_before(media, tmp_path):

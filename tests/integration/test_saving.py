@@ -13,7 +13,7 @@ from tubelet.checkpoint import run as checkpoint
 from tubelet.checkpoint.run import copy_to_host, list_checkpoints, read_checkpoint, step_from_name
 from tubelet.errors import TubeletError
 from tubelet.train import checkpointer as saving
-from tubelet.train import loop
+from tubelet.train import trainer
 
 
 def alarms(run):
@@ -74,14 +74,14 @@ def test_a_save_waits_for_the_one_before_it(media, tmp_path, written):
 def test_a_run_that_fails_waits_for_the_checkpoint_that_is_being_written(media, tmp_path, monkeypatch, written):
     hooks, _ = written
     hooks[2] = lambda: time.sleep(1)
-    real = loop.train_step
+    real = trainer.train_step
 
     def failing(model, optimizer, data, config, step, ctx):
         if step == 4:
             raise TubeletError("the step fails")
         return real(model, optimizer, data, config, step, ctx)
 
-    monkeypatch.setattr(loop, "train_step", failing)
+    monkeypatch.setattr(trainer, "train_step", failing)
     with pytest.raises(TubeletError, match="the step fails"):
         train_quietly(tiny_config(media, checkpoint_every=2), tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -98,7 +98,7 @@ def test_a_failed_write_or_copy_is_reported_at_the_next_step_and_the_run_goes_on
         raise OSError(5, "Input/output error")
 
     hooks[2] = fail  # of step 4
-    real_step, real_copy, copies = loop.train_step, saving.copy_to_host, []
+    real_step, real_copy, copies = trainer.train_step, saving.copy_to_host, []
 
     def after_the_failure(model, optimizer, data, config, step, ctx):
         if step == 4:
@@ -110,7 +110,7 @@ def test_a_failed_write_or_copy_is_reported_at_the_next_step_and_the_run_goes_on
         copies.append(1)
         return real_copy({"huge": torch.empty(1).expand(2**50)} if len(copies) == 3 else state)  # of step 6
 
-    monkeypatch.setattr(loop, "train_step", after_the_failure)
+    monkeypatch.setattr(trainer, "train_step", after_the_failure)
     monkeypatch.setattr(saving, "copy_to_host", without_room)
     train_quietly(tiny_config(media, steps=8, checkpoint_every=2, keep_checkpoints=9), tmp_path / "run")
     write, copy = alarms(tmp_path / "run")

@@ -95,5 +95,5 @@ def test_what_cannot_be_sharded_is_refused():
         pick_parallel(model, config, DistContext(CPU))
     with pytest.raises(TubeletError, match="adapters are not sharded"):
         pick_parallel(model, dataclasses.replace(config, init_from="x", lora_rank=2), DistContext(CPU, 0, 4))
-    with pytest.raises(TubeletError, match="4 processes of which 4 are on this one"):
+    with pytest.raises(TubeletError, match="4 processes of which 4 are here"):
         pick_parallel(model, dataclasses.replace(config, parallel="hsdp"), DistContext(CPU, 0, 4))

@@ -252,10 +252,10 @@ def test_a_table_is_read_by_its_header(tmp_path):
 @pytest.mark.parametrize("rank, local_rank, lists", [(0, 0, 1), (1, 1, 0), (8, 0, 1)])
 def test_the_first_process_of_each_machine_lists_and_the_others_receive(rank, local_rank, lists, tree, monkeypatch):
     from tubelet.config import DataConfig, TrainConfig
-    from tubelet.train import session
+    from tubelet.train import startup, trainer
 
     class Group:
-        is_first = rank == 0
+        is_rank0 = rank == 0
 
         def run_on_rank0(self, work):
             return work() if self.is_rank0 else received
@@ -266,10 +266,10 @@ def test_the_first_process_of_each_machine_lists_and_the_others_receive(rank, lo
 
     calls: list[object] = []
     received = list_media([str(tree)])
-    monkeypatch.setattr(session, "list_media", listed)
+    monkeypatch.setattr(trainer, "list_media", listed)
     place = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": 16, "LOCAL_WORLD_SIZE": 8}
     for name, value in (place | {"MASTER_ADDR": "node1", "MASTER_PORT": 29500}).items():
         monkeypatch.setenv(name, str(value))
-    media = session._list_media(TrainConfig(data=DataConfig(sources=(str(tree),))), Group())
+    media = trainer.list_media_once_a_machine(TrainConfig(data=DataConfig(sources=(str(tree),))), Group())
     assert len(calls) == lists and media.videos == received.videos and (media is received) == (lists == 0)
-    assert session.summary(media) == f"6 videos, 0 images, checksum {received.checksum():08x}"
+    assert startup.source_summary(media) == f"6 videos, 0 images, checksum {received.checksum():08x}"

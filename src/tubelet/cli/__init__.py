@@ -1,8 +1,9 @@
 """V-JEPA 2.1: pre-train it on videos and images, and use its dense features.
 
-tubelet COMMAND --help says what a command takes.
+tubelet COMMAND --help lists the options of a command. All commands take --log-level {debug,info,warning,error}.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -24,7 +25,15 @@ from tubelet.cli.features import convert, embed, search
 from tubelet.cli.look import evaluate, explain, report
 from tubelet.cli.options import options_named
 from tubelet.cli.runs import cooldown, distill, high_resolution, train
-from tubelet.console import OUTPUT_LOST, PIPE_CLOSED, open_console, print_wrapped, set_terminal_size, standard_streams
+from tubelet.console import (
+    OUTPUT_LOST,
+    PIPE_CLOSED,
+    log_to_console,
+    open_console,
+    print_wrapped,
+    set_terminal_size,
+    standard_streams,
+)
 from tubelet.errors import TubeletError
 from tubelet.io.files import set_compile_cache
 from tubelet.launch import is_local_rank0
@@ -43,6 +52,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "convert": convert,
 }
+LOG_LEVELS = ("debug", "info", "warning", "error")
 TRAINING = ("train", "cooldown", "high-resolution", "distill")  # these run over several processes
 
 
@@ -69,8 +79,9 @@ def _run(words: list[str]) -> Any:
         print("tubelet", tubelet.__version__)
         return None
     try:
+        words, level = _split_log_level(words)
         # Help shows `FLOAT` rather than `{None}|FLOAT`: what is None is so by leaving the option out.
-        with options_named(words):
+        with log_to_console(level), options_named(words):
             tyro.extras.subcommand_cli_from_dict(
                 with_the_runs(COMMANDS, words), prog="tubelet", description=__doc__, config=(tyro.conf.DisallowNone,)
             )
@@ -85,3 +96,13 @@ def _run(words: list[str]) -> Any:
         print("interrupted", file=sys.stderr)
         return 130
     return None
+
+
+def _split_log_level(words: list[str]) -> tuple[list[str], str]:
+    """Take --log-level, which every command has, out of a command line; returns the other words and the level."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--log-level", default="info")
+    options, others = parser.parse_known_args(words)
+    if options.log_level not in LOG_LEVELS:
+        raise TubeletError(f"--log-level is {options.log_level!r}, expected one of {', '.join(LOG_LEVELS)}")
+    return others, options.log_level

@@ -44,8 +44,8 @@ def train(
     from tubelet.planner.plan_table import print_plan
     from tubelet.planner.run_plan import plan_run
     from tubelet.train.initialization import config_from_checkpoint
-    from tubelet.train.loop import train as run_training
     from tubelet.train.run_directory import CONFIG, read_config
+    from tubelet.train.trainer import train as run_training
 
     if not planned.dry_run and planned != PlanConfig():
         raise TubeletError("--devices and what follows it are of a dry run: add --dry-run, or leave them out")
@@ -118,7 +118,7 @@ def distill(
     """
     from tubelet.pretrained.load import load
     from tubelet.train.initialization import distillation_config
-    from tubelet.train.loop import train as run_training
+    from tubelet.train.trainer import train as run_training
 
     teacher = teacher or config.distill_from  # a run that is resumed has one
     if teacher is None:

@@ -142,6 +142,9 @@ class TrainConfig(Settings):
     monitor_every: Count = 100
     """Steps between looks at the features of teacher and predictor for collapse."""
 
+    sinks: tuple[str, ...] = ("tensorboard",)
+    """Where metrics are logged besides metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(

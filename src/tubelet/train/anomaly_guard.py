@@ -1,7 +1,8 @@
 """What a run does about numbers that go wrong: steps that are skipped, spikes, and when it gives up."""
 
+import logging
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,6 +11,8 @@ from tubelet.checkpoint.run import step_from_name
 from tubelet.config import TrainConfig
 from tubelet.errors import TubeletError
 from tubelet.train.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 MEDIAN_WINDOW = 100  # losses that a spike is measured by
 MIN_LOSSES = 20  # without so many there is no median to speak of
@@ -44,13 +47,14 @@ class LossHistory:
 class AnomalyGuard:
     """Follows the rows of a run's metrics, the same on every process, since the losses in them are those of all."""
 
-    def __init__(self, config: TrainConfig, run: RunDirectory, say: Callable[[str], None]) -> None:
-        """Args:
-        config: the run.
-        run: where alarms are recorded.
-        say: tells a person.
+    def __init__(self, config: TrainConfig, run: RunDirectory) -> None:
+        """Start without history.
+
+        Args:
+            config: The run.
+            run: The run directory, where alerts are recorded.
         """
-        self.config, self.run, self.say = config, run, say
+        self.config, self.run = config, run
         self.past = LossHistory()
         self.kinds: Counter[str] = Counter()  # of the alarms
         self.spike: str | None = None  # what is to be said of it, until `plan_rewind`
@@ -136,7 +140,7 @@ class AnomalyGuard:
     def report_buffered_rows(self, step: int) -> None:
         """Say once that rows wait for room on the disk, while they do."""
         if self.run.buffered_rows and not self.reported_buffered_rows:
-            self.say(f"step {step}: {self.run.write_error}; the rows are kept in memory until there is room")
+            logger.warning("step %d: %s; the rows are kept in memory until there is room", step, self.run.write_error)
         self.reported_buffered_rows = bool(self.run.buffered_rows)
 
     def record_output(self, step: int, reason: str | None) -> None:
@@ -173,4 +177,4 @@ class AnomalyGuard:
         """Say something, and record it; see `RunDirectory.add_alert`."""
         self.run.add_alert(step, kind, said, **more)
         self.kinds[kind] += 1
-        self.say(f"step {step}: {said}")
+        logger.warning("step %d: %s", step, said)

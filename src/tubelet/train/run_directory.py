@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
-from math import isfinite
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -128,11 +127,6 @@ class RunDirectory:
         except OSError as error:
             raise TubeletError(f"{path}: {describe_os_error(error)}") from error
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Append one step's metrics; what is not finite is null, since JSON has no word for it."""
-        plain = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
-        self._append(METRICS, json.dumps(plain) + "\n")
-
     def add_bad(self, files: list[BadFile]) -> list[BadFile]:
         """Record files that could not be read; returns those that were not met before."""
         new = [file for file in files if file.path not in self.seen_bad]
@@ -140,7 +134,7 @@ class RunDirectory:
             self.seen_bad.add(file.path)
             if file.path not in self.bad:
                 self.bad[file.path] = file.reason
-                self._append(BAD_FILES, _bad_line(file.path, file.reason))
+                self.append(BAD_FILES, _bad_line(file.path, file.reason))
         return new
 
     def add_alert(self, step: int, kind: str, said: str, **more: Any) -> None:
@@ -154,7 +148,7 @@ class RunDirectory:
         """
         row = {"step": step, "kind": kind, "said": said, **more}
         self.alarms.append(row)
-        self._append(ALERTS, json.dumps(row) + "\n")
+        self.append(ALERTS, json.dumps(row) + "\n")
 
     def close(self) -> None:
         """Write the lines that there was no room for.
@@ -163,11 +157,11 @@ class RunDirectory:
             TubeletError: if there still is none.
         """
         for name in list(self.buffered_rows):
-            self._append(name, "")
+            self.append(name, "")
         if self.buffered_rows:
             raise TubeletError(self.write_error)
 
-    def _append(self, name: str, line: str) -> None:
+    def append(self, name: str, line: str) -> None:
         """Add a line to a file; where the disk is full it waits in memory for the next."""
         if not self.writes:
             return

@@ -1,0 +1,116 @@
+"""Metric sinks: where a run's rows of metrics go. One module each; a new module is found by its name.
+
+`jsonl` always receives the rows; `--sinks` names the others.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from tubelet.errors import TubeletError
+from tubelet.io.files import describe_os_error
+from tubelet.train.run_directory import RunDirectory
+
+
+class MetricSink(ABC):
+    """Receives every row of metrics of a run, in the order of steps, on rank 0 alone.
+
+    Attributes:
+        required: Whether the run stops where the sink fails.
+    """
+
+    required = False
+
+    def __init__(self, run: RunDirectory, step: int) -> None:
+        """Store where the rows belong; what takes long is opened with the first row.
+
+        Args:
+            run: The run directory, with `path` and `config`.
+            step: Steps done; rows of later steps that were logged before are logged anew.
+        """
+        self.run, self.step = run, step
+
+    @abstractmethod
+    def log(self, row: Mapping[str, float]) -> None:
+        """Log one step's metrics, `step` among them; some may be nan or infinite."""
+
+    def rewind(self, step: int) -> None:
+        """Prepare for rows that replace those after `step`."""
+        self.step = step
+
+    def close(self) -> None:  # noqa: B027 - most sinks have something to close, none must
+        """Write what is buffered."""
+
+
+class SinkGroup:
+    """All sinks of a run. One that fails and is not required ends with an alert; the run goes on without it."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        more: Sequence[type[MetricSink]],
+        run: RunDirectory,
+        step: int,
+        alert: Callable[[int, str, str], None],
+    ) -> None:
+        """Make the sinks; on other ranks there are none.
+
+        Args:
+            names: Modules of this package.
+            more: Classes from elsewhere.
+            run: The run directory.
+            step: Steps done.
+            alert: Called with step, kind and message where a sink fails.
+
+        Raises:
+            TubeletError: a name is unknown, or the sink's package is not installed.
+        """
+        kinds = [*map(sink_class, dict.fromkeys(("jsonl", *names))), *more]
+        self.sinks = [kind(run, step) for kind in kinds] if run.writes else []
+        self.alert = alert
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Pass a row to every sink."""
+        self._each(int(row["step"]), lambda sink: sink.log(row))
+
+    def rewind(self, step: int) -> None:
+        """Prepare every sink for rows that replace those after `step`."""
+        self._each(step, lambda sink: sink.rewind(step))
+
+    def close(self) -> None:
+        """Close every sink."""
+        self._each(max((sink.step for sink in self.sinks), default=0), lambda sink: sink.close())
+
+    def _each(self, step: int, call: Callable[[MetricSink], Any]) -> None:
+        for sink in list(self.sinks):
+            try:
+                call(sink)
+            except Exception as error:  # of a library whose errors depend on what else is installed
+                if sink.required:
+                    raise
+                self.sinks.remove(sink)
+                name = type(sink).__name__
+                self.alert(step, "sink", f"{name} receives no more metrics: {describe_os_error(error)}")
+
+
+def available_sinks() -> list[str]:
+    """Names of the sinks in this package."""
+    return sorted(module.name for module in iter_modules(__path__))
+
+
+def sink_class(name: str) -> type[MetricSink]:
+    """The sink that a module of this package defines.
+
+    Raises:
+        TubeletError: there is no such module, or it needs a package that is not installed.
+    """
+    if name not in available_sinks():
+        raise TubeletError(f"sinks: {name!r} is unknown, expected some of {', '.join(available_sinks())}")
+    try:
+        module = import_module(f"{__name__}.{name}")
+    except ImportError as error:
+        raise TubeletError(f"sinks: {name} needs a package: pip install {name} ({error})") from error
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, MetricSink)]
+    return next(kind for kind in kinds if kind is not MetricSink)

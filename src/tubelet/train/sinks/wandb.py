@@ -1,0 +1,38 @@
+"""Weights & Biases: one W&B run for each run directory, continued when the run is resumed."""
+
+from collections.abc import Mapping
+from typing import Any
+from zlib import crc32
+
+import wandb
+
+from tubelet.config import to_dict
+from tubelet.train.sinks import MetricSink
+
+
+class WandbSink(MetricSink):
+    """Logs rows to W&B, against `step` as the x axis, since a run that rewinds logs some steps twice.
+
+    Where the rows go is for W&B's own environment variables to say: WANDB_PROJECT, WANDB_MODE=offline and others.
+    """
+
+    logged: Any = None
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Log one row."""
+        if self.logged is None:
+            path = self.run.path.absolute()
+            self.logged = wandb.init(
+                dir=path,
+                id=f"{path.name}-{crc32(str(path).encode()):08x}",
+                resume="allow",
+                config=to_dict(self.run.config),
+            )
+            self.logged.define_metric("*", step_metric="step")
+        self.logged.log(dict(row))
+
+    def close(self) -> None:
+        """Finish the upload."""
+        if self.logged is not None:
+            self.logged.finish()
+            self.logged = None

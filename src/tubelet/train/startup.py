@@ -1,0 +1,100 @@
+"""What is logged before a run's first step: its data, sizes, precision, and whatever a user might not expect."""
+
+import logging
+
+import torch
+
+from tubelet.config import TrainConfig
+from tubelet.data.batch_partition import samples_per_step
+from tubelet.data.loader import build_samplers, step_prefetch
+from tubelet.data.sources import MediaList
+from tubelet.device import has_bf16_units, training_dtype
+from tubelet.errors import escape_filename
+from tubelet.grid import Modality
+from tubelet.train.distributed import DistContext
+from tubelet.train.run_directory import RunDirectory
+from tubelet.vjepa import VJEPA
+
+logger = logging.getLogger(__name__)
+
+
+def source_summary(media: MediaList) -> str:
+    """One line for what the sources hold: counts, and a checksum of all names."""
+    counts = ", ".join(f"{media.count(modality)} {modality}s" for modality in Modality)
+    return f"{counts}, checksum {media.checksum():08x}"
+
+
+def log_startup(
+    config: TrainConfig,
+    media: MediaList,
+    run: RunDirectory,
+    model: VJEPA,
+    ctx: DistContext,
+    start: int,
+    parallel: str,
+) -> None:
+    """Log what is about to happen, with warnings for what a user might not expect.
+
+    Args:
+        config: The run.
+        media: Its files.
+        run: The run directory.
+        model: Student, predictor and teacher.
+        ctx: The processes of the run.
+        start: Optimizer steps done before.
+        parallel: "ddp", "fsdp" or "hsdp".
+    """
+    _log_data(config, media)
+    _log_model(config, model, ctx, parallel)
+    if reason := step_prefetch(config, media, ctx.rank, ctx.world_size).note:
+        logger.warning(reason)
+    for change in run.changed:
+        logger.warning("changed since this run began: %s", change)
+    if start:
+        logger.info("continuing after step %d from %s", start, run.checkpoint)
+    if config.distill_from:
+        logger.info("predicting the last level of %s (%s)", config.distill_from, config.distill_weights)
+
+
+def _log_data(config: TrainConfig, media: MediaList) -> None:
+    counts = samples_per_step(config, media)
+    members = sum(len(folder.members) for folder in media.shards)
+    logger.info(
+        "%d videos, %d images%s; each step takes %s",
+        media.count(Modality.VIDEO),
+        media.count(Modality.IMAGE),
+        f" ({members} of them in shards)" if members else "",
+        " and ".join(f"{count} {modality}s" for modality, count in counts.items()),
+    )
+    for modality, sampler in build_samplers(config, media).items():
+        if fractions := sampler.fractions():
+            parts = (f"{100 * fraction:.2f} % from {config.data.sources[i]}" for i, fraction in fractions.items())
+            logger.info("%ss: %s", modality, ", ".join(parts))
+    if config.data.frames > 1 and config.data.image_frames == 1 and not media.count(Modality.IMAGE):
+        logger.warning(
+            "no images in the sources: the image tokenizer keeps its random weights; encode images with this model as "
+            "clips of one frame repeated, or add images to the sources"
+        )
+    for note in media.notes:
+        logger.info(escape_filename(note))
+
+
+def _log_model(config: TrainConfig, model: VJEPA, ctx: DistContext, parallel: str) -> None:
+    student, predictor = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (model.student, model.predictor))
+    frames, size = config.data.frames, config.data.image_size
+    grid = config.model.grid(frames, size, size)
+    dtype = training_dtype(config, ctx.device)
+    logger.info(
+        "student %.1f M parameters, predictor %.1f M; clips of %d frames at %d px are %s = %d tokens; %s on %s%s",
+        student,
+        predictor,
+        frames,
+        size,
+        grid,
+        grid.tokens,
+        str(dtype).removeprefix("torch."),
+        ctx.device,
+        f", {ctx.world_size} processes by {parallel}" if ctx.world_size > 1 else "",
+    )
+    if dtype is torch.bfloat16 and not has_bf16_units(ctx.device):
+        logger.warning("this %s has no bf16 units: --precision fp32 would be many times faster", ctx.device)

@@ -1,0 +1,357 @@
+"""Pre-training: set up a run, take its steps, rewind after a spike of the loss, close it."""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from tubelet.checkpoint.run import load_training_state
+from tubelet.config import TrainConfig
+from tubelet.console import output_error
+from tubelet.data.batch import StepData
+from tubelet.data.loader import check_steps
+from tubelet.data.sample_index import check_shard_configs
+from tubelet.data.sources import MediaList, list_media
+from tubelet.data.storage import is_url
+from tubelet.data.worker_loader import require_main_guard
+from tubelet.errors import TubeletError
+from tubelet.grid import Modality
+from tubelet.io.files import directory_lock
+from tubelet.io.overwrite import check_output
+from tubelet.launch import is_local_rank0
+from tubelet.train.anomaly_guard import REMEDY, AnomalyGuard, LossHistory
+from tubelet.train.checkpointer import Checkpointer
+from tubelet.train.compilation import prepare_model, step_flops
+from tubelet.train.distributed import DistContext, init_distributed
+from tubelet.train.feature_monitor import FeatureMonitor, collapse_detector
+from tubelet.train.initialization import init_model, init_moments, load_frozen_teacher
+from tubelet.train.metrics_buffer import MetricsBuffer
+from tubelet.train.optim import build_optimizer
+from tubelet.train.progress import ProgressLine
+from tubelet.train.run_directory import RunDirectory
+from tubelet.train.sharding import pick_parallel, to_device_or_shard
+from tubelet.train.signals import InterruptedRunError, StopSignals
+from tubelet.train.sinks import MetricSink, SinkGroup
+from tubelet.train.startup import log_startup, source_summary
+from tubelet.train.step import train_step
+from tubelet.train.step_stream import StepStream
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    resume: bool = False,
+    console: Console | None = None,
+    sinks: Sequence[type[MetricSink]] = (),
+) -> Path:
+    """Pre-train a model in the run directory `out`; its messages go to the logger `tubelet`.
+
+    Args:
+        config: The run.
+        out: The run directory, for checkpoints, metrics and the list of bad files.
+        resume: Continue the run in `out` from its newest checkpoint, exactly as if it had never stopped.
+        console: Terminal for a progress bar; None shows none.
+        sinks: Classes of further metric sinks, besides those that `config.sinks` names.
+
+    Returns:
+        The newest checkpoint.
+
+    Raises:
+        TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
+    """
+    require_main_guard()
+    check_output(Path(out), "run", [*config.data.sources, config.init_from, config.distill_from])
+    with (
+        init_distributed(config.guards.process_timeout_s) as ctx,
+        Trainer(config, Path(out), ctx, resume=resume, console=console, sinks=sinks) as trainer,
+    ):
+        return trainer.train()
+
+
+class Trainer:
+    """One process's part of a run. As a context it is set up when entered and closed when left.
+
+    Attributes:
+        config: The run's settings, its sources as absolute paths once it is set up.
+        ctx: The processes of the run.
+        run: The run directory, locked against other processes.
+        num_files: Number of files in the sources.
+        start: Optimizer steps done before this process began.
+        model: Student, predictor and teacher, on the device.
+        optimizer: AdamW over student and predictor.
+        flops_per_step: Floating-point operations of a step's matrix products, over all processes.
+        stream: The data of the steps.
+        checkpointer: Writer of checkpoints.
+        feature_monitor: Computes effective rank and channel spread of features.
+        collapse_detector: Compares those with what they were before.
+        guard: Handles skipped steps and spikes of the loss.
+        sinks: Where rows of metrics go.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        ctx: DistContext,
+        *,
+        resume: bool = False,
+        console: Console | None = None,
+        sinks: Sequence[type[MetricSink]] = (),
+    ) -> None:
+        """Store the arguments of `train`; `setup` does the work."""
+        self.config, self.out, self.ctx, self.resume, self.more_sinks = config, out, ctx, resume, sinks
+        self.console = console if ctx.is_rank0 else None
+        self._resources = ExitStack()
+
+    def __enter__(self) -> "Trainer":
+        with ExitStack() as undo:
+            undo.callback(self._resources.close)
+            self.setup()
+            undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
+    def setup(self) -> None:
+        """Bring the run to the moment before its first step, or its next one, and lock the run directory.
+
+        Raises:
+            TubeletError: if sources, settings, weights or the run directory do not fit together, or the processes
+                disagree.
+        """
+        ctx, device = self.ctx, self.ctx.device
+        teacher = self._resolve_config()
+        config = self.config
+        media = list_media_once_a_machine(config, ctx)
+        check_shard_configs(media, config.data)
+        check_steps(config, media, ctx.world_size)
+        self.num_files = sum(map(media.count, Modality))
+        ctx.run_on_rank0(self._lock)  # before any process looks at the directory
+        self.run = run = RunDirectory(self.out, config, self.resume, writes=ctx.is_rank0, sources=source_summary(media))
+        self._assert_same_start()
+        torch.manual_seed(config.seed)
+        self.model, origin = init_model(config, resumed=run.checkpoint is not None)
+        ctx.assert_equal_across_ranks("the initial weights in", origin and str(origin.path))
+        parallel = pick_parallel(self.model, config, ctx)
+        compiling = prepare_model(self.model, config, device, sharded=parallel != "ddp")
+        to_device_or_shard(self.model, parallel, config, ctx)
+        if teacher is not None:
+            self.model.frozen_teacher = (teacher,)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.start = load_training_state(run.checkpoint, self.model, self.optimizer) if run.checkpoint else 0
+        initialized = init_moments(origin, self.model, self.optimizer) if origin else None
+        self.flops_per_step = step_flops(self.model, config)
+        self.stream = StepStream(config, media, ctx)
+        self.checkpointer = Checkpointer(run, self.start, config, self.model, self.optimizer, ctx)
+        self._resources.callback(self.checkpointer.close)
+        self.feature_monitor = FeatureMonitor(self.model, config, ctx)
+        self.guard = AnomalyGuard(config, run)
+        self.sinks = SinkGroup(config.sinks, self.more_sinks, run, self.start, self.guard.alert)
+        self.buffer = MetricsBuffer(self._emit, device)
+        self.progress = ProgressLine(self.console, config.steps, self.start, ctx.peak_flops())
+        self._restore(self.start)
+        log_startup(config, media, run, self.model, ctx, self.start, parallel)
+        for message in filter(None, (initialized, compiling)):
+            logger.info(message)
+
+    def train(self) -> Path:
+        """Take the remaining steps of the run.
+
+        Returns:
+            The newest checkpoint.
+
+        Raises:
+            TubeletError: see `tubelet.train.trainer.train`.
+        """
+        config, stop, problem = self.config, None, None
+        with StopSignals() as signals, self.progress, self.stream:
+            began = time.perf_counter()
+            for step, data in self.stream:
+                data, stop = self.ctx.sync_step_status(data, self.run.seen_bad, signals.received)
+                if stop:
+                    break
+                waited = time.perf_counter() - self.stream.requested_at  # not for a checkpoint, or for the device
+                if problem := self._report_bad_files(data):
+                    break
+                done = step + 1
+                last = done == config.steps
+                monitored = step % config.monitor_every == 0 or last
+                if monitored:
+                    self.feature_monitor.arm()
+                metrics = train_step(self.model, self.optimizer, data, config, step, self.ctx)
+                if monitored:
+                    metrics |= self._monitor_features(done, data)
+                elapsed, began = time.perf_counter() - began, time.perf_counter()
+                metrics |= {
+                    "clips_per_s": config.batch_size / elapsed,
+                    "data_wait_fraction": waited / elapsed,
+                    "tflop_per_s": self.flops_per_step / elapsed / 1e12,
+                    "bad_files": len(self.run.bad),
+                    "short_clips": data.short_clips,
+                }
+                self._report_failed_save(done, self.checkpointer.failure())
+                self.buffer.add({"step": done} | metrics)
+                saving = last or done % config.checkpoint_every == 0
+                if saving:
+                    self.buffer.flush()  # the guard judges a step before it is kept
+                if self.guard.spike and self.rewind():
+                    continue
+                if saving:
+                    self._report_failed_save(done, self.checkpointer.save(done, required=last))
+            if stop or problem:
+                self._save_before_stopping(step)
+            self.close()
+        return self._result(step, stop, problem)
+
+    def rewind(self) -> bool:
+        """Go back to the last checkpoint and on with other data, after a spike of the loss, if the guard decides so.
+
+        Returns:
+            Whether the run went back.
+        """
+        problem = self.checkpointer.wait()
+        checkpoint = self.checkpointer.newest
+        back = self.guard.plan_rewind(checkpoint)
+        if back is not None and checkpoint is not None:
+            self.buffer.drop()
+            load_training_state(checkpoint, self.model, self.optimizer)
+            self._restore(back)
+            self.sinks.rewind(back)
+            self.checkpointer.saved = back
+        self._report_failed_save(self.checkpointer.saved, problem)
+        return back is not None
+
+    def close(self) -> None:
+        """Wait for the last checkpoint and write what is buffered.
+
+        Raises:
+            TubeletError: if it cannot be written.
+        """
+        self.checkpointer.finish()
+        self.sinks.close()
+        self.run.close()
+
+    def _resolve_config(self) -> Any:
+        """Make the config independent of the working directory; returns the frozen teacher of a distillation."""
+        config = self.config
+        sources = tuple(s if is_url(s) else str(Path(s).expanduser().absolute()) for s in config.data.sources)
+        config = replace(config, data=replace(config.data, sources=sources))
+        if (teacher := load_frozen_teacher(config, self.ctx.device)) is not None:
+            config = replace(config, distill_weights=teacher.weights_id)
+        self.config = config
+        return teacher
+
+    def _lock(self) -> None:
+        self._resources.enter_context(directory_lock(self.out))
+
+    def _assert_same_start(self) -> None:
+        """Make sure that all processes start the same run; none writes before all have compared."""
+        self.ctx.assert_equal_across_ranks("the setting", str(self.config))
+        self.ctx.assert_equal_across_ranks("the sources", self.run.sources)
+        self.ctx.assert_equal_across_ranks("the checkpoint", str(self.run.checkpoint))
+
+    def _restore(self, step: int) -> None:
+        """Restore metrics, alerts and data as they were after `step` steps; later steps will be computed anew."""
+        history, detector = LossHistory(), collapse_detector(self.config.model)
+        self.collapse_detector = detector
+
+        def add(row: dict[str, Any]) -> None:
+            history.add(row)
+            detector.observe(row)
+
+        def read() -> tuple[LossHistory, list[dict[str, Any]]]:
+            self.run.begin(step, add)
+            return history, self.run.alarms
+
+        self.guard.restore(*self.ctx.run_on_rank0(read))
+        self.stream.begin(step, self.guard.skipped_batches())
+
+    def _monitor_features(self, step: int, data: StepData) -> dict[str, float]:
+        metrics = self.feature_monitor.compute(data.batches[0])
+        for warning in self.collapse_detector.observe(metrics):
+            self.guard.alert(step, "collapse", warning)
+        return metrics
+
+    def _emit(self, row: dict[str, Any]) -> None:
+        """Pass one step's row of metrics to the guard, the sinks and the screen.
+
+        Raises:
+            TubeletError: if the guard stops the run.
+        """
+        self.guard.observe(row)
+        self.sinks.log(row)
+        self.guard.report_buffered_rows(row["step"])
+        self.progress.show(row)
+        self.guard.record_output(row["step"], output_error(self.console) if self.console else None)
+        self.guard.check(row["step"])
+
+    def _report_bad_files(self, data: StepData) -> str | None:
+        """Log each bad file once.
+
+        Returns:
+            Why the run must stop, if it must: too many files are bad, or the step's data could not be made.
+        """
+        for file in self.run.add_bad(data.bad):
+            logger.warning("bad file %s", file)
+        bad, allowed = len(self.run.seen_bad), self.config.data.max_failed_fraction
+        if bad > allowed * self.num_files:
+            return (
+                f"{bad} of {self.num_files} files ({100 * bad / self.num_files:.0f} %) cannot be read, more than "
+                f"the {100 * allowed:.0f} % that --max-failed-fraction allows (raise it to --resume); see the list in "
+                f"{self.run.path / 'bad_files.jsonl'}"
+            )
+        return data.failure
+
+    def _report_failed_save(self, step: int, problem: str | None) -> None:
+        """Record an alert if a checkpoint could not be written."""
+        if problem:
+            newest = self.checkpointer.newest
+            self.guard.alert(step, "save", f"{problem}; the run goes on, {newest} is the last checkpoint")
+
+    def _save_before_stopping(self, step: int) -> None:
+        self.buffer.flush()
+        self._report_failed_save(step, self.checkpointer.wait())
+        if self.checkpointer.saved != step and not self.guard.spike:
+            self.checkpointer.save(step, required=True)
+
+    def _result(self, step: int, stop: Any, problem: str | None) -> Path:
+        """The newest checkpoint of a run that came to its end; an error for one that did not."""
+        newest, steps = self.checkpointer.newest, self.config.steps
+        if problem:
+            raise TubeletError(problem + (f"; {newest} is written" if newest else ""))
+        if stop:
+            kept = f"{newest} is written" if newest else "there was nothing to save yet"
+            raise InterruptedRunError(
+                f"{stop.name}: stopped after step {step} of {steps}; {kept}, continue with --resume", stop
+            )
+        if newest is None:
+            raise TubeletError("the run has no steps")
+        if reason := self.guard.skipped_too_often():
+            raise TubeletError(f"{reason}; the model is in {newest}: {REMEDY} for more --steps")
+        skipped = f", {self.guard.past.skipped} of them skipped" if self.guard.past.skipped else ""
+        logger.info("%d steps done%s; the model is in %s", steps, skipped, newest)
+        return newest
+
+
+def list_media_once_a_machine(config: TrainConfig, ctx: DistContext) -> MediaList:
+    """The files of the sources: listed by local rank 0 of each machine; all others receive the list of rank 0.
+
+    Whether the machines have found the same files is compared afterwards, by `source_summary`.
+    """
+    lists = partial(list_media, config.data.sources, config.data.allow_path)
+    own = lists() if is_local_rank0() and not ctx.is_rank0 else None  # at the same time as rank 0
+    received = ctx.run_on_rank0(lists)
+    return own or received
