@@ -12,6 +12,7 @@ from tubelet.datasets import (
     ClassificationDataset,
     DepthDataset,
     SegmentationDataset,
+    TrackingDataset,
     VideoObjectDataset,
     diving48,
     epic_kitchens,
@@ -51,6 +52,7 @@ class Marked(Layout[ClassificationDataset]):
 def test_a_new_file_is_all_that_a_data_set_needs(tmp_path, monkeypatch):
     put(tmp_path / "package/marked_videos.py", NEW_LAYOUT)
     put(tmp_path / "data/marker.txt")
+    assert datasets.layouts_of(ClassificationDataset)  # registers the layouts of the package for good
     monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path / "package")])
     monkeypatch.setattr(registry, "_LAYOUTS", list(registry._LAYOUTS))
     registry._import_modules.cache_clear()
@@ -60,7 +62,14 @@ def test_a_new_file_is_all_that_a_data_set_needs(tmp_path, monkeypatch):
 
 def test_an_unknown_layout_lists_what_each_one_expects(tmp_path):
     put(tmp_path / "notes.txt")
-    for record in (SegmentationDataset, DepthDataset, ClassificationDataset, AnticipationDataset, VideoObjectDataset):
+    for record in (
+        SegmentationDataset,
+        DepthDataset,
+        ClassificationDataset,
+        AnticipationDataset,
+        VideoObjectDataset,
+        TrackingDataset,
+    ):
         layouts = datasets.layouts_of(record)
         with pytest.raises(
             TubeletError, match=f"no {record.kind} data set found.*the directory holds notes.txt"

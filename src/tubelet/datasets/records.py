@@ -342,6 +342,59 @@ class VideoObjectDataset(DatasetRecord):
     output_folder: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrackedVideo:
+    """A video with points that are annotated in every frame.
+
+    Attributes:
+        video: Video file.
+        annotation: File with the tracks.
+        motion: Description of the camera's motion.
+    """
+
+    video: Path
+    annotation: Path
+    motion: str
+
+
+class PointTracks(NamedTuple):
+    """Tracks of P points through a video of T frames.
+
+    Attributes:
+        points: (P, T, 2) float32 x and y in pixels of the video, from its top left corner.
+        visible: (P, T) bool, False where a point is outside the frame or occluded.
+        shape: (T, H, W) of the video that was annotated.
+    """
+
+    points: NDArray[np.float32]
+    visible: NDArray[np.bool_]
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingDataset(DatasetRecord):
+    """Videos with points to track.
+
+    Attributes:
+        test: Test videos.
+        image_size: Short side of the videos in pixels.
+        frames: Frames that every video has at least.
+    """
+
+    kind = "point tracking"
+    test: list[TrackedVideo]
+    image_size: int
+    frames: int
+
+    def load_tracks(self, video: TrackedVideo) -> PointTracks:
+        """Read the annotation of a video; a layout returns a subclass that does.
+
+        Raises:
+            TubeletError: The file is missing or malformed.
+        """
+        raise NotImplementedError
+
+
 def check_samples(samples: list[DenseSample], split: str, root: Path) -> list[DenseSample]:
     """Return the samples of a split after checking that there are some and that all their files exist.
 

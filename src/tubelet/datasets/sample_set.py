@@ -1,4 +1,4 @@
-"""The generated sample data set: its images, and the middle frame of each of its clips.
+"""The generated sample data set: its images and the middle frames of its clips, or the clips with their point tracks.
 
 dataset.json                              what the set was made with, and its files
 {train,val}/{images,videos}/NAME.*        media
@@ -12,8 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.datasets.annotations import IGNORED
-from tubelet.datasets.records import DenseSample, DepthDataset, SegmentationDataset, check_samples
+from tubelet.datasets.records import (
+    DenseSample,
+    DepthDataset,
+    PointTracks,
+    SegmentationDataset,
+    TrackedVideo,
+    TrackingDataset,
+    check_samples,
+)
 from tubelet.datasets.registry import Layout
+from tubelet.errors import TubeletError
 from tubelet.io.text import read_text
 from tubelet.sample_data.truth import (
     CLASSES,
@@ -38,11 +47,17 @@ class _Depth(DepthDataset):
         return read_truth(sample.target).depth[sample.frame or 0] / self.units_per_meter
 
 
+class _Tracking(TrackingDataset):
+    def load_tracks(self, video: TrackedVideo) -> PointTracks:
+        truth = read_truth(video.annotation)
+        return PointTracks(truth.tracks, truth.visible, truth.classes.shape)
+
+
 class SampleSegmentation(Layout[SegmentationDataset]):
     """Classes of the sample data set."""
 
     record = SegmentationDataset
-    expected = "the sample data set (dataset.json)"
+    expected = "the sample data set (dataset.json, as `tubelet sample-data` writes)"
 
     @staticmethod
     def detect(root: Path) -> bool:
@@ -87,6 +102,28 @@ class SampleDepth(Layout[DepthDataset]):
             input_height=_size(root),
             train_crop=(7 / 8, 7 / 8),
         )
+
+
+class SampleTracking(Layout[TrackingDataset]):
+    """Point tracks of the sample data set, in the clips that training does not use."""
+
+    record = TrackingDataset
+    expected = SampleSegmentation.expected
+
+    @staticmethod
+    def detect(root: Path) -> bool:
+        return _is_sample_set(root)
+
+    @staticmethod
+    def load(root: Path) -> TrackingDataset:
+        parameters = read_description(root)["parameters"]
+        videos = [
+            TrackedVideo(video=entry.media, annotation=entry.truth, motion=entry.motion.replace("_", " "))
+            for entry in read_index(root, "val")
+        ]
+        if not videos:
+            raise TubeletError(f"{root}: no val clips; make a larger set with `tubelet sample-data`")
+        return _Tracking(name="sample set", test=videos, image_size=parameters["size"], frames=parameters["frames"])
 
 
 def _split(root: Path, split: str) -> list[DenseSample]:

@@ -1,4 +1,4 @@
-"""Point tracking on the sample set: true tracks against the likeness of tokens, through occlusion, without training."""
+"""Point tracking: true tracks against the likeness of tokens, through occlusion, without training."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tubelet import datasets
 from tubelet.config import EvaluateConfig
 from tubelet.data.decode import read_frames
+from tubelet.datasets import TrackedVideo, TrackingDataset
 from tubelet.errors import DecodeError, TubeletError
 from tubelet.grid import Grid
 from tubelet.pretrained.backbone import Backbone
-from tubelet.sample_data.truth import SampleEntry, read_description, read_index, read_truth
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.correspondence import (
     HEADLINE,
@@ -31,7 +32,7 @@ from tubelet.tasks.common.correspondence import (
 )
 from tubelet.tasks.common.drawing import draw_matches, draw_tracks
 from tubelet.tasks.common.extract import Progress, Source, extract, reading_options, spread
-from tubelet.tasks.common.frozen import check_truth, frames_that_fit
+from tubelet.tasks.common.frozen import frames_that_fit
 from tubelet.tasks.common.result import Example, Metric, Result
 from tubelet.tasks.common.sample_windows import cut_tracks, cut_windows
 
@@ -44,33 +45,29 @@ class Protocol:
 
     Attributes:
         frames: of a window; a shorter clip is one window.
-        split: whose clips are followed; nothing is trained, so it is the one that pre-training has not seen.
     """
 
     frames: int = 16
-    split: str = "val"
 
 
 PROTOCOL = Protocol()
 
 
 def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
-    """Follow the points of the validation clips of a sample set.
+    """Track the points of the test videos.
 
     Raises:
-        TubeletError: if there is no sample set, it does not fit the model, or nothing in it moves.
+        TubeletError: if there is no such data set, it does not fit the model, or nothing in it moves.
     """
-    made = read_description(data)["parameters"]
-    size = config.image_size or max(made["size"] - made["size"] % model.patch_size, model.patch_size)
-    window = config.frames or frames_that_fit(PROTOCOL.frames, made["frames"], model.config.tubelet_size)
-    if window > made["frames"]:
-        raise TubeletError(f"frames is {window}, but the clips of {data} have {made['frames']}")
+    dataset = datasets.find(data, TrackingDataset)
+    size = config.image_size or max(dataset.image_size - dataset.image_size % model.patch_size, model.patch_size)
+    window = config.frames or frames_that_fit(PROTOCOL.frames, dataset.frames, model.config.tubelet_size)
+    if window > dataset.frames:
+        raise TubeletError(f"frames is {window}, but the clips of {data} have {dataset.frames}")
     grid = model.config.grid(window, size, size)
-    entries = spread(read_index(data, PROTOCOL.split), config.max_samples)
-    if not entries:
-        raise TubeletError(f"{data}: no {PROTOCOL.split} clips; make a larger set with `tubelet sample-data`")
+    videos = spread(dataset.test, config.max_samples)
     recipe = {"cut": "whole clip in windows", "size": size, "window": window}
-    sources = [Source(files=(entry.media,)) for entry in entries]
+    sources = [Source(files=(video.video,)) for video in videos]
     features = extract(
         model,
         cache,
@@ -79,7 +76,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         partial(_cut, window=window, size=size),
         **reading_options(config, progress),
     )
-    clips = [_Clip(entries[n], window, size, grid, model.patch_size) for n in features.numbers]
+    clips = [_Clip(dataset, videos[n], window, size, grid, model.patch_size) for n in features.numbers]
     pairs, scores = [], []
     for number, clip in enumerate(clips):
         pairs.append(measure(clip.maps(features[number]), clip.tracks()))
@@ -95,7 +92,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     worst = sorted(scores)[:_EXAMPLES]
     return Result(
         task="tracking",
-        benchmark="sample set",
+        benchmark=dataset.name,
         data=str(data),
         model_id=model.model_id,
         protocol=(
@@ -148,7 +145,8 @@ def _cut(source: Source, window: int, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Clip:
-    entry: SampleEntry
+    dataset: TrackingDataset
+    video: TrackedVideo
     window: int
     size: int
     grid: Grid
@@ -160,14 +158,19 @@ class _Clip:
         return tokens.view(-1, self.grid.h, self.grid.w, tokens.shape[-1])
 
     def tracks(self) -> StepTracks:
-        truth = read_truth(self.entry.truth)
-        places, visible = cut_tracks(truth.tracks, truth.visible, truth.classes.shape[1:], self.window, self.size)
+        tracks = self.dataset.load_tracks(self.video)
+        places, visible = cut_tracks(tracks.points, tracks.visible, tracks.shape[1:], self.window, self.size)
         return step_tracks(places, visible, self.window // self.grid.t, self.patch_size)
 
     def pictures(self) -> NDArray[np.uint8]:
         """(S, size, size, 3) the mean frame of each step, as a token sees it."""
-        frames = read_frames(self.entry.media).pixels
-        check_truth(self.entry, frames, read_truth(self.entry.truth), self.window)
+        frames = read_frames(self.video.video).pixels
+        shape = self.dataset.load_tracks(self.video).shape
+        if frames.shape[:3] != shape:
+            raise TubeletError(
+                f"{self.video.video}: {tuple(frames.shape[:3])} frames x rows x columns, expected {shape} as in "
+                f"{self.video.annotation}"
+            )
         windows = cut_windows(frames, self.window, self.size).float()
         steps = windows.unflatten(2, (self.grid.t, -1)).mean(3).permute(0, 2, 3, 4, 1).flatten(0, 1)
         return steps.round().to(torch.uint8).numpy()
@@ -201,8 +204,8 @@ def _example(clip: _Clip, features: dict[str, Tensor], value: float) -> Example:
             pictures[step], (truth * patch).numpy(), (guess * patch).numpy(), right.numpy()
         )
     return Example(
-        name=clip.entry.media.name,
+        name=clip.video.video.name,
         score=100 * value,
         pictures=drawn,
-        note=f"camera: {clip.entry.motion.replace('_', ' ')}; of {len(asked)} points {len(chosen)} are drawn",
+        note=f"camera: {clip.video.motion}; of {len(asked)} points {len(chosen)} are drawn",
     )
