@@ -5,7 +5,6 @@ Options come from the commands' own signatures, so that a new one is tried witho
 
 import contextlib
 import dataclasses
-import inspect
 import io
 import json
 import os
@@ -82,10 +81,8 @@ class _ReachedError(Exception):
 def options(command: str) -> dict[str, Any]:
     """Every option of a command, as it is typed, with its annotation."""
     found: dict[str, Any] = {}
-    function = cli.COMMANDS[command]
-    for name, kind in type_hints(inspect.unwrap(function)).items():
-        if name != "return":
-            found |= _options(name, kind)
+    for name, kind in type_hints(cli.COMMANDS[command]).items():
+        found |= _options(name, kind)
     return found
 
 

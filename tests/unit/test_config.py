@@ -53,7 +53,7 @@ def test_help_names_what_an_option_takes_and_none_only_as_its_default(command, m
 def test_an_unknown_key_is_refused_with_the_nearest_known_one():
     values = to_dict(TrainConfig())
     values["data"]["imagesize"] = 3
-    with pytest.raises(TubeletError, match=r"config\.data has an unknown key 'imagesize' \(nearest: 'image_size'\)"):
+    with pytest.raises(TubeletError, match=r"config: unknown key 'data.imagesize' \(nearest: 'data.image_size'\)"):
         from_dict(TrainConfig, values)
 
 

@@ -122,9 +122,8 @@ def test_a_warning_is_one_line(monkeypatch, capsys):
         for message, file in ((NASTY, cli.__file__), ("theirs", "/lib/other.py")):  # pytest keeps warnings for itself
             sys.stderr.write(warnings.formatwarning(UserWarning(message), UserWarning, file, 7))
 
-    monkeypatch.setattr(cli, "with_the_runs", warn)
-    monkeypatch.setattr(cli.tyro.extras, "subcommand_cli_from_dict", lambda *_, **__: None)
-    monkeypatch.setattr(sys, "argv", ["tubelet", "search"])
+    monkeypatch.setattr(cli.Search, "run", warn)
+    monkeypatch.setattr(sys, "argv", ["tubelet", "search", "table", "image.png"])
     cli.main()
     assert capsys.readouterr().err == f"warning: {SHOWN}\nwarning: theirs (UserWarning, /lib/other.py:7)\n"
 

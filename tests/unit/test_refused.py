@@ -45,7 +45,8 @@ def test_no_code_of_the_package_unpickles_unpacks_or_evaluates(path):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             origin = getattr(node, "module", None) or ""
             imported = {name.split(".")[0] for name in (origin, *(alias.name for alias in node.names))}
-            assert not imported & UNSAFE_MODULES and origin != "pickle", f"{file}:{node.lineno}"
+            unsafe = UNSAFE_MODULES - ({"yaml"} if file == "io/config_file.py" else set())  # its loader is a SafeLoader
+            assert not imported & unsafe and origin != "pickle", f"{file}:{node.lineno}"
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
             # `torch.load` raises the error; jobs.py passes jobs to its own processes through pipes, never a file.
             assert node.attr == "UnpicklingError" or file == "data/process_map.py", f"{file}:{node.lineno}"
@@ -239,7 +240,7 @@ def test_pipes_and_devices_are_refused_instead_of_waited_for(tmp_path):
 def test_an_index_that_names_a_tar_elsewhere_is_refused(name, tmp_path):
     header = {"tubelet_shards": 1, "recipe": {}, "shards": [{"name": name, "size": 9}], "members": 1}
     (tmp_path / "index.jsonl").write_text(json.dumps(header) + "\n{}\n")
-    with pytest.raises(TubeletError, match=r"line 1: .* is not the name and size of a tar beside it"):
+    with pytest.raises(TubeletError, match=r"line 1: .* is not the name and size of a tar next to it"):
         open_shards(tmp_path)
 
 
@@ -269,16 +270,16 @@ def test_arrays_of_objects_are_not_unpickled(tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (("steps",), "12", "run.steps is '12', expected a whole number"),
-        (("steps",), True, "run.steps is True, expected a whole number"),
-        (("data",), [], r"run.data is \[\], expected an object"),
-        (("data", "sources"), "films", "run.data.sources is 'films', expected a list of"),
-        (("data", "crop_scale"), [1], r"run.data.crop_scale is \(1.0,\), expected a list of 2 numbers"),
-        (("optim", "lr"), float("inf"), "run.optim.lr is inf, expected a finite number"),
-        (("optim", "decay"), "exp", "run.optim.decay is 'exp', expected 'cosine' or 'linear'"),
-        (("model", "depth"), 10**9, "run.model.depth is 1000000000, expected 1 to 1024"),
-        (("model", "heads"), 0, "run.model.heads is 0, expected 1 to"),
-        (("masks", "image"), [3], r"run.masks.image\[0\] is 3, expected an object"),
+        (("steps",), "12", "run: steps is '12', expected a whole number"),
+        (("steps",), True, "run: steps is True, expected a whole number"),
+        (("data",), [], r"run: data is \[\], expected a mapping"),
+        (("data", "sources"), "films", "run: data.sources is 'films', expected a list of"),
+        (("data", "crop_scale"), [1], r"run: data.crop_scale is \(1.0,\), expected a list of 2 numbers"),
+        (("optim", "lr"), float("inf"), "run: optim.lr is inf, expected a finite number"),
+        (("optim", "decay"), "exp", "run: optim.decay is 'exp', expected 'cosine' or 'linear'"),
+        (("model", "depth"), 10**9, "run: model.depth is 1000000000, expected 1 to 1024"),
+        (("model", "heads"), 0, "run: model.heads is 0, expected 1 to"),
+        (("masks", "image"), [3], r"run: masks.image\[0\] is 3, expected a mapping"),
     ],
 )
 def test_a_config_with_a_value_of_another_kind_is_refused_by_its_name(path, value, words):

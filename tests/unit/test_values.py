@@ -1,7 +1,6 @@
 """What a setting may be: whatever is accepted survives its file, and what cannot be meant is refused by name."""
 
 import dataclasses
-import inspect
 import json
 import os
 import pickle
@@ -66,7 +65,7 @@ def test_every_number_of_every_config_and_command_has_a_range():
         return [kind] if kind in (int, float) else [one for part in get_args(kind) for one in bare(part)]
 
     ranges_of_pairs = {"aspect", "crop_scale", "crop_aspect"}  # checked together
-    for kind in (*CONFIGS, *map(inspect.unwrap, cli.COMMANDS.values())):
+    for kind in (*CONFIGS, *cli.COMMANDS.values()):
         for name, annotation in type_hints(kind).items():
             assert name in ranges_of_pairs or not bare(annotation), f"{kind.__name__}.{name}"
 
@@ -125,10 +124,6 @@ def test_an_option_that_cannot_be_meant_is_named_as_it_is_typed(words, message, 
     said = " ".join(capsys.readouterr().err.split())
     assert end.value.code == 1 and said.startswith("error: ") and message in said
     assert not list(tmp_path.iterdir())
-
-
-def test_every_command_checks_its_options():
-    assert all(hasattr(command, "__wrapped__") for command in cli.COMMANDS.values())
 
 
 def test_without_a_home_paths_below_it_are_refused_and_the_cache_is_named(monkeypatch):

@@ -1,30 +1,31 @@
-"""V-JEPA 2.1: pre-train it on videos and images, and use its dense features.
+"""V-JEPA 2.1: pre-train it on videos and images, and use its dense features."""
 
-tubelet COMMAND --help lists the options of a command. All commands take --log-level {debug,info,warning,error}.
-"""
-
-import argparse
 import os
+import shutil
 import sys
-from collections.abc import Callable
-from typing import Any
+from textwrap import fill
 
 # Data workers share the cores with the training process. OpenMP's threads spin while they wait for each other, which
-# on busy cores holds up the very thread they wait for: steps were seen to take ten times as long. Not spinning at all
-# costs a third on quiet cores; a short spin is close to the better of the two on both. To be said before torch loads.
+# on busy cores delays the very thread they wait for: steps took up to ten times as long. Not spinning at all costs a
+# third on idle cores; a short spin is close to the better of the two on both. Must be set before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-import tyro
-
 import tubelet
-from tubelet.cli.data import sample_data, shard
 
-# Commands import what they run when they run: `tubelet --help` answers without loading torch's training code.
-from tubelet.cli.defaults import with_the_runs
-from tubelet.cli.features import convert, embed, search
-from tubelet.cli.look import evaluate, explain, report
-from tubelet.cli.options import options_named
-from tubelet.cli.runs import cooldown, distill, high_resolution, train
+# Commands import what they run when they run: `tubelet --help` does not load torch.
+from tubelet.cli.command import Command, parse
+from tubelet.cli.convert import Convert
+from tubelet.cli.cooldown import Cooldown, HighResolution
+from tubelet.cli.distill import Distill
+from tubelet.cli.embed import Embed
+from tubelet.cli.evaluate import Evaluate
+from tubelet.cli.explain import Explain
+from tubelet.cli.report import Report
+from tubelet.cli.sample_data import SampleData
+from tubelet.cli.search import Search
+from tubelet.cli.shard import Shard
+from tubelet.cli.train import Train
+from tubelet.config.fields import nearest
 from tubelet.console import (
     OUTPUT_LOST,
     PIPE_CLOSED,
@@ -38,29 +39,27 @@ from tubelet.errors import TubeletError
 from tubelet.io.files import set_compile_cache
 from tubelet.launch import is_local_rank0
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train,
-    "cooldown": cooldown,
-    "high-resolution": high_resolution,
-    "distill": distill,
-    "sample-data": sample_data,
-    "shard": shard,
-    "evaluate": evaluate,
-    "embed": embed,
-    "search": search,
-    "explain": explain,
-    "report": report,
-    "convert": convert,
+COMMANDS: dict[str, type[Command]] = {
+    "train": Train,
+    "cooldown": Cooldown,
+    "high-resolution": HighResolution,
+    "distill": Distill,
+    "sample-data": SampleData,
+    "shard": Shard,
+    "evaluate": Evaluate,
+    "embed": Embed,
+    "search": Search,
+    "explain": Explain,
+    "report": Report,
+    "convert": Convert,
 }
-LOG_LEVELS = ("debug", "info", "warning", "error")
-TRAINING = ("train", "cooldown", "high-resolution", "distill")  # these run over several processes
 
 
 def main() -> None:
-    """Run a command; what a person can mend ends in one sentence and a non-zero exit code.
+    """Run a command; an error that the user can fix ends in one line and a non-zero exit code.
 
-    A command goes on where its output cannot be printed. If it then ends well, but its last line was lost, the exit
-    code is 141 for a pipe that was closed, and 74 for anything else, such as a full disk.
+    A command continues where its output cannot be printed. If it then succeeds, but its last line was lost, the exit
+    code is 141 for a closed pipe, and 74 for anything else, such as a full disk or a standard output that is closed.
     """
     set_terminal_size()
     set_compile_cache()
@@ -73,24 +72,29 @@ def main() -> None:
         sys.exit(code)
 
 
-def _run(words: list[str]) -> Any:
-    """The exit code; None for a command that came to its end."""
+def _run(words: list[str]) -> str | int | None:
+    """The exit code; None for a command that succeeded."""
     if words == ["--version"]:
         print("tubelet", tubelet.__version__)
         return None
+    name = words[0] if words else "--help"
+    if name in ("--help", "-h"):
+        print(_help_text(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if name not in COMMANDS:
+        error = f"error: {name}: unknown command{nearest(name, COMMANDS)}; see tubelet --help"
+        print_wrapped(open_console(stderr=True), error)
+        return 2
     try:
-        words, level = _split_log_level(words)
-        # Help shows `FLOAT` rather than `{None}|FLOAT`: what is None is so by leaving the option out.
-        with log_to_console(level), options_named(words):
-            tyro.extras.subcommand_cli_from_dict(
-                with_the_runs(COMMANDS, words), prog="tubelet", description=__doc__, config=(tyro.conf.DisallowNone,)
-            )
+        command = parse(COMMANDS[name], name, words[1:])
+        with log_to_console(command.log_level):
+            command.run()
     except TubeletError as error:
-        # What is wrong before the processes of a run have met is wrong for all of them: one on each machine says it.
-        if not error.reported and (words[:1] not in ([name] for name in TRAINING) or is_local_rank0()):
+        # What fails before the processes of a run have met fails in all of them: one on each machine reports it.
+        if not error.reported and (is_local_rank0() or not COMMANDS[name].DISTRIBUTED):
             print_wrapped(open_console(stderr=True), f"error: {error}")
         return getattr(error, "exit_code", 1)
-    except SystemExit as ended:  # help, or a command line that cannot be understood
+    except SystemExit as ended:  # help, or a command line that cannot be parsed
         return ended.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -98,11 +102,12 @@ def _run(words: list[str]) -> Any:
     return None
 
 
-def _split_log_level(words: list[str]) -> tuple[list[str], str]:
-    """Take --log-level, which every command has, out of a command line; returns the other words and the level."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--log-level", default="info")
-    options, others = parser.parse_known_args(words)
-    if options.log_level not in LOG_LEVELS:
-        raise TubeletError(f"--log-level is {options.log_level!r}, expected one of {', '.join(LOG_LEVELS)}")
-    return others, options.log_level
+def _help_text() -> str:
+    width, indent = min(shutil.get_terminal_size().columns, 100), 18
+    lines = [f"usage: tubelet COMMAND [OPTIONS]\n\n{__doc__}\n\ncommands:"]
+    for name, command in COMMANDS.items():
+        summary = (command.__doc__ or "").partition("\n\n")[0]
+        lines.append(fill(f"  {name:<{indent - 2}}{summary}", width, subsequent_indent=" " * indent))
+    return "\n".join(
+        [*lines, "\ntubelet COMMAND --help lists the options of a command; tubelet --version prints the version."]
+    )

@@ -7,11 +7,11 @@ import tyro
 
 from tubelet.config.fields import (
     Count,
+    Fraction,
     Frames,
     Processes,
     Rate,
     Settings,
-    Share,
     Side,
     require,
     require_clip,
@@ -27,7 +27,7 @@ class BlockMask(Settings):
     blocks: Annotated[int, Bounds(1, 1024)]
     """How many rectangles."""
     area: Annotated[float, Bounds(0, 1, exclusive=True)]
-    """Share of the frame that one rectangle covers."""
+    """Fraction of the frame that one rectangle covers."""
     aspect: tuple[float, float] = (0.75, 1.5)
     """Range of height over width."""
 
@@ -76,8 +76,8 @@ class DataConfig(Settings):
     """Frames per second that a clip is sampled at; a video too short for it is read at a higher rate, and counted."""
     clips_per_video: Annotated[int, Bounds(1, 1024)] = 1
     """Clips taken from a video each time it is opened."""
-    image_fraction: Share = 0.5
-    """Share of a step's samples that are images, where the sources hold both images and videos."""
+    image_fraction: Fraction = 0.5
+    """Fraction of a step's samples that are images, where the sources hold both images and videos."""
     image_frames: Frames = 1
     """Frames of a still image: 1 uses the image tokenizer; more repeat it for the video tokenizer, as in V-JEPA 2.0."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
@@ -91,8 +91,8 @@ class DataConfig(Settings):
     prefetch_mb: Count = 2048
     """Megabytes (10^6 bytes) of samples that each training process has made ahead at most, but one step always; where
     they do not hold a step for each worker, fewer workers start."""
-    max_failed_fraction: Share = 0.05
-    """Share of the files that may be unreadable before the run stops."""
+    max_failed_fraction: Fraction = 0.05
+    """Fraction of the files that may be unreadable before the run stops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from tubelet.errors import TubeletError
 from tubelet.validation import LARGEST_INT, Bounds, InvalidValueError, check_value, describe_type, type_hints
@@ -20,10 +20,13 @@ Frames = Annotated[int, Bounds(1, 65_536, unit="frames")]
 Rate = Annotated[float, Bounds(0, 1000, exclusive=True, unit="frames per second")]
 Samples = Annotated[int, Bounds(1, 2**20)]
 Processes = Annotated[int, Bounds(0, 1024, unit="processes")]
-Share = Annotated[float, Bounds(0, 1)]
+Fraction = Annotated[float, Bounds(0, 1)]
 # Systems wait for a number of milliseconds that has 31 bits.
 Seconds = Annotated[float, Bounds(0, 1e6, exclusive=True, unit="seconds")]
 LearningRate = Annotated[float, Bounds(0, 1e6, exclusive=True)]
+
+
+S = TypeVar("S", bound="Settings")
 
 
 class SettingError(TubeletError):
@@ -108,33 +111,60 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "config") -> Any:
-    """Rebuild a config from what `to_dict` gave, now or in an earlier version of this package.
+    """Rebuild a config from the output of `to_dict`, of this version or an earlier one.
+
+    Args:
+        kind: class of the config.
+        values: of JSON.
+        where: the file, for errors.
 
     Raises:
         TubeletError: for a file of a later version, for an unknown key, naming the nearest valid one, for a value that
             the field does not allow, and for a key without a value or default.
     """
     if not isinstance(values, Mapping):
-        raise TubeletError(f"{where} is {values!r:.100}, expected an object of names and values")
-    if kind.FORMAT_VERSION:
-        values = _current(kind, values, where)
-    kinds = get_type_hints(kind)
-    for key in values:
+        raise TubeletError(f"{where}: found {values!r:.100}, expected a mapping of names to values")
+    return _rebuild(kind, current_keys(kind, values, where), where, "")
+
+
+def overlay(default: S, values: Mapping[str, Any], where: str, path: str = "") -> S:
+    """A config with the fields that a file sets.
+
+    Each field is checked, but combinations of fields are not: the command line may set others of them.
+
+    Args:
+        default: the config that has all other fields.
+        values: of the file, by the field's name.
+        where: the file, for errors.
+        path: dotted path of the config in the file, for errors.
+
+    Raises:
+        TubeletError: for an unknown key, naming the nearest valid one, and for a value that the field does not allow.
+    """
+    kinds, changed = type_hints(type(default)), object.__new__(type(default))
+    found = {}
+    for key, value in values.items():
+        name = f"{path}.{key}" if path else str(key)
         if key not in kinds:
-            raise TubeletError(f"{where} has an unknown key {key!r:.100}{nearest(key, kinds)}")
-    given = {name: _rebuild(kinds[name], value, f"{where}.{name}") for name, value in values.items()}
-    for field in dataclasses.fields(kind):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name not in given:
-            raise TubeletError(f"{where}.{field.name} is missing, expected {describe_type(kinds[field.name])}")
-    try:
-        return kind(**given)
-    except SettingError as error:
-        raise TubeletError(f"{where}.{error}") from error
+            raise _unknown_key(where, name, path, kinds)
+        now = getattr(default, key)
+        if isinstance(now, Settings) and isinstance(value, Mapping):
+            found[key] = overlay(now, value, where, name)
+        else:
+            found[key] = _rebuild(kinds[key], value, where, name)
+    for key in kinds:
+        object.__setattr__(changed, key, found.get(key, getattr(default, key)))
+    return changed
 
 
-def _current(kind: type[Settings], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The keys of a file as this version names them; a file without a version is of the first."""
+def current_keys(kind: type[Settings], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of a file under the names that this version has for them; a file without a version is of version 1.
+
+    Raises:
+        TubeletError: for a file of a later version.
+    """
+    if not kind.FORMAT_VERSION:
+        return dict(values)
     version = values.get("version", 1)
     if version not in range(1, kind.FORMAT_VERSION + 1):
         raise TubeletError(
@@ -149,17 +179,49 @@ def _current(kind: type[Settings], values: Mapping[str, Any], where: str) -> dic
     return current
 
 
-def _rebuild(kind: Any, value: Any, where: str) -> Any:
-    """A value of JSON as a config's field has it: objects are configs, lists are tuples."""
+def _unknown_key(where: str, name: str, path: str, known: Iterable[str]) -> TubeletError:
+    prefix = f"{path}." if path else ""
+    return TubeletError(f"{where}: unknown key {name!r:.100}{nearest(name, [prefix + key for key in known])}")
+
+
+def _rebuild(kind: Any, value: Any, where: str, path: str) -> Any:
+    """A value of JSON as a config's field has it: mappings are configs, lists are tuples."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated and (dataclasses.is_dataclass(parts[0]) or isinstance(value, list)):
+        made = _rebuild(parts[0], value, where, path)
+        return made if dataclasses.is_dataclass(parts[0]) else _fit(kind, made, where, path)
     if dataclasses.is_dataclass(kind):
-        return from_dict(kind, value, where)  # type: ignore[arg-type]
-    if get_origin(kind) is tuple and isinstance(value, list):
-        kinds = get_args(kind)
-        each = kinds[:1] * len(value) if kinds[-1] is Ellipsis else (*kinds, *kinds[-1:] * len(value))
-        return tuple(
-            _rebuild(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(each, value, strict=False))
+        return _rebuild_config(kind, value, where, path)  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, list):
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else (*parts, *parts[-1:] * len(value))
+        items = zip(kinds, value, strict=False)
+        return _fit(
+            kind, tuple(_rebuild(one, item, where, f"{path}[{i}]") for i, (one, item) in enumerate(items)), where, path
         )
+    return _fit(kind, value, where, path)
+
+
+def _rebuild_config(kind: type[Settings], values: Any, where: str, path: str) -> Any:
+    prefix = f"{path}." if path else ""
+    if not isinstance(values, Mapping):
+        raise TubeletError(f"{where}: {path} is {values!r:.100}, expected a mapping of names to values")
+    kinds = type_hints(kind)
+    for key in values:
+        if key not in kinds:
+            raise _unknown_key(where, f"{prefix}{key}", path, kinds)
+    found = {name: _rebuild(kinds[name], value, where, f"{prefix}{name}") for name, value in values.items()}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in found:
+            raise TubeletError(f"{where}: {prefix}{field.name} is missing, expected {describe_type(kinds[field.name])}")
     try:
-        return check_value(kind, value, where, strict=True)
+        return kind(**found)
+    except SettingError as error:
+        raise TubeletError(f"{where}: {prefix}{error}") from error
+
+
+def _fit(kind: Any, value: Any, where: str, path: str) -> Any:
+    try:
+        return check_value(kind, value, path, strict=True)
     except InvalidValueError as error:
-        raise TubeletError(str(error)) from error
+        raise TubeletError(f"{where}: {error}") from error

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tubelet.config.fields import (
     Count,
+    Fraction,
     Frames,
     LearningRate,
     Processes,
@@ -14,7 +15,6 @@ from tubelet.config.fields import (
     Seconds,
     Seed,
     Settings,
-    Share,
     Side,
     require,
     require_clip,
@@ -50,8 +50,8 @@ class EmbedConfig(Settings):
     one for each worker, fewer workers start."""
     allow_path: tuple[str, ...] = ()
     """Folders and URLs that manifests may name files of, besides those below a manifest's own folder."""
-    max_failed_fraction: Share = 0.05
-    """Share of the files that may be unreadable before the command stops."""
+    max_failed_fraction: Fraction = 0.05
+    """Fraction of the files that may be unreadable before the command stops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,9 +71,9 @@ class PlanConfig(Settings):
     devices_per_node: Annotated[int, Bounds(1, 10**7)] = 8
     """Devices of the planned run that share a machine."""
     mfu: Annotated[float, Bounds(0, 1, exclusive=True)] = 0.4
-    """Share of a device's data-sheet rate that matrix products are expected to reach."""
+    """Fraction of a device's data-sheet rate that matrix products are expected to reach."""
     link_efficiency: Annotated[float, Bounds(0, 1, exclusive=True)] = 0.7
-    """Share of a link's data-sheet rate that communication is expected to reach."""
+    """Fraction of a link's data-sheet rate that communication is expected to reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,8 @@ class EvaluateConfig(Settings):
     prefetch_mb: Count = 2048
     """Megabytes (10^6 bytes) of decoded clips that are waiting at most, but one file's always; where they do not hold
     one for each worker, fewer workers start."""
-    max_failed_fraction: Share = 0.0
-    """Share of a split's files that may be unreadable; they are then left out, counted and listed."""
+    max_failed_fraction: Fraction = 0.0
+    """Fraction of a split's files that may be unreadable; they are then left out, counted and listed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

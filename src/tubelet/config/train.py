@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from tubelet.config.data import DataConfig, MaskConfig
-from tubelet.config.fields import Count, LearningRate, Samples, Seconds, Seed, Settings, Share, require
+from tubelet.config.fields import Count, Fraction, LearningRate, Samples, Seconds, Seed, Settings, require
 from tubelet.config.model import ModelConfig, vit_ti
 from tubelet.validation import Bounds
 
@@ -32,21 +32,21 @@ class OptimConfig(Settings):
     """Learning rate at the last step; None keeps the peak, as the published pre-training does."""
     decay: Literal["cosine", "linear"] = "cosine"
     """How the learning rate goes from its peak to its last value."""
-    warmup_fraction: Share = 0.04
-    """Share of the run in which the learning rate rises linearly (published: 12,000 of 300,000 steps)."""
+    warmup_fraction: Fraction = 0.04
+    """Fraction of the run in which the learning rate rises linearly (published: 12,000 of 300,000 steps)."""
     weight_decay: Annotated[float, Bounds(0, 1e6)] = 0.04
     """Decoupled weight decay; biases and 1-d parameters have none."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     eps: Annotated[float, Bounds(0, 1, exclusive=True)] = 1e-8
     """AdamW's denominator offset."""
-    ema: Share | None = None
+    ema: Fraction | None = None
     """The teacher's momentum at the first step; None is the published 0.99925, lowered where the run is too short."""
-    final_ema: Share | None = None
+    final_ema: Fraction | None = None
     """The teacher's momentum at the last step, approached linearly; None keeps it constant."""
     context_weight: Annotated[float, Bounds(0, 1e6)] = 0.5
     """λ, the weight of the context loss after its warm-up."""
-    context_warmup: tuple[Share, Share] = (0.05, 0.10)
+    context_warmup: tuple[Fraction, Fraction] = (0.05, 0.10)
     """Shares of the run between which λ rises from 0 (published: steps 15,000 to 30,000 of 300,000)."""
     distance_weighting: bool = True
     """Whether visible tokens count less in the context loss the farther they are from a hidden one (cool-down: no)."""

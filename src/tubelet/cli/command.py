@@ -1,0 +1,194 @@
+"""What all commands share: options as the fields of a checked dataclass, and one way to parse them.
+
+Parsing has two phases. The first reads the few options that name files with defaults (`--config`, `--out --resume`,
+`--model`); the second parses the whole command line with those defaults. Flags therefore win over every file.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from tubelet.config.fields import SettingError, Settings, check, current_keys, nearest, overlay
+from tubelet.errors import TubeletError, escape_unprintable
+from tubelet.io.config_file import read_config_file
+from tubelet.validation import InvalidValueError, check_text, type_hints
+
+C = TypeVar("C", bound="Command")
+Sources = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")]
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+_ANSI_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Known:
+    """The options that the first phase of parsing reads.
+
+    Attributes:
+        config: path of `--config`.
+        out: path of `--out`.
+        model: value of `--model`.
+        resume: whether `--resume` is set.
+    """
+
+    config: Path | None
+    out: Path | None
+    model: str | None
+    resume: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Settings):
+    """Options of a command, checked by their annotations when the command line is parsed."""
+
+    DISTRIBUTED = False  # whether several processes run the command together
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe messages that are printed."""
+
+    def run(self) -> None:
+        """Run the command."""
+        raise NotImplementedError
+
+    @classmethod
+    def defaults(cls, known: Known) -> dict[str, Any]:
+        """Defaults of fields that depend on other options, such as the settings of a run that is resumed.
+
+        Raises:
+            TubeletError: a file that they come from cannot be read.
+        """
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigurableCommand(Command):
+    """A command whose options may also come from a file."""
+
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """YAML or JSON file of options, such as a run's config.json; options of the command line win over it."""
+
+
+def parse(kind: type[C], name: str, words: Sequence[str]) -> C:
+    """A command from its command line.
+
+    Args:
+        kind: class of the command.
+        name: of the command.
+        words: the command line after the name.
+
+    Raises:
+        TubeletError: an option has a value that it does not allow, or a file of options cannot be read.
+        SystemExit: after help, or for a command line that cannot be parsed.
+    """
+    _check_words(words)
+    known = _known_options(words)
+    default, errors, setting = _default(kind, known), io.StringIO(), None
+    try:
+        with contextlib.redirect_stderr(errors):
+            # Help shows `FLOAT` rather than `{None}|FLOAT`: None is the option left out.
+            return tyro.cli(kind, prog=f"tubelet {name}", args=words, default=default, config=(tyro.conf.DisallowNone,))
+    except SettingError as error:
+        setting = error
+    except SystemExit as ended:
+        setting = _setting_error(ended)
+        if setting is None:
+            text = errors.getvalue()
+            if not all(map(str.isprintable, words)):  # the parser repeats words as they are
+                text = escape_unprintable(_ANSI_STYLE.sub("", text), keep="\n")
+            sys.stderr.write(text)
+            raise
+    origin = f" (from the command line and {known.config})" if known.config else ""
+    raise TubeletError(f"{option_name(setting.name)} {setting.problem}{origin}") from setting
+
+
+def option_name(setting: str) -> str:
+    """`image_size` as `--image-size`; entries of lists keep their number."""
+    name, bracket, rest = setting.partition("[")
+    return f"--{name.replace('_', '-')}{bracket}{rest}" if name.isidentifier() else setting
+
+
+def _setting_error(ended: SystemExit) -> SettingError | None:
+    """The refused setting that made the parser exit, if it is that: the parser reports every ValueError itself."""
+    error: BaseException | None = ended
+    while error is not None and not isinstance(error, SettingError):
+        error = error.__context__
+    return error
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse empty words, as of shell variables that are not set, and those that can name nothing.
+
+    As a path, an empty word would be the current directory.
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        try:
+            if not option.startswith("--"):
+                check_text(word, before if before.startswith("--") and "=" not in before else "an argument")
+            elif equals:
+                check_text(value, option)
+        except InvalidValueError as error:
+            raise TubeletError(str(error)) from error
+
+
+def _known_options(words: Sequence[str]) -> Known:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in ("--config", "--out", "--model"):
+        parser.add_argument(option)
+    parser.add_argument("--resume", action="store_true")
+    try:
+        found, _ = parser.parse_known_args(list(words))
+    except argparse.ArgumentError:  # the second phase reports it
+        found = parser.parse_args([])
+    paths = (Path(path) if path else None for path in (found.config, found.out))
+    return Known(*paths, found.model, found.resume)
+
+
+def _default(kind: type[C], known: Known) -> C:
+    """A command of which nothing but defaults is set; what has none is left to the command line."""
+    values = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+    }
+    values = {name: tyro.MISSING if value is dataclasses.MISSING else value for name, value in values.items()}
+    values |= kind.defaults(known)
+    if known.config is not None and "config" in values:
+        values |= _from_file(kind, values, known.config)
+    command = object.__new__(kind)  # unchecked: combinations are checked when flags have been added
+    for name, value in values.items():
+        object.__setattr__(command, name, value)
+    return command
+
+
+def _from_file(kind: type[Command], defaults: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The fields of a command that a config file sets.
+
+    Raises:
+        TubeletError: the file has an unknown key, or a value that the option does not allow.
+    """
+    kinds, content = type_hints(kind), read_config_file(path)
+    groups = {name: value for name, value in defaults.items() if isinstance(value, Settings)}
+    for group in groups.values():
+        content = current_keys(type(group), content, str(path))
+    owners = {field.name: name for name, group in groups.items() for field in dataclasses.fields(group)}  # type: ignore[arg-type]
+    own = kinds.keys() - groups.keys() - {"config"}
+    values, grouped = {}, {name: {} for name in groups}
+    for key, value in content.items():
+        if key in own and not (key in owners and isinstance(value, Mapping)):
+            try:
+                values[key] = check(kinds[key], value, key)
+            except SettingError as error:
+                raise TubeletError(f"{path}: {error}") from error
+        elif key in owners:
+            grouped[owners[key]][key] = value
+        else:
+            raise TubeletError(f"{path}: unknown key {key!r:.100}{nearest(str(key), own | owners.keys())}")
+    return values | {name: overlay(groups[name], found, str(path)) for name, found in grouped.items()}

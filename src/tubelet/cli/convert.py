@@ -1,0 +1,64 @@
+"""`tubelet convert`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tubelet.cli.command import Command, Model
+from tubelet.config.model import MAX_DEPTH, Width
+from tubelet.console import open_console, print_wrapped
+from tubelet.errors import TubeletError
+from tubelet.io.overwrite import check_output
+from tubelet.validation import Bounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert(Command):
+    """Write a model in another format: released .pt, .safetensors, a folder for the Hub, .pt2 or .onnx."""
+
+    model: Model
+    """A run directory, a file, a released name or a Hub id."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    """NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder."""
+    encoder: Literal["teacher", "student"] | None = None
+    """Which encoder; by default the teacher, or the one that the file holds. A .pt of a run holds both."""
+    with_predictor: bool = False
+    """Include the predictor."""
+    heads: Width | None = None
+    """Attention heads, for a .pt file whose width is not in the model family."""
+    predictor_heads: Width | None = None
+    """Attention heads of the predictor, for a .pt file."""
+    levels: tuple[Annotated[int, Bounds(0, MAX_DEPTH)], ...] | None = None
+    """Output blocks, for a .pt file that is not in the model family."""
+    license: str | None = None
+    """License of the weights, for a folder's model card; by default "unknown"."""
+    images: bool = False
+    """Export the path of the image tokenizer instead of the video tokenizer's."""
+
+    def run(self) -> None:
+        """Convert the model."""
+        from tubelet.checkpoint.weights import LoadSpec
+
+        exported = self.out.suffix in (".pt2", ".onnx")
+        folder = self.out.suffix not in (".pt", ".safetensors", ".pt2", ".onnx")
+        for option, is_set, applies in (
+            ("--with-predictor", self.with_predictor, not exported),
+            ("--images", self.images, exported),
+            ("--license", self.license is not None, folder),
+        ):
+            if is_set and not applies:
+                raise TubeletError(f"{option} has no effect for {self.out}; remove it")
+        spec = LoadSpec(self.encoder, self.with_predictor, self.heads, self.predictor_heads, self.levels)
+        if exported:
+            from tubelet.checkpoint.export import export, output_kind
+            from tubelet.pretrained.load import load_unplaced
+
+            check_output(self.out, output_kind(self.out), [self.model])  # before minutes of work
+            summary = export(load_unplaced(self.model, spec), self.out, self.images)
+        else:
+            from tubelet.pretrained.convert import convert
+
+            summary = convert(self.model, self.out, spec, self.license or "unknown")
+        print_wrapped(open_console(), summary)

@@ -1,0 +1,61 @@
+"""`tubelet sample-data`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tubelet.cli.command import Command
+from tubelet.config.fields import Seed, Side
+from tubelet.console import open_console, print_wrapped
+from tubelet.validation import Bounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleData(Command):
+    """Render first-person clips of textured 3-D levels with ground truth: depth, classes, instances, poses, tracks."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Folder to write the data set to."""
+    clips: Annotated[int, Bounds(0, 10**6)] = 1000
+    """Video clips, train and val together; a quarter as many images are added."""
+    seed: Seed = 0
+    """Seed; the same seed gives the same files."""
+    size: Side = 128
+    """Side of the square frames in pixels."""
+    frames: Annotated[int, Bounds(2, 10_000, unit="frames")] = 16
+    """Frames of a clip."""
+    workers: Annotated[int | None, Bounds(1, 1024)] = None
+    """Rendering processes; all cores by default."""
+    layout: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Also write the set as FOLDER/layouts/NAME in the layout of a public benchmark (see docs/evaluate.md); may be
+    repeated, and "all" writes every layout."""
+
+    def run(self) -> None:
+        """Render and write the data set."""
+        from rich.progress import Progress
+
+        from tubelet.sample_data import write_sample_data
+        from tubelet.sample_data.layouts import check_layouts, write_layout
+
+        console, layouts = open_console(), check_layouts(self.layout)
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task("rendering", total=None)
+            index = write_sample_data(
+                self.folder,
+                clips=self.clips,
+                seed=self.seed,
+                size=self.size,
+                frames=self.frames,
+                workers=self.workers,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        counts = (f"{c['videos']} {split} clips and {c['images']} images" for split, c in index["counts"].items())
+        rejected = ", ".join(f"{count} {reason}" for reason, count in index["dropped"].items())
+        existing = " (already complete)" if index["reused"] else ""
+        print_wrapped(console, f"{self.folder}{existing}: {', '.join(counts)}")
+        print_wrapped(console, f"rejected views: {rejected or 'none'}")
+        for name in layouts:
+            written = ", ".join(f"{count} {what}" for what, count in write_layout(self.folder, name).items())
+            print_wrapped(console, f"{self.folder / 'layouts' / name}: {written or 'already complete'}")

@@ -1,0 +1,90 @@
+"""`tubelet train`."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from tubelet.cli.command import ConfigurableCommand, Known
+from tubelet.config import PlanConfig, TrainConfig, model_preset, resized
+from tubelet.config.model import MAX_DEPTH
+from tubelet.console import open_console
+from tubelet.errors import TubeletError
+from tubelet.io.config_file import read_config_file
+from tubelet.validation import Bounds
+
+PatchSize = Annotated[int | None, Bounds(1, 1024)]
+TrainSettings = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCommand(ConfigurableCommand):
+    """What all commands that train have in common."""
+
+    DISTRIBUTED = True
+
+    settings: TrainSettings = field(default_factory=TrainConfig)
+    """Settings of the run."""
+    resume: bool = False
+    """Continue the run in --out from its newest checkpoint, with its own settings for defaults."""
+
+    @classmethod
+    def defaults(cls, known: Known) -> dict[str, Any]:
+        """The settings of the run that is resumed."""
+        if not known.resume or known.out is None or not (known.out / "config.json").is_file():
+            return {}
+        from tubelet.train.run_directory import read_config
+
+        return {"settings": read_config(known.out)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainingCommand):
+    """Pre-train V-JEPA 2.1 on videos and images."""
+
+    planned: Annotated[PlanConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = field(
+        default_factory=PlanConfig
+    )
+    """Settings of a dry run."""
+    out: Path | None = None
+    """Run directory: checkpoints, metrics, list of bad files. Not needed with --dry-run."""
+    model: str | None = None
+    """vit-pico, vit-ti, vit-s, vit-b, vit-l, vit-g or vit-G; by default vit-ti, or the model of --init-from."""
+    patch_size: PatchSize = None
+    """Pixels along a patch's side, instead of the model's own."""
+    tubelet_size: PatchSize = None
+    """Frames of a video token, instead of the model's own."""
+    output_levels: Annotated[int | None, Bounds(1, MAX_DEPTH)] = None
+    """Number of output levels, counted from the last, that are used and predicted; 1 is V-JEPA 2.0's choice."""
+
+    def run(self) -> None:
+        """Train, or print the plan of a dry run."""
+        from tubelet.planner.plan_table import print_plan
+        from tubelet.planner.run_plan import plan_run
+        from tubelet.train.trainer import train
+
+        if not self.planned.dry_run and self.planned != PlanConfig():
+            raise TubeletError("--devices and the options after it only apply with --dry-run")
+        if self.out is None and not self.planned.dry_run:
+            raise TubeletError("--out is missing: name the run directory")
+        sizes = resized(self._model(), self.patch_size, self.tubelet_size)
+        if self.output_levels is not None:
+            sizes = dataclasses.replace(sizes, output_levels=self.output_levels)
+        config = dataclasses.replace(self.settings, model=sizes)
+        if self.planned.dry_run or self.out is None:
+            print_plan(plan_run(config, self.planned), open_console())
+        else:
+            train(config, self.out, self.resume, open_console())
+
+    def _model(self) -> Any:
+        """The network's sizes: of --model, of the run or file that has them, or of the weights to start from."""
+        from tubelet.train.initialization import config_from_checkpoint
+
+        if self.model is not None:
+            return model_preset(self.model)
+        resumed = self.resume and self.out is not None and (self.out / "config.json").is_file()
+        if resumed or (self.config and isinstance(read_config_file(self.config).get("model"), dict)):
+            return self.settings.model
+        return config_from_checkpoint(self.settings.init_from) if self.settings.init_from else self.settings.model
