@@ -5,6 +5,7 @@ that is gone) is dropped and remembered, and the command goes on.
 """
 
 import codecs
+import errno
 import io
 import logging
 import os
@@ -79,6 +80,7 @@ class Output(io.TextIOBase):
     def write(self, text: str) -> int:
         """Write what can be; the length of all of it."""
         if self.stream is None:
+            self.last_error = OSError(errno.EBADF, os.strerror(errno.EBADF))
             return len(text)
         try:
             try:

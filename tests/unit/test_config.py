@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,23 @@ def test_help_names_what_an_option_takes_and_none_only_as_its_default(command, m
         cli.main()
     said = capsys.readouterr().out
     assert "--help" in said and "{None" not in said
+
+
+def test_help_does_not_import_torch():
+    script = "import sys; sys.argv = ['tubelet', '--help']; from tubelet.cli import main; main()"
+    script = f"import sys\ntry:\n    exec({script!r})\nfinally:\n    assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0 and all(f"\n  {name} " in result.stdout for name in cli.COMMANDS), result
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [("trian", "trian: unknown command (nearest: 'train')"), ("\x1b[2J", "\\x1b[2J: unknown")]
+)
+def test_an_unknown_command_is_refused_with_the_nearest_known_one(words, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tubelet", words])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert message in capsys.readouterr().err
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one():

@@ -117,6 +117,13 @@ def test_a_command_whose_last_line_is_lost_ends_with_a_code_that_says_so(error, 
     assert broken.getvalue().startswith("tubelet ")
 
 
+def test_a_command_whose_standard_output_is_closed_ends_with_a_code_that_says_so(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tubelet", "--version"])
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit, match=str(cli.OUTPUT_LOST)):
+        cli.main()
+
+
 def test_a_warning_is_one_line(monkeypatch, capsys):
     def warn(*_, **__):
         for message, file in ((NASTY, cli.__file__), ("theirs", "/lib/other.py")):  # pytest keeps warnings for itself
