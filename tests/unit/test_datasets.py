@@ -18,7 +18,7 @@ from tubelet.datasets import (
     epic_kitchens,
     imagenet,
     kinetics,
-    registry,
+    layout,
     ssv2,
     video_lists,
 )
@@ -54,8 +54,8 @@ def test_a_new_file_is_all_that_a_data_set_needs(tmp_path, monkeypatch):
     put(tmp_path / "data/marker.txt")
     assert datasets.layouts_of(ClassificationDataset)  # registers the layouts of the package for good
     monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path / "package")])
-    monkeypatch.setattr(registry, "_LAYOUTS", list(registry._LAYOUTS))
-    registry._import_modules.cache_clear()
+    monkeypatch.setattr(layout, "_LAYOUTS", list(layout._LAYOUTS))
+    layout._import_modules.cache_clear()
     assert datasets.find(tmp_path / "data", ClassificationDataset).name == "marked"
     del sys.modules["tubelet.datasets.marked_videos"]
 
@@ -75,7 +75,7 @@ def test_an_unknown_layout_lists_what_each_one_expects(tmp_path):
             TubeletError, match=f"no {record.kind} data set found.*the directory holds notes.txt"
         ) as raised:
             datasets.find(tmp_path, record)
-        assert layouts and all(layout.expected in str(raised.value) for layout in layouts)
+        assert layouts and all(one.expected in str(raised.value) for one in layouts)
 
 
 def test_layouts_for_any_labels_are_tried_after_those_of_benchmarks(tmp_path):

@@ -1,5 +1,6 @@
 """Data sets for downstream tasks: one module a layout, and the few types of record that all of them load."""
 
+from tubelet.datasets.layout import Layout, find, layout_error, layouts_of
 from tubelet.datasets.records import (
     ActionSegment,
     AnticipationDataset,
@@ -17,7 +18,6 @@ from tubelet.datasets.records import (
     VideoObjectDataset,
     VideoObjectSequence,
 )
-from tubelet.datasets.registry import Layout, find, layout_error, layouts_of
 
 __all__ = [
     "ActionSegment",

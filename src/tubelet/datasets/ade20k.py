@@ -12,9 +12,9 @@ import numpy as np
 
 from tubelet.data.tables import read_lines
 from tubelet.datasets.annotations import IGNORED
+from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, count_hidden_media, find_root, list_images
 from tubelet.datasets.records import DenseSample, SegmentationDataset, check_samples
-from tubelet.datasets.registry import Layout, layout_error
 from tubelet.errors import TubeletError
 
 CLASSES = 150

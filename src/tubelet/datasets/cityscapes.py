@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from tubelet.datasets.annotations import IGNORED
+from tubelet.datasets.layout import Layout
 from tubelet.datasets.locate import candidate_roots, glob_visible
 from tubelet.datasets.records import DenseSample, SegmentationDataset, check_samples
-from tubelet.datasets.registry import Layout
 from tubelet.errors import TubeletError
 
 # Evaluated labels, in the order of their train IDs.

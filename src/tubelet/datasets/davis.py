@@ -10,9 +10,9 @@ They lie in the named directory, in DAVIS/ as the archive unpacks, or below a ch
 from pathlib import Path
 
 from tubelet.data.tables import read_lines
+from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import find_root, list_directory, list_images
 from tubelet.datasets.records import VideoObjectDataset, VideoObjectSequence
-from tubelet.datasets.registry import Layout, layout_error
 from tubelet.errors import TubeletError
 
 ARCHIVES = ("DAVIS", "DAVIS-2017", "DAVIS-2017-trainval-480p/DAVIS")

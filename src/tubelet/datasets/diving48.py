@@ -13,9 +13,9 @@ from typing import TypedDict
 
 from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.datasets.annotations import parse_index
+from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, index_by_stem
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
-from tubelet.datasets.registry import Layout, layout_error
 from tubelet.errors import TubeletError
 from tubelet.io.text import read_json
 
@@ -24,7 +24,7 @@ _LISTS = ("annotations", "labels")
 _FOLDERS = (VIDEOS, "Diving48_rgb", "videos")
 
 
-class _Entry(TypedDict):
+class _DivingEntry(TypedDict):
     """A video of a split."""
 
     vid_name: str
@@ -77,7 +77,7 @@ def _list_folder(root: Path) -> Path | None:
 
 def _split(root: Path, path: Path, classes: int, videos: dict[str, Path]) -> list[LabeledFile]:
     files = []
-    for position, entry in enumerate(read_json(path, list[_Entry])):
+    for position, entry in enumerate(read_json(path, list[_DivingEntry])):
         name, label = entry["vid_name"], parse_index(entry["label"], f"{path}: label of entry {position}")
         if label >= classes:
             raise TubeletError(f"{path}: {name} has class {label}, but {VOCABULARY} has {classes} classes")

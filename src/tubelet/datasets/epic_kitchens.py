@@ -15,9 +15,9 @@ from pathlib import Path
 from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.data.tables import read_table
 from tubelet.datasets.annotations import parse_index
+from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots
 from tubelet.datasets.records import ActionSegment, AnticipationDataset
-from tubelet.datasets.registry import Layout, layout_error
 from tubelet.errors import TubeletError
 
 TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"

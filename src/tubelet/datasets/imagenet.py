@@ -18,9 +18,9 @@ from pathlib import Path
 
 from tubelet.data.suffixes import IMAGE_SUFFIXES
 from tubelet.data.tables import read_lines
+from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, count_hidden_media, media_files, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
-from tubelet.datasets.registry import Layout, layout_error
 from tubelet.errors import TubeletError
 
 NAMES = "LOC_synset_mapping.txt"

@@ -12,9 +12,9 @@ from pathlib import Path
 from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.data.tables import read_table
 from tubelet.datasets.annotations import parse_index
+from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import index_by_stem
 from tubelet.datasets.records import ClassificationDataset, LabeledFile
-from tubelet.datasets.registry import Layout, layout_error
 from tubelet.datasets.video_folders import split_folders
 from tubelet.datasets.video_lists import KINETICS_PROTOCOL, find_lists, has_kinetics_header
 from tubelet.errors import TubeletError

@@ -11,9 +11,9 @@ input/ and gt_depth/ with kitti_eigen_train.txt and kitti_eigen_test.txt are als
 from pathlib import Path
 
 from tubelet.datasets.annotations import read_image_depth_pairs
+from tubelet.datasets.layout import Layout
 from tubelet.datasets.locate import find_root
 from tubelet.datasets.records import DenseSample, DepthDataset, check_samples
-from tubelet.datasets.registry import Layout
 from tubelet.errors import TubeletError
 
 ARCHIVES = ("kitti",)

@@ -11,9 +11,9 @@ used. Both splits in one folder beside nyu_train.txt and nyu_test.txt are also s
 from pathlib import Path
 
 from tubelet.datasets.annotations import read_image_depth_pairs
+from tubelet.datasets.layout import Layout
 from tubelet.datasets.locate import find_root, glob_visible
 from tubelet.datasets.records import DenseSample, DepthDataset, check_samples
-from tubelet.datasets.registry import Layout
 
 TEST = "official_splits/test"
 LISTS = {

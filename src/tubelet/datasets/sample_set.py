@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.datasets.annotations import IGNORED
+from tubelet.datasets.layout import Layout
 from tubelet.datasets.records import (
     DenseSample,
     DepthDataset,
@@ -21,7 +22,6 @@ from tubelet.datasets.records import (
     TrackingDataset,
     check_samples,
 )
-from tubelet.datasets.registry import Layout
 from tubelet.errors import TubeletError
 from tubelet.io.text import read_text
 from tubelet.sample_data.truth import (

@@ -16,9 +16,9 @@ from typing import TypedDict
 
 from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.datasets.annotations import parse_index
+from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, index_by_stem
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
-from tubelet.datasets.registry import Layout, layout_error
 from tubelet.datasets.video_lists import VideoLists, find_list
 from tubelet.errors import TubeletError
 from tubelet.io.text import read_json
@@ -33,7 +33,7 @@ _PROTOCOL = ProbeProtocol(segments=2, views=3)
 _NAME = "Something-Something v2, validation"
 
 
-class _Entry(TypedDict):
+class _SomethingEntry(TypedDict):
     """A video of a split."""
 
     id: str | int
@@ -102,7 +102,7 @@ def _required_file(root: Path, name: str) -> Path:
 
 def _split(root: Path, path: Path, numbers: dict[str, int], videos: dict[str, Path]) -> list[LabeledFile]:
     files = []
-    for position, entry in enumerate(read_json(path, list[_Entry])):
+    for position, entry in enumerate(read_json(path, list[_SomethingEntry])):
         stem, template = str(entry["id"]), _plain(entry["template"])
         if template not in numbers:
             raise TubeletError(f"{path}: entry {position}, video {stem}, has the unknown template {template!r}")

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tubelet.data.suffixes import VIDEO_SUFFIXES
+from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, media_files, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile
-from tubelet.datasets.registry import Layout, layout_error
 from tubelet.datasets.video_lists import ARCHIVES, KINETICS_PROTOCOL, SPLITS
 from tubelet.errors import TubeletError
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tubelet.data.tables import decode_list
 from tubelet.datasets.annotations import read_labeled_paths
+from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, find_folder, list_directory, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
-from tubelet.datasets.registry import Layout, layout_error
 from tubelet.errors import TubeletError
 from tubelet.io.text import read_bytes
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from tubelet.datasets.annotations import IGNORED, read_nonempty_lines
+from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import find_root
 from tubelet.datasets.records import DenseSample, SegmentationDataset, check_samples
-from tubelet.datasets.registry import Layout, layout_error
 
 CLASSES = (
     "background",

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from tubelet.datasets.annotations import parse_index
+from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import find_root, list_images
 from tubelet.datasets.records import VideoObjectDataset, VideoObjectSequence
-from tubelet.datasets.registry import Layout, layout_error
 from tubelet.errors import TubeletError
 from tubelet.io.text import read_json
 
