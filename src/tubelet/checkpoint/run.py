@@ -23,6 +23,7 @@ from tubelet.checkpoint.sharded import is_sharded, read_header, remove_checkpoin
 from tubelet.checkpoint.state_dict import load_strict, require_finite, state_dict_mismatches
 from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.config import TrainConfig, from_dict, to_dict
+from tubelet.config.fields import Settings
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import open_safetensors
 from tubelet.io.files import atomic_write, describe_os_error
@@ -34,7 +35,7 @@ FORMAT = "tubelet-checkpoint-1"
 _NAME = re.compile(r"step-(\d{9})(\.safetensors)?$")
 _OPTIMIZER = "optimizer."
 
-C = TypeVar("C")
+C = TypeVar("C", bound=Settings)
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -148,15 +148,15 @@ def _known_options(words: Sequence[str]) -> Known:
         found, _ = parser.parse_known_args(list(words))
     except argparse.ArgumentError:  # the second phase reports it
         found = parser.parse_args([])
-    paths = (Path(path) if path else None for path in (found.config, found.out))
-    return Known(*paths, found.model, found.resume)
+    config, out = (Path(path) if path else None for path in (found.config, found.out))
+    return Known(config, out, found.model, found.resume)
 
 
 def _default(kind: type[C], known: Known) -> C:
     """A command of which nothing but defaults is set; what has none is left to the command line."""
     values = {
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        for field in dataclasses.fields(kind)
     }
     values = {name: tyro.MISSING if value is dataclasses.MISSING else value for name, value in values.items()}
     values |= kind.defaults(known)
@@ -180,7 +180,8 @@ def _from_file(kind: type[Command], defaults: Mapping[str, Any], path: Path) -> 
         content = current_keys(type(group), content, str(path))
     owners = {field.name: name for name, group in groups.items() for field in dataclasses.fields(group)}  # type: ignore[arg-type]
     own = kinds.keys() - groups.keys() - {"config"}
-    values, grouped = {}, {name: {} for name in groups}
+    values: dict[str, Any] = {}
+    grouped: dict[str, dict[str, Any]] = {name: {} for name in groups}
     for key, value in content.items():
         if key in own and not (key in owners and isinstance(value, Mapping)):
             try:
