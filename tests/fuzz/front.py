@@ -184,15 +184,16 @@ JSON_READERS = {
 
 
 def _json_lines(path: Path, _: int) -> None:
-    for name in ("metrics", "alarms", "bad_files"):
+    for name in ("metrics", "alerts", "bad_files"):
         if path.stem not in (name, "rows"):
             (path.parent / f"{name}.jsonl").write_text("")
     config = TrainConfig(data=DataConfig(sources=("films",)))
     run, past, watch = RunDirectory(path.parent, config, resume=True), LossHistory(), CollapseDetector(8)
     rows = [row for row, _ in read_metrics(path.parent)]
     run.begin(10**6, lambda row: (past.add(row), watch.observe(row)))
-    AnomalyGuard(config, run, lambda said: None).restore(past, run.alarms)
-    AnomalyGuard(config, run, lambda said: None).excluded()
+    guard = AnomalyGuard(config, run)
+    guard.restore(past, run.alerts)
+    guard.skipped_batches()
     sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))
     if rows:
         _thinned(rows, "lr")

@@ -170,11 +170,11 @@ def _json(folder: Path) -> None:
 
 def _json_lines(folder: Path) -> None:
     rows = [{"step": step, "loss": 0.5, "lr": 1e-3, "clips_per_s": 9.0, "effective_rank": 5.0} for step in range(1, 4)]
-    alarms = [
-        {"step": 2, "kind": "spike", "said": "a spike", "batches": 3},
-        {"step": 3, "kind": "save", "said": "full"},
+    alerts = [
+        {"step": 2, "kind": "spike", "message": "a spike", "batches": 3},
+        {"step": 3, "kind": "save", "message": "full"},
     ]
-    files = {"metrics": rows, "alarms": alarms, "bad_files": [{"path": "a.mp4", "reason": "is cut off"}]}
+    files = {"metrics": rows, "alerts": alerts, "bad_files": [{"path": "a.mp4", "reason": "is cut off"}]}
     for name, content in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
 

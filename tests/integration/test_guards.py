@@ -1,4 +1,4 @@
-"""What a run does about trouble: alarms, skipped steps, hangs, a disk that is full."""
+"""What a run does about trouble: alerts, skipped steps, hangs, a disk that is full."""
 
 import dataclasses
 import errno
@@ -33,8 +33,8 @@ from tubelet.train import collapse, trainer
 from tubelet.train import step as step_module
 
 
-def alarms(run):
-    return [json.loads(line) for line in (run / "alarms.jsonl").open()]
+def alerts(run):
+    return [json.loads(line) for line in (run / "alerts.jsonl").open()]
 
 
 FIGURES = {
@@ -70,16 +70,16 @@ def test_processes_look_at_the_same_features_as_one_does(media, watched, tmp_pat
         assert figures(ours) == pytest.approx(figures(theirs), rel=1e-2)
 
 
-def test_alarms_are_kept_once_over_a_resumption(media, tmp_path, monkeypatch):
+def test_alerts_are_kept_once_over_a_resumption(media, tmp_path, monkeypatch):
     monkeypatch.setattr(collapse, "MIN_CHANNEL_STD", 1e6)  # whatever a figure is, it is low
     config, run = tiny_config(media, steps=8, monitor_every=1, checkpoint_every=4), tmp_path / "run"
     train_quietly(config, run)
-    before = alarms(run)
-    assert {(alarm["step"], alarm["kind"]) for alarm in before} >= {(1, "collapse")}
-    assert "the teacher's features are collapsing: the spread of channels over tokens of level 1" in before[0]["said"]
+    before = alerts(run)
+    assert {(alert["step"], alert["kind"]) for alert in before} >= {(1, "collapse")}
+    assert "the teacher's features are collapsing: the spread of channels over tokens of level 1" in str(before[0])
     (run / "checkpoints" / "step-000000008.safetensors").unlink()
     train_quietly(config, run, resume=True)
-    assert alarms(run) == before
+    assert alerts(run) == before
 
 
 def poison(monkeypatch, *steps):
@@ -103,13 +103,13 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(media, t
     states = [read_checkpoint(path)[0] for path in list_checkpoints(run)]
     same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(states)]
     assert same == [False, True, True, False, True, False, False]
-    assert [(alarm["step"], alarm["kind"]) for alarm in alarms(run)] == [(3, "skipped"), (6, "skipped")]
+    assert [(alert["step"], alert["kind"]) for alert in alerts(run)] == [(3, "skipped"), (6, "skipped")]
     for path in list_checkpoints(run)[3:]:  # in the middle of a row of them
         path.unlink()
     train_quietly(config, run, resume=True)
     assert [row["loss"] for row in rows(run)] == [row["loss"] for row in found]
     assert [row["skipped_steps"] for row in rows(run)] == [0, 0, 1, 2, 2, 3, 3, 3]
-    assert len(alarms(run)) == 2
+    assert len(alerts(run)) == 2
 
 
 def test_too_many_skipped_steps_in_a_row_stop_the_run_and_keep_the_last_checkpoint(media, tmp_path, monkeypatch):
@@ -185,16 +185,18 @@ def test_a_spike_sends_the_run_back_to_its_checkpoint_and_past_the_batches_and_s
     curves = EventAccumulator(str(run / "tensorboard"))
     curves.Reload()
     assert [point.step for point in curves.Scalars("loss")] == list(range(1, 29))
-    (alarm,) = alarms(run)
-    assert (alarm["step"], alarm["kind"], alarm["batches"]) == (20, "spike", 4)
-    assert "the loss of step 23 is" in alarm["said"] and "back to step 20, leaving out the next 4" in alarm["said"]
+    (alert,) = alerts(run)
+    assert (alert["step"], alert["kind"], alert["batches"]) == (20, "spike", 4)
+    assert (
+        "the loss of step 23 is" in alert["message"] and "back to step 20, leaving out the next 4" in alert["message"]
+    )
     for step in (25, 15):  # after the batches that were left out, and before
         for path in list_checkpoints(run):
             if step_from_name(path) > step:
                 path.unlink()
         train_quietly(config, run, resume=True)
         assert [(row["step"], row["loss"]) for row in rows(run)] == [(row["step"], row["loss"]) for row in found]
-        assert alarms(run) == [alarm]
+        assert alerts(run) == [alert]
 
 
 @pytest.mark.slow
@@ -213,7 +215,7 @@ def test_a_sharded_run_goes_back_where_one_process_does(media, tmp_path):
     assert one[-1]["rewinds"] >= 1
     for name in ("step", "rewinds", "loss"):
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], abs=1e-4)
-    assert [alarm["step"] for alarm in alarms(tmp_path / "two")] == [a["step"] for a in alarms(tmp_path / "one")]
+    assert [alert["step"] for alert in alerts(tmp_path / "two")] == [a["step"] for a in alerts(tmp_path / "one")]
 
 
 def test_a_loss_that_spikes_with_any_data_stops_the_run(media, tmp_path, monkeypatch):
@@ -278,9 +280,9 @@ def test_a_full_disk_stops_the_run_only_where_nothing_was_saved_before_or_the_la
     else:
         train_quietly(tiny_config(media), run)
         assert 1 <= rows(run)[-1]["failed_saves"] <= failed  # what ends with the last step comes after its row
-        first, second = ((alarm["step"], alarm["kind"]) for alarm in alarms(run))
+        first, second = ((alert["step"], alert["kind"]) for alert in alerts(run))
         assert (10, "save") <= first <= (15, "save") <= second <= (20, "save")
-        assert "step-000000005.safetensors is the last checkpoint" in alarms(run)[1]["said"]
+        assert "step-000000005.safetensors is the last checkpoint" in alerts(run)[1]["message"]
     files = {path.name for path in (run / "checkpoints").iterdir()}
     kept = {(2, 3): {5, 20}, (4,): {10, 15}, (1,): set()}[full]
     assert files == {f"step-{step:09d}.safetensors" for step in kept}
@@ -290,7 +292,7 @@ def test_a_full_disk_stops_the_run_only_where_nothing_was_saved_before_or_the_la
 
 @pytest.mark.slow
 def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media, tmp_path):
-    """The system refuses to let any file grow: checkpoints, metrics and alarms alike."""
+    """The system refuses to let any file grow: checkpoints, metrics and alerts alike."""
     run = tmp_path / "run"
     process = start_training(tiny_config(media, steps=10**6, checkpoint_every=10), run)
 
@@ -312,7 +314,7 @@ def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media
     process.join(300)
     last = rows(run)[-1]
     assert [row["step"] for row in rows(run)] == list(range(1, last["step"] + 1))
-    assert last["failed_saves"] == sum(alarm["kind"] == "save" for alarm in alarms(run)) > 0
+    assert last["failed_saves"] == sum(alert["kind"] == "save" for alert in alerts(run)) > 0
 
 
 def test_processes_move_the_data_on_by_what_the_first_one_knows(media, tmp_path):
@@ -321,8 +323,8 @@ def test_processes_move_the_data_on_by_what_the_first_one_knows(media, tmp_path)
     train_quietly(config, tmp_path / "run")
     found = [row["loss"] for row in rows(tmp_path / "run")]
     (tmp_path / "run" / "checkpoints" / "step-000000010.safetensors").unlink()
-    alarm = {"step": 8, "kind": "spike", "said": "of a checkpoint that was taken away", "batches": 3}
-    (tmp_path / "run" / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
+    alert = {"step": 8, "kind": "spike", "message": "of a checkpoint that was taken away", "batches": 3}
+    (tmp_path / "run" / "alerts.jsonl").write_text(json.dumps(alert) + "\n")
     assert train_together(2, config, tmp_path / "run", resume=True) == ([0, 0], "")
     assert [row["loss"] for row in rows(tmp_path / "run")] == pytest.approx(found, abs=1e-4)
 
@@ -416,9 +418,9 @@ def test_curves_that_cannot_be_finished_do_not_spoil_a_run_that_is_done(media, t
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", full)
     train_quietly(tiny_config(media, steps=5), tmp_path / "run")
-    said = alarms(tmp_path / "run")[-1]
-    assert (said["step"], said["kind"]) == (5, "tensorboard")
-    assert said["said"] == "curves for TensorBoard end here: the disk is full: free some space"
+    said = alerts(tmp_path / "run")[-1]
+    assert (said["step"], said["kind"]) == (5, "sink")
+    assert said["message"] == "TensorBoardSink receives no more metrics: the disk is full: free some space"
 
 
 def test_a_run_that_skipped_most_of_its_steps_fails_and_keeps_its_checkpoint(media, tmp_path, monkeypatch):
@@ -460,8 +462,8 @@ def test_a_run_whose_log_cannot_be_written_trains_to_its_end_and_records_why(med
         trainer.train(tiny_config(media, steps=3), tmp_path / "run", console=open_console())
         monkeypatch.setattr(sys, "stdout", log)
     assert [step_from_name(path) for path in list_checkpoints(tmp_path / "run")] == [3]
-    (lost,) = (alarm for alarm in alarms(tmp_path / "run") if alarm["kind"] == "output")
-    assert lost["step"] == 1 and "Input/output error" in lost["said"]
+    (lost,) = (alert for alert in alerts(tmp_path / "run") if alert["kind"] == "output")
+    assert lost["step"] == 1 and "Input/output error" in lost["message"]
 
 
 def test_curves_end_whatever_their_library_raises(media, tmp_path, monkeypatch):
@@ -470,6 +472,6 @@ def test_curves_end_whatever_their_library_raises(media, tmp_path, monkeypatch):
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fail)
     train_quietly(tiny_config(media, steps=2), tmp_path / "run")
-    assert [alarm["said"] for alarm in alarms(tmp_path / "run") if alarm["kind"] == "sink"] == [
+    assert [alert["message"] for alert in alerts(tmp_path / "run") if alert["kind"] == "sink"] == [
         "TensorBoardSink receives no more metrics: the writer's own error"
     ]

@@ -192,6 +192,6 @@ def test_adapters_that_cannot_be_written_cost_the_run_no_checkpoint(media, first
 
     monkeypatch.setattr(saving, "save_adapters", failing)
     train_quietly(tiny_config(media, init_from=str(first_run), lora_rank=2, keep_checkpoints=1), run)
-    said = [json.loads(line)["said"] for line in (run / "alarms.jsonl").open()]
+    said = [json.loads(line)["message"] for line in (run / "alerts.jsonl").open()]
     assert [sentence.split("/")[-1] for sentence in said] == ["step-000000005.safetensors is the last checkpoint"] * 2
     assert seen == [[], [5], [5], [5]]  # what is said to be the last one is there

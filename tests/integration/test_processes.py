@@ -28,7 +28,7 @@ from tubelet.pretrained.load import load
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm.sh"
-LOSSES = ("loss", "prediction_loss", "context_loss")
+LOSSES = ("loss", "prediction_loss", "context_loss", "grad_norm")
 
 
 @pytest.fixture(scope="module")

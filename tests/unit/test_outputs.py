@@ -224,6 +224,7 @@ def test_the_names_by_which_things_are_known_are_those_that_are_written():
     assert outputs.KINDS["shards"].marks == (shards.INDEX, shards.PLAN)
     assert set(outputs.KINDS["run"].files) == {run_directory.CONFIG}
     assert set(outputs._RUN_FILES) == {
+        run_directory.ALARMS,
         run_directory.METRICS,
         run_directory.ALERTS,
         run_directory.BAD_FILES,

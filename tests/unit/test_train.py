@@ -25,13 +25,13 @@ def test_channels_that_do_not_differ_between_tokens_have_no_spread():
     assert channel_std(torch.ones(10, 4)) == 0
 
 
-def alarms(name, values, width=128, predicted_width=None):
+def alerts(name, values, width=128, predicted_width=None):
     watch = CollapseDetector(width, predicted_width)
     return [watch.observe({name: value}) for value in values]
 
 
 def test_a_sudden_fall_is_named_once_for_each_halving():
-    said = alarms("effective_rank", (60, 58, 61, 60, 60, 19, 18, 9))
+    said = alerts("effective_rank", (60, 58, 61, 60, 60, 19, 18, 9))
     assert [len(warnings) for warnings in said] == [0, 0, 0, 0, 0, 1, 0, 1]
     assert "effective rank" in said[5][0]
     assert "is 19, it lately was 60" in said[5][0]
@@ -50,25 +50,25 @@ def test_levels_that_fall_at_one_look_are_each_named_and_what_helps_is_said_once
     assert [sentence.count("--lr") for sentence in said] == [0, 0, 1]
 
 
-def test_a_fall_within_the_first_looks_is_no_alarm():
-    assert not any(alarms("effective_rank", [23.6, 7.78, 7.5, 7.6, 7.7]))
+def test_a_fall_within_the_first_looks_is_no_alert():
+    assert not any(alerts("effective_rank", [23.6, 7.78, 7.5, 7.6, 7.7]))
 
 
 def test_a_figure_that_recovered_and_falls_again_is_named_again():
-    said = alarms("effective_rank", [*[60] * 10, 19, 18, *[60] * 10, 15])
+    said = alerts("effective_rank", [*[60] * 10, 19, 18, *[60] * 10, 15])
     assert [k for k, warnings in enumerate(said) if warnings] == [10, 22]
 
 
 def test_a_slow_fall_is_named_when_hardly_anything_is_left():
-    said = alarms("channel_std", [0.5 * 0.9**k for k in range(40)])
+    said = alerts("channel_std", [0.5 * 0.9**k for k in range(40)])
     first = next(k for k, warnings in enumerate(said) if warnings)
     assert 0.5 * 0.9**first < 0.05 <= 0.5 * 0.9 ** (first - 1)
 
 
-def test_what_healthy_runs_do_first_is_no_alarm():
+def test_what_healthy_runs_do_first_is_no_alert():
     """The ranks of a run whose features ended 1.6 times as good as random ones."""
     measured = (59.6, 59.8, 58.6, 42.8, 32.8, 32.0, 32.8, 22.9, 22.8, 25.6, 19.6, 26.3, 25.2, 24.5, 30.5, 26.4, 25.5)
-    assert not any(alarms("effective_rank", measured))
+    assert not any(alerts("effective_rank", measured))
 
 
 def test_each_level_of_teacher_and_predictor_is_watched_by_the_same_rule_and_named():
@@ -78,7 +78,7 @@ def test_each_level_of_teacher_and_predictor_is_watched_by_the_same_rule_and_nam
         ("teacher_level_2_effective_rank", "the teacher's features are collapsing: the effective rank of level 2 is"),
         ("predictor_level_4_effective_rank", "the predictor's features are collapsing: the effective rank of level 4"),
     ):
-        said = alarms(name, values)
+        said = alerts(name, values)
         assert [len(warnings) for warnings in said] == [0] * 10 + [1]
         assert said[-1][0].startswith(who)
 
@@ -86,15 +86,15 @@ def test_each_level_of_teacher_and_predictor_is_watched_by_the_same_rule_and_nam
 def test_a_predictor_that_has_not_learnt_anything_yet_has_not_collapsed():
     """The spread of a young predictor, measured; then of one that learns, and collapses for all that."""
     young = [0.040, 0.0005, 0.0018, 0.0019, 0.0006, 0.0034, 0.0003, 0.0012, 0.0002]
-    assert not any(alarms("predictor_level_1_channel_std", [*young, *[0.2] * 9, 0.01]))
-    said = alarms("predictor_level_1_channel_std", [*young, *[0.2] * 10, 0.01])
+    assert not any(alerts("predictor_level_1_channel_std", [*young, *[0.2] * 9, 0.01]))
+    said = alerts("predictor_level_1_channel_std", [*young, *[0.2] * 10, 0.01])
     assert [len(warnings) for warnings in said] == [0] * 19 + [1]
 
 
 def test_the_least_rank_goes_by_the_width_of_what_is_predicted():
     slow = [60 * 0.9**k for k in range(30)]
     first = [
-        next(k for k, warnings in enumerate(alarms("predictor_level_1_effective_rank", slow, 128, width)) if warnings)
+        next(k for k, warnings in enumerate(alerts("predictor_level_1_effective_rank", slow, 128, width)) if warnings)
         for width in (128, 512)
     ]
     assert slow[first[0]] < 0.03 * 128 <= slow[first[0] - 1]

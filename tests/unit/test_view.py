@@ -297,16 +297,16 @@ def test_a_report_whose_sources_are_gone_says_how_to_get_its_pictures(run, tmp_p
 
 
 @pytest.mark.slow
-def test_a_report_shows_all_levels_and_lists_alarms(run, tmp_path):
+def test_a_report_shows_all_levels_and_lists_alerts(run, tmp_path):
     page = report(run, tmp_path)
     assert page.count("level 2") >= 4
     assert "None: no sign of collapse" in page
-    alarms = [{"step": 3, "kind": "collapse", "said": "the teacher's features are collapsing"}] * 60
-    (run / "alarms.jsonl").write_text("".join(json.dumps(alarm) + "\n" for alarm in alarms))
+    alerts = [{"step": 3, "kind": "collapse", "message": "the teacher's features are collapsing"}] * 60
+    (run / "alerts.jsonl").write_text("".join(json.dumps(alert) + "\n" for alert in alerts))
     page = report(run, tmp_path)
-    (run / "alarms.jsonl").unlink()
+    (run / "alerts.jsonl").unlink()
     assert page.count("<td>the teacher's features are collapsing</td>") == 50
-    assert "and 10 more, in <code>alarms.jsonl</code>" in page
+    assert "and 10 more, in <code>alerts.jsonl</code>" in page
 
 
 def test_a_reports_table_marks_the_best_and_compares_with_random_weights(tmp_path):

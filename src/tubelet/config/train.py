@@ -40,6 +40,8 @@ class OptimConfig(Settings):
     """AdamW's decay rates of the two moments."""
     eps: Annotated[float, Bounds(0, 1, exclusive=True)] = 1e-8
     """AdamW's denominator offset."""
+    max_grad_norm: Annotated[float, Bounds(0, 1e9)] = 0.0
+    """L2 norm of the whole gradient above which it is scaled down to this norm; 0 is off, as published."""
     ema: Fraction | None = None
     """The teacher's momentum at the first step; None is the published 0.99925, lowered where the run is too short."""
     final_ema: Fraction | None = None

@@ -136,7 +136,7 @@ KINDS: Mapping[str, OutputKind] = {
     "sample set": OutputKind("a sample set"),
 }
 _OF_TENSORS = ("run", "encoder", "model")
-_RUN_FILES = ("metrics.jsonl", "alarms.jsonl", "bad_files.jsonl", "sources.txt")
+_RUN_FILES = ("metrics.jsonl", "alerts.jsonl", "alarms.jsonl", "bad_files.jsonl", "sources.txt")
 
 
 def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:

@@ -56,29 +56,29 @@ class AnomalyGuard:
         """
         self.config, self.run = config, run
         self.past = LossHistory()
-        self.kinds: Counter[str] = Counter()  # of the alarms
-        self.spike: str | None = None  # what is to be said of it, until `plan_rewind`
+        self.kinds: Counter[str] = Counter()  # of the alerts
+        self.spike: str | None = None  # its message, until `plan_rewind`
         self.spike_step = 0
         self.reported_buffered_rows = False  # that rows wait for room on the disk
         self.resumed = False  # whether no step was done since the rows before were read
         self.reported_output = False
 
-    def restore(self, past: "LossHistory", alarms: list[dict[str, Any]]) -> None:
-        """Go on from the rows and the alarms before: those that the first process knows, on every process.
+    def restore(self, past: "LossHistory", alerts: list[dict[str, Any]]) -> None:
+        """Go on from the rows and the alerts before: those that the first process knows, on every process.
 
-        What the data are moved on by is in the alarms; processes that disagreed would mix different steps.
+        What the data are moved on by is in the alerts; processes that disagreed would mix different steps.
         """
-        self.past, self.run.alarms = past, alarms
-        self.kinds = Counter(alarm["kind"] for alarm in alarms)
+        self.past, self.run.alerts = past, alerts
+        self.kinds = Counter(alert["kind"] for alert in alerts)
         self.spike = None
         self.resumed = True
 
     def skipped_batches(self) -> int:
         """Batches that the data have been moved on by."""
-        return sum(alarm["batches"] for alarm in self._rewinds())
+        return sum(alert["batches"] for alert in self._rewinds())
 
     def _rewinds(self) -> list[dict[str, Any]]:
-        return [alarm for alarm in self.run.alarms if alarm["kind"] == "spike"]
+        return [alert for alert in self.run.alerts if alert["kind"] == "spike"]
 
     def observe(self, row: dict[str, Any]) -> None:
         """Take one step's row of plain numbers, in order, and complete it.
@@ -121,19 +121,19 @@ class AnomalyGuard:
         Raises:
             TubeletError: if going back has not helped.
         """
-        said, self.spike = self.spike, None
+        message, self.spike = self.spike, None
         if checkpoint is None:
-            self.alert(self.spike_step, "no checkpoint", f"{said}; there is no checkpoint to go back to yet")
+            self.alert(self.spike_step, "no checkpoint", f"{message}; there is no checkpoint to go back to yet")
             return None
         back = step_from_name(checkpoint)
-        if sum(alarm["step"] == back for alarm in self._rewinds()) >= MAX_REWINDS:
+        if sum(alert["step"] == back for alert in self._rewinds()) >= MAX_REWINDS:
             raise TubeletError(
-                f"{said}, after going back to {checkpoint} {MAX_REWINDS} times with other data: lower the learning "
+                f"{message}, after going back to {checkpoint} {MAX_REWINDS} times with other data: lower the learning "
                 "rate (--lr) and continue with --resume"
             )
         batches = max(self.config.guards.rewind_skip_batches, self.spike_step - back)
         self.alert(
-            back, "spike", f"{said}: back to step {back}, leaving out the next {batches} batches", batches=batches
+            back, "spike", f"{message}: back to step {back}, leaving out the next {batches} batches", batches=batches
         )
         return back
 
@@ -173,8 +173,8 @@ class AnomalyGuard:
                 f"them step {step}, and the run stops (--max-skipped); the last checkpoint is kept: {REMEDY}"
             )
 
-    def alert(self, step: int, kind: str, said: str, **more: Any) -> None:
-        """Say something, and record it; see `RunDirectory.add_alert`."""
-        self.run.add_alert(step, kind, said, **more)
+    def alert(self, step: int, kind: str, message: str, **more: Any) -> None:
+        """Log a warning and record it; see `RunDirectory.add_alert`."""
+        self.run.add_alert(step, kind, message, **more)
         self.kinds[kind] += 1
-        logger.warning("step %d: %s", step, said)
+        logger.warning("step %d: %s", step, message)

@@ -67,7 +67,7 @@ class CollapseDetector:
 
     It warns once for each new halving, and anew when ten looks in a row were at twice what it had warned of. An
     untrained network spreads its tokens over more directions than a trained one will: the effective rank of a healthy
-    run falls to a third within its first steps. What alarms is therefore a fall below a third of the median of the
+    run falls to a third within its first steps. What alerts is therefore a fall below a third of the median of the
     last looks, from the sixth on (healthy runs were seen to come down to 0.47 of it), or a figure so low that hardly
     anything is left to tell tokens apart, however slowly it came to that. A predictor begins there: before it has
     learned anything it says the same of all tokens. Its figures are watched from when ten looks in a row were above
@@ -91,10 +91,10 @@ class CollapseDetector:
             metrics: one step's; those without `feature_metrics`'s figures are passed over.
         """
         figures = ((name, value) for name, value in metrics.items() if name.endswith(tuple(_MEANING)))
-        said = list(filter(None, (self._observe(name, value) for name, value in figures)))
-        if said:
-            said[-1] += f"; {REMEDIES}"
-        return said
+        warnings = list(filter(None, (self._observe(name, value) for name, value in figures)))
+        if warnings:
+            warnings[-1] += f"; {REMEDIES}"
+        return warnings
 
     def _observe(self, name: str, value: float | None) -> str | None:
         found = _FIGURE.fullmatch(name)

@@ -54,6 +54,7 @@ class DistContext:
         self.world_size = size
         self.local_world_size = size if local_size is None else local_size
         self.current_op = "the step's own work"  # for the error of a process that waits in vain
+        self.gradient_replicas = size  # processes that hold the same element of the gradient, after it is summed
         self.sharded = False  # whether the model lies in shards, whose gradients are summed as they come
 
     def peak_flops(self) -> float | None:

@@ -63,11 +63,11 @@ class FeatureMonitor:
             levels = self.model.teacher(normalise(batch.pixels.to(self.ctx.device)))
         teacher_tokens = torch.cat([subsample_tokens(level, self.ctx.world_size).float() for level in levels], dim=-1)
         assert self.predicted is not None
-        said, self.predicted = self.predicted.float(), None
+        predicted, self.predicted = self.predicted.float(), None
         found: dict[str, float] = {}
         for who, tokens, width in (
             ("teacher", teacher_tokens, self.config.model.width),
-            ("predictor", said, predicted_width(self.config.model)),
+            ("predictor", predicted, predicted_width(self.config.model)),
         ):
             parts = self.ctx.all_gather_cat(tokens).split(width, dim=-1)
             for level, part in enumerate(parts, start=1):

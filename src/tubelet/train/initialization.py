@@ -136,15 +136,15 @@ def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
     """
     weights_alone = origin.path.suffix == ".pt" or is_encoder_file(origin.path)
     kept = set() if weights_alone else load_optimizer_moments(origin.path, model, optimizer, origin.parts)
-    said = f"starting from {origin.path}, "
+    message = f"starting from {origin.path}, "
     if kept >= set(origin.parts):
-        said += "AdamW's moments included"
+        message += "AdamW's moments included"
     else:
-        said += "the predictor's moments of AdamW included" if kept else "AdamW's moments anew"
+        message += "the predictor's moments of AdamW included" if kept else "AdamW's moments anew"
     if "predictor" not in origin.parts:
         why = "there is none in it" if is_encoder_file(origin.path) else "that one predicts another teacher's features"
-        said += f"; the predictor starts anew, since {why}"
-    return said
+        message += f"; the predictor starts anew, since {why}"
+    return message
 
 
 def _load_init_weights(model: VJEPA, what: str) -> InitSource:

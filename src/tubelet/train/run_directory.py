@@ -16,7 +16,8 @@ from tubelet.io.text import file_error, read_json, read_jsonl, read_text
 from tubelet.validation import LARGEST_INT, Bounds
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
-ALERTS, SOURCES = "alarms.jsonl", "sources.txt"
+ALERTS, SOURCES = "alerts.jsonl", "sources.txt"
+ALARMS = "alarms.jsonl"  # the alerts of runs that version 0.1 began
 
 
 _TAKE_OUT = "take this line out and continue with --resume"
@@ -32,7 +33,16 @@ class BadFileRow(TypedDict):
 
 
 class AlertRow(TypedDict):
-    """A row of alarms.jsonl."""
+    """A row of alerts.jsonl."""
+
+    step: _Step
+    kind: str
+    message: str
+    batches: NotRequired[_Step]
+
+
+class _AlarmRow(TypedDict):
+    """A row of alarms.jsonl, as version 0.1 wrote it."""
 
     step: _Step
     kind: str
@@ -82,10 +92,10 @@ class RunDirectory:
         self.seen_bad: set[str] = set()  # since this process started: others may be mended by now
         self.buffered_rows: dict[str, str] = {}  # lines by file that there was no room for
         self.write_error = ""
-        self.alarms: list[dict[str, Any]] = read_alerts(path)
+        self.alerts: list[dict[str, Any]] = read_alerts(path)
 
     def begin(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
-        """Write the config, and keep the metrics and alarms of the first `step` steps.
+        """Write the config, and keep the metrics and alerts of the first `step` steps.
 
         A resumed run writes those after it anew.
 
@@ -96,7 +106,7 @@ class RunDirectory:
         Raises:
             TubeletError: if the metrics are damaged, or something cannot be written.
         """
-        self.alarms = [row for row in self.alarms if row["step"] <= step]
+        self.alerts = [row for row in self.alerts if row["step"] <= step]
         if not self.writes:
             return
         try:
@@ -107,7 +117,8 @@ class RunDirectory:
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
         write_atomically(self.path / SOURCES, self.sources + "\n")
         self._cut_metrics(step, seen)
-        write_atomically(self.path / ALERTS, "".join(json.dumps(row) + "\n" for row in self.alarms))
+        write_atomically(self.path / ALERTS, "".join(json.dumps(row) + "\n" for row in self.alerts))
+        (self.path / ALARMS).unlink(missing_ok=True)
         bad = [_bad_line(path, reason) for path, reason in self.bad.items()]
         write_atomically(self.path / BAD_FILES, "".join(bad))
 
@@ -137,17 +148,17 @@ class RunDirectory:
                 self.append(BAD_FILES, _bad_line(file.path, file.reason))
         return new
 
-    def add_alert(self, step: int, kind: str, said: str, **more: Any) -> None:
+    def add_alert(self, step: int, kind: str, message: str, **more: Any) -> None:
         """Record what the guards of a run had to say.
 
         Args:
             step: after which it holds; a run that resumes before it will find it again.
             kind: "collapse", or what else.
-            said: as the log has it.
+            message: As it is logged.
             more: figures.
         """
-        row = {"step": step, "kind": kind, "said": said, **more}
-        self.alarms.append(row)
+        row = {"step": step, "kind": kind, "message": message, **more}
+        self.alerts.append(row)
         self.append(ALERTS, json.dumps(row) + "\n")
 
     def close(self) -> None:
@@ -216,6 +227,8 @@ def read_metrics(run: Path) -> Iterator[tuple[dict[str, Any], int]]:
     for number, (row, end) in enumerate(read_jsonl(path, Any, _TAKE_OUT), start=1):
         if problem := _metrics_problem(row):  # there may be millions of rows: no need to look up types for each
             raise file_error(f"{path}, line {number}", problem, _TAKE_OUT)
+        if "data_wait_share" in row:  # as version 0.1 wrote it
+            row["data_wait_fraction"] = row.pop("data_wait_share")
         yield row, end
 
 
@@ -242,16 +255,20 @@ def read_bad_files(run: Path) -> list[dict[str, Any]]:
 
 
 def read_alerts(run: Path) -> list[dict[str, Any]]:
-    """A run's alarms.
+    """A run's alerts.
 
     Raises:
         TubeletError: a row is damaged, or the file cannot be read.
     """
-    alarms = [row for row, _ in read_jsonl(run / ALERTS, AlertRow, _TAKE_OUT)]
-    for number, row in enumerate(alarms, start=1):
+    old = (run / ALARMS).exists() and not (run / ALERTS).exists()
+    path, kind = (run / ALARMS, _AlarmRow) if old else (run / ALERTS, AlertRow)
+    alerts = [row for row, _ in read_jsonl(path, kind, _TAKE_OUT)]
+    for number, row in enumerate(alerts, start=1):
         if row["kind"] == "spike" and "batches" not in row:
-            raise file_error(f"{run / ALERTS}, line {number}", "'batches' is missing", _TAKE_OUT)
-    return alarms
+            raise file_error(f"{path}, line {number}", "'batches' is missing", _TAKE_OUT)
+        if old:
+            row["message"] = row.pop("said")
+    return alerts
 
 
 def _changes(path: Path, config: TrainConfig) -> list[str]:

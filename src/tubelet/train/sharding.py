@@ -78,8 +78,12 @@ def choose_parallel(state: int, memory: int, processes: int, local: int) -> str:
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """Whether every number is finite in what this process holds of some tensors, as a scalar on their device."""
-    parts = [part for tensor in tensors if (part := local_shard(tensor)).numel()]
-    return torch.stack(torch._foreach_norm(parts, torch.inf)).isfinite().all()
+    return local_norms([local_shard(tensor) for tensor in tensors], torch.inf).isfinite().all()
+
+
+def local_norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
+    """(K,) the norm of each of K tensors, of any shapes, those without elements left out."""
+    return torch.stack(torch._foreach_norm([tensor for tensor in tensors if tensor.numel()], order))
 
 
 def to_device_or_shard(model: VJEPA, parallel: str, config: TrainConfig, ctx: DistContext) -> None:
@@ -90,6 +94,7 @@ def to_device_or_shard(model: VJEPA, parallel: str, config: TrainConfig, ctx: Di
     else:
         apply_fsdp(model, device_mesh(parallel, ctx), training_dtype(config, ctx.device))
         ctx.sharded = True
+        ctx.gradient_replicas = ctx.world_size // ctx.local_world_size if parallel == "hsdp" else 1
 
 
 def apply_fsdp(model: VJEPA, mesh: "DeviceMesh", dtype: torch.dtype) -> None:

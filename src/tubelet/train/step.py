@@ -14,48 +14,53 @@ from tubelet.device import training_dtype
 from tubelet.grid import Mask
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import set_learning_rate
-from tubelet.train.sharding import all_finite
-from tubelet.vjepa import VJEPA
+from tubelet.train.sharding import local_norms
+from tubelet.vjepa import VJEPA, local_shard
 
 
 def train_step(
     model: VJEPA, optimizer: Optimizer, data: StepData, config: TrainConfig, step: int, ctx: DistContext
 ) -> dict[str, Any]:
-    """One optimiser step over all of its micro-batches, on all processes, then the teacher's.
+    """One optimizer step over all of its micro-batches, on all processes, then the teacher's.
+
+    Nothing here waits for the device: what depends on its numbers is decided there.
 
     Returns:
-        the step's losses as tensors (each the mean over the samples of all processes), whether it was skipped, since
-        its loss or its gradient is not finite, as a tensor too (1 or 0), and the schedules' values.
+        Scalar tensors: the losses (each the mean over the samples of all processes), the L2 norm of the gradient of
+        all parameters before clipping, and `skipped` (1 where the loss or the gradient is not finite, otherwise 0).
+        Then the schedules' values.
     """
     device, values = ctx.device, schedule_values(config, step)
     set_learning_rate(optimizer, values["lr"])
     # As a tensor: each new number would be a new constant, and another compilation.
     context_weight = torch.full((), values["context_weight"], device=device)
-    losses = torch.zeros(4, device=device)  # total, prediction, context, processes whose gradient is not finite
+    # Losses (total, prediction, context), processes whose gradient is not finite, the gradient's squared norm.
+    sums = torch.zeros(5, device=device)
     for batch in data.batches:
         batch = batch.to(device)
         pixels = normalise(batch.pixels)
-        losses[:3] += batch.weight * backpropagate(
+        sums[:3] += batch.weight * backpropagate(
             model, pixels, batch.masks, context_weight, batch.weight, autocast(config, device)
         )
     ctx.all_reduce_gradients(model)
-    losses[3] = ~gradient_is_finite(model)
-    ctx.all_reduce(losses)
-    total, prediction, context, not_finite = losses
+    gradients = [local_shard(p.grad) for p in model.parameters() if p.grad is not None]
+    norms = local_norms(gradients)
+    sums[3] = ~norms.isfinite().all()
+    sums[4] = norms.square().sum() / ctx.gradient_replicas
+    ctx.all_reduce(sums)
+    total, prediction, context, not_finite, squared_norm = sums
+    grad_norm = squared_norm.sqrt()
     # Decided on the device, so that the host need not wait for it: the optimiser's kernel leaves everything as it is
     # where it finds this flag (torch.amp.GradScaler passes it the same way), and so does the teacher.
     skipped = ((not_finite > 0) | ~total.isfinite()).float()
+    if config.optim.max_grad_norm:
+        torch._foreach_mul_(gradients, (config.optim.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
     optimizer.found_inf = skipped  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()
     model.update_teacher(values["ema"], skipped)
-    return {"loss": total, "prediction_loss": prediction, "context_loss": context, "skipped": skipped, **values}
-
-
-@torch.no_grad()
-def gradient_is_finite(model: VJEPA) -> Tensor:
-    """Whether every number in the gradients that this process holds is finite, as a scalar on the device."""
-    return all_finite([p.grad for p in model.parameters() if p.grad is not None])
+    losses = {"loss": total, "prediction_loss": prediction, "context_loss": context}
+    return losses | {"grad_norm": grad_norm, "skipped": skipped, **values}
 
 
 def backpropagate(

@@ -274,7 +274,7 @@ class Trainer:
 
         def read() -> tuple[LossHistory, list[dict[str, Any]]]:
             self.run.begin(step, add)
-            return history, self.run.alarms
+            return history, self.run.alerts
 
         self.guard.restore(*self.ctx.run_on_rank0(read))
         self.stream.begin(step, self.guard.skipped_batches())

@@ -42,7 +42,7 @@ from tubelet.view.maps import (
 from tubelet.view.pictures import Line, chart, figures, write_page
 from tubelet.vjepa import VJEPA
 
-SHOWN_CLIPS, SHOWN_OBJECTS, SHOWN_BAD_FILES, SHOWN_ALARMS = 4, 2, 50, 50
+SHOWN_CLIPS, SHOWN_OBJECTS, SHOWN_BAD_FILES, SHOWN_ALERTS = 4, 2, 50, 50
 POINTS = 500  # of a curve: more cannot be told apart at the width of a page
 
 
@@ -67,7 +67,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     """Write a run's report. What the run does not have yet is said on the page.
 
     Args:
-        run: the run's folder: config.json, metrics.jsonl, alarms.jsonl, checkpoints, evaluation.json, bad_files.jsonl.
+        run: the run's folder: config.json, metrics.jsonl, alerts.jsonl, checkpoints, evaluation.json, bad_files.jsonl.
         data: what the pictures are taken from: a sample set's validation clips, or a folder of films; None is the
             run's own sources.
         out: the page, one file that needs no other.
@@ -82,7 +82,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     config = read_config(run)
     entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
     films = _films(data, config) if entries is None else []
-    rows, bad, alarms = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alerts(run))
+    rows, bad, alerts = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alerts(run))
     model = load_vjepa(run)[0] if list_checkpoints(run) else None
     gallery = Gallery()
     values: dict[str, Any] = {
@@ -98,9 +98,9 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "results": [],
         "benchmarks": [_benchmark(path, out.parent) for path in sorted(run.glob("evaluation/*/result.json"))],
         "bad": bad,
-        "alarms": alarms,
+        "alerts": alerts,
         "shown_bad": SHOWN_BAD_FILES,
-        "shown_alarms": SHOWN_ALARMS,
+        "shown_alerts": SHOWN_ALERTS,
         "strips": [],
         "followings": [],
         "unread": [],
@@ -219,11 +219,13 @@ def _curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
         for key, keys in smooth.items()
     }  # fmt: skip
     for key, name, unit in (
+        ("grad_norm", "grad_norm", "gradient norm"),
         ("lr", "lr", "learning rate"),
         ("ema", "ema", "momentum"),
         ("weight", "context_weight", "λ"),
     ):
-        charts[key] = chart([Line(unit, *_thinned(rows, name))], y=unit)
+        logged = any(name in row for row in rows)  # runs of version 0.1 have no gradient norm
+        charts[key] = chart([Line(unit, *_thinned(rows, name))], y=unit) if logged else None
     for key, figure, unit in (("rank", "effective_rank", "effective rank"), ("std", "channel_std", "channel std")):
         for who in ("teacher", "predictor"):
             lines = _levels(monitored, who, figure)

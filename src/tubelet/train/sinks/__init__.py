@@ -69,21 +69,23 @@ class SinkGroup:
         """
         kinds = [*map(sink_class, dict.fromkeys(("jsonl", *names))), *more]
         self.sinks = [kind(run, step) for kind in kinds] if run.writes else []
-        self.alert = alert
+        self.alert, self.step = alert, step
 
     def log(self, row: Mapping[str, float]) -> None:
         """Pass a row to every sink."""
-        self._each(int(row["step"]), lambda sink: sink.log(row))
+        self.step = int(row["step"])
+        self._each(lambda sink: sink.log(row))
 
     def rewind(self, step: int) -> None:
         """Prepare every sink for rows that replace those after `step`."""
-        self._each(step, lambda sink: sink.rewind(step))
+        self.step = step
+        self._each(lambda sink: sink.rewind(step))
 
     def close(self) -> None:
         """Close every sink."""
-        self._each(max((sink.step for sink in self.sinks), default=0), lambda sink: sink.close())
+        self._each(lambda sink: sink.close())
 
-    def _each(self, step: int, call: Callable[[MetricSink], Any]) -> None:
+    def _each(self, call: Callable[[MetricSink], Any]) -> None:
         for sink in list(self.sinks):
             try:
                 call(sink)
@@ -92,7 +94,7 @@ class SinkGroup:
                     raise
                 self.sinks.remove(sink)
                 name = type(sink).__name__
-                self.alert(step, "sink", f"{name} receives no more metrics: {describe_os_error(error)}")
+                self.alert(self.step, "sink", f"{name} receives no more metrics: {describe_os_error(error)}")
 
 
 def available_sinks() -> list[str]:
