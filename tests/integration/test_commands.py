@@ -163,7 +163,7 @@ def command(monkeypatch, capsys):
         (("--image-size", "100"), ("100", "multiple of 16")),
         (("--frames", "7"), ("7 frames", "multiple of 2")),
         (("--imagesize", "32"), ("--image-size",)),
-        (("--devices", "8"), ("add --dry-run",)),
+        (("--devices", "8"), ("only apply with --dry-run",)),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(media, tmp_path, command, arguments, words):
@@ -193,4 +193,4 @@ def test_a_source_that_is_not_there_is_named(tmp_path, command):
 def test_an_option_that_would_do_nothing_is_refused(command, arguments):
     code, text = command(*arguments)
     assert code == 1
-    assert ("leave it out" in text or "goes with --task" in text) and text.count("\n") == 1
+    assert ("has no effect for" in text or "requires --task" in text) and text.count("\n") == 1

@@ -131,7 +131,7 @@ def test_a_student_that_predicts_all_levels_is_refused(media, pretrained, tmp_pa
 def test_a_cool_down_of_nothing_is_refused(media, tmp_path):
     done = run_tubelet("cooldown", media, "--out", tmp_path / "run")
     assert done.returncode == 1
-    assert "init_from is not given" in done.stderr
+    assert "--init-from is missing" in done.stderr
 
 
 def test_distil_is_one_command(media, pretrained, tmp_path):
