@@ -158,6 +158,16 @@ def test_imagenet(tmp_path):
     assert found.test[0].label == 1
 
 
+def test_image_folders(tmp_path):
+    images = [put(tmp_path / f"data/{split}/{name}/a.png") for split in ("train", "valid") for name in ("cat", "dog")]
+    found = datasets.find(tmp_path, ClassificationDataset)
+    assert found.name == "image folders (2 classes)" and found.classes == ("cat", "dog")
+    assert found.test == [LabeledFile(path=images[2], label=0), LabeledFile(path=images[3], label=1)]
+    put(tmp_path / "data/valid/bird/a.png")
+    with pytest.raises(TubeletError, match=r"valid/bird: class without a folder in .*train"):
+        datasets.find(tmp_path, ClassificationDataset)
+
+
 COLUMNS = "narration_id,participant_id,video_id,start_timestamp,narration,verb_class,noun_class"
 
 

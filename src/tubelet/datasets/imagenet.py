@@ -1,4 +1,4 @@
-"""ImageNet-1K (Russakovsky et al., arXiv 1409.0575), and any other images sorted into a folder for each class.
+"""ImageNet-1K (Russakovsky et al., arXiv 1409.0575).
 
     train/n01440764/n01440764_10026.JPEG
     val/n01440764/ILSVRC2012_val_00000293.JPEG
@@ -12,22 +12,18 @@ imagenet_2012_validation_synset_labels.txt (a class on each line, in the order o
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 
 from tubelet.data.suffixes import IMAGE_SUFFIXES
 from tubelet.data.tables import read_lines
+from tubelet.datasets.image_folders import IMAGE_PROTOCOL, SPLITS, has_classes, images_by_class, split_folder
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, count_hidden_media, media_files, subfolders
-from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
+from tubelet.datasets.records import ClassificationDataset, LabeledFile
 from tubelet.errors import TubeletError
 
 NAMES = "LOC_synset_mapping.txt"
-SPLITS = {
-    "train": ("train", "training", "ILSVRC2012_img_train"),
-    "val": ("val", "validation", "valid", "ILSVRC2012_img_val"),
-}
 LISTS = ("LOC_val_solution.csv", "val_annotations.txt", "val.txt", "imagenet_2012_validation_synset_labels.txt")
 _ARCHIVES = (
     "ILSVRC/Data/CLS-LOC",
@@ -43,10 +39,10 @@ _SYNSET = re.compile(r"n\d+")
 
 
 class ImageNet(Layout[ClassificationDataset]):
-    """ImageNet-1K, or images in a folder for each class."""
+    """ImageNet-1K, and its subsets in folders of synsets."""
 
     record = ClassificationDataset
-    expected = "ImageNet or other folders of images (train/CLASS/*.JPEG and val/CLASS/*.JPEG)"
+    expected = "ImageNet (train/SYNSET/*.JPEG, and val/SYNSET/*.JPEG or val/*.JPEG with a list)"
     priority = 3
 
     @staticmethod
@@ -55,41 +51,19 @@ class ImageNet(Layout[ClassificationDataset]):
 
     @staticmethod
     def load(root: Path) -> ClassificationDataset:
-        base = _root(root) or root
-        splits = {split: _split_folder(base, split) for split in SPLITS}
-        folders = {split: subfolders(folder) for split, folder in splits.items()}
-        flat = _flat_images(splits["val"])
-        if flat:
-            folders["val"] = []
-        for split, found in folders.items():
-            if not found and not (split == "val" and flat):
-                raise layout_error(base, f"no {split}/ with a folder for each class", ImageNet.expected)
-        synsets = [folder.name for folder in folders["train"]]
-        numbers = {synset: number for number, synset in enumerate(synsets)}
-        files: dict[str, list[LabeledFile]] = {"train": [], "val": []}
-        for split, found in folders.items():
-            for folder in found:
-                if folder.name not in numbers:
-                    raise TubeletError(f"{folder}: class without a folder in {splits['train']}")
-                images = media_files(folder, IMAGE_SUFFIXES)
-                files[split] += [LabeledFile(path=image, label=numbers[folder.name]) for image in images]
-        if flat:
-            files["val"] = _listed_images(root, splits["val"], flat, numbers)
-        name = "ImageNet ({}), validation" if all(map(_SYNSET.fullmatch, synsets)) else "image folders ({})"
+        base = _root(root)
+        if base is None:
+            raise layout_error(root, "no train/ with a folder for each class", ImageNet.expected)
+        train, val = (split_folder(base, split) for split in SPLITS)
+        synsets = [folder.name for folder in subfolders(train)]
+        flat = _flat_images(val)
         return ClassificationDataset(
-            name=name.format(f"{len(synsets)} classes"),
+            name=f"ImageNet ({len(synsets)} classes), validation",
             classes=_class_names(root, base, synsets),
-            train=files["train"],
-            test=files["val"],
-            excluded=count_hidden_media(chain(*folders.values())),
-            protocol=ProbeProtocol(
-                frames=1,
-                batch_size=1024,
-                learning_rates=(5e-4, 1e-3, 1.5e-3, 2e-3),
-                weight_decays=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-                warmup_epochs=5,
-                start_lr=2e-4,
-            ),
+            train=images_by_class(train, train),
+            test=_listed_images(root, val, flat, synsets) if flat else images_by_class(val, train),
+            excluded=count_hidden_media(subfolders(train) + ([] if flat else subfolders(val))),
+            protocol=IMAGE_PROTOCOL,
         )
 
 
@@ -98,16 +72,11 @@ def _root(root: Path) -> Path | None:
 
 
 def _is_root(root: Path) -> bool:
-    train, val = (_split_folder(root, split) for split in SPLITS)
-    return _has_classes(train) and (_has_classes(val) or bool(_flat_images(val)))
-
-
-def _has_classes(split: Path) -> bool:
-    return any(any(media_files(folder, IMAGE_SUFFIXES)) for folder in subfolders(split)[:1])
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    return next((root / name for name in SPLITS[split] if (root / name).is_dir()), root / split)
+    train, val = (split_folder(root, split) for split in SPLITS)
+    if not has_classes(train):
+        return False
+    has_synsets = all(_SYNSET.fullmatch(folder.name) for folder in subfolders(train))
+    return bool(_flat_images(val)) or (has_synsets and has_classes(val))
 
 
 def _flat_images(val: Path) -> list[Path]:
@@ -126,7 +95,7 @@ def _ancestors(named: Path, base: Path) -> Iterator[Path]:
         yield base
 
 
-def _listed_images(named: Path, val: Path, images: list[Path], numbers: Mapping[str, int]) -> list[LabeledFile]:
+def _listed_images(named: Path, val: Path, images: list[Path], synsets: list[str]) -> list[LabeledFile]:
     """Images of a flat folder with the classes of a list beside it.
 
     Raises:
@@ -146,6 +115,7 @@ def _listed_images(named: Path, val: Path, images: list[Path], numbers: Mapping[
     else:
         rows = (re.split(r"[\s,]+", line, maxsplit=2) for line in lines)
         class_of_stem = {Path(row[0]).stem: row[1] for row in rows if len(row) > 1 and row[0] != "ImageId"}
+    numbers = {synset: number for number, synset in enumerate(synsets)}
     files = []
     for image in images:
         name = class_of_stem.get(image.stem)

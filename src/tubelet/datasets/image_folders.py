@@ -1,0 +1,85 @@
+"""Images sorted into a folder for each class, for any labeled images.
+
+    train/CLASS/*.jpg, val/CLASS/*.jpg
+
+The folders of the splits may be called training/, validation/ or valid/; images may lie in CLASS/images/.
+"""
+
+from pathlib import Path
+
+from tubelet.data.suffixes import IMAGE_SUFFIXES
+from tubelet.datasets.layout import Layout, layout_error
+from tubelet.datasets.locate import candidate_roots, count_hidden_media, media_files, subfolders
+from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
+from tubelet.errors import TubeletError
+
+SPLITS = {
+    "train": ("train", "training", "ILSVRC2012_img_train"),
+    "val": ("val", "validation", "valid", "ILSVRC2012_img_val"),
+}
+IMAGE_PROTOCOL = ProbeProtocol(
+    frames=1,
+    batch_size=1024,
+    learning_rates=(5e-4, 1e-3, 1.5e-3, 2e-3),
+    weight_decays=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    warmup_epochs=5,
+    start_lr=2e-4,
+)
+
+
+class ImageFolders(Layout[ClassificationDataset]):
+    """Images in a folder for each class."""
+
+    record = ClassificationDataset
+    expected = "folders of images (train/CLASS/*.jpg and val/CLASS/*.jpg)"
+    priority = 4
+
+    @staticmethod
+    def detect(root: Path) -> bool:
+        return _root(root) is not None
+
+    @staticmethod
+    def load(root: Path) -> ClassificationDataset:
+        found = _root(root)
+        if found is None:
+            raise layout_error(root, "no folders of images", ImageFolders.expected)
+        train, val = (split_folder(found, split) for split in SPLITS)
+        classes = [folder.name for folder in subfolders(train)]
+        return ClassificationDataset(
+            name=f"image folders ({len(classes)} classes)",
+            classes=tuple(classes),
+            train=images_by_class(train, train),
+            test=images_by_class(val, train),
+            excluded=count_hidden_media(folder for split in (train, val) for folder in subfolders(split)),
+            protocol=IMAGE_PROTOCOL,
+        )
+
+
+def _root(root: Path) -> Path | None:
+    places = candidate_roots(root)
+    return next((place for place in places if all(has_classes(split_folder(place, s)) for s in SPLITS)), None)
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of a split, by its usual names."""
+    return next((root / name for name in SPLITS[split] if (root / name).is_dir()), root / split)
+
+
+def has_classes(split: Path) -> bool:
+    """Whether the folders of a split hold images."""
+    return any(any(media_files(folder, IMAGE_SUFFIXES)) for folder in subfolders(split)[:1])
+
+
+def images_by_class(split: Path, train: Path) -> list[LabeledFile]:
+    """Images of a split with the positions of their classes among the folders of the train split.
+
+    Raises:
+        TubeletError: A class has no folder in the train split.
+    """
+    numbers = {folder.name: number for number, folder in enumerate(subfolders(train))}
+    files = []
+    for folder in subfolders(split):
+        if folder.name not in numbers:
+            raise TubeletError(f"{folder}: class without a folder in {train}")
+        files += [LabeledFile(path=image, label=numbers[folder.name]) for image in media_files(folder, IMAGE_SUFFIXES)]
+    return files
