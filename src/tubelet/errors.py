@@ -43,12 +43,13 @@ class BadFile:
 
 
 class TubeletError(Exception):
-    """An error that a person can act on: one sentence that names the file or field, what was expected, what to do.
+    """Base of all errors that a person can act on.
 
-    What it names may come from a file: line feeds and codes that steer a terminal are shown as escapes.
+    The message names the file or field, what is wrong, the value found and expected, and the remedy. Names in it may
+    come from a file: line feeds and codes that steer a terminal are shown as escapes.
 
     Attributes:
-        told: whether the person has been told, by this process or by another one of the same run.
+        reported: whether the message was printed, by this process or by another rank of the same run.
     """
 
     reported = False
@@ -57,16 +58,44 @@ class TubeletError(Exception):
         super().__init__(escape_unprintable(message))
 
 
+class ConfigError(TubeletError, ValueError):
+    """A setting, option or argument with a value that is not allowed or does not fit the others."""
+
+
+class DataError(TubeletError, ValueError):
+    """A data set, table or file with contents that cannot be used."""
+
+
+class CheckpointError(DataError):
+    """A file of weights that is damaged, of another layout, or of another model."""
+
+
+class FileError(TubeletError, OSError):
+    """A file or directory that cannot be read, written or locked, or must not be overwritten."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or directory that does not exist."""
+
+
+class MissingPackageError(TubeletError, ImportError):
+    """An optional package that a feature needs and that is not installed."""
+
+
+class TrainingError(TubeletError, RuntimeError):
+    """A run, or one of its processes, that cannot go on."""
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says, as a part of a sentence; its class where it says nothing."""
     return str(error).strip().split("\n")[0][:300] or type(error).__name__
 
 
-class DecodeError(TubeletError):
+class DecodeError(DataError):
     """A media file that cannot be decoded.
 
     Attributes:
-        path: the file, or the name of a `Blob`.
+        path: the file, or the name of a `MediaBytes`.
         reason: why, without the path.
     """
 
@@ -76,5 +105,5 @@ class DecodeError(TubeletError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
-        # Exceptions cross process borders by pickle, which calls the class with its message alone by default.
+        # Exceptions cross process borders by pickle, which would call the class with the message as only argument.
         return (DecodeError, (self.path, self.reason))

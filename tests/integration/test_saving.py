@@ -115,8 +115,8 @@ def test_a_failed_write_or_copy_is_reported_at_the_next_step_and_the_run_goes_on
     train_quietly(tiny_config(media, steps=8, checkpoint_every=2, keep_checkpoints=9), tmp_path / "run")
     write, copy = alerts(tmp_path / "run")
     assert [(alert["step"], alert["kind"]) for alert in (write, copy)] == [(5, "save"), (7, "save")]
-    assert "step-000000004.safetensors: the checkpoint could not be written" in write["message"]
-    assert "Input/output error; the run goes on" in write["message"]
+    assert "step-000000004.safetensors: cannot be written" in write["message"]
+    assert "(Input/output error); older checkpoints are untouched; the run goes on" in write["message"]
     assert "no room for a copy of the state (4503599.6 GB) in host memory" in copy["message"]
     assert all("step-000000002.safetensors is the last checkpoint" in alert["message"] for alert in (write, copy))
     assert [row["failed_saves"] for row in rows(tmp_path / "run")] == [0, 0, 0, 0, 1, 1, 2, 2]

@@ -222,7 +222,7 @@ def test_an_evaluation_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     written = json.loads(path.read_text())
     assert list(written) == ["checkpoint", "step", "data", "seed", "clips", "features", "tasks"]
     assert list(written["tasks"][0]) == ["name", "metric", "higher_is_better", "values", "details"]
-    with pytest.raises(TubeletError, match="could not be written"):
+    with pytest.raises(TubeletError, match="cannot be written"):
         write_evaluation(result(), tmp_path / "evaluation.json" / "evaluation.json")
 
 

@@ -189,7 +189,7 @@ def test_what_cannot_be_explained_is_one_sentence(run, image, tmp_path):
 
 def test_a_page_that_cannot_be_written_is_one_sentence(run, image, tmp_path):
     write_text(tmp_path / "file")
-    with pytest.raises(TubeletError, match="could not be written"):
+    with pytest.raises(TubeletError, match="cannot be written"):
         explained(image, run, tmp_path / "file")
 
 

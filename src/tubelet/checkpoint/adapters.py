@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import read_safetensors
-from tubelet.io.files import atomic_write
+from tubelet.io.files import atomic_write, file_errors
 
 
 def save_adapters(adapters: Mapping[str, Tensor], encoder: nn.Module, folder: Path) -> None:
@@ -19,12 +19,13 @@ def save_adapters(adapters: Mapping[str, Tensor], encoder: nn.Module, folder: Pa
         encoder: with its adapters' settings.
         folder: is made if it is not there.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "adapter_model.safetensors") as partial:
+    with atomic_write(folder / "adapter_model.safetensors", also=(SafetensorError,)) as partial:
         save_file(dict(adapters), partial)
-    encoder.peft_config["default"].save_pretrained(folder)  # type: ignore[index,union-attr]
+    with file_errors(folder):
+        encoder.peft_config["default"].save_pretrained(folder)  # type: ignore[index,union-attr]
 
 
 @torch.no_grad()

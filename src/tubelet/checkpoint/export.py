@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
 from tubelet.errors import TubeletError
+from tubelet.io.files import file_errors
 from tubelet.io.overwrite import PRODUCER, check_output, mark_archive
 from tubelet.model.encoder import Encoder
 
@@ -77,7 +78,7 @@ def output_kind(out: Path) -> str:
 @contextmanager
 def _staging_directory(out: Path) -> Iterator[Path]:
     """A place in a folder beside `out`, whose files take their own places when all has gone well."""
-    try:
+    with file_errors(out, "choose another file"):
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             yield Path(folder) / out.name
@@ -88,8 +89,6 @@ def _staging_directory(out: Path) -> Iterator[Path]:
                 if written.name != out.name and target.exists() and not out.exists():
                     raise TubeletError(f"{target}: is in the way of the weights of {out.name}; choose another name")
                 written.replace(target)
-    except OSError as error:
-        raise TubeletError(f"{out}: cannot be written ({error.strerror or error}): choose another file") from error
 
 
 def example_shapes(config: ModelConfig, images: bool) -> list[tuple[int, ...]]:

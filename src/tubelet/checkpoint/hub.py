@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tubelet.checkpoint.weights import FORMAT
 from tubelet.config import ModelConfig, to_dict
-from tubelet.errors import TubeletError, escape_unprintable
-from tubelet.io.files import atomic_write, describe_os_error
+from tubelet.errors import escape_unprintable
+from tubelet.io.files import atomic_write
 from tubelet.io.overwrite import check_output
 
 WEIGHTS_FILE = "model.safetensors"
@@ -48,12 +48,8 @@ def save_encoder(path: Path, tensors: Mapping[str, Tensor], config: ModelConfig,
     """
     header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "name": escape_unprintable(name), "part": part}
     check_output(path, "encoder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=header)
-    except (OSError, SafetensorError) as error:
-        raise TubeletError(f"{path}: the model could not be written: {describe_os_error(error)}") from error
+    with atomic_write(path, also=(SafetensorError,)) as partial:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=header)
 
 
 def model_card(

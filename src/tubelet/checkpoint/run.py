@@ -26,7 +26,7 @@ from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.config.fields import Settings
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import open_safetensors
-from tubelet.io.files import atomic_write, describe_os_error
+from tubelet.io.files import atomic_write, file_errors
 from tubelet.io.text import parse_json
 from tubelet.model.lora import merge_adapters
 from tubelet.vjepa import VJEPA
@@ -34,6 +34,7 @@ from tubelet.vjepa import VJEPA
 FORMAT = "tubelet-checkpoint-1"
 _NAME = re.compile(r"step-(\d{9})(\.safetensors)?$")
 _OPTIMIZER = "optimizer."
+KEEPS_OLDER = "older checkpoints are untouched"
 
 C = TypeVar("C", bound=Settings)
 
@@ -73,12 +74,9 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], config: T
         TubeletError: if it cannot be written, a full disk included; older checkpoints are untouched.
     """
     path = run / "checkpoints" / f"step-{step:09d}.safetensors"
-    try:
-        prepare_directory(run)
-        with atomic_write(path, durable=True) as partial:
-            save_file(dict(state), partial, metadata=make_header(step, config))
-    except (OSError, SafetensorError) as error:
-        raise TubeletError(f"{path}: the checkpoint could not be written: {describe_os_error(error)}") from error
+    prepare_directory(run)
+    with atomic_write(path, durable=True, remedy=KEEPS_OLDER, also=(SafetensorError,)) as partial:
+        save_file(dict(state), partial, metadata=make_header(step, config))
     prune_checkpoints(run, keep)
     return path
 
@@ -91,7 +89,8 @@ def make_header(step: int, config: TrainConfig) -> dict[str, str]:
 def prepare_directory(run: Path) -> None:
     """Make the folder of a run's checkpoints, and remove from it what a process left that died while it wrote."""
     folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
+    with file_errors(folder, KEEPS_OLDER):
+        folder.mkdir(parents=True, exist_ok=True)
     for leftover in [*folder.glob("*.partial"), *folder.glob(".tmp*")]:  # safetensors' own are called so
         _try_to_remove(leftover)
 

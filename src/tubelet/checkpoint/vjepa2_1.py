@@ -122,13 +122,9 @@ def write_released(path: Path, config: ModelConfig, states: Mapping[ModuleName, 
         for part, state in states.items()
     }
     check_output(path, "released")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            torch.save(file, partial)
-            mark_archive(partial)
-    except (OSError, RuntimeError) as error:
-        raise TubeletError(f"{path}: the checkpoint could not be written: {error}") from error
+    with atomic_write(path, also=(RuntimeError,)) as partial:
+        torch.save(file, partial)
+        mark_archive(partial)
 
 
 def read_torch_file(path: str | Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError, TubeletError
 from tubelet.validation import LARGEST_INT, Bounds, InvalidValueError, check_value, describe_type, type_hints
 
 # Of all frames of a clip together: 64 frames of 4K.
@@ -29,7 +29,7 @@ LearningRate = Annotated[float, Bounds(0, 1e6, exclusive=True)]
 S = TypeVar("S", bound="Settings")
 
 
-class SettingError(TubeletError):
+class SettingError(ConfigError):
     """A setting that cannot be meant.
 
     Attributes:

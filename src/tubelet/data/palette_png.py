@@ -39,6 +39,8 @@ def read_indexed(path: Path) -> NDArray[np.uint8]:
             if picture.mode not in ("P", "L", "1"):
                 raise DecodeError(str(path), f"is an image of mode {picture.mode}, expected an indexed PNG (P) or L")
             return np.array(picture, dtype=np.uint8)
+    except DecodeError:
+        raise
     except FileNotFoundError:
         raise DecodeError(str(path), "no such mask") from None
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:

@@ -18,13 +18,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any, TypeVar
 
 from tubelet.data.worker_status import POLL_S, StallDetector, explain_exit, oom_kills, setup_worker
-from tubelet.errors import TubeletError
+from tubelet.errors import TrainingError, TubeletError
 
 T = TypeVar("T")
 J = TypeVar("J")
 
 
-class WorkerCrashError(TubeletError):
+class WorkerCrashError(TrainingError):
     """A worker process died."""
 
 

@@ -16,7 +16,7 @@ import fsspec
 from fsspec.asyn import sync
 from fsspec.caching import BlockCache
 
-from tubelet.errors import DecodeError, TubeletError, first_line
+from tubelet.errors import DecodeError, FileError, first_line
 from tubelet.io.hidden import has_hidden
 
 TRIES = 5
@@ -32,7 +32,7 @@ T = TypeVar("T")
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
-class StorageError(TubeletError):
+class StorageError(FileError):
     """Storage that cannot be reached: nothing is wrong with a single file, and no other can stand in for it."""
 
 

@@ -17,9 +17,9 @@ from tubelet.data.storage import StorageError
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
 from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
 from tubelet.embed.table import FeatureTable
-from tubelet.errors import BadFile, TubeletError, escape_filename
+from tubelet.errors import BadFile, escape_filename
 from tubelet.grid import Modality
-from tubelet.io.files import atomic_write, describe_os_error, directory_lock
+from tubelet.io.files import atomic_write, directory_lock
 from tubelet.io.overwrite import check_output
 from tubelet.pretrained.backbone import Backbone
 
@@ -148,11 +148,8 @@ def _embed(
 def _keep(table: FeatureTable, broken: Collection[str], bad_files: str) -> None:
     table.drop(broken)
     table.flush()
-    try:
-        with atomic_write(table.path / BAD_FILES) as partial:
-            partial.write_text(bad_files)
-    except OSError as error:
-        raise TubeletError(f"{table.path / BAD_FILES}: cannot be written: {describe_os_error(error)}") from error
+    with atomic_write(table.path / BAD_FILES) as partial:
+        partial.write_text(bad_files)
 
 
 def _rows(model: Backbone, batch: ClipBatch, pixels: Tensor, config: EmbedConfig) -> list[dict[str, Any]]:

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tubelet.errors import TubeletError
+from tubelet.errors import MissingFileError, TubeletError
 from tubelet.io.arrays import read_parquet, vectors
-from tubelet.io.files import describe_os_error, fsync
+from tubelet.io.files import atomic_write
 from tubelet.io.text import file_error, read_json, validate_content
 from tubelet.validation import Bounds
 
@@ -46,7 +46,7 @@ _COLUMNS = {
 _Count = Annotated[int, Bounds(1, 2**31)]
 
 
-class PartGoneError(TubeletError):
+class PartGoneError(MissingFileError):
     """A part that was there when the table was listed, and is not any more: another process changes the table."""
 
 
@@ -101,7 +101,6 @@ class FeatureTable:
         """
         self.path = path
         self.settings = settings = {"format": FORMAT, **settings}
-        unfinished = path / f"{SETTINGS}.partial"
         if (path / SETTINGS).exists():
             before = read_settings(path)
             # Name and place of the model may change, as long as its weights are the same.
@@ -116,11 +115,8 @@ class FeatureTable:
             for leftover in path.glob("*.partial"):  # of a process that died while it wrote
                 leftover.unlink()
         else:
-            try:
-                unfinished.write_text(json.dumps(self.settings, indent=2) + "\n")
-                unfinished.replace(path / SETTINGS)
-            except OSError as error:
-                raise TubeletError(f"{path / SETTINGS}: cannot be written: {describe_os_error(error)}") from error
+            with atomic_write(path / SETTINGS) as partial:
+                partial.write_text(json.dumps(self.settings, indent=2) + "\n")
         self.next_part = max((int(part.stem.split("-")[1]) for part in parts(path)), default=-1) + 1
         self.rows: list[dict[str, Any]] = []
         self.size = 0
@@ -179,17 +175,8 @@ class FeatureTable:
 
 def _write(path: Path, table: pa.Table) -> None:
     """Write a part beside its place and rename it, or leave what is there as it is."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with atomic_write(path, durable=True, remedy="earlier parts are kept; run the same command to continue") as partial:
         pq.write_table(table, partial, compression="zstd")
-        fsync(partial)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise TubeletError(
-            f"{path}: cannot be written ({error.strerror or error}); what was written before is kept, the same "
-            "command continues after it"
-        ) from error
 
 
 def parts(path: Path) -> list[Path]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tubelet.errors import TubeletError, first_line
+from tubelet.errors import first_line
 from tubelet.io.arrays import read_pt
-from tubelet.io.files import atomic_write, describe_os_error
+from tubelet.io.files import atomic_write
 from tubelet.io.text import file_error
 
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
@@ -58,11 +58,5 @@ def write_state(path: Path, parts: Parts, counter: str, done: int) -> None:
     Raises:
         TubeletError: if it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            torch.save({name: part.state_dict() for name, part in parts.items()} | {counter: done}, partial)
-    except (OSError, RuntimeError) as error:
-        raise TubeletError(
-            f"{path}: the state of a training could not be written: {describe_os_error(error)}"
-        ) from error
+    with atomic_write(path, also=(RuntimeError,)) as partial:
+        torch.save({name: part.state_dict() for name, part in parts.items()} | {counter: done}, partial)

@@ -11,43 +11,78 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError, FileError, TubeletError, first_line
 
 try:
     import fcntl
 except ImportError:  # Windows, where nothing is swept
     fcntl = None  # type: ignore[assignment]
 
+LOCK = ".lock"
 _IN_USE = "in-use"
+_ELSEWHERE = "choose another place"
 _COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _MASK = os.umask(0o022)  # there is no way to read it but to set it
 os.umask(_MASK)
 
 
 @contextmanager
-def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place at the end of the block; if that fails, it is removed.
+def file_errors(path: Path, remedy: str = _ELSEWHERE, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn errors of the operating system in the block into a `FileError`: "PATH: cannot be written (REASON); REMEDY".
 
     Args:
-        path: where the file is to be. Readers see the one that was there before, or all of the new one.
-        durable: have the disk confirm the contents first, so that not even a power cut leaves an empty file.
+        path: the file or directory that the block writes.
+        remedy: what to do; a full disk has a remedy of its own.
+        also: further classes of errors, such as those of the library that writes.
+
+    Raises:
+        FileError: see above. Errors of this package pass unchanged.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        if partial.is_file():
-            partial.chmod(0o666 & ~_MASK)  # safetensors writes for its owner alone
-        if durable:
-            fsync(partial)
-        partial.replace(path)
-        if durable:
-            fsync(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+        yield
+    except TubeletError:
         raise
+    except (OSError, *also) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        if _is_disk_full(error):
+            reason, remedy = "the disk is full", "free some space"
+        raise FileError(f"{path}: cannot be written ({reason}); {remedy}") from error
 
 
-LOCK = ".lock"
+@contextmanager
+def atomic_write(
+    path: Path, *, durable: bool = False, remedy: str = _ELSEWHERE, also: tuple[type[Exception], ...] = ()
+) -> Iterator[Path]:
+    """A temporary file beside `path` that replaces it at the end of the block; if the block fails, it is removed.
+
+    Args:
+        path: the file to write; its directory is made. Readers see the previous file or all of the new one.
+        durable: wait until the disk has the contents, so that not even a power cut leaves an empty file.
+        remedy: the end of the message if the file cannot be written.
+        also: further classes of errors that mean so, see `file_errors`.
+
+    Yields:
+        The temporary file, empty.
+
+    Raises:
+        FileError: if the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with file_errors(path, remedy, also):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.touch()
+            mode = partial.stat().st_mode  # follows the umask; safetensors writes for the owner only
+            yield partial
+            partial.chmod(mode)
+            if durable:
+                fsync(partial)
+            partial.replace(path)
+            if durable:
+                fsync(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -65,21 +100,19 @@ def directory_lock(folder: Path, name: str = LOCK, remedy: str = "choose another
         TubeletError: if the folder cannot be made, or another process is at work in it.
     """
     made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
     lock = FileLock(folder / name, timeout=0)
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise TubeletError(f"{folder}: another process is writing to it; wait for it, or {remedy}") from error
-    except OSError as error:
-        raise TubeletError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
-    except NotImplementedError:  # some network folders
+        with file_errors(folder, remedy):
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(Timeout):
+                lock.acquire()
+    except NotImplementedError:  # some network file systems
         warnings.warn(
-            f"{folder}: its file system knows no locks: see to it that no other process writes there", stacklevel=3
+            f"{folder}: filesystem does not support locking; make sure no other process writes here", stacklevel=3
         )
+    else:
+        if not lock.is_locked:
+            raise FileError(f"{folder}: another process is writing to it; wait for it, or {remedy}")
     try:
         yield
     finally:
@@ -165,9 +198,11 @@ def fsync(path: Path) -> None:
 
 def describe_os_error(error: Exception) -> str:
     """What went wrong with a file, and what to do where that is known."""
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-        return "the disk is full: free some space"
-    return str(error)
+    return "the disk is full: free some space" if _is_disk_full(error) else str(error)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def cache_dir() -> Path:
@@ -179,7 +214,7 @@ def cache_dir() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError as error:
-        raise TubeletError(
+        raise ConfigError(
             "no home directory is known: set HOME or XDG_CACHE_HOME to a folder for downloads and features"
         ) from error
 

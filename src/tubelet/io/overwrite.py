@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import open_safetensors
+from tubelet.io.files import file_errors
 from tubelet.io.hidden import is_hidden
 from tubelet.io.text import parse_json, read_json, require_regular
 
@@ -155,7 +156,7 @@ def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:
         raise TubeletError(f"{path}: expected a name that ends in {' or '.join(expected.suffixes)}")
     if kind in _OF_TENSORS and not _is_utf8(path.absolute()):
         raise TubeletError(f"{path}: not a name in UTF-8, which safetensors needs to read a file; choose another name")
-    try:
+    with file_errors(path):
         if expected.marks and path.is_dir():
             _refuse_unmarked_folder(path, expected.marks)
         _refuse_inputs(path, expected, inputs)
@@ -164,8 +165,6 @@ def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:
             _refuse_foreign_file(path, expected.what, expected.own)
         elif _exists(path):
             _refuse_foreign_folder(path, kind, expected)
-    except OSError as error:
-        raise TubeletError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
 
 
 def check_new_directory(path: Path, beside: str) -> None:

@@ -233,5 +233,7 @@ def read_jsonl(path: Path, kind: Any, remedy: str) -> Iterator[tuple[dict[str, A
                     return
                 end += len(line)
                 yield parse_json(line, f"{path}, line {number}", kind, remedy), end
+    except TubeletError:
+        raise
     except OSError as error:
         raise _unreadable(path, error, remedy) from error

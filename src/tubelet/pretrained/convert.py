@@ -10,7 +10,7 @@ from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.vjepa2_1 import MODULE_NAMES, ModuleName, write_released
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.errors import TubeletError
-from tubelet.io.files import directory_lock
+from tubelet.io.files import directory_lock, file_errors
 from tubelet.io.hidden import without_hidden
 from tubelet.io.overwrite import check_output
 from tubelet.io.text import read_json
@@ -86,10 +86,8 @@ def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
     card = "its card"
     if (out / "README.md").exists():
         card = "the README.md that was there (delete it to have a new card)"
-    try:
+    with file_errors(out, "choose another folder"):
         model.save_pretrained(out, model_card_kwargs={"license": license, "metrics": _metrics(path)})
-    except OSError as error:
-        raise TubeletError(f"{out}: cannot be written ({error.strerror or error}): choose another folder") from error
     return f"{out}: {model.model_id} with {card}; push_to_hub uploads it"
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tubelet.config import EvaluateConfig
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.datasets import ProbeProtocol
-from tubelet.errors import BadFile, TubeletError
+from tubelet.errors import BadFile
 from tubelet.heads.attentive import LinearProbe
 from tubelet.heads.training import (
     ANSWERS,
@@ -27,7 +27,7 @@ from tubelet.heads.training import (
     told_samples,
     train_side_by_side,
 )
-from tubelet.io.files import atomic_write, describe_os_error
+from tubelet.io.files import atomic_write
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.classification_report import confusion_details, metrics, sweep_details, worst_examples
@@ -171,13 +171,9 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
     path = folder / "tables" / f"{hashlib.blake2b(names.encode(), digest_size=16).hexdigest()}.f16"
     if not path.exists() or path.stat().st_size != 2 * len(features) * width:  # a machine's crash can empty a file
         loader: WorkerLoader[Tensor] = WorkerLoader(features, workers, batch_size=256, collate_fn=_rows)
-        try:
-            path.parent.mkdir(exist_ok=True)
-            with atomic_write(path) as beside, beside.open("wb") as file:
-                for rows in loader:
-                    file.write(rows.numpy().tobytes())
-        except OSError as error:
-            raise TubeletError(f"{path}: features could not be written: {describe_os_error(error)}") from error
+        with atomic_write(path, remedy="choose another --cache") as partial, partial.open("wb") as file:
+            for rows in loader:
+                file.write(rows.numpy().tobytes())
     return torch.from_file(str(path), shared=False, size=len(features) * width, dtype=torch.float16).view(-1, width)
 
 

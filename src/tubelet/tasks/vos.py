@@ -22,7 +22,7 @@ from tubelet.datasets import VideoObjectDataset, VideoObjectSequence
 from tubelet.datasets.annotations import image_shape, read_object_mask
 from tubelet.errors import BadFile, DecodeError, TubeletError
 from tubelet.heads.propagation import Propagation, segment
-from tubelet.io.files import describe_os_error
+from tubelet.io.files import file_errors
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.drawing import draw_objects
@@ -203,7 +203,7 @@ def _write_masks(folder: Path, sequence: VideoObjectSequence, features: Iterator
     """
     partial_folder = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     wanted = set(sequence.frames_to_predict)
-    try:
+    with file_errors(folder):
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir(parents=True)
         masks = segment(features, sequence.load_references(), image_shape(sequence.frames[0]), PROTOCOL.propagation)
@@ -211,8 +211,6 @@ def _write_masks(folder: Path, sequence: VideoObjectSequence, features: Iterator
             if number in wanted:
                 write_indexed(partial_folder / f"{path.stem}.png", labels)
         partial_folder.rename(folder)
-    except OSError as error:
-        raise TubeletError(f"{folder}: the masks could not be written: {describe_os_error(error)}") from error
 
 
 def _measure(sequence: VideoObjectSequence, folder: Path, notes: list[BadFile]) -> list[tuple[Statistics, Statistics]]:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
 
 from tubelet.checkpoint.adapters import save_adapters
 from tubelet.checkpoint.run import (
+    KEEPS_OLDER,
     copy_to_host,
     make_header,
     prepare_directory,
@@ -25,8 +25,8 @@ from tubelet.checkpoint.run import (
     training_state,
 )
 from tubelet.config import TrainConfig
-from tubelet.errors import TubeletError
-from tubelet.io.files import describe_os_error
+from tubelet.errors import FileError, TubeletError
+from tubelet.io.files import file_errors
 from tubelet.model.lora import get_adapters
 from tubelet.train.distributed import DistContext
 from tubelet.train.run_directory import RunDirectory
@@ -54,8 +54,11 @@ class Pending(NamedTuple):
         from tubelet.checkpoint.dcp import root_cause
 
         cause = root_cause(error)
-        reason = describe_os_error(cause if isinstance(cause, Exception) else RuntimeError(str(cause)))
-        return f"{self.path}: the checkpoint could not be written: {reason}"
+        try:
+            with file_errors(self.path, KEEPS_OLDER, also=(Exception,)):
+                raise cause if isinstance(cause, Exception) else RuntimeError(str(cause))
+        except FileError as failure:
+            return str(failure)
 
 
 class Checkpointer:
@@ -76,7 +79,7 @@ class Checkpointer:
         self.group = dist.new_group(backend="gloo") if ctx.sharded else None
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Pending | None = None
-        self.reported = False  # whether `failure` has reported what is pending
+        self.reported = False  # whether `poll` has reported the failure of what is pending
         self.newest = run.checkpoint  # that is on the disk
         self.saved = start  # steps done when the last was begun that is on the disk or being written
         self.before = start  # the same of the one before it
@@ -89,11 +92,11 @@ class Checkpointer:
 
         Args:
             step: optimizer steps done.
-            required: whether a run cannot go on without it; then this returns when it is on the disk.
+            required: whether the run cannot go on without it; then this returns when it is on the disk.
 
         Returns:
-            why the checkpoint before could not be written, if it could not and `failure` has not reported it: the disk
-            is full, for instance. Older ones are untouched, and there is one.
+            why the previous checkpoint could not be written (a full disk, for instance), unless `poll` has reported
+            it; None if it was. Older ones are untouched, and there is one.
 
         Raises:
             TubeletError: if it cannot be written and must be, or there is no older one; or if it must not be written,
@@ -110,13 +113,13 @@ class Checkpointer:
                 raise
             return "; ".join(filter(None, (problem, str(error))))
         if required or self.newest is None:
-            self.finish()
+            self.wait(required=True)
         return problem
 
-    def failure(self) -> str | None:
-        """Why the checkpoint that was being written could not be, as soon as this process knows; once.
+    def poll(self) -> str | None:
+        """Why the pending checkpoint could not be written, as soon as this rank knows it; once, without waiting.
 
-        Other processes may not know yet: nothing may depend on it but what the first one reports.
+        Other ranks may not know yet: nothing may depend on it but what rank 0 reports.
         """
         if self.pending is None or self.reported or self.pending.end is None or not self.pending.end.done():
             return None
@@ -124,44 +127,35 @@ class Checkpointer:
         self.reported = problem is not None
         return problem
 
-    def wait(self) -> str | None:
-        """Wait until what is being written is on the disk.
+    def wait(self, required: bool = False) -> str | None:
+        """Wait until the pending checkpoint, if there is one, is on the disk.
+
+        Args:
+            required: whether the run cannot go on without it.
 
         Returns:
-            why it could not be written, where there is an older checkpoint and `failure` has not reported it.
+            why it could not be written, unless `poll` has reported that; older checkpoints are untouched.
 
         Raises:
-            TubeletError: why not, where there is none.
-        """
-        reported = self.reported
-        try:
-            self.finish()
-        except TubeletError as error:
-            if self.newest is None:
-                raise
-            return None if reported else str(error)
-        return None
-
-    def finish(self) -> None:
-        """Wait until what is being written is on the disk.
-
-        Raises:
-            TubeletError: if it cannot be written; older checkpoints are untouched.
+            TubeletError: if it could not be written and is required, or there is no older one.
         """
         if self.pending is None:
-            return
-        path = self.pending.path
+            return None
+        path, reported = self.pending.path, self.reported
         try:
             if self.group is None:
                 self.ctx.run_on_rank0(self._require_written)
             else:
                 self._require_written()
-        except TubeletError:
+        except TubeletError as error:
             self.saved = self.before
-            raise
+            if required or self.newest is None:
+                raise
+            return None if reported else str(error)
         finally:
             self.pending, self.reported = None, False
         self.newest = path
+        return None
 
     def close(self) -> None:
         """Wait until nothing is written any more, whatever came of it, so that a run that fails leaves no half."""
@@ -179,17 +173,11 @@ class Checkpointer:
         from tubelet.checkpoint.dcp import async_save
 
         path = self.run / "checkpoints" / f"step-{step:09d}"
-        self.ctx.run_on_rank0(partial(self._make_room, path))
+        self.ctx.run_on_rank0(partial(prepare_directory, self.run))
         state = training_state(self.model, self.optimizer)
         finished = partial(prune_checkpoints, self.run, self.config.keep_checkpoints)
         written = async_save(state, path, make_header(step, self.config), self.group, finished)
         self.pending = Pending(path, written)
-
-    def _make_room(self, path: Path) -> None:
-        try:
-            prepare_directory(self.run)
-        except OSError as error:
-            raise TubeletError(f"{path}: the checkpoint could not be written: {describe_os_error(error)}") from error
 
     def _require_finite(self, step: int) -> None:
         wrong = (~all_finite(list(training_state(self.model, self.optimizer).values()))).float()
@@ -222,9 +210,5 @@ class Checkpointer:
             copied.synchronize()
         # Adapters first: a checkpoint that was written counts as such, and older ones go when it is there.
         if adapters:
-            folder = self.run / "adapter"
-            try:
-                save_adapters(adapters, self.model.teacher, folder)
-            except (OSError, SafetensorError) as error:
-                raise TubeletError(f"{folder}: cannot be written: {describe_os_error(error)}") from error
+            save_adapters(adapters, self.model.teacher, self.run / "adapter")
         save_checkpoint(self.run, step, state, self.config, self.config.keep_checkpoints)

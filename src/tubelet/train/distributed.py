@@ -196,6 +196,8 @@ def init_distributed(timeout_s: float) -> Iterator[DistContext]:
     timeout = timedelta(seconds=timeout_s)
     try:
         store, rank = _rendezvous(size, timeout)
+    except TubeletError:
+        raise
     except (RuntimeError, ValueError) as error:  # what PyTorch raises where there is nobody, and of a bad address
         raise TubeletError(
             f"process {launch.rank} of {size} cannot reach the others at {os.environ['MASTER_ADDR']}:"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from tubelet.checkpoint.run import list_checkpoints, step_from_name
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.errors import BadFile, TubeletError
-from tubelet.io.files import atomic_write, describe_os_error
+from tubelet.io.files import atomic_write, describe_os_error, file_errors
 from tubelet.io.text import file_error, read_json, read_jsonl, read_text
 from tubelet.validation import LARGEST_INT, Bounds
 
@@ -109,10 +109,8 @@ class RunDirectory:
         self.alerts = [row for row in self.alerts if row["step"] <= step]
         if not self.writes:
             return
-        try:
+        with file_errors(self.path, "choose another --out"):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TubeletError(f"{self.path}: the run's folder cannot be made: {describe_os_error(error)}") from error
         self.close()  # what waits is of steps that may be written anew
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
         write_atomically(self.path / SOURCES, self.sources + "\n")
@@ -132,11 +130,9 @@ class RunDirectory:
             kept = end
             if row["step"] == step:
                 break  # what a crash left after it is of no interest
-        try:
+        with file_errors(path, "check its permissions"):
             path.touch()
             os.truncate(path, kept)
-        except OSError as error:
-            raise TubeletError(f"{path}: {describe_os_error(error)}") from error
 
     def add_bad(self, files: list[BadFile]) -> list[BadFile]:
         """Record files that could not be read; returns those that were not met before."""
@@ -206,11 +202,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         TubeletError: if it cannot be written.
     """
-    try:
-        with atomic_write(path) as partial:
-            partial.write_text(text)
-    except OSError as error:
-        raise TubeletError(f"{path}: {describe_os_error(error)}") from error
+    with atomic_write(path, remedy="check its permissions") as partial:
+        partial.write_text(text)
 
 
 def _bad_line(path: str, reason: str) -> str:

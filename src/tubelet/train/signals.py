@@ -6,7 +6,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from tubelet.errors import TubeletError
+from tubelet.errors import TrainingError, TubeletError
 
 # Ctrl-C, what launchers end a process with, and (not on Windows) what schedulers announce a pre-emption with and what a
 # terminal that is closed or a connection that breaks sends.
@@ -16,7 +16,7 @@ STOP_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM"
 SAME_S = 2.0
 
 
-class InterruptedRunError(TubeletError):
+class InterruptedRunError(TrainingError):
     """A signal asked the run to stop.
 
     Attributes:

@@ -202,7 +202,7 @@ class Trainer:
                     "bad_files": len(self.run.bad),
                     "short_clips": data.short_clips,
                 }
-                self._report_failed_save(done, self.checkpointer.failure())
+                self._report_failed_save(done, self.checkpointer.poll())
                 self.buffer.add({"step": done} | metrics)
                 saving = last or done % config.checkpoint_every == 0
                 if saving:
@@ -240,7 +240,7 @@ class Trainer:
         Raises:
             TubeletError: if it cannot be written.
         """
-        self.checkpointer.finish()
+        self.checkpointer.wait(required=True)
         self.sinks.close()
         self.run.close()
 

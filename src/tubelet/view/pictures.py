@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.errors import TubeletError, escape_unprintable
-from tubelet.io.files import atomic_write, describe_os_error
+from tubelet.errors import escape_unprintable
+from tubelet.io.files import atomic_write
 from tubelet.io.overwrite import check_output
 
 MAX_COLUMNS = 8
@@ -223,12 +223,8 @@ def write_page(template: str, out: Path, values: Mapping[str, Any], folder: Path
     """
     check_output(out, "page")
     text = _templates(folder).get_template(template).render(**values)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TubeletError(f"{out}: the page could not be written: {describe_os_error(error)}") from error
+    with atomic_write(out) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _shown(value: Any) -> Any:

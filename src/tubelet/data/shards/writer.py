@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tarfile import BLOCKSIZE, USTAR_FORMAT, TarInfo
@@ -25,16 +24,17 @@ from tubelet.data.shards.format import BAD_FILES, COPY_INDEX, FORMAT, INDEX, PLA
 from tubelet.data.shards.reader import is_shards, open_shards
 from tubelet.data.shards.transcode import transcode
 from tubelet.data.sources import list_media
-from tubelet.data.storage import is_url, size_of
+from tubelet.data.storage import StorageError, is_url, size_of
 from tubelet.errors import BadFile, DecodeError, TubeletError, escape_filename
 from tubelet.grid import Modality
-from tubelet.io.files import atomic_write, directory_lock
+from tubelet.io.files import atomic_write, directory_lock, file_errors
 from tubelet.io.overwrite import check_output
 from tubelet.io.text import file_error, read_json, validate_content
 from tubelet.validation import InvalidValueError, check_value, type_hints
 
 _ORDER_SEED = 0
 _WRITE_AGAIN = "delete it and run the same command, which then writes the shard again"
+_SHARDS_KEPT = "complete shards are kept"
 _SUFFIX = {Modality.VIDEO: ".mp4", Modality.IMAGE: ".jpg"}
 
 
@@ -165,7 +165,7 @@ def write_shards(
     plan = _plan(config, files, sizes, shard_mb)
     if (out / INDEX).exists():  # nothing is written any more, and the folder may be read-only
         return _found(out, plan)
-    with directory_lock(out), _written(out):
+    with directory_lock(out), file_errors(out, _SHARDS_KEPT):
         if (out / INDEX).exists():  # written since the check above
             return _found(out, plan)
         _check_plan(out / PLAN, plan)
@@ -215,8 +215,8 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     """
     members: list[dict[str, Any]] = []
     bad: list[dict[str, str]] = []
-    with _written(job.shard):
-        with atomic_write(job.shard, durable=True) as partial, partial.open("wb") as file:
+    with file_errors(job.shard, _SHARDS_KEPT):
+        with atomic_write(job.shard, durable=True, remedy=_SHARDS_KEPT) as partial, partial.open("wb") as file:
             for number, path, modality in job.files:
                 begin = file.tell()
                 try:
@@ -305,6 +305,8 @@ def _read_marker(job: ShardJob) -> dict[str, Any] | None:
 def _size(path: str) -> int:
     try:
         return size_of(path) if is_url(path) else Path(path).stat().st_size
+    except StorageError:
+        raise
     except (OSError, DecodeError):
         return 0  # reported when it is read
 
@@ -353,16 +355,7 @@ def _compare(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-@contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Turn an error of the file system into a TubeletError."""
-    try:
-        yield
-    except OSError as error:
-        raise TubeletError(f"{path}: cannot be written ({error.strerror}); complete shards are kept") from error
-
-
 def _write_atomically(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write JSON lines to a temporary file and rename it, so that no crash leaves half of them."""
-    with atomic_write(path, durable=True) as partial, partial.open("w") as file:
+    with atomic_write(path, durable=True, remedy=_SHARDS_KEPT) as partial, partial.open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

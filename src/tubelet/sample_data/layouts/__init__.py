@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tubelet.errors import TubeletError
-from tubelet.io.files import directory_lock
+from tubelet.io.files import directory_lock, file_errors
 from tubelet.sample_data.layouts import (
     ade20k,
     cityscapes,
@@ -78,11 +78,9 @@ def write_layout(root: Path, name: str) -> Mapping[str, int]:
     with directory_lock(out.parent, f".{name}.lock", "choose another FOLDER"):
         if out.exists():  # since just now
             return {}
-        try:
+        with file_errors(out, "choose another FOLDER"):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             counts = LAYOUTS[name](root, partial)
             partial.rename(out)
-        except OSError as error:
-            raise TubeletError(f"{out}: the layout could not be written: {error.strerror}") from error
     return counts

@@ -115,12 +115,8 @@ def write_features(path: Path, features: Mapping[str, Tensor]) -> None:
     Raises:
         TubeletError: if they cannot be written.
     """
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with atomic_write(path) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in features.items()}, partial)
-    except (OSError, SafetensorError) as error:
-        raise TubeletError(f"{path}: features could not be written: {describe_os_error(error)}") from error
+    with atomic_write(path, remedy="choose another --cache", also=(SafetensorError,)) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in features.items()}, partial)
 
 
 def read_features(path: Path) -> dict[str, Tensor]:

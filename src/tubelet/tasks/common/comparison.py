@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tubelet.console import print_wrapped
 from tubelet.errors import TubeletError
-from tubelet.io.files import atomic_write, describe_os_error
+from tubelet.io.files import atomic_write
 from tubelet.io.overwrite import check_output
 from tubelet.io.text import file_error, read_json
 
@@ -104,13 +104,10 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
     """
     check_output(path, "evaluation")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(asdict(evaluation), indent=1, allow_nan=False) + "\n")
     except ValueError as error:  # JSON has no word for NaN
         raise TubeletError(f"{path}: the evaluation has values that are not finite, and is not written") from error
-    except OSError as error:
-        raise TubeletError(f"{path}: the evaluation could not be written: {describe_os_error(error)}") from error
 
 
 def print_table(evaluation: Evaluation, console: Console) -> None:

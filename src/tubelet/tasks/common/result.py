@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tubelet.console import print_wrapped
 from tubelet.errors import BadFile, TubeletError
-from tubelet.io.files import atomic_write, describe_os_error
+from tubelet.io.files import atomic_write, file_errors
 from tubelet.io.overwrite import check_new_directory, check_output
 from tubelet.io.text import file_error, read_json
 
@@ -133,10 +133,10 @@ def write_result(result: Result, path: Path) -> None:
     }
     check_output(path.parent, "results")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         for top in {Path(name).parts[0] for name in result.files}:
             check_new_directory(path.parent / top, path.name)
-        _copy_files(result.files, path.parent)
+        with file_errors(path.parent):
+            _copy_files(result.files, path.parent)
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(stated, indent=1, allow_nan=False) + "\n")
     except ValueError as error:  # JSON has no word for NaN
@@ -144,8 +144,6 @@ def write_result(result: Result, path: Path) -> None:
         raise TubeletError(
             f"{path}: the result is not finite ({', '.join(wrong) or error}), and is not written"
         ) from error
-    except OSError as error:
-        raise TubeletError(f"{path}: the result could not be written: {describe_os_error(error)}") from error
 
 
 class _Result(TypedDict):
