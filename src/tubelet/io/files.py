@@ -40,9 +40,9 @@ def file_errors(path: Path, remedy: str = _ELSEWHERE, also: tuple[type[Exception
     """
     try:
         yield
-    except TubeletError:
-        raise
-    except (OSError, *also) as error:
+    except Exception as error:
+        if isinstance(error, TubeletError) or not isinstance(error, (OSError, *also)):
+            raise
         reason = getattr(error, "strerror", None) or first_line(error)
         if _is_disk_full(error):
             reason, remedy = "the disk is full", "free some space"
