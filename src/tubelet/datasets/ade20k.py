@@ -15,7 +15,7 @@ from tubelet.datasets.annotations import IGNORED
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, count_hidden_media, find_root, list_images
 from tubelet.datasets.records import DenseSample, SegmentationDataset, check_samples
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 
 CLASSES = 150
 ARCHIVES = ("ADEChallengeData2016", "ade/ADEChallengeData2016", "ade20k/ADEChallengeData2016")
@@ -71,5 +71,5 @@ def _class_names(path: Path) -> tuple[str, ...]:
         return tuple(f"class {number}" for number in range(1, CLASSES + 1))
     names = [line.split("\t")[-1].split(",")[0].strip() for line in read_lines(path)[1:]]
     if len(names) != CLASSES:
-        raise TubeletError(f"{path}: {len(names)} class names, expected {CLASSES}")
+        raise DataError(f"{path}: {len(names)} class names, expected {CLASSES}")
     return tuple(names)

@@ -15,7 +15,7 @@ from PIL import Image
 from tubelet.data.lists import read_listed
 from tubelet.data.palette_png import read_indexed
 from tubelet.data.tables import decode_list, read_lines
-from tubelet.errors import DecodeError, TubeletError
+from tubelet.errors import DataError, DecodeError, MissingFileError
 from tubelet.io.text import read_bytes
 
 IGNORED = 255
@@ -32,11 +32,11 @@ def parse_index(text: object, where: str) -> int:
         where: Subject of the error message.
 
     Raises:
-        TubeletError: The text is not a non-negative integer.
+        DataError: The text is not a non-negative integer.
     """
     digits = str(text).strip()
     if not _DIGITS.fullmatch(digits):
-        raise TubeletError(f"{where} is {text!r:.100}, expected a non-negative integer")
+        raise DataError(f"{where} is {text!r:.100}, expected a non-negative integer")
     return int(digits)
 
 
@@ -44,11 +44,11 @@ def read_nonempty_lines(path: Path) -> list[str]:
     """The lines of a list that are not blank.
 
     Raises:
-        TubeletError: The file is unreadable or has none.
+        DataError: The file is unreadable or has none.
     """
     lines = read_lines(path)
     if not lines:
-        raise TubeletError(f"{path}: empty list")
+        raise DataError(f"{path}: empty list")
     return lines
 
 
@@ -63,16 +63,14 @@ def read_labeled_paths(path: Path, root: Path) -> tuple[list[tuple[int, Path, in
         (line number, file, class number) of each row, and how the list was interpreted.
 
     Raises:
-        TubeletError: The list is empty, or a line does not have a path and a class number.
+        DataError: The list is empty, or a line does not have a path and a class number.
     """
     listed = read_listed(str(path), read_bytes(path), lambda paths: sum((root / name).is_file() for name in paths))
     if not len(listed):
-        raise TubeletError(f"{path}: empty list")
+        raise DataError(f"{path}: empty list")
     if listed.labels is None:
         line = decode_list(read_bytes(path), path).split("\n")[listed.lines[0] - 1]
-        raise TubeletError(
-            f"{path}: line {listed.lines[0]} is {line.strip()[:200]!r}, expected a path and a class number"
-        )
+        raise DataError(f"{path}: line {listed.lines[0]} is {line.strip()[:200]!r}, expected a path and a class number")
     rows = []
     columns = (listed.lines.tolist(), listed.paths.to_pylist(), listed.labels.to_pylist())
     for line, name, label in zip(*columns, strict=True):
@@ -85,13 +83,13 @@ def read_image_depth_pairs(path: Path) -> list[tuple[str, str]]:
     """Image and depth file on each line of a list, optionally followed by a focal length.
 
     Raises:
-        TubeletError: The list is unreadable or empty, or a line has another number of columns.
+        DataError: The list is unreadable or empty, or a line has another number of columns.
     """
     rows = []
     for line in read_nonempty_lines(path):
         cells = [cell.strip('" ') for cell in (line.split(",") if "," in line else line.split())]
         if not 2 <= len(cells) <= 3:
-            raise TubeletError(f"{path}: line is {line[:200]!r}, expected image, depth and optionally focal length")
+            raise DataError(f"{path}: line is {line[:200]!r}, expected image, depth and optionally focal length")
         rows.append((cells[0], cells[1]))
     return rows
 
@@ -114,7 +112,8 @@ def read_gray_png(path: Path) -> NDArray[np.integer]:
     """(H, W) values of a PNG of one channel: gray of 8 or 16 bits, or palette indices.
 
     Raises:
-        TubeletError: The file is missing, unreadable, or has several channels.
+        MissingFileError: There is no such file.
+        DataError: The file is unreadable, or has several channels.
     """
     try:
         with warnings.catch_warnings():
@@ -123,11 +122,11 @@ def read_gray_png(path: Path) -> NDArray[np.integer]:
                 values = np.asarray(image)
                 mode = image.mode
     except FileNotFoundError:
-        raise TubeletError(f"{path}: missing annotation of an existing image") from None
+        raise MissingFileError(f"{path}: missing annotation of an existing image") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise TubeletError(f"{path}: unreadable PNG ({error})") from error
+        raise DataError(f"{path}: unreadable PNG ({error})") from error
     if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
-        raise TubeletError(f"{path}: PNG of mode {mode}, expected one integer per pixel (gray or palette)")
+        raise DataError(f"{path}: PNG of mode {mode}, expected one integer per pixel (gray or palette)")
     return values
 
 
@@ -146,7 +145,7 @@ def to_class_indices(
         (H, W) uint8 class indices.
 
     Raises:
-        TubeletError: A label is not in the data set.
+        DataError: A label is not in the data set.
     """
     if labels.size and (labels.min() < 0 or labels.max() > 255):
         unknown = int(labels.min()) if labels.min() < 0 else int(labels.max())
@@ -156,7 +155,7 @@ def to_class_indices(
         if unknown < 0:
             return class_of_label[labels]
     known = ", ".join(_ranges(np.flatnonzero(known_labels).tolist()))
-    raise TubeletError(f"{path}: label {unknown}, expected labels {known}; is the file from another data set?")
+    raise DataError(f"{path}: label {unknown}, expected labels {known}; is the file from another data set?")
 
 
 def _ranges(numbers: list[int]) -> Iterable[str]:

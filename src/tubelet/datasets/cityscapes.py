@@ -14,7 +14,7 @@ from tubelet.datasets.annotations import IGNORED
 from tubelet.datasets.layout import Layout
 from tubelet.datasets.locate import candidate_roots, glob_visible
 from tubelet.datasets.records import DenseSample, SegmentationDataset, check_samples
-from tubelet.errors import TubeletError
+from tubelet.errors import MissingFileError
 
 # Evaluated labels, in the order of their train IDs.
 LABELS = {
@@ -92,7 +92,7 @@ def _split(images: Path, labels: Path, split: str) -> list[DenseSample]:
     if samples and not samples[0].target.is_file():
         others = glob_visible(samples[0].target.parent, f"{samples[0].name}_gtFine_*.png")
         if others:
-            raise TubeletError(
+            raise MissingFileError(
                 f"{samples[0].target}: missing, but {others[0].name} exists; expected the label IDs of "
                 "gtFine_trainvaltest.zip"
             )

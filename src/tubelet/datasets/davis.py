@@ -13,7 +13,7 @@ from tubelet.data.tables import read_lines
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import find_root, list_directory, list_images
 from tubelet.datasets.records import VideoObjectDataset, VideoObjectSequence
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError, MissingFileError
 
 ARCHIVES = ("DAVIS", "DAVIS-2017", "DAVIS-2017-trainval-480p/DAVIS")
 LIST = "ImageSets/2017/val.txt"
@@ -38,10 +38,10 @@ class Davis2017(Layout[VideoObjectDataset]):
         for folder in (found / "JPEGImages", found / "Annotations"):
             if not (folder / "480p").is_dir():
                 content = ", ".join(path.name for path in list_directory(folder)) if folder.is_dir() else "nothing"
-                raise TubeletError(f"{folder}: no 480p, found {content}; unpack DAVIS-2017-trainval-480p.zip here")
+                raise DataError(f"{folder}: no 480p, found {content}; unpack DAVIS-2017-trainval-480p.zip here")
         names = read_lines(found / LIST)
         if not names:
-            raise TubeletError(f"{found / LIST}: lists no sequence")
+            raise DataError(f"{found / LIST}: lists no sequence")
         sequences = [_sequence(found, name) for name in names]
         return VideoObjectDataset(name="DAVIS 2017", sequences=sequences, output_folder="predictions")
 
@@ -57,9 +57,9 @@ def _sequence(root: Path, name: str) -> VideoObjectSequence:
     masks = [root / "Annotations" / "480p" / name / f"{frame.stem}.png" for frame in frames]
     for mask in masks:
         if not mask.is_file():
-            raise TubeletError(f"{mask}: missing mask; expected one for every frame of a validation sequence")
+            raise MissingFileError(f"{mask}: missing mask; expected one for every frame of a validation sequence")
     if len(frames) < 3:
-        raise TubeletError(
+        raise DataError(
             f"{frames[0].parent}: {len(frames)} frames, expected at least 3; the first and the last are not scored"
         )
     return VideoObjectSequence(

@@ -16,7 +16,7 @@ from tubelet.datasets.annotations import parse_index
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, index_by_stem
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.io.text import read_json
 
 TRAIN, TEST, VOCABULARY, VIDEOS = "Diving48_V2_train.json", "Diving48_V2_test.json", "Diving48_vocab.json", "rgb"
@@ -80,6 +80,6 @@ def _split(root: Path, path: Path, classes: int, videos: dict[str, Path]) -> lis
     for position, entry in enumerate(read_json(path, list[_DivingEntry])):
         name, label = entry["vid_name"], parse_index(entry["label"], f"{path}: label of entry {position}")
         if label >= classes:
-            raise TubeletError(f"{path}: {name} has class {label}, but {VOCABULARY} has {classes} classes")
+            raise DataError(f"{path}: {name} has class {label}, but {VOCABULARY} has {classes} classes")
         files.append(LabeledFile(path=videos.get(name) or root / VIDEOS / f"{name}.mp4", label=label))
     return files

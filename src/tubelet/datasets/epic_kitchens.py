@@ -18,7 +18,7 @@ from tubelet.datasets.annotations import parse_index
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots
 from tubelet.datasets.records import ActionSegment, AnticipationDataset
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 
 TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"
 _CLASS_FILES = {
@@ -70,7 +70,7 @@ def _class_names(root: Path, kind: str) -> tuple[str, ...]:
     path = _required_file(root, _CLASS_FILES[kind])
     names = {parse_index(row["id"], f"{path}: id"): row["key"] for _, row in read_table(path, ("id", "key"))}
     if not names:
-        raise TubeletError(f"{path}: no classes")
+        raise DataError(f"{path}: no classes")
     return tuple(names.get(k, str(k)) for k in range(max(names) + 1))
 
 
@@ -83,9 +83,7 @@ def _split(root: Path, name: str, classes: dict[str, tuple[str, ...]]) -> list[A
         for kind, names in classes.items():
             labels[kind] = parse_index(row[f"{kind}_class"], f"{path}: line {line}, {kind}_class")
             if labels[kind] >= len(names):
-                raise TubeletError(
-                    f"{path}: line {line} has {kind} class {labels[kind]}, expected 0 to {len(names) - 1}"
-                )
+                raise DataError(f"{path}: line {line} has {kind} class {labels[kind]}, expected 0 to {len(names) - 1}")
         if row["video_id"] not in videos:
             videos[row["video_id"]] = _video(list(candidate_roots(root)), row["participant_id"], row["video_id"])
         segments.append(
@@ -124,4 +122,4 @@ def _seconds(timestamp: str, where: str) -> float:
         hours, minutes, seconds = timestamp.split(":")
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError:
-        raise TubeletError(f"{where}: start_timestamp is {timestamp!r}, expected HH:mm:ss.SS") from None
+        raise DataError(f"{where}: start_timestamp is {timestamp!r}, expected HH:mm:ss.SS") from None

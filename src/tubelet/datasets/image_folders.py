@@ -11,7 +11,7 @@ from tubelet.data.suffixes import IMAGE_SUFFIXES
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, count_hidden_media, media_files, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 
 SPLITS = {
     "train": ("train", "training", "ILSVRC2012_img_train"),
@@ -74,12 +74,12 @@ def images_by_class(split: Path, train: Path) -> list[LabeledFile]:
     """Images of a split with the positions of their classes among the folders of the train split.
 
     Raises:
-        TubeletError: A class has no folder in the train split.
+        DataError: A class has no folder in the train split.
     """
     numbers = {folder.name: number for number, folder in enumerate(subfolders(train))}
     files = []
     for folder in subfolders(split):
         if folder.name not in numbers:
-            raise TubeletError(f"{folder}: class without a folder in {train}")
+            raise DataError(f"{folder}: class without a folder in {train}")
         files += [LabeledFile(path=image, label=numbers[folder.name]) for image in media_files(folder, IMAGE_SUFFIXES)]
     return files

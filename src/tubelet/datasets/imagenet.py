@@ -21,7 +21,7 @@ from tubelet.datasets.image_folders import IMAGE_PROTOCOL, SPLITS, has_classes, 
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, count_hidden_media, media_files, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 
 NAMES = "LOC_synset_mapping.txt"
 LISTS = ("LOC_val_solution.csv", "val_annotations.txt", "val.txt", "imagenet_2012_validation_synset_labels.txt")
@@ -99,7 +99,7 @@ def _listed_images(named: Path, val: Path, images: list[Path], synsets: list[str
     """Images of a flat folder with the classes of a list beside it.
 
     Raises:
-        TubeletError: There is no list, or it lacks an image or has a class without training images.
+        DataError: There is no list, or it lacks an image or has a class without training images.
     """
     folders = [place / inside for place in _ancestors(named, val.parent) for inside in (".", "meta", "caffe_ilsvrc12")]
     places = [folder / name for name in LISTS for folder in (val, *folders)]
@@ -110,7 +110,7 @@ def _listed_images(named: Path, val: Path, images: list[Path], synsets: list[str
     lines = read_lines(path)
     if path.name == LISTS[3]:
         if len(lines) != len(images):
-            raise TubeletError(f"{path}: {len(lines)} classes for {len(images)} images in {val}")
+            raise DataError(f"{path}: {len(lines)} classes for {len(images)} images in {val}")
         class_of_stem = dict(zip((image.stem for image in images), lines, strict=True))
     else:
         rows = (re.split(r"[\s,]+", line, maxsplit=2) for line in lines)
@@ -120,10 +120,10 @@ def _listed_images(named: Path, val: Path, images: list[Path], synsets: list[str
     for image in images:
         name = class_of_stem.get(image.stem)
         if name is None:
-            raise TubeletError(f"{path}: no class for {image.name}")
+            raise DataError(f"{path}: no class for {image.name}")
         label = numbers.get(name, int(name) if name.isascii() and name.isdigit() else -1)
         if not 0 <= label < len(numbers):
-            raise TubeletError(f"{path}: {image.name} has class {name}, which has no folder in train/")
+            raise DataError(f"{path}: {image.name} has class {name}, which has no folder in train/")
         files.append(LabeledFile(path=image, label=label))
     return files
 

@@ -17,7 +17,7 @@ from tubelet.datasets.locate import index_by_stem
 from tubelet.datasets.records import ClassificationDataset, LabeledFile
 from tubelet.datasets.video_folders import split_folders
 from tubelet.datasets.video_lists import KINETICS_PROTOCOL, find_lists, has_kinetics_header
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
@@ -41,7 +41,7 @@ class Kinetics(Layout[ClassificationDataset]):
         root, *lists = found
         for path in lists:
             if not has_kinetics_header(path):
-                raise TubeletError(f"{path}: no header, expected columns {', '.join(_COLUMNS)} as in the other split")
+                raise DataError(f"{path}: no header, expected columns {', '.join(_COLUMNS)} as in the other split")
         rows = {split: read_table(path, _COLUMNS) for split, path in zip(("train", "val"), lists, strict=True)}
         classes = sorted({row["label"] for _, row in rows["train"]})
         numbers = {name: number for number, name in enumerate(classes)}
@@ -64,9 +64,7 @@ def _split(
     files = []
     for line, row in rows:
         if row["label"] not in numbers:
-            raise TubeletError(
-                f"{path}: line {line} has the class {row['label']!r}, which the train split does not have"
-            )
+            raise DataError(f"{path}: line {line} has the class {row['label']!r}, which the train split does not have")
         # Some lists write whole seconds with a decimal point.
         start, end = (
             parse_index(row[column].removesuffix(".0"), f"{path}: line {line}, {column}") for column in _COLUMNS[2:]

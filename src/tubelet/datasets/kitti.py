@@ -14,7 +14,7 @@ from tubelet.datasets.annotations import read_image_depth_pairs
 from tubelet.datasets.layout import Layout
 from tubelet.datasets.locate import find_root
 from tubelet.datasets.records import DenseSample, DepthDataset, check_samples
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError, MissingFileError
 
 ARCHIVES = ("kitti",)
 DEPTHS = ("data_depth_annotated/train", "data_depth_annotated/val", "data_depth_annotated", "gt_depth")
@@ -62,7 +62,7 @@ def _split(root: Path, split: str) -> tuple[list[DenseSample], int]:
     places = [root / folder / name for folder in (".", "splits", "train_test_inputs") for name in LISTS[split]]
     lists = [place for place in places if place.is_file()]
     if not lists:
-        raise TubeletError(f"{root}: no list of Eigen's {split} split; expected {' or '.join(LISTS[split])}")
+        raise MissingFileError(f"{root}: no list of Eigen's {split} split; expected {' or '.join(LISTS[split])}")
     folders = [root / name for name in DEPTHS if (root / name).is_dir()]
     images = next(root / name for name in IMAGES if (root / name).is_dir())
     samples, without_depth = [], 0
@@ -76,6 +76,6 @@ def _split(root: Path, split: str) -> tuple[list[DenseSample], int]:
         if not image.is_file() and image.with_suffix(".jpg").is_file():  # converted, as for monodepth2
             image = image.with_suffix(".jpg")
         if len(image.parts) < 4:
-            raise TubeletError(f"{lists[0]}: image {names[0]!r}, expected DATE/DRIVE/image_02/data/NUMBER.png")
+            raise DataError(f"{lists[0]}: image {names[0]!r}, expected DATE/DRIVE/image_02/data/NUMBER.png")
         samples.append(DenseSample(name=f"{image.parts[-4]}/{image.stem}", image=image, target=target))
     return check_samples(samples, split, root), without_depth

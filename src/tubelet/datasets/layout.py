@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from tubelet.datasets.locate import list_directory
 from tubelet.datasets.records import DatasetRecord
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 
 D = TypeVar("D", bound=DatasetRecord)
 
@@ -46,7 +46,8 @@ class Layout(ABC, Generic[D]):
         """Read the lists of the data set, not its media.
 
         Raises:
-            TubeletError: A file or directory is missing or malformed.
+            MissingFileError: A file or directory is missing.
+            DataError: A list or an annotation is malformed.
         """
 
 
@@ -68,7 +69,8 @@ def find(root: Path, record: type[D]) -> D:
         record: Type of data set, for instance `SegmentationDataset`.
 
     Raises:
-        TubeletError: No layout of this type is there, or its files are missing or malformed.
+        DataError: The directory has no layout of this type, or a file in it is malformed.
+        MissingFileError: A file of the data set is missing.
     """
     layouts = layouts_of(record)
     for layout in layouts:
@@ -78,12 +80,12 @@ def find(root: Path, record: type[D]) -> D:
     raise layout_error(root, f"no {record.kind} data set found", f"one of: {expected}")
 
 
-def layout_error(root: Path, problem: str, expected: str) -> TubeletError:
+def layout_error(root: Path, problem: str, expected: str) -> DataError:
     """Error for a directory that does not have an expected layout; the message lists what the directory holds."""
     entries = [path.name + "/" * path.is_dir() for path in list_directory(root)]
     more = f", and {len(entries) - 8} more" if len(entries) > 8 else ""
     content = ", ".join(entries[:8]) + more if entries else "nothing"
-    return TubeletError(f"{root}: {problem}; expected {expected}; the directory holds {content}")
+    return DataError(f"{root}: {problem}; expected {expected}; the directory holds {content}")
 
 
 @cache

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tubelet.data.suffixes import MEDIA_SUFFIXES
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError, FileError
 from tubelet.io.hidden import is_hidden, without_hidden
 
 
@@ -58,12 +58,12 @@ def list_directory(folder: Path) -> list[Path]:
     """Visible entries of a directory, sorted by name.
 
     Raises:
-        TubeletError: The directory cannot be listed.
+        FileError: The directory cannot be listed.
     """
     try:
         return without_hidden(folder.iterdir())
     except OSError as error:
-        raise TubeletError(f"{folder}: cannot list the directory ({error.strerror}); check its permissions") from error
+        raise FileError(f"{folder}: cannot list the directory ({error.strerror}); check its permissions") from error
 
 
 def glob_visible(folder: Path, pattern: str) -> list[Path]:
@@ -76,12 +76,12 @@ def list_images(folder: Path, suffixes: Sequence[str] = (".jpg", ".jpeg", ".png"
     """Image files of a directory, sorted by name.
 
     Raises:
-        TubeletError: There are none.
+        DataError: There are none.
     """
     entries = list_directory(folder) if folder.is_dir() else []
     found = [path for path in entries if path.suffix.lower() in suffixes]
     if not found:
-        raise TubeletError(f"{folder}: no images found, expected {', '.join(suffixes)} files")
+        raise DataError(f"{folder}: no images found, expected {', '.join(suffixes)} files")
     return found
 
 

@@ -16,7 +16,7 @@ from tubelet.data.images import read_image
 from tubelet.data.palette_png import VOID
 from tubelet.datasets.annotations import image_shape, read_gray_png, read_object_mask, to_class_indices
 from tubelet.datasets.locate import find_other_suffix
-from tubelet.errors import BadFile, DecodeError, TubeletError
+from tubelet.errors import BadFile, DataError, DecodeError, MissingFileError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ class SegmentationDataset(DenseDataset):
         """(H, W) uint8 class indices, `IGNORED` for pixels that do not count.
 
         Raises:
-            TubeletError: The file is unreadable, or has a label that the data set does not have.
+            DataError: The file is unreadable, or has a label that the data set does not have.
         """
         return to_class_indices(sample.target, self.read_values(sample), self.class_of_label, self.known_labels)
 
@@ -256,7 +256,7 @@ class DepthDataset(DenseDataset):
         """(H, W) float32 depth in meters, 0 where it is unknown or beyond `max_depth`.
 
         Raises:
-            TubeletError: The file is unreadable, or is not a depth map.
+            DataError: The file is unreadable, or is not a depth map.
         """
         meters = self.read_meters(sample)
         known = np.isfinite(meters) & (meters > 0) & (meters < self.max_depth)
@@ -266,7 +266,7 @@ class DepthDataset(DenseDataset):
         """(H, W) depth in meters as the target file has it; the default reads a 16-bit PNG."""
         values = self.read_values(sample)
         if values.dtype == np.uint8:
-            raise TubeletError(f"{sample.target}: 8-bit PNG, expected 16-bit depth")
+            raise DataError(f"{sample.target}: 8-bit PNG, expected 16-bit depth")
         return values.astype(np.float32) / self.units_per_meter
 
     def input_region(self, shape: tuple[int, int]) -> Region:
@@ -390,7 +390,7 @@ class TrackingDataset(DatasetRecord):
         """Read the annotation of a video; a layout returns a subclass that does.
 
         Raises:
-            TubeletError: The file is missing or malformed.
+            DataError: The file is missing or malformed.
         """
         raise NotImplementedError
 
@@ -399,16 +399,17 @@ def check_samples(samples: list[DenseSample], split: str, root: Path) -> list[De
     """Return the samples of a split after checking that there are some and that all their files exist.
 
     Raises:
-        TubeletError: The split is empty, or a file is missing.
+        DataError: The split is empty.
+        MissingFileError: A file is missing.
     """
     if not samples:
-        raise TubeletError(f"{root}: no images in the {split} split")
+        raise DataError(f"{root}: no images in the {split} split")
     for sample in samples:
         for path, what in ((sample.image, "image"), (sample.target, "annotation")):
             if not path.is_file():
                 other = find_other_suffix(path)
                 found = f"; found {other.name} instead" if other else ""
-                raise TubeletError(f"{path}: missing {what} of {sample.name} in the {split} split{found}")
+                raise MissingFileError(f"{path}: missing {what} of {sample.name} in the {split} split{found}")
     return samples
 
 
@@ -418,16 +419,17 @@ def drop_missing_files(
     """Separate the files of a split that exist from those that do not.
 
     Raises:
-        TubeletError: The split is empty, or a larger fraction of its files is missing than allowed.
+        DataError: The split is empty.
+        MissingFileError: A larger fraction of the files is missing than allowed.
     """
     if not files:
-        raise TubeletError(f"the {split} split lists no files")
+        raise DataError(f"the {split} split lists no files")
     existing = [file for file in files if file.path.is_file()]
     missing = [BadFile(str(file.path), "listed but missing") for file in files if not file.path.is_file()]
     if len(missing) > max_failed_fraction * len(files) or not existing:
         other = find_other_suffix(Path(missing[0].path))
         found = f" (found {other.name} instead)" if other else ""
-        raise TubeletError(
+        raise MissingFileError(
             f"{missing[0].path}: listed in the {split} split but missing{found}, like {len(missing) - 1} more of its "
             f"{len(files)} files; --max-failed-fraction {len(missing) / len(files):.3g} would skip them"
         )

@@ -22,7 +22,7 @@ from tubelet.datasets.records import (
     TrackingDataset,
     check_samples,
 )
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.io.text import read_text
 from tubelet.sample_data.truth import (
     CLASSES,
@@ -122,7 +122,7 @@ class SampleTracking(Layout[TrackingDataset]):
             for entry in read_index(root, "val")
         ]
         if not videos:
-            raise TubeletError(f"{root}: no val clips; make a larger set with `tubelet sample-data`")
+            raise DataError(f"{root}: no val clips; make a larger set with `tubelet sample-data`")
         return _Tracking(name="sample set", test=videos, image_size=parameters["size"], frames=parameters["frames"])
 
 

@@ -20,7 +20,7 @@ from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, index_by_stem
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
 from tubelet.datasets.video_lists import VideoLists, find_list
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.io.text import read_json
 
 VIDEOS = "20bn-something-something-v2"
@@ -61,7 +61,7 @@ class SomethingSomethingV2(Layout[ClassificationDataset]):
             for template, number in read_json(labels_file, dict[str, str | int]).items()
         }
         if sorted(numbers.values()) != list(range(len(numbers))):
-            raise TubeletError(
+            raise DataError(
                 f"{labels_file}: {len(numbers)} class numbers with gaps or duplicates; expected 0, 1, 2, ..."
             )
         videos = index_by_stem([root / folder for folder in _FOLDERS], VIDEO_SUFFIXES, preferred=".webm")
@@ -105,7 +105,7 @@ def _split(root: Path, path: Path, numbers: dict[str, int], videos: dict[str, Pa
     for position, entry in enumerate(read_json(path, list[_SomethingEntry])):
         stem, template = str(entry["id"]), _plain(entry["template"])
         if template not in numbers:
-            raise TubeletError(f"{path}: entry {position}, video {stem}, has the unknown template {template!r}")
+            raise DataError(f"{path}: entry {position}, video {stem}, has the unknown template {template!r}")
         files.append(LabeledFile(path=videos.get(stem) or root / VIDEOS / f"{stem}.webm", label=numbers[template]))
     return files
 

@@ -13,7 +13,7 @@ from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, media_files, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile
 from tubelet.datasets.video_lists import ARCHIVES, KINETICS_PROTOCOL, SPLITS
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 
 
 class VideoFolders(Layout[ClassificationDataset]):
@@ -38,7 +38,7 @@ class VideoFolders(Layout[ClassificationDataset]):
         for split, own in folders.items():
             for folder in own:
                 if folder.name not in classes:
-                    raise TubeletError(f"{folder}: class without a folder in {folders['train'][0].parent}")
+                    raise DataError(f"{folder}: class without a folder in {folders['train'][0].parent}")
                 label = classes.index(folder.name)
                 files[split] += [LabeledFile(path=video, label=label) for video in media_files(folder, VIDEO_SUFFIXES)]
         return ClassificationDataset(

@@ -15,7 +15,7 @@ from tubelet.datasets.annotations import read_labeled_paths
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, find_folder, list_directory, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.io.text import read_bytes
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validate", "validation")}
@@ -56,7 +56,7 @@ class VideoLists(Layout[ClassificationDataset]):
         labels = {file.label for file in files[train]}
         for file in files[val]:
             if file.label not in labels:
-                raise TubeletError(f"{val}: {file.path} has class {file.label}, of which {train} has no video")
+                raise DataError(f"{val}: {file.path} has class {file.label}, of which {train} has no video")
         # Names of parent folders are class names only if there is one for each class.
         named = len(set(names.values())) == len(names)
         return ClassificationDataset(

@@ -14,7 +14,7 @@ from tubelet.datasets.annotations import parse_index
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import find_root, list_images
 from tubelet.datasets.records import VideoObjectDataset, VideoObjectSequence
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError, MissingFileError
 from tubelet.io.text import read_json
 
 
@@ -67,7 +67,7 @@ class YouTubeVos(Layout[VideoObjectDataset]):
             for name, video in read_json(meta_file, _Meta)["videos"].items()
         }
         if not objects:
-            raise TubeletError(f"{meta_file}: lists no sequence")
+            raise DataError(f"{meta_file}: lists no sequence")
         sequences = [_sequence(found, meta_file, name, entries) for name, entries in sorted(objects.items())]
         return VideoObjectDataset(name="YouTube-VOS", sequences=sequences, output_folder="predictions/Annotations")
 
@@ -94,16 +94,16 @@ def _sequence(root: Path, meta_file: Path, name: str, objects: dict[int, list[st
         missing = [stem for stem in stems if stem not in indices]
         if missing or not stems:
             problem = f"frame {missing[0]}, which has no image" if missing else "no frame"
-            raise TubeletError(f"{meta_file}: object {number} of {name} has {problem}")
+            raise DataError(f"{meta_file}: object {number} of {name} has {problem}")
         first_frames[number] = min(indices[stem] for stem in stems)
         frames_to_predict |= {indices[stem] for stem in stems}
     if not first_frames:
-        raise TubeletError(f"{meta_file}: {name} has no object")
+        raise DataError(f"{meta_file}: {name} has no object")
     folder = root / "Annotations" / name
     references = {frame: folder / f"{frames[frame].stem}.png" for frame in sorted({*first_frames.values()})}
     for mask in references.values():
         if not mask.is_file():
-            raise TubeletError(f"{mask}: missing mask; according to meta.json an object starts in this frame")
+            raise MissingFileError(f"{mask}: missing mask; according to meta.json an object starts in this frame")
     return VideoObjectSequence(
         name=name,
         frames=frames,
