@@ -82,7 +82,7 @@ def test_the_focal_loss_is_cross_entropy_without_its_focus_and_is_worked_out_by_
 
 
 def segment(verb: int, noun: int) -> ActionSegment:
-    return ActionSegment(name="", video=Path("a"), start_s=0.0, narration="", verb=verb, noun=noun)
+    return ActionSegment(name="", path=Path("a"), start_s=0.0, narration="", verb=verb, noun=noun)
 
 
 def test_actions_that_are_not_trained_on_count_as_missed_in_the_official_figure_alone():

@@ -187,7 +187,7 @@ def test_epic_kitchens(tmp_path, where):
     found = epic_kitchens.EpicKitchens100.load(tmp_path)
     assert found.verbs == ("take", "open") and found.nouns == ("door",)
     (segment,) = found.train
-    assert (segment.video, segment.start_s, segment.verb, segment.noun) == (video, 62.5, 1, 0)
+    assert (segment.path, segment.start_s, segment.verb, segment.noun) == (video, 62.5, 1, 0)
 
 
 @pytest.mark.parametrize(

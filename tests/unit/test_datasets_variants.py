@@ -178,7 +178,7 @@ def test_epic_kitchens(video, tmp_path):
     litter(tmp_path)
     assert epic_kitchens.EpicKitchens100.detect(tmp_path)
     (segment,) = epic_kitchens.EpicKitchens100.load(tmp_path).train
-    assert segment.video == tmp_path / video and segment.narration == "take, then\nput"
+    assert segment.path == tmp_path / video and segment.narration == "take, then\nput"
 
 
 # ImageNet

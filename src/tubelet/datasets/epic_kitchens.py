@@ -89,7 +89,7 @@ def _split(root: Path, name: str, classes: dict[str, tuple[str, ...]]) -> list[A
         segments.append(
             ActionSegment(
                 name=row["narration_id"],
-                video=videos[row["video_id"]],
+                path=videos[row["video_id"]],
                 start_s=_seconds(row["start_timestamp"], f"{path}: line {line}"),
                 narration=row["narration"],
                 verb=labels["verb"],

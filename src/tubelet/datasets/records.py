@@ -6,7 +6,7 @@ Shapes: H x W pixels of an image, K classes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +104,7 @@ class ActionSegment:
 
     Attributes:
         name: Unique name.
-        video: Video file.
+        path: Video file.
         start_s: Start of the action, in seconds.
         narration: Description of the action.
         verb: Index of the verb class.
@@ -112,7 +112,7 @@ class ActionSegment:
     """
 
     name: str
-    video: Path
+    path: Path
     start_s: float
     narration: str
     verb: int
@@ -347,12 +347,12 @@ class TrackedVideo:
     """A video with points that are annotated in every frame.
 
     Attributes:
-        video: Video file.
+        path: Video file.
         annotation: File with the tracks.
         motion: Description of the camera's motion.
     """
 
-    video: Path
+    path: Path
     annotation: Path
     motion: str
 
@@ -413,24 +413,25 @@ def check_samples(samples: list[DenseSample], split: str, root: Path) -> list[De
     return samples
 
 
-def drop_missing_files(
-    files: Sequence[LabeledFile], split: str, max_failed_fraction: float
-) -> tuple[list[LabeledFile], list[BadFile]]:
-    """Separate the files of a split that exist from those that do not.
+S = TypeVar("S", LabeledFile, ActionSegment)
+
+
+def drop_missing_files(samples: Sequence[S], split: str, max_failed_fraction: float) -> tuple[list[S], list[BadFile]]:
+    """Separate the samples of a split whose file exists from the missing files.
 
     Raises:
         DataError: The split is empty.
         MissingFileError: A larger fraction of the files is missing than allowed.
     """
-    if not files:
+    if not samples:
         raise DataError(f"the {split} split lists no files")
-    existing = [file for file in files if file.path.is_file()]
-    missing = [BadFile(str(file.path), "listed but missing") for file in files if not file.path.is_file()]
-    if len(missing) > max_failed_fraction * len(files) or not existing:
+    existing = [sample for sample in samples if sample.path.is_file()]
+    missing = [BadFile(str(sample.path), "listed but missing") for sample in samples if not sample.path.is_file()]
+    if len(missing) > max_failed_fraction * len(samples) or not existing:
         other = find_other_suffix(Path(missing[0].path))
         found = f" (found {other.name} instead)" if other else ""
         raise MissingFileError(
             f"{missing[0].path}: listed in the {split} split but missing{found}, like {len(missing) - 1} more of its "
-            f"{len(files)} files; --max-failed-fraction {len(missing) / len(files):.3g} would skip them"
+            f"{len(samples)} files; --max-failed-fraction {len(missing) / len(samples):.3g} would skip them"
         )
     return existing, missing

@@ -118,7 +118,7 @@ class SampleTracking(Layout[TrackingDataset]):
     def load(root: Path) -> TrackingDataset:
         parameters = read_description(root)["parameters"]
         videos = [
-            TrackedVideo(video=entry.media, annotation=entry.truth, motion=entry.motion.replace("_", " "))
+            TrackedVideo(path=entry.media, annotation=entry.truth, motion=entry.motion.replace("_", " "))
             for entry in read_index(root, "val")
         ]
         if not videos:

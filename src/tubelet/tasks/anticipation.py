@@ -20,7 +20,7 @@ from tubelet import datasets
 from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.decode import Frames, Video
-from tubelet.datasets import ActionSegment, AnticipationDataset, LabeledFile, ProbeProtocol
+from tubelet.datasets import ActionSegment, AnticipationDataset, ProbeProtocol
 from tubelet.datasets.records import drop_missing_files
 from tubelet.errors import BadFile, TubeletError
 from tubelet.grid import Grid, Mask, Modality
@@ -208,15 +208,13 @@ def _segments(
     skipped: list[BadFile] = []
     for split, listed in (("train", benchmark.train), ("val", benchmark.test)):
         chosen = spread(listed, config.max_samples)
-        files = [LabeledFile(path=segment.video, label=i) for i, segment in enumerate(chosen)]
-        there, gone = drop_missing_files(files, split, config.max_failed_fraction)
-        kept[split] = [chosen[file.label] for file in there]
+        kept[split], gone = drop_missing_files(chosen, split, config.max_failed_fraction)
         skipped += gone
     return kept, skipped
 
 
 def _source(segment: ActionSegment) -> Source:
-    return Source(files=(segment.video,), part=(segment.start_s,))
+    return Source(files=(segment.path,), part=(segment.start_s,))
 
 
 def _actions(used: dict[str, list[ActionSegment]]) -> dict[tuple[int, int], int]:

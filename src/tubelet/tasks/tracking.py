@@ -67,7 +67,7 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     grid = model.config.grid(window, size, size)
     videos = spread(dataset.test, config.max_samples)
     recipe = {"cut": "whole clip in windows", "size": size, "window": window}
-    sources = [Source(files=(video.video,)) for video in videos]
+    sources = [Source(files=(video.path,)) for video in videos]
     features = extract(
         model,
         cache,
@@ -164,11 +164,11 @@ class _Clip:
 
     def pictures(self) -> NDArray[np.uint8]:
         """(S, size, size, 3) the mean frame of each step, as a token sees it."""
-        frames = read_frames(self.video.video).pixels
+        frames = read_frames(self.video.path).pixels
         shape = self.dataset.load_tracks(self.video).shape
         if frames.shape[:3] != shape:
             raise TubeletError(
-                f"{self.video.video}: {tuple(frames.shape[:3])} frames x rows x columns, expected {shape} as in "
+                f"{self.video.path}: {tuple(frames.shape[:3])} frames x rows x columns, expected {shape} as in "
                 f"{self.video.annotation}"
             )
         windows = cut_windows(frames, self.window, self.size).float()
@@ -204,7 +204,7 @@ def _example(clip: _Clip, features: dict[str, Tensor], value: float) -> Example:
             pictures[step], (truth * patch).numpy(), (guess * patch).numpy(), right.numpy()
         )
     return Example(
-        name=clip.video.video.name,
+        name=clip.video.path.name,
         score=100 * value,
         pictures=drawn,
         note=f"camera: {clip.video.motion}; of {len(asked)} points {len(chosen)} are drawn",
