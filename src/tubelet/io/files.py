@@ -22,8 +22,6 @@ LOCK = ".lock"
 _IN_USE = "in-use"
 _ELSEWHERE = "choose another place"
 _COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
-_MASK = os.umask(0o022)  # there is no way to read it but to set it
-os.umask(_MASK)
 
 
 @contextmanager
