@@ -25,7 +25,7 @@ class Losses(NamedTuple):
 
 
 def normalize_targets(levels: list[Tensor]) -> Tensor:
-    """The teacher's levels, each token's channels brought to mean 0 and variance 1 level by level.
+    """The teacher's levels, with each token's channels normalized to mean 0 and variance 1, level by level.
 
     Args:
         levels: L tensors (B, N, D).
@@ -50,8 +50,8 @@ def target_distance(mask: Mask, grid: Grid) -> Tensor:
     squared = squared.scatter(1, mask.target, 0.0).view(B, *grid.shape)
     for axis, size in enumerate(grid.shape, start=1):
         step = torch.arange(size, device=squared.device)
-        apart = (step.unsqueeze(1) - step).square()  # (size, size)
-        squared = (squared.movedim(axis, -1).unsqueeze(-2) + apart).amin(-1).movedim(-1, axis)
+        sq_dist = (step.unsqueeze(1) - step).square()  # (size, size)
+        squared = (squared.movedim(axis, -1).unsqueeze(-2) + sq_dist).amin(-1).movedim(-1, axis)
     return squared.flatten(1).gather(1, mask.context).sqrt()
 
 
@@ -61,7 +61,7 @@ def token_errors(predicted: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
     Args:
         predicted: (B, K, L·D) predictions.
         targets: (B, N, L·D) targets of the whole grid.
-        ids: (B, K) which tokens were predicted.
+        ids: (B, K) indices of the predicted tokens.
 
     Returns:
         (B, K).
@@ -70,8 +70,8 @@ def token_errors(predicted: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
 
 
 def dense_predictive_loss(
-    predicted: Tensor,
-    reconstructed: Tensor,
+    target_pred: Tensor,
+    context_pred: Tensor,
     targets: Tensor,
     mask: Mask,
     grid: Grid,
@@ -81,16 +81,16 @@ def dense_predictive_loss(
     """L_predict + λ · L_context for one mask.
 
     Args:
-        predicted: (B, Kt, L·D) predictions at target tokens.
-        reconstructed: (B, Kc, L·D) predictions at context tokens.
-        targets: (B, N, L·D) normalised targets.
+        target_pred: (B, Kt, L·D) predictions at target tokens.
+        context_pred: (B, Kc, L·D) predictions at context tokens.
+        targets: (B, N, L·D) normalized targets.
         mask: which tokens are which.
         grid: the grid they index.
         context_weight: λ.
-        distance_weighting: whether a context token far from anything masked, which has the least to say about it,
-            counts less: 1 / sqrt(distance). Otherwise all count alike, as in the released cool-down.
+        distance_weighting: weight each context token by 1 / sqrt(distance to the nearest masked token); otherwise all
+            weigh the same, as in the released cool-down.
     """
-    prediction = token_errors(predicted, targets, mask.target).mean()
-    errors = token_errors(reconstructed, targets, mask.context)
+    prediction = token_errors(target_pred, targets, mask.target).mean()
+    errors = token_errors(context_pred, targets, mask.context)
     context = (errors / target_distance(mask, grid).sqrt() if distance_weighting else errors).mean()
     return Losses(prediction + context_weight * context, prediction, context)

@@ -1,4 +1,4 @@
-"""The whole system: student, predictor and EMA teacher; a batch goes in, losses come out."""
+"""The V-JEPA system: student, predictor and EMA teacher; from a batch to losses."""
 
 import copy
 
@@ -22,8 +22,8 @@ class VJEPA(nn.Module):
         self.student = Encoder(config)
         self.predictor = Predictor(config)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.distance_weighting = True  # a run's own choice, see OptimConfig
-        # Of a distillation. In a tuple, so that nn.Module does not register it: it is in no checkpoint.
+        self.distance_weighting = True  # set by the run, see OptimConfig
+        # Set by a distillation. In a tuple, so that nn.Module does not register it and no checkpoint contains it.
         self.frozen_teacher: tuple[Encoder, ...] = ()
         self.loss = dense_predictive_loss  # an attribute, so that it can be compiled with the blocks
 
@@ -31,24 +31,24 @@ class VJEPA(nn.Module):
         """The dense predictive loss of a batch under one mask.
 
         Args:
-            pixels: (B, C, T, H, W) normalised pixels; T = 1 is an image batch.
-            mask: what the student sees of it, and what it must predict.
+            pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image batch.
+            mask: the tokens that the student sees, and those that it must predict.
             targets: (B, N, L·D) from `targets`.
             context_weight: λ of this step.
         """
         grid, modality = self.student.tokenizer.grid(pixels), modality_of(pixels)
         levels = self.student(pixels, mask.context)  # steps 1-4: tokens, positions, mask, encoder
-        predicted, reconstructed = self.predictor(levels, mask, grid, modality)  # steps 5-7: fusion, predictor, heads
+        target_pred, context_pred = self.predictor(levels, mask, grid, modality)  # steps 5-7: fusion, predictor, heads
         return self.loss(  # step 8
-            predicted, reconstructed, targets, mask, grid, context_weight, distance_weighting=self.distance_weighting
+            target_pred, context_pred, targets, mask, grid, context_weight, distance_weighting=self.distance_weighting
         )
 
     @torch.no_grad()
     def targets(self, pixels: Tensor) -> Tensor:
-        """(B, N, L·D) the teacher's normalised view of the clean input, without gradient.
+        """(B, N, L·D) the teacher's normalized levels of the unmasked input, without gradient.
 
-        In a distillation, the last level of the model that is distilled; the teacher, the average of the student, is
-        then what the run is for.
+        In a distillation, the last level of the distilled model instead; the teacher is still the moving average of the
+        student, and is the result of the run.
         """
         if self.frozen_teacher:
             return normalize_targets(self.frozen_teacher[0](pixels)[-1:])
@@ -69,6 +69,6 @@ class VJEPA(nn.Module):
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: all of it, unless it is in shards."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
+    """The part of a tensor on this rank: the whole tensor unless it is sharded."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local

@@ -1,8 +1,8 @@
 """Which kernel attention runs on, by device and precision.
 
-PyTorch's fused kernels need no K x K table and are the fastest wherever they were measured, but for one place: in bf16
-on a CPU without tiles (AMX) the backward pass of the fused kernel computes in small pieces. There it is written as five
-whole matrix products, with the probabilities made again from the saved normaliser; see `docs/performance.md`.
+PyTorch's fused kernels need no K x K table and were the fastest in every measurement but one: in bf16 on a CPU without
+AMX tiles, their backward pass computes in small blocks. There it is written as five whole matrix products, with the
+probabilities recomputed from the saved log-sum-exp; see `docs/performance.md`.
 """
 
 from functools import cache
@@ -36,25 +36,25 @@ def _has_amx() -> bool:
 
 
 class _ProductBackward(torch.autograd.Function):
-    """The fused forward pass with a backward pass of whole matrix products."""
+    """Fused forward pass, backward pass of whole matrix products."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # The public call does not give the normaliser, log Σ exp of each row of scores, that the backward pass needs.
-        out, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-        ctx.save_for_backward(q, k, v, out, normaliser)
+        # The public call does not return the log-sum-exp of each row of scores, which the backward pass needs.
+        out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        ctx.save_for_backward(q, k, v, out, logsumexp)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, out, normaliser = ctx.saved_tensors
+        q, k, v, out, logsumexp = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
         grad = grad.to(q.dtype)
         # In place: a table (B, heads, K, K) of fp32 is the largest thing of the whole step.
-        shares = (q @ k.mT).float().mul_(scale).sub_(normaliser.unsqueeze(-1)).exp_()
-        of_v = shares.to(q.dtype).mT @ grad
-        # d softmax: a share's gradient less the row's mean gradient, which is grad · out.
+        probs = (q @ k.mT).float().mul_(scale).sub_(logsumexp.unsqueeze(-1)).exp_()
+        grad_v = probs.to(q.dtype).mT @ grad
+        # d softmax: the gradient of a probability minus the row's mean gradient, which is grad · out.
         mean = (grad.float() * out.float()).sum(-1, keepdim=True)
-        of_scores = shares.mul_((grad @ v.mT).float().sub_(mean)).mul_(scale).to(q.dtype)
-        return of_scores @ k, of_scores.mT @ q, of_v
+        grad_scores = probs.mul_((grad @ v.mT).float().sub_(mean)).mul_(scale).to(q.dtype)
+        return grad_scores @ k, grad_scores.mT @ q, grad_v

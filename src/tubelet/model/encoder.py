@@ -12,7 +12,7 @@ from tubelet.model.tokenizer import Tokenizer
 
 
 class Encoder(nn.Module):
-    """A pre-norm ViT over all tokens, or over those that a mask leaves visible, tapped at several depths."""
+    """A pre-norm ViT over all tokens, or over those that a mask leaves visible, with outputs at several depths."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -21,44 +21,44 @@ class Encoder(nn.Module):
         self.tokenizer = Tokenizer(config)
         blocks = [Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)]
         self.blocks = nn.ModuleList(blocks)
-        # One norm a tapped level, kept also where only the last levels are returned: released files hold all of them.
+        # One norm per output level, also where only the last levels are returned: released files contain all of them.
         self.norms = nn.ModuleList(nn.LayerNorm(config.width, eps=NORM_EPS) for _ in config.levels)
         init_weights(self, blocks)
 
     def forward(self, pixels: Tensor, ids: Tensor | None = None) -> list[Tensor]:
-        """Encode whole inputs, or their visible tokens alone.
+        """Encode whole inputs, or only their visible tokens.
 
         Args:
-            pixels: (B, C, T, H, W) normalised pixels; T = 1 is an image.
+            pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image.
             ids: (B, K) indices of the tokens to see, or None for all N.
 
         Returns:
-            L tensors (B, K, D): the tapped levels, shallow to deep, each after its own LayerNorm.
+            L tensors (B, K, D): the output levels, shallow to deep, each after its own LayerNorm.
 
         Raises:
             TubeletError: if the pixels' shape does not divide into patches.
         """
         config = self.config
-        returned = config.levels[-config.num_output_levels :]
-        outputs = self.get_intermediate_layers(pixels, returned, ids)
-        return [self.norms[config.levels.index(i)](x) for i, x in zip(returned, outputs, strict=True)]
+        out_levels = config.levels[-config.num_output_levels :]
+        outputs = self.get_intermediate_layers(pixels, out_levels, ids)
+        return [self.norms[config.levels.index(i)](x) for i, x in zip(out_levels, outputs, strict=True)]
 
     def get_intermediate_layers(self, pixels: Tensor, blocks: Sequence[int], ids: Tensor | None = None) -> list[Tensor]:
-        """What some blocks give, before any norm; nothing is computed beyond the last of them.
+        """Outputs of the given blocks, before any norm; nothing is computed beyond the last of them.
 
         Args:
-            pixels: (B, C, T, H, W) normalised pixels; T = 1 is an image.
-            blocks: their 0-based numbers, ascending.
+            pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image.
+            blocks: 0-based block numbers, ascending.
             ids: (B, K) indices of the tokens to see, or None for all N.
 
         Returns:
-            a tensor (B, K, D) for each of the blocks.
+            one tensor (B, K, D) per block.
         """
         config = self.config
         grid = self.tokenizer.grid(pixels)
         x = self.tokenizer(pixels, ids)
-        where = torch.arange(grid.tokens, device=pixels.device).unsqueeze(0) if ids is None else ids
-        table = rotary_table(where, grid, config.width // config.heads, config.rope_grid, config.rope)
+        positions = torch.arange(grid.tokens, device=pixels.device).unsqueeze(0) if ids is None else ids
+        table = rotary_table(positions, grid, config.width // config.heads, config.rope_grid, config.rope)
         outputs = []
         for i in range(blocks[-1] + 1):
             x = run_block(self.blocks[i], x, table, self.recompute_activations)
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
 
 
 def random_encoder(config: ModelConfig, seed: int) -> Encoder:
-    """A frozen encoder with the initial weights that `seed` gives; no other generator is touched."""
+    """A frozen encoder with the initial weights of `seed`; the global generator is left unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(config).eval().requires_grad_(False)

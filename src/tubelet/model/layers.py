@@ -13,16 +13,16 @@ from tubelet.model.rope import RotaryTable, rotate, rotate_out
 
 NORM_EPS = 1e-6
 INIT_STD = 0.02
-# Rows that a matrix product needs to be as fast as any longer one.
+# Rows of a matrix product from which on it is as fast per row as any longer one.
 _CHUNK_ROWS = 1024
 
 
 def use_chunked_inference(x: Tensor) -> bool:
-    """Whether a forward pass may overwrite what is not needed again, and goes through its tokens piece by piece.
+    """Whether a forward pass processes its tokens in chunks and overwrites intermediate results.
 
-    On a CPU, what is as large as a cache or larger is slow to come by: a core waits for memory, and for the system,
-    which is given large blocks back and clears them before it lends them again. Neither autograd nor a compiler wants
-    pieces, and under autocast every piece would cast all weights anew.
+    On a CPU, tensors larger than the cache are slow: a core waits for memory, and for the system, which takes large
+    blocks back and clears them before it hands them out again. Autograd and compilers need whole tensors, and under
+    autocast every chunk would cast all weights again.
     """
     return (
         x.device.type == "cpu"
@@ -33,7 +33,7 @@ def use_chunked_inference(x: Tensor) -> bool:
 
 
 def token_chunks(x: Tensor) -> Iterator[slice]:
-    """Equal ranges of the tokens of x (B, K, D), at most about `_CHUNK_ROWS` tokens of all clips each."""
+    """Equal ranges of the tokens of x (B, K, D), each of about `_CHUNK_ROWS` tokens of all clips at most."""
     B, K, _ = x.shape
     step = math.ceil(K / max(1, round(B * K / _CHUNK_ROWS)))
     return (slice(i, i + step) for i in range(0, K, step))
@@ -47,29 +47,29 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.kernel = attention  # an attribute, so that a plan on one kind of device can be of another's
+        self.kernel = attention  # an attribute, so that a planner can replace the kernel of the device it runs on
 
     def forward(self, x: Tensor, table: RotaryTable) -> Tensor:
         """(B, K, D) -> (B, K, D)."""
         B, K, D = x.shape
         if use_chunked_inference(x):
-            q, k, v = self._in_pieces(x, table).chunk(3, dim=1)
+            q, k, v = self._chunked_qkv(x, table).chunk(3, dim=1)
         else:
             heads = self.qkv(x).view(B, K, 3 * self.heads, D // self.heads).transpose(1, 2)
             qk, v = heads.split([2 * self.heads, self.heads], dim=1)
             q, k = rotate(qk, table).chunk(2, dim=1)
         return self.proj(self.kernel(q, k, v).transpose(1, 2).reshape(B, K, D))
 
-    def _in_pieces(self, x: Tensor, table: RotaryTable) -> Tensor:
-        """Queries, keys and values (B, 3·heads, K, head_dim), the first two rotated, as the CPU reads them fastest."""
+    def _chunked_qkv(self, x: Tensor, table: RotaryTable) -> Tensor:
+        """Queries, keys and values (B, 3·heads, K, head_dim), the first two rotated, in the CPU's fastest layout."""
         B, K, D = x.shape
         out = x.new_empty(B, 3 * self.heads, K, D // self.heads)
-        for now in token_chunks(x):
-            heads = self.qkv(x[:, now]).view(B, -1, 3 * self.heads, D // self.heads)
+        for chunk in token_chunks(x):
+            heads = self.qkv(x[:, chunk]).view(B, -1, 3 * self.heads, D // self.heads)
             qk, v = heads.split([2 * self.heads, self.heads], dim=2)
-            angles = RotaryTable(*(of_all[:, :, now] for of_all in table))
-            rotate_out(out[:, : 2 * self.heads, now], qk, angles)
-            out[:, 2 * self.heads :, now] = v.transpose(1, 2)
+            angles = RotaryTable(*(values[:, :, chunk] for values in table))
+            rotate_out(out[:, : 2 * self.heads, chunk], qk, angles)
+            out[:, 2 * self.heads :, chunk] = v.transpose(1, 2)
         return out
 
 
@@ -84,12 +84,14 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, D) -> (B, K, D)."""
         if use_chunked_inference(x):
-            return torch.cat([self.fc2(torch.ops.aten.gelu_(self.fc1(x[:, now]))) for now in token_chunks(x)], dim=1)
+            return torch.cat(
+                [self.fc2(torch.ops.aten.gelu_(self.fc1(x[:, chunk]))) for chunk in token_chunks(x)], dim=1
+            )
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm in the precision of what it normalises: a sharded run gathers its weights in a lower one."""
+    """LayerNorm in the precision of its input: a sharded run gathers the weights in a lower one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -105,7 +107,7 @@ class Block(nn.Module):
         self.norm1 = Norm(width, eps=NORM_EPS)
         self.attention = Attention(width, heads)
         self.norm2 = Norm(width, eps=NORM_EPS)
-        # A ratio such as 48/11 names a whole number of channels, which its float may miss from below.
+        # A ratio such as 48/11 gives a whole number of channels, which its float may miss from below.
         self.mlp = MLP(width, int(width * mlp_ratio + 1e-6))
 
     def forward(self, x: Tensor, table: RotaryTable) -> Tensor:
@@ -128,7 +130,7 @@ def init_weights(module: nn.Module, blocks: Iterable[Block]) -> None:
 
 
 def run_block(block: nn.Module, x: Tensor, table: RotaryTable, recompute: bool) -> Tensor:
-    """One block, its activations kept for the backward pass or recomputed in it."""
+    """Run one block; its activations are stored for the backward pass or recomputed in it."""
     if recompute and torch.is_grad_enabled():
         return torch.utils.checkpoint.checkpoint(block, x, table, use_reentrant=False)
     return block(x, table)

@@ -15,9 +15,9 @@ _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weigh
 
 
 def add_adapters(encoder: nn.Module, rank: int) -> None:
-    """Put adapters into an encoder's blocks, in place; afterwards they alone require a gradient.
+    """Add adapters to an encoder's blocks, in place; afterwards only they require a gradient.
 
-    A starts at random and B at zero: the encoder computes what it did.
+    A is initialized at random and B with zeros, so that the output of the encoder does not change.
 
     Raises:
         TubeletError: if peft is not installed.
@@ -30,7 +30,7 @@ def add_adapters(encoder: nn.Module, rank: int) -> None:
 
 
 def get_adapters(encoder: nn.Module) -> dict[str, Tensor]:
-    """The adapters of an encoder alone, by peft's names."""
+    """The adapter weights of an encoder, by peft's names."""
     from peft import get_peft_model_state_dict
 
     state: dict[str, Tensor] = get_peft_model_state_dict(encoder)
@@ -38,7 +38,7 @@ def get_adapters(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def merge_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dictionary with adapters -> that of the plain network which computes the same."""
+    """The state dictionary of the plain network that computes the same as one with adapters."""
     merged = {name.replace(_BASE, "."): value for name, value in state.items() if ".lora_" not in name}
     for name in state:
         if name.endswith(_A):

@@ -11,7 +11,7 @@ from tubelet.model.rope import rotary_table
 
 
 class Fusion(nn.Sequential):
-    """Concatenated levels to one predictor token: Linear L·D -> D, GELU, Linear D -> P; one level needs no fusing."""
+    """Concatenated levels to one predictor token: Linear L·D -> D, GELU, Linear D -> P; one level is only projected."""
 
     def __init__(self, levels: int, width: int, out: int) -> None:
         if levels == 1:
@@ -65,11 +65,11 @@ class Predictor(nn.Module):
             )
         # 5. Multi-level fusion.
         context = self.fusion(torch.cat(levels, dim=-1))
-        # 6. Mask tokens at their positions. Attention is blind to the order of its sequence: a token's place is in its
-        # rotary angles alone, so context and mask tokens need not be interleaved into grid order and back.
+        # 6. Mask tokens at their positions. Attention does not depend on the order of its sequence: positions are only
+        # encoded in the rotary angles, so context and mask tokens need not be interleaved into grid order and back.
         B, Kt = mask.target.shape
-        hidden = self.mask_tokens[mask_token].to(context.dtype).expand(B, Kt, -1)
-        x = torch.cat([context, hidden], dim=1)
+        mask_tokens = self.mask_tokens[mask_token].to(context.dtype).expand(B, Kt, -1)
+        x = torch.cat([context, mask_tokens], dim=1)
         x = x + (self.image_embedding if modality is Modality.IMAGE else self.video_embedding)
         ids = torch.cat([mask.context, mask.target], dim=1)
         rope_grid = self.config.rope_grid if size.rescale_rope else None
@@ -78,5 +78,5 @@ class Predictor(nn.Module):
         for block in self.blocks:
             x = run_block(block, x, table, self.recompute_activations)
         x = self.norm(x)
-        seen, masked = x.split([context.shape[1], Kt], dim=1)
-        return self.target_head(masked), self.context_head(seen)
+        visible, masked = x.split([context.shape[1], Kt], dim=1)
+        return self.target_head(masked), self.context_head(visible)

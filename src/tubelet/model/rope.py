@@ -1,11 +1,12 @@
-"""3-D rotary position embedding (docs/system.md, step 2): where a token is, said inside every attention layer.
+"""3-D rotary position embedding of queries and keys in every attention layer (docs/system.md, step 2).
 
-Each head is cut into three equal even-sized parts for time, row and column, and a rest that is not rotated. A part of
-size d rotates d/2 pairs of channels by position / 10000^(2i/d), i = 0..d/2-1 (V-JEPA 2, arXiv 2506.09985, section 2.1).
+Each head is split into three equal even-sized sections for time, row and column, and a rest that is not rotated. A
+section of size d rotates d/2 pairs of channels by position / 10000^(2i/d), i = 0..d/2-1 (V-JEPA 2, arXiv 2506.09985,
+section 2.1).
 
-The release pairs channel 2i with 2i+1. Here a head keeps all first members of its pairs in its first half and all
-second members in its second half, so that a rotation is arithmetic on two contiguous halves; `pair_permutation` is the
-reordering that carries released weights over.
+The release pairs channel 2i with 2i+1. Here a head has all first members of its pairs in its first half and all
+second members in its second half, so that a rotation is arithmetic on two contiguous halves; `pair_permutation`
+converts released weights.
 """
 
 from typing import NamedTuple
@@ -16,19 +17,21 @@ from torch import Tensor
 from tubelet.config import RopeVersion
 from tubelet.grid import Grid
 
-# Tokens that `rotate_out` turns at once: a megabyte of queries, keys and temporaries in a ViT-B.
+# Tokens that `rotate_out` rotates at once: a megabyte of queries, keys and temporaries in a ViT-B.
 _TOKENS_IN_CACHE = 64
 
 
 class RotaryTable(NamedTuple):
     """Cosines and sines of every token's angles, shared by all blocks of a forward pass.
 
-    The two channels of a pair turn by one angle, and `second_*` are the same tensors as the first two. In V-JEPA 2.0
-    they turn by two, which is no rotation any more, but is what its weights have learned.
+    Both channels of a pair rotate by the same angle, and `second_*` are the same tensors as the first two. In V-JEPA
+    2.0 they use two angles, which is not a rotation, but is what its weights were trained with.
 
     Attributes:
-        cos, sin: (B or 1, 1, K, head_dim / 2) fp32, of the pairs' first members.
-        second_cos, second_sin: the same shape, of their second members.
+        cos: (B or 1, 1, K, head_dim / 2) fp32 cosines for the first member of each pair.
+        sin: sines of the same angles and shape.
+        second_cos: cosines for the second member of each pair, of the same shape.
+        second_sin: sines of the same angles and shape.
     """
 
     cos: Tensor
@@ -52,9 +55,9 @@ def grid_positions(ids: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """Time step, row and column of token indices, each of the shape of `ids`."""
     frame = grid.h * grid.w
     time = ids // frame
-    place = ids - frame * time  # not ids % frame, which ONNX's exporter has no translation for
-    row = place // grid.w
-    return time, row, place - grid.w * row
+    in_frame = ids - frame * time  # not ids % frame, which the ONNX exporter cannot translate
+    row = in_frame // grid.w
+    return time, row, in_frame - grid.w * row
 
 
 def rotary_table(
@@ -88,7 +91,7 @@ def rotary_table(
 def _cos_sin(positions: list[Tensor], frequency: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines (B or 1, 1, K, head_dim / 2) of one member of each pair, the three axes side by side."""
     angles = torch.cat([position.unsqueeze(-1) * frequency for position in positions], dim=-1)
-    # The rest of the head turns by angle 0, which leaves it as it is without a branch in the rotation.
+    # The rest of the head rotates by angle 0, which leaves it unchanged without a branch in the rotation.
     angles = torch.nn.functional.pad(angles, (0, head_dim // 2 - angles.shape[-1])).unsqueeze(1)
     return angles.cos(), angles.sin()
 
@@ -104,15 +107,15 @@ def rotate(x: Tensor, table: RotaryTable) -> Tensor:
         (B, heads, K, head_dim) of the dtype of x; the arithmetic is in fp32, in which the angles are.
     """
     first, second = x.chunk(2, dim=-1)
-    turned = [first * table.cos - second * table.sin, second * table.second_cos + first * table.second_sin]
-    return torch.cat(turned, dim=-1).to(x.dtype)
+    rotated = [first * table.cos - second * table.sin, second * table.second_cos + first * table.second_sin]
+    return torch.cat(rotated, dim=-1).to(x.dtype)
 
 
 def rotate_out(out: Tensor, heads: Tensor, table: RotaryTable) -> None:
-    """`rotate` for a CPU's forward pass without gradients: into a place, a few tokens at a time.
+    """`rotate` into a preallocated tensor, a few tokens at a time; for forward passes on a CPU without gradients.
 
-    So its fp32 temporaries stay in the core's cache. Of all tokens at once they take several times as long, in memory
-    that is handed back to the system after every block.
+    The fp32 temporaries stay in the core's cache. For all tokens at once they take several times as long, in memory
+    that is returned to the system after every block.
 
     Args:
         out: (B, heads, K, head_dim), where the result is written.
@@ -123,10 +126,10 @@ def rotate_out(out: Tensor, heads: Tensor, table: RotaryTable) -> None:
     cos, sin, second_cos, second_sin = (angles.transpose(1, 2) for angles in table)
     step = max(1, _TOKENS_IN_CACHE // len(heads))
     for i in range(0, heads.shape[1], step):
-        now = slice(i, i + step)
-        x = heads[:, now].float()
+        chunk = slice(i, i + step)
+        x = heads[:, chunk].float()
         y = torch.empty_like(x)
-        (first, second), (turned, turned_second) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
-        torch.mul(first, cos[:, now], out=turned).addcmul_(second, sin[:, now], value=-1)
-        torch.mul(second, second_cos[:, now], out=turned_second).addcmul_(first, second_sin[:, now])
-        out[:, now].copy_(y)
+        (first, second), (rotated, rotated_second) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
+        torch.mul(first, cos[:, chunk], out=rotated).addcmul_(second, sin[:, chunk], value=-1)
+        torch.mul(second, second_cos[:, chunk], out=rotated_second).addcmul_(first, second_sin[:, chunk])
+        out[:, chunk].copy_(y)

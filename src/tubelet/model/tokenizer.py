@@ -38,7 +38,7 @@ def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
 
 
 class Tokenizer(nn.Module):
-    """A linear patch embedding for each modality, and an embedding that says which modality it was.
+    """A linear patch embedding and a learnable modality embedding for videos and for images.
 
     A convolution whose kernel equals its stride is one matrix product over flattened patches; written so, the patches
     that a mask hides are never multiplied at all.
@@ -70,7 +70,7 @@ class Tokenizer(nn.Module):
         """Embed the patches `ids` of an input, or all of them.
 
         Args:
-            pixels: (B, C, T, H, W) normalised pixels; T = 1 is an image.
+            pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image.
             ids: (B, K) token indices, or None for all N.
 
         Returns:
