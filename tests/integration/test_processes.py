@@ -28,7 +28,7 @@ from tubelet.pretrained.load import load
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm.sh"
-LOSSES = ("loss", "prediction_loss", "context_loss", "grad_norm")
+LOSSES = ("loss", "prediction_loss", "context_loss")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,8 @@ def assert_same_losses(run, other):
     for ours, theirs in zip(rows(run), rows(other), strict=True):
         for name in LOSSES:
             assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
+        # The gradient of |x| jumps where x changes its sign, so that rounding grows in it over the steps.
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5 if ours["step"] < 4 else 1e-2)
 
 
 def wait_for(condition):
