@@ -18,7 +18,7 @@ from tubelet.checkpoint.run import list_checkpoints, step_from_name
 from tubelet.errors import TubeletError
 
 BAD = {
-    "truncated.mp4": "cut off",
+    "truncated.mp4": "truncated",
     "zero.mp4": "empty",
     "audio.mp4": "no video",
     "text.mp4": "not a",

@@ -71,7 +71,7 @@ def test_folders_globs_files_and_manifests_are_found_by_url(films):
     folder = list_media([URL + "/"])
     assert folder.videos == [f"{URL}/{i}.mp4" for i in range(4)]
     assert folder.images == [f"{URL}/{i}.png" for i in range(4)]
-    assert folder.notes[0].startswith("left out: 1 .csv file (") and ", 1 .txt file (" in folder.notes[0]
+    assert folder.notes[0].startswith("ignored: 1 .csv file (") and ", 1 .txt file (" in folder.notes[0]
     assert list_media([URL]) == folder
     assert list_media([f"{URL}/[01].mp4"]).videos == [f"{URL}/0.mp4", f"{URL}/1.mp4"]
     assert list_media(["s3://bucket/**/2.*"]).images == [f"{URL}/2.png"]

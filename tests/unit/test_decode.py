@@ -138,7 +138,7 @@ def test_clips_of_a_film_that_can_be_entered_at_its_start_alone_take_one_pass(
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a.pixels, b.pixels) and np.array_equal(a.times, b.times)
     monkeypatch.setattr("tubelet.data.limits.CLIP_PIXELS", 7 * 64 * 64)
-    with pytest.raises(DecodeError, match="8 pictures of 64x64 pixels are more than"):
+    with pytest.raises(DecodeError, match="8 frames of 64x64 pixels exceed"):
         next(stream_clips(path, clips))
 
 
@@ -298,7 +298,7 @@ def test_a_film_cut_off_before_its_index_misses_it(film: Path, tmp_path: Path) -
 def test_a_film_that_is_shorter_than_its_header_promises_is_cut_off(suffix: str, tmp_path: Path) -> None:
     codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
     path = write_truncated(tmp_path / f"cut{suffix}", codec=codec)
-    assert reason(path).startswith(f"is cut off: it has {path.stat().st_size} bytes, its header promises")
+    assert reason(path).startswith(f"truncated: has {path.stat().st_size} bytes, header says")
 
 
 def test_transport_streams_of_two_codecs_in_one_file_are_refused(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_transport_streams_of_two_codecs_in_one_file_are_refused(tmp_path: Path)
     both = tmp_path / "both.ts"
     for first, second in ((old, new), (new, old)):
         both.write_bytes(first.read_bytes() + second.read_bytes())
-        assert reason(both) == "changes its codec on the way (stream 256): split it there"
+        assert reason(both) == "its codec changes (stream 256); split it there"
 
 
 def test_program_maps_that_span_packets_are_read(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_a_header_that_promises_more_than_there_is_is_named(tmp_path: Path) -> N
     data = path.read_bytes()
     assert data.count(b"00:00:04.000000000") == 1
     path.write_bytes(data.replace(b"00:00:04.000000000", b"00:00:08.000000000"))
-    assert reason(path, [6.0, 7.0]) == ("truncated at 4.0 s (its header promises 8.0 s): re-export or remove it")
+    assert reason(path, [6.0, 7.0]) == ("truncated at 4.0 s (header says 8.0 s); re-export or remove it")
 
 
 def test_an_unknown_codec_is_named_as_such(film: Path, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_an_unknown_codec_is_named_as_such(film: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi"])
 def test_a_film_of_one_frame_is_no_film(suffix: str, tmp_path: Path) -> None:
     path = write_one_frame(tmp_path / f"still{suffix}")
-    assert reason(path) == "has 1 frame; a video needs at least 2: save it as an image"
+    assert reason(path) == "has 1 frame, expected at least 2; save it as an image"
 
 
 def test_a_clip_that_shows_one_frame_of_many_is_delivered(film: Path) -> None:
@@ -408,7 +408,7 @@ def test_an_image_cut_off_or_damaged_or_too_large_is_an_error(tmp_path: Path, mo
     path = write_image(tmp_path / "still.png")
     data = path.read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
-    for name, words in (("cut.png", "damaged or cut off"), ("text.png", "not an image"), ("none.png", "not exist")):
+    for name, words in (("cut.png", "corrupt or truncated"), ("text.png", "not an image"), ("none.png", "not exist")):
         if name == "text.png":
             write_text(tmp_path / name)
         with pytest.raises(DecodeError, match=words):
@@ -423,7 +423,7 @@ def test_an_image_cut_off_or_damaged_or_too_large_is_an_error(tmp_path: Path, mo
 def test_a_picture_of_16_bits_that_would_be_black_is_refused(tmp_path: Path) -> None:
     values = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
     Image.fromarray(4 * values).save(tmp_path / "scan.png")
-    with pytest.raises(DecodeError, match=r"values up to 4092, which is black: scale them to 0-65535"):
+    with pytest.raises(DecodeError, match=r"maximum 4092 would decode as black; scale it to 0-65535"):
         read_image(tmp_path / "scan.png")
     Image.fromarray(64 * values).save(tmp_path / "scan.tif")
     assert read_image(tmp_path / "scan.tif")[..., 0].numpy().tolist() == (64 * values >> 8).tolist()
@@ -434,7 +434,7 @@ def test_of_a_tiff_one_page_is_a_picture_and_several_are_refused(tmp_path: Path)
     pages[0].save(tmp_path / "one.tif")
     assert torch.equal(read_image(tmp_path / "one.tif"), torch.from_numpy(picture(0)))
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(DecodeError, match="has 3 pages: save each as a file of its own"):
+    with pytest.raises(DecodeError, match="has 3 pages; save each as a file of its own"):
         read_image(tmp_path / "stack.tif")
 
 

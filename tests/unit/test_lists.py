@@ -91,7 +91,7 @@ def test_columns_with_line_feeds_and_quotes_in_them(tree):
         ("path label\nrun/0.mp4 0\nnone 1\n", "line 3"),
         ("run/0.mp4\npath\nrun/1.mp4\n", "line 2"),
         ("r\0u\0n\0.\0m\0p\0" + "4\0\n\0", "line 1: holds NUL characters, as UTF-16 without a byte order mark"),
-        ("run/0.mp4 0\nrun/\x1b[2J.mp4 0\n", r"line 2: .*cannot be the name of a file"),
+        ("run/0.mp4 0\nrun/\x1b[2J.mp4 0\n", r"line 2: .*is not a valid file name"),
     ],
 )
 def test_a_line_that_cannot_be_understood_is_named_and_none_is_dropped(text, words, tree):
@@ -102,11 +102,11 @@ def test_a_line_that_cannot_be_understood_is_named_and_none_is_dropped(text, wor
 
 def test_files_of_other_kinds_are_left_out_and_named(tree):
     (tree / "list.csv").write_text("run/0.mp4 0\nrun/notes.txt 0\n")
-    assert "left out: 1 .txt file (notes.txt)" in list_media([str(tree / "list.csv")]).notes
+    assert "ignored: 1 .txt file (notes.txt)" in list_media([str(tree / "list.csv")]).notes
     (tree / "run/broken").symlink_to(tree / "nowhere")
     (tree / "run/README").touch()
     notes = list_media([str(tree / "run")]).notes
-    assert notes == ["left out: 1 link to nothing without a suffix (broken), 1 file without a suffix (README)"]
+    assert notes == ["ignored: 1 link to nothing without a suffix (broken), 1 file without a suffix (README)"]
 
 
 def test_a_list_of_ten_thousand_lines_with_one_that_is_wrong(tree):
@@ -151,7 +151,7 @@ def test_what_systems_leave_is_hidden(name, tree):
     (tree / "run" / name).mkdir()
     (tree / "run" / name / "x.mp4").touch()
     media = list_media([str(tree / "run")])
-    assert len(media.videos) == 3 and media.notes == [f"left out: 1 hidden folder, such as {tree}/run/{name}"]
+    assert len(media.videos) == 3 and media.notes == [f"ignored: 1 hidden folder, such as {tree}/run/{name}"]
 
 
 @pytest.mark.parametrize("name", ["eaDir", "recycled paper", "lost and found", "thumbs", "#1", "$5", "@home", "~a"])
@@ -164,9 +164,9 @@ def test_hidden_files_are_counted_and_globs_leave_them_out(tree):
     (tree / "run/@eaDir").mkdir()
     (tree / "run/@eaDir/0.mp4").touch()
     assert list_media([str(tree / "run")]).notes == [
-        f"left out: 1 hidden file and 1 hidden folder, such as {tree}/run/._0.mp4"
+        f"ignored: 1 hidden file and 1 hidden folder, such as {tree}/run/._0.mp4"
     ] or list_media([str(tree / "run")]).notes == [
-        f"left out: 1 hidden file and 1 hidden folder, such as {tree}/run/@eaDir"
+        f"ignored: 1 hidden file and 1 hidden folder, such as {tree}/run/@eaDir"
     ]
     for pattern in ("run/**", "run/**/*.mp4", "r*", "*/[0-9].mp4"):
         assert sum("/run/" in path for path in list_media([str(tree / pattern)]).videos) == 3
@@ -182,7 +182,7 @@ def test_hidden_objects_of_a_storage_are_left_out():
         files.pipe_file(f"/hidden/.cache/{name}", b"")
     media = list_media(["memory://hidden/.cache"])
     assert media.videos == ["memory:///hidden/.cache/a.mp4"]
-    assert media.notes == ["left out: 3 hidden files, such as memory:///hidden/.cache/._a.mp4"]
+    assert media.notes == ["ignored: 3 hidden files, such as memory:///hidden/.cache/._a.mp4"]
     assert list_media(["memory://hidden/.cache/*.mp4"]).videos == media.videos
 
 

@@ -92,7 +92,7 @@ def test_a_path_out_of_the_manifests_folder_is_refused_and_the_message_says_what
     with pytest.raises(TubeletError) as error:
         list_media([str(manifest)])
     said = str(error.value)
-    assert said.startswith(f"{manifest}, line 2: {listed} leads out of the manifest's folder, as 1 of its 2 paths do")
+    assert said.startswith(f"{manifest}, line 2: {listed} is outside the manifest's folder, as are 1 of its 2 paths")
     assert said.endswith(f"add --allow-path {tree.parent / allowed}")
     place = said.rsplit(" ", 1)[1]
     assert len(list_media([str(manifest)], [place]).videos) == 2
@@ -103,7 +103,7 @@ def test_a_path_out_of_the_manifests_folder_is_refused_and_the_message_says_what
 @pytest.mark.parametrize("listed", ["s3://bucket/a.mp4", "file:///etc/a.mp4", "http://10.0.0.1/a.mp4", "~/a.mp4"])
 def test_urls_and_homes_in_a_manifest_are_outside_of_it(listed, tree):
     (tree / "list.jsonl").write_text(json.dumps({"path": listed}))
-    with pytest.raises(TubeletError, match="leads out of"):
+    with pytest.raises(TubeletError, match="is outside"):
         list_media([str(tree / "list.jsonl")])
 
 
@@ -122,7 +122,7 @@ def test_a_remote_manifest_stays_below_its_url():
         if inside:
             assert len(list_media(["memory://set/in/list.jsonl"]).videos) == 1
         else:
-            with pytest.raises(TubeletError, match="leads out of"):
+            with pytest.raises(TubeletError, match="is outside"):
                 list_media(["memory://set/in/list.jsonl"])
 
 
@@ -131,7 +131,7 @@ def test_a_remote_manifest_stays_below_its_url():
     [
         ('{"path": "' + "a" * LINE_CHARACTERS + '.mp4"}', "characters, above the limit of 65536"),
         ('{"path": ' + "[" * 20_000, "is not JSON"),
-        ('{"path": "a\\u0000.mp4"}', "cannot be the name of a file"),
+        ('{"path": "a\\u0000.mp4"}', "is not a valid file name"),
         ('{"path": "a\\ud800.mp4"}', "holds a character that no text has"),
         ('{"n": ' + "1" * 5000 + ', "path": 1}', "is not JSON"),
         ('{"path": "file://a::s3://b/c.mp4"}', "chain of URLs"),
@@ -168,7 +168,7 @@ def test_the_limit_of_images_does_not_depend_on_pillows_setting(monkeypatch):
     monkeypatch.setattr("tubelet.data.images.IMAGE_PIXELS", 1000)
     file = io.BytesIO()
     Image.new("RGB", (40, 40)).save(file, "PNG")
-    with pytest.raises(DecodeError, match="pixels: make it smaller"):
+    with pytest.raises(DecodeError, match="pixels; make it smaller"):
         read_image(MediaBytes("still", file.getvalue()))
 
 
@@ -182,7 +182,7 @@ def test_a_video_whose_pictures_become_huge_is_refused_before_it_takes_memory(wh
     data[at + 5 : at + 9] = (60_000).to_bytes(2, "big") * 2
     _forget_peak()
     before = _peak_mb()
-    with pytest.raises(DecodeError, match=r"damaged pictures|pixels, above the limit of 35 million"):
+    with pytest.raises(DecodeError, match=r"corrupt frames|pixels, above the limit of 35 million"):
         read_frames(MediaBytes("film", bytes(data)))
     assert _peak_mb() - before < 300
 
@@ -201,9 +201,9 @@ def test_a_containers_claim_of_huge_pictures_alone_takes_no_memory(tmp_path):
 def test_a_clip_that_would_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
     path = write_video(tmp_path / "film.mp4", frames=24, size=32)
     monkeypatch.setattr(limits, "CLIP_PIXELS", 4 * 32 * 32)
-    with pytest.raises(DecodeError, match="5 pictures of 32x32 pixels are more than"):
+    with pytest.raises(DecodeError, match="5 frames of 32x32 pixels exceed"):
         decode_clips(path, [np.arange(5) / 12])
-    with pytest.raises(DecodeError, match="5 pictures of 32x32 pixels are more than"):
+    with pytest.raises(DecodeError, match="5 frames of 32x32 pixels exceed"):
         read_frames(path)
     assert len(decode_clips(path, [np.arange(4) / 12])[0].times) == 4
 
@@ -220,16 +220,16 @@ def test_a_playlist_in_the_guise_of_a_film_opens_no_other_file(text, in_memory, 
     write_video(tmp_path / "film.mp4", frames=6, size=32)
     path = tmp_path / "list.mp4"
     path.write_text(text.format(film="film.mp4"))
-    with pytest.raises(DecodeError, match="is not a media file"):
+    with pytest.raises(DecodeError, match="not a media file"):
         read_frames(MediaBytes(str(path), path.read_bytes()) if in_memory else path)
 
 
 def test_pipes_and_devices_are_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
-    with pytest.raises(DecodeError, match="is no regular file"):
+    with pytest.raises(DecodeError, match="is not a regular file"):
         read_frames(tmp_path / "pipe.mp4")
-    with pytest.raises(DecodeError, match="is no regular file"):
+    with pytest.raises(DecodeError, match="is not a regular file"):
         read_image(tmp_path / "zero.png")
 
 

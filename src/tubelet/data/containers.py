@@ -32,20 +32,20 @@ READ_ERRORS = (FFmpegError, OSError, ValueError, ArithmeticError, IndexError, Me
 
 
 @contextmanager
-def plain_words(path: str, reason: str, file: object = None) -> Iterator[None]:
+def as_decode_error(path: str, reason: str, file: object = None) -> Iterator[None]:
     """Turn what FFmpeg and the operating system raise into a DecodeError with `reason`.
 
     If `file` is remote and failed meanwhile, that is the reason, whatever was made of it.
     """
     try:
         yield
-        check_reached(file)
+        raise_remote_failure(file)
     except READ_ERRORS as error:
-        check_reached(file)
-        raise in_words(path, reason, error) from error
+        raise_remote_failure(file)
+        raise to_decode_error(path, reason, error) from error
 
 
-def check_reached(file: object) -> None:
+def raise_remote_failure(file: object) -> None:
     """What kept a remote file from being read, if something did: a library may have taken it for the file's end.
 
     Raises:
@@ -56,17 +56,17 @@ def check_reached(file: object) -> None:
         raise file.failure
 
 
-def in_words(path: str, reason: str, error: Exception) -> DecodeError:
+def to_decode_error(path: str, reason: str, error: Exception) -> DecodeError:
     """A DecodeError with `reason` for one of `READ_ERRORS`."""
     if isinstance(error, DecoderNotFoundError):
-        return DecodeError(path, "its codec is not supported by this build of FFmpeg: convert it, e.g. to H.264")
+        return DecodeError(path, "its codec is not supported by this build of FFmpeg; convert it, e.g. to H.264")
     if isinstance(error, PermissionError):
-        return DecodeError(path, "may not be read: check its permissions")
+        return DecodeError(path, "permission denied; check its permissions")
     said = getattr(error, "strerror", None) or first_line(error)
     return DecodeError(path, f"{reason} (FFmpeg: {said})")
 
 
-def name_of(media: Media) -> str:
+def media_name(media: Media) -> str:
     """What errors call a file."""
     return media.name if isinstance(media, MediaBytes) else str(media)
 
@@ -78,7 +78,7 @@ def open_media(media: Media) -> BinaryIO:
         DecodeError: it is missing, empty, may not be read, or is no file.
         StorageError: it lies behind a URL that cannot be reached.
     """
-    name = name_of(media)
+    name = media_name(media)
     if isinstance(media, MediaBytes):
         size, file = len(media.data), io.BytesIO(media.data)
     elif is_url(media):
@@ -86,7 +86,7 @@ def open_media(media: Media) -> BinaryIO:
         size, file = remote.size, cast(io.BytesIO, remote)
     else:
         size = _size_of(Path(media))
-        with plain_words(name, "cannot be read"):
+        with as_decode_error(name, "cannot be read"):
             file = cast(io.BytesIO, Path(media).open("rb"))  # noqa: SIM115 - the caller closes it
     if size == 0:
         file.close()
@@ -121,9 +121,9 @@ def _size_of(file: Path) -> int:
     except OSError as error:
         raise DecodeError(name, f"cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise DecodeError(ascii(name), "cannot be the name of a file") from error
+        raise DecodeError(ascii(name), "is not a valid file name") from error
     if S_ISDIR(found.st_mode):
         raise DecodeError(name, "is a folder, not a file")
     if not S_ISREG(found.st_mode):  # a pipe or a device has no end
-        raise DecodeError(name, "is no regular file: copy it to one")
+        raise DecodeError(name, "is not a regular file; copy it to one")
     return found.st_size

@@ -15,33 +15,10 @@ from torch import Tensor
 
 from tubelet.data.containers import Media
 from tubelet.data.limits import check_clip
-from tubelet.data.video.reader import Shown, VideoReader
+from tubelet.data.video.reader import Shown, VideoInfo, VideoReader
 from tubelet.data.video.sequential import decode_clips_sequentially
 
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """Properties of a video: its header's, as far as its packets agree.
-
-    Attributes:
-        path: the file, or the name of a `MediaBytes`.
-        duration_s: duration of the video stream in seconds.
-        fps: average number of frames per second.
-        width: pixels of the displayed image: turned upright, with square pixels.
-        height: pixels of the displayed image.
-        rotation: degrees (0, 90, 180, 270) by which frames are rotated counter-clockwise to be upright.
-        mirrored: whether left and right are swapped after the rotation.
-        frames: upper bound of the number of frames; None if only reading the whole file would tell.
-    """
-
-    path: str
-    duration_s: float
-    fps: float
-    width: int
-    height: int
-    rotation: int
-    mirrored: bool = False
-    frames: int | None = None
+__all__ = ["Frames", "Video", "VideoInfo", "read_frames"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +60,7 @@ class Video:
         """
         self._reader = VideoReader(media)
         try:
-            self.info = _info(self._reader)
+            self.info = self._reader.prepare()
         except BaseException:
             self.close()
             raise
@@ -186,12 +163,3 @@ def read_frames(media: Media) -> Frames:
     """
     with Video(media) as video:
         return video.frames()
-
-
-def _info(reader: VideoReader) -> VideoInfo:
-    facts = reader.prepare()
-    height, width = reader.converter.size
-    display = reader.converter.display
-    return VideoInfo(
-        reader.path, facts.duration_s, facts.fps, width, height, display.rotation, display.mirrored, facts.frames
-    )

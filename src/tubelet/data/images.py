@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tubelet.data.containers import Media, check_reached, name_of, open_media
+from tubelet.data.containers import Media, media_name, open_media, raise_remote_failure
 from tubelet.data.limits import IMAGE_PIXELS
 from tubelet.data.storage import StorageError
 from tubelet.errors import DecodeError, first_line
@@ -27,7 +27,7 @@ def read_image(media: Media) -> Tensor:
         DecodeError: the file is missing, no image, damaged, cut off, or has more than 89 million pixels.
         StorageError: it lies behind a URL that cannot be reached.
     """
-    name = name_of(media)
+    name = media_name(media)
     with open_media(media) as file:
         try:
             return torch.from_numpy(_pixels(file, name))
@@ -36,11 +36,11 @@ def read_image(media: Media) -> Tensor:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _too_large(name) from error
         except Image.UnidentifiedImageError as error:
-            check_reached(file)
-            raise DecodeError(name, "is not an image that Pillow can read, or its beginning is damaged") from error
+            raise_remote_failure(file)
+            raise DecodeError(name, "not an image that Pillow can read, or its header is corrupt") from error
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-            check_reached(file)
-            raise DecodeError(name, f"is damaged or cut off ({first_line(error)})") from error
+            raise_remote_failure(file)
+            raise DecodeError(name, f"corrupt or truncated ({first_line(error)})") from error
 
 
 def _pixels(file: BinaryIO, name: str) -> np.ndarray:
@@ -51,12 +51,12 @@ def _pixels(file: BinaryIO, name: str) -> np.ndarray:
                 raise _too_large(name)
             pages = getattr(image, "n_frames", 1)
             if image.format == "TIFF" and pages > 1:
-                raise DecodeError(name, f"has {pages} pages: save each as a file of its own")
+                raise DecodeError(name, f"has {pages} pages; save each as a file of its own")
             return rgb_of(image, name)
 
 
 def _too_large(name: str) -> DecodeError:
-    return DecodeError(name, f"has more than {IMAGE_PIXELS / 1e6:.0f} million pixels: make it smaller")
+    return DecodeError(name, f"has more than {IMAGE_PIXELS / 1e6:.0f} million pixels; make it smaller")
 
 
 def rgb_of(image: Image.Image, name: str) -> np.ndarray:
@@ -67,16 +67,16 @@ def rgb_of(image: Image.Image, name: str) -> np.ndarray:
     """
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
-        raise DecodeError(name, "has floats of no known range (Pillow's mode F): scale them to 0-255 and make it uint8")
+        raise DecodeError(name, "has float pixels of unknown range (Pillow mode F); save it as uint8, scaled to 0-255")
     if upright.mode.startswith("I"):  # convert() would clip instead of scale
         values = np.asarray(upright)
         if values.size and not (values.min() >= 0 and values.max() < 2**16):
             raise DecodeError(
-                name, f"has values from {values.min()} to {values.max()}, expected 16 bits: scale them to 0-65535"
+                name, f"has values from {values.min()} to {values.max()}, expected 16 bits; scale them to 0-65535"
             )
         if 0 < (values.max() if values.size else 0) < 2**12:
             raise DecodeError(
-                name, f"has 16 bits a pixel and values up to {values.max()}, which is black: scale them to 0-65535"
+                name, f"16-bit image with maximum {values.max()} would decode as black; scale it to 0-65535"
             )
         upright = Image.fromarray((values >> 8).astype(np.uint8))
     return np.array(upright.convert("RGB"))

@@ -21,19 +21,19 @@ MANIFEST_BYTES = 2**30
 ARRAY_BYTES = 2**30
 
 
-def check_picture(path: str, width: int, height: int) -> None:
+def check_frame_size(path: str, width: int, height: int) -> None:
     """Refuse a video whose pictures are too large."""
     if width * height > VIDEO_PIXELS:
         limit = f"the limit of {VIDEO_PIXELS / 1e6:.0f} million"
-        raise DecodeError(path, f"has pictures of {width}x{height} pixels, above {limit}: make it smaller")
+        raise DecodeError(path, f"has frames of {width}x{height} pixels, above {limit}; make it smaller")
 
 
 def check_clip(path: str, count: int, width: int, height: int) -> None:
     """Refuse a clip that would take too much memory."""
     if count * width * height > CLIP_PIXELS:
-        limit = f"the {CLIP_PIXELS / 1e6:.0f} million pixels that are decoded at once"
+        limit = f"the limit of {CLIP_PIXELS / 1e6:.0f} million pixels at once"
         raise DecodeError(
-            path, f"{count} pictures of {width}x{height} pixels are more than {limit}: make it smaller, or take fewer"
+            path, f"{count} frames of {width}x{height} pixels exceed {limit}; make it smaller, or read fewer frames"
         )
 
 
@@ -41,7 +41,7 @@ def check_duration(path: str, seconds: float) -> None:
     """Refuse a video whose header promises an absurd length."""
     if not seconds <= DURATION_S:
         days = DURATION_S // (24 * 3600)
-        raise DecodeError(path, f"promises to last {seconds:.3g} s, above the limit of {days} days: cut it up")
+        raise DecodeError(path, f"its header says {seconds:.3g} s, above the limit of {days} days; split it")
 
 
 def check_gap(path: str, seconds: float, begins_s: float) -> None:
@@ -49,6 +49,6 @@ def check_gap(path: str, seconds: float, begins_s: float) -> None:
     if seconds > FRAME_S:
         raise DecodeError(
             path,
-            f"its clock jumps: one frame, at {begins_s:.1f} s, is shown for {seconds:.0f} s, "
-            f"above the limit of {FRAME_S} s: split it there",
+            f"timestamps jump: the frame at {begins_s:.1f} s lasts {seconds:.0f} s, "
+            f"above the limit of {FRAME_S} s; split it there",
         )

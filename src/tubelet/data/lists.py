@@ -122,8 +122,8 @@ def _lines(name: str, text: str) -> tuple[pa.Array, np.ndarray]:
     if lengths.max() > LINE_CHARACTERS:
         number = int(np.argmax(lengths > LINE_CHARACTERS))
         raise TubeletError(
-            f"{name}, line {number + 1}: has {lengths[number]} characters, above the limit of {LINE_CHARACTERS}: "
-            "put one file on a line"
+            f"{name}, line {number + 1}: has {lengths[number]} characters, above the limit of {LINE_CHARACTERS}; "
+            "write one file per line"
         )
     lines = pc.utf8_trim_whitespace(pc.utf8_trim(lines, characters="\ufeff"))
     shown = pc.greater(pc.binary_length(lines), 0)
@@ -324,15 +324,15 @@ def _explain(text: str, best: _Reading, wrong: np.ndarray) -> str:
     """What is wrong with the first line that a list's best reading does not understand."""
     line = text.split("\n", int(best.lines[wrong[0]]))[best.lines[wrong[0]] - 1].strip()
     if best.named and best.paths[int(wrong[0])].as_py() is None:
-        return f"{best.lacks}; fill it or drop the line"
+        return f"{best.lacks}; fill it or remove the line"
     cells = [cell.strip('" ') for cell in re.split(r"[,;\t]|::| ", line)]
     names_media = any(Path(cell).suffix.lower() in MEDIA_SUFFIXES for cell in cells)
     if wrong[0] == 0 and not best.named and not names_media and len(wrong) == 1:
         names = ", ".join(filter(None, cells))[:200]
-        return f"its header has no column named path: {names}; name the column of the paths so"
+        return f"its header has no column named path: {names}; rename the column with the paths"
     others = len(best) - len(wrong)
     read = f", as {others} of the other lines have ({best.form})" if others else ""
-    return f"{line[:200]!r} has no path of a file with a suffix{read}: mend the line, or the list's separators"
+    return f"{line[:200]!r} has no path of a file with a suffix{read}; correct the line, or the separators of the list"
 
 
 def _json_lines(name: str, lines: pa.Array, numbers: np.ndarray) -> Listed:
@@ -374,5 +374,5 @@ def _path_of(name: str, number: int, line: str) -> str:
     if not isinstance(listed, str) or not listed.strip():
         raise TubeletError(f'{name}, line {number}: has no path; write {{"path": "video.mp4"}}')
     if any("\ud800" <= character <= "\udfff" for character in listed):
-        raise TubeletError(f"{name}, line {number}: {ascii(listed)[:200]} cannot be the name of a file; drop the line")
+        raise TubeletError(f"{name}, line {number}: {ascii(listed)[:200]} is not a valid file name; remove the line")
     return listed

@@ -57,8 +57,8 @@ def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, 
         first = int(outside[0])
         files = [f"{folders[folder]}/x" for folder in np.unique(which[outside])]
         raise TubeletError(
-            f"{manifest}, line {listed.lines[first]}: {listed.paths[first].as_py()} leads out of the manifest's "
-            f"folder, as {len(outside)} of its {len(listed)} paths do: if they are to be read, add --allow-path "
+            f"{manifest}, line {listed.lines[first]}: {listed.paths[first].as_py()} is outside the manifest's "
+            f"folder, as are {len(outside)} of its {len(listed)} paths; to read them, add --allow-path "
             f"{' '.join(_common(files))}"
         )
     parents = parents.take(pa.array(which))
@@ -114,14 +114,14 @@ def _check_names(manifest: str, home: str, listed: Listed) -> None:
     if pc.any(odd).as_py():
         row = int(np.argmax(odd.to_numpy(zero_copy_only=False)))
         named = ascii(listed.paths[row].as_py())[:200]
-        raise TubeletError(f"{manifest}, line {listed.lines[row]}: {named} cannot be the name of a file; drop the line")
+        raise TubeletError(f"{manifest}, line {listed.lines[row]}: {named} is not a valid file name; remove the line")
     chain = pc.match_substring(listed.paths, "::")
     if not is_url(home):
         chain = pc.and_(chain, pc.match_substring(listed.paths, "://"))
     if pc.any(chain).as_py():
         row = int(np.argmax(chain.to_numpy(zero_copy_only=False)))
         named = listed.paths[row].as_py()[:200]
-        raise TubeletError(f"{manifest}, line {listed.lines[row]}: {named} is a chain of URLs: list what it leads to")
+        raise TubeletError(f"{manifest}, line {listed.lines[row]}: {named} is a chain of URLs; list its target")
 
 
 def _resolve(manifest: str, home: str, listed: Listed) -> tuple[list[str], np.ndarray, pa.Array]:
@@ -167,7 +167,7 @@ def _resolve_one(manifest: str, number: int, home: str, listed: str) -> str:
     try:
         return absolute(Path(home).absolute() / Path(listed).expanduser())
     except (OSError, RuntimeError, ValueError) as error:  # a user that is unknown, a loop of links
-        raise TubeletError(f"{manifest}, line {number}: {listed[:200]} cannot be followed ({error})") from error
+        raise TubeletError(f"{manifest}, line {number}: {listed[:200]} cannot be resolved ({error})") from error
 
 
 def _existing(paths: Sequence[str], home: str, allowed: Sequence[str]) -> int:

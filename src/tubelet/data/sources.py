@@ -81,7 +81,7 @@ class _Hidden:
         if not self.counts:
             return []
         words = " and ".join(_counted(count, f"hidden {kind}") for kind, count in sorted(self.counts.items()))
-        return [f"left out: {words}, such as {self.example}"]
+        return [f"ignored: {words}, such as {self.example}"]
 
 
 def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaList:
@@ -103,7 +103,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
         StorageError: a URL cannot be reached.
     """
     if not sources:
-        raise TubeletError("no data source given: name a folder, a file, a glob, or a list of files")
+        raise TubeletError("no data source; pass a folder, a file, a glob, or a list of files")
     roots = [root_of(root) for root in allow_path]
     videos, images, others = _Files(), _Files(), _Files()
     shards: dict[str, ShardFolder] = {}
@@ -133,7 +133,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
     (video_files, video_ends), (image_files, image_ends) = videos.distinct(), images.distinct()
     left = others.distinct()[0]
     if left:
-        notes.append(f"left out: {_in_words(left)}")
+        notes.append(f"ignored: {_in_words(left)}")
     notes += hidden.note()
     counts = list(zip(video_ends, image_ends, ends, strict=True))
     return MediaList(video_files, image_files, list(shards.values()), _by_suffix(left), counts, notes)
@@ -227,7 +227,7 @@ def _folder(folder: str, hidden: _Hidden) -> Iterator[str]:
                         folders.append((name, os.path.realpath(entry.path) if entry.is_symlink() else entry.path))
         except OSError as error:
             raise TubeletError(
-                f"{at}: cannot be listed ({error.strerror}); change its permissions, or name the folders beside it"
+                f"{at}: cannot be listed ({error.strerror}); change its permissions, or list the other folders"
             ) from error
         start = at.rstrip("/") + "/"
         yield from (start + name for name in sorted(files))

@@ -63,7 +63,7 @@ def fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
     except _ABSENT as error:
         raise StorageError(f"{url}: does not exist; check the URL") from error
     except PermissionError as error:
-        raise StorageError(f"{url}: may not be read ({first_line(error)}); check the credentials") from error
+        raise StorageError(f"{url}: permission denied ({first_line(error)}); check the credentials") from error
 
 
 def exists(url: str) -> bool:
@@ -79,7 +79,7 @@ def exists(url: str) -> bool:
     except _ABSENT:
         return False
     except PermissionError as error:
-        raise StorageError(f"{url}: may not be read ({first_line(error)}); check the credentials") from error
+        raise StorageError(f"{url}: permission denied ({first_line(error)}); check the credentials") from error
 
 
 def find(url: str) -> tuple[list[str], list[str]]:
@@ -105,7 +105,7 @@ def find(url: str) -> tuple[list[str], list[str]]:
         objects = sorted({name for name in names if not name.endswith("/")})
         shown = [name for name in objects if not has_hidden(name.removeprefix(root))]
         if chained := [name for name in shown if "::" in name]:  # read by its URL, it would be something else
-            raise ValueError(f"the name {chained[0]} reads as a chain of URLs: rename it")
+            raise ValueError(f"the name {chained[0]} is parsed as a chain of URLs; rename it")
         hidden = [files.unstrip_protocol(name) for name in objects if has_hidden(name.removeprefix(root))]
         return [files.unstrip_protocol(name) for name in shown], hidden
 
@@ -114,7 +114,7 @@ def find(url: str) -> tuple[list[str], list[str]]:
     except _ABSENT:
         return [], []
     except PermissionError as error:
-        raise StorageError(f"{url}: may not be listed ({first_line(error)}); check the credentials") from error
+        raise StorageError(f"{url}: cannot be listed ({first_line(error)}); check the credentials") from error
 
 
 def _before_wildcards(path: str) -> str:
@@ -183,7 +183,7 @@ class RemoteFile(io.RawIOBase):
         def block() -> bytes:
             data = _range(self.url, start, end)
             if len(data) != end - start:
-                raise OSError(f"the connection was cut after {len(data)} of {end - start} bytes")
+                raise OSError(f"the connection closed after {len(data)} of {end - start} bytes")
             return data
 
         return tried(self.url, block)
@@ -200,7 +200,7 @@ class RemoteFile(io.RawIOBase):
             self.failure = error
             raise
         except OSError as error:  # it was there when it was opened
-            self.failure = DecodeError(self.url, f"was taken away while it was read ({first_line(error)})")
+            self.failure = DecodeError(self.url, f"disappeared while being read ({first_line(error)})")
             raise self.failure from error
         view[: len(data)] = data
         self._at += len(data)
@@ -241,9 +241,9 @@ def size_of(url: str) -> int:
     except _ABSENT as error:
         raise DecodeError(url, "does not exist") from error
     except PermissionError as error:
-        raise DecodeError(url, "may not be read: check its permissions and the credentials") from error
+        raise DecodeError(url, "permission denied; check its permissions and the credentials") from error
     if about.get("type") == "directory":
         raise DecodeError(url, "is a folder, not a file")
     if about.get("size") is None:
-        raise DecodeError(url, "its server does not tell how long it is: copy it to other storage")
+        raise DecodeError(url, "its server does not report its size; copy it to other storage")
     return int(about["size"])

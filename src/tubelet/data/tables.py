@@ -24,12 +24,12 @@ def decode_list(data: bytes, name: str | Path) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        what = "UTF-8" if encoding == "utf-8-sig" else f"the {encoding.upper()} that its byte order mark promises"
-        raise TubeletError(f"{name}: is not {what} text (byte {error.start}): save the list as UTF-8") from error
+        what = "UTF-8" if encoding == "utf-8-sig" else f"the {encoding.upper()} of its byte order mark"
+        raise TubeletError(f"{name}: is not {what} text (byte {error.start}); save the list as UTF-8") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise TubeletError(
-            f"{name}, line {line}: holds NUL characters, as UTF-16 without a byte order mark does: save it as UTF-8"
+            f"{name}, line {line}: contains NUL characters (UTF-16 without a byte order mark?); save it as UTF-8"
         )
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -74,8 +74,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
                 raise TubeletError(f"{path}: line {reader.line_num} has fewer values than the header has columns")
             if len(row) > len(header) and any(map(str.strip, row[len(header) :])):
                 raise TubeletError(
-                    f"{path}: line {reader.line_num} has {len(row)} values, the header {len(header)} columns: put a "
-                    f"value that holds {SEPARATORS[mark]} in quotes"
+                    f"{path}: line {reader.line_num} has {len(row)} values, the header {len(header)} columns; put a "
+                    f"value that contains {SEPARATORS[mark]} in quotes"
                 )
             rows.append((reader.line_num, dict(zip(header, map(str.strip, row), strict=False))))
     except csv.Error as error:

@@ -7,7 +7,7 @@ from av.error import BlockingIOError, EOFError
 from av.filter import Graph
 
 
-def deinterlaced(before: Any, frame: Any, after: Any) -> Any:
+def deinterlace(before: Any, frame: Any, after: Any) -> Any:
     """A frame without interlacing; its neighbors (None at the ends of a video) fill what its fields lack.
 
     It is the frame that the filter gives for it in a pass over the whole video.

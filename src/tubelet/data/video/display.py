@@ -70,8 +70,8 @@ def display_of(path: str, frame: Any, aspect: Fraction | None) -> Display:
     if aspect and aspect > 0 and not 1 / WIDEST <= aspect <= WIDEST:
         raise DecodeError(
             path,
-            f"has pixels {aspect.numerator}:{aspect.denominator} as wide as high, expected at most {WIDEST}:1 either "
-            "way: re-encode it with square pixels",
+            f"pixel aspect ratio {aspect.numerator}:{aspect.denominator}, expected at most {WIDEST}:1 either "
+            "way; re-encode it with square pixels",
         )
     ratio = Fraction(1) if not aspect or aspect <= 0 or abs(aspect - 1) <= _SQUARE else Fraction(aspect)
     try:
@@ -92,4 +92,4 @@ def display_of(path: str, frame: Any, aspect: Fraction | None) -> Display:
     if crossed >= 100 * max(abs(a), abs(d)) and crossed > 0:
         return Display(True, bool(b < 0), bool(c < 0), ratio)
     degrees = float(np.degrees(np.arctan2(b, a)))
-    raise DecodeError(path, f"is to be displayed turned by {degrees:.0f} degrees, expected a multiple of 90: re-encode")
+    raise DecodeError(path, f"display matrix rotates by {degrees:.0f} degrees, expected a multiple of 90; re-encode it")

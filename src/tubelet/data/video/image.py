@@ -1,4 +1,4 @@
-"""Decoded frames to the RGB images that are shown."""
+"""Decoded frames -> RGB images as displayed."""
 
 from fractions import Fraction
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from tubelet.data.containers import plain_words
+from tubelet.data.containers import as_decode_error
 from tubelet.data.video.color import is_plain, to_bt709, unknown_matrix
-from tubelet.data.video.deinterlace import deinterlaced
+from tubelet.data.video.deinterlace import deinterlace
 from tubelet.data.video.display import display_of
 from tubelet.errors import DecodeError
 
@@ -17,8 +17,8 @@ class Converter:
     """From frames of one video to RGB.
 
     Attributes:
-        display: how they are displayed.
-        size: height and width of the images.
+        display: orientation and pixel aspect ratio of the frames.
+        size: height and width of the images in pixels.
     """
 
     def __init__(self, path: str, first: Any, aspect: Fraction | None) -> None:
@@ -26,15 +26,15 @@ class Converter:
         self.coded = (first.height, first.width)
         self.display = display_of(path, first, aspect)
         self.size = self.display.size(first.height, first.width)
-        self.reformatter = VideoReformatter()  # one for all: it sets itself up for a format once
+        self.reformatter = VideoReformatter()  # reused: its setup for a format is cached
 
     def image(self, shown: Any, height: int, width: int) -> np.ndarray:
         """A frame as (height, width, 3) uint8 RGB as it is displayed; perhaps a view of the converted frame's memory.
 
         Args:
             shown: frame, and its neighbors if it is interlaced.
-            height: of the image.
-            width: of the image.
+            height: height of the image in pixels.
+            width: width of the image in pixels.
 
         Raises:
             DecodeError: its colors cannot be converted, or the video's size changes with it.
@@ -42,18 +42,20 @@ class Converter:
         frame = shown.frame
         if (frame.height, frame.width) != self.coded:
             sizes = f"from {self.coded[1]}x{self.coded[0]} to {frame.width}x{frame.height}"
-            raise DecodeError(self.path, f"changes its size {sizes} on the way: split it there")
+            raise DecodeError(self.path, f"its frame size changes {sizes}; split it there")
         if (matrix := unknown_matrix(frame)) is not None:
-            raise DecodeError(self.path, f"codes its colors as {matrix}, which cannot be read: re-encode it as BT.709")
+            raise DecodeError(self.path, f"color matrix {matrix} is not supported; re-encode it as BT.709")
         if frame.interlaced_frame:
-            with plain_words(self.path, f"has interlaced frames of a format ({frame.format.name}) without a filter"):
-                frame = deinterlaced(shown.before, frame, shown.after)
+            with as_decode_error(
+                self.path, f"interlaced frames of pixel format {frame.format.name} cannot be filtered"
+            ):
+                frame = deinterlace(shown.before, frame, shown.after)
         if self.display.transposed:
             height, width = width, height
         plain = is_plain(frame)
         kind, size = ("rgb24", 1) if plain else ("rgb48le", 2)
-        with plain_words(self.path, f"has pixels of a format ({frame.format.name}) that cannot become RGB"):
-            # Unless told not to, PyAV converts the colors of each frame on all cores.
+        with as_decode_error(self.path, f"pixel format {frame.format.name} cannot be converted to RGB"):
+            # By default PyAV converts the colors of each frame on all cores.
             rgb = self.reformatter.reformat(
                 frame, width, height, format=kind, interpolation=Interpolation.BILINEAR, threads=1
             )

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tubelet.data.video.claims import Edit
+from tubelet.data.video.container_header import Edit
 from tubelet.errors import DecodeError
 
 # Decoders hold back at most so many frames to put them in order; a field may be a packet of its own.
-REORDER = 16
-PACKETS_AHEAD = 2 * REORDER
+MAX_REORDER_DELAY = 16
+PACKETS_AHEAD = 2 * MAX_REORDER_DELAY
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 # The clock of MPEG streams has 33 bits; a later time that is nearer going back is one before.
 _WRAP = 2**33
@@ -32,7 +32,7 @@ _CONSTANT_RATE = ("mpeg1video", "mpeg2video")
 _STANDS_STILL = 8
 
 
-def clock_seconds(text: str) -> float | None:
+def parse_hms(text: str) -> float | None:
     """The seconds of a time like 00:01:04.500, as Matroska writes it; None for anything else."""
     if not (clock := _CLOCK.fullmatch(text)):
         return None
@@ -40,7 +40,7 @@ def clock_seconds(text: str) -> float | None:
     return 3600 * hours + 60 * minutes + seconds
 
 
-def time_of(packet: Any) -> Any:
+def pts_or_dts(packet: Any) -> Any:
     """When a packet's frame is shown, in ticks; else when it is decoded; None if neither is known."""
     return packet.dts if packet.pts is None else packet.pts
 
@@ -64,7 +64,7 @@ class PacketTable:
     breaks: int
 
 
-class AscendingTimes:
+class TimestampOrderCheck:
     """Watches over packets that tell when their frames are shown: is there one order for all of them?"""
 
     def __init__(self) -> None:
@@ -81,11 +81,11 @@ class AscendingTimes:
         self.repeats = self.repeats + 1 if now == self.last else 1
         self.last = now
         if self.repeats == _STANDS_STILL:
-            return "stands still", now
+            return "repeat", now
         # Whatever is decoded before a keyframe is shown before it, and no decoder reorders over more frames.
-        full = len(self.highest) > REORDER
+        full = len(self.highest) > MAX_REORDER_DELAY
         if (packet.is_keyframe and now < self.latest) or (full and now < self.highest[0]):
-            return "goes back", self.latest
+            return "go back", self.latest
         if full:
             heapreplace(self.highest, now)
         else:
@@ -94,7 +94,7 @@ class AscendingTimes:
         return None
 
 
-class SteadyClock:
+class TimestampCorrector:
     """Times of a stream whose clock may jump where two recordings were joined: the second continues the first."""
 
     def __init__(self, tick: Fraction, codec: str) -> None:
@@ -129,13 +129,13 @@ class SteadyClock:
             packet.dts = None if packet.dts is None else packet.dts + self.offset
 
 
-def read_table(packets: Iterable[Any], clock: SteadyClock | None) -> PacketTable:
+def read_table(packets: Iterable[Any], clock: TimestampCorrector | None) -> PacketTable:
     """The table of a whole stream; `clock` is the one that corrects its packets, if any."""
     times: list[int] = []
     keyframes: list[int] = []
     complete, last, length = True, -(2**63), 0
     for packet in packets:
-        time = time_of(packet)
+        time = pts_or_dts(packet)
         complete &= packet.pts is not None or bool(packet.is_discard)
         if packet.is_discard or time is None:
             continue
@@ -152,7 +152,7 @@ def read_table(packets: Iterable[Any], clock: SteadyClock | None) -> PacketTable
 
 
 @dataclass(frozen=True)
-class Program:
+class EditTimeline:
     """What an edit list presents.
 
     Attributes:
@@ -168,7 +168,7 @@ class Program:
     end: int
 
 
-def needs_program(edits: Sequence[Edit]) -> bool:
+def needs_edit_timeline(edits: Sequence[Edit]) -> bool:
     """Whether an edit list is more than what FFmpeg reads: a pause first, then one continuous part of the media."""
     kept = list(edits)
     while kept and kept[0].begin is None:
@@ -176,7 +176,7 @@ def needs_program(edits: Sequence[Edit]) -> bool:
     return len(kept) > 1 or any(edit.rate != 1 for edit in kept)
 
 
-def program_of(path: str, edits: Sequence[Edit], table: PacketTable, tick: Fraction) -> Program:
+def edit_timeline(path: str, edits: Sequence[Edit], table: PacketTable, tick: Fraction) -> EditTimeline:
     """Which frames an edit list presents, and when.
 
     Args:
@@ -197,7 +197,7 @@ def program_of(path: str, edits: Sequence[Edit], table: PacketTable, tick: Fract
             if edit.rate not in (0, 1):
                 rate = float(edit.rate)
                 raise DecodeError(
-                    path, f"has an edit list that plays at {rate:g} times the speed, expected 1: re-encode it"
+                    path, f"has an edit list that plays at {rate:g} times the speed, expected 1; re-encode it"
                 )
             if edit.rate == 0:  # one frame, all the time
                 kept = times[max(0, int(np.searchsorted(times, edit.begin, side="right")) - 1) :][:1]
@@ -211,24 +211,24 @@ def program_of(path: str, edits: Sequence[Edit], table: PacketTable, tick: Fract
             end = round(at + available) if len(kept) else end
         at += length
     if not sum(map(len, media)):
-        raise DecodeError(path, "has an edit list that shows none of its frames: re-encode it without the list")
+        raise DecodeError(path, "has an edit list that shows none of its frames; re-encode it without the list")
     numbers = np.repeat(np.arange(len(media)), [len(part) for part in media])
-    return Program(np.concatenate(shown), np.concatenate(media), numbers, end)
+    return EditTimeline(np.concatenate(shown), np.concatenate(media), numbers, end)
 
 
-def until(packets: Iterator[Any], last: int, timed: bool) -> Iterator[Any]:
+def packets_until(packets: Iterator[Any], last: int, timed: bool) -> Iterator[Any]:
     """Packets up to the one with which all frames that begin at or before tick `last` have come."""
     beyond = 0
     for packet in packets:
         yield packet
-        time = time_of(packet)
+        time = pts_or_dts(packet)
         beyond += time is not None and time > last
         # Nothing is shown before it is decoded, so a decoding time says that all later packets are later.
         if beyond >= PACKETS_AHEAD or (timed and packet.dts is not None and packet.dts > last):
             return
 
 
-def needed(packets: Iterator[Any], targets: Sequence[int]) -> Iterator[tuple[Any, bool]]:
+def mark_required(packets: Iterator[Any], targets: Sequence[int]) -> Iterator[tuple[Any, bool]]:
     """Each packet, and whether its frame is the one shown at some of `targets`, ascending ticks.
 
     A packet's frame is shown until the next one begins, which is known a few packets later. If a packet does not tell
@@ -272,14 +272,14 @@ def _is_shown(packet: Any, times: list[int], targets: Sequence[int]) -> bool:
     return place == len(times) or targets[begin] < times[place]
 
 
-def in_order(frames: Iterator[Any]) -> Iterator[Any]:
+def reorder_by_pts(frames: Iterator[Any]) -> Iterator[Any]:
     """Frames in the order they are shown, with times that ascend: the guessed ones are those of the decoding order."""
     waiting: deque[Any] = deque()
     times: list[int] = []
     for frame in frames:
         waiting.append(frame)
         heappush(times, frame.pts)
-        if len(waiting) > REORDER:
+        if len(waiting) > MAX_REORDER_DELAY:
             yield _retimed(waiting.popleft(), heappop(times))
     while waiting:
         yield _retimed(waiting.popleft(), heappop(times))

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import BinaryIO
 
-from tubelet.data.containers import Media, name_of, open_media, plain_words
+from tubelet.data.containers import Media, as_decode_error, media_name, open_media
 from tubelet.errors import DecodeError
 
 # Bytes that may be missing at the end before a file counts as cut off: some writers miscount their last header.
-_SLACK = 64
+_TOLERATED_BYTES = 64
 _REMEDY = "copy it again, or remove it"
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _DATA_BOXES = (b"moov", b"moof", b"mdat")
@@ -41,7 +41,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Claims:
+class ContainerHeader:
     """What a container says.
 
     Attributes:
@@ -55,7 +55,7 @@ class Claims:
     edits: dict[int, tuple[Edit, ...]] = field(default_factory=dict)
 
 
-def open_whole(media: Media) -> tuple[BinaryIO, Claims]:
+def open_validated(media: Media) -> tuple[BinaryIO, ContainerHeader]:
     """As `open_media`, of a video, and what its container claims.
 
     Raises:
@@ -64,35 +64,35 @@ def open_whole(media: Media) -> tuple[BinaryIO, Claims]:
     """
     file = open_media(media)
     try:
-        return file, _claims(name_of(media), file)
+        return file, _read_header(media_name(media), file)
     except BaseException:
         file.close()
         raise
 
 
-def _claims(name: str, file: BinaryIO) -> Claims:
+def _read_header(name: str, file: BinaryIO) -> ContainerHeader:
     """Reads a few bytes only; of formats that do not begin with a size, what FFmpeg reads of them anyway."""
-    with plain_words(name, "cannot be read", file):
+    with as_decode_error(name, "cannot be read", file):
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         head = file.read(64)
-        claims = Claims(size)
+        claims = ContainerHeader(size)
         if head[4:8] in _FIRST_BOXES:
-            promised, index, fragmented = _mp4_extent(file, size)
+            declared, index, fragmented = _mp4_extent(file, size)
             if index is None:
-                raise DecodeError(name, f"is cut off or was never finished: its index (moov) is missing; {_REMEDY}")
-            claims = Claims(size, fragmented, _edit_lists(name, file, *index))
+                raise DecodeError(name, f"truncated or never finished: its index (moov) is missing; {_REMEDY}")
+            claims = ContainerHeader(size, fragmented, _edit_lists(name, file, *index))
         elif head[:4] == b"\x1a\x45\xdf\xa3":
-            promised = _matroska_extent(head)
+            declared = _matroska_extent(head)
         elif head[:4] == b"RIFF":
             length = int.from_bytes(head[4:8], "little")
-            promised = 0 if length == 0xFFFFFFFF else 8 + length  # not known when it was written
+            declared = 0 if length == 0xFFFFFFFF else 8 + length  # not known when it was written
         else:
             file.seek(0)
             _check_programs(name, file.read(_PROBED))
             return claims
-    if promised - size > _SLACK:
-        raise DecodeError(name, f"is cut off: it has {size} bytes, its header promises {promised}; {_REMEDY}")
+    if declared - size > _TOLERATED_BYTES:
+        raise DecodeError(name, f"truncated: has {size} bytes, header says {declared}; {_REMEDY}")
     return claims
 
 
@@ -106,7 +106,7 @@ def _check_programs(name: str, data: bytes) -> None:
     for stream, codec in _mapped_streams(data):
         before = codecs.setdefault(stream, codec)
         if before != codec and _H264 in (before, codec):
-            raise DecodeError(name, f"changes its codec on the way (stream {stream}): split it there")
+            raise DecodeError(name, f"its codec changes (stream {stream}); split it there")
 
 
 def _mapped_streams(data: bytes) -> Iterator[tuple[int, int]]:

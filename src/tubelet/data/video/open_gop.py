@@ -8,7 +8,7 @@ _START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)
 _NAL_TYPE, _IDR = 0x1F, 5
 
 
-def without_leading(packets: Iterator[Any], extradata: bytes | None) -> Iterator[Any]:
+def drop_leading_pictures(packets: Iterator[Any], extradata: bytes | None) -> Iterator[Any]:
     """Packets of an H.264 stream, which begin anywhere, without those that need what came before.
 
     If the first one is a keyframe from which no decoder could have begun to show earlier frames, packets that are shown
