@@ -29,7 +29,7 @@ from tests.helpers.media import (
 )
 from tubelet.data.decode import Frames, read_frames
 from tubelet.data.images import read_image
-from tubelet.data.video import claims
+from tubelet.data.video import container_header
 from tubelet.data.video.reader import VideoReader
 from tubelet.errors import DecodeError
 
@@ -317,7 +317,7 @@ def test_program_maps_that_span_packets_are_read(tmp_path: Path) -> None:
     first = bytes([0x47, 0x50, 0, 0x10]) + section[:184]
     between = bytes([0x47, 0x01, 0, 0x10]) + bytes(184)
     second = bytes([0x47, 0x10, 0, 0x11]) + section[184:].ljust(184, b"\xff")
-    found = list(claims._mapped_streams(first + between + second))
+    found = list(container_header._mapped_streams(first + between + second))
     assert found == [(0x100, 2), (0x101, 27)]
 
 
@@ -365,7 +365,7 @@ def test_flipped_bytes_are_noticed_and_healthy_files_are_not_blamed(tmp_path: Pa
         try:
             read_frames(damaged)
         except DecodeError as error:
-            assert "damaged" in error.reason
+            assert "corrupt" in error.reason
             raised += 1
     assert raised >= 10
     assert unnoticed >= 3  # else the files are so broken that any reader complains

@@ -90,7 +90,7 @@ def test_columns_with_line_feeds_and_quotes_in_them(tree):
         ('run/0.mp4 0\n"run/1.mp4 0\nrun/2.mp4 0\n', "line 2"),
         ("path label\nrun/0.mp4 0\nnone 1\n", "line 3"),
         ("run/0.mp4\npath\nrun/1.mp4\n", "line 2"),
-        ("r\0u\0n\0.\0m\0p\0" + "4\0\n\0", "line 1: holds NUL characters, as UTF-16 without a byte order mark"),
+        ("r\0u\0n\0.\0m\0p\0" + "4\0\n\0", "line 1: contains NUL characters .UTF-16 without a byte order mark"),
         ("run/0.mp4 0\nrun/\x1b[2J.mp4 0\n", r"line 2: .*is not a valid file name"),
     ],
 )

@@ -116,7 +116,7 @@ def test_what_is_made_ahead_fits_or_is_one_and_workers_that_do_not_start_are_rep
     assert ahead.items * item_mb <= limit_mb or ahead.items == 1
     assert (ahead.note is not None) == (ahead.workers < workers or (item_mb > limit_mb and workers > 0))
     if ahead.note and ahead.workers < workers:
-        enough = int(re.search(r"--prefetch-mb (\d+) would", ahead.note)[1])
+        enough = int(re.search(r"--prefetch-mb (\d+) has room for all", ahead.note)[1])
         assert f"{ahead.workers} of {workers} workers start" in ahead.note
         assert prefetch_within(enough, "", item_mb * 10**6, workers).workers == workers
         assert prefetch_within(enough - 1, "", item_mb * 10**6, workers).workers < workers
@@ -138,7 +138,7 @@ def made(monkeypatch):
         return [torch.zeros(3, 1, 1, 1, dtype=torch.uint8)] * len(positions), 0
 
     monkeypatch.setattr(StepDataset, "__getitem__", counted)
-    monkeypatch.setattr(StepDataset, "_visit", visit)
+    monkeypatch.setattr(StepDataset, "_read_draw", visit)
     return total
 
 
@@ -178,8 +178,8 @@ def test_a_step_beyond_the_limit_is_made_alone(made):
     assert (loaded.loader.num_workers, loaded.loader.prefetch_factor) == (1, 1) and len(first.batches) == 2
     note = loader.step_prefetch(given, MEDIA, 0, 1).note
     assert note == (
-        "a step's samples are 1.2 MB, more than --prefetch-mb 1, and one is made at a time: 1 of 3 workers start; "
-        "--prefetch-mb 4 would let all work"
+        "a step's samples are 1.2 MB, more than --prefetch-mb 1, and one is prefetched at a time: 1 of 3 workers "
+        "start; --prefetch-mb 4 has room for all"
     )
 
 
@@ -191,7 +191,7 @@ def test_shared_memory_without_room_ends_the_step_in_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     assert StepDataset(config(batch=9), MEDIA)[0].failure == (
         "/dev/shm has no room for 0.4 MB of samples (unable to allocate shared memory(shm) for file </torch_1>: No "
-        "space left on device (28)): lower --prefetch-mb or --workers, or make it larger (docker run --shm-size)"
+        "space left on device (28)); lower --prefetch-mb or --workers, or enlarge it (docker run --shm-size)"
     )
 
 

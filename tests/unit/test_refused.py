@@ -135,7 +135,7 @@ def test_a_remote_manifest_stays_below_its_url():
         ('{"path": "a\\ud800.mp4"}', "holds a character that no text has"),
         ('{"n": ' + "1" * 5000 + ', "path": 1}', "is not JSON"),
         ('{"path": "file://a::s3://b/c.mp4"}', "chain of URLs"),
-        ('{"path": "~nobody-at-all/a.mp4"}', "cannot be followed"),
+        ('{"path": "~nobody-at-all/a.mp4"}', "cannot be resolved"),
     ],
 )
 def test_a_row_that_is_made_to_harm_is_refused_by_its_line(text, words, tree):

@@ -169,12 +169,12 @@ def test_a_film_in_memory_is_read_as_from_its_file_and_errors_carry_its_name(sou
     for data, words in (
         (b"", "is empty"),
         (blob.data[:3000], "moov"),
-        (damaged, "damaged"),
+        (damaged, "corrupt"),
         (b"text" * 99, "not a media"),
     ):
         with pytest.raises(DecodeError, match=f"^tar:film: .*{words}"):
             read_frames(MediaBytes("tar:film", data))
-    with pytest.raises(DecodeError, match=r"^tar:still: is not an image"):
+    with pytest.raises(DecodeError, match=r"^tar:still: not an image"):
         read_image(MediaBytes("tar:still", b"text" * 99))
 
 
@@ -274,7 +274,7 @@ def test_what_fails_in_passing_is_tried_again_and_what_does_not_exist_is_not(fol
     failing(99, RuntimeError("the bucket is on fire"))
     with pytest.raises(StorageError, match=r"shard-\d+\.tar: cannot be read \(the bucket is on fire\)"):
         found.read(0)
-    assert len(calls) == storage.TRIES
+    assert len(calls) == storage.ATTEMPTS
     failing(99, FileNotFoundError())
     with pytest.raises(StorageError, match="does not exist"):
         found.read(0)

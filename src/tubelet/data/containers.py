@@ -1,4 +1,4 @@
-"""Media files opened: their bytes, FFmpeg's reader of them, and plain words for whatever goes wrong."""
+"""Open media files: their bytes, FFmpeg's demuxer, and one error for whatever either raises."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -16,26 +16,26 @@ from tubelet.data.storage import RemoteFile, is_url
 from tubelet.data.suffixes import MATROSKA, MP4, VIDEO_CONTAINERS
 from tubelet.errors import DecodeError, first_line
 
-Media = str | Path | MediaBytes  # a file, the URL of one, or what one holds
+Media = str | Path | MediaBytes  # path or URL of a file, or its content
 
-# Formats whose packets are whole by construction are held to the letter. A broadcast recording may begin or be cut
-# anywhere, and AVI decoders meet slightly odd streams in healthy files.
+# Formats whose packets are complete by construction are decoded strictly. A broadcast recording may begin or end
+# anywhere, and AVI decoders report errors in healthy files.
 STRICT_FORMATS = (MP4, MATROSKA)
 _STRICT = {"err_detect": "explode"}
-# Decoders hold to it before they make room for an image, whatever size the stream says on the way.
+# Decoders check it before they allocate a frame, whatever size the stream declares.
 _BOUNDED = {"max_pixels": str(VIDEO_PIXELS)}
 _GUARDED = _BOUNDED | {"format_whitelist": ",".join(VIDEO_CONTAINERS), "protocol_whitelist": "file"}
 
 
-# What FFmpeg and the operating system raise for a file that cannot be read.
+# Exceptions of FFmpeg and the operating system for a file that cannot be read.
 READ_ERRORS = (FFmpegError, OSError, ValueError, ArithmeticError, IndexError, MemoryError)
 
 
 @contextmanager
 def as_decode_error(path: str, reason: str, file: object = None) -> Iterator[None]:
-    """Turn what FFmpeg and the operating system raise into a DecodeError with `reason`.
+    """Turn exceptions of FFmpeg and the operating system into a DecodeError with `reason`.
 
-    If `file` is remote and failed meanwhile, that is the reason, whatever was made of it.
+    If a read of the remote `file` failed, that error is raised instead.
     """
     try:
         yield
@@ -46,11 +46,11 @@ def as_decode_error(path: str, reason: str, file: object = None) -> Iterator[Non
 
 
 def raise_remote_failure(file: object) -> None:
-    """What kept a remote file from being read, if something did: a library may have taken it for the file's end.
+    """Raise the error of a failed read of a remote file, which a library may have mistaken for the end of the file.
 
     Raises:
         StorageError: the storage cannot be reached.
-        DecodeError: the file is gone.
+        DecodeError: the file was deleted.
     """
     if isinstance(file, RemoteFile) and file.failure:
         raise file.failure
@@ -62,21 +62,21 @@ def to_decode_error(path: str, reason: str, error: Exception) -> DecodeError:
         return DecodeError(path, "its codec is not supported by this build of FFmpeg; convert it, e.g. to H.264")
     if isinstance(error, PermissionError):
         return DecodeError(path, "permission denied; check its permissions")
-    said = getattr(error, "strerror", None) or first_line(error)
-    return DecodeError(path, f"{reason} (FFmpeg: {said})")
+    detail = getattr(error, "strerror", None) or first_line(error)
+    return DecodeError(path, f"{reason} (FFmpeg: {detail})")
 
 
 def media_name(media: Media) -> str:
-    """What errors call a file."""
+    """The name of a file in messages."""
     return media.name if isinstance(media, MediaBytes) else str(media)
 
 
 def open_media(media: Media) -> BinaryIO:
-    """A file's bytes, to be read from any place; there is at least one.
+    """Open a file's bytes for random access.
 
     Raises:
-        DecodeError: it is missing, empty, may not be read, or is no file.
-        StorageError: it lies behind a URL that cannot be reached.
+        DecodeError: the file is missing, empty, unreadable, or not a regular file.
+        StorageError: its URL cannot be reached.
     """
     name = media_name(media)
     if isinstance(media, MediaBytes):
@@ -95,12 +95,12 @@ def open_media(media: Media) -> BinaryIO:
 
 
 def open_container(media: Media, file: BinaryIO, options: Mapping[str, str]) -> Any:
-    """FFmpeg's reader of a file that `open_media` opened; files of this machine it opens once more, by their name.
+    """FFmpeg's demuxer of a file that `open_media` opened; a local file is opened again, by its name.
 
     Args:
         media: the file.
         file: its bytes.
-        options: of FFmpeg's demuxer, besides those that keep it from other files.
+        options: options of the demuxer, in addition to those that keep it from opening other files.
     """
     file.seek(0)
     by_name = not isinstance(media, MediaBytes) and not is_url(media)
@@ -108,7 +108,7 @@ def open_container(media: Media, file: BinaryIO, options: Mapping[str, str]) -> 
 
 
 def decoder_options(container: str) -> dict[str, str]:
-    """What FFmpeg's decoder is told of a stream out of a container of this format."""
+    """Options of FFmpeg's decoder for a stream in a container of this format."""
     return _BOUNDED | (_STRICT if container in STRICT_FORMATS else {})
 
 
@@ -124,6 +124,6 @@ def _size_of(file: Path) -> int:
         raise DecodeError(ascii(name), "is not a valid file name") from error
     if S_ISDIR(found.st_mode):
         raise DecodeError(name, "is a folder, not a file")
-    if not S_ISREG(found.st_mode):  # a pipe or a device has no end
+    if not S_ISREG(found.st_mode):  # a pipe or a device may never end
         raise DecodeError(name, "is not a regular file; copy it to one")
     return found.st_size

@@ -1,28 +1,28 @@
-"""How large an input may claim to be before it is refused: what is small on the disk can be huge in memory.
+"""Limits of what an input may declare: a file that is small on the disk can be huge in memory.
 
-All of these are far above what films, photographs and data sets have; docs/data.md lists them.
+All of these are far above the sizes of videos, photographs and data sets; docs/data.md lists them.
 """
 
 from tubelet.config.fields import CLIP_PIXELS
 from tubelet.errors import DecodeError
 
-# Of one picture of a video: 8192 x 4320, more than 8K.
+# Pixels of a frame of a video: 8192 x 4320, more than 8K.
 VIDEO_PIXELS = 8192 * 4320
-# Of one still image: Pillow's own limit.
+# Pixels of a still image: Pillow's own limit.
 IMAGE_PIXELS = 2**30 // 12
-# Of a video, in seconds: a week; and of one frame: an hour, as of a slide in a recorded lecture.
+# Seconds of a video: a week; and of one frame: an hour, as of a slide in a recorded lecture.
 DURATION_S = 7 * 24 * 3600
 FRAME_S = 3600
-# Of one line of a manifest, or of an index of shards.
+# Characters of a line of a manifest or of an index of shards.
 LINE_CHARACTERS = 2**16
-# Of a whole manifest.
+# Bytes of a manifest.
 MANIFEST_BYTES = 2**30
-# Of all arrays in one file of ground truth, unpacked.
+# Bytes of all arrays in a file of ground truth, unpacked.
 ARRAY_BYTES = 2**30
 
 
 def check_frame_size(path: str, width: int, height: int) -> None:
-    """Refuse a video whose pictures are too large."""
+    """Refuse a video whose frames are too large."""
     if width * height > VIDEO_PIXELS:
         limit = f"the limit of {VIDEO_PIXELS / 1e6:.0f} million"
         raise DecodeError(path, f"has frames of {width}x{height} pixels, above {limit}; make it smaller")
@@ -38,14 +38,14 @@ def check_clip(path: str, count: int, width: int, height: int) -> None:
 
 
 def check_duration(path: str, seconds: float) -> None:
-    """Refuse a video whose header promises an absurd length."""
+    """Refuse a video whose header declares an absurd duration."""
     if not seconds <= DURATION_S:
         days = DURATION_S // (24 * 3600)
         raise DecodeError(path, f"its header says {seconds:.3g} s, above the limit of {days} days; split it")
 
 
 def check_gap(path: str, seconds: float, begins_s: float) -> None:
-    """Refuse a video that shows one frame absurdly long, as where recordings of different times were joined."""
+    """Refuse a video with a frame of absurd duration, as where recordings of different times were concatenated."""
     if seconds > FRAME_S:
         raise DecodeError(
             path,

@@ -1,4 +1,4 @@
-"""How much data is made ahead of need: as many steps, batches or sources as a number of bytes holds."""
+"""How much data is prefetched: as many steps, batches or sources as fit into a number of bytes."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ MB = 10**6
 
 
 class Prefetch(NamedTuple):
-    """How a loader works ahead.
+    """Prefetching of a loader.
 
     Attributes:
-        workers: processes that are started.
-        factor: items that each makes ahead; None where there are no processes.
-        note: what a person should know: that fewer processes work than were asked for, and why; None if all do.
+        workers: number of processes to start.
+        factor: items that each process prefetches; None without processes.
+        note: message for the user if fewer processes start than requested, or an item exceeds the limit.
     """
 
     workers: int
@@ -22,21 +22,21 @@ class Prefetch(NamedTuple):
 
     @property
     def items(self) -> int:
-        """How many are made ahead at most, those in the making included."""
+        """Largest number of prefetched items, including unfinished ones."""
         return self.workers * (self.factor or 0)
 
 
 def prefetch_within(limit_mb: int, item: str, item_bytes: int, workers: int, most: int = PREFETCH) -> Prefetch:
-    """Choose how many processes make items ahead, so that what they make fits into a limit.
+    """Choose how many processes prefetch items, so that these fit into a limit.
 
-    Where there is a process, one item is made ahead even if it alone is larger than the limit; the note says so.
+    With processes, at least one item is prefetched even if it is larger than the limit; the note says so.
 
     Args:
-        limit_mb: megabytes (10^6 bytes) for all items that are made ahead.
-        item: what one is, for the note: "a step's samples".
-        item_bytes: bytes of one.
-        workers: processes that were asked for.
-        most: items that each makes ahead at most.
+        limit_mb: megabytes (10^6 bytes) for all prefetched items.
+        item: name of an item in the note, such as "a step's samples".
+        item_bytes: bytes of an item.
+        workers: requested number of processes.
+        most: largest number of items that each process prefetches.
     """
     if workers == 0:
         return Prefetch(0, None, None)
@@ -46,8 +46,8 @@ def prefetch_within(limit_mb: int, item: str, item_bytes: int, workers: int, mos
         note = f"{size}, more than --prefetch-mb {limit_mb}" if item_bytes > limit_mb * MB else None
         return Prefetch(workers, min(most, room // workers), note)
     if item_bytes > limit_mb * MB:
-        size += f", more than --prefetch-mb {limit_mb}, and one is made at a time"
+        size += f", more than --prefetch-mb {limit_mb}, and one is prefetched at a time"
     else:
         size += f", and --prefetch-mb {limit_mb} has room for {room} of them"
     enough = -(-workers * item_bytes // MB)
-    return Prefetch(room, 1, f"{size}: {room} of {workers} workers start; --prefetch-mb {enough} would let all work")
+    return Prefetch(room, 1, f"{size}: {room} of {workers} workers start; --prefetch-mb {enough} has room for all")

@@ -1,7 +1,7 @@
-"""Bytes from wherever a source lies: a local disk, or anything that fsspec reaches by URL, such as S3.
+"""Remote storage, such as S3: anything that fsspec reaches by URL.
 
-Networks fail in passing. What fails is tried again after a pause that doubles; only what is certain - there is no such
-object, it may not be read - is said at once. A try that takes too long counts as one that failed.
+Failed requests are retried with exponential backoff; only certain errors - no such object, permission denied - are
+raised at once. A request that takes too long counts as failed.
 """
 
 import glob
@@ -19,12 +19,12 @@ from fsspec.caching import BlockCache
 from tubelet.errors import DecodeError, FileError, first_line
 from tubelet.io.hidden import has_hidden
 
-TRIES = 5
+ATTEMPTS = 5
 FIRST_PAUSE_S = 0.5
-# For one range of bytes, of a few megabytes at most; storages have time limits for silence, not for dripping.
+# For one range of a few megabytes at most; storage clients limit the time without any data, not of slow data.
 READ_TIMEOUT_S = 60.0
-# An open file holds at most so many blocks. Only blocks that are read in are fetched, so a reader that wants little is
-# given at most one block more than it asked for.
+# Blocks cached for an open file. Only blocks that are read are fetched, so a reader that requests little causes at most
+# one extra block.
 BLOCK_BYTES = 2**20
 BLOCKS = 16
 
@@ -33,7 +33,7 @@ _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class StorageError(FileError):
-    """Storage that cannot be reached: nothing is wrong with a single file, and no other can stand in for it."""
+    """Storage cannot be reached: not an error of a single file, so no other file can replace it."""
 
 
 def is_url(source: object) -> bool:
@@ -42,7 +42,7 @@ def is_url(source: object) -> bool:
 
 
 def suffix_of(file: str) -> str:
-    """The suffix of a path or URL, in small letters; a web address may end in a query."""
+    """The suffix of a path or URL in lower case, without the query of a web address."""
     web = file.startswith(("http://", "https://"))
     return PurePosixPath(urlsplit(file).path if web else file).suffix.lower()
 
@@ -53,13 +53,13 @@ def is_pattern(url: str) -> bool:
 
 
 def fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Bytes `start` to `end` of a URL, fewer where it ends earlier.
+    """Bytes `start` to `end` of a URL, fewer if it ends earlier.
 
     Raises:
-        StorageError: it is not there or cannot be reached.
+        StorageError: it does not exist or cannot be reached.
     """
     try:
-        return tried(url, lambda: _range(url, start, end))
+        return with_retries(url, lambda: _range(url, start, end))
     except _ABSENT as error:
         raise StorageError(f"{url}: does not exist; check the URL") from error
     except PermissionError as error:
@@ -67,7 +67,7 @@ def fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
 
 
 def exists(url: str) -> bool:
-    """Whether there is an object of this URL."""
+    """Whether an object with this URL exists."""
 
     def look() -> bool:
         files, path = fsspec.core.url_to_fs(url)
@@ -75,7 +75,7 @@ def exists(url: str) -> bool:
         return True
 
     try:
-        return tried(url, look)
+        return with_retries(url, look)
     except _ABSENT:
         return False
     except PermissionError as error:
@@ -98,19 +98,19 @@ def find(url: str) -> tuple[list[str], list[str]]:
         for name, about in found.items():
             if about["type"] != "directory":
                 names.append(name)
-            elif "**" not in path:  # a folder that matches stands for what is in it
+            elif "**" not in path:  # a folder that matches stands for its files
                 names += files.find(name)
-        # What the user wrote in full is no find: the folder itself, or what stands before a pattern's first wildcard.
+        # Names that the user wrote in full do not count as hidden: the folder, or what precedes the first wildcard.
         root = _before_wildcards(path) if pattern else path.rstrip("/") + "/"
         objects = sorted({name for name in names if not name.endswith("/")})
         shown = [name for name in objects if not has_hidden(name.removeprefix(root))]
-        if chained := [name for name in shown if "::" in name]:  # read by its URL, it would be something else
+        if chained := [name for name in shown if "::" in name]:  # its URL would be read as something else
             raise ValueError(f"the name {chained[0]} is parsed as a chain of URLs; rename it")
         hidden = [files.unstrip_protocol(name) for name in objects if has_hidden(name.removeprefix(root))]
         return [files.unstrip_protocol(name) for name in shown], hidden
 
     try:
-        return tried(url, look)
+        return with_retries(url, look)
     except _ABSENT:
         return [], []
     except PermissionError as error:
@@ -124,31 +124,31 @@ def _before_wildcards(path: str) -> str:
     return "".join(f"{part}/" for part in parts[:plain])
 
 
-def tried(url: str, read: Callable[[], T]) -> T:
-    """What `read` gives, if need be at a later try.
+def with_retries(url: str, read: Callable[[], T]) -> T:
+    """The result of `read`, after retries if necessary.
 
     Raises:
-        OSError: there is no such thing, or it may not be read; as `read` said it, for another try would find the same.
-        StorageError: every try failed.
+        OSError: the object does not exist or permission is denied, raised by `read` and not retried.
+        StorageError: every attempt failed.
     """
     pause_s = FIRST_PAUSE_S
-    for attempt in range(1, TRIES + 1):
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             return read()
         except (*_ABSENT, PermissionError):
             raise
-        except Exception as error:  # every storage has exceptions of its own
-            if attempt == TRIES or isinstance(error, (ImportError, ValueError)):
+        except Exception as error:  # every storage client has exceptions of its own
+            if attempt == ATTEMPTS or isinstance(error, (ImportError, ValueError)):
                 raise StorageError(
                     f"{url}: cannot be read ({first_line(error)}); check the URL, the network and the credentials"
                 ) from error
             time.sleep(pause_s)
             pause_s *= 2
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _range(url: str, start: int | None, end: int | None) -> bytes:
-    # Looked up each time: fsspec keeps its file systems for itself, and knows when a process was forked.
+    # Looked up each time: fsspec caches its file systems, and knows when a process was forked.
     files, path = fsspec.core.url_to_fs(url)
     if files.async_impl and end is not None:
         return bytes(sync(files.loop, files._cat_file, path, start=start, end=end, timeout=READ_TIMEOUT_S))
@@ -156,20 +156,22 @@ def _range(url: str, start: int | None, end: int | None) -> bytes:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file behind a URL, read by ranges from any place.
+    """A remote file with random access by ranges.
 
-    Libraries that read through it may take an error of the network for the end of the file: `failure` keeps it.
+    Libraries that read through it may mistake a network error for the end of the file, so `failure` keeps it.
 
     Attributes:
-        url: where it lies.
+        url: address of the file.
         size: bytes.
-        failure: why the last read did not succeed, if so.
+        failure: error of the last read, if it failed.
     """
 
     def __init__(self, url: str) -> None:
-        """Raises:
-        DecodeError: it is not there, may not be read, or its length is not known.
-        StorageError: the storage cannot be reached.
+        """Look up the size of the file.
+
+        Raises:
+            DecodeError: it does not exist, permission is denied, or its size is not known.
+            StorageError: the storage cannot be reached.
         """
         self.url = url
         self.size = size_of(url)
@@ -186,10 +188,10 @@ class RemoteFile(io.RawIOBase):
                 raise OSError(f"the connection closed after {len(data)} of {end - start} bytes")
             return data
 
-        return tried(self.url, block)
+        return with_retries(self.url, block)
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` as far as the file goes."""
+        """Read bytes into `buffer`; returns how many."""
         view = memoryview(buffer).cast("B")
         end = min(self._at + len(view), self.size)
         if end <= self._at:
@@ -199,7 +201,7 @@ class RemoteFile(io.RawIOBase):
         except StorageError as error:
             self.failure = error
             raise
-        except OSError as error:  # it was there when it was opened
+        except OSError as error:  # it existed when it was opened
             self.failure = DecodeError(self.url, f"disappeared while being read ({first_line(error)})")
             raise self.failure from error
         view[: len(data)] = data
@@ -207,20 +209,20 @@ class RemoteFile(io.RawIOBase):
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a place."""
+        """Set the position; returns it."""
         self._at = max(0, offset + (0, self._at, self.size)[whence])
         return self._at
 
     def tell(self) -> int:
-        """The place."""
+        """The position."""
         return self._at
 
     def readable(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
 
@@ -228,7 +230,7 @@ def size_of(url: str) -> int:
     """Bytes of an object.
 
     Raises:
-        DecodeError: it is not there, may not be read, or its length is not known.
+        DecodeError: it does not exist, permission is denied, or its size is not known.
         StorageError: the storage cannot be reached.
     """
 
@@ -237,7 +239,7 @@ def size_of(url: str) -> int:
         return dict(files.info(path))
 
     try:
-        about = tried(url, look)
+        about = with_retries(url, look)
     except _ABSENT as error:
         raise DecodeError(url, "does not exist") from error
     except PermissionError as error:

@@ -1,10 +1,10 @@
-"""Names of media files: the one table of suffixes that listing, manifests, shards, encoding and messages use."""
+"""Suffixes of media files: one table for listing, manifests, shards, encoding and messages."""
 
 import re
 from functools import cache
 
-# FFmpeg's name of each container that is read, and the suffixes under which its videos lie on disks. A container holds
-# its frames itself: among FFmpeg's others are playlists, which make it open whatever files and addresses they name.
+# FFmpeg's names of the supported containers, and their suffixes. Playlists are not among them: they would make FFmpeg
+# open whatever files and addresses they list.
 VIDEO_CONTAINERS = {
     "mov,mp4,m4a,3gp,3g2,mj2": (".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v"),
     "matroska,webm": (".mkv", ".webm"),
@@ -27,12 +27,12 @@ MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
 @cache
 def any_of(suffixes: frozenset[str]) -> str:
-    """A regular expression (RE2) for one of some suffixes, in small letters."""
+    """A regular expression (RE2) for one of some suffixes, in lower case."""
     return "(?:" + "|".join(re.escape(suffix) for suffix in sorted(suffixes)) + ")"
 
 
 @cache
 def names_with(suffixes: frozenset[str]) -> str:
-    """A regular expression (RE2) for paths that end in one of some suffixes; a URL may have a query behind it."""
+    """A regular expression (RE2) for paths that end in one of some suffixes; a URL may end in a query."""
     known = any_of(suffixes)
     return rf"(?i)[^/]{known}$|^https?://[^?#]*[^/]{known}[?#]"

@@ -128,6 +128,7 @@ class WorkerLoader(Generic[T]):
             except StopIteration:
                 return
             if isinstance(item, TubeletError):
+                del items  # ends the workers now; the traceback would keep them
                 raise item
             yield item
 

@@ -1,4 +1,4 @@
-"""What a video's container claims about itself, read from a few bytes: is the file whole, and how is it edited."""
+"""The header of a video's container, read from a few bytes: is the file complete, and does it have edit lists."""
 
 import io
 import re
@@ -10,14 +10,14 @@ from typing import BinaryIO
 from tubelet.data.containers import Media, as_decode_error, media_name, open_media
 from tubelet.errors import DecodeError
 
-# Bytes that may be missing at the end before a file counts as cut off: some writers miscount their last header.
+# Bytes that may be missing at the end before a file counts as truncated: some writers miscount their last header.
 _TOLERATED_BYTES = 64
 _REMEDY = "copy it again, or remove it"
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _DATA_BOXES = (b"moov", b"moof", b"mdat")
-# Boxes of an index that are looked into, and bytes of an edit list that are read, before the file counts as damaged.
+# Boxes of an index that are parsed, and bytes of an edit list that are read, before the file counts as corrupt.
 _MOST_BOXES, _MOST_EDITS = 10_000, 2**20
-# FFmpeg reads so much of an MPEG transport stream to learn what is in it.
+# Bytes of an MPEG transport stream that FFmpeg probes.
 _PROBED = 5_000_000
 # Heads of packets (ISO 13818-1, 2.4.3.2) with a payload in which a table may begin.
 _TABLE_HEAD = re.compile(rb"\x47[\x40-\x7f].[\x10-\x1f\x30-\x3f]", re.DOTALL)
@@ -30,9 +30,9 @@ class Edit:
     """One entry of an edit list (ISO 14496-12, 8.6.6).
 
     Attributes:
-        length_s: how long it is presented, in seconds.
-        begin: the tick of the media at which it begins; None for a pause.
-        rate: of playback; 0 shows one frame all the time.
+        length_s: duration of its presentation, in seconds.
+        begin: tick of the media at which it begins; None for a pause.
+        rate: speed of playback; 0 shows one frame all the time.
     """
 
     length_s: Fraction
@@ -42,12 +42,12 @@ class Edit:
 
 @dataclass(frozen=True)
 class ContainerHeader:
-    """What a container says.
+    """Properties of a container.
 
     Attributes:
         size: bytes of the file.
-        fragmented: whether an MP4's index is spread over fragments.
-        edits: edit list of each track of an MP4 that has one, by the track's number.
+        fragmented: whether the index of an MP4 is distributed over fragments.
+        edits: edit lists of the tracks of an MP4 by track number.
     """
 
     size: int
@@ -56,11 +56,11 @@ class ContainerHeader:
 
 
 def open_validated(media: Media) -> tuple[BinaryIO, ContainerHeader]:
-    """As `open_media`, of a video, and what its container claims.
+    """Open a video, see `open_media`, and read its header.
 
     Raises:
-        DecodeError: also if the container's own sizes say that its end is missing.
-        StorageError: it lies behind a URL that cannot be reached.
+        DecodeError: the file cannot be read, or is shorter than its header says.
+        StorageError: its URL cannot be reached.
     """
     file = open_media(media)
     try:
@@ -71,36 +71,36 @@ def open_validated(media: Media) -> tuple[BinaryIO, ContainerHeader]:
 
 
 def _read_header(name: str, file: BinaryIO) -> ContainerHeader:
-    """Reads a few bytes only; of formats that do not begin with a size, what FFmpeg reads of them anyway."""
+    """Read a few bytes only; of formats without a size at the start, those that FFmpeg probes anyway."""
     with as_decode_error(name, "cannot be read", file):
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         head = file.read(64)
-        claims = ContainerHeader(size)
+        header = ContainerHeader(size)
         if head[4:8] in _FIRST_BOXES:
             declared, index, fragmented = _mp4_extent(file, size)
             if index is None:
                 raise DecodeError(name, f"truncated or never finished: its index (moov) is missing; {_REMEDY}")
-            claims = ContainerHeader(size, fragmented, _edit_lists(name, file, *index))
+            header = ContainerHeader(size, fragmented, _edit_lists(name, file, *index))
         elif head[:4] == b"\x1a\x45\xdf\xa3":
             declared = _matroska_extent(head)
         elif head[:4] == b"RIFF":
             length = int.from_bytes(head[4:8], "little")
-            declared = 0 if length == 0xFFFFFFFF else 8 + length  # not known when it was written
+            declared = 0 if length == 0xFFFFFFFF else 8 + length  # unknown when it was written
         else:
             file.seek(0)
             _check_programs(name, file.read(_PROBED))
-            return claims
+            return header
     if declared - size > _TOLERATED_BYTES:
         raise DecodeError(name, f"truncated: has {size} bytes, header says {declared}; {_REMEDY}")
-    return claims
+    return header
 
 
 def _check_programs(name: str, data: bytes) -> None:
-    """Refuse a transport stream whose streams turn to H.264 on the way.
+    """Refuse a transport stream in which a stream changes to H.264.
 
-    FFmpeg 8 aborts the whole process (an assertion of `has_decode_delay_been_guessed`) if it meets such news when it
-    has opened another decoder and has not seen enough of the file yet.
+    FFmpeg 8 aborts the whole process (an assertion of `has_decode_delay_been_guessed`) if it meets such a change
+    after it has opened another decoder and before it has probed enough of the file.
     """
     codecs: dict[int, int] = {}
     for stream, codec in _mapped_streams(data):
@@ -131,19 +131,19 @@ def _mapped_streams(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _payload(data: bytes, at: int) -> bytes:
-    """What a packet carries, past its head and its adaptation field."""
+    """The payload of a packet, after its header and its adaptation field."""
     packet = data[at : at + _PACKET_BYTES]
     start = 4 + (1 + packet[4] if len(packet) > 4 and packet[3] & 0x20 else 0)
     return packet[start:] if len(packet) > 3 and packet[3] & 0x10 else b""
 
 
 def _low(data: bytes, bits: int) -> int:
-    """The number in the lowest bits of some bytes."""
+    """The number in the lowest bits of big-endian bytes."""
     return int.from_bytes(data, "big") & ((1 << bits) - 1)
 
 
 def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, and first and last byte of the content, of the boxes between two places of an MP4."""
+    """Kind, and first and last byte of the content, of the boxes between two positions of an MP4."""
     for _ in range(_MOST_BOXES):
         if at + 8 > end:
             return
@@ -161,7 +161,7 @@ def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _edit_lists(name: str, file: BinaryIO, begin: int, end: int) -> dict[int, tuple[Edit, ...]]:
-    """The edit list of each track that an index between two places of an MP4 describes."""
+    """The edit list of each track in an index between two positions of an MP4."""
     found: dict[int, tuple[Edit, ...]] = {}
     timescale = 0
     for kind, first, last in _boxes(file, begin, end):
@@ -177,7 +177,7 @@ def _edit_lists(name: str, file: BinaryIO, begin: int, end: int) -> dict[int, tu
 
 
 def _number(file: BinaryIO, begin: int, places: tuple[int, int]) -> int:
-    """A number of 32 bits in a versioned box, whose place depends on whether its times have 64 bits."""
+    """A number of 32 bits in a versioned box, whose position depends on whether its times have 64 bits."""
     file.seek(begin)
     data = file.read(32)
     place = places[0] if data[:1] == b"\x01" else places[1]
@@ -213,7 +213,7 @@ def _mp4_extent(file: BinaryIO, size: int) -> tuple[int, tuple[int, int] | None,
         elif length == 0:  # up to the end of the file
             length = size - at
         if length < begin - at or (at + length > size and head[4:8] not in _DATA_BOXES):
-            break  # no box of a video: something else was appended, which players ignore
+            break  # not a box of a video: appended data, which players ignore
         if head[4:8] == b"moov" and at + length <= size:
             index = index or (begin, at + length)
         fragmented |= head[4:8] == b"moof"
@@ -222,7 +222,7 @@ def _mp4_extent(file: BinaryIO, size: int) -> tuple[int, tuple[int, int] | None,
 
 
 def _matroska_extent(head: bytes) -> int:
-    """Where the segment of a Matroska or WebM file ends by its header; 0 if the header leaves it open."""
+    """Where the segment of a Matroska or WebM file ends by its header; 0 if the header does not say."""
     length, at = _matroska_length(head, 4)
     at += length
     if head[at : at + 4] != b"\x18\x53\x80\x67" or at + 12 > len(head):

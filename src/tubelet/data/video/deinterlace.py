@@ -1,4 +1,4 @@
-"""Interlaced frames deinterlaced by FFmpeg's bwdif, each from itself and its neighbors, wherever reading began."""
+"""Interlaced frames deinterlaced by FFmpeg's bwdif, each from itself and its neighbors."""
 
 from fractions import Fraction
 from typing import Any
@@ -12,13 +12,13 @@ def deinterlace(before: Any, frame: Any, after: Any) -> Any:
 
     It is the frame that the filter gives for it in a pass over the whole video.
     """
-    given = [other for other in (before, frame, after) if other is not None and _alike(other, frame)]
+    frames = [other for other in (before, frame, after) if other is not None and _alike(other, frame)]
     graph = Graph()
     graph.threads = 1
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000))
     graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
     graph.configure()
-    for each in given:
+    for each in frames:
         graph.push(each)
     graph.push(None)
     made = []
@@ -27,7 +27,7 @@ def deinterlace(before: Any, frame: Any, after: Any) -> Any:
             made.append(graph.pull())
         except (BlockingIOError, EOFError):
             break
-    result = made[given.index(frame)]
+    result = made[frames.index(frame)]
     for name in ("color_trc", "color_primaries", "colorspace", "color_range"):
         setattr(result, name, getattr(frame, name))
     return result

@@ -1,4 +1,4 @@
-"""How a decoded frame is displayed: turned, mirrored, with square pixels."""
+"""How a decoded frame is displayed: rotated, mirrored, with square pixels."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,15 +9,15 @@ from av.sidedata.sidedata import Type
 
 from tubelet.errors import DecodeError
 
-# Ratios this near to one are rounded sizes of square pixels (1918 columns shown as 1920, say).
+# Ratios this close to one are rounded sizes of square pixels (such as 1918 columns shown as 1920).
 _SQUARE = 0.005
-# Width over height of a pixel, or the inverse: cameras and discs have at most 2.
+# Largest width over height of a pixel, or its inverse: cameras and discs have at most 2.
 WIDEST = 10
 
 
 @dataclass(frozen=True)
 class Display:
-    """From a coded frame to the image that is shown.
+    """The transform from a coded frame to the displayed image.
 
     Attributes:
         transposed: whether rows become columns, first of all.
@@ -60,12 +60,12 @@ def display_of(path: str, frame: Any, aspect: Fraction | None) -> Display:
     """How a frame is to be displayed.
 
     Args:
-        path: the video's name, for errors.
-        frame: decoded.
-        aspect: of its pixels, width over height; None or 0 if unknown, which is square.
+        path: name of the video, for messages.
+        frame: a decoded frame.
+        aspect: width over height of its pixels; None or 0 if unknown, which means square.
 
     Raises:
-        DecodeError: it is to be turned by something else than quarter turns, or its pixels are no shape of a camera's.
+        DecodeError: the rotation is not a multiple of 90 degrees, or the pixel aspect ratio is absurd.
     """
     if aspect and aspect > 0 and not 1 / WIDEST <= aspect <= WIDEST:
         raise DecodeError(

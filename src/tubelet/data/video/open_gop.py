@@ -1,4 +1,4 @@
-"""H.264 cut at a keyframe of an open group: what is shown before that keyframe cannot be decoded, and is left out."""
+"""H.264 that begins with a keyframe of an open group of pictures: its leading pictures cannot be decoded."""
 
 import re
 from collections.abc import Iterator
@@ -9,12 +9,11 @@ _NAL_TYPE, _IDR = 0x1F, 5
 
 
 def drop_leading_pictures(packets: Iterator[Any], extradata: bytes | None) -> Iterator[Any]:
-    """Packets of an H.264 stream, which begin anywhere, without those that need what came before.
+    """Packets of an H.264 stream without the leading pictures of its first keyframe.
 
-    If the first one is a keyframe from which no decoder could have begun to show earlier frames, packets that are shown
-    before it are built on frames that are missing. FFmpeg withholds such frames, and calls them damage where it is
-    asked to be strict. Other codecs mark them, and their decoders leave them out. Where the keyframe begins at zero,
-    Matroska cannot give the earlier ones a time.
+    If the stream begins with a keyframe that is not an IDR picture, the packets shown before it are predicted from
+    missing frames. FFmpeg drops such frames, or reports them as corrupt where it is strict. Other codecs mark them, and
+    their decoders drop them. Where the keyframe is at time zero, Matroska cannot give the leading ones a timestamp.
     """
     first = next(packets, None)
     if first is None:

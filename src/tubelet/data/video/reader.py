@@ -399,7 +399,7 @@ class VideoReader(VideoStream):
     def _select(
         self, frames: Iterator[Any], targets: Sequence[int], iterator: "_PacketIterator"
     ) -> Iterator[tuple[Any, ...]]:
-        """Of frames in presentation order, those shown at `targets`, the number of targets of each, and its neighbors."""
+        """Of frames in presentation order, those shown at `targets`, how often, and their neighbors."""
         delivered = 0
         before = shown = None
         for frame in frames:

@@ -1,4 +1,4 @@
-"""When frames are shown: presentation times computed from packets, whatever the container claims."""
+"""Presentation timestamps of frames, computed from packets rather than from the container's header."""
 
 import re
 from bisect import bisect_left, bisect_right, insort
@@ -14,34 +14,34 @@ import numpy as np
 from tubelet.data.video.container_header import Edit
 from tubelet.errors import DecodeError
 
-# Decoders hold back at most so many frames to put them in order; a field may be a packet of its own.
+# Largest number of frames that decoders delay to reorder them; a field may be a packet of its own.
 MAX_REORDER_DELAY = 16
 PACKETS_AHEAD = 2 * MAX_REORDER_DELAY
-_CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
-# The clock of MPEG streams has 33 bits; a later time that is nearer going back is one before.
+_HMS = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+# Timestamps of MPEG streams have 33 bits; a later one that is nearer going back is before.
 _WRAP = 2**33
-# A clock that goes back by less between two packets is unsteady, not another clock.
+# Timestamps that go back by less between two packets are jitter, not a new time base.
 _UNSTEADY_S = 1.0
-# MPEG streams show each frame for less than a second; from so many seconds on FFmpeg, too, sees another clock. Damaged
-# packets near by are the evidence: counters of a joined recording start anew.
+# MPEG streams show each frame for less than a second; above so many seconds FFmpeg, too, assumes a new time base.
+# Corrupt packets nearby are the evidence: the counters of a concatenated recording restart.
 _JUMP_S = 10.0
-_NEAR_BY = 4
-# MPEG-1 and MPEG-2 have one frame rate: a gap is always another clock.
+_NEARBY = 4
+# MPEG-1 and MPEG-2 have a constant frame rate: a gap is always a new time base.
 _CONSTANT_RATE = ("mpeg1video", "mpeg2video")
-# Packets in a row of one time from which on the clock stands still: fields and layers of one frame are fewer.
-_STANDS_STILL = 8
+# Consecutive packets of one timestamp that are an error: fields and layers of one frame are fewer.
+_REPEATS = 8
 
 
 def parse_hms(text: str) -> float | None:
     """The seconds of a time like 00:01:04.500, as Matroska writes it; None for anything else."""
-    if not (clock := _CLOCK.fullmatch(text)):
+    if not (match := _HMS.fullmatch(text)):
         return None
-    hours, minutes, seconds = (float(part) for part in clock.groups())
+    hours, minutes, seconds = (float(part) for part in match.groups())
     return 3600 * hours + 60 * minutes + seconds
 
 
 def pts_or_dts(packet: Any) -> Any:
-    """When a packet's frame is shown, in ticks; else when it is decoded; None if neither is known."""
+    """A packet's presentation timestamp in ticks, else its decoding timestamp; None if it has neither."""
     return packet.dts if packet.pts is None else packet.pts
 
 
@@ -51,10 +51,10 @@ class PacketTable:
 
     Attributes:
         times: (N,) int64 ticks at which frames begin to be shown, ascending, each once.
-        end: the tick at which the last frame stops being shown.
+        end: tick at which the last frame stops being shown.
         keyframes: (K,) int64 ticks of keyframes, ascending.
-        complete: whether each packet has the time at which its frame is shown.
-        breaks: how often the clock jumped and was continued.
+        complete: whether each packet has a presentation timestamp.
+        breaks: number of jumps that were corrected.
     """
 
     times: np.ndarray
@@ -65,7 +65,7 @@ class PacketTable:
 
 
 class TimestampOrderCheck:
-    """Watches over packets that tell when their frames are shown: is there one order for all of them?"""
+    """Checks that the presentation timestamps of packets have one order."""
 
     def __init__(self) -> None:
         self.highest: list[int] = []
@@ -74,13 +74,13 @@ class TimestampOrderCheck:
         self.repeats = 0
 
     def fault(self, packet: Any) -> tuple[str, int] | None:
-        """What is wrong with a packet's time, and the tick before it; packets come in the order of the file."""
+        """What is wrong with the timestamp of the next packet of the file, and the tick before it, if anything."""
         now = packet.pts
         if now is None or packet.is_discard:
             return None
         self.repeats = self.repeats + 1 if now == self.last else 1
         self.last = now
-        if self.repeats == _STANDS_STILL:
+        if self.repeats == _REPEATS:
             return "repeat", now
         # Whatever is decoded before a keyframe is shown before it, and no decoder reorders over more frames.
         full = len(self.highest) > MAX_REORDER_DELAY
@@ -95,18 +95,18 @@ class TimestampOrderCheck:
 
 
 class TimestampCorrector:
-    """Times of a stream whose clock may jump where two recordings were joined: the second continues the first."""
+    """Corrects timestamps that jump where recordings were concatenated: the second continues the first."""
 
     def __init__(self, tick: Fraction, codec: str) -> None:
         self.tick = tick
         self.constant_rate = codec in _CONSTANT_RATE
-        self.since_damage = _NEAR_BY
+        self.since_damage = _NEARBY
         self.offset = self.breaks = 0
         self.step = round(Fraction(1, 25) / tick)
         self.last: int | None = None
 
     def correct(self, packet: Any) -> None:
-        """Set a packet's times to those of one steady clock; packets come in the order of the file."""
+        """Correct the timestamps of the next packet of the file in place."""
         stamp = packet.pts if packet.dts is None else packet.dts
         self.since_damage = 0 if packet.is_corrupt else self.since_damage + 1
         if stamp is None:
@@ -116,7 +116,7 @@ class TimestampCorrector:
             step = now - self.last
             step -= _WRAP if step > _WRAP // 2 else 0
             back = step < 0 and (packet.is_keyframe or step * self.tick < -_UNSTEADY_S)
-            ahead = step * self.tick > _JUMP_S and (self.constant_rate or self.since_damage < _NEAR_BY)
+            ahead = step * self.tick > _JUMP_S and (self.constant_rate or self.since_damage < _NEARBY)
             if back or ahead:
                 self.offset += self.last + self.step - now
                 self.breaks += 1
@@ -129,8 +129,8 @@ class TimestampCorrector:
             packet.dts = None if packet.dts is None else packet.dts + self.offset
 
 
-def read_table(packets: Iterable[Any], clock: TimestampCorrector | None) -> PacketTable:
-    """The table of a whole stream; `clock` is the one that corrects its packets, if any."""
+def read_table(packets: Iterable[Any], corrector: TimestampCorrector | None) -> PacketTable:
+    """The table of a whole stream; `corrector` is the one of its packets, if any."""
     times: list[int] = []
     keyframes: list[int] = []
     complete, last, length = True, -(2**63), 0
@@ -145,21 +145,21 @@ def read_table(packets: Iterable[Any], clock: TimestampCorrector | None) -> Pack
         if time >= last:
             last, length = time, packet.duration or 0
     begins = np.unique(np.array(times, dtype=np.int64))
-    if not length and len(begins) > 1:  # streams that are sent as they are recorded do not know it of the last frame
+    if not length and len(begins) > 1:  # live streams do not have it for the last frame
         length = int(np.median(np.diff(begins)))
     keys = np.unique(np.array(keyframes, dtype=np.int64))
-    return PacketTable(begins, last + length, keys, complete, clock.breaks if clock else 0)
+    return PacketTable(begins, last + length, keys, complete, corrector.breaks if corrector else 0)
 
 
 @dataclass(frozen=True)
 class EditTimeline:
-    """What an edit list presents.
+    """The presentation of an edit list.
 
     Attributes:
         shown: (N,) int64 ticks of the presentation at which frames begin to be shown, ascending.
         media: (N,) int64 ticks of these frames in the media.
-        edit: (N,) int64 number of the edit that each belongs to; within one, `media` ascends.
-        end: the tick of the presentation at which the last frame stops being shown.
+        edit: (N,) int64 numbers of their edits; within one, `media` ascends.
+        end: tick of the presentation at which the last frame stops being shown.
     """
 
     shown: np.ndarray
@@ -169,7 +169,7 @@ class EditTimeline:
 
 
 def needs_edit_timeline(edits: Sequence[Edit]) -> bool:
-    """Whether an edit list is more than what FFmpeg reads: a pause first, then one continuous part of the media."""
+    """Whether an edit list is more than FFmpeg supports: a pause first, then one continuous part of the media."""
     kept = list(edits)
     while kept and kept[0].begin is None:
         kept.pop(0)
@@ -177,13 +177,13 @@ def needs_edit_timeline(edits: Sequence[Edit]) -> bool:
 
 
 def edit_timeline(path: str, edits: Sequence[Edit], table: PacketTable, tick: Fraction) -> EditTimeline:
-    """Which frames an edit list presents, and when.
+    """The frames that an edit list presents, and when.
 
     Args:
-        path: the video's name, for errors.
-        edits: the list.
-        table: of the media's packets.
-        tick: seconds.
+        path: name of the video, for messages.
+        edits: the edit list.
+        table: packets of the media.
+        tick: seconds of a tick.
 
     Raises:
         DecodeError: the list presents no frame, or plays at another speed.
@@ -217,22 +217,22 @@ def edit_timeline(path: str, edits: Sequence[Edit], table: PacketTable, tick: Fr
 
 
 def packets_until(packets: Iterator[Any], last: int, timed: bool) -> Iterator[Any]:
-    """Packets up to the one with which all frames that begin at or before tick `last` have come."""
+    """Packets up to the one after which all frames that begin at or before tick `last` are complete."""
     beyond = 0
     for packet in packets:
         yield packet
         time = pts_or_dts(packet)
         beyond += time is not None and time > last
-        # Nothing is shown before it is decoded, so a decoding time says that all later packets are later.
+        # No frame is shown before it is decoded: after this decoding timestamp, all frames are later.
         if beyond >= PACKETS_AHEAD or (timed and packet.dts is not None and packet.dts > last):
             return
 
 
 def mark_required(packets: Iterator[Any], targets: Sequence[int]) -> Iterator[tuple[Any, bool]]:
-    """Each packet, and whether its frame is the one shown at some of `targets`, ascending ticks.
+    """Each packet, and whether its frame is shown at some of `targets`, ascending ticks.
 
-    A packet's frame is shown until the next one begins, which is known a few packets later. If a packet does not tell
-    when it is shown, all from there on are needed.
+    A packet's frame is shown until the next one begins, which is known a few packets later. From a packet without a
+    presentation timestamp on, all are required.
     """
     waiting: deque[Any] = deque()
     times: list[int] = []
@@ -244,7 +244,7 @@ def mark_required(packets: Iterator[Any], targets: Sequence[int]) -> Iterator[tu
         if packet.pts is not None and not packet.is_discard:
             insort(times, packet.pts)
         decoded = decoded if packet.dts is None else packet.dts
-        while waiting and (blind or _settled(waiting, times, decoded)):
+        while waiting and (blind or _end_is_known(waiting, times, decoded)):
             first = waiting.popleft()
             yield first, blind or _is_shown(first, times, targets)
             while times and waiting and not blind and len(times) > 4 * PACKETS_AHEAD:
@@ -253,8 +253,8 @@ def mark_required(packets: Iterator[Any], targets: Sequence[int]) -> Iterator[tu
         yield first, blind or _is_shown(first, times, targets)
 
 
-def _settled(waiting: Sequence[Any], times: list[int], decoded: int) -> bool:
-    """Whether what is known of later packets tells when the first one's frame stops being shown."""
+def _end_is_known(waiting: Sequence[Any], times: list[int], decoded: int) -> bool:
+    """Whether the later packets determine when the frame of the first one stops being shown."""
     first = waiting[0]
     if first.is_discard or len(waiting) > PACKETS_AHEAD:
         return True
@@ -273,7 +273,7 @@ def _is_shown(packet: Any, times: list[int], targets: Sequence[int]) -> bool:
 
 
 def reorder_by_pts(frames: Iterator[Any]) -> Iterator[Any]:
-    """Frames in the order they are shown, with times that ascend: the guessed ones are those of the decoding order."""
+    """Frames in presentation order with ascending timestamps, where FFmpeg guessed these in decoding order."""
     waiting: deque[Any] = deque()
     times: list[int] = []
     for frame in frames:
