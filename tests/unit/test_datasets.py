@@ -130,6 +130,19 @@ def test_video_lists_of_paths_and_class_numbers(tmp_path, separator):
     assert found.train[1].path == Path("/far/away/b.mp4") and found.classes == ("away", "riding a bike")
 
 
+def test_video_lists_of_paths_and_class_names(tmp_path):
+    put(tmp_path / "train.csv", "path,label\na.mp4,zumba\nb.mp4,riding a bike\n")
+    put(tmp_path / "val.csv", "path,label\nc.mp4,zumba\n")
+    found = datasets.find(tmp_path, ClassificationDataset)
+    assert found.classes == ("riding a bike", "zumba") and found.test[0].label == 1
+    put(tmp_path / "val.csv", "path,label\nc.mp4,run\n")
+    with pytest.raises(TubeletError, match=r"c\.mp4 has class run, of which .*train\.csv has no video"):
+        datasets.find(tmp_path, ClassificationDataset)
+    put(tmp_path / "val.csv", "path,label\nc.mp4,\n")
+    with pytest.raises(TubeletError, match=r"is '\w*', expected a non-negative integer"):
+        datasets.find(tmp_path, ClassificationDataset)
+
+
 def test_diving(tmp_path):
     put(tmp_path / diving48.VOCABULARY, [["Back", "15som"], ["Inward", "Dive"]])
     put(tmp_path / diving48.TRAIN, [{"vid_name": "-a_1", "label": 1, "start_frame": 0, "end_frame": 9}])
@@ -231,10 +244,10 @@ def test_malformed_annotation_names_its_line(tmp_path, row, message):
 def test_malformed_lists_are_refused(tmp_path):
     put(tmp_path / "train.csv", "a.mp4 0\n")
     put(tmp_path / "val.csv", "b.mp4 3\n")
-    with pytest.raises(TubeletError, match=r"b\.mp4 has class 3, of which .*train\.csv has no video"):
+    with pytest.raises(TubeletError, match=r"val\.csv: .*b\.mp4 has class 3, of which .*train\.csv has no video"):
         video_lists.VideoLists.load(tmp_path)
     put(tmp_path / "val.csv", "b.mp4\n")
-    with pytest.raises(TubeletError, match=r"line 1 is 'b\.mp4', expected a path and a class number"):
+    with pytest.raises(TubeletError, match=r"line 1 is 'b\.mp4', expected a path and a class"):
         video_lists.VideoLists.load(tmp_path)
     put(tmp_path / "images/train/n0/a.JPEG")
     put(tmp_path / "images/val/n1/a.JPEG")

@@ -52,30 +52,27 @@ def read_nonempty_lines(path: Path) -> list[str]:
     return lines
 
 
-def read_labeled_paths(path: Path, root: Path) -> tuple[list[tuple[int, Path, int]], str]:
-    """A list of paths and class numbers without a header.
+def read_labeled_paths(path: Path, root: Path) -> tuple[list[tuple[int, Path, str]], str]:
+    """A list of paths and classes, with or without a header.
 
     Args:
         path: The list.
         root: Base of relative paths.
 
     Returns:
-        (line number, file, class number) of each row, and how the list was interpreted.
+        (line number, file, class) of each row, and how the list was interpreted.
 
     Raises:
-        DataError: The list is empty, or a line does not have a path and a class number.
+        DataError: The list is empty, or a line does not have a path and a class.
     """
     listed = read_listed(str(path), read_bytes(path), lambda paths: sum((root / name).is_file() for name in paths))
     if not len(listed):
         raise DataError(f"{path}: empty list")
     if listed.labels is None:
         line = decode_list(read_bytes(path), path).split("\n")[listed.lines[0] - 1]
-        raise DataError(f"{path}: line {listed.lines[0]} is {line.strip()[:200]!r}, expected a path and a class number")
-    rows = []
+        raise DataError(f"{path}: line {listed.lines[0]} is {line.strip()[:200]!r}, expected a path and a class")
     columns = (listed.lines.tolist(), listed.paths.to_pylist(), listed.labels.to_pylist())
-    for line, name, label in zip(*columns, strict=True):
-        number = parse_index("" if label is None else label, f"{path}: line {line}, class number")
-        rows.append((line, root / name, number))
+    rows = [(line, root / name, (label or "").strip()) for line, name, label in zip(*columns, strict=True)]
     return rows, listed.form
 
 

@@ -1,17 +1,18 @@
-"""Lists of video paths and class numbers, for any labeled videos.
+"""Lists of video paths and classes, for any labeled videos.
 
     train.csv, val.csv         train/abseiling/0wR5jVB-WPk_000417_000427.mp4 0
 
-Columns may be separated by spaces, commas, tabs, semicolons or '::'; relative paths start at the directory. V-JEPA and
-other codebases distribute Kinetics and Something-Something v2 in this form, so the lists may have their names, for
-instance validate.csv, kinetics400_val_list_videos.txt or ssv2_train_paths.csv, and lie in annotations/ or lists/.
+Classes are numbers from 0, or names. Columns may be separated by spaces, commas, tabs, semicolons or '::'; a header may
+name them (path, label); relative paths start at the directory. V-JEPA and other codebases distribute Kinetics and
+Something-Something v2 in this form, so the lists may have their names, for instance validate.csv,
+kinetics400_val_list_videos.txt or ssv2_train_paths.csv, and lie in annotations/ or lists/.
 """
 
 import re
 from pathlib import Path
 
 from tubelet.data.tables import decode_list
-from tubelet.datasets.annotations import read_labeled_paths
+from tubelet.datasets.annotations import parse_index, read_labeled_paths
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, find_folder, list_directory, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
@@ -23,14 +24,15 @@ KINETICS = ("kinetics400", "kinetics600", "kinetics700", "kinetics700-2020", "ki
 ARCHIVES = ("k400", "k600", "k700", "k700-2020", *KINETICS)
 _PREFIX = r"(?:(?:kinetics|k|ssv|sthv)[-_]?\d*(?:[-_]2020)?[-_])?"
 _FILE_NAME = _PREFIX + r"(?:{})(?:_?list)?(?:_videos|_paths)?\.(?:csv|txt|tsv)"
+_NUMBER = re.compile(r"[+-]?[\d.]")
 KINETICS_PROTOCOL = ProbeProtocol(segments=8, views=3)
 
 
 class VideoLists(Layout[ClassificationDataset]):
-    """Videos by lists of paths and class numbers."""
+    """Videos by lists of paths and classes."""
 
     record = ClassificationDataset
-    expected = "lists of videos (train.csv and val.csv with a path and a class number on each line)"
+    expected = "lists of videos (train.csv and val.csv with a path and a class on each line)"
     priority = 1
 
     @staticmethod
@@ -44,29 +46,39 @@ class VideoLists(Layout[ClassificationDataset]):
             split = "val" if find_list(root, "train") else "train"
             raise layout_error(root, f"no list of the {split} split", VideoLists.expected)
         root, train, val = found
-        files: dict[Path, list[LabeledFile]] = {}
-        names: dict[int, str] = {}
-        formats = []
-        for path in (train, val):
-            rows, form = read_labeled_paths(path, root)
-            files[path] = [LabeledFile(path=video, label=label) for _, video, label in rows]
-            formats.append(f"{path.name} was read as {form}")
-            for _, video, label in rows:
-                names.setdefault(label, video.parent.name or str(label))
-        labels = {file.label for file in files[train]}
-        for file in files[val]:
-            if file.label not in labels:
-                raise DataError(f"{val}: {file.path} has class {file.label}, of which {train} has no video")
-        # Names of parent folders are class names only if there is one for each class.
-        named = len(set(names.values())) == len(names)
+        lists = {path: read_labeled_paths(path, root) for path in (train, val)}
+        classes, numbers = _classes({path: rows for path, (rows, _) in lists.items()})
+        trained = {numbers[label] for _, _, label in lists[train][0]}
+        for _, video, label in lists[val][0]:
+            if numbers[label] not in trained:
+                raise DataError(f"{val}: {video} has class {label}, of which {train} has no video")
+        files = {
+            path: [LabeledFile(path=video, label=numbers[label]) for _, video, label in rows]
+            for path, (rows, _) in lists.items()
+        }
         return ClassificationDataset(
-            name=f"video lists ({len(labels)} classes)",
-            classes=tuple(names.get(k, str(k)) if named else str(k) for k in range(max(labels) + 1)),
+            name=f"video lists ({len(trained)} classes)",
+            classes=classes,
             train=files[train],
             test=files[val],
             protocol=KINETICS_PROTOCOL,
-            list_format="; ".join(formats),
+            list_format="; ".join(f"{path.name} was read as {form}" for path, (_, form) in lists.items()),
         )
+
+
+def _classes(lists: dict[Path, list[tuple[int, Path, str]]]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Class names, and the class index of each label in lists of (line, file, label)."""
+    labels = {label for rows in lists.values() for _, _, label in rows}
+    if "" not in labels and not any(_NUMBER.match(label) for label in labels):
+        return tuple(sorted(labels)), {label: number for number, label in enumerate(sorted(labels))}
+    numbers, folders = {}, {}
+    for path, rows in lists.items():
+        for line, video, label in rows:
+            numbers[label] = parse_index(label, f"{path}: line {line}, class number")
+            folders.setdefault(numbers[label], video.parent.name or label)
+    # Names of parent folders are class names only if there is one for each class.
+    named = len(set(folders.values())) == len(folders)
+    return tuple(folders.get(k, str(k)) if named else str(k) for k in range(max(folders) + 1)), numbers
 
 
 def find_lists(root: Path) -> tuple[Path, Path, Path] | None:
