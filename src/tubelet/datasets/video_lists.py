@@ -71,7 +71,8 @@ def _classes(lists: dict[Path, list[tuple[int, Path, str]]]) -> tuple[tuple[str,
     labels = {label for rows in lists.values() for _, _, label in rows}
     if "" not in labels and not any(_NUMBER.match(label) for label in labels):
         return tuple(sorted(labels)), {label: number for number, label in enumerate(sorted(labels))}
-    numbers, folders = {}, {}
+    numbers: dict[str, int] = {}
+    folders: dict[int, str] = {}
     for path, rows in lists.items():
         for line, video, label in rows:
             numbers[label] = parse_index(label, f"{path}: line {line}, class number")
