@@ -115,7 +115,7 @@ def forward_outputs(model: Model, cases: dict[str, Tensor], config: ModelConfig)
             yield f"{prefix}.{name}.levels_concat", torch.cat(levels, dim=-1)
             for i, level in enumerate(levels):
                 yield f"{prefix}.{name}.level{i}", level
-    yield "targets.video", room.normalised_targets(student(cases["video"]))
+    yield "targets.video", room.normalize_targets(student(cases["video"]))
     for name, masks in INPUTS.items():
         pixels = cases[name]
         grid, modality = config.grid(*pixels.shape[2:]), modality_of(pixels)

@@ -81,7 +81,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def initialise(module: nn.Module, blocks: nn.ModuleList) -> None:
+def init_weights(module: nn.Module, blocks: nn.ModuleList) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         self.img_mod_embed = nn.Parameter(1e-6 * torch.randn(1, 1, D))
         self.blocks = nn.ModuleList(Block(D, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norms_block = nn.ModuleList(nn.LayerNorm(D, eps=NORM_EPS) for _ in config.levels)
-        initialise(self, self.blocks)
+        init_weights(self, self.blocks)
 
     def grid(self, pixels: Tensor) -> Grid:
         return self.config.grid(*pixels.shape[2:])
@@ -155,7 +155,7 @@ class Predictor(nn.Module):
         self.predictor_norm = nn.LayerNorm(size.width, eps=NORM_EPS)
         self.predictor_proj = nn.Linear(size.width, config.prediction_width)
         self.predictor_proj_context = nn.Linear(size.width, config.prediction_width)
-        initialise(self, self.predictor_blocks)
+        init_weights(self, self.predictor_blocks)
 
     def forward(
         self, levels: list[Tensor], mask: Mask, grid: Grid, modality: Modality, mask_token: int = 0
@@ -180,7 +180,7 @@ class Predictor(nn.Module):
 # 8. Targets and loss.
 
 
-def normalised_targets(levels: list[Tensor]) -> Tensor:
+def normalize_targets(levels: list[Tensor]) -> Tensor:
     """Each level's tokens brought to mean 0 and variance 1: (B, N, L·D)."""
     return torch.cat([F.layer_norm(level.float(), level.shape[-1:]) for level in levels], dim=-1)
 
@@ -209,7 +209,7 @@ class System(nn.Module):
         grid = self.student.grid(pixels)
         modality = Modality.IMAGE if grid_is_image(pixels) else Modality.VIDEO
         with torch.no_grad():
-            targets = normalised_targets(self.teacher(pixels))
+            targets = normalize_targets(self.teacher(pixels))
         prediction = context = torch.zeros((), device=pixels.device)
         for mask in masks:
             predicted, reconstructed = self.predictor(self.student(pixels, mask.context), mask, grid, modality)

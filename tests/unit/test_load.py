@@ -128,7 +128,7 @@ def under_another_prefix(state):
     [
         (to_dtype(torch.int64), r"blocks\.0\.norm1\.bias holds torch\.int64, expected floats"),
         (to_dtype(torch.complex64), r"blocks\.0\.norm1\.bias holds torch\.complex64, expected floats"),
-        (under_another_prefix, "'target_encoder' holds tensors of one name"),
+        (under_another_prefix, "'target_encoder' has tensors whose names differ only"),
     ],
 )
 def test_numbers_that_are_no_floats_and_names_that_are_there_twice_are_refused(released_file, damage, words):

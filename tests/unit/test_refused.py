@@ -304,7 +304,7 @@ def test_a_checkpoint_whose_config_speaks_of_a_giant_is_refused_before_it_takes_
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", {"format": FORMAT, "step": "1", "config": run})
     _forget_peak()
     before = _peak_mb()
-    with pytest.raises(TubeletError, match="does not fit the model: missing"):
+    with pytest.raises(TubeletError, match="does not match the model: missing"):
         load_vjepa(tmp_path / "a.safetensors")
     assert _peak_mb() - before < 300
     assert load_file(tmp_path / "a.safetensors").keys() == {"x"}
@@ -313,7 +313,7 @@ def test_a_checkpoint_whose_config_speaks_of_a_giant_is_refused_before_it_takes_
 def test_a_tensor_that_is_larger_than_what_the_file_holds_of_it_is_refused(tmp_path):
     state = {"blocks.0.norm1.weight": torch.zeros(1).expand(10**12)}
     torch.save({"encoder": state, "predictor": {}, "target_encoder": state}, tmp_path / "a.pt")
-    with pytest.raises(TubeletError, match=r"has shape \(1000000000000,\), more than the file holds"):
+    with pytest.raises(TubeletError, match=r"has shape \(1000000000000,\), more than its storage"):
         read_released(tmp_path / "a.pt")
 
 

@@ -1,7 +1,7 @@
-"""The tensors of checkpoints in parts, cut and joined: what few processes wrote, many can read.
+"""Tensors of sharded checkpoints, resharded on load: any number of ranks can read what any number wrote.
 
-PyTorch's distributed checkpoint (DCP) does it. Parts are safetensors files, not DCP's own format, whose index is a
-pickle. This takes long to import: only what writes or reads parts does.
+Built on PyTorch's distributed checkpoint (DCP). Shards are safetensors files, not DCP's own format, whose index is a
+pickle. This module is slow to import: only code that reads or writes shards does.
 """
 
 import json
@@ -32,42 +32,42 @@ def async_save(
     folder: Path,
     header: Mapping[str, str],
     group: dist.ProcessGroup,
-    finished: Callable[[], None],
+    on_complete: Callable[[], None],
 ) -> Future[Any]:
-    """Copy the state, and write the copy in the background; all processes call this together.
+    """Copy the state and write the copy in the background; a collective call.
 
     Args:
-        state: tensors by name, each whole or the part that this process holds.
-        folder: appears when all parts are on the disk.
-        header: what is to be known about them.
-        group: for this alone, since writing goes on while others are used.
-        finished: called by one process when the folder has appeared.
+        state: tensors by name, each whole or sharded.
+        folder: the checkpoint directory; it appears when all shards are on the disk.
+        header: metadata of the checkpoint.
+        group: a process group for this only, since others are used while the write goes on.
+        on_complete: called by one rank when the directory has appeared.
 
     Returns:
-        done when the folder has appeared; its error is one for `root_cause`.
+        a future that is done when the directory has appeared; pass its error to `root_cause`.
     """
-    writer = _Writer(folder, header, finished)
+    writer = _Writer(folder, header, on_complete)
     saving = dcp.async_save(dict(state), storage_writer=writer, process_group=group)
     return saving if isinstance(saving, Future) else saving.upload_completion
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error of one process, out of what DCP makes of the errors of all."""
+    """The error of one rank, from the exception in which DCP collects those of all."""
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
 
 
 def read_metadata(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, in parts or in one file, without its content.
+    """Shapes and data types of a checkpoint, sharded or a single file, as tensors on the meta device.
 
     Raises:
-        TubeletError: if the checkpoint is damaged or not complete.
+        CheckpointError: if the checkpoint is damaged or incomplete.
     """
     read_header(path)
     try:
         metadata = _Reader(path).read_metadata()
-    except Exception as error:  # a damaged header of a part fails in many ways inside PyTorch
+    except Exception as error:  # PyTorch raises many kinds of errors for a damaged header
         raise TubeletError(f"{path}: the checkpoint cannot be read ({first_line(error)}); copy it again") from error
     return {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
@@ -77,34 +77,34 @@ def read_metadata(path: Path) -> dict[str, Tensor]:
 
 
 def load_into(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Fill tensors, whole or this process's parts of them, with those of a checkpoint, in parts or in one file.
+    """Fill tensors, whole or sharded, from a checkpoint, sharded or a single file.
 
     Raises:
-        TubeletError: if it cannot be read.
+        CheckpointError: if it cannot be read.
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each reads for itself
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each rank reads its own shards
             dcp.load(dict(state), storage_reader=_Reader(path), no_dist=True)
     except Exception as error:  # as above
         cause = root_cause(error)
-        said = first_line(cause) if isinstance(cause, Exception) else type(cause).__name__
-        raise TubeletError(f"{path}: the checkpoint cannot be read ({said}); copy it again") from error
+        reason = first_line(cause) if isinstance(cause, Exception) else type(cause).__name__
+        raise TubeletError(f"{path}: the checkpoint cannot be read ({reason}); copy it again") from error
 
 
-def load_full(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """The tensors whose name is wanted, each in one piece.
+def load_full(path: Path, select: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Selected tensors of a checkpoint, each whole.
 
     Raises:
-        TubeletError: if the checkpoint cannot be read.
+        CheckpointError: if the checkpoint cannot be read.
     """
-    state = {name: torch.empty_like(shape, device="cpu") for name, shape in read_metadata(path).items() if wanted(name)}
+    state = {name: torch.empty_like(shape, device="cpu") for name, shape in read_metadata(path).items() if select(name)}
     load_into(path, state)
     return state
 
 
 class _Reader(HuggingFaceStorageReader):
-    """Reads the parts in a folder, or one file as the only part."""
+    """Reads the shards in a directory, or a single file as the only shard."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -112,7 +112,7 @@ class _Reader(HuggingFaceStorageReader):
 
 
 class _ListedFiles(FileSystem):
-    """The local file system, where a listing names the parts alone."""
+    """The local file system with a fixed listing: only the shards."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -122,17 +122,17 @@ class _ListedFiles(FileSystem):
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """Writes parts beside their place; one process moves them there when all are written."""
+    """Writes shards to a temporary directory, which one rank renames when all are written."""
 
-    def __init__(self, folder: Path, header: Mapping[str, str], finished: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, header: Mapping[str, str], on_complete: Callable[[], None]) -> None:
         self.folder = folder
         self.partial = folder.with_name(folder.name + ".partial")
         self.header = header
-        self.finished = finished
+        self.on_complete = on_complete
         super().__init__(str(self.partial), save_distributed=True)
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
-        """Called by one process when all have written."""
+        """Called by one rank when all have written."""
         files = {path.name: path.stat().st_size for path in sorted(self.partial.glob("*.safetensors"))}
         header = self.partial / HEADER
         header.write_text(json.dumps({**self.header, FILES: files}))
@@ -142,4 +142,4 @@ class _Writer(HuggingFaceStorageWriter):
             remove_checkpoint(self.folder)
         self.partial.replace(self.folder)
         fsync(self.folder.parent)
-        self.finished()
+        self.on_complete()

@@ -1,9 +1,9 @@
-"""A run's checkpoints: one safetensors file each, written beside and renamed, with the config in its header.
+"""Checkpoints of a run: one safetensors file each, written atomically, with the config in its header.
 
-Those of a sharded run are folders of such files, see `sharded`; everything here reads both.
+Checkpoints of a sharded run are directories of such files, see `sharded`; every reader here accepts both.
 
-A file holds `student.*`, `predictor.*`, `teacher.*` and AdamW's moments as `optimizer.*`. Nothing else is needed to
-continue exactly: schedules, data order, crops and masks are functions of the seed and the step.
+A file contains `student.*`, `predictor.*`, `teacher.*` and the moments of AdamW as `optimizer.*`. Nothing else is
+needed to resume exactly: schedules, data order, crops and masks are functions of the seed and the step.
 """
 
 import json
@@ -46,32 +46,34 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def step_from_name(checkpoint: Path) -> int:
-    """The optimiser steps after which a checkpoint was written, by its name.
+    """Optimizer steps done when a checkpoint was written, from its name.
 
     Raises:
-        TubeletError: if it is no checkpoint's name.
+        CheckpointError: if it is not the name of a checkpoint.
     """
     name = _NAME.match(checkpoint.name)
     if name is None:
-        raise TubeletError(f"{checkpoint}: expected step-000000000.safetensors, or such a folder")
+        raise TubeletError(
+            f"{checkpoint}: not a checkpoint name; expected step-000000000.safetensors or a directory step-000000000"
+        )
     return int(name[1])
 
 
 def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], config: TrainConfig, keep: int) -> Path:
     """Write the state after `step` optimizer steps, then remove all but the newest `keep` checkpoints.
 
-    The file appears under its name only when all of it is on the disk: whatever moment the process dies at, every
-    checkpoint that can be seen can be read.
+    The file gets its name only when all of it is on the disk: whenever the process dies, every visible checkpoint can
+    be read.
 
     Args:
         run: the run directory.
         step: optimizer steps done.
-        state: contiguous tensors by name, see `training_state`; nothing may change them meanwhile.
-        config: the run.
-        keep: how many checkpoints are kept, the new one included.
+        state: contiguous tensors by name, see `training_state`; must not change meanwhile.
+        config: config of the run.
+        keep: number of checkpoints to keep, including the new one.
 
     Raises:
-        TubeletError: if it cannot be written, a full disk included; older checkpoints are untouched.
+        FileError: if it cannot be written, for example because the disk is full; older checkpoints are untouched.
     """
     path = run / "checkpoints" / f"step-{step:09d}.safetensors"
     prepare_directory(run)
@@ -82,44 +84,43 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], config: T
 
 
 def make_header(step: int, config: TrainConfig) -> dict[str, str]:
-    """What a checkpoint says of itself."""
+    """The metadata in a checkpoint's header."""
     return {"format": FORMAT, "step": str(step), "config": json.dumps(to_dict(config))}
 
 
 def prepare_directory(run: Path) -> None:
-    """Make the folder of a run's checkpoints, and remove from it what a process left that died while it wrote."""
+    """Create the checkpoint directory of a run, and remove unfinished files of processes that died."""
     folder = run / "checkpoints"
     with file_errors(folder, KEEPS_OLDER):
         folder.mkdir(parents=True, exist_ok=True)
-    for leftover in [*folder.glob("*.partial"), *folder.glob(".tmp*")]:  # safetensors' own are called so
+    for leftover in [*folder.glob("*.partial"), *folder.glob(".tmp*")]:  # temporary files of safetensors
         _try_to_remove(leftover)
 
 
 def prune_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; what cannot be removed now is tried again after the next."""
+    """Remove all but the newest `keep` checkpoints; failures are retried after the next checkpoint."""
     for old in list_checkpoints(run)[:-keep]:
         _try_to_remove(old)
 
 
 def _try_to_remove(path: Path) -> None:
-    """Remove something, unless the system refuses, as a network's does while another machine reads it."""
+    """Remove a path unless the system refuses, as network file systems do while another machine reads it."""
     with suppress(OSError):
         remove_checkpoint(path)
 
 
 def training_state(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
-    """All that a checkpoint holds: the model's tensors, and the optimiser's by kind and parameter."""
+    """All tensors of a checkpoint: the model's, and the optimizer's by kind and parameter."""
     return {**model.state_dict(), **_optimizer_tensors(model, optimizer)}
 
 
 def copy_to_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A contiguous copy of tensors in host memory, page-locked where they are on a CUDA device.
 
-    Copies from a CUDA device are queued on its current stream, before all work that is queued later; wait for the
-    stream before they are read.
+    Copies from a CUDA device are queued on its current stream; wait for the stream before reading them.
 
     Raises:
-        MemoryError: if there is no room for the copy.
+        MemoryError: if host memory does not suffice.
     """
     copies = {}
     try:
@@ -134,12 +135,12 @@ def copy_to_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
-    """Bring model and optimiser to the state that a checkpoint holds, and return the optimiser steps done.
+    """Load model and optimizer from a checkpoint, and return the optimizer steps done.
 
     Raises:
-        TubeletError: if the file cannot be read or does not fit the model.
+        CheckpointError: if the file cannot be read or does not match the model.
     """
-    if hasattr(next(model.parameters()), "placements"):  # a DTensor, whose module takes long to import
+    if hasattr(next(model.parameters()), "placements"):  # a DTensor; its module is slow to import
         return _load_into_shards(path, model, optimizer)
     tensors, header = read_checkpoint(path)
     moments = {
@@ -150,51 +151,51 @@ def load_training_state(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     return step_from_header(header, path)
 
 
-def load_optimizer_moments(path: Path, model: VJEPA, optimizer: Optimizer, parts: Collection[str]) -> set[str]:
-    """Bring the optimiser's moments of some parts of a model to those that a checkpoint holds; all others begin anew.
+def load_optimizer_moments(path: Path, model: VJEPA, optimizer: Optimizer, modules: Collection[str]) -> set[str]:
+    """Load the optimizer moments of some modules from a checkpoint; all others are reset.
 
     Args:
         path: the checkpoint.
         model: the model whose weights came from it.
-        optimizer: the optimiser of that model.
-        parts: "student", "predictor".
+        optimizer: the optimizer of that model.
+        modules: names of modules, "student" or "predictor".
 
     Returns:
-        of which parts it holds any; that of a run with adapters has none of the encoder's own weights.
+        names of the modules with moments in the checkpoint. A run with adapters has none for the encoder's weights.
 
     Raises:
-        TubeletError: if the checkpoint cannot be read.
+        CheckpointError: if the checkpoint cannot be read.
     """
     trained = (item for item in model.named_parameters() if item[1].requires_grad)
-    parameters = {name: value for name, value in trained if name.partition(".")[0] in parts}
+    parameters = {name: value for name, value in trained if name.partition(".")[0] in modules}
 
-    def wanted(name: str) -> bool:
+    def select(name: str) -> bool:
         return name.startswith(_OPTIMIZER) and name.removeprefix(_OPTIMIZER).partition(".")[2] in parameters
 
     if hasattr(next(model.parameters()), "placements"):
         from tubelet.checkpoint.dcp import load_into, read_metadata
 
-        names = [name.removeprefix(_OPTIMIZER) for name in read_metadata(path) if wanted(name)]
+        names = [name.removeprefix(_OPTIMIZER) for name in read_metadata(path) if select(name)]
         moments = {name: _empty_moment(name, parameters, path) for name in names}
         load_into(path, {_OPTIMIZER + name: value for name, value in moments.items()})
     else:
-        tensors = read_checkpoint(path, wanted)[0]
+        tensors = read_checkpoint(path, select)[0]
         moments = {name.removeprefix(_OPTIMIZER): value for name, value in tensors.items()}
     _load_optimizer_tensors(model, optimizer, moments, path)
     return {name.split(".")[1] for name in moments}
 
 
 def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
-    """As `load_training_state`, each process reading the parts that it holds alone."""
+    """`load_training_state` for a sharded model: each rank reads only its own shards."""
     from tubelet.checkpoint.dcp import load_into, read_metadata
 
     header = read_header(path)
     _check_format(path, header)
-    there = read_metadata(path)
+    stored = read_metadata(path)
     state = model.state_dict()
-    moments = {name.removeprefix(_OPTIMIZER): value for name, value in there.items() if name.startswith(_OPTIMIZER)}
-    if wrong := state_dict_mismatches({k: v for k, v in there.items() if not k.startswith(_OPTIMIZER)}, state):
-        raise TubeletError(f"{path} does not fit the model: {'; '.join(wrong)}")
+    moments = {name.removeprefix(_OPTIMIZER): value for name, value in stored.items() if name.startswith(_OPTIMIZER)}
+    if wrong := state_dict_mismatches({k: v for k, v in stored.items() if not k.startswith(_OPTIMIZER)}, state):
+        raise TubeletError(f"{path} does not match the model: {'; '.join(wrong)}")
     parameters = dict(model.named_parameters())
     empty = {name: _empty_moment(name, parameters, path) for name in moments}
     load_into(path, {**state, **{_OPTIMIZER + name: value for name, value in empty.items()}})
@@ -204,38 +205,39 @@ def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
 
 
 def _empty_moment(moment: str, parameters: dict[str, nn.Parameter], path: Path) -> Tensor:
-    """An empty tensor for an optimiser's moment, cut as its parameter is."""
+    """An empty tensor for an optimizer moment, sharded like its parameter."""
     key, _, name = moment.partition(".")
     if name not in parameters:
-        raise TubeletError(f"{path}: it holds an optimiser moment of {name}, which the model does not have")
+        raise TubeletError(f"{path}: contains an optimizer moment of {name}, which the model does not have")
     return torch.zeros(()) if key == "step" else torch.zeros_like(parameters[name], requires_grad=False)
 
 
 def is_model_tensor(name: str) -> bool:
-    """Whether a checkpoint's tensor is one of the model's, not one of the optimiser's."""
+    """Whether a tensor of a checkpoint belongs to the model rather than to the optimizer."""
     return not name.startswith(_OPTIMIZER)
 
 
 def read_checkpoint(
-    path: Path, wanted: Callable[[str], bool] = lambda name: True
+    path: Path, select: Callable[[str], bool] = lambda name: True
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a checkpoint and its header.
 
     Args:
         path: the checkpoint.
-        wanted: which tensors to read, by their names; all, if not given.
+        select: whether to read the tensor of a name; by default all are read.
 
     Raises:
-        TubeletError: if the file is missing, damaged, or no checkpoint of this package.
+        CheckpointError: if the file is damaged or not a checkpoint of this package.
+        MissingFileError: if it does not exist.
     """
     if path.is_dir():
         from tubelet.checkpoint.dcp import load_full
 
         header = read_header(path)
         _check_format(path, header)
-        return load_full(path, wanted), header
+        return load_full(path, select), header
     with open_safetensors(path, "copy it again, or remove it to continue from an older checkpoint") as file:
-        tensors = {name: file.tensor(name) for name in file.names if wanted(name)}
+        tensors = {name: file.tensor(name) for name in file.names if select(name)}
     _check_format(path, file.header)
     return tensors, file.header
 
@@ -249,51 +251,52 @@ def config_from_header(header: Mapping[str, str], kind: type[C], where: str) -> 
     """The config in a file's header.
 
     Raises:
-        TubeletError: there is none, or it is no such config.
+        CheckpointError: if stored is none, or it is not valid.
     """
     if "config" not in header:
-        raise TubeletError(f"{where}: its header holds no config; copy it again, or make it anew")
+        raise TubeletError(f"{where}: no config in its header; copy the file again or recreate it")
     config: C = from_dict(kind, parse_json(header["config"], f"{where}: the config in its header"), f"{where}: config")
     return config
 
 
 def step_from_header(header: Mapping[str, str], path: Path) -> int:
-    """The optimiser steps that a checkpoint's header says were done.
+    """Optimizer steps done, from the header of a checkpoint.
 
     Raises:
-        TubeletError: it does not say.
+        CheckpointError: if the header has no valid step.
     """
     step = str(header.get("step", ""))
     if not (step.isascii() and step.isdigit() and len(step) < 19):
-        raise TubeletError(f"{path}: its header gives {step[:40]!r} as the step, expected a number")
+        raise TubeletError(f"{path}: step in its header is {step[:40]!r}, expected a number")
     return int(step)
 
 
 def find_checkpoint(what: str | Path) -> Path:
-    """The newest checkpoint of a run folder, or the file, or the folder of parts, that was named itself.
+    """The newest checkpoint of a run directory, or `what` itself if it is a checkpoint.
 
     Raises:
-        TubeletError: if there is none.
+        MissingFileError: if stored is none.
     """
     path = Path(what)
     if path.is_dir() and not is_sharded(path):
         found = list_checkpoints(path)
         if not found:
-            raise TubeletError(f"{path}: no checkpoint in this folder (expected checkpoints/step-*.safetensors)")
+            raise TubeletError(f"{path}: no checkpoint in this directory (expected checkpoints/step-*.safetensors)")
         path = found[-1]
     if not path.exists():
-        raise TubeletError(f"{path}: no such file; expected a run folder, a checkpoint, or a released .pt file")
+        raise TubeletError(f"{path}: no such file; expected a run directory, a checkpoint, or a released .pt file")
     return path
 
 
 def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
-    """Student, predictor and teacher from a run folder, one of its checkpoints, or a released .pt file.
+    """Load student, predictor and teacher from a run directory, a checkpoint, or a released .pt file.
 
     Returns:
         the model in eval mode on the CPU, and the run's config (None for a released file).
 
     Raises:
-        TubeletError: if there is no such thing, or it does not fit.
+        CheckpointError: if the file is damaged or does not match the model.
+        MissingFileError: if it does not exist.
     """
     path = find_checkpoint(what)
     if path.suffix == ".pt":
@@ -306,10 +309,10 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
     tensors, header = read_checkpoint(path, is_model_tensor)
     config = config_from_header(header, TrainConfig, str(path))
     state = merge_adapters(tensors)
-    with torch.device("meta"):  # what does not fit is found before it takes memory
+    with torch.device("meta"):  # compare shapes before allocating memory
         expected = VJEPA(config.model).state_dict()
     if wrong := state_dict_mismatches(state, expected):
-        raise TubeletError(f"{path} does not fit the model: {'; '.join(wrong)}")
+        raise TubeletError(f"{path} does not match the model: {'; '.join(wrong)}")
     model = VJEPA(config.model)
     model.distance_weighting = config.optim.distance_weighting
     load_strict(model, state, str(path))
@@ -332,7 +335,7 @@ def _load_optimizer_tensors(model: VJEPA, optimizer: Optimizer, moments: dict[st
         key, _, parameter_name = name.partition(".")
         if parameter_name not in parameters:
             raise TubeletError(
-                f"{path}: it holds an optimiser moment of {parameter_name}, which the model does not have"
+                f"{path}: contains an optimizer moment of {parameter_name}, which the model does not have"
             )
         parameter = parameters[parameter_name]
         state.setdefault(parameter, {})[key] = value.to(parameter.device)

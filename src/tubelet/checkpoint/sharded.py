@@ -1,7 +1,7 @@
-"""Checkpoints in parts: a folder into which each process of a sharded run writes what it holds.
+"""Sharded checkpoints: a directory to which each rank of a sharded run writes its shards.
 
-A header beside the parts, written last, holds the step, the config, and the size of each part; only then does the
-folder get its name. What is in the parts is for `dcp`.
+A header, written last, has the step, the config, and the size of each file; only then does the directory get its name.
+The tensors are read and written by `dcp`.
 """
 
 import shutil
@@ -12,19 +12,19 @@ from tubelet.io.text import file_error, read_json
 
 HEADER = "header.json"
 FILES = "files"
-_COPY = "copy the whole checkpoint folder again"
+_COPY = "copy the whole checkpoint directory again"
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether a path is a checkpoint in parts."""
+    """Whether a path is a sharded checkpoint."""
     return (path / HEADER).is_file()
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """What is known about a checkpoint, in parts or in one file.
+    """The header of a checkpoint, sharded or a single file.
 
     Raises:
-        TubeletError: if it is damaged or not complete.
+        CheckpointError: if the checkpoint is damaged or incomplete.
     """
     if not path.is_dir():
         with open_safetensors(path) as file:
@@ -32,20 +32,20 @@ def read_header(path: Path) -> dict[str, str]:
     header = read_json(path / HEADER, dict[str, str | dict[str, int]], _COPY)
     files = header.pop(FILES, None)
     if not isinstance(files, dict) or not all(isinstance(value, str) for value in header.values()):
-        raise file_error(path / HEADER, f"expected texts, and sizes by name as {FILES!r}", _COPY)
+        raise file_error(path / HEADER, f"expected strings, and file sizes by name as {FILES!r}", _COPY)
     for name, size in files.items():
         if Path(name).name != name:
-            raise file_error(path / HEADER, f"lists {name!r}, expected the name of a file beside it", _COPY)
-        part = path / name
-        found = part.stat().st_size if part.is_file() else None
+            raise file_error(path / HEADER, f"lists {name!r}, expected a file name without a directory", _COPY)
+        shard = path / name
+        found = shard.stat().st_size if shard.is_file() else None
         if found != size:
-            there = "is missing" if found is None else f"has {found} bytes"
-            raise file_error(part, f"{there}, expected {size} bytes", _COPY)
+            problem = "is missing" if found is None else f"has {found} bytes"
+            raise file_error(shard, f"{problem}, expected {size} bytes", _COPY)
     return {name: str(value) for name, value in header.items()}
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint of either kind; a folder loses its name first, so that half of it is never seen."""
+    """Remove a checkpoint; a directory is renamed first, so that a partial one is never visible."""
     if path.is_dir():
         doomed = path if path.suffix == ".partial" else path.with_name(path.name + ".removed.partial")
         path.replace(doomed)

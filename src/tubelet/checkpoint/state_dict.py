@@ -12,32 +12,38 @@ State = dict[str, Tensor]
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str, assign: bool = False) -> None:
-    """Load a state dictionary that must fit to the last tensor; `assign` puts its tensors in the parameters' place.
+    """Load a state dictionary that must match to the last tensor.
+
+    Args:
+        module: the module.
+        state: its tensors by name.
+        what: name of the file for the error.
+        assign: replace the parameters by these tensors instead of copying the values.
 
     Raises:
-        TubeletError: that lists every missing, unexpected and misshapen tensor, or those that are not finite.
+        CheckpointError: lists every missing, unexpected and misshapen tensor, or those with values that are not finite.
     """
     if wrong := state_dict_mismatches(state, module.state_dict()):
-        raise TubeletError(f"{what} does not fit the model: {'; '.join(wrong)}")
+        raise TubeletError(f"{what} does not match the model: {'; '.join(wrong)}")
     require_finite(state, what)
     module.load_state_dict(state, assign=assign)
 
 
 @torch.no_grad()
 def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
-    """See that weights hold numbers: one NaN makes every feature NaN, and nothing that is computed of them says so.
+    """Check that weights are finite: a single NaN makes every feature NaN without an error.
 
     Args:
-        tensors: by name; of a sharded one, this process's part is looked at.
-        what: what the error calls them.
+        tensors: tensors by name; of sharded ones, this rank's part is checked.
+        what: name of the file for the error.
 
     Raises:
-        TubeletError: names the tensors that hold NaN or infinity, and how many values of them are.
+        CheckpointError: names the tensors with NaN or infinity, and the number of such values.
     """
     wrong = []
     for name, tensor in tensors.items():
         values = local_shard(tensor)
-        # One pass, and no memory for a mask as large as the tensor, unless there is something to count.
+        # One pass without a mask as large as the tensor, unless there are values to count.
         if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
             wrong.append(f"{name}, {int((~values.isfinite()).sum())} of {values.numel()} values")
     if wrong:
@@ -49,7 +55,7 @@ def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
 
 
 def state_dict_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Every tensor of `state` that is missing, unexpected, misshapen or not of floats, in words."""
+    """Messages for every tensor that is missing, unexpected, misshapen or not of floats."""
     wrong = [f"missing {name} {tuple(expected[name].shape)}" for name in expected if name not in state]
     wrong += [f"unexpected {name} {tuple(state[name].shape)}" for name in state if name not in expected]
     wrong += [

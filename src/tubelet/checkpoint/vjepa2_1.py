@@ -2,8 +2,8 @@
 
 `encoder` holds the student, `target_encoder` the teacher (`ema_encoder` in the distilled B and L), `predictor` the
 predictor. Names are mapped to this package's, patch embeddings are flattened from convolution kernels to matrices, and
-rows of queries and keys are reordered to the rotation's half layout (see `tubelet.model.rope`). All of it can be undone
-to the bit, and a file is held against what this package would write: errors speak of the file's own names and shapes.
+rows of queries and keys are reordered to the half layout of the rotation (see `tubelet.model.rope`). The conversion is
+reversible to the bit, and a file is compared with what this package would write: errors use the file's own names.
 """
 
 import re
@@ -30,7 +30,7 @@ MODULE_NAMES: tuple[ModuleName, ...] = ("student", "predictor", "teacher")
 TEACHER_KEYS = ("target_encoder", "ema_encoder")
 PREFIX = "module.backbone."
 
-# What a name begins with, there and here; the first that fits counts.
+# Prefixes of names in the release and in this package; the first match applies.
 _ENCODER_NAMES = (
     ("img_mod_embed", "tokenizer.image_embedding"),
     ("video_mod_embed", "tokenizer.video_embedding"),
@@ -49,12 +49,13 @@ _PREDICTOR_NAMES = (
 
 
 class ReleasedCheckpoint(NamedTuple):
-    """What a released file holds, in this package's names and layout.
+    """The contents of a released file, in this package's names and layout.
 
     Attributes:
-        config: sizes read off the tensors.
-        student, predictor, teacher: state dictionaries of `Encoder`, `Predictor` and `Encoder`; those that were not
-            asked for are empty.
+        config: architecture, inferred from the tensors.
+        student: state dictionary of `Encoder`; empty if not requested.
+        predictor: state dictionary of `Predictor`; empty if not requested.
+        teacher: state dictionary of `Encoder`; empty if not requested.
     """
 
     config: ModelConfig
@@ -68,58 +69,61 @@ def read_released(
     heads: int | None = None,
     predictor_heads: int | None = None,
     levels: tuple[int, ...] | None = None,
-    parts: Collection[ModuleName] = MODULE_NAMES,
+    modules: Collection[ModuleName] = MODULE_NAMES,
 ) -> ReleasedCheckpoint:
     """Read a released checkpoint. Tensors that need no reordering stay in the file until they are used.
 
     Args:
         path: the .pt file.
-        heads: attention heads of the encoder, which no tensor tells; None looks the width up in the family.
+        heads: attention heads of the encoder, not stored in the file; None looks the width up in the family.
         predictor_heads: attention heads of the predictor; None looks its width up in the family.
-        levels: tapped blocks, which no tensor tells; None is what the family taps at this depth.
-        parts: what to read.
+        levels: 0-based output blocks, not stored in the file; None is what the family uses at this depth.
+        modules: modules to read.
 
     Raises:
-        TubeletError: if the file is not such a checkpoint, or a tensor is missing, unexpected or misshapen; all of them
-            are listed.
+        CheckpointError: if the file is not such a checkpoint, or a tensor is missing, unexpected or misshapen; all are
+            listed.
     """
     file = read_torch_file(path)
     teacher_key = next((key for key in TEACHER_KEYS if key in file), TEACHER_KEYS[0])
     keys = {"student": "encoder", "predictor": "predictor", "teacher": teacher_key}
-    absent = [keys[part] for part in parts if keys[part] not in file]
+    absent = [keys[module] for module in modules if keys[module] not in file]
     if absent:
         raise TubeletError(
             f"{path}: expected the keys {', '.join(map(repr, absent))}, found {sorted(map(str, file))}: "
             "not a V-JEPA 2.1 release"
         )
-    found = {part: state_dict_from(file, keys[part], path) for part in MODULE_NAMES if keys[part] in file}
-    if any(is_vjepa2(found[part]) for part in parts if part != "predictor"):
-        raise TubeletError(f"{path}: a V-JEPA 2.0 file, of which the encoder alone can be used: tubelet.load gives it")
-    states = {part: strip_prefixes(state) for part, state in found.items()}
-    encoder = states["student" if "teacher" not in parts and "student" in states else "teacher"]
+    found = {module: state_dict_from(file, keys[module], path) for module in MODULE_NAMES if keys[module] in file}
+    if any(is_vjepa2(found[module]) for module in modules if module != "predictor"):
+        raise TubeletError(f"{path}: a V-JEPA 2.0 file, of which only the encoder is supported; use tubelet.load")
+    states = {module: strip_prefixes(state) for module, state in found.items()}
+    encoder = states["student" if "teacher" not in modules and "student" in states else "teacher"]
     distilled = teacher_key == "ema_encoder"
     config = _infer_config(path, encoder, heads, levels, states.get("predictor", {}), distilled)
-    if "predictor" in parts:
+    if "predictor" in modules:
         config = replace(config, predictor=_infer_predictor(path, states["predictor"], predictor_heads, distilled))
-    wanted = {part: states[part] for part in parts}
-    _require_match(path, {keys[part]: (wanted[part], expected_state(config, part)) for part in parts})
-    own = {part: _from_released(state, config, part) for part, state in wanted.items()}
+    requested = {module: states[module] for module in modules}
+    _require_match(path, {keys[module]: (requested[module], expected_state(config, module)) for module in modules})
+    own = {module: _from_released(state, config, module) for module, state in requested.items()}
     return ReleasedCheckpoint(config, own.get("student", {}), own.get("predictor", {}), own.get("teacher", {}))
 
 
 def write_released(path: Path, config: ModelConfig, states: Mapping[ModuleName, Mapping[str, Tensor]]) -> None:
-    """Write state dictionaries of this package as a released checkpoint, which `read_released` gives back to the bit.
+    """Write state dictionaries of this package as a released checkpoint; `read_released` restores them to the bit.
 
     Raises:
-        TubeletError: for a V-JEPA 2.0 model, whose positions this layout cannot tell, or if the file cannot be written.
+        CheckpointError: for a V-JEPA 2.0 model, whose rotary version this layout cannot store.
+        FileError: if the file cannot be written.
     """
     if config.rope != "2.1":
-        raise TubeletError(f"{path}: the layout of 2.1 cannot hold a V-JEPA {config.rope} model: write .safetensors")
+        raise TubeletError(
+            f"{path}: the released 2.1 layout cannot store a V-JEPA {config.rope} model; write .safetensors"
+        )
     teacher_key = TEACHER_KEYS[0] if config.predictor.rescale_rope else TEACHER_KEYS[1]
     keys = {"student": "encoder", "predictor": "predictor", "teacher": teacher_key}
     file = {
-        keys[part]: {PREFIX + name: value for name, value in to_released(state, config, part).items()}
-        for part, state in states.items()
+        keys[module]: {PREFIX + name: value for name, value in to_released(state, config, module).items()}
+        for module, state in states.items()
     }
     check_output(path, "released")
     with atomic_write(path, also=(RuntimeError,)) as partial:
@@ -128,10 +132,10 @@ def write_released(path: Path, config: ModelConfig, states: Mapping[ModuleName, 
 
 
 def read_torch_file(path: str | Path) -> dict[str, Any]:
-    """The dictionary in a .pt file, its tensors mapped rather than read, without running any code of it.
+    """The dictionary in a .pt file, with memory-mapped tensors, without running code from the file.
 
     Raises:
-        TubeletError: if that cannot be.
+        CheckpointError: if it cannot be read so.
     """
     return read_pt(path, "copy it again, and give a checkpoint of state dictionaries", mapped=True)
 
@@ -140,8 +144,8 @@ def state_dict_from(file: Mapping[str, Any], key: str, path: str | Path) -> Stat
     """One state dictionary of a .pt file.
 
     Raises:
-        TubeletError: it is something else, or holds tensors that are larger than what is stored of them: what is small
-            in the file would be of any size in memory.
+        CheckpointError: if it is something else, or has tensors larger than their storage: a small file could then
+            take any amount of memory.
     """
     state = file[key]
     if not isinstance(state, Mapping):
@@ -151,25 +155,25 @@ def state_dict_from(file: Mapping[str, Any], key: str, path: str | Path) -> Stat
         if not whole or value.is_quantized or value.device.type != "cpu":
             raise TubeletError(f"{path}: {key!r} holds {ascii(name)[:200]}, which is not a plain tensor")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise TubeletError(f"{path}: {name} has shape {tuple(value.shape)}, more than the file holds of it")
+            raise TubeletError(f"{path}: {name} has shape {tuple(value.shape)}, more than its storage in the file")
     names = strip_prefixes(state)
     if len(names) < len(state):
-        raise TubeletError(f"{path}: {key!r} holds tensors of one name that differ in their prefix alone")
+        raise TubeletError(f"{path}: {key!r} has tensors whose names differ only in their prefix")
     return {name: value.detach() for name, value in state.items()}
 
 
-def expected_state(config: ModelConfig, part: ModuleName) -> State:
-    """The names and shapes, without content, that a released checkpoint of these sizes has for one part."""
+def expected_state(config: ModelConfig, module: ModuleName) -> State:
+    """Names and shapes (meta tensors) of one module in a released checkpoint of this architecture."""
     with torch.device("meta"):
-        module = Predictor(config) if part == "predictor" else Encoder(config)
-    return to_released(module.state_dict(), config, part)
+        network = Predictor(config) if module == "predictor" else Encoder(config)
+    return to_released(network.state_dict(), config, module)
 
 
-def to_released(state: Mapping[str, Tensor], config: ModelConfig, part: ModuleName) -> State:
-    """One part's tensors in the released names and layout, without their prefix."""
+def to_released(state: Mapping[str, Tensor], config: ModelConfig, module: ModuleName) -> State:
+    """The tensors of one module in the released names and layout, without their prefix."""
     released: State = {}
     p, t = config.patch_size, config.tubelet_size
-    heads = config.predictor.heads if part == "predictor" else config.heads
+    heads = config.predictor.heads if module == "predictor" else config.heads
     for name, value in state.items():
         if name == "mask_tokens":
             released |= {f"mask_tokens.{i}": token.view(1, 1, -1) for i, token in enumerate(value)}
@@ -180,24 +184,24 @@ def to_released(state: Mapping[str, Tensor], config: ModelConfig, part: ModuleNa
             value = value.view(-1, config.channels, 1 if "image" in name else t, p, p)
         elif ".attention.qkv." in name:
             value = _permute_pairs(value, heads, pair_permutation(head_dim_of(value, heads)).argsort())
-        for there, here in _names(config, part):
-            if name.startswith(here):
-                name = there + name.removeprefix(here)
+        for released_name, own_name in _names(config, module):
+            if name.startswith(own_name):
+                name = released_name + name.removeprefix(own_name)
                 break
         released[name.replace(".attention.", ".attn.")] = value
     return released
 
 
-def _from_released(state: Mapping[str, Tensor], config: ModelConfig, part: ModuleName) -> State:
-    """One part's tensors in this package's names and layout."""
+def _from_released(state: Mapping[str, Tensor], config: ModelConfig, module: ModuleName) -> State:
+    """The tensors of one module in this package's names and layout."""
     own = {}
-    heads = config.predictor.heads if part == "predictor" else config.heads
+    heads = config.predictor.heads if module == "predictor" else config.heads
     for name, value in state.items():
         if name.startswith("mask_tokens."):
             continue
-        for there, here in _names(config, part):
-            if name.startswith(there):
-                name = here + name.removeprefix(there)
+        for released_name, own_name in _names(config, module):
+            if name.startswith(released_name):
+                name = own_name + name.removeprefix(released_name)
                 break
         name = name.replace(".attn.", ".attention.")
         if name.endswith("_embedding"):
@@ -207,14 +211,14 @@ def _from_released(state: Mapping[str, Tensor], config: ModelConfig, part: Modul
         elif ".attention.qkv." in name:
             value = interleaved_to_half(value, heads)
         own[name] = value
-    if part == "predictor":
+    if module == "predictor":
         tokens = [state[f"mask_tokens.{i}"].flatten() for i in range(config.predictor.mask_tokens)]
         own["mask_tokens"] = torch.stack(tokens)
     return own
 
 
 def interleaved_to_half(qkv: Tensor, heads: int) -> Tensor:
-    """(3D, ...) rows of queries and keys from interleaved pairs to the half layout; values stay."""
+    """Reorder rows (3D, ...) of queries and keys from interleaved pairs to the half layout; values stay."""
     return _permute_pairs(qkv, heads, pair_permutation(head_dim_of(qkv, heads)))
 
 
@@ -228,10 +232,10 @@ def _permute_pairs(qkv: Tensor, heads: int, permutation: Tensor) -> Tensor:
     return torch.cat([per_head[:2, :, permutation.to(qkv.device)], per_head[2:]]).flatten(0, 2)
 
 
-def _names(config: ModelConfig, part: ModuleName) -> tuple[tuple[str, str], ...]:
-    if part != "predictor":
+def _names(config: ModelConfig, module: ModuleName) -> tuple[tuple[str, str], ...]:
+    if module != "predictor":
         return _ENCODER_NAMES
-    # A single level is not fused: its one layer is no list there.
+    # A single level is not fused: its only layer is not in a list in the release.
     fusion = ("predictor_embed.", "fusion.0." if config.num_output_levels == 1 else "fusion.")
     return (fusion, *_PREDICTOR_NAMES)
 
@@ -242,15 +246,15 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> State:
 
 
 def is_vjepa2(state: Mapping[str, Tensor]) -> bool:
-    """Whether an encoder of a released .pt file is of V-JEPA 2.0: one final norm instead of one a level."""
+    """Whether the encoder of a released .pt file is V-JEPA 2.0: one final norm instead of one per level."""
     names = strip_prefixes(state)
     return "norm.weight" in names and not any(name.startswith("norms_block.") for name in names)
 
 
-def _require_match(path: str | Path, parts: Mapping[str, tuple[State, State]]) -> None:
+def _require_match(path: str | Path, modules: Mapping[str, tuple[State, State]]) -> None:
     wrong = [
         f"{key}: {'; '.join(found)}"
-        for key, (state, expected) in parts.items()
+        for key, (state, expected) in modules.items()
         if (found := state_dict_mismatches(state, expected))
     ]
     if wrong:
@@ -258,20 +262,20 @@ def _require_match(path: str | Path, parts: Mapping[str, tuple[State, State]]) -
 
 
 def count_blocks(state: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that `pattern` finds at the beginning of a name."""
+    """One more than the largest number that `pattern` matches at the beginning of a name."""
     found = [int(match[1]) for name in state if (match := re.match(pattern, name))]
     return max(found, default=-1) + 1
 
 
 def vector_length(state: Mapping[str, Tensor], pattern: str, path: str | Path) -> int:
-    """Length of the vector whose name matches; of several, the one that most have, so that one error is one error.
+    """Length of the vectors whose names match; the most frequent one, so that one wrong vector gives one error.
 
     Raises:
-        TubeletError: if there is none.
+        CheckpointError: if there is none.
     """
     lengths = [value.shape[0] for name, value in state.items() if re.fullmatch(pattern, name) and value.dim() == 1]
     if not lengths:
-        raise TubeletError(f"{path}: the checkpoint has no tensor {pattern!r}: not a V-JEPA release")
+        raise TubeletError(f"{path}: no tensor matches {pattern!r}; not a V-JEPA release")
     return max(set(lengths), key=lengths.count)
 
 
@@ -279,7 +283,7 @@ def tokenizer_shape(state: Mapping[str, Tensor], width: int, path: str | Path) -
     """Channels, frames and pixels of the video tokenizer's kernel.
 
     Raises:
-        TubeletError: if it is missing or no kernel of this width.
+        CheckpointError: if it is missing or not a kernel of this width.
     """
     name = "patch_embed.proj.weight"
     shape = tuple(state[name].shape) if name in state else ()
@@ -303,11 +307,13 @@ def _infer_config(
     family = {preset().width: preset() for preset in MODELS.values()}.get(width)
     if heads is None:
         if family is None:
-            raise TubeletError(f"no family member is {width} wide: say how many attention heads it has with heads=")
-        if levels is None and depth != family.depth:  # a file that lost its last blocks would be a shallower model
             raise TubeletError(
-                f"{path}: {depth} blocks of width {width}, where the family member of that width has {family.depth}: "
-                "blocks are missing, or say what this model is with heads= and levels="
+                f"{path}: no model of the family has width {width}; give the number of attention heads with heads="
+            )
+        if levels is None and depth != family.depth:  # a file without its last blocks would pass as a shallower model
+            raise TubeletError(
+                f"{path}: {depth} blocks of width {width}, but the model of the family with that width has "
+                f"{family.depth}; blocks are missing, or describe the model with heads= and levels="
             )
         heads = family.heads
     return ModelConfig(
@@ -332,7 +338,7 @@ def _infer_predictor(
         by_width = {preset().predictor.width: preset().predictor.heads for preset in MODELS.values()}
         if width not in by_width:
             raise TubeletError(
-                f"{path}: no predictor of the family is {width} wide: say how many attention heads it has with "
+                f"{path}: no predictor of the family has width {width}; give the number of attention heads with "
                 "predictor_heads="
             )
         heads = by_width[width]

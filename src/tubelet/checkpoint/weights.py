@@ -105,7 +105,7 @@ def _from_pt(path: Path, name: str, spec: LoadSpec) -> Weights:
         spec.heads,
         spec.predictor_heads,
         spec.levels,
-        parts=(part, "predictor") if spec.predictor else (part,),
+        modules=(part, "predictor") if spec.predictor else (part,),
     )
     encoder = released.teacher if part == "teacher" else released.student
     return Weights(released.config, encoder, released.predictor, name, part)

@@ -100,7 +100,8 @@ class Backbone(HubEncoder):
         if pixels.dtype == torch.uint8:
             pixels = normalise(pixels, self.dtype)
         elif not (pixels := pixels.to(self.dtype)).isfinite().all():
-            raise TubeletError(f"pixel values are too large for {self.dtype}: normalise them, or give uint8")
+            dtype = str(self.dtype).removeprefix("torch.")
+            raise TubeletError(f"pixel values are too large for {dtype}; normalize them, or pass uint8")
         grid = self.tokenizer.grid(pixels)
         outputs = self.get_intermediate_layers(pixels, self.config.levels)
         levels = tuple(norm(x) for norm, x in zip(self.norms, outputs, strict=True))
