@@ -1,11 +1,11 @@
 """Every command that the documentation shows is run."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
+import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -36,17 +36,15 @@ def workplace(tmp_path):
 
 
 def run_line(words, workplace):
-    """Run a line of a page; only a launcher needs an interpreter of its own. None if there is no such program here."""
+    """Run a line of a page, in this process. None if there is no such program here."""
     match words:
         case ["tubelet", *rest]:
             return run_tubelet(*rest, cwd=workplace)
         case ["python", "-m", module, *rest]:
             return run_module(module, *rest, cwd=workplace)
         case ["torchrun", *rest]:
-            command = [sys.executable, "-m", "torch.distributed.run", *rest]
-            # Its own folder of logs, which it never removes, goes with the others of the test.
-            environment = os.environ | {"TMPDIR": str(workplace)}
-            return subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, check=False)
+            with patch.object(tempfile, "tempdir", str(workplace)):  # it never removes its folder of logs
+                return run_module("torch.distributed.run", *rest, cwd=workplace)
     return None
 
 
