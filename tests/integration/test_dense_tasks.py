@@ -152,7 +152,7 @@ def test_a_damaged_picture_ends_it_or_is_left_out_and_counted(layouts, model, tm
     bad.write_bytes(bad.read_bytes()[:200])
     with pytest.raises(SystemExit):
         evaluate(monkeypatch, model, data, "segmentation", tmp_path / "out")
-    assert f"error: {bad}: is damaged" in capsys.readouterr().err
+    assert f"error: {bad}: corrupt or truncated" in capsys.readouterr().err
     result = evaluate(monkeypatch, model, data, "segmentation", tmp_path / "out", "--max-failed-fraction", "0.5")
     assert [file["path"] for file in result["skipped"]] == [str(bad)]
 
@@ -173,7 +173,7 @@ def test_an_annotation_of_the_test_split_that_is_wrong_is_named(layouts, model, 
     Image.fromarray(np.full((64, 64), 77, np.uint8)).save(bad)
     with pytest.raises(SystemExit):
         evaluate(monkeypatch, model, data, "segmentation", tmp_path / "out")
-    assert f"{bad}: holds label 77" in capsys.readouterr().err
+    assert f"{bad}: label 77, expected labels 0-33, 255" in capsys.readouterr().err
 
 
 def test_layouts_are_deterministic_written_once_and_known_by_name(layouts, sample_set, tmp_path):
