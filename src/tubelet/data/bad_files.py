@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from tubelet.errors import BadFile, TubeletError
+from tubelet.errors import BadFile, DataError
 
 
 def check_bad_share(bad: Collection[BadFile], total: int, share: float) -> None:
@@ -14,10 +14,10 @@ def check_bad_share(bad: Collection[BadFile], total: int, share: float) -> None:
         share: of these may be bad.
 
     Raises:
-        TubeletError: more are.
+        DataError: more are.
     """
     if len(bad) > share * total:
-        raise TubeletError(
+        raise DataError(
             f"{next(iter(bad))}; {len(bad)} of {total} files ({100 * len(bad) / total:.0f} %) cannot be read, more "
             f"than the {100 * share:.0f} % that --max-failed-fraction allows"
         )

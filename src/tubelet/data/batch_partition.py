@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tubelet.config import TrainConfig
 from tubelet.data.sources import MediaList
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.grid import Modality
 
 
@@ -32,11 +32,11 @@ def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, in
     """How many samples of each modality a step has.
 
     Raises:
-        TubeletError: the batch is too small for both modalities, or a step of one frame has no images.
+        ConfigError: the batch is too small for both modalities, or a step of one frame has no images.
     """
     batch, fraction = config.batch_size, config.data.image_fraction
     if config.data.frames == 1 and not media.count(Modality.IMAGE):
-        raise TubeletError("frames is 1, which trains on images only, but the sources have no images; use --frames 2")
+        raise ConfigError("frames is 1, which trains on images only, but the sources have no images; use --frames 2")
     if config.data.frames == 1 or not media.count(Modality.VIDEO):
         fraction = 1.0
     elif not media.count(Modality.IMAGE):
@@ -44,7 +44,7 @@ def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, in
     images = round(batch * fraction)
     if 0 < fraction < 1:
         if batch < 2:
-            raise TubeletError(
+            raise ConfigError(
                 f"batch_size is {batch}, too small for a step to mix videos and images: use at least 2, "
                 "or an image_fraction of 0 or 1"
             )
@@ -59,14 +59,14 @@ def accumulation_slices(
     """The slices of a step's samples of each modality whose gradients are accumulated one after the other.
 
     Raises:
-        TubeletError: a slice has fewer samples than there are processes.
+        ConfigError: a slice has fewer samples than there are processes.
     """
     slices = {}
     for modality, count in counts.items():
         size = -(-count // config.grad_accum_steps)
         slices[modality] = [range(start, min(start + size, count)) for start in range(0, count, size)]
         if min(map(len, slices[modality])) < processes:
-            raise TubeletError(
+            raise ConfigError(
                 f"a step has {count} {modality}s in {config.grad_accum_steps} micro-batches, too few for {processes} "
                 "processes; raise --batch-size or lower --grad-accum-steps"
             )

@@ -14,7 +14,7 @@ from tubelet.data.batch import MediaBytes
 from tubelet.data.limits import VIDEO_PIXELS
 from tubelet.data.storage import RemoteFile, is_url
 from tubelet.data.suffixes import MATROSKA, MP4, VIDEO_CONTAINERS
-from tubelet.errors import DecodeError, first_line
+from tubelet.errors import DecodeError, TubeletError, first_line
 
 Media = str | Path | MediaBytes  # path or URL of a file, or its content
 
@@ -40,6 +40,8 @@ def as_decode_error(path: str, reason: str, file: object = None) -> Iterator[Non
     try:
         yield
         raise_remote_failure(file)
+    except TubeletError:
+        raise
     except READ_ERRORS as error:
         raise_remote_failure(file)
         raise to_decode_error(path, reason, error) from error

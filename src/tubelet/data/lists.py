@@ -20,7 +20,7 @@ import pyarrow.json
 from tubelet.data.limits import LINE_CHARACTERS
 from tubelet.data.suffixes import MEDIA_SUFFIXES, any_of, names_with
 from tubelet.data.tables import SEPARATORS, decode_list
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.io.text import parse_json
 
 PATH_COLUMN = "path"
@@ -97,7 +97,7 @@ def read_listed(name: str, data: bytes, existing: Existing) -> Listed:
         existing: counts those of some paths, at most `_LOOKED_UP`, that exist; asked only where readings differ.
 
     Raises:
-        TubeletError: a line cannot be understood or is too long, or the text is in an unknown encoding.
+        DataError: a line cannot be understood or is too long, or the text is in an unknown encoding.
     """
     text = decode_list(data, name)
     lines, numbers = _lines(name, text)
@@ -108,7 +108,7 @@ def read_listed(name: str, data: bytes, existing: Existing) -> Listed:
     best = _choose(_readings(text, lines, numbers), existing)
     wrong = np.flatnonzero(~best.understood)
     if len(wrong):
-        raise TubeletError(f"{name}, line {best.lines[wrong[0]]}: {_explain(text, best, wrong)}")
+        raise DataError(f"{name}, line {best.lines[wrong[0]]}: {_explain(text, best, wrong)}")
     return Listed(best.paths, best.labels, best.lines, best.form)
 
 
@@ -121,7 +121,7 @@ def _lines(name: str, text: str) -> tuple[pa.Array, np.ndarray]:
     lengths = pc.utf8_length(lines).to_numpy()
     if lengths.max() > LINE_CHARACTERS:
         number = int(np.argmax(lengths > LINE_CHARACTERS))
-        raise TubeletError(
+        raise DataError(
             f"{name}, line {number + 1}: has {lengths[number]} characters, above the limit of {LINE_CHARACTERS}; "
             "write one file per line"
         )
@@ -372,7 +372,7 @@ def _path_of(name: str, number: int, line: str) -> str:
     row = parse_json(line, f"{name}, line {number}", remedy='write {"path": "video.mp4"}')
     listed = row.get(PATH_COLUMN) if isinstance(row, dict) else None
     if not isinstance(listed, str) or not listed.strip():
-        raise TubeletError(f'{name}, line {number}: has no path; write {{"path": "video.mp4"}}')
+        raise DataError(f'{name}, line {number}: has no path; write {{"path": "video.mp4"}}')
     if any("\ud800" <= character <= "\udfff" for character in listed):
-        raise TubeletError(f"{name}, line {number}: {ascii(listed)[:200]} is not a valid file name; remove the line")
+        raise DataError(f"{name}, line {number}: {ascii(listed)[:200]} is not a valid file name; remove the line")
     return listed

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from tubelet.config import TrainConfig
 from tubelet.data.bad_files import check_bad_share
-from tubelet.data.batch import BadFile, Batch, StepData
+from tubelet.data.batch import Batch, StepData
 from tubelet.data.batch_partition import (
     MicroBatch,
     accumulation_slices,
@@ -40,7 +40,7 @@ from tubelet.data.sampler import WeightedSourceSampler
 from tubelet.data.sources import MediaList
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.data.worker_status import WorkerStatus
-from tubelet.errors import DecodeError, TubeletError, first_line
+from tubelet.errors import BadFile, ConfigError, DataError, DecodeError, FileError, TubeletError, first_line
 from tubelet.grid import Grid, Mask, Modality
 
 # One number for every use of randomness, so that no two share a stream.
@@ -59,7 +59,7 @@ def build_samplers(config: TrainConfig, media: MediaList) -> dict[Modality, Weig
     for number in range(len(config.data.source_weights)):
         own = media.of_source(number)
         if not any(own.count(modality) for modality in Modality):
-            raise TubeletError(
+            raise ConfigError(
                 f"{config.data.sources[number]}: the sources before it contain all of its files, so its weight has no "
                 "effect; list it before them, or remove it"
             )
@@ -155,7 +155,7 @@ class StepDataset(Dataset[StepData]):
         try:
             return pixels.share_memory_()
         except RuntimeError as error:
-            raise TubeletError(
+            raise FileError(
                 f"/dev/shm has no room for {pixels.nbytes / MB:,.1f} MB of samples ({first_line(error)}); lower "
                 "--prefetch-mb or --workers, or enlarge it (docker run --shm-size)"
             ) from error
@@ -204,7 +204,7 @@ class StepDataset(Dataset[StepData]):
             bad[path] = self.known_bad[path]
             total = sum(map(len, self.samplers.values()))
             check_bad_share(bad.values(), total, self.config.data.max_failed_fraction)
-        raise TubeletError(f"all {len(index)} {modality} files cannot be read; one is {bad[path]}")
+        raise DataError(f"all {len(index)} {modality} files cannot be read; one is {bad[path]}")
 
     def _read(
         self, modality: Modality, index: SampleIndex, sample: int, rngs: list[np.random.Generator]

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from tubelet.data.limits import MANIFEST_BYTES
 from tubelet.data.lists import Listed, read_listed
 from tubelet.data.storage import exists, fetch, is_url, size_of
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.io.text import read_bytes
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
@@ -37,7 +37,7 @@ def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, 
         (N,) large_binary in the file system's encoding, and a phrase.
 
     Raises:
-        TubeletError: a line cannot be understood or is too long, or a path leads elsewhere.
+        DataError: a line cannot be understood or is too long, or a path leads elsewhere.
         StorageError: its URL cannot be reached.
     """
     home = manifest.rsplit("/", 1)[0] if is_url(manifest) else str(Path(manifest).parent)
@@ -56,7 +56,7 @@ def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, 
     if len(outside):
         first = int(outside[0])
         files = [f"{folders[folder]}/x" for folder in np.unique(which[outside])]
-        raise TubeletError(
+        raise DataError(
             f"{manifest}, line {listed.lines[first]}: {listed.paths[first].as_py()} is outside the manifest's "
             f"folder, as are {len(outside)} of its {len(listed)} paths; to read them, add --allow-path "
             f"{' '.join(_common(files))}"
@@ -108,20 +108,20 @@ def _check_names(manifest: str, home: str, listed: Listed) -> None:
     """Refuse what no file is called.
 
     Raises:
-        TubeletError: naming the line.
+        DataError: naming the line.
     """
     odd = pc.match_substring_regex(listed.paths, r"\p{Cc}")
     if pc.any(odd).as_py():
         row = int(np.argmax(odd.to_numpy(zero_copy_only=False)))
         named = ascii(listed.paths[row].as_py())[:200]
-        raise TubeletError(f"{manifest}, line {listed.lines[row]}: {named} is not a valid file name; remove the line")
+        raise DataError(f"{manifest}, line {listed.lines[row]}: {named} is not a valid file name; remove the line")
     chain = pc.match_substring(listed.paths, "::")
     if not is_url(home):
         chain = pc.and_(chain, pc.match_substring(listed.paths, "://"))
     if pc.any(chain).as_py():
         row = int(np.argmax(chain.to_numpy(zero_copy_only=False)))
         named = listed.paths[row].as_py()[:200]
-        raise TubeletError(f"{manifest}, line {listed.lines[row]}: {named} is a chain of URLs; list its target")
+        raise DataError(f"{manifest}, line {listed.lines[row]}: {named} is a chain of URLs; list its target")
 
 
 def _resolve(manifest: str, home: str, listed: Listed) -> tuple[list[str], np.ndarray, pa.Array]:
@@ -167,7 +167,7 @@ def _resolve_one(manifest: str, number: int, home: str, listed: str) -> str:
     try:
         return absolute(Path(home).absolute() / Path(listed).expanduser())
     except (OSError, RuntimeError, ValueError) as error:  # a user that is unknown, a loop of links
-        raise TubeletError(f"{manifest}, line {number}: {listed[:200]} cannot be resolved ({error})") from error
+        raise DataError(f"{manifest}, line {number}: {listed[:200]} cannot be resolved ({error})") from error
 
 
 def _existing(paths: Sequence[str], home: str, allowed: Sequence[str]) -> int:
@@ -214,5 +214,5 @@ def _content(manifest: str) -> bytes:
         return read_bytes(Path(manifest), "check its name and permissions, or split it", MANIFEST_BYTES)
     size = size_of(manifest)
     if size > MANIFEST_BYTES:
-        raise TubeletError(f"{manifest}: has {size} bytes, above the limit of {MANIFEST_BYTES}; split it")
+        raise DataError(f"{manifest}: has {size} bytes, above the limit of {MANIFEST_BYTES}; split it")
     return fetch(manifest)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tubelet.config import BlockMask
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.grid import Grid, Mask
 
 MAX_DRAWS = 1000
@@ -30,7 +30,7 @@ def hidden_positions(
         (B, H', W') bool.
 
     Raises:
-        TubeletError: if the grid is too small to leave anything visible.
+        ConfigError: if the grid is too small to leave anything visible.
     """
     rows, columns = shape
     hidden = np.empty((batch, grid.h, grid.w), dtype=bool)
@@ -45,7 +45,7 @@ def hidden_positions(
         pending = pending[hidden[pending].all(axis=(1, 2))]
         if not len(pending):
             return hidden
-    raise TubeletError(
+    raise ConfigError(
         f"{spec.blocks} blocks of {rows}x{columns} patches leave nothing visible of a {grid.h}x{grid.w} grid: "
         "use a larger image size or a smaller patch size"
     )

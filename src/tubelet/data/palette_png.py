@@ -1,4 +1,4 @@
-"""Masks as indexed PNGs in the palette of DAVIS: each pixel is the number of its object, and looks like its colour."""
+"""Object masks as palette PNGs with the colors of DAVIS: the value of a pixel is the number of its object."""
 
 from pathlib import Path
 
@@ -12,36 +12,37 @@ VOID = 255
 
 
 def davis_palette() -> NDArray[np.uint8]:
-    """(256, 3) the palette of DAVIS: colours whose bits are those of their number up to 21, then grey."""
-    colours = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    """(256, 3) the palette of DAVIS: colors made of the bits of their number up to 21, then gray."""
+    colors = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     for number in range(22):
         for channel in range(3):
             high, low = number >> channel & 1, number >> channel + 3 & 1
-            colours[number, channel] = (0, 64, 128, 191)[2 * high + low]
-    return colours
+            colors[number, channel] = (0, 64, 128, 191)[2 * high + low]
+    return colors
 
 
 def write_indexed(path: Path, labels: NDArray[np.uint8]) -> None:
-    """Write (H, W) numbers of objects."""
-    picture = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
-    picture.putpalette(davis_palette().ravel().tolist())
-    picture.save(path)
+    """Write a mask of (H, W) object numbers."""
+    image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
+    image.putpalette(davis_palette().ravel().tolist())
+    image.save(path)
 
 
 def read_indexed(path: Path) -> NDArray[np.uint8]:
-    """(H, W) numbers of objects.
+    """Read a mask of (H, W) object numbers.
 
     Raises:
-        DecodeError: if the file cannot be read, or its pixels are colours rather than numbers.
+        DecodeError: the file cannot be read, or its pixels are colors rather than numbers.
     """
     try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("P", "L", "1"):
-                raise DecodeError(str(path), f"is an image of mode {picture.mode}, expected an indexed PNG (P) or L")
-            return np.array(picture, dtype=np.uint8)
+        with Image.open(path) as image:
+            mode, labels = image.mode, np.array(image)
     except DecodeError:
         raise
     except FileNotFoundError:
         raise DecodeError(str(path), "no such mask") from None
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DecodeError(str(path), f"cannot be read as a mask ({error})") from error
+    if mode not in ("P", "L", "1"):
+        raise DecodeError(str(path), f"image of mode {mode}, expected a palette PNG (P) or L")
+    return labels.astype(np.uint8)

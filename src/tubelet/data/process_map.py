@@ -17,15 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
-from tubelet.data.worker_status import POLL_S, StallDetector, explain_exit, oom_kills, setup_worker
-from tubelet.errors import TrainingError, TubeletError
+from tubelet.data.worker_status import POLL_S, StallDetector, WorkerCrashError, explain_exit, oom_kills, setup_worker
+from tubelet.errors import TubeletError
 
 T = TypeVar("T")
 J = TypeVar("J")
-
-
-class WorkerCrashError(TrainingError):
-    """A worker process died."""
 
 
 def process_map(

@@ -9,7 +9,7 @@ from tubelet.config import DataConfig
 from tubelet.data.containers import Media
 from tubelet.data.shards.reader import ShardFolder
 from tubelet.data.sources import MediaList
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.grid import Modality
 
 
@@ -78,7 +78,7 @@ def check_shard_configs(media: MediaList, data: DataConfig) -> None:
     """Refuse shards whose videos or images are smaller, shorter or sparser than a run needs.
 
     Raises:
-        TubeletError: a folder of shards does not fit; the message says what to change.
+        ConfigError: a folder of shards does not fit; the message says what to change.
     """
     span_s = data.frames / data.fps
     for folder in media.shards:
@@ -96,4 +96,4 @@ def check_shard_configs(media: MediaList, data: DataConfig) -> None:
             fault = f"--image-size {data.image_size} is more than the {made.size} pixels of these shards; "
             fault += f"lower it, or shard the sources again with --size {data.image_size}"
         if fault:
-            raise TubeletError(f"{folder.root}: {fault}")
+            raise ConfigError(f"{folder.root}: {fault}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from tubelet.data.sample_index import SampleIndex, build_index
 from tubelet.data.sources import MediaList
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.grid import Modality
 
 # Draws in a block: fractions are exact to a ten-thousandth.
@@ -100,14 +100,14 @@ def apportion(weights: Sequence[float], modality: Modality) -> np.ndarray:
     """How many draws of a block each source gets: its weight's fraction, rounded by largest remainder.
 
     Raises:
-        TubeletError: a weight is too small for a single draw.
+        ConfigError: a weight is too small for a single draw.
     """
     exact = np.array(weights) / sum(weights) * BLOCK
     quota = np.floor(exact + 1e-9).astype(np.int64)
     quota[np.argsort(quota - exact, kind="stable")[: BLOCK - quota.sum()]] += 1
     for weight, draws in zip(weights, quota, strict=True):
         if not draws:
-            raise TubeletError(
+            raise ConfigError(
                 f"the weight {weight} is less than 1/{BLOCK} of the sum of all {modality} sources; increase it or "
                 "remove the source"
             )

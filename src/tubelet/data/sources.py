@@ -16,7 +16,7 @@ from tubelet.data.paths import Paths, checksum, to_arrow
 from tubelet.data.shards.reader import ShardFolder, is_shards, open_shards
 from tubelet.data.storage import find, is_pattern, is_url, suffix_of
 from tubelet.data.suffixes import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, names_with
-from tubelet.errors import TubeletError, escape_filename
+from tubelet.errors import ConfigError, DataError, FileError, MissingFileError, escape_filename
 from tubelet.grid import Modality
 from tubelet.io.hidden import is_hidden
 
@@ -103,7 +103,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
         StorageError: a URL cannot be reached.
     """
     if not sources:
-        raise TubeletError("no data source; pass a folder, a file, a glob, or a list of files")
+        raise ConfigError("no data source; pass a folder, a file, a glob, or a list of files")
     roots = [root_of(root) for root in allow_path]
     videos, images, others = _Files(), _Files(), _Files()
     shards: dict[str, ShardFolder] = {}
@@ -123,7 +123,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
             )
             media = pc.or_(video, image)
             if not pc.any(media).as_py():
-                raise TubeletError(f"{source}: {_what_instead(found)}; name a source that has some")
+                raise DataError(f"{source}: {_what_instead(found)}; name a source that has some")
             videos.add(found.filter(video))
             images.add(found.filter(image))
             others.add(found.filter(pc.invert(media)))
@@ -186,7 +186,9 @@ def _local_files_of(path: Path, hidden: _Hidden) -> Iterator[str]:
     elif glob.has_magic(str(path)):
         yield from _glob(str(path), hidden)
     else:
-        raise TubeletError(f"{path}: no such file or folder; check the path (a relative one starts at {Path.cwd()})")
+        raise MissingFileError(
+            f"{path}: no such file or folder; check the path (a relative one starts at {Path.cwd()})"
+        )
 
 
 def _remote_files_of(source: str, hidden: _Hidden) -> Iterator[str]:
@@ -196,7 +198,7 @@ def _remote_files_of(source: str, hidden: _Hidden) -> Iterator[str]:
     found, left_out = find(source)
     if not found:
         what = "nothing matches this pattern; check it (quote it in a shell)"
-        raise TubeletError(f"{source}: {what if is_pattern(source) else 'no such file or folder; check the URL'}")
+        raise MissingFileError(f"{source}: {what if is_pattern(source) else 'no such file or folder; check the URL'}")
     for url in left_out:
         if suffix_of(url) in MEDIA_SUFFIXES:
             hidden.add("file", url)
@@ -226,7 +228,7 @@ def _folder(folder: str, hidden: _Hidden) -> Iterator[str]:
                     else:
                         folders.append((name, os.path.realpath(entry.path) if entry.is_symlink() else entry.path))
         except OSError as error:
-            raise TubeletError(
+            raise FileError(
                 f"{at}: cannot be listed ({error.strerror}); change its permissions, or list the other folders"
             ) from error
         start = at.rstrip("/") + "/"
@@ -237,7 +239,7 @@ def _folder(folder: str, hidden: _Hidden) -> Iterator[str]:
 def _glob(pattern: str, hidden: _Hidden) -> Iterator[str]:
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
     if not matches:
-        raise TubeletError(f"{pattern}: nothing matches this pattern; check it (quote it in a shell)")
+        raise MissingFileError(f"{pattern}: nothing matches this pattern; check it (quote it in a shell)")
     # What the user wrote in full is no find of the pattern; nor does a wildcard match a dot at the beginning.
     written = set(Path(pattern).parts)
     for match in matches:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.io.text import read_bytes
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "::": "'::'", " ": "spaces"}
@@ -18,17 +18,17 @@ def decode_list(data: bytes, name: str | Path) -> str:
     """The text of a list, its line ends as line feeds.
 
     Raises:
-        TubeletError: it is neither UTF-8 nor UTF-16 or UTF-32 with a byte order mark.
+        DataError: it is neither UTF-8 nor UTF-16 or UTF-32 with a byte order mark.
     """
     encoding = "utf-32" if data.startswith(_UTF32) else "utf-16" if data.startswith(_UTF16) else "utf-8-sig"
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         what = "UTF-8" if encoding == "utf-8-sig" else f"the {encoding.upper()} of its byte order mark"
-        raise TubeletError(f"{name}: is not {what} text (byte {error.start}); save the list as UTF-8") from error
+        raise DataError(f"{name}: is not {what} text (byte {error.start}); save the list as UTF-8") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise TubeletError(
+        raise DataError(
             f"{name}, line {line}: contains NUL characters (UTF-16 without a byte order mark?); save it as UTF-8"
         )
     if "\r" in text:
@@ -40,7 +40,7 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank, without white space and quotes around them.
 
     Raises:
-        TubeletError: it cannot be read, or is in an unknown encoding.
+        DataError: it cannot be read, or is in an unknown encoding.
     """
     lines = (line.strip("\ufeff \t") for line in decode_list(read_bytes(path), path).split("\n"))
     return [line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line for line in lines if line]
@@ -54,7 +54,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
         columns: those that it must have; others are welcome.
 
     Raises:
-        TubeletError: it cannot be read, a column is missing, or a row has too few or too many cells.
+        DataError: it cannot be read, a column is missing, or a row has too few or too many cells.
     """
     text = decode_list(read_bytes(path), path).lstrip("\ufeff\n")
     first = text.split("\n", 1)[0]
@@ -63,7 +63,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
     header = headers[mark]
     missing = [column for column in columns if column not in header]
     if missing:
-        raise TubeletError(f"{path}: has no column {', '.join(missing)}; found {', '.join(header)[:300]}")
+        raise DataError(f"{path}: has no column {', '.join(missing)}; found {', '.join(header)[:300]}")
     reader = csv.reader(io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=True)
     rows = []
     try:
@@ -71,13 +71,13 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
             if reader.line_num == 1 or not any(map(str.strip, row)):
                 continue
             if len(row) < len(header) and any(column in header[len(row) :] for column in columns):
-                raise TubeletError(f"{path}: line {reader.line_num} has fewer values than the header has columns")
+                raise DataError(f"{path}: line {reader.line_num} has fewer values than the header has columns")
             if len(row) > len(header) and any(map(str.strip, row[len(header) :])):
-                raise TubeletError(
+                raise DataError(
                     f"{path}: line {reader.line_num} has {len(row)} values, the header {len(header)} columns; put a "
                     f"value that contains {SEPARATORS[mark]} in quotes"
                 )
             rows.append((reader.line_num, dict(zip(header, map(str.strip, row), strict=False))))
     except csv.Error as error:
-        raise TubeletError(f"{path}: line {reader.line_num} cannot be read as CSV ({error})") from error
+        raise DataError(f"{path}: line {reader.line_num} cannot be read as CSV ({error})") from error
     return rows

@@ -23,10 +23,11 @@ from tubelet.data.worker_status import (
     POLL_S,
     SHARED_MEMORY,
     StallDetector,
+    WorkerCrashError,
     WorkerStatus,
     setup_worker,
 )
-from tubelet.errors import TubeletError, first_line
+from tubelet.errors import ConfigError, FileError, TubeletError, first_line
 from tubelet.io.files import temporary_directory
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ def translate_worker_crash(resume_hint: str) -> Iterator[None]:
         all_status = [loader.status for loader in _loaders]
         dead = [s for s in all_status if any(process.exitcode for process in s.processes)]
         why = (dead or all_status or [WorkerStatus(0)])[0].explain(first_line(error))
-        raise TubeletError(f"a worker process ended unexpectedly{why}; {resume_hint}") from error
+        raise WorkerCrashError(f"a worker process ended unexpectedly{why}; {resume_hint}") from error
 
 
 class WorkerLoader(Generic[T]):
@@ -205,7 +206,7 @@ def require_shared_memory(item_bytes: int, workers: int, prefetch: int = PREFETC
     found = os.statvfs(SHARED_MEMORY)
     free, needed = found.f_bavail * found.f_frsize, item_bytes * (workers * prefetch + 1)
     if needed > free:
-        raise TubeletError(
+        raise FileError(
             f"{SHARED_MEMORY}: {free / 1e6:.0f} MB are free, but {workers} workers need {needed / 1e6:.0f} MB for "
             f"{prefetch} batches each of {item_bytes / 1e6:.1f} MB; start the container with more (docker run "
             f"--shm-size {max(1, round(2 * needed / 1e9))}g), or use fewer --workers (0 needs none)"
@@ -233,7 +234,7 @@ def _start_method() -> str | None:
         return "fork"
     script = getattr(sys.modules["__main__"], "__file__", None)
     if chosen != "fork" and script and not Path(script).exists():
-        raise TubeletError(
+        raise ConfigError(
             f"worker processes cannot be started by {chosen or 'spawn'} from a script that is not a file ({script}); "
             "save it to a file, or use 0 workers"
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tubelet.errors import TubeletError
+from tubelet.errors import FileError, TrainingError
 
 _TEXT_BYTES = 1024
 SHARED_MEMORY = Path("/dev/shm")
@@ -27,6 +27,10 @@ _MAIN_GUARD = (
     "or use 0 workers"
 )
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+
+
+class WorkerCrashError(TrainingError):
+    """A worker process died."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ class StallDetector:
             if used - before >= 0.05:
                 since, before = now, used
             if now - since >= STALL_S:
-                raise TubeletError(
+                raise FileError(
                     f"{file}: no data for the last {now - since:.0f} s of a read of {seconds:.0f} s; check whether its "
                     "disk or server responds"
                 )

@@ -17,7 +17,7 @@ from typing import Any
 
 from tubelet.data.process_map import on_parent_exit
 from tubelet.data.worker_status import describe_exit
-from tubelet.errors import TubeletError
+from tubelet.errors import FileError, MissingPackageError, TubeletError
 from tubelet.io.files import temporary_directory
 from tubelet.sample_data import supervisor
 from tubelet.sample_data.level import wad_folder
@@ -47,7 +47,9 @@ def import_vizdoom() -> Any:
     try:
         import vizdoom
     except ImportError as error:
-        raise TubeletError(f"the sample data set is rendered by ViZDoom: pip install vizdoom ({error})") from error
+        raise MissingPackageError(
+            f"the sample data set is rendered by ViZDoom: pip install vizdoom ({error})"
+        ) from error
     return vizdoom
 
 
@@ -241,7 +243,7 @@ def _supervised(game: Any, place: Path, vizdoom: Any) -> Iterator[None]:
             os.write(opened[-1], script.encode())
             program = Path(f"/proc/self/fd/{opened[-1]}")
         if not os.access(program, os.X_OK):
-            raise TubeletError(
+            raise FileError(
                 f"{place.parent.parent}: no program may run from there; set TMPDIR to a folder that allows it"
             )
         game.set_vizdoom_path(str(program))

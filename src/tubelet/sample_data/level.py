@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.errors import TubeletError
+from tubelet.errors import MissingPackageError
 
 PLAYER_RADIUS = 16.0
 PLAYER_HEIGHT = 56.0
@@ -61,11 +61,11 @@ def wad_folder() -> Path:
     """Where the level files are, found without starting the engine.
 
     Raises:
-        TubeletError: ViZDoom, which carries them, is not installed.
+        MissingPackageError: ViZDoom, which carries them, is not installed.
     """
     spec = find_spec("vizdoom")
     if spec is None or spec.origin is None:
-        raise TubeletError("the sample data set is rendered by ViZDoom: pip install vizdoom")
+        raise MissingPackageError("the sample data set is rendered by ViZDoom: pip install vizdoom")
     return Path(spec.origin).parent
 
 
@@ -81,7 +81,7 @@ class _Wad(NamedTuple):
 def _wad(name: str) -> _Wad:
     path = wad_folder() / name
     if not path.is_file():
-        raise TubeletError(f"{path}: the levels that ViZDoom carries are missing; reinstall vizdoom")
+        raise MissingPackageError(f"{path}: the levels that ViZDoom carries are missing; reinstall vizdoom")
     status = path.stat()
     return _Wad(path.resolve(), status.st_size, status.st_mtime_ns, status.st_ino)
 

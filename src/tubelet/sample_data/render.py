@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.sample_data import truth
 from tubelet.sample_data.level import Level, heading, is_sky
 from tubelet.sample_data.tracks import no_tracks, track
@@ -120,13 +120,13 @@ def view_of(size: int) -> View:
     """The rendering for frames of `size` pixels: reduced from at least twice as many, so that colours are smooth.
 
     Raises:
-        TubeletError: no resolution fits that size.
+        ConfigError: no resolution fits that size.
     """
     for width, height in RESOLUTIONS:
         for factor in range(2, 9):
             if size % 2 == 0 and 0.6 * width <= size * factor <= height:  # the video's colours are at half size
                 return View(width, height, factor, size)
-    raise TubeletError(f"size {size}: must be an even number of pixels from 32 to 240, such as 64, 128 or 224")
+    raise ConfigError(f"size {size}: must be an even number of pixels from 32 to 240, such as 64, 128 or 224")
 
 
 @dataclass(frozen=True)

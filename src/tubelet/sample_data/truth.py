@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.data.limits import ARRAY_BYTES
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError, MissingFileError
 from tubelet.io.arrays import ArraySpec, read_npz
 from tubelet.io.text import file_error, read_json, validate_content
 from tubelet.validation import Bounds
@@ -344,7 +344,7 @@ def read_description(root: str | Path) -> dict[str, Any]:
     """
     path = Path(root) / "dataset.json"
     if not path.is_file():
-        raise TubeletError(
+        raise MissingFileError(
             f"{root}: no sample set here (no dataset.json); `tubelet sample-data FOLDER` makes one in a new folder"
         )
     description: dict[str, Any] = read_json(path, dict[str, Any], _REMEDY)
@@ -373,13 +373,13 @@ def read_index(root: str | Path, split: str = "train", kind: str = "videos") -> 
     """
     files = read_description(root)["files"]
     if split not in files or kind not in files[split]:
-        raise TubeletError(f"{root}: no {split}/{kind}; a sample set has train and val, videos and images")
+        raise DataError(f"{root}: no {split}/{kind}; a sample set has train and val, videos and images")
     base = Path(root) / split
     for entry in files[split][kind]:
         if Path(entry["file"]).name != entry["file"]:
-            raise TubeletError(f"{root}: lists {entry['file']!r}, expected the name of a file in {split}/{kind}")
+            raise DataError(f"{root}: lists {entry['file']!r}, expected the name of a file in {split}/{kind}")
         if entry.get("motion", "") not in ("", *MOTIONS):
-            raise TubeletError(f"{root}: {entry['file']} has the motion {entry['motion']!r}, expected one of {MOTIONS}")
+            raise DataError(f"{root}: {entry['file']} has the motion {entry['motion']!r}, expected one of {MOTIONS}")
     return [
         SampleEntry(
             media=base / kind / entry["file"],

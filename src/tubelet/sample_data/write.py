@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tubelet.data.process_map import WorkerCrashError, process_map
-from tubelet.errors import TubeletError
+from tubelet.data.process_map import process_map
+from tubelet.data.worker_status import WorkerCrashError
+from tubelet.errors import ConfigError, FileError, TubeletError
 from tubelet.io.files import atomic_write, directory_lock
 from tubelet.io.hidden import without_hidden
 from tubelet.io.overwrite import check_output
@@ -220,13 +221,13 @@ def check_parameters(clips: int, images: int, frames: int, fps: int, validation_
         TubeletError: names the parameter and what it may be.
     """
     if fps < 1 or TICS_PER_SECOND % fps:
-        raise TubeletError(f"fps {fps}: must divide the engine's {TICS_PER_SECOND} tics per second: 1, 5, 7 or 35")
+        raise ConfigError(f"fps {fps}: must divide the engine's {TICS_PER_SECOND} tics per second: 1, 5, 7 or 35")
     if clips < 0 or images < 0 or clips + images == 0:
-        raise TubeletError(f"clips {clips}, images {images}: must not be negative, and not both 0")
+        raise ConfigError(f"clips {clips}, images {images}: must not be negative, and not both 0")
     if frames < 2:
-        raise TubeletError(f"frames {frames}: a clip has at least 2")
+        raise ConfigError(f"frames {frames}: a clip has at least 2")
     if not 0 <= validation_share < 1:
-        raise TubeletError(f"validation_share {validation_share}: must be at least 0 and below 1")
+        raise ConfigError(f"validation_share {validation_share}: must be at least 0 and below 1")
 
 
 def write_sample_data(
@@ -278,7 +279,7 @@ def write_sample_data(
         "validation_share": validation_share,
     }
     if out.exists() and not out.is_dir():
-        raise TubeletError(f"{out}: is a file; name a new folder for the sample set")
+        raise FileError(f"{out}: is a file; name a new folder for the sample set")
     if (out / DATASET).exists():  # perhaps in a read-only folder
         return _found(out, parameters)
     import_vizdoom()
@@ -324,7 +325,7 @@ def _clear(out: Path, partial: Path) -> None:
     # Complete splits are moved up at the end; a command that was killed then has left both.
     own = {*SPLITS} if partial.exists() else set()
     if {entry.name for entry in without_hidden(out.iterdir())} - own:
-        raise TubeletError(f"{out}: contains other files; name a new folder for the sample set")
+        raise FileError(f"{out}: contains other files; name a new folder for the sample set")
     for name in {UNFINISHED, *own}:
         shutil.rmtree(out / name, ignore_errors=True)
     partial.mkdir()
@@ -334,7 +335,7 @@ def _found(out: Path, parameters: dict) -> dict:
     """The description of an existing set, if it has the requested parameters."""
     description = truth.read_description(out)
     if description["parameters"] != parameters:
-        raise TubeletError(f"{out}: is a sample set of other parameters; delete it or name another folder")
+        raise ConfigError(f"{out}: is a sample set of other parameters; delete it or name another folder")
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # empty, of a command that was killed after its work
     return {**description, "reused": True}
 
@@ -371,9 +372,7 @@ def _render_set(
             todo[result.job.split][1].extend(result.missing_images)
     rejected = sum((result.rejected for result in results), Counter())
     if missing := sum(len(clips) + len(images) for clips, images in todo.values()):
-        raise TubeletError(
-            f"{missing} of {sum(total)} files could not be recorded ({dict(rejected)}); try another seed"
-        )
+        raise TubeletError(f"{missing} of {total} files could not be recorded ({dict(rejected)}); try another seed")
     return _describe(parameters, settings.view, results, rejected)
 
 

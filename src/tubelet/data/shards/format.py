@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tubelet.data.limits import LINE_CHARACTERS
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.grid import Modality
 from tubelet.io.text import parse_json
 
@@ -79,11 +79,11 @@ def parse_header(path: str, line: str) -> dict[str, Any]:
     """The first line of an index.
 
     Raises:
-        TubeletError: it is not valid, or of another format.
+        DataError: it is not valid, or of another format.
     """
     header = _parse_line(path, 1, line, _HEADER)
     if header["tubelet_shards"] != FORMAT:
-        raise TubeletError(
+        raise DataError(
             f"{path}: format {header['tubelet_shards']}, but this version reads {FORMAT}; shard the sources again"
         )
     return header
@@ -93,14 +93,14 @@ def parse_shard_sizes(path: str, shards: list[Any]) -> dict[str, int]:
     """Bytes of each tar by its name. Tars lie next to their index: a name with a folder in it is not valid.
 
     Raises:
-        TubeletError: a name or a size is not valid.
+        DataError: a name or a size is not valid.
     """
     sizes: dict[str, int] = {}
     for shard in shards:
         name, size = (shard.get("name"), shard.get("size")) if isinstance(shard, dict) else (None, None)
         valid = isinstance(name, str) and _SHARD_NAME.fullmatch(name) and type(size) is int and 0 <= size < 2**63
         if not valid:
-            raise TubeletError(f"{path}, line 1: {ascii(shard)[:200]} is not the name and size of a tar next to it")
+            raise DataError(f"{path}, line 1: {ascii(shard)[:200]} is not the name and size of a tar next to it")
         sizes[str(name)] = size or 0
     return sizes
 
@@ -115,26 +115,26 @@ def parse_member(path: str, number: int, line: str, shards: Mapping[str, tuple[i
         shards: number and bytes of each tar by its name.
 
     Raises:
-        TubeletError: the line is not valid.
+        DataError: the line is not valid.
     """
     row = _parse_line(path, number, line, _MEMBER)
     shard, size = shards.get(row["shard"], (-1, 0))
     if not 0 <= row["offset"] <= row["offset"] + row["size"] <= size or not 0 <= row["crc32"] < 2**32:
-        raise TubeletError(f"{path}, line {number}: {row['name']} is not within {row['shard']}; {COPY_INDEX}")
+        raise DataError(f"{path}, line {number}: {row['name']} is not within {row['shard']}; {COPY_INDEX}")
     if not row["name"].isascii() or len(row["name"]) > _NAME or not row["duration_s"] >= 0:
-        raise TubeletError(f"{path}, line {number}: {ascii(row['name'])[:200]} is not a member of `tubelet shard`")
+        raise DataError(f"{path}, line {number}: {ascii(row['name'])[:200]} is not a member of `tubelet shard`")
     image = row["modality"] == Modality.IMAGE
     return row["name"].encode(), shard, row["offset"], row["size"], row["crc32"], image, row["duration_s"]
 
 
 def _parse_line(path: str, number: int, line: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
     if number > 1 and len(line) > LINE_CHARACTERS:  # the first one lists all tars
-        raise TubeletError(f"{path}, line {number}: has {len(line)} characters, above the limit of {LINE_CHARACTERS}")
+        raise DataError(f"{path}, line {number}: has {len(line)} characters, above the limit of {LINE_CHARACTERS}")
     row: dict[str, Any] = parse_json(line, f"{path}, line {number}", remedy=COPY_INDEX)
     for key, kind in kinds.items():
         value = row.get(key) if isinstance(row, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool) or _overflows(value):
-            raise TubeletError(f"{path}, line {number}: has no valid {key}; expected an index of `tubelet shard`")
+            raise DataError(f"{path}, line {number}: has no valid {key}; expected an index of `tubelet shard`")
     return row
 
 

@@ -12,7 +12,7 @@ from tubelet.config import ShardConfig, from_dict
 from tubelet.data.batch import MediaBytes
 from tubelet.data.shards.format import COPY_INDEX, INDEX, PLAN, RECORD, parse_header, parse_member, parse_shard_sizes
 from tubelet.data.storage import StorageError, exists, fetch, is_pattern, is_url
-from tubelet.errors import DecodeError, TubeletError
+from tubelet.errors import DataError, DecodeError
 from tubelet.io.text import decode_text
 
 
@@ -74,18 +74,18 @@ def open_shards(root: str | Path) -> ShardFolder:
     """Read the index of a folder or URL of shards.
 
     Raises:
-        TubeletError: the index is missing or not valid, or a local shard has another size.
+        DataError: the index is missing or not valid, or a local shard has another size.
     """
     root = str(root).rstrip("/")
     path = f"{root}/{INDEX}"
     if not is_url(root) and not Path(path).exists():
-        raise TubeletError(f"{root}: has no {INDEX}; these shards are incomplete, run `tubelet shard` again")
+        raise DataError(f"{root}: has no {INDEX}; these shards are incomplete, run `tubelet shard` again")
     first, *lines = decode_text(_fetch(path), path, COPY_INDEX).splitlines() or [""]
     header = parse_header(path, first)
     if len(lines) != header["members"]:
-        raise TubeletError(f"{path}: truncated: has {len(lines)} of {header['members']} members; {COPY_INDEX}")
+        raise DataError(f"{path}: truncated: has {len(lines)} of {header['members']} members; {COPY_INDEX}")
     if not lines:
-        raise TubeletError(f"{path}: has no members; shard sources that contain videos or images")
+        raise DataError(f"{path}: has no members; shard sources that contain videos or images")
     sizes = parse_shard_sizes(path, header["shards"])
     if not is_url(root):
         _check_sizes(root, sizes)
@@ -101,7 +101,7 @@ def _check_sizes(root: str, sizes: Mapping[str, int]) -> None:
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             fault = "is missing" if found is None else f"has {found} bytes"
-            raise TubeletError(f"{path}: {fault}, expected {size} bytes; copy the shard again")
+            raise DataError(f"{path}: {fault}, expected {size} bytes; copy the shard again")
 
 
 def _fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:

@@ -25,7 +25,7 @@ from tubelet.data.shards.reader import is_shards, open_shards
 from tubelet.data.shards.transcode import transcode
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError, is_url, size_of
-from tubelet.errors import BadFile, DecodeError, TubeletError, escape_filename
+from tubelet.errors import BadFile, ConfigError, DecodeError, escape_filename
 from tubelet.grid import Modality
 from tubelet.io.files import atomic_write, directory_lock, file_errors
 from tubelet.io.overwrite import check_output
@@ -153,7 +153,7 @@ def write_shards(
     """
     for source in sources:
         if is_shards(source):
-            raise TubeletError(f"{source}: is already a folder of shards; name the files that it was made from")
+            raise ConfigError(f"{source}: is already a folder of shards; name the files that it was made from")
     out = Path(out)
     check_output(out, "shards", sources)
     media = list_media(sources, allow_path)
@@ -316,7 +316,7 @@ def _jobs(
 ) -> list[ShardJob]:
     """Distribute files to shards, in random order so that every shard is a fair sample of all."""
     if shard_mb <= 0:
-        raise TubeletError(f"shard_mb is {shard_mb}, expected a size above 0")
+        raise ConfigError(f"shard_mb is {shard_mb}, expected a size above 0")
     order = np.random.default_rng(_ORDER_SEED).permutation(len(files))
     groups: list[list[tuple[int, str, Modality]]] = []
     filled = 0
@@ -350,7 +350,7 @@ def _compare(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
         files, size = (f"{before[key]} -> {now[key]}" for key in ("files", "source_size"))
         changed = [f"other source files: {files} files, {size} bytes"]
     if changed:
-        raise TubeletError(
+        raise ConfigError(
             f"{out}: contains shards of another configuration ({'; '.join(changed)}); delete it or choose another --out"
         )
 

@@ -30,7 +30,7 @@ from tubelet.data.video.timestamps import (
     pts_or_dts,
     reorder_by_pts,
 )
-from tubelet.errors import DecodeError
+from tubelet.errors import DecodeError, TubeletError
 
 # Formats that store presentation timestamps. In others FFmpeg may guess them while it decodes, and skipping frames
 # would change its guesses.
@@ -125,6 +125,8 @@ class VideoStream:
             return place >= 0
         try:
             self.container.seek(target, stream=self.stream)
+        except TubeletError:
+            raise
         except (FFmpegError, OSError, ValueError, OverflowError):
             return False
         self.corrector = None

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.io.files import directory_lock, file_errors
 from tubelet.sample_data.layouts import (
     ade20k,
@@ -49,11 +49,11 @@ def check_layouts(names: tuple[str, ...]) -> list[str]:
     """The layouts that names stand for, each once; "all" is every one.
 
     Raises:
-        TubeletError: for a name that is none.
+        ConfigError: for a name that is none.
     """
     for name in names:
         if name != ALL and name not in LAYOUTS:
-            raise TubeletError(f"no layout is called {name!r}; expected {ALL} or one of {', '.join(sorted(LAYOUTS))}")
+            raise ConfigError(f"no layout is called {name!r}; expected {ALL} or one of {', '.join(sorted(LAYOUTS))}")
     return sorted(LAYOUTS) if ALL in names else list(dict.fromkeys(names))
 
 
@@ -68,7 +68,7 @@ def write_layout(root: Path, name: str) -> Mapping[str, int]:
         what was written and how many of it; empty if the layout was there already.
 
     Raises:
-        TubeletError: if there is no sample set, or the layout cannot be written.
+        ConfigError: if there is no sample set, or the layout cannot be written.
     """
     read_description(root)
     out = root / "layouts" / name

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.sample_data.layouts.frames import frames_of, write_picture
 from tubelet.sample_data.layouts.labels import NOTHING, largest_object
 from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT
@@ -31,7 +31,7 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
             stem = f"{_IDENTITIES[name]}_{number}" if split == "train" else f"ILSVRC2012_val_{number:08d}"
             write_picture(out / split / _IDENTITIES[name] / f"{stem}.JPEG", frame.pixels)
         if not number:
-            raise TubeletError(f"{root}: no {split} picture shows an object that can be its class; render more clips")
+            raise DataError(f"{root}: no {split} picture shows an object that can be its class; render more clips")
         counts[f"{split} images"] = number
     names = "".join(f"{_IDENTITIES[name]} {name}\n" for name in CLASSES if name in known)
     (out / "LOC_synset_mapping.txt").write_text(names)
