@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -183,7 +183,7 @@ class _IterableWithErrors(IterableDataset[Any]):
             yield error
 
 
-def _collate_or_error(collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
+def _collate_or_error(collate: Callable[[Any], Any], items: list[Any]) -> Any:
     return next((item for item in items if isinstance(item, TubeletError)), None) or collate(items)
 
 
