@@ -109,7 +109,7 @@ def test_another_model_is_set_beside_and_the_same_one_comes_to_the_same(layouts,
     [
         (["--baseline", "no/such/model"], "no/such/model"),
         (["--weight-decays", "0.1", "0.2"], "linear heads on dense features share one weight decay"),
-        (["--frames", "4"], "frames is 4, but depth has no use for it: leave it out"),
+        (["--frames", "4"], "frames is 4, but is not supported by depth; remove it"),
     ],
 )
 def test_settings_that_a_task_has_no_use_for_are_refused(

@@ -92,7 +92,7 @@ def test_a_row_holds_what_encoding_its_clip_gives(model, table):
 
 
 def test_dense_rows_hold_all_tokens_of_all_levels_and_images_and_videos_share_a_table(films, model, tmp_path):
-    config = EmbedConfig(image_size=32, frames=4, fps=12, workers=0, dense=True, levels=True)
+    config = EmbedConfig(image_size=32, frames=4, fps=12, workers=0, dense=True, all_levels=True)
     embed_collection(model, [str(films / "0.mp4"), str(films / "0.png")], tmp_path / "table", config)
     for row in rows(tmp_path / "table").itertuples():
         start = None if row.modality == "image" else row.start_s

@@ -140,8 +140,8 @@ def test_residual_projections_start_smaller_with_depth():
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ((1, 3, 4, 20, 16), "height is 20 pixels, which does not divide into patches of 8"),
-        ((1, 3, 5, 16, 16), "5 frames, which do not divide into tubelets of 2"),
+        ((1, 3, 4, 20, 16), "height is 20 pixels, expected a multiple of the patch size 8"),
+        ((1, 3, 5, 16, 16), "5 frames, expected a multiple of the tubelet size 2"),
         ((1, 4, 4, 16, 16), "expected (clips, 3, frames, height, width)"),
         ((3, 4, 16, 16), "expected (clips, 3, frames, height, width)"),
     ],

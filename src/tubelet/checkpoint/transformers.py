@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.vjepa2 import expected_tensors, require_match, to_encoder_state
-from tubelet.config import ModelConfig, levels_of_depth
+from tubelet.config import ModelConfig, output_levels_for_depth
 from tubelet.errors import TubeletError
 from tubelet.io.text import read_json
 from tubelet.validation import InvalidValueError, check_value
@@ -91,7 +91,7 @@ def _read_config(path: Path) -> ModelConfig:
             depth=sizes["num_hidden_layers"],
             heads=sizes["num_attention_heads"],
             mlp_ratio=sizes["mlp_ratio"],
-            levels=levels_of_depth(sizes["num_hidden_layers"]),
+            levels=output_levels_for_depth(sizes["num_hidden_layers"]),
             patch_size=patch[0] if isinstance(patch, list) else patch,
             tubelet_size=sizes["tubelet_size"],
             channels=sizes["in_chans"],

@@ -21,7 +21,7 @@ from tubelet.checkpoint.vjepa2_1 import (
     tokenizer_shape,
     vector_length,
 )
-from tubelet.config import ModelConfig, levels_of_depth
+from tubelet.config import ModelConfig, output_levels_for_depth
 from tubelet.errors import TubeletError
 
 # Width -> heads and blocks of ViT-L, H and g (arXiv 2506.09985, and its release).
@@ -51,7 +51,7 @@ def from_release(path: Path, state: Mapping[str, Tensor], heads: int | None) -> 
         depth=depth,
         heads=heads,
         mlp_ratio=vector_length(encoder, r"blocks\.\d+\.mlp\.fc1\.bias", path) / width,
-        levels=levels_of_depth(depth),
+        levels=output_levels_for_depth(depth),
         patch_size=patch_size,
         tubelet_size=tubelet_size,
         channels=channels,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tubelet.checkpoint.state_dict import State, state_dict_mismatches
-from tubelet.config import MODELS, ModelConfig, PredictorConfig, levels_of_depth
+from tubelet.config import MODELS, ModelConfig, PredictorConfig, output_levels_for_depth
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import read_pt
 from tubelet.io.files import atomic_write
@@ -321,7 +321,7 @@ def _infer_config(
         depth=depth,
         heads=heads,
         mlp_ratio=vector_length(encoder, r"blocks\.\d+\.mlp\.fc1\.bias", path) / width,
-        levels=levels or levels_of_depth(depth),
+        levels=levels or output_levels_for_depth(depth),
         output_levels=1 if "predictor_embed.weight" in predictor else None,
         patch_size=patch_size,
         tubelet_size=tubelet_size,

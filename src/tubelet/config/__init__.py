@@ -1,4 +1,4 @@
-"""Every setting of the package: frozen dataclasses, each field documented with its unit; presets are functions."""
+"""Settings of the package: frozen dataclasses with the unit of every field; presets are functions."""
 
 from tubelet.config.data import BlockMask, DataConfig, MaskConfig, ShardConfig
 from tubelet.config.fields import from_dict, require, to_dict
@@ -7,7 +7,7 @@ from tubelet.config.model import (
     ModelConfig,
     PredictorConfig,
     RopeVersion,
-    levels_of_depth,
+    output_levels_for_depth,
     model_preset,
     resized,
     vit_b,
@@ -39,7 +39,7 @@ __all__ = [
     "ShardConfig",
     "TrainConfig",
     "from_dict",
-    "levels_of_depth",
+    "output_levels_for_depth",
     "model_preset",
     "require",
     "resized",

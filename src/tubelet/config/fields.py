@@ -1,4 +1,4 @@
-"""What all configs share: the check of every field, and the way to JSON and back."""
+"""Base class of all configs: validation of fields, and conversion to and from JSON."""
 
 import copy
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from tubelet.errors import ConfigError, TubeletError
 from tubelet.validation import LARGEST_INT, Bounds, InvalidValueError, check_value, describe_type, type_hints
 
-# Of all frames of a clip together: 64 frames of 4K.
+# Maximum over all frames of a clip together: 64 frames of 4K.
 CLIP_PIXELS = 64 * 3840 * 2160
 
 Count = Annotated[int, Bounds(1, 10**9 - 1)]  # the name of a checkpoint has nine digits for the step
@@ -21,7 +21,7 @@ Rate = Annotated[float, Bounds(0, 1000, exclusive=True, unit="frames per second"
 Samples = Annotated[int, Bounds(1, 2**20)]
 Processes = Annotated[int, Bounds(0, 1024, unit="processes")]
 Fraction = Annotated[float, Bounds(0, 1)]
-# Systems wait for a number of milliseconds that has 31 bits.
+# Operating systems wait for at most 2^31 milliseconds.
 Seconds = Annotated[float, Bounds(0, 1e6, exclusive=True, unit="seconds")]
 LearningRate = Annotated[float, Bounds(0, 1e6, exclusive=True)]
 
@@ -30,11 +30,11 @@ S = TypeVar("S", bound="Settings")
 
 
 class SettingError(ConfigError):
-    """A setting that cannot be meant.
+    """An invalid setting.
 
     Attributes:
-        name: of the setting.
-        problem: what follows the name in a sentence.
+        name: name of the setting.
+        problem: predicate of the message, after the name.
     """
 
     def __init__(self, name: str, problem: str) -> None:
@@ -47,10 +47,10 @@ class SettingError(ConfigError):
 
 
 def check(kind: Any, value: Any, name: str) -> Any:
-    """A setting as its annotation has it; see `tubelet.validation.check_value`.
+    """Convert a setting to the type of its annotation; see `tubelet.validation.check_value`.
 
     Raises:
-        SettingError: it is of another type, not finite, out of range, or no text for a name.
+        SettingError: for another type, a number that is not finite or out of range, or an invalid name.
     """
     try:
         return check_value(kind, value, name, strict=False)
@@ -59,9 +59,9 @@ def check(kind: Any, value: Any, name: str) -> Any:
 
 
 class Settings:
-    """The base of every config: a value that its field's annotation does not allow is refused when it is made.
+    """Base class of configs: fields are checked by their annotations on construction.
 
-    What a config holds can therefore be written and read again: no NaN, no infinity, nothing out of range.
+    Every config can therefore be written and read again: it has no NaN, no infinity, and nothing out of range.
 
     A config that is a file of its own sets `FORMAT_VERSION`, which is written into the file, and `RENAMED_IN_2`, the
     dotted keys of version 1 with their names since.
@@ -76,20 +76,20 @@ class Settings:
 
 
 def require(condition: bool, name: str, problem: str) -> None:
-    """Refuse a setting that does not go with others.
+    """Validate a setting that depends on others.
 
     Raises:
-        SettingError: unless the condition holds.
+        SettingError: if the condition is false.
     """
     if not condition:
         raise SettingError(name, problem)
 
 
 def require_clip(frames: int, size: int) -> None:
-    """Refuse a clip that would take too much memory.
+    """Validate the size of a clip in memory.
 
     Raises:
-        SettingError: naming both.
+        SettingError: if a clip has more than `CLIP_PIXELS`.
     """
     require(
         frames * size**2 <= CLIP_PIXELS,
@@ -99,7 +99,7 @@ def require_clip(frames: int, size: int) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name that is closest to a misspelt one; empty if none is."""
+    """A hint at the known name that is closest to a misspelled one; empty if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (nearest: {close[0]!r})" if close else ""
 

@@ -1,4 +1,4 @@
-"""Sizes of encoder and predictor, and the family: a preset is a function."""
+"""Architecture of encoder and predictor, and the presets of the model family."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from tubelet.grid import Grid
 from tubelet.validation import Bounds
 
 RopeVersion = Literal["2.1", "2.0"]
-# Ten times the largest ViT there is: a file that states more is damaged, and building it would take all memory.
+# Ten times the largest ViT: a file with larger sizes is corrupt, and building it would exhaust memory.
 MAX_WIDTH, MAX_DEPTH = 2**16, 2**10
 Width = Annotated[int, Bounds(1, MAX_WIDTH)]
 Depth = Annotated[int, Bounds(1, MAX_DEPTH)]
@@ -19,7 +19,7 @@ Ratio = Annotated[float, Bounds(0, 64, exclusive=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig(Settings):
-    """The narrow ViT that predicts the teacher's levels from the student's context tokens."""
+    """Architecture of the predictor, a narrow ViT from the student's context tokens to the teacher's levels."""
 
     width: Width = 384
     """Channels of a predictor token."""
@@ -28,13 +28,13 @@ class PredictorConfig(Settings):
     heads: Width = 12
     """Attention heads."""
     mlp_ratio: Ratio = 4.0
-    """Hidden channels of a block's MLP over its width."""
+    """Ratio of an MLP's hidden width to the width of its block."""
     mask_tokens: Depth = 2
-    """Number of learnable mask tokens; training uses the first."""
+    """Number of learnable mask tokens; training uses only the first."""
     rescale_rope: bool = True
     """Whether row and column positions are rescaled to the pre-training grid (the distilled releases do not)."""
     output_width: Annotated[int | None, Bounds(1, 2**22)] = None
-    """Channels of one prediction, all levels together; None is the encoder's width times its output levels."""
+    """Channels of one prediction, over all levels; None is the encoder's width times its output levels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +43,7 @@ class PredictorConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Settings):
-    """Sizes of encoder and predictor."""
+    """Architecture of encoder and predictor."""
 
     width: Width
     """D, channels of an encoder token."""
@@ -52,23 +52,23 @@ class ModelConfig(Settings):
     heads: Width
     """Attention heads."""
     mlp_ratio: Ratio = 4.0
-    """Hidden channels of a block's MLP over its width."""
+    """Ratio of an MLP's hidden width to the width of its block."""
     levels: tuple[Annotated[int, Bounds(0, MAX_DEPTH)], ...]
-    """0-based blocks whose output is tapped, each with a LayerNorm of its own, ascending."""
+    """Ascending 0-based indices of the output blocks, each followed by its own LayerNorm."""
     output_levels: Annotated[int | None, Bounds(1, MAX_DEPTH)] = None
-    """How many of the tapped levels, counted from the last, the encoder returns; None is all."""
+    """Number of levels, counted from the last, that the encoder returns; None is all."""
     patch_size: Annotated[int, Bounds(1, 1024)] = 16
     """Pixels along each side of a patch."""
     tubelet_size: Annotated[int, Bounds(1, 1024)] = 2
     """Frames of a video token."""
     channels: Annotated[int, Bounds(1, 1024)] = 3
-    """Colour channels of the input."""
+    """Color channels of the input."""
     rope_grid: Width = 16
     """Rows (and columns) of the pre-training grid that rotary positions are rescaled to."""
     rope: RopeVersion = "2.1"
-    """Whose rotary angles: V-JEPA 2.0 gives the two channels of a pair two angles and rescales no positions."""
+    """Version of the rotary embedding: 2.0 uses two angles for the two channels of a pair and rescales no positions."""
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
-    """The predictor's sizes."""
+    """Architecture of the predictor."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,31 +87,31 @@ class ModelConfig(Settings):
 
     @property
     def num_output_levels(self) -> int:
-        """L, how many levels the encoder returns."""
+        """L, number of levels that the encoder returns."""
         return self.output_levels or len(self.levels)
 
     @property
     def prediction_width(self) -> int:
-        """Channels of one prediction: L·D unless the predictor's output width says otherwise."""
+        """Channels of one prediction: the predictor's output width, or L·D."""
         return self.predictor.output_width or self.num_output_levels * self.width
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """The token grid of an input; frames = 1 is an image.
+        """Token grid of an input; frames = 1 is an image.
 
         Raises:
-            TubeletError: if the input does not divide into patches.
+            TubeletError: if height, width or frames are not multiples of the patch.
         """
         p, t = self.patch_size, self.tubelet_size
         for name, size in (("height", height), ("width", width)):
             if size < p or size % p:
                 raise TubeletError(
-                    f"{name} is {size} pixels, which does not divide into patches of {p}: use a multiple of {p}"
+                    f"{name} is {size} pixels, expected a multiple of the patch size {p}"
                 )
         if frames == 1:
             return Grid(1, height // p, width // p)
         if frames < t or frames % t:
             raise TubeletError(
-                f"a clip has {frames} frames, which do not divide into tubelets of {t}: use a multiple of {t}"
+                f"the clip has {frames} frames, expected a multiple of the tubelet size {t}"
             )
         return Grid(frames // t, height // p, width // p)
 
@@ -120,23 +120,23 @@ def _require_heads(whose: str, width: int, heads: int) -> None:
     require(
         width % (2 * heads) == 0,
         "width",
-        f"{whose}is {width}, which does not split into {heads} heads of even size: choose a multiple of 2 x heads",
+        f"{whose}is {width}, expected a multiple of 2 x heads = {2 * heads}",
     )
 
 
 def _quarters(depth: int) -> tuple[int, int, int, int]:
-    """The last block of each quarter of the depth, which the family taps as its levels; ViT-G's third is another."""
+    """Last block of each quarter of the depth: the output levels of the family, except for the third of ViT-G."""
     return (depth // 4 - 1, depth // 2 - 1, 3 * depth // 4 - 1, depth - 1)
 
 
 def vit_pico() -> ModelConfig:
-    """ViT-pico/8, 128 wide, 1.3 M parameters: small enough to learn something on a laptop's CPU in minutes."""
+    """ViT-pico/8, 128 wide, 1.3 M parameters: trains in minutes on a laptop's CPU."""
     predictor = PredictorConfig(width=96, depth=3, heads=4)
     return ModelConfig(width=128, depth=6, heads=4, levels=(1, 2, 4, 5), patch_size=8, predictor=predictor)
 
 
 def vit_ti() -> ModelConfig:
-    """ViT-Ti/16, 192 wide. Its predictor is no wider than itself and keeps the family's 32 channels a head."""
+    """ViT-Ti/16, 192 wide. Its predictor is as wide as the encoder, with the family's 32 channels per head."""
     predictor = PredictorConfig(width=192, depth=12, heads=6)
     return ModelConfig(width=192, depth=12, heads=3, levels=_quarters(12), predictor=predictor)
 
@@ -170,8 +170,8 @@ def vit_gigantic() -> ModelConfig:
     )
 
 
-def levels_of_depth(depth: int) -> tuple[int, ...]:
-    """The blocks that the family member of this depth taps; quarters of the depth where the family has none."""
+def output_levels_for_depth(depth: int) -> tuple[int, ...]:
+    """Output blocks of the family member of this depth; the quarters of the depth if there is none."""
     return {preset().depth: preset().levels for preset in MODELS.values()}.get(depth) or _quarters(depth)
 
 
@@ -187,16 +187,16 @@ MODELS: Mapping[str, Callable[[], ModelConfig]] = {
 
 
 def model_preset(name: str) -> ModelConfig:
-    """The sizes of a family member by name.
+    """Architecture of a family member by name.
 
     Raises:
         TubeletError: for an unknown name, with the nearest known one.
     """
     if name not in MODELS:
-        raise TubeletError(f"no model is called {name!r}{nearest(name, MODELS)}; the models are {', '.join(MODELS)}")
+        raise TubeletError(f"unknown model {name!r}{nearest(name, MODELS)}; the models are {', '.join(MODELS)}")
     return MODELS[name]()
 
 
 def resized(config: ModelConfig, patch_size: int | None, tubelet_size: int | None) -> ModelConfig:
-    """The same network on patches of other sizes; None keeps its own."""
+    """The same architecture with other patch sizes; None keeps the patch size."""
     return replace(config, patch_size=patch_size or config.patch_size, tubelet_size=tubelet_size or config.tubelet_size)

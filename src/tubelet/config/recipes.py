@@ -1,6 +1,6 @@
-"""The stages of the published training (arXiv 2603.14482), each a function that gives a whole run's settings.
+"""Presets of the published training stages (arXiv 2603.14482), each a function that returns a `TrainConfig`.
 
-Pre-training is `TrainConfig` as it is. What a stage changes of it is all that is written here.
+Pre-training is the default `TrainConfig`; the other stages change some of its fields.
 """
 
 from dataclasses import replace
@@ -14,9 +14,9 @@ def pretrain() -> TrainConfig:
 
 
 def cooldown() -> TrainConfig:
-    """Longer clips from a pre-trained checkpoint: 64 frames, 40 "epochs", the learning rate falling linearly to 1e-6.
+    """Longer clips from a pre-trained checkpoint: 64 frames, 40 "epochs", linear decay of the learning rate to 1e-6.
 
-    The context loss counts in full from the first step, and all visible tokens alike.
+    The context loss has its full weight from the first step, and weighs all visible tokens equally.
     """
     run = pretrain()
     optim = OptimConfig(
@@ -31,15 +31,15 @@ def cooldown() -> TrainConfig:
 
 
 def high_resolution() -> TrainConfig:
-    """The cool-down at 384 px: what the released 384 px weights went through last."""
+    """The cool-down at 384 px: the last stage of the released 384 px weights."""
     run = cooldown()
     return replace(run, data=replace(run.data, image_size=384))
 
 
 def distill() -> TrainConfig:
-    """A small student regresses a frozen, larger model's last level; its average is what is kept.
+    """A small student regresses the last level of a frozen, larger model; the result is the student's EMA.
 
-    The release says no more of its schedule: this is pre-training's, with all visible tokens counted from the start,
-    for a frozen model's features need no time to become worth predicting.
+    The release does not publish the schedule. This one is pre-training's, with the context loss at full weight from
+    the start, because the features of a frozen model are worth predicting from the first step.
     """
     return replace(pretrain(), optim=OptimConfig(context_warmup=(0.0, 0.0)))

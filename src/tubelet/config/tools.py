@@ -1,4 +1,4 @@
-"""The settings of what is done with a trained model."""
+"""Settings of embedding, evaluation and dry runs."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,34 +22,34 @@ from tubelet.config.fields import (
 from tubelet.validation import Bounds
 
 HEAD_SETTINGS = ("epochs", "batch_size", "learning_rates", "weight_decays")
-"""Settings of the training of a head."""
+"""Settings of training heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(Settings):
-    """Which clips of a collection are embedded, and what is kept of their features."""
+    """Settings of the clips of a collection and of their features."""
 
     image_size: Side = 224
-    """Side of the middle square that is seen, in pixels."""
+    """Side of the center crop, in pixels."""
     frames: Frames = 16
     """Frames of a clip."""
     fps: Rate = 4.0
-    """Frames per second of a clip; a video too short for it is read at a higher rate, and counted."""
+    """Frames per second of a clip; shorter videos are sampled at a higher rate, and counted."""
     stride_s: Seconds | None = None
-    """Seconds from clip to clip of a video; None puts them end to end, spread evenly over the video."""
+    """Seconds from clip to clip of a video; None places clips end to end, spread evenly over the video."""
     dense: bool = False
-    """Keep all tokens, not their mean alone."""
-    levels: bool = False
-    """Keep all tapped levels, not the deepest alone."""
+    """Keep all tokens, not only their mean."""
+    all_levels: bool = False
+    """Keep all output levels, not only the deepest."""
     batch_size: Samples = 8
-    """Clips that are encoded at once."""
+    """Clips per batch."""
     workers: Processes = 1
-    """Decoding processes; 0 decodes in the process that encodes."""
+    """Decoding processes; 0 decodes in the encoding process."""
     prefetch_mb: Count = 2048
-    """Megabytes (10^6 bytes) of decoded clips that are waiting at most, but one batch always; where they do not hold
-    one for each worker, fewer workers start."""
+    """Maximum of prefetched clips in megabytes (10^6 bytes), at least one batch; fewer workers start if it holds less
+    than a batch for each."""
     allow_path: tuple[str, ...] = ()
-    """Folders and URLs that manifests may name files of, besides those below a manifest's own folder."""
+    """Folders and URLs, besides a manifest's own folder, that the manifest's files may lie in."""
     max_failed_fraction: Fraction = 0.05
     """Fraction of the files that may be unreadable before the command stops."""
 
@@ -60,60 +60,60 @@ class EmbedConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(Settings):
-    """A dry run of a training run, on devices that need not be there."""
+    """A dry run: the plan of a training run on devices that need not exist."""
 
     dry_run: bool = False
-    """Print what a step would take on the devices named below, and train nothing."""
+    """Print memory and time of a step on the devices below instead of training."""
     devices: Annotated[int, Bounds(1, 10**7)] = 1
     """Devices of the planned run."""
     device_kind: Literal["b200", "h200", "h100", "a100", "cpu"] = "h100"
     """Kind of the planned devices."""
     devices_per_node: Annotated[int, Bounds(1, 10**7)] = 8
-    """Devices of the planned run that share a machine."""
+    """Devices of the planned run per node."""
     mfu: Annotated[float, Bounds(0, 1, exclusive=True)] = 0.4
-    """Fraction of a device's data-sheet rate that matrix products are expected to reach."""
+    """Model FLOPs utilization: expected fraction of a device's data-sheet rate."""
     link_efficiency: Annotated[float, Bounds(0, 1, exclusive=True)] = 0.7
-    """Fraction of a link's data-sheet rate that communication is expected to reach."""
+    """Expected fraction of a link's data-sheet bandwidth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Settings):
-    """How an encoder is evaluated on a benchmark, as far as the benchmark's protocol leaves it open."""
+    """Settings of an evaluation that override the benchmark's protocol."""
 
     image_size: Side | None = None
-    """Pixels along the side of a view; None is the protocol's."""
+    """Side of a view in pixels; None is the protocol's."""
     frames: Frames | None = None
     """Frames of a clip; None is the protocol's."""
     max_samples: Count | None = None
-    """Files of each split that are used at most, for a quick look; None is all."""
+    """Maximum number of files per split, spread evenly; None uses all."""
     epochs: Count | None = None
-    """Passes over the training features, where a head is trained; None is the protocol's."""
+    """Epochs of head training; None is the protocol's."""
     batch_size: Samples | None = None
-    """Samples of an optimiser step, where a head is trained; None is the protocol's."""
+    """Samples per optimizer step of head training; None is the protocol's."""
     learning_rates: tuple[LearningRate, ...] = ()
-    """Peak learning rates of the heads that are trained side by side; none is the protocol's."""
+    """Peak learning rates of the heads, which are trained in parallel; the protocol's by default."""
     weight_decays: tuple[Annotated[float, Bounds(0, 1e6)], ...] = ()
-    """Weight decays, each combined with every learning rate; none is the protocol's."""
+    """Weight decays, each combined with every learning rate; the protocol's by default."""
     seed: Seed = 0
-    """Seed of initial weights and of all choices."""
+    """Seed of initial weights and of sampling."""
     workers: Processes = 1
-    """Decoding processes; 0 decodes in the process that encodes."""
+    """Decoding processes; 0 decodes in the encoding process."""
     prefetch_mb: Count = 2048
-    """Megabytes (10^6 bytes) of decoded clips that are waiting at most, but one file's always; where they do not hold
-    one for each worker, fewer workers start."""
+    """Maximum of prefetched clips in megabytes (10^6 bytes), at least those of one file; fewer workers start if it
+    holds less than a file for each."""
     max_failed_fraction: Fraction = 0.0
-    """Fraction of a split's files that may be unreadable; they are then left out, counted and listed."""
+    """Fraction of a split's files that may be unreadable; they are skipped, counted and listed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_clip(self.frames or 1, self.image_size or 1)
 
-    def refuse(self, names: Collection[str], task: str) -> None:
-        """Refuse settings that a task has no use for, rather than let a user think that they did something.
+    def reject_unused(self, names: Collection[str], task: str) -> None:
+        """Reject settings that a task does not use.
 
         Raises:
-            TubeletError: if one of them was set.
+            SettingError: if one of them is set.
         """
         for name in names:
             value = getattr(self, name)
-            require(not value, name, f"is {value}, but {task} has no use for it: leave it out")
+            require(not value, name, f"is {value}, but is not supported by {task}; remove it")

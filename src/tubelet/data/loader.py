@@ -149,7 +149,7 @@ class StepDataset(Dataset[StepData]):
     def _allocate(self, modality: Modality, count: int) -> Tensor:
         """(B, 3, T, S, S) uint8 for this rank's samples; in a worker, in memory shared with its parent."""
         data = self.config.data
-        pixels = torch.empty(count, 3, data.frames_of(modality), data.image_size, data.image_size, dtype=torch.uint8)
+        pixels = torch.empty(count, 3, data.frames_for(modality), data.image_size, data.image_size, dtype=torch.uint8)
         if get_worker_info() is None:
             return pixels
         try:
@@ -232,7 +232,7 @@ def step_bytes(config: TrainConfig, own: dict[Modality, list[MicroBatch]]) -> in
     """Bytes of one rank's samples of a step and of their masks, whose lengths are at most the number of tokens."""
     total = 0
     for modality, batches in own.items():
-        frames, size = config.data.frames_of(modality), config.data.image_size
+        frames, size = config.data.frames_for(modality), config.data.image_size
         pixels = 3 * frames * size**2
         indices = config.model.grid(frames, size, size).tokens * 8 * len(config.masks.specs_for(modality))
         total += len(rank_samples(batches)) * pixels + sum(len(batch.samples) for batch in batches) * indices

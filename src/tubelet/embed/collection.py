@@ -155,7 +155,7 @@ def _keep(table: FeatureTable, broken: Collection[str], bad_files: str) -> None:
 def _rows(model: Backbone, batch: ClipBatch, pixels: Tensor, config: EmbedConfig) -> list[dict[str, Any]]:
     """Encode a batch; a row for each clip."""
     features = model.encode(pixels)
-    levels = features.levels if config.levels else features.levels[-1:]
+    levels = features.levels if config.all_levels else features.levels[-1:]
     names = [f"_level{i}" for i in range(len(levels) - 1)] + [""]
     vectors = {f"pooled{name}": _half(level.float().mean(dim=1)) for name, level in zip(names, levels, strict=True)}
     if config.dense:

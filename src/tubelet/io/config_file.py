@@ -15,7 +15,7 @@ _REMEDY = "mend it, or leave --config out"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what a file of options has no use for: tags, anchors, and keys that occur twice."""
+    """Strict YAML: no tags, aliases or repeated keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

@@ -220,7 +220,7 @@ def _mean_lengths(spec: BlockMask, grid: Grid, batch: int, rng: np.random.Genera
 def token_grid(config: TrainConfig, modality: Modality) -> Grid:
     """The token grid of a sample."""
     size = config.data.image_size
-    return config.model.grid(config.data.frames_of(modality), size, size)
+    return config.model.grid(config.data.frames_for(modality), size, size)
 
 
 def trace(
@@ -350,7 +350,7 @@ def _take_step(
 
 
 def _fake_batch(config: TrainConfig, modality: Modality, count: int, lengths: list[tuple[int, int]]) -> Batch:
-    frames, size = config.data.frames_of(modality), config.data.image_size
+    frames, size = config.data.frames_for(modality), config.data.image_size
     pixels = torch.zeros(count, config.model.channels, frames, size, size, dtype=torch.uint8)
     ids = [[torch.zeros(count, length, dtype=torch.int64) for length in pair] for pair in lengths]
     tokenizer = Modality.IMAGE if frames == 1 else Modality.VIDEO

@@ -79,7 +79,7 @@ def evaluate_model(what: str, data: Path, config: EvaluateConfig, out: Path | No
             f"{data}: no sample set here, which evaluation without --task is of; `tubelet sample-data FOLDER` makes "
             "one in a new folder, and a benchmark needs its --task"
         )
-    config.refuse((*HEAD_SETTINGS, "max_failed_fraction"), "evaluation without --task")
+    config.reject_unused((*HEAD_SETTINGS, "max_failed_fraction"), "evaluation without --task")
     path = Path(what).expanduser()
     found = list_checkpoints(path)
     of_run = bool(found) or path in list_checkpoints(path.parent.parent)

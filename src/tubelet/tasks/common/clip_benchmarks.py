@@ -91,7 +91,7 @@ def plan(model: Backbone, data: Path, config: EvaluateConfig) -> Plan:
     protocol = benchmark.protocol
     size = config.image_size or protocol.image_size
     if protocol.frames == 1:
-        config.refuse(("frames",), f"{benchmark.name}, which holds images,")
+        config.reject_unused(("frames",), f"{benchmark.name}, which holds images,")
         model.config.grid(1, size, size)
         train_view: View = ImageView(size=size)
         val_view = train_view

@@ -65,6 +65,6 @@ def run_task(
         raise TubeletError(f"no task is called {task!r}; the tasks are {', '.join(TASKS)}")
     if not data.is_dir():
         raise TubeletError(f"{data}: no such folder; expected a benchmark in its own layout")
-    config.refuse(_UNUSED.get(task, ()), task)
+    config.reject_unused(_UNUSED.get(task, ()), task)
     with translate_worker_crash(AGAIN):
         return TASKS[task](model, data, config, cache, progress)
