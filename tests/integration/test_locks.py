@@ -136,7 +136,7 @@ def test_a_table_that_changes_while_it_is_searched_is_read_again(media, run, tmp
     monkeypatch.setattr(tables, "parts", lambda path: [gone, *real(path)])
     with pytest.raises(TubeletError, match=r"was removed while the table was read; try again when `embed` is done"):
         search(out, media / "0.png", model=model)
-    assert searching.TRIES > 2
+    assert searching.ATTEMPTS > 2
 
 
 def test_a_lock_is_free_again_and_an_empty_folder_goes(tmp_path):

@@ -43,9 +43,9 @@ def test_rows_that_are_not_finite_hide_no_neighbors_and_are_counted(table):
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ([np.nan] * 4, "have no direction .length nan"),
-        ([0.0] * 4, "have no direction .length 0"),
-        ([1.0] * 5, "vectors of 4 channels, the model has 5"),
+        ([np.nan] * 4, "have no direction .norm nan"),
+        ([0.0] * 4, "have no direction .norm 0"),
+        ([1.0] * 5, "vectors of 4 channels, expected 5 as of the model"),
     ],
 )
 def test_a_query_that_cannot_be_compared_is_refused(table, query, words):

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from tubelet.config.fields import SettingError, Settings, check, current_keys, nearest, overlay
-from tubelet.errors import TubeletError, escape_unprintable
+from tubelet.errors import ConfigError, escape_unprintable
 from tubelet.io.config_file import read_config_file
 from tubelet.validation import InvalidValueError, check_text, type_hints
 
@@ -63,7 +63,7 @@ class Command(Settings):
         """Defaults of fields that depend on other options, such as the settings of a run that is resumed.
 
         Raises:
-            TubeletError: a file that they come from cannot be read.
+            ConfigError: a file that they come from cannot be read.
         """
         return {}
 
@@ -85,7 +85,7 @@ def parse(kind: type[C], name: str, words: Sequence[str]) -> C:
         words: the command line after the name.
 
     Raises:
-        TubeletError: an option has a value that it does not allow, or a file of options cannot be read.
+        ConfigError: an option has a value that it does not allow, or a file of options cannot be read.
         SystemExit: after help, or for a command line that cannot be parsed.
     """
     _check_words(words)
@@ -106,7 +106,7 @@ def parse(kind: type[C], name: str, words: Sequence[str]) -> C:
             sys.stderr.write(text)
             raise
     origin = f" (from the command line and {known.config})" if known.config else ""
-    raise TubeletError(f"{option_name(setting.name)} {setting.problem}{origin}") from setting
+    raise ConfigError(f"{option_name(setting.name)} {setting.problem}{origin}") from setting
 
 
 def option_name(setting: str) -> str:
@@ -136,7 +136,7 @@ def _check_words(words: Sequence[str]) -> None:
             elif equals:
                 check_text(value, option)
         except InvalidValueError as error:
-            raise TubeletError(str(error)) from error
+            raise ConfigError(str(error)) from error
 
 
 def _known_options(words: Sequence[str]) -> Known:
@@ -172,7 +172,7 @@ def _from_file(kind: type[Command], defaults: Mapping[str, Any], path: Path) -> 
     """The fields of a command that a config file sets.
 
     Raises:
-        TubeletError: the file has an unknown key, or a value that the option does not allow.
+        ConfigError: the file has an unknown key, or a value that the option does not allow.
     """
     kinds, content = type_hints(kind), read_config_file(path)
     groups = {name: value for name, value in defaults.items() if isinstance(value, Settings)}
@@ -187,9 +187,9 @@ def _from_file(kind: type[Command], defaults: Mapping[str, Any], path: Path) -> 
             try:
                 values[key] = check(kinds[key], value, key)
             except SettingError as error:
-                raise TubeletError(f"{path}: {error}") from error
+                raise ConfigError(f"{path}: {error}") from error
         elif key in owners:
             grouped[owners[key]][key] = value
         else:
-            raise TubeletError(f"{path}: unknown key {key!r:.100}{nearest(str(key), own | owners.keys())}")
+            raise ConfigError(f"{path}: unknown key {key!r:.100}{nearest(str(key), own | owners.keys())}")
     return values | {name: overlay(groups[name], found, str(path)) for name, found in grouped.items()}

@@ -9,7 +9,7 @@ import tyro
 from tubelet.cli.command import Command, Model
 from tubelet.config.model import MAX_DEPTH, Width
 from tubelet.console import open_console, print_wrapped
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.io.overwrite import check_output
 from tubelet.validation import Bounds
 
@@ -49,7 +49,7 @@ class Convert(Command):
             ("--license", self.license is not None, folder),
         ):
             if is_set and not applies:
-                raise TubeletError(f"{option} has no effect for {self.out}; remove it")
+                raise ConfigError(f"{option} has no effect for {self.out}; remove it")
         spec = LoadSpec(self.encoder, self.with_predictor, self.heads, self.predictor_heads, self.levels)
         if exported:
             from tubelet.checkpoint.export import export, output_kind

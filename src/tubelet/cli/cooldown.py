@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tubelet.cli.train import Train, TrainingCommand, TrainSettings
 from tubelet.config import recipes
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Cooldown(TrainingCommand):
     def run(self) -> None:
         """Train from the weights of --init-from."""
         if self.settings.init_from is None:
-            raise TubeletError("--init-from is missing: name a run, a checkpoint or a released .pt file to start from")
+            raise ConfigError("--init-from is missing: name a run, a checkpoint or a released .pt file to start from")
         Train(settings=self.settings, out=self.out, resume=self.resume, config=self.config).run()
 
 

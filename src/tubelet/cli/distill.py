@@ -7,7 +7,7 @@ from pathlib import Path
 from tubelet.cli.train import PatchSize, TrainingCommand, TrainSettings
 from tubelet.config import model_preset, recipes, resized
 from tubelet.console import open_console
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Distill(TrainingCommand):
         config = self.settings
         teacher = self.teacher or config.distill_from  # a run that is resumed has one
         if teacher is None:
-            raise TubeletError("--teacher is missing: name the frozen model whose features the student predicts")
+            raise ConfigError("--teacher is missing: name the frozen model whose features the student predicts")
         if config.distill_from is None or self.model or self.patch_size or self.tubelet_size:
             student = resized(model_preset(self.model or "vit-b"), self.patch_size, self.tubelet_size)
             sizes = distillation_config(student, load(teacher, device="cpu").config)

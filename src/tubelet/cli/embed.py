@@ -57,7 +57,7 @@ class Embed(ConfigurableCommand):
             )
         before = f" ({made.before} files were already complete)" if made.before else ""
         changed = f"; {made.changed} files changed since: their rows were replaced" if made.changed else ""
-        truncated = f" ({made.broken} of them truncated, without rows)" if made.broken else ""
+        truncated = f" ({made.truncated} of them truncated, without rows)" if made.truncated else ""
         short = f"; {made.short} videos too short for --fps were sampled at a higher rate" if made.short else ""
         print_wrapped(
             console,

@@ -9,7 +9,7 @@ import tyro
 from tubelet.cli.command import ConfigurableCommand, Model
 from tubelet.config import EvaluateConfig
 from tubelet.console import open_console, print_wrapped, stages_progress
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.io.files import directory_lock
 from tubelet.io.overwrite import check_output
 
@@ -50,9 +50,9 @@ class Evaluate(ConfigurableCommand):
         if self.task is not None:
             return self._run_task(self.task)
         if self.baseline is not None:
-            raise TubeletError("--baseline requires --task (the default suite already compares with random weights)")
+            raise ConfigError("--baseline requires --task (the default suite already compares with random weights)")
         if self.cache is not None:
-            raise TubeletError("--cache requires --task (the default suite caches no features)")
+            raise ConfigError("--cache requires --task (the default suite caches no features)")
         from tubelet.tasks.common.comparison import print_table
         from tubelet.tasks.suite import evaluate_model
 

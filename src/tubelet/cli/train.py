@@ -11,7 +11,7 @@ from tubelet.cli.command import ConfigurableCommand, Known
 from tubelet.config import PlanConfig, TrainConfig, model_preset, resized
 from tubelet.config.model import MAX_DEPTH
 from tubelet.console import open_console
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.io.config_file import read_config_file
 from tubelet.validation import Bounds
 
@@ -66,9 +66,9 @@ class Train(TrainingCommand):
         from tubelet.train.trainer import train
 
         if not self.planned.dry_run and self.planned != PlanConfig():
-            raise TubeletError("--devices and the options after it only apply with --dry-run")
+            raise ConfigError("--devices and the options after it only apply with --dry-run")
         if self.out is None and not self.planned.dry_run:
-            raise TubeletError("--out is missing: name the run directory")
+            raise ConfigError("--out is missing: name the run directory")
         sizes = resized(self._model(), self.patch_size, self.tubelet_size)
         if self.output_levels is not None:
             sizes = dataclasses.replace(sizes, output_levels=self.output_levels)

@@ -102,7 +102,9 @@ class DataConfig(Settings):
             f"has {len(self.source_weights)} numbers for {len(self.sources)} sources: give one per source, or none",
         )
         low, high = self.crop_scale
-        require(0 < low <= high <= 1, "crop_scale", f"is {self.crop_scale}, expected two ascending fractions of the frame")
+        require(
+            0 < low <= high <= 1, "crop_scale", f"is {self.crop_scale}, expected two ascending fractions of the frame"
+        )
         low, high = self.crop_aspect
         require(0 < low <= high, "crop_aspect", f"is {self.crop_aspect}, expected two ascending ratios above 0")
         require_clip(max(self.frames, self.image_frames), self.image_size)

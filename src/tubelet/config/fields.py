@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from tubelet.errors import ConfigError, TubeletError
+from tubelet.errors import ConfigError
 from tubelet.validation import LARGEST_INT, Bounds, InvalidValueError, check_value, describe_type, type_hints
 
 # Maximum over all frames of a clip together: 64 frames of 4K.
@@ -119,11 +119,11 @@ def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "con
         where: the file, for errors.
 
     Raises:
-        TubeletError: for a file of a later version, for an unknown key, naming the nearest valid one, for a value that
+        ConfigError: for a file of a later version, for an unknown key, naming the nearest valid one, for a value that
             the field does not allow, and for a key without a value or default.
     """
     if not isinstance(values, Mapping):
-        raise TubeletError(f"{where}: found {values!r:.100}, expected a mapping of names to values")
+        raise ConfigError(f"{where}: found {values!r:.100}, expected a mapping of names to values")
     return _rebuild(kind, current_keys(kind, values, where), where, "")
 
 
@@ -139,7 +139,7 @@ def overlay(default: S, values: Mapping[str, Any], where: str, path: str = "") -
         path: dotted path of the config in the file, for errors.
 
     Raises:
-        TubeletError: for an unknown key, naming the nearest valid one, and for a value that the field does not allow.
+        ConfigError: for an unknown key, naming the nearest valid one, and for a value that the field does not allow.
     """
     kinds, changed = type_hints(type(default)), object.__new__(type(default))
     found = {}
@@ -161,13 +161,13 @@ def current_keys(kind: type[Settings], values: Mapping[str, Any], where: str) ->
     """The values of a file under the names that this version has for them; a file without a version is of version 1.
 
     Raises:
-        TubeletError: for a file of a later version.
+        ConfigError: for a file of a later version.
     """
     if not kind.FORMAT_VERSION:
         return dict(values)
     version = values.get("version", 1)
     if version not in range(1, kind.FORMAT_VERSION + 1):
-        raise TubeletError(
+        raise ConfigError(
             f"{where}: version is {version!r:.100}, expected 1 to {kind.FORMAT_VERSION}; upgrade tubelet to read it"
         )
     current = copy.deepcopy({key: value for key, value in values.items() if key != "version"})
@@ -179,9 +179,9 @@ def current_keys(kind: type[Settings], values: Mapping[str, Any], where: str) ->
     return current
 
 
-def _unknown_key(where: str, name: str, path: str, known: Iterable[str]) -> TubeletError:
+def _unknown_key(where: str, name: str, path: str, known: Iterable[str]) -> ConfigError:
     prefix = f"{path}." if path else ""
-    return TubeletError(f"{where}: unknown key {name!r:.100}{nearest(name, [prefix + key for key in known])}")
+    return ConfigError(f"{where}: unknown key {name!r:.100}{nearest(name, [prefix + key for key in known])}")
 
 
 def _rebuild(kind: Any, value: Any, where: str, path: str) -> Any:
@@ -204,7 +204,7 @@ def _rebuild(kind: Any, value: Any, where: str, path: str) -> Any:
 def _rebuild_config(kind: type[Settings], values: Any, where: str, path: str) -> Any:
     prefix = f"{path}." if path else ""
     if not isinstance(values, Mapping):
-        raise TubeletError(f"{where}: {path} is {values!r:.100}, expected a mapping of names to values")
+        raise ConfigError(f"{where}: {path} is {values!r:.100}, expected a mapping of names to values")
     kinds = type_hints(kind)
     for key in values:
         if key not in kinds:
@@ -213,15 +213,15 @@ def _rebuild_config(kind: type[Settings], values: Any, where: str, path: str) ->
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in found:
-            raise TubeletError(f"{where}: {prefix}{field.name} is missing, expected {describe_type(kinds[field.name])}")
+            raise ConfigError(f"{where}: {prefix}{field.name} is missing, expected {describe_type(kinds[field.name])}")
     try:
         return kind(**found)
     except SettingError as error:
-        raise TubeletError(f"{where}: {prefix}{error}") from error
+        raise ConfigError(f"{where}: {prefix}{error}") from error
 
 
 def _fit(kind: Any, value: Any, where: str, path: str) -> Any:
     try:
         return check_value(kind, value, path, strict=True)
     except InvalidValueError as error:
-        raise TubeletError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from tubelet.config.fields import Settings, nearest, require
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.grid import Grid
 from tubelet.validation import Bounds
 
@@ -99,20 +99,16 @@ class ModelConfig(Settings):
         """Token grid of an input; frames = 1 is an image.
 
         Raises:
-            TubeletError: if height, width or frames are not multiples of the patch.
+            ConfigError: if height, width or frames are not multiples of the patch.
         """
         p, t = self.patch_size, self.tubelet_size
         for name, size in (("height", height), ("width", width)):
             if size < p or size % p:
-                raise TubeletError(
-                    f"{name} is {size} pixels, expected a multiple of the patch size {p}"
-                )
+                raise ConfigError(f"{name} is {size} pixels, expected a multiple of the patch size {p}")
         if frames == 1:
             return Grid(1, height // p, width // p)
         if frames < t or frames % t:
-            raise TubeletError(
-                f"the clip has {frames} frames, expected a multiple of the tubelet size {t}"
-            )
+            raise ConfigError(f"the clip has {frames} frames, expected a multiple of the tubelet size {t}")
         return Grid(frames // t, height // p, width // p)
 
 
@@ -190,10 +186,10 @@ def model_preset(name: str) -> ModelConfig:
     """Architecture of a family member by name.
 
     Raises:
-        TubeletError: for an unknown name, with the nearest known one.
+        ConfigError: for an unknown name, with the nearest known one.
     """
     if name not in MODELS:
-        raise TubeletError(f"unknown model {name!r}{nearest(name, MODELS)}; the models are {', '.join(MODELS)}")
+        raise ConfigError(f"unknown model {name!r}{nearest(name, MODELS)}; the models are {', '.join(MODELS)}")
     return MODELS[name]()
 
 

@@ -61,7 +61,9 @@ class OptimConfig(Settings):
         )
         require(max(self.betas) < 1, "betas", f"are {self.betas}, expected two rates from 0 to below 1")
         first, last = self.context_warmup
-        require(first <= last, "context_warmup", f"is {self.context_warmup}, expected two ascending fractions of the run")
+        require(
+            first <= last, "context_warmup", f"is {self.context_warmup}, expected two ascending fractions of the run"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A collection of videos and images -> a table of their features."""
+"""Embed a collection of videos and images into a table of features."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from tubelet.data.bad_files import check_bad_share
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
-from tubelet.embed.clips import ClipBatch, CollectionClips, clip_loader
+from tubelet.embed.clips import EmbedBatch, CollectionClips, clip_loader
 from tubelet.embed.table import FeatureTable
 from tubelet.errors import BadFile, escape_filename
 from tubelet.grid import Modality
@@ -24,21 +24,21 @@ from tubelet.io.overwrite import check_output
 from tubelet.pretrained.backbone import Backbone
 
 BAD_FILES = "_bad_files.jsonl"
-_NOT_FINITE = "its features are not finite (NaN, or above 65,504), so that they cannot be compared; use another model"
+_NOT_FINITE = "features are not finite (NaN, or above 65,504) and cannot be compared; use another model"
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What `embed_collection` did.
+class EmbedSummary:
+    """Counts of a call of `embed_collection`.
 
     Attributes:
-        files: of the collection.
-        rows: written now.
-        before: files that were done before.
-        changed: files that were embedded before, but had changed since; their old rows were replaced.
+        files: files of the collection.
+        rows: rows written by this call.
+        before: files that were complete before it.
+        changed: files that changed since they were embedded; their rows were replaced.
         bad: files that could not be read.
-        broken: of these, videos that can be read up to some place only; they have no rows.
-        short: videos too short for the rate that was asked for.
+        truncated: those of `bad` that are readable up to some point; they have no rows.
+        short: videos too short for the requested rate.
     """
 
     files: int
@@ -46,7 +46,7 @@ class Summary:
     before: int
     changed: int
     bad: int
-    broken: int
+    truncated: int
     short: int
 
 
@@ -59,43 +59,43 @@ def embed_collection(
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[BadFile], None] = lambda file: None,
     note: Callable[[str], None] = lambda sentence: None,
-) -> Summary:
+) -> EmbedSummary:
     """Encode all clips of some sources and write a row for each.
 
     Args:
         model: the encoder.
-        sources: as for training.
-        out: folder of the table; one that a stopped call left is continued, clip by clip.
-        config: which clips, and what is kept.
-        name: what `tubelet.load` was given, for `search` to load the same model.
-        progress: called with files done and all files.
+        sources: sources, as for training.
+        out: folder of the table; the table of an interrupted call is continued, clip by clip.
+        config: settings of clips and features.
+        name: argument of `tubelet.load` for this model, from which `search` loads it.
+        progress: called with the number of completed files and of all files.
         report: called once with each file that cannot be read.
-        note: called with how lists were read, and what was left out.
+        note: called with notes on how lists were read and which files were skipped.
 
     Raises:
         StorageError: a source cannot be reached.
-        TubeletError: too many files are bad, the table was made otherwise, it cannot be written, or a decoding process
+        TubeletError: too many files are bad, the table has other settings, it cannot be written, or a decoding process
             died.
     """
     require_main_guard()
     out = Path(out)
     check_output(out, "table", [*sources, name])
-    model.config.grid(config.frames, config.image_size, config.image_size)  # refuse what does not fit
+    model.config.grid(config.frames, config.image_size, config.image_size)  # raises if the sizes do not fit
     media = list_media(sources, config.allow_path)
     for sentence in media.notes:
         note(escape_filename(sentence))
-    kept = ("image_size", "frames", "fps", "stride_s", "dense", "levels")
-    place = Path(name).expanduser()
+    path = Path(name).expanduser()
     settings = {
-        "model": str(place.resolve()) if name and place.exists() else name,
+        "model": str(path.resolve()) if name and path.exists() else name,
         "model_id": model.model_id,
         "config_hash": model.config_hash,
         "weights": model.weights_id,
     }
     with directory_lock(out):
-        table = FeatureTable(out, settings | {key: getattr(config, key) for key in kept})
+        shared = {key: getattr(config, key) for key in ("image_size", "frames", "fps", "stride_s", "dense")}
+        table = FeatureTable(out, settings | shared | {"levels": config.all_levels})
         clips = CollectionClips(media, config, table.done())
-        with translate_worker_crash("the same command continues after what was written"):
+        with translate_worker_crash("run the same command again to continue"):
             return _embed(model, table, clips, sum(map(media.count, Modality)), progress, report)
 
 
@@ -106,11 +106,11 @@ def _embed(
     total: int,
     progress: Callable[[int, int], None],
     report: Callable[[BadFile], None],
-) -> Summary:
-    """Encode what is not in the table yet, of so many files in all."""
+) -> EmbedSummary:
+    """Encode the clips that the table lacks; `total` counts all files."""
     config = clips.config
     table.drop(clips.changed)
-    ended = before = total - clips.left()
+    ended = before = total - clips.remaining()
     bad: list[BadFile] = []
     made: Counter[str] = Counter()  # rows of each file
     short = 0
@@ -132,28 +132,28 @@ def _embed(
             ended, short = ended + batch.ended, short + batch.short
             progress(ended, total)
             check_bad_share(bad, total, config.max_failed_fraction)
-    finally:  # whatever happened, what was computed is kept, but for the beginnings of files that go no further
+    finally:  # computed rows are kept after any error, except those of truncated files
         names = {escape_filename(file.path) for file in bad}
-        broken = {path for path in names if path in made or path in clips.done}
+        truncated = {path for path in names if path in made or path in clips.done}
         listed = "".join(json.dumps(asdict(file)) + "\n" for file in bad)
         try:
-            _keep(table, broken, listed)
-        except RuntimeError:  # that a process died is said once, be it now
-            _keep(table, broken, listed)
+            _write(table, truncated, listed)
+        except RuntimeError:  # the death of a worker is raised once, possibly here
+            _write(table, truncated, listed)
             raise
-    kept = sum(count for path, count in made.items() if path not in broken)
-    return Summary(total, kept, before, len(clips.changed), len(bad), len(broken), short)
+    kept = sum(count for path, count in made.items() if path not in truncated)
+    return EmbedSummary(total, kept, before, len(clips.changed), len(bad), len(truncated), short)
 
 
-def _keep(table: FeatureTable, broken: Collection[str], bad_files: str) -> None:
-    table.drop(broken)
+def _write(table: FeatureTable, truncated: Collection[str], bad_files: str) -> None:
+    table.drop(truncated)
     table.flush()
     with atomic_write(table.path / BAD_FILES) as partial:
         partial.write_text(bad_files)
 
 
-def _rows(model: Backbone, batch: ClipBatch, pixels: Tensor, config: EmbedConfig) -> list[dict[str, Any]]:
-    """Encode a batch; a row for each clip."""
+def _rows(model: Backbone, batch: EmbedBatch, pixels: Tensor, config: EmbedConfig) -> list[dict[str, Any]]:
+    """Rows of the table, one for each clip of a batch."""
     features = model.encode(pixels)
     levels = features.levels if config.all_levels else features.levels[-1:]
     names = [f"_level{i}" for i in range(len(levels) - 1)] + [""]
@@ -164,10 +164,10 @@ def _rows(model: Backbone, batch: ClipBatch, pixels: Tensor, config: EmbedConfig
     rows = []
     for i, row in enumerate(batch.rows):
         times = row["times"].reshape(features.grid.t, -1)
-        about = {key: row[key] for key in ("path", "modality", "size_bytes", "changed_s", "clip", "clips")}
-        about |= {"start_s": float(times[0, 0]), "end_s": float(times[-1, -1]), "times": times.mean(axis=1)}
-        about |= {"grid": grid, "model_id": model.model_id, "config_hash": model.config_hash}
-        rows.append(about | {name: vector[i] for name, vector in vectors.items()})
+        shared = {key: row[key] for key in ("path", "modality", "size_bytes", "changed_s", "clip", "clips")}
+        shared |= {"start_s": float(times[0, 0]), "end_s": float(times[-1, -1]), "times": times.mean(axis=1)}
+        shared |= {"grid": grid, "model_id": model.model_id, "config_hash": model.config_hash}
+        rows.append(shared | {name: vector[i] for name, vector in vectors.items()})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The nearest clips of a table: all pooled features are compared, part by part; no index, no server."""
+"""Exact nearest-neighbor search in a table: all pooled features are compared, part by part, without an index."""
 
 import warnings
 from dataclasses import dataclass
@@ -7,23 +7,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.embed.table import PartGoneError, parts, pooled_rows, read_settings
+from tubelet.embed.table import PartRemovedError, parts, pooled_rows, read_settings
 from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load
 
-TRIES = 5  # of a table that another process changes meanwhile
+ATTEMPTS = 5  # to read a table that another process changes at the same time
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A clip that was found.
+    """A search result.
 
     Attributes:
-        path: its file.
-        start_s: where in the file it begins, in seconds.
-        end_s: its last frame's time.
-        similarity: cosine of the angle between its pooled features and the query's, -1 to 1.
+        path: file of the clip.
+        start_s: timestamp of its first frame, in seconds.
+        end_s: timestamp of its last frame, in seconds.
+        similarity: cosine similarity of its pooled features and the query's, -1 to 1.
     """
 
     path: str
@@ -33,59 +33,56 @@ class Hit:
 
 
 def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone | None = None) -> list[Hit]:
-    """The clips of a table that are nearest to an image, or to the middle clip of a video.
+    """Find the clips of a table that are most similar to an image, or to the middle clip of a video.
 
     Args:
         index: a folder that `tubelet embed` wrote.
         file: the query.
-        top: how many clips.
-        model: the encoder; None loads the one that made the table.
+        top: number of clips.
+        model: the encoder; None loads the model of the table.
 
     Raises:
-        TubeletError: if the table is none or empty, the model is another one, or the file cannot be read.
+        TubeletError: if the table is missing or empty, the model is another one, or the file cannot be read.
 
     Warns:
-        UserWarning: how many rows are not ranked, since their features are not finite or all zero.
+        UserWarning: if rows are not ranked because their features are not finite or all zero.
     """
     index = Path(index)
     if top < 1:
         raise TubeletError(f"top is {top}, expected at least 1 clip")
     settings = read_settings(index)
     if not parts(index):
-        raise TubeletError(f"{index}: has no rows yet; run `tubelet embed` to its end")
+        raise TubeletError(f"{index}: has no rows yet; wait for `tubelet embed` to finish")
     model = model or _load(index, settings["model"])
     if model.weights_id != settings["weights"]:
         raise TubeletError(
-            f"{index}: was made by {settings['model_id']}, the model is {model.model_id}: their features cannot be "
-            "compared; name the model that made the table, or embed the collection again"
+            f"{index}: features are from {settings['model_id']}, the model is {model.model_id}; pass the model of the "
+            "table with --model, or embed the collection again"
         )
     features = model.encode(file, resize=settings["image_size"], frames=settings["frames"], fps=settings["fps"])
     query = features.pooled[0].float().cpu().numpy()
     length = np.linalg.norm(query)
     if not (np.isfinite(length) and length > 0):
-        raise TubeletError(
-            f"{file}: its features have no direction (length {length}), so that nothing can be near them; check the "
-            f"weights of {model.model_id}"
-        )
-    for left in reversed(range(TRIES)):
+        raise TubeletError(f"{file}: features have no direction (norm {length}); check the weights of {model.model_id}")
+    for left in reversed(range(ATTEMPTS)):
         try:
             return _nearest(index, query / length, top)
-        except PartGoneError:  # `embed` replaces rows of files that changed: what it leaves is read anew
+        except PartRemovedError:  # `tubelet embed` replaces rows of changed files: read the table again
             if not left:
                 raise
     raise AssertionError
 
 
 def _nearest(index: Path, query: NDArray[np.float32], top: int) -> list[Hit]:
-    """The rows nearest to a query (D,) of length 1."""
+    """The rows most similar to a query (D,) of norm 1."""
     best: list[Hit] = []
     rows = unranked = 0
     first = ""
     for columns, pooled in pooled_rows(index, ["path", "start_s", "end_s"]):
         if pooled.shape[1] != len(query):
             raise TubeletError(
-                f"{index}: a part holds vectors of {pooled.shape[1]} channels, the model has {len(query)}; embed the "
-                "collection again into another folder"
+                f"{index}: a part has vectors of {pooled.shape[1]} channels, expected {len(query)} as of the model; "
+                "embed the collection again into another folder"
             )
         lengths = np.linalg.norm(pooled, axis=1)
         healthy = np.flatnonzero(np.isfinite(lengths) & (lengths > 0))
@@ -100,7 +97,7 @@ def _nearest(index: Path, query: NDArray[np.float32], top: int) -> list[Hit]:
     if unranked:
         warnings.warn(
             f"{index}: {unranked} of {rows} rows have features without a direction (NaN, infinity or zero) and are not "
-            f"ranked, the first is of {first}: delete the table and embed the collection again",
+            f"ranked, the first of {first}; delete the table and embed the collection again",
             stacklevel=2,
         )
     return best
@@ -111,6 +108,5 @@ def _load(index: Path, name: str) -> Backbone:
         return load(name)
     except TubeletError as error:
         raise TubeletError(
-            f"{index}: the model that made it was {name}, which cannot be loaded ({error}); say with "
-            "--model where it is now"
+            f"{index}: its model {name} cannot be loaded ({error}); pass its new location with --model"
         ) from error

@@ -1,7 +1,7 @@
 """Features of a collection as Parquet files, which grow part by part and can be continued after any crash.
 
-A part is written beside its place and renamed: every part that can be seen is whole. Which clips are done is read from
-the parts themselves, so no row is ever there twice.
+A part is written to a temporary file and renamed: every visible part is complete. The set of finished clips is read
+from the parts themselves, so that no row occurs twice.
 """
 
 import json
@@ -22,17 +22,17 @@ from tubelet.io.files import atomic_write
 from tubelet.io.text import file_error, read_json, validate_content
 from tubelet.validation import Bounds
 
-FORMAT = 3  # 1 did not say which version of a file its rows are of; the weights' id in 2 saw a part of the values
-# Readers of Parquet folders pass over names that begin with "_" or ".".
+FORMAT = 3  # 1 lacks the version of a row's file; the weights' id of 2 depends on a part of the values only
+# Readers of Parquet folders skip names that begin with "_" or ".".
 SETTINGS = "_settings.json"
-# What a crash may cost, and what is held in memory before it is written.
+# Maximum work that a crash may lose, and maximum of rows buffered in memory.
 PART_SECONDS = 60.0
 PART_BYTES = 256 * 2**20
 
 
 _EMBED_AGAIN = "embed the collection again into another folder"
 _DELETE_PART = "delete this part and run `tubelet embed` again"
-# The columns that are read again, and their types.
+# Columns that this package reads, and their types.
 _COLUMNS = {
     "path": "string",
     "clip": "int64",
@@ -46,12 +46,12 @@ _COLUMNS = {
 _Count = Annotated[int, Bounds(1, 2**31)]
 
 
-class PartGoneError(MissingFileError):
-    """A part that was there when the table was listed, and is not any more: another process changes the table."""
+class PartRemovedError(MissingFileError):
+    """A part was removed after the table was listed: another process changes the table."""
 
 
 class _Settings(TypedDict):
-    """The content of _settings.json."""
+    """Content of _settings.json."""
 
     format: int
     model: str
@@ -66,13 +66,13 @@ class _Settings(TypedDict):
 
 
 @dataclass
-class Done:
-    """What a table has of one file.
+class FileProgress:
+    """Rows of one file in a table.
 
     Attributes:
-        clips: how many the file has.
-        found: numbers of those that have a row.
-        versions: sizes in bytes and times of change in seconds that the file had when they were made.
+        clips: number of clips of the file.
+        found: indices of the clips that have a row.
+        versions: sizes in bytes and modification times in seconds of the file when they were computed.
     """
 
     clips: int
@@ -80,39 +80,39 @@ class Done:
     versions: set[tuple[int, float]] = field(default_factory=set)
 
     @property
-    def whole(self) -> bool:
-        """Whether every clip has its row."""
+    def complete(self) -> bool:
+        """Whether every clip has a row."""
         return len(self.found) == self.clips
 
 
 class FeatureTable:
-    """A folder of parts `part-000000.parquet`, ..., one row a clip, and the settings that made them.
+    """A folder of parts `part-000000.parquet`, ..., with one row per clip, and their common settings.
 
     Attributes:
         path: the folder.
-        settings: what all rows have in common, as JSON.
+        settings: settings that all rows have in common, as JSON.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Start a table in a folder, or take up the one that is there; `check_output` has seen what else it holds.
+        """Create a table in a folder that `check_output` accepted, or continue the table in it.
 
         Raises:
-            TubeletError: if the folder holds rows of other settings.
+            TubeletError: if the folder has rows with other settings.
         """
         self.path = path
         self.settings = settings = {"format": FORMAT, **settings}
         if (path / SETTINGS).exists():
             before = read_settings(path)
-            # Name and place of the model may change, as long as its weights are the same.
+            # Name and path of the model may change if its weights are the same.
             compared = [key for key in settings if key not in ("model", "model_id", "config_hash")]
             changed = [
                 f"{key}: {before.get(key)} -> {settings[key]}" for key in compared if before.get(key) != settings[key]
             ]
             if changed:
                 raise TubeletError(
-                    f"{path}: holds features that were made otherwise ({'; '.join(changed)}): choose another --out"
+                    f"{path}: has features with other settings ({'; '.join(changed)}); choose another --out"
                 )
-            for leftover in path.glob("*.partial"):  # of a process that died while it wrote
+            for leftover in path.glob("*.partial"):  # of a process that died while writing
                 leftover.unlink()
         else:
             with atomic_write(path / SETTINGS) as partial:
@@ -122,19 +122,19 @@ class FeatureTable:
         self.size = 0
         self.began = time.monotonic()
 
-    def done(self) -> dict[str, Done]:
-        """What there is of each file, by its path."""
-        found: dict[str, Done] = {}
+    def done(self) -> dict[str, FileProgress]:
+        """Progress of each file, by path."""
+        found: dict[str, FileProgress] = {}
         for part in parts(self.path):
             columns = read_part(part, ["path", "clip", "clips", "size_bytes", "changed_s"]).to_pydict()
             for path, clip, clips, size, changed in zip(*columns.values(), strict=True):
-                file = found.setdefault(path, Done(clips))
+                file = found.setdefault(path, FileProgress(clips))
                 file.found.add(clip)
                 file.versions.add((size, changed))
         return found
 
     def drop(self, paths: Collection[str]) -> None:
-        """Take all rows of some files out.
+        """Remove all rows of some files.
 
         Raises:
             TubeletError: if a part cannot be read or written.
@@ -152,14 +152,14 @@ class FeatureTable:
                 _write(part, read_part(part, None).filter(pc.invert(stale)))
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Take rows, and write a part when there are enough of them or the last one is a while ago."""
+        """Buffer rows, and write a part when there are enough of them or the last part is old."""
         self.rows += rows
         self.size += sum(value.nbytes for row in rows for value in row.values() if isinstance(value, np.ndarray))
         if self.size >= PART_BYTES or time.monotonic() - self.began >= PART_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was taken.
+        """Write the buffered rows as a part.
 
         Raises:
             TubeletError: if it cannot be written; earlier parts are untouched.
@@ -174,25 +174,25 @@ class FeatureTable:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    """Write a part beside its place and rename it, or leave what is there as it is."""
+    """Write a part atomically."""
     with atomic_write(path, durable=True, remedy="earlier parts are kept; run the same command to continue") as partial:
         pq.write_table(table, partial, compression="zstd")
 
 
 def parts(path: Path) -> list[Path]:
-    """The parts of a table, in order."""
+    """Parts of a table, in order."""
     return sorted(path.glob("part-*.parquet"))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a table.
+    """Settings of a table.
 
     Raises:
-        TubeletError: if the folder is no table.
+        TubeletError: if the folder is not a table.
     """
     if not (path / SETTINGS).is_file():
         raise TubeletError(
-            f"{path}: is not a folder of features (there is no {SETTINGS} in it); expected what `tubelet embed` wrote"
+            f"{path}: not a table of features ({SETTINGS} is missing); expected a folder that `tubelet embed` wrote"
         )
     settings: dict[str, Any] = read_json(path / SETTINGS, dict[str, Any], _EMBED_AGAIN)
     if settings.get("format") != FORMAT:
@@ -203,10 +203,10 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_part(part: Path, columns: Sequence[str] | None) -> pa.Table:
-    """Some columns of a part, or all of them.
+    """Columns of a part; None reads all.
 
     Raises:
-        PartGoneError: if it is not there any more.
+        PartRemovedError: if it was removed.
         TubeletError: if the file is damaged, or a column is missing or of another type.
     """
     expected = None if columns is None else {name: _COLUMNS[name] for name in columns}
@@ -214,13 +214,13 @@ def read_part(part: Path, columns: Sequence[str] | None) -> pa.Table:
         return read_parquet(part, expected, _DELETE_PART)
     except TubeletError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            message = f"{part}: was removed while the table was read; try again when `embed` is done"
-            raise PartGoneError(message) from error
+            message = f"{part}: was removed while the table was read; try again when `tubelet embed` has finished"
+            raise PartRemovedError(message) from error
         raise
 
 
 def pooled_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """Part by part: some columns, and the pooled features (rows, D) in float32 beside them."""
+    """For each part: some columns, and the pooled features (rows, D) in float32."""
     for part in parts(path):
         table = read_part(part, [*columns, "pooled"])
         yield table.select(columns), vectors(table["pooled"]).astype(np.float32)
@@ -232,7 +232,7 @@ def _table(rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> pa.Table:
 
 
 def _column(name: str, values: list[Any]) -> pa.Array:
-    """Scalars; or vectors, whose length is part of the type where it is the same for every clip of every table."""
+    """Scalars, or vectors; the type has their length if it is the same for all clips."""
     if not isinstance(values[0], np.ndarray):
         return pa.array(values)
     flat = pa.array(np.concatenate(values))

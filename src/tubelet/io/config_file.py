@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tubelet.errors import TubeletError, first_line
+from tubelet.errors import ConfigError, first_line
 from tubelet.io.text import file_error, parse_json, read_text
 
 CONFIG_BYTES = 2**22
@@ -43,10 +43,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
         path: a `.json`, `.yaml` or `.yml` file.
 
     Raises:
-        TubeletError: it cannot be read, is of another format, or is no mapping of names to values.
+        ConfigError: it cannot be read, is of another format, or is no mapping of names to values.
     """
     if path.suffix not in (".json", ".yaml", ".yml"):
-        raise TubeletError(f"{path}: unknown format {path.suffix!r}, expected .json, .yaml or .yml")
+        raise ConfigError(f"{path}: unknown format {path.suffix!r}, expected .json, .yaml or .yml")
     text = read_text(path, _REMEDY, CONFIG_BYTES)
     content = parse_json(text, path, remedy=_REMEDY) if path.suffix == ".json" else _parse_yaml(text, path)
     if not isinstance(content, dict):
