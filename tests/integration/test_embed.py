@@ -335,7 +335,7 @@ def test_a_table_is_searched_only_by_the_model_that_made_it(films, table, model,
     other = load(tmp_path / "other", device="cpu")
     with pytest.raises(TubeletError, match="pass the model of the table with --model"):
         search(table, films / "2.png", model=other)
-    with pytest.raises(TubeletError, match="is not a folder of features"):
+    with pytest.raises(TubeletError, match="not a table of features"):
         search(tmp_path, films / "2.png", model=model)
 
 

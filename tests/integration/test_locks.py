@@ -134,7 +134,7 @@ def test_a_table_that_changes_while_it_is_searched_is_read_again(media, run, tmp
     (hit,) = search(out, media / "0.png", top=1, model=model)
     assert hit.path.endswith("0.png")
     monkeypatch.setattr(tables, "parts", lambda path: [gone, *real(path)])
-    with pytest.raises(TubeletError, match=r"was removed while the table was read; try again when `embed` is done"):
+    with pytest.raises(TubeletError, match="try again when `tubelet embed` has finished"):
         search(out, media / "0.png", model=model)
     assert searching.ATTEMPTS > 2
 

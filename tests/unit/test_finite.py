@@ -146,7 +146,7 @@ def test_pixels_that_are_not_finite_are_counted(value, shape, encoder):
     for x in (pixels, pixels.numpy(), pixels.half()):
         with pytest.raises(TubeletError, match=rf"2 of {pixels.numel()} pixel values are not finite"):
             model.encode(x)
-    with pytest.raises(TubeletError, match="too large for float32"):
+    with pytest.raises(TubeletError, match=r"too large for torch\.float32"):
         model.encode(torch.full(shape, 1e300, dtype=torch.float64))
 
 
@@ -170,7 +170,7 @@ def test_files_whose_features_are_not_finite_are_bad_files_and_have_no_rows(enco
     )
     assert (made.rows, made.bad, parts(tmp_path / "table")) == (0, 3, [])
     assert sorted(file.path for file in reported) == [str(images / f"{i}.png") for i in range(3)]
-    assert all(file.reason.startswith("its features are not finite") for file in reported)
+    assert all(file.reason.startswith("features are not finite") for file in reported)
     with pytest.raises(TubeletError, match="3 of 3 files"):
         embed_collection(
             tubelet.load(path, **CPU), [str(images)], tmp_path / "t2", EmbedConfig(image_size=32, workers=0)
@@ -193,7 +193,7 @@ def test_rows_without_a_direction_hide_no_other_row_and_are_counted(encoder, ima
     wrong.flush()
     for path in parts(table):  # whichever part comes first
         path.rename(path.with_name(f"part-{9 - int(path.stem[-1]):06d}.parquet"))
-    with pytest.warns(UserWarning, match=r"3 of 6 rows have .* not ranked, the first is of /wrong/0\.png: delete"):
+    with pytest.warns(UserWarning, match=r"3 of 6 rows have .* not ranked, the first of /wrong/0\.png: delete"):
         assert search(table, images / "1.png", 3, model) == expected
     for path in parts(table)[1:]:
         path.unlink()
@@ -208,5 +208,5 @@ def test_a_query_without_a_direction_is_refused(encoder, images, tmp_path):
         model.norms[1].weight.zero_()
         model.norms[1].bias.zero_()
     model._identified = (model._changes(), tubelet.load(encoder, **CPU).fingerprint)
-    with pytest.raises(TubeletError, match=r"1\.png: its features have no direction \(length 0\.0\)"):
+    with pytest.raises(TubeletError, match=r"1\.png: features have no direction \(norm 0\.0\)"):
         search(table, images / "1.png", 3, model)

@@ -15,7 +15,7 @@ from tubelet.data.bad_files import check_bad_share
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
-from tubelet.embed.clips import EmbedBatch, CollectionClips, clip_loader
+from tubelet.embed.clips import CollectionClips, EmbedBatch, clip_loader
 from tubelet.embed.table import FeatureTable
 from tubelet.errors import BadFile, escape_filename
 from tubelet.grid import Modality
