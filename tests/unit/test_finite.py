@@ -146,7 +146,7 @@ def test_pixels_that_are_not_finite_are_counted(value, shape, encoder):
     for x in (pixels, pixels.numpy(), pixels.half()):
         with pytest.raises(TubeletError, match=rf"2 of {pixels.numel()} pixel values are not finite"):
             model.encode(x)
-    with pytest.raises(TubeletError, match=r"too large for torch\.float32"):
+    with pytest.raises(TubeletError, match="too large for float32"):
         model.encode(torch.full(shape, 1e300, dtype=torch.float64))
 
 
