@@ -3,7 +3,7 @@
     python -m benchmarks.data_path --height 720 --image-size 64
 
 Each side is `tubelet train` as a person runs it, in a process of its own with its workers, and the sides take turns;
-the waiting is what the run itself writes to metrics.jsonl. A slow device waits for little: "reading alone" tells how
+the waiting is what the run itself writes to metrics.jsonl. A slow device waits for little: "reading only" reports how
 many clips a second the workers make where nobody trains, and so how fast a device they could feed.
 """
 
@@ -68,7 +68,7 @@ def memory(pid: int) -> int:
             info = process.memory_full_info()
             total += getattr(info, "pss", info.rss)
     except psutil.Error:
-        return 0  # it ended between one look and the next
+        return 0  # it ended between one check and the next
     return total
 
 
@@ -137,7 +137,7 @@ def main(
     table = Table(
         title=f"{model}, {image_size} px, {frames} frames, batch {batch_size}, {workers} workers, {height} lines"
     )
-    for column in ("from", "waiting", "clips/s", "peak GB", "reading alone, clips/s"):
+    for column in ("from", "waiting", "clips/s", "peak GB", "reading only, clips/s"):
         table.add_column(column, justify="left" if column == "from" else "right")
     result: dict[str, Any] = {}
     for side in sources:

@@ -6,7 +6,7 @@
 
 Which files each reader reads right is `benchmarks/decoders.py`'s to say.
 
-Films of moving texture are made at each height, and shards of them; then every side reads the same random clips, one
+Videos of moving texture are made at each height, and shards of them; then every side reads the same random clips, one
 after the other in turn, each in a process of its own with one decoding thread. A file is opened for each clip, as in
 training. From shards a clip has the same moments, at the shards' size.
 """

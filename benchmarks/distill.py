@@ -1,10 +1,10 @@
-"""Is a small model better for having followed a larger one? Distilled beside trained alone, for as many steps.
+"""Does distillation help a small model? Distilled and pre-trained from scratch, for as many steps.
 
     make demo
     python -m benchmarks.distill runs/demo --data runs/sample --out runs/distill
 
 The small model has half the teacher's width and heads, and is otherwise the same. Both ways take the teacher's own
-settings: data, steps, batch, learning rate, average. Alone, it is pre-trained as the teacher was; distilled, it
+settings: data, steps, batch, learning rate, average. From scratch, it is pre-trained as the teacher was; distilled, it
 predicts the frozen teacher's last level, and visible tokens count in full from the first step. Every run is a process
 of one thread, in a folder of --out; what is done is not done again, and what was stopped continues.
 """
@@ -25,6 +25,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import log_to_file
 from benchmarks.recipe_table import with_spread
 from benchmarks.recipe_tasks import MEASURES, evaluated
 from tubelet.checkpoint.run import load_vjepa
@@ -38,7 +39,7 @@ from tubelet.train.trainer import train
 
 WAYS = {
     "random": "half the width, random weights",
-    "alone": "half the width, alone",
+    "scratch": "half the width, from scratch",
     "distilled": "half the width, distilled",
 }
 
@@ -75,7 +76,7 @@ def carry_out(way: str, teacher: str, data: Path, steps: int | None, seed: int, 
         if way == "random":
             encoder = random_encoder(config.model, seed)
         else:
-            with (folder / "log.txt").open("a") as log:
+            with log_to_file(folder / "log.txt"), (folder / "log.txt").open("a") as log:
                 train(config, folder, resume=True, console=Console(file=log, width=160))
             encoder = load_vjepa(folder)[0].teacher
         write_atomically(scores, json.dumps(score(encoder, config, data), indent=1) + "\n")

@@ -3,8 +3,8 @@
     python -m benchmarks.encode --model vit-b --image-size 224 --frames 16 --batch-size 1
     python -m benchmarks.encode --baseline transformers --image-size 224 384 --precision fp32 bf16
 
-The package's side is `model.encode`, which is what its users call, from normalised pixels to all tapped levels.
-`transformers` has V-JEPA 2.0 alone, whose encoder is the same network but for the image tokenizer and the tapped
+The package's side is `model.encode`, which is what its users call, from normalized pixels to all tapped levels.
+`transformers` has V-JEPA 2.0 only, whose encoder is the same network but for the image tokenizer and the tapped
 levels: the same sizes, random weights, loaded in the same dtype, its own choice of attention (sdpa). The specification
 runs under autocast. The sides run in turn, each in a process of its own.
 """
@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import matrix_rate, run_in_turn, synchronise
+from benchmarks.measure import matrix_rate, run_in_turn, synchronize
 from tubelet.config import ModelConfig, Precision, model_preset
 from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
@@ -59,11 +59,11 @@ def build(side: str, sizes: Sizes) -> Callable[[int], tuple[float, float]]:
 
     def timed(number: int) -> tuple[float, float]:
         pixels = torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(device)
-        synchronise(device)
+        synchronize(device)
         began, worked = time.perf_counter(), time.process_time()
         with torch.inference_mode():
             encode(pixels)
-        synchronise(device)
+        synchronize(device)
         return time.perf_counter() - began, time.process_time() - worked
 
     return timed

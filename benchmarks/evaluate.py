@@ -33,16 +33,16 @@ TASKS = (  # task, its folder in the sample set, options
     ("classification", "layouts/kinetics", PROBE),
     ("anticipation", "layouts/epic", PROBE),
 )
-IMAGES = ("segmentation", "depth", "vos", "knn", "linear")  # tasks, or data, of pictures
+IMAGES = ("segmentation", "depth", "vos", "knn", "linear")  # tasks, or data, of images
 
 
 def run(command: list[str]) -> tuple[float, float, float]:
-    """Seconds of the clock and of processors, and the most memory that a command and its children held, in GB."""
+    """Wall-clock and CPU seconds, and the peak memory of a command and its children, in GB."""
     began, before = time.perf_counter(), os.times()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, held(process))
+        peak = max(peak, resident_bytes(process))
         time.sleep(0.1)
     if process.returncode:
         sys.exit(f"it ended with {process.returncode}: {' '.join(command)}")
@@ -51,7 +51,7 @@ def run(command: list[str]) -> tuple[float, float, float]:
     return time.perf_counter() - began, worked, peak / 1e9
 
 
-def held(process: psutil.Popen) -> int:
+def resident_bytes(process: psutil.Popen) -> int:
     """Bytes in memory of a process and its children; a page that several share is counted once."""
     total = 0
     try:

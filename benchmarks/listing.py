@@ -1,7 +1,7 @@
 """Time and memory of listing sources: from a list or folder of so many files to the data workers of a run.
 
 Every side lists the same files in a process of its own, which then starts workers as a run does; each worker finds the
-names of an epoch, and says what memory it holds alone (USS) and with its share of what is shared (PSS).
+names of an epoch, and reports its unique memory (USS) and its proportional share (PSS).
 """
 
 import argparse

@@ -1,9 +1,11 @@
 """What the benchmarks share: sides that run in turn, a device's matrix-product rate, peak memory."""
 
+import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +18,22 @@ from tubelet.device import pick_device
 Timed = Callable[[int], tuple[float, Any]]
 
 
-def synchronise(device: torch.device) -> None:
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Append what the package logs, from the level INFO on, to a file."""
+    logger, handler = logging.getLogger("tubelet"), logging.FileHandler(path)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
+
+
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -40,10 +57,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, width: int, rounds: in
     out = x @ weight
     seconds = []
     for _ in range(rounds):
-        synchronise(device)
+        synchronize(device)
         began = time.perf_counter()
         torch.mm(x, weight, out=out)
-        synchronise(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - began)
     return 2 * x.numel() * 4 * width / min(seconds)
 

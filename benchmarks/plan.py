@@ -3,8 +3,8 @@
     python -m benchmarks.plan
 
 Real steps on 1, 2 and 4 processes of a CPU, by gloo. Each process tells the kernel's own count of its resident memory
-(VmHWM, reset before the step) above what it held before the model was made: kernels' scratch, communication buffers and
-all. A second count, of a step's tensors as they come and go, leaves those out. The allocator is told to map every
+(VmHWM, reset before the step) above what it had before the model was made: kernels' scratch, communication buffers and
+all. A second count, of a step's tensors as they come and go, leaves those out. The allocator is set to map every
 tensor of 64 kB or more by itself and give it back when it is let go, since memory that it keeps for later would be
 counted as taken.
 """
@@ -63,7 +63,7 @@ def resident(name: str) -> int:
 
 
 def reset_peak() -> None:
-    """Let VmHWM begin again at what is held now."""
+    """Let VmHWM restart from what is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -6,7 +6,7 @@ Every (variant, seed) trains in a process of one thread, in a folder of --out, a
 on the sample set. What is done is not done again, and what was stopped continues: start the same command again. The
 result is a table, `results.json` and `page.html` in --out.
 
-Variants differ in the objective alone. With one seed the student starts from the same weights in all of them; the
+Variants differ only in the objective. With one seed the student starts from the same weights in all of them; the
 random variant is those weights. A step has the same number of samples in all; where images take half of them, it costs
 less, which the table of costs states.
 """
@@ -34,6 +34,7 @@ import tyro
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import log_to_file
 from benchmarks.recipe_page import write_recipe_page
 from benchmarks.recipe_table import gather, print_tables, spread, verdicts
 from benchmarks.recipe_tasks import MEASURES, evaluated
@@ -188,7 +189,7 @@ class Run:
             batch_size=size.batch_size,
             precision=size.precision,
             seed=self.seed,
-            compile=False,  # the default would compile the dearer variants alone
+            compile=False,  # the default would compile only the dearer variants
             checkpoint_every=250,
             keep_checkpoints=1,
             monitor_every=max(1, min(100, self.steps // 10)),
@@ -214,13 +215,13 @@ class Run:
         """What it came to, if it is done.
 
         Raises:
-            TubeletError: if it was begun with other settings.
+            TubeletError: if it was started with other settings.
         """
         if VARIANTS[self.name].trained:
             changed = RunDirectory(self.folder, self.config(), resume=True).changed
             if changed:
                 raise TubeletError(
-                    f"{self.folder}: this run was begun with other settings ({'; '.join(changed)}); "
+                    f"{self.folder}: this run was started with other settings ({'; '.join(changed)}); "
                     "ask for the same ones, or choose another --out"
                 )
         if not self.scores.exists():
@@ -231,10 +232,10 @@ class Run:
 
 def carry_out(run: Run, evaluate_only: bool) -> None:
     """Train a run to its end and evaluate its teacher; a process of its own, which says in log.txt how it goes."""
-    os.setpgrp()  # Ctrl-C reaches the parent alone, which then asks all runs once to save and stop
+    os.setpgrp()  # Ctrl-C reaches only the parent, which then asks all runs once to save and stop
     torch.set_num_threads(1)
     run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "log.txt").open("a") as log:
+    with log_to_file(run.folder / "log.txt"), (run.folder / "log.txt").open("a") as log:
         console = Console(file=log, width=160)
         try:
             encoder = trained_teacher(run, evaluate_only, console) if VARIANTS[run.name].trained else None
@@ -324,8 +325,8 @@ def side_by_side(runs: Sequence[Run], jobs: int, evaluate_only: bool, console: C
                 run = running.pop(process)
                 if process.exitcode:
                     raise TubeletError(f"{run.folder}: ended with exit code {process.exitcode}; see its log.txt")
-                told = ", ".join(f"{k} {v:.3f}" for k, v in json.loads(run.scores.read_text())["scores"].items())
-                console.print(f"{run.folder.name}: {told}", highlight=False, soft_wrap=True)
+                scores = ", ".join(f"{k} {v:.3f}" for k, v in json.loads(run.scores.read_text())["scores"].items())
+                console.print(f"{run.folder.name}: {scores}", highlight=False, soft_wrap=True)
     finally:
         for process in running:
             process.terminate()

@@ -11,7 +11,7 @@ import numpy as np
 from tubelet.view.pictures import Line, chart, figures, write_page
 
 POINTS = 60  # of a curve
-# What the curves show: name in the metrics, unit, what to look for.
+# What the curves show: name in the metrics, unit, what to expect.
 CURVES = (
     (
         "prediction_loss",
@@ -112,14 +112,14 @@ def panel(measure: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> 
 
 
 def curve(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], name: str, unit: str) -> Any:
-    """One figure of all variants by step, averaged over seeds and over neighbouring steps."""
+    """One figure of all variants by step, averaged over seeds and over neighboring steps."""
     lines = []
     for number, (variant, runs) in enumerate(curves.items()):
         points = np.array([(row["step"], row[name]) for rows in runs for row in rows if name in row])
         points = points[np.argsort(points[:, 0], kind="stable")]
         size = max(1, len(points) // len(runs) // POINTS) * len(runs)
         bins = [points[i : i + size].mean(0) for i in range(0, len(points), size)]
-        # A chart has four colours; further variants take them again, dashed.
+        # A chart has four colors; further variants take them again, dashed.
         style = {"linestyle": (0, (4, 2))} if number >= 4 else {}
         lines.append(Line(f"({variant})", [x for x, _ in bins], [y for _, y in bins], style=style))
     return chart(lines, y=unit, size=(5.4, 2.8))

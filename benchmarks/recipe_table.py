@@ -56,7 +56,7 @@ def with_spread(values: Sequence[float]) -> str:
 
 
 def verdicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For every measure, how much better one variant is than the other, beside the larger of their spreads."""
+    """For every measure, how much better one variant is than the other, with the larger of their spreads."""
     by_name = {row.name: row for row in rows}
     if not set(CLAIM) <= by_name.keys():
         return []
@@ -94,9 +94,9 @@ def print_tables(rows: Sequence[Row], console: Console) -> None:
         console.print(costs)
         hours = sum(sum(row.training["hours"]) for row in trained)
         console.print(f"all runs together: {hours:.2f} hours of training steps", highlight=False)
-    for said in verdicts(rows):
-        beside = "" if said["spread"] is None else f", spread {said['spread']:.3f}"
+    for claim in verdicts(rows):
+        suffix = "" if claim["spread"] is None else f", spread {claim['spread']:.3f}"
         console.print(
-            f"({CLAIM[0]}) over ({CLAIM[1]}), {said['measure']}: {said['gain']:+.3f}{beside}: {said['verdict']}",
+            f"({CLAIM[0]}) over ({CLAIM[1]}), {claim['measure']}: {claim['gain']:+.3f}{suffix}: {claim['verdict']}",
             highlight=False,
         )

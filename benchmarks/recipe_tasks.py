@@ -23,7 +23,7 @@ def evaluated(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """All tasks of one encoder, here and nowhere else.
 
-    Clips and tokens are the same for all runs, so that what differs between seeds is the training alone.
+    Clips and tokens are the same for all runs, so that what differs between seeds is only the training.
 
     Args:
         encoder: a teacher, or one with random weights.

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import matrix_rate, run_in_turn, synchronise
+from benchmarks.measure import matrix_rate, run_in_turn, synchronize
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.data.batch import Batch, StepData
 from tubelet.data.clips import normalise
@@ -38,13 +38,13 @@ from tubelet.train.optim import build_optimizer
 from tubelet.train.step import autocast, backpropagate, train_step
 from tubelet.vjepa import VJEPA
 
-PARTS = ("teacher", "student", "predictor", "loss", "backward", "optimiser")
+PARTS = ("teacher", "student", "predictor", "loss", "backward", "optimizer")
 SIDES = ("tubelet", "reference")
 LATE_STEP = 200_000  # λ is at its full value, so that the context loss is part of what is timed
 
 
 class Stopwatch:
-    """Seconds spent in each part of a step, by hooks on the real modules and optimiser."""
+    """Seconds spent in each part of a step, by hooks on the real modules and optimizer."""
 
     def __init__(self, model: VJEPA, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self.device = device
@@ -62,7 +62,7 @@ class Stopwatch:
 
     def lap(self, name: str) -> None:
         """Book the time since the last lap under `name`."""
-        synchronise(self.device)
+        synchronize(self.device)
         now = time.perf_counter()
         self.seconds[name] += now - self.mark
         self.mark = now
@@ -89,7 +89,7 @@ def package_side(config: TrainConfig, device: torch.device) -> tuple[Callable[[B
         watch.seconds.clear()
         watch.mark = time.perf_counter()
         train_step(model, optimizer, StepData([batch], []), config, LATE_STEP, DistContext(device))
-        watch.lap("optimiser")
+        watch.lap("optimizer")
 
     return step, watch.seconds
 
@@ -110,7 +110,7 @@ def reference_side(config: TrainConfig, device: torch.device) -> tuple[Callable[
         optimizer.step()
         optimizer.zero_grad()
         model.update_teacher(0.999)
-        synchronise(device)
+        synchronize(device)
 
     return step, {}
 
@@ -150,7 +150,7 @@ def main(
     warmup: int = 2,
     compile: bool | None = None,
     activation_checkpointing: bool = False,
-    alone: bool = False,
+    package_only: bool = False,
     json: bool = False,
 ) -> None:
     """Print the table.
@@ -165,7 +165,7 @@ def main(
         warmup: Steps before them.
         compile: Compile the blocks; None does as a run of the published length would.
         activation_checkpointing: Recompute activations in the backward pass.
-        alone: Leave the reference out.
+        package_only: Leave the reference out.
         json: Print one JSON object as the last line.
     """
     device = pick_device()
@@ -179,7 +179,7 @@ def main(
     )
     dtype = training_dtype(config, device)
     flops, rate = step_flops(config), matrix_rate(device, dtype, config.model.width)
-    sides = SIDES[:1] if alone else SIDES
+    sides = SIDES[:1] if package_only else SIDES
     timed, peak = run_in_turn(build, config, sides, warmup, steps)
     seconds = {side: statistics.median(t for t, _ in timed[side]) for side in sides}
     split = {part: statistics.median(laps.get(part, 0.0) for _, laps in timed["tubelet"]) for part in PARTS}
@@ -190,7 +190,7 @@ def main(
     if json:
         result: dict[str, Any] = {"seconds": seconds["tubelet"], "peak_gb": peak["tubelet"], "split": split}
         result |= {"bound_share": bound["tubelet"], "dtype": str(dtype)[6:]}
-        if not alone:
+        if not package_only:
             result |= {
                 f"reference_{key}": value["reference"] for key, value in (("seconds", seconds), ("peak_gb", peak))
             }

@@ -47,7 +47,7 @@ def run_one_process(settings: dict[str, Any]) -> None:
         "LOCAL_RANK": context.get_local_rank(),
         "LOCAL_WORLD_SIZE": context.get_local_world_size(),
     }
-    # A process of its own: signals that ask a run to stop reach the main thread alone, which here is Ray's.
+    # A process of its own: signals that ask a run to stop reach only the main thread, which here is Ray's.
     command = [sys.executable, "-m", "tubelet", "train", *settings["arguments"], "--resume"]
     environment = os.environ | {name: str(value) for name, value in environment.items()}
     code = subprocess.run(command, env=environment, cwd=settings["folder"], check=False).returncode

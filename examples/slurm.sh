@@ -18,11 +18,11 @@
 
 set -uo pipefail
 
-# How many seconds torchrun leaves its processes to save; PyTorch 2.11 leaves 30 whatever is said here.
+# How many seconds torchrun leaves its processes to save; PyTorch 2.11 leaves 30 whatever is set here.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 
-# Five minutes before the end, SLURM signals this script alone, which signals the run and remembers why.
+# Five minutes before the end, SLURM signals only this script, which signals the run and remembers why.
 again=no
 stop() {
     again=yes

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.helpers.media import picture, write_image, write_rotated, write_variable_rate, write_video
+from tests.helpers.media import indexed_image, write_image, write_rotated, write_variable_rate, write_video
 from tubelet.checkpoint.run import save_checkpoint
 from tubelet.checkpoint.vjepa2_1 import write_released
 from tubelet.config import DataConfig, ModelConfig, PredictorConfig, ShardConfig, TrainConfig, to_dict
@@ -61,8 +61,8 @@ def _images(folder: Path) -> None:
     write_image(folder / "still.png", size=32)
     write_image(folder / "still.webp", size=32)
     write_image(folder / "still.tif", size=32)
-    Image.fromarray(picture(5, 32)).save(folder / "progressive.jpg", progressive=True)
-    Image.fromarray(picture(5, 32)).convert("P").save(folder / "palette.png", transparency=0)
+    Image.fromarray(indexed_image(5, 32)).save(folder / "progressive.jpg", progressive=True)
+    Image.fromarray(indexed_image(5, 32)).convert("P").save(folder / "palette.png", transparency=0)
 
 
 def _manifests(folder: Path) -> None:

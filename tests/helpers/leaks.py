@@ -23,7 +23,7 @@ import pytest
 MARK = "TUBELET_TEST_SESSION"  # in the environment of all that a session starts
 SHARED_MEMORY = Path("/dev/shm")
 CACHES = {"__pycache__", "build", "dist"}
-# What libraries write into the temporary folder whatever they are told: a session file of onnxruntime, and the compiled
+# What libraries write into the temporary folder whatever its setting: a session file of onnxruntime, and the compiled
 # headers of PyTorch's inductor.
 LIBRARIES = {".ses", f"torchinductor_{getpass.getuser()}"}
 GRACE_S = 15.0  # what ends by itself needs a moment on a busy machine
@@ -152,7 +152,7 @@ class Leftovers:
         self.files = files_in(working_copy)
         self.found: list[str] = []
 
-    def look(self) -> list[str]:
+    def find(self) -> list[str]:
         """A line for each thing that is there and was not."""
         temporary = [f"temporary file {path}" for path in (self.root / "tmp").iterdir() if not self._is_ours(path)]
         written = [f"file {path}" for path in sorted(files_in(self.working_copy) - self.files)]
@@ -170,7 +170,7 @@ class Leftovers:
         """Wait until all that ends by itself has, note what has not."""
         stop_helpers()
         deadline = time.monotonic() + grace_s
-        while (left := self.look()) and time.monotonic() < deadline:
+        while (left := self.find()) and time.monotonic() < deadline:
             time.sleep(0.2)
         self.found += left
         os.close(self.lock)

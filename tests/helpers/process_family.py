@@ -17,7 +17,7 @@ class Family:
         root: the process.
         temporary: the folder that is its TMPDIR.
         members: each process that was ever seen.
-        shared: names in /dev/shm that any of them had mapped, by which families side by side are told apart.
+        shared: names in /dev/shm that any of them had mapped, by which families side by side are distinguished.
     """
 
     def __init__(self, pid: int, temporary: Path) -> None:
@@ -26,8 +26,8 @@ class Family:
         self.members = {self.root}
         self.shared: set[str] = set()
 
-    def look(self) -> list[psutil.Process]:
-        """Look at all members that live; returns them."""
+    def find(self) -> list[psutil.Process]:
+        """Record all members that are alive; returns them."""
         for member in list(self.members):
             try:
                 self.members.update(member.children(recursive=True))
@@ -45,7 +45,7 @@ class Family:
         """The first member that a condition is true of, as soon as there is one."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            for member in self.look():
+            for member in self.find():
                 try:
                     if condition(member):
                         return member
@@ -53,7 +53,7 @@ class Family:
                     continue
             assert lives(self.root), "the command ended before"
             time.sleep(0.01)
-        raise AssertionError(f"none of {self.look()} in {seconds} s")
+        raise AssertionError(f"none of {self.find()} in {seconds} s")
 
     def left(self, seconds: float = 60) -> list[str]:
         """What is left, if anything still is after so long."""

@@ -28,7 +28,7 @@ class Network:
         self.disturb(lambda number: None)
 
     def disturb(self, fault: Callable[[int], str | None]) -> None:
-        """Begin with other faults, for objects that are read; listings and heads get errors alone."""
+        """Start with other faults, for objects that are read; listings and heads get errors only."""
         self.fault, self.requests, self.faults, self.sent = fault, 0, 0, 0
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:

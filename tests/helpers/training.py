@@ -81,29 +81,29 @@ def start_together(count, config, out, resume=False, machines=1):
         place = {"RANK": rank, "LOCAL_RANK": rank % local, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": local}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         place = {name: str(value) for name, value in place.items()}
-        said = Path(f"{out}.{rank}.err")
-        started.append(processes.Process(target=_train_as_one_of, args=(place, said, config, str(out), resume)))
+        stderr = Path(f"{out}.{rank}.err")
+        started.append(processes.Process(target=_train_as_one_of, args=(place, stderr, config, str(out), resume)))
         started[-1].start()
     return started
 
 
 def train_together(count, config, out, resume=False):
-    """`start_together`, to its end: the exit codes, and what all of them said on stderr."""
+    """`start_together`, to its end: the exit codes, and their stderr."""
     return wait_for_all(start_together(count, config, out, resume), out)
 
 
 def wait_for_all(started, out):
-    """The exit codes of processes, and what they said on stderr."""
+    """The exit codes of processes, and their stderr."""
     for process in started:
         process.join(300)
     assert not any(process.is_alive() for process in started)
-    said = [Path(f"{out}.{rank}.err") for rank in range(len(started))]
-    return [process.exitcode for process in started], "".join(path.read_text() for path in said)
+    logs = [Path(f"{out}.{rank}.err") for rank in range(len(started))]
+    return [process.exitcode for process in started], "".join(path.read_text() for path in logs)
 
 
-def _train_as_one_of(place, said, config, out, resume):
+def _train_as_one_of(place, stderr, config, out, resume):
     os.environ.update(place)
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     try:
         train_quietly(config, out, resume)
     except TubeletError as error:  # what the command line does with it

@@ -151,8 +151,8 @@ def _edited(
 
 
 def _matrix(name: str) -> Callable[[Path], Path]:
-    pictures = [np.ascontiguousarray(stored(card(i, 96, 64), MATRICES[name])) for i in range(12)]
-    return lambda path: with_matrix(encode(path, cards=pictures), MATRICES[name])
+    images = [np.ascontiguousarray(stored(card(i, 96, 64), MATRICES[name])) for i in range(12)]
+    return lambda path: with_matrix(encode(path, cards=images), MATRICES[name])
 
 
 def _anamorphic(codec: str, ratio: Fraction, width: int, frames: int = 12, turn: str = "none", **options: Any):
@@ -160,12 +160,12 @@ def _anamorphic(codec: str, ratio: Fraction, width: int, frames: int = 12, turn:
 
     def write(path: Path) -> Path:
         shown = round(width * ratio)
-        pictures = [squeezed(card(i, shown, 64), width) for i in range(frames)]
-        if turn != "none":  # the sensor lies: what is stored is the turned picture, its pixels are wide or high
-            pictures = [
+        images = [squeezed(card(i, shown, 64), width) for i in range(frames)]
+        if turn != "none":  # the sensor lies: what is stored is the turned image, its pixels are wide or high
+            images = [
                 squeezed(np.ascontiguousarray(stored(card(i, 64, shown), MATRICES[turn])), width) for i in range(frames)
             ]
-        encode(path, codec, cards=pictures, sar=ratio, **options)
+        encode(path, codec, cards=images, sar=ratio, **options)
         return with_matrix(path, MATRICES[turn]) if turn != "none" else path
 
     return write
@@ -177,13 +177,13 @@ def _interlaced(
     order = "tff" if top_first else "bff"
 
     def write(path: Path) -> Path:
-        pictures = [interlaced_card(i, top_first) if woven else card(i) for i in range(24)]
-        pictures = [np.ascontiguousarray(stored(picture, MATRICES[turn])) for picture in pictures]
+        images = [interlaced_card(i, top_first) if woven else card(i) for i in range(24)]
+        images = [np.ascontiguousarray(stored(picture, MATRICES[turn])) for picture in images]
         more = {"flags": "+ildct+ilme+qscale", "field_order": "tt" if top_first else "bb"}
         if codec == "libx264":
             params = encoder_options("libx264", 2, 12)["x264-params"] + f":{order}=1"
             more = {"x264-params": params}
-        encode(path, codec, cards=pictures, fps=25, options=more, **options)
+        encode(path, codec, cards=images, fps=25, options=more, **options)
         return path if turn == "none" else with_matrix(path, MATRICES[turn])
 
     return write
@@ -242,8 +242,8 @@ def _hdr(
     **options: Any,
 ) -> Callable[[Path], Path]:
     def write(path: Path) -> Path:
-        pictures = [np.ascontiguousarray(stored(hdr_card(i, curve), MATRICES[turn])) for i in range(8)]
-        encode(path, codec, cards=pictures, matrix="bt2020", tags=tags, pix_fmt=pix_fmt, **options)
+        images = [np.ascontiguousarray(stored(hdr_card(i, curve), MATRICES[turn])) for i in range(8)]
+        encode(path, codec, cards=images, matrix="bt2020", tags=tags, pix_fmt=pix_fmt, **options)
         return path if turn == "none" else with_matrix(path, MATRICES[turn])
 
     return write
@@ -312,7 +312,7 @@ def _size_changes(path: Path) -> Path:
 
 
 def _size_changes_packets(path: Path, codec: str = "libx264") -> Path:
-    """The second half is of another size, which its packets alone say."""
+    """The second half is of another size, which only its packets contain."""
     parts = [
         encode(
             _part(path, f"{i}.{'ts' if codec == 'libx264' else 'webm'}"),

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.commands import run_tubelet
-from tests.helpers.media import picture, write_video
+from tests.helpers.media import indexed_image, write_video
 from tests.helpers.training import tiny_config, train_quietly
 from tubelet.cli import main
 from tubelet.config import EmbedConfig
@@ -44,7 +44,7 @@ def films(tmp_path_factory):
     folder = tmp_path_factory.mktemp("films")
     for i in range(5):
         write_video(folder / f"{i}.mp4", frames=24)
-        Image.fromarray(picture(40 * i)).save(folder / f"{i}.png")
+        Image.fromarray(indexed_image(40 * i)).save(folder / f"{i}.png")
     return folder
 
 
@@ -177,10 +177,10 @@ def test_the_rows_of_a_file_that_changed_are_made_anew(model, tmp_path):
     folder, table = tmp_path / "films", tmp_path / "table"
     folder.mkdir()
     for i in range(2):
-        Image.fromarray(picture(40 * i)).save(folder / f"{i}.png")
+        Image.fromarray(indexed_image(40 * i)).save(folder / f"{i}.png")
     embed_collection(model, [str(folder)], table, SMALL)
     before = rows(table).set_index("path")["pooled"]
-    Image.fromarray(picture(200)).save(folder / "1.png")
+    Image.fromarray(indexed_image(200)).save(folder / "1.png")
     made = embed_collection(model, [str(folder)], table, SMALL)
     assert (made.rows, made.before, made.changed) == (1, 1, 1)
     after = rows(table).set_index("path")["pooled"]
@@ -195,7 +195,7 @@ def test_a_name_that_is_not_utf_8_is_embedded_once_and_can_be_found(model, tmp_p
     folder.mkdir()
     name = os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")
     try:
-        Image.fromarray(picture(9)).save(name)
+        Image.fromarray(indexed_image(9)).save(name)
     except OSError:
         pytest.skip("this file system takes no such name")
     for expected in (1, 0):

@@ -113,11 +113,11 @@ class Command:
         # One of two: `extract` reads the first file with one worker, which may have ended its work when it is killed.
         worker = self.family.wait_for(lambda p: p in (working := self.workers()) and len(working) > 1)
         time.sleep(0.3)
-        self.family.look()
+        self.family.find()
         return worker if kind == "worker" else root
 
     def end(self):
-        for member in filter(lives, self.family.look()):
+        for member in filter(lives, self.family.find()):
             member.kill()
         self.process.join(30)
 
@@ -170,7 +170,7 @@ def test_what_is_left_when_all_are_killed_at_once_goes_at_the_next_start(start, 
     command = start(name)
     command.victim("engine" if name == "sample-data" else "worker")
     members: list[psutil.Process] = []
-    while new := [member for member in command.family.look() if member not in members]:  # what starts meanwhile too
+    while new := [member for member in command.family.find() if member not in members]:  # what starts meanwhile too
         for member in new:
             member.suspend()
         members += new

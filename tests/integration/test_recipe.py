@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import recipe
+from benchmarks.measure import log_to_file
 from benchmarks.recipe import SIZES, VARIANTS, Run, main, trained_teacher
 from benchmarks.recipe_table import Row, verdicts
 from benchmarks.recipe_tasks import MEASURES
@@ -42,15 +43,15 @@ def test_two_variants_end_to_end_then_nothing_is_done_twice_and_other_settings_a
     monkeypatch.setattr(recipe, "carry_out", None)  # nothing may be started again
     main(**arguments)
     assert "2 runs, 2 of them done before" in capsys.readouterr().out
-    with pytest.raises(TubeletError, match=r"begun with other settings .*steps: 2 -> 3"):
+    with pytest.raises(TubeletError, match=r"started with other settings .*steps: 2 -> 3"):
         main(**arguments, steps=3)
 
 
 @pytest.mark.parametrize("name", TRAINED_VARIANTS)
 def test_a_variant_trains_and_differs_from_the_whole_recipe_as_it_says(name, sample_set, tmp_path):
     run = Run(name, 0, 2, SIZES["toy"], sample_set, tmp_path)
-    with (tmp_path / "log.txt").open("w") as log:
-        trained_teacher(run, False, Console(file=log, width=160))
+    with log_to_file(tmp_path / "log.txt"):
+        trained_teacher(run, False, Console(quiet=True))
     log = (tmp_path / "log.txt").read_text()
     first, last = rows(tmp_path)
     assert ("2 videos\n" in log) == (name in "bcd")

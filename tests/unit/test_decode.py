@@ -15,7 +15,7 @@ import tubelet
 from tests.helpers.decoding import decode_clips, stream_clips, video_info
 from tests.helpers.media import (
     flip_bytes,
-    picture,
+    indexed_image,
     read_index,
     variable_times,
     write_audio_only,
@@ -236,7 +236,7 @@ def test_the_matrix_that_phones_write_for_upright_films_turns_clockwise(tmp_path
     zero = bytes(4)
     assert b"".join([zero, one, zero, minus, zero, zero]) in path.read_bytes()  # x' = -y, y' = x
     assert video_info(path).rotation == 270
-    assert np.allclose(read_frames(path).pixels[2].float(), np.rot90(picture(2), -1).astype(np.float32), atol=60)
+    assert np.allclose(read_frames(path).pixels[2].float(), np.rot90(indexed_image(2), -1).astype(np.float32), atol=60)
 
 
 def test_width_and_height_are_those_of_the_upright_picture(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_width_and_height_are_those_of_the_upright_picture(tmp_path: Path) -> No
         stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
         stream.set_display_rotation(90)
         for _ in range(4):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(1)[:32], format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(indexed_image(1)[:32], format="rgb24")))
         container.mux(stream.encode(None))
     info, (clip,) = video_info(path), decode_clips(path, [np.array([0.0, 0.2])])
     assert (info.width, info.height) == (32, 64)
@@ -270,7 +270,7 @@ def test_read_frames_delivers_all_frames_with_their_times(film: Path) -> None:
 
 def test_colours_survive(tmp_path: Path) -> None:
     path = write_video(tmp_path / "film.mp4", frames=4, codec_options={"crf": "10"})
-    assert (read_frames(path).pixels[0].float() - torch.from_numpy(picture(0)).float()).abs().mean() < 8
+    assert (read_frames(path).pixels[0].float() - torch.from_numpy(indexed_image(0)).float()).abs().mean() < 8
 
 
 def test_a_missing_file_an_empty_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
@@ -430,9 +430,9 @@ def test_a_picture_of_16_bits_that_would_be_black_is_refused(tmp_path: Path) -> 
 
 
 def test_of_a_tiff_one_page_is_a_picture_and_several_are_refused(tmp_path: Path) -> None:
-    pages = [Image.fromarray(picture(i)) for i in range(3)]
+    pages = [Image.fromarray(indexed_image(i)) for i in range(3)]
     pages[0].save(tmp_path / "one.tif")
-    assert torch.equal(read_image(tmp_path / "one.tif"), torch.from_numpy(picture(0)))
+    assert torch.equal(read_image(tmp_path / "one.tif"), torch.from_numpy(indexed_image(0)))
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(DecodeError, match="has 3 pages; save each as a file of its own"):
         read_image(tmp_path / "stack.tif")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers.media import picture, write_image, write_video
+from tests.helpers.media import indexed_image, write_image, write_video
 from tubelet.config import ModelConfig
 from tubelet.data import decode
 from tubelet.data.clips import normalise, resize_centre_crop
@@ -38,7 +38,7 @@ def films(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def frames():
-    return np.stack([picture(i) for i in range(4)])
+    return np.stack([indexed_image(i) for i in range(4)])
 
 
 def test_features_are_the_encoders_levels_on_their_grid(model, frames):
@@ -83,7 +83,7 @@ def test_images_go_through_the_image_tokenizer_whatever_they_come_as(model, film
 def test_a_video_file_is_read_at_the_rate_and_place_that_were_asked_for(model, films):
     features = model.encode(films / "film.mp4", frames=4, fps=2, start=1.0)
     assert features.times.tolist() == [[1.25, 2.25]]
-    whole = torch.from_numpy(np.stack([picture(i) for i in (12, 18, 24, 30)]))
+    whole = torch.from_numpy(np.stack([indexed_image(i) for i in (12, 18, 24, 30)]))
     similarity = torch.cosine_similarity(features.tokens, model.encode(whole).tokens, dim=-1)
     assert similarity.min() > 0.9  # but for compression, these are the frames
     assert model.encode(str(films / "film.mp4"), frames=8).grid == (4, 8, 8)
@@ -166,9 +166,9 @@ def test_odd_places_and_overlaps_are_one_clear_sentence(model, films):
 
 
 def test_pictures_of_16_bits_are_scaled_whether_they_are_files_or_in_memory(model, tmp_path):
-    deep = (picture(5)[..., 0].astype(np.uint16) << 8) + 17
+    deep = (indexed_image(5)[..., 0].astype(np.uint16) << 8) + 17
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    expected = model.encode(Image.fromarray(picture(5)[..., 0])).tokens
+    expected = model.encode(Image.fromarray(indexed_image(5)[..., 0])).tokens
     for form in (tmp_path / "deep.png", Image.open(tmp_path / "deep.png"), Image.fromarray(deep.astype(np.int32))):
         assert torch.equal(model.encode(form).tokens, expected)
     for values in (deep.astype(np.float32), deep.astype(np.int32) * 2):

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tubelet
-from tests.helpers.media import picture
+from tests.helpers.media import indexed_image
 from tubelet import cli
 from tubelet.checkpoint.export import _difference
 from tubelet.checkpoint.run import load_training_state, save_checkpoint, training_state
@@ -37,7 +37,7 @@ TENSOR = "blocks.1.attention.qkv.weight"
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     for i in range(3):
-        Image.fromarray(picture(40 * i)).save(folder / f"{i}.png")
+        Image.fromarray(indexed_image(40 * i)).save(folder / f"{i}.png")
     return folder
 
 

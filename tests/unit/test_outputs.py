@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.helpers.media import picture
+from tests.helpers.media import indexed_image
 from tubelet import cli
 from tubelet.checkpoint import weights
 from tubelet.config import DataConfig, EmbedConfig, ModelConfig, PredictorConfig, TrainConfig, to_dict
@@ -40,7 +40,7 @@ FOREIGN = b"a stranger's, and the only copy"
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with an image, an encoder, a run without steps, a table, shards and a stranger's files."""
-    Image.fromarray(picture(0)).save(tmp_path / "image.png")
+    Image.fromarray(indexed_image(0)).save(tmp_path / "image.png")
     os.link(tmp_path / "image.png", tmp_path / "hard.html")
     (tmp_path / "soft.html").symlink_to("image.png")
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import pytest
 from av.filter import Graph
 
 from tests.helpers.decoding import decode_clips, video_info
-from tests.helpers.media import picture, read_index, write_video
+from tests.helpers.media import indexed_image, read_index, write_video
 from tubelet.data.decode import Video, read_frames
 from tubelet.data.video.color import to_bt709
 from tubelet.errors import DecodeError
@@ -253,7 +253,7 @@ def test_wide_gamut_of_standard_range_becomes_bt709(tmp_path: Path) -> None:
 
 
 def test_colors_that_cannot_be_converted_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.mp4", [picture(1)] * 3, **tagged(1, 1, 8))
+    path = write(tmp_path / "a.mp4", [indexed_image(1)] * 3, **tagged(1, 1, 8))
     with pytest.raises(DecodeError, match="color matrix YCgCo"):
         read_frames(path)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.decoding import decode_clips, stream_clips, video_info
-from tests.helpers.media import picture, read_index, write_video
+from tests.helpers.media import indexed_image, read_index, write_video
 from tubelet.config import ShardConfig
 from tubelet.data.clips import window_times
 from tubelet.data.decode import Video, VideoInfo, read_frames
@@ -206,7 +206,7 @@ def recording(path: Path, first: int, offset: float) -> Path:
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
         for index in range(24):
-            frame = av.VideoFrame.from_ndarray(picture(first + index), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(indexed_image(first + index), format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, 12)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -273,7 +273,7 @@ def write_sparse(path: Path, times: list[float]) -> Path:
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, 100)
         for index, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(indexed_image(index), format="rgb24")
             frame.pts, frame.time_base = round(100 * time), Fraction(1, 100)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -344,7 +344,7 @@ def test_an_animation_is_a_video(tmp_path: Path) -> None:
         stream.width = stream.height = 64
         stream.pix_fmt = "rgb8"
         for index in range(8):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index), format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(indexed_image(index), format="rgb24")))
         container.mux(stream.encode(None))
     frames = read_frames(tmp_path / "a.gif")
     assert [read_index(pixels) for pixels in frames.pixels] == [*range(8)]
