@@ -111,7 +111,7 @@ def test_what_a_killed_sample_data_left_is_no_obstacle(sample_set, tmp_path, mon
         assert sorted(entry.name for entry in out.iterdir()) == [LOCK, "dataset.json", "train", "val"]
         assert not list((out / "train").iterdir())
     (out / write.DATASET).unlink()
-    with pytest.raises(TubeletError, match="holds other files"):  # not marked as of this command
+    with pytest.raises(TubeletError, match="contains other files"):  # not marked as of this command
         write_sample_data(out, **TINY)
 
 

@@ -221,7 +221,7 @@ def test_refuses_a_frame_rate_that_does_not_divide_35(tmp_path: Path) -> None:
 
 def test_refuses_a_folder_that_holds_something_else(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TubeletError, match="holds other files; name a new folder"):
+    with pytest.raises(TubeletError, match="contains other files; name a new folder"):
         write_sample_data(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
