@@ -23,7 +23,7 @@ from rich.table import Table
 
 PROBE = "--epochs 5 --learning-rates 1e-3 3e-4 --weight-decays 0.1"
 TASKS = (  # task, its folder in the sample set, options
-    ("", ".", ""),
+    ("suite", ".", ""),
     ("tracking", ".", ""),
     ("segmentation", "layouts/ade20k", ""),
     ("depth", "layouts/nyuv2", ""),
@@ -63,15 +63,10 @@ def resident_bytes(process: psutil.Popen) -> int:
 
 
 def figures(out: Path) -> str:
-    """The first figure that a task wrote, or that of each of the suite's; in brackets the other model's, if any."""
-    if (suite := out / "evaluation.json").is_file():
-        return ", ".join(
-            f"{task['name']} {task['values']['trained']:.3f} ({task['values']['random']:.3f})"
-            for task in json.loads(suite.read_text())["tasks"]
-        )
+    """The first metric of a result, and of its baselines in brackets."""
     result = json.loads((out / "result.json").read_text())
     name, unit = next(iter(result["units"].items()))
-    others = "".join(f" ({metrics[name]:.3f})" for metrics in result["beside"].values())
+    others = "".join(f" ({metrics[name]:.3f})" for metrics in result["baselines"].values())
     return f"{name} {result['metrics'][name]:.3f}{others} {unit}"
 
 
@@ -91,7 +86,7 @@ def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4, ba
     total = 0.0
     with TemporaryDirectory() as scratch:
         for task, folder, options in TASKS:
-            out = Path(scratch) / (task or "suite")
+            out = Path(scratch) / task
             command = [
                 sys.executable,
                 "-m",
@@ -104,11 +99,11 @@ def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4, ba
                 str(out),
             ]
             command += ["--cache", str(Path(scratch) / "features"), "--image-size", str(image_size), *options.split()]
-            command += ["--task", task, *(["--baseline", baseline] if baseline else [])] if task else []
+            command += ["--task", task, *(["--baseline", baseline] if baseline else [])]
             command += ["--frames", str(frames)] if task not in IMAGES else []
             seconds, worked, peak = run(command)
             total += seconds
-            table.add_row(task or "(none)", folder, f"{seconds:.0f}", f"{worked:.0f}", f"{peak:.2f}", figures(out))
+            table.add_row(task, folder, f"{seconds:.0f}", f"{worked:.0f}", f"{peak:.2f}", figures(out))
     table.add_section()
     table.add_row("all", "", f"{total:.0f}")
     console.print(table)

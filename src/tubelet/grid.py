@@ -58,3 +58,8 @@ class Mask:
     def to(self, device: torch.device) -> Mask:
         """The same mask on another device."""
         return Mask(self.context.to(device, non_blocking=True), self.target.to(device, non_blocking=True))
+
+
+def round_to_patches(length: float, patch_size: int) -> int:
+    """The nearest multiple of the patch size to a length in pixels, at least one patch."""
+    return max(1, round(length / patch_size)) * patch_size

@@ -65,7 +65,6 @@ WORK = (
     "tubelet.planner.run_plan.plan_run",
     "tubelet.sample_data.write_sample_data",
     "tubelet.data.shards.writer.write_shards",
-    "tubelet.tasks.suite.evaluate_model",
     "tubelet.tasks.common.task.run_task",
     "tubelet.embed.collection.embed_collection",
     "tubelet.view.explain.explain",

@@ -27,14 +27,14 @@ from tubelet.datasets import diving48, sample_set, ssv2, youtube_vos
 from tubelet.embed.search import search
 from tubelet.embed.table import FORMAT, FeatureTable, read_settings
 from tubelet.errors import TubeletError
-from tubelet.heads.state import take_up
+from tubelet.heads.state import load_state
 from tubelet.model.encoder import Encoder
 from tubelet.pretrained.convert import _metrics
 from tubelet.pretrained.load import load_unplaced
 from tubelet.sample_data.truth import read_index, read_truth
 from tubelet.tasks.common.cache import read_features
-from tubelet.tasks.common.comparison import read_evaluation
 from tubelet.tasks.common.pixel_features import read_slices
+from tubelet.tasks.common.result import read_result, read_suite_v1
 from tubelet.train.anomaly_guard import AnomalyGuard, LossHistory
 from tubelet.train.collapse import CollapseDetector
 from tubelet.train.run_directory import RunDirectory, read_config, read_metrics
@@ -165,8 +165,8 @@ def _vos(path: Path) -> None:
 
 PLAN = {"recipe": {}, "shard_mb": 1.0, "sources": "", "files": 1, "source_size": 1}
 JSON_READERS = {
-    "evaluation": lambda path: (read_evaluation(path), _metrics(_renamed(path, "evaluation.json").parent)),
-    "result": lambda path: _benchmark(path, path.parent),
+    "evaluation": lambda path: (read_suite_v1(path), _metrics(_renamed(path, "evaluation.json").parent)),
+    "result": lambda path: _benchmark(read_result(path), path, path.parent),
     "dataset": _dataset,
     "transformers": _read_config,
     "header": lambda path: read_header(_renamed(path, "header.json").parent),
@@ -231,7 +231,7 @@ def _parquet(path: Path, way: int) -> None:
 
 def _tensors(path: Path, _: int) -> None:
     if path.suffix == ".pt":
-        take_up(path, {"head": torch.nn.Linear(2, 2)}, "done", torch.device("cpu"))
+        load_state(path, {"head": torch.nn.Linear(2, 2)}, torch.device("cpu"))
     elif path.stem == "features":
         read_features(path)
         read_slices(path, ("tokens", "pooled"), 1)

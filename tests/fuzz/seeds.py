@@ -201,7 +201,7 @@ def _tensors(folder: Path) -> None:
     layer = "blocks.0.attention.qkv"
     adapters = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(24, 2)}
     save_file(adapters, folder / "adapter.safetensors")
-    torch.save({"head": torch.nn.Linear(2, 2).state_dict(), "done": 3}, folder / "state.pt")
+    torch.save({"head": torch.nn.Linear(2, 2).state_dict(), "step": 3, "version": 2}, folder / "state.pt")
 
 
 SEEDS = {

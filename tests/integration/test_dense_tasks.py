@@ -87,14 +87,14 @@ def test_the_learning_rates_that_are_asked_for_are_trained(layouts, model, tmp_p
 def test_another_model_is_set_beside_and_the_same_one_comes_to_the_same(layouts, model, tmp_path, monkeypatch, capsys):
     alone = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "alone")
     same = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "same", "--baseline", str(model))
-    assert alone["beside"] == {}
-    assert same["beside"] == {same["model_id"]: alone["metrics"]} and same["metrics"] == alone["metrics"]
+    assert alone["baselines"] == {}
+    assert same["baselines"] == {same["model_id"]: alone["metrics"]} and same["metrics"] == alone["metrics"]
     capsys.readouterr()
     # The fixture's own weights are those that seed 0 gives.
     chance = evaluate(
         monkeypatch, model, layouts, "segmentation", tmp_path / "c", "--baseline", "random", "--seed", "1"
     )
-    (other,) = chance["beside"].values()
+    (other,) = chance["baselines"].values()
     assert other.keys() == chance["metrics"].keys() and other != chance["metrics"]
     shown = f"{other['mIoU']:.1f} %"
     page = (tmp_path / "c" / "page.html").read_text()
@@ -124,7 +124,7 @@ def test_where_results_cannot_be_put_is_said_before_anything_is_done(layouts, mo
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
         evaluate(monkeypatch, model.parent / "no model", layouts, "depth", tmp_path / "file" / "out")
-    assert "results cannot be put here: " in capsys.readouterr().err
+    assert "cannot write results to " in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -197,4 +197,4 @@ def test_a_test_split_of_one_class_is_no_test(layouts, model, tmp_path, monkeypa
         Image.fromarray((np.asarray(Image.open(path)) > 3).astype(np.uint8)).save(path)
     with pytest.raises(SystemExit):
         evaluate(monkeypatch, model, data, "segmentation", tmp_path / "out")
-    assert "are of one class, so that no figure says anything" in capsys.readouterr().err
+    assert "are of one class, which makes every metric meaningless" in capsys.readouterr().err

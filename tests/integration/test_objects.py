@@ -87,10 +87,11 @@ def test_youtube_vos_is_segmented_for_its_server_without_a_figure(monkeypatch, w
         assert {path.stem for path in (out / "predictions" / "Annotations" / name).iterdir()} == expected
 
 
-def test_without_a_task_any_model_is_compared_on_a_sample_set(monkeypatch, workplace):
+def test_the_suite_is_the_default_task_and_takes_any_model(monkeypatch, workplace):
     out = workplace / "compared"
     words = ["evaluate", workplace / "encoder", "--data", workplace / "set", "--out", out]
     tubelet(monkeypatch, *words, "--frames", "4", "--image-size", "32", "--max-samples", "6")
-    written = json.loads((out / "evaluation.json").read_text())
-    assert [task["name"] for task in written["tasks"]] == ["segmentation", "depth", "camera motion", "tracking"]
-    assert written["clips"]["train"] == 6
+    written = json.loads((out / "result.json").read_text())
+    assert [name.split(",")[0] for name in written["metrics"]] == ["segmentation", "depth", "camera motion", "tracking"]
+    assert list(written["baselines"]) == ["random weights", "raw patches"] and written["version"] == 2
+    assert written["counts"]["train clips"] == 6

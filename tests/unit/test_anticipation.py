@@ -13,7 +13,6 @@ from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.datasets import ActionSegment
 from tubelet.errors import TubeletError
 from tubelet.grid import Grid, Mask, Modality
-from tubelet.heads.training import Scores
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.anticipation import (
     Before,
@@ -24,6 +23,7 @@ from tubelet.tasks.anticipation import (
     encode_and_predict,
     focal_loss,
 )
+from tubelet.tasks.common.classification_scores import Scores
 from tubelet.tasks.common.extract import Source
 
 SIZES = ModelConfig(

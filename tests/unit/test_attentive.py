@@ -1,6 +1,9 @@
 """The attentive probe, and heads that are trained side by side."""
 
 import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,12 +11,17 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from tubelet.errors import TubeletError
-from tubelet.heads import state as training_state
-from tubelet.heads.attentive import AttentiveProbe, LinearProbe, probe_heads
-from tubelet.heads.training import Candidate, Pooled, Schedule, collate, grid, score, train_side_by_side
+from tubelet.heads import training
+from tubelet.heads.attentive import AttentiveProbe, probe_heads
+from tubelet.heads.linear import LinearProbe, linear_head
+from tubelet.heads.state import load_state
+from tubelet.heads.training import EpochBatches, HeadSchedule, hparam_grid, init_heads
+from tubelet.tasks.common.classification_plan import TrainingSettings
+from tubelet.tasks.common.classification_scores import Pooled, collate, score, train_classifiers
 from tubelet.tasks.metrics.ranking import UNKNOWN
 
 CPU = torch.device("cpu")
+FORMAT_1 = Path(__file__).parents[1] / "data" / "format-1" / "evaluation"
 
 
 def test_the_probe_computes_what_the_other_implementation_of_vjepa2_does():
@@ -77,54 +85,85 @@ class Clouds(Dataset):
         return self.tokens[index], self.labels[index]
 
 
-def trained(path, epochs=3, stop_after=None, candidates=None, monkeypatch=None):
-    candidates = candidates or grid((1e-2,), (0.0, 0.1))
-    if stop_after is not None:
-        saved, keep = [], training_state.write_state
-
-        def stop(*arguments):
-            keep(*arguments)
-            saved.append(arguments)
-            if len(saved) == stop_after:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(training_state, "write_state", stop)
-    schedule = Schedule(epochs=epochs, batch_size=4 if epochs > 3 else 12, seed=3)
-    return train_side_by_side(
-        lambda: AttentiveProbe(8, (3,), heads=1), candidates, schedule, Clouds(), F.cross_entropy, path, CPU
+def context(folder, progress=lambda stage, done, total: None):
+    """What training and scoring need of an evaluation."""
+    return SimpleNamespace(
+        task="t", model=SimpleNamespace(device=CPU), cache=SimpleNamespace(folder=folder), progress=progress
     )
 
 
-def test_heads_side_by_side_learn_what_each_would_learn_alone(tmp_path):
-    candidates = grid((1e-3, 1e-2), (0.0,))
-    together = trained(tmp_path / "both.pt", candidates=candidates)
-    for i, candidate in enumerate(candidates):
-        alone = trained(tmp_path / f"{i}.pt", candidates=[candidate])
-        for a, b in zip(together[i].parameters(), alone[0].parameters(), strict=True):
+def trained(folder, epochs=3, hparams=None, progress=lambda stage, done, total: None):
+    hparams = hparams or hparam_grid((1e-2,), (0.0, 0.1))
+    settings = TrainingSettings(hparams=hparams, epochs=epochs, batch_size=4 if epochs > 3 else 12, seed=3)
+    make_head = lambda: AttentiveProbe(8, (3,), heads=1)  # noqa: E731
+    return train_classifiers(context(folder, progress), make_head, settings, Clouds(), F.cross_entropy, {})
+
+
+def test_heads_side_by_side_learn_what_each_would_learn_in_a_training_of_its_own(tmp_path):
+    hparams = hparam_grid((1e-3, 1e-2), (0.0,))
+    together = trained(tmp_path, hparams=hparams)
+    for i, own in enumerate(hparams):
+        single = trained(tmp_path, hparams=[own])
+        for a, b in zip(together[i].parameters(), single[0].parameters(), strict=True):
             assert torch.allclose(a, b, atol=1e-6)
     first, second = (together[i].linears[0].weight for i in range(2))
     assert not torch.allclose(first, second)
 
 
-def test_a_training_that_was_stopped_after_an_epoch_ends_with_the_same_weights(tmp_path, monkeypatch):
-    whole = trained(tmp_path / "whole.pt")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "parts.pt", stop_after=2, monkeypatch=patch)
-    continued = trained(tmp_path / "parts.pt")
-    for a, b in zip(whole.parameters(), continued.parameters(), strict=True):
+def test_an_interrupted_training_resumes_within_an_epoch_to_the_same_weights(tmp_path, monkeypatch):
+    whole = trained(tmp_path / "whole")
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1)
+
+    def interrupt(stage, done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts", progress=interrupt)
+    done = []
+    resumed = trained(tmp_path / "parts", progress=lambda stage, step, total: done.append(step))
+    assert done[0] == 3
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_damaged_state_is_named(tmp_path):
-    (tmp_path / "state.pt").write_bytes(b"not a state")
-    with pytest.raises(TubeletError, match=r"state\.pt.*delete this state"):
-        trained(tmp_path / "state.pt")
+    trained(tmp_path)
+    (state,) = (tmp_path / "heads").iterdir()
+    state.write_bytes(b"not a state")
+    with pytest.raises(TubeletError, match=r"\.pt.*delete this state"):
+        trained(tmp_path)
 
 
-def test_what_was_learnt_is_scored_with_answers_averaged_over_views(tmp_path):
-    heads = trained(tmp_path / "state.pt", epochs=8)
+def test_a_state_of_version_1_that_counts_epochs_resumes_to_the_same_weights(tmp_path):
+    table = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+    samples = Pooled(table, torch.arange(24).remainder(3).unsqueeze(1))
+    settings = TrainingSettings(hparams=hparam_grid((1e-2, 1e-1), (0.0,)), epochs=3, batch_size=5, seed=3)
+    make_head = lambda: LinearProbe(torch.zeros(4), torch.ones(4), 3)  # noqa: E731
+    arguments = (make_head, settings, samples, F.cross_entropy, {})
+    train_classifiers(context(tmp_path), *arguments)
+    (state,) = (tmp_path / "heads").iterdir()
+    shutil.copy(FORMAT_1 / "clips-epoch-1.pt", state)
+    done = []
+    heads = train_classifiers(context(tmp_path, lambda stage, step, total: done.append(step)), *arguments)
+    assert done[0] == 5 and done[-1] == 15
+    expected = torch.load(FORMAT_1 / "clips-epoch-3.pt")["heads"]
+    assert all(torch.equal(value, expected[name]) for name, value in heads.state_dict().items())
+
+
+def test_a_state_of_version_1_of_heads_on_pixels_is_loaded():
+    heads = init_heads(lambda: linear_head(4, 2), 2, 0)
+    optimizer = torch.optim.AdamW([{"params": list(head.parameters())} for head in heads])
+    path = FORMAT_1 / "pixels-step-11.pt"
+    assert load_state(path, {"heads": heads, "optimizer": optimizer}, CPU) == 11
+    assert torch.equal(heads[1].weight, torch.load(path)["heads"]["weight.1"])
+    assert optimizer.state[heads[1].bias]["step"] == 11
+
+
+def test_trained_heads_are_scored_with_answers_averaged_over_views(tmp_path):
+    heads = trained(tmp_path, epochs=8)
     softmax = lambda x: x.softmax(-1)  # noqa: E731
-    scores = score(heads, Clouds(), softmax, CPU, batch_size=5)
+    scores = score(context(tmp_path), heads, Clouds(), softmax, batch_size=5)
     best = max(float((own[0].ranks == 0).float().mean()) for own in scores)
     assert best > 0.9
 
@@ -133,7 +172,7 @@ def test_what_was_learnt_is_scored_with_answers_averaged_over_views(tmp_path):
             tokens, labels = super().__getitem__(index)
             return (torch.cat([tokens, -tokens]) if index == 1 else tokens), labels
 
-    mixed = score(heads, Mixed(), softmax, CPU, batch_size=5)
+    mixed = score(context(tmp_path), heads, Mixed(), softmax, batch_size=5)
     with torch.no_grad():
         views = torch.stack([heads[0](sign * Clouds()[1][0].float())[0].softmax(-1)[0] for sign in (1, -1)])
     assert torch.allclose(mixed[0][0].shares[1], views.mean(0).sort(descending=True).values, atol=1e-2)
@@ -145,11 +184,11 @@ def test_a_class_that_a_head_does_not_know_is_never_found_and_a_diverged_head_fi
     samples = Pooled(torch.eye(4), torch.tensor([[0], [1], [2], [3]]))
     with torch.no_grad():
         head.linear.weight.copy_(torch.eye(3, 4))
-    (own,) = score(torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1), CPU)[0]
+    (own,) = score(context(None), torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1))[0]
     assert own.ranks.tolist() == [0, 0, 0, UNKNOWN]
     with torch.no_grad():
         head.linear.weight.fill_(torch.nan)
-    (own,) = score(torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1), CPU)[0]
+    (own,) = score(context(None), torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1))[0]
     assert (own.ranks > 0).all()
 
 
@@ -159,24 +198,31 @@ def test_answers_can_be_held_to_the_classes_that_occur():
         head.linear.bias.copy_(torch.tensor([3.0, 2.0, 1.0]))
     samples = Pooled(torch.zeros(1, 3), torch.tensor([[2]]))
     allowed = [torch.tensor([False, True, True])]
-    (own,) = score(torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1), CPU, among=allowed)[0]
+    (own,) = score(context(None), torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1), among=allowed)[0]
     assert own.ranks.tolist() == [2] and own.ranks_among.tolist() == [1]
 
 
-def test_the_rate_warms_up_and_falls_to_zero():
-    schedule, candidate = (
-        Schedule(epochs=4, batch_size=1, warmup_epochs=1, start_lr=0.1),
-        Candidate(lr=1, weight_decay=0),
-    )
-    rates = [schedule.lr(candidate, step, 10) for step in range(40)]
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    schedule = HeadSchedule(steps=40, warmup_steps=10, start_lr=0.1)
+    rates = [schedule.lr(1.0, step) for step in range(40)]
     assert rates[0] == pytest.approx(0.1 + 0.9 * 0.1) and max(rates) == rates[9] == 1.0
     assert rates[24] == pytest.approx(0.5) and rates[-1] == pytest.approx(0.0, abs=1e-12)
     assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert math.isclose(Schedule(epochs=2, batch_size=1).lr(candidate, 0, 5), 0.5 * (1 + math.cos(0.1 * math.pi)))
+    assert math.isclose(HeadSchedule(steps=10).lr(1.0, 0), 0.5 * (1 + math.cos(0.1 * math.pi)))
+    held = HeadSchedule(steps=40, warmup_steps=10, hold_steps=1)
+    assert [held.lr(2.0, step) for step in (0, 9, 10, 25)] == [0.2, 2.0, 2.0, pytest.approx(1.0)]
 
 
-def test_a_training_of_one_step_learns_something():
-    assert Schedule(epochs=1, batch_size=8).lr(Candidate(lr=1e-3, weight_decay=0), 0, 1) == 1e-3
+def test_the_learning_rate_of_a_single_step_is_the_peak():
+    assert HeadSchedule(steps=1).lr(1e-3, 0) == 1e-3
+
+
+def test_batches_cover_every_epoch_and_go_on_from_any_step():
+    batches = list(EpochBatches(7, 3, seed=0, epochs=2))
+    assert [len(batch) for batch in batches] == [3, 3, 1, 3, 3, 1] == [len(b) for b in batches]
+    first, second = ([index for batch in part for index in batch] for part in (batches[:3], batches[3:]))
+    assert sorted(first) == sorted(second) == list(range(7)) and first != second
+    assert list(EpochBatches(7, 3, seed=0, epochs=2, start=4)) == batches[4:]
 
 
 def test_samples_of_several_shapes_make_one_batch():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tubelet.tasks.common.camera_motion import displacements
 from tubelet.tasks.common.correspondence import (
     Pairs,
     StepTracks,
@@ -12,8 +13,7 @@ from tubelet.tasks.common.correspondence import (
     score,
     step_tracks,
 )
-from tubelet.tasks.common.dynamics import displacements
-from tubelet.tasks.common.sample_windows import cut_tracks, cut_windows
+from tubelet.tasks.common.sample_clips import crop_tracks, temporal_windows
 
 
 def moving_pattern(steps: int, size: int, dim: int = 16) -> torch.Tensor:
@@ -86,8 +86,8 @@ def test_tracks_are_cut_as_the_frames_are() -> None:
     for t in range(5):
         frames[t, 16:20, 12 + 8 * t : 16 + 8 * t] = 255
         tracks[0, t] = torch.tensor([14 + 8 * t, 18])
-    windows = cut_windows(frames, 2, 24)
-    places, visible = cut_tracks(tracks.numpy(), torch.ones(1, 5, dtype=torch.bool).numpy(), (48, 64), 2, 24)
+    windows = temporal_windows(frames, 2, 24)
+    places, visible = crop_tracks(tracks.numpy(), torch.ones(1, 5, dtype=torch.bool).numpy(), (48, 64), 2, 24)
     assert windows.shape == (2, 3, 2, 24, 24) and places.shape == (1, 4, 2) and visible.all()
     for t in range(4):
         y, x = windows.transpose(1, 2).flatten(0, 1)[t, 0].nonzero().float().mean(0).tolist()

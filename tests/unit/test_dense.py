@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,21 +12,24 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tubelet import datasets
+from tubelet.config import EvaluateConfig
 from tubelet.datasets import DenseSample, DepthDataset, SegmentationDataset, ade20k, cityscapes, kitti, nyuv2, voc2012
 from tubelet.datasets import sample_set as sample_layouts
 from tubelet.datasets.annotations import IGNORED
 from tubelet.datasets.records import Region
 from tubelet.errors import TubeletError
-from tubelet.heads.linear import HeadProtocol, LinearHeads, axes_of, train_heads
+from tubelet.heads import training
+from tubelet.heads.linear import fit_whitening, linear_head
 from tubelet.tasks import depth, segmentation
+from tubelet.tasks.common.dense_heads import HeadProtocol, train_dense_heads
 from tubelet.tasks.common.extract import FeatureSet, Source
 from tubelet.tasks.common.pixel_features import (
-    POINTS_KEPT,
-    Batches,
+    POINTS_CACHED,
     Crop,
     Draw,
+    EpochSampler,
+    PixelFeatureDataset,
     PointReader,
-    Rows,
     check_shape,
     draw_points,
     interpolate,
@@ -244,7 +248,7 @@ def test_points_hold_the_value_that_their_place_in_the_crop_shows(sample_set):
     choose = partial(segmentation.choose_crop, scale=(1.0, 2.0))
     reader = PointReader([pair], [source], [], labels.load_target, IGNORED, choose)
     points, classes = reader._draw(0), labels.load_target(pair)
-    assert points["at"].shape == (3, POINTS_KEPT, 2)
+    assert points["at"].shape == (3, POINTS_CACHED, 2)
     for i, draw in enumerate(source_draws(source)):
         top, left, height, width, mirrored = choose(classes.shape, draw, i == 0)
         part = classes[top : top + height, left : left + width]
@@ -271,10 +275,10 @@ def test_crops_depend_on_a_pictures_name_and_not_on_its_place_in_a_list(tmp_path
 
 
 def test_every_pass_sees_every_picture_once_wherever_training_goes_on():
-    batches = list(Batches([3, 5, 7, 9, 11], 2, seed=0, start=0, steps=5))
+    batches = list(EpochSampler([3, 5, 7, 9, 11], 2, seed=0, start=0, steps=5))
     seen = [picture for batch in batches for _, picture in batch]
     assert sorted(seen[:5]) == sorted(seen[5:]) == [3, 5, 7, 9, 11] and seen[:5] != seen[5:]
-    assert list(Batches([3, 5, 7, 9, 11], 2, seed=0, start=3, steps=5)) == batches[3:]
+    assert list(EpochSampler([3, 5, 7, 9, 11], 2, seed=0, start=3, steps=5)) == batches[3:]
 
 
 def test_wrong_annotations_end_reading_and_are_named(ade, tmp_path):
@@ -289,13 +293,13 @@ def test_wrong_annotations_end_reading_and_are_named(ade, tmp_path):
 
 
 def test_windows_cover_a_picture_and_agree_with_one_window_where_it_is_enough():
-    assert segmentation.window_places(512, 512) == [0]
-    assert segmentation.window_places(1024, 512) == [0, 341, 512]
-    assert segmentation.window_places(600, 512) == [0, 88]
+    assert segmentation.window_starts(512, 512) == [0]
+    assert segmentation.window_starts(1024, 512) == [0, 341, 512]
+    assert segmentation.window_starts(600, 512) == [0, 88]
     # Windows of a linear ramp agree where they overlap, so that averaging them changes nothing.
     weight, bias = torch.tensor([[1.0], [-1.0]]), torch.tensor([0.0, 2.0])
     ramp = torch.arange(8.0).repeat(8, 1).reshape(1, 64, 1)
-    predicted = segmentation.predict(ramp, weight, bias, 8, (16, 16))
+    predicted = segmentation.predict(ramp, linear(weight, bias), 8, (16, 16))
     assert predicted.shape == (16, 16)
     assert (predicted[:, :2] == 1).all() and (predicted[:, 4:] == 0).all()
 
@@ -318,7 +322,7 @@ def linear_world(tmp_path, classes=3, width=6, pictures=12, common=0.0, scale=1.
         tokens = scale * (centres[kind] + 0.3 * torch.randn(1, 16, width, generator=rng))
         if common:
             tokens += common * torch.randn(1, 16, 1, generator=rng)
-        chosen = torch.randint(0, 16, (1, POINTS_KEPT), generator=rng)
+        chosen = torch.randint(0, 16, (1, POINTS_CACHED), generator=rng)
         at = torch.stack([(chosen // 4 + 0.5) / 4, (chosen % 4 + 0.5) / 4], dim=-1)
         places.append(tmp_path / f"{i}.safetensors")
         points.append(tmp_path / f"{i}.points.safetensors")
@@ -326,17 +330,37 @@ def linear_world(tmp_path, classes=3, width=6, pictures=12, common=0.0, scale=1.
         save_file({"at": at, "value": kind[0][chosen].to(torch.uint8)}, points[-1])
         sources.append(Source(files=(places[-1],), part=(-1, 0.0, 0.0, 0.0, 0.0)))
     features = FeatureSet(sources, places, list(range(pictures)), [])
-    return Rows(features, points, (4, 4), 0, 0)
+    return PixelFeatureDataset(features, points, (4, 4), 0, 0)
 
 
-def train(rows, folder, protocol, **changes):
-    options = {"folder": folder, "device": torch.device("cpu"), "seed": 0, "readers": 0, "progress": silent}
-    return train_heads(
-        rows, 3, protocol, segmentation.loss_of_heads, segmentation._tally, segmentation._scores, **options | changes
+def linear(weight, bias):
+    """A linear head of these parameters."""
+    head = torch.nn.Linear(*reversed(weight.shape)).requires_grad_(False)
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    return head
+
+
+def train(rows, folder, protocol, make_head=lambda: linear_head(6, 3), workers=0, progress=silent):
+    context = SimpleNamespace(
+        task="segmentation",
+        config=EvaluateConfig(workers=workers),
+        model=SimpleNamespace(device=torch.device("cpu")),
+        cache=SimpleNamespace(folder=folder),
+        progress=progress,
+    )
+    return train_dense_heads(
+        context,
+        rows,
+        make_head,
+        protocol,
+        segmentation.sum_of_losses,
+        segmentation.accumulate,
+        segmentation.held_out_scores,
     )
 
 
-PROTOCOL = HeadProtocol(iterations=60, passes=100, batch_size=4, learning_rates=(1e-5, 1e-2), weight_decay=1e-3)
+PROTOCOL = HeadProtocol(iterations=60, epochs=100, batch_size=4, learning_rates=(1e-5, 1e-2), weight_decay=1e-3)
 
 
 def test_a_head_reads_what_is_linear_and_the_better_learning_rate_is_chosen(tmp_path):
@@ -344,21 +368,21 @@ def test_a_head_reads_what_is_linear_and_the_better_learning_rate_is_chosen(tmp_
     head = train(rows, tmp_path / "heads", PROTOCOL)
     assert head.learning_rate == 1e-2 and head.steps == 60 and head.pictures == (11, 1)
     x, values = rows[[(0, i) for i in range(12)]]
-    assert (F.linear(x, head.weight, head.bias).argmax(-1) == values).float().mean() > 0.99
+    assert (head.head(x).argmax(-1) == values).float().mean() > 0.99
 
 
 def test_a_head_trained_beside_others_is_the_head_trained_alone(tmp_path):
     rows = linear_world(tmp_path)
     both = train(rows, tmp_path / "both", PROTOCOL)
     alone = train(rows, tmp_path / "alone", dataclasses.replace(PROTOCOL, learning_rates=(1e-2,)))
-    assert torch.allclose(both.weight, alone.weight, atol=1e-5)
+    assert torch.allclose(both.head.weight, alone.head.weight, atol=1e-5)
 
 
 @pytest.mark.parametrize("rates", [(1e30, 1e-2), (1e-2, 1e30)])
 def test_a_head_that_diverged_is_never_chosen(tmp_path, rates):
     head = train(linear_world(tmp_path), tmp_path / "heads", dataclasses.replace(PROTOCOL, learning_rates=rates))
     assert head.learning_rate == 1e-2 and head.sweep["1e+30"] is None
-    assert head.sweep["0.01"] is not None and head.weight.isfinite().all()
+    assert head.sweep["0.01"] is not None and head.head.weight.isfinite().all()
 
 
 def test_heads_that_all_diverged_are_an_error(tmp_path):
@@ -373,14 +397,14 @@ def test_damaged_features_are_named_in_a_sentence_also_where_a_worker_reads_them
     with pytest.raises(
         TubeletError, match=r"^\S+3\.safetensors: cannot be read [^\n]*; delete this file of cached features [^\n]*$"
     ):
-        train(rows, tmp_path / "heads", PROTOCOL, readers=1)
+        train(rows, tmp_path / "heads", PROTOCOL, workers=1)
 
 
 def test_training_that_was_stopped_goes_on_to_the_same_head(tmp_path, monkeypatch):
     rows = linear_world(tmp_path)
     protocol = dataclasses.replace(PROTOCOL, dropout=0.1)
     whole = train(rows, tmp_path / "whole", protocol)
-    monkeypatch.setattr("tubelet.heads.linear.SAVE_SECONDS", -1)
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1)
 
     def stop(what, done, total):
         if done > 20:
@@ -390,16 +414,15 @@ def test_training_that_was_stopped_goes_on_to_the_same_head(tmp_path, monkeypatc
         train(rows, tmp_path / "parts", protocol, progress=stop)
     seen = []
     parts = train(rows, tmp_path / "parts", protocol, progress=lambda what, done, total: seen.append(done))
-    assert min(seen) > 20
-    assert torch.equal(parts.weight, whole.weight)
+    assert min(seen) == 20
+    assert torch.equal(parts.head.weight, whole.head.weight)
 
 
-def test_axes_bring_rows_to_variance_one_and_drop_what_does_not_vary():
+def test_whitening_brings_rows_to_variance_one_and_drop_what_does_not_vary():
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(4000, 3, generator=rng) @ torch.tensor([[5.0, 5.0, 4.9], [0.0, 0.1, 0.1], [0.0, 0.0, 0.02]]) + 7
     x = torch.cat([x, x[:, :1], torch.ones(4000, 1)], dim=1)  # a channel that is another's copy, and a still one
-    axes = axes_of(x.split(1000))
-    y = (x - axes.mean) @ axes.directions
+    y = fit_whitening(x.split(1000))(x)
     found = y.T @ y / len(y)
     assert torch.allclose(found, torch.diag(torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0])), atol=1e-2)
 
@@ -407,17 +430,29 @@ def test_axes_bring_rows_to_variance_one_and_drop_what_does_not_vary():
 def test_a_trained_head_is_one_linear_map_of_rows_as_they_are():
     rng = torch.Generator().manual_seed(0)
     x = 2 + torch.randn(50, 5, generator=rng) @ torch.randn(5, 5, generator=rng)
-    heads = LinearHeads(axes_of([x]), 3, 2, 0.1, seed=0).eval()
-    for parameter in heads.parameters():
-        torch.nn.init.normal_(parameter, generator=rng)
-    assert torch.allclose(F.linear(x, *heads.frozen(1)), heads(x, 1)[:, 1], atol=1e-4)
+    whitening, head = fit_whitening([x]), linear_head(5, 3)
+    torch.nn.init.normal_(head.bias, generator=rng)
+    folded = whitening.before(head)
+    assert isinstance(folded, torch.nn.Linear)
+    assert torch.allclose(folded(x), head(whitening(x)), atol=1e-4)
+
+
+def test_any_module_is_a_head(tmp_path):
+    def make_head():
+        return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.GELU(), torch.nn.Linear(16, 3))
+
+    rows = linear_world(tmp_path)
+    trained = train(rows, tmp_path / "heads", PROTOCOL, make_head)
+    x, values = rows[[(0, i) for i in range(12)]]
+    with torch.no_grad():
+        assert (trained.head(x).argmax(-1) == values).float().mean() > 0.95
 
 
 def test_a_head_learns_in_few_passes_from_what_varies_little_beside_what_all_channels_share(tmp_path):
     rows = linear_world(tmp_path, common=10.0, scale=0.05)
     head = train(rows, tmp_path / "heads", dataclasses.replace(PROTOCOL, learning_rates=(1e-2,)))
     x, values = rows[[(0, i) for i in range(12)]]
-    assert (F.linear(x, head.weight, head.bias).argmax(-1) == values).float().mean() > 0.95
+    assert (head.head(x).argmax(-1) == values).float().mean() > 0.95
 
 
 def test_one_training_picture_is_too_few(tmp_path):
@@ -437,7 +472,7 @@ def test_depth_of_scores_is_the_weighted_mean_of_bins():
 def test_depth_loss_worked_out_by_hand_leaves_out_unknown_pixels():
     bins, wanted = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0, 0.0])
     g = np.log(2.001) - np.log([2.001, 4.001])
-    loss = depth.loss_of_heads(torch.zeros(3, 1, 2), wanted, bins)
+    loss = depth.sum_of_losses(torch.zeros(3, 1, 2), wanted, bins)
     assert float(loss) == pytest.approx(np.sqrt(g.var() + 0.15 * g.mean() ** 2), rel=1e-4)
 
 
@@ -447,7 +482,7 @@ def test_a_mirrored_view_is_turned_back_and_what_models_do_not_see_is_zero():
     tokens = torch.tensor([0.0, 50.0]).repeat(2)[None, :, None].repeat(2, 1, 1)  # 2 x 2 tokens, the right ones far
     tokens[1] = tokens[1].flip(0)  # of each row: the mirror image
     weight, bias = torch.tensor([[0.0], [1.0]]), torch.tensor([1.0, 0.0])
-    metres = depth.predict(tokens, weight, bias, (2, 2), bins, depths, (6, 8))
+    metres = depth.predict(tokens, linear(weight, bias), (2, 2), bins, depths, (6, 8))
     assert metres.shape == (6, 8) and (metres[:2] == 0).all() and (metres[:, :2] == 0).all()
     assert metres[2:, 5].min() > 6 > 3 > metres[2:, 2].max() > 0
 

@@ -27,12 +27,13 @@ from tubelet.heads.regression import (
 )
 from tubelet.model.encoder import random_encoder
 from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.load import load
 from tubelet.sample_data.truth import VOID
-from tubelet.tasks.common.comparison import Evaluation, Task, print_table, write_evaluation
-from tubelet.tasks.common.frozen import RAW, crop_nearest, frozen_features
-from tubelet.tasks.common.suite_features import count_classes, mean_log_depth
+from tubelet.tasks.common.result import Metric, Result, print_result, read_result, read_suite_v1, write_result
+from tubelet.tasks.common.sample_clips import RAW, count_classes, crop_nearest, frozen_features, mean_log_depth
+from tubelet.tasks.common.task import run_task
 from tubelet.tasks.metrics.dense import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
-from tubelet.tasks.suite import evaluate_encoder, evaluate_model
+from tubelet.tasks.suite import evaluate_encoder
 from tubelet.vjepa import VJEPA
 
 TINY = ModelConfig(
@@ -210,29 +211,62 @@ def test_truth_is_cut_as_the_frames_are(height: int, width: int, size: int) -> N
 # The suite
 
 
-def result() -> Evaluation:
-    task = Task("depth", "RMSE of log depth", False, {"trained": 0.5, "random": 0.75}, {"R2": {"trained": 0.1}})
-    return Evaluation("run/x.safetensors", 7, "data", 0, {"train": 4, "val": 2}, ["trained", "random"], [task])
+NAMES = [
+    "segmentation, mIoU",
+    "depth, RMSE of log depth",
+    "camera motion, accuracy",
+    "tracking, share found within a patch, of points that moved more",
+]
+FORMAT_1 = Path(__file__).parents[1] / "data" / "format-1" / "evaluation"
 
 
-def test_an_evaluation_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "evaluation.json"
-    write_evaluation(result(), path)
-    assert [p.name for p in tmp_path.iterdir()] == ["evaluation.json"]
-    written = json.loads(path.read_text())
-    assert list(written) == ["checkpoint", "step", "data", "seed", "clips", "features", "tasks"]
-    assert list(written["tasks"][0]) == ["name", "metric", "higher_is_better", "values", "details"]
-    with pytest.raises(TubeletError, match="cannot be written"):
-        write_evaluation(result(), tmp_path / "evaluation.json" / "evaluation.json")
+def result() -> Result:
+    column = {name: {"RMSE": Metric(value=x, higher_is_better=False)} for name, x in (("own", 0.5), ("random", 0.75))}
+    return Result(
+        task="suite",
+        benchmark="sample set",
+        data="data",
+        model_id="m",
+        protocol="p",
+        metrics=column["own"],
+        baselines={"random weights": column["random"], "raw patches": {}},
+        counts={"val clips": 2},
+        details={"step": 7},
+    )
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "result.json"
+    write_result(result(), path)
+    assert [p.name for p in path.parent.iterdir()] == ["result.json"]
+    assert read_result(path) == result()
+    with pytest.raises(TubeletError, match=r"result\.json"):
+        write_result(result(), path / "result.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 3}))
+    with pytest.raises(TubeletError, match=r"version 3 of result\.json, expected at most 2; update tubelet"):
+        read_result(path)
+
+
+def test_results_of_version_1_are_read() -> None:
+    found = read_result(FORMAT_1 / "result.json")
+    written = json.loads((FORMAT_1 / "result.json").read_text())
+    assert {name: metric.value for name, metric in found.metrics.items()} == written["metrics"]
+    assert found.metrics["RMSE"].unit == "m" and found.baselines == {} and found.counts == written["counts"]
+    suite = read_suite_v1(FORMAT_1 / "evaluation.json")
+    tasks = json.loads((FORMAT_1 / "evaluation.json").read_text())["tasks"]
+    assert list(suite.metrics) == NAMES and list(suite.baselines) == ["random weights", "raw patches"]
+    for name, task in zip(NAMES, tasks, strict=True):
+        values = [metrics[name].value for metrics in suite.columns.values()]
+        assert values == list(task["values"].values())
+        assert suite.best(name) == (max if task["higher_is_better"] else min)(values)
 
 
 def test_the_table_shows_every_value() -> None:
     console = Console(record=True, width=100)
-    print_table(result(), console)
+    print_result(result(), console)
     text = console.export_text()
-    assert "0.500" in text
-    assert "0.750" in text
-    assert "RMSE of log depth ↓" in text
+    assert "0.500" in text and "0.750" in text and "–" in text
+    assert "RMSE ↓" in text
 
 
 def test_a_folder_without_sample_set_is_refused(tmp_path: Path) -> None:
@@ -250,49 +284,38 @@ def test_the_same_seed_gives_identical_numbers_and_an_untrained_encoder_is_no_be
 ) -> None:
     encoder = random_encoder(TINY, 5)
     limits = {"seed": 5, "max_train_clips": 12, "max_val_clips": 4, "image_size": 32, "frames": 2}
-    clips, tasks = evaluate_encoder(encoder, sample_set, **limits)
-    assert (clips, tasks) == evaluate_encoder(encoder, sample_set, **limits)
-    assert clips == {"train": 12, "val": 4}
-    for task in tasks:
-        assert task.values["trained"] == task.values["random"]  # they are the same encoder, on the same path
+    found = evaluate_encoder(encoder, sample_set, **limits)
+    assert found == evaluate_encoder(encoder, sample_set, **limits)
+    assert found.counts == {"train clips": 12, "val clips": 4}
+    assert found.metrics == found.baselines["random weights"]  # they are the same encoder, on the same path
 
 
-def test_a_run_is_evaluated_from_its_newest_checkpoint(sample_set: Path, save_run: Callable[[Path], Path]) -> None:
+def test_a_run_is_evaluated_from_its_newest_checkpoint(
+    sample_set: Path, save_run: Callable[[Path], Path], tmp_path: Path
+) -> None:
     run = save_run(sample_set)
-    evaluation = evaluate_model(str(run), sample_set, EvaluateConfig(seed=1))
-    assert evaluation.step == 3
-    written = json.loads((run / "evaluation.json").read_text())
-    assert [(t["name"], t["metric"], t["higher_is_better"]) for t in written["tasks"]] == [
-        ("segmentation", "mIoU", True),
-        ("depth", "RMSE of log depth", False),
-        ("camera motion", "accuracy", True),
-        ("tracking", "share found within a patch, of points that moved more", True),
-    ]
-    for task in written["tasks"]:
-        assert list(task["values"]) == written["features"] == ["trained", "random", "raw patches"]
-        assert all(math.isfinite(value) for value in task["values"].values())
+    model = load(run, dtype=torch.float32)
+    found = run_task("suite", model, sample_set, EvaluateConfig(seed=1), cache=tmp_path / "cache", source=str(run))
+    assert found.details["step"] == 3 and found.details["depth"]["frames"] == 8
+    assert list(found.columns) == ["this model", "random weights", "raw patches"]
+    for metrics in found.columns.values():
+        assert list(metrics) == NAMES
+        assert [metric.higher_is_better for metric in metrics.values()] == [True, False, True, True]
+        assert all(math.isfinite(metric.value) for metric in metrics.values())
 
 
-def test_an_encoder_of_no_run_is_evaluated_at_the_size_that_is_said(sample_set: Path, tmp_path: Path) -> None:
-    model = Backbone(TINY)
-    model.save_pretrained(tmp_path / "encoder")
+def test_a_model_of_no_run_is_evaluated_at_the_size_of_the_settings(sample_set: Path, tmp_path: Path) -> None:
     config = EvaluateConfig(image_size=32, frames=4, max_samples=4)
-    evaluation = evaluate_model(str(tmp_path / "encoder"), sample_set, config, tmp_path / "out")
-    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert written["checkpoint"] == evaluation.checkpoint and written["step"] is None
-    assert evaluation.clips == {"train": 4, "val": 4}
-    assert evaluation.tasks[3].details["image_size"] == 32 and evaluation.tasks[3].details["frames in a window"] == 4
+    found = run_task("suite", Backbone(TINY).eval(), sample_set, config, cache=tmp_path / "cache", source="encoder")
+    assert found.details["step"] is None and found.counts == {"train clips": 4, "val clips": 4}
+    assert found.details["tracking"]["image_size"] == 32 and found.details["tracking"]["frames in a window"] == 4
 
 
-def test_a_task_without_anything_to_measure_says_so_and_the_others_go_on(sample_set: Path) -> None:
+def test_scores_without_anything_to_measure_are_left_out_and_the_others_go_on(sample_set: Path) -> None:
     # A window as long as a clip, of one tubelet: there is no later time step.
     encoder = random_encoder(dataclasses.replace(TINY, tubelet_size=8), 0)
-    _, tasks = evaluate_encoder(encoder, sample_set, image_size=32, max_train_clips=4, max_val_clips=2)
-    assert [set(task.values.values()) == {None} for task in tasks] == [False, False, True, True]
-    evaluation = Evaluation("x", None, "data", 0, {"train": 4, "val": 2}, ["trained", "random", "raw patches"], tasks)
-    console = Console(record=True, width=120)
-    print_table(evaluation, console)
-    assert console.export_text().count("–") == 6
+    found = evaluate_encoder(encoder, sample_set, image_size=32, max_train_clips=4, max_val_clips=2)
+    assert [list(metrics) for metrics in found.columns.values()] == [NAMES[:2]] * 3
 
 
 @pytest.fixture

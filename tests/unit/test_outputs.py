@@ -25,7 +25,6 @@ from tubelet.io import overwrite as outputs
 from tubelet.io.overwrite import check_output
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load
-from tubelet.tasks.common.comparison import Evaluation, Task, write_evaluation
 from tubelet.tasks.common.result import Metric, Result, write_result
 from tubelet.train import run_directory
 from tubelet.view.pictures import write_page
@@ -184,19 +183,9 @@ def test_results_replace_results_alone(place):
     for _ in range(2):
         write_result(result(files=files), mine / "result.json")
         write_result_page(result(), mine / "page.html")
-    with pytest.raises(TubeletError, match=r"is not finite \(top-1\), and is not written"):
+    with pytest.raises(TubeletError, match=r"metric is not finite \(top-1\); result not written"):
         write_result(result(metrics={"top-1": Metric(value=float("nan"))}), mine / "result.json")
     assert json.loads((mine / "result.json").read_text())["metrics"] == {"top-1": 1.0}
-
-
-def test_an_evaluation_replaces_an_evaluation_alone(place):
-    found = Evaluation(
-        "c", 1, "d", 0, {"train": 1, "val": 1}, ["trained"], [Task("t", "m", True, {"trained": 1.0}, {})]
-    )
-    for _ in range(2):
-        write_evaluation(found, place / "run" / "evaluation.json")
-    with pytest.raises(TubeletError, match="is a file already, and not an evaluation"):
-        write_evaluation(found, place / "strange" / "evaluation.json")
 
 
 def test_a_run_is_begun_where_nothing_is_lost(place):

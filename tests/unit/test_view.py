@@ -259,7 +259,7 @@ def test_a_report_shows_what_benchmarks_said_of_the_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(to_dict(TrainConfig(model=TINY, data=DATA))))
     folder = tmp_path / "evaluation" / "depth-nyu"
     metrics = {"RMSE": Metric(value=1.25, unit="m", higher_is_better=False)}
-    beside = {"random weights": {"RMSE": Metric(value=2.5, unit="m", higher_is_better=False)}}
+    baselines = {"random weights": {"RMSE": Metric(value=2.5, unit="m", higher_is_better=False)}}
     result = Result(
         task="depth",
         benchmark="NYUv2",
@@ -268,7 +268,7 @@ def test_a_report_shows_what_benchmarks_said_of_the_run(tmp_path):
         protocol="One.",
         metrics=metrics,
         counts={},
-        beside=beside,
+        baselines=baselines,
     )
     write_result(result, folder / "result.json")
     page = report(tmp_path, tmp_path)

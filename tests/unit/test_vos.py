@@ -13,7 +13,6 @@ from tubelet.datasets import davis, youtube_vos
 from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data.layouts import LAYOUTS, write_layout
-from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.task import run_task
 from tubelet.tasks.vos import view_size
 
@@ -50,7 +49,7 @@ def davis_root(tmp_path: Path) -> Path:
 
 def run(model: Backbone, data: Path, tmp_path: Path, **settings: object):
     config = EvaluateConfig(workers=0, **settings)  # type: ignore[arg-type]
-    return run_task("vos", model, data, config, FeatureCache(tmp_path / "cache", model), lambda *_: None)
+    return run_task("vos", model, data, config, cache=tmp_path / "cache")
 
 
 def test_an_object_unlike_its_surroundings_is_found_again(model, davis_root, tmp_path):

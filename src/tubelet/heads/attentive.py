@@ -62,25 +62,6 @@ class AttentiveProbe(nn.Module):
         return [linear(pooled[:, q]) for q, linear in enumerate(self.linears)]
 
 
-class LinearProbe(nn.Module):
-    """A pooled vector to the classes, the channels brought to mean 0 and standard deviation 1 over the training set."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, mean: Tensor, scale: Tensor, classes: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
-        self.linear = nn.Linear(len(mean), classes)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, pooled: Tensor) -> list[Tensor]:
-        """(B, D) -> one head's (B, K)."""
-        return [self.linear((pooled.float() - self.mean) / self.scale)]
-
-
 def probe_heads(width: int, own: int) -> int:
     """The attention heads of a probe on tokens of width D.
 

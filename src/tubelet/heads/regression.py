@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet.heads.linear import safe_std
+
 # Penalties on half the squared weights, beside losses that are means over rows of standardised features. In the order
 # in which they are tried: each fit starts where the one before it, of a stronger penalty, ended.
 L2_GRID = (100.0, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
@@ -40,7 +42,7 @@ class Scaling:
 def scaling_of(x: Tensor) -> Scaling:
     """The scaling of training rows (n, D)."""
     std, mean = torch.std_mean(x, dim=0, correction=0)
-    return Scaling(mean, torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, 1.0))
+    return Scaling(mean, safe_std(std, mean))
 
 
 @dataclass(frozen=True)

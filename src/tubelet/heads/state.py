@@ -1,8 +1,9 @@
-"""The state of a training of heads, in a file: one that was stopped goes on and ends with the same weights."""
+"""The state of a training of heads, in a file: a training that was interrupted resumes to the same weights."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,51 +13,78 @@ from tubelet.io.arrays import read_pt
 from tubelet.io.files import atomic_write
 from tubelet.io.text import file_error
 
-Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
-"""What the file calls a part of the state -> that part."""
+VERSION = 2
+"""Of the file: its `version`, `step`, `heads` and, until the last step, `optimizer`. Version 1 names no version."""
+
+StateDicts = Mapping[str, nn.Module | torch.optim.Optimizer]
+"""Key in the file -> the object whose state it is."""
+
+_REMEDY = "delete this state of a training of heads, and run the command again"
 
 
-_DELETE = "delete this state of a training of heads, and run the command again"
-
-
-def state_path(folder: Path, stated: str) -> Path:
+def state_path(folder: Path, identity: str) -> Path:
     """The file of a training.
 
     Args:
-        folder: of such files.
-        stated: as JSON, all that would change the outcome; for each another file.
+        folder: the folder of such files.
+        identity: as JSON, everything that would change the outcome; each has a file of its own.
     """
-    return folder / f"{hashlib.blake2b(stated.encode(), digest_size=16).hexdigest()}.pt"
+    return folder / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.pt"
 
 
-def take_up(path: Path, parts: Parts, counter: str, device: torch.device) -> int:
-    """Bring parts to the state that a file holds, those aside that it was written without.
+def load_state(path: Path, parts: StateDicts, device: torch.device, steps_per_epoch: int = 1) -> int:
+    """Load a state into its objects; those that the file does not have stay as they are.
+
+    Args:
+        path: the file.
+        parts: the objects.
+        device: where tensors are loaded to.
+        steps_per_epoch: steps of an epoch, by which version 1 counts for some heads.
 
     Returns:
-        what the file has under the name of the counter; 0 without a file.
+        the number of steps done; 0 without a file.
 
     Raises:
-        TubeletError: if it cannot be read, or does not fit the parts.
+        TubeletError: if the file cannot be read, or does not fit the objects.
     """
     if not path.exists():
         return 0
-    state = read_pt(path, _DELETE, device)
+    state = read_pt(path, _REMEDY, device)
     try:
-        for name in state.keys() - {counter}:
-            parts[name].load_state_dict(state[name])
-        done = int(state[counter])
+        version = state.pop("version", 1)
+        if version == 1:
+            _upgrade(state, steps_per_epoch)
+        step = int(state.pop("step"))
+        for name, content in state.items():
+            parts[name].load_state_dict(content)
     except Exception as error:  # modules and optimizers raise anything on a state of another form
-        raise file_error(path, f"does not fit this training ({first_line(error)})", _DELETE) from error
-    if done < 0:
-        raise file_error(path, f"its {counter} is {done}, expected 0 or more", _DELETE)
-    return done
+        raise file_error(path, f"does not fit this training ({first_line(error)})", _REMEDY) from error
+    if step < 0 or version not in (1, VERSION):
+        what = f"step is {step}, expected 0 or more" if version in (1, VERSION) else f"version is {version!r:.20}"
+        raise file_error(path, what, _REMEDY)
+    return step
 
 
-def write_state(path: Path, parts: Parts, counter: str, done: int) -> None:
-    """Write the state of parts, and how much is done under the name of the counter.
+def _upgrade(state: dict[str, Any], steps_per_epoch: int) -> None:
+    """Bring a state of version 1 into the form of this one.
+
+    Heads on tokens of clips counted epochs. Heads on pixels spelled `optimiser`, and were one module with the whitening
+    that is fitted anew each time, and with `weight.0`, `bias.0`, `weight.1`, ... of the heads.
+    """
+    if "epochs" in state:
+        state["step"] = int(state.pop("epochs")) * steps_per_epoch
+    if "optimiser" in state:
+        state["optimizer"] = state.pop("optimiser")
+        fitted = {name: value for name, value in state["heads"].items() if name not in ("mean", "directions")}
+        state["heads"] = {".".join(reversed(name.split("."))): value for name, value in fitted.items()}
+
+
+def write_state(path: Path, parts: StateDicts, step: int) -> None:
+    """Write the state of objects, and the number of steps done.
 
     Raises:
         TubeletError: if it cannot be written.
     """
     with atomic_write(path, also=(RuntimeError,)) as partial:
-        torch.save({name: part.state_dict() for name, part in parts.items()} | {counter: done}, partial)
+        content = {name: part.state_dict() for name, part in parts.items()}
+        torch.save(content | {"version": VERSION, "step": step}, partial)

@@ -17,10 +17,17 @@ from tubelet.io.text import read_json
 from tubelet.pretrained.load import load_unplaced
 
 _LOCK = ".convert.lock"
+_EVALUATE_AGAIN = "delete it and run `tubelet evaluate` again"
 _FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # files, of which one would not want a folder
 
 
-class _Task(TypedDict):
+class _SuiteResult(TypedDict):
+    """result.json of the suite, as far as a model card needs it."""
+
+    metrics: dict[str, float]
+
+
+class _SuiteTaskV1(TypedDict):
     """A task in evaluation.json: its metric, by kind of features."""
 
     name: str
@@ -28,10 +35,10 @@ class _Task(TypedDict):
     values: dict[str, float | None]
 
 
-class _Evaluation(TypedDict):
-    """What a model card takes from evaluation.json."""
+class _SuiteV1(TypedDict):
+    """evaluation.json, which the suite wrote before."""
 
-    tasks: list[_Task]
+    tasks: list[_SuiteTaskV1]
 
 
 def convert(what: str | Path, out: Path, spec: LoadSpec, license: str = "unknown") -> str:
@@ -97,10 +104,13 @@ def _read_from(path: Path) -> list[Path]:
 
 
 def _metrics(path: Path) -> dict[str, float]:
-    """What `tubelet evaluate` found of a run's trained features."""
-    file = path / "evaluation.json"
-    if not file.is_file():
+    """The metrics of a run's latest suite, for its model card."""
+    results = sorted(path.glob("evaluation/suite-*/result.json"), key=lambda file: file.stat().st_mtime)
+    if results:
+        values: dict[str, float | None] = read_json(results[-1], _SuiteResult, _EVALUATE_AGAIN)["metrics"]
+    elif (first_version := path / "evaluation.json").is_file():
+        tasks = read_json(first_version, _SuiteV1, _EVALUATE_AGAIN)["tasks"]
+        values = {f"{task['name']}, {task['metric']}": task["values"].get("trained") for task in tasks}
+    else:
         return {}
-    tasks = read_json(file, _Evaluation, "delete it and run `tubelet evaluate` again")["tasks"]
-    values = {f"{task['name']}, {task['metric']}": task["values"].get("trained") for task in tasks}
     return {name: round(value, 4) for name, value in values.items() if value is not None}

@@ -9,14 +9,12 @@ B clips, N tokens of a clip, (T', H', W') its grid, L levels, D width.
 
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubelet import datasets
 from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize_centre_crop
 from tubelet.data.decode import Frames, Video
@@ -25,14 +23,14 @@ from tubelet.datasets.records import drop_missing_files
 from tubelet.errors import BadFile, TubeletError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.heads.attentive import BLOCKS, AttentiveProbe, probe_heads
-from tubelet.heads.training import Scores, Tokens, score, state_path, told_samples, train_side_by_side
 from tubelet.pretrained.backbone import Backbone
-from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.classification_plan import training_settings
 from tubelet.tasks.common.classification_report import answers_in_words, most_confident_errors, sweep_details
-from tubelet.tasks.common.clip_benchmarks import training
+from tubelet.tasks.common.classification_scores import Scores, Tokens, dataset_fingerprint, score, train_classifiers
 from tubelet.tasks.common.clip_transforms import frames_by_time
-from tubelet.tasks.common.extract import FeatureSet, Progress, Source, extract, reading_options, spread
+from tubelet.tasks.common.extract import FeatureSet, Source, spread
 from tubelet.tasks.common.result import Example, Metric, Result
+from tubelet.tasks.common.task import EvaluationContext, Task
 from tubelet.tasks.metrics.ranking import class_mean_recall, top_k
 
 FPS = 8.0
@@ -122,26 +120,25 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
     return ((alpha * truth + (1 - alpha) * (1 - truth)) * missed.pow(gamma) * surprise).sum()
 
 
-def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
+def evaluate(context: EvaluationContext) -> Result:
     """Train attentive probes on what came before the training actions and score them on the validation actions.
 
     Raises:
         TubeletError: if the folder is not EPIC-KITCHENS-100, something in it is wrong, or the model has no predictor
             of its own.
     """
+    model, config = context.model, context.config
     check_predictor(model)
-    benchmark = datasets.find(data, AnticipationDataset)
+    benchmark: AnticipationDataset = context.dataset
     size, frames = config.image_size or PROTOCOL.image_size, config.frames or PROTOCOL.frames
     model.config.grid(frames, size, size)
     steps = int(GAP_S * FPS / model.config.tubelet_size)
     view = Before(size=size, frames=frames)
     recipe = {"cut": "before", "steps": steps} | asdict(view)
     encode = partial(encode_and_predict, steps=steps)
-    options = reading_options(config, progress)
     segments, skipped = _segments(benchmark, config)
     train, val = (
-        extract(model, cache, [_source(s) for s in segments[split]], recipe, view, encode, **options)
-        for split in ("train", "val")
+        context.extract([_source(s) for s in segments[split]], recipe, view, encode) for split in ("train", "val")
     )
     used = {
         "train": [segments["train"][n] for n in train.numbers],
@@ -151,40 +148,26 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     train_labels, truth = _labels(used["train"], actions), _labels(used["val"], actions)
     trained = len({(s.verb, s.noun) for s in used["train"]})
     classes = (len(benchmark.verbs), len(benchmark.nouns), trained)
-    candidates, schedule = training(PROTOCOL, config, len(train))
+    settings = training_settings(PROTOCOL, config, len(train))
     heads = probe_heads(model.config.width, model.config.heads)
-    identity = {"task": "anticipation", "samples": told_samples(train, train_labels), "classes": classes}
-    probes = train_side_by_side(
+    probes = train_classifiers(
+        context,
         partial(AttentiveProbe, model.config.width, classes, heads),
-        candidates,
-        schedule,
+        settings,
         Tokens(train, train_labels),
         focal_loss,
-        state_path(cache.folder, identity, candidates, schedule),
-        model.device,
-        workers=config.workers,
-        progress=progress,
+        {"samples": dataset_fingerprint(train, train_labels), "classes": classes},
+        config.workers,
     )
     known = truth[:, 2] < trained
     among = [_occurring(truth[known, h], count) for h, count in enumerate(classes)]
-    scores = score(
-        probes,
-        Tokens(val, truth),
-        torch.sigmoid,
-        model.device,
-        among=among,
-        workers=config.workers,
-        progress=progress,
-    )
-    figures = [_metrics(own, truth, known) for own in scores]
-    best = max(range(len(scores)), key=lambda i: figures[i]["action recall@5"].value)
-    return Result(
-        task="anticipation",
+    scores = score(context, probes, Tokens(val, truth), torch.sigmoid, among=among, workers=config.workers)
+    values = [_metrics(own, truth, known) for own in scores]
+    best = max(range(len(scores)), key=lambda i: values[i]["action recall@5"].value)
+    return context.result(
         benchmark=benchmark.name,
-        data=str(data),
-        model_id=model.model_id,
-        protocol=_in_words(view, steps, len(candidates), heads),
-        metrics=figures[best],
+        protocol=_in_words(view, steps, len(probes), heads),
+        metrics=values[best],
         counts={
             "training actions": len(train),
             "validation actions": len(val),
@@ -192,10 +175,10 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
             "verbs": classes[0],
             "nouns": classes[1],
             "pairs trained on": trained,
-            "probes side by side": len(candidates),
+            "probes side by side": len(probes),
         },
         skipped=[*skipped, *train.bad, *val.bad],
-        details=sweep_details(candidates, schedule, figures, best),
+        details=sweep_details(settings, values, best),
         examples=_examples(scores[best], used["val"], val, view, benchmark, actions),
     )
 
@@ -235,14 +218,14 @@ def _occurring(labels: Tensor, count: int) -> Tensor:
 
 def _metrics(scores: list[Scores], truth: Tensor, known: Tensor) -> dict[str, Metric]:
     """The official figure of each head; then V-JEPA 2's, which leaves out actions that are not trained on."""
-    figures: dict[str, float] = {}
+    values: dict[str, float] = {}
     for h in (2, 0, 1):
-        figures[f"{_HEADS[h]} recall@{_K}"] = class_mean_recall(scores[h].ranks, truth[:, h], _K)
+        values[f"{_HEADS[h]} recall@{_K}"] = class_mean_recall(scores[h].ranks, truth[:, h], _K)
     for h in (2, 0, 1) if known.any() else ():
         name = f"{_HEADS[h]} recall@{_K} among known actions"
-        figures[name] = class_mean_recall(scores[h].ranks_among[known], truth[known, h], _K)
-    figures["action top-1"] = top_k(scores[2].ranks, 1)
-    return {name: Metric(value=value, unit="%") for name, value in figures.items()}
+        values[name] = class_mean_recall(scores[h].ranks_among[known], truth[known, h], _K)
+    values["action top-1"] = top_k(scores[2].ranks, 1)
+    return {name: Metric(value=value, unit="%") for name, value in values.items()}
 
 
 def _examples(
@@ -282,3 +265,12 @@ def _in_words(view: Before, steps: int, count: int, heads: int) -> str:
         "Training clips are seen without augmentation and at one distance, where the published protocol draws from "
         "0.25 to 1.75 s."
     )
+
+
+TASK = Task(
+    evaluate=evaluate,
+    dataset=AnticipationDataset,
+    metric="action recall@5",
+    head=AttentiveProbe,
+    load_options={"with_predictor": True},
+)

@@ -7,41 +7,34 @@ import heapq
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from tubelet import datasets
-from tubelet.config import EvaluateConfig
 from tubelet.datasets import DenseSample, DepthDataset
-from tubelet.errors import BadFile, DecodeError, TubeletError
-from tubelet.heads.linear import HeadProtocol, TrainedHead, train_heads
-from tubelet.pretrained.backbone import Backbone
-from tubelet.tasks.common.cache import FeatureCache
+from tubelet.errors import DecodeError, TubeletError
+from tubelet.grid import round_to_patches
+from tubelet.heads.linear import linear_head
 from tubelet.tasks.common.colors import paint_depth, paint_errors
-from tubelet.tasks.common.extract import FeatureSet, Progress, Source, extract, reading_options, spread
+from tubelet.tasks.common.dense_heads import HeadProtocol, TrainedHead, train_dense_heads
+from tubelet.tasks.common.extract import FeatureSet, Source, spread
 from tubelet.tasks.common.pixel_features import (
-    POINTS_SHOWN,
+    POINTS_PER_STEP,
     Crop,
     Draw,
-    PointReader,
-    Rows,
-    crops_of,
+    PixelFeatureDataset,
     cut,
-    cut_crops,
-    draw_points,
-    point_places,
+    extract_training_set,
     source_picture,
     test_source,
-    training_source,
 )
 from tubelet.tasks.common.result import Example, Metric, Result
-from tubelet.tasks.common.test_set import read_tests
+from tubelet.tasks.common.task import EvaluationContext, Task
+from tubelet.tasks.common.test_set import iter_test_set
 from tubelet.tasks.metrics.dense import DepthErrors, depth_errors
 
 _EXAMPLES = 12
@@ -49,11 +42,11 @@ _EXAMPLES = 12
 
 # DINOv3's release has 1e-4 by default, for 38,400 iterations. These reach as far in the few of small sets.
 RATES = (1e-3, 1e-2, 1e-1)
-HEAD = HeadProtocol(iterations=38_400, passes=25, learning_rates=RATES, weight_decay=1e-2)
+HEAD = HeadProtocol(iterations=38_400, epochs=25, learning_rates=RATES, weight_decay=1e-2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class DepthProtocol:
     """After DINOv3's linear protocol for depth (Siméoni et al. 2025), which builds on DINOv2's and AdaBins'.
 
     Bins, how they become depth, iterations, batch, weight decay and the loss are those of its release's code
@@ -75,59 +68,51 @@ class Protocol:
     head: HeadProtocol = HEAD
 
 
-PROTOCOL = Protocol()
+PROTOCOL = DepthProtocol()
 
 
-def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
-    """Train the head on the training split's features and score it on the test split at the pictures' own size.
+def evaluate(context: EvaluationContext) -> Result:
+    """Train a head on the features of the train split and score it on the test split at the pictures' own size.
 
     Raises:
-        TubeletError: if the folder has none of the layouts, or a file in it is wrong.
+        TubeletError: if a file of the data set is wrong.
     """
-    depths = datasets.find(data, DepthDataset)
-    train, test = spread(depths.train, config.max_samples), spread(depths.test, config.max_samples)
-    options = reading_options(config, progress)
-    view = view_size(depths, _first_shape(test), config.image_size, model.patch_size)
-    size = (
-        _in_patches(view[0] * depths.train_crop[0], model.patch_size),
-        _in_patches(view[1] * depths.train_crop[1], model.patch_size),
-    )
-
-    crops = crops_of(len(train))
-    sources = [training_source(pair, crops, config.seed) for pair in train]
-    choose = partial(choose_crop, depths=depths)
-    recipe = {"cut": "depth crops", "size": size, "seen": depths.input_crop, "crop": depths.train_crop}
-    features = extract(model, cache, sources, recipe, partial(cut_crops, choose=choose, size=size), **options)
-    pairs = [train[number] for number in features.numbers]
-    stated = {"cut": recipe, "scale": depths.units_per_meter, "max": depths.max_depth}
-    places = point_places(cache, pairs, features.sources, stated)
-    reader = PointReader(pairs, features.sources, places, depths.load_target, 0, choose)
-    draw_points(reader, config.workers, progress)
-
-    bins = torch.linspace(PROTOCOL.min_depth, depths.max_depth, PROTOCOL.bins, device=model.device)
-    head = train_heads(
-        Rows(features, places, (size[0] // model.patch_size, size[1] // model.patch_size), config.seed, config.workers),
-        PROTOCOL.bins,
-        PROTOCOL.head.changed(config),
-        partial(loss_of_heads, bins=bins),
-        partial(_tally, bins=bins),
-        _scores,
-        folder=cache.folder / "heads",
-        device=model.device,
-        seed=config.seed,
-        readers=config.workers,
-        progress=progress,
-    )
-
+    depths: DepthDataset = context.dataset
+    config, patch = context.config, context.model.patch_size
+    test = spread(depths.test, config.max_samples)
+    view = view_size(depths, _first_shape(test), config.image_size, patch)
+    crop = tuple(round_to_patches(side * part, patch) for side, part in zip(view, depths.train_crop, strict=True))
+    crops = training_set(context, depths, spread(depths.train, config.max_samples), (crop[0], crop[1]))
+    bins = torch.linspace(PROTOCOL.min_depth, depths.max_depth, PROTOCOL.bins, device=context.model.device)
+    head = fit(context, crops, bins)
     recipe = {"cut": "depth views", "size": view, "seen": depths.input_crop}
-    views = extract(
-        model, cache, [test_source(p) for p in test], recipe, partial(cut_views, depths=depths, size=view), **options
+    views = context.extract([test_source(p) for p in test], recipe, partial(mirrored_views, depths=depths, size=view))
+    grid = (view[0] // patch, view[1] // patch)
+    scores = score(context, depths, head, views, [test[number] for number in views.numbers], grid, bins)
+    return _result(context, depths, head, scores, crops, views, view)
+
+
+def fit(context: EvaluationContext, crops: PixelFeatureDataset, bins: Tensor) -> TrainedHead:
+    """Train a head on points of the training pictures."""
+    return train_dense_heads(
+        context,
+        crops,
+        partial(linear_head, context.model.config.width, PROTOCOL.bins),
+        PROTOCOL.head.with_settings(context.config),
+        partial(sum_of_losses, bins=bins),
+        partial(accumulate, bins=bins),
+        held_out_scores,
     )
-    tested = [test[number] for number in views.numbers]
-    grid = (view[0] // model.patch_size, view[1] // model.patch_size)
-    errors, empty, examples = _test(views, tested, depths, head, grid, bins, config.workers, progress)
-    bad = [*features.bad, *views.bad]
-    return _result(model, data, depths, head, errors, empty, examples, bad, view, crops)
+
+
+def training_set(
+    context: EvaluationContext, depths: DepthDataset, samples: list[DenseSample], size: tuple[int, int]
+) -> PixelFeatureDataset:
+    """Features and depths of points of the training pictures, in crops of `size` pixels."""
+    recipe = {"cut": "depth crops", "size": size, "seen": depths.input_crop, "crop": depths.train_crop}
+    choose = partial(choose_crop, depths=depths)
+    scale = {"scale": depths.units_per_meter, "max": depths.max_depth}
+    return extract_training_set(context, samples, choose, size, recipe, depths.load_target, 0, scale)
 
 
 def _first_shape(pairs: list[DenseSample]) -> tuple[int, int]:
@@ -149,11 +134,7 @@ def view_size(depths: DepthDataset, shape: tuple[int, int], height: int | None, 
     """
     top, left, bottom, right = depths.input_region(shape)
     rows = height or depths.input_height or bottom - top
-    return _in_patches(rows, patch), _in_patches(rows * (right - left) / (bottom - top), patch)
-
-
-def _in_patches(length: float, patch: int) -> int:
-    return max(1, round(length / patch)) * patch
+    return round_to_patches(rows, patch), round_to_patches(rows * (right - left) / (bottom - top), patch)
 
 
 def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, depths: DepthDataset) -> Crop:
@@ -167,7 +148,7 @@ def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, depths: DepthDa
     return Crop(top + down, left + across, height, width, draw.mirror < 0.5)
 
 
-def cut_views(source: Source, depths: DepthDataset, size: tuple[int, int]) -> Tensor:
+def mirrored_views(source: Source, depths: DepthDataset, size: tuple[int, int]) -> Tensor:
     """What models see of a picture, and its mirror image: (2, 3, 1, *size) uint8.
 
     Raises:
@@ -188,7 +169,7 @@ def depth_of(scores: Tensor, bins: Tensor) -> Tensor:
     return weighted / weights
 
 
-def loss_of_heads(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
+def sum_of_losses(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
     """The scale-invariant logarithmic loss of AdaBins, summed over the heads: (R, S, K) and (R,) metres -> scalar.
 
     The root of variance + 0.15 mean² of the error g of the logarithm, over all of a batch's rows with a depth.
@@ -202,23 +183,24 @@ def loss_of_heads(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
     return (variance + 0.15 * mean.square()).clamp(min=1e-8).sqrt().sum()
 
 
-def _tally(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
+def accumulate(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
+    """(S, 2): each head's sum of squared errors in square meters, and the number of rows."""
     known = values > 0
     squares = (depth_of(outputs[known], bins) - values[known].unsqueeze(1)).square().double().sum(0)
     return torch.stack([squares, known.sum().double().expand_as(squares)], dim=1)
 
 
-def _scores(sums: Tensor) -> list[float]:
+def held_out_scores(sums: Tensor) -> list[float]:
+    """(S, 2) of `accumulate` -> the negative RMSE of each head."""
     if not int(sums[0, 1]):
-        raise TubeletError("no training picture that was held out has a known depth; are the annotations right?")
+        raise TubeletError("no held-out training picture has a known depth; check the annotations")
     return (-(sums[:, 0] / sums[:, 1]).sqrt()).tolist()
 
 
 @torch.inference_mode()
 def predict(
     tokens: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    head: nn.Module,
     grid: tuple[int, int],
     bins: Tensor,
     depths: DepthDataset,
@@ -227,15 +209,14 @@ def predict(
     """Metres (H, W) of a picture, the mean of it and its mirror image; 0 outside of what models see.
 
     Args:
-        tokens: (2, N, D) of `cut_views`.
-        weight: (K, D).
-        bias: (K,).
+        tokens: (2, N, D) of `mirrored_views`.
+        head: (..., D) -> (..., K).
         grid: (h, w).
         bins: (K,) metres.
         depths: the benchmark.
         shape: (H, W) of the picture.
     """
-    scores = F.linear(tokens.float(), weight, bias).mT.unflatten(2, grid)
+    scores = head(tokens.float()).mT.unflatten(2, grid)
     scores = F.interpolate(scores, scale_factor=PROTOCOL.upsample, mode="bilinear", align_corners=False)
     metres = depth_of(scores.movedim(1, -1), bins)
     metres = (metres[0] + metres[1].flip(-1)) / 2
@@ -246,31 +227,49 @@ def predict(
     return whole
 
 
-def _test(
-    views: FeatureSet,
-    pairs: list[DenseSample],
+@dataclass(frozen=True)
+class DepthScores:
+    """Predictions for the test split.
+
+    Attributes:
+        errors: the errors of each picture.
+        without_truth: names of pictures without a known depth where the benchmark scores.
+        examples: the pictures of the largest RMSE.
+    """
+
+    errors: list[DepthErrors]
+    without_truth: list[str]
+    examples: list[Example]
+
+
+def score(
+    context: EvaluationContext,
     depths: DepthDataset,
-    head: TrainedHead,
+    trained: TrainedHead,
+    views: FeatureSet,
+    samples: list[DenseSample],
     grid: tuple[int, int],
     bins: Tensor,
-    workers: int,
-    progress: Progress,
-) -> tuple[list[DepthErrors], list[str], list[Example]]:
-    """The errors of each picture, the pictures that have none for want of truth, and examples."""
-    tests = read_tests(views.places, pairs, depths.load_target, workers)
+) -> DepthScores:
+    """Predict the test split, and compare with the annotations.
+
+    Raises:
+        TubeletError: if an annotation cannot be read, or none has a known depth.
+    """
     errors: list[DepthErrors] = []
-    empty: list[str] = []
+    without_truth: list[str] = []
     worst: list[tuple[float, int, NDArray[np.float32], NDArray[Any], DepthErrors]] = []
+    tests = iter_test_set(views.places, samples, depths.load_target, context.config.workers)
     for number, (tokens, truth) in enumerate(tests):
         shape = (truth.shape[0], truth.shape[1])
-        predicted = predict(tokens.to(bins.device), head.weight, head.bias, grid, bins, depths, shape)
+        predicted = predict(tokens.to(bins.device), trained.head, grid, bins, depths, shape)
         scored = np.zeros(shape, bool)
         top, left, bottom, right = depths.eval_region(shape)
         scored[top:bottom, left:right] = True
         known = scored & (truth > PROTOCOL.min_depth) & (predicted > 0)
-        progress("testing", number + 1, len(pairs))
+        context.progress("testing", number + 1, len(samples))
         if not known.any():
-            empty.append(pairs[number].name)
+            without_truth.append(samples[number].name)
             continue
         own = depth_errors(torch.from_numpy(predicted[known]), torch.from_numpy(truth[known]))
         errors.append(own)
@@ -278,10 +277,10 @@ def _test(
         if len(worst) > _EXAMPLES:
             heapq.heappop(worst)
     if not errors:
-        raise TubeletError("no picture of the test split has a known depth where it is scored; are the files right?")
+        raise TubeletError("no picture of the test split has a known depth where it is scored; check the annotations")
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
-    examples = [_example(pairs[n], predicted, truth, own) for _, n, predicted, truth, own in ranked]
-    return errors, empty, examples
+    examples = [_example(samples[n], predicted, truth, own) for _, n, predicted, truth, own in ranked]
+    return DepthScores(errors, without_truth, examples)
 
 
 def _example(pair: DenseSample, predicted: NDArray[np.float32], truth: NDArray[Any], errors: DepthErrors) -> Example:
@@ -302,33 +301,29 @@ def _example(pair: DenseSample, predicted: NDArray[np.float32], truth: NDArray[A
 
 
 def _result(
-    model: Backbone,
-    data: Path,
+    context: EvaluationContext,
     depths: DepthDataset,
     head: TrainedHead,
-    errors: list[DepthErrors],
-    empty: list[str],
-    examples: list[Example],
-    bad: list[BadFile],
+    scores: DepthScores,
+    crops: PixelFeatureDataset,
+    views: FeatureSet,
     view: tuple[int, int],
-    crops: int,
 ) -> Result:
     fitted, held_out = head.pictures
-    rows = [asdict(one) for one in errors]
+    fixed = "1 fixed crop" if crops.crops == 1 else f"{crops.crops} fixed crops"
+    rows = [asdict(one) for one in scores.errors]
     mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    return Result(
-        task="depth",
+    without_truth = scores.without_truth
+    return context.result(
         benchmark=depths.name,
-        data=str(data),
-        model_id=model.model_id,
         protocol=(
             f"After DINOv3's linear protocol (Siméoni et al. 2025): a 1x1 convolution, last level, to "
             f"{PROTOCOL.bins} bins from {PROTOCOL.min_depth:g} to {depths.max_depth:g} m, scale-invariant logarithmic "
             f"loss, pictures at {view[1]} x {view[0]} px and mirrored at test time; errors at the pictures' full size, "
             "the mean of each picture's. Other than there: channels are decorrelated, not batch-normed, which is as "
             "linear; features are kept, so that each training picture is "
-            f"seen in {crops} fixed {'crop' if crops == 1 else 'crops'} without rotation or changes of colour; the "
-            f"loss is of {POINTS_SHOWN} pixels of a crop, drawn anew each time, and has no term for gradients; the "
+            f"seen in {fixed} without rotation or changes of color; the "
+            f"loss is of {POINTS_PER_STEP} pixels of a crop, drawn anew each time, and has no term for gradients; the "
             f"head took {head.steps} iterations; the learning rate is chosen on {held_out} training pictures that no "
             f"head is trained on."
         ),
@@ -337,10 +332,10 @@ def _result(
             "AbsRel": Metric(value=mean["abs_rel"], higher_is_better=False),
             "δ1": Metric(value=mean["delta1"]),
         },
-        counts={"training pictures": fitted, "held-out pictures": held_out, "test pictures": len(errors)}
+        counts={"training pictures": fitted, "held-out pictures": held_out, "test pictures": len(scores.errors)}
         | dict(depths.excluded)
-        | ({"test pictures without a known depth": len(empty)} if empty else {}),
-        skipped=bad,
+        | ({"test pictures without a known depth": len(without_truth)} if without_truth else {}),
+        skipped=[*crops.features.bad, *views.bad],
         details={
             "more errors": {name: mean[name] for name in ("delta2", "delta3", "log10", "silog")},
             "learning rates": {
@@ -349,6 +344,9 @@ def _result(
             },
             "iterations": head.steps,
         }
-        | ({"test pictures without a known depth": empty} if empty else {}),
-        examples=examples,
+        | ({"test pictures without a known depth": without_truth} if without_truth else {}),
+        examples=scores.examples,
     )
+
+
+TASK = Task(evaluate=evaluate, dataset=DepthDataset, metric="RMSE", head=nn.Linear, unused=("frames",))

@@ -6,42 +6,35 @@ H x W pixels of a picture, S side of a window in pixels, N = h·w tokens of a wi
 import heapq
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from tubelet import datasets
-from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize, resize_shape
 from tubelet.datasets import DenseSample, SegmentationDataset
 from tubelet.datasets.annotations import IGNORED
-from tubelet.errors import BadFile, TubeletError
-from tubelet.heads.linear import HeadProtocol, TrainedHead, train_heads
+from tubelet.errors import TubeletError
+from tubelet.heads.linear import linear_head
 from tubelet.pretrained.backbone import Backbone
-from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.colors import legend, paint_classes, paint_mistakes
-from tubelet.tasks.common.extract import FeatureSet, Progress, Source, extract, reading_options, spread
+from tubelet.tasks.common.dense_heads import HeadProtocol, TrainedHead, train_dense_heads
+from tubelet.tasks.common.extract import FeatureSet, Source, spread
 from tubelet.tasks.common.pixel_features import (
-    POINTS_SHOWN,
+    POINTS_PER_STEP,
     Crop,
     Draw,
-    PointReader,
-    Rows,
-    crops_of,
-    cut_crops,
-    draw_points,
-    point_places,
+    PixelFeatureDataset,
+    extract_training_set,
     source_picture,
     test_source,
-    training_source,
 )
 from tubelet.tasks.common.result import Example, Metric, Result
-from tubelet.tasks.common.test_set import read_tests
+from tubelet.tasks.common.task import EvaluationContext, Task
+from tubelet.tasks.common.test_set import iter_test_set
 from tubelet.tasks.metrics.dense import accuracy, confusion, iou_by_class, mean_iou
 
 _EXAMPLES = 12
@@ -50,11 +43,11 @@ _CLASSES_AT_ONCE = 16  # brought to a picture's full size together
 
 # The default of DINOv3's release is 1e-3. Higher ones are for small sets, on which there are fewer iterations.
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-HEAD = HeadProtocol(iterations=40_000, passes=32, learning_rates=RATES, weight_decay=1e-3, dropout=0.1)
+HEAD = HeadProtocol(iterations=40_000, epochs=32, learning_rates=RATES, weight_decay=1e-3, dropout=0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class SegmentationProtocol:
     """After DINOv3's linear protocol (Siméoni et al. 2025).
 
     Window, stride, iterations, batch, dropout and gradient norm are the defaults of its release's settings
@@ -63,7 +56,7 @@ class Protocol:
 
     Attributes:
         image_size: pixels that the short side of a picture gets; also the side of windows and of training crops.
-        stride: from window to window at test time, as a share of their side.
+        stride: distance of windows at test time, as a fraction of their side.
         scale: range of the scale of training crops beyond each picture's first.
         head: how the head is trained.
     """
@@ -74,55 +67,48 @@ class Protocol:
     head: HeadProtocol = HEAD
 
 
-PROTOCOL = Protocol()
+PROTOCOL = SegmentationProtocol()
 
 
-def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
-    """Train the head on the training split's features and score it on the test split at the pictures' own size.
+def evaluate(context: EvaluationContext) -> Result:
+    """Train a head on the features of the train split and score it on the test split at the pictures' own size.
 
     Raises:
-        TubeletError: if the folder has none of the layouts, or a file in it is wrong.
+        TubeletError: if the image size does not divide into patches, or a file of the data set is wrong.
     """
-    labels = datasets.find(data, SegmentationDataset)
-    size = _size(model, config.image_size or labels.image_size or PROTOCOL.image_size)
-    train, test = spread(labels.train, config.max_samples), spread(labels.test, config.max_samples)
-    options = reading_options(config, progress)
-
-    crops = crops_of(len(train))
-    sources = [training_source(pair, crops, config.seed) for pair in train]
-    choose = partial(choose_crop, scale=PROTOCOL.scale)
-    recipe = {"cut": "segmentation crops", "size": size, "scale": PROTOCOL.scale}
-    features = extract(model, cache, sources, recipe, partial(cut_crops, choose=choose, size=(size, size)), **options)
-    pairs = [train[number] for number in features.numbers]
-    stated = {"cut": recipe, "table": labels.class_of_label.tolist()}
-    places = point_places(cache, pairs, features.sources, stated)
-    reader = PointReader(pairs, features.sources, places, labels.load_target, IGNORED, choose)
-    draw_points(reader, config.workers, progress)
-
-    side = size // model.patch_size
-    protocol = PROTOCOL.head.changed(config)
-    K = len(labels.classes)
-    head = train_heads(
-        Rows(features, places, (side, side), config.seed, config.workers),
-        K,
-        protocol,
-        loss_of_heads,
-        _tally,
-        _scores,
-        folder=cache.folder / "heads",
-        device=model.device,
-        seed=config.seed,
-        readers=config.workers,
-        progress=progress,
-    )
-
+    labels: SegmentationDataset = context.dataset
+    config = context.config
+    size = _size(context.model, config.image_size or labels.image_size or PROTOCOL.image_size)
+    crops = training_set(context, labels, spread(labels.train, config.max_samples), size)
+    head = fit(context, labels, crops)
+    test = spread(labels.test, config.max_samples)
     recipe = {"cut": "segmentation windows", "size": size, "stride": PROTOCOL.stride}
-    windows = extract(model, cache, [test_source(p) for p in test], recipe, partial(cut_windows, size=size), **options)
-    tested = [test[number] for number in windows.numbers]
-    counts, shown, examples = _test(windows, tested, labels, head, size, model, config.workers, progress)
-    return _result(
-        model, data, labels, head, counts, shown, examples, [*features.bad, *windows.bad], size, crops, len(tested)
+    windows = context.extract([test_source(p) for p in test], recipe, partial(sliding_windows, size=size))
+    predictions = score(context, labels, head, windows, [test[number] for number in windows.numbers], size)
+    return _result(context, labels, head, predictions, crops, windows, size)
+
+
+def fit(context: EvaluationContext, labels: SegmentationDataset, crops: PixelFeatureDataset) -> TrainedHead:
+    """Train a head on points of the training pictures."""
+    return train_dense_heads(
+        context,
+        crops,
+        partial(linear_head, context.model.config.width, len(labels.classes)),
+        PROTOCOL.head.with_settings(context.config),
+        sum_of_losses,
+        accumulate,
+        held_out_scores,
     )
+
+
+def training_set(
+    context: EvaluationContext, labels: SegmentationDataset, samples: list[DenseSample], size: int
+) -> PixelFeatureDataset:
+    """Features and classes of points of the training pictures, in crops of `size` pixels along a side."""
+    recipe = {"cut": "segmentation crops", "size": size, "scale": PROTOCOL.scale}
+    choose = partial(choose_crop, scale=PROTOCOL.scale)
+    table = {"table": labels.class_of_label.tolist()}
+    return extract_training_set(context, samples, choose, (size, size), recipe, labels.load_target, IGNORED, table)
 
 
 def _size(model: Backbone, size: int) -> int:
@@ -142,13 +128,13 @@ def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, scale: tuple[fl
     return Crop(top, left, side, side, draw.mirror < 0.5)
 
 
-def window_places(length: int, size: int) -> list[int]:
-    """Where windows begin along a side: every stride, the last one with its end at the picture's end."""
+def window_starts(length: int, size: int) -> list[int]:
+    """First pixels of the windows along a side: every stride; the last window ends with the picture."""
     stride = max(1, round(PROTOCOL.stride * size))
     return sorted({min(start, length - size) for start in range(0, max(1, length - size + stride), stride)})
 
 
-def cut_windows(source: Source, size: int) -> Tensor:
+def sliding_windows(source: Source, size: int) -> Tensor:
     """The windows of a picture whose short side becomes `size`, row by row: (V, 3, 1, size, size) uint8.
 
     Raises:
@@ -160,13 +146,13 @@ def cut_windows(source: Source, size: int) -> Tensor:
     return torch.stack(
         [
             resized[:, :, top : top + size, left : left + size]
-            for top in window_places(height, size)
-            for left in window_places(width, size)
+            for top in window_starts(height, size)
+            for left in window_starts(width, size)
         ]
     )
 
 
-def loss_of_heads(outputs: Tensor, values: Tensor) -> Tensor:
+def sum_of_losses(outputs: Tensor, values: Tensor) -> Tensor:
     """Mean cross-entropy over rows not ignored, summed over the heads: (R, S, K) and (R,) uint8 -> scalar."""
     R, S, K = outputs.shape
     known = values != IGNORED
@@ -175,7 +161,7 @@ def loss_of_heads(outputs: Tensor, values: Tensor) -> Tensor:
     return total / known.sum().clamp(min=1)
 
 
-def _tally(outputs: Tensor, values: Tensor) -> Tensor:
+def accumulate(outputs: Tensor, values: Tensor) -> Tensor:
     """(S, 2): each head's sum of cross-entropies, and of how many rows."""
     known = values != IGNORED
     targets = values[known].long()
@@ -183,28 +169,29 @@ def _tally(outputs: Tensor, values: Tensor) -> Tensor:
     return torch.stack([torch.stack(sums), known.sum().double().expand(len(sums))], dim=1)
 
 
-def _scores(sums: Tensor) -> list[float]:
+def held_out_scores(sums: Tensor) -> list[float]:
+    """(S, 2) of `accumulate` -> the negative mean cross-entropy of each head."""
     if not int(sums[0, 1]):
-        raise TubeletError("no training picture that was held out has a labelled pixel; are the annotations right?")
+        raise TubeletError("no held-out training picture has a labeled pixel; check the annotations")
     return (-sums[:, 0] / sums[:, 1]).tolist()
 
 
-def predict(tokens: Tensor, weight: Tensor, bias: Tensor, size: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
+@torch.no_grad()
+def predict(tokens: Tensor, head: nn.Module, size: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
     """The class of each pixel: windows' scores are averaged where they overlap, then brought to the picture's size.
 
     Args:
-        tokens: (V, N, D) of `cut_windows`.
-        weight: (K, D).
-        bias: (K,).
+        tokens: (V, N, D) of `sliding_windows`.
+        head: (..., D) -> (..., K).
         size: S.
         shape: (H, W) of the picture.
     """
     height, width = resize_shape(*shape, size)
     side = round(tokens.shape[1] ** 0.5)
-    scores = F.linear(tokens.float(), weight, bias).mT.unflatten(2, (side, side))
-    total = torch.zeros(len(weight), height, width, device=tokens.device)
+    scores = head(tokens.float()).mT.unflatten(2, (side, side))
+    total = torch.zeros(scores.shape[1], height, width, device=tokens.device)
     count = torch.zeros(height, width, device=tokens.device)
-    places = [(top, left) for top in window_places(height, size) for left in window_places(width, size)]
+    places = [(top, left) for top in window_starts(height, size) for left in window_starts(width, size)]
     for (top, left), window in zip(places, scores, strict=True):
         rows, columns = slice(top, top + size), slice(left, left + size)
         total[:, rows, columns] += _to_size(window, (size, size))
@@ -213,7 +200,7 @@ def predict(tokens: Tensor, weight: Tensor, bias: Tensor, size: int, shape: tupl
     best = torch.full(shape, -torch.inf, device=tokens.device)
     classes = torch.zeros(shape, dtype=torch.uint8, device=tokens.device)
     # Some classes at a time: all of them at the full size of a large picture take gigabytes.
-    for first in range(0, len(weight), _CLASSES_AT_ONCE):
+    for first in range(0, len(total), _CLASSES_AT_ONCE):
         value, index = _to_size(total[first : first + _CLASSES_AT_ONCE], shape).max(0)
         better = value > best
         best[better], classes[better] = value[better], (index[better] + first).to(torch.uint8)
@@ -224,23 +211,41 @@ def _to_size(scores: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(scores.unsqueeze(0), shape, mode="bilinear", align_corners=False)[0]
 
 
-def _test(
-    windows: FeatureSet,
-    pairs: list[DenseSample],
+@dataclass(frozen=True)
+class SegmentationScores:
+    """Predictions for the test split.
+
+    Attributes:
+        counts: (K, K) int64 pixels, truth by prediction.
+        shown: the classes that the examples show.
+        examples: the pictures of the lowest mIoU.
+    """
+
+    counts: Tensor
+    shown: tuple[int, ...]
+    examples: list[Example]
+
+
+def score(
+    context: EvaluationContext,
     labels: SegmentationDataset,
-    head: TrainedHead,
+    trained: TrainedHead,
+    windows: FeatureSet,
+    samples: list[DenseSample],
     size: int,
-    model: Backbone,
-    workers: int,
-    progress: Progress,
-) -> tuple[Tensor, tuple[int, ...], list[Example]]:
-    """Counts (K, K) of all pixels of the test split, the classes that examples show, and the examples."""
+) -> SegmentationScores:
+    """Predict the test split, and compare with the annotations.
+
+    Raises:
+        TubeletError: if an annotation cannot be read, or none has a labeled pixel.
+    """
     K = len(labels.classes)
     counts = torch.zeros(K, K, dtype=torch.int64)
-    tests = read_tests(windows.places, pairs, labels.load_target, workers)
     worst: list[tuple[float, int, NDArray[np.uint8], NDArray[Any]]] = []
+    tests = iter_test_set(windows.places, samples, labels.load_target, context.config.workers)
     for number, (tokens, truth) in enumerate(tests):
-        predicted = predict(tokens.to(model.device), head.weight, head.bias, size, (truth.shape[0], truth.shape[1]))
+        shape = (truth.shape[0], truth.shape[1])
+        predicted = predict(tokens.to(context.model.device), trained.head, size, shape)
         known = truth != IGNORED
         own = confusion(_indices(predicted[known]), _indices(truth[known]), K)
         counts += own
@@ -248,19 +253,13 @@ def _test(
             heapq.heappush(worst, (-mean_iou(own), number, predicted, truth))
             if len(worst) > _EXAMPLES:
                 heapq.heappop(worst)
-        progress("testing", number + 1, len(pairs))
+        context.progress("testing", number + 1, len(samples))
     if not int(counts.sum()):
-        raise TubeletError("no pixel of the test split is labelled; are the annotations right?")
+        raise TubeletError("no pixel of the test split is labeled; check the annotations")
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
     shown = tuple(sorted({int(k) for _, _, *maps in ranked for one in maps for k in np.unique(one)} - {IGNORED}))
-    return (
-        counts,
-        shown,
-        [
-            _example(pairs[number], -score, predicted, truth, labels, shown)
-            for score, number, predicted, truth in ranked
-        ],
-    )
+    examples = [_example(samples[n], -value, predicted, truth, labels, shown) for value, n, predicted, truth in ranked]
+    return SegmentationScores(counts, shown, examples)
 
 
 def _indices(classes: NDArray[Any]) -> Tensor:
@@ -290,51 +289,45 @@ def _example(
 
 
 def _result(
-    model: Backbone,
-    data: Path,
+    context: EvaluationContext,
     labels: SegmentationDataset,
     head: TrainedHead,
-    counts: Tensor,
-    shown: tuple[int, ...],
-    examples: list[Example],
-    bad: list[BadFile],
+    scores: SegmentationScores,
+    crops: PixelFeatureDataset,
+    windows: FeatureSet,
     size: int,
-    crops: int,
-    tested: int,
 ) -> Result:
-    by_class, truth = iou_by_class(counts), counts.sum(1)
+    by_class, truth = iou_by_class(scores.counts), scores.counts.sum(1)
     if len(by_class) < 2:
         raise TubeletError(
-            f"{data}: all pixels of the test split that are not ignored are of one class, so that no figure says "
-            f"anything; check what its numbers mean in the layout of {labels.name}"
+            f"{context.data}: all labeled pixels of the test split are of one class, which makes every metric "
+            f"meaningless; check that the label values are those of {labels.name}"
         )
     fitted, held_out = head.pictures
-    return Result(
-        task="segmentation",
+    fixed = "1 fixed crop" if crops.crops == 1 else f"{crops.crops} fixed crops"
+    return context.result(
         benchmark=labels.name,
-        data=str(data),
-        model_id=model.model_id,
         protocol=(
             f"After DINOv3's linear protocol (Siméoni et al. 2025): a 1x1 convolution, last level, "
             f"pictures at {size} px, windows of {size} px at test time, scores at the pictures' full size. "
             "Other than there: channels are decorrelated, not batch-normed, which is as linear; "
-            f"features are kept, so that each training picture is seen in {crops} fixed "
-            f"{'crop' if crops == 1 else 'crops'} instead of ever new ones and without changes of colour; the loss is "
-            f"of {POINTS_SHOWN} pixels of a crop, drawn anew each time; the head took {head.steps} iterations; the "
-            f"learning rate is chosen on {held_out} training pictures that no head is trained on."
+            f"features are kept, so that each training picture is seen in {fixed} instead of ever new ones and without "
+            f"changes of color; the loss is of {POINTS_PER_STEP} pixels of a crop, drawn anew each time; the head took "
+            f"{head.steps} iterations; the learning rate is chosen on {held_out} training pictures that no head is "
+            "trained on."
         ),
         metrics={
-            "mIoU": Metric(value=100 * mean_iou(counts), unit="%"),
-            "pixel accuracy": Metric(value=100 * accuracy(counts), unit="%"),
+            "mIoU": Metric(value=100 * mean_iou(scores.counts), unit="%"),
+            "pixel accuracy": Metric(value=100 * accuracy(scores.counts), unit="%"),
         },
         counts={
             "training pictures": fitted,
             "held-out pictures": held_out,
-            "test pictures": tested,
+            "test pictures": len(windows),
             "classes in the test split": len(by_class),
         }
         | dict(labels.excluded),
-        skipped=bad,
+        skipped=[*crops.features.bad, *windows.bad],
         details={
             "IoU by class": {labels.classes[k]: 100 * value for k, value in by_class.items()},
             "share of the test split's pixels": {labels.classes[k]: int(truth[k]) / int(truth.sum()) for k in by_class},
@@ -344,6 +337,9 @@ def _result(
             },
             "iterations": head.steps,
         },
-        examples=examples,
-        legend=legend(labels.classes, shown),
+        examples=scores.examples,
+        legend=legend(labels.classes, scores.shown),
     )
+
+
+TASK = Task(evaluate=evaluate, dataset=SegmentationDataset, metric="mIoU", head=nn.Linear, unused=("frames",))

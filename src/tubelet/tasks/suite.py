@@ -7,7 +7,7 @@ which are about what changes, see `dynamics`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +16,27 @@ from torch import Tensor
 
 from tubelet.checkpoint.run import config_from_header, list_checkpoints, step_from_header
 from tubelet.checkpoint.sharded import read_header
-from tubelet.config import HEAD_SETTINGS, EvaluateConfig, ModelConfig, TrainConfig
+from tubelet.config import ModelConfig, TrainConfig
 from tubelet.errors import TubeletError
 from tubelet.heads.regression import Probe, Scaling, scaling_of, select_ridge, select_softmax
-from tubelet.io.overwrite import check_output
+from tubelet.heads.training import held_out_count
 from tubelet.model.encoder import Encoder, random_encoder
-from tubelet.pretrained.load import load
 from tubelet.sample_data.truth import SampleEntry, read_description, read_index
-from tubelet.tasks.common.comparison import Evaluation, Task, write_evaluation
-from tubelet.tasks.common.dynamics import evaluate_dynamics
-from tubelet.tasks.common.frozen import FEATURES, RANDOM, TRAINED, frames_that_fit
-from tubelet.tasks.common.suite_features import View, batches
+from tubelet.tasks.common.camera_motion import evaluate_dynamics
+from tubelet.tasks.common.result import Metric, Result
+from tubelet.tasks.common.sample_clips import FEATURES, RANDOM, TRAINED, ClipCrop, frames_that_fit, iter_token_targets
+from tubelet.tasks.common.suite_score import SuiteScore
+from tubelet.tasks.common.task import EvaluationContext, Task
 from tubelet.tasks.metrics.dense import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 
 MAX_TRAIN_CLIPS, MAX_VAL_CLIPS = 400, 200
 MAX_TRAIN_TOKENS = 16_000  # 40 of each of 400 clips; neighbours are too alike for more to add much
-HELD_OUT_SHARE = 0.2
+HELD_OUT_FRACTION = 0.2
+PROTOCOL = (
+    "Linear probes of single tokens, solved to their optimum, for segmentation and depth; a linear probe of how tokens "
+    "correspond over time for camera motion; tracking by the cosine of tokens, without training. Baselines have the "
+    "same clips, tokens and penalties to choose from."
+)
 
 
 @dataclass(frozen=True)
@@ -61,52 +66,40 @@ class _Probes:
     depth: Probe
 
 
-def evaluate_model(what: str, data: Path, config: EvaluateConfig, out: Path | None = None) -> Evaluation:
-    """Evaluate whatever `load` takes, and write the result as evaluation.json.
-
-    Args:
-        what: a run, whose size and frames are used by default; or any other model.
-        data: a folder that `tubelet sample-data` wrote.
-        config: image_size, frames, limit (clips of each split) and seed count.
-        out: folder of the result; by default the run's, beside a file as NAME.evaluation.json, or for a name
-            evaluation/ID here.
+def evaluate(context: EvaluationContext) -> Result:
+    """Evaluate a model on a sample set, at a run's own size and number of frames by default.
 
     Raises:
-        TubeletError: no such model or sample set, they do not fit together, or the result cannot be written.
+        TubeletError: if there is no sample set, or it does not fit the model.
     """
+    data, config, model = context.data, context.config, context.model
     if not (data / "dataset.json").is_file():
         raise TubeletError(
-            f"{data}: no sample set here, which evaluation without --task is of; `tubelet sample-data FOLDER` makes "
-            "one in a new folder, and a benchmark needs its --task"
+            f"{data}: no sample set here, which --task suite needs; create one with `tubelet sample-data FOLDER`, or "
+            "choose another --task"
         )
-    config.reject_unused((*HEAD_SETTINGS, "max_failed_fraction"), "evaluation without --task")
-    path = Path(what).expanduser()
+    path = Path(context.source).expanduser()
     found = list_checkpoints(path)
-    of_run = bool(found) or path in list_checkpoints(path.parent.parent)
-    place = found[-1] if found else path
-    model = load(place if of_run else what, dtype=torch.float32)
-    name, step, image_size, frames = model.model_id, None, config.image_size, config.frames
-    if of_run:
-        header = read_header(place)
-        name, step = str(place), step_from_header(header, place)
-        trained_at = config_from_header(header, TrainConfig, name).data
+    checkpoint = found[-1] if found else path
+    step, image_size, frames = None, config.image_size, config.frames
+    if found or path in list_checkpoints(path.parent.parent):
+        header = read_header(checkpoint)
+        step = step_from_header(header, checkpoint)
+        trained_at = config_from_header(header, TrainConfig, str(checkpoint)).data
         image_size = image_size or trained_at.image_size
         there = read_description(data)["parameters"]["frames"]
         frames = frames or frames_that_fit(trained_at.frames, there, model.config.tubelet_size)
-    limits = (
-        {}
-        if config.max_samples is None
-        else {"max_train_clips": config.max_samples, "max_val_clips": config.max_samples}
+    result = evaluate_encoder(
+        model,
+        data,
+        seed=config.seed,
+        max_train_clips=config.max_samples or MAX_TRAIN_CLIPS,
+        max_val_clips=config.max_samples or MAX_VAL_CLIPS,
+        image_size=image_size,
+        frames=frames,
+        model_id=model.model_id,
     )
-    if path.is_file() and not out:
-        result = path.with_suffix(".evaluation.json")
-    else:
-        result = (out or (path if of_run else Path("evaluation") / model.model_id)) / "evaluation.json"
-    check_output(result, "evaluation", [what, data])
-    clips, tasks = evaluate_encoder(model, data, seed=config.seed, image_size=image_size, frames=frames, **limits)
-    evaluation = Evaluation(name, step, str(data), config.seed, clips, list(FEATURES), tasks)
-    write_evaluation(evaluation, result)
-    return evaluation
+    return replace(result, details={**result.details, "step": step})
 
 
 def evaluate_encoder(
@@ -118,7 +111,8 @@ def evaluate_encoder(
     max_val_clips: int = MAX_VAL_CLIPS,
     image_size: int | None = None,
     frames: int | None = None,
-) -> tuple[dict[str, int], list[Task]]:
+    model_id: str = "",
+) -> Result:
     """Evaluate an encoder in memory, on the device that it is on; neither it nor any generator is changed.
 
     Args:
@@ -129,9 +123,10 @@ def evaluate_encoder(
         max_val_clips: how many val clips are used at most.
         image_size: side of the centre crop in pixels; the data's size by default.
         frames: frames of a clip, from its middle; as many as the clips have by default.
+        model_id: id of the encoder in the result.
 
     Returns:
-        split -> clips used, and the results.
+        the result, with random weights and raw patches as baselines.
 
     Raises:
         TubeletError: no sample set, too few clips in it, or they do not fit the encoder.
@@ -148,12 +143,30 @@ def evaluate_encoder(
         raise TubeletError(f"{data}: the training clips have no pixel of known depth or class")
     # A kind's rows go when its probes are fitted: the pixels of many patches fill memory.
     probes = {kind: _fit(rows.tokens.pop(kind), rows, view) for kind in FEATURES}
-    tasks = _score(val, encoders, probes, view, len(rows.labels))
-    tasks += evaluate_dynamics(train, val, encoders, view, rows.held_out_clips)
-    return {"train": len(train), "val": len(val)}, tasks
+    scores = _score(val, encoders, probes, view, len(rows.labels))
+    scores += evaluate_dynamics(train, val, encoders, view, rows.held_out_clips)
+    columns = {
+        kind: {
+            f"{score.name}, {score.metric}": Metric(value=value, higher_is_better=score.higher_is_better)
+            for score in scores
+            if (value := score.values[kind]) is not None
+        }
+        for kind in FEATURES
+    }
+    return Result(
+        task="suite",
+        benchmark="sample set",
+        data=str(data),
+        model_id=model_id,
+        protocol=PROTOCOL,
+        metrics=columns.pop(TRAINED),
+        baselines=columns,
+        counts={"train clips": len(train), "val clips": len(val)},
+        details={score.name: score.details for score in scores} | {"seed": seed},
+    )
 
 
-def _view(data: Path, config: ModelConfig, image_size: int | None, frames: int | None) -> View:
+def _view(data: Path, config: ModelConfig, image_size: int | None, frames: int | None) -> ClipCrop:
     description = read_description(data)
     made = description["parameters"]
     size = image_size or max(made["size"] - made["size"] % config.patch_size, config.patch_size)
@@ -161,7 +174,7 @@ def _view(data: Path, config: ModelConfig, image_size: int | None, frames: int |
     if count > made["frames"]:
         raise TubeletError(f"frames is {count}, but the clips of {data} have {made['frames']}")
     config.grid(count, size, size)  # refuses what does not divide into patches
-    return View(size, count, tuple(description["classes"]), tuple(description["motions"]))
+    return ClipCrop(size, count, tuple(description["classes"]), tuple(description["motions"]))
 
 
 def _some(entries: list[SampleEntry], at_most: int, seed: int) -> list[SampleEntry]:
@@ -172,15 +185,15 @@ def _some(entries: list[SampleEntry], at_most: int, seed: int) -> list[SampleEnt
     return [entries[i] for i in sorted(chosen)]
 
 
-def _training_rows(entries: Sequence[SampleEntry], encoders: dict[str, Encoder], view: View, seed: int) -> _Rows:
+def _training_rows(entries: Sequence[SampleEntry], encoders: dict[str, Encoder], view: ClipCrop, seed: int) -> _Rows:
     """Features and targets of training clips: of each the same number of tokens, drawn once for all features."""
     rng = np.random.default_rng([seed, 1])
     order = torch.from_numpy(rng.permutation(len(entries)))
     held_out_clips = torch.zeros(len(entries), dtype=torch.bool)
-    held_out_clips[order[: max(1, round(HELD_OUT_SHARE * len(entries)))]] = True
+    held_out_clips[order[: held_out_count(len(entries), HELD_OUT_FRACTION)]] = True
     tokens: dict[str, list[Tensor]] = {kind: [] for kind in FEATURES}
     labels, log_depth = [], []
-    for batch in batches(entries, encoders, view):
+    for batch in iter_token_targets(entries, encoders, view):
         B, N = batch.log_depth.shape
         share = min(N, max(1, MAX_TRAIN_TOKENS // len(entries)))
         chosen = torch.from_numpy(np.stack([np.sort(rng.choice(N, share, replace=False)) for _ in range(B)]))
@@ -203,7 +216,7 @@ def _majority(class_pixels: Tensor) -> Tensor:
     return torch.where(class_pixels.sum(-1) > 0, class_pixels.argmax(-1), -1)
 
 
-def _fit(tokens: Tensor, rows: _Rows, view: View) -> _Probes:
+def _fit(tokens: Tensor, rows: _Rows, view: ClipCrop) -> _Probes:
     """All probes of one kind of feature, whose tokens are scaled in place."""
     token_scaling = scaling_of(tokens)
     tokens = token_scaling.apply_(tokens)
@@ -219,15 +232,15 @@ def _score(
     entries: Sequence[SampleEntry],
     encoders: dict[str, Encoder],
     probes: dict[str, _Probes],
-    view: View,
+    view: ClipCrop,
     train_tokens: int,
-) -> list[Task]:
+) -> list[SuiteScore]:
     """What the probes say of validation clips, beside the truth. All tokens count; features are not kept."""
     K = len(view.classes)
     patch_counts = {kind: torch.zeros(K, K, dtype=torch.int64) for kind in FEATURES}
     right_pixels, depths = dict.fromkeys(FEATURES, 0), {kind: [] for kind in FEATURES}  # type: ignore[var-annotated]
     pixels, truths = 0, []
-    for batch in batches(entries, encoders, view):
+    for batch in iter_token_targets(entries, encoders, view):
         labels = _majority(batch.class_pixels)
         named, deep = labels >= 0, batch.log_depth.isfinite()
         pixels += int(batch.class_pixels.sum())
@@ -243,7 +256,7 @@ def _score(
     predicted = {kind: torch.cat(parts) for kind, parts in depths.items()}
     common = {"image_size": view.image_size, "frames": view.frames}
     return [
-        Task(
+        SuiteScore(
             "segmentation",
             "mIoU",
             True,
@@ -260,7 +273,7 @@ def _score(
                 **common,
             },
         ),
-        Task(
+        SuiteScore(
             "depth",
             "RMSE of log depth",
             False,
@@ -274,3 +287,11 @@ def _score(
             },
         ),
     ]
+
+
+TASK = Task(
+    evaluate=evaluate,
+    metric="segmentation, mIoU",
+    unused=("max_failed_fraction",),
+    load_options={"dtype": torch.float32},
+)

@@ -2,21 +2,16 @@
 
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet import datasets
-from tubelet.config import EvaluateConfig
 from tubelet.data.decode import read_frames
 from tubelet.datasets import TrackedVideo, TrackingDataset
 from tubelet.errors import DecodeError, TubeletError
 from tubelet.grid import Grid
-from tubelet.pretrained.backbone import Backbone
-from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.correspondence import (
     HEADLINE,
     MOVED,
@@ -31,16 +26,16 @@ from tubelet.tasks.common.correspondence import (
     step_tracks,
 )
 from tubelet.tasks.common.drawing import draw_matches, draw_tracks
-from tubelet.tasks.common.extract import Progress, Source, extract, reading_options, spread
-from tubelet.tasks.common.frozen import frames_that_fit
+from tubelet.tasks.common.extract import Source, spread
 from tubelet.tasks.common.result import Example, Metric, Result
-from tubelet.tasks.common.sample_windows import cut_tracks, cut_windows
+from tubelet.tasks.common.sample_clips import crop_tracks, frames_that_fit, temporal_windows
+from tubelet.tasks.common.task import EvaluationContext, Task
 
 _EXAMPLES, _POINTS_DRAWN = 12, 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class TrackingProtocol:
     """As in TAP-Vid's "query first" mode (Doersch et al. 2022, arXiv 2211.03726), each step matched by itself.
 
     Attributes:
@@ -50,16 +45,17 @@ class Protocol:
     frames: int = 16
 
 
-PROTOCOL = Protocol()
+PROTOCOL = TrackingProtocol()
 
 
-def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
+def evaluate(context: EvaluationContext) -> Result:
     """Track the points of the test videos.
 
     Raises:
         TubeletError: if there is no such data set, it does not fit the model, or nothing in it moves.
     """
-    dataset = datasets.find(data, TrackingDataset)
+    model, data, config = context.model, context.data, context.config
+    dataset: TrackingDataset = context.dataset
     size = config.image_size or max(dataset.image_size - dataset.image_size % model.patch_size, model.patch_size)
     window = config.frames or frames_that_fit(PROTOCOL.frames, dataset.frames, model.config.tubelet_size)
     if window > dataset.frames:
@@ -68,13 +64,10 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
     videos = spread(dataset.test, config.max_samples)
     recipe = {"cut": "whole clip in windows", "size": size, "window": window}
     sources = [Source(files=(video.path,)) for video in videos]
-    features = extract(
-        model,
-        cache,
+    features = context.extract(
         sources,
         recipe,
         partial(_cut, window=window, size=size),
-        **reading_options(config, progress),
     )
     clips = [_Clip(dataset, videos[n], window, size, grid, model.patch_size) for n in features.numbers]
     pairs, scores = [], []
@@ -83,18 +76,15 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
         value = headline(pairs[-1])
         if value is not None:
             scores.append((value, number))
-        progress("following", number + 1, len(clips))
+        context.progress("following", number + 1, len(clips))
     joined = join(pairs)
     shares = score(joined, (grid.h, grid.w))
     moved = joined.moved > MOVED
     if not moved.any():
         raise TubeletError(f"{data}: no tracked point moves by more than {MOVED:g} patch of {model.patch_size} pixels")
     worst = sorted(scores)[:_EXAMPLES]
-    return Result(
-        task="tracking",
+    return context.result(
         benchmark=dataset.name,
-        data=str(data),
-        model_id=model.model_id,
         protocol=(
             "Each point is looked for, by the cosine of tokens, at every time step after the first at which it is "
             f"visible: views of {size} px, windows of {window} frames, {grid.t} steps in each. A point has moved if it "
@@ -140,7 +130,7 @@ def _cut(source: Source, window: int, size: int) -> Tensor:
     frames = read_frames(source.files[0]).pixels
     if len(frames) < window:
         raise DecodeError(str(source.files[0]), f"{len(frames)} frames, but a window has {window}")
-    return cut_windows(frames, window, size)
+    return temporal_windows(frames, window, size)
 
 
 @dataclass(frozen=True)
@@ -159,7 +149,7 @@ class _Clip:
 
     def tracks(self) -> StepTracks:
         tracks = self.dataset.load_tracks(self.video)
-        places, visible = cut_tracks(tracks.points, tracks.visible, tracks.shape[1:], self.window, self.size)
+        places, visible = crop_tracks(tracks.points, tracks.visible, tracks.shape[1:], self.window, self.size)
         return step_tracks(places, visible, self.window // self.grid.t, self.patch_size)
 
     def pictures(self) -> NDArray[np.uint8]:
@@ -171,7 +161,7 @@ class _Clip:
                 f"{self.video.path}: {tuple(frames.shape[:3])} frames x rows x columns, expected {shape} as in "
                 f"{self.video.annotation}"
             )
-        windows = cut_windows(frames, self.window, self.size).float()
+        windows = temporal_windows(frames, self.window, self.size).float()
         steps = windows.unflatten(2, (self.grid.t, -1)).mean(3).permute(0, 2, 3, 4, 1).flatten(0, 1)
         return steps.round().to(torch.uint8).numpy()
 
@@ -209,3 +199,6 @@ def _example(clip: _Clip, features: dict[str, Tensor], value: float) -> Example:
         pictures=drawn,
         note=f"camera: {clip.video.motion}; of {len(asked)} points {len(chosen)} are drawn",
     )
+
+
+TASK = Task(evaluate=evaluate, dataset=TrackingDataset, metric="moved points found within 1 patch")

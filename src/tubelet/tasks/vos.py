@@ -13,28 +13,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet import datasets
-from tubelet.config import EvaluateConfig
 from tubelet.data.clips import resize
 from tubelet.data.images import read_image
 from tubelet.data.palette_png import VOID, davis_palette, read_indexed, write_indexed
 from tubelet.datasets import VideoObjectDataset, VideoObjectSequence
 from tubelet.datasets.annotations import image_shape, read_object_mask
 from tubelet.errors import BadFile, DecodeError, TubeletError
+from tubelet.grid import round_to_patches
 from tubelet.heads.propagation import Propagation, segment
 from tubelet.io.files import file_errors
 from tubelet.pretrained.backbone import Backbone
-from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.drawing import draw_objects
-from tubelet.tasks.common.extract import FeatureSet, Progress, Source, extract, reading_options, spread
+from tubelet.tasks.common.extract import FeatureSet, Source, spread
 from tubelet.tasks.common.result import Example, Metric, Result
+from tubelet.tasks.common.task import EvaluationContext, Task
 from tubelet.tasks.metrics.davis import Statistics, measure_objects
 
 _EXAMPLES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class VosProtocol:
     """How frames become features; each through the image tokenizer, unless --frames is more than 1.
 
     A video token stands for two frames: its one feature would have to be the mask of both, and the protocol, with all
@@ -50,7 +49,7 @@ class Protocol:
     propagation: Propagation = field(default_factory=Propagation)
 
 
-PROTOCOL = Protocol()
+PROTOCOL = VosProtocol()
 
 
 @dataclass(frozen=True)
@@ -75,25 +74,23 @@ class _Measured:
         return float(np.mean([(j.mean + f.mean) / 2 for j, f in self.objects]))
 
 
-def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress) -> Result:
+def evaluate(context: EvaluationContext) -> Result:
     """Segment the validation sequences of DAVIS 2017 or YouTube-VOS.
 
     Raises:
         TubeletError: if the folder has neither layout, or a file in it is wrong.
     """
-    found = datasets.find(data, VideoObjectDataset)
+    model, data, config = context.model, context.data, context.config
+    found: VideoObjectDataset = context.dataset
     sequences = spread(found.sequences, config.max_samples)
     short, window = config.image_size or PROTOCOL.short_side, config.frames or 1
     windows = [(n, part) for n, sequence in enumerate(sequences) for part in _windows(sequence, window)]
     options: dict[str, Any] = {"short": short, "patch": model.patch_size}
     options["repeat"] = model.config.tubelet_size if window > 1 else 1
-    features = extract(
-        model,
-        cache,
+    features = context.extract(
         [part for _, part in windows],
         {"cut": "whole frames"} | options,
         partial(_cut, **options),
-        **reading_options(config, progress),
     )
     bad = list(features.bad)
     readable = [n for n in range(len(sequences)) if not _lacks_frames(n, windows, features)]
@@ -105,9 +102,11 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
             places[windows[number][0]].append(index)
     measured = []
     for done, n in enumerate(readable):
-        progress("segmenting", done, len(readable))
+        context.progress("segmenting", done, len(readable))
         sequence = sequences[n]
-        folder = cache.place(_recipe(sequence, window, options), [*sequence.frames, *sequence.reference_masks.values()])
+        folder = context.cache.place(
+            _recipe(sequence, window, options), [*sequence.frames, *sequence.reference_masks.values()]
+        )
         folder = folder.with_suffix("")
         try:
             if not folder.is_dir():
@@ -115,15 +114,12 @@ def evaluate(model: Backbone, data: Path, config: EvaluateConfig, cache: Feature
             measured.append(_Measured(sequence, folder, _measure(sequence, folder, bad)))
         except DecodeError as error:
             raise TubeletError(str(error)) from error
-    progress("segmenting", len(readable), len(readable))
+    context.progress("segmenting", len(readable), len(readable))
     public = measured[0].sequence.masks is not None
     size = "each an image" if window == 1 else f"in windows of {window} through the video tokenizer"
     p = PROTOCOL.propagation
-    return Result(
-        task="vos",
+    return context.result(
         benchmark=found.name,
-        data=str(data),
-        model_id=model.model_id,
         protocol=(
             f"Labels of the first frame and of the last {p.context} are carried on by the {p.neighbours} most similar "
             f"tokens within {p.radius} tokens (temperature {p.temperature}), as for DINOv3; no training. Frames of "
@@ -171,7 +167,7 @@ def _lacks_frames(n: int, windows: list[tuple[int, Source]], features: FeatureSe
 def view_size(frame: tuple[int, int], short: int, patch: int) -> tuple[int, int]:
     """Height and width of a frame as it is encoded: its short side at most `short`, both in whole patches."""
     scale = min(1.0, short / min(frame))
-    height, width = (max(patch, round(side * scale / patch) * patch) for side in frame)
+    height, width = (round_to_patches(side * scale, patch) for side in frame)
     return height, width
 
 
@@ -295,3 +291,6 @@ def _example(measured: _Measured) -> Example:
         pictures=pictures,
         note="; ".join(each) or note,
     )
+
+
+TASK = Task(evaluate=evaluate, dataset=VideoObjectDataset, metric="J&F")

@@ -22,7 +22,7 @@ from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
 from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT, SampleEntry, read_truth
-from tubelet.tasks.common.frozen import crop_nearest
+from tubelet.tasks.common.sample_clips import crop_nearest
 from tubelet.view.pca import fit_projection
 from tubelet.view.pictures import Cell, Row, Scale, Strip, boundary, columns, data_uri, gradient, heat
 

@@ -18,9 +18,8 @@ from tubelet.errors import DecodeError, TubeletError
 from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import random_encoder
 from tubelet.sample_data.truth import SampleEntry, read_index
-from tubelet.tasks.common.comparison import read_evaluation
 from tubelet.tasks.common.extract import spread
-from tubelet.tasks.common.result import read_result
+from tubelet.tasks.common.result import RANDOM_WEIGHTS, Result, read_result, read_suite_v1
 from tubelet.train.run_directory import (
     CONFIG,
     read_alerts,
@@ -47,27 +46,25 @@ POINTS = 500  # of a curve: more cannot be told apart at the width of a page
 
 
 @dataclass(frozen=True)
-class Result:
-    """One row of the evaluation table.
+class SuiteRow:
+    """One row of the suite's table.
 
     Attributes:
-        name: the task.
-        metric: what the values are, and which way is better.
-        cells: for each kind of feature the value, its ratio to the random encoder's, and whether it is the best.
-        details: more figures, as JSON text.
+        name: name of the metric.
+        direction: the better direction.
+        cells: of the model and each baseline, the value, its ratio to that of random weights, and whether it is best.
     """
 
     name: str
-    metric: str
+    direction: str
     cells: list[tuple[str, str, bool]]
-    details: str
 
 
 def write_report(run: Path, data: Path | None, out: Path) -> None:
     """Write a run's report. What the run does not have yet is said on the page.
 
     Args:
-        run: the run's folder: config.json, metrics.jsonl, alerts.jsonl, checkpoints, evaluation.json, bad_files.jsonl.
+        run: the run's folder: config.json, metrics.jsonl, alerts.jsonl, checkpoints, evaluation/, bad_files.jsonl.
         data: what the pictures are taken from: a sample set's validation clips, or a folder of films; None is the
             run's own sources.
         out: the page, one file that needs no other.
@@ -94,9 +91,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "hours": _duration(sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))),
         "last": rows[-1] if rows else None,
         "curves": _curves(rows) if rows else None,
-        "evaluation": None,
-        "results": [],
-        "benchmarks": [_benchmark(path, out.parent) for path in sorted(run.glob("evaluation/*/result.json"))],
+        **_evaluations(run, out.parent),
         "bad": bad,
         "alerts": alerts,
         "shown_bad": SHOWN_BAD_FILES,
@@ -107,9 +102,6 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "own": entries is None and model is not None,
         "why_no_pictures": "",
     }
-    evaluation = read_evaluation(run / "evaluation.json")
-    if evaluation is not None:
-        values |= {"evaluation": evaluation, "results": [_result(task, evaluation) for task in evaluation["tasks"]]}
     if model is None:
         values["why_no_pictures"] = "The run has no checkpoint yet, so there is no teacher to look through."
     elif entries is not None:
@@ -163,36 +155,50 @@ def _own_pictures(model: VJEPA, config: TrainConfig, films: Sequence[str], galle
     return {"strips": component_strips(clips, encoders, gallery) if clips else [], "unread": unread}
 
 
-def _result(task: dict[str, Any], evaluation: dict[str, Any]) -> Result:
-    values: dict[str, float | None] = task["values"]
-    known = [value for value in values.values() if value is not None]
-    best = (max if task["higher_is_better"] else min)(known, default=None)
-    reference = values.get("random")
+def _evaluations(run: Path, folder: Path) -> dict[str, Any]:
+    """The run's results: the suite's latest in a table, and a row for each of the others, linked from a folder."""
+    paths = sorted(run.glob("evaluation/*/result.json"), key=lambda path: (path.stat().st_mtime, path))
+    results = {path: read_result(path) for path in paths}
+    suites = [result for result in results.values() if result.task == "suite"]
+    first_version = run / "evaluation.json"
+    if not suites and first_version.is_file():
+        suites.append(read_suite_v1(first_version))
+    others = [_benchmark(result, path, folder) for path, result in sorted(results.items()) if result.task != "suite"]
+    return {
+        "suite": suites[-1] if suites else None,
+        "suite_rows": [_suite_row(suites[-1], name) for name in suites[-1].metrics] if suites else [],
+        "suite_details": json.dumps(suites[-1].details, indent=1) if suites else "",
+        "benchmarks": others,
+    }
+
+
+def _suite_row(suite: Result, name: str) -> SuiteRow:
+    reference = suite.baselines.get(RANDOM_WEIGHTS, {}).get(name)
     cells = []
-    for feature in evaluation["features"]:
-        value = values.get(feature)
-        if value is None:
+    for column, metrics in suite.columns.items():
+        if name not in metrics:
             cells.append(("–", "", False))
             continue
-        ratio = f"×{figures(value / reference)}" if reference and feature != "random" else ""
-        cells.append((figures(value), ratio, value == best))
-    way = "higher is better" if task["higher_is_better"] else "lower is better"
-    details = json.dumps(task["details"], indent=1) if task.get("details") else ""
-    return Result(task["name"], f"{task['metric']}, {way}", cells, details)
+        value = metrics[name].value
+        compared = reference is not None and reference.value and column != RANDOM_WEIGHTS
+        ratio = f"×{figures(value / reference.value)}" if compared and reference is not None else ""
+        cells.append((figures(value), ratio, value == suite.best(name)))
+    direction = "higher is better" if suite.metrics[name].higher_is_better else "lower is better"
+    return SuiteRow(name, direction, cells)
 
 
-def _benchmark(path: Path, folder: Path) -> dict[str, Any]:
-    """One row for what an evaluation with --task left in the run, linked from a folder: first metrics alone."""
-    result = read_result(path)
-    metrics, units = result["metrics"], result["units"]
-    name = next(iter(metrics), "")
-    values = {"this run": metrics} | result["beside"] if name else {}
+def _benchmark(result: Result, path: Path, folder: Path) -> dict[str, Any]:
+    """One row for another result: its first metric alone."""
+    name = next(iter(result.metrics), "")
+    values = {"this run": result.metrics} | dict(result.baselines) if name else {}
     return {
-        "task": result["task"],
-        "benchmark": result["benchmark"],
+        "task": result.task,
+        "benchmark": result.benchmark,
         "metric": name,
-        "values": {model: f"{figures(own[name])} {units[name]}" for model, own in values.items()},
-        "model": result["model_id"],
+        "values": {
+            model: f"{figures(own[name].value)} {own[name].unit}" for model, own in values.items() if name in own
+        },
+        "model": result.model_id,
         "page": quote(os.fsencode(os.path.relpath(path.with_name("page.html"), folder))),
     }
 

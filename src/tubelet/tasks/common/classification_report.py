@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.heads.training import Candidate, Schedule, Scores
-from tubelet.tasks.common.clip_benchmarks import Plan
+from tubelet.tasks.common.classification_plan import ClassificationPlan, TrainingSettings
+from tubelet.tasks.common.classification_scores import Scores
 from tubelet.tasks.common.clip_transforms import shown_frames
 from tubelet.tasks.common.extract import FeatureSet
 from tubelet.tasks.common.result import Example, Metric
@@ -27,18 +27,16 @@ def metrics(scores: Scores, truth: Tensor) -> dict[str, Metric]:
     return {name: Metric(value=value, unit="%") for name, value in figures.items()}
 
 
-def sweep_details(
-    candidates: Sequence[Candidate], schedule: Schedule, figures: Sequence[dict[str, Metric]], best: int
-) -> dict[str, Any]:
+def sweep_details(settings: TrainingSettings, values: Sequence[dict[str, Metric]], best: int) -> dict[str, Any]:
     """All heads that were trained, ready for JSON."""
     rows = [
-        {"learning rate": c.lr, "weight decay": c.weight_decay} | {name: metric.value for name, metric in own.items()}
-        for c, own in zip(candidates, figures, strict=True)
+        {"learning rate": own.lr, "weight decay": own.weight_decay} | {name: m.value for name, m in metrics.items()}
+        for own, metrics in zip(settings.hparams, values, strict=True)
     ]
     return {
         "best": rows[best],
         "sweep": rows,
-        "training": {"epochs": schedule.epochs, "batch size": schedule.batch_size, "seed": schedule.seed},
+        "training": {"epochs": settings.epochs, "batch size": settings.batch_size, "seed": settings.seed},
     }
 
 
@@ -61,7 +59,7 @@ def confusion_details(scores: Scores, truth: Tensor, classes: Sequence[str]) -> 
     return details
 
 
-def worst_examples(scores: Scores, truth: Tensor, features: FeatureSet, plan: Plan) -> list[Example]:
+def worst_examples(scores: Scores, truth: Tensor, features: FeatureSet, plan: ClassificationPlan) -> list[Example]:
     """The errors that the head was surest of."""
     examples = []
     for i in most_confident_errors(scores):

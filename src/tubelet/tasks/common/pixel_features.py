@@ -8,9 +8,9 @@ B crops of a batch, V crops of a picture, N = h·w tokens, D width, P points.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +27,10 @@ from tubelet.errors import TubeletError
 from tubelet.io.arrays import open_safetensors
 from tubelet.tasks.common.cache import DELETE, FeatureCache, write_features
 from tubelet.tasks.common.extract import FeatureSet, Progress, Source
+from tubelet.tasks.common.task import EvaluationContext
 
-POINTS_KEPT = 2048  # of each crop, drawn once and kept on disk
-POINTS_SHOWN = 128  # of those, at each pass
+POINTS_CACHED = 2048  # of each crop, drawn once and kept on disk
+POINTS_PER_STEP = 128  # of those, at each pass
 # Crops of a small set's pictures: so many that they are about this many altogether, and a picture's at most so many.
 CROPS_IN_ALL, CROPS_AT_MOST = 20_000, 4
 _MEMORY_BYTES = 1 << 30  # crops that all reading processes together may keep in memory
@@ -181,7 +182,7 @@ def _points(values: NDArray[Any], crop: Crop, ignored: float, rng: np.random.Gen
     """Places (P, 2) float32 and values (P,) of points of a crop; ignored ones only where it has no others."""
     part = values[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     known = np.flatnonzero(part != ignored)
-    chosen = known[rng.integers(len(known), size=POINTS_KEPT)] if len(known) else np.zeros(POINTS_KEPT, np.int64)
+    chosen = known[rng.integers(len(known), size=POINTS_CACHED)] if len(known) else np.zeros(POINTS_CACHED, np.int64)
     rows, columns = np.divmod(chosen, crop.width)
     across = (columns + 0.5) / crop.width
     at = np.stack([(rows + 0.5) / crop.height, 1 - across if crop.mirrored else across], axis=-1)
@@ -205,7 +206,7 @@ def point_places(
     cache: FeatureCache, pairs: Sequence[DenseSample], sources: Sequence[Source], recipe: object
 ) -> list[Path]:
     """The file of each picture's points, which depends on its annotation, its crops and how they are read."""
-    stated = {"points": POINTS_KEPT, "recipe": recipe}
+    stated = {"points": POINTS_CACHED, "recipe": recipe}
     return [
         cache.place(stated | {"part": source.part}, [pair.target]) for pair, source in zip(pairs, sources, strict=True)
     ]
@@ -243,8 +244,8 @@ def interpolate(tokens: Tensor, grid: tuple[int, int], at: Tensor) -> Tensor:
     return total
 
 
-class Rows(Dataset[tuple[Tensor, Tensor]]):
-    """Batches of points and their features; an item is named by the pass of each crop and its picture."""
+class PixelFeatureDataset(Dataset[tuple[Tensor, Tensor]]):
+    """EpochSampler of points and their features; an item is named by the pass of each crop and its picture."""
 
     def __init__(
         self, features: FeatureSet, points: list[Path], grid: tuple[int, int], seed: int, readers: int
@@ -254,6 +255,11 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
         self.kept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
         self.size = 0
 
+    @property
+    def crops(self) -> int:
+        """Number of crops that each picture is seen in."""
+        return len(source_draws(self.features.sources[0]))
+
     def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """(B·P, D) float32 features and (B·P,) values of (pass, picture) pairs."""
         tokens, at, values = [], [], []
@@ -261,7 +267,7 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
             rng = np.random.default_rng([self.seed, number, picture])
             crops = len(self.features.sources[picture].part) // len(Draw._fields)
             crop_tokens, crop_at, crop_values = self._crop(picture, int(rng.integers(crops)))
-            chosen = torch.from_numpy(rng.integers(POINTS_KEPT, size=POINTS_SHOWN))
+            chosen = torch.from_numpy(rng.integers(POINTS_CACHED, size=POINTS_PER_STEP))
             tokens.append(crop_tokens)
             at.append(crop_at[chosen])
             values.append(crop_values[chosen])
@@ -291,7 +297,7 @@ def read_slices(path: Path, names: Sequence[str], index: int) -> list[Tensor]:
         return [file.entry(name, index) for name in names]
 
 
-class Batches:
+class EpochSampler:
     """Which pictures each step sees: all of them in random order, then again; a function of the seed alone."""
 
     def __init__(self, pictures: Sequence[int], batch: int, seed: int, start: int, steps: int) -> None:
@@ -306,3 +312,39 @@ class Batches:
         for step in range(self.start, self.steps):
             places = [divmod(i, n) for i in range(step * self.batch, (step + 1) * self.batch)]
             yield [(number, self.pictures[self.order(number)[place]]) for number, place in places]
+
+
+def extract_training_set(
+    context: EvaluationContext,
+    samples: Sequence[DenseSample],
+    choose: ChooseCrop,
+    size: tuple[int, int],
+    recipe: Mapping[str, Any],
+    load_target: Callable[[DenseSample], NDArray[Any]],
+    ignored: float,
+    target_recipe: Mapping[str, Any],
+) -> PixelFeatureDataset:
+    """The features of crops of pictures, and points of their annotations, both kept on disk.
+
+    Args:
+        context: the evaluation.
+        samples: the pictures and their annotations.
+        choose: the crops.
+        size: (rows, columns) that crops are resized to, in pixels.
+        recipe: what the features depend on besides model and picture.
+        load_target: the map (H, W) of a sample.
+        ignored: the value of a map that is ignored.
+        target_recipe: what the points depend on besides the annotation and the crops.
+
+    Raises:
+        TubeletError: if a map cannot be read or does not fit its picture, or too many pictures cannot be read.
+    """
+    sources = [training_source(sample, crops_of(len(samples)), context.config.seed) for sample in samples]
+    features = context.extract(sources, recipe, partial(cut_crops, choose=choose, size=size))
+    readable = [samples[number] for number in features.numbers]
+    places = point_places(context.cache, readable, features.sources, {"cut": recipe, **target_recipe})
+    reader = PointReader(readable, features.sources, places, load_target, ignored, choose)
+    draw_points(reader, context.config.workers, context.progress)
+    patch = context.model.patch_size
+    grid = (size[0] // patch, size[1] // patch)
+    return PixelFeatureDataset(features, places, grid, context.config.seed, context.config.workers)

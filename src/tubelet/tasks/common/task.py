@@ -1,70 +1,138 @@
-"""The evaluations of `tubelet evaluate MODEL --task NAME --data DIR`, each a function from a folder to a result.
+"""The record that defines a task, and what a task is given."""
 
-A task recognises the layouts of its benchmarks by what lies in the folder.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from torch import nn
+
+from tubelet import datasets
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig
 from tubelet.data.worker_loader import translate_worker_crash
+from tubelet.datasets import DatasetRecord
 from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone
-from tubelet.tasks import anticipation, classification, depth, pooled, segmentation, tracking, vos
+from tubelet.tasks import get_task
 from tubelet.tasks.common.cache import FeatureCache
-from tubelet.tasks.common.extract import AGAIN, Progress
+from tubelet.tasks.common.extract import AGAIN, Cut, Encode, FeatureSet, Progress, Source, extract, last_level
 from tubelet.tasks.common.result import Result
 
 
-class Task(Protocol):
-    """Evaluates an encoder on the benchmark that lies in a folder."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluationContext:
+    """One model on one data set, as a task is given them.
 
-    def __call__(
-        self, model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress
-    ) -> Result:
-        """See the task's own file.
+    Attributes:
+        task: name of the task.
+        model: the encoder, frozen and in eval mode.
+        source: the model as the user named it: a path, or a name.
+        data: folder of the data set.
+        config: the user's settings; what is None there is up to the task's protocol.
+        cache: features of the model on disk.
+        progress: called with a stage's name, what is done of it, and its total.
+        dataset: the data set in the folder, of the task's type.
+    """
+
+    task: str
+    model: Backbone
+    source: str
+    data: Path
+    config: EvaluateConfig
+    cache: FeatureCache
+    progress: Progress
+    dataset: Any = None
+
+    def extract(
+        self, sources: Sequence[Source], recipe: Mapping[str, Any], cut: Cut, encode: Encode = last_level
+    ) -> FeatureSet:
+        """The features of sources, computed once and kept on disk; see `tubelet.tasks.common.extract.extract`."""
+        return extract(
+            self.model,
+            self.cache,
+            sources,
+            recipe,
+            cut,
+            encode,
+            workers=self.config.workers,
+            prefetch_mb=self.config.prefetch_mb,
+            max_failed_fraction=self.config.max_failed_fraction,
+            progress=self.progress,
+        )
+
+    def result(self, **fields: Any) -> Result:
+        """A result with task, data and model filled in; `fields` are the others of `Result`."""
+        return Result(task=self.task, data=str(self.data), model_id=self.model.model_id, **fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """An evaluation of frozen features. The module of the same name defines it as `TASK`.
+
+    Attributes:
+        evaluate: fits the head, if there is one, to the train split, predicts the test split and scores it.
+        metric: name of the metric that results show first.
+        dataset: type of the data sets, whose layouts `tubelet.datasets` finds; None for tasks on the sample set alone.
+        head: class of the heads that are trained on features; None if nothing is trained.
+        unused: names of settings of `EvaluateConfig` that the task refuses, besides those of heads if it has none.
+        load_options: options of `tubelet.load` for the model, such as {"with_predictor": True}.
+    """
+
+    evaluate: Callable[[EvaluationContext], Result]
+    metric: str
+    dataset: type[DatasetRecord] | None = None
+    head: type[nn.Module] | None = None
+    unused: tuple[str, ...] = ()
+    load_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, context: EvaluationContext) -> Result:
+        """Check the settings and evaluate.
 
         Raises:
-            TubeletError: if the folder has none of the layouts that the task reads, or a file in it is wrong.
+            TubeletError: for a setting that the task does not use, a folder that is missing or in no known layout, a
+                file in it that is wrong, and a crashed worker.
         """
-        ...
-
-
-TASKS: Mapping[str, Task] = {
-    "segmentation": segmentation.evaluate,
-    "depth": depth.evaluate,
-    "classification": classification.evaluate,
-    "knn": pooled.knn,
-    "linear": pooled.linear,
-    "anticipation": anticipation.evaluate,
-    "tracking": tracking.evaluate,
-    "vos": vos.evaluate,
-}
-WITH_PREDICTOR = frozenset({"anticipation"})
-"""Tasks that use the model's predictor too, see `load`."""
-
-_UNUSED = {
-    "segmentation": ("frames",),
-    "depth": ("frames",),
-    "knn": HEAD_SETTINGS,
-    "tracking": HEAD_SETTINGS,
-    "vos": HEAD_SETTINGS,
-}
+        if not context.data.is_dir():
+            raise TubeletError(f"{context.data}: no such folder; expected a data set in its own layout")
+        head_settings = () if self.head else HEAD_SETTINGS
+        context.config.reject_unused((*head_settings, *self.unused), context.task)
+        if self.dataset is not None:
+            context = replace(context, dataset=datasets.find(context.data, self.dataset))
+        with translate_worker_crash(AGAIN):
+            return self.evaluate(context)
 
 
 def run_task(
-    task: str, model: Backbone, data: Path, config: EvaluateConfig, cache: FeatureCache, progress: Progress
+    name: str,
+    model: Backbone,
+    data: Path,
+    config: EvaluateConfig | None = None,
+    *,
+    cache: Path,
+    source: str = "",
+    progress: Progress = lambda stage, done, total: None,
 ) -> Result:
-    """Run a task by name.
+    """Evaluate a model by a task.
+
+    Args:
+        name: name of the task.
+        model: the encoder.
+        data: folder of the data set.
+        config: the user's settings.
+        cache: folder of the cached features of all models.
+        source: the model as the user named it.
+        progress: called with a stage's name, what is done of it, and its total.
 
     Raises:
-        TubeletError: for an unknown name, a setting that the task has no use for, and what the task raises.
+        TubeletError: if there is no such task, and see `Task.run`.
     """
-    if task not in TASKS:
-        raise TubeletError(f"no task is called {task!r}; the tasks are {', '.join(TASKS)}")
-    if not data.is_dir():
-        raise TubeletError(f"{data}: no such folder; expected a benchmark in its own layout")
-    config.reject_unused(_UNUSED.get(task, ()), task)
-    with translate_worker_crash(AGAIN):
-        return TASKS[task](model, data, config, cache, progress)
+    context = EvaluationContext(
+        task=name,
+        model=model,
+        source=source,
+        data=data,
+        config=config or EvaluateConfig(),
+        cache=FeatureCache(cache, model),
+        progress=progress,
+    )
+    return get_task(name).run(context)

@@ -20,7 +20,7 @@ from tubelet.tasks.common.pixel_features import check_shape
 ReadTruth = Callable[[DenseSample], NDArray[Any]]
 
 
-def read_tests(
+def iter_test_set(
     places: list[Path], pairs: list[DenseSample], read_truth: ReadTruth, workers: int
 ) -> Iterator[tuple[Tensor, NDArray[Any]]]:
     """The tokens of each picture and its map (H, W) of labels or depths, read ahead by so many processes.

@@ -23,11 +23,9 @@ from torch import Tensor
 from tubelet.heads.regression import scaling_of, select_softmax
 from tubelet.model.encoder import Encoder
 from tubelet.sample_data.truth import SampleEntry
-from tubelet.tasks.common.comparison import Task
 from tubelet.tasks.common.correspondence import Pairs, headline, join, measure, scores_of_kinds
-from tubelet.tasks.common.frozen import FEATURES, TRAINED
-from tubelet.tasks.common.sample_windows import whole_clips
-from tubelet.tasks.common.suite_features import View
+from tubelet.tasks.common.sample_clips import FEATURES, TRAINED, ClipCrop, iter_whole_clips
+from tubelet.tasks.common.suite_score import SuiteScore
 from tubelet.tasks.metrics.dense import accuracy, confusion
 
 CELLS = 2
@@ -38,9 +36,9 @@ def evaluate_dynamics(
     train: Sequence[SampleEntry],
     val: Sequence[SampleEntry],
     encoders: dict[str, Encoder],
-    view: View,
+    view: ClipCrop,
     held_out: Tensor,
-) -> list[Task]:
+) -> list[SuiteScore]:
     """Camera motion by a linear probe, and tracking without one.
 
     Args:
@@ -53,7 +51,7 @@ def evaluate_dynamics(
     rows: dict[str, list[Tensor]] = {kind: [] for kind in FEATURES}
     pairs: dict[str, list[Pairs]] = {kind: [] for kind in FEATURES}
     motions = []
-    for number, clip in enumerate(whole_clips([*train, *val], encoders, view.frames, view.image_size)):
+    for number, clip in enumerate(iter_whole_clips([*train, *val], encoders, view.frames, view.image_size)):
         motions.append(clip.motion)
         for kind, maps in clip.maps.items():
             rows[kind].append(displacements(maps))
@@ -64,7 +62,7 @@ def evaluate_dynamics(
     features = {kind: torch.stack(found) for kind, found in rows.items()}
     return [
         _motion(features, torch.tensor(motions), len(train), view, held_out, shared),
-        Task(
+        SuiteScore(
             "tracking",
             "share found within a patch, of points that moved more",
             True,
@@ -102,8 +100,13 @@ def displacements(maps: Tensor) -> Tensor:
 
 
 def _motion(
-    features: dict[str, Tensor], motions: Tensor, trained_on: int, view: View, held_out: Tensor, shared: dict[str, int]
-) -> Task:
+    features: dict[str, Tensor],
+    motions: Tensor,
+    trained_on: int,
+    view: ClipCrop,
+    held_out: Tensor,
+    shared: dict[str, int],
+) -> SuiteScore:
     M = len(view.motions)
     truth = motions[trained_on:]
     there = torch.bincount(truth, minlength=M)
@@ -118,7 +121,7 @@ def _motion(
         counts = confusion(probe(x[trained_on:]).argmax(-1), truth, M)
         values[kind], penalties[kind] = accuracy(counts), probe.l2
         confusions[kind] = dict(zip(view.motions, counts.tolist(), strict=True))
-    return Task(
+    return SuiteScore(
         "camera motion",
         "accuracy",
         True,

@@ -1,0 +1,89 @@
+"""The mean token of each file of a classification data set, in one table on disk.
+
+n training and m test vectors of width D, K classes. Vectors are kept in float16 and mapped from their file.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tubelet.data.worker_loader import WorkerLoader
+from tubelet.errors import BadFile
+from tubelet.io.files import atomic_write
+from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.classification_plan import make_plan
+from tubelet.tasks.common.extract import FeatureSet
+from tubelet.tasks.common.task import EvaluationContext
+
+
+class PooledDataset:
+    """The pooled features of a classification data set.
+
+    Attributes:
+        plan: the data set, and how its files are cropped.
+        train: features of the training files.
+        val: features of the test files.
+        labels: (n, 1) int64 classes of the training files.
+        truth: (m,) int64 classes of the test files.
+        table: (n, D) float16 training vectors.
+        queries: (m, D) float16 test vectors.
+    """
+
+    def __init__(self, context: EvaluationContext) -> None:
+        """Read the data set in the context's folder and extract its features.
+
+        Raises:
+            TubeletError: if the folder holds no classification data set, or something in it is wrong.
+        """
+        self.plan = make_plan(context)
+        view = self.plan.train_view
+        recipe = view.recipe | {"features": "pooled"}
+        self.train = context.extract(self.plan.train.sources, recipe, view, pooled_level)
+        self.val = context.extract(self.plan.val.sources, recipe, view, pooled_level)
+        self.labels = self.plan.train.labels(self.train.numbers)
+        self.truth = self.plan.val.labels(self.val.numbers)[:, 0]
+        self.table = table_of(self.train, context.cache.folder, context.config.workers)
+        self.queries = table_of(self.val, context.cache.folder, context.config.workers)
+
+    @property
+    def skipped(self) -> list[BadFile]:
+        """Files that are listed but missing, and files that cannot be read."""
+        return [*self.plan.train.missing, *self.plan.val.missing, *self.train.bad, *self.val.bad]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts of a result."""
+        return {
+            "classes": len(self.plan.classes),
+            "training files": len(self.train),
+            "test files": len(self.val),
+            "channels": self.table.shape[1],
+        } | dict(self.plan.excluded)
+
+
+def pooled_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
+    """`pooled` (B, D): the mean of the deepest level's tokens of normalised pixels (B, C, T, H, W)."""
+    return {"pooled": model.forward_features(pixels).float().mean(1)}
+
+
+def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
+    """(n, D) float16: the pooled vector of each source, mapped from a file that is written once.
+
+    Raises:
+        TubeletError: if the file cannot be written.
+    """
+    width = features[0]["pooled"].shape[-1]
+    names = "".join(f"{place.parent.name}{place.stem}" for place in features.places)
+    path = folder / "tables" / f"{hashlib.blake2b(names.encode(), digest_size=16).hexdigest()}.f16"
+    if not path.exists() or path.stat().st_size != 2 * len(features) * width:  # a machine's crash can empty a file
+        loader: WorkerLoader[Tensor] = WorkerLoader(features, workers, batch_size=256, collate_fn=_rows)
+        with atomic_write(path, remedy="choose another --cache") as partial, partial.open("wb") as file:
+            for rows in loader:
+                file.write(rows.numpy().tobytes())
+    return torch.from_file(str(path), shared=False, size=len(features) * width, dtype=torch.float16).view(-1, width)
+
+
+def _rows(features: list[dict[str, Tensor]]) -> Tensor:
+    return torch.stack([own["pooled"].float().mean((0, 1)).half() for own in features])
