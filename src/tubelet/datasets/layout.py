@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from tubelet.datasets.locate import list_directory
+from tubelet.datasets.locate import entry_names
 from tubelet.datasets.records import DatasetRecord
 from tubelet.errors import DataError
 
@@ -82,9 +82,9 @@ def find(root: Path, record: type[D]) -> D:
 
 def layout_error(root: Path, problem: str, expected: str) -> DataError:
     """Error for a directory that does not have an expected layout; the message lists what the directory holds."""
-    entries = [path.name + "/" * path.is_dir() for path in list_directory(root)]
-    more = f", and {len(entries) - 8} more" if len(entries) > 8 else ""
-    content = ", ".join(entries[:8]) + more if entries else "nothing"
+    names = entry_names(root)
+    more = f", and {len(names) - 8} more" if len(names) > 8 else ""
+    content = ", ".join(name + "/" * (root / name).is_dir() for name in names[:8]) + more if names else "nothing"
     return DataError(f"{root}: {problem}; expected {expected}; the directory holds {content}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tubelet.data.tables import decode_list
 from tubelet.datasets.annotations import parse_index, read_labeled_paths
 from tubelet.datasets.layout import Layout, layout_error
-from tubelet.datasets.locate import candidate_roots, find_folder, list_directory, subfolders
+from tubelet.datasets.locate import candidate_roots, entry_names, find_folder, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
 from tubelet.errors import DataError
 from tubelet.io.text import read_bytes
@@ -97,7 +97,8 @@ def find_list(root: Path, split: str) -> Path | None:
     named = [find_folder(subfolders(place), name) for place in (root / "annotations", root) for name in KINETICS]
     for folder in (root / "annotations", root, root / "lists", root / "labels", *named):
         if folder is not None and folder.is_dir():
-            found = [path for path in list_directory(folder) if path.is_file() and pattern.fullmatch(path.name)]
+            names = (name for name in entry_names(folder) if pattern.fullmatch(name))
+            found = [folder / name for name in names if (folder / name).is_file()]
             if found:
                 return min(found, key=lambda path: (path.suffix != ".csv", len(path.name), path.name))
     return None
