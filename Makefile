@@ -43,7 +43,7 @@ types: $(READY)
 	.venv/bin/mypy
 
 quick: $(READY)
-	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow"
+	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow" tests/unit tests/numerics tests/fuzz
 
 tests: $(READY)
 	.venv/bin/python -m pytest -n auto --dist worksteal

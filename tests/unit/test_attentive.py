@@ -24,6 +24,7 @@ CPU = torch.device("cpu")
 FORMAT_1 = Path(__file__).parents[1] / "data" / "format-1" / "evaluation"
 
 
+@pytest.mark.slow
 def test_the_probe_computes_what_the_other_implementation_of_vjepa2_does():
     from transformers import VJEPA2Config
     from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2AttentivePooler

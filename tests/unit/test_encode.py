@@ -275,6 +275,7 @@ def test_a_head_can_be_trained_between_one_window_and_the_next(model, films):
     assert head.weight.grad is not None and torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 def test_a_long_video_does_not_grow_the_process(model, tmp_path):
     path = write_video(tmp_path / "long.mp4", frames=1200, fps=4, size=64)  # five minutes
     process, memory = psutil.Process(), []

@@ -43,6 +43,7 @@ def test_without_torchao_it_is_said_what_to_install(monkeypatch):
         float8.convert(VJEPA(vit_pico()))
 
 
+@pytest.mark.slow
 def test_rounding_as_float8_trains_nearly_as_bf16_does():
     config = TrainConfig(model=vit_pico(), precision="bf16", steps=100)
     torch.manual_seed(0)

@@ -74,6 +74,7 @@ def session(folder, tests, grace_s, *options, **environment):
     )
 
 
+@pytest.mark.slow
 def test_what_a_session_leaves_is_found_and_named_also_by_way_of_workers(tmp_path):
     (tmp_path / "copy").mkdir()
     segment, planted = f"tubelet-planted-{os.getpid()}", tmp_path / "pid"

@@ -55,6 +55,7 @@ def test_planned_bytes_and_operations_are_those_of_a_real_steps_tensors(precisio
         assert watch.log.flops.total() == step.flops > 0
 
 
+@pytest.mark.slow
 def test_state_is_four_bytes_a_weight_and_eight_a_trained_ones_moments(plan):
     numbers, memory = plan.parameters, plan.step.memory
     trained = numbers["student"] + numbers["predictor"]
@@ -63,6 +64,7 @@ def test_state_is_four_bytes_a_weight_and_eight_a_trained_ones_moments(plan):
     assert memory["optimiser moments"] == pytest.approx(8 * trained, rel=0.01)
 
 
+@pytest.mark.slow
 def test_shards_hold_their_part_of_the_state(plan, sharded):
     whole, part = plan.step.memory, sharded.step.memory
     for kind in ("parameters", "teacher", "optimiser moments"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlflow
 
 from tubelet.config import to_dict
+from tubelet.io.text import read_text
 from tubelet.train.sinks import MetricSink
 
 RUN_ID = "mlflow_run_id.txt"
@@ -31,7 +32,7 @@ class MlflowSink(MetricSink):
 
     def _run_id(self, client: "mlflow.MlflowClient", path: Path) -> str:
         if path.exists():
-            return path.read_text().strip()
+            return read_text(path).strip()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "tubelet")
         found = client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else client.create_experiment(name)
