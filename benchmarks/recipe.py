@@ -40,7 +40,7 @@ from benchmarks.recipe_table import gather, print_tables, spread, verdicts
 from benchmarks.recipe_tasks import MEASURES, evaluated
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, model_preset
-from tubelet.data.clips import normalise
+from tubelet.data.clips import normalize
 from tubelet.data.loader import StepDataset
 from tubelet.data.sources import list_media
 from tubelet.device import pick_device
@@ -299,7 +299,7 @@ def step_flops(config: TrainConfig) -> float:
     model = VJEPA(config.model).to(nowhere)
     with FlopCounterMode(display=False) as counter:
         for batch in (batch.to(nowhere) for batch in batches):
-            backpropagate(model, normalise(batch.pixels), batch.masks, 0.5, 1.0, torch.autocast("cpu", enabled=False))
+            backpropagate(model, normalize(batch.pixels), batch.masks, 0.5, 1.0, torch.autocast("cpu", enabled=False))
     return float(counter.get_total_flops())
 
 

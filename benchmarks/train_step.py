@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure import matrix_rate, run_in_turn, synchronize
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.data.batch import Batch, StepData
-from tubelet.data.clips import normalise
+from tubelet.data.clips import normalize
 from tubelet.data.masks import sample_mask
 from tubelet.device import pick_device, training_dtype
 from tubelet.grid import Modality
@@ -103,7 +103,7 @@ def reference_side(config: TrainConfig, device: torch.device) -> tuple[Callable[
 
     def step(batch: Batch) -> None:
         batch = batch.to(device)
-        pixels = normalise(batch.pixels)
+        pixels = normalize(batch.pixels)
         with autocast(config, device):
             losses = model(pixels, batch.masks, config.optim.context_weight)
         losses[0].backward()
@@ -136,7 +136,7 @@ def step_flops(config: TrainConfig) -> float:
     batch = step_data(config, 0).to(nowhere)
     model = VJEPA(config.model).to(nowhere)
     with FlopCounterMode(display=False) as counter:
-        backpropagate(model, normalise(batch.pixels), batch.masks, 0.5, 1.0, torch.autocast("cpu", enabled=False))
+        backpropagate(model, normalize(batch.pixels), batch.masks, 0.5, 1.0, torch.autocast("cpu", enabled=False))
     return float(counter.get_total_flops())
 
 

@@ -17,7 +17,7 @@ from tubelet.checkpoint.transformers import _read_config
 from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import DataConfig, ShardConfig, TrainConfig
 from tubelet.data.batch import MediaBytes
-from tubelet.data.clips import centre_clip_times, window_times
+from tubelet.data.clips import center_clip_times, window_times
 from tubelet.data.decode import Video, read_frames
 from tubelet.data.images import read_image
 from tubelet.data.shards.reader import open_shards
@@ -74,7 +74,7 @@ def _video(path: Path, way: int) -> None:
         return
 
     with Video(media) as video:
-        middle, _ = centre_clip_times(video.info, 4, 4.0)
+        middle, _ = center_clip_times(video.info, 4, 4.0)
         windows, _ = window_times(video.info, 4, 4.0, None)
         video.clips([middle, windows[-1]])
 

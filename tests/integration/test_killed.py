@@ -18,7 +18,7 @@ from tests.helpers.process_family import Family, in_temporary, lives, read_log, 
 from tests.helpers.training import processes, tiny_config
 from tubelet.config import EmbedConfig, ShardConfig
 from tubelet.data import worker_loader
-from tubelet.data.clips import resize_centre_crop
+from tubelet.data.clips import resize_center_crop
 from tubelet.data.images import read_image
 from tubelet.data.shards.writer import write_shards
 from tubelet.embed.collection import embed_collection
@@ -39,7 +39,7 @@ def encoder():
 
 def slow_image(source):
     time.sleep(0.3)
-    return resize_centre_crop(read_image(source.files[0]).unsqueeze(0), 32).unsqueeze(0)
+    return resize_center_crop(read_image(source.files[0]).unsqueeze(0), 32).unsqueeze(0)
 
 
 def run_train(media, out):

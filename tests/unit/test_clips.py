@@ -6,12 +6,12 @@ from torch.nn import functional as F
 
 from tubelet.data.clips import (
     augment,
-    centre_clip_times,
+    center_clip_times,
     clip_times,
     crop_box,
-    normalise,
+    normalize,
     random_resized_crop,
-    resize_centre_crop,
+    resize_center_crop,
     resize_shape,
 )
 from tubelet.data.decode import VideoInfo
@@ -60,7 +60,7 @@ def test_a_video_of_exactly_the_length_is_not_short() -> None:
 
 
 def test_the_centre_clip_lies_in_the_middle() -> None:
-    times, short = centre_clip_times(video(10.0), 16, 4.0)
+    times, short = center_clip_times(video(10.0), 16, 4.0)
     assert not short
     assert times[0] == pytest.approx(3.0) and times[-1] == pytest.approx(6.75)
 
@@ -117,7 +117,7 @@ def test_augmented_clips_are_contiguous_bytes() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (32, 32), (17, 501), (20, 20)])
 def test_the_centre_crop_has_the_asked_size_whatever_the_shape(height: int, width: int) -> None:
-    clip = resize_centre_crop(noise(2, height, width), 32)
+    clip = resize_center_crop(noise(2, height, width), 32)
     assert clip.shape == (3, 2, 32, 32) and clip.dtype == torch.uint8 and clip.is_contiguous()
 
 
@@ -125,15 +125,15 @@ def test_the_centre_crop_keeps_the_middle_and_the_shape_of_things() -> None:
     assert resize_shape(480, 640, 240) == (240, 320)
     assert resize_shape(640, 480, 240) == (320, 240)
     pixels = noise(1, 32, 64)
-    assert torch.equal(resize_centre_crop(pixels, 32)[:, 0], pixels[0, :, 16:48].permute(2, 0, 1))
+    assert torch.equal(resize_center_crop(pixels, 32)[:, 0], pixels[0, :, 16:48].permute(2, 0, 1))
 
 
 def test_normalised_pixels_have_imagenet_statistics() -> None:
     means = torch.tensor([0.485, 0.456, 0.406]) * 255
     pixels = means.round().to(torch.uint8).view(1, 3, 1, 1, 1).expand(2, 3, 2, 4, 4)
-    result = normalise(pixels)
+    result = normalize(pixels)
     assert result.shape == pixels.shape and result.dtype == torch.float32
     assert result.abs().max() < 0.01
-    white = normalise(torch.full((1, 3, 1, 1, 1), 255, dtype=torch.uint8))[0, :, 0, 0, 0]
+    white = normalize(torch.full((1, 3, 1, 1, 1), 255, dtype=torch.uint8))[0, :, 0, 0, 0]
     assert torch.allclose(white, (1 - means / 255) / torch.tensor([0.229, 0.224, 0.225]))
-    assert normalise(pixels, torch.bfloat16).dtype == torch.bfloat16
+    assert normalize(pixels, torch.bfloat16).dtype == torch.bfloat16

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers.media import read_index, write_image, write_video
-from tubelet.data.clips import crops_along, resize_centre_crop, segment_times
+from tubelet.data.clips import crops_along, resize_center_crop, segment_times
 from tubelet.data.decode import VideoInfo
 from tubelet.tasks.common.clip_transforms import ClipView, ImageView, shown_frames
 from tubelet.tasks.common.extract import Source
@@ -39,7 +39,7 @@ def test_squares_cover_the_long_side_from_end_to_end(upright):
     assert crops.shape == (3, 3, 2, 32, 32)
     along = crops[:, 0, 0, :, 0] if upright else crops[:, 0, 0, 0]
     assert along[:, 0].tolist() == [0, 32, 64] and along[2, -1] == 95
-    assert torch.equal(crops[1], resize_centre_crop(pixels.contiguous(), 32))
+    assert torch.equal(crops[1], resize_center_crop(pixels.contiguous(), 32))
 
 
 def test_a_square_picture_has_one_view():

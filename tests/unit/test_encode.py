@@ -13,7 +13,7 @@ from PIL import Image
 from tests.helpers.media import indexed_image, write_image, write_video
 from tubelet.config import ModelConfig
 from tubelet.data import decode
-from tubelet.data.clips import normalise, resize_centre_crop
+from tubelet.data.clips import normalize, resize_center_crop
 from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
@@ -43,7 +43,7 @@ def frames():
 
 def test_features_are_the_encoders_levels_on_their_grid(model, frames):
     pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)
-    expected = model(normalise(pixels))
+    expected = model(normalize(pixels))
     features = model.encode(pixels, fps=4)
     assert features.grid == (2, 8, 8)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features.levels, expected, strict=True))
@@ -60,7 +60,7 @@ def test_every_form_of_a_clip_gives_the_same_features(model, frames):
     expected = model.encode(frames).tokens
     pictures = [Image.fromarray(frame) for frame in frames]
     tensor = torch.from_numpy(frames)
-    floats = normalise(tensor.permute(3, 0, 1, 2).unsqueeze(0))
+    floats = normalize(tensor.permute(3, 0, 1, 2).unsqueeze(0))
     for clip in (tensor, tensor.permute(3, 0, 1, 2), tensor.unsqueeze(0), pictures, list(frames), floats, floats[0]):
         assert torch.allclose(model.encode(clip).tokens, expected, atol=1e-6)
     for batch in (torch.stack([tensor, tensor]), [pictures, frames], [tensor.permute(3, 0, 1, 2)] * 2):
@@ -76,7 +76,7 @@ def test_images_go_through_the_image_tokenizer_whatever_they_come_as(model, film
     for form in (image, [image], np.array(image), torch.from_numpy(np.array(image)).permute(2, 0, 1)):
         assert torch.equal(model.encode(form).tokens, expected.tokens)
     assert model.encode([films / "still.png"] * 3).tokens.shape == (3, 64, 48)
-    assert torch.allclose(model(normalise(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None, :, None]))[-1],
+    assert torch.allclose(model(normalize(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None, :, None]))[-1],
                           expected.tokens)  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def test_a_very_long_picture_is_cut_before_it_is_resized(model):
     before = process.memory_info().rss
     assert model.encode(thin, resize=224).grid == (1, 28, 28)  # resized whole, it would be 1.5 GB
     assert process.memory_info().rss - before < 3e8
-    assert resize_centre_crop(torch.from_numpy(thin), 224).unique().tolist() == [200]
+    assert resize_center_crop(torch.from_numpy(thin), 224).unique().tolist() == [200]
 
 
 @pytest.mark.parametrize(("scale", "words"), [(1, "from 0 to 1:"), (255, "from 0 to 255:")])
@@ -195,7 +195,7 @@ def test_floats_that_look_like_colours_get_a_warning(model, scale, words):
 def test_arrays_that_pytorch_does_not_share_are_copied_without_a_word(model, frames):
     expected = model.encode(frames).tokens
     pictures = [np.asarray(Image.fromarray(frame)) for frame in frames]  # read-only
-    floats = normalise(torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)).numpy()
+    floats = normalize(torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)).numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(model.encode(pictures).tokens, expected)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tubelet.checkpoint.run import save_checkpoint
 from tubelet.config import EvaluateConfig, ModelConfig, PredictorConfig, TrainConfig
-from tubelet.data.clips import normalise, resize_centre_crop
+from tubelet.data.clips import normalize, resize_center_crop
 from tubelet.errors import TubeletError
 from tubelet.grid import Grid
 from tubelet.heads.regression import (
@@ -165,7 +165,7 @@ def test_scaling_leaves_mean_zero_and_deviation_one_and_constant_channels_zero()
 
 def test_raw_patch_features_are_the_normalised_pixels_of_their_tubelet() -> None:
     pixels = torch.arange(2 * 3 * 4 * 32 * 48).remainder(251).to(torch.uint8).view(2, 3, 4, 32, 48)
-    clips = normalise(pixels)
+    clips = normalize(pixels)
     raw = frozen_features({}, clips, Grid(2, 2, 3))[RAW]
     assert raw.shape == (2, 12, 3 * 2 * 16 * 16)
     # Token 11 is the last in time, row and column.
@@ -202,7 +202,7 @@ def test_truth_is_cut_as_the_frames_are(height: int, width: int, size: int) -> N
     # Smooth ramps survive bilinear resizing: each cropped pixel tells where it came from.
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     frames = np.stack([10 * y, 10 * x, 0 * x], -1)[None].astype(np.uint8)
-    cropped = resize_centre_crop(torch.from_numpy(frames), size)[:2, 0].float() / 10
+    cropped = resize_center_crop(torch.from_numpy(frames), size)[:2, 0].float() / 10
     nearest = torch.stack([crop_nearest(axis[None], size)[0] for axis in (y, x)])
     assert nearest.shape == (2, size, size)
     assert (nearest - cropped).abs().max() <= max(1.0, min(height, width) / size / 2 + 0.5)

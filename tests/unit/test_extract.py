@@ -12,7 +12,7 @@ import torch
 
 from tests.helpers.media import write_image, write_text
 from tubelet.config import EmbedConfig, ModelConfig, PredictorConfig
-from tubelet.data.clips import resize_centre_crop
+from tubelet.data.clips import resize_center_crop
 from tubelet.data.images import read_image
 from tubelet.data.sources import MediaList
 from tubelet.embed.clips import CollectionClips, clip_loader
@@ -42,7 +42,7 @@ def pictures(tmp_path):
 
 
 def whole(source: Source, size: int = 32) -> torch.Tensor:
-    return resize_centre_crop(read_image(source.files[0]).unsqueeze(0), size).unsqueeze(0)
+    return resize_center_crop(read_image(source.files[0]).unsqueeze(0), size).unsqueeze(0)
 
 
 def counted(model: Backbone, pixels: torch.Tensor, seen: list[int]) -> dict[str, torch.Tensor]:

@@ -55,7 +55,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepData:
-    """All that one optimiser step works on.
+    """All that one optimizer step works on.
 
     Attributes:
         batches: one of each modality, or several where the step is accumulated in parts.

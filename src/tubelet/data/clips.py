@@ -33,7 +33,7 @@ def clip_times(info: VideoInfo, frames: int, fps: float, rng: np.random.Generato
     return _times(info, frames, fps, float(rng.random()))
 
 
-def centre_clip_times(info: VideoInfo, frames: int, fps: float) -> tuple[np.ndarray, bool]:
+def center_clip_times(info: VideoInfo, frames: int, fps: float) -> tuple[np.ndarray, bool]:
     """As `clip_times`, from the middle of the video, without chance."""
     return _times(info, frames, fps, 0.5)
 
@@ -55,7 +55,7 @@ def window_times(info: VideoInfo, frames: int, fps: float, stride_s: float | Non
     count = max(1, 1 + round((info.duration_s - span) / (stride_s or span)))
     count = min(count, max(1, info.frames or count))
     if count == 1:
-        times, short = centre_clip_times(info, frames, fps)
+        times, short = center_clip_times(info, frames, fps)
         return [times], short
     # All at once: a file may promise a week.
     starts = np.arange(count) / (count - 1) * max(0.0, info.duration_s - span)
@@ -76,7 +76,7 @@ def segment_times(info: VideoInfo, frames: int, fps: float, segments: int) -> tu
         for each clip (T,) float64 seconds, and whether the video is too short for one, as in `clip_times`.
     """
     if segments == 1 or info.duration_s <= frames / fps + 1e-3:
-        times, short = centre_clip_times(info, frames, fps)
+        times, short = center_clip_times(info, frames, fps)
         return [times], short
     return [_times(info, frames, fps, k / (segments - 1))[0] for k in range(segments)], False
 
@@ -148,7 +148,7 @@ def crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resize_centre_crop(pixels: Tensor, size: int) -> Tensor:
+def resize_center_crop(pixels: Tensor, size: int) -> Tensor:
     """The middle square of each frame, for evaluation: the short side becomes `size`, the long side is cut.
 
     Args:
@@ -180,7 +180,7 @@ def crops_along(pixels: Tensor, size: int, count: int) -> Tensor:
     height, width = resize_shape(pixels.shape[1], pixels.shape[2], size)
     room = max(height, width) - size
     if room == 0 or count == 1:
-        return resize_centre_crop(pixels, size).unsqueeze(0)
+        return resize_center_crop(pixels, size).unsqueeze(0)
     resized = resize(pixels, height, width)
     axis = 2 if height > width else 3
     starts = [round(k * room / (count - 1)) for k in range(count)]
@@ -208,7 +208,7 @@ def resize(pixels: Tensor, height: int, width: int) -> Tensor:
     return frames.permute(1, 0, 2, 3).contiguous()
 
 
-def normalise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Pixels as the model takes them: mean 0 and standard deviation 1 over ImageNet.
 
     Args:

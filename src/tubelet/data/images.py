@@ -63,7 +63,7 @@ def rgb_of(image: Image.Image, name: str) -> np.ndarray:
     """A picture of Pillow's as (H, W, 3) uint8 RGB, upright as its EXIF tag asks; of 16 bits, the upper eight.
 
     Raises:
-        DecodeError: its numbers are no colours of 8 or 16 bits; `name` is what it is called.
+        DecodeError: its numbers are no colors of 8 or 16 bits; `name` is what it is called.
     """
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":

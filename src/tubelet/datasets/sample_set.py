@@ -27,14 +27,14 @@ from tubelet.io.text import read_text
 from tubelet.sample_data.truth import (
     CLASSES,
     NAME,
-    UNITS_PER_METRE,
+    UNITS_PER_METER,
     VOID,
     read_description,
     read_index,
     read_truth,
 )
 
-MAX_DEPTH = 1830 / UNITS_PER_METRE  # meters; floors and ceilings that are farther have no depth
+MAX_DEPTH = 1830 / UNITS_PER_METER  # meters; floors and ceilings that are farther have no depth
 
 
 class _Segmentation(SegmentationDataset):
@@ -95,7 +95,7 @@ class SampleDepth(Layout[DepthDataset]):
             name="sample set",
             train=_split(root, "train"),
             test=_split(root, "val"),
-            units_per_meter=UNITS_PER_METRE,
+            units_per_meter=UNITS_PER_METER,
             max_depth=MAX_DEPTH,
             input_crop=None,
             eval_crop=(0, 0, 1, 1),

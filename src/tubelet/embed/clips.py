@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tubelet.config import EmbedConfig
-from tubelet.data.clips import resize_centre_crop, window_times
+from tubelet.data.clips import resize_center_crop, window_times
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.data.prefetch import prefetch_within
@@ -128,7 +128,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         size_bytes, changed_s = version or (0, 0.0)  # None if removed after it was opened
         shared = {"path": path, "modality": str(modality), "size_bytes": size_bytes, "changed_s": changed_s}
         if modality is Modality.IMAGE:
-            pixels = resize_centre_crop(read_image(media).unsqueeze(0), size)
+            pixels = resize_center_crop(read_image(media).unsqueeze(0), size)
             yield pixels, shared | {"clip": 0, "clips": 1, "times": np.zeros(1)}, False
             return
         with Video(media) as video:
@@ -137,7 +137,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
             missing = [clip for clip in range(len(times)) if clip not in self.done.get(path, ())]
             for clip, frames in zip(missing, video.stream([times[clip] for clip in missing]), strict=True):
                 row = shared | {"clip": clip, "clips": len(times), "times": times[clip]}
-                yield resize_centre_crop(frames.pixels, size), row, is_short
+                yield resize_center_crop(frames.pixels, size), row, is_short
 
 
 def version_of(index: SampleIndex, sample: int) -> tuple[int, float] | None:

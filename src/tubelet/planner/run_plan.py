@@ -20,7 +20,7 @@ from torch.optim import AdamW
 from tubelet.config import BlockMask, PlanConfig, Precision, TrainConfig
 from tubelet.data.batch import Batch, StepData
 from tubelet.data.batch_partition import accumulation_slices, mask_groups, micro_batches, samples_per_step
-from tubelet.data.clips import normalise
+from tubelet.data.clips import normalize
 from tubelet.data.masks import block_shape, hidden_positions
 from tubelet.data.sources import MediaList
 from tubelet.device import DEVICE_KINDS, DeviceKind, training_dtype
@@ -239,7 +239,7 @@ def trace(
         shares: this device's samples of each modality, one micro-batch after the other.
         lengths: context and target tokens of each modality under each mask.
     """
-    normalise(torch.zeros(1, 3, 1, 1, 1, dtype=torch.uint8))  # which keeps its constants: they must be real ones
+    normalize(torch.zeros(1, 3, 1, 1, 1, dtype=torch.uint8))  # which keeps its constants: they must be real ones
     with torch.device("meta"):
         model = VJEPA(config.model)
     if planned.device_kind != "cpu":  # attention has another backward pass on a CPU in bf16

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.data.clips import normalise
+from tubelet.data.clips import normalize
 from tubelet.errors import TubeletError
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.hub_encoder import HubEncoder
@@ -98,7 +98,7 @@ class Backbone(HubEncoder):
         """Features of whole clips (B, C, T, H, W), all levels, the times (B, T) of their frames beside them."""
         pixels = pixels.to(self.device, non_blocking=True)
         if pixels.dtype == torch.uint8:
-            pixels = normalise(pixels, self.dtype)
+            pixels = normalize(pixels, self.dtype)
         elif not (pixels := pixels.to(self.dtype)).isfinite().all():
             dtype = str(self.dtype).removeprefix("torch.")
             raise TubeletError(f"pixel values are too large for {dtype}; normalize them, or pass uint8")

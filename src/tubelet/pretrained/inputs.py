@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from tubelet.config import ModelConfig
-from tubelet.data.clips import centre_clip_times, middle, resize_shape
+from tubelet.data.clips import center_clip_times, middle, resize_shape
 from tubelet.data.decode import Video, VideoInfo
 from tubelet.data.images import read_image, rgb_of
 from tubelet.data.storage import suffix_of
@@ -149,7 +149,7 @@ def _clip_times(info: VideoInfo, sampling: Sampling) -> np.ndarray:
     """(T,) seconds of the frames to read from a video."""
     fps = sampling.fps or DEFAULT_FPS
     if sampling.start is None:
-        times, short = centre_clip_times(info, sampling.frames, fps)
+        times, short = center_clip_times(info, sampling.frames, fps)
         if short:
             warnings.warn(
                 f"{info.path}: {info.duration_s:.1f} s are too short for {sampling.frames} frames at {fps:g} a second: "

@@ -77,7 +77,7 @@ class TimmEncoder(Encoder):
             indices: the blocks, negative from the end; a number is the last so many, None all. Whatever their order
                 here, they are given from shallow to deep, each once.
             return_prefix_tokens: accepted, there are none.
-            norm: normalise them: a tapped level by its own norm, others by the last.
+            norm: normalize them: a tapped level by its own norm, others by the last.
             stop_early: accepted; nothing is ever computed beyond what is asked for.
             output_fmt: "NCHW", which is (B, D, H', W') for images and (B, D, T', H', W') for clips, or "NLC" (B, N, D).
             intermediates_only: leave out the final features.

@@ -117,14 +117,14 @@ class Shot:
 
 
 def view_of(size: int) -> View:
-    """The rendering for frames of `size` pixels: reduced from at least twice as many, so that colours are smooth.
+    """The rendering for frames of `size` pixels: reduced from at least twice as many, so that colors are smooth.
 
     Raises:
         ConfigError: no resolution fits that size.
     """
     for width, height in RESOLUTIONS:
         for factor in range(2, 9):
-            if size % 2 == 0 and 0.6 * width <= size * factor <= height:  # the video's colours are at half size
+            if size % 2 == 0 and 0.6 * width <= size * factor <= height:  # the video's colors are at half size
                 return View(width, height, factor, size)
     raise ConfigError(f"size {size}: must be an even number of pixels from 32 to 240, such as 64, 128 or 224")
 
@@ -133,7 +133,7 @@ def view_of(size: int) -> View:
 class _Frame:
     """One frame at written size, before it is part of a clip. Arrays (size, size)."""
 
-    large: NDArray[np.uint8]  # colours as rendered, (size·k, size·k, 3): reduced when they are needed
+    large: NDArray[np.uint8]  # colors as rendered, (size·k, size·k, 3): reduced when they are needed
     codes: NDArray[np.uint8]
     classes: NDArray[np.uint8]
     labels: NDArray[np.uint8]  # the engine's numbers in this frame, 0 and 1 for what is no object

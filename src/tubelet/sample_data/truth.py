@@ -1,10 +1,10 @@
 """The ground truth of a clip: its classes, its geometry, its form on disk and its reader.
 
-Units and axes. Lengths are map units of the game; `UNITS_PER_METRE` are about a metre. World axes are x east, y north,
+Units and axes. Lengths are map units of the game; `UNITS_PER_METER` are about a meter. World axes are x east, y north,
 z up. Yaw is in degrees, counter-clockwise, 0 along x. The camera is a pinhole that never tilts: a point `z` in front of
 it (along its axis, not along the ray), `right` to its right and `up` above it is seen at
 
-    x = cx + fx · right / z        y = cy − fy · up / z        (pixels; the first pixel's centre is at 0.5)
+    x = cx + fx · right / z        y = cy − fy · up / z        (pixels; the first pixel's center is at 0.5)
 
 The game's pixels are not square: fy = 1.2 fx.
 """
@@ -25,7 +25,7 @@ from tubelet.validation import Bounds
 
 NAME = "tubelet-sample"
 FORMAT = 1
-UNITS_PER_METRE = 32  # about
+UNITS_PER_METER = 32  # about
 
 CLASSES = (
     "void",  # nothing known: the engine drew neither a surface nor an object that it labels
@@ -34,7 +34,7 @@ CLASSES = (
     "ceiling",
     "sky",
     "monster",
-    "item",  # health, armour, ammunition, keys, power-ups
+    "item",  # health, armor, ammunition, keys, power-ups
     "weapon",  # lying on the floor; the player's own is not drawn
     "decoration",  # pillars, stalagmites, statues
     "plant",
@@ -123,7 +123,7 @@ class Description(TypedDict):
 
 
 class Camera(NamedTuple):
-    """A pinhole: focal lengths and centre in pixels of the written frame."""
+    """A pinhole: focal lengths and center in pixels of the written frame."""
 
     fx: float
     fy: float

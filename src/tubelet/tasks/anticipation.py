@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.config import EvaluateConfig
-from tubelet.data.clips import resize_centre_crop
+from tubelet.data.clips import resize_center_crop
 from tubelet.data.decode import Frames, Video
 from tubelet.datasets import ActionSegment, AnticipationDataset, ProbeProtocol
 from tubelet.datasets.records import drop_missing_files
@@ -58,7 +58,7 @@ class Before:
 
     def __call__(self, source: Source) -> Tensor:
         """(1, 1, C, T, H, W) uint8: one view of one segment."""
-        return resize_centre_crop(self.read(source).pixels, self.size)[None, None]
+        return resize_center_crop(self.read(source).pixels, self.size)[None, None]
 
     def read(self, source: Source) -> Frames:
         """The clip as it is in the file."""
@@ -241,7 +241,7 @@ def _examples(
     for i in most_confident_errors(scores[2], _K):
         segment = segments[i]
         clip = view.read(features.sources[i])
-        pixels = resize_centre_crop(clip.pixels, view.size)
+        pixels = resize_center_crop(clip.pixels, view.size)
         examples.append(
             Example(
                 name=segment.name,

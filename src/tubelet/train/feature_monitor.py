@@ -8,7 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.data.batch import Batch
-from tubelet.data.clips import normalise
+from tubelet.data.clips import normalize
 from tubelet.train.collapse import CollapseDetector, feature_metrics, level_prefix, subsample_tokens
 from tubelet.train.distributed import DistContext
 from tubelet.train.step import autocast
@@ -60,7 +60,7 @@ class FeatureMonitor:
             batch: the step's first.
         """
         with autocast(self.config, self.ctx.device):
-            levels = self.model.teacher(normalise(batch.pixels.to(self.ctx.device)))
+            levels = self.model.teacher(normalize(batch.pixels.to(self.ctx.device)))
         teacher_tokens = torch.cat([subsample_tokens(level, self.ctx.world_size).float() for level in levels], dim=-1)
         assert self.predicted is not None
         predicted, self.predicted = self.predicted.float(), None

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from tubelet import schedules
 from tubelet.config import TrainConfig
 from tubelet.data.batch import StepData
-from tubelet.data.clips import normalise
+from tubelet.data.clips import normalize
 from tubelet.device import training_dtype
 from tubelet.grid import Mask
 from tubelet.train.distributed import DistContext
@@ -38,7 +38,7 @@ def train_step(
     sums = torch.zeros(5, device=device)
     for batch in data.batches:
         batch = batch.to(device)
-        pixels = normalise(batch.pixels)
+        pixels = normalize(batch.pixels)
         sums[:3] += batch.weight * backpropagate(
             model, pixels, batch.masks, context_weight, batch.weight, autocast(config, device)
         )

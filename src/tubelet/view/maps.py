@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.config import ModelConfig
-from tubelet.data.clips import centre_clip_times, normalise, resize_centre_crop
+from tubelet.data.clips import center_clip_times, normalize, resize_center_crop
 from tubelet.data.decode import Video, read_frames
 from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
@@ -106,7 +106,7 @@ def read_clip(entry: SampleEntry, size: int, frames: int, tubelet: int) -> Clip:
     length = min(frames, len(pixels)) // tubelet * tubelet
     first = (len(pixels) - length) // 2
     name = entry.media.name
-    return Clip(name, f"{name}, {entry.motion}", first, resize_centre_crop(pixels[first : first + length], size))
+    return Clip(name, f"{name}, {entry.motion}", first, resize_center_crop(pixels[first : first + length], size))
 
 
 def read_own_clip(file: str, size: int, frames: int, tubelet: int, fps: float) -> Clip:
@@ -117,16 +117,16 @@ def read_own_clip(file: str, size: int, frames: int, tubelet: int, fps: float) -
     """
     length = max(frames // tubelet, 1) * tubelet
     with Video(file) as video:
-        (clip,) = video.clips([centre_clip_times(video.info, length, fps)[0]])
+        (clip,) = video.clips([center_clip_times(video.info, length, fps)[0]])
     name = PurePosixPath(file).name
     said = f"{name}, {clip.times[0]:.1f} to {clip.times[-1]:.1f} s"
-    return Clip(name, said, 0, resize_centre_crop(clip.pixels, size))
+    return Clip(name, said, 0, resize_center_crop(clip.pixels, size))
 
 
 @torch.inference_mode()
 def last_level(encoder: Encoder, clip: Clip) -> tuple[Tensor, Grid]:
     """(N, D) the encoder's last level of a clip, normalised token by token as a target is, and the grid."""
-    pixels = normalise(clip.pixels.unsqueeze(0))
+    pixels = normalize(clip.pixels.unsqueeze(0))
     level = encoder(pixels)[-1][0]
     return F.layer_norm(level.float(), level.shape[-1:]), encoder.tokenizer.grid(pixels)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tubelet.checkpoint.run import load_vjepa
 from tubelet.config import MODELS, BlockMask, DataConfig, MaskConfig, OptimConfig, TrainConfig, model_preset
-from tubelet.data.clips import centre_clip_times, normalise, resize_centre_crop
+from tubelet.data.clips import center_clip_times, normalize, resize_center_crop
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.data.masks import block_shape, sample_mask
@@ -185,7 +185,7 @@ def follow(
 def _run(
     model: VJEPA, source: Source, specs: MaskConfig, weight: float, weights: str | None, name: str, seed: int
 ) -> Trace:
-    pixels = normalise(source.pixels.unsqueeze(0))
+    pixels = normalize(source.pixels.unsqueeze(0))
     grid, modality = model.student.tokenizer.grid(pixels), modality_of(pixels)
     config = model.config
     levels = model.teacher(pixels)
@@ -307,14 +307,14 @@ def _is_video(file: Path) -> bool:
 def _read_video(file: Path, size: int, frames: int, fps: float) -> Source:
     with Video(file) as video:
         info = video.info
-        times, stretched = centre_clip_times(info, frames, fps)
+        times, stretched = center_clip_times(info, frames, fps)
         (clip,) = video.clips([times])
     rate = 1 / (times[1] - times[0]) if frames > 1 else fps
-    pixels = resize_centre_crop(clip.pixels, size)
+    pixels = resize_center_crop(clip.pixels, size)
     return Source(file, pixels, clip.times, info.height, info.width, info.duration_s, info.fps, float(rate), stretched)
 
 
 def _read_still(file: Path, size: int) -> Source:
     pixels = read_image(file)
     height, width = pixels.shape[:2]
-    return Source(file, resize_centre_crop(pixels.unsqueeze(0), size), np.zeros(1), height, width)
+    return Source(file, resize_center_crop(pixels.unsqueeze(0), size), np.zeros(1), height, width)

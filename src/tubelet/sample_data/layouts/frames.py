@@ -11,7 +11,7 @@ from PIL import Image
 
 from tubelet.data.decode import read_frames
 from tubelet.data.images import read_image
-from tubelet.sample_data.truth import UNITS_PER_METRE, read_index, read_truth
+from tubelet.sample_data.truth import UNITS_PER_METER, read_index, read_truth
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Frame:
         level: name of the level.
         pixels: (H, W, 3) uint8.
         classes: (H, W) uint8 indices of `CLASSES`.
-        metres: (H, W) float32 along the camera's axis; 0 where it is not known, and in the sky.
+        meters: (H, W) float32 along the camera's axis; 0 where it is not known, and in the sky.
     """
 
     number: int
     level: str
     pixels: NDArray[np.uint8]
     classes: NDArray[np.uint8]
-    metres: NDArray[Any]
+    meters: NDArray[Any]
 
 
 def frames_of(root: Path, split: str) -> Iterator[Frame]:
@@ -45,9 +45,9 @@ def frames_of(root: Path, split: str) -> Iterator[Frame]:
             truth = read_truth(entry.truth)
             middle = len(truth.classes) // 2
             pixels = read_image(entry.media) if kind == "images" else read_frames(entry.media).pixels[middle]
-            metres = truth.depth[middle] / UNITS_PER_METRE
-            known = np.isfinite(metres) & (metres > 0)
-            yield Frame(number, entry.level, pixels.numpy(), truth.classes[middle], np.where(known, metres, 0))
+            meters = truth.depth[middle] / UNITS_PER_METER
+            known = np.isfinite(meters) & (meters > 0)
+            yield Frame(number, entry.level, pixels.numpy(), truth.classes[middle], np.where(known, meters, 0))
             number += 1
 
 

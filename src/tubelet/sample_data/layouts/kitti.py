@@ -1,4 +1,4 @@
-"""The sample set as KITTI's depth: a level is a drive, depth is as sparse as a laser's, 256 a metre.
+"""The sample set as KITTI's depth: a level is a drive, depth is as sparse as a laser's, 256 a meter.
 
 Depth is known below the upper third, in every other row and every fourth column. Pictures are smaller than KITTI's, so
 that readers do not cut them as they cut KITTI's own. As in Eigen's test split, some pictures have no depth: every
@@ -34,9 +34,9 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
             if name == "test" and frame.number % WITHOUT_DEPTH == WITHOUT_DEPTH - 1:
                 depth = "None"
             else:
-                sparse = np.zeros(frame.metres.shape, np.uint16)
+                sparse = np.zeros(frame.meters.shape, np.uint16)
                 laser = (slice(len(sparse) // 3, None, 2), slice(None, None, 4))
-                sparse[laser] = np.clip(np.rint(256 * frame.metres[laser]), 0, 65535)
+                sparse[laser] = np.clip(np.rint(256 * frame.meters[laser]), 0, 65535)
                 write_map(out / "data_depth_annotated" / folder / depth, sparse)
             lines.append(f"{picture} {depth} {FOCAL_LENGTH}\n")
             seen[drive] += 1

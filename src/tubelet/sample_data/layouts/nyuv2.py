@@ -1,4 +1,4 @@
-"""The sample set as NYU Depth v2: a level is a scene, depth is in millimetres, 32 units of the game about a metre."""
+"""The sample set as NYU Depth v2: a level is a scene, depth is in millimeters, 32 units of the game about a meter."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
             scene = frame.level.lower()
             picture, depth = (f"{scene}/{what}{seen[scene]:05d}" for what in ("rgb_", "sync_depth_"))
             write_picture(base / folder / f"{picture}.jpg", frame.pixels)
-            millimetres = np.clip(np.rint(1000 * frame.metres), 0, 65535).astype(np.uint16)
-            write_map(base / folder / f"{depth}.png", millimetres)
+            millimeters = np.clip(np.rint(1000 * frame.meters), 0, 65535).astype(np.uint16)
+            write_map(base / folder / f"{depth}.png", millimeters)
             lines.append(f"/{picture}.jpg /{depth}.png {FOCAL_LENGTH}\n")
             seen[scene] += 1
         (base / f"nyudepthv2_{name}_files_with_gt.txt").write_text("".join(lines))

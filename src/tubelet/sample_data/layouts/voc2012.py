@@ -43,13 +43,13 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
 
 
 def _palette() -> list[int]:
-    """The colours of VOC's maps: an index's bits go to red, green and blue in turn, the lowest to the brightest."""
-    colours = []
+    """The colors of VOC's maps: an index's bits go to red, green and blue in turn, the lowest to the brightest."""
+    colors = []
     for index in range(256):
         for channel in range(3):
             bits = [index >> (3 * place + channel) & 1 for place in range(3)]
-            colours.append(sum(bit << (7 - place) for place, bit in enumerate(bits)))
-    return colours
+            colors.append(sum(bit << (7 - place) for place, bit in enumerate(bits)))
+    return colors
 
 
 PALETTE = _palette()

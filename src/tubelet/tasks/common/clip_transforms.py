@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet.data.clips import crops_along, resize_centre_crop, segment_times
+from tubelet.data.clips import crops_along, resize_center_crop, segment_times
 from tubelet.data.decode import Frames, Video
 from tubelet.data.images import read_image
 from tubelet.tasks.common.extract import Source
@@ -69,7 +69,7 @@ class ImageView:
 
     def __call__(self, source: Source) -> Tensor:
         """(1, 1, C, 1, H, W) uint8."""
-        square = resize_centre_crop(read_image(source.files[0]).unsqueeze(0), round(self.size * _MARGIN))
+        square = resize_center_crop(read_image(source.files[0]).unsqueeze(0), round(self.size * _MARGIN))
         first = (square.shape[2] - self.size) // 2
         return square[:, :, first : first + self.size, first : first + self.size][None, None]
 
@@ -88,7 +88,7 @@ def shown_frames(view: View, source: Source, at_most: int = 5) -> dict[str, NDAr
         return {"image": view(source)[0, 0, :, 0].permute(1, 2, 0).numpy()}
     clips = view.read(source)
     middle = clips[len(clips) // 2]
-    return frames_by_time(resize_centre_crop(middle.pixels, view.size), middle.times, at_most)
+    return frames_by_time(resize_center_crop(middle.pixels, view.size), middle.times, at_most)
 
 
 def frames_by_time(pixels: Tensor, times: Sequence[float] | np.ndarray, at_most: int) -> dict[str, NDArray[np.uint8]]:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from tubelet.config import EvaluateConfig
 from tubelet.data.bad_files import check_bad_share
-from tubelet.data.clips import normalise
+from tubelet.data.clips import normalize
 from tubelet.data.prefetch import prefetch_within
 from tubelet.data.worker_loader import WorkerLoader, translate_worker_crash
 from tubelet.data.worker_status import WorkerStatus
@@ -200,7 +200,7 @@ def _encode(model: Backbone, waiting: list[tuple[int, Tensor]], places: list[Pat
     step = max(1, _TOKENS_PER_BATCH // model.tokenizer.grid(pixels).tokens)
     parts: dict[str, list[Tensor]] = {}
     for chunk in pixels.split(step):
-        for name, value in encode(model, normalise(chunk.to(model.device), model.dtype)).items():
+        for name, value in encode(model, normalize(chunk.to(model.device), model.dtype)).items():
             parts.setdefault(name, []).append(value.half().cpu())
     features = {name: torch.cat(values) for name, values in parts.items()}
     first = 0

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet.data.clips import normalise, resize_centre_crop, resize_shape
+from tubelet.data.clips import normalize, resize_center_crop, resize_shape
 from tubelet.data.decode import read_frames
 from tubelet.errors import TubeletError
 from tubelet.grid import Grid
@@ -52,7 +52,7 @@ def frames_that_fit(wanted: int, there: int, tubelet: int) -> int:
 
 
 def crop_nearest(truth: NDArray, size: int) -> Tensor:
-    """The pixels of a truth (T, H, W) at the centres of those that `resize_centre_crop` makes: (T, size, size)."""
+    """The pixels of a truth (T, H, W) at the centres of those that `resize_center_crop` makes: (T, size, size)."""
     before: tuple[int, int] = (truth.shape[1], truth.shape[2])
     rows, columns = (
         ((np.arange(size) + (after - size) // 2 + 0.5) * old / after).astype(np.int64)
@@ -164,7 +164,7 @@ def iter_token_targets(
         clips = [_read(entry, view) for entry in entries[start : start + size]]
         pixels, labels, depth = (torch.stack(parts) for parts in zip(*clips, strict=True))
         yield TokenTargets(
-            features=frozen_features(encoders, normalise(pixels.to(device)), grid),
+            features=frozen_features(encoders, normalize(pixels.to(device)), grid),
             class_pixels=count_classes(labels, grid, len(view.classes)),
             log_depth=mean_log_depth(depth, grid),
         )
@@ -176,7 +176,7 @@ def _read(entry: SampleEntry, view: ClipCrop) -> tuple[Tensor, Tensor, Tensor]:
     check_truth(entry, frames, truth, view.frames)
     first = (len(frames) - view.frames) // 2
     middle = slice(first, first + view.frames)
-    pixels = resize_centre_crop(frames[middle], view.image_size)
+    pixels = resize_center_crop(frames[middle], view.image_size)
     labels = crop_nearest(truth.classes[middle], view.image_size)
     return pixels, labels, crop_nearest(truth.depth[middle], view.image_size)
 
@@ -185,7 +185,7 @@ def temporal_windows(frames: Tensor, window: int, size: int) -> Tensor:
     """The middle of a clip (T, H, W, 3) in as many whole windows as it has: (windows, 3, window, size, size) uint8."""
     count = len(frames) // window
     first = (len(frames) - count * window) // 2
-    pixels = resize_centre_crop(frames[first : first + count * window], size)
+    pixels = resize_center_crop(frames[first : first + count * window], size)
     return pixels.unflatten(1, (count, window)).transpose(0, 1).contiguous()
 
 
@@ -249,7 +249,7 @@ def iter_whole_clips(
     for entry in entries:
         frames, truth = read_frames(entry.media).pixels, read_truth(entry.truth)
         check_truth(entry, frames, truth, window)
-        pixels = normalise(temporal_windows(frames, window, size).to(device))
+        pixels = normalize(temporal_windows(frames, window, size).to(device))
         features = frozen_features(encoders, pixels, grid)
         places, visible = crop_tracks(truth.tracks, truth.visible, truth.classes.shape[1:], window, size)
         yield WholeClip(
