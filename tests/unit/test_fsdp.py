@@ -14,6 +14,7 @@ from tubelet.errors import TubeletError
 from tubelet.grid import Modality
 from tubelet.train.compilation import prepare_model
 from tubelet.train.distributed import DistContext
+from tubelet.train.evaluation import gather_state
 from tubelet.train.optim import build_optimizer
 from tubelet.train.sharding import choose_parallel, pick_parallel, to_device_or_shard, training_bytes
 from tubelet.train.step import train_step
@@ -74,6 +75,17 @@ def test_compiled_and_recomputing_shards_have_the_losses_of_a_whole_model(group,
 
 def test_bf16_shards_have_nearly_the_losses_of_a_whole_bf16_model(group):
     assert losses(group, "fsdp", precision="bf16") == pytest.approx(losses(group, "ddp", precision="bf16"), rel=2e-3)
+
+
+def test_a_sharded_teacher_is_gathered_whole(group):
+    config = TrainConfig(model=SIZES, precision="fp32", compile=False)
+    model, ctx = VJEPA(SIZES), DistContext(group.device)
+    whole = {name: value.clone() for name, value in model.teacher.state_dict().items()}
+    to_device_or_shard(model, "fsdp", config, ctx)
+    gathered = gather_state(model.teacher.state_dict(), keep=True)
+    assert gathered.keys() == whole.keys()
+    assert all(torch.equal(gathered[name], whole[name]) and type(gathered[name]) is torch.Tensor for name in whole)
+    assert gather_state(model.teacher.state_dict(), keep=False) == {}
 
 
 def test_a_model_is_sharded_where_it_does_not_fit():

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NotRequired, TypedDict, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,16 +27,33 @@ from tubelet.config.fields import Settings
 from tubelet.errors import TubeletError
 from tubelet.io.arrays import open_safetensors
 from tubelet.io.files import atomic_write, file_errors
-from tubelet.io.text import parse_json
+from tubelet.io.text import parse_json, read_json
 from tubelet.model.lora import merge_adapters
 from tubelet.vjepa import VJEPA
 
 FORMAT = "tubelet-checkpoint-1"
+BEST = "best.json"
 _NAME = re.compile(r"step-(\d{9})(\.safetensors)?$")
 _OPTIMIZER = "optimizer."
 KEEPS_OLDER = "older checkpoints are untouched"
 
 C = TypeVar("C", bound=Settings)
+
+
+class BestRow(TypedDict):
+    """The content of best.json: the checkpoint that did best in the evaluations during training.
+
+    Attributes:
+        step: Optimizer steps done.
+        metric: Name of the metric in the rows of metrics.
+        value: The metric's value.
+        checkpoint: Name of the file or folder in `checkpoints/`.
+    """
+
+    step: int
+    metric: str
+    value: float
+    checkpoint: NotRequired[str]
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -98,9 +115,24 @@ def prepare_directory(run: Path) -> None:
 
 
 def prune_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; failures are retried after the next checkpoint."""
+    """Remove all but the newest `keep` checkpoints and the best one; failures are retried after the next checkpoint."""
+    best = read_best(run)
     for old in list_checkpoints(run)[:-keep]:
-        _try_to_remove(old)
+        if best is None or step_from_name(old) != best["step"]:
+            _try_to_remove(old)
+
+
+def read_best(run: Path) -> BestRow | None:
+    """The best checkpoint of a run that was evaluated while it trained; None if there is none.
+
+    Raises:
+        TubeletError: best.json is damaged.
+    """
+    path = run / BEST
+    if not path.exists():
+        return None
+    best: BestRow = read_json(path, BestRow, "delete it")
+    return best
 
 
 def _try_to_remove(path: Path) -> None:

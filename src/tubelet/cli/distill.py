@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tubelet.cli.train import PatchSize, TrainingCommand, TrainSettings
 from tubelet.config import model_preset, recipes, resized
-from tubelet.console import open_console
 from tubelet.errors import ConfigError
 
 
@@ -35,7 +34,6 @@ class Distill(TrainingCommand):
         """Train the student."""
         from tubelet.pretrained.load import load
         from tubelet.train.initialization import distillation_config
-        from tubelet.train.trainer import train
 
         config = self.settings
         teacher = self.teacher or config.distill_from  # a run that is resumed has one
@@ -45,4 +43,4 @@ class Distill(TrainingCommand):
             student = resized(model_preset(self.model or "vit-b"), self.patch_size, self.tubelet_size)
             sizes = distillation_config(student, load(teacher, device="cpu").config)
             config = dataclasses.replace(config, model=sizes)
-        train(dataclasses.replace(config, distill_from=teacher), self.out, self.resume, open_console())
+        self.start(dataclasses.replace(config, distill_from=teacher), self.out)

@@ -30,6 +30,13 @@ class TrainingCommand(ConfigurableCommand):
     resume: bool = False
     """Continue the run in --out from its newest checkpoint, with its own settings for defaults."""
 
+    def start(self, config: TrainConfig, out: Path) -> None:
+        """Train, and evaluate meanwhile if the settings ask for it."""
+        from tubelet.tasks.suite import teacher_evaluator
+        from tubelet.train.trainer import train
+
+        train(config, out, self.resume, open_console(), evaluate=teacher_evaluator(config))
+
     @classmethod
     def defaults(cls, known: Known) -> dict[str, Any]:
         """The settings of the run that is resumed."""
@@ -63,7 +70,6 @@ class Train(TrainingCommand):
         """Train, or print the plan of a dry run."""
         from tubelet.planner.plan_table import print_plan
         from tubelet.planner.run_plan import plan_run
-        from tubelet.train.trainer import train
 
         if not self.planned.dry_run and self.planned != PlanConfig():
             raise ConfigError("--devices and the options after it only apply with --dry-run")
@@ -76,7 +82,7 @@ class Train(TrainingCommand):
         if self.planned.dry_run or self.out is None:
             print_plan(plan_run(config, self.planned), open_console())
         else:
-            train(config, self.out, self.resume, open_console())
+            self.start(config, self.out)
 
     def _model(self) -> Any:
         """The network's sizes: of --model, of the run or file that has them, or of the weights to start from."""

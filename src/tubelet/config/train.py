@@ -13,7 +13,7 @@ import tyro
 from tubelet.config.data import DataConfig, MaskConfig
 from tubelet.config.fields import Count, Fraction, LearningRate, Samples, Seconds, Seed, Settings, require
 from tubelet.config.model import ModelConfig, vit_ti
-from tubelet.validation import Bounds
+from tubelet.validation import LARGEST_INT, Bounds
 
 Precision = Literal["auto", "bf16", "fp32", "fp8"]
 Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
@@ -145,6 +145,13 @@ class TrainConfig(Settings):
     """Number of checkpoints to keep, the newest included."""
     monitor_every: Count = 100
     """Steps between checks of the features of teacher and predictor for collapse."""
+    eval_every: Annotated[int, Bounds(0, LARGEST_INT)] = 0
+    """Steps between evaluations of the teacher on eval_data, whose metrics are logged; 0 is never. Each evaluation has
+    to end within process_timeout_s where several processes train."""
+    eval_data: str | None = None
+    """A folder that `tubelet sample-data` wrote, on which the teacher is evaluated."""
+    best_metric: Literal["eval_segmentation", "eval_depth", "eval_camera_motion", "eval_tracking"] = "eval_segmentation"
+    """Metric by which the checkpoint in best.json is chosen, which is kept beside the newest ones."""
     sinks: tuple[str, ...] = ("tensorboard",)
     """Where metrics are logged besides metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
 
@@ -154,4 +161,9 @@ class TrainConfig(Settings):
             self.lora_rank == 0 or self.init_from is not None,
             "lora_rank",
             f"is {self.lora_rank}, which requires init_from (the checkpoint to adapt)",
+        )
+        require(
+            (self.eval_every > 0) == (self.eval_data is not None),
+            "eval_every",
+            f"is {self.eval_every} and eval_data {self.eval_data}: set both or none",
         )

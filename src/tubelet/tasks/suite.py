@@ -6,7 +6,7 @@ linear and solved to their optimum. Segmentation and depth are read off single t
 which are about what changes, see `dynamics`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,11 +73,7 @@ def evaluate(context: EvaluationContext) -> Result:
         TubeletError: if there is no sample set, or it does not fit the model.
     """
     data, config, model = context.data, context.config, context.model
-    if not (data / "dataset.json").is_file():
-        raise TubeletError(
-            f"{data}: no sample set here, which --task suite needs; create one with `tubelet sample-data FOLDER`, or "
-            "choose another --task"
-        )
+    require_sample_set(data)
     path = Path(context.source).expanduser()
     found = list_checkpoints(path)
     checkpoint = found[-1] if found else path
@@ -164,6 +160,48 @@ def evaluate_encoder(
         counts={"train clips": len(train), "val clips": len(val)},
         details={score.name: score.details for score in scores} | {"seed": seed},
     )
+
+
+def teacher_evaluator(config: TrainConfig) -> Callable[[Encoder], dict[str, tuple[float, bool]]] | None:
+    """What evaluates a run's teacher while it trains: by `evaluate_encoder` at the run's own sizes.
+
+    Returns:
+        A function of an encoder, which returns (value, whether higher is better) of each task as `eval_TASK`; None for
+        a run that is not evaluated.
+
+    Raises:
+        TubeletError: `config.eval_data` is no sample data set, or it does not fit the model.
+    """
+    if not config.eval_every or config.eval_data is None:
+        return None
+    data, size = Path(config.eval_data), config.data.image_size
+    require_sample_set(data)
+    frames = frames_that_fit(
+        config.data.frames, read_description(data)["parameters"]["frames"], config.model.tubelet_size
+    )
+    _view(data, config.model, size, frames)  # refuses what does not fit before the first step
+
+    def evaluate(encoder: Encoder) -> dict[str, tuple[float, bool]]:
+        result = evaluate_encoder(encoder, data, seed=config.seed, image_size=size, frames=frames)
+        return {
+            f"eval_{name.partition(',')[0].replace(' ', '_')}": (metric.value, metric.higher_is_better)
+            for name, metric in result.metrics.items()
+        }
+
+    return evaluate
+
+
+def require_sample_set(data: Path) -> None:
+    """Refuse a folder that `tubelet sample-data` did not write.
+
+    Raises:
+        TubeletError: it has no dataset.json.
+    """
+    if not (data / "dataset.json").is_file():
+        raise TubeletError(
+            f"{data}: no sample set here, which --task suite and --eval-data need; create one with "
+            "`tubelet sample-data FOLDER`, or choose another --task"
+        )
 
 
 def _view(data: Path, config: ModelConfig, image_size: int | None, frames: int | None) -> ClipCrop:

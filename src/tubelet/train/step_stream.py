@@ -52,8 +52,12 @@ class StepStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # An error of a worker's own says "Caught ... in DataLoader worker".
+        trouble = None
         if isinstance(error, RuntimeError) and str(error).startswith(("DataLoader timed out", "DataLoader worker")):
-            raise TubeletError(self._trouble(str(error))) from error
+            trouble = self._trouble(str(error))
+        del self.batches, self.loader  # which ends the workers
+        if trouble:
+            raise TubeletError(trouble) from error
 
     def __iter__(self) -> Iterator[tuple[int, StepData]]:
         return self

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tubelet.checkpoint.run import load_training_state
+from tubelet.checkpoint.run import load_training_state, step_from_name
 from tubelet.config import TrainConfig
 from tubelet.console import output_error
 from tubelet.data.batch import StepData
@@ -31,6 +31,7 @@ from tubelet.train.anomaly_guard import REMEDY, AnomalyGuard, LossHistory
 from tubelet.train.checkpointer import Checkpointer
 from tubelet.train.compilation import prepare_model, step_flops
 from tubelet.train.distributed import DistContext, init_distributed
+from tubelet.train.evaluation import Evaluator, PeriodicEvaluation
 from tubelet.train.feature_monitor import FeatureMonitor, collapse_detector
 from tubelet.train.initialization import init_model, init_moments, load_frozen_teacher
 from tubelet.train.metrics_buffer import MetricsBuffer
@@ -53,6 +54,7 @@ def train(
     resume: bool = False,
     console: Console | None = None,
     sinks: Sequence[type[MetricSink]] = (),
+    evaluate: Evaluator | None = None,
 ) -> Path:
     """Pre-train a model in the run directory `out`; its messages go to the logger `tubelet`.
 
@@ -62,6 +64,8 @@ def train(
         resume: Continue the run in `out` from its newest checkpoint, exactly as if it had never stopped.
         console: Terminal for a progress bar; None shows none.
         sinks: Classes of further metric sinks, besides those that `config.sinks` names.
+        evaluate: Computes metrics of the teacher every `config.eval_every` steps; `tasks.suite.teacher_evaluator`
+            makes one.
 
     Returns:
         The newest checkpoint.
@@ -73,7 +77,7 @@ def train(
     check_output(Path(out), "run", [*config.data.sources, config.init_from, config.distill_from])
     with (
         init_distributed(config.guards.process_timeout_s) as ctx,
-        Trainer(config, Path(out), ctx, resume=resume, console=console, sinks=sinks) as trainer,
+        Trainer(config, Path(out), ctx, resume=resume, console=console, sinks=sinks, evaluate=evaluate) as trainer,
     ):
         return trainer.train()
 
@@ -95,6 +99,7 @@ class Trainer:
         feature_monitor: Computes effective rank and channel spread of features.
         collapse_detector: Compares those with what they were before.
         guard: Handles skipped steps and spikes of the loss.
+        evaluation: Evaluates the teacher every so many steps.
         sinks: Where rows of metrics go.
     """
 
@@ -107,9 +112,11 @@ class Trainer:
         resume: bool = False,
         console: Console | None = None,
         sinks: Sequence[type[MetricSink]] = (),
+        evaluate: Evaluator | None = None,
     ) -> None:
         """Store the arguments of `train`; `setup` does the work."""
         self.config, self.out, self.ctx, self.resume, self.more_sinks = config, out, ctx, resume, sinks
+        self.evaluate = evaluate
         self.console = console if ctx.is_rank0 else None
         self._resources = ExitStack()
 
@@ -124,6 +131,7 @@ class Trainer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._resources.close()
+        self.__dict__.pop("buffer", None)  # it refers back to the trainer, whose memory would wait for a collection
 
     def setup(self) -> None:
         """Bring the run to the moment before its first step, or its next one, and lock the run directory.
@@ -159,6 +167,7 @@ class Trainer:
         self._resources.callback(self.checkpointer.close)
         self.feature_monitor = FeatureMonitor(self.model, config, ctx)
         self.guard = AnomalyGuard(config, run)
+        self.evaluation = PeriodicEvaluation(config, run, self.model, ctx, self.evaluate)
         self.sinks = SinkGroup(config.sinks, self.more_sinks, run, self.start, self.guard.alert)
         self.buffer = MetricsBuffer(self._emit, device)
         self.progress = ProgressLine(self.console, config.steps, self.start, ctx.peak_flops())
@@ -202,15 +211,18 @@ class Trainer:
                     "bad_files": len(self.run.bad),
                     "short_clips": data.short_clips,
                 }
+                if evaluating := self.evaluation.is_due(done):
+                    metrics |= self.evaluation.compute(done)
+                    began = time.perf_counter()
                 self._report_failed_save(done, self.checkpointer.poll())
                 self.buffer.add({"step": done} | metrics)
-                saving = last or done % config.checkpoint_every == 0
+                saving = last or evaluating or done % config.checkpoint_every == 0
                 if saving:
                     self.buffer.flush()  # the guard judges a step before it is kept
                 if self.guard.spike and self.rewind():
                     continue
                 if saving:
-                    self._report_failed_save(done, self.checkpointer.save(done, required=last))
+                    self._save(done, required=last)
             if stop or problem:
                 self._save_before_stopping(step)
             self.close()
@@ -248,7 +260,8 @@ class Trainer:
         """Make the config independent of the working directory; returns the frozen teacher of a distillation."""
         config = self.config
         sources = tuple(s if is_url(s) else str(Path(s).expanduser().absolute()) for s in config.data.sources)
-        config = replace(config, data=replace(config.data, sources=sources))
+        eval_data = config.eval_data and str(Path(config.eval_data).expanduser().absolute())
+        config = replace(config, data=replace(config.data, sources=sources), eval_data=eval_data)
         if (teacher := load_frozen_teacher(config, self.ctx.device)) is not None:
             config = replace(config, distill_weights=teacher.weights_id)
         self.config = config
@@ -277,6 +290,7 @@ class Trainer:
             return history, self.run.alerts
 
         self.guard.restore(*self.ctx.run_on_rank0(read))
+        self.evaluation.restore(step)
         self.stream.begin(step, self.guard.skipped_batches())
 
     def _monitor_features(self, step: int, data: StepData) -> dict[str, float]:
@@ -314,6 +328,15 @@ class Trainer:
                 f"{self.run.path / 'bad_files.jsonl'}"
             )
         return data.failure
+
+    def _save(self, step: int, required: bool) -> None:
+        """Save a checkpoint, in the background unless it is the best one so far."""
+        self._report_failed_save(step, self.checkpointer.save(step, required=required))
+        if self.evaluation.candidate is not None:
+            self._report_failed_save(step, self.checkpointer.wait())
+            newest = self.checkpointer.newest
+            if newest is not None and step_from_name(newest) == step:
+                self.evaluation.keep_candidate(newest)
 
     def _report_failed_save(self, step: int, problem: str | None) -> None:
         """Record an alert if a checkpoint could not be written."""

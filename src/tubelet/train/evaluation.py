@@ -1,0 +1,122 @@
+"""Evaluation of the teacher during training, and the checkpoint that did best in it."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from math import isfinite
+from pathlib import Path
+
+from torch import Tensor
+
+from tubelet.checkpoint.run import BEST, BestRow, read_best
+from tubelet.config import TrainConfig
+from tubelet.errors import ConfigError, TubeletError
+from tubelet.model.encoder import Encoder
+from tubelet.model.lora import merge_adapters
+from tubelet.train.distributed import DistContext
+from tubelet.train.run_directory import RunDirectory, write_atomically
+from tubelet.vjepa import VJEPA
+
+logger = logging.getLogger(__name__)
+
+
+Evaluator = Callable[[Encoder], Mapping[str, tuple[float, bool]]]
+"""Computes metrics of an encoder in fp32 on the run's device: name -> (value, whether higher is better)."""
+
+
+class PeriodicEvaluation:
+    """Evaluates the teacher on rank 0 while the others wait, and remembers the best checkpoint in best.json.
+
+    The evaluation is of a copy: nothing of the training depends on whether, or how often, a run is evaluated.
+    """
+
+    def __init__(
+        self, config: TrainConfig, run: RunDirectory, model: VJEPA, ctx: DistContext, evaluate: Evaluator | None
+    ) -> None:
+        """Check that there is something to evaluate with.
+
+        Args:
+            config: The run.
+            run: The run directory.
+            model: Student, predictor and teacher, whole or in shards.
+            ctx: The processes of the run.
+            evaluate: Computes the metrics.
+
+        Raises:
+            ConfigError: `eval_every` is set and there is no evaluator.
+        """
+        if config.eval_every and evaluate is None:
+            raise ConfigError("eval_every is set, but there is nothing to evaluate with: name --eval-data")
+        self.config, self.run, self.model, self.ctx, self.evaluate = config, run, model, ctx, evaluate
+        self.best: BestRow | None = None
+        self.candidate: BestRow | None = None  # of the last evaluation, where it is better than the best
+
+    def is_due(self, step: int) -> bool:
+        """Whether the teacher is evaluated after so many steps; the checkpoint of such a step is saved too."""
+        return self.config.eval_every > 0 and step % self.config.eval_every == 0
+
+    def restore(self, step: int) -> None:
+        """Forget a best checkpoint of a later step than `step`, which will be computed anew."""
+
+        def read() -> BestRow | None:
+            best = read_best(self.run.path)
+            if best is None or best["step"] <= step:
+                return best
+            (self.run.path / BEST).unlink()
+            return None
+
+        self.best, self.candidate = self.ctx.run_on_rank0(read), None
+
+    def compute(self, step: int) -> dict[str, float]:
+        """Evaluate the teacher; all processes call it together.
+
+        Args:
+            step: Steps done.
+
+        Returns:
+            The metrics by their names in the rows of metrics.
+
+        Raises:
+            TubeletError: the evaluation failed, or it has no metric of the name `best_metric`.
+        """
+        state = gather_state(self.model.teacher.state_dict(), keep=self.ctx.is_rank0)
+        found = self.ctx.run_on_rank0(lambda: self._compute(state))
+        name = self.config.best_metric
+        if name not in found:
+            raise TubeletError(f"best_metric is {name}, but the evaluation has {', '.join(found) or 'no metric'}")
+        (value, higher_is_better), self.candidate = found[name], None
+        sign = 1 if higher_is_better else -1
+        best = self.best["value"] if self.best is not None and self.best["metric"] == name else -sign * float("inf")
+        if isfinite(value) and sign * value > sign * best:
+            self.candidate = {"step": step, "metric": name, "value": value}
+        return {key: each for key, (each, _) in found.items()}
+
+    def _compute(self, state: Mapping[str, Tensor]) -> dict[str, tuple[float, bool]]:
+        assert self.evaluate is not None
+        encoder = Encoder(self.config.model)
+        encoder.load_state_dict(merge_adapters(state))
+        return dict(self.evaluate(encoder.to(self.ctx.device).eval().requires_grad_(False)))
+
+    def keep_candidate(self, checkpoint: Path) -> None:
+        """Name the checkpoint of the last evaluation as the best; it stays while newer ones come and go."""
+        if self.candidate is None:
+            return
+        self.best, self.candidate = self.candidate, None
+        if self.run.writes:
+            write_atomically(self.run.path / BEST, json.dumps(self.best | {"checkpoint": checkpoint.name}) + "\n")
+        logger.info("best so far: %s %.4g after step %d", self.best["metric"], self.best["value"], self.best["step"])
+
+
+def gather_state(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, of what may lie in shards; all processes call it together.
+
+    Args:
+        state: A state dictionary.
+        keep: Whether this process wants the tensors; others return none.
+    """
+    whole = {}
+    for name, tensor in state.items():
+        full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        if keep:
+            whole[name] = full.detach().to("cpu", copy=True)
+    return whole
