@@ -7,7 +7,7 @@
 A cell is PYTHON-VERSIONS. VERSIONS is `pinned` (constraints.txt), `torch-oldest` and `torch-newest` (the same, with the
 oldest or the newest PyTorch that pyproject.toml allows), `oldest` (the lower bound of every dependency,
 constraints-oldest.txt) or `newest` (no constraints). Without a cell, all run, and those whose interpreter is absent are
-named. Each cell has an environment of its own in .venv-matrix/, removed afterwards unless --keep. `--torch-index` names
+named. Each cell has an environment of its own in .venv-matrix/, removed afterward unless --keep. `--torch-index` names
 an index with other builds of PyTorch, such as https://download.pytorch.org/whl/cpu.
 """
 

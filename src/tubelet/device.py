@@ -78,7 +78,7 @@ _PEAK_FLOPS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What a CUDA device could do in bf16, for model FLOPs utilisation; None where it is not known."""
+    """What a CUDA device could do in bf16, for model FLOPs utilization; None where it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,6 +1,6 @@
 """Values by step, as pure functions: nothing to replay when a run resumes, and plain to plot.
 
-`step` counts the optimiser steps done before this one, so the first step's value is at 0.
+`step` counts the optimizer steps done before this one, so the first step's value is at 0.
 """
 
 import math

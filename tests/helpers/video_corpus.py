@@ -5,7 +5,7 @@
         truth = case.truth
 
 Every file is made by code from test cards (`cards`), in some ten milliseconds, the same each time. What a muxer cannot
-write (edit lists, matrices, sizes that contradict each other) is written into its file afterwards.
+write (edit lists, matrices, sizes that contradict each other) is written into its file afterward.
 """
 
 import struct

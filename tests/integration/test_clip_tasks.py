@@ -1,4 +1,4 @@
-"""Classification, neighbours, linear heads and anticipation from the command line, on the sample set in each layout."""
+"""Classification, neighbors, linear heads and anticipation from the command line, on the sample set in each layout."""
 
 import json
 import shutil

@@ -160,8 +160,8 @@ def command(monkeypatch, capsys):
     [
         (("--steps", "0"), ("--steps is 0, expected 1 to 999999999",)),
         (("--model", "vit-tii"), ("vit-ti",)),
-        (("--image-size", "100"), ("100", "multiple of 16")),
-        (("--frames", "7"), ("7 frames", "multiple of 2")),
+        (("--image-size", "100"), ("100", "multiple of the patch size 16")),
+        (("--frames", "7"), ("7 frames", "multiple of the tubelet size 2")),
         (("--imagesize", "32"), ("--image-size",)),
         (("--devices", "8"), ("only apply with --dry-run",)),
     ],

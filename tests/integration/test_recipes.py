@@ -31,7 +31,7 @@ def pretrained(media, tmp_path_factory):
 
 
 def tiny(media, recipe, **changes):
-    """A recipe's own optimiser and objective at a tiny size."""
+    """A recipe's own optimizer and objective at a tiny size."""
     return dataclasses.replace(tiny_config(media, steps=STEPS), optim=recipe.optim, **changes)
 
 

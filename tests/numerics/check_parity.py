@@ -143,7 +143,7 @@ def forward_cases(model: Model, cases: dict[str, Tensor], config: ModelConfig) -
 
 
 def trajectory_cases(model: Model, meta: dict, cases: dict[str, Tensor]) -> Iterator[Case]:
-    """Five optimiser steps from the stored weights, the teacher starting equal to the student."""
+    """Five optimizer steps from the stored weights, the teacher starting equal to the student."""
     stated = meta["trajectory"]
     model.teacher.load_state_dict(model.student.state_dict())
     numbers = {key: stated[key] for key in ("lr", "weight_decay", "eps")} | {"betas": tuple(stated["betas"])}

@@ -92,7 +92,7 @@ def init_weights(module: nn.Module, blocks: nn.ModuleList) -> None:
 
 
 class Encoder(nn.Module):
-    """1. Tokenise, 2. say where and what, 4. encode: pixels (B, C, T, H, W) to L levels (B, K, D)."""
+    """1. Tokenize, 2. say where and what, 4. encode: pixels (B, C, T, H, W) to L levels (B, K, D)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

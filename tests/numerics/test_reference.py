@@ -41,13 +41,13 @@ def pair(tmp_path_factory):
 
 
 def moving_pictures(rng: np.random.Generator) -> torch.Tensor:
-    """(2, 3, 4, 32, 32): waves of random direction, speed and colour."""
+    """(2, 3, 4, 32, 32): waves of random direction, speed and color."""
     y, x = np.mgrid[:32, :32] / 32 * 2 * np.pi
     t = np.arange(4)[:, None, None]
     clips = []
     for _ in range(2):
-        a, b, speed, *colour = rng.uniform(-3, 3, 6)
-        clips.append(np.stack([np.sin(a * x + b * y + speed * t + c) for c in colour]))
+        a, b, speed, *color = rng.uniform(-3, 3, 6)
+        clips.append(np.stack([np.sin(a * x + b * y + speed * t + c) for c in color]))
     return torch.from_numpy(np.stack(clips)).float()
 
 

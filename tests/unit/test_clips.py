@@ -59,7 +59,7 @@ def test_a_video_of_exactly_the_length_is_not_short() -> None:
     assert np.allclose(times, np.arange(16) / 4)
 
 
-def test_the_centre_clip_lies_in_the_middle() -> None:
+def test_the_center_clip_lies_in_the_middle() -> None:
     times, short = center_clip_times(video(10.0), 16, 4.0)
     assert not short
     assert times[0] == pytest.approx(3.0) and times[-1] == pytest.approx(6.75)
@@ -116,19 +116,19 @@ def test_augmented_clips_are_contiguous_bytes() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (32, 32), (17, 501), (20, 20)])
-def test_the_centre_crop_has_the_asked_size_whatever_the_shape(height: int, width: int) -> None:
+def test_the_center_crop_has_the_asked_size_whatever_the_shape(height: int, width: int) -> None:
     clip = resize_center_crop(noise(2, height, width), 32)
     assert clip.shape == (3, 2, 32, 32) and clip.dtype == torch.uint8 and clip.is_contiguous()
 
 
-def test_the_centre_crop_keeps_the_middle_and_the_shape_of_things() -> None:
+def test_the_center_crop_keeps_the_middle_and_the_shape_of_things() -> None:
     assert resize_shape(480, 640, 240) == (240, 320)
     assert resize_shape(640, 480, 240) == (320, 240)
     pixels = noise(1, 32, 64)
     assert torch.equal(resize_center_crop(pixels, 32)[:, 0], pixels[0, :, 16:48].permute(2, 0, 1))
 
 
-def test_normalised_pixels_have_imagenet_statistics() -> None:
+def test_normalized_pixels_have_imagenet_statistics() -> None:
     means = torch.tensor([0.485, 0.456, 0.406]) * 255
     pixels = means.round().to(torch.uint8).view(1, 3, 1, 1, 1).expand(2, 3, 2, 4, 4)
     result = normalize(pixels)

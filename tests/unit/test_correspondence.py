@@ -42,7 +42,7 @@ def test_points_are_asked_for_where_they_are_first_seen_if_they_are_seen_again()
 
 def test_tokens_that_move_are_followed_exactly_and_standing_still_is_wrong_by_how_far_they_moved() -> None:
     features = moving_pattern(4, 6)
-    # The centre of token (row 2, column 1), hidden at step 1.
+    # The center of token (row 2, column 1), hidden at step 1.
     tracks = tracks_of([[[1.5 + s, 2.5] for s in range(4)]], [[1, 0, 1, 1]])
     pairs = measure(features, tracks)
     assert pairs.moved.tolist() == [2, 3]
@@ -53,16 +53,16 @@ def test_tokens_that_move_are_followed_exactly_and_standing_still_is_wrong_by_ho
 
 def test_a_smooth_bump_is_located_between_tokens() -> None:
     y, x = torch.meshgrid(torch.arange(8) + 0.5, torch.arange(8) + 0.5, indexing="ij")
-    centres = [(3.5, 3.5), (3.8, 4.2)]
-    angle = [((x - cx).square() + (y - cy).square()).sqrt() / 4 for cx, cy in centres]
+    centers = [(3.5, 3.5), (3.8, 4.2)]
+    angle = [((x - cx).square() + (y - cy).square()).sqrt() / 4 for cx, cy in centers]
     features = torch.stack([torch.stack([a.cos(), a.sin()], -1) for a in angle])
     found = follow(features, torch.tensor([[3.5, 3.5]]), torch.tensor([0]))
-    assert found[0, 1].tolist() == pytest.approx(centres[1], abs=0.05)
+    assert found[0, 1].tolist() == pytest.approx(centers[1], abs=0.05)
 
 
 def test_features_that_are_all_alike_find_a_moving_point_no_better_than_chance_allows() -> None:
     pairs = measure(torch.ones(2, 4, 4, 3), tracks_of([[[2.5, 2.5], [0.5, 2.5]]], [[1, 1]]))
-    # The first of equals, the top left token, is 2 patches away; 4 of 16 centres lie within one patch, 3 at the edge.
+    # The first of equals, the top left token, is 2 patches away; 4 of 16 centers lie within one patch, 3 at the edge.
     assert pairs.error.tolist() == [2]
     assert pairs.chance[0, :3].tolist() == [1 / 16, 4 / 16, 8 / 16]
 

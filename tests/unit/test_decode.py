@@ -268,7 +268,7 @@ def test_read_frames_delivers_all_frames_with_their_times(film: Path) -> None:
     assert np.allclose(frames.times, np.arange(48) / 12)
 
 
-def test_colours_survive(tmp_path: Path) -> None:
+def test_colors_survive(tmp_path: Path) -> None:
     path = write_video(tmp_path / "film.mp4", frames=4, codec_options={"crf": "10"})
     assert (read_frames(path).pixels[0].float() - torch.from_numpy(indexed_image(0)).float()).abs().mean() < 8
 

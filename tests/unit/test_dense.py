@@ -132,7 +132,7 @@ def test_a_missing_annotation_and_an_empty_split_are_named(ade):
         ade20k.Ade20k.load(ade)
 
 
-def test_coloured_maps_and_maps_of_another_size_are_refused(ade):
+def test_colored_maps_and_maps_of_another_size_are_refused(ade):
     found = ade20k.Ade20k.load(ade)
     save(found.train[0].target, np.zeros((8, 6, 3), np.uint8))
     with pytest.raises(TubeletError, match="mode RGB, expected one integer per pixel"):
@@ -232,10 +232,10 @@ def test_depth_of_eight_bits_is_refused(tmp_path):
 def test_the_sample_set_gives_images_and_middle_frames(sample_set):
     labels, depths = sample_layouts.SampleSegmentation.load(sample_set), sample_layouts.SampleDepth.load(sample_set)
     assert [p.frame for p in labels.train].count(4) == 19 and len(labels.train) + len(labels.test) == 32
-    classes, metres = labels.load_target(labels.test[-1]), depths.load_target(depths.test[-1])
-    assert classes.shape == metres.shape == (64, 64)
+    classes, meters = labels.load_target(labels.test[-1]), depths.load_target(depths.test[-1])
+    assert classes.shape == meters.shape == (64, 64)
     assert set(np.unique(classes)) <= {*range(13), IGNORED}
-    assert (metres[classes == labels.classes.index("sky")] == 0).all() and metres.max() < 60
+    assert (meters[classes == labels.classes.index("sky")] == 0).all() and meters.max() < 60
 
 
 # Views and points
@@ -315,11 +315,11 @@ def linear_world(tmp_path, classes=3, width=6, pictures=12, common=0.0, scale=1.
     from safetensors.torch import save_file
 
     rng = torch.Generator().manual_seed(0)
-    centres = 3 * torch.randn(classes, width, generator=rng)
+    centers = 3 * torch.randn(classes, width, generator=rng)
     places, points, sources = [], [], []
     for i in range(pictures):
         kind = torch.randint(0, classes, (1, 16), generator=rng)
-        tokens = scale * (centres[kind] + 0.3 * torch.randn(1, 16, width, generator=rng))
+        tokens = scale * (centers[kind] + 0.3 * torch.randn(1, 16, width, generator=rng))
         if common:
             tokens += common * torch.randn(1, 16, 1, generator=rng)
         chosen = torch.randint(0, 16, (1, POINTS_CACHED), generator=rng)
@@ -482,9 +482,9 @@ def test_a_mirrored_view_is_turned_back_and_what_models_do_not_see_is_zero():
     tokens = torch.tensor([0.0, 50.0]).repeat(2)[None, :, None].repeat(2, 1, 1)  # 2 x 2 tokens, the right ones far
     tokens[1] = tokens[1].flip(0)  # of each row: the mirror image
     weight, bias = torch.tensor([[0.0], [1.0]]), torch.tensor([1.0, 0.0])
-    metres = depth.predict(tokens, linear(weight, bias), (2, 2), bins, depths, (6, 8))
-    assert metres.shape == (6, 8) and (metres[:2] == 0).all() and (metres[:, :2] == 0).all()
-    assert metres[2:, 5].min() > 6 > 3 > metres[2:, 2].max() > 0
+    meters = depth.predict(tokens, linear(weight, bias), (2, 2), bins, depths, (6, 8))
+    assert meters.shape == (6, 8) and (meters[:2] == 0).all() and (meters[:, :2] == 0).all()
+    assert meters[2:, 5].min() > 6 > 3 > meters[2:, 2].max() > 0
 
 
 def test_views_of_depth_are_whole_patches_in_the_shape_of_what_is_seen():

@@ -108,7 +108,7 @@ def test_sizes_that_do_not_divide_need_a_word_about_resizing(model):
     assert model.encode(clip, resize="round").grid == (1, 6, 11)
     assert model.encode(clip, resize=32).grid == (1, 4, 4)
     assert model.encode(clip, resize=(16, 40)).grid == (1, 2, 5)
-    with pytest.raises(TubeletError, match="multiple of 8"):
+    with pytest.raises(TubeletError, match="multiple of the patch size 8"):
         model.encode(clip, resize=30)
 
 
@@ -117,7 +117,7 @@ def test_sizes_that_do_not_divide_need_a_word_about_resizing(model):
     [
         (torch.zeros(5, 3, 32, 32, dtype=torch.uint8), "x.unsqueeze(2)"),
         (torch.zeros(32, 32, 4, dtype=torch.uint8), "expected (height, width, 3)"),
-        (np.zeros((32, 32), np.uint8), "expected three colours"),
+        (np.zeros((32, 32), np.uint8), "expected three colors"),
         (np.array(["a film"]), "cannot encode an array of <U6"),
         (torch.zeros(0, 3, 2, 32, 32), "nothing to encode"),
         ("https://films.example/1.docx", "https://films.example/1.docx: expected a video"),
@@ -187,8 +187,8 @@ def test_a_very_long_picture_is_cut_before_it_is_resized(model):
 
 
 @pytest.mark.parametrize(("scale", "words"), [(1, "from 0 to 1:"), (255, "from 0 to 255:")])
-def test_floats_that_look_like_colours_get_a_warning(model, scale, words):
-    with pytest.warns(UserWarning, match=f"look like colours {words}"):
+def test_floats_that_look_like_colors_get_a_warning(model, scale, words):
+    with pytest.warns(UserWarning, match=f"look like colors {words}"):
         model.encode(torch.rand(3, 2, 16, 16) * scale)
 
 
@@ -307,7 +307,7 @@ def test_training_or_saving_weights_that_were_rounded_is_warned_of(model, tmp_pa
         rounded.save_pretrained(tmp_path / "rounded")
 
 
-def test_pixels_are_normalised_as_the_model_says(model, frames):
+def test_pixels_are_normalized_as_the_model_says(model, frames):
     clip = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)
     mean, std = (torch.tensor(model.pretrained_cfg[name]).view(3, 1, 1, 1) for name in ("mean", "std"))
     tokens = model.forward_features((clip / 255 - mean) / std)

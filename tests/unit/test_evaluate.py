@@ -163,7 +163,7 @@ def test_scaling_leaves_mean_zero_and_deviation_one_and_constant_channels_zero()
 # Features and targets
 
 
-def test_raw_patch_features_are_the_normalised_pixels_of_their_tubelet() -> None:
+def test_raw_patch_features_are_the_normalized_pixels_of_their_tubelet() -> None:
     pixels = torch.arange(2 * 3 * 4 * 32 * 48).remainder(251).to(torch.uint8).view(2, 3, 4, 32, 48)
     clips = normalize(pixels)
     raw = frozen_features({}, clips, Grid(2, 2, 3))[RAW]

@@ -33,7 +33,7 @@ SIZES = ModelConfig(
 
 @pytest.fixture(scope="module")
 def group():
-    """This process as the only one of a group: what sharding adds is there, but for the neighbours."""
+    """This process as the only one of a group: what sharding adds is there, but for the neighbors."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield DistContext(CPU)
     dist.destroy_process_group()

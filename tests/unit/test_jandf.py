@@ -26,9 +26,9 @@ def blobs(frames: int, objects: int, size: tuple[int, int], seed: int) -> np.nda
     y, x = np.mgrid[: size[0], : size[1]]
     labels = np.zeros((frames, *size), np.uint8)
     for number in range(1, objects + 1):
-        centre, speed, radius = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(-5, 5, 2), rng.uniform(3, 15)
+        center, speed, radius = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(-5, 5, 2), rng.uniform(3, 15)
         for t in range(frames):
-            at = centre + speed * t
+            at = center + speed * t
             wobble = 1 + 0.3 * np.sin(3 * np.arctan2(y - at[0], x - at[1]) + t)
             labels[t][np.hypot(y - at[0], x - at[1]) < radius * wobble] = number
     return labels
@@ -138,7 +138,7 @@ def test_masks_are_indexed_pngs_in_the_palette_of_davis(tmp_path):
     write_indexed(tmp_path / "mask.png", np.arange(16, dtype=np.uint8).reshape(4, 4))
     with Image.open(tmp_path / "mask.png") as picture:
         assert picture.mode == "P"
-        colours = np.array(picture.convert("RGB")).reshape(16, 3)
-    assert colours[:5].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
-    assert colours[9].tolist() == [191, 0, 0]
+        colors = np.array(picture.convert("RGB")).reshape(16, 3)
+    assert colors[:5].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
+    assert colors[9].tolist() == [191, 0, 0]
     assert davis_palette()[255].tolist() == [255, 255, 255]

@@ -225,7 +225,7 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeyp
         tubelet.load("runs/nope")
 
 
-def test_a_misspelt_name_gets_the_nearest_one():
+def test_a_misspelled_name_gets_the_nearest_one():
     with pytest.raises(TubeletError, match=r"nearest released name: 'vjepa2\.1-vit[bl]16-384'"):
         tubelet.load("vjepa2.1-vit16-384")
 

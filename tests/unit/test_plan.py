@@ -61,13 +61,13 @@ def test_state_is_four_bytes_a_weight_and_eight_a_trained_ones_moments(plan):
     trained = numbers["student"] + numbers["predictor"]
     assert memory["parameters"] == 4 * trained
     assert memory["teacher"] == 4 * numbers["teacher"]
-    assert memory["optimiser moments"] == pytest.approx(8 * trained, rel=0.01)
+    assert memory["optimizer moments"] == pytest.approx(8 * trained, rel=0.01)
 
 
 @pytest.mark.slow
 def test_shards_hold_their_part_of_the_state(plan, sharded):
     whole, part = plan.step.memory, sharded.step.memory
-    for kind in ("parameters", "teacher", "optimiser moments"):
+    for kind in ("parameters", "teacher", "optimizer moments"):
         assert part[kind] == pytest.approx(whole[kind] / 2, rel=0.05), kind
 
 

@@ -1,4 +1,4 @@
-"""Neighbours and tables of pooled features."""
+"""Neighbors and tables of pooled features."""
 
 import numpy as np
 import pytest

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from tubelet.heads.propagation import Propagation, carry, segment, to_pixels
 
-SETTINGS = Propagation(context=2, neighbours=3, radius=2, temperature=0.2)
+SETTINGS = Propagation(context=2, neighbors=3, radius=2, temperature=0.2)
 
 
 def random_units(*shape, seed=0):
@@ -45,7 +45,7 @@ def test_an_object_that_moves_by_a_token_a_frame_is_followed_exactly():
     frames = [plane[:, 6 - t : 14 - t] for t in range(5)]
     mask = np.zeros((32, 32), bool)
     mask[8:16, 4:12] = True  # 4 pixels a token: rows 2 and 3, columns 1 and 2
-    settings = Propagation(context=2, neighbours=1, radius=5, temperature=0.2)
+    settings = Propagation(context=2, neighbors=1, radius=5, temperature=0.2)
     masks = list(segment(iter(frames), {0: {1: mask}}, (32, 32), settings))
     np.testing.assert_array_equal(masks[0], mask)
     for t in range(1, 5):

@@ -155,7 +155,7 @@ def test_project_inverts_unproject() -> None:
     np.testing.assert_allclose(back_depth[:, 0], depth, atol=1e-6)
 
 
-def test_tracked_points_keep_their_colour_and_depth(sample_set: Path) -> None:
+def test_tracked_points_keep_their_color_and_depth(sample_set: Path) -> None:
     kept, chance, depth_errors, seen = [], [], [], 0
     rng = np.random.default_rng(0)
     for entry in all_entries(sample_set, "videos"):

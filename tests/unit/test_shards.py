@@ -76,7 +76,7 @@ def test_an_epoch_is_a_permutation_that_depends_on_nothing_but_its_seed():
     assert not np.array_equal(order, epoch_order(group, (0, 2), window=100))
 
 
-def test_members_of_a_shard_stay_near_each_other_and_yet_neighbours_come_from_several():
+def test_members_of_a_shard_stay_near_each_other_and_yet_neighbors_come_from_several():
     group = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 100))
     order = epoch_order(group, (3,), window=200)
     span = [np.ptp(np.flatnonzero(group[order] == shard)) for shard in range(40)]
@@ -150,7 +150,7 @@ def test_pictures_shrink_to_the_size_and_never_grow(tmp_path):
     assert read_index(read_image(MediaBytes("still", image.data))) == 77
 
 
-def test_colours_survive_being_cut(tmp_path):
+def test_colors_survive_being_cut(tmp_path):
     path = write_video(tmp_path / "film.mp4", frames=24, codec_options={"crf": "5"})
     segment = segments_of(path, ShardConfig(fps=12, crf=5))[0]
     before, after = read_frames(path).pixels.float(), read_frames(MediaBytes("film", segment.data)).pixels.float()

@@ -83,7 +83,7 @@ def test_each_level_of_teacher_and_predictor_is_watched_by_the_same_rule_and_nam
         assert said[-1][0].startswith(who)
 
 
-def test_a_predictor_that_has_not_learnt_anything_yet_has_not_collapsed():
+def test_a_predictor_that_has_not_learned_anything_yet_has_not_collapsed():
     """The spread of a young predictor, measured; then of one that learns, and collapses for all that."""
     young = [0.040, 0.0005, 0.0018, 0.0019, 0.0006, 0.0034, 0.0003, 0.0012, 0.0002]
     assert not any(alerts("predictor_level_1_channel_std", [*young, *[0.2] * 9, 0.01]))

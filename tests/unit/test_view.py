@@ -178,7 +178,7 @@ def test_what_cannot_be_explained_is_one_sentence(run, image, tmp_path):
         (write_text(tmp_path / "text.mp4"), run, {}, "text.mp4"),
         (write_text(tmp_path / "notes.txt"), run, {}, "neither a video"),
         (image, "vit-x", {}, "no such model"),
-        (image, run, {"image_size": 60}, "multiple of 8"),
+        (image, run, {"image_size": 60}, "multiple of the patch size 8"),
     ]
     for file, what, options, reason in cases:
         with pytest.raises(TubeletError, match=reason) as caught:
@@ -196,17 +196,17 @@ def test_a_page_that_cannot_be_written_is_one_sentence(run, image, tmp_path):
 def test_components_do_not_depend_on_the_tokens_order_and_are_the_same_every_time():
     tokens = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)) * torch.arange(16, 0, -1)
     first, again = fit_projection(tokens), fit_projection(tokens.flip(0))
-    assert torch.equal(first.colours(tokens), fit_projection(tokens).colours(tokens))
-    assert (first.colours(tokens).int() - again.colours(tokens).int()).abs().max() <= 1
+    assert torch.equal(first.colors(tokens), fit_projection(tokens).colors(tokens))
+    assert (first.colors(tokens).int() - again.colors(tokens).int()).abs().max() <= 1
     assert (first.axes.gather(0, first.axes.abs().argmax(0, keepdim=True)) > 0).all()
 
 
-def test_components_tell_groups_apart_and_one_odd_token_does_not_grey_the_rest():
+def test_components_tell_groups_apart_and_one_odd_token_does_not_gray_the_rest():
     tokens = torch.zeros(101, 8)
     tokens[50:100, 2] = 1.0
     tokens += 0.01 * torch.randn(101, 8, generator=torch.Generator().manual_seed(0))
     tokens[100, 2] = 3.0
-    red = fit_projection(tokens).colours(tokens)[:, 0].int()
+    red = fit_projection(tokens).colors(tokens)[:, 0].int()
     assert red[:50].max() < 20
     assert red[50:100].min() > 235
 
@@ -222,7 +222,7 @@ def test_heat_maps_are_transparent_where_nothing_is_known_and_outlines_follow_a_
     assert len(columns(32)) == 8
 
 
-def test_charts_take_their_colours_from_the_page():
+def test_charts_take_their_colors_from_the_page():
     svg = chart([Line("a", [1, 2], [0.1, 0.2]), Line("b", [1, 2], [0.2, 0.1])], y="loss")
     assert "var(--s1)" in svg
     assert "var(--s2)" in svg

@@ -123,7 +123,7 @@ def test_a_label_that_no_object_of_the_first_frame_has_is_background_and_said(mo
             lambda root: write_indexed(root / "Annotations/480p/still/00002.png", np.zeros((8, 8))),
             "has 8 x 8 pixels, its frame",
         ),
-        (lambda root: colour(root / "Annotations/480p/still/00002.png"), "00002.png: image of mode RGB"),
+        (lambda root: color(root / "Annotations/480p/still/00002.png"), "00002.png: image of mode RGB"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(spoil, said, model, davis_root, tmp_path):
@@ -138,7 +138,7 @@ def blank(path: Path, number: int) -> None:
     write_indexed(path, labels)
 
 
-def colour(path: Path) -> None:
+def color(path: Path) -> None:
     Image.new("RGB", (64, 48)).save(path)
 
 

@@ -26,7 +26,7 @@ _ROUNDS = 5
 
 
 class LevelOutputs(nn.Module):
-    """What is exported: normalised pixels (B, C, T, H, W) in, the tapped levels (B, N, D) out, shallow to deep."""
+    """What is exported: normalized pixels (B, C, T, H, W) in, the tapped levels (B, N, D) out, shallow to deep."""
 
     def __init__(self, model: Encoder) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ def save_encoder(path: Path, tensors: Mapping[str, Tensor], config: ModelConfig,
 def model_card(
     config: ModelConfig, model_id: str, part: str, parameters: int, license: str, metrics: Mapping[str, float]
 ) -> ModelCard:
-    """A model card with licence and metrics in its metadata, and a table of the metrics below."""
+    """A model card with license and metrics in its metadata, and a table of the metrics below."""
     data = ModelCardData(
         license=license,
         library_name="tubelet",

@@ -38,9 +38,9 @@ class AttentiveProbe(nn.Module):
         self.queries = nn.Parameter(torch.empty(len(classes), width))
         self.pool = _CrossAttention(width, heads)
         self.linears = nn.ModuleList(nn.Linear(width, k) for k in classes)
-        self._initialise(own)
+        self._initialize(own)
 
-    def _initialise(self, blocks: Sequence["_SelfAttention"]) -> None:
+    def _initialize(self, blocks: Sequence["_SelfAttention"]) -> None:
         nn.init.trunc_normal_(self.queries, std=INIT_STD)
         for part in self.modules():
             if isinstance(part, nn.Linear):

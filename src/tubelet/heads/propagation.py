@@ -25,13 +25,13 @@ class Propagation:
 
     Attributes:
         context: how many of the last frames are looked at, besides those in which objects were given.
-        neighbours: k, how many of the most similar tokens of the whole context vote.
+        neighbors: k, how many of the most similar tokens of the whole context vote.
         radius: tokens; those farther away along rows and columns (a disk) do not.
         temperature: of the softmax over the votes' cosines.
     """
 
     context: int = 7
-    neighbours: int = 5
+    neighbors: int = 5
     radius: int = 12
     temperature: float = 0.2
 
@@ -64,7 +64,7 @@ def carry(current: Tensor, context: Tensor, labels: Tensor, settings: Propagatio
         near = (down[:, None, :, None] + across[None, :, None, :] <= r * r).view((last - first) * w, 1, -1)
         likeness = current[first:last].reshape(-1, D) @ around.T
         likeness = likeness.view(len(near), C, -1).masked_fill_(~near, -torch.inf).flatten(1)
-        best, where = likeness.topk(min(settings.neighbours, likeness.shape[1]), dim=1)
+        best, where = likeness.topk(min(settings.neighbors, likeness.shape[1]), dim=1)
         votes = (best / settings.temperature).softmax(1)
         chosen = labels[:, low:high].reshape(-1, labels.shape[-1])[where]
         strips.append((votes.unsqueeze(-1) * chosen).sum(1))

@@ -1,9 +1,9 @@
 """Linear probes: what can be read off frozen features with one matrix.
 
 n rows (tokens or clips), D channels, K classes. Every feature goes through the same functions, the same grid of
-regularisation strengths and the same rows. Both probes are solved to their optimum, ridge regression in closed form and
-softmax regression with a preconditioner: stopped early, it would favour features whose channels happen to be less
-correlated, which is a property of the optimiser and not of what the features know.
+regularization strengths and the same rows. Both probes are solved to their optimum, ridge regression in closed form and
+softmax regression with a preconditioner: stopped early, it would favor features whose channels happen to be less
+correlated, which is a property of the optimizer and not of what the features know.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tubelet.heads.linear import safe_std
 
-# Penalties on half the squared weights, beside losses that are means over rows of standardised features. In the order
+# Penalties on half the squared weights, beside losses that are means over rows of standardized features. In the order
 # in which they are tried: each fit starts where the one before it, of a stronger penalty, ended.
 L2_GRID = (100.0, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 MAX_ITERATIONS = 200
@@ -97,7 +97,7 @@ def moments_of(x: Tensor, y: Tensor) -> Moments:
 
 
 def fit_ridge(moments: Moments, l2: float) -> Probe:
-    """The minimum of mean squared error / 2 + l2 · |weight|² / 2, with a bias that is not penalised.
+    """The minimum of mean squared error / 2 + l2 · |weight|² / 2, with a bias that is not penalized.
 
     Returns:
         A probe of K = 1.
@@ -153,7 +153,7 @@ def fit_softmax(
     start: Probe | None = None,
     tolerance: float = 1e-5,
 ) -> Probe:
-    """The minimum of mean cross-entropy + l2 · |weight|² / 2, with a bias that is not penalised.
+    """The minimum of mean cross-entropy + l2 · |weight|² / 2, with a bias that is not penalized.
 
     L-BFGS over all rows, in coordinates in which the loss curves about equally in all directions: along an axis of
     power s, a class that q of the rows have curves by about q (1 - q) s + l2. Classes without a row would have a bias
@@ -178,7 +178,7 @@ def fit_softmax(
         v, u = axes.directions.T @ start.weight[:, present] / to_weight, start.bias[present] / to_bias
     v.requires_grad_()
     u.requires_grad_()
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [v, u],
         max_iter=MAX_ITERATIONS,
         tolerance_grad=tolerance,
@@ -188,13 +188,13 @@ def fit_softmax(
     )
 
     def loss() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         weight = axes.directions @ (to_weight * v)
         value = F.cross_entropy(torch.addmm(to_bias * u, x, weight), labels) + l2 / 2 * weight.square().sum()
         value.backward()
         return value
 
-    optimiser.step(loss)
+    optimizer.step(loss)
     with torch.no_grad():
         weight, bias = torch.zeros(x.shape[1], classes), torch.full((classes,), -torch.inf)
         weight[:, present] = axes.directions @ (to_weight * v)

@@ -15,7 +15,7 @@ _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weigh
 
 
 def add_adapters(encoder: nn.Module, rank: int) -> None:
-    """Add adapters to an encoder's blocks, in place; afterwards only they require a gradient.
+    """Add adapters to an encoder's blocks, in place; afterward only they require a gradient.
 
     A is initialized at random and B with zeros, so that the output of the encoder does not change.
 

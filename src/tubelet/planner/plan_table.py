@@ -82,7 +82,7 @@ def _verdict(plan: RunPlan) -> list[str]:
 
 def state_bytes(step: StepTrace) -> int:
     """Of parameters, teacher, gradients and moments, on one device."""
-    return sum(step.memory[kind] for kind in ("parameters", "teacher", "gradients", "optimiser moments"))
+    return sum(step.memory[kind] for kind in ("parameters", "teacher", "gradients", "optimizer moments"))
 
 
 def _memory(plan: RunPlan) -> Table:

@@ -1,6 +1,6 @@
 """A run before it is run: memory, communication and time of a step on devices that need not be there.
 
-The step that is planned is the real one, `train_step`, with the real optimiser and the real sharding: one process of a
+The step that is planned is the real one, `train_step`, with the real optimizer and the real sharding: one process of a
 fake group takes it on fake tensors, which have sizes and no contents, and a log sees every storage come and go.
 """
 
@@ -292,7 +292,7 @@ def _give_sizes(model: nn.Module) -> None:
 
 
 def _begin_run(model: VJEPA, config: TrainConfig) -> AdamW:
-    """The optimiser with its moments, which are there from the first step on.
+    """The optimizer with its moments, which are there from the first step on.
 
     Each operation on shards is also tried on whole tensors, once, to see what it gives: here, where nobody counts.
     """
@@ -321,7 +321,7 @@ def _take_step(
     watch.name(model.parameters(), "parameters")
     watch.name(model.teacher.parameters(), "teacher")
     moments = (value for state in optimizer.state.values() for value in state.values())
-    watch.name((value for value in moments if isinstance(value, torch.Tensor)), "optimiser moments")
+    watch.name((value for value in moments if isinstance(value, torch.Tensor)), "optimizer moments")
     watch.enter("inputs")
     batches = [
         _fake_batch(config, modality, count, lengths[modality]) for modality, own in shares.items() for count in own
@@ -342,7 +342,7 @@ def _take_step(
     def before_update(*_: object) -> None:
         gradients = (parameter.grad for parameter in model.parameters())
         watch.name((gradient for gradient in gradients if gradient is not None), "gradients")
-        watch.enter("optimiser", "optimiser")
+        watch.enter("optimizer", "optimizer")
 
     optimizer.register_step_pre_hook(before_update)
     train_step(model, optimizer, StepData(batches, []), config, config.steps - 1, ctx)
@@ -361,7 +361,7 @@ ACTIVATIONS = ("student's activations", "predictor's activations", "loss")
 
 
 def _summarize(log: StepLog, config: TrainConfig, passes: list[tuple[str, Batch, Mask]]) -> StepTrace:
-    begins = [(time, name) for time, name in log.marks if name not in ("teacher", "backward", "optimiser")]
+    begins = [(time, name) for time, name in log.marks if name not in ("teacher", "backward", "optimizer")]
     backward = [time for time, name in log.marks if name == "backward"]
     later = [time for time, _ in log.marks]
     summaries = []

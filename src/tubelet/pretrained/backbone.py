@@ -39,7 +39,7 @@ class Backbone(HubEncoder):
 
         Args:
             x: a tensor or array: (H, W, 3) or (3, H, W) a picture, (T, H, W, 3) or (3, T, H, W) a clip, with a batch
-                dimension in front several; uint8 colours, or floats that are normalised already. Or a PIL image; a list
+                dimension in front several; uint8 colors, or floats that are normalized already. Or a PIL image; a list
                 of pictures, which are the frames of one clip; the path or URL of a video or an image; or a list of any
                 of these but pictures, which is a batch. What has one frame goes through the image tokenizer.
             resize: None takes pictures as they are, if they divide into patches; "round" brings each side to the

@@ -89,7 +89,7 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
         """As any module's; a warning where training would round most steps away."""
         if requires_grad and self.dtype.itemsize < 4:
             warnings.warn(
-                f"weights in {_dtype_name(self.dtype)} round most steps of an optimiser away: "
+                f"weights in {_dtype_name(self.dtype)} round most steps of an optimizer away: "
                 "load with dtype=torch.float32 to train them",
                 stacklevel=2,
             )
@@ -124,7 +124,7 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
         """The card that `save_pretrained` and `push_to_hub` write, by their `model_card_kwargs`.
 
         Args:
-            license: the weights' licence, by the Hub's identifiers: it is for their owner to say.
+            license: the weights' license, by the Hub's identifiers: it is for their owner to say.
             metrics: what the features are worth, by name.
         """
         parameters = sum(p.numel() for p in self.parameters())

@@ -22,7 +22,7 @@ from tubelet.errors import TubeletError
 
 Resize = Literal["round"] | int | tuple[int, int] | None
 DEFAULT_FPS = 4.0
-# Above what any channel of a normalised picture is: white has 2.64 at most.
+# Above what any channel of a normalized picture is: white has 2.64 at most.
 _BRIGHTEST = 3.0
 
 
@@ -31,7 +31,7 @@ class InputBatch:
     """A batch of clips of one size.
 
     Attributes:
-        pixels: (B, C, T, H, W), uint8 RGB, or floats that are normalised already.
+        pixels: (B, C, T, H, W), uint8 RGB, or floats that are normalized already.
         times: (B, T) float64 seconds at which the frames are shown; None if not known.
     """
 
@@ -123,7 +123,7 @@ def _read(x: Any, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tens
                 f"the frames of a clip have one size, these have {sorted({tuple(f.shape) for f in frames})}"
             )
         if len({frame.dtype for frame in frames}) > 1:
-            raise TubeletError("the frames of a clip are of one kind, these are uint8 colours and normalised floats")
+            raise TubeletError("the frames of a clip are of one kind, these are uint8 colors and normalized floats")
         pixels = torch.stack(frames, dim=1)
     elif _is_picture(x):
         pixels = _picture(x, config).unsqueeze(1)
@@ -190,19 +190,19 @@ def _tensor(x: Any) -> Tensor:
         raise TubeletError(f"cannot encode {what}: expected a tensor, an array, a picture, a list of frames or a path")
     if x.dim() < 3:
         raise TubeletError(
-            f"pixels have shape {tuple(x.shape)}, expected three colours: repeat the values of a grey picture"
+            f"pixels have shape {tuple(x.shape)}, expected three colors: repeat the values of a gray picture"
         )
     if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise TubeletError(f"pixels are {x.dtype}, expected uint8 (0 to 255) or normalised floats")
+        raise TubeletError(f"pixels are {x.dtype}, expected uint8 (0 to 255) or normalized floats")
     if x.is_floating_point() and (wrong := int((~x.isfinite()).sum())):
         raise TubeletError(
-            f"{wrong} of {x.numel()} pixel values are not finite (NaN or infinity), expected normalised floats or uint8"
+            f"{wrong} of {x.numel()} pixel values are not finite (NaN or infinity), expected normalized floats or uint8"
         )
     if x.is_floating_point() and x.numel() and x.min() >= 0:
         top = x.max()
         if 0.5 < top <= 1 or top > _BRIGHTEST:
             warnings.warn(
-                "floats are taken as normalised pixels, but these look like colours from 0 to "
+                "floats are taken as normalized pixels, but these look like colors from 0 to "
                 f"{1 if top <= 1 else 255}: give uint8 instead",
                 stacklevel=2,
             )
@@ -264,7 +264,7 @@ def resize_to_grid(
     elif H % p or W % p:
         raise TubeletError(
             f"pictures are {H} x {W} pixels (height x width), which do not divide into patches of {p}: say "
-            f'resize="round" (to the nearest that do), resize={14 * p} (centre square) or resize=(height, width)'
+            f'resize="round" (to the nearest that do), resize={14 * p} (center square) or resize=(height, width)'
         )
     config.grid(*pixels.shape[1:])  # a size that was asked for must divide too
     return pixels, times

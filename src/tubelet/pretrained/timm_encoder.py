@@ -46,7 +46,7 @@ class TimmEncoder(Encoder):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """How pixels are normalised: (x / 255 - mean) / std of each colour, as timm's models tell it."""
+        """How pixels are normalized: (x / 255 - mean) / std of each color, as timm's models tell it."""
         return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear"}
 
     @property
@@ -56,7 +56,7 @@ class TimmEncoder(Encoder):
         return [{"module": f"blocks.{i}"} | sizes for i in range(self.config.depth)]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, N, D) of normalised pixels (B, C, H, W) or (B, C, T, H, W), with gradients where they are wanted."""
+        """(B, N, D) of normalized pixels (B, C, H, W) or (B, C, T, H, W), with gradients where they are wanted."""
         return self.norms[-1](self.get_intermediate_layers(_as_clip(x).to(self.dtype), [self.config.depth - 1])[0])
 
     def forward_intermediates(
@@ -73,7 +73,7 @@ class TimmEncoder(Encoder):
         """The outputs of some blocks, as timm's ViTs give them.
 
         Args:
-            x: normalised pixels (B, C, H, W) or (B, C, T, H, W).
+            x: normalized pixels (B, C, H, W) or (B, C, T, H, W).
             indices: the blocks, negative from the end; a number is the last so many, None all. Whatever their order
                 here, they are given from shallow to deep, each once.
             return_prefix_tokens: accepted, there are none.

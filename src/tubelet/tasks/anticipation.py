@@ -74,7 +74,7 @@ def encode_and_predict(model: Backbone, pixels: Tensor, steps: int) -> dict[str,
 
     Args:
         model: an encoder with its predictor.
-        pixels: (B, C, T, H, W) normalised.
+        pixels: (B, C, T, H, W) normalized.
         steps: time steps between the clip's last and the predicted one.
     """
     assert model.predictor is not None

@@ -55,7 +55,7 @@ class DepthProtocol:
 
     Attributes:
         bins: K, spread evenly from `min_depth` to the benchmark's largest depth.
-        min_depth: metres.
+        min_depth: meters.
         smoothing: what each bin's score has at least, before scores are divided by their sum.
         upsample: by which the head's scores are brought up before they become depth.
         head: how the head is trained.
@@ -161,7 +161,7 @@ def mirrored_views(source: Source, depths: DepthDataset, size: tuple[int, int]) 
 
 
 def depth_of(scores: Tensor, bins: Tensor) -> Tensor:
-    """Metres (...) of scores (..., K): the bins' mean, weighted by scores above 0 and a little more."""
+    """Meters (...) of scores (..., K): the bins' mean, weighted by scores above 0 and a little more."""
     # (relu(scores) + e) · bins / sum(relu(scores) + e), in one product and without a copy of the scores for e.
     sums = scores.relu() @ torch.stack([bins, torch.ones_like(bins)], dim=1)
     more = PROTOCOL.smoothing * torch.stack([bins.sum(), bins.new_tensor(len(bins))])
@@ -170,7 +170,7 @@ def depth_of(scores: Tensor, bins: Tensor) -> Tensor:
 
 
 def sum_of_losses(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
-    """The scale-invariant logarithmic loss of AdaBins, summed over the heads: (R, S, K) and (R,) metres -> scalar.
+    """The scale-invariant logarithmic loss of AdaBins, summed over the heads: (R, S, K) and (R,) meters -> scalar.
 
     The root of variance + 0.15 mean² of the error g of the logarithm, over all of a batch's rows with a depth.
     """
@@ -206,22 +206,22 @@ def predict(
     depths: DepthDataset,
     shape: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """Metres (H, W) of a picture, the mean of it and its mirror image; 0 outside of what models see.
+    """Meters (H, W) of a picture, the mean of it and its mirror image; 0 outside of what models see.
 
     Args:
         tokens: (2, N, D) of `mirrored_views`.
         head: (..., D) -> (..., K).
         grid: (h, w).
-        bins: (K,) metres.
+        bins: (K,) meters.
         depths: the benchmark.
         shape: (H, W) of the picture.
     """
     scores = head(tokens.float()).mT.unflatten(2, grid)
     scores = F.interpolate(scores, scale_factor=PROTOCOL.upsample, mode="bilinear", align_corners=False)
-    metres = depth_of(scores.movedim(1, -1), bins)
-    metres = (metres[0] + metres[1].flip(-1)) / 2
+    meters = depth_of(scores.movedim(1, -1), bins)
+    meters = (meters[0] + meters[1].flip(-1)) / 2
     top, left, bottom, right = depths.input_region(shape)
-    seen = F.interpolate(metres[None, None], (bottom - top, right - left), mode="bilinear", align_corners=False)
+    seen = F.interpolate(meters[None, None], (bottom - top, right - left), mode="bilinear", align_corners=False)
     whole = np.zeros(shape, np.float32)
     whole[top:bottom, left:right] = seen[0, 0].clamp(PROTOCOL.min_depth, depths.max_depth).cpu().numpy()
     return whole

@@ -30,7 +30,7 @@ from tubelet.tasks.common.task import EvaluationContext, Task
 from tubelet.tasks.metrics.dense import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
 
 MAX_TRAIN_CLIPS, MAX_VAL_CLIPS = 400, 200
-MAX_TRAIN_TOKENS = 16_000  # 40 of each of 400 clips; neighbours are too alike for more to add much
+MAX_TRAIN_TOKENS = 16_000  # 40 of each of 400 clips; neighbors are too alike for more to add much
 HELD_OUT_FRACTION = 0.2
 PROTOCOL = (
     "Linear probes of single tokens, solved to their optimum, for segmentation and depth; a linear probe of how tokens "
@@ -117,7 +117,7 @@ def evaluate_encoder(
         seed: of the random encoder and of all choices of clips and tokens.
         max_train_clips: how many train clips are used at most.
         max_val_clips: how many val clips are used at most.
-        image_size: side of the centre crop in pixels; the data's size by default.
+        image_size: side of the center crop in pixels; the data's size by default.
         frames: frames of a clip, from its middle; as many as the clips have by default.
         model_id: id of the encoder in the result.
 

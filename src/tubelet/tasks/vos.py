@@ -121,7 +121,7 @@ def evaluate(context: EvaluationContext) -> Result:
     return context.result(
         benchmark=found.name,
         protocol=(
-            f"Labels of the first frame and of the last {p.context} are carried on by the {p.neighbours} most similar "
+            f"Labels of the first frame and of the last {p.context} are carried on by the {p.neighbors} most similar "
             f"tokens within {p.radius} tokens (temperature {p.temperature}), as for DINOv3; no training. Frames of "
             f"at most {short} px, {size}."
             + ("" if public else " The truth is not public, so there is no figure: the masks are for its server.")

@@ -1,1 +1,1 @@
-"""Pre-training: schedules, optimiser, state, monitoring and the loop."""
+"""Pre-training: schedules, optimizer, state, monitoring and the loop."""

@@ -18,7 +18,7 @@ MIN_CHANNEL_STD = 0.05  # healthy ones at 0.25 and above
 
 @torch.no_grad()
 def effective_rank(tokens: Tensor) -> float:
-    """How many directions the tokens use: exp of the entropy of their normalised singular values.
+    """How many directions the tokens use: exp of the entropy of their normalized singular values.
 
     Roy and Vetterli, "The effective rank", EUSIPCO 2007. Between 1 (all tokens on a line) and min(K, D);
     nan where tokens are not finite.
@@ -26,10 +26,10 @@ def effective_rank(tokens: Tensor) -> float:
     Args:
         tokens: (K, D).
     """
-    centred = tokens.float() - tokens.float().mean(0)
-    if not centred.isfinite().all():
+    centered = tokens.float() - tokens.float().mean(0)
+    if not centered.isfinite().all():
         return nan
-    values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt()
+    values = torch.linalg.eigvalsh(centered.T @ centered).clamp_min(0).sqrt()
     shares = values / values.sum().clamp_min(1e-12)
     return torch.exp(torch.special.entr(shares).sum()).item()
 

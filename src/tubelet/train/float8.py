@@ -12,7 +12,7 @@ _CAPABILITY = (8, 9)
 def use_float8(model: VJEPA, device: torch.device) -> None:
     """Swap the linear layers of all blocks, in place, for ones that multiply in float8 with a scale a tensor.
 
-    Parameters keep their names, their precision and their identity, so that optimiser and checkpoints see no change.
+    Parameters keep their names, their precision and their identity, so that optimizer and checkpoints see no change.
 
     Raises:
         TubeletError: if the device has no such units or torchao is not installed.

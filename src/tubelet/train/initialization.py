@@ -129,7 +129,7 @@ def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
     Args:
         origin: where the model's weights come from.
         model: the model, placed as it is trained.
-        optimizer: its optimiser.
+        optimizer: its optimizer.
 
     Returns:
         a sentence about what the run begins with.

@@ -1,4 +1,4 @@
-"""One training step: forward and backward under each mask, the optimiser, then the teacher."""
+"""One training step: forward and backward under each mask, the optimizer, then the teacher."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def train_step(
     ctx.all_reduce(sums)
     total, prediction, context, not_finite, squared_norm = sums
     grad_norm = squared_norm.sqrt()
-    # Decided on the device, so that the host need not wait for it: the optimiser's kernel leaves everything as it is
+    # Decided on the device, so that the host need not wait for it: the optimizer's kernel leaves everything as it is
     # where it finds this flag (torch.amp.GradScaler passes it the same way), and so does the teacher.
     skipped = ((not_finite > 0) | ~total.isfinite()).float()
     if config.optim.max_grad_norm:
@@ -77,7 +77,7 @@ def backpropagate(
 
     Args:
         model: student, predictor and teacher.
-        pixels: (B, C, T, H, W) normalised pixels.
+        pixels: (B, C, T, H, W) normalized pixels.
         masks: the masks drawn for them.
         context_weight: λ of this step.
         weight: the batch's share of the step.

@@ -372,7 +372,7 @@ class Trainer:
 def list_media_once_a_machine(config: TrainConfig, ctx: DistContext) -> MediaList:
     """The files of the sources: listed by local rank 0 of each machine; all others receive the list of rank 0.
 
-    Whether the machines have found the same files is compared afterwards, by `source_summary`.
+    Whether the machines have found the same files is compared afterward, by `source_summary`.
     """
     lists = partial(list_media, config.data.sources, config.data.allow_path)
     own = lists() if is_local_rank0() and not ctx.is_rank0 else None  # at the same time as rank 0

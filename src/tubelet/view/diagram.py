@@ -68,7 +68,7 @@ def _nodes(trace: Trace) -> dict[str, Node]:
     )
     return {
         "input": Node(1, "Image" if still else "Video", ("1 frame" if still else f"{T} frames", f"{H} × {W} px")),
-        "tokens": Node(1, "Tokenise", (f"{count(grid.tokens)} tokens", " × ".join(map(str, grid.shape)))),
+        "tokens": Node(1, "Tokenize", (f"{count(grid.tokens)} tokens", " × ".join(map(str, grid.shape)))),
         "mask": Node(3, "Mask", (f"sees {seen}", f"of {count(grid.tokens)}"), "targets"),
         "student": Node(
             4, "X-encoder", (f"{config.depth} blocks", f"{levels} × {_size(first.levels[0])}"), "context", True
@@ -92,7 +92,7 @@ def _nodes(trace: Trace) -> dict[str, Node]:
             "",
             True,
         ),
-        "targets": Node(8, "Targets", ("each level normalised", _size(trace.targets[0]))),
+        "targets": Node(8, "Targets", ("each level normalized", _size(trace.targets[0]))),
     }
 
 

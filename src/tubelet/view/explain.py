@@ -36,7 +36,7 @@ def explain(
         file: a video or an image.
         what: a preset's name (random weights), a run folder, a checkpoint, or a released .pt file.
         out: the page, one file that needs no other.
-        image_size: side of the centre crop in pixels; None is what the run was trained at, or 224.
+        image_size: side of the center crop in pixels; None is what the run was trained at, or 224.
         frames: frames of the clip; None is what the run was trained at, or 16.
         fps: frames per second of the clip; None is what the run was trained at, or 4.
         seed: of the masks, and of random weights.

@@ -30,7 +30,7 @@ class Step:
     facts: Callable[[Trace], Facts]
 
 
-def tokenise(trace: Trace) -> Facts:
+def tokenize(trace: Trace) -> Facts:
     """Step 1."""
     config, grid, tokenizer = trace.model.config, trace.grid, trace.model.student.tokenizer
     video = trace.modality is Modality.VIDEO
@@ -42,7 +42,7 @@ def tokenise(trace: Trace) -> Facts:
     plural = "" if grid.t == 1 else "s"
     return [
         ("pixels", shape(trace.pixels.shape)),
-        ("patch", f"{patch} pixels × {trace.pixels.shape[1]} colours = {embed.in_features} numbers"),
+        ("patch", f"{patch} pixels × {trace.pixels.shape[1]} colors = {embed.in_features} numbers"),
         ("grid", f"{grid.t} time step{plural} × {grid.h} rows × {grid.w} columns = {count(grid.tokens)} tokens"),
         ("tokens", shape(trace.tokens.shape)),
         ("weights", f"Linear {embed.in_features} → {embed.out_features}, the {trace.modality} one of two"),
@@ -147,7 +147,7 @@ def loss(trace: Trace) -> Facts:
 
 
 STEPS = (
-    Step(1, "Tokenise, by modality", ("tubelet/model/tokenizer.py",), tokenise),
+    Step(1, "Tokenize, by modality", ("tubelet/model/tokenizer.py",), tokenize),
     Step(2, "Say where and what", ("tubelet/model/rope.py", "tubelet/model/tokenizer.py"), place),
     Step(3, "Mask", ("tubelet/data/masks.py",), masks),
     Step(4, "X-encoder", ("tubelet/model/encoder.py", "tubelet/model/layers.py"), student),

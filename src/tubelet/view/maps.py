@@ -1,4 +1,4 @@
-"""What a trained teacher sees in clips: features as colours, and an object of a sample set followed through time.
+"""What a trained teacher sees in clips: features as colors, and an object of a sample set followed through time.
 
 A random encoder of the same sizes is shown beside it everywhere: what both show is no sign of learning.
 """
@@ -57,7 +57,7 @@ class Track:
         name: its class.
         region: (T, S, S) bool, its pixels.
         cover: (T', H', W') how much of each token's pixels it covers.
-        token: index of a token of the first time step: of those that it covers (nearly) most, the one at its centre.
+        token: index of a token of the first time step: of those that it covers (nearly) most, the one at its center.
     """
 
     clip: Clip
@@ -73,7 +73,7 @@ class Following:
 
     Attributes:
         strip: frames, then one row of similarities for each encoder.
-        scales: colour scale of each of these rows.
+        scales: color scale of each of these rows.
         hits: encoder -> share of the object's tokens among as many most similar ones, mean over later time steps.
         chance: the same for tokens taken at random.
         name: the object's class.
@@ -125,7 +125,7 @@ def read_own_clip(file: str, size: int, frames: int, tubelet: int, fps: float) -
 
 @torch.inference_mode()
 def last_level(encoder: Encoder, clip: Clip) -> tuple[Tensor, Grid]:
-    """(N, D) the encoder's last level of a clip, normalised token by token as a target is, and the grid."""
+    """(N, D) the encoder's last level of a clip, normalized token by token as a target is, and the grid."""
     pixels = normalize(clip.pixels.unsqueeze(0))
     level = encoder(pixels)[-1][0]
     return F.layer_norm(level.float(), level.shape[-1:]), encoder.tokenizer.grid(pixels)
@@ -141,8 +141,8 @@ def component_strips(clips: Sequence[Clip], encoders: dict[str, Encoder], galler
         steps = columns(grid.t)
         rows = [Row("frames", _frame_cells(clip, grid, steps, gallery), clip.said)]
         for name, seen in views.items():
-            colours = projections[name].colours(seen[i][0]).view(*grid.shape, 3).numpy()
-            rows.append(Row(name, [Cell(None, data_uri(colours[t])) for t in steps]))
+            colors = projections[name].colors(seen[i][0]).view(*grid.shape, 3).numpy()
+            rows.append(Row(name, [Cell(None, data_uri(colors[t])) for t in steps]))
         strips.append(Strip(_heads(grid, steps), rows))
     return strips
 
@@ -171,8 +171,8 @@ def find_tracks(entries: Sequence[SampleEntry], config: ModelConfig, size: int, 
             areas = region.sum(axis=(1, 2)) * scale**2
             if areas.min() < 3 or areas.max() > 0.25 * (size / config.patch_size) ** 2:
                 continue
-            centres = np.array([np.argwhere(region[t]).mean(0) for t in (0, -1)])
-            travel = float(np.linalg.norm(centres[1] - centres[0])) * scale
+            centers = np.array([np.argwhere(region[t]).mean(0) for t in (0, -1)])
+            travel = float(np.linalg.norm(centers[1] - centers[0])) * scale
             found.append((min(float(areas.min()), 16.0) * (1 + min(travel, 4.0)), entry, int(number)))
     found.sort(key=lambda item: -item[0])
     tracks: list[Track] = []
@@ -248,10 +248,10 @@ def _track(entry: SampleEntry, number: int, config: ModelConfig, size: int, fram
 
 
 def _central_token(cover: NDArray[np.float64]) -> int:
-    """Of the tokens of a time step (H', W') that an object covers nearly most, the nearest to its centre of mass."""
+    """Of the tokens of a time step (H', W') that an object covers nearly most, the nearest to its center of mass."""
     positions = np.moveaxis(np.indices(cover.shape), 0, -1)
-    centre = (positions * cover[..., None]).sum(axis=(0, 1)) / cover.sum()
-    apart = np.linalg.norm(positions - centre, axis=-1)
+    center = (positions * cover[..., None]).sum(axis=(0, 1)) / cover.sum()
+    apart = np.linalg.norm(positions - center, axis=-1)
     return int(np.where(cover >= 0.9 * cover.max(), apart, np.inf).argmin())
 
 

@@ -1,4 +1,4 @@
-"""Features as colours: the three directions in which tokens differ most become red, green and blue."""
+"""Features as colors: the three directions in which tokens differ most become red, green and blue."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ PERCENTILES = (0.02, 0.98)
 
 @dataclass(frozen=True)
 class Projection:
-    """What turns tokens of width D into colours.
+    """What turns tokens of width D into colors.
 
     Attributes:
         mean: (D,) float64, subtracted first.
         axes: (D, 3) float64, orthonormal principal directions, the strongest first.
-        low, high: (3,) float64, the coordinates that become colour 0 and 255.
+        low, high: (3,) float64, the coordinates that become color 0 and 255.
         shares: (3,) float64, how much of the tokens' variance each direction holds.
     """
 
@@ -25,7 +25,7 @@ class Projection:
     high: Tensor
     shares: Tensor
 
-    def colours(self, tokens: Tensor) -> Tensor:
+    def colors(self, tokens: Tensor) -> Tensor:
         """(..., D) tokens -> (..., 3) uint8; what lies beyond low and high is clipped."""
         where = (tokens.detach().double().cpu() - self.mean) @ self.axes
         shares = (where - self.low) / (self.high - self.low).clamp_min(1e-12)
@@ -36,19 +36,19 @@ def fit_projection(tokens: Tensor) -> Projection:
     """The principal directions of tokens.
 
     An eigenvector has no sign of its own: each is turned so that its largest entry is positive, and the same tokens
-    give the same colours every time. The scale runs between percentiles: else one odd token leaves the rest grey.
+    give the same colors every time. The scale runs between percentiles: else one odd token leaves the rest gray.
 
     Args:
         tokens: (K, D) with K >= 2 and D >= 3, on any device.
     """
     x = tokens.detach().double().cpu()
     mean = x.mean(0)
-    centred = x - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred)  # ascending
+    centered = x - mean
+    values, vectors = torch.linalg.eigh(centered.T @ centered)  # ascending
     axes = vectors[:, -3:].flip(1)
     peaks = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     axes = axes * torch.where(peaks < 0, -1.0, 1.0)
-    where = centred @ axes
+    where = centered @ axes
     ends = torch.quantile(where, torch.tensor(PERCENTILES, dtype=where.dtype), dim=0)
     shares = values[-3:].flip(0).clamp_min(0) / values.clamp_min(0).sum().clamp_min(1e-12)
     return Projection(mean, axes, ends[0], ends[1], shares)

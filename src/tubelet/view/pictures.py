@@ -24,10 +24,10 @@ from tubelet.io.files import atomic_write
 from tubelet.io.overwrite import check_output
 
 MAX_COLUMNS = 8
-TARGET_RGBA = (224, 122, 42, 150)  # the page's colour of target tokens, see base.html
+TARGET_RGBA = (224, 122, 42, 150)  # the page's color of target tokens, see base.html
 HIDDEN_RGBA = (140, 146, 156, 255)
 
-# Stand-ins that a chart is drawn with, replaced by the page's own colours, which change with its light.
+# Stand-ins that a chart is drawn with, replaced by the page's own colors, which change with its light.
 _INK, _FAINT = "#010203", "#010204"
 _SERIES = ("#010205", "#010206", "#010207", "#010208")
 _STYLE: dict[Any, Any] = {
@@ -85,11 +85,11 @@ class Strip:
 
 @dataclass(frozen=True)
 class Scale:
-    """A colour scale to be shown beside heat maps."""
+    """A color scale to be shown beside heat maps."""
 
     low: float
     high: float
-    colours: str
+    colors: str
     unit: str = ""
 
 
@@ -123,24 +123,24 @@ def data_uri(pixels: NDArray[np.uint8], kind: str = "png") -> Markup:
     return Markup(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}")
 
 
-def heat(values: NDArray[Any], low: float, high: float, colours: str) -> NDArray[np.uint8]:
-    """(..., ) values on a colour scale: (..., 4) uint8, transparent where a value is NaN."""
+def heat(values: NDArray[Any], low: float, high: float, colors: str) -> NDArray[np.uint8]:
+    """(..., ) values on a color scale: (..., 4) uint8, transparent where a value is NaN."""
     shares = (np.asarray(values, dtype=np.float64) - low) / max(high - low, 1e-12)
-    rgba = np.array(matplotlib.colormaps[colours](np.nan_to_num(shares).clip(0, 1), bytes=True))
+    rgba = np.array(matplotlib.colormaps[colors](np.nan_to_num(shares).clip(0, 1), bytes=True))
     rgba[np.isnan(shares), 3] = 0
     return rgba
 
 
 def tint(chosen: NDArray[np.bool_], rgba: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """(H', W') bool -> (H', W', 4): one colour where true, transparent elsewhere."""
+    """(H', W') bool -> (H', W', 4): one color where true, transparent elsewhere."""
     layer = np.zeros((*chosen.shape, 4), dtype=np.uint8)
     layer[chosen] = rgba
     return layer
 
 
-def gradient(colours: str) -> Markup:
-    """A colour scale as a CSS background."""
-    stops = [matplotlib.colors.to_hex(matplotlib.colormaps[colours](i / 8)) for i in range(9)]
+def gradient(colors: str) -> Markup:
+    """A color scale as a CSS background."""
+    stops = [matplotlib.colors.to_hex(matplotlib.colormaps[colors](i / 8)) for i in range(9)]
     return Markup(f"linear-gradient(to right, {', '.join(stops)})")
 
 
@@ -162,10 +162,10 @@ def columns(steps: int, most: int = MAX_COLUMNS) -> list[int]:
 
 
 def chart(lines: Sequence[Line], *, y: str, size: tuple[float, float] = (5.0, 2.0)) -> Markup:
-    """Curves over steps as inline SVG in the page's colours.
+    """Curves over steps as inline SVG in the page's colors.
 
     Args:
-        lines: the curves; those that are not faint take the colours in turn, a faint one that of the next.
+        lines: the curves; those that are not faint take the colors in turn, a faint one that of the next.
         y: what the y axis shows.
         size: width and height in inches, of 72 pixels where there is room.
     """
@@ -174,11 +174,11 @@ def chart(lines: Sequence[Line], *, y: str, size: tuple[float, float] = (5.0, 2.
         axes = figure.subplots()
         number = 0
         for line in lines:
-            colour = _SERIES[number % len(_SERIES)]
+            color = _SERIES[number % len(_SERIES)]
             if line.faint:
-                axes.plot(line.x, line.y, color=colour, alpha=0.28, linewidth=0.8)
+                axes.plot(line.x, line.y, color=color, alpha=0.28, linewidth=0.8)
                 continue
-            axes.plot(line.x, line.y, color=colour, linewidth=1.7, label=line.label, **line.style)
+            axes.plot(line.x, line.y, color=color, linewidth=1.7, label=line.label, **line.style)
             number += 1
         if number > 1:
             legend = axes.legend(frameon=False, labelcolor=_INK, ncols=min(number, 3), loc="best")

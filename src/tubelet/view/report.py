@@ -114,7 +114,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
 
 
 def _pictures(model: VJEPA, config: TrainConfig, entries: list[SampleEntry], gallery: Gallery) -> dict[str, Any]:
-    """Features as colours, and objects followed."""
+    """Features as colors, and objects followed."""
     size, frames, tubelet = config.data.image_size, config.data.frames, config.model.tubelet_size
     encoders = {TRAINED: model.teacher, RANDOM: random_encoder(config.model, config.seed)}
     chosen = spread(entries, SHOWN_CLIPS)
@@ -144,7 +144,7 @@ def _films(data: Path | None, config: TrainConfig) -> Sequence[str]:
 
 
 def _own_pictures(model: VJEPA, config: TrainConfig, films: Sequence[str], gallery: Gallery) -> dict[str, Any]:
-    """Features as colours of films that nothing is known of."""
+    """Features as colors of films that nothing is known of."""
     data, clips, unread = config.data, [], []
     for film in spread(films, SHOWN_CLIPS):
         try:
@@ -262,7 +262,7 @@ def _smoothed(rows: list[dict[str, Any]], name: str, label: str) -> list[Line]:
 
 
 def _thinned(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values, neighbours averaged where there are more than POINTS."""
+    """Steps and values, neighbors averaged where there are more than POINTS."""
     size = max(1, len(rows) // POINTS)
     x = [rows[min(i + size // 2, len(rows) - 1)]["step"] for i in range(0, len(rows), size)]
     values = np.array([row.get(name) for row in rows], dtype=float)  # what was not finite is null there, and nan here

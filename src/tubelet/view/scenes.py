@@ -103,7 +103,7 @@ class Scenes:
         return Strip(self.heads, rows)
 
     def masks(self) -> Strip:
-        """Step 3: what is hidden, in the colour of target tokens."""
+        """Step 3: what is hidden, in the color of target tokens."""
         rows = []
         for i, mask in enumerate(self.trace.masks):
             hidden = self._hidden(mask)
@@ -126,7 +126,7 @@ class Scenes:
         return Strip(self.heads, rows)
 
     def predictions(self) -> Strip | None:
-        """Step 7: the teacher's last level, and what the predictor said it would be, in the same colours."""
+        """Step 7: the teacher's last level, and what the predictor said it would be, in the same colors."""
         if self.trace.losses is None:
             return None
         projection, width = self.projections[-1], self.trace.level_width
@@ -139,7 +139,7 @@ class Scenes:
         return Strip(self.heads, rows)
 
     def teacher(self) -> Strip:
-        """Step 8: every level of the teacher as colours, its own three principal components each."""
+        """Step 8: every level of the teacher as colors, its own three principal components each."""
         blocks = self.trace.model.config.levels[-len(self.projections) :]
         rows = [self._frame_row()]
         levels = self.trace.targets[0].split(self.trace.level_width, dim=-1)
@@ -173,14 +173,14 @@ class Scenes:
         )
 
     def positions(self) -> list[tuple[str, Markup]]:
-        """Step 6: for each mask the token grid as a stack of time steps, context and mask tokens in their colours."""
+        """Step 6: for each mask the token grid as a stack of time steps, context and mask tokens in their colors."""
         return [(f"Mask {i + 1}", stack(self._hidden(mask))) for i, mask in enumerate(self.trace.masks)]
 
     def _heat_strip(
-        self, rows: list[tuple[str, NDArray, NDArray[np.bool_]]], low: float, high: float, colours: str
+        self, rows: list[tuple[str, NDArray, NDArray[np.bool_]]], low: float, high: float, colors: str
     ) -> Strip:
         drawn = [
-            Row(label, [self._map(heat(values[t], low, high, colours), hidden[t]) for t in self.steps])
+            Row(label, [self._map(heat(values[t], low, high, colors), hidden[t]) for t in self.steps])
             for label, values, hidden in rows
         ]
         return Strip(self.heads, drawn)
@@ -188,8 +188,8 @@ class Scenes:
     def _pca_row(
         self, label: str, tokens: Tensor, projection: Projection, hidden: NDArray | None = None, note: str = ""
     ) -> Row:
-        colours = projection.colours(tokens).view(*self.trace.grid.shape, 3).numpy()
-        return Row(label, [self._map(colours[t], None if hidden is None else hidden[t]) for t in self.steps], note)
+        colors = projection.colors(tokens).view(*self.trace.grid.shape, 3).numpy()
+        return Row(label, [self._map(colors[t], None if hidden is None else hidden[t]) for t in self.steps], note)
 
     def _frame_row(self) -> Row:
         label = "Image" if self.trace.modality is Modality.IMAGE else "Frames"

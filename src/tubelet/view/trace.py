@@ -38,7 +38,7 @@ class Source:
 
     Attributes:
         path: the file.
-        pixels: (3, T, S, S) uint8, the centre crop.
+        pixels: (3, T, S, S) uint8, the center crop.
         times: (T,) seconds at which the frames are shown; (0,) for an image.
         height, width: of the file's pictures, in pixels.
         duration_s: of the video; None for an image.
@@ -112,7 +112,7 @@ class Trace:
         name: what the network is called.
         modality: which tokenizer took the input.
         grid: the token grid.
-        pixels: (1, 3, T, S, S) normalised.
+        pixels: (1, 3, T, S, S) normalized.
         tokens: (1, N, D) all tokens, embedded by the student's tokenizer.
         rotary: the encoder's angles of all N tokens.
         masks: what happens under each mask.
@@ -162,7 +162,7 @@ def follow(
     Args:
         file: a video or an image.
         what: a preset's name (random weights), a run folder, a checkpoint, or a released .pt file.
-        image_size: side of the centre crop in pixels; None is what the run was trained at, or 224.
+        image_size: side of the center crop in pixels; None is what the run was trained at, or 224.
         frames: frames of the clip; None is what the run was trained at, or 16.
         fps: frames per second of the clip; None is what the run was trained at, or 4.
         seed: of the masks, and of random weights.

@@ -1,4 +1,4 @@
-"""The sample set as Cityscapes: a level is a city, classes are the labels that come nearest, void is unlabelled."""
+"""The sample set as Cityscapes: a level is a city, classes are the labels that come nearest, void is unlabeled."""
 
 from collections import Counter
 from collections.abc import Mapping

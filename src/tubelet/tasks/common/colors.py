@@ -1,4 +1,4 @@
-"""Maps as pictures: classes in distinct colours, depth on a colour scale."""
+"""Maps as pictures: classes in distinct colors, depth on a color scale."""
 
 import colorsys
 import functools
@@ -10,28 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNKNOWN = (38, 38, 42)  # pixels that are ignored
-_GOLDEN = 0.618034  # turns of hue that come round to no colour near an earlier one for long
+_GOLDEN = 0.618034  # turns of hue that come round to no color near an earlier one for long
 
 
 @functools.cache
 def _palette(shown: tuple[int, ...]) -> NDArray[np.uint8]:
-    """(256, 3) colours of the few classes that are shown: those of 150 could not be told apart."""
-    colours = np.full((256, 3), UNKNOWN, np.uint8)
+    """(256, 3) colors of the few classes that are shown: those of 150 could not be told apart."""
+    colors = np.full((256, 3), UNKNOWN, np.uint8)
     for i, k in enumerate(shown):
         lightness, saturation = (0.56, 0.72, 0.42)[i % 3], (0.62, 0.55, 0.5)[i // 3 % 3]
-        colours[k] = [round(255 * x) for x in colorsys.hls_to_rgb((0.58 + i * _GOLDEN) % 1, lightness, saturation)]
-    return colours
+        colors[k] = [round(255 * x) for x in colorsys.hls_to_rgb((0.58 + i * _GOLDEN) % 1, lightness, saturation)]
+    return colors
 
 
 def legend(names: Sequence[str], shown: tuple[int, ...]) -> dict[str, tuple[int, int, int]]:
-    """The names of some classes, and of pixels that are ignored, with their colours.
+    """The names of some classes, and of pixels that are ignored, with their colors.
 
     Args:
         names: of all K classes.
         shown: indices of those that are in a picture.
     """
-    colours = {names[k]: tuple(_palette(shown)[k].tolist()) for k in shown}
-    return colours | {"ignored": UNKNOWN}
+    colors = {names[k]: tuple(_palette(shown)[k].tolist()) for k in shown}
+    return colors | {"ignored": UNKNOWN}
 
 
 def paint_classes(indices: NDArray[Any], shown: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -46,11 +46,11 @@ def paint_mistakes(predicted: NDArray[Any], truth: NDArray[Any], ignored: int) -
     return picture
 
 
-def paint_depth(metres: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """(H, W) metres -> (H, W, 3), near bright and far dark, on a scale of logarithms; 0 is unknown."""
-    share = np.log(np.maximum(metres, low) / low) / np.log(high / low)
+def paint_depth(meters: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """(H, W) meters -> (H, W, 3), near bright and far dark, on a scale of logarithms; 0 is unknown."""
+    share = np.log(np.maximum(meters, low) / low) / np.log(high / low)
     picture = (255 * matplotlib.colormaps["magma_r"](np.clip(share, 0, 1))[..., :3]).astype(np.uint8)
-    picture[metres <= 0] = UNKNOWN
+    picture[meters <= 0] = UNKNOWN
     return picture
 
 

@@ -48,7 +48,7 @@ class Pairs:
     Attributes:
         error: (n,) from the predicted place to the true one.
         moved: (n,) from the true place at the first step to the one now: the error of predicting no motion.
-        chance: (n, thresholds) share of all tokens whose centres are within each of the thresholds of the true place.
+        chance: (n, thresholds) share of all tokens whose centers are within each of the thresholds of the true place.
         reappeared: (n,) bool, hidden at a step in between.
     """
 
@@ -85,8 +85,8 @@ def queries(tracks: StepTracks) -> tuple[Tensor, Tensor]:
 def follow(features: Tensor, places: Tensor, steps: Tensor) -> Tensor:
     """Where the tokens of every step are most like those at the queries.
 
-    A query's feature is read bilinearly between token centres. The likeness is the cosine; around the most similar
-    token of a step the maximum is refined by a parabola through it and its two neighbours, along columns and rows: no
+    A query's feature is read bilinearly between token centers. The likeness is the cosine; around the most similar
+    token of a step the maximum is refined by a parabola through it and its two neighbors, along columns and rows: no
     temperature has to be chosen, which would suit some features more than others.
 
     Args:

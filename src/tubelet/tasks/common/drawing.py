@@ -49,28 +49,28 @@ def draw_matches(
     picture, times = enlarge(frame)
     pen = ImageDraw.Draw(picture)
     for true, place, good in zip((truth * times).tolist(), (found * times).tolist(), right.tolist(), strict=True):
-        colour = RIGHT if good else WRONG
+        color = RIGHT if good else WRONG
         pen.line([tuple(true), tuple(place)], fill=(0, 0, 0), width=4)
-        pen.line([tuple(true), tuple(place)], fill=colour, width=2)
+        pen.line([tuple(true), tuple(place)], fill=color, width=2)
         _ring(pen, tuple(true), TRUE)
         x, y = place
-        pen.ellipse([x - 5, y - 5, x + 5, y + 5], fill=colour, outline=(0, 0, 0))
+        pen.ellipse([x - 5, y - 5, x + 5, y + 5], fill=color, outline=(0, 0, 0))
     return np.asarray(picture)
 
 
-def _ring(pen: ImageDraw.ImageDraw, at: tuple[float, ...], colour: tuple[int, int, int]) -> None:
+def _ring(pen: ImageDraw.ImageDraw, at: tuple[float, ...], color: tuple[int, int, int]) -> None:
     x, y = at
     pen.ellipse([x - 7, y - 7, x + 7, y + 7], outline=(0, 0, 0), width=4)
-    pen.ellipse([x - 6, y - 6, x + 6, y + 6], outline=colour, width=2)
+    pen.ellipse([x - 6, y - 6, x + 6, y + 6], outline=color, width=2)
 
 
 def draw_objects(frame: NDArray[np.uint8], labels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Objects as colours laid over a frame, with their outlines.
+    """Objects as colors laid over a frame, with their outlines.
 
     Args:
         frame: (H, W, 3).
         labels: (H, W) numbers of objects, 0 for none.
-        palette: (256, 3) their colours.
+        palette: (256, 3) their colors.
     """
     inside = labels > 0
     bright = np.minimum(255, palette * 1.9)  # the palette is dark, and so are many frames

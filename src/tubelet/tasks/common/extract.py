@@ -69,7 +69,7 @@ class FeatureSet(Dataset[dict[str, Tensor]]):
 
 
 def last_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
-    """`tokens` (B, N, D): the deepest level of normalised pixels (B, C, T, H, W), after its norm."""
+    """`tokens` (B, N, D): the deepest level of normalized pixels (B, C, T, H, W), after its norm."""
     return {"tokens": model.forward_features(pixels)}
 
 
@@ -109,7 +109,7 @@ def extract(
         recipe: everything besides model and source that the features depend on: a name, sizes, levels, ...
         cut: a source to its views (..., C, T, H, W) uint8; called in worker processes, so it must be picklable. Raises
             `DecodeError` for a file that cannot be read.
-        encode: normalised views (B, C, T, H, W) to tensors (B, ...), which are kept in float16 in the order, and
+        encode: normalized views (B, C, T, H, W) to tensors (B, ...), which are kept in float16 in the order, and
             under the leading dimensions, of the views.
         workers: decoding processes; 0 decodes here.
         prefetch_mb: megabytes (10^6 bytes) of views that wait at most, as the first source's views are large.

@@ -64,7 +64,7 @@ class PooledDataset:
 
 
 def pooled_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
-    """`pooled` (B, D): the mean of the deepest level's tokens of normalised pixels (B, C, T, H, W)."""
+    """`pooled` (B, D): the mean of the deepest level's tokens of normalized pixels (B, C, T, H, W)."""
     return {"pooled": model.forward_features(pixels).float().mean(1)}
 
 

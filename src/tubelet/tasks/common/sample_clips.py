@@ -35,7 +35,7 @@ def frozen_features(encoders: Mapping[str, Encoder], pixels: Tensor, grid: Grid)
 
     Args:
         encoders: kind of feature -> encoder.
-        pixels: (B, 3, T, H, W) normalised pixels on the encoders' device.
+        pixels: (B, 3, T, H, W) normalized pixels on the encoders' device.
         grid: the token grid.
 
     Returns:
@@ -52,7 +52,7 @@ def frames_that_fit(wanted: int, there: int, tubelet: int) -> int:
 
 
 def crop_nearest(truth: NDArray, size: int) -> Tensor:
-    """The pixels of a truth (T, H, W) at the centres of those that `resize_center_crop` makes: (T, size, size)."""
+    """The pixels of a truth (T, H, W) at the centers of those that `resize_center_crop` makes: (T, size, size)."""
     before: tuple[int, int] = (truth.shape[1], truth.shape[2])
     rows, columns = (
         ((np.arange(size) + (after - size) // 2 + 0.5) * old / after).astype(np.int64)
@@ -81,7 +81,7 @@ class ClipCrop:
     """How clips are cut, and what their truth is named after.
 
     Attributes:
-        image_size: side of the centre crop in pixels.
+        image_size: side of the center crop in pixels.
         frames: T, taken from the middle of the clip at the file's own rate.
         classes: names of the pixels' classes.
         motions: names of the camera's motions.

@@ -51,7 +51,7 @@ class DepthErrors:
     """How far a map of depth is off, over the pixels whose depth is known.
 
     Attributes:
-        rmse: root of the mean squared error, metres.
+        rmse: root of the mean squared error, meters.
         abs_rel: mean of |error| / truth.
         delta1, delta2, delta3: shares of pixels whose ratio to the truth, or the truth's to them, is below 1.25 to the
             power of 1, 2, 3.
@@ -72,8 +72,8 @@ def depth_errors(predicted: Tensor, truth: Tensor) -> DepthErrors:
     """The errors of Eigen et al. (2014) and of KITTI's depth benchmark.
 
     Args:
-        predicted: (n,) metres, above 0.
-        truth: (n,) metres, above 0; n at least 1.
+        predicted: (n,) meters, above 0.
+        truth: (n,) meters, above 0; n at least 1.
     """
     y, t = predicted.double(), truth.double()
     ratio, log = torch.maximum(y / t, t / y), y.log() - t.log()
