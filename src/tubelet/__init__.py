@@ -6,15 +6,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tubelet.data.decode import Video
-    from tubelet.errors import TubeletError
+    from tubelet.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DecodeError,
+        FileError,
+        MissingFileError,
+        MissingPackageError,
+        TrainingError,
+        TubeletError,
+    )
     from tubelet.pretrained.dense_features import DenseFeatures
     from tubelet.pretrained.load import load
 
-__all__ = ["DenseFeatures", "TubeletError", "Video", "__version__", "load"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DecodeError",
+    "DenseFeatures",
+    "FileError",
+    "MissingFileError",
+    "MissingPackageError",
+    "TrainingError",
+    "TubeletError",
+    "Video",
+    "__version__",
+    "load",
+]
 
 _MODULES = {
     "DenseFeatures": "tubelet.pretrained.dense_features",
-    "TubeletError": "tubelet.errors",
     "Video": "tubelet.data.decode",
     "load": "tubelet.pretrained.load",
 }
@@ -30,8 +53,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("tubelet")
-    if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
+    if name in __all__:
+        return getattr(import_module(_MODULES.get(name, "tubelet.errors")), name)
     raise AttributeError(f"module 'tubelet' has no attribute {name!r}")
 
 

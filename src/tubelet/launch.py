@@ -3,7 +3,7 @@
 import os
 from typing import NamedTuple
 
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError, TubeletError
 
 _REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What these are in a single process; any other value means that there are more.
@@ -36,7 +36,7 @@ def read_launch() -> Launch | None:
     found = {name: os.environ[name] for name in _SINGLE if os.environ.get(name)}
     for name, value in found.items():
         if not (value.isascii() and value.isdigit() and len(value) < 10):
-            raise TubeletError(
+            raise ConfigError(
                 f"{name} is {value[:40]!r} in the environment, expected a whole number as a launcher sets it: "
                 f"`unset {name}` to train in one process"
             )
@@ -46,13 +46,13 @@ def read_launch() -> Launch | None:
     missing = [name for name in _REQUIRED if not os.environ.get(name)]
     if missing:
         named = " and ".join(f"{name} is {values[name]}" for name in values if values[name] != _SINGLE[name])
-        raise TubeletError(
+        raise ConfigError(
             f"{named} in the environment, but {' and '.join(missing)} not set, so that this is no process of a "
             f"distributed run: `unset {' '.join(values)}` to train in one process, or start several by torchrun"
         )
     rank, size = values["RANK"], values["WORLD_SIZE"]
     if rank >= size:
-        raise TubeletError(
+        raise ConfigError(
             f"RANK is {rank} and WORLD_SIZE {size} in the environment, expected a rank below the number of processes: "
             f"`unset {' '.join(values)}` to train in one process, or start several by torchrun"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tubelet.errors import TubeletError
+from tubelet.errors import CheckpointError, MissingFileError
 from tubelet.io.arrays import read_safetensors
 from tubelet.io.files import atomic_write, file_errors
 
@@ -37,7 +37,7 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
     """
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
-        raise TubeletError(
+        raise MissingFileError(
             f"{path}: no such file; expected the adapter folder of a run that was trained with lora_rank"
         )
     parameters = dict(encoder.named_parameters())
@@ -55,5 +55,7 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
             or (b.shape[0], a.shape[1]) != weight.shape
             or b.shape[1] != a.shape[0]
         ):
-            raise TubeletError(f"{path}: {layer} does not fit this encoder; load it with the weights it was trained on")
+            raise CheckpointError(
+                f"{path}: {layer} does not fit this encoder; load it with the weights it was trained on"
+            )
         weight.data = weight.data + (b @ a).to(weight.dtype)  # not in place: it may be mapped from a file

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from tubelet.checkpoint.sharded import FILES, HEADER, read_header, remove_checkpoint
-from tubelet.errors import TubeletError, first_line
+from tubelet.errors import CheckpointError, first_line
 from tubelet.io.files import fsync
 from tubelet.io.hidden import without_hidden
 
@@ -68,7 +68,7 @@ def read_metadata(path: Path) -> dict[str, Tensor]:
     try:
         metadata = _Reader(path).read_metadata()
     except Exception as error:  # PyTorch raises many kinds of errors for a damaged header
-        raise TubeletError(f"{path}: the checkpoint cannot be read ({first_line(error)}); copy it again") from error
+        raise CheckpointError(f"{path}: the checkpoint cannot be read ({first_line(error)}); copy it again") from error
     return {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
         for name, entry in metadata.state_dict_metadata.items()
@@ -89,7 +89,7 @@ def load_into(path: Path, state: Mapping[str, Tensor]) -> None:
     except Exception as error:  # as above
         cause = root_cause(error)
         reason = first_line(cause) if isinstance(cause, Exception) else type(cause).__name__
-        raise TubeletError(f"{path}: the checkpoint cannot be read ({reason}); copy it again") from error
+        raise CheckpointError(f"{path}: the checkpoint cannot be read ({reason}); copy it again") from error
 
 
 def load_full(path: Path, select: Callable[[str], bool]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
-from tubelet.errors import TubeletError
+from tubelet.errors import CheckpointError, FileError, MissingPackageError
 from tubelet.io.files import file_errors
 from tubelet.io.overwrite import PRODUCER, check_output, mark_archive
 from tubelet.model.encoder import Encoder
@@ -59,7 +59,7 @@ def export(model: Encoder, out: Path, images: bool = False) -> str:
         run = (_to_onnx if out.suffix == ".onnx" else _to_pt2)(graph, shapes[0], partial, images)
         worst = float(np.max([_difference(graph, run, shape) for shape in shapes]))
         if not worst <= MAX_DIFFERENCE:
-            raise TubeletError(
+            raise CheckpointError(
                 f"{out}: differs from eager by {worst:.1e}, expected at most {MAX_DIFFERENCE:.0e}: do not use it"
             )
         ours, theirs = _time_in_turn([graph, run], torch.randn(shapes[-1]))
@@ -87,7 +87,7 @@ def _staging_directory(out: Path) -> Iterator[Path]:
             for written in sorted(Path(folder).iterdir(), key=lambda path: path.name == out.name):
                 target = out.parent / written.name
                 if written.name != out.name and target.exists() and not out.exists():
-                    raise TubeletError(f"{target}: is in the way of the weights of {out.name}; choose another name")
+                    raise FileError(f"{target}: is in the way of the weights of {out.name}; choose another name")
                 written.replace(target)
 
 
@@ -128,7 +128,7 @@ def _to_onnx(
         import onnxruntime
         import onnxscript  # noqa: F401 - what torch.onnx writes with
     except ImportError as error:
-        raise TubeletError(
+        raise MissingPackageError(
             f"{out}: writing ONNX needs {error.name}: pip install onnx onnxscript onnxruntime"
         ) from error
     onnxruntime.disable_telemetry_events()  # what is exported concerns nobody else

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
-from tubelet.errors import TubeletError, first_line
+from tubelet.errors import CheckpointError, ConfigError, MissingFileError, first_line
 from tubelet.io.files import cache_dir
 
 RELEASE_URL = "https://dl.fbaipublicfiles.com/vjepa2/"
@@ -46,13 +46,13 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
         found = _released(str(what), local_only=bool(hub.get("local_files_only")))
     elif _HUB_ID.fullmatch(str(what)) and path.suffix not in (".pt", ".safetensors"):
         if path.parent.is_dir():
-            raise TubeletError(
+            raise MissingFileError(
                 f"{what}: no such file or folder; it is not looked for on the Hub, since {path.parent} is a folder here"
             )
         return _from_hub(str(what), **hub)
     else:
         close = get_close_matches(str(what), RELEASED, n=1)
-        raise TubeletError(
+        raise MissingFileError(
             f"{what}: no such file or folder{f' (nearest released name: {close[0]!r})' if close else ''}; expected a "
             f"run folder, a .safetensors or .pt file, a Hub id (owner/name), or one of {', '.join(RELEASED)}"
         )
@@ -121,7 +121,7 @@ def _released(name: str, local_only: bool) -> Path:
             return target
         except OSError as error:
             problem = f"it could not be downloaded: {error}"
-    raise TubeletError(
+    raise MissingFileError(
         f"{name} is the file {file}, which is in none of {', '.join(map(str, looked))}, and {problem}; get it from "
         f"{RELEASE_URL}{file} and put it into the first of these folders, or give its path"
     )
@@ -134,7 +134,7 @@ def _from_hub(repository: str, **hub: Any) -> Path:
         # Everything that is needed and nothing that could run: no pickles, no code.
         return Path(snapshot_download(repository, allow_patterns=["config.json", "*.safetensors"], **hub))
     except Exception as error:  # network, repository, permissions: each has several classes, which change
-        raise TubeletError(
+        raise MissingFileError(
             f"{repository}: no such file or folder here, and the Hub gave no model of this name ({first_line(error)}); "
             "check the name, the network and HF_TOKEN"
         ) from error
@@ -142,8 +142,8 @@ def _from_hub(repository: str, **hub: Any) -> Path:
 
 def _check_hash(path: Path, sha256: str) -> None:
     if not path.is_file():
-        raise TubeletError(f"{path}: a sha256 was given, which is of a file, and this is a folder")
+        raise ConfigError(f"{path}: a sha256 was given, which is of a file, and this is a folder")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256.lower():
-        raise TubeletError(f"{path}: its sha256 is {found}, expected {sha256}: delete the file and get it again")
+        raise CheckpointError(f"{path}: its sha256 is {found}, expected {sha256}: delete the file and get it again")

@@ -24,7 +24,7 @@ from tubelet.checkpoint.state_dict import load_strict, require_finite, state_dic
 from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.config.fields import Settings
-from tubelet.errors import TubeletError
+from tubelet.errors import CheckpointError, MissingFileError
 from tubelet.io.arrays import open_safetensors
 from tubelet.io.files import atomic_write, file_errors
 from tubelet.io.text import parse_json, read_json
@@ -70,7 +70,7 @@ def step_from_name(checkpoint: Path) -> int:
     """
     name = _NAME.match(checkpoint.name)
     if name is None:
-        raise TubeletError(
+        raise CheckpointError(
             f"{checkpoint}: not a checkpoint name; expected step-000000000.safetensors or a directory step-000000000"
         )
     return int(name[1])
@@ -227,7 +227,7 @@ def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     state = model.state_dict()
     moments = {name.removeprefix(_OPTIMIZER): value for name, value in stored.items() if name.startswith(_OPTIMIZER)}
     if wrong := state_dict_mismatches({k: v for k, v in stored.items() if not k.startswith(_OPTIMIZER)}, state):
-        raise TubeletError(f"{path} does not match the model: {'; '.join(wrong)}")
+        raise CheckpointError(f"{path} does not match the model: {'; '.join(wrong)}")
     parameters = dict(model.named_parameters())
     empty = {name: _empty_moment(name, parameters, path) for name in moments}
     load_into(path, {**state, **{_OPTIMIZER + name: value for name, value in empty.items()}})
@@ -240,7 +240,7 @@ def _empty_moment(moment: str, parameters: dict[str, nn.Parameter], path: Path) 
     """An empty tensor for an optimizer moment, sharded like its parameter."""
     key, _, name = moment.partition(".")
     if name not in parameters:
-        raise TubeletError(f"{path}: contains an optimizer moment of {name}, which the model does not have")
+        raise CheckpointError(f"{path}: contains an optimizer moment of {name}, which the model does not have")
     return torch.zeros(()) if key == "step" else torch.zeros_like(parameters[name], requires_grad=False)
 
 
@@ -276,7 +276,7 @@ def read_checkpoint(
 
 def _check_format(path: Path, header: dict[str, str]) -> None:
     if header.get("format") != FORMAT:
-        raise TubeletError(f"{path}: expected a checkpoint of format {FORMAT!r}, found {header.get('format')!r}")
+        raise CheckpointError(f"{path}: expected a checkpoint of format {FORMAT!r}, found {header.get('format')!r}")
 
 
 def config_from_header(header: Mapping[str, str], kind: type[C], where: str) -> C:
@@ -286,7 +286,7 @@ def config_from_header(header: Mapping[str, str], kind: type[C], where: str) -> 
         CheckpointError: if stored is none, or it is not valid.
     """
     if "config" not in header:
-        raise TubeletError(f"{where}: no config in its header; copy the file again or recreate it")
+        raise CheckpointError(f"{where}: no config in its header; copy the file again or recreate it")
     config: C = from_dict(kind, parse_json(header["config"], f"{where}: the config in its header"), f"{where}: config")
     return config
 
@@ -299,7 +299,7 @@ def step_from_header(header: Mapping[str, str], path: Path) -> int:
     """
     step = str(header.get("step", ""))
     if not (step.isascii() and step.isdigit() and len(step) < 19):
-        raise TubeletError(f"{path}: step in its header is {step[:40]!r}, expected a number")
+        raise CheckpointError(f"{path}: step in its header is {step[:40]!r}, expected a number")
     return int(step)
 
 
@@ -313,10 +313,10 @@ def find_checkpoint(what: str | Path) -> Path:
     if path.is_dir() and not is_sharded(path):
         found = list_checkpoints(path)
         if not found:
-            raise TubeletError(f"{path}: no checkpoint in this directory (expected checkpoints/step-*.safetensors)")
+            raise MissingFileError(f"{path}: no checkpoint in this directory (expected checkpoints/step-*.safetensors)")
         path = found[-1]
     if not path.exists():
-        raise TubeletError(f"{path}: no such file; expected a run directory, a checkpoint, or a released .pt file")
+        raise MissingFileError(f"{path}: no such file; expected a run directory, a checkpoint, or a released .pt file")
     return path
 
 
@@ -344,7 +344,7 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
     with torch.device("meta"):  # compare shapes before allocating memory
         expected = VJEPA(config.model).state_dict()
     if wrong := state_dict_mismatches(state, expected):
-        raise TubeletError(f"{path} does not match the model: {'; '.join(wrong)}")
+        raise CheckpointError(f"{path} does not match the model: {'; '.join(wrong)}")
     model = VJEPA(config.model)
     model.distance_weighting = config.optim.distance_weighting
     load_strict(model, state, str(path))
@@ -366,7 +366,7 @@ def _load_optimizer_tensors(model: VJEPA, optimizer: Optimizer, moments: dict[st
     for name, value in moments.items():
         key, _, parameter_name = name.partition(".")
         if parameter_name not in parameters:
-            raise TubeletError(
+            raise CheckpointError(
                 f"{path}: contains an optimizer moment of {parameter_name}, which the model does not have"
             )
         parameter = parameters[parameter_name]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tubelet.errors import TubeletError
+from tubelet.errors import CheckpointError
 from tubelet.vjepa import local_shard
 
 State = dict[str, Tensor]
@@ -24,7 +24,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str, assig
         CheckpointError: lists every missing, unexpected and misshapen tensor, or those with values that are not finite.
     """
     if wrong := state_dict_mismatches(state, module.state_dict()):
-        raise TubeletError(f"{what} does not match the model: {'; '.join(wrong)}")
+        raise CheckpointError(f"{what} does not match the model: {'; '.join(wrong)}")
     require_finite(state, what)
     module.load_state_dict(state, assign=assign)
 
@@ -48,7 +48,7 @@ def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
             wrong.append(f"{name}, {int((~values.isfinite()).sum())} of {values.numel()} values")
     if wrong:
         more = f" and {len(wrong) - 5} more tensors" if len(wrong) > 5 else ""
-        raise TubeletError(
+        raise CheckpointError(
             f"{what}: not finite (NaN or infinity): {'; '.join(wrong[:5])}{more}: the training diverged or the file is "
             "damaged; use another checkpoint"
         )

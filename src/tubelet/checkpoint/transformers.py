@@ -10,7 +10,7 @@ from torch import Tensor
 from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.vjepa2 import expected_tensors, require_match, to_encoder_state
 from tubelet.config import ModelConfig, output_levels_for_depth
-from tubelet.errors import TubeletError
+from tubelet.errors import CheckpointError, TubeletError
 from tubelet.io.text import read_json
 from tubelet.validation import InvalidValueError, check_value
 
@@ -70,12 +70,12 @@ def _split_qkv_names(name: str) -> list[str]:
 def _read_config(path: Path) -> ModelConfig:
     stated = read_json(path, dict[str, Any], _EXPECTED_FILES)
     if stated.get("model_type") != "vjepa2":
-        raise TubeletError(
+        raise CheckpointError(
             f"{path}: model_type is {stated.get('model_type')!r:.100}, expected 'vjepa2'; {_EXPECTED_FILES}"
         )
     for key, value in _FIXED_SETTINGS.items():
         if stated.get(key, value) != value:
-            raise TubeletError(
+            raise CheckpointError(
                 f"{path}: {key} is {stated[key]!r:.100}, this package's blocks have {value!r}; {_EXPECTED_FILES}"
             )
     try:
@@ -84,7 +84,7 @@ def _read_config(path: Path) -> ModelConfig:
         if isinstance(patch, list) and (not patch or len({*patch}) > 1):
             raise InvalidValueError("patch_size", f"is {patch!r:.100}, expected one number, or two that are equal")
     except InvalidValueError as error:
-        raise TubeletError(f"{path}: {error}; {_EXPECTED_FILES}") from error
+        raise CheckpointError(f"{path}: {error}; {_EXPECTED_FILES}") from error
     try:
         return ModelConfig(
             width=sizes["hidden_size"],
@@ -98,4 +98,4 @@ def _read_config(path: Path) -> ModelConfig:
             rope="2.0",
         )
     except TubeletError as error:
-        raise TubeletError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error

@@ -22,7 +22,7 @@ from tubelet.checkpoint.vjepa2_1 import (
     vector_length,
 )
 from tubelet.config import ModelConfig, output_levels_for_depth
-from tubelet.errors import TubeletError
+from tubelet.errors import CheckpointError, ConfigError
 
 # Width -> heads and blocks of ViT-L, H and g (arXiv 2506.09985, and its release).
 _FAMILY = {1024: (16, 24), 1280: (16, 32), 1408: (22, 40)}
@@ -41,10 +41,10 @@ def from_release(path: Path, state: Mapping[str, Tensor], heads: int | None) -> 
     depth = count_blocks(encoder, r"blocks\.(\d+)\.")
     if heads is None:
         if width not in _FAMILY:
-            raise TubeletError(f"no V-JEPA 2.0 model is {width} wide: say how many attention heads it has with heads=")
+            raise ConfigError(f"no V-JEPA 2.0 model is {width} wide: say how many attention heads it has with heads=")
         heads, expected = _FAMILY[width]
         if depth != expected:
-            raise TubeletError(f"{path}: {depth} blocks of width {width}, expected {expected}, or heads= of your own")
+            raise ConfigError(f"{path}: {depth} blocks of width {width}, expected {expected}, or heads= of your own")
     channels, tubelet_size, patch_size = tokenizer_shape(encoder, width, path)
     config = ModelConfig(
         width=width,
@@ -96,6 +96,6 @@ def to_encoder_state(state: Mapping[str, Tensor], config: ModelConfig) -> State:
 def require_match(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise a `TubeletError` that lists all names and shapes in which an encoder differs from what is expected."""
     if wrong := state_dict_mismatches(state, expected):
-        raise TubeletError(
+        raise CheckpointError(
             f"{path} does not match the V-JEPA 2.0 architecture inferred from its tensors: {'; '.join(wrong)}"
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tubelet.checkpoint.state_dict import State, state_dict_mismatches
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, output_levels_for_depth
-from tubelet.errors import TubeletError
+from tubelet.errors import CheckpointError, ConfigError
 from tubelet.io.arrays import read_pt
 from tubelet.io.files import atomic_write
 from tubelet.io.overwrite import check_output, mark_archive
@@ -89,13 +89,13 @@ def read_released(
     keys = {"student": "encoder", "predictor": "predictor", "teacher": teacher_key}
     absent = [keys[module] for module in modules if keys[module] not in file]
     if absent:
-        raise TubeletError(
+        raise CheckpointError(
             f"{path}: expected the keys {', '.join(map(repr, absent))}, found {sorted(map(str, file))}: "
             "not a V-JEPA 2.1 release"
         )
     found = {module: state_dict_from(file, keys[module], path) for module in MODULE_NAMES if keys[module] in file}
     if any(is_vjepa2(found[module]) for module in modules if module != "predictor"):
-        raise TubeletError(f"{path}: a V-JEPA 2.0 file, of which only the encoder is supported; use tubelet.load")
+        raise CheckpointError(f"{path}: a V-JEPA 2.0 file, of which only the encoder is supported; use tubelet.load")
     states = {module: strip_prefixes(state) for module, state in found.items()}
     encoder = states["student" if "teacher" not in modules and "student" in states else "teacher"]
     distilled = teacher_key == "ema_encoder"
@@ -116,7 +116,7 @@ def write_released(path: Path, config: ModelConfig, states: Mapping[ModuleName, 
         FileError: if the file cannot be written.
     """
     if config.rope != "2.1":
-        raise TubeletError(
+        raise CheckpointError(
             f"{path}: the released 2.1 layout cannot store a V-JEPA {config.rope} model; write .safetensors"
         )
     teacher_key = TEACHER_KEYS[0] if config.predictor.rescale_rope else TEACHER_KEYS[1]
@@ -149,16 +149,16 @@ def state_dict_from(file: Mapping[str, Any], key: str, path: str | Path) -> Stat
     """
     state = file[key]
     if not isinstance(state, Mapping):
-        raise TubeletError(f"{path}: {key!r} is {type(state).__name__}, expected a dictionary of tensors")
+        raise CheckpointError(f"{path}: {key!r} is {type(state).__name__}, expected a dictionary of tensors")
     for name, value in state.items():
         whole = isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
         if not whole or value.is_quantized or value.device.type != "cpu":
-            raise TubeletError(f"{path}: {key!r} holds {ascii(name)[:200]}, which is not a plain tensor")
+            raise CheckpointError(f"{path}: {key!r} holds {ascii(name)[:200]}, which is not a plain tensor")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise TubeletError(f"{path}: {name} has shape {tuple(value.shape)}, more than its storage in the file")
+            raise CheckpointError(f"{path}: {name} has shape {tuple(value.shape)}, more than its storage in the file")
     names = strip_prefixes(state)
     if len(names) < len(state):
-        raise TubeletError(f"{path}: {key!r} has tensors whose names differ only in their prefix")
+        raise CheckpointError(f"{path}: {key!r} has tensors whose names differ only in their prefix")
     return {name: value.detach() for name, value in state.items()}
 
 
@@ -258,7 +258,7 @@ def _require_match(path: str | Path, modules: Mapping[str, tuple[State, State]])
         if (found := state_dict_mismatches(state, expected))
     ]
     if wrong:
-        raise TubeletError(f"{path} does not match the architecture inferred from its tensors: {' | '.join(wrong)}")
+        raise CheckpointError(f"{path} does not match the architecture inferred from its tensors: {' | '.join(wrong)}")
 
 
 def count_blocks(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -275,7 +275,7 @@ def vector_length(state: Mapping[str, Tensor], pattern: str, path: str | Path) -
     """
     lengths = [value.shape[0] for name, value in state.items() if re.fullmatch(pattern, name) and value.dim() == 1]
     if not lengths:
-        raise TubeletError(f"{path}: no tensor matches {pattern!r}; not a V-JEPA release")
+        raise CheckpointError(f"{path}: no tensor matches {pattern!r}; not a V-JEPA release")
     return max(set(lengths), key=lengths.count)
 
 
@@ -289,7 +289,7 @@ def tokenizer_shape(state: Mapping[str, Tensor], width: int, path: str | Path) -
     shape = tuple(state[name].shape) if name in state else ()
     if len(shape) != 5 or shape[0] != width or shape[3] != shape[4]:
         found = f"has shape {shape}" if shape else "is missing"
-        raise TubeletError(f"{path}: {name} {found}, expected (width = {width}, channels, frames, p, p)")
+        raise CheckpointError(f"{path}: {name} {found}, expected (width = {width}, channels, frames, p, p)")
     return shape[1], shape[2], shape[3]
 
 
@@ -307,11 +307,11 @@ def _infer_config(
     family = {preset().width: preset() for preset in MODELS.values()}.get(width)
     if heads is None:
         if family is None:
-            raise TubeletError(
+            raise ConfigError(
                 f"{path}: no model of the family has width {width}; give the number of attention heads with heads="
             )
         if levels is None and depth != family.depth:  # a file without its last blocks would pass as a shallower model
-            raise TubeletError(
+            raise ConfigError(
                 f"{path}: {depth} blocks of width {width}, but the model of the family with that width has "
                 f"{family.depth}; blocks are missing, or describe the model with heads= and levels="
             )
@@ -337,7 +337,7 @@ def _infer_predictor(
     if heads is None:
         by_width = {preset().predictor.width: preset().predictor.heads for preset in MODELS.values()}
         if width not in by_width:
-            raise TubeletError(
+            raise ConfigError(
                 f"{path}: no predictor of the family has width {width}; give the number of attention heads with "
                 "predictor_heads="
             )

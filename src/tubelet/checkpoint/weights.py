@@ -12,7 +12,7 @@ from tubelet.checkpoint.transformers import from_transformers
 from tubelet.checkpoint.vjepa2 import from_release
 from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, is_vjepa2, read_released, read_torch_file, state_dict_from
 from tubelet.config import ModelConfig, TrainConfig
-from tubelet.errors import TubeletError
+from tubelet.errors import CheckpointError, MissingFileError
 from tubelet.io.arrays import open_safetensors, read_safetensors
 from tubelet.io.hidden import without_hidden
 from tubelet.model.lora import merge_adapters
@@ -72,7 +72,7 @@ def read_weights(path: Path, name: str, spec: LoadSpec) -> Weights:
             return _from_safetensors(found[-1:], f"{path.resolve().name}/{found[-1].stem}", spec)
         files = without_hidden(path.glob("*.safetensors"))
         if not files:
-            raise TubeletError(
+            raise MissingFileError(
                 f"{path}: no checkpoint in this folder (expected checkpoints/step-*.safetensors, or .safetensors files)"
             )
         return _from_safetensors(files, name, spec)
@@ -80,7 +80,7 @@ def read_weights(path: Path, name: str, spec: LoadSpec) -> Weights:
         return _from_pt(path, name, spec)
     if path.suffix == ".safetensors":
         return _from_safetensors([path], name, spec)
-    raise TubeletError(f"{path}: expected a run folder, a .safetensors or a .pt file")
+    raise CheckpointError(f"{path}: expected a run folder, a .safetensors or a .pt file")
 
 
 def is_encoder_file(path: Path) -> bool:
@@ -122,20 +122,20 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
         config = config_from_header(header, ModelConfig, where)
         held: EncoderName = "student" if header.get("part") == "student" else "teacher"
         if held != (spec.encoder or held):
-            raise TubeletError(
+            raise CheckpointError(
                 f"{where}: holds the {held} alone, not the {part}: leave encoder out, or name another file"
             )
         encoder = {key: value for key, value in tensors.items() if not key.startswith("predictor.")}
         return Weights(config, encoder, _predictor(tensors, spec, where), header.get("name", name), held)
     folder = files[0].parent
     if part != "teacher":
-        raise TubeletError(f"{where}: transformers' files hold the teacher alone, not the {part}: leave encoder out")
+        raise CheckpointError(f"{where}: transformers' files hold the teacher alone, not the {part}: leave encoder out")
     return Weights(*from_transformers(folder, tensors), _no_predictor(folder, spec), name, part)
 
 
 def _no_predictor(path: Path, spec: LoadSpec) -> State:
     if spec.predictor:
-        raise TubeletError(f"{path}: V-JEPA 2.0's predictor has other heads and is not read: load the encoder alone")
+        raise CheckpointError(f"{path}: V-JEPA 2.0's predictor has other heads and is not read: load the encoder alone")
     return {}
 
 
@@ -144,7 +144,7 @@ def _predictor(tensors: Mapping[str, Any], spec: LoadSpec, where: str) -> State:
         return {}
     found = _strip_prefix(tensors, "predictor.")
     if not found:
-        raise TubeletError(f"{where}: holds an encoder alone, without the predictor that was asked for")
+        raise CheckpointError(f"{where}: holds an encoder alone, without the predictor that was asked for")
     return found
 
 
@@ -162,7 +162,7 @@ def _read_safetensors(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
             continue
         found, header = read_safetensors(path)
         if twice := next((name for name in found if name in tensors), None):
-            raise TubeletError(
+            raise CheckpointError(
                 f"{path.parent}: holds several models ({twice} is in {path.name} and in another file): name one file"
             )
         tensors |= found

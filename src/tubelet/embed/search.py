@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.embed.table import PartRemovedError, parts, pooled_rows, read_settings
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError, DataError, TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load
 
@@ -49,13 +49,13 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
     """
     index = Path(index)
     if top < 1:
-        raise TubeletError(f"top is {top}, expected at least 1 clip")
+        raise ConfigError(f"top is {top}, expected at least 1 clip")
     settings = read_settings(index)
     if not parts(index):
-        raise TubeletError(f"{index}: has no rows yet; wait for `tubelet embed` to finish")
+        raise DataError(f"{index}: has no rows yet; wait for `tubelet embed` to finish")
     model = model or _load(index, settings["model"])
     if model.weights_id != settings["weights"]:
-        raise TubeletError(
+        raise DataError(
             f"{index}: features are from {settings['model_id']}, the model is {model.model_id}; pass the model of the "
             "table with --model, or embed the collection again"
         )
@@ -63,7 +63,7 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
     query = features.pooled[0].float().cpu().numpy()
     length = np.linalg.norm(query)
     if not (np.isfinite(length) and length > 0):
-        raise TubeletError(f"{file}: features have no direction (norm {length}); check the weights of {model.model_id}")
+        raise DataError(f"{file}: features have no direction (norm {length}); check the weights of {model.model_id}")
     for left in reversed(range(ATTEMPTS)):
         try:
             return _nearest(index, query / length, top)
@@ -80,7 +80,7 @@ def _nearest(index: Path, query: NDArray[np.float32], top: int) -> list[Hit]:
     first = ""
     for columns, pooled in pooled_rows(index, ["path", "start_s", "end_s"]):
         if pooled.shape[1] != len(query):
-            raise TubeletError(
+            raise DataError(
                 f"{index}: a part has vectors of {pooled.shape[1]} channels, expected {len(query)} as of the model; "
                 "embed the collection again into another folder"
             )
@@ -107,6 +107,6 @@ def _load(index: Path, name: str) -> Backbone:
     try:
         return load(name)
     except TubeletError as error:
-        raise TubeletError(
+        raise DataError(
             f"{index}: its model {name} cannot be loaded ({error}); pass its new location with --model"
         ) from error

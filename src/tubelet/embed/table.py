@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tubelet.errors import MissingFileError, TubeletError
+from tubelet.errors import DataError, MissingFileError, TubeletError
 from tubelet.io.arrays import read_parquet, vectors
 from tubelet.io.files import atomic_write
 from tubelet.io.text import file_error, read_json, validate_content
@@ -109,7 +109,7 @@ class FeatureTable:
                 f"{key}: {before.get(key)} -> {settings[key]}" for key in compared if before.get(key) != settings[key]
             ]
             if changed:
-                raise TubeletError(
+                raise DataError(
                     f"{path}: has features with other settings ({'; '.join(changed)}); choose another --out"
                 )
             for leftover in path.glob("*.partial"):  # of a process that died while writing
@@ -191,7 +191,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         TubeletError: if the folder is not a table.
     """
     if not (path / SETTINGS).is_file():
-        raise TubeletError(
+        raise DataError(
             f"{path}: not a table of features ({SETTINGS} is missing); expected a folder that `tubelet embed` wrote"
         )
     settings: dict[str, Any] = read_json(path / SETTINGS, dict[str, Any], _EMBED_AGAIN)

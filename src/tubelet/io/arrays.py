@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tubelet.errors import TubeletError, first_line
+from tubelet.errors import CheckpointError, TubeletError, first_line
 from tubelet.io.text import COPY_AGAIN, file_error, require_regular
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def open_safetensors(path: Path, remedy: str = COPY_AGAIN) -> Iterator[TensorFil
             OSError, SafetensorError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError,
             OverflowError, MemoryError,
         ) as error:  # fmt: skip
-            raise file_error(path, f"cannot be read ({first_line(error)})", remedy) from error
+            raise file_error(path, f"cannot be read ({first_line(error)})", remedy, CheckpointError) from error
 
     require_regular(path, remedy)
     with guard(lambda: safe_open(path, framework="pt")) as file:
@@ -93,11 +93,15 @@ def read_pt(path: str | Path, remedy: str = COPY_AGAIN, device: Any = "cpu", map
     try:
         content = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        raise file_error(path, "is damaged, or asks for code to be run, which no file may", remedy) from error
+        raise file_error(
+            path, "corrupt, or contains pickled code, which is not allowed", remedy, CheckpointError
+        ) from error
     except Exception as error:  # a damaged list of instructions fails in any way there is
-        raise file_error(path, f"is not a .pt file that can be read safely ({first_line(error)})", remedy) from error
+        raise file_error(
+            path, f"is not a .pt file that can be read safely ({first_line(error)})", remedy, CheckpointError
+        ) from error
     if not isinstance(content, dict):
-        raise file_error(path, f"holds {type(content).__name__}, expected a dictionary", remedy)
+        raise file_error(path, f"holds {type(content).__name__}, expected a dictionary", remedy, CheckpointError)
     return content
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tubelet.errors import TubeletError
+from tubelet.errors import FileError, TubeletError
 from tubelet.io.arrays import open_safetensors
 from tubelet.io.files import file_errors
 from tubelet.io.hidden import is_hidden
@@ -153,9 +153,9 @@ def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:
     """
     expected = KINDS[kind]
     if expected.suffixes and path.suffix.lower() not in expected.suffixes:
-        raise TubeletError(f"{path}: expected a name that ends in {' or '.join(expected.suffixes)}")
+        raise FileError(f"{path}: expected a name that ends in {' or '.join(expected.suffixes)}")
     if kind in _OF_TENSORS and not _is_utf8(path.absolute()):
-        raise TubeletError(f"{path}: not a name in UTF-8, which safetensors needs to read a file; choose another name")
+        raise FileError(f"{path}: not a name in UTF-8, which safetensors needs to read a file; choose another name")
     with file_errors(path):
         if expected.marks and path.is_dir():
             _refuse_unmarked_folder(path, expected.marks)
@@ -174,7 +174,7 @@ def check_new_directory(path: Path, beside: str) -> None:
         TubeletError: if its contents are somebody else's.
     """
     if _exists(path) and not _is_result(path.parent / beside):
-        raise TubeletError(
+        raise FileError(
             f"{path}: is in the way, and not of an earlier evaluation (no {beside} beside it); choose another --out"
         )
 
@@ -188,7 +188,7 @@ def _refuse_inputs(path: Path, kind: OutputKind, inputs: Iterable[object]) -> No
         for target in written:
             if _same(source, target):
                 what = "folder" if target.is_dir() else "file"
-                raise TubeletError(
+                raise FileError(
                     f"{target}: this {what} is one of the sources, and the source itself would be overwritten; choose "
                     "another place"
                 )
@@ -214,7 +214,7 @@ def _refuse_other_places(path: Path, kind: OutputKind) -> None:
         elif inner.name in _RUN_PARTS and (folder / "config.json").is_file() and _is_run_config(folder / "config.json"):
             other = f"the {inner.name} of a run"
         if other:
-            raise TubeletError(
+            raise FileError(
                 f"{path}: lies in {other} ({folder}), where {kind.what} does not belong; choose another place"
             )
         inner = folder
@@ -226,27 +226,25 @@ def _refuse_foreign_file(path: Path, what: str, own: Recognizer) -> None:
     try:
         status = path.stat()
     except FileNotFoundError as error:
-        raise TubeletError(
-            f"{path}: is a link to a file that is not there; remove it, or choose another name"
-        ) from error
+        raise FileError(f"{path}: is a link to a file that is not there; remove it, or choose another name") from error
     if stat.S_ISDIR(status.st_mode):
-        raise TubeletError(f"{path}: is a folder, expected a file or a new name")
+        raise FileError(f"{path}: is a folder, expected a file or a new name")
     if not stat.S_ISREG(status.st_mode):
-        raise TubeletError(f"{path}: is no regular file; choose another name")
+        raise FileError(f"{path}: is no regular file; choose another name")
     if status.st_size and not own(path):
-        raise TubeletError(f"{path}: is a file already, and not {what}; choose another name, or remove it first")
+        raise FileError(f"{path}: is a file already, and not {what}; choose another name, or remove it first")
 
 
 def _refuse_foreign_folder(path: Path, kind: str, expected: OutputKind) -> None:
     if not path.is_dir():
         what = "a file" if path.exists() else "a link to nothing"
-        raise TubeletError(f"{path}: cannot be written, it is {what}, expected a folder or a new name")
+        raise FileError(f"{path}: cannot be written, it is {what}, expected a folder or a new name")
     for name, own in expected.files.items():
         _refuse_foreign_file(path / name, f"of {expected.what}", own)
     if kind == "run" and not (path / "config.json").exists():
         there = [name for name in _RUN_FILES if _exists(path / name)]
         if there and not (path / "checkpoints").is_dir():
-            raise TubeletError(
+            raise FileError(
                 f"{path / there[0]}: is there already, and not of a run (no config.json is there); choose another place"
             )
 
@@ -255,7 +253,7 @@ def _refuse_unmarked_folder(path: Path, marks: Iterable[str]) -> None:
     """Refuse a folder that holds anything but hidden and unfinished files, and none of the marks."""
     names = {entry.name for entry in path.iterdir()}
     if names.isdisjoint(marks) and any(not is_hidden(name) and not name.endswith(".partial") for name in names):
-        raise TubeletError(f"{path}: holds something else; choose another --out")
+        raise FileError(f"{path}: holds something else; choose another --out")
 
 
 def _exists(path: Path) -> bool:

@@ -16,7 +16,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from tubelet.errors import TubeletError, first_line
+from tubelet.errors import DataError, FileError, MissingFileError, TubeletError, first_line
 from tubelet.validation import LARGEST_INT, LONE_SURROGATE, InvalidValueError, check_value
 
 COPY_AGAIN = "copy it again, or make it anew"
@@ -27,9 +27,11 @@ LINE_BYTES = 2**24
 JSON_DEPTH = 64
 
 
-def file_error(where: str | Path, problem: str, remedy: str = COPY_AGAIN) -> TubeletError:
+def file_error(
+    where: str | Path, problem: str, remedy: str = COPY_AGAIN, kind: type[TubeletError] = DataError
+) -> TubeletError:
     """The error of a file that cannot be used: `FILE: PROBLEM; REMEDY`."""
-    return TubeletError(f"{where}: {problem}; {remedy}")
+    return kind(f"{where}: {problem}; {remedy}")
 
 
 def require_regular(path: Path, remedy: str = COPY_AGAIN) -> None:
@@ -41,15 +43,19 @@ def require_regular(path: Path, remedy: str = COPY_AGAIN) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
-        raise file_error(path, "does not exist", remedy) from error
+        raise file_error(path, "does not exist", remedy, MissingFileError) from error
     except (OSError, ValueError) as error:
         raise _unreadable(path, error, remedy) from error
     if not stat.S_ISREG(mode):
-        raise file_error(path, f"is a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}, expected a file", remedy)
+        raise file_error(
+            path, f"is a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}, expected a file", remedy, FileError
+        )
 
 
 def _unreadable(path: Path, error: Exception, remedy: str) -> TubeletError:
-    return file_error(path, f"cannot be read ({getattr(error, 'strerror', None) or first_line(error)})", remedy)
+    return file_error(
+        path, f"cannot be read ({getattr(error, 'strerror', None) or first_line(error)})", remedy, FileError
+    )
 
 
 def read_bytes(path: Path, remedy: str = COPY_AGAIN, limit: int = TEXT_BYTES) -> bytes:

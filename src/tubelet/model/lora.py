@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from tubelet.errors import TubeletError
+from tubelet.errors import MissingPackageError
 
 _LAYERS = ["qkv", "proj", "fc1", "fc2"]
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
@@ -25,7 +25,7 @@ def add_adapters(encoder: nn.Module, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise TubeletError("lora_rank needs peft: pip install peft") from error
+        raise MissingPackageError("lora_rank needs peft: pip install peft") from error
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=_LAYERS), encoder)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.layers import NORM_EPS, Block, init_weights, run_block
 from tubelet.model.rope import rotary_table
@@ -59,7 +59,7 @@ class Predictor(nn.Module):
         """
         size, expected = self.config.predictor, self.config.num_output_levels
         if len(levels) != expected or levels[0].shape[:2] != mask.context.shape:
-            raise TubeletError(
+            raise DataError(
                 f"the predictor got {len(levels)} levels of shape {tuple(levels[0].shape)}, expected {expected} of "
                 f"(clips, context tokens) = {tuple(mask.context.shape)}"
             )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.grid import Grid, Modality
 
 
@@ -60,7 +60,7 @@ class Tokenizer(nn.Module):
             TubeletError: if the shape is not (B, C, T, H, W) of whole patches.
         """
         if pixels.dim() != 5 or pixels.shape[1] != self.config.channels:
-            raise TubeletError(
+            raise DataError(
                 f"pixels have shape {tuple(pixels.shape)}, "
                 f"expected (clips, {self.config.channels}, frames, height, width)"
             )

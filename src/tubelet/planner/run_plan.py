@@ -24,7 +24,7 @@ from tubelet.data.clips import normalize
 from tubelet.data.masks import block_shape, hidden_positions
 from tubelet.data.sources import MediaList
 from tubelet.device import DEVICE_KINDS, DeviceKind, training_dtype
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.layers import Attention
 from tubelet.planner.storage_log import StepLog, StorageLog, Transfer, storage_log
@@ -161,7 +161,7 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
         TubeletError: if the run could not be, or is of a kind that is not planned.
     """
     if config.lora_rank or config.distill_from:
-        raise TubeletError(
+        raise ConfigError(
             "--dry-run is of pre-training; it knows no adapters (lora_rank) and no frozen teacher (distill)"
         )
     device = DEVICE_KINDS[planned.device_kind]
@@ -275,7 +275,7 @@ def fake_group(processes: int) -> Iterator[None]:
         yield
         return
     if dist.is_initialized():
-        raise TubeletError("--dry-run is made by one process alone: start it without torchrun")
+        raise ConfigError("--dry-run is made by one process alone: start it without torchrun")
     dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
     try:
         yield

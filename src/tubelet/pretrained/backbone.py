@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tubelet.data.clips import normalize
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError, DataError
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.hub_encoder import HubEncoder
 from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, check_resize, read_inputs, step_times
@@ -87,7 +87,7 @@ class Backbone(HubEncoder):
         if overlap is None:
             overlap = frames // 2 - frames // 2 % self.config.tubelet_size
         if not isinstance(overlap, (int, np.integer)):
-            raise TubeletError(f"overlap is {overlap!r}, expected a whole number of frames")
+            raise ConfigError(f"overlap is {overlap!r}, expected a whole number of frames")
         for pixels, times in read_windows(path, frames, overlap, fps, self.config.tubelet_size):
             clips = read_inputs(pixels, self.config, Sampling(), resize)
             with torch.no_grad():
@@ -101,7 +101,7 @@ class Backbone(HubEncoder):
             pixels = normalize(pixels, self.dtype)
         elif not (pixels := pixels.to(self.dtype)).isfinite().all():
             dtype = str(self.dtype).removeprefix("torch.")
-            raise TubeletError(f"pixel values are too large for {dtype}; normalize them, or pass uint8")
+            raise DataError(f"pixel values are too large for {dtype}; normalize them, or pass uint8")
         grid = self.tokenizer.grid(pixels)
         outputs = self.get_intermediate_layers(pixels, self.config.levels)
         levels = tuple(norm(x) for norm, x in zip(self.norms, outputs, strict=True))

@@ -9,7 +9,7 @@ from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.vjepa2_1 import MODULE_NAMES, ModuleName, write_released
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.io.files import directory_lock, file_errors
 from tubelet.io.hidden import without_hidden
 from tubelet.io.overwrite import check_output
@@ -69,12 +69,12 @@ def convert(what: str | Path, out: Path, spec: LoadSpec, license: str = "unknown
 def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
     path = resolve_checkpoint(what)
     if path.is_file() and path.suffix not in (".pt", ".pth", ".safetensors"):
-        raise TubeletError(f"{path}: expected a run folder, a .safetensors or a .pt file")
+        raise ConfigError(f"{path}: expected a run folder, a .safetensors or a .pt file")
     if out.suffix in _FOREIGN:
-        raise TubeletError(f"{out}: expected NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder")
+        raise ConfigError(f"{out}: expected NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder")
     check_output(out, {".pt": "released", ".safetensors": "encoder"}.get(out.suffix, "model"), _read_from(path))
     if out.is_dir() and any(file.name != WEIGHTS_FILE for file in without_hidden(out.glob("*.safetensors"))):
-        raise TubeletError(f"{out}: holds the weights of another model: write to another folder")
+        raise ConfigError(f"{out}: holds the weights of another model: write to another folder")
     if out.suffix == ".pt" and not is_encoder_file(path):
         system, _ = load_vjepa(path)
         write_released(out, system.config, {name: getattr(system, name).state_dict() for name in MODULE_NAMES})

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.grid import Grid
 
 
@@ -63,7 +63,7 @@ class DenseFeatures:
         """
         rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
         if not (rows >= 1 and columns >= 1):
-            raise TubeletError(f"size is {size!r}, expected rows and columns of at least 1")
+            raise DataError(f"size is {size!r}, expected rows and columns of at least 1")
         pictures = self.map.flatten(0, 1).permute(0, 3, 1, 2)
         large = F.interpolate(pictures, (rows, columns), mode="bilinear", align_corners=False)
         return large.permute(0, 2, 3, 1).unflatten(0, (-1, self.grid.t))
@@ -84,7 +84,7 @@ class DenseFeatures:
         grids: set[tuple[int, int]] = set()
         for window in windows:
             if window.times is None or len(window.times) != 1:
-                raise TubeletError("only windows of one video can be merged: they have times, and a batch size of 1")
+                raise DataError("only windows of one video can be merged: they have times, and a batch size of 1")
             grids.add((window.grid.h, window.grid.w))
             maps = [level.unflatten(1, window.grid.shape) for level in window.levels]
             for i, time in enumerate(window.times[0].tolist()):
@@ -93,7 +93,7 @@ class DenseFeatures:
                     step = [a + b for a, b in zip(sums[time], step, strict=True)]
                 sums[time], counts[time] = step, counts.get(time, 0) + 1
         if len(grids) != 1:
-            raise TubeletError(f"windows of one video have one size, these have (rows, columns) {sorted(grids)}")
+            raise DataError(f"windows of one video have one size, these have (rows, columns) {sorted(grids)}")
         times = sorted(sums)
         levels = zip(*([x / counts[time] for x in sums[time]] for time in times), strict=True)
         return cls(

@@ -18,7 +18,7 @@ from tubelet.data.decode import Video, VideoInfo
 from tubelet.data.images import read_image, rgb_of
 from tubelet.data.storage import suffix_of
 from tubelet.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError, DataError
 
 Resize = Literal["round"] | int | tuple[int, int] | None
 DEFAULT_FPS = 4.0
@@ -55,11 +55,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not _is_whole(self.frames):
-            raise TubeletError(f"frames is {self.frames!r}, expected a whole number of at least 1")
+            raise ConfigError(f"frames is {self.frames!r}, expected a whole number of at least 1")
         if self.fps is not None and not (_is_number(self.fps) and self.fps > 0):
-            raise TubeletError(f"fps is {self.fps!r}, expected a positive number of frames per second")
+            raise ConfigError(f"fps is {self.fps!r}, expected a positive number of frames per second")
         if self.start is not None and not (_is_number(self.start) and self.start >= 0):
-            raise TubeletError(f"start is {self.start!r}, expected seconds from the beginning of the video, 0 or more")
+            raise ConfigError(f"start is {self.start!r}, expected seconds from the beginning of the video, 0 or more")
 
 
 def _is_number(value: Any) -> bool:
@@ -74,7 +74,7 @@ def check_resize(resize: Any) -> None:
     """Refuse what is no `Resize`."""
     pair = isinstance(resize, (tuple, list)) and len(resize) == 2 and all(map(_is_whole, resize))
     if not (resize is None or (isinstance(resize, str) and resize == "round") or _is_whole(resize) or pair):
-        raise TubeletError(
+        raise ConfigError(
             f'resize is {resize!r}, expected "round", the side of the middle square or (height, width), in pixels'
         )
 
@@ -88,12 +88,12 @@ def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize)
     check_resize(resize)
     if isinstance(x, (list, tuple)) and not (x and _is_picture(x[0])):
         if not x:
-            raise TubeletError("there is nothing to encode: the list is empty")
+            raise DataError("there is nothing to encode: the list is empty")
         batch = [resize_to_grid(*_read(item, config, sampling), config, resize) for item in x]
     elif not isinstance(x, (list, tuple)) and _dimensions(x) == 5:
         pixels = _channels_first(_tensor(x), config)
         if not len(pixels):
-            raise TubeletError(f"there is nothing to encode: pixels have shape {tuple(pixels.shape)}")
+            raise DataError(f"there is nothing to encode: pixels have shape {tuple(pixels.shape)}")
         times = _in_memory_times(pixels.shape[2], sampling)
         batch = [resize_to_grid(clip, times, config, resize) for clip in pixels]
     else:
@@ -101,7 +101,7 @@ def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize)
     shapes = {tuple(pixels.shape) for pixels, _ in batch}
     kinds = {pixels.dtype for pixels, _ in batch}
     if len(shapes) > 1 or len(kinds) > 1:
-        raise TubeletError(
+        raise DataError(
             f"a batch needs inputs of one kind and size, these are (channels, frames, height, width) = "
             f"{', '.join(map(str, sorted(shapes)))} of {', '.join(map(str, kinds))}: give resize=(height, width), or "
             "encode them one by one"
@@ -116,14 +116,14 @@ def _read(x: Any, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tens
         return _read_file(x, sampling)
     if isinstance(x, (list, tuple)):
         if not (x and _is_picture(x[0])):
-            raise TubeletError("a clip is a list of pictures; this list holds something else, or nothing")
+            raise DataError("a clip is a list of pictures; this list holds something else, or nothing")
         frames = [_picture(frame, config) for frame in x]
         if len({frame.shape for frame in frames}) > 1:
-            raise TubeletError(
+            raise DataError(
                 f"the frames of a clip have one size, these have {sorted({tuple(f.shape) for f in frames})}"
             )
         if len({frame.dtype for frame in frames}) > 1:
-            raise TubeletError("the frames of a clip are of one kind, these are uint8 colors and normalized floats")
+            raise DataError("the frames of a clip are of one kind, these are uint8 colors and normalized floats")
         pixels = torch.stack(frames, dim=1)
     elif _is_picture(x):
         pixels = _picture(x, config).unsqueeze(1)
@@ -138,7 +138,7 @@ def _read_file(path: str | Path, sampling: Sampling) -> tuple[Tensor, Tensor | N
         return read_image(path).permute(2, 0, 1).unsqueeze(1), torch.zeros(1, dtype=torch.float64)
     if suffix not in VIDEO_SUFFIXES:
         known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
-        raise TubeletError(f"{path}: expected a video or an image ({known}); a released name goes to tubelet.load")
+        raise DataError(f"{path}: expected a video or an image ({known}); a released name goes to tubelet.load")
     with Video(path) as video:
         times = _clip_times(video.info, sampling)
         (clip,) = video.clips([times])
@@ -159,7 +159,7 @@ def _clip_times(info: VideoInfo, sampling: Sampling) -> np.ndarray:
         return times
     times = sampling.start + np.arange(sampling.frames) / fps
     if times[-1] >= info.duration_s:
-        raise TubeletError(
+        raise DataError(
             f"{info.path}: lasts {info.duration_s:.1f} s, the clip would end at {times[-1]:.1f} s: begin earlier "
             "or take fewer frames"
         )
@@ -187,15 +187,15 @@ def _tensor(x: Any) -> Tensor:
         x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
     if not isinstance(x, Tensor):
         what = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise TubeletError(f"cannot encode {what}: expected a tensor, an array, a picture, a list of frames or a path")
+        raise DataError(f"cannot encode {what}: expected a tensor, an array, a picture, a list of frames or a path")
     if x.dim() < 3:
-        raise TubeletError(
+        raise DataError(
             f"pixels have shape {tuple(x.shape)}, expected three colors: repeat the values of a gray picture"
         )
     if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise TubeletError(f"pixels are {x.dtype}, expected uint8 (0 to 255) or normalized floats")
+        raise DataError(f"pixels are {x.dtype}, expected uint8 (0 to 255) or normalized floats")
     if x.is_floating_point() and (wrong := int((~x.isfinite()).sum())):
-        raise TubeletError(
+        raise DataError(
             f"{wrong} of {x.numel()} pixel values are not finite (NaN or infinity), expected normalized floats or uint8"
         )
     if x.is_floating_point() and x.numel() and x.min() >= 0:
@@ -218,7 +218,7 @@ def _picture(x: Any, config: ModelConfig) -> Tensor:
         return pixels.permute(2, 0, 1)
     if pixels.shape[0] == config.channels:
         return pixels
-    raise TubeletError(f"a picture has shape {tuple(pixels.shape)}, expected (height, width, 3) or (3, height, width)")
+    raise DataError(f"a picture has shape {tuple(pixels.shape)}, expected (height, width, 3) or (3, height, width)")
 
 
 def _channels_first(x: Tensor, config: ModelConfig) -> Tensor:
@@ -229,7 +229,7 @@ def _channels_first(x: Tensor, config: ModelConfig) -> Tensor:
     if x.dim() == 5 and x.shape[1] == C and x.shape[2] != C:
         return x
     shape = tuple(x.shape)
-    raise TubeletError(
+    raise DataError(
         f"pixels have shape {shape[1:] if shape[0] == 1 else shape}, expected (clips, {C}, frames, height, width), "
         f"(clips, frames, height, width, {C}), or one clip or image of these; of (frames, {C}, height, width), which "
         f"could be images as well, make a clip with x.transpose(0, 1) or a batch of images with x.unsqueeze(2)"
@@ -262,7 +262,7 @@ def resize_to_grid(
         rounded = max(p, round(H / p) * p), max(p, round(W / p) * p)
         pixels = resize_clip(pixels, *(rounded if isinstance(resize, str) else resize))
     elif H % p or W % p:
-        raise TubeletError(
+        raise DataError(
             f"pictures are {H} x {W} pixels (height x width), which do not divide into patches of {p}: say "
             f'resize="round" (to the nearest that do), resize={14 * p} (center square) or resize=(height, width)'
         )

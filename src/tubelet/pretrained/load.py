@@ -18,7 +18,7 @@ from tubelet.checkpoint.state_dict import load_strict, require_finite
 from tubelet.checkpoint.weights import EncoderName, LoadSpec, read_weights
 from tubelet.config.fields import nearest
 from tubelet.device import pick_device, pick_dtype
-from tubelet.errors import TubeletError, escape_unprintable, first_line
+from tubelet.errors import ConfigError, escape_unprintable, first_line
 from tubelet.pretrained.backbone import Backbone
 
 
@@ -62,10 +62,10 @@ def load(
     for option in hub:
         if option not in HUB_OPTIONS:
             hint = nearest(option, [*signature(load).parameters, *HUB_OPTIONS])
-            raise TubeletError(f"tubelet.load has no option {option!r}{hint}")
+            raise ConfigError(f"tubelet.load has no option {option!r}{hint}")
     chosen = _device(device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TubeletError(f"dtype is {dtype!r}, expected one of PyTorch's floats, such as torch.bfloat16")
+        raise ConfigError(f"dtype is {dtype!r}, expected one of PyTorch's floats, such as torch.bfloat16")
     model = load_unplaced(what, LoadSpec(encoder, with_predictor, heads, predictor_heads, levels), sha256, **hub)
     if adapter is not None:
         apply_adapters(model, Path(adapter))
@@ -93,13 +93,13 @@ def _device(device: torch.device | str | None) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # PyTorch raises any of them
-        raise TubeletError(f"device is {str(device)!r}, which cannot be used here ({first_line(error)})") from error
+        raise ConfigError(f"device is {str(device)!r}, which cannot be used here ({first_line(error)})") from error
 
 
 def load_unplaced(what: str | Path, spec: LoadSpec, sha256: str | None = None, **hub: Any) -> Backbone:
     """`load`, the numbers as they are in the file."""
     if spec.encoder is not None and spec.encoder not in get_args(EncoderName):
-        raise TubeletError(f"encoder is {spec.encoder!r}, expected 'teacher' or 'student'")
+        raise ConfigError(f"encoder is {spec.encoder!r}, expected 'teacher' or 'student'")
     path = resolve_checkpoint(what, sha256, **hub)
     weights = read_weights(path, _name_of(what, path), spec)
     with torch.device("meta"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tubelet.data.decode import Video
-from tubelet.errors import DecodeError, TubeletError
+from tubelet.errors import ConfigError, DecodeError
 
 
 def read_windows(
@@ -31,7 +31,7 @@ def read_windows(
         TubeletError: if the sizes do not fit together or the video cannot be read.
     """
     if frames < tubelet or frames % tubelet or overlap % tubelet or not 0 <= overlap < frames:
-        raise TubeletError(
+        raise ConfigError(
             f"windows of {frames} frames that overlap by {overlap}: expected multiples of {tubelet}, and less overlap"
         )
     with Video(path) as video:

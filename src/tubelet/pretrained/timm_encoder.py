@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.model.encoder import Encoder
 
 
@@ -93,7 +93,7 @@ class TimmEncoder(Encoder):
         requested = range(depth) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
         blocks = sorted({int(i) + depth if i < 0 else int(i) for i in requested})
         if output_fmt not in ("NCHW", "NLC") or not blocks or not all(0 <= i < depth for i in blocks):
-            raise TubeletError(
+            raise ConfigError(
                 f"blocks {indices} as {output_fmt!r}: expected some of 0..{depth - 1}, as 'NCHW' or 'NLC'"
             )
         clip = _as_clip(x).to(self.dtype)

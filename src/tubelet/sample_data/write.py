@@ -15,7 +15,7 @@ from PIL import Image
 
 from tubelet.data.process_map import process_map
 from tubelet.data.worker_status import WorkerCrashError
-from tubelet.errors import ConfigError, FileError, TubeletError
+from tubelet.errors import ConfigError, DataError, FileError
 from tubelet.io.files import atomic_write, directory_lock
 from tubelet.io.hidden import without_hidden
 from tubelet.io.overwrite import check_output
@@ -179,11 +179,11 @@ def run_jobs(jobs: list[LevelJob], workers: int, done: Callable[[JobResult], Non
         process_map(run_job, jobs, workers, collect, "run the same command to start again", timeout_s, isolated=True)
     except WorkerCrashError as error:
         if words := how_engines_ended(scratch):
-            raise TubeletError(f"{words}; {error}") from error
+            raise DataError(f"{words}; {error}") from error
         raise
     except TimeoutError:
         left = ", ".join(job.level for job in jobs if job not in found)
-        raise TubeletError(f"rendering hangs; unfinished levels: {left}; try another seed") from None
+        raise DataError(f"rendering hangs; unfinished levels: {left}; try another seed") from None
     return [found[job] for job in jobs]
 
 
@@ -372,7 +372,7 @@ def _render_set(
             todo[result.job.split][1].extend(result.missing_images)
     rejected = sum((result.rejected for result in results), Counter())
     if missing := sum(len(clips) + len(images) for clips, images in todo.values()):
-        raise TubeletError(f"{missing} of {total} files could not be recorded ({dict(rejected)}); try another seed")
+        raise DataError(f"{missing} of {total} files could not be recorded ({dict(rejected)}); try another seed")
     return _describe(parameters, settings.view, results, rejected)
 
 

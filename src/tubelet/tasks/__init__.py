@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 
 if TYPE_CHECKING:
     from tubelet.tasks.common.task import Task
@@ -27,6 +27,6 @@ def get_task(name: str) -> Task:
         TubeletError: if there is none.
     """
     if name not in task_names():
-        raise TubeletError(f"unknown task {name!r}; expected one of {', '.join(task_names())}")
+        raise DataError(f"unknown task {name!r}; expected one of {', '.join(task_names())}")
     task: Task = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").TASK
     return task

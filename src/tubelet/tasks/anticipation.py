@@ -20,7 +20,7 @@ from tubelet.data.clips import resize_center_crop
 from tubelet.data.decode import Frames, Video
 from tubelet.datasets import ActionSegment, AnticipationDataset, ProbeProtocol
 from tubelet.datasets.records import drop_missing_files
-from tubelet.errors import BadFile, TubeletError
+from tubelet.errors import BadFile, ConfigError, DataError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.heads.attentive import BLOCKS, AttentiveProbe, probe_heads
 from tubelet.pretrained.backbone import Backbone
@@ -96,9 +96,9 @@ def check_predictor(model: Backbone) -> None:
     """
     config = model.config
     if model.predictor is None:
-        raise TubeletError(f"{model.model_id}: anticipation needs the predictor, which was not loaded with the encoder")
+        raise ConfigError(f"{model.model_id}: anticipation needs the predictor, which was not loaded with the encoder")
     if config.prediction_width != config.num_output_levels * config.width:
-        raise TubeletError(
+        raise DataError(
             f"{model.model_id}: anticipation needs a predictor of the encoder's own {config.num_output_levels} levels "
             f"of width {config.width}, but this one predicts {config.prediction_width} channels of the model that "
             "it was distilled from: use a model that was pre-trained itself"

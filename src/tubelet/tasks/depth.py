@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tubelet.datasets import DenseSample, DepthDataset
-from tubelet.errors import DecodeError, TubeletError
+from tubelet.errors import DataError, DecodeError
 from tubelet.grid import round_to_patches
 from tubelet.heads.linear import linear_head
 from tubelet.tasks.common.colors import paint_depth, paint_errors
@@ -193,7 +193,7 @@ def accumulate(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
 def held_out_scores(sums: Tensor) -> list[float]:
     """(S, 2) of `accumulate` -> the negative RMSE of each head."""
     if not int(sums[0, 1]):
-        raise TubeletError("no held-out training picture has a known depth; check the annotations")
+        raise DataError("no held-out training picture has a known depth; check the annotations")
     return (-(sums[:, 0] / sums[:, 1]).sqrt()).tolist()
 
 
@@ -277,7 +277,7 @@ def score(
         if len(worst) > _EXAMPLES:
             heapq.heappop(worst)
     if not errors:
-        raise TubeletError("no picture of the test split has a known depth where it is scored; check the annotations")
+        raise DataError("no picture of the test split has a known depth where it is scored; check the annotations")
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
     examples = [_example(samples[n], predicted, truth, own) for _, n, predicted, truth, own in ranked]
     return DepthScores(errors, without_truth, examples)

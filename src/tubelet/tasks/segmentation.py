@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tubelet.data.clips import resize, resize_shape
 from tubelet.datasets import DenseSample, SegmentationDataset
 from tubelet.datasets.annotations import IGNORED
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError, DataError
 from tubelet.heads.linear import linear_head
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.colors import legend, paint_classes, paint_mistakes
@@ -113,7 +113,7 @@ def training_set(
 
 def _size(model: Backbone, size: int) -> int:
     if size % model.patch_size:
-        raise TubeletError(
+        raise ConfigError(
             f"image_size is {size}, which does not divide into patches of {model.patch_size}; take "
             f"{size // model.patch_size * model.patch_size or model.patch_size}"
         )
@@ -172,7 +172,7 @@ def accumulate(outputs: Tensor, values: Tensor) -> Tensor:
 def held_out_scores(sums: Tensor) -> list[float]:
     """(S, 2) of `accumulate` -> the negative mean cross-entropy of each head."""
     if not int(sums[0, 1]):
-        raise TubeletError("no held-out training picture has a labeled pixel; check the annotations")
+        raise DataError("no held-out training picture has a labeled pixel; check the annotations")
     return (-sums[:, 0] / sums[:, 1]).tolist()
 
 
@@ -255,7 +255,7 @@ def score(
                 heapq.heappop(worst)
         context.progress("testing", number + 1, len(samples))
     if not int(counts.sum()):
-        raise TubeletError("no pixel of the test split is labeled; check the annotations")
+        raise DataError("no pixel of the test split is labeled; check the annotations")
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
     shown = tuple(sorted({int(k) for _, _, *maps in ranked for one in maps for k in np.unique(one)} - {IGNORED}))
     examples = [_example(samples[n], -value, predicted, truth, labels, shown) for value, n, predicted, truth in ranked]
@@ -299,7 +299,7 @@ def _result(
 ) -> Result:
     by_class, truth = iou_by_class(scores.counts), scores.counts.sum(1)
     if len(by_class) < 2:
-        raise TubeletError(
+        raise DataError(
             f"{context.data}: all labeled pixels of the test split are of one class, which makes every metric "
             f"meaningless; check that the label values are those of {labels.name}"
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from tubelet.checkpoint.run import config_from_header, list_checkpoints, step_from_header
 from tubelet.checkpoint.sharded import read_header
 from tubelet.config import ModelConfig, TrainConfig
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError, DataError, MissingFileError
 from tubelet.heads.regression import Probe, Scaling, scaling_of, select_ridge, select_softmax
 from tubelet.heads.training import held_out_count
 from tubelet.model.encoder import Encoder, random_encoder
@@ -131,12 +131,12 @@ def evaluate_encoder(
     train = _some(read_index(data, "train"), max_train_clips, seed)
     val = _some(read_index(data, "val"), max_val_clips, seed)
     if len(train) < 2 or not val:
-        raise TubeletError(f"{data}: {len(train)} train and {len(val)} val clips, expected at least 2 and 1")
+        raise DataError(f"{data}: {len(train)} train and {len(val)} val clips, expected at least 2 and 1")
     device = encoder.tokenizer.video.weight.device
     encoders = {TRAINED: encoder, RANDOM: random_encoder(encoder.config, seed).to(device)}
     rows = _training_rows(train, encoders, view, seed)
     if not rows.log_depth.isfinite().any() or (rows.labels < 0).all():
-        raise TubeletError(f"{data}: the training clips have no pixel of known depth or class")
+        raise DataError(f"{data}: the training clips have no pixel of known depth or class")
     # A kind's rows go when its probes are fitted: the pixels of many patches fill memory.
     probes = {kind: _fit(rows.tokens.pop(kind), rows, view) for kind in FEATURES}
     scores = _score(val, encoders, probes, view, len(rows.labels))
@@ -198,7 +198,7 @@ def require_sample_set(data: Path) -> None:
         TubeletError: it has no dataset.json.
     """
     if not (data / "dataset.json").is_file():
-        raise TubeletError(
+        raise MissingFileError(
             f"{data}: no sample set here, which --task suite and --eval-data need; create one with "
             "`tubelet sample-data FOLDER`, or choose another --task"
         )
@@ -210,7 +210,7 @@ def _view(data: Path, config: ModelConfig, image_size: int | None, frames: int |
     size = image_size or max(made["size"] - made["size"] % config.patch_size, config.patch_size)
     count = frames or frames_that_fit(made["frames"], made["frames"], config.tubelet_size)
     if count > made["frames"]:
-        raise TubeletError(f"frames is {count}, but the clips of {data} have {made['frames']}")
+        raise ConfigError(f"frames is {count}, but the clips of {data} have {made['frames']}")
     config.grid(count, size, size)  # refuses what does not divide into patches
     return ClipCrop(size, count, tuple(description["classes"]), tuple(description["motions"]))
 

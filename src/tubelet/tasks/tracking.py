@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tubelet.data.decode import read_frames
 from tubelet.datasets import TrackedVideo, TrackingDataset
-from tubelet.errors import DecodeError, TubeletError
+from tubelet.errors import ConfigError, DataError, DecodeError
 from tubelet.grid import Grid
 from tubelet.tasks.common.correspondence import (
     HEADLINE,
@@ -59,7 +59,7 @@ def evaluate(context: EvaluationContext) -> Result:
     size = config.image_size or max(dataset.image_size - dataset.image_size % model.patch_size, model.patch_size)
     window = config.frames or frames_that_fit(PROTOCOL.frames, dataset.frames, model.config.tubelet_size)
     if window > dataset.frames:
-        raise TubeletError(f"frames is {window}, but the clips of {data} have {dataset.frames}")
+        raise ConfigError(f"frames is {window}, but the clips of {data} have {dataset.frames}")
     grid = model.config.grid(window, size, size)
     videos = spread(dataset.test, config.max_samples)
     recipe = {"cut": "whole clip in windows", "size": size, "window": window}
@@ -81,7 +81,7 @@ def evaluate(context: EvaluationContext) -> Result:
     shares = score(joined, (grid.h, grid.w))
     moved = joined.moved > MOVED
     if not moved.any():
-        raise TubeletError(f"{data}: no tracked point moves by more than {MOVED:g} patch of {model.patch_size} pixels")
+        raise DataError(f"{data}: no tracked point moves by more than {MOVED:g} patch of {model.patch_size} pixels")
     worst = sorted(scores)[:_EXAMPLES]
     return context.result(
         benchmark=dataset.name,
@@ -157,7 +157,7 @@ class _Clip:
         frames = read_frames(self.video.path).pixels
         shape = self.dataset.load_tracks(self.video).shape
         if frames.shape[:3] != shape:
-            raise TubeletError(
+            raise DataError(
                 f"{self.video.path}: {tuple(frames.shape[:3])} frames x rows x columns, expected {shape} as in "
                 f"{self.video.annotation}"
             )

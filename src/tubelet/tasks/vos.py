@@ -18,7 +18,7 @@ from tubelet.data.images import read_image
 from tubelet.data.palette_png import VOID, davis_palette, read_indexed, write_indexed
 from tubelet.datasets import VideoObjectDataset, VideoObjectSequence
 from tubelet.datasets.annotations import image_shape, read_object_mask
-from tubelet.errors import BadFile, DecodeError, TubeletError
+from tubelet.errors import BadFile, DataError, DecodeError
 from tubelet.grid import round_to_patches
 from tubelet.heads.propagation import Propagation, segment
 from tubelet.io.files import file_errors
@@ -95,7 +95,7 @@ def evaluate(context: EvaluationContext) -> Result:
     bad = list(features.bad)
     readable = [n for n in range(len(sequences)) if not _lacks_frames(n, windows, features)]
     if not readable:
-        raise TubeletError(f"{data}: no sequence could be read whole, the first problem is {bad[0].path}")
+        raise DataError(f"{data}: no sequence could be read whole, the first problem is {bad[0].path}")
     places: dict[int, list[int]] = {n: [] for n in readable}
     for index, number in enumerate(features.numbers):
         if windows[number][0] in places:
@@ -113,7 +113,7 @@ def evaluate(context: EvaluationContext) -> Result:
                 _write_masks(folder, sequence, _frame_features(features, places[n], sequence, short, model), model)
             measured.append(_Measured(sequence, folder, _measure(sequence, folder, bad)))
         except DecodeError as error:
-            raise TubeletError(str(error)) from error
+            raise DataError(str(error)) from error
     context.progress("segmenting", len(readable), len(readable))
     public = measured[0].sequence.masks is not None
     size = "each an image" if window == 1 else f"in windows of {window} through the video tokenizer"

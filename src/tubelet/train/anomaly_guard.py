@@ -9,7 +9,7 @@ from typing import Any
 
 from tubelet.checkpoint.run import step_from_name
 from tubelet.config import TrainConfig
-from tubelet.errors import TubeletError
+from tubelet.errors import TrainingError
 from tubelet.train.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class AnomalyGuard:
             return None
         back = step_from_name(checkpoint)
         if sum(alert["step"] == back for alert in self._rewinds()) >= MAX_REWINDS:
-            raise TubeletError(
+            raise TrainingError(
                 f"{message}, after going back to {checkpoint} {MAX_REWINDS} times with other data: lower the learning "
                 "rate (--lr) and continue with --resume"
             )
@@ -166,9 +166,9 @@ class AnomalyGuard:
             TubeletError: if so many steps in a row were skipped as the config allows, or too many of the last.
         """
         if len(self.past.recent) == SKIP_WINDOW and (reason := self.skipped_too_often()):
-            raise TubeletError(f"{reason}, and the run stops after step {step}; the last checkpoint is kept: {REMEDY}")
+            raise TrainingError(f"{reason}, and the run stops after step {step}; the last checkpoint is kept: {REMEDY}")
         if self.past.consecutive_skips >= self.config.guards.max_skipped:
-            raise TubeletError(
+            raise TrainingError(
                 f"the loss or its gradient was not finite in {self.past.consecutive_skips} steps in a row, the last of "
                 f"them step {step}, and the run stops (--max-skipped); the last checkpoint is kept: {REMEDY}"
             )

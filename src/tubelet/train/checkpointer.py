@@ -25,7 +25,7 @@ from tubelet.checkpoint.run import (
     training_state,
 )
 from tubelet.config import TrainConfig
-from tubelet.errors import FileError, TubeletError
+from tubelet.errors import FileError, TrainingError, TubeletError
 from tubelet.io.files import file_errors
 from tubelet.model.lora import get_adapters
 from tubelet.train.distributed import DistContext
@@ -163,7 +163,7 @@ class Checkpointer:
 
     def _require_written(self) -> None:
         if self.pending and (problem := self.pending.problem()):
-            raise TubeletError(problem)
+            raise TrainingError(problem)
 
     def _begin(self, step: int) -> None:
         if self.group is None:
@@ -183,7 +183,7 @@ class Checkpointer:
         wrong = (~all_finite(list(training_state(self.model, self.optimizer).values()))).float()
         self.ctx.all_reduce(wrong)
         if wrong.item():
-            raise TubeletError(
+            raise TrainingError(
                 f"weights or moments are not finite after step {step}, so that no checkpoint is written and the run "
                 "stops: lower the learning rate (--lr) and continue from the checkpoint before with --resume"
             )

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from tubelet.data.batch import StepData
 from tubelet.device import peak_flops, pick_device
-from tubelet.errors import TubeletError, first_line
+from tubelet.errors import ConfigError, TrainingError, TubeletError, first_line
 from tubelet.launch import read_launch
 from tubelet.train.signals import STOP_SIGNALS
 
@@ -126,7 +126,7 @@ class DistContext:
                 outcome[1] = str(error)
         dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
-            raise TubeletError(outcome[1])
+            raise TrainingError(outcome[1])
         result: T = outcome[0]
         return result
 
@@ -139,7 +139,7 @@ class DistContext:
         values = self.all_gather_object(value)
         for rank, other in enumerate(values):
             if other != values[0]:
-                raise TubeletError(
+                raise TrainingError(
                     f"process {rank} finds {what} {other}, process 0 {values[0]}: all machines of a run need the same "
                     "command and must see the same files under the same paths"
                 )
@@ -199,7 +199,7 @@ def init_distributed(timeout_s: float) -> Iterator[DistContext]:
     except TubeletError:
         raise
     except (RuntimeError, ValueError) as error:  # what PyTorch raises where there is nobody, and of a bad address
-        raise TubeletError(
+        raise TrainingError(
             f"process {launch.rank} of {size} cannot reach the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} ({first_line(error)}); if nobody started others, a launcher's variables are "
             "left over: `unset RANK WORLD_SIZE LOCAL_RANK` to train in one process"
@@ -233,7 +233,7 @@ def _rendezvous(size: int, timeout: timedelta) -> tuple[dist.Store, int]:
     deadline = time.monotonic() + timeout.total_seconds()
     while (met := store.add(f"{name}/met", 0)) < size - 1:
         if time.monotonic() > deadline:
-            raise TubeletError(f"{met + 1} of {size} processes came within {timeout}: see what the others' logs say")
+            raise TrainingError(f"{met + 1} of {size} processes came within {timeout}: see what the others' logs say")
         for key in (f"tubelet/rank {other}" for other in range(1, size)):
             known = store.get(key).decode() if store.check([key]) else ""
             if known != answered.get(key, ""):
@@ -248,7 +248,7 @@ def _own_device(local_rank: int) -> torch.device:
     if device.type != "cuda":
         return torch.device("cpu")  # Apple's MPS is one device, which processes cannot share
     if local_rank >= torch.cuda.device_count():
-        raise TubeletError(
+        raise ConfigError(
             f"process {local_rank} of this machine has no CUDA device of its own, there are "
             f"{torch.cuda.device_count()}: start as many processes (--nproc-per-node)"
         )

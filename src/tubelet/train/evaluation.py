@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tubelet.checkpoint.run import BEST, BestRow, read_best
 from tubelet.config import TrainConfig
-from tubelet.errors import ConfigError, TubeletError
+from tubelet.errors import ConfigError, TrainingError
 from tubelet.model.encoder import Encoder
 from tubelet.model.lora import merge_adapters
 from tubelet.train.distributed import DistContext
@@ -83,7 +83,7 @@ class PeriodicEvaluation:
         found = self.ctx.run_on_rank0(lambda: self._compute(state))
         name = self.config.best_metric
         if name not in found:
-            raise TubeletError(f"best_metric is {name}, but the evaluation has {', '.join(found) or 'no metric'}")
+            raise TrainingError(f"best_metric is {name}, but the evaluation has {', '.join(found) or 'no metric'}")
         (value, higher_is_better), self.candidate = found[name], None
         sign = 1 if higher_is_better else -1
         best = self.best["value"] if self.best is not None and self.best["metric"] == name else -sign * float("inf")

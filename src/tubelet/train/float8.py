@@ -2,7 +2,7 @@
 
 import torch
 
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError, MissingPackageError
 from tubelet.vjepa import VJEPA
 
 # Ada (8.9) and Hopper (9.0) are the first with such units.
@@ -18,7 +18,7 @@ def use_float8(model: VJEPA, device: torch.device) -> None:
         TubeletError: if the device has no such units or torchao is not installed.
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < _CAPABILITY:
-        raise TubeletError(
+        raise ConfigError(
             f"precision is fp8, which needs a CUDA device of compute capability {'.'.join(map(str, _CAPABILITY))} or "
             f"higher, and this run is on {device.type}: use bf16"
         )
@@ -30,7 +30,7 @@ def convert(model: VJEPA, emulate: bool = False) -> None:
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
-        raise TubeletError("precision is fp8, which needs torchao: pip install torchao") from error
+        raise MissingPackageError("precision is fp8, which needs torchao: pip install torchao") from error
     # The units take inner sizes in sixteens, which numbers of visible tokens are not.
     config = Float8LinearConfig(emulate=emulate, pad_inner_dim=True)
     for part in (model.student, model.teacher, model.predictor):

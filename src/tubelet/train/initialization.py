@@ -11,7 +11,7 @@ from tubelet.checkpoint.registry import RELEASED, resolve_checkpoint
 from tubelet.checkpoint.run import find_checkpoint, load_optimizer_moments, load_vjepa
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.config import ModelConfig, TrainConfig
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.model.lora import add_adapters
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load, load_unplaced
@@ -73,12 +73,12 @@ def load_frozen_teacher(config: TrainConfig, device: torch.device) -> Backbone |
     for frames in (1, data.frames):
         here, there = (sizes.grid(frames, data.image_size, data.image_size) for sizes in (ours, theirs))
         if here != there:
-            raise TubeletError(
+            raise ConfigError(
                 f"{config.distill_from}: it cuts {frames} frames at {data.image_size} px into {there} tokens, the "
                 f"student into {here}: use --patch-size {theirs.patch_size} --tubelet-size {theirs.tubelet_size}"
             )
     if (ours.num_output_levels, ours.prediction_width) != (1, theirs.width):
-        raise TubeletError(
+        raise ConfigError(
             f"{config.distill_from}: its last level is {theirs.width} wide, the student predicts "
             f"{ours.num_output_levels} levels, {ours.prediction_width} channels in all: take `distillation_config`"
         )
@@ -155,7 +155,7 @@ def _load_init_weights(model: VJEPA, what: str) -> InitSource:
     for field in dataclasses.fields(ours):
         a, b = getattr(ours, field.name), getattr(theirs, field.name)
         if a != b:
-            raise TubeletError(f"{what}: its encoder has {field.name} {b}, the run asks for {a}: leave --model out")
+            raise ConfigError(f"{what}: its encoder has {field.name} {b}, the run asks for {a}: leave --model out")
     model.student.load_state_dict(source.student.state_dict())
     model.teacher.load_state_dict(source.teacher.state_dict())
     targets = [(m.config.predictor, m.config.num_output_levels) for m in (model, source)]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from tubelet.checkpoint.run import list_checkpoints, step_from_name
 from tubelet.config import TrainConfig, from_dict, to_dict
-from tubelet.errors import BadFile, TubeletError
+from tubelet.errors import BadFile, ConfigError, FileError
 from tubelet.io.files import atomic_write, describe_os_error, file_errors
 from tubelet.io.text import file_error, read_json, read_jsonl, read_text
 from tubelet.validation import LARGEST_INT, Bounds
@@ -75,11 +75,11 @@ class RunDirectory:
         # A folder with settings alone is of a run that failed before its first step.
         begun = bool(found) or next(read_metrics(path), None) is not None
         if begun and not resume:
-            raise TubeletError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
+            raise ConfigError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
         if begun and (path / CONFIG).exists():
             self.changed = _changes(path / CONFIG, config)
         if found and step_from_name(found[-1]) > config.steps:
-            raise TubeletError(
+            raise ConfigError(
                 f"{path}: {step_from_name(found[-1])} steps are done, and steps is {config.steps}: ask for more or use "
                 "another --out"
             )
@@ -166,7 +166,7 @@ class RunDirectory:
         for name in list(self.buffered_rows):
             self.append(name, "")
         if self.buffered_rows:
-            raise TubeletError(self.write_error)
+            raise FileError(self.write_error)
 
     def append(self, name: str, line: str) -> None:
         """Add a line to a file; where the disk is full it waits in memory for the next."""
@@ -268,7 +268,7 @@ def _changes(path: Path, config: TrainConfig) -> list[str]:
     """Which settings differ from the run's, as `name: before -> now`."""
     before = read_config(path.parent)
     if before.model != config.model:
-        raise TubeletError(
+        raise ConfigError(
             f"{path}: this run trains another model than the one asked for; resume it with the same --model "
             "and sizes, or choose another --out"
         )

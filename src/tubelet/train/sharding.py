@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tubelet.config import TrainConfig
 from tubelet.device import training_dtype
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError
 from tubelet.train.distributed import DistContext
 from tubelet.vjepa import VJEPA, local_shard
 
@@ -48,13 +48,13 @@ def pick_parallel(model: VJEPA, config: TrainConfig, ctx: DistContext) -> str:
         return choose_parallel(training_bytes(model), memory, ctx.world_size, ctx.local_world_size)
     if config.parallel != "ddp":
         if ctx.world_size == 1:
-            raise TubeletError(f"parallel is {config.parallel}, which needs several processes: start torchrun")
+            raise ConfigError(f"parallel is {config.parallel}, which needs several processes: start torchrun")
         if config.lora_rank:
-            raise TubeletError(f"parallel is {config.parallel}, but adapters are not sharded: use ddp")
+            raise ConfigError(f"parallel is {config.parallel}, but adapters are not sharded: use ddp")
     if config.parallel == "hsdp" and (
         ctx.world_size % ctx.local_world_size or ctx.local_world_size in (1, ctx.world_size)
     ):
-        raise TubeletError(
+        raise ConfigError(
             f"parallel is hsdp, which shards within a machine and replicates across: it needs several machines of "
             f"several processes each, not {ctx.world_size} processes of which {ctx.local_world_size} are here: use fsdp"
         )

@@ -8,7 +8,7 @@ from tubelet.config import TrainConfig
 from tubelet.data.batch import StepData
 from tubelet.data.loader import step_loader
 from tubelet.data.sources import MediaList
-from tubelet.errors import TubeletError
+from tubelet.errors import TrainingError
 from tubelet.train.distributed import DistContext
 
 
@@ -57,7 +57,7 @@ class StepStream:
             trouble = self._trouble(str(error))
         del self.batches, self.loader  # which ends the workers
         if trouble:
-            raise TubeletError(trouble) from error
+            raise TrainingError(trouble) from error
 
     def __iter__(self) -> Iterator[tuple[int, StepData]]:
         return self

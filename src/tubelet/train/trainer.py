@@ -22,7 +22,7 @@ from tubelet.data.sample_index import check_shard_configs
 from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import is_url
 from tubelet.data.worker_loader import require_main_guard
-from tubelet.errors import TubeletError
+from tubelet.errors import TrainingError
 from tubelet.grid import Modality
 from tubelet.io.files import directory_lock
 from tubelet.io.overwrite import check_output
@@ -354,16 +354,16 @@ class Trainer:
         """The newest checkpoint of a run that came to its end; an error for one that did not."""
         newest, steps = self.checkpointer.newest, self.config.steps
         if problem:
-            raise TubeletError(problem + (f"; {newest} is written" if newest else ""))
+            raise TrainingError(problem + (f"; {newest} is written" if newest else ""))
         if stop:
             kept = f"{newest} is written" if newest else "there was nothing to save yet"
             raise InterruptedRunError(
                 f"{stop.name}: stopped after step {step} of {steps}; {kept}, continue with --resume", stop
             )
         if newest is None:
-            raise TubeletError("the run has no steps")
+            raise TrainingError("the run has no steps")
         if reason := self.guard.skipped_too_often():
-            raise TubeletError(f"{reason}; the model is in {newest}: {REMEDY} for more --steps")
+            raise TrainingError(f"{reason}; the model is in {newest}: {REMEDY} for more --steps")
         skipped = f", {self.guard.past.skipped} of them skipped" if self.guard.past.skipped else ""
         logger.info("%d steps done%s; the model is in %s", steps, skipped, newest)
         return newest

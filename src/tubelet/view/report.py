@@ -14,7 +14,7 @@ import numpy as np
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.data.sources import list_media
-from tubelet.errors import DecodeError, TubeletError
+from tubelet.errors import DataError, DecodeError, MissingFileError, TubeletError
 from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import random_encoder
 from tubelet.sample_data.truth import SampleEntry, read_index
@@ -74,7 +74,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
             written.
     """
     if not (run / CONFIG).is_file():
-        raise TubeletError(f"{run}: no run here; expected a folder that `tubelet train` wrote, with {CONFIG} in it")
+        raise MissingFileError(f"{run}: no run here; expected a folder that `tubelet train` wrote, with {CONFIG} in it")
     check_output(out, "page", [run, data])
     config = read_config(run)
     entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
@@ -139,7 +139,7 @@ def _films(data: Path | None, config: TrainConfig) -> Sequence[str]:
             return []  # the run may have been brought here from another machine; the page says that there are none
     films = list_media((str(data),)).videos
     if not films:
-        raise TubeletError(f"{data}: no films here, and no sample set (no dataset.json)")
+        raise DataError(f"{data}: no films here, and no sample set (no dataset.json)")
     return films
 
 

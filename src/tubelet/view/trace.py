@@ -22,7 +22,7 @@ from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.data.masks import block_shape, sample_mask
 from tubelet.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError, MissingFileError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.rope import RotaryTable, rotary_table
 from tubelet.model.tokenizer import modality_of
@@ -285,7 +285,7 @@ def _load(what: str, seed: int) -> tuple[VJEPA, TrainConfig | None, str | None]:
             torch.manual_seed(seed)
             return VJEPA(model_preset(what)).eval(), None, None
     if not Path(what).exists():
-        raise TubeletError(
+        raise DataError(
             f"{what}: no such model; expected one of {', '.join(MODELS)}, a run folder, a checkpoint or a .pt file"
         )
     model, config = load_vjepa(what)
@@ -294,10 +294,10 @@ def _load(what: str, seed: int) -> tuple[VJEPA, TrainConfig | None, str | None]:
 
 def _is_video(file: Path) -> bool:
     if not file.is_file():
-        raise TubeletError(f"{file}: no such file; expected a video or an image")
+        raise MissingFileError(f"{file}: no such file; expected a video or an image")
     suffix = file.suffix.lower()
     if suffix not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
-        raise TubeletError(
+        raise DataError(
             f"{file}: neither a video ({' '.join(sorted(VIDEO_SUFFIXES))}) "
             f"nor an image ({' '.join(sorted(IMAGE_SUFFIXES))})"
         )

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError, FileError
 from tubelet.io.arrays import read_safetensors
 from tubelet.io.files import atomic_write, cache_dir, describe_os_error
 from tubelet.pretrained.backbone import Backbone
@@ -64,7 +64,7 @@ class FeatureCache:
                 "ctime_ns integer, inode integer, digest text) without rowid"
             )
         except (OSError, sqlite3.Error) as error:
-            raise TubeletError(
+            raise FileError(
                 f"{folder}: features cannot be kept here ({describe_os_error(error)}); choose another --cache"
             ) from error
 
@@ -100,9 +100,9 @@ class FeatureCache:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
             self.known.execute("insert or replace into contents_2 values (?, ?, ?, ?, ?, ?)", (*stamp, digest))
         except OSError as error:
-            raise TubeletError(f"{path}: cannot be read ({error.strerror})") from error
+            raise FileError(f"{path}: cannot be read ({error.strerror})") from error
         except sqlite3.Error as error:
-            raise TubeletError(
+            raise DataError(
                 f"{self.contents}: what files hold cannot be looked up or noted here ({describe_os_error(error)}); if "
                 "it is damaged, delete it: features stay"
             ) from error

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tubelet.config import EvaluateConfig
 from tubelet.data.worker_loader import WorkerLoader
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.heads.linear import apply_heads, fit_whitening
 from tubelet.heads.state import state_path
 from tubelet.heads.training import HeadSchedule, held_out_count, hparam_grid, init_heads, train_heads
@@ -57,7 +57,7 @@ class HeadProtocol:
             TubeletError: for several weight decays: heads differ in their learning rate alone.
         """
         if len(config.weight_decays) > 1:
-            raise TubeletError(
+            raise DataError(
                 f"weight_decays are {config.weight_decays}: linear heads on dense features share one weight decay"
             )
         changed = replace(
@@ -149,7 +149,7 @@ def train_dense_heads(
     sums = _accumulate_held_out(data, whitening, heads, held_out, batch_size, accumulate)
     finite = {head: value for head, value in enumerate(score(sums)) if math.isfinite(value)}
     if not finite:
-        raise TubeletError(
+        raise DataError(
             f"all heads diverged: learning_rates are {protocol.learning_rates}; lower them, or leave --learning-rates "
             "out to use the protocol's"
         )
@@ -176,9 +176,7 @@ def _drop_channels(rows: Tensor, pictures: int, dropout: float, generator: torch
 def _hold_out(pictures: int, seed: int) -> tuple[list[int], list[int]]:
     """Pictures to train on, and pictures to choose by."""
     if pictures < 2:
-        raise TubeletError(
-            "the training split has fewer than 2 pictures: a head needs one to train on, one to choose by"
-        )
+        raise DataError("the training split has fewer than 2 pictures: a head needs one to train on, one to choose by")
     order = torch.randperm(pictures, generator=torch.Generator().manual_seed(seed)).tolist()
     count = held_out_count(pictures, HELD_OUT_FRACTION, HELD_OUT_AT_MOST)
     return sorted(order[count:]), sorted(order[:count])

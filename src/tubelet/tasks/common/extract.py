@@ -20,7 +20,7 @@ from tubelet.data.clips import normalize
 from tubelet.data.prefetch import prefetch_within
 from tubelet.data.worker_loader import WorkerLoader, translate_worker_crash
 from tubelet.data.worker_status import WorkerStatus
-from tubelet.errors import BadFile, DecodeError, TubeletError
+from tubelet.errors import BadFile, DataError, DecodeError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.cache import FeatureCache, read_features, write_features
 
@@ -144,7 +144,7 @@ def extract(
     kept = [number for number in range(len(sources)) if number not in bad]
     if bad and not kept:
         first = bad[min(bad)]
-        raise TubeletError(f"{first.path}: {first.reason}; none of {len(bad)} files can be read")
+        raise DataError(f"{first.path}: {first.reason}; none of {len(bad)} files can be read")
     return FeatureSet([sources[n] for n in kept], [places[n] for n in kept], kept, list(bad.values()))
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from tubelet.data.clips import resize
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.datasets import DenseSample
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError, TubeletError
 from tubelet.io.arrays import open_safetensors
 from tubelet.tasks.common.cache import DELETE, FeatureCache, write_features
 from tubelet.tasks.common.extract import FeatureSet, Progress, Source
@@ -175,7 +175,7 @@ def check_shape(pair: DenseSample, shape: tuple[int, int]) -> None:
     """
     H, W = pair.image_shape()
     if shape != (H, W):
-        raise TubeletError(f"{pair.target}: {shape[1]} x {shape[0]} pixels, but {pair.image} has {W} x {H}")
+        raise DataError(f"{pair.target}: {shape[1]} x {shape[0]} pixels, but {pair.image} has {W} x {H}")
 
 
 def _points(values: NDArray[Any], crop: Crop, ignored: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ def draw_points(reader: PointReader, workers: int, progress: Progress) -> None:
     loader: WorkerLoader[str] = WorkerLoader(reader, min(workers, len(reader)), batch_size=None)
     for number, error in enumerate(loader):
         if error:
-            raise TubeletError(error)
+            raise DataError(error)
         progress("annotations", number + 1, len(reader))
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tubelet.console import print_wrapped
-from tubelet.errors import BadFile, TubeletError
+from tubelet.errors import BadFile, DataError
 from tubelet.io.files import atomic_write, file_errors
 from tubelet.io.overwrite import check_new_directory, check_output
 from tubelet.io.text import file_error, read_json
@@ -125,7 +125,7 @@ def require_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "is not writable" if existing.is_dir() else "is a file"
-        raise TubeletError(f"cannot write results to {folder}: {existing} {reason}; choose another --out")
+        raise DataError(f"cannot write results to {folder}: {existing} {reason}; choose another --out")
 
 
 def write_result(result: Result, path: Path) -> None:
@@ -144,7 +144,7 @@ def write_result(result: Result, path: Path) -> None:
             partial.write_text(json.dumps(_to_json(result), indent=1, allow_nan=False) + "\n")
     except ValueError as error:  # JSON has no NaN
         wrong = [name for name, metric in result.metrics.items() if not isfinite(metric.value)]
-        raise TubeletError(f"{path}: metric is not finite ({', '.join(wrong) or error}); result not written") from error
+        raise DataError(f"{path}: metric is not finite ({', '.join(wrong) or error}); result not written") from error
 
 
 def _to_json(result: Result) -> dict[str, Any]:

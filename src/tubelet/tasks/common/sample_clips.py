@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tubelet.data.clips import normalize, resize_center_crop, resize_shape
 from tubelet.data.decode import read_frames
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError
 from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
@@ -68,12 +68,12 @@ def check_truth(entry: SampleEntry, frames: Tensor, truth: ClipTruth, needed: in
         TubeletError: naming the file.
     """
     if frames.shape[:3] != truth.classes.shape or len(frames) != truth.tracks.shape[1]:
-        raise TubeletError(
+        raise DataError(
             f"{entry.media}: {tuple(frames.shape[:3])} frames x rows x columns, but {entry.truth} describes "
             f"{truth.classes.shape}; make the sample set anew"
         )
     if len(frames) < needed:
-        raise TubeletError(f"{entry.media}: {len(frames)} frames, but {needed} are to be evaluated")
+        raise DataError(f"{entry.media}: {len(frames)} frames, but {needed} are to be evaluated")
 
 
 @dataclass(frozen=True)

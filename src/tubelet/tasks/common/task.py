@@ -11,7 +11,7 @@ from tubelet import datasets
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig
 from tubelet.data.worker_loader import translate_worker_crash
 from tubelet.datasets import DatasetRecord
-from tubelet.errors import TubeletError
+from tubelet.errors import MissingFileError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks import get_task
 from tubelet.tasks.common.cache import FeatureCache
@@ -93,7 +93,7 @@ class Task:
                 file in it that is wrong, and a crashed worker.
         """
         if not context.data.is_dir():
-            raise TubeletError(f"{context.data}: no such folder; expected a data set in its own layout")
+            raise MissingFileError(f"{context.data}: no such folder; expected a data set in its own layout")
         head_settings = () if self.head else HEAD_SETTINGS
         context.config.reject_unused((*head_settings, *self.unused), context.task)
         if self.dataset is not None:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.datasets import DenseSample
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError, TubeletError
 from tubelet.tasks.common.cache import read_features
 from tubelet.tasks.common.pixel_features import check_shape
 
@@ -33,7 +33,7 @@ def iter_test_set(
     )
     for tokens, truth in loader:
         if isinstance(truth, str):
-            raise TubeletError(truth)
+            raise DataError(truth)
         yield tokens, np.asarray(truth)
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError, MissingPackageError
 from tubelet.io.files import describe_os_error
 from tubelet.train.run_directory import RunDirectory
 
@@ -109,10 +109,10 @@ def sink_class(name: str) -> type[MetricSink]:
         TubeletError: there is no such module, or it needs a package that is not installed.
     """
     if name not in available_sinks():
-        raise TubeletError(f"sinks: {name!r} is unknown, expected some of {', '.join(available_sinks())}")
+        raise ConfigError(f"sinks: {name!r} is unknown, expected some of {', '.join(available_sinks())}")
     try:
         module = import_module(f"{__name__}.{name}")
     except ImportError as error:
-        raise TubeletError(f"sinks: {name} needs a package: pip install {name} ({error})") from error
+        raise MissingPackageError(f"sinks: {name} needs a package: pip install {name} ({error})") from error
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, MetricSink)]
     return next(kind for kind in kinds if kind is not MetricSink)
