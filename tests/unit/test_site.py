@@ -49,6 +49,22 @@ def test_pages_that_the_source_names_exist():
             assert (ROOT / page).exists(), f"{file} names {page}"
 
 
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_python_files_that_a_page_names_exist(page):
+    files = [
+        f"/{path.relative_to(ROOT)}"
+        for part in ("src", "tests", "benchmarks", "examples", "tools")
+        for path in (ROOT / part).rglob("*.py")
+    ]
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for name in re.findall(r"`((?:[\w-]+/)*[\w-]+\.py)`", text):
+        placeholder = "NAME" in name or name.startswith("csv_")
+        assert placeholder or any(file.endswith(f"/{name}") for file in files), f"{page.name} names {name}"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     pytest.importorskip("mkdocs", reason="mkdocs is absent: install the extra docs")
