@@ -1,4 +1,4 @@
-"""Which frames of a video, which part of the picture: from decoded frames to what the model sees."""
+"""Times of clips, and crops of decoded frames: the pixels that models take."""
 
 import math
 from functools import cache
@@ -13,28 +13,28 @@ from tubelet.data.decode import VideoInfo
 # Mean and standard deviation of red, green and blue over ImageNet, on pixels scaled to [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# What is cut to its middle square is resized whole up to this ratio of long to short side.
+# Largest ratio of long to short side up to which a whole image is resized before its center is cropped.
 _LONGEST = 4
 
 
 def clip_times(info: VideoInfo, frames: int, fps: float, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-    """Times of one clip at a random place of a video.
+    """Times of one clip at a random position of a video.
 
     Args:
-        info: the video.
-        frames: T, how many.
+        info: properties of the video.
+        frames: number of frames T.
         fps: frames per second of the clip, not of the video.
         rng: draws the start.
 
     Returns:
-        (T,) float64 seconds, and whether the video is shorter than T / fps seconds: then the times are spread evenly
-        over all of it, which makes a clip of a higher rate than asked for.
+        (T,) float64 seconds, and whether the video is shorter than T / fps seconds; then the times are spread evenly
+        over all of it, at a higher rate than requested.
     """
     return _times(info, frames, fps, float(rng.random()))
 
 
 def center_clip_times(info: VideoInfo, frames: int, fps: float) -> tuple[np.ndarray, bool]:
-    """As `clip_times`, from the middle of the video, without chance."""
+    """As `clip_times`, but from the middle of the video."""
     return _times(info, frames, fps, 0.5)
 
 
@@ -42,14 +42,14 @@ def window_times(info: VideoInfo, frames: int, fps: float, stride_s: float | Non
     """Times of clips that cover a video.
 
     Args:
-        info: the video.
-        frames: T of each clip.
+        info: properties of the video.
+        frames: number of frames T of each clip.
         fps: frames per second of a clip.
-        stride_s: seconds from one clip to the next; None is their length. The last clip ends with the video, so the
-            distances are evened out a little. There are at most as many clips as the video has frames.
+        stride_s: seconds from one clip to the next; None for the duration of a clip. The last clip ends with the video,
+            so distances are adjusted a little. There are at most as many clips as the video has frames.
 
     Returns:
-        for each clip (T,) float64 seconds, and whether the video is too short for one, as in `clip_times`.
+        For each clip, (T,) float64 seconds, and whether the video is too short for one, as in `clip_times`.
     """
     span = frames / fps
     count = max(1, 1 + round((info.duration_s - span) / (stride_s or span)))
@@ -57,7 +57,7 @@ def window_times(info: VideoInfo, frames: int, fps: float, stride_s: float | Non
     if count == 1:
         times, short = center_clip_times(info, frames, fps)
         return [times], short
-    # All at once: a file may promise a week.
+    # In one array operation: a file may declare a week.
     starts = np.arange(count) / (count - 1) * max(0.0, info.duration_s - span)
     return list(starts[:, None] + np.arange(frames, dtype=np.float64) / fps), False
 
@@ -66,14 +66,13 @@ def segment_times(info: VideoInfo, frames: int, fps: float, segments: int) -> tu
     """Times of a fixed number of clips, the first at the video's start, the last at its end, the others between them.
 
     Args:
-        info: the video.
-        frames: T of each clip.
+        info: properties of the video.
+        frames: number of frames T of each clip.
         fps: frames per second of a clip.
-        segments: how many clips; a single one is taken from the middle. A video with no room for more than one gives
-            one, for all would be equal.
+        segments: number of clips; a single one is from the middle. A video with no room for more than one gives one.
 
     Returns:
-        for each clip (T,) float64 seconds, and whether the video is too short for one, as in `clip_times`.
+        For each clip, (T,) float64 seconds, and whether the video is too short for one, as in `clip_times`.
     """
     if segments == 1 or info.duration_s <= frames / fps + 1e-3:
         times, short = center_clip_times(info, frames, fps)
@@ -82,10 +81,10 @@ def segment_times(info: VideoInfo, frames: int, fps: float, segments: int) -> tu
 
 
 def _times(info: VideoInfo, frames: int, fps: float, place: float) -> tuple[np.ndarray, bool]:
-    """Times of a clip that starts at the share `place` in [0, 1] of the possible starts."""
+    """Times of a clip that starts at the fraction `place` in [0, 1] of the possible starts."""
     steps = np.arange(frames, dtype=np.float64)
     span = frames / fps
-    # A duration is rounded to its container's clock: a video of exactly the wanted length is not short.
+    # A duration is rounded to the container's time base: a video of exactly the requested length is not short.
     if info.duration_s < span - 1e-3:
         return steps * (info.duration_s / frames), True
     return place * max(0.0, info.duration_s - span) + steps / fps, False
@@ -99,15 +98,15 @@ def augment(
     aspect: tuple[float, float],
     flip: bool,
 ) -> Tensor:
-    """A random crop, mirrored in half of the cases if `flip`; the same for all frames.
+    """Random resized crop and horizontal flip, the same for all frames.
 
     Args:
         pixels: (T, H, W, 3) uint8.
         size: side of the result in pixels.
-        rng: draws crop and mirroring.
-        scale: range of the crop's share of the picture's area.
+        rng: draws the crop and the flip.
+        scale: range of the crop's fraction of the image area.
         aspect: range of the crop's width over height.
-        flip: whether to mirror left and right at all.
+        flip: whether to flip left and right with probability 0.5.
 
     Returns:
         (3, T, size, size) uint8, contiguous.
@@ -123,7 +122,7 @@ def random_resized_crop(
     scale: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Tensor:
-    """A crop of random area, shape and place, the same for all frames, resized to a square; see `augment`."""
+    """A crop of random area, aspect ratio and position, the same for all frames, resized to a square; see `augment`."""
     top, left, height, width = crop_box(pixels.shape[1], pixels.shape[2], rng, scale, aspect)
     return resize(pixels[:, top : top + height, left : left + width], size, size)
 
@@ -131,10 +130,10 @@ def random_resized_crop(
 def crop_box(
     height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], aspect: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop of an H x W picture, in pixels.
+    """Top, left, height and width of a random crop of an H x W image, in pixels.
 
-    The area is uniform, the aspect ratio uniform on a log scale. A draw that does not fit is drawn again, ten times;
-    then it is the largest crop in the middle whose aspect ratio is in range.
+    The area is uniform, the aspect ratio log-uniform. A crop that does not fit is drawn again up to ten times; then it
+    is the largest central crop with an aspect ratio in range.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -149,7 +148,7 @@ def crop_box(
 
 
 def resize_center_crop(pixels: Tensor, size: int) -> Tensor:
-    """The middle square of each frame, for evaluation: the short side becomes `size`, the long side is cut.
+    """The central square of each frame, for evaluation; see `center_crop`.
 
     Args:
         pixels: (T, H, W, 3) uint8.
@@ -158,12 +157,18 @@ def resize_center_crop(pixels: Tensor, size: int) -> Tensor:
     Returns:
         (3, T, size, size) uint8, contiguous.
     """
-    rows, columns = middle(pixels.shape[1], pixels.shape[2])
-    pixels = pixels[:, rows, columns]
-    height, width = resize_shape(pixels.shape[1], pixels.shape[2], size)
-    top, left = (height - size) // 2, (width - size) // 2
-    resized = resize(pixels, height, width)
-    return resized[:, :, top : top + size, left : left + size].contiguous()
+    return center_crop(pixels.permute(3, 0, 1, 2), size).contiguous()
+
+
+def center_crop(pixels: Tensor, size: int) -> Tensor:
+    """(C, T, H, W) -> (C, T, size, size): the short side becomes `size`, the ends of the long side are cropped."""
+    height, width = pixels.shape[2:]
+    longest = _LONGEST * min(height, width)  # very long images are cropped first: resized as a whole they may be vast
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    pixels = pixels[:, :, top : top + longest, left : left + longest]
+    pixels = resize_clip(pixels, *resize_shape(pixels.shape[2], pixels.shape[3], size))
+    top, left = (pixels.shape[2] - size) // 2, (pixels.shape[3] - size) // 2
+    return pixels[:, :, top : top + size, left : left + size]
 
 
 def crops_along(pixels: Tensor, size: int, count: int) -> Tensor:
@@ -172,7 +177,7 @@ def crops_along(pixels: Tensor, size: int, count: int) -> Tensor:
     Args:
         pixels: (T, H, W, 3) uint8.
         size: side of a square in pixels.
-        count: how many; a single one is the middle. A frame that is square itself gives one, for all would be equal.
+        count: number of squares; a single one is the central one. A square frame gives one.
 
     Returns:
         (count or 1, 3, T, size, size) uint8, contiguous.
@@ -187,33 +192,35 @@ def crops_along(pixels: Tensor, size: int, count: int) -> Tensor:
     return torch.stack([resized.narrow(axis, start, size) for start in starts])
 
 
-def middle(height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of what is resized for the middle square: of very long pictures not all, which could be vast."""
-    longest = _LONGEST * min(height, width)
-    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
-    return slice(top, top + longest), slice(left, left + longest)
-
-
 def resize_shape(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width in pixels at which the short side is `size` and the shape is kept."""
+    """Height and width in pixels at which the short side is `size` and the aspect ratio is kept."""
     short = min(height, width)
     return max(size, round(height * size / short)), max(size, round(width * size / short))
 
 
 def resize(pixels: Tensor, height: int, width: int) -> Tensor:
-    """(T, H, W, 3) uint8 -> (3, T, height, width) uint8: bilinear, antialiased when it shrinks."""
-    frames = pixels.permute(0, 3, 1, 2)  # a view in PyTorch's channels-last layout, for which there is a uint8 kernel
-    if pixels.shape[1:3] != (height, width):
-        frames = F.interpolate(frames, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    return frames.permute(1, 0, 2, 3).contiguous()
+    """(T, H, W, 3) uint8 -> (3, T, height, width) uint8, contiguous; see `resize_clip`."""
+    return resize_clip(pixels.permute(3, 0, 1, 2), height, width).contiguous()
+
+
+def resize_clip(pixels: Tensor, height: int, width: int) -> Tensor:
+    """(C, T, H, W) -> (C, T, height, width) of the same type: bilinear, antialiased when it shrinks."""
+    if pixels.shape[2:] == (height, width):
+        return pixels
+    frames = pixels.transpose(0, 1)  # of decoded frames a channels-last view, for which there is a uint8 kernel
+    on_cpu_or_float = frames if frames.is_floating_point() or frames.device.type == "cpu" else frames.float()
+    resized = F.interpolate(on_cpu_or_float, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    if resized.dtype != frames.dtype:
+        resized = resized.round().clamp(0, 255).to(frames.dtype)
+    return resized.transpose(0, 1)
 
 
 def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Pixels as the model takes them: mean 0 and standard deviation 1 over ImageNet.
+    """Pixels as models take them: mean 0 and standard deviation 1 over ImageNet.
 
     Args:
         pixels: (B, 3, T, H, W) uint8, on any device.
-        dtype: of the result; the arithmetic is in float32.
+        dtype: type of the result; the arithmetic is in float32.
 
     Returns:
         (B, 3, T, H, W) of `dtype` on the same device.
@@ -224,6 +231,6 @@ def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation on the scale of uint8, each (3, 1, 1, 1): copied to a device once, not every step."""
+    """Mean and standard deviation on the scale of uint8, each (3, 1, 1, 1), copied to a device once."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
     return mean, std

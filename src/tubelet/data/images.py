@@ -67,7 +67,7 @@ def rgb_of(image: Image.Image, name: str) -> np.ndarray:
     """
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
-        raise DecodeError(name, "has float pixels of unknown range (Pillow mode F); save it as uint8, scaled to 0-255")
+        raise DecodeError(name, "float pixels of unknown range (Pillow mode F); scale them to 0-255 and save as uint8")
     if upright.mode.startswith("I"):  # convert() would clip instead of scale
         values = np.asarray(upright)
         if values.size and not (values.min() >= 0 and values.max() < 2**16):

@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from tubelet.config import ModelConfig
-from tubelet.data.clips import center_clip_times, middle, resize_shape
+from tubelet.data.clips import center_clip_times, center_crop, resize_clip
 from tubelet.data.decode import Video, VideoInfo
 from tubelet.data.images import read_image, rgb_of
 from tubelet.data.storage import suffix_of
@@ -252,12 +251,7 @@ def resize_to_grid(
         if times is not None:
             times = torch.cat([times, times[-1] + (times[-1] - times[-2]) * torch.arange(1, missing + 1)])
     if isinstance(resize, (int, np.integer)):
-        resize = int(resize)
-        rows, columns = middle(H, W)
-        pixels = pixels[:, :, rows, columns]
-        pixels = resize_clip(pixels, *resize_shape(pixels.shape[2], pixels.shape[3], resize))
-        top, left = (pixels.shape[2] - resize) // 2, (pixels.shape[3] - resize) // 2
-        pixels = pixels[:, :, top : top + resize, left : left + resize]
+        pixels = center_crop(pixels, int(resize))
     elif resize is not None:
         rounded = max(p, round(H / p) * p), max(p, round(W / p) * p)
         pixels = resize_clip(pixels, *(rounded if isinstance(resize, str) else resize))
@@ -268,18 +262,6 @@ def resize_to_grid(
         )
     config.grid(*pixels.shape[1:])  # a size that was asked for must divide too
     return pixels, times
-
-
-def resize_clip(pixels: Tensor, height: int, width: int) -> Tensor:
-    """(C, T, H, W) -> (C, T, height, width): bilinear, antialiased when it shrinks."""
-    if pixels.shape[2:] == (height, width):
-        return pixels
-    frames = pixels.transpose(0, 1)
-    on_cpu_or_float = frames if frames.is_floating_point() or frames.device.type == "cpu" else frames.float()
-    resized = F.interpolate(on_cpu_or_float, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    if resized.dtype != frames.dtype:
-        resized = resized.round().clamp(0, 255).to(frames.dtype)
-    return resized.transpose(0, 1)
 
 
 def step_times(times: Tensor | None, steps: int) -> Tensor | None:
