@@ -111,7 +111,8 @@ def linear_head(width: int, outputs: int) -> nn.Linear:
 
 def apply_heads(heads: nn.ModuleList, rows: Tensor) -> Tensor:
     """The outputs of S heads for the same rows: (R, D) -> (R, S, K); linear heads are one matrix product."""
-    if not all(isinstance(head, nn.Linear) for head in heads):
+    linear = [head for head in heads if isinstance(head, nn.Linear)]
+    if len(linear) < len(heads):
         return torch.stack([head(rows) for head in heads], dim=1)
-    out = F.linear(rows, torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads]))
+    out = F.linear(rows, torch.cat([head.weight for head in linear]), torch.cat([head.bias for head in linear]))
     return out.unflatten(1, (len(heads), -1))

@@ -268,6 +268,7 @@ def _in_words(view: Before, steps: int, count: int, heads: int) -> str:
 
 
 TASK = Task(
+    name="anticipation",
     evaluate=evaluate,
     dataset=AnticipationDataset,
     metric="action recall@5",

@@ -72,4 +72,6 @@ def _in_words(plan: ClassificationPlan, count: int, heads: int) -> str:
     )
 
 
-TASK = Task(evaluate=evaluate, dataset=ClassificationDataset, metric="top-1", head=AttentiveProbe)
+TASK = Task(
+    name="classification", evaluate=evaluate, dataset=ClassificationDataset, metric="top-1", head=AttentiveProbe
+)

@@ -349,4 +349,4 @@ def _result(
     )
 
 
-TASK = Task(evaluate=evaluate, dataset=DepthDataset, metric="RMSE", head=nn.Linear, unused=("frames",))
+TASK = Task(name="depth", evaluate=evaluate, dataset=DepthDataset, metric="RMSE", head=nn.Linear, unused=("frames",))

@@ -48,4 +48,4 @@ def neighbor_scores(data: PooledDataset, neighbors: list[int]) -> dict[int, Scor
     return {k: join_scores(chunks) for k, chunks in parts.items()}
 
 
-TASK = Task(evaluate=evaluate, dataset=ClassificationDataset, metric="top-1")
+TASK = Task(name="knn", evaluate=evaluate, dataset=ClassificationDataset, metric="top-1")

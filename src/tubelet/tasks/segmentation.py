@@ -342,4 +342,11 @@ def _result(
     )
 
 
-TASK = Task(evaluate=evaluate, dataset=SegmentationDataset, metric="mIoU", head=nn.Linear, unused=("frames",))
+TASK = Task(
+    name="segmentation",
+    evaluate=evaluate,
+    dataset=SegmentationDataset,
+    metric="mIoU",
+    head=nn.Linear,
+    unused=("frames",),
+)

@@ -328,6 +328,7 @@ def _score(
 
 
 TASK = Task(
+    name="suite",
     evaluate=evaluate,
     metric="segmentation, mIoU",
     unused=("max_failed_fraction",),

@@ -201,4 +201,4 @@ def _example(clip: _Clip, features: dict[str, Tensor], value: float) -> Example:
     )
 
 
-TASK = Task(evaluate=evaluate, dataset=TrackingDataset, metric="moved points found within 1 patch")
+TASK = Task(name="tracking", evaluate=evaluate, dataset=TrackingDataset, metric="moved points found within 1 patch")

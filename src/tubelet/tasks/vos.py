@@ -293,4 +293,4 @@ def _example(measured: _Measured) -> Example:
     )
 
 
-TASK = Task(evaluate=evaluate, dataset=VideoObjectDataset, metric="J&F")
+TASK = Task(name="vos", evaluate=evaluate, dataset=VideoObjectDataset, metric="J&F")

@@ -4,17 +4,24 @@ n training and m test vectors of width D, K classes. Vectors are kept in float16
 """
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tubelet.data.worker_loader import WorkerLoader
+from tubelet.datasets import ProbeProtocol
 from tubelet.errors import BadFile
 from tubelet.io.files import atomic_write
 from tubelet.pretrained.backbone import Backbone
-from tubelet.tasks.common.classification_plan import make_plan
+from tubelet.tasks.common.classification_plan import make_plan, training_settings
+from tubelet.tasks.common.classification_report import confusion_details, metrics, sweep_details, worst_examples
+from tubelet.tasks.common.classification_scores import Pooled, dataset_fingerprint, score, train_classifiers
 from tubelet.tasks.common.extract import FeatureSet
+from tubelet.tasks.common.result import Result
 from tubelet.tasks.common.task import EvaluationContext
 
 
@@ -61,6 +68,47 @@ class PooledDataset:
             "test files": len(self.val),
             "channels": self.table.shape[1],
         } | dict(self.plan.excluded)
+
+
+def evaluate_heads(
+    context: EvaluationContext,
+    data: PooledDataset,
+    make_head: Callable[[], nn.Module],
+    protocol: ProbeProtocol,
+    text: str,
+) -> Result:
+    """Train heads on the training vectors and score them on the test vectors.
+
+    Args:
+        context: the evaluation.
+        data: the vectors and their classes.
+        make_head: returns a head with random weights, (B, D) -> one output's (B, K), in a list.
+        protocol: how the heads are trained.
+        text: a phrase on the heads, for the protocol of the result.
+
+    Raises:
+        TubeletError: if the state of the training cannot be written or read.
+    """
+    settings = training_settings(protocol, context.config, len(data.table))
+    classes = data.plan.classes
+    identity = {"samples": dataset_fingerprint(data.train, data.labels), "classes": len(classes)}
+    samples, tests = Pooled(data.table, data.labels), Pooled(data.queries, data.truth.unsqueeze(1))
+    heads = train_classifiers(context, make_head, settings, samples, F.cross_entropy, identity)
+    scores = [own[0] for own in score(context, heads, tests, partial(torch.softmax, dim=-1), batch_size=1024)]
+    values = [metrics(own, data.truth) for own in scores]
+    best = max(range(len(scores)), key=lambda i: values[i]["top-1"].value)
+    return context.result(
+        benchmark=data.plan.name,
+        protocol=(
+            f"{text}, AdamW for {settings.epochs} epochs; the best of {len(heads)} heads by the metrics on the test "
+            f"files themselves; {data.plan.describe_views()}."
+        ),
+        metrics=values[best],
+        counts=data.counts,
+        skipped=data.skipped,
+        details=sweep_details(settings, values, best) | confusion_details(scores[best], data.truth, classes),
+        examples=worst_examples(scores[best], data.truth, data.val, data.plan),
+    )
 
 
 def pooled_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:

@@ -70,6 +70,7 @@ class Task:
     """An evaluation of frozen features. The module of the same name defines it as `TASK`.
 
     Attributes:
+        name: name on the command line: that of the module, with `-` for `_`.
         evaluate: fits the head, if there is one, to the train split, predicts the test split and scores it.
         metric: name of the metric that results show first.
         dataset: type of the data sets, whose layouts `tubelet.datasets` finds; None for tasks on the sample set alone.
@@ -78,6 +79,7 @@ class Task:
         load_options: options of `tubelet.load` for the model, such as {"with_predictor": True}.
     """
 
+    name: str
     evaluate: Callable[[EvaluationContext], Result]
     metric: str
     dataset: type[DatasetRecord] | None = None
@@ -103,7 +105,7 @@ class Task:
 
 
 def run_task(
-    name: str,
+    task: str | Task,
     model: Backbone,
     data: Path,
     config: EvaluateConfig | None = None,
@@ -115,7 +117,7 @@ def run_task(
     """Evaluate a model by a task.
 
     Args:
-        name: name of the task.
+        task: the task, or its name.
         model: the encoder.
         data: folder of the data set.
         config: the user's settings.
@@ -126,8 +128,9 @@ def run_task(
     Raises:
         TubeletError: if there is no such task, and see `Task.run`.
     """
+    task = get_task(task) if isinstance(task, str) else task
     context = EvaluationContext(
-        task=name,
+        task=task.name,
         model=model,
         source=source,
         data=data,
@@ -135,4 +138,4 @@ def run_task(
         cache=FeatureCache(cache, model),
         progress=progress,
     )
-    return get_task(name).run(context)
+    return task.run(context)
