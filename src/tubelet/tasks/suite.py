@@ -184,7 +184,7 @@ def teacher_evaluator(config: TrainConfig) -> Callable[[Encoder], dict[str, tupl
     def evaluate(encoder: Encoder) -> dict[str, tuple[float, bool]]:
         result = evaluate_encoder(encoder, data, seed=config.seed, image_size=size, frames=frames)
         return {
-            f"eval_{name.partition(',')[0].replace(' ', '_')}": (metric.value, metric.higher_is_better)
+            f"eval_{name.partition(',')[0].replace(' ', '_')}": (metric.value, bool(metric.higher_is_better))
             for name, metric in result.metrics.items()
         }
 
