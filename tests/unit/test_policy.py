@@ -56,6 +56,24 @@ def test_imports_go_to_lower_layers_only():
     assert not wrong
 
 
+def test_every_package_and_top_level_module_has_a_layer_and_a_line_in_the_design():
+    page = (SOURCE.parents[1] / "docs" / "design.md").read_text()
+    for name in {file.split("/")[0] for file in FILES} - {"__init__.py", "__main__.py"}:
+        shown = name if name.endswith(".py") else f"{name}/"
+        assert name.removesuffix(".py") in LAYER and f"`{shown}`" in page, (
+            f"{shown}: add it to LAYERS and docs/design.md"
+        )
+
+
+def test_no_two_classes_have_one_name():
+    modules = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse((SOURCE / file).read_text())):
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name, set()).add(file)
+    assert {name: files for name, files in modules.items() if len(files) > 1} == {}
+
+
 def test_every_config_field_is_documented():
     for file in [file for file in FILES if file.startswith("config/")]:
         for node in ast.parse((SOURCE / file).read_text()).body:

@@ -33,7 +33,7 @@ DEFAULT_SIZE = 224
 
 
 @dataclass(frozen=True)
-class Source:
+class TracedInput:
     """A file as it was read.
 
     Attributes:
@@ -122,7 +122,7 @@ class Trace:
         seed: of masks and random weights.
     """
 
-    source: Source
+    source: TracedInput
     model: VJEPA
     weights: str | None
     name: str
@@ -183,7 +183,7 @@ def follow(
 
 @torch.no_grad()
 def _run(
-    model: VJEPA, source: Source, specs: MaskConfig, weight: float, weights: str | None, name: str, seed: int
+    model: VJEPA, source: TracedInput, specs: MaskConfig, weight: float, weights: str | None, name: str, seed: int
 ) -> Trace:
     pixels = normalize(source.pixels.unsqueeze(0))
     grid, modality = model.student.tokenizer.grid(pixels), modality_of(pixels)
@@ -304,17 +304,19 @@ def _is_video(file: Path) -> bool:
     return suffix in VIDEO_SUFFIXES
 
 
-def _read_video(file: Path, size: int, frames: int, fps: float) -> Source:
+def _read_video(file: Path, size: int, frames: int, fps: float) -> TracedInput:
     with Video(file) as video:
         info = video.info
         times, stretched = center_clip_times(info, frames, fps)
         (clip,) = video.clips([times])
     rate = 1 / (times[1] - times[0]) if frames > 1 else fps
     pixels = resize_center_crop(clip.pixels, size)
-    return Source(file, pixels, clip.times, info.height, info.width, info.duration_s, info.fps, float(rate), stretched)
+    return TracedInput(
+        file, pixels, clip.times, info.height, info.width, info.duration_s, info.fps, float(rate), stretched
+    )
 
 
-def _read_still(file: Path, size: int) -> Source:
+def _read_still(file: Path, size: int) -> TracedInput:
     pixels = read_image(file)
     height, width = pixels.shape[:2]
-    return Source(file, resize_center_crop(pixels.unsqueeze(0), size), np.zeros(1), height, width)
+    return TracedInput(file, resize_center_crop(pixels.unsqueeze(0), size), np.zeros(1), height, width)

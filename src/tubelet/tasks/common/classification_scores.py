@@ -71,7 +71,7 @@ Samples = Tokens | Pooled
 
 
 @dataclass(frozen=True)
-class Batch:
+class FeatureBatch:
     """Views of B samples, each of which may have another number of views and of tokens.
 
     Attributes:
@@ -91,14 +91,14 @@ class Batch:
         return [torch.cat(own).float() for own in zip(*parts, strict=True)]
 
 
-def collate(samples: list[tuple[Tensor, Tensor]]) -> Batch:
+def collate(samples: list[tuple[Tensor, Tensor]]) -> FeatureBatch:
     """Put samples together, by the shape of their views."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, (views, _) in enumerate(samples):
         groups.setdefault(tuple(views.shape[1:]), []).append(i)
     owner = [torch.full((len(samples[i][0]),), i) for group in groups.values() for i in group]
     together = [torch.cat([samples[i][0] for i in group]) for group in groups.values()]
-    return Batch(together, torch.cat(owner), torch.stack([labels for _, labels in samples]))
+    return FeatureBatch(together, torch.cat(owner), torch.stack([labels for _, labels in samples]))
 
 
 def train_classifiers(
@@ -134,7 +134,7 @@ def train_classifiers(
         order = EpochBatches(len(samples), settings.batch_size, seed, settings.epochs, start)
         return WorkerLoader(samples, workers, batch_sampler=order, collate_fn=collate)
 
-    def backward(heads: nn.ModuleList, batch: Batch, step: int) -> None:
+    def backward(heads: nn.ModuleList, batch: FeatureBatch, step: int) -> None:
         labels = batch.labels[batch.owner].to(device, non_blocking=True).unbind(1)
         for head in heads:  # one after the other, so that the activations of one are in memory at a time
             outputs = batch.apply(head, device)
