@@ -172,7 +172,7 @@ def test_pictures_of_16_bits_are_scaled_whether_they_are_files_or_in_memory(mode
     for form in (tmp_path / "deep.png", Image.open(tmp_path / "deep.png"), Image.fromarray(deep.astype(np.int32))):
         assert torch.equal(model.encode(form).tokens, expected)
     for values in (deep.astype(np.float32), deep.astype(np.int32) * 2):
-        with pytest.raises(TubeletError, match="scale (them|it) to"):
+        with pytest.raises(TubeletError, match=r"scale (them|it) to"):
             model.encode(Image.fromarray(values))
 
 
