@@ -156,7 +156,7 @@ def run(words: list[str], invalid: bool, seeds: Path, folder: Path) -> None:
     """Run a command line up to where its work begins.
 
     Raises:
-        TubeletError: it was refused in the way in which a person is told.
+        TubeletError: the error that a user is meant to see.
         AssertionError: it was accepted though it is invalid, or refused in another way.
     """
     arguments = [word.replace("SEEDS", str(seeds), 1) if word.startswith("SEEDS") else word for word in words]

@@ -264,7 +264,7 @@ READERS = {
 
 
 def place(kind: str, name: str, data: bytes, folder: Path, seeds: Path) -> Path:
-    """Write an input where it can be read: alone in a folder, with the healthy tar beside an index."""
+    """Write an input where it can be read: in a folder of its own, an index with its healthy tar file."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = folder / name

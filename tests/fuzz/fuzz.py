@@ -1,7 +1,7 @@
 """Damaged inputs of all kinds, read as the package reads them, each within limits of time and memory.
 
 Input k of a seed is always the same: its kind, its healthy original and its damage are functions of the two. An input
-is a finding if the process that reads it dies, hangs, needs more than a stated time or memory, or raises anything but a
+is a finding if the process that reads it dies, hangs, needs more than a fixed time or memory, or raises anything but a
 `TubeletError` of one line. Findings are written to --out.
 
     python -m tests.fuzz.fuzz --inputs 10000 --workers 2
@@ -113,7 +113,7 @@ def _peak_mb() -> float:
 
 
 def _serve(pipe: Connection, seeds: Path, seed: int, folder: Path, kinds: Sequence[str]) -> None:
-    """A process that reads inputs by their numbers until it is told to stop."""
+    """A process that reads inputs by their numbers until it receives None."""
     import torch
 
     from tests.fuzz.front import READERS  # noqa: F401 - loads all libraries before memory is bounded
@@ -129,7 +129,7 @@ def _serve(pipe: Connection, seeds: Path, seed: int, folder: Path, kinds: Sequen
 
 
 class _Worker:
-    """One process that reads inputs, and is begun anew when an input kills it."""
+    """One process that reads inputs, restarted when an input kills it."""
 
     def __init__(self, seeds: Path, seed: int, folder: Path, kinds: Sequence[str]) -> None:
         self.given = (seeds, seed, folder, kinds)
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--kinds", nargs="+", choices=list(SHARES), default=(), help="these alone; all by default")
+    parser.add_argument("--kinds", nargs="+", choices=list(SHARES), default=(), help="only these; all by default")
     parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
     arguments = parser.parse_args()
     from tests.fuzz.seeds import write_seeds

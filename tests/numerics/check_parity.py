@@ -60,7 +60,7 @@ def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor], ReleasedCheckpoi
         folder / "checkpoint.pt", meta["heads"], meta["predictor_heads"], tuple(meta["norm_levels"])
     )
     config = released.config
-    stated = {
+    recorded = {
         "dim": config.width,
         "depth": config.depth,
         "patch": config.patch_size,
@@ -72,9 +72,9 @@ def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor], ReleasedCheckpoi
         "predictor_depth": config.predictor.depth,
         "predictor_interpolates_rope": config.predictor.rescale_rope,
     }
-    wrong = {key: (meta[key], value) for key, value in stated.items() if meta[key] != value}
+    wrong = {key: (meta[key], value) for key, value in recorded.items() if meta[key] != value}
     if wrong:
-        sys.exit(f"{folder}: meta.json and the checkpoint disagree (stated, read): {wrong}")
+        sys.exit(f"{folder}: meta.json and the checkpoint disagree (recorded, read): {wrong}")
     return meta, load_file(folder / "cases.safetensors"), released
 
 
@@ -144,13 +144,13 @@ def forward_cases(model: Model, cases: dict[str, Tensor], config: ModelConfig) -
 
 def trajectory_cases(model: Model, meta: dict, cases: dict[str, Tensor]) -> Iterator[Case]:
     """Five optimizer steps from the stored weights, the teacher starting equal to the student."""
-    stated = meta["trajectory"]
+    recorded = meta["trajectory"]
     model.teacher.load_state_dict(model.student.state_dict())
-    numbers = {key: stated[key] for key in ("lr", "weight_decay", "eps")} | {"betas": tuple(stated["betas"])}
+    numbers = {key: recorded[key] for key in ("lr", "weight_decay", "eps")} | {"betas": tuple(recorded["betas"])}
     is_package = isinstance(model, VJEPA)
     optimizer = build_optimizer(model, OptimConfig(**numbers)) if is_package else reference.optimizer(model, **numbers)
-    for step in stated["steps"]:
-        name, weight = step["modality"], stated["context_weight"]
+    for step in recorded["steps"]:
+        name, weight = step["modality"], recorded["context_weight"]
         masks = [mask_of(cases, mask) for mask in INPUTS[name]]
         if is_package:
             losses = backpropagate(model, cases[name], masks, weight, 1.0, torch.autocast("cpu", enabled=False))
@@ -159,13 +159,13 @@ def trajectory_cases(model: Model, meta: dict, cases: dict[str, Tensor]) -> Iter
             losses[0].backward()
         optimizer.step()
         optimizer.zero_grad()
-        model.update_teacher(stated["ema"])
+        model.update_teacher(recorded["ema"])
         for part, value in zip(("total", "prediction", "context"), losses.tolist(), strict=True):
             relative = abs(value - step[part]) / abs(step[part])
             yield Case(f"trajectory.step{step['step']}.{name}.{part}", relative, LOSS_BOUND)
     for part in ("student", "teacher", "predictor"):
         total = sum(p.detach().double().abs().sum().item() for p in getattr(model, part).parameters())
-        relative = abs(total - stated[f"{part}_l1_after"]) / stated[f"{part}_l1_after"]
+        relative = abs(total - recorded[f"{part}_l1_after"]) / recorded[f"{part}_l1_after"]
         yield Case(f"trajectory.{part}_l1_after", relative, LOSS_BOUND)
 
 

@@ -26,14 +26,14 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "index", "spec"), CASES)
 def test_visible_share_matches_the_reference(name, index, spec):
-    grid, stated = GRIDS[name], STATISTICS[name][index]
+    grid, recorded = GRIDS[name], STATISTICS[name][index]
     rng = np.random.default_rng(0)
     shares = [
         1 - hidden_positions(spec, block_shape(spec, grid, rng), grid, 1, rng).mean() for _ in range(1500)
     ]  # of positions, and so of tokens: a single sample keeps them all
-    assert grid.tokens == stated["tokens"]
-    assert np.mean(shares) == pytest.approx(stated["visible_mean"], abs=0.02)
-    assert np.std(shares) == pytest.approx(stated["visible_std"], abs=0.02)
+    assert grid.tokens == recorded["tokens"]
+    assert np.mean(shares) == pytest.approx(recorded["visible_mean"], abs=0.02)
+    assert np.std(shares) == pytest.approx(recorded["visible_std"], abs=0.02)
 
 
 def test_hidden_positions_are_the_union_of_the_rectangles_that_were_drawn():
