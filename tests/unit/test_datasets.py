@@ -152,7 +152,7 @@ def test_diving(tmp_path):
     assert found.train == [LabeledFile(path=tmp_path / "rgb" / "-a_1.mp4", label=1)]
 
 
-def test_classes_of_one_name_are_told_apart(tmp_path):
+def test_synsets_of_equal_names_get_unique_class_names(tmp_path):
     names = {"n02012849": "crane", "n03126707": "crane", "n01440764": "tench, Tinca tinca"}
     for identity in names:
         for split in ("train", "val"):
@@ -262,7 +262,7 @@ def test_malformed_lists_are_refused(tmp_path):
         diving48.Diving48.load(tmp_path)
 
 
-def test_missing_files_are_counted_and_too_many_are_an_error(tmp_path):
+def test_missing_files_are_listed_and_too_many_are_an_error(tmp_path):
     files = [LabeledFile(path=put(tmp_path / f"{i}.mp4"), label=0) for i in range(3)]
     files.append(LabeledFile(path=tmp_path / "gone.mp4", label=0))
     there, gone = drop_missing_files(files, "train", 0.25)

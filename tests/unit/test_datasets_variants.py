@@ -34,14 +34,14 @@ def put(path: Path, content: object = "") -> Path:
     return path
 
 
-def picture(path: Path) -> Path:
+def write_image(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.ones((8, 8), np.uint8)).save(path)
     return path
 
 
-def litter(root: Path) -> None:
-    """What macOS, Windows and network storage add to every folder."""
+def add_system_files(root: Path) -> None:
+    """Write what macOS, Windows and network storage add to every folder."""
     for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
         for path in [path for path in folder.iterdir() if path.is_file()]:
             (folder / f"._{path.name}").write_bytes(b"\0\5\x16\7")
@@ -63,7 +63,7 @@ def test_something_something(folder, suffix, lists, tmp_path):
     put(root / f"{lists.format('labels')}.json", {"Holding something": "0"})
     for split in ("train", "validation"):
         put(root / f"{lists.format(split)}.json", [{"id": 7, "template": "Holding [something]"}])
-    litter(root)
+    add_system_files(root)
     for data in (root, tmp_path):
         assert ssv2.SomethingSomethingV2.detect(data)
         assert ssv2.SomethingSomethingV2.load(data).train == [LabeledFile(path=video, label=0)]
@@ -104,7 +104,7 @@ def test_kinetics(train, val, name, tmp_path):
     for split, path in (("train", train), ("val", val)):
         put(tmp_path / path, f"\ufeff{HEADER}run,{split}-a_,0,10.0,{split}\r\n")
     videos = {split: put(tmp_path / name.format(split=split, id=f"{split}-a_")) for split in ("train", "val")}
-    litter(tmp_path)
+    add_system_files(tmp_path)
     assert kinetics.Kinetics.detect(tmp_path)
     found = kinetics.Kinetics.load(tmp_path)
     assert (found.train[0].path, found.test[0].path) == (videos["train"], videos["val"])
@@ -133,7 +133,7 @@ def test_video_folders_and_lists_of_mmaction(tmp_path):
         datasets.find(tmp_path, ClassificationDataset)
 
 
-def test_kinetics_without_a_list_of_a_split_says_which(tmp_path):
+def test_missing_list_of_a_split_is_an_error(tmp_path):
     put(tmp_path / "annotations/validate.csv", HEADER)
     with pytest.raises(TubeletError, match=r"no list of the train split; expected lists of videos"):
         video_lists.VideoLists.load(tmp_path)
@@ -142,7 +142,7 @@ def test_kinetics_without_a_list_of_a_split_says_which(tmp_path):
         kinetics.Kinetics.load(tmp_path)
 
 
-def test_a_file_that_was_converted_is_named(tmp_path):
+def test_missing_file_with_another_suffix_is_named(tmp_path):
     put(tmp_path / "a.mp4")
     with pytest.raises(TubeletError, match=r"a\.webm: listed in the val split but missing \(found a\.mp4 instead\)"):
         drop_missing_files([LabeledFile(path=tmp_path / "a.webm", label=0)], "val", 0)
@@ -158,7 +158,7 @@ def test_diving(video, lists, tmp_path):
     for name in (diving48.TRAIN, diving48.TEST):
         put(tmp_path / f"{lists}{name}", [{"vid_name": "a", "label": 0}])
     put(tmp_path / video)
-    litter(tmp_path)
+    add_system_files(tmp_path)
     assert diving48.Diving48.detect(tmp_path) and diving48.Diving48.load(tmp_path).train[0].path == tmp_path / video
 
 
@@ -175,7 +175,7 @@ def test_epic_kitchens(video, tmp_path):
     for name in (epic_kitchens.TRAIN, epic_kitchens.VALIDATION):
         put(root / name, f'{columns}\nP01_01_0,P01,P01_01,00:00:01.00,"take, then\nput",0,0\n')
     put(tmp_path / video)
-    litter(tmp_path)
+    add_system_files(tmp_path)
     assert epic_kitchens.EpicKitchens100.detect(tmp_path)
     (segment,) = epic_kitchens.EpicKitchens100.load(tmp_path).train
     assert segment.path == tmp_path / video and segment.narration == "take, then\nput"
@@ -203,7 +203,7 @@ def test_imagenet(where, name, text, tmp_path):
     if name:
         put((root if "/" in name else tmp_path) / name, text)
     (root / "train/.ipynb_checkpoints").mkdir()
-    litter(root / "train")
+    add_system_files(root / "train")
     assert imagenet.ImageNet.detect(tmp_path)
     found = imagenet.ImageNet.load(tmp_path)
     assert found.test == [LabeledFile(path=image, label=1)] and len(found.train) == 2
@@ -230,14 +230,14 @@ def test_davis(where, tmp_path):
     root = tmp_path / where
     put(root / "ImageSets/2017/val.txt", "\ufeffbear\r\n")
     for i in range(3):
-        picture(root / f"JPEGImages/480p/bear/{i:05d}.jpg")
-        picture(root / f"Annotations/480p/bear/{i:05d}.png")
-    litter(root / "JPEGImages/480p/bear")
+        write_image(root / f"JPEGImages/480p/bear/{i:05d}.jpg")
+        write_image(root / f"Annotations/480p/bear/{i:05d}.png")
+    add_system_files(root / "JPEGImages/480p/bear")
     found = davis.Davis2017.load(tmp_path)
     assert found is not None and len(found.sequences[0].frames) == 3
 
 
-def test_davis_that_lacks_something(tmp_path):
+def test_incomplete_davis_is_refused(tmp_path):
     for kind in ("JPEGImages", "Annotations"):
         (tmp_path / kind / "Full-Resolution").mkdir(parents=True)
     put(tmp_path / "ImageSets/2017/test-dev.txt")
@@ -252,14 +252,14 @@ def test_davis_that_lacks_something(tmp_path):
 def test_youtube_vos(where, tmp_path):
     root = tmp_path / where
     put(root / "meta.json", {"videos": {"ab": {"objects": {"1": {"frames": ["00000"]}}}}})
-    picture(root / "JPEGImages/ab/00000.jpg")
-    picture(root / "Annotations/ab/00000.png")
-    litter(root / "JPEGImages/ab")
+    write_image(root / "JPEGImages/ab/00000.jpg")
+    write_image(root / "Annotations/ab/00000.png")
+    add_system_files(root / "JPEGImages/ab")
     found = youtube_vos.YouTubeVos.load(tmp_path)
     assert found is not None and len(found.sequences[0].frames) == 1
 
 
-def test_youtube_vos_of_training_alone_is_refused(tmp_path):
+def test_youtube_vos_without_validation_split_is_refused(tmp_path):
     put(tmp_path / "train/meta.json")
     (tmp_path / "train/JPEGImages").mkdir()
     with pytest.raises(TubeletError, match="no valid/ next to train/"):
@@ -267,32 +267,32 @@ def test_youtube_vos_of_training_alone_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["davis", "DAVIS_2017", "Davis 2017"])
-def test_a_folder_is_known_whatever_its_capital_letters_and_hyphens(name, tmp_path):
+def test_names_of_archive_folders_ignore_case_and_hyphens(name, tmp_path):
     put(tmp_path / "other/readme.md")
     put(tmp_path / "__MACOSX/DAVIS/readme.md")
     put(tmp_path / name / "ImageSets/2017/val.txt", "bear\n")
     for i in range(3):
-        picture(tmp_path / name / f"JPEGImages/480p/bear/{i:05d}.jpg")
-        picture(tmp_path / name / f"Annotations/480p/bear/{i:05d}.png")
+        write_image(tmp_path / name / f"JPEGImages/480p/bear/{i:05d}.jpg")
+        write_image(tmp_path / name / f"Annotations/480p/bear/{i:05d}.png")
     found = davis.Davis2017.load(tmp_path)
     assert found is not None and len(found.sequences[0].frames) == 3
 
 
-# Pairs
+# Dense targets
 
 
 @pytest.mark.parametrize("where", ["", "ADEChallengeData2016", "ade/ADEChallengeData2016"])
 def test_ade20k(where, tmp_path):
     for split in ("training", "validation"):
-        picture(tmp_path / where / f"images/{split}/a.jpg")
-        picture(tmp_path / where / f"annotations/{split}/a.png")
-    litter(tmp_path / where / "images/training")
+        write_image(tmp_path / where / f"images/{split}/a.jpg")
+        write_image(tmp_path / where / f"annotations/{split}/a.png")
+    add_system_files(tmp_path / where / "images/training")
     found = ade20k.Ade20k.load(tmp_path)
     assert found is not None and len(found.train) == 1 and found.excluded == {"hidden files": 1}
 
 
-def test_the_full_ade20k_is_another_set(tmp_path):
-    picture(tmp_path / "ADE20K_2021_17_01/images/ADE/training/work_place/a.jpg")
+def test_full_release_of_ade20k_is_refused(tmp_path):
+    write_image(tmp_path / "ADE20K_2021_17_01/images/ADE/training/work_place/a.jpg")
     with pytest.raises(TubeletError, match="full release of ADE20K; expected ADEChallengeData2016"):
         ade20k.Ade20k.load(tmp_path)
 
@@ -304,8 +304,8 @@ def test_the_full_ade20k_is_another_set(tmp_path):
 def test_voc(where, tmp_path):
     for split in ("train", "val"):
         put(tmp_path / where / f"ImageSets/Segmentation/{split}.txt", "\ufeffa\r\n")
-    picture(tmp_path / where / "JPEGImages/a.jpg")
-    picture(tmp_path / where / "SegmentationClass/a.png")
+    write_image(tmp_path / where / "JPEGImages/a.jpg")
+    write_image(tmp_path / where / "SegmentationClass/a.png")
     found = voc2012.PascalVoc2012.load(tmp_path)
     assert found is not None and len(found.train) == 1
 
@@ -317,9 +317,9 @@ def test_voc(where, tmp_path):
 )  # fmt: skip
 def test_cityscapes(images, labels, tmp_path):
     for split in ("train", "val"):
-        picture(tmp_path / images / split / f"ulm/a{cityscapes.IMAGE_SUFFIX}")
-        label = picture(tmp_path / labels / split / f"ulm/a{cityscapes.LABEL_SUFFIX}")
-    litter(tmp_path / images / "train")
+        write_image(tmp_path / images / split / f"ulm/a{cityscapes.IMAGE_SUFFIX}")
+        label = write_image(tmp_path / labels / split / f"ulm/a{cityscapes.LABEL_SUFFIX}")
+    add_system_files(tmp_path / images / "train")
     found = cityscapes.Cityscapes.load(tmp_path)
     assert found is not None and len(found.train) == 1
     label.rename(label.with_name("a_gtFine_labelTrainIds.png"))
@@ -331,9 +331,9 @@ def test_cityscapes(images, labels, tmp_path):
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_nyu(where, suffix, tmp_path):
     for split in ("sync", nyuv2.TEST):
-        picture(tmp_path / where / split / f"kitchen/rgb_00001{suffix}")
-        picture(tmp_path / where / split / "kitchen/sync_depth_00001.png")
-        litter(tmp_path / where / split / "kitchen")
+        write_image(tmp_path / where / split / f"kitchen/rgb_00001{suffix}")
+        write_image(tmp_path / where / split / "kitchen/sync_depth_00001.png")
+        add_system_files(tmp_path / where / split / "kitchen")
     found = nyuv2.NyuDepthV2.load(tmp_path)
     assert found is not None and len(found.train) == len(found.test) == 1
     put(tmp_path / where / "nyu_train.txt", "kitchen/rgb_00001.jpg kitchen/sync depth.png 518.8 9\n")
@@ -346,8 +346,8 @@ def test_nyu(where, suffix, tmp_path):
 def test_kitti(where, lists, images, suffix, tmp_path):
     drive = "2011_09_26/2011_09_26_drive_0001_sync/image_02/data/0000000005"
     depth = "2011_09_26_drive_0001_sync/proj_depth/groundtruth/image_02/0000000005.png"
-    image = picture(tmp_path / where / images / f"{drive}{suffix}")
-    picture(tmp_path / where / "data_depth_annotated/val" / depth)
+    image = write_image(tmp_path / where / images / f"{drive}{suffix}")
+    write_image(tmp_path / where / "data_depth_annotated/val" / depth)
     for split in ("train", "test"):
         put(tmp_path / where / lists / f"eigen_{split}_files_with_gt.txt", f"\ufeff{drive}.png {depth} 721.5\r\n")
     found = kitti.KittiEigen.load(tmp_path)

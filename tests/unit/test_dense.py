@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from tubelet import datasets
 from tubelet.config import EvaluateConfig
-from tubelet.datasets import DenseSample, DepthDataset, SegmentationDataset, ade20k, cityscapes, kitti, nyuv2, voc2012
+from tubelet.datasets import DenseSample, DepthDataset, ade20k, cityscapes, kitti, nyuv2, voc2012
 from tubelet.datasets import sample_set as sample_layouts
 from tubelet.datasets.annotations import IGNORED
 from tubelet.datasets.records import Region
@@ -97,7 +96,7 @@ def test_depth_errors_agree_with_scikit_learn():
     assert errors.abs_rel == pytest.approx(sklearn.metrics.mean_absolute_percentage_error(truth, predicted))
 
 
-# Readers
+# Data sets
 
 
 @pytest.fixture
@@ -116,14 +115,14 @@ def test_labels_of_ade20k_count_from_one_and_zero_is_ignored(ade):
     assert len(found.classes) == 150
 
 
-def test_a_label_that_the_benchmark_does_not_have_is_named_with_its_file(ade):
+def test_unknown_label_names_its_file(ade):
     found = ade20k.Ade20k.load(ade)
     save(found.train[0].target, np.full((8, 6), 151, np.uint8))
     with pytest.raises(TubeletError, match=r"ADE_train_00000001\.png: label 151, expected labels 0-150"):
         found.load_target(found.train[0])
 
 
-def test_a_missing_annotation_and_an_empty_split_are_named(ade):
+def test_missing_annotation_and_empty_split_are_errors(ade):
     (ade / "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png").unlink()
     with pytest.raises(TubeletError, match=r"ADE_val_00000001\.png: missing annotation of ADE_val_00000001"):
         ade20k.Ade20k.load(ade)
@@ -139,15 +138,6 @@ def test_colored_maps_and_maps_of_another_size_are_refused(ade):
         found.load_target(found.train[0])
     with pytest.raises(TubeletError, match=r"5 x 8 pixels, but .*\.jpg has 6 x 8"):
         check_shape(found.train[0], (8, 5))
-
-
-def test_a_folder_of_no_layout_says_what_was_expected_and_found(tmp_path):
-    (tmp_path / "stuff").mkdir()
-    with pytest.raises(
-        TubeletError,
-        match=r"no segmentation data set found; .*ADE20K .*leftImg8bit.*; the directory holds stuff/",
-    ):
-        datasets.find(tmp_path, SegmentationDataset)
 
 
 def test_voc_has_21_classes_and_255_is_ignored(tmp_path):
@@ -193,7 +183,7 @@ def test_nyu_is_read_with_and_without_its_lists(tmp_path):
         nyuv2.NyuDepthV2.load(tmp_path)
 
 
-def test_kitti_counts_pictures_without_depth_and_asks_for_its_lists(tmp_path):
+def test_kitti_counts_images_without_depth_and_requires_its_lists(tmp_path):
     drive = "2011_09_26_drive_0002_sync"
     (tmp_path / "data_depth_annotated").mkdir()
     with pytest.raises(TubeletError, match=r"no list of Eigen's train split; expected eigen_train_files_with_gt"):
