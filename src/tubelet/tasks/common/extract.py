@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from tubelet.config import EvaluateConfig
 from tubelet.data.bad_files import check_bad_share
 from tubelet.data.clips import normalize
 from tubelet.data.prefetch import prefetch_within
@@ -75,16 +74,6 @@ def last_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
 
 Cut = Callable[[Source], Tensor]
 Encode = Callable[[Backbone, Tensor], dict[str, Tensor]]
-
-
-def reading_options(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
-    """The options of `extract` that every task takes from its settings."""
-    return {
-        "workers": config.workers,
-        "prefetch_mb": config.prefetch_mb,
-        "max_failed_fraction": config.max_failed_fraction,
-        "progress": progress,
-    }
 
 
 def extract(
