@@ -58,7 +58,7 @@ def test_a_mixed_folder_trains_to_the_end_and_each_bad_file_is_named_with_its_re
     assert rows(run)[-1]["bad_files"] == len(BAD)
 
 
-def test_a_folder_of_bad_files_alone_ends_with_one_error_that_names_one(tmp_path):
+def test_a_folder_of_bad_files_only_ends_with_one_error_that_names_one(tmp_path):
     folder = tmp_path / "bad"
     folder.mkdir()
     write_bad(folder)
@@ -68,7 +68,7 @@ def test_a_folder_of_bad_files_alone_ends_with_one_error_that_names_one(tmp_path
         assert "\n" not in str(error.value)
 
 
-def test_more_bad_files_than_the_stated_share_stop_the_run(tmp_path):
+def test_more_bad_files_than_the_requested_share_stop_the_run(tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
     write_text(folder / "text.mp4")
@@ -103,7 +103,7 @@ def test_a_source_without_media_is_an_error(tmp_path):
         train_quietly(tiny_config(tmp_path), tmp_path / "run")
 
 
-def test_a_run_that_meets_too_many_bad_files_keeps_its_steps_and_goes_on_when_more_may_be(tmp_path, monkeypatch):
+def test_a_run_that_meets_too_many_bad_files_keeps_its_steps_and_continues_when_more_may_be(tmp_path, monkeypatch):
     folder, run = tmp_path / "films", tmp_path / "run"
     folder.mkdir()
     for i in range(8):
@@ -120,7 +120,7 @@ def test_a_run_that_meets_too_many_bad_files_keeps_its_steps_and_goes_on_when_mo
     assert [row["step"] for row in rows(run)] == list(range(1, 13))
 
 
-def test_files_that_were_mended_do_not_count_when_a_run_goes_on(tmp_path):
+def test_files_that_were_mended_do_not_count_when_a_run_continues(tmp_path):
     folder, run = tmp_path / "films", tmp_path / "run"
     folder.mkdir()
     for i in range(5):

@@ -73,7 +73,9 @@ def test_anticipation(layouts, evaluate):
     assert result["counts"]["verbs"] == 7 and result["counts"]["validation actions"] > 0
 
 
-def test_a_second_evaluation_takes_features_and_heads_from_the_disk_and_says_the_same(layouts, evaluate, tmp_path):
+def test_a_second_evaluation_takes_features_and_heads_from_the_disk_and_has_the_same_results(
+    layouts, evaluate, tmp_path
+):
     first = evaluate("classification", layouts / "kinetics", *QUICK, "--frames", 4)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.*t*") if path.suffix != ".sqlite"}
     again = evaluate("classification", layouts / "kinetics", *QUICK, "--frames", 4)

@@ -46,7 +46,7 @@ TRAIN = ("--model", "vit-pico", "--image-size", "32", "--patch-size", "8", "--fr
 
 
 @pytest.mark.slow
-def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_step(media, tmp_path):
+def test_sigterm_writes_a_checkpoint_reports_it_and_the_run_resumes_with_one_row_a_step(media, tmp_path):
     out = tmp_path / "run"
     options = ("train", media, "--out", out, *TRAIN, "--checkpoint-every", "1000", "--precision", "fp32")
     process = start(*options, "--steps", "500")
@@ -72,7 +72,9 @@ def test_sigterm_writes_a_checkpoint_says_so_and_the_run_resumes_with_one_row_a_
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_with_its_own_settings_but_for_those_that_are_given(media, tmp_path, monkeypatch, capsys):
+def test_a_resumed_run_continues_with_its_own_settings_but_for_those_that_are_given(
+    media, tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "run"
 
     def train(*words):
@@ -126,7 +128,7 @@ def test_output_that_nobody_reads_on_ends_without_a_traceback():
     assert (process.wait(60), err) == (141, "")
 
 
-def test_the_version_is_said():
+def test_the_version_is_reported():
     assert run("--version") == (0, f"tubelet {tubelet.__version__}\n", "")
 
 

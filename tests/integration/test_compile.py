@@ -69,7 +69,7 @@ def test_a_compiled_block_computes_what_an_eager_one_does(monkeypatch, tmp_path)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_without_a_compiler_a_run_says_so_and_goes_on(media, tmp_path, monkeypatch, caplog):
+def test_without_a_compiler_a_run_reports_it_and_continues(media, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "tubelet")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
@@ -80,14 +80,14 @@ def test_without_a_compiler_a_run_says_so_and_goes_on(media, tmp_path, monkeypat
     assert caplog.text.count("not compiling, steps will be slower") == 1
 
 
-def test_only_long_runs_compile_unless_told():
+def test_only_long_runs_compile_by_default():
     demo = TrainConfig(model=vit_pico(), data=DataConfig(image_size=64, frames=4), steps=1100, batch_size=16)
     published = dataclasses.replace(demo, data=DataConfig(), steps=300_000)
     assert not is_worth_compiling(VJEPA(demo.model), demo, CPU)
     assert is_worth_compiling(VJEPA(published.model), published, CPU)
 
 
-def test_an_error_in_a_step_that_was_asked_to_stop_is_told_as_that():
+def test_an_error_in_a_step_that_was_asked_to_stop_is_reported_as_that():
     with pytest.raises(InterruptedRunError, match="SIGUSR1: stopped in the middle of a step") as told, StopSignals():
         signal.raise_signal(signal.SIGUSR1)
         raise ImportError("a compiler that Ctrl-C reached too")

@@ -58,7 +58,7 @@ def evaluate(monkeypatch, model, data, task, out, *more):
 
 
 @pytest.mark.parametrize(("task", "layout", "classes"), CASES)
-def test_a_task_runs_on_a_layout_and_shows_its_worst_pictures(
+def test_a_task_runs_on_a_layout_and_shows_its_worst_images(
     task, layout, classes, layouts, model, tmp_path, monkeypatch
 ):
     data = layouts / "layouts" / layout if layout else layouts
@@ -120,7 +120,7 @@ def test_settings_that_a_task_has_no_use_for_are_refused(
     assert reason in capsys.readouterr().err
 
 
-def test_where_results_cannot_be_put_is_said_before_anything_is_done(layouts, model, tmp_path, monkeypatch, capsys):
+def test_where_results_cannot_be_put_is_reported_before_anything_is_done(layouts, model, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
         evaluate(monkeypatch, model.parent / "no model", layouts, "depth", tmp_path / "file" / "out")
@@ -145,7 +145,7 @@ def test_a_quick_look_takes_as_many_of_each_split(layouts, model, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_a_damaged_picture_ends_it_or_is_left_out_and_counted(layouts, model, tmp_path, monkeypatch, capsys):
+def test_a_damaged_image_ends_it_or_is_left_out_and_counted(layouts, model, tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
     shutil.copytree(layouts / "layouts" / "ade20k", data)
     bad = sorted((data / "ADEChallengeData2016/images/validation").iterdir())[0]
@@ -157,7 +157,7 @@ def test_a_damaged_picture_ends_it_or_is_left_out_and_counted(layouts, model, tm
     assert [file["path"] for file in result["skipped"]] == [str(bad)]
 
 
-def test_the_first_picture_of_the_test_split_may_be_the_damaged_one(layouts, model, tmp_path, monkeypatch):
+def test_the_first_image_of_the_test_split_may_be_the_damaged_one(layouts, model, tmp_path, monkeypatch):
     data = tmp_path / "data"
     shutil.copytree(layouts / "layouts" / "nyuv2", data)
     bad = sorted((data / "nyu_depth_v2/official_splits/test").glob("*/*.jpg"))[0]

@@ -75,7 +75,7 @@ def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workpl
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_and_pictures_of_a_page_exist(page):
+def test_links_and_images_of_a_page_exist(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -145,7 +145,7 @@ def test_killed_twice_it_ends_with_every_row_once(films, run, table, tmp_path):
     assert "0 clips of 10 files (10 files were already complete)" in again.stdout
 
 
-def test_a_bad_file_costs_itself_alone_and_too_many_stop_the_command(films, model, tmp_path):
+def test_a_bad_file_costs_only_itself_and_too_many_stop_the_command(films, model, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.mp4").write_bytes(b"not a film")
     named = []
@@ -268,7 +268,7 @@ def test_other_settings_another_writer_and_a_foreign_folder_are_refused(films, m
         pass
 
 
-def test_a_table_that_was_killed_before_its_settings_were_written_is_begun_anew(films, model, tmp_path):
+def test_a_table_that_was_killed_before_its_settings_were_written_is_started_anew(films, model, tmp_path):
     out = tmp_path / "table"
     out.mkdir()
     (out / "_settings.json.partial").write_text('{"format"')

@@ -121,7 +121,7 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run_and_keep_the_last_checkpoi
     read_checkpoint(list_checkpoints(run)[-1])
 
 
-def test_a_gradient_alone_that_is_not_finite_skips_the_step(media, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_skips_the_step(media, tmp_path, monkeypatch):
     real = step_module.backpropagate
 
     def with_a_wrong_gradient(model, *inputs):
@@ -329,7 +329,7 @@ def test_processes_move_the_data_on_by_what_the_first_one_knows(media, tmp_path)
     assert [row["loss"] for row in rows(tmp_path / "run")] == pytest.approx(found, abs=1e-4)
 
 
-def test_time_that_a_checkpoint_takes_is_not_said_to_be_spent_waiting_for_data(media, tmp_path, monkeypatch):
+def test_time_that_a_checkpoint_takes_is_not_counted_as_spent_waiting_for_data(media, tmp_path, monkeypatch):
     real = checkpoint.save_file
 
     def slow(tensors, path, metadata):
@@ -356,7 +356,7 @@ def test_a_run_that_is_stopped_before_its_first_step_does_not_name_a_checkpoint(
         train_quietly(tiny_config(media), tmp_path / "run")
 
 
-def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_told_as_that(media, tmp_path, monkeypatch):
+def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_reported_as_that(media, tmp_path, monkeypatch):
     before = set(psutil.Process().children())
 
     def train_step(*_):
@@ -384,7 +384,7 @@ def test_a_file_that_crashes_its_decoder_is_named(media, tmp_path, monkeypatch):
         train_quietly(tiny_config(media, data={"workers": 2}), tmp_path / "run")
 
 
-def test_an_error_in_a_worker_is_told_as_it_is_in_the_training_process(media, tmp_path, monkeypatch):
+def test_an_error_in_a_worker_is_reported_as_it_is_in_the_training_process(media, tmp_path, monkeypatch):
     too_small = tiny_config(media, data={"workers": 1, "image_size": 8})
     with pytest.raises(TubeletError, match=r"^8 blocks of 1x1 patches leave nothing visible .*patch size$"):
         train_quietly(too_small, tmp_path / "run")

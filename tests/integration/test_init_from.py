@@ -57,7 +57,9 @@ def test_a_run_begins_with_the_moments_of_what_it_takes_over(media, first_run):
                 assert torch.equal(value, stored[f"optimizer.{key}.{name}"])
 
 
-def test_weights_and_moments_are_of_one_checkpoint_though_the_run_that_they_are_of_goes_on(media, first_run, tmp_path):
+def test_weights_and_moments_are_of_one_checkpoint_though_the_run_that_they_are_of_continues(
+    media, first_run, tmp_path
+):
     shutil.copytree(first_run, tmp_path / "first")
     config = tiny_config(media, init_from=str(tmp_path / "first"))
     model, origin = init_model(config, resumed=False)
@@ -103,7 +105,7 @@ def test_a_released_checkpoint_is_continued(name, anew, media, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["encoder.safetensors", "encoder"])
-def test_an_encoder_alone_is_continued_with_a_new_predictor(name, media, first_run, tmp_path):
+def test_a_single_encoder_is_continued_with_a_new_predictor(name, media, first_run, tmp_path):
     encoder = load(first_run, device="cpu", dtype=torch.float32)
     encoder.save_pretrained(tmp_path / "encoder")
     file = tmp_path / "encoder" if name == "encoder" else next((tmp_path / "encoder").glob("*.safetensors"))
@@ -127,7 +129,7 @@ def test_a_released_name_is_continued_from_its_file(media, tmp_path, monkeypatch
     assert origin.path == here / RELEASED[name]
 
 
-def test_adapters_train_alone_resume_and_load_back(media, first_run, tmp_path):
+def test_adapters_train_separately_resume_and_load_back(media, first_run, tmp_path):
     run = tmp_path / "run"
     config = tiny_config(media, init_from=str(first_run), lora_rank=2, steps=10)
     train_quietly(dataclasses.replace(config, steps=5), run)

@@ -34,7 +34,7 @@ def run(media, tmp_path_factory):
     return run
 
 
-def test_the_slower_of_two_runs_in_one_new_folder_leaves_the_faster_alone(media, tmp_path, monkeypatch):
+def test_the_slower_of_two_runs_in_one_new_folder_leaves_the_faster_unchanged(media, tmp_path, monkeypatch):
     run, config = tmp_path / "run", tiny_config(media, steps=2)
 
     def slower(folder):

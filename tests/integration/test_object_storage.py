@@ -164,7 +164,7 @@ def test_features_stop_with_one_sentence_where_storage_stays_away(films, network
     assert "\n" not in str(error.value)
 
 
-def test_of_a_long_file_the_blocks_that_a_clip_needs_are_fetched_alone(films, network):
+def test_of_a_long_file_only_the_blocks_that_a_clip_needs_are_fetched(films, network):
     padding = 12 * 2**20
     data = (films / "0.mp4").read_bytes() + padding.to_bytes(4, "big") + b"free" + bytes(padding - 8)
     fsspec.filesystem("s3").pipe_file("bucket/long/film.mp4", data)

@@ -99,7 +99,7 @@ def test_shards_and_groups_of_masks_whose_borders_cross_have_the_losses_of_one_p
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
 
 
-def test_a_run_goes_on_on_other_numbers_of_processes(media, alone, tmp_path):
+def test_a_run_continues_on_other_numbers_of_processes(media, alone, tmp_path):
     run, config = tmp_path / "run", tiny_config(media, batch_size=8)
     started = start_together(4, config, run)
     wait_for(lambda: len(rows(run)) >= 6)
@@ -147,7 +147,7 @@ def test_a_sharded_run_has_the_losses_of_one_process_and_reshards_its_checkpoint
     assert [path.is_file() for path in list_checkpoints(run)] == [True, True]
 
 
-def test_a_sharded_run_goes_on_from_a_single_file(media, alone, tmp_path):
+def test_a_sharded_run_continues_from_a_single_file(media, alone, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(alone, run)
     list_checkpoints(run)[-1].unlink()

@@ -48,7 +48,7 @@ def test_two_variants_end_to_end_then_nothing_is_done_twice_and_other_settings_a
 
 
 @pytest.mark.parametrize("name", TRAINED_VARIANTS)
-def test_a_variant_trains_and_differs_from_the_whole_recipe_as_it_says(name, sample_set, tmp_path):
+def test_a_variant_trains_and_differs_from_the_whole_recipe_as_described(name, sample_set, tmp_path):
     run = Run(name, 0, 2, SIZES["toy"], sample_set, tmp_path)
     with log_to_file(tmp_path / "log.txt"):
         trained_teacher(run, False, Console(quiet=True))

@@ -51,7 +51,7 @@ def test_presets_carry_the_published_values():
 
 
 @pytest.mark.parametrize("recipe", [recipes.cooldown, recipes.high_resolution])
-def test_a_cool_down_goes_on_from_a_checkpoint(recipe, media, pretrained, tmp_path):
+def test_a_cool_down_continues_from_a_checkpoint(recipe, media, pretrained, tmp_path):
     config = tiny(media, recipe(), init_from=str(pretrained))
     train_quietly(config, tmp_path / "run")
     learned = rows(tmp_path / "run")
@@ -72,7 +72,7 @@ def distilled(media, pretrained, tmp_path_factory):
     return run
 
 
-def test_a_run_says_that_the_model_it_follows_has_changed(media, pretrained, tmp_path, caplog):
+def test_a_run_reports_that_the_model_it_follows_has_changed(media, pretrained, tmp_path, caplog):
     teacher = tmp_path / "teacher"
     shutil.copytree(pretrained, teacher)
     sizes = distillation_config(dataclasses.replace(tiny_config(media).model, width=12), load_vjepa(teacher)[0].config)
@@ -98,7 +98,9 @@ def test_a_distilled_run_holds_the_students_average_and_not_the_frozen_model(dis
     assert not torch.equal(model.teacher.norms[-1].weight, model.student.norms[-1].weight)
 
 
-def test_a_student_has_the_predictor_of_the_distilled_releases_and_its_own_again_when_it_goes_on_alone(distilled):
+def test_a_student_has_the_predictor_of_the_distilled_releases_and_its_own_again_when_it_continues_without_a_teacher(
+    distilled,
+):
     sizes = distillation_config(vit_l(), vit_gigantic())
     predictor = sizes.predictor
     assert (predictor.depth, predictor.output_width, predictor.rescale_rope) == (12, 1664, False)

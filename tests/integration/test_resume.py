@@ -50,7 +50,7 @@ def test_a_run_killed_after_step_ten_resumes_to_the_same_losses(media, undisturb
             assert ours[name] == pytest.approx(theirs[name], abs=1e-6)
 
 
-def test_a_run_that_is_told_to_stop_twice_in_a_moment_saves_and_a_later_signal_ends_it_at_once(media, tmp_path):
+def test_a_run_that_is_signaled_twice_in_a_moment_saves_and_a_later_signal_ends_it_at_once(media, tmp_path):
     config, run = tiny_config(media, steps=10**6, checkpoint_every=10**6), tmp_path / "run"
     process = start_training(config, run)
     wait_for(lambda: rows(run))
@@ -105,7 +105,7 @@ def test_metrics_have_one_row_a_step_after_a_kill_and_a_resume(media, tmp_path):
     assert [row["step"] for row in rows(run)] == list(range(1, 13))
 
 
-def test_only_the_stated_number_of_checkpoints_is_kept(undisturbed):
+def test_only_the_requested_number_of_checkpoints_is_kept(undisturbed):
     assert [path.name for path in list_checkpoints(undisturbed)] == [
         "step-000000015.safetensors",
         "step-000000020.safetensors",
@@ -150,7 +150,7 @@ def test_a_run_that_no_step_can_be_made_for_leaves_no_folder_behind(media, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_whose_sources_hold_other_files_than_before_says_so_when_it_is_resumed(media, tmp_path, caplog):
+def test_a_run_whose_sources_hold_other_files_than_before_reports_it_when_it_is_resumed(media, tmp_path, caplog):
     files, run = tmp_path / "media", tmp_path / "run"
     shutil.copytree(media, files)
     train_quietly(tiny_config(files, steps=2), run)
@@ -175,7 +175,7 @@ def test_a_log_without_a_terminal_has_twenty_lines_of_a_run_and_one_whenever_ten
         assert caplog.text.count("clips/s") == lines
 
 
-def test_a_damaged_checkpoint_is_named_with_what_to_do_and_the_run_goes_on_from_the_one_before(media, tmp_path):
+def test_a_damaged_checkpoint_is_named_with_what_to_do_and_the_run_continues_from_the_one_before(media, tmp_path):
     config, run = tiny_config(media, steps=10), tmp_path / "run"
     train_quietly(config, run)
     before, newest = rows(run), list_checkpoints(run)[-1]

@@ -35,7 +35,7 @@ def written(monkeypatch):
     return hooks, times
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_which_holds_the_state_of_its_step(media, tmp_path, written):
+def test_training_continues_while_a_checkpoint_is_written_which_holds_the_state_of_its_step(media, tmp_path, written):
     config = tiny_config(media, steps=10, checkpoint_every=4, keep_checkpoints=9)
     train_quietly(config, tmp_path / "quiet")
     hooks, times = written
@@ -89,7 +89,9 @@ def test_a_run_that_fails_waits_for_the_checkpoint_that_is_being_written(media, 
     assert not any(thread.name.startswith("checkpoint") for thread in threading.enumerate())
 
 
-def test_a_failed_write_or_copy_is_reported_at_the_next_step_and_the_run_goes_on(media, tmp_path, monkeypatch, written):
+def test_a_failed_write_or_copy_is_reported_at_the_next_step_and_the_run_continues(
+    media, tmp_path, monkeypatch, written
+):
     hooks, _ = written
     ended = threading.Event()
 

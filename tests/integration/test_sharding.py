@@ -61,7 +61,7 @@ def wait_for(condition, seconds=300):
 
 
 @pytest.mark.slow
-def test_sharding_that_was_killed_goes_on_to_the_same_bytes_and_leaves_no_process_behind(tmp_path):
+def test_sharding_that_was_killed_continues_to_the_same_bytes_and_leaves_no_process_behind(tmp_path):
     films = tmp_path / "films"
     films.mkdir()
     for i in range(10):
@@ -111,7 +111,7 @@ def test_sharding_that_was_killed_goes_on_to_the_same_bytes_and_leaves_no_proces
     assert contents(out) == contents(undisturbed)
 
 
-def test_a_command_that_cannot_go_on_ends_with_one_sentence(folder, media, tmp_path):
+def test_a_command_that_cannot_continue_ends_with_one_sentence(folder, media, tmp_path):
     done = run_tubelet("shard", media, "--out", folder, "--size", "32")
     err = done.stderr
     assert done.returncode == 1

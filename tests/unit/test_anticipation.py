@@ -85,7 +85,7 @@ def segment(verb: int, noun: int) -> ActionSegment:
     return ActionSegment(name="", path=Path("a"), start_s=0.0, narration="", verb=verb, noun=noun)
 
 
-def test_actions_that_are_not_trained_on_count_as_missed_in_the_official_figure_alone():
+def test_actions_that_are_not_trained_on_count_as_missed_in_the_official_figure_only():
     used = {"train": [segment(0, 0), segment(1, 2)], "val": [segment(1, 2), segment(0, 2)]}
     actions = _actions(used)
     assert actions == {(0, 0): 0, (1, 2): 1, (0, 2): 2}

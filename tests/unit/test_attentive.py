@@ -58,7 +58,7 @@ def test_the_probe_computes_what_the_other_implementation_of_vjepa2_does():
         assert torch.allclose(ours(tokens)[0], expected, atol=1e-5)
 
 
-def test_tokens_that_all_come_twice_say_what_they_say_once():
+def test_tokens_that_all_come_twice_name_what_they_count_once():
     torch.manual_seed(0)
     probe, tokens = AttentiveProbe(32, (5, 3), heads=2), torch.randn(2, 9, 32)
     for once, twice in zip(probe(tokens), probe(torch.cat([tokens, tokens], dim=1)), strict=True):
@@ -193,7 +193,7 @@ def test_a_class_that_a_head_does_not_know_is_never_found_and_a_diverged_head_fi
     assert (own.ranks > 0).all()
 
 
-def test_answers_can_be_held_to_the_classes_that_occur():
+def test_answers_can_be_restricted_to_the_classes_that_occur():
     head = LinearProbe(torch.zeros(3), torch.ones(3), 3)
     with torch.no_grad():
         head.linear.bias.copy_(torch.tensor([3.0, 2.0, 1.0]))
@@ -218,7 +218,7 @@ def test_the_learning_rate_of_a_single_step_is_the_peak():
     assert HeadSchedule(steps=1).lr(1e-3, 0) == 1e-3
 
 
-def test_batches_cover_every_epoch_and_go_on_from_any_step():
+def test_batches_cover_every_epoch_and_continue_from_any_step():
     batches = list(EpochBatches(7, 3, seed=0, epochs=2))
     assert [len(batch) for batch in batches] == [3, 3, 1, 3, 3, 1] == [len(b) for b in batches]
     first, second = ([index for batch in part for index in batch] for part in (batches[:3], batches[3:]))

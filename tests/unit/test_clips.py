@@ -47,7 +47,7 @@ def test_the_same_seed_draws_the_same_clip() -> None:
     assert np.array_equal(first, again)
 
 
-def test_a_short_video_is_spread_over_the_clip_and_said_to_be_short() -> None:
+def test_a_short_video_is_spread_over_the_clip_and_reported_to_be_short() -> None:
     times, short = clip_times(video(2.0), 16, 4.0, np.random.default_rng(0))
     assert short
     assert np.allclose(times, np.arange(16) * 0.125)
@@ -65,7 +65,7 @@ def test_the_center_clip_lies_in_the_middle() -> None:
     assert times[0] == pytest.approx(3.0) and times[-1] == pytest.approx(6.75)
 
 
-def test_crops_are_within_the_picture_and_in_the_asked_ranges() -> None:
+def test_crops_are_within_the_image_and_in_the_asked_ranges() -> None:
     rng = np.random.default_rng(0)
     for _ in range(500):
         top, left, height, width = crop_box(480, 640, rng, SCALE, ASPECT)
@@ -74,7 +74,7 @@ def test_crops_are_within_the_picture_and_in_the_asked_ranges() -> None:
         assert ASPECT[0] * 0.99 <= width / height <= ASPECT[1] * 1.01
 
 
-def test_a_picture_too_long_for_any_draw_gives_its_middle() -> None:
+def test_an_image_too_long_for_any_draw_gives_its_middle() -> None:
     top, left, height, width = crop_box(10, 1000, np.random.default_rng(0), SCALE, ASPECT)
     assert (top, height) == (0, 10)
     assert width == round(10 * ASPECT[1]) and left == (1000 - width) // 2

@@ -92,7 +92,7 @@ def test_an_unknown_model_is_refused_with_the_nearest_known_one():
         ({"patch_size": 0}, "patch_size is 0"),
     ],
 )
-def test_sizes_that_do_not_fit_say_what_was_expected(change, words):
+def test_sizes_that_do_not_fit_name_what_was_expected(change, words):
     with pytest.raises(TubeletError, match=words.replace(".", r"\.")):
         dataclasses.replace(vit_s(), **change)
 

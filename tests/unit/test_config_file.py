@@ -49,7 +49,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert (made.out, made.model, made.settings.batch_size) == (Path("here"), "vit-pico", TrainConfig().batch_size)
 
 
-def test_flags_complete_what_the_file_alone_could_not_mean(tmp_path):
+def test_flags_complete_what_the_file_only_could_not_mean(tmp_path):
     path = write(tmp_path, "data:\n  source_weights: [0.25, 0.75]\n")
     assert command("train", "a", "b", "--config", path).settings.data.source_weights == (0.25, 0.75)
     with pytest.raises(TubeletError, match=rf"--source-weights has 2 numbers for 1 sources.*and {path}"):

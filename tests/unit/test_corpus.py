@@ -35,7 +35,7 @@ FFMPEG_WRONG = {
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_file_is_read_as_its_truth_says_and_frame_by_frame_as_by_ffmpeg(case: Case, tmp_path: Path) -> None:
+def test_every_file_is_read_as_its_ground_truth_and_frame_by_frame_as_by_ffmpeg(case: Case, tmp_path: Path) -> None:
     path = case.make(tmp_path)
     verdict = judge(tubelet_reader, path, case.truth, (DecodeError,), reasons=True)
     assert verdict.fits, f"{verdict.kind}: {verdict.detail}"
@@ -117,7 +117,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).mean())
 
 
-def test_the_table_of_decoders_counts_what_fits_and_says_what_does_not(tmp_path: Path) -> None:
+def test_the_table_of_decoders_counts_what_fits_and_names_what_does_not(tmp_path: Path) -> None:
     mirrored = next(i for i, case in enumerate(CASES) if case.name == "matrix-mirrored-left-right.mp4")
     damaged = next(i for i, case in enumerate(CASES) if case.name == "damaged.mp4")
     verdicts = {"one": [Verdict("right", True)] * len(CASES), "other": [Verdict("right", True)] * len(CASES)}

@@ -42,7 +42,7 @@ def test_squares_cover_the_long_side_from_end_to_end(upright):
     assert torch.equal(crops[1], resize_center_crop(pixels.contiguous(), 32))
 
 
-def test_a_square_picture_has_one_view():
+def test_a_square_image_has_one_view():
     assert crops_along(torch.zeros(2, 40, 40, 3, dtype=torch.uint8), 32, 3).shape[0] == 1
 
 

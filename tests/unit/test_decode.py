@@ -103,7 +103,7 @@ def test_random_clips_are_bit_identical_to_the_frames_of_a_plain_decoder(name: s
         assert np.allclose(clip.times, starts[shown], atol=1e-6)
 
 
-def test_pictures_that_nobody_needs_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_nobody_needs_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "film.mp4", bframes=5, gop=48)
     decoded = []
     real = VideoReader._decode
@@ -122,7 +122,7 @@ def test_pictures_that_nobody_needs_are_not_decoded(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_clips_of_a_film_that_can_be_entered_at_its_start_alone_take_one_pass(
+def test_clips_of_a_video_that_can_be_entered_at_its_start_only_take_one_pass(
     overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "film.avi", frames=96, codec="mpeg4")
@@ -204,7 +204,7 @@ def test_a_recording_without_a_length_in_its_header_is_measured(tmp_path: Path) 
     assert video_info(path).duration_s == pytest.approx(4.0, abs=0.1)
 
 
-def test_the_length_is_that_of_the_pictures_where_the_sound_is_longer(tmp_path: Path) -> None:
+def test_the_length_is_that_of_the_images_where_the_sound_is_longer(tmp_path: Path) -> None:
     path = tmp_path / "film.mkv"
     film = write_video(tmp_path / "film.mp4")
     sound = write_audio_only(tmp_path / "sound.mp4", seconds=9.0)
@@ -230,7 +230,7 @@ def test_frames_stand_upright(degrees: int, suffix: str, tmp_path: Path) -> None
     assert read_index(lying) == 3
 
 
-def test_the_matrix_that_phones_write_for_upright_films_turns_clockwise(tmp_path: Path) -> None:
+def test_the_matrix_that_phones_write_for_upright_videos_turns_clockwise(tmp_path: Path) -> None:
     path = write_rotated(tmp_path / "film.mp4", -90, frames=4)
     one, minus = (1 << 16).to_bytes(4, "big"), ((-1 << 16) & 0xFFFFFFFF).to_bytes(4, "big")
     zero = bytes(4)
@@ -239,7 +239,7 @@ def test_the_matrix_that_phones_write_for_upright_films_turns_clockwise(tmp_path
     assert np.allclose(read_frames(path).pixels[2].float(), np.rot90(indexed_image(2), -1).astype(np.float32), atol=60)
 
 
-def test_width_and_height_are_those_of_the_upright_picture(tmp_path: Path) -> None:
+def test_width_and_height_are_those_of_the_upright_image(tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=12)
@@ -273,7 +273,7 @@ def test_colors_survive(tmp_path: Path) -> None:
     assert (read_frames(path).pixels[0].float() - torch.from_numpy(indexed_image(0)).float()).abs().mean() < 8
 
 
-def test_a_missing_file_an_empty_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_an_empty_file_and_a_folder_are_distinguished(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     assert reason(tmp_path / "missing.mp4") == "does not exist"
     assert reason(tmp_path / "empty.mp4") == "is empty (0 bytes)"
@@ -288,14 +288,14 @@ def test_a_sound_file_has_no_video_stream(tmp_path: Path) -> None:
     assert reason(write_audio_only(tmp_path / "sound.mp4")) == "has no video stream (it has 1 audio)"
 
 
-def test_a_film_cut_off_before_its_index_misses_it(film: Path, tmp_path: Path) -> None:
+def test_a_video_cut_off_before_its_index_misses_it(film: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.mp4"
     path.write_bytes(film.read_bytes()[:4000])
     assert "its index (moov) is missing" in reason(path)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".avi"])
-def test_a_film_that_is_shorter_than_its_header_promises_is_cut_off(suffix: str, tmp_path: Path) -> None:
+def test_a_video_that_is_shorter_than_its_header_promises_is_cut_off(suffix: str, tmp_path: Path) -> None:
     codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
     path = write_truncated(tmp_path / f"cut{suffix}", codec=codec)
     assert reason(path).startswith(f"truncated: has {path.stat().st_size} bytes, header says")
@@ -321,7 +321,7 @@ def test_program_maps_that_span_packets_are_read(tmp_path: Path) -> None:
     assert found == [(0x100, 2), (0x101, 27)]
 
 
-def test_junk_behind_a_film_does_no_harm(film: Path, tmp_path: Path) -> None:
+def test_junk_behind_a_video_does_no_harm(film: Path, tmp_path: Path) -> None:
     path = tmp_path / "junk.mp4"
     path.write_bytes(film.read_bytes() + b"signed by a camera" * 9)
     assert indices(one_clip(path, [1.0, 2.0])) == [12, 24]
@@ -342,7 +342,7 @@ def test_an_unknown_codec_is_named_as_such(film: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi"])
-def test_a_film_of_one_frame_is_no_film(suffix: str, tmp_path: Path) -> None:
+def test_a_video_of_one_frame_is_no_video(suffix: str, tmp_path: Path) -> None:
     path = write_one_frame(tmp_path / f"still{suffix}")
     assert reason(path) == "has 1 frame, expected at least 2; save it as an image"
 
@@ -420,7 +420,7 @@ def test_an_image_cut_off_or_damaged_or_too_large_is_an_error(tmp_path: Path, mo
             read_image(path)
 
 
-def test_a_picture_of_16_bits_that_would_be_black_is_refused(tmp_path: Path) -> None:
+def test_an_image_of_16_bits_that_would_be_black_is_refused(tmp_path: Path) -> None:
     values = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
     Image.fromarray(4 * values).save(tmp_path / "scan.png")
     with pytest.raises(DecodeError, match=r"maximum 4092 would decode as black; scale it to 0-65535"):
@@ -429,7 +429,7 @@ def test_a_picture_of_16_bits_that_would_be_black_is_refused(tmp_path: Path) -> 
     assert read_image(tmp_path / "scan.tif")[..., 0].numpy().tolist() == (64 * values >> 8).tolist()
 
 
-def test_of_a_tiff_one_page_is_a_picture_and_several_are_refused(tmp_path: Path) -> None:
+def test_of_a_tiff_one_page_is_an_image_and_several_are_refused(tmp_path: Path) -> None:
     pages = [Image.fromarray(indexed_image(i)) for i in range(3)]
     pages[0].save(tmp_path / "one.tif")
     assert torch.equal(read_image(tmp_path / "one.tif"), torch.from_numpy(indexed_image(0)))

@@ -257,14 +257,14 @@ def test_interpolated_features_are_those_of_torch_at_pixels():
     assert torch.allclose(found.mT.unflatten(2, (30, 40)), wanted, atol=1e-5)
 
 
-def test_crops_depend_on_a_pictures_name_and_not_on_its_place_in_a_list(tmp_path):
+def test_crops_depend_on_an_images_name_and_not_on_its_place_in_a_list(tmp_path):
     pair = DenseSample(name="a", image=tmp_path / "a.png", target=tmp_path / "a.png")
     assert training_source(pair, 2, 0) == training_source(dataclasses.replace(pair), 2, 0)
     assert training_source(pair, 2, 0) != training_source(dataclasses.replace(pair, name="b"), 2, 0)
     assert training_source(pair, 2, 0) != training_source(pair, 2, 1)
 
 
-def test_every_pass_sees_every_picture_once_wherever_training_goes_on():
+def test_every_pass_sees_every_image_once_wherever_training_continues():
     batches = list(EpochSampler([3, 5, 7, 9, 11], 2, seed=0, start=0, steps=5))
     seen = [picture for batch in batches for _, picture in batch]
     assert sorted(seen[:5]) == sorted(seen[5:]) == [3, 5, 7, 9, 11] and seen[:5] != seen[5:]
@@ -282,7 +282,7 @@ def test_wrong_annotations_end_reading_and_are_named(ade, tmp_path):
         draw_points(reader, 1, silent)
 
 
-def test_windows_cover_a_picture_and_agree_with_one_window_where_it_is_enough():
+def test_windows_cover_an_image_and_agree_with_one_window_where_it_is_enough():
     assert segmentation.window_starts(512, 512) == [0]
     assert segmentation.window_starts(1024, 512) == [0, 341, 512]
     assert segmentation.window_starts(600, 512) == [0, 88]
@@ -361,7 +361,7 @@ def test_a_head_reads_what_is_linear_and_the_better_learning_rate_is_chosen(tmp_
     assert (head.head(x).argmax(-1) == values).float().mean() > 0.99
 
 
-def test_a_head_trained_beside_others_is_the_head_trained_alone(tmp_path):
+def test_a_head_trained_beside_others_is_the_head_trained_separately(tmp_path):
     rows = linear_world(tmp_path)
     both = train(rows, tmp_path / "both", PROTOCOL)
     alone = train(rows, tmp_path / "alone", dataclasses.replace(PROTOCOL, learning_rates=(1e-2,)))
@@ -390,7 +390,7 @@ def test_damaged_features_are_named_in_a_sentence_also_where_a_worker_reads_them
         train(rows, tmp_path / "heads", PROTOCOL, workers=1)
 
 
-def test_training_that_was_stopped_goes_on_to_the_same_head(tmp_path, monkeypatch):
+def test_training_that_was_stopped_continues_to_the_same_head(tmp_path, monkeypatch):
     rows = linear_world(tmp_path)
     protocol = dataclasses.replace(PROTOCOL, dropout=0.1)
     whole = train(rows, tmp_path / "whole", protocol)
@@ -445,7 +445,7 @@ def test_a_head_learns_in_few_passes_from_what_varies_little_beside_what_all_cha
     assert (head.head(x).argmax(-1) == values).float().mean() > 0.95
 
 
-def test_one_training_picture_is_too_few(tmp_path):
+def test_one_training_image_is_too_few(tmp_path):
     with pytest.raises(TubeletError, match="fewer than 2 pictures"):
         train(linear_world(tmp_path, pictures=1), tmp_path / "heads", PROTOCOL)
 

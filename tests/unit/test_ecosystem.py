@@ -77,7 +77,7 @@ def test_a_saved_encoder_comes_back_to_the_bit_with_its_name(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "folder"])
-def test_a_file_of_the_student_alone_loads_and_converts_as_it_is(run, tmp_path, name):
+def test_a_file_of_the_student_only_loads_and_converts_as_it_is(run, tmp_path, name):
     student = load(run, encoder="student")
     convert(run, tmp_path / "student.safetensors", LoadSpec("student"))
     convert(tmp_path / "student.safetensors", tmp_path / name, LoadSpec()) if name != "a.safetensors" else None
@@ -130,7 +130,7 @@ def test_a_run_survives_every_conversion_to_the_bit(run, tmp_path, first):
     assert same(load(tmp_path / "back.safetensors", with_predictor=True), model)
 
 
-def test_an_encoder_alone_becomes_a_released_file_with_its_teacher(run, tmp_path):
+def test_a_single_encoder_becomes_a_released_file_with_its_teacher(run, tmp_path):
     convert(run, tmp_path / "own", LoadSpec())
     convert(tmp_path / "own", tmp_path / "own.pt", LoadSpec())
     assert same(load(tmp_path / "own.pt", heads=2, levels=(0, 1, 2)), load(run))
@@ -164,7 +164,7 @@ def test_a_folder_with_a_dot_in_its_name_keeps_all_of_it(tmp_path):
     assert load_module._name_of(tmp_path / "vjepa2.tuned", tmp_path / "vjepa2.tuned") == "vjepa2.tuned"
 
 
-def test_the_id_says_which_weights_are_in_memory_and_what_was_saved(run, tmp_path):
+def test_the_id_names_which_weights_are_in_memory_and_what_was_saved(run, tmp_path):
     model = load(run)
     first = model.model_id
     assert copy.deepcopy(model).bfloat16().model_id == first
@@ -280,7 +280,7 @@ def release(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_a_download_that_was_broken_off_goes_on_where_it_ended(release):
+def test_a_download_that_was_broken_off_continues_where_it_ended(release):
     (release / f"{FILE}.partial").write_bytes(CONTENT[:100_000])
     found = sources.resolve_checkpoint(NAME)
     with pytest.raises(TubeletError, match=r"could not be downloaded.*vjepa2_1_vitg_384\.pt"):  # 404

@@ -93,7 +93,7 @@ def test_a_video_file_is_read_at_the_rate_and_place_that_were_asked_for(model, f
         model.encode(films / "film.mp4", frames=16, start=3)
 
 
-def test_an_odd_count_of_frames_repeats_the_last_and_says_so(model, frames):
+def test_an_odd_count_of_frames_repeats_the_last_and_reports_it(model, frames):
     with pytest.warns(UserWarning, match="3 frames do not divide into tubelets of 2"):
         features = model.encode(frames[:3], fps=1)
     repeated = model.encode(frames[[0, 1, 2, 2]], fps=1)
@@ -129,7 +129,7 @@ def test_sizes_that_do_not_divide_need_a_word_about_resizing(model):
         ([np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 16, 32, 3), np.uint8)], "resize=(height, width)"),
     ],
 )
-def test_what_cannot_be_encoded_says_what_was_expected(model, x, words):
+def test_what_cannot_be_encoded_names_what_was_expected(model, x, words):
     with pytest.raises(TubeletError) as error:
         model.encode(x)
     assert words in str(error.value)
@@ -165,7 +165,7 @@ def test_odd_places_and_overlaps_are_one_clear_sentence(model, films):
             next(model.stream(films / "film.mp4", frames=8, overlap=overlap))
 
 
-def test_pictures_of_16_bits_are_scaled_whether_they_are_files_or_in_memory(model, tmp_path):
+def test_images_of_16_bits_are_scaled_whether_they_are_files_or_in_memory(model, tmp_path):
     deep = (indexed_image(5)[..., 0].astype(np.uint16) << 8) + 17
     Image.fromarray(deep).save(tmp_path / "deep.png")
     expected = model.encode(Image.fromarray(indexed_image(5)[..., 0])).tokens
@@ -176,7 +176,7 @@ def test_pictures_of_16_bits_are_scaled_whether_they_are_files_or_in_memory(mode
             model.encode(Image.fromarray(values))
 
 
-def test_a_very_long_picture_is_cut_before_it_is_resized(model):
+def test_a_very_long_image_is_cut_before_it_is_resized(model):
     thin = np.zeros((2, 4, 20_000, 3), np.uint8)
     thin[:, :, 9_000:11_000] = 200
     process = psutil.Process()
@@ -202,7 +202,7 @@ def test_arrays_that_pytorch_does_not_share_are_copied_without_a_word(model, fra
         assert torch.allclose(model.encode(floats.astype(">f4")).tokens, expected, atol=1e-6)
 
 
-def test_a_film_behind_a_url_is_encoded_and_streamed(model, films):
+def test_a_video_behind_a_url_is_encoded_and_streamed(model, films):
     with fsspec.open("memory://films/film.mp4", "wb") as file:
         file.write((films / "film.mp4").read_bytes())
     url = "memory://films/film.mp4"
@@ -211,7 +211,7 @@ def test_a_film_behind_a_url_is_encoded_and_streamed(model, films):
         assert torch.equal(there.tokens, here.tokens)
 
 
-def test_a_map_is_upsampled_to_whole_sizes_alone(model, frames):
+def test_a_map_is_upsampled_to_whole_sizes_only(model, frames):
     features = model.encode(frames)
     assert features.upsample(np.int64(16)).shape == (1, 2, 16, 16, 48)
     for size in (0, (16, 0)):
@@ -252,7 +252,7 @@ def test_a_last_window_is_of_full_length_and_a_short_video_is_one_window(model, 
 
 
 @pytest.mark.parametrize("rotation", [0, 90])
-def test_a_film_is_decoded_in_one_pass(model, tmp_path, monkeypatch, rotation):
+def test_a_video_is_decoded_in_one_pass(model, tmp_path, monkeypatch, rotation):
     path = write_video(tmp_path / "film.mp4", frames=60, fps=12, gop=60, rotation=rotation)
     decoded = []
 
@@ -286,7 +286,7 @@ def test_a_long_video_does_not_grow_the_process(model, tmp_path):
 
 
 @pytest.mark.parametrize(("frames", "overlap"), [(8, 4), (6, 2), (2, 0)])
-def test_windows_overlap_by_half_unless_told(frames, overlap, model, films):
+def test_windows_overlap_by_half_by_default(frames, overlap, model, films):
     plain = [window.times for window in model.stream(films / "film.mp4", frames=frames, resize=32, fps=None)]
     told = [
         window.times for window in model.stream(films / "film.mp4", frames=frames, overlap=overlap, resize=32, fps=4)
@@ -307,7 +307,7 @@ def test_training_or_saving_weights_that_were_rounded_is_warned_of(model, tmp_pa
         rounded.save_pretrained(tmp_path / "rounded")
 
 
-def test_pixels_are_normalized_as_the_model_says(model, frames):
+def test_pixels_are_normalized_as_the_model_needs(model, frames):
     clip = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)
     mean, std = (torch.tensor(model.pretrained_cfg[name]).view(3, 1, 1, 1) for name in ("mean", "std"))
     tokens = model.forward_features((clip / 255 - mean) / std)

@@ -172,7 +172,7 @@ def test_raw_patch_features_are_the_normalized_pixels_of_their_tubelet() -> None
     assert torch.equal(raw[1, 11], clips[1, :, 2:4, 16:32, 32:48].flatten())
 
 
-def test_the_random_encoder_depends_on_the_seed_alone() -> None:
+def test_the_random_encoder_depends_on_the_seed_only() -> None:
     state = torch.get_rng_state()
     first = random_encoder(TINY, 3).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
@@ -311,7 +311,7 @@ def test_a_model_of_no_run_is_evaluated_at_the_size_of_the_settings(sample_set: 
     assert found.details["tracking"]["image_size"] == 32 and found.details["tracking"]["frames in a window"] == 4
 
 
-def test_scores_without_anything_to_measure_are_left_out_and_the_others_go_on(sample_set: Path) -> None:
+def test_scores_without_anything_to_measure_are_left_out_and_the_others_continue(sample_set: Path) -> None:
     # A window as long as a clip, of one tubelet: there is no later time step.
     encoder = random_encoder(dataclasses.replace(TINY, tubelet_size=8), 0)
     found = evaluate_encoder(encoder, sample_set, image_size=32, max_train_clips=4, max_val_clips=2)

@@ -37,7 +37,7 @@ def test_a_device_without_float8_units_is_refused():
         prepare_model(VJEPA(config.model), config, CPU)
 
 
-def test_without_torchao_it_is_said_what_to_install(monkeypatch):
+def test_without_torchao_it_is_reported_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(TubeletError, match="pip install torchao"):
         float8.convert(VJEPA(vit_pico()))

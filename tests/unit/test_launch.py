@@ -36,7 +36,7 @@ def environment(monkeypatch):
         (WHOLE | {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Launch(3, 4, 1, 2)),
     ],
 )
-def test_a_process_is_one_of_several_only_where_a_launcher_says_all_of_it(values, expected, environment):
+def test_a_process_is_one_of_several_only_where_a_launcher_sets_all_of_it(values, expected, environment):
     environment(values)
     assert read_launch() == expected
 

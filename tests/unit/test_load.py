@@ -209,7 +209,7 @@ def test_a_file_that_lost_its_last_block_is_no_shallower_model(tmp_path):
         tubelet.load(tmp_path / "short.pt")
 
 
-def test_a_released_name_without_its_file_says_which_file_and_where_it_looked(tmp_path, monkeypatch):
+def test_a_released_name_without_its_file_names_which_file_and_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(TubeletError) as error:
@@ -235,7 +235,7 @@ def test_a_wrong_hash_is_refused(released_file):
         tubelet.load(released_file[0], sha256="0" * 64, **TINY)
 
 
-def test_an_empty_folder_and_an_unknown_part_say_what_was_expected(tmp_path):
+def test_an_empty_folder_and_an_unknown_part_name_what_was_expected(tmp_path):
     with pytest.raises(TubeletError, match="expected checkpoints/step-"):
         tubelet.load(tmp_path)
     with pytest.raises(TubeletError, match="expected 'teacher' or 'student'"):

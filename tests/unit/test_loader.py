@@ -58,7 +58,7 @@ def test_a_sample_has_the_same_masks_on_any_number_of_processes_and_in_any_micro
     assert {sample: masks for part in parts for sample, masks in part.items()} == whole
 
 
-def test_a_process_draws_the_masks_of_its_own_groups_alone(monkeypatch):
+def test_a_process_draws_the_masks_of_its_own_groups_only(monkeypatch):
     drawn: list[int] = []
 
     def counted(spec, grid, batch, rng):
@@ -171,7 +171,7 @@ def test_bytes_that_wait_are_within_the_limit_and_what_was_computed(made, prefet
     assert all((ahead - 0.5) * step < waiting <= ahead * step for waiting in seen)
 
 
-def test_a_step_beyond_the_limit_is_made_alone(made):
+def test_a_step_beyond_the_limit_is_made_by_itself(made):
     given = config(batch=24, workers=3, prefetch_mb=1)
     loaded = loader.step_loader(given, MEDIA, 0, pin_memory=False)
     first = next(iter(loaded))

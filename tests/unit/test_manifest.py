@@ -110,7 +110,7 @@ def test_a_missing_source_is_named(tree: Path) -> None:
         list_media([])
 
 
-def test_a_source_without_media_says_what_was_found_instead(tree: Path) -> None:
+def test_a_source_without_media_names_what_was_found_instead(tree: Path) -> None:
     for name in ("p.npz", "q.npz", "r.txt", "README"):
         (tree / "odd").mkdir(exist_ok=True)
         (tree / "odd" / name).touch()

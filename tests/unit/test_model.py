@@ -146,7 +146,7 @@ def test_residual_projections_start_smaller_with_depth():
         ((3, 4, 16, 16), "expected (clips, 3, frames, height, width)"),
     ],
 )
-def test_a_shape_that_does_not_fit_says_what_was_expected(config, shape, words):
+def test_a_shape_that_does_not_fit_names_what_was_expected(config, shape, words):
     with pytest.raises(TubeletError) as error:
         Encoder(config)(torch.zeros(shape))
     assert words in str(error.value)

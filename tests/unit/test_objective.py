@@ -47,7 +47,7 @@ def test_the_context_loss_equals_hand_computation_with_and_without_distances():
     assert alike.total.item() == pytest.approx(1 + 0.5 * 6)
 
 
-def test_masked_tokens_alone_leave_the_head_of_visible_tokens_without_gradient():
+def test_masked_tokens_only_leave_the_head_of_visible_tokens_without_gradient():
     torch.manual_seed(0)
     model = VJEPA(TINY)
     total, prediction, context = gradients(model, context_weight=0.0)
@@ -57,7 +57,7 @@ def test_masked_tokens_alone_leave_the_head_of_visible_tokens_without_gradient()
     assert model.predictor.target_head.weight.grad.count_nonzero() > 0
 
 
-def test_one_output_level_supervises_the_last_level_alone():
+def test_one_output_level_supervises_the_last_level_only():
     torch.manual_seed(0)
     last = VJEPA(dataclasses.replace(TINY, output_levels=1))
     torch.manual_seed(0)

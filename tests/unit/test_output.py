@@ -100,7 +100,7 @@ def test_a_process_without_a_standard_output_prints_nothing(gone, monkeypatch):
 
 
 @pytest.mark.parametrize(("error", "code"), [(errno.ENOSPC, cli.OUTPUT_LOST), (errno.EPIPE, cli.PIPE_CLOSED)])
-def test_a_command_whose_last_line_is_lost_ends_with_a_code_that_says_so(error, code, monkeypatch):
+def test_a_command_whose_last_line_is_lost_ends_with_a_code_that_reports_it(error, code, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tubelet", "--version"])
     broken = Broken(error)
     monkeypatch.setattr(sys, "stdout", broken)
@@ -117,7 +117,7 @@ def test_a_command_whose_last_line_is_lost_ends_with_a_code_that_says_so(error, 
     assert broken.getvalue().startswith("tubelet ")
 
 
-def test_a_command_whose_standard_output_is_closed_ends_with_a_code_that_says_so(monkeypatch):
+def test_a_command_whose_standard_output_is_closed_ends_with_a_code_that_reports_it(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tubelet", "--version"])
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(SystemExit, match=str(cli.OUTPUT_LOST)):

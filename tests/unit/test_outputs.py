@@ -168,7 +168,7 @@ def result(**changes):
     return Result(**about | {"metrics": {"top-1": Metric(value=1.0)}} | changes)
 
 
-def test_results_replace_results_alone(place):
+def test_results_replace_results_only(place):
     (place / "predictions" / "s").mkdir(parents=True)
     (place / "predictions" / "s" / "a.png").write_bytes(FOREIGN)
     mine = place / "mine"
@@ -188,7 +188,7 @@ def test_results_replace_results_alone(place):
     assert json.loads((mine / "result.json").read_text())["metrics"] == {"top-1": 1.0}
 
 
-def test_a_run_is_begun_where_nothing_is_lost(place):
+def test_a_run_is_started_where_nothing_is_lost(place):
     (place / "begun").mkdir()
     (place / "begun" / "config.json").write_text("{}")  # of a run that failed before its first step
     for name in ("begun", "run", "new", "sub"):

@@ -94,7 +94,7 @@ def test_recomputing_holds_less_and_multiplies_more(plan):
         assert recomputed.live_bytes < kept.live_bytes
 
 
-def test_a_plan_says_whether_it_fits_and_what_to_change(plan):
+def test_a_plan_reports_whether_it_fits_and_what_to_change(plan):
     assert plan.fits and "fits: " in sentences(plan)[3]
     small = dataclasses.replace(plan, device=dataclasses.replace(plan.device, memory=plan.step.total / USABLE - 1))
     said = " ".join(sentences(small))

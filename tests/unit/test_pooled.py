@@ -51,7 +51,7 @@ def test_a_query_that_is_a_training_vector_is_of_its_class():
     assert own.ranks.tolist() == [0, 0, 0] and own.answers[:, 0].tolist() == [2, 0, 1]
 
 
-def test_moments_are_those_of_all_rows_and_a_still_channel_is_left_alone(monkeypatch):
+def test_moments_are_those_of_all_rows_and_a_still_channel_is_left_unchanged(monkeypatch):
     monkeypatch.setattr(linear, "_ROWS", 5)
     table = torch.randn(23, 3, generator=torch.Generator().manual_seed(1)) * 3 + 2
     table[:, 1] = 4

@@ -12,7 +12,7 @@ def random_units(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def test_labels_are_carried_as_the_definition_says():
+def test_labels_are_carried_as_defined():
     current, context = random_units(5, 6, 8), random_units(2, 5, 6, 8, seed=1)
     labels = torch.rand(2, 5, 6, 3, generator=torch.Generator().manual_seed(2))
     labels /= labels.sum(-1, keepdim=True)

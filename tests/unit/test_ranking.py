@@ -30,7 +30,7 @@ def test_perfect_and_useless_answers():
     assert top_k(ranks(1 - perfect, TRUTH), 2) == 0.0
 
 
-def test_an_answer_that_says_the_same_of_all_classes_is_never_right():
+def test_an_answer_that_is_the_same_for_all_classes_is_never_right():
     constant = ranks(torch.zeros(4, 3), TRUTH)
     assert top_k(constant, 1) == 0.0 and top_k(constant, 2) == 0.0 and top_k(constant, 3) == 100.0
 

@@ -87,7 +87,7 @@ def tree(tmp_path):
         ("a/../../other/b.mp4", "other"),
     ],
 )
-def test_a_path_out_of_the_manifests_folder_is_refused_and_the_message_says_what_allows_it(listed, allowed, tree):
+def test_a_path_out_of_the_manifests_folder_is_refused_and_the_message_names_what_allows_it(listed, allowed, tree):
     manifest = tree / "list.jsonl"
     listed = listed.format(up=tree.parent)
     manifest.write_text('{"path": "a.mp4"}\n' + json.dumps({"path": listed}))
@@ -175,7 +175,7 @@ def test_the_limit_of_images_does_not_depend_on_pillows_setting(monkeypatch):
 
 
 @pytest.mark.parametrize("which", [0, 3])
-def test_a_video_whose_pictures_become_huge_is_refused_before_it_takes_memory(which, tmp_path):
+def test_a_video_whose_images_become_huge_is_refused_before_it_takes_memory(which, tmp_path):
     path = write_video(tmp_path / "film.mov", codec="mjpeg", bframes=0, frames=6, size=32)
     data = bytearray(path.read_bytes())
     at = -1
@@ -189,7 +189,7 @@ def test_a_video_whose_pictures_become_huge_is_refused_before_it_takes_memory(wh
     assert _peak_mb() - before < 300
 
 
-def test_a_containers_claim_of_huge_pictures_alone_takes_no_memory(tmp_path):
+def test_a_containers_claim_of_huge_images_only_takes_no_memory(tmp_path):
     path = write_video(tmp_path / "film.avi", codec="mpeg4", bframes=0, frames=6, size=32)
     data = bytearray(path.read_bytes())
     at = data.index(b"strf") + 12
@@ -218,7 +218,7 @@ def test_a_clip_that_would_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_a_playlist_in_the_guise_of_a_film_opens_no_other_file(text, in_memory, tmp_path):
+def test_a_playlist_in_the_guise_of_a_video_opens_no_other_file(text, in_memory, tmp_path):
     write_video(tmp_path / "film.mp4", frames=6, size=32)
     path = tmp_path / "list.mp4"
     path.write_text(text.format(film="film.mp4"))

@@ -45,6 +45,6 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_run_folder_without_checkpoints_says_what_was_expected(tmp_path):
+def test_a_run_folder_without_checkpoints_names_what_was_expected(tmp_path):
     with pytest.raises(TubeletError, match="expected checkpoints/step-"):
         load_vjepa(tmp_path)

@@ -239,7 +239,7 @@ def test_reader_refuses_what_is_not_a_truth(tmp_path: Path) -> None:
         read_truth(tmp_path / "other.npz")
 
 
-def test_without_vizdoom_the_package_imports_and_says_what_to_install(
+def test_without_vizdoom_the_package_imports_and_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for source in Path(sample.__file__).parent.glob("*.py"):

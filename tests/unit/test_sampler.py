@@ -34,7 +34,7 @@ def names(sampler, visits):
     return [index.name(sample).rsplit("/", 1)[1] for index, sample in map(sampler.sample_at, visits)]
 
 
-def test_every_block_has_the_stated_shares(sources):
+def test_every_block_has_the_requested_shares(sources):
     for block in (0, 3):
         visited = names(sampler_of(sources, WEIGHTS), range(block * BLOCK, (block + 1) * BLOCK))
         counts = [sum(name.startswith(source) for name in visited) for source in SIZES]

@@ -84,7 +84,7 @@ def test_members_of_a_shard_stay_near_each_other_and_yet_neighbors_come_from_sev
     assert np.mean(group[order][1:] != group[order][:-1]) > 0.4
 
 
-def test_files_alone_are_in_an_order_of_pure_chance():
+def test_files_only_are_in_an_order_of_pure_chance():
     assert np.array_equal(epoch_order(np.arange(9), (5,)), np.random.default_rng((5,)).permutation(9))
 
 
@@ -125,7 +125,7 @@ def test_segments_are_equal_and_at_least_as_long_as_asked(tmp_path):
     assert len(segments_of(path, ShardConfig(fps=6, segment_s=9))) == 1
 
 
-def test_a_picture_that_stands_still_longer_than_a_segment_is_still_a_video(tmp_path):
+def test_an_image_that_stands_still_longer_than_a_segment_is_still_a_video(tmp_path):
     path = write_video(tmp_path / "film.mp4", frames=3, times=[0.0, 5.0, 10.0])
     found = segments_of(path, ShardConfig(fps=4, segment_s=2))
     assert [clip_at(MediaBytes("film", p.data), [0, 1.0, 1.9]) for p in found[:3]] == [[0] * 3, [0] * 3, [0, 1, 1]]
@@ -138,7 +138,7 @@ def test_what_a_recipe_cannot_use_is_a_bad_file(tmp_path):
             segments_of(path, ShardConfig(fps=4))
 
 
-def test_pictures_shrink_to_the_size_and_never_grow(tmp_path):
+def test_images_shrink_to_the_size_and_never_grow(tmp_path):
     assert scaled_size(720, 1280, 256, multiple=2) == (256, 456)
     assert scaled_size(1280, 720, 256, multiple=2) == (456, 256)
     assert scaled_size(101, 75, 256, multiple=2) == (100, 76)
@@ -160,7 +160,7 @@ def test_colors_survive_being_cut(tmp_path):
 # Reading
 
 
-def test_a_film_in_memory_is_read_as_from_its_file_and_errors_carry_its_name(sources, tmp_path):
+def test_a_video_in_memory_is_read_as_from_its_file_and_errors_carry_its_name(sources, tmp_path):
     path = sources / "0.mp4"
     blob = MediaBytes("tar:film", path.read_bytes())
     assert read_frames(blob).pixels.equal(read_frames(path).pixels)
@@ -178,7 +178,7 @@ def test_a_film_in_memory_is_read_as_from_its_file_and_errors_carry_its_name(sou
         read_image(MediaBytes("tar:still", b"text" * 99))
 
 
-def test_members_lie_where_the_index_says_and_any_tar_tool_reads_them(folder):
+def test_members_are_where_the_index_has_them_and_any_tar_tool_reads_them(folder):
     found = open_shards(folder)
     assert len(found.shards) > 1 and len(found.members) == 4 * 2 + 3
     lines = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()[1:]]

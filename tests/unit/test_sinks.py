@@ -68,7 +68,7 @@ def test_a_class_from_elsewhere_receives_rows_and_rewinds(run):
     assert calls == [1, 2, 3, "rewound to 1", 2]
 
 
-def test_a_sink_that_fails_ends_with_an_alert_and_the_others_go_on(run):
+def test_a_sink_that_fails_ends_with_an_alert_and_the_others_continue(run):
     class Broken(MetricSink):
         def log(self, row):
             raise RuntimeError("no route to host")

@@ -38,7 +38,7 @@ def test_a_sudden_fall_is_named_once_for_each_halving():
     assert "learning rate" in said[5][0]
 
 
-def test_levels_that_fall_at_one_look_are_each_named_and_what_helps_is_said_once():
+def test_levels_that_fall_at_one_check_are_each_named_and_what_helps_is_reported_once():
     watch, names = (
         CollapseDetector(128),
         ("channel_std", "teacher_level_1_effective_rank", "teacher_level_1_channel_std"),
@@ -125,7 +125,7 @@ def test_biases_and_norms_are_not_decayed_and_embeddings_of_modalities_are():
     assert not linear_biases & set(decayed["params"])
 
 
-def test_narrow_networks_train_in_fp32_on_a_cpu_unless_told_otherwise(monkeypatch):
+def test_narrow_networks_train_in_fp32_on_a_cpu_by_default(monkeypatch):
     monkeypatch.setattr("tubelet.device.has_bf16_units", lambda device: True)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     narrow, wide = (TrainConfig(model=model_preset(name)) for name in ("vit-ti", "vit-s"))

@@ -224,11 +224,11 @@ def test_recordings_joined_to_one_stream_follow_each_other(offsets: tuple[float,
     assert found == [[*range(n, n + 4)] for n in (0, 12, 20, 36)]
 
 
-def test_a_clock_of_33_bits_that_wraps_around_goes_on(tmp_path: Path) -> None:
+def test_a_clock_of_33_bits_that_wraps_around_continues(tmp_path: Path) -> None:
     assert_shows(recording(tmp_path / "wrap.ts", 0, 2**33 / 90_000 - 1), [*range(24)])
 
 
-def test_slides_of_one_recording_are_shown_as_long_as_its_clock_says(tmp_path: Path) -> None:
+def test_slides_of_one_recording_are_shown_as_long_as_its_clock_has_it(tmp_path: Path) -> None:
     slides = write_video(tmp_path / "slides.ts", frames=4, times=[0, 20, 1220, 1240])
     assert numbers(slides, np.array([1.0, 1219, 1221, 1241])) == [0, 1, 2, 3]
 

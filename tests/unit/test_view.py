@@ -148,7 +148,9 @@ def test_the_losses_on_the_page_are_what_training_would_compute(video, video_pag
         assert figures(float(value), 4) in printed
 
 
-def test_random_weights_are_said_to_be_random_and_leave_the_global_generator_alone(image, tmp_path, monkeypatch):
+def test_random_weights_are_reported_to_be_random_and_leave_the_global_generator_unchanged(
+    image, tmp_path, monkeypatch
+):
     monkeypatch.setitem(MODELS, "vit-ti", lambda: TINY)
     state = torch.random.get_rng_state()
     page, printed = explained(image, "vit-ti", tmp_path, image_size=64)
@@ -157,7 +159,7 @@ def test_random_weights_are_said_to_be_random_and_leave_the_global_generator_alo
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_distilled_network_has_no_loss_and_the_page_says_why(image, tmp_path):
+def test_a_distilled_network_has_no_loss_and_the_page_gives_the_reason(image, tmp_path):
     distilled = dataclasses.replace(
         TINY, output_levels=1, predictor=dataclasses.replace(TINY.predictor, output_width=160)
     )
@@ -167,7 +169,7 @@ def test_a_distilled_network_has_no_loss_and_the_page_says_why(image, tmp_path):
     assert "larger teacher" in printed
 
 
-def test_a_video_shorter_than_its_clip_is_said_to_be_stretched(run, tmp_path):
+def test_a_video_shorter_than_its_clip_is_reported_to_be_stretched(run, tmp_path):
     short = write_video(tmp_path / "short.mp4", frames=12)
     assert "shorter than the clip" in explained(short, run, tmp_path)[0]
 
@@ -255,7 +257,7 @@ def write_metrics(run, steps=10):
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 11, "lo')
 
 
-def test_a_report_shows_what_benchmarks_said_of_the_run(tmp_path):
+def test_a_report_shows_what_benchmarks_reported_of_the_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(to_dict(TrainConfig(model=TINY, data=DATA))))
     folder = tmp_path / "evaluation" / "depth-nyu"
     metrics = {"RMSE": Metric(value=1.25, unit="m", higher_is_better=False)}
@@ -276,7 +278,7 @@ def test_a_report_shows_what_benchmarks_said_of_the_run(tmp_path):
     assert "1.25 m <small>this run</small>" in page and "2.50 m <small>random weights</small>" in page
 
 
-def test_a_report_says_what_a_young_run_does_not_have(tmp_path):
+def test_a_report_names_what_a_young_run_does_not_have(tmp_path):
     config = TrainConfig(model=TINY, data=DATA)
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     page = report(tmp_path, tmp_path)
@@ -287,7 +289,7 @@ def test_a_report_says_what_a_young_run_does_not_have(tmp_path):
     assert_self_contained(page)
 
 
-def test_a_report_whose_sources_are_gone_says_how_to_get_its_pictures(run, tmp_path):
+def test_a_report_whose_sources_are_gone_describes_how_to_get_its_images(run, tmp_path):
     write_metrics(run)
     page = report(run, tmp_path)
     assert "hold no films that could be read here; name some with --data" in page
@@ -342,7 +344,7 @@ def test_a_report_shows_features_and_an_object_of_the_sample_set(run, sample_set
     assert len(page) < 2_000_000
 
 
-def test_a_report_shows_features_of_any_films_and_names_those_that_cannot_be_read(run, video, tmp_path):
+def test_a_report_shows_features_of_any_videos_and_names_those_that_cannot_be_read(run, video, tmp_path):
     films = tmp_path / "films"
     films.mkdir()
     shutil.copy(video, films / "good.mp4")

@@ -126,7 +126,7 @@ def test_a_label_that_no_object_of_the_first_frame_has_is_background_and_said(mo
         (lambda root: color(root / "Annotations/480p/still/00002.png"), "00002.png: image of mode RGB"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_said(spoil, said, model, davis_root, tmp_path):
+def test_what_is_wrong_with_a_folder_is_reported(spoil, said, model, davis_root, tmp_path):
     spoil(davis_root)
     with pytest.raises(TubeletError, match=said):
         run(model, davis_root, tmp_path)

@@ -209,7 +209,7 @@ with translate_worker_crash("go on"):
 
 
 @pytest.mark.slow
-def test_a_script_without_a_guard_is_told_at_once(tmp_path):
+def test_a_script_without_a_guard_is_reported_at_once(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(UNGUARDED_SCRIPT)
     done = subprocess.run([sys.executable, script, "spawn"], capture_output=True, text=True, timeout=150)
