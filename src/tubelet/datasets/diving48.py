@@ -11,10 +11,9 @@ The JSON files may lie in annotations/ or labels/, the videos in videos/ or besi
 from pathlib import Path
 from typing import TypedDict
 
-from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.datasets.annotations import parse_index
 from tubelet.datasets.layout import Layout, layout_error
-from tubelet.datasets.locate import candidate_roots, index_by_stem
+from tubelet.datasets.locate import candidate_roots, index_videos
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
 from tubelet.errors import DataError
 from tubelet.io.text import read_json
@@ -48,8 +47,7 @@ class Diving48(Layout[ClassificationDataset]):
             if not (lists / name).is_file():
                 raise layout_error(lists, f"no {name}", Diving48.expected)
         root = lists.parent if lists.name in _LISTS else lists
-        videos = index_by_stem([root / folder for folder in _FOLDERS], VIDEO_SUFFIXES, preferred=".mp4")
-        videos = videos or index_by_stem([root], VIDEO_SUFFIXES, preferred=".mp4")
+        videos = index_videos(root, [root / folder for folder in _FOLDERS], preferred=".mp4")
         vocabulary = read_json(lists / VOCABULARY, list[str | list[str]])
         classes = tuple(" ".join(map(str, dive)) if isinstance(dive, list) else dive for dive in vocabulary)
         return ClassificationDataset(

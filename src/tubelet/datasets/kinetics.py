@@ -9,11 +9,10 @@ one folder. Copies of Kinetics without official annotations are read by `video_l
 
 from pathlib import Path
 
-from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.data.tables import read_table
 from tubelet.datasets.annotations import parse_index
 from tubelet.datasets.layout import Layout, layout_error
-from tubelet.datasets.locate import index_by_stem
+from tubelet.datasets.locate import index_videos
 from tubelet.datasets.records import ClassificationDataset, LabeledFile
 from tubelet.datasets.video_folders import split_folders
 from tubelet.datasets.video_lists import KINETICS_PROTOCOL, find_lists, has_kinetics_header
@@ -58,9 +57,7 @@ class Kinetics(Layout[ClassificationDataset]):
 def _split(
     root: Path, split: str, path: Path, rows: list[tuple[int, dict[str, str]]], numbers: dict[str, int]
 ) -> list[LabeledFile]:
-    folders = [*split_folders(root, split), root / "replacement"]
-    videos = index_by_stem(folders, VIDEO_SUFFIXES, preferred=".mp4")
-    videos = videos or index_by_stem([root], VIDEO_SUFFIXES, preferred=".mp4")
+    videos = index_videos(root, [*split_folders(root, split), root / "replacement"], preferred=".mp4")
     files = []
     for line, row in rows:
         if row["label"] not in numbers:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tubelet.data.suffixes import MEDIA_SUFFIXES
+from tubelet.data.suffixes import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.errors import DataError, FileError
 from tubelet.io.hidden import is_hidden
 
@@ -95,18 +95,20 @@ def list_images(folder: Path, suffixes: Sequence[str] = (".jpg", ".jpeg", ".png"
     return found
 
 
-def index_by_stem(
-    folders: Sequence[Path], suffixes: frozenset[str] = MEDIA_SUFFIXES, preferred: str = ""
-) -> dict[str, Path]:
-    """Stem -> media file below some directories.
+def index_videos(root: Path, folders: Sequence[Path], preferred: str) -> dict[str, Path]:
+    """Stem -> video file below some directories, or below the root of the data set if they have none.
 
     One walk: checking several candidate paths for each of 240,000 videos takes far longer.
 
     Args:
+        root: Root of the data set.
         folders: Directories; of two files with one stem, that of the earlier directory is returned.
-        suffixes: In lower case.
         preferred: Suffix to prefer where one directory has several files of a stem.
     """
+    return _index_by_stem(folders, preferred) or _index_by_stem([root], preferred)
+
+
+def _index_by_stem(folders: Sequence[Path], preferred: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     visited: set[str] = set()
     for folder in folders:
@@ -118,7 +120,7 @@ def index_by_stem(
             visited.add(real)
             for name in sorted(files, key=lambda name: (not name.lower().endswith(preferred), name)):
                 stem, dot, suffix = name.rpartition(".")
-                if dot and f".{suffix.lower()}" in suffixes and not is_hidden(name):
+                if dot and f".{suffix.lower()}" in VIDEO_SUFFIXES and not is_hidden(name):
                     found.setdefault(stem, Path(parent, name))
     return found
 

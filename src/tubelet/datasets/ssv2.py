@@ -14,10 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
-from tubelet.data.suffixes import VIDEO_SUFFIXES
 from tubelet.datasets.annotations import parse_index
 from tubelet.datasets.layout import Layout, layout_error
-from tubelet.datasets.locate import candidate_roots, index_by_stem
+from tubelet.datasets.locate import candidate_roots, index_videos
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
 from tubelet.datasets.video_lists import VideoLists, find_list
 from tubelet.errors import DataError
@@ -64,8 +63,7 @@ class SomethingSomethingV2(Layout[ClassificationDataset]):
             raise DataError(
                 f"{labels_file}: {len(numbers)} class numbers with gaps or duplicates; expected 0, 1, 2, ..."
             )
-        videos = index_by_stem([root / folder for folder in _FOLDERS], VIDEO_SUFFIXES, preferred=".webm")
-        videos = videos or index_by_stem([root], VIDEO_SUFFIXES, preferred=".webm")
+        videos = index_videos(root, [root / folder for folder in _FOLDERS], preferred=".webm")
         return ClassificationDataset(
             name=_NAME,
             classes=tuple(sorted(numbers, key=numbers.__getitem__)),
