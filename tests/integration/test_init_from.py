@@ -157,7 +157,7 @@ def test_adapters_train_separately_resume_and_load_back(media, first_run, tmp_pa
 
 
 def test_adapters_of_another_encoder_are_refused(media, first_run, tmp_path):
-    with pytest.raises(TubeletError, match="no such file; expected the adapter folder"):
+    with pytest.raises(TubeletError, match="no such file; expected the adapter directory"):
         apply_adapters(load_vjepa(first_run)[0].teacher, tmp_path)
 
 

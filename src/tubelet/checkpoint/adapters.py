@@ -16,8 +16,11 @@ def save_adapters(adapters: Mapping[str, Tensor], encoder: nn.Module, folder: Pa
 
     Args:
         adapters: contiguous tensors, see `get_adapters`.
-        encoder: with its adapters' settings.
-        folder: is made if it is not there.
+        encoder: the encoder with the settings of its adapters.
+        folder: directory; created if it does not exist.
+
+    Raises:
+        FileError: if it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -30,16 +33,15 @@ def save_adapters(adapters: Mapping[str, Tensor], encoder: nn.Module, folder: Pa
 
 @torch.no_grad()
 def apply_adapters(encoder: nn.Module, folder: Path) -> None:
-    """Add what `save_adapters` wrote to the weights of the encoder it was trained on, in place.
+    """Add adapters from a directory of `save_adapters` to the weights of their encoder, in place.
 
     Raises:
-        TubeletError: if the folder holds no adapters, or they are of another encoder.
+        MissingFileError: if the directory has no adapters.
+        CheckpointError: if they belong to another encoder.
     """
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
-        raise MissingFileError(
-            f"{path}: no such file; expected the adapter folder of a run that was trained with lora_rank"
-        )
+        raise MissingFileError(f"{path}: no such file; expected the adapter directory of a run with lora_rank")
     parameters = dict(encoder.named_parameters())
     state, _ = read_safetensors(path)
     layers = sorted({name.rsplit(".lora_", 1)[0] for name in state})
@@ -56,6 +58,6 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
             or b.shape[1] != a.shape[0]
         ):
             raise CheckpointError(
-                f"{path}: {layer} does not fit this encoder; load it with the weights it was trained on"
+                f"{path}: {layer} does not match this encoder; load the weights that the adapters were trained on"
             )
-        weight.data = weight.data + (b @ a).to(weight.dtype)  # not in place: it may be mapped from a file
+        weight.data = weight.data + (b @ a).to(weight.dtype)  # not in place: it may be memory-mapped

@@ -33,25 +33,26 @@ class LevelOutputs(nn.Module):
         self.model = model
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """All levels, also those of a model that returns its last alone."""
+        """All output levels, also if the model is configured to return only its last."""
         outputs = self.model.get_intermediate_layers(pixels, self.model.config.levels)
         return tuple(norm(x) for norm, x in zip(self.model.norms, outputs, strict=True))
 
 
 def export(model: Encoder, out: Path, images: bool = False) -> str:
-    """Write an encoder, in fp32, as .pt2 (torch.export) or .onnx, and hold the file against eager at other shapes.
+    """Write an encoder, in fp32, as .pt2 (torch.export) or .onnx, and compare the file with eager at other shapes.
 
     Args:
         model: the encoder on the CPU; it is cast to fp32 in place.
         out: the file.
-        images: the image tokenizer's graph, of inputs with T = 1, instead of the video tokenizer's.
+        images: export the image tokenizer's graph, for inputs with T = 1, instead of the video tokenizer's.
 
     Returns:
-        largest difference and speed beside eager, in words.
+        a message with the largest difference and the speed relative to eager.
 
     Raises:
-        TubeletError: if the packages for ONNX are not there, the file cannot be written, or
-            it computes something else; what was there before is then untouched.
+        CheckpointError: if the file computes something else; a previous file is then untouched.
+        MissingPackageError: if the packages for ONNX are not installed.
+        FileError: if the file cannot be written.
     """
     graph = LevelOutputs(model.float()).eval()
     shapes = example_shapes(model.config, images)
@@ -60,13 +61,14 @@ def export(model: Encoder, out: Path, images: bool = False) -> str:
         worst = float(np.max([_difference(graph, run, shape) for shape in shapes]))
         if not worst <= MAX_DIFFERENCE:
             raise CheckpointError(
-                f"{out}: differs from eager by {worst:.1e}, expected at most {MAX_DIFFERENCE:.0e}: do not use it"
+                f"{out}: differs from eager by {worst:.1e}, expected at most {MAX_DIFFERENCE:.0e}; not written"
             )
-        ours, theirs = _time_in_turn([graph, run], torch.randn(shapes[-1]))
-    tokens = model.config.grid(*shapes[-1][2:]).tokens * shapes[-1][0]
+        eager_s, exported_s = _time_in_turn([graph, run], torch.randn(shapes[-1]))
+    tokens, size = model.config.grid(*shapes[-1][2:]).tokens * shapes[-1][0], "x".join(map(str, shapes[-1]))
     return (
-        f"{out}: differs from eager by at most {worst:.1e} over {len(shapes)} shapes; {tokens / theirs:,.0f} tokens/s, "
-        f"eager {tokens / ours:,.0f} (ratio {ours / theirs:.2f}) at {'x'.join(map(str, shapes[-1]))} on this CPU"
+        f"{out}: differs from eager by at most {worst:.1e} over {len(shapes)} shapes; "
+        f"{tokens / exported_s:,.0f} tokens/s, eager {tokens / eager_s:,.0f} "
+        f"(ratio {eager_s / exported_s:.2f}) at {size} on this CPU"
     )
 
 
@@ -77,29 +79,29 @@ def output_kind(out: Path) -> str:
 
 @contextmanager
 def _staging_directory(out: Path) -> Iterator[Path]:
-    """A place in a folder beside `out`, whose files take their own places when all has gone well."""
+    """A path in a temporary directory beside `out`, whose files are moved next to `out` if the block succeeds."""
     with file_errors(out, "choose another file"):
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             yield Path(folder) / out.name
-            # Large ONNX models keep their weights in a second file, which is to be there before the first is.
+            # Large ONNX models have their weights in a second file, which must exist before the first does.
             check_output(out, output_kind(out))
             for written in sorted(Path(folder).iterdir(), key=lambda path: path.name == out.name):
                 target = out.parent / written.name
                 if written.name != out.name and target.exists() and not out.exists():
-                    raise FileError(f"{target}: is in the way of the weights of {out.name}; choose another name")
+                    raise FileError(f"{target}: exists, but the weights of {out.name} need this name; choose another")
                 written.replace(target)
 
 
 def example_shapes(config: ModelConfig, images: bool) -> list[tuple[int, ...]]:
-    """Inputs of several batch sizes, lengths and sizes, non-square ones among them; the first is traced."""
+    """Input shapes of several batch sizes, lengths and sizes, some not square; the first is traced."""
     C, t, p = config.channels, config.tubelet_size, config.patch_size
     steps = [1, 1, 1] if images else [2 * t, 3 * t, 4 * t]
     return [(2, C, steps[0], 4 * p, 3 * p), (1, C, steps[1], 2 * p, 5 * p), (3, C, steps[2], 8 * p, 8 * p)]
 
 
 def _dynamic(config: ModelConfig, images: bool) -> dict[int, Any]:
-    """Batch, frames and size are free; one row or column of patches is the only shape that is not in the graph."""
+    """Dynamic batch, frames and size; only inputs of a single row or column of patches are excluded."""
     dims: dict[int, Any] = {
         0: torch.export.Dim("batch"),
         3: config.patch_size * torch.export.Dim("rows", min=2),
@@ -131,10 +133,10 @@ def _to_onnx(
         raise MissingPackageError(
             f"{out}: writing ONNX needs {error.name}: pip install onnx onnxscript onnxruntime"
         ) from error
-    onnxruntime.disable_telemetry_events()  # what is exported concerns nobody else
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it counts the packages that it could also translate
+    onnxruntime.disable_telemetry_events()  # no usage data about exported models
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # otherwise it lists optional packages
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        warnings.simplefilter("ignore", FutureWarning)  # torch about its own code
         written = torch.onnx.export(
             _program(graph, shape, images),
             dynamo=True,
@@ -148,7 +150,7 @@ def _to_onnx(
     written.save(out)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would slow the other side down
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would slow down eager
     session = onnxruntime.InferenceSession(out, options, providers=["CPUExecutionProvider"])
     return lambda pixels: [torch.from_numpy(y) for y in session.run(None, {"pixels": pixels.numpy()})]
 
@@ -156,15 +158,15 @@ def _to_onnx(
 def _difference(graph: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], shape: tuple[int, ...]) -> float:
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     differences = [(a - b).abs().max() for a, b in zip(graph(pixels), run(pixels), strict=True)]
-    return torch.stack(differences).max().item()  # unlike Python's, this maximum does not drop NaN
+    return torch.stack(differences).max().item()  # unlike Python's max, this one propagates NaN
 
 
-def _time_in_turn(sides: Sequence[Callable[[Tensor], Any]], pixels: Tensor) -> list[float]:
-    """Median seconds of each side, which run in turn so that whatever else the machine does falls on all."""
-    seconds: list[list[float]] = [[] for _ in sides]
+def _time_in_turn(functions: Sequence[Callable[[Tensor], Any]], pixels: Tensor) -> list[float]:
+    """Median seconds of each function; they run in turn so that other load on the machine affects all."""
+    seconds: list[list[float]] = [[] for _ in functions]
     for _ in range(_ROUNDS):
-        for side, kept in zip(sides, seconds, strict=True):
-            began = time.perf_counter()
-            side(pixels)
-            kept.append(time.perf_counter() - began)
-    return [statistics.median(kept) for kept in seconds]
+        for function, times in zip(functions, seconds, strict=True):
+            start = time.perf_counter()
+            function(pixels)
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]

@@ -1,4 +1,4 @@
-"""An encoder as a folder that the Hugging Face Hub, and any program with safetensors, can read."""
+"""An encoder as a directory for the Hugging Face Hub, readable by any program with safetensors."""
 
 import json
 import re
@@ -30,8 +30,8 @@ Dense, temporally consistent features of videos and images: one vector of {{ wid
 ```python
 import tubelet
 
-model = tubelet.load("this repository's id, or the folder")
-features = model.encode("film.mp4", resize=256)  # .tokens, .map, .levels, .pooled, .times
+model = tubelet.load("this repository's id, or the directory")
+features = model.encode("video.mp4", resize=256)  # .tokens, .map, .levels, .pooled, .times
 ```
 {% if metrics %}
 | metric | value |
@@ -41,10 +41,10 @@ features = model.encode("film.mp4", resize=256)  # .tokens, .map, .levels, .pool
 
 
 def save_encoder(path: Path, tensors: Mapping[str, Tensor], config: ModelConfig, name: str, part: str) -> None:
-    """Write an encoder, and its predictor if it comes with one, as one safetensors file with its config in the header.
+    """Write an encoder, with its predictor if it has one, as one safetensors file with its config in the header.
 
     Raises:
-        TubeletError: if it cannot be written.
+        FileError: if it cannot be written.
     """
     header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "name": escape_unprintable(name), "part": part}
     check_output(path, "encoder")
@@ -80,5 +80,5 @@ def model_card(
 
 
 def _markdown(name: str) -> str:
-    """A name as plain text in Markdown: no markup, no HTML, no end of a table's cell."""
+    """Escape a name for Markdown: no markup, no HTML, no end of a table cell."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", escape_unprintable(name))

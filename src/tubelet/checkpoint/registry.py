@@ -23,21 +23,22 @@ RELEASED = {
     "vjepa2-vitg16-256": "vitg.pt",
     "vjepa2-vitg16-384": "vitg-384.pt",
 }
-# What `huggingface_hub` is asked for a repository.
+# Options that are passed to `huggingface_hub`.
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) -> Path:
-    """The local file or folder that `what` names; what is not there yet is downloaded.
+    """The local file or directory that `what` names, downloaded if necessary.
 
     Args:
         what: a path, a released name, or a Hub id (owner/name).
-        sha256: what a file must have, in hexadecimal; None checks its size alone, and only when it is downloaded.
+        sha256: expected hash of the file, in hexadecimal; None only checks the size after a download.
         hub: `HUB_OPTIONS` of `huggingface_hub`.
 
     Raises:
-        TubeletError: if there is no such thing here, and it cannot be fetched.
+        MissingFileError: if it does not exist here and cannot be downloaded.
+        CheckpointError: if the hash differs.
     """
     path = Path(what).expanduser()
     if path.exists():
@@ -47,14 +48,14 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
     elif _HUB_ID.fullmatch(str(what)) and path.suffix not in (".pt", ".safetensors"):
         if path.parent.is_dir():
             raise MissingFileError(
-                f"{what}: no such file or folder; it is not looked for on the Hub, since {path.parent} is a folder here"
+                f"{what}: no such file or directory; not looked up on the Hub, since {path.parent} exists here"
             )
         return _from_hub(str(what), **hub)
     else:
         close = get_close_matches(str(what), RELEASED, n=1)
         raise MissingFileError(
-            f"{what}: no such file or folder{f' (nearest released name: {close[0]!r})' if close else ''}; expected a "
-            f"run folder, a .safetensors or .pt file, a Hub id (owner/name), or one of {', '.join(RELEASED)}"
+            f"{what}: no such file or directory{f' (nearest released name: {close[0]!r})' if close else ''}; expected "
+            f"a run directory, a .safetensors or .pt file, a Hub id (owner/name), or one of {', '.join(RELEASED)}"
         )
     if sha256 is not None:
         _check_hash(found, sha256)
@@ -62,36 +63,36 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
 
 
 def search_directories() -> list[Path]:
-    """Where released files are looked for; the first is where they are downloaded to."""
+    """Directories searched for released files; downloads go to the first."""
     cache = cache_dir()
     torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser()
     return [cache / "tubelet" / "released", torch_home / "hub" / "checkpoints", Path.cwd()]
 
 
 def download(url: str, target: Path) -> None:
-    """Fetch a file with a progress bar; a download that was broken off goes on where it ended.
+    """Download a file with a progress bar; an interrupted download is resumed.
 
-    The file appears under its name only when it has the size that the server says. Of several processes that want it
-    one fetches it, and the others wait.
+    The file gets its name only when it has the size that the server reports. Of several processes, one downloads it and
+    the others wait.
 
     Raises:
-        OSError: if it cannot be reached or ends early; what came is kept for the next attempt.
+        OSError: if the server cannot be reached or the download ends early; the received part is kept to be resumed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     with FileLock(target.with_name(target.name + ".lock")):
-        if target.is_file():  # another process was faster
+        if target.is_file():  # another process has downloaded it
             return
         with partial.open("ab") as file:
             try:
                 _fetch(url, file, target.name)
-            except Exception as error:  # whatever its HTTP library of the day raises
+            except Exception as error:  # the HTTP library of huggingface_hub changes with its version
                 raise OSError(first_line(error)) from error
         partial.replace(target)
 
 
 def _fetch(url: str, file: BinaryIO, name: str) -> None:
-    """Append to a file what it lacks of what is at a URL."""
+    """Append the missing part of a URL's content to a file."""
     from huggingface_hub.file_download import http_get
 
     begin = file.tell()
@@ -101,7 +102,7 @@ def _fetch(url: str, file: BinaryIO, name: str) -> None:
         response: Any = getattr(error, "response", None)
         if response is None or response.status_code != 416:
             raise
-        # There is nothing behind what is here: it is whole and was not renamed in time, or it is something else.
+        # No more bytes on the server: the file is complete and was not renamed yet, or is something else.
         if response.headers.get("Content-Range") != f"bytes */{begin}":
             file.truncate(0)
             http_get(url, file, displayed_filename=name)
@@ -109,12 +110,12 @@ def _fetch(url: str, file: BinaryIO, name: str) -> None:
 
 def _released(name: str, local_only: bool) -> Path:
     file = RELEASED[name]
-    looked = search_directories()
-    for folder in looked:
+    searched = search_directories()
+    for folder in searched:
         if (folder / file).is_file():
             return folder / file
-    target = looked[0] / file
-    problem = "downloads are switched off"
+    target = searched[0] / file
+    problem = "downloads are disabled"
     if not local_only and os.environ.get("HF_HUB_OFFLINE", "0").upper() not in ("1", "ON", "YES", "TRUE"):
         try:
             download(RELEASE_URL + file, target)
@@ -122,8 +123,8 @@ def _released(name: str, local_only: bool) -> Path:
         except OSError as error:
             problem = f"it could not be downloaded: {error}"
     raise MissingFileError(
-        f"{name} is the file {file}, which is in none of {', '.join(map(str, looked))}, and {problem}; get it from "
-        f"{RELEASE_URL}{file} and put it into the first of these folders, or give its path"
+        f"{name} is the file {file}, which is in none of {', '.join(map(str, searched))}, and {problem}; download "
+        f"{RELEASE_URL}{file} to the first of these directories, or pass its path"
     )
 
 
@@ -131,19 +132,19 @@ def _from_hub(repository: str, **hub: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # Everything that is needed and nothing that could run: no pickles, no code.
+        # Weights and config only: no pickles, no code.
         return Path(snapshot_download(repository, allow_patterns=["config.json", "*.safetensors"], **hub))
-    except Exception as error:  # network, repository, permissions: each has several classes, which change
+    except Exception as error:  # network, repository, permissions: several classes, which change with the version
         raise MissingFileError(
-            f"{repository}: no such file or folder here, and the Hub gave no model of this name ({first_line(error)}); "
+            f"{repository}: no such file or directory, and the Hub has no model of this name ({first_line(error)}); "
             "check the name, the network and HF_TOKEN"
         ) from error
 
 
 def _check_hash(path: Path, sha256: str) -> None:
     if not path.is_file():
-        raise ConfigError(f"{path}: a sha256 was given, which is of a file, and this is a folder")
+        raise ConfigError(f"{path}: sha256 only applies to a file, and this is a directory")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256.lower():
-        raise CheckpointError(f"{path}: its sha256 is {found}, expected {sha256}: delete the file and get it again")
+        raise CheckpointError(f"{path}: sha256 is {found}, expected {sha256}; delete the file and download it again")

@@ -23,7 +23,7 @@ _NAMES = (
 
 
 class _Sizes(TypedDict):
-    """The fields of the config that tell the model's sizes."""
+    """Fields of config.json that define the architecture."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -34,52 +34,55 @@ class _Sizes(TypedDict):
     in_chans: int
 
 
-_EXPECTED_FILES = "expected the config.json of a V-JEPA 2.0 model beside its .safetensors files"
-# What this package's blocks do not leave open.
+_EXPECTED_FILES = "expected the config.json of a V-JEPA 2.0 model next to its .safetensors files"
+# Settings that are fixed in this package's blocks.
 _FIXED_SETTINGS = {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": True}
 
 
 def from_transformers(path: Path, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, State]:
-    """The same from the tensors of `VJEPA2Model`, or a model around it, and the config.json in the folder `path`.
+    """Config and encoder from the tensors of a `VJEPA2Model`, or a model around it, and `path`/config.json.
 
     Raises:
-        TubeletError: if the config is missing or of another model, or a tensor is missing, unexpected or misshapen.
+        CheckpointError: if the config is of another model, or a tensor is missing, unexpected or misshapen.
+        MissingFileError: if there is no config.
     """
     config = _read_config(path / "config.json")
     names = {name.removeprefix("vjepa2."): value for name, value in tensors.items()}
     encoder = {name: value for name, value in names.items() if not name.startswith(_OTHER_MODULES)}
     expected = {}
     for name, value in expected_tensors(config).items():
-        for part, theirs in zip(_split_qkv_names(name), value.chunk(3) if ".qkv." in name else [value], strict=True):
-            expected[part] = theirs
+        for part, their_name in zip(
+            _split_qkv_names(name), value.chunk(3) if ".qkv." in name else [value], strict=True
+        ):
+            expected[part] = their_name
     require_match(path, encoder, expected)
     state = {name: torch.cat([encoder[part] for part in _split_qkv_names(name)]) for name in expected_tensors(config)}
     return config, to_encoder_state(state, config)
 
 
 def _split_qkv_names(name: str) -> list[str]:
-    """The names in `transformers` of a tensor of the release: queries, keys and values are three there."""
-    for there, theirs in _NAMES:
+    """Names in `transformers` of a released tensor: queries, keys and values are three tensors there."""
+    for there, their_name in _NAMES:
         if name.startswith(there):
-            name = theirs + name.removeprefix(there)
+            name = their_name + name.removeprefix(there)
             break
     name = name.replace(".attn.", ".attention.")
     return [name.replace(".qkv.", f".{part}.") for part in ("query", "key", "value")] if ".qkv." in name else [name]
 
 
 def _read_config(path: Path) -> ModelConfig:
-    stated = read_json(path, dict[str, Any], _EXPECTED_FILES)
-    if stated.get("model_type") != "vjepa2":
+    values = read_json(path, dict[str, Any], _EXPECTED_FILES)
+    if values.get("model_type") != "vjepa2":
         raise CheckpointError(
-            f"{path}: model_type is {stated.get('model_type')!r:.100}, expected 'vjepa2'; {_EXPECTED_FILES}"
+            f"{path}: model_type is {values.get('model_type')!r:.100}, expected 'vjepa2'; {_EXPECTED_FILES}"
         )
     for key, value in _FIXED_SETTINGS.items():
-        if stated.get(key, value) != value:
+        if values.get(key, value) != value:
             raise CheckpointError(
-                f"{path}: {key} is {stated[key]!r:.100}, this package's blocks have {value!r}; {_EXPECTED_FILES}"
+                f"{path}: {key} is {values[key]!r:.100}, supported is only {value!r}; {_EXPECTED_FILES}"
             )
     try:
-        sizes = check_value(_Sizes, stated, "", strict=True)
+        sizes = check_value(_Sizes, values, "", strict=True)
         patch = sizes["patch_size"]
         if isinstance(patch, list) and (not patch or len({*patch}) > 1):
             raise InvalidValueError("patch_size", f"is {patch!r:.100}, expected one number, or two that are equal")

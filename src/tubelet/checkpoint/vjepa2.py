@@ -1,9 +1,9 @@
 """V-JEPA 2.0 in the layout of its release, a .pt file; `transformers.py` reads the other layout.
 
-Its encoder is this package's with other rotary angles (`ModelConfig.rope`) and less of the rest. One tokenizer takes an
-image as a clip of one picture repeated, which is the image tokenizer whose weights are summed over the frames. It adds
-no modality embedding, which is one of zeros; and its one final norm serves every level that is tapped. Its predictor
-has other heads, and is not read.
+The encoder is a special case of this package's with other rotary angles (`ModelConfig.rope`). Its only tokenizer takes
+an image as a clip of repeated frames, which equals an image tokenizer with weights summed over the frames. A missing
+modality embedding equals one of zeros, and the single final norm is used for every output level. The predictor has
+other heads and is not supported.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from tubelet.errors import CheckpointError, ConfigError
 
 # Width -> heads and blocks of ViT-L, H and g (arXiv 2506.09985, and its release).
 _FAMILY = {1024: (16, 24), 1280: (16, 32), 1408: (22, 40)}
-# The release's files still hold the fixed position table of its predecessor, which nothing adds to the tokens.
+# Released files still contain the fixed position table of V-JEPA 1, which is not used.
 _UNUSED = "pos_embed"
 
 
@@ -34,17 +34,22 @@ def from_release(path: Path, state: Mapping[str, Tensor], heads: int | None) -> 
     """Config and state dictionary of `Encoder` from an encoder of the release.
 
     Raises:
-        TubeletError: if a tensor is missing, unexpected or misshapen, or the width is unknown and `heads` not given.
+        CheckpointError: if a tensor is missing, unexpected or misshapen.
+        ConfigError: if the width is unknown and `heads` is None.
     """
     encoder = {name: value for name, value in strip_prefixes(state).items() if name != _UNUSED}
     width = vector_length(encoder, r"blocks\.\d+\.norm1\.weight", path)
     depth = count_blocks(encoder, r"blocks\.(\d+)\.")
     if heads is None:
         if width not in _FAMILY:
-            raise ConfigError(f"no V-JEPA 2.0 model is {width} wide: say how many attention heads it has with heads=")
+            raise ConfigError(
+                f"{path}: no V-JEPA 2.0 model has width {width}; give the number of attention heads with heads="
+            )
         heads, expected = _FAMILY[width]
         if depth != expected:
-            raise ConfigError(f"{path}: {depth} blocks of width {width}, expected {expected}, or heads= of your own")
+            raise ConfigError(
+                f"{path}: {depth} blocks of width {width}, expected {expected}; for another model give heads="
+            )
     channels, tubelet_size, patch_size = tokenizer_shape(encoder, width, path)
     config = ModelConfig(
         width=width,
@@ -62,7 +67,7 @@ def from_release(path: Path, state: Mapping[str, Tensor], heads: int | None) -> 
 
 
 def expected_tensors(config: ModelConfig) -> State:
-    """Names and shapes, without content, in the release's layout: those of 2.1 less what came with it."""
+    """Names and shapes (meta tensors) in the layout of the release: those of 2.1 without its additions."""
     state = {}
     for name, value in expected_state(config, "teacher").items():
         if name.startswith("norms_block."):

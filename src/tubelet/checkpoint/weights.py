@@ -22,13 +22,13 @@ FORMAT = "tubelet-encoder-1"
 
 
 class Weights(NamedTuple):
-    """What a model is made of.
+    """The contents of a model file.
 
     Attributes:
-        config: its sizes.
+        config: architecture.
         encoder: state dictionary of `Encoder`.
-        predictor: state dictionary of `Predictor`; empty if it was not asked for.
-        name: what it is called, wherever its file lies.
+        predictor: state dictionary of `Predictor`; empty if not requested.
+        name: name of the model, independent of where its file is.
         encoder_name: which of the two encoders it is.
     """
 
@@ -40,12 +40,14 @@ class Weights(NamedTuple):
 
 
 class LoadSpec(NamedTuple):
-    """What to read, and what no tensor tells.
+    """What to read, and properties that a .pt file does not store.
 
     Attributes:
-        encoder: teacher or student; None is the teacher, or what a file of one part holds.
-        predictor: whether the predictor too.
-        heads, predictor_heads, levels: of a .pt file, see `read_released`.
+        encoder: teacher or student; None is the teacher, or the only encoder in the file.
+        predictor: whether to read the predictor too.
+        heads: attention heads of the encoder in a .pt file, see `read_released`.
+        predictor_heads: attention heads of the predictor in a .pt file.
+        levels: output blocks of the encoder in a .pt file.
     """
 
     encoder: EncoderName | None = None
@@ -56,15 +58,17 @@ class LoadSpec(NamedTuple):
 
 
 def read_weights(path: Path, name: str, spec: LoadSpec) -> Weights:
-    """Read an encoder; what it does not hold is said by whoever puts the tensors into a model.
+    """Read an encoder from any supported layout; missing tensors are reported when they are loaded into a model.
 
     Args:
-        path: a run folder, a folder with .safetensors files and a config.json, a .safetensors file, or a released .pt.
-        name: what to call it unless the file tells.
+        path: a run directory, a directory with .safetensors files and a config.json, a .safetensors file, or a released
+            .pt file.
+        name: name of the model, unless the file has one.
         spec: what to read.
 
     Raises:
-        TubeletError: if it is none of these or damaged.
+        CheckpointError: if it is none of these, or damaged.
+        MissingFileError: if the directory has no checkpoint.
     """
     if path.is_dir():
         found = [path] if is_sharded(path) else list_checkpoints(path)
@@ -73,24 +77,24 @@ def read_weights(path: Path, name: str, spec: LoadSpec) -> Weights:
         files = without_hidden(path.glob("*.safetensors"))
         if not files:
             raise MissingFileError(
-                f"{path}: no checkpoint in this folder (expected checkpoints/step-*.safetensors, or .safetensors files)"
+                f"{path}: no checkpoint in this directory (expected checkpoints/step-*.safetensors, or *.safetensors)"
             )
         return _from_safetensors(files, name, spec)
     if path.suffix in (".pt", ".pth"):
         return _from_pt(path, name, spec)
     if path.suffix == ".safetensors":
         return _from_safetensors([path], name, spec)
-    raise CheckpointError(f"{path}: expected a run folder, a .safetensors or a .pt file")
+    raise CheckpointError(f"{path}: expected a run directory, a .safetensors or a .pt file")
 
 
 def is_encoder_file(path: Path) -> bool:
-    """Whether a .safetensors file, or a folder with some, holds an encoder without what it was trained with."""
+    """Whether a .safetensors file, or a directory of them, is an encoder without its training state."""
     if path.is_dir():
         return not is_sharded(path) and not list_checkpoints(path) and bool(without_hidden(path.glob("*.safetensors")))
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     with open_safetensors(path) as file:
-        return file.header.get("format") in (None, "pt", FORMAT)  # transformers says "pt"
+        return file.header.get("format") in (None, "pt", FORMAT)  # transformers writes "pt"
 
 
 def _from_pt(path: Path, name: str, spec: LoadSpec) -> Weights:
@@ -120,22 +124,24 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
         return Weights(train.model, encoder, _predictor(tensors, spec, where), name, part)
     if header.get("format") == FORMAT:
         config = config_from_header(header, ModelConfig, where)
-        held: EncoderName = "student" if header.get("part") == "student" else "teacher"
-        if held != (spec.encoder or held):
+        stored: EncoderName = "student" if header.get("part") == "student" else "teacher"
+        if stored != (spec.encoder or stored):
             raise CheckpointError(
-                f"{where}: holds the {held} alone, not the {part}: leave encoder out, or name another file"
+                f"{where}: contains only the {stored}, not the {part}; omit encoder=, or name another file"
             )
         encoder = {key: value for key, value in tensors.items() if not key.startswith("predictor.")}
-        return Weights(config, encoder, _predictor(tensors, spec, where), header.get("name", name), held)
+        return Weights(config, encoder, _predictor(tensors, spec, where), header.get("name", name), stored)
     folder = files[0].parent
     if part != "teacher":
-        raise CheckpointError(f"{where}: transformers' files hold the teacher alone, not the {part}: leave encoder out")
+        raise CheckpointError(f"{where}: transformers files contain only the teacher, not the {part}; omit encoder=")
     return Weights(*from_transformers(folder, tensors), _no_predictor(folder, spec), name, part)
 
 
 def _no_predictor(path: Path, spec: LoadSpec) -> State:
     if spec.predictor:
-        raise CheckpointError(f"{path}: V-JEPA 2.0's predictor has other heads and is not read: load the encoder alone")
+        raise CheckpointError(
+            f"{path}: the V-JEPA 2.0 predictor has other heads and is not supported; load only the encoder"
+        )
     return {}
 
 
@@ -144,7 +150,7 @@ def _predictor(tensors: Mapping[str, Any], spec: LoadSpec, where: str) -> State:
         return {}
     found = _strip_prefix(tensors, "predictor.")
     if not found:
-        raise CheckpointError(f"{where}: holds an encoder alone, without the predictor that was asked for")
+        raise CheckpointError(f"{where}: contains only an encoder, not the requested predictor")
     return found
 
 
@@ -153,7 +159,7 @@ def _strip_prefix(tensors: Mapping[str, Any], prefix: str) -> State:
 
 
 def _read_safetensors(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
-    """All tensors of a model's files, mapped rather than read, and the header of the last."""
+    """All tensors of a model's files, memory-mapped, and the header of the last file."""
     tensors: State = {}
     header: dict[str, str] = {}
     for path in files:
@@ -163,7 +169,7 @@ def _read_safetensors(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
         found, header = read_safetensors(path)
         if twice := next((name for name in found if name in tensors), None):
             raise CheckpointError(
-                f"{path.parent}: holds several models ({twice} is in {path.name} and in another file): name one file"
+                f"{path.parent}: contains several models ({twice} is in {path.name} and in another file); name one file"
             )
         tensors |= found
     return tensors, header
