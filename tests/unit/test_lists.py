@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tubelet.data.lists import read_listed
+from tubelet.data.lists import parse_list
 from tubelet.data.paths import Paths, checksum
 from tubelet.data.sources import list_media
 from tubelet.data.tables import read_lines, read_table
@@ -61,7 +61,7 @@ def test_a_list_is_read_whatever_separates_its_columns(write, encode, tree):
 def test_a_header_names_the_column(separator, header, mark, tree):
     rows = [header, *((name, "3") if header[0] == "path" else ("3", name) for name in NAMES)]
     text = mark + "".join(f"{separator.join(row)}\n" for row in rows)
-    listed = read_listed("list.csv", text.encode(), lambda paths: sum((tree / path).exists() for path in paths))
+    listed = parse_list("list.csv", text.encode(), lambda paths: sum((tree / path).exists() for path in paths))
     assert listed.paths.to_pylist() == NAMES and set(listed.labels.to_pylist()) == {"3"}
     assert listed.lines.tolist() == list(range(2, 8))
 
@@ -106,7 +106,7 @@ def test_files_of_other_kinds_are_left_out_and_named(tree):
     (tree / "run/broken").symlink_to(tree / "nowhere")
     (tree / "run/README").touch()
     notes = list_media([str(tree / "run")]).notes
-    assert notes == ["ignored: 1 link to nothing without a suffix (broken), 1 file without a suffix (README)"]
+    assert notes == ["ignored: 1 broken link (broken), 1 file without a suffix (README)"]
 
 
 def test_a_list_of_ten_thousand_lines_with_one_that_is_wrong(tree):

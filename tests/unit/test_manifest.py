@@ -117,11 +117,11 @@ def test_a_source_without_media_names_what_was_found_instead(tree: Path) -> None
     (tree / "void").mkdir()
     with pytest.raises(TubeletError, match=r"odd: 4 files, none of them a video \(.*mp4.*\) or image \(.*\): \.npz 2"):
         list_media([str(tree), str(tree / "odd")])
-    with pytest.raises(TubeletError, match="void: holds no files"):
+    with pytest.raises(TubeletError, match="void: has no files"):
         list_media([str(tree / "void")])
     with pytest.raises(TubeletError, match=r"x\.npz: 1 file, none"):
         list_media([str(tree / "x.npz")])
-    with pytest.raises(TubeletError, match=r"list\.csv: holds no files"):
+    with pytest.raises(TubeletError, match=r"list\.csv: has no files"):
         list_media([write(tree / "list.csv", "path\n")])
 
 

@@ -1,4 +1,4 @@
-"""Still images to uint8 pixels; whatever goes wrong with a file is a `DecodeError` that says what it is."""
+"""Still images -> uint8 pixels; a file that cannot be read is a `DecodeError` that says why."""
 
 import warnings
 from typing import BinaryIO
@@ -13,19 +13,19 @@ from tubelet.data.limits import IMAGE_PIXELS
 from tubelet.data.storage import StorageError
 from tubelet.errors import DecodeError, first_line
 
-# Whatever a file is called, no more of Pillow's decoders than what images on disks are in: some call other programs.
+# Pillow's decoders that are used, whatever the suffix of a file: some others run external programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def read_image(media: Media) -> Tensor:
-    """A still image, upright as its EXIF tag asks.
+    """Decode a still image, rotated by its EXIF tag.
 
     Returns:
-        (H, W, 3) uint8 RGB. Transparency is dropped; of an animation, the first picture.
+        (H, W, 3) uint8 RGB. Transparency is dropped; of an animation, the first frame.
 
     Raises:
-        DecodeError: the file is missing, no image, damaged, cut off, or has more than 89 million pixels.
-        StorageError: it lies behind a URL that cannot be reached.
+        DecodeError: the file is missing, not an image, corrupt, truncated, or has more than 89 million pixels.
+        StorageError: its URL cannot be reached.
     """
     name = media_name(media)
     with open_media(media) as file:
@@ -38,7 +38,7 @@ def read_image(media: Media) -> Tensor:
         except Image.UnidentifiedImageError as error:
             raise_remote_failure(file)
             raise DecodeError(name, "not an image that Pillow can read, or its header is corrupt") from error
-        except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        except Exception as error:  # Pillow's decoders raise nearly anything on corrupt files
             raise_remote_failure(file)
             raise DecodeError(name, f"corrupt or truncated ({first_line(error)})") from error
 
@@ -47,7 +47,7 @@ def _pixels(file: BinaryIO, name: str) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=_FORMATS) as image:
-            if image.width * image.height > IMAGE_PIXELS:  # Pillow's own limit can be switched off by anyone
+            if image.width * image.height > IMAGE_PIXELS:  # Pillow's own limit can be disabled
                 raise _too_large(name)
             pages = getattr(image, "n_frames", 1)
             if image.format == "TIFF" and pages > 1:
@@ -60,10 +60,10 @@ def _too_large(name: str) -> DecodeError:
 
 
 def rgb_of(image: Image.Image, name: str) -> np.ndarray:
-    """A picture of Pillow's as (H, W, 3) uint8 RGB, upright as its EXIF tag asks; of 16 bits, the upper eight.
+    """A Pillow image as (H, W, 3) uint8 RGB, rotated by its EXIF tag; of 16 bits, the upper eight.
 
     Raises:
-        DecodeError: its numbers are no colors of 8 or 16 bits; `name` is what it is called.
+        DecodeError: its values are not colors of 8 or 16 bits; `name` is its name in the message.
     """
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":

@@ -1,7 +1,7 @@
-"""Lists of files as people and programs write them: one reader for training and evaluation.
+"""Lists of files in any common form: one parser for training and evaluation.
 
-What separates the columns, which column has the paths and whether there is a header is decided by the whole list: every
-line must have a path where the others have one. Where several readings are possible, that counts whose paths exist.
+The separator, the column of the paths and the presence of a header are inferred from the whole list: every line must
+have a path in the same position. Of several possible interpretations, the one whose paths exist is chosen.
 """
 
 import csv
@@ -26,24 +26,27 @@ from tubelet.io.text import parse_json
 PATH_COLUMN = "path"
 LABEL_COLUMNS = ("label", "class", "class_id", "label_id", "target")
 _TEXT = pa.large_string()
-# How many paths are looked up to choose between readings.
+# Number of paths that are looked up to choose between interpretations.
 _LOOKED_UP = 64
 _HEAD = 1000
-# The ways to read a list: a path on each line; the first column of a table, or the one that a header names; a path, in
-# which the separator occurs too, and what follows it; another column of a table; a path of that kind after a number.
-_WAYS = [("line", ""), *((kind, separator) for kind in ("first", "path", "other", "after") for separator in SEPARATORS)]
+# Forms of a list: a path on each line; the first column of a table, or the one in its header; a path that may contain
+# the separator, and what follows it; another column of a table; a path that may contain the separator, after a number.
+_FORMS = [
+    ("line", ""),
+    *((kind, separator) for kind in ("first", "path", "other", "after") for separator in SEPARATORS),
+]
 Existing = Callable[[Sequence[str]], int]
 
 
 @dataclass
-class Listed:
-    """What a list was read as.
+class PathList:
+    """The parsed content of a list.
 
     Attributes:
-        paths: (N,) large_string, as they are written.
-        labels: (N,) large_string, what the list says of each path; None where it says nothing, or several things.
-        lines: (N,) int64, the line of each, from 1.
-        form: how the list was read, in words.
+        paths: (N,) large_string, as written.
+        labels: (N,) large_string, the label of each path; None if there is none, or several columns.
+        lines: (N,) int64 line numbers, from 1.
+        form: description of the form of the list.
     """
 
     paths: pa.Array
@@ -55,31 +58,31 @@ class Listed:
         return len(self.paths)
 
 
-class _Reading(Listed):
-    """One way to read a list.
+class _Interpretation(PathList):
+    """One interpretation of a list.
 
     Attributes:
-        lacks: what is said of a line without a path.
+        missing: message about a line without a path.
         named: whether a header names the column of the paths.
-        media: (N,) bool, which paths have the suffix of a video or image.
-        understood: (N,) bool, which paths have the suffix of any file.
+        media: (N,) bool, paths with the suffix of a video or image.
+        valid: (N,) bool, paths with the suffix of any file.
     """
 
     def __init__(
-        self, paths: pa.Array, labels: pa.Array | None, lines: np.ndarray, form: str, lacks: str, named: bool
+        self, paths: pa.Array, labels: pa.Array | None, lines: np.ndarray, form: str, missing: str, named: bool
     ) -> None:
         super().__init__(paths, labels, lines, form)
-        self.lacks, self.named = lacks, named
+        self.missing, self.named = missing, named
         self.media = _matches(paths, names_with(MEDIA_SUFFIXES))
-        self.understood = self.media if self.media.all() else self.media | _matches(paths, _OTHER_FILE)
+        self.valid = self.media if self.media.all() else self.media | _matches(paths, _OTHER_FILE)
 
     @property
     def perfect(self) -> bool:
-        """Whether every line is understood."""
-        return bool(self.understood.all())
+        """Whether every line is valid."""
+        return bool(self.valid.all())
 
 
-# As of a list that names other files too, which are left out and counted.
+# Other files in a list are ignored and counted.
 _OTHER_FILE = r"(?i)[^/]\.[a-z][a-z0-9_]{0,9}$"
 
 
@@ -88,32 +91,32 @@ def _matches(paths: pa.Array, pattern: str) -> np.ndarray:
     return found.to_numpy(zero_copy_only=False)
 
 
-def read_listed(name: str, data: bytes, existing: Existing) -> Listed:
-    """The paths that a list names, with what it says of each.
+def parse_list(name: str, data: bytes, existing: Existing) -> PathList:
+    """Parse a list of paths and labels.
 
     Args:
-        name: of the list, for errors; JSON Lines if it ends in .jsonl.
-        data: its bytes.
-        existing: counts those of some paths, at most `_LOOKED_UP`, that exist; asked only where readings differ.
+        name: name of the list, for messages; JSON Lines if it ends in .jsonl.
+        data: content of the list.
+        existing: counts how many of at most `_LOOKED_UP` paths exist; called only if there are several interpretations.
 
     Raises:
-        DataError: a line cannot be understood or is too long, or the text is in an unknown encoding.
+        DataError: a line cannot be parsed or is too long, or the encoding is unknown.
     """
     text = decode_list(data, name)
     lines, numbers = _lines(name, text)
     if name.lower().endswith(".jsonl"):
         return _json_lines(name, lines, numbers)
     if not len(lines):
-        return Listed(pa.array([], _TEXT), None, numbers, "no lines")
-    best = _choose(_readings(text, lines, numbers), existing)
-    wrong = np.flatnonzero(~best.understood)
+        return PathList(pa.array([], _TEXT), None, numbers, "no lines")
+    best = _choose(_interpretations(text, lines, numbers), existing)
+    wrong = np.flatnonzero(~best.valid)
     if len(wrong):
         raise DataError(f"{name}, line {best.lines[wrong[0]]}: {_explain(text, best, wrong)}")
-    return Listed(best.paths, best.labels, best.lines, best.form)
+    return PathList(best.paths, best.labels, best.lines, best.form)
 
 
 def _lines(name: str, text: str) -> tuple[pa.Array, np.ndarray]:
-    """The lines that are not blank, without white space around them, and their numbers."""
+    """The lines that are not blank, stripped, and their numbers."""
     data = np.frombuffer(text.encode(), np.uint8)
     ends = np.append(np.flatnonzero(data == ord("\n")) + 1, len(data))
     offsets = np.concatenate([[0], ends]).astype(np.int64)
@@ -130,41 +133,44 @@ def _lines(name: str, text: str) -> tuple[pa.Array, np.ndarray]:
     return lines.filter(shown), np.flatnonzero(shown.to_numpy(zero_copy_only=False)) + 1
 
 
-def _readings(text: str, lines: pa.Array, numbers: np.ndarray) -> list[_Reading]:
-    """The ways to read a list that understand all of it, the plainest first; all ways, if there are none."""
-    # Whatever understands the list understands its beginning.
+def _interpretations(text: str, lines: pa.Array, numbers: np.ndarray) -> list[_Interpretation]:
+    """The interpretations in which all lines are valid, the simplest first; all interpretations if there are none."""
+    # An interpretation of the whole list is one of its beginning.
     end = 0
     for _ in range(_HEAD):
         end = text.find("\n", end) + 1 or len(text)
     head, count = text[:end], int(np.searchsorted(numbers, _HEAD, side="right"))
-    ways = [way for way in _WAYS if any(r.perfect for r in _read(way, head, lines[:count], numbers[:count], end))]
-    perfect = [r for way in ways for r in _read(way, text, lines, numbers, len(text)) if r.perfect]
-    return perfect or [r for way in _WAYS for r in _read(way, text, lines, numbers, len(text))]
+    forms = [
+        form for form in _FORMS if any(r.perfect for r in _interpret(*form, head, lines[:count], numbers[:count], end))
+    ]
+    perfect = [r for form in forms for r in _interpret(*form, text, lines, numbers, len(text)) if r.perfect]
+    return perfect or [r for form in _FORMS for r in _interpret(*form, text, lines, numbers, len(text))]
 
 
-def _read(way: tuple[str, str], text: str, lines: pa.Array, numbers: np.ndarray, end: int) -> Iterator[_Reading]:
-    kind, separator = way
+def _interpret(
+    kind: str, separator: str, text: str, lines: pa.Array, numbers: np.ndarray, end: int
+) -> Iterator[_Interpretation]:
     if kind == "line":
         skip = int(lines[0].as_py().strip("\"'").lower() == PATH_COLUMN)
         form = "a path on each line" + ", below a header" * skip
-        yield _Reading(lines[skip:], None, numbers[skip:], form, "has no path", bool(skip))
+        yield _Interpretation(lines[skip:], None, numbers[skip:], form, "has no path", bool(skip))
     elif '"' not in text and not pc.any(pc.match_substring(lines, separator)).as_py():
         return
     elif kind == "path":
         yield _split_at_path(lines, numbers, separator)
     elif kind == "after":
         found = pc.extract_regex(lines, rf'^"?(?P<rest>\d+)"?\s*{re.escape(separator)}\s*"?(?P<path>[^"\s].*?)"?$')
-        form = f"a number, {SEPARATORS[separator]}, and a path, which may hold them too; no header"
+        form = f"a number, {SEPARATORS[separator]}, and a path, which may contain them too; no header"
         own = [pc.struct_field(found, name) for name in ("path", "rest")]
-        yield _Reading(own[0], own[1], numbers, form, "has no path", named=False)
+        yield _Interpretation(own[0], own[1], numbers, form, "has no path", named=False)
     else:
         yield from _tables(text, lines, numbers, separator, first=kind == "first", cut_off=end < len(text))
 
 
 def _tables(
     text: str, lines: pa.Array, numbers: np.ndarray, separator: str, first: bool, cut_off: bool
-) -> Iterator[_Reading]:
-    """The list as a table whose cells stand in quotes where they hold the separator."""
+) -> Iterator[_Interpretation]:
+    """The list as a table whose cells are in quotes if they contain the separator."""
     if '"' in text and len(separator) > 1:
         return
     columns = _by_csv(text, len(lines), separator) if '"' in text else None
@@ -196,18 +202,18 @@ def _tables(
             label = next((header.index(name) for name in LABEL_COLUMNS if name in header), None)
             labels = None if label is None else column(label)[1:]
             form = f"{form}, the paths in the one that the header names {PATH_COLUMN!r}"
-            lacks = f"has no path in column {place + 1}"
-            yield _Reading(column(place)[1:], labels, numbers[1:], form, lacks, named=True)
+            missing = f"has no path in column {place + 1}"
+            yield _Interpretation(column(place)[1:], labels, numbers[1:], form, missing, named=True)
         return
     for place in [0] if first else range(1, width):
         labels = column(1 - place) if width == 2 and place < 2 else None
-        lacks = f"has no path in column {place + 1}"
+        missing = f"has no path in column {place + 1}"
         where = f"{form}, the paths in number {place + 1} of {width}, no header"
-        yield _Reading(column(place), labels, numbers, where, lacks, named=False)
+        yield _Interpretation(column(place), labels, numbers, where, missing, named=False)
 
 
 def _by_csv(text: str, count: int, separator: str) -> list[pa.Array] | None:
-    """The columns of a table with quotes as pyarrow reads them; None unless each of `count` lines is a row."""
+    """The columns of a table with quotes as pyarrow parses them; None unless each of `count` lines is a row."""
     parse = pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
     names = csv.reader([text.split("\n", 1)[0]], delimiter=separator, skipinitialspace=True)
     columns = [str(i) for i in range(len(next(names, [])))]
@@ -223,12 +229,12 @@ def _by_csv(text: str, count: int, separator: str) -> list[pa.Array] | None:
     except (pa.ArrowException, ValueError):
         return None
     found = [pa.concat_arrays(column.chunks) for column in table.columns] if len(table) == count else None
-    # A quote that is left in a cell was none that encloses it.
+    # A quote that remains in a cell did not enclose it.
     return None if found is None or any(pc.any(pc.match_substring(c, '"')).as_py() for c in found) else found
 
 
 def _rows(text: str, separator: str, cut_off: bool) -> tuple[list[list[str]], list[int]]:
-    """The rows of a table with quotes and the line at which each ends; none if a quote is not what it seems."""
+    """The rows of a table with quotes and the line at which each ends; none if quotes are inconsistent."""
     rows: list[list[str]] = []
     numbers: list[int] = []
     reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
@@ -252,8 +258,8 @@ def _column(cells: pa.Array, counts: np.ndarray, place: int) -> pa.Array:
     return cells.values.take(pa.array(starts, mask=short) if short.any() else pa.array(starts))
 
 
-def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Reading:
-    """The list as lines whose paths hold the separator too; they end with the last suffix of media before one."""
+def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Interpretation:
+    """The list as lines whose paths contain the separator too; they end with the last media suffix before one."""
     mark = r"[ \t]+" if separator == " " else rf"\s*{re.escape(separator)}\s*"
     header = [cell.strip('" ') for cell in re.split(mark, lines[0].as_py().lower())]
     words = SEPARATORS[separator]
@@ -265,14 +271,14 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Rea
         cells = [f"(?P<{name}>{'.*' if name == 'path' else cell})" if name else cell for name in names]
         found = pc.extract_regex(lines[1:], f"^{mark.join(cells)}$")
         rest = pc.struct_field(found, "rest") if label >= 0 else None
-        form = f"columns separated by {words}, which paths hold too, below a header"
-        lacks = f"has no path in column {place + 1}"
-        return _Reading(pc.struct_field(found, "path"), rest, numbers[1:], form, lacks, named=True)
+        form = f"columns separated by {words}, which paths contain too, below a header"
+        missing = f"has no path in column {place + 1}"
+        return _Interpretation(pc.struct_field(found, "path"), rest, numbers[1:], form, missing, named=True)
     paths, rest = pa.nulls(len(lines), _TEXT), pa.nulls(len(lines), _TEXT)
     for pattern in (
         rf'^"(?P<path>(?:[^"]|"")*)"(?:{mark}(?P<rest>.*))?$',
         rf"(?i)^(?P<path>[^\"].*{any_of(MEDIA_SUFFIXES)})(?:{mark}(?P<rest>.*))?$",
-        rf"^(?P<path>[^\"].*?)(?:{mark}(?P<rest>\S*))?$",  # a file of another kind
+        rf"^(?P<path>[^\"].*?)(?:{mark}(?P<rest>\S*))?$",  # another file
     ):
         left = pc.is_null(paths)
         if not pc.any(left).as_py():
@@ -283,36 +289,35 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Rea
             own[0] = pc.replace_substring(own[0], '""', '"')
         paths, rest = (pc.replace_with_mask(before, left, now) for before, now in zip((paths, rest), own, strict=True))
     rest = pc.utf8_trim(rest, characters='" \t')
-    form = f"paths, and what follows them after {words}, which paths hold too; no header"
-    return _Reading(paths, rest, numbers, form, "has no path", named=False)
+    form = f"paths, and what follows them after {words}, which paths contain too; no header"
+    return _Interpretation(paths, rest, numbers, form, "has no path", named=False)
 
 
-def _choose(readings: Sequence[_Reading], existing: Existing) -> _Reading:
-    """The reading that understands most lines, of these that with most media, of these that whose paths exist."""
-    if not readings[0].perfect and any(reading.named and len(reading) for reading in readings):
-        readings = [reading for reading in readings if reading.named and len(reading)]
-    wrong = [len(reading) - int(reading.understood.sum()) for reading in readings]
-    readings = [reading for reading, count in zip(readings, wrong, strict=True) if count == min(wrong)]
-    media = [int(reading.media.sum()) for reading in readings]
-    readings = [reading for reading, count in zip(readings, media, strict=True) if count == max(media)]
-    unlike = [r for i, r in enumerate(readings) if not any(r.paths.equals(other.paths) for other in readings[:i])]
-    best = unlike[0]
-    if len(unlike) > 1:
-        found = [existing(_samples(reading, unlike)) for reading in unlike]
-        best = unlike[found.index(max(found))]
-    same = (reading for reading in readings if reading.paths.equals(best.paths))
-    return next((reading for reading in same if reading.labels is not None), best)
+def _choose(interpretations: Sequence[_Interpretation], existing: Existing) -> _Interpretation:
+    """The interpretation with most valid lines, of these with most media, of these with most existing paths."""
+    named = [one for one in interpretations if one.named and len(one)]
+    if named and not interpretations[0].perfect:
+        interpretations = named
+    ranks = [(int(one.valid.sum()) - len(one), int(one.media.sum())) for one in interpretations]
+    best_ones = [one for one, rank in zip(interpretations, ranks, strict=True) if rank == max(ranks)]
+    distinct = [one for i, one in enumerate(best_ones) if not any(one.paths.equals(o.paths) for o in best_ones[:i])]
+    best = distinct[0]
+    if len(distinct) > 1:
+        found = [existing(_samples(one, distinct)) for one in distinct]
+        best = distinct[found.index(max(found))]
+    same = (one for one in best_ones if one.paths.equals(best.paths))
+    return next((one for one in same if one.labels is not None), best)
 
 
-def _samples(reading: _Reading, readings: Sequence[_Reading]) -> list[str]:
-    """Some paths of a reading, spread evenly: half of them from lines that another one reads differently."""
-    chosen = _spread(np.arange(len(reading)))
-    for other in readings:
-        if other is not reading and len(other) == len(reading):
-            unlike = pc.fill_null(pc.not_equal(other.paths, reading.paths), True)
-            chosen = np.append(chosen, _spread(np.flatnonzero(unlike.to_numpy(zero_copy_only=False))))
+def _samples(interpretation: _Interpretation, interpretations: Sequence[_Interpretation]) -> list[str]:
+    """Some paths of an interpretation, spread evenly: half of them from lines that another one parses differently."""
+    chosen = _spread(np.arange(len(interpretation)))
+    for other in interpretations:
+        if other is not interpretation and len(other) == len(interpretation):
+            distinct = pc.fill_null(pc.not_equal(other.paths, interpretation.paths), True)
+            chosen = np.append(chosen, _spread(np.flatnonzero(distinct.to_numpy(zero_copy_only=False))))
             break
-    return [path for path in reading.paths.take(pa.array(np.unique(chosen))).to_pylist() if path]
+    return [path for path in interpretation.paths.take(pa.array(np.unique(chosen))).to_pylist() if path]
 
 
 def _spread(places: np.ndarray) -> np.ndarray:
@@ -320,11 +325,11 @@ def _spread(places: np.ndarray) -> np.ndarray:
     return places[np.linspace(0, len(places) - 1, count).astype(np.int64)] if count else places
 
 
-def _explain(text: str, best: _Reading, wrong: np.ndarray) -> str:
-    """What is wrong with the first line that a list's best reading does not understand."""
+def _explain(text: str, best: _Interpretation, wrong: np.ndarray) -> str:
+    """What is wrong with the first line that is not valid in the best interpretation."""
     line = text.split("\n", int(best.lines[wrong[0]]))[best.lines[wrong[0]] - 1].strip()
     if best.named and best.paths[int(wrong[0])].as_py() is None:
-        return f"{best.lacks}; fill it or remove the line"
+        return f"{best.missing}; fill it or remove the line"
     cells = [cell.strip('" ') for cell in re.split(r"[,;\t]|::| ", line)]
     names_media = any(Path(cell).suffix.lower() in MEDIA_SUFFIXES for cell in cells)
     if wrong[0] == 0 and not best.named and not names_media and len(wrong) == 1:
@@ -335,7 +340,7 @@ def _explain(text: str, best: _Reading, wrong: np.ndarray) -> str:
     return f"{line[:200]!r} has no path of a file with a suffix{read}; correct the line, or the separators of the list"
 
 
-def _json_lines(name: str, lines: pa.Array, numbers: np.ndarray) -> Listed:
+def _json_lines(name: str, lines: pa.Array, numbers: np.ndarray) -> PathList:
     """The paths of objects, one on a line."""
     form = "an object with a path on each line"
     paths = _by_arrow(lines)
@@ -343,11 +348,11 @@ def _json_lines(name: str, lines: pa.Array, numbers: np.ndarray) -> Listed:
         paths = pa.array(
             [_path_of(name, int(n), line) for n, line in zip(numbers, lines.to_pylist(), strict=True)], _TEXT
         )
-    return Listed(pc.utf8_trim_whitespace(paths), None, numbers, form)
+    return PathList(pc.utf8_trim_whitespace(paths), None, numbers, form)
 
 
 def _by_arrow(lines: pa.Array) -> pa.Array | None:
-    """The paths as pyarrow reads them; None if there is anything to say of a line."""
+    """The paths as pyarrow parses them; None if a line is not valid."""
     if not len(lines):
         return pa.array([], _TEXT)
     # A key that is there twice, or escaped, is a matter of interpretation.

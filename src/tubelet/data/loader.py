@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from tubelet.config import TrainConfig
-from tubelet.data.bad_files import check_bad_share
+from tubelet.data.bad_files import check_failed_fraction
 from tubelet.data.batch import Batch, StepData
 from tubelet.data.batch_partition import (
     MicroBatch,
@@ -203,7 +203,7 @@ class StepDataset(Dataset[StepData]):
                     self.known_bad[path] = BadFile(path, error.reason)
             bad[path] = self.known_bad[path]
             total = sum(map(len, self.samplers.values()))
-            check_bad_share(bad.values(), total, self.config.data.max_failed_fraction)
+            check_failed_fraction(bad.values(), total, self.config.data.max_failed_fraction)
         raise DataError(f"all {len(index)} {modality} files cannot be read; one is {bad[path]}")
 
     def _read(

@@ -1,7 +1,7 @@
-"""The files that a manifest lists.
+"""The files in a manifest.
 
-A manifest may come from elsewhere. It is text that names files, and no more: those below its own folder, and those of
-places that the person who runs the command has allowed.
+A manifest may come from an untrusted source. It may list files below its own folder and below folders and URLs that the
+user allowed, no others.
 """
 
 import os
@@ -16,33 +16,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet.data.limits import MANIFEST_BYTES
-from tubelet.data.lists import Listed, read_listed
+from tubelet.data.lists import PathList, parse_list
 from tubelet.data.storage import exists, fetch, is_url, size_of
 from tubelet.errors import DataError
 from tubelet.io.text import read_bytes
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
-# Of a remote list whose lines can be read in several ways, so many objects are looked up.
+# Objects that are looked up for a remote list with several interpretations.
 _REMOTE_LOOKUPS = 4
 
 
 def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, str]:
-    """Absolute paths and URLs of the files that a manifest lists, in its order, and how it was read, in words.
+    """Absolute paths and URLs of the files in a manifest, in its order, and the form of the manifest.
 
     Args:
         manifest: path or URL.
-        roots: what `root_of` made of the places that it may name files of, besides those below its own folder.
+        roots: allowed folders and URLs besides the manifest's own folder, each as `root_of` writes it.
 
     Returns:
-        (N,) large_binary in the file system's encoding, and a phrase.
+        (N,) large_binary in the file system's encoding, and a description of the form.
 
     Raises:
-        DataError: a line cannot be understood or is too long, or a path leads elsewhere.
-        StorageError: its URL cannot be reached.
+        DataError: a line cannot be parsed or is too long, or a path is outside of the allowed folders.
+        StorageError: a URL cannot be reached.
     """
     home = manifest.rsplit("/", 1)[0] if is_url(manifest) else str(Path(manifest).parent)
     allowed = [root_of(home), *roots]
-    listed = read_listed(manifest, _content(manifest), lambda paths: _existing(paths, home, allowed))
+    listed = parse_list(manifest, _content(manifest), lambda paths: _existing(paths, home, allowed))
     if not len(listed):
         return pa.chunked_array([], pa.large_binary()), listed.form
     _check_names(manifest, home, listed)
@@ -67,26 +67,26 @@ def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, 
 
 
 def root_of(place: str) -> str:
-    """The one way that a folder or URL is written, to compare others with."""
+    """A folder or URL in canonical form, to compare others with."""
     return _plain_url(place) if is_url(place) else os.path.realpath(Path(place).expanduser())
 
 
 def absolute(path: Path) -> str:
-    """One name for one file, so that sources that overlap count it once.
+    """The canonical path of a file, so that overlapping sources count it once.
 
-    A file that is itself a link keeps its name: what it points at may have no suffix.
+    A file that is itself a link keeps its name: its target may have no suffix.
     """
     return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - pathlib takes ten times as long
 
 
 class RealFolders:
-    """Folders without links and dots, each looked at once; for as long as one listing takes, no longer."""
+    """Canonical paths of folders, each resolved once; for a single listing."""
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {"/": "", "": ""}
 
     def __getitem__(self, folder: str) -> str:
-        """The real path of an absolute one, "" for the root."""
+        """The canonical path of an absolute one, "" for the root."""
         known = self._known.get(folder)
         if known is not None:
             return known
@@ -104,11 +104,11 @@ class RealFolders:
         return real
 
 
-def _check_names(manifest: str, home: str, listed: Listed) -> None:
-    """Refuse what no file is called.
+def _check_names(manifest: str, home: str, listed: PathList) -> None:
+    """Refuse names that no file has.
 
     Raises:
-        DataError: naming the line.
+        DataError: the message names the line.
     """
     odd = pc.match_substring_regex(listed.paths, r"\p{Cc}")
     if pc.any(odd).as_py():
@@ -124,10 +124,10 @@ def _check_names(manifest: str, home: str, listed: Listed) -> None:
         raise DataError(f"{manifest}, line {listed.lines[row]}: {named} is a chain of URLs; list its target")
 
 
-def _resolve(manifest: str, home: str, listed: Listed) -> tuple[list[str], np.ndarray, pa.Array]:
-    """Folders without links and dots, which of them each listed file is in, and its name there.
+def _resolve(manifest: str, home: str, listed: PathList) -> tuple[list[str], np.ndarray, pa.Array]:
+    """Canonical folders, the number of the folder of each listed file, and its name there.
 
-    Parents are followed where links lead, so that none leads out of the manifest's folder; each is looked at once.
+    Links in parents are resolved, so that none leads out of the manifest's folder; each parent is resolved once.
     """
     paths = listed.paths
     special = pc.match_substring_regex(paths, r"^~|://|(?:^|/)\.{0,2}$")
@@ -142,8 +142,8 @@ def _resolve(manifest: str, home: str, listed: Listed) -> tuple[list[str], np.nd
         paths = pc.replace_with_mask(paths, pa.array(mask), pa.array(plain, paths.type))
     parts = pc.split_pattern(paths, "/", max_splits=1, reverse=True)
     starts, values = parts.offsets.to_numpy(), parts.values
-    alone = np.diff(starts) == 1  # no slash: in the list's own folder
-    parents = values.take(pa.array(starts[:-1], mask=alone)).dictionary_encode("encode")
+    bare = np.diff(starts) == 1  # no slash: in the manifest's own folder
+    parents = values.take(pa.array(starts[:-1], mask=bare)).dictionary_encode("encode")
     base, real, folders = str(Path(home).absolute()), RealFolders(), []
     for parent in parents.dictionary.to_pylist():
         if parent is None:
@@ -171,7 +171,7 @@ def _resolve_one(manifest: str, number: int, home: str, listed: str) -> str:
 
 
 def _existing(paths: Sequence[str], home: str, allowed: Sequence[str]) -> int:
-    """How many of some listed paths exist; those that lead elsewhere are not asked for."""
+    """How many of some listed paths exist; those outside of the allowed folders are not looked up."""
     if is_url(home):
         urls = [_resolve_one(home, 0, home, path) for path in paths[:: max(1, len(paths) // _REMOTE_LOOKUPS)]]
         return sum(exists(url) for url in urls if any(_is_below(url, root) for root in allowed))
@@ -181,7 +181,7 @@ def _existing(paths: Sequence[str], home: str, allowed: Sequence[str]) -> int:
 
 
 def _plain_url(url: str) -> str:
-    """A URL without `.` and `..`, which storages do not know, but web servers follow."""
+    """A URL without `.` and `..`, which storage does not know but web servers resolve."""
     scheme, rest = url.split("://", 1)
     host, _, path = rest.partition("/")
     query = ""
@@ -202,7 +202,7 @@ def _is_below(file: str, root: str) -> bool:
 
 
 def _common(files: list[str]) -> list[str]:
-    """The fewest places that hold all of some files: one folder, and the bucket or host of each URL."""
+    """The common folder of some files, and the buckets or hosts of URLs."""
     local = [str(Path(file).parent) for file in files if not is_url(file)]
     places = [commonpath(local)] if local else []
     urls = [urlsplit(file) for file in files if is_url(file)]

@@ -14,7 +14,7 @@ MAX_DRAWS = 1000
 
 
 def block_shape(spec: BlockMask, grid: Grid, rng: np.random.Generator) -> tuple[int, int]:
-    """Rows and columns of a rectangle of the mask's area and a random aspect ratio, at most the whole frame."""
+    """Rows and columns of a rectangle with the mask's area and a random aspect ratio, clipped to the grid."""
     area = int(grid.h * grid.w * spec.area)
     aspect = rng.uniform(*spec.aspect)
     rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -24,13 +24,13 @@ def block_shape(spec: BlockMask, grid: Grid, rng: np.random.Generator) -> tuple[
 def hidden_positions(
     spec: BlockMask, shape: tuple[int, int], grid: Grid, batch: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """The union of `spec.blocks` rectangles for each sample, drawn again for those that it covers wholly.
+    """The union of `spec.blocks` rectangles for each sample, drawn again for samples that it covers completely.
 
     Returns:
         (B, H', W') bool.
 
     Raises:
-        ConfigError: if the grid is too small to leave anything visible.
+        ConfigError: the grid is too small to leave anything visible.
     """
     rows, columns = shape
     hidden = np.empty((batch, grid.h, grid.w), dtype=bool)
@@ -46,13 +46,13 @@ def hidden_positions(
         if not len(pending):
             return hidden
     raise ConfigError(
-        f"{spec.blocks} blocks of {rows}x{columns} patches leave nothing visible of a {grid.h}x{grid.w} grid: "
+        f"{spec.blocks} blocks of {rows}x{columns} patches leave nothing visible of a {grid.h}x{grid.w} grid; "
         "use a larger image size or a smaller patch size"
     )
 
 
 def _covered(first: np.ndarray, length: int, size: int) -> np.ndarray:
-    """(..., size) float32: 1 at the `length` places from each of `first` (...) on, else 0."""
+    """(..., size) float32: 1 at `length` positions from each of `first` (...) on, else 0."""
     offset = np.arange(size) - first[..., np.newaxis]
     return ((offset >= 0) & (offset < length)).astype(np.float32)
 
@@ -60,8 +60,8 @@ def _covered(first: np.ndarray, length: int, size: int) -> np.ndarray:
 def sample_mask(spec: BlockMask, grid: Grid, batch: int, rng: np.random.Generator) -> Mask:
     """Draw one mask for each sample of a batch.
 
-    All samples share the rectangles' shape and differ in where they lie. Index lists must have one length in a batch:
-    each is cut to the shortest by dropping tokens at random, so that no region or time step is favoured.
+    All samples share the shape of the rectangles and differ in their positions. Indices of a batch have one length:
+    each is truncated to the shortest by dropping random tokens, so that no region or time step is preferred.
 
     Returns:
         context (B, Kc) and target (B, Kt) indices, sorted.

@@ -102,7 +102,7 @@ class Paths(Sequence[str]):
 
 
 def to_arrow(names: Iterable[str]) -> pa.ChunkedArray:
-    """Names as large_binary in the file system's encoding, from an iterable of which a block at a time is held."""
+    """Names as large_binary in the file system's encoding, from an iterable; one block at a time is in memory."""
     left, chunks = iter(names), []
     while block := [os.fsencode(name) for name in islice(left, _BLOCK)]:
         chunks.append(pa.array(block, pa.large_binary()))

@@ -1,4 +1,4 @@
-"""From what a person names as a source - folders, files, globs, lists, shards - to lists of videos and images."""
+"""Sources - folders, files, globs, lists, shards - to lists of videos and images."""
 
 import glob
 import os
@@ -28,12 +28,12 @@ class MediaList:
     """The media files of all sources, each once, in the order in which the sources name them.
 
     Attributes:
-        videos: files with a video's suffix.
-        images: files with an image's suffix.
-        shards: folders of shards, which hold both.
-        ignored: how many files of each other suffix were left out ("" for none), the most frequent first.
-        ends: for each source, how many videos, images and folders of shards there are up to and with it.
-        notes: sentences for the user: how lists were read, and what was left out.
+        videos: files with the suffix of a video.
+        images: files with the suffix of an image.
+        shards: folders of shards, which contain both.
+        ignored: number of ignored files of each other suffix ("" for none), the most frequent first.
+        ends: for each source, the number of videos, images and folders of shards up to and including it.
+        notes: messages for the user: the forms of lists, and ignored files.
     """
 
     videos: Sequence[str]
@@ -44,7 +44,7 @@ class MediaList:
     notes: list[str] = field(default_factory=list)
 
     def of_source(self, number: int) -> "MediaList":
-        """What the source of that number, from 0, was the first to name."""
+        """The files that source `number`, from 0, is the first to contain."""
         first = self.ends[number - 1] if number else (0, 0, 0)
         videos, images, shards = (slice(start, end) for start, end in zip(first, self.ends[number], strict=True))
         return MediaList(self.videos[videos], self.images[images], self.shards[shards])
@@ -66,7 +66,7 @@ class MediaList:
 
 
 class _Hidden:
-    """The hidden entries that were left out: media files and folders."""
+    """The ignored hidden entries: media files and folders."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -77,7 +77,7 @@ class _Hidden:
         self.example = self.example or path
 
     def note(self) -> list[str]:
-        """A sentence, if there were any."""
+        """A message, if there are any."""
         if not self.counts:
             return []
         words = " and ".join(_counted(count, f"hidden {kind}") for kind, count in sorted(self.counts.items()))
@@ -88,14 +88,14 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
     """Find the media files of some sources.
 
     Args:
-        sources: each a folder (searched with its subfolders, sorted), a media file, a list (CSV, TSV, TXT or JSONL), or
-            a glob (`**` stands for any number of folders). A table has a `path` column, or no header; a line of JSONL
-            is an object with a `path`. Relative paths in a list are relative to its folder. Or a folder of shards. All
-            of these may be URLs.
-        allow_path: folders and URLs that lists may name files of, besides those below their own folders.
+        sources: each a folder (searched with its subfolders, sorted), a media file, a list (CSV, TSV, TXT or JSONL), a
+            glob (`**` matches any number of folders), or a folder of shards; all of these may be URLs. A table has a
+            `path` column, or no header; a line of JSONL is an object with a `path`. Relative paths in a list are
+            relative to its folder.
+        allow_path: folders and URLs that lists may contain files of, besides those below their own folders.
 
     Returns:
-        The files. Those that a list names are not looked at: one that does not exist is found out when it is read.
+        The files. Those of lists are not opened: one that does not exist is an error when it is read.
 
     Raises:
         TubeletError: a source is missing or has no media, a folder may not be read, or a list or an index has a line
@@ -123,7 +123,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
             )
             media = pc.or_(video, image)
             if not pc.any(media).as_py():
-                raise DataError(f"{source}: {_what_instead(found)}; name a source that has some")
+                raise DataError(f"{source}: {_what_instead(found)}; pass a source that has some")
             videos.add(found.filter(video))
             images.add(found.filter(image))
             others.add(found.filter(pc.invert(media)))
@@ -152,7 +152,7 @@ class _Files:
         self.size += len(files)
 
     def close(self) -> None:
-        """The source ends here."""
+        """End the current source."""
         self.ends.append(self.size)
 
     def distinct(self) -> tuple[Paths, list[int]]:
@@ -166,7 +166,7 @@ class _Files:
 
 
 def _files_of(source: str, roots: Sequence[str], notes: list[str], hidden: _Hidden) -> pa.ChunkedArray:
-    """Absolute paths or URLs of all files that a source names, media or not, as large_binary."""
+    """Absolute paths or URLs of all files of a source, media or not, as large_binary."""
     path = Path(source).expanduser()
     remote = is_url(source)
     listed = suffix_of(source) in MANIFEST_SUFFIXES and (remote or path.is_file())
@@ -206,12 +206,12 @@ def _remote_files_of(source: str, hidden: _Hidden) -> Iterator[str]:
 
 
 def _folder(folder: str, hidden: _Hidden) -> Iterator[str]:
-    """Files of a folder and its subfolders, sorted; hidden ones, which tools leave behind, are left out."""
+    """Files of a folder and its subfolders, sorted, without hidden ones."""
     seen: set[str] = set()
     waiting = [os.path.realpath(folder)]
     while waiting:
         at = waiting.pop()
-        if at in seen:  # a link back to a folder above: it would be followed for ever
+        if at in seen:  # a link to a parent folder, which would never end
             continue
         seen.add(at)
         files: list[str] = []
@@ -240,14 +240,14 @@ def _glob(pattern: str, hidden: _Hidden) -> Iterator[str]:
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
     if not matches:
         raise MissingFileError(f"{pattern}: nothing matches this pattern; check it (quote it in a shell)")
-    # What the user wrote in full is no find of the pattern; nor does a wildcard match a dot at the beginning.
+    # Names that the user wrote in full do not count as hidden; and wildcards do not match a leading dot.
     written = set(Path(pattern).parts)
     for match in matches:
         path = Path(match)
         if any(part not in written and not part.startswith(".") and is_hidden(part) for part in path.parts):
             if path.suffix.lower() in MEDIA_SUFFIXES:
                 hidden.add("file", match)
-        # A folder that matches stands for what is in it, unless "**" reaches its files anyway.
+        # A folder that matches stands for its files, unless "**" matches them anyway.
         elif not path.is_dir():
             yield absolute(path)
         elif "**" not in pattern:
@@ -267,7 +267,7 @@ def _in_words(files: Sequence[str]) -> str:
     for suffix, own in sorted(kinds.items()):
         broken = [file for file in own if not suffix and not is_url(file) and not os.path.exists(file)]  # noqa: PTH110
         for names, what in (
-            (broken, "link to nothing without a suffix"),
+            (broken, "broken link"),
             ([file for file in own if file not in broken], "file without a suffix" if not suffix else f"{suffix} file"),
         ):
             if names:
@@ -276,16 +276,15 @@ def _in_words(files: Sequence[str]) -> str:
 
 
 def _counted(count: int, what: str) -> str:
-    """A number of things."""
-    first, _, rest = what.partition(" without")
-    plural = first.replace("link to", "links to") if first.startswith("link") else f"{first}s"
-    return f"{count} {(plural if count != 1 else first)}{' without' * bool(rest)}{rest}"
+    """A number of things in words."""
+    noun, preposition, rest = what.partition(" without")
+    return f"{count} {noun}{'s' * (count != 1)}{preposition}{rest}"
 
 
 def _what_instead(found: pa.ChunkedArray) -> str:
-    """What is there where media was expected, in words."""
+    """A description of the files of a source without media."""
     if not len(found):
-        return "holds no files"
+        return "has no files"
     files = Paths.from_arrow(found)
     kinds = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or image ({' '.join(sorted(IMAGE_SUFFIXES))})"
     counts = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in _by_suffix(files).items())

@@ -1,4 +1,4 @@
-"""Text files with a line or a row for each thing: their encodings, line ends and separators."""
+"""Text files with one item per line or row: their encodings, line ends and separators."""
 
 import codecs
 import csv
@@ -15,7 +15,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def decode_list(data: bytes, name: str | Path) -> str:
-    """The text of a list, its line ends as line feeds.
+    """Decode the text of a list, with line feeds as line ends.
 
     Raises:
         DataError: it is neither UTF-8 nor UTF-16 or UTF-32 with a byte order mark.
@@ -37,7 +37,7 @@ def decode_list(data: bytes, name: str | Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank, without white space and quotes around them.
+    """The lines of a text file that are not blank, without surrounding white space and quotes.
 
     Raises:
         DataError: it cannot be read, or is in an unknown encoding.
@@ -47,11 +47,11 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a table with a header, each with the line that it ends at.
+    """The rows of a table with a header, each with its last line number.
 
     Args:
         path: the file; its cells are separated by commas, tabs or semicolons.
-        columns: those that it must have; others are welcome.
+        columns: required columns; others are allowed.
 
     Raises:
         DataError: it cannot be read, a column is missing, or a row has too few or too many cells.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.data.lists import read_listed
+from tubelet.data.lists import parse_list
 from tubelet.data.palette_png import read_indexed
 from tubelet.data.tables import decode_list, read_lines
 from tubelet.errors import DataError, DecodeError, MissingFileError
@@ -65,7 +65,7 @@ def read_labeled_paths(path: Path, root: Path) -> tuple[list[tuple[int, Path, st
     Raises:
         DataError: The list is empty, or a line does not have a path and a class.
     """
-    listed = read_listed(str(path), read_bytes(path), lambda paths: sum((root / name).is_file() for name in paths))
+    listed = parse_list(str(path), read_bytes(path), lambda paths: sum((root / name).is_file() for name in paths))
     if not len(listed):
         raise DataError(f"{path}: empty list")
     if listed.labels is None:

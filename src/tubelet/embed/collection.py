@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from tubelet.config import EmbedConfig
-from tubelet.data.bad_files import check_bad_share
+from tubelet.data.bad_files import check_failed_fraction
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
@@ -131,7 +131,7 @@ def _embed(
                 report(file)
             ended, short = ended + batch.ended, short + batch.short
             progress(ended, total)
-            check_bad_share(bad, total, config.max_failed_fraction)
+            check_failed_fraction(bad, total, config.max_failed_fraction)
     finally:  # computed rows are kept after any error, except those of truncated files
         names = {escape_filename(file.path) for file in bad}
         truncated = {path for path in names if path in made or path in clips.done}

@@ -18,7 +18,7 @@ from zlib import crc32
 import numpy as np
 
 from tubelet.config import ShardConfig
-from tubelet.data.bad_files import check_bad_share
+from tubelet.data.bad_files import check_failed_fraction
 from tubelet.data.process_map import process_map, track_file
 from tubelet.data.shards.format import BAD_FILES, COPY_INDEX, FORMAT, INDEX, PLAN, Member
 from tubelet.data.shards.reader import is_shards, open_shards
@@ -197,7 +197,7 @@ def _run(
         for file in new:
             report(file)
         progress(done, total)
-        check_bad_share(bad, total, max_failed_fraction)
+        check_failed_fraction(bad, total, max_failed_fraction)
 
     for job in jobs:
         if (marker := _read_marker(job)) is not None:

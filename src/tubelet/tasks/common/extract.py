@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from tubelet.data.bad_files import check_bad_share
+from tubelet.data.bad_files import check_failed_fraction
 from tubelet.data.clips import normalize
 from tubelet.data.prefetch import prefetch_within
 from tubelet.data.worker_loader import WorkerLoader, translate_worker_crash
@@ -120,7 +120,7 @@ def extract(
         for number, views in zip(missing, _read_ahead(views_of, min(workers, len(missing)), prefetch_mb), strict=True):
             if isinstance(views, BadFile):
                 bad[number] = views
-                check_bad_share(bad.values(), len(sources), max_failed_fraction)
+                check_failed_fraction(bad.values(), len(sources), max_failed_fraction)
                 continue
             if waiting and not _fits(model, waiting, views):
                 done += _encode(model, waiting, places, encode)
