@@ -1,7 +1,7 @@
-"""What commands print, whatever a file is called, whatever the terminal can show, and whether it is still there.
+"""Console output that is safe for any file name, encoding and terminal, and handlers for the package's log records.
 
-A terminal is not part of the work. What cannot be written to it (a full disk under a log, a closed pipe, a terminal
-that is gone) is dropped and remembered, and the command goes on.
+Output never stops a command: what cannot be written (a full disk under a log, a closed pipe, a closed terminal) is
+dropped and remembered.
 """
 
 import codecs
@@ -259,7 +259,7 @@ class RankFilter(logging.Filter):
 class ConsoleHandler(logging.Handler):
     """Prints records to the console that progress bars are shown on, which draws them above the bars.
 
-    Below the level DEBUG, those of rank 0 alone.
+    Above the level DEBUG only those of rank 0.
     """
 
     def __init__(self, level: int) -> None:
@@ -291,7 +291,7 @@ def log_to_console(level: str) -> Iterator[None]:
 
 
 def print_wrapped(console: Console, text: str, style: str = "") -> None:
-    """Print a sentence: on a terminal broken between words alone, so that a path stays whole; elsewhere a line."""
+    """Print a message: on a terminal wrapped at spaces only, so that a path stays whole; elsewhere as one line."""
     text = escape_unprintable(text)
     if console.is_terminal:
         text = fill(text, console.width, break_long_words=False, break_on_hyphens=False)

@@ -27,11 +27,11 @@ class Launch(NamedTuple):
 
 
 def read_launch() -> Launch | None:
-    """What a launcher says of this process; None where there is no launcher, or no other process.
+    """Read the variables that a launcher sets; None where there is no launcher, or no other process.
 
     Raises:
-        TubeletError: if variables of a launcher are set that contradict each other, or some of them alone: they may be
-            left over in a shell, and waiting for processes that nobody started would take minutes.
+        TubeletError: if a launcher's variables contradict each other, or only some are set: they may be left over in a
+            shell, and waiting for processes that were never started would take minutes.
     """
     found = {name: os.environ[name] for name in _SINGLE if os.environ.get(name)}
     for name, value in found.items():

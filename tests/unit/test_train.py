@@ -34,7 +34,7 @@ def test_a_sudden_fall_is_named_once_for_each_halving():
     said = alerts("effective_rank", (60, 58, 61, 60, 60, 19, 18, 9))
     assert [len(warnings) for warnings in said] == [0, 0, 0, 0, 0, 1, 0, 1]
     assert "effective rank" in said[5][0]
-    assert "is 19, it lately was 60" in said[5][0]
+    assert "is 19, recently it was 60" in said[5][0]
     assert "learning rate" in said[5][0]
 
 
@@ -46,7 +46,7 @@ def test_levels_that_fall_at_one_check_are_each_named_and_what_helps_is_reported
     for _ in range(5):
         assert watch.observe(dict.fromkeys(names, 60)) == []
     said = watch.observe(dict.fromkeys(names, 0.01))
-    assert [sentence.count("is 0.01, it lately was 60") for sentence in said] == [1, 1, 1]
+    assert [sentence.count("is 0.01, recently it was 60") for sentence in said] == [1, 1, 1]
     assert [sentence.count("--lr") for sentence in said] == [0, 0, 1]
 
 

@@ -20,7 +20,7 @@ def print_plan(plan: RunPlan, console: Console) -> None:
 
 
 def sentences(plan: RunPlan) -> list[str]:
-    """What the tables do not say."""
+    """Sizes, mesh, time and verdict as sentences below the tables."""
     return [_sizes(plan), _mesh(plan), _time(plan), *_verdict(plan)]
 
 
@@ -70,7 +70,7 @@ def _verdict(plan: RunPlan) -> list[str]:
     state = state_bytes(step)
     if state > usable / 2:
         others = "more --devices" if plan.parallel == "fsdp" else "--parallel fsdp, over more --devices"
-        lines.append(f"weights, gradients and moments alone are {state / GIB:,.2f} GiB: {others}")
+        lines.append(f"weights, gradients and moments take {state / GIB:,.2f} GiB: {others}")
     if (most := max(each.samples for each in step.passes)) > 1:
         lines.append(
             f"a device holds up to {most} samples at once: a higher --grad-accum-steps, or a lower --batch-size"
@@ -102,10 +102,11 @@ def _memory(plan: RunPlan) -> Table:
 
 def _passes(plan: RunPlan) -> Table:
     table = Table(
-        title="activations of a pass in GiB, kept | recomputed", caption="held after forward; peak of everything"
+        title="activations of a pass in GiB, kept | recomputed",
+        caption="live: activations after the forward pass; peak: all memory",
     )
     table.add_column("pass")
-    for column in ("samples", "tokens", "seen", "hidden", "held", "peak"):
+    for column in ("samples", "tokens", "context", "target", "live", "peak"):
         table.add_column(column, justify="right")
     pairs = zip(plan.step.passes, plan.other.passes, strict=True)
     for one, other in pairs:

@@ -1,7 +1,7 @@
-"""A run before it is run: memory, communication and time of a step on devices that need not be there.
+"""Memory, communication and time of a training step on devices that need not exist.
 
-The step that is planned is the real one, `train_step`, with the real optimizer and the real sharding: one process of a
-fake group takes it on fake tensors, which have sizes and no contents, and a log sees every storage come and go.
+The planned step is the real one, `train_step`, with the real optimizer and the real sharding: one process of a fake
+process group takes it on fake tensors, which have sizes and no data, while a log records the lifetime of every storage.
 """
 
 from collections import Counter
@@ -50,7 +50,7 @@ class MaskPass:
         context: tokens of a sample that the student sees.
         target: tokens that are predicted.
         tokens: all tokens of a sample.
-        held: bytes of activations, after the forward pass.
+        live_bytes: Bytes of activations after the forward pass.
         peak: bytes of everything, at its fullest moment.
     """
 
@@ -294,7 +294,7 @@ def _give_sizes(model: nn.Module) -> None:
 def _begin_run(model: VJEPA, config: TrainConfig) -> AdamW:
     """The optimizer with its moments, which are there from the first step on.
 
-    Each operation on shards is also tried on whole tensors, once, to see what it gives: here, where nobody counts.
+    Each operation on shards is also tried on whole tensors, once, to find its result: here, outside of the log.
     """
     optimizer = build_optimizer(model, config.optim)
     for group in optimizer.param_groups:
@@ -367,7 +367,7 @@ def _summarize(log: StepLog, config: TrainConfig, passes: list[tuple[str, Batch,
     summaries = []
     for (begin, name), middle, (_, batch, mask) in zip(begins, backward, passes, strict=True):
         end = next((time for time in later if time > middle), log.clock)
-        held = log.live_bytes(middle)
+        live = log.live_bytes(middle)
         grid = config.model.grid(*batch.pixels.shape[2:])
         summaries.append(
             MaskPass(
@@ -376,7 +376,7 @@ def _summarize(log: StepLog, config: TrainConfig, passes: list[tuple[str, Batch,
                 mask.context.shape[1],
                 mask.target.shape[1],
                 grid.tokens,
-                sum(held[kind] for kind in ACTIVATIONS),
+                sum(live[kind] for kind in ACTIVATIONS),
                 log.live_bytes(log.peak(begin, end)).total(),
             )
         )

@@ -1,4 +1,9 @@
-"""What a step's tensors take, counted as they come and go: on real tensors, or on fake ones that need no memory."""
+"""The memory of a step's tensors over time, on real tensors or on fake ones, which need no memory.
+
+PyTorch's own `MemTracker` and `FSDPMemTracker` (2.13) cannot take this step: the first raises on modules whose
+parameters require no gradient, as the teacher's, the second on a model of several FSDP roots. Neither records
+collectives.
+"""
 
 import weakref
 from collections import Counter
@@ -31,13 +36,13 @@ _COLLECTIVES = {
 
 @dataclass
 class StorageLifetime:
-    """One storage's life, in operations since the log began.
+    """The lifetime of one storage, in operations since the log began.
 
     Attributes:
         size: bytes.
-        kind: what it holds.
-        born: when it came.
-        died: when it went; None while it is there.
+        kind: What it is used for.
+        born: Operation that allocated it.
+        died: Operation that freed it; None while it is alive.
     """
 
     size: int
@@ -63,7 +68,7 @@ class Transfer:
 
 @dataclass
 class StepLog:
-    """What was seen of a step.
+    """The record of a step.
 
     Attributes:
         storages: every storage's life.
@@ -79,15 +84,15 @@ class StepLog:
     clock: int = 0
 
     def live_bytes(self, when: int) -> Counter[str]:
-        """Bytes that are there at one time, by kind."""
-        held: Counter[str] = Counter()
+        """Live bytes at one time, by kind."""
+        live: Counter[str] = Counter()
         for storage in self.storages:
             if storage.born <= when and (storage.died is None or storage.died > when):
-                held[storage.kind] += storage.size
-        return held
+                live[storage.kind] += storage.size
+        return live
 
     def peak(self, start: int = 0, stop: int | None = None) -> int:
-        """When, between two times, the most bytes are there."""
+        """The time between two others at which most bytes are live."""
         change = [0] * (self.clock + 2)
         for storage in self.storages:
             change[storage.born] += storage.size
@@ -102,28 +107,28 @@ class StepLog:
 
 
 class StorageLog(TorchDispatchMode):
-    """Sees every operation below autograd while it is entered, and books storages, products and transfers.
+    """Records storages, matrix products and collectives of every operation below autograd.
 
-    What kernels take for themselves and give back before they return is not seen.
+    Memory that kernels allocate and free before they return is not recorded.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.log = StepLog()
         self.phase = "other"
-        self._there: dict[int, StorageLifetime] = {}
+        self._live: dict[int, StorageLifetime] = {}
 
     def enter(self, phase: str, mark: str | None = None) -> None:
-        """What comes from now on belongs to `phase`."""
+        """Attribute what is allocated from now on to `phase`."""
         self.phase = phase
         if mark is not None:
             self.log.marks.append((self.log.clock, mark))
 
     def name(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Say what tensors hold, those that are new to the log included."""
+        """Set the kind of tensors, also of those that are new to the log."""
         for tensor in tensors:
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            self._see(local.untyped_storage(), kind).kind = kind
+            self._record(local.untyped_storage(), kind).kind = kind
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
@@ -142,31 +147,31 @@ class StorageLog(TorchDispatchMode):
             kind = "weights in low precision"
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage(), kind)
+                self._record(tensor.untyped_storage(), kind)
         return out
 
     def _kind_of(self, tensor: Tensor) -> str | None:
-        storage = self._there.get(tensor.untyped_storage()._cdata)
+        storage = self._live.get(tensor.untyped_storage()._cdata)
         return storage.kind if storage else None
 
-    def _see(self, storage: torch.UntypedStorage, kind: str) -> StorageLifetime:
+    def _record(self, storage: torch.UntypedStorage, kind: str) -> StorageLifetime:
         key = storage._cdata
-        if key not in self._there:
+        if key not in self._live:
             self._begin(key, storage.nbytes(), kind)
             weakref.finalize(storage, self._end, key).atexit = False
-        return self._there[key]
+        return self._live[key]
 
     def _begin(self, key: int, size: int, kind: str) -> None:
-        self._there[key] = StorageLifetime(size, kind, self.log.clock)
-        self.log.storages.append(self._there[key])
+        self._live[key] = StorageLifetime(size, kind, self.log.clock)
+        self.log.storages.append(self._live[key])
 
     def _end(self, key: int) -> None:
-        self._there.pop(key).died = self.log.clock
+        self._live.pop(key).died = self.log.clock
 
     def resized(self, storage: torch.UntypedStorage) -> None:
-        """A storage that is known has another size: sharding lets go of gathered weights so."""
+        """Record a new size of a known storage: FSDP frees gathered weights so."""
         key = storage._cdata
-        if key in self._there:
+        if key in self._live:
             self._end(key)
             self._begin(key, storage.nbytes(), "gathered weights")
 
@@ -178,7 +183,7 @@ class StorageLog(TorchDispatchMode):
         group = next(a for a in args if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type()))
         size = max(tensor.nbytes for tensor in tensors)
         for tensor in tensors:
-            storage = self._there.get(tensor.untyped_storage()._cdata)
+            storage = self._live.get(tensor.untyped_storage()._cdata)
             if storage is not None and storage.kind == self.phase:  # what was made for it
                 storage.kind = "communication buffers"
         self.log.transfers.append(Transfer(kind, size, dist.ProcessGroup.unbox(group).size()))
@@ -186,15 +191,15 @@ class StorageLog(TorchDispatchMode):
 
 @contextmanager
 def storage_log() -> Iterator[StorageLog]:
-    """A log that sees all operations, and all storages that change their size, until the end of the block."""
+    """Record all operations, and all storages that change their size, until the end of the block."""
     watch, resize = StorageLog(), torch.UntypedStorage.resize_
 
-    def resize_and_tell(storage: torch.UntypedStorage, size: int) -> Any:
+    def resize_and_record(storage: torch.UntypedStorage, size: int) -> Any:
         result = resize(storage, size)
         watch.resized(storage)
         return result
 
-    torch.UntypedStorage.resize_ = resize_and_tell  # type: ignore[method-assign, assignment]
+    torch.UntypedStorage.resize_ = resize_and_record  # type: ignore[method-assign, assignment]
     try:
         with watch:
             yield watch

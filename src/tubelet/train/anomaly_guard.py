@@ -1,4 +1,4 @@
-"""What a run does about numbers that go wrong: steps that are skipped, spikes, and when it gives up."""
+"""Fault tolerance of a run: skipped steps, spikes of the loss, and when to stop."""
 
 import logging
 from collections import Counter, deque
@@ -14,8 +14,8 @@ from tubelet.train.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-MEDIAN_WINDOW = 100  # losses that a spike is measured by
-MIN_LOSSES = 20  # without so many there is no median to speak of
+MEDIAN_WINDOW = 100  # losses whose median a spike is compared with
+MIN_LOSSES = 20  # fewer give no reliable median
 MAX_REWINDS = 3  # to one checkpoint: after that, the data is not the cause
 # Of the last so many steps no more than this fraction may have been skipped; a shorter run is judged at its end.
 SKIP_WINDOW, MAX_SKIPPED_FRACTION = 100, 0.5
@@ -23,11 +23,11 @@ REMEDY = "lower the learning rate (--lr), or compute in --precision fp32, and co
 
 
 class LossHistory:
-    """What matters of the rows of metrics so far, however many they are."""
+    """A summary of the rows of metrics so far, of constant size."""
 
     def __init__(self) -> None:
-        self.skipped = 0  # steps
-        self.consecutive_skips = 0  # and those at the end
+        self.skipped = 0  # steps in all
+        self.consecutive_skips = 0  # at the end of the rows
         self.losses: deque[float] = deque(maxlen=MEDIAN_WINDOW)  # of the last steps that were not skipped
         self.recent: deque[bool] = deque(maxlen=SKIP_WINDOW)  # whether each of the last steps was skipped
 
@@ -45,7 +45,7 @@ class LossHistory:
 
 
 class AnomalyGuard:
-    """Follows the rows of a run's metrics, the same on every process, since the losses in them are those of all."""
+    """Checks the rows of a run's metrics; all processes decide alike, since the losses are those of all."""
 
     def __init__(self, config: TrainConfig, run: RunDirectory) -> None:
         """Start without history.
@@ -91,7 +91,7 @@ class AnomalyGuard:
         row["failed_saves"] = self.kinds["save"]
         if not skipped:
             self._measure(row["step"], row["loss"])
-        if self.resumed:  # it may go on with other settings: what came before is not held against it
+        if self.resumed:  # with other settings, perhaps: earlier skips do not count
             self.past.recent.clear()
             self.resumed = False
         self.past.add(row)
@@ -107,7 +107,10 @@ class AnomalyGuard:
         losses = self.past.losses
         usual = median(losses) if len(losses) >= MIN_LOSSES else None
         if factor and self.spike is None and usual is not None and loss > factor * usual:
-            self.spike, self.spike_step = f"the loss of step {step} is {loss:.4g}, it lately was {usual:.4g}", step
+            self.spike, self.spike_step = (
+                f"the loss of step {step} is {loss:.4g}, recent losses were about {usual:.4g}",
+                step,
+            )
 
     def plan_rewind(self, checkpoint: Path | None) -> int | None:
         """Handle a spike: record it, and choose the step to rewind to; the batches after it are skipped from then on.
@@ -138,7 +141,7 @@ class AnomalyGuard:
         return back
 
     def report_buffered_rows(self, step: int) -> None:
-        """Say once that rows wait for room on the disk, while they do."""
+        """Log a warning when rows begin to be buffered for lack of disk space."""
         if self.run.buffered_rows and not self.reported_buffered_rows:
             logger.warning("step %d: %s; the rows are kept in memory until there is room", step, self.run.write_error)
         self.reported_buffered_rows = bool(self.run.buffered_rows)

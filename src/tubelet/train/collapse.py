@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MAX_TOKENS = 4096
-WINDOW = 10  # that "lately" means
+WINDOW = 10  # recent values that a new one is compared with
 MIN_RANK_FRACTION = 0.03  # of the width; healthy runs were seen at 0.15 and above
 MIN_CHANNEL_STD = 0.05  # healthy ones at 0.25 and above
 
@@ -63,14 +63,14 @@ def level_prefix(who: str, level: int, levels: int) -> str:
 
 
 class CollapseDetector:
-    """Compares the health of teacher and predictor, level by level, with what it lately was.
+    """Compares the features of teacher and predictor, level by level, with those of recent checks.
 
-    It warns once for each new halving, and anew when ten looks in a row were at twice what it had warned of. An
+    It warns once for each new halving, and again when ten checks in a row were at twice the value of the warning. An
     untrained network spreads its tokens over more directions than a trained one will: the effective rank of a healthy
     run falls to a third within its first steps. What alerts is therefore a fall below a third of the median of the
-    last looks, from the sixth on (healthy runs were seen to come down to 0.47 of it), or a figure so low that hardly
+    last checks, from the sixth on (healthy runs came down to 0.47 of it), or a value so low that hardly
     anything is left to tell tokens apart, however slowly it came to that. A predictor begins there: before it has
-    learned anything it says the same of all tokens. Its figures are watched from when ten looks in a row were above
+    learned anything it predicts the same for all tokens. Its values are checked once ten in a row were above
     that.
     """
 
@@ -85,7 +85,7 @@ class CollapseDetector:
         self.warmed_up: set[str] = set()
 
     def observe(self, metrics: Mapping[str, Any]) -> list[str]:
-        """Sentences for the log: whose figure fell, at which level, from what to what; the last says what helps.
+        """Warnings: whose metric fell, at which level, from what to what; the last one ends with remedies.
 
         Args:
             metrics: one step's; those without `feature_metrics`'s figures are passed over.
@@ -118,7 +118,7 @@ class CollapseDetector:
         self.warned[name] = value
         where = f"level {level}" if level else "the last level"
         return (
-            f"the {who}'s features are collapsing: {_MEANING[figure]} of {where} is {value:.3g}, it lately was "
+            f"the {who}'s features are collapsing: {_MEANING[figure]} of {where} is {value:.3g}, recently it was "
             f"{usual:.3g}"
         )
 

@@ -1,4 +1,4 @@
-"""torch.compile that is felt only as speed: a block once, any length of sequence, kept from run to run."""
+"""torch.compile of the blocks, with dynamic sequence length and a cache that runs share."""
 
 import os
 import time
@@ -31,7 +31,7 @@ def prepare_model(model: VJEPA, config: TrainConfig, device: torch.device, shard
         sharded: whether it will be in shards.
 
     Returns:
-        what there is to say of compiling, if anything.
+        A message about compilation, or None.
 
     Raises:
         TubeletError: if the device cannot compute in the precision that the config asks for.
@@ -50,7 +50,7 @@ def compile_blocks(model: VJEPA, config: TrainConfig, device: torch.device, shar
     (student, teacher, predictor, loss) serve every mask length. They are kept on disk: the next run only loads them.
 
     Returns:
-        a sentence for whoever started the run, or None if there is nothing to say.
+        A message for the user, or None.
     """
     if config.compile is False or (config.compile is None and not is_worth_compiling(model, config, device)):
         return None

@@ -1,4 +1,4 @@
-"""The processes of a run: rendezvous, reductions, agreement on signals and bad files, and a joint end.
+"""The processes of a run: rendezvous, collectives, agreement on signals and bad files, and a joint shutdown.
 
 Each process holds the whole model (unless it is sharded) and takes its share of every step's samples. Gradients are
 summed once a step, after the last backward pass. A step runs several of those, one for each mask of each modality, and
@@ -6,8 +6,7 @@ the last is the shortest (one mask of images): a sum that overlaps with it, as D
 hide next to nothing - and parameters of the other modality, which the last pass does not reach, would need a search for
 them.
 
-What a person would want to know - bad files, signals, errors - goes between hosts by gloo, so that devices never wait
-for it.
+Bad files, signals and errors travel between hosts by gloo, so that devices never wait for them.
 """
 
 import os
@@ -40,7 +39,7 @@ T = TypeVar("T")
 
 
 class DistContext:
-    """One process among those of a run. Alone, it has nobody to wait for, and all of this costs nothing."""
+    """One process among those of a run. In a run of a single process every method returns at once."""
 
     def __init__(self, device: torch.device, rank: int = 0, size: int = 1, local_size: int | None = None) -> None:
         """Args:
@@ -64,7 +63,7 @@ class DistContext:
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this process is the one that writes files and logs to the console."""
         return self.rank == 0
 
     def all_reduce(self, values: Tensor) -> None:
@@ -147,7 +146,7 @@ class DistContext:
     def sync_step_status(
         self, data: StepData, known: Container[str], stop: Signals | None
     ) -> tuple[StepData, Signals | None]:
-        """Exchange what must not be known to one process alone.
+        """Share what one process has found, such as a bad file or a signal, with all others.
 
         Args:
             data: this process's share of a step.
@@ -162,9 +161,9 @@ class DistContext:
             return data, stop
         bad = [file for file in data.bad if file.path not in known]
         signals = [int(stop == signal) for signal in STOP_SIGNALS]
-        told = torch.tensor([len(bad) + (data.failure is not None), data.short_clips, *signals])
-        dist.all_reduce(told)
-        news, short, *signals = told.tolist()
+        status = torch.tensor([len(bad) + (data.failure is not None), data.short_clips, *signals])
+        dist.all_reduce(status)
+        news, short, *signals = status.tolist()
         data = replace(data, bad=bad, short_clips=short)
         if news:
             every = self.all_gather_object((bad, data.failure))
@@ -178,7 +177,7 @@ class DistContext:
 def init_distributed(timeout_s: float) -> Iterator[DistContext]:
     """Meet the other processes, if a launcher such as torchrun has started this one among several.
 
-    An error in any process ends all of them, and one of them says why.
+    An error in any process ends all of them, and one of them reports it.
 
     Args:
         timeout_s: a process that waits so many seconds for another one gives up.
@@ -198,7 +197,7 @@ def init_distributed(timeout_s: float) -> Iterator[DistContext]:
         store, rank = _rendezvous(size, timeout)
     except TubeletError:
         raise
-    except (RuntimeError, ValueError) as error:  # what PyTorch raises where there is nobody, and of a bad address
+    except (RuntimeError, ValueError) as error:  # PyTorch's errors for an unreachable or invalid address
         raise TrainingError(
             f"process {launch.rank} of {size} cannot reach the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} ({first_line(error)}); if nobody started others, a launcher's variables are "
@@ -258,7 +257,7 @@ def _own_device(local_rank: int) -> torch.device:
 
 
 def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, timeout: timedelta) -> TubeletError:
-    """Let one of the processes that fail say why; the others wait until it has, lest their end ends it first."""
+    """Let one of the failing processes report its error; the others wait, since their exit would end it first."""
     rank, size = ctx.rank, ctx.world_size
     with suppress(RuntimeError):
         store.set(f"ends/{rank}", "")
@@ -275,9 +274,9 @@ def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, time
             if not isinstance(error, TubeletError) and not _is_lost_peer(error):
                 traceback.print_exception(error)
             print(f"error: {known}", file=sys.stderr, flush=True)
-            store.set("told", "")
+            store.set("reported", "")
         else:
-            store.wait(["told"], SHUTDOWN_GRACE)
+            store.wait(["reported"], SHUTDOWN_GRACE)
         known.reported = True
         left = store.add("left", 1)
         deadline = time.monotonic() + SHUTDOWN_GRACE.total_seconds()
@@ -288,7 +287,7 @@ def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, time
             time.sleep(0.01)
             left = store.add("left", 0)
     except RuntimeError:
-        pass  # the process that held the store has died
+        pass  # the process that hosted the store has died
     return known
 
 
@@ -301,7 +300,7 @@ def _timeout_message(store: dist.Store, ctx: DistContext, timeout: timedelta) ->
             others = [rank for rank in others if not store.check([f"ends/{rank}"])]
             time.sleep(0.01)
     except RuntimeError:
-        pass  # the process that held the store has died
+        pass  # the process that hosted the store has died
     who = ", ".join(map(str, others)) or "none: the network between them may be down"
     return (
         f"process {ctx.rank} waited {timeout.total_seconds():g} s (--process-timeout-s) in {ctx.current_op}; processes "

@@ -1,4 +1,4 @@
-"""A look at the features of a step: how the teacher's levels, and what the predictor says of them, are spread."""
+"""Effective rank and channel spread of a step's features: each level of the teacher, and its predictions."""
 
 from typing import Any
 
@@ -26,10 +26,10 @@ def collapse_detector(config: ModelConfig) -> CollapseDetector:
 
 
 class FeatureMonitor:
-    """Looks at every level of the teacher on a batch, and at what the predictor says under its first mask.
+    """Measures every level of the teacher on a batch, and the predictions under its first mask.
 
-    What the predictor says is caught in the step's own forward pass, so that looking costs no other, and calls nothing
-    that is compiled or sharded in another way than the step does.
+    Predictions are captured in the step's own forward pass, which saves another one and calls nothing that is compiled
+    or sharded in another way than in the step.
     """
 
     def __init__(self, model: VJEPA, config: TrainConfig, ctx: DistContext) -> None:
@@ -43,7 +43,7 @@ class FeatureMonitor:
         self.hook: RemovableHandle | None = None
 
     def arm(self) -> None:
-        """Catch what the predictor says next; to be called before a step."""
+        """Capture the next prediction; to be called before a step."""
         self.hook = self.model.predictor.register_forward_hook(self._catch)
 
     def _catch(self, module: nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:

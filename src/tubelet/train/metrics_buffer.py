@@ -1,4 +1,4 @@
-"""Metrics on their way from the device to the files and the screen."""
+"""Copies metrics from the device to the host without stalling it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class MetricsBuffer:
-    """Hands on each step's metrics; on CUDA one step late, so that the device never waits for the host to read them."""
+    """Emits each step's metrics; on CUDA one step late, so that the device never waits for the host to read them."""
 
     def __init__(self, emit: Callable[[dict[str, Any]], None], device: torch.device) -> None:
         """Args:
@@ -34,7 +34,7 @@ class MetricsBuffer:
             self.flush()
 
     def flush(self) -> None:
-        """Hand on what is still held back."""
+        """Emit the buffered row."""
         if self.waiting is None:
             return
         row, names, values, arrived = self.waiting
@@ -45,5 +45,5 @@ class MetricsBuffer:
         self.emit(row)
 
     def drop(self) -> None:
-        """Forget what is still held back."""
+        """Discard the buffered row."""
         self.waiting = None

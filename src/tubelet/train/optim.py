@@ -1,4 +1,4 @@
-"""AdamW as the recipe has it."""
+"""AdamW with the published weight decay."""
 
 from torch import nn
 from torch.optim import AdamW, Optimizer

@@ -54,7 +54,7 @@ class RunDirectory:
     """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
 
     def __init__(self, path: Path, config: TrainConfig, resume: bool, writes: bool = True, sources: str = "") -> None:
-        """Look at a run's folder; nothing is written before `begin`.
+        """Read a run directory; nothing is written before `begin`.
 
         Args:
             path: the folder.
@@ -62,7 +62,7 @@ class RunDirectory:
             resume: whether a run that is there is to be continued.
             writes: whether this process is the one that writes.
             sources: what the sources hold, by which a run that is resumed knows whether it still is the same; empty if
-                nobody looked.
+                they were not listed.
 
         Raises:
             TubeletError: if a run is there already and is not to be resumed, was of another model, or is beyond its
@@ -72,11 +72,11 @@ class RunDirectory:
         found = list_checkpoints(path)
         self.checkpoint = found[-1] if found else None
         self.changed: list[str] = []
-        # A folder with settings alone is of a run that failed before its first step.
-        begun = bool(found) or next(read_metrics(path), None) is not None
-        if begun and not resume:
+        # A directory with only a config is of a run that failed before its first step.
+        started = bool(found) or next(read_metrics(path), None) is not None
+        if started and not resume:
             raise ConfigError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
-        if begun and (path / CONFIG).exists():
+        if started and (path / CONFIG).exists():
             self.changed = _changes(path / CONFIG, config)
         if found and step_from_name(found[-1]) > config.steps:
             raise ConfigError(
@@ -145,7 +145,7 @@ class RunDirectory:
         return new
 
     def add_alert(self, step: int, kind: str, message: str, **more: Any) -> None:
-        """Record what the guards of a run had to say.
+        """Record an alert in alerts.jsonl.
 
         Args:
             step: after which it holds; a run that resumes before it will find it again.

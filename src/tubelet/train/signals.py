@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it finishes the step in progress and saves first."""
+"""Signals that stop a run after the step in progress and a checkpoint."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ from tubelet.errors import TrainingError, TubeletError
 # Ctrl-C, what launchers end a process with, and (not on Windows) what schedulers announce a pre-emption with and what a
 # terminal that is closed or a connection that breaks sends.
 STOP_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"))
-# Who stops a process often says so twice in a moment: SLURM and systemd signal every process of a job, and torchrun,
+# A stop signal often comes twice in a moment: SLURM and systemd signal every process of a job, and torchrun,
 # which is one of them, hands it on. Only what comes later than this is someone who does not want to wait.
 SAME_S = 2.0
 
@@ -38,7 +38,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():
-            return self  # a notebook's or a window's: Python lets the main thread alone listen
+            return self  # Python handles signals in the main thread only
         for number in STOP_SIGNALS:
             if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # as under nohup: the run is to outlive its terminal

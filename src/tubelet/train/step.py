@@ -73,7 +73,7 @@ def backpropagate(
 ) -> Tensor:
     """Add `weight` times the gradient of a batch's loss, averaged over its masks, to the parameters' gradients.
 
-    One mask after the other goes forward and backward, so that the activations of one alone are ever held.
+    One mask after the other goes forward and backward, so that only one mask's activations are in memory.
 
     Args:
         model: student, predictor and teacher.

@@ -147,7 +147,7 @@ class Trainer:
         check_shard_configs(media, config.data)
         check_steps(config, media, ctx.world_size)
         self.num_files = sum(map(media.count, Modality))
-        ctx.run_on_rank0(self._lock)  # before any process looks at the directory
+        ctx.run_on_rank0(self._lock)  # before any process reads the directory
         self.run = run = RunDirectory(self.out, config, self.resume, writes=ctx.is_rank0, sources=source_summary(media))
         self._assert_same_start()
         torch.manual_seed(config.seed)

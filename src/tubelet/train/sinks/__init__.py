@@ -15,7 +15,7 @@ from tubelet.train.run_directory import RunDirectory
 
 
 class MetricSink(ABC):
-    """Receives every row of metrics of a run, in the order of steps, on rank 0 alone.
+    """Receives every row of metrics of a run, in the order of steps, on rank 0.
 
     Attributes:
         required: Whether the run stops where the sink fails.

@@ -13,7 +13,7 @@ from tubelet.train.sinks import MetricSink
 class WandbSink(MetricSink):
     """Logs rows to W&B, against `step` as the x axis, since a run that rewinds logs some steps twice.
 
-    Where the rows go is for W&B's own environment variables to say: WANDB_PROJECT, WANDB_MODE=offline and others.
+    W&B's own environment variables say where the rows go: WANDB_PROJECT, WANDB_MODE=offline and others.
     """
 
     logged: Any = None
