@@ -186,7 +186,7 @@ def test_layouts_are_deterministic_written_once_and_known_by_name(layouts, sampl
         assert path.read_bytes() == (layouts / path.relative_to(again)).read_bytes()
     assert write_layout(again, "nyuv2") == {}
     assert check_layouts(("all",)) == sorted(LAYOUTS) and check_layouts(("kitti", "kitti")) == ["kitti"]
-    with pytest.raises(TubeletError, match=r"no layout is called 'nyu'; expected all or one of .*nyuv2"):
+    with pytest.raises(TubeletError, match=r"unknown layout 'nyu'; expected all or one of .*nyuv2"):
         check_layouts(("nyu",))
 
 

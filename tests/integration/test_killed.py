@@ -243,7 +243,7 @@ def test_a_working_directory_that_cannot_be_written_to_is_no_obstacle(tmp_path, 
 def test_the_engines_own_last_words_are_in_the_error(tmp_path, monkeypatch, preload):
     pytest.importorskip("vizdoom")
     preload(BROKEN_ENGINE)
-    with pytest.raises(TubeletError, match=r"exit code 3, its last words: loading / R_Init: no textures; ") as error:
+    with pytest.raises(TubeletError, match=r"exit code 3, its last output: loading / R_Init: no textures; ") as error:
         write_sample_data(tmp_path / "set", clips=1, images=0, size=64, frames=3, workers=1)
     assert "memory" not in str(error.value)
 

@@ -1,7 +1,7 @@
-"""The engine: a process for each level, in a folder of its own, which ends with the process that plays it.
+"""The game engine: one process for each level, with its own folder, which ends with the process that plays it.
 
-The library starts the engine and may take its process down with it when the engine ends unexpectedly, so games are
-played in worker processes, and what an engine printed and how it ended is read by the process that started those.
+The library starts the engine, and may crash its process when the engine ends unexpectedly. So games are played in
+worker processes, and their parent reads the output and the exit code of an engine.
 """
 
 import os
@@ -22,9 +22,9 @@ from tubelet.io.files import temporary_directory
 from tubelet.sample_data import supervisor
 from tubelet.sample_data.level import wad_folder
 
-# The player cannot die and monsters do not notice him (their fire would end every third clip), his eyes do not bob, no
-# text over the picture, no monster drawn as mere flicker; and distance dims the light less, since what is night to a
-# player's eye is noise to a codec.
+# The player is invulnerable and monsters ignore it (their fire would end every third clip), the camera does not bob,
+# there is no text over the image, monsters do not flicker; and light fades less with distance, since codecs turn dark
+# areas into noise.
 SETTINGS = (
     "god",
     "notarget",
@@ -34,15 +34,15 @@ SETTINGS = (
     "r_visibility 24",
     "r_drawfuzz 0",
 )
-PATIENCE_S = 10.0  # for a supervisor whose engine was killed
-ORPHAN_S = 30.0  # an engine has found its shared memory by then
+SUPERVISOR_GRACE_S = 10.0  # time for a supervisor to end after its engine was killed
+ORPHAN_S = 30.0  # time in which an engine opens its shared memory
 
 
 def import_vizdoom() -> Any:
-    """The library.
+    """Import the library.
 
     Raises:
-        TubeletError: it is missing, or is of another machine.
+        MissingPackageError: it is missing, or built for another platform.
     """
     try:
         import vizdoom
@@ -55,7 +55,7 @@ def import_vizdoom() -> Any:
 
 @contextmanager
 def engines_folder() -> Iterator[Path]:
-    """A folder for engines to work in; at the end they have ended, and nothing of them is left."""
+    """A folder for engines; at the end all have ended, and nothing of them is left."""
     began = time.time()
     # Engines that cannot be seen from here (a container that shares memory) need the names no longer once they are old.
     _sweep_unmapped(0.0, began - ORPHAN_S)
@@ -105,10 +105,10 @@ def _remove_own_shared_memory() -> None:
         (supervisor.SHARED_MEMORY / name).unlink(missing_ok=True)
 
 
-def how_engines_ended(folder: Path) -> str:
+def explain_engine_exits(folder: Path) -> str:
     """What is known of engines that ended before the processes that played them; "" if none did."""
     _wait_for_supervisors(folder)
-    known = (_last_words(place) for place in _places(folder))
+    known = (_explain_engine_exit(place) for place in _places(folder))
     return "; ".join(words for words in known if words)
 
 
@@ -117,7 +117,7 @@ def _places(folder: Path) -> list[Path]:
 
 
 def _wait_for_supervisors(folder: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + SUPERVISOR_GRACE_S
     while any(supervisor.works_in(place) for place in _places(folder)) and time.monotonic() < deadline:
         time.sleep(0.02)
 
@@ -129,7 +129,7 @@ def _sweep(folder: Path) -> None:
             supervisor.remove_shared_memory(file.read_text(errors="replace").strip())
 
 
-def _last_words(place: Path) -> str:
+def _explain_engine_exit(place: Path) -> str:
     """How the engine that worked in a folder ended, and what it printed last."""
     ended, printed = place / supervisor.EXIT_CODE, place / supervisor.OUTPUT
     if not (place / supervisor.IN_USE).is_file():  # no supervisor came so far
@@ -141,7 +141,7 @@ def _last_words(place: Path) -> str:
     lines = [line.strip() for line in output.split("\n") if line.strip()]
     found = ["the engine's supervisor was killed" if code is None else f"the engine: {describe_exit(int(code))}"]
     if lines:
-        found.append(f"its last words: {' / '.join(lines[-3:])[-500:]}")
+        found.append(f"its last output: {' / '.join(lines[-3:])[-500:]}")
     return ", ".join(found)
 
 
@@ -173,7 +173,7 @@ def engine(wad: str, level: str, width: int, height: int, seed: int, folder: Pat
         except _errors_of(vizdoom) as error:
             game.close()
             _wait_for_supervisors(folder)
-            words = _last_words(place)
+            words = _explain_engine_exit(place)
             raise TubeletError(
                 f"level {level} of {wad}: the engine stopped ({error}{'; ' * bool(words)}{words}); try another seed"
             ) from error

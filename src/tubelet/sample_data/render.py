@@ -248,7 +248,7 @@ def record(
     try:
         check_view(first, view, steps)
     except DarkError:
-        anchors.leave(plan.anchor)
+        anchors.remove_near(plan.anchor)
         raise
     taken = [first, *_move(game, first, plan, motion, frames, settings)]
     pose = np.stack([frame.pose for frame in taken])

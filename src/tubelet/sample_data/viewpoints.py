@@ -11,7 +11,7 @@ from tubelet.sample_data.level import PLAYER_RADIUS, Level, can_walk, distance_t
 WARM_TICS = 15  # reach an even speed before recording
 STEP_UNITS = (5.0, 14.0)  # map units per frame of a moving camera
 TURN_DEGREES = (1.5, 6.0)  # degrees per frame of a turning camera
-DARK_AROUND = 160.0  # map units around the object of a dark view in which no other is tried: rooms are dark as a whole
+DARK_RADIUS = 160.0  # map units around the object of a dark view in which no other is tried: rooms are dark as a whole
 MIN_ANCHORS = 8  # in a level that is dark throughout, some must be left to try
 THING_RADIUS = 20.0  # of most things that one runs into
 
@@ -30,9 +30,9 @@ class Anchors:
     def __init__(self, level: Level) -> None:
         self.left = level.things[level.is_object] if level.is_object.any() else level.things
 
-    def leave(self, anchor: NDArray[np.float64]) -> None:
-        """Choose none near this place again, unless it is all that there is."""
-        away = np.hypot(*(self.left - anchor).T) > DARK_AROUND
+    def remove_near(self, anchor: NDArray[np.float64]) -> None:
+        """Remove the viewpoints near this one, unless too few would remain."""
+        away = np.hypot(*(self.left - anchor).T) > DARK_RADIUS
         if away.sum() >= MIN_ANCHORS:
             self.left = self.left[away]
 

@@ -1,4 +1,4 @@
-"""Making the sample set: splits, jobs over processes, the files."""
+"""The writer of the sample set: splits, jobs in worker processes, files."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tubelet.io.files import atomic_write, directory_lock
 from tubelet.io.hidden import without_hidden
 from tubelet.io.overwrite import check_output
 from tubelet.sample_data import truth
-from tubelet.sample_data.engine import engine, engines_folder, how_engines_ended, import_vizdoom, start_level
+from tubelet.sample_data.engine import engine, engines_folder, explain_engine_exits, import_vizdoom, start_level
 from tubelet.sample_data.level import all_levels, load_level
 from tubelet.sample_data.media import write_video
 from tubelet.sample_data.render import TICS_PER_SECOND, RenderSettings, Shot, View, record, view_of
@@ -178,7 +178,7 @@ def run_jobs(jobs: list[LevelJob], workers: int, done: Callable[[JobResult], Non
         timeout_s = JOB_SECONDS * ceil(len(jobs) / workers)
         process_map(run_job, jobs, workers, collect, "run the same command to start again", timeout_s, isolated=True)
     except WorkerCrashError as error:
-        if words := how_engines_ended(scratch):
+        if words := explain_engine_exits(scratch):
             raise DataError(f"{words}; {error}") from error
         raise
     except TimeoutError:

@@ -1,6 +1,6 @@
-"""The sample set in the layouts of public benchmarks, so that every reader of `tubelet evaluate` has files to read.
+"""Writers of the sample set in the layouts of public benchmarks, so that every data set reader has files to read.
 
-A layout has the names, folders and formats of the benchmark's official download; what lies in them is the sample set.
+A layout has the names, folders and formats of the benchmark's official download, with the contents of the sample set.
 """
 
 import shutil
@@ -9,66 +9,65 @@ from pathlib import Path
 
 from tubelet.errors import ConfigError
 from tubelet.io.files import directory_lock, file_errors
-from tubelet.sample_data.layouts import (
-    ade20k,
-    cityscapes,
-    davis,
-    diving48,
-    epic,
-    imagenet,
-    kinetics,
-    kitti,
-    nyuv2,
-    ssv2,
-    voc2012,
-    youtube_vos,
-)
+from tubelet.sample_data.layouts.ade20k import write_ade20k
+from tubelet.sample_data.layouts.cityscapes import write_cityscapes
+from tubelet.sample_data.layouts.davis import write_davis
+from tubelet.sample_data.layouts.diving48 import write_diving48
+from tubelet.sample_data.layouts.epic import write_epic
+from tubelet.sample_data.layouts.imagenet import write_imagenet
+from tubelet.sample_data.layouts.kinetics import write_kinetics
+from tubelet.sample_data.layouts.kitti import write_kitti
+from tubelet.sample_data.layouts.nyuv2 import write_nyuv2
+from tubelet.sample_data.layouts.ssv2 import write_ssv2
+from tubelet.sample_data.layouts.voc2012 import write_voc2012
+from tubelet.sample_data.layouts.youtube_vos import write_youtube_vos
 from tubelet.sample_data.truth import read_description
 
 Writer = Callable[[Path, Path], Mapping[str, int]]
-"""Writes a rendered sample set (its folder) to an empty folder; says how many of what it wrote."""
+"""Writes a rendered sample set (its folder) to an empty folder; returns what it wrote and how many."""
 
 LAYOUTS: Mapping[str, Writer] = {
-    "ade20k": ade20k.write,
-    "voc2012": voc2012.write,
-    "cityscapes": cityscapes.write,
-    "nyuv2": nyuv2.write,
-    "kitti": kitti.write,
-    "ssv2": ssv2.write,
-    "kinetics": kinetics.write,
-    "diving48": diving48.write,
-    "imagenet": imagenet.write,
-    "epic": epic.write,
-    "davis": davis.write,
-    "youtube_vos": youtube_vos.write,
+    "ade20k": write_ade20k,
+    "voc2012": write_voc2012,
+    "cityscapes": write_cityscapes,
+    "nyuv2": write_nyuv2,
+    "kitti": write_kitti,
+    "ssv2": write_ssv2,
+    "kinetics": write_kinetics,
+    "diving48": write_diving48,
+    "imagenet": write_imagenet,
+    "epic": write_epic,
+    "davis": write_davis,
+    "youtube_vos": write_youtube_vos,
 }
 ALL = "all"
 
 
 def check_layouts(names: tuple[str, ...]) -> list[str]:
-    """The layouts that names stand for, each once; "all" is every one.
+    """The requested layouts, each once; "all" requests every one.
 
     Raises:
-        ConfigError: for a name that is none.
+        ConfigError: a name is unknown.
     """
     for name in names:
         if name != ALL and name not in LAYOUTS:
-            raise ConfigError(f"no layout is called {name!r}; expected {ALL} or one of {', '.join(sorted(LAYOUTS))}")
+            raise ConfigError(f"unknown layout {name!r}; expected {ALL} or one of {', '.join(sorted(LAYOUTS))}")
     return sorted(LAYOUTS) if ALL in names else list(dict.fromkeys(names))
 
 
 def write_layout(root: Path, name: str) -> Mapping[str, int]:
-    """Write a sample set in a layout, as ROOT/layouts/NAME, beside its place first and renamed when it is whole.
+    """Write a sample set in a layout, as ROOT/layouts/NAME, which is renamed into place when it is complete.
 
     Args:
         root: folder of a rendered sample set.
         name: one of `LAYOUTS`.
 
     Returns:
-        what was written and how many of it; empty if the layout was there already.
+        What was written and how many; empty if the layout existed.
 
     Raises:
-        ConfigError: if there is no sample set, or the layout cannot be written.
+        MissingFileError: there is no sample set.
+        FileError: the layout cannot be written.
     """
     read_description(root)
     out = root / "layouts" / name
@@ -76,7 +75,7 @@ def write_layout(root: Path, name: str) -> Mapping[str, int]:
         return {}
     partial = out.with_name(f"{name}.partial")
     with directory_lock(out.parent, f".{name}.lock", "choose another FOLDER"):
-        if out.exists():  # since just now
+        if out.exists():  # written since the check above
             return {}
         with file_errors(out, "choose another FOLDER"):
             shutil.rmtree(partial, ignore_errors=True)

@@ -1,10 +1,10 @@
-"""The sample set as Cityscapes: a level is a city, classes are the labels that come nearest, void is unlabeled."""
+"""The sample set as Cityscapes: a level is a city, classes are the labels that are nearest, void is unlabeled."""
 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from tubelet.sample_data.layouts.frames import frames_of, translate, write_map, write_picture
+from tubelet.sample_data.layouts.frames import frames_of, translate, write_image, write_map
 from tubelet.sample_data.truth import CLASSES
 
 # Label ids, not train ids.
@@ -25,18 +25,18 @@ LABELS = {
 }
 
 
-def write(root: Path, out: Path) -> Mapping[str, int]:
-    """Write the layout; see the registry."""
+def write_cityscapes(root: Path, out: Path) -> Mapping[str, int]:
+    """Write the layout; see `LAYOUTS`."""
     counts = {}
     for split in ("train", "val"):
         seen: Counter[str] = Counter()
         for frame in frames_of(root, split):
             city = frame.level.lower()
             name = f"{city}_{seen[city]:06d}_000019"
-            write_picture(out / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", frame.pixels)
+            write_image(out / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", frame.pixels)
             labels = translate(frame.classes, LABELS, CLASSES, 0)
             write_map(out / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", labels)
             seen[city] += 1
-        counts[f"{split} pictures"] = seen.total()
+        counts[f"{split} images"] = seen.total()
         counts[f"{split} cities"] = len(seen)
     return counts

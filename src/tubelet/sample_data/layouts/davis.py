@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tubelet.data.palette_png import write_indexed
-from tubelet.sample_data.layouts.frames import write_picture
+from tubelet.sample_data.layouts.frames import write_image
 from tubelet.sample_data.layouts.objects import object_clips
 
 
-def write(root: Path, out: Path) -> Mapping[str, int]:
+def write_davis(root: Path, out: Path) -> Mapping[str, int]:
     """Write JPEGImages/480p, Annotations/480p and ImageSets/2017/val.txt. The frames keep their size."""
     names, objects = [], 0
     for clip in object_clips(root, only_first=True):
@@ -16,7 +16,7 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
         masks = out / "Annotations" / "480p" / clip.name
         masks.mkdir(parents=True)
         for name, pixels, labels in zip(frames, clip.frames, clip.labels, strict=True):
-            write_picture(out / "JPEGImages" / "480p" / clip.name / f"{name}.jpg", pixels)
+            write_image(out / "JPEGImages" / "480p" / clip.name / f"{name}.jpg", pixels)
             write_indexed(masks / f"{name}.png", labels)
         names.append(clip.name)
         objects += len(clip.first)

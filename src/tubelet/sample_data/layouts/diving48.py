@@ -8,7 +8,7 @@ from tubelet.sample_data.layouts.labels import copy
 from tubelet.sample_data.truth import MOTIONS, read_description, read_index
 
 
-def write(root: Path, out: Path) -> Mapping[str, int]:
+def write_diving48(root: Path, out: Path) -> Mapping[str, int]:
     """Write the three JSON files and rgb/*.mp4."""
     frames = read_description(root)["parameters"]["frames"]
     (out / "Diving48_vocab.json").write_text(json.dumps([motion.split("_") for motion in MOTIONS]) + "\n")

@@ -31,7 +31,7 @@ _COLUMNS = (
 _NOUNS = CLASSES[FIRST_OBJECT:]
 
 
-def write(root: Path, out: Path) -> Mapping[str, int]:
+def write_epic(root: Path, out: Path) -> Mapping[str, int]:
     """Write EPIC_100_*.csv and PXX/videos/PXX_01.MP4."""
     fps = Fraction(read_description(root)["parameters"]["frames"]) / Fraction(CLIP_S)
     _write_rows(out / "EPIC_100_verb_classes.csv", _class_rows([in_words(motion) for motion in MOTIONS]))

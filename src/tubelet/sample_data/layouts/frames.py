@@ -1,4 +1,4 @@
-"""What layouts of pictures are written from: images and the middle frames of clips, with their truth."""
+"""Images and middle frames of clips with their ground truth, from which layouts of images are written."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from tubelet.sample_data.truth import UNITS_PER_METER, read_index, read_truth
 
 
 @dataclass(frozen=True)
-class Frame:
-    """A picture of the sample set.
+class LabeledFrame:
+    """An image of the sample set.
 
     Attributes:
-        number: its place among those of its split, from 0.
+        number: number in its split, from 0.
         level: name of the level.
         pixels: (H, W, 3) uint8.
         classes: (H, W) uint8 indices of `CLASSES`.
@@ -33,11 +33,11 @@ class Frame:
     meters: NDArray[Any]
 
 
-def frames_of(root: Path, split: str) -> Iterator[Frame]:
-    """The pictures of a split: "train" or "val".
+def frames_of(root: Path, split: str) -> Iterator[LabeledFrame]:
+    """The images of a split: "train" or "val".
 
     Raises:
-        TubeletError: if there is no sample set, or a file of it cannot be read.
+        TubeletError: there is no sample set, or a file of it cannot be read.
     """
     number = 0
     for kind in ("images", "videos"):
@@ -47,12 +47,12 @@ def frames_of(root: Path, split: str) -> Iterator[Frame]:
             pixels = read_image(entry.media) if kind == "images" else read_frames(entry.media).pixels[middle]
             meters = truth.depth[middle] / UNITS_PER_METER
             known = np.isfinite(meters) & (meters > 0)
-            yield Frame(number, entry.level, pixels.numpy(), truth.classes[middle], np.where(known, meters, 0))
+            yield LabeledFrame(number, entry.level, pixels.numpy(), truth.classes[middle], np.where(known, meters, 0))
             number += 1
 
 
-def write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write (H, W, 3) as the format that the name asks for; a JPEG is of high quality."""
+def write_image(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write (H, W, 3) in the format of the suffix; a JPEG in high quality."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, quality=95)  # which a PNG ignores
 

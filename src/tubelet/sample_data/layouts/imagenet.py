@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tubelet.errors import DataError
-from tubelet.sample_data.layouts.frames import frames_of, write_picture
+from tubelet.sample_data.layouts.frames import frames_of, write_image
 from tubelet.sample_data.layouts.labels import NOTHING, largest_object
 from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT
 
 _IDENTITIES = {name: f"n{i:08d}" for i, name in enumerate(CLASSES) if i >= FIRST_OBJECT}
 
 
-def write(root: Path, out: Path) -> Mapping[str, int]:
+def write_imagenet(root: Path, out: Path) -> Mapping[str, int]:
     """Write train/CLASS/*.JPEG, val/CLASS/*.JPEG and LOC_synset_mapping.txt."""
     known: set[str] = set()
     counts: Counter[str] = Counter()
@@ -29,7 +29,7 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
             known.add(name)
             number += 1
             stem = f"{_IDENTITIES[name]}_{number}" if split == "train" else f"ILSVRC2012_val_{number:08d}"
-            write_picture(out / split / _IDENTITIES[name] / f"{stem}.JPEG", frame.pixels)
+            write_image(out / split / _IDENTITIES[name] / f"{stem}.JPEG", frame.pixels)
         if not number:
             raise DataError(f"{root}: no {split} picture shows an object that can be its class; render more clips")
         counts[f"{split} images"] = number

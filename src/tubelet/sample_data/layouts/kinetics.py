@@ -8,7 +8,7 @@ from tubelet.sample_data.layouts.labels import copy, in_words
 from tubelet.sample_data.truth import read_description, read_index
 
 
-def write(root: Path, out: Path) -> Mapping[str, int]:
+def write_kinetics(root: Path, out: Path) -> Mapping[str, int]:
     """Write annotations/*.csv, and the videos in a folder for each class as official downloads are sorted."""
     made = read_description(root)["parameters"]
     end = round(made["frames"] / made["fps"]) or 1

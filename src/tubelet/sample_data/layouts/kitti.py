@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.sample_data.layouts.frames import frames_of, write_map, write_picture
+from tubelet.sample_data.layouts.frames import frames_of, write_image, write_map
 
 FOCAL_LENGTH = 721.5377
 DATE = "2011_09_26"
 WITHOUT_DEPTH = 20
 
 
-def write(root: Path, out: Path) -> Mapping[str, int]:
-    """Write the layout; see the registry."""
+def write_kitti(root: Path, out: Path) -> Mapping[str, int]:
+    """Write the layout; see `LAYOUTS`."""
     counts, drives = {}, list[str]()
     for split, name, folder in (("train", "train", "train"), ("val", "test", "val")):
         seen: Counter[str] = Counter()
@@ -30,7 +30,7 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
             drive = f"{DATE}_drive_{drives.index(frame.level) + 1:04d}_sync"
             picture = f"{DATE}/{drive}/image_02/data/{seen[drive]:010d}.png"
             depth = f"{drive}/proj_depth/groundtruth/image_02/{seen[drive]:010d}.png"
-            write_picture(out / "raw" / picture, frame.pixels)
+            write_image(out / "raw" / picture, frame.pixels)
             if name == "test" and frame.number % WITHOUT_DEPTH == WITHOUT_DEPTH - 1:
                 depth = "None"
             else:
@@ -41,6 +41,6 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
             lines.append(f"{picture} {depth} {FOCAL_LENGTH}\n")
             seen[drive] += 1
         (out / f"eigen_{name}_files_with_gt.txt").write_text("".join(lines))
-        counts[f"{name} pictures"] = len(lines)
+        counts[f"{name} images"] = len(lines)
         counts[f"{name} drives"] = len(seen)
     return counts

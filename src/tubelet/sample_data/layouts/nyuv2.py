@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.sample_data.layouts.frames import frames_of, write_map, write_picture
+from tubelet.sample_data.layouts.frames import frames_of, write_image, write_map
 
 FOCAL_LENGTH = 518.8579  # what the benchmark's own lists say of every picture
 
 
-def write(root: Path, out: Path) -> Mapping[str, int]:
-    """Write the layout; see the registry."""
+def write_nyuv2(root: Path, out: Path) -> Mapping[str, int]:
+    """Write the layout; see `LAYOUTS`."""
     base, counts = out / "nyu_depth_v2", {}
     for split, name, folder in (("train", "train", "sync"), ("val", "test", "official_splits/test")):
         seen: Counter[str] = Counter()
@@ -20,12 +20,12 @@ def write(root: Path, out: Path) -> Mapping[str, int]:
         for frame in frames_of(root, split):
             scene = frame.level.lower()
             picture, depth = (f"{scene}/{what}{seen[scene]:05d}" for what in ("rgb_", "sync_depth_"))
-            write_picture(base / folder / f"{picture}.jpg", frame.pixels)
+            write_image(base / folder / f"{picture}.jpg", frame.pixels)
             millimeters = np.clip(np.rint(1000 * frame.meters), 0, 65535).astype(np.uint16)
             write_map(base / folder / f"{depth}.png", millimeters)
             lines.append(f"/{picture}.jpg /{depth}.png {FOCAL_LENGTH}\n")
             seen[scene] += 1
         (base / f"nyudepthv2_{name}_files_with_gt.txt").write_text("".join(lines))
-        counts[f"{name} pictures"] = len(lines)
+        counts[f"{name} images"] = len(lines)
         counts[f"{name} scenes"] = len(seen)
     return counts

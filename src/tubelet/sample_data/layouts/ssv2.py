@@ -22,7 +22,7 @@ _TEMPLATES = {
 _VP9 = {"deadline": "realtime", "cpu-used": "8", "crf": "24", "b": "0", "auto-alt-ref": "0"}
 
 
-def write(root: Path, out: Path) -> Mapping[str, int]:
+def write_ssv2(root: Path, out: Path) -> Mapping[str, int]:
     """Write labels/*.json and 20bn-something-something-v2/*.webm, in VP9 as the benchmark's."""
     fps = Fraction(read_description(root)["parameters"]["fps"])
     labels = {_TEMPLATES[motion].replace("[", "").replace("]", ""): str(i) for i, motion in enumerate(MOTIONS)}

@@ -1,9 +1,9 @@
-"""The sample set as Pascal VOC 2012: surfaces and sky as background, objects as the classes that come nearest."""
+"""The sample set as Pascal VOC 2012: surfaces and sky as background, objects as the classes that are nearest."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from tubelet.sample_data.layouts.frames import frames_of, translate, write_map, write_picture
+from tubelet.sample_data.layouts.frames import frames_of, translate, write_image, write_map
 from tubelet.sample_data.truth import CLASSES
 
 LABELS = {
@@ -14,7 +14,7 @@ LABELS = {
     "sky": 0,
     "monster": 15,  # person
     "item": 5,  # bottle
-    "weapon": 14,  # motorbike: nothing comes near
+    "weapon": 14,  # motorbike: nothing similar
     "decoration": 9,  # chair
     "plant": 16,
     "light": 20,  # monitor
@@ -24,21 +24,21 @@ LABELS = {
 }
 
 
-def write(root: Path, out: Path) -> Mapping[str, int]:
-    """Write the layout; see the registry."""
+def write_voc2012(root: Path, out: Path) -> Mapping[str, int]:
+    """Write the layout; see `LAYOUTS`."""
     base, counts = out / "VOCdevkit" / "VOC2012", {}
     for split in ("train", "val"):
         names = []
         for frame in frames_of(root, split):
             name = f"{2007 if split == 'train' else 2008}_{frame.number + 1:06d}"
-            write_picture(base / "JPEGImages" / f"{name}.jpg", frame.pixels)
+            write_image(base / "JPEGImages" / f"{name}.jpg", frame.pixels)
             labels = translate(frame.classes, LABELS, CLASSES, 255)
             write_map(base / "SegmentationClass" / f"{name}.png", labels, PALETTE)
             names.append(name)
         lists = base / "ImageSets" / "Segmentation"
         lists.mkdir(parents=True, exist_ok=True)
         (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
-        counts[f"{split} pictures"] = len(names)
+        counts[f"{split} images"] = len(names)
     return counts
 
 

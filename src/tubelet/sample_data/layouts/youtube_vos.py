@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from tubelet.data.palette_png import write_indexed
-from tubelet.sample_data.layouts.frames import write_picture
+from tubelet.sample_data.layouts.frames import write_image
 from tubelet.sample_data.layouts.objects import object_clips
 
 _APART = 5  # frames are numbered as in a video of which every fifth was annotated
 
 
-def write(root: Path, out: Path) -> Mapping[str, int]:
+def write_youtube_vos(root: Path, out: Path) -> Mapping[str, int]:
     """Write valid/meta.json, valid/JPEGImages and valid/Annotations."""
     videos, objects = {}, 0
     for clip in object_clips(root, only_first=False):
         names = [f"{_APART * t:05d}" for t in range(len(clip.frames))]
         for name, pixels in zip(names, clip.frames, strict=True):
-            write_picture(out / "valid" / "JPEGImages" / clip.name / f"{name}.jpg", pixels)
+            write_image(out / "valid" / "JPEGImages" / clip.name / f"{name}.jpg", pixels)
         masks = out / "valid" / "Annotations" / clip.name
         masks.mkdir(parents=True)
         for t in sorted(set(clip.first.values())):
