@@ -186,7 +186,7 @@ def test_views_that_wait_are_bounded_by_the_size_of_the_first_that_can_be_read()
 def test_batches_of_clips_that_wait_are_bounded():
     media = MediaList(["a.mp4", "b.mp4", "c.mp4"], [])
     config = EmbedConfig(frames=4, image_size=128, batch_size=4, workers=3, prefetch_mb=1)  # 786 kB
-    with pytest.warns(UserWarning, match="the clips of a batch are 0.8 MB, .* 1 of 3 workers start; .* 3 would"):
+    with pytest.warns(UserWarning, match="the clips of a batch are 0.8 MB, .* 1 of 3 workers start; .* 3 has room"):
         loader = clip_loader(CollectionClips(media, config, {}))
     assert (loader.loader.num_workers, loader.loader.prefetch_factor) == (1, 1)
     loader = clip_loader(CollectionClips(media, dataclasses.replace(config, prefetch_mb=5), {}))

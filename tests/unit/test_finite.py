@@ -193,7 +193,7 @@ def test_rows_without_a_direction_hide_no_other_row_and_are_counted(encoder, ima
     wrong.flush()
     for path in parts(table):  # whichever part comes first
         path.rename(path.with_name(f"part-{9 - int(path.stem[-1]):06d}.parquet"))
-    with pytest.warns(UserWarning, match=r"3 of 6 rows have .* not ranked, the first of /wrong/0\.png: delete"):
+    with pytest.warns(UserWarning, match=r"3 of 6 rows have .* not ranked, the first of /wrong/0\.png; delete"):
         assert search(table, images / "1.png", 3, model) == expected
     for path in parts(table)[1:]:
         path.unlink()
