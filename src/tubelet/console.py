@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.segment import Segment
 from rich.text import Text
 
-from tubelet.errors import BadFile, escape_unprintable, first_line
+from tubelet.errors import escape_unprintable, first_line
 
 # Exit codes of a command that did its work and whose last line could not be printed; what sysexits.h calls EX_IOERR,
 # and what a shell reports of a process that SIGPIPE ended.
@@ -296,8 +296,3 @@ def print_wrapped(console: Console, text: str, style: str = "") -> None:
     if console.is_terminal:
         text = fill(text, console.width, break_long_words=False, break_on_hyphens=False)
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-def report_bad_file(console: Console, file: BadFile) -> None:
-    """A line on a file that cannot be read."""
-    print_wrapped(console, f"bad file {file}", "yellow")

@@ -145,13 +145,13 @@ def test_killed_twice_it_ends_with_every_row_once(films, run, table, tmp_path):
     assert "0 clips of 10 files (10 files were already complete)" in again.stdout
 
 
-def test_a_bad_file_costs_only_itself_and_too_many_stop_the_command(films, model, tmp_path):
+def test_a_bad_file_costs_only_itself_and_too_many_stop_the_command(films, model, tmp_path, caplog):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.mp4").write_bytes(b"not a film")
-    named = []
     lenient = EmbedConfig(image_size=32, frames=4, fps=12, workers=0, max_failed_fraction=0.2)
     sources = [str(films), str(tmp_path / "bad")]
-    made = embed_collection(model, sources, tmp_path / "table", lenient, report=named.append)
+    made = embed_collection(model, sources, tmp_path / "table", lenient)
+    named = [record.args[0] for record in caplog.records if record.msg == "bad file %s"]
     assert (made.bad, made.files, [Path(file.path).name for file in named]) == (1, 11, ["x.mp4"])
     assert len(set(rows(tmp_path / "table")["path"])) == 10
     with pytest.raises(TubeletError, match=r"1 of 1 files \(100 %\) cannot be read, more than the 5 %"):

@@ -160,14 +160,12 @@ def test_an_exported_graph_that_computes_nan_is_not_taken_for_right():
     assert math.isnan(_difference(graph, run, (1,)))
 
 
-def test_files_whose_features_are_not_finite_are_bad_files_and_have_no_rows(encoder, images, tmp_path):
+def test_files_whose_features_are_not_finite_are_bad_files_and_have_no_rows(encoder, images, tmp_path, caplog):
     # Finite, and above what float16 can hold once it is pooled.
     path = damaged(encoder, tmp_path / "m.safetensors", lambda x: x.fill_(1e6), "norms.1.weight")
-    reported = []
     config = EmbedConfig(image_size=32, frames=2, workers=0, max_failed_fraction=1.0)
-    made = embed_collection(
-        tubelet.load(path, **CPU), [str(images)], tmp_path / "table", config, report=reported.append
-    )
+    made = embed_collection(tubelet.load(path, **CPU), [str(images)], tmp_path / "table", config)
+    reported = [record.args[0] for record in caplog.records if record.msg == "bad file %s"]
     assert (made.rows, made.bad, parts(tmp_path / "table")) == (0, 3, [])
     assert sorted(file.path for file in reported) == [str(images / f"{i}.png") for i in range(3)]
     assert all(file.reason.startswith("features are not finite") for file in reported)

@@ -331,16 +331,14 @@ def test_a_folder_is_used_again_only_for_the_same_shards(folder, sources, tmp_pa
             write_shards(*change, workers=1, shard_mb=0.02)
 
 
-def test_a_file_that_breaks_off_leaves_nothing_in_its_shard(sources, tmp_path):
+def test_a_file_that_breaks_off_leaves_nothing_in_its_shard(sources, tmp_path, caplog):
     late = flip_bytes(write_video(tmp_path / "late.mp4", frames=120), tmp_path / "damaged.mp4", 1, count=2)
     write_text(tmp_path / "text.mp4")
     manifest = tmp_path / "list.csv"
     manifest.write_text(f"{late}\ntext.mp4\ngone.mp4\n" + "".join(f"{sources / str(i)}.mp4\n" for i in range(4)))
-    named = []
     given = {"workers": 1, "allow_path": [str(sources)]}
-    made = write_shards(
-        [str(manifest)], tmp_path / "out", RECIPE, max_failed_fraction=0.5, report=named.append, **given
-    )
+    made = write_shards([str(manifest)], tmp_path / "out", RECIPE, max_failed_fraction=0.5, **given)
+    named = [record.args[0] for record in caplog.records if record.msg == "bad file %s"]
     assert made.bad == 3 and made.videos == 8
     rows = [json.loads(line) for line in (tmp_path / "out" / "bad_files.jsonl").open()]
     assert {Path(row["path"]).name for row in rows} == {"damaged.mp4", "text.mp4", "gone.mp4"}

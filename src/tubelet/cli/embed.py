@@ -1,7 +1,6 @@
 """`tubelet embed`."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +8,7 @@ import tyro
 
 from tubelet.cli.command import ConfigurableCommand, Known, Sources
 from tubelet.config import EmbedConfig
-from tubelet.console import files_progress, open_console, print_wrapped, report_bad_file
+from tubelet.console import files_progress, open_console, print_wrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +51,6 @@ class Embed(ConfigurableCommand):
                 self.settings,
                 self.model,
                 progress=progress,
-                report=partial(report_bad_file, console),
-                note=partial(print_wrapped, console),
             )
         before = f" ({made.before} files were already complete)" if made.before else ""
         changed = f"; {made.changed} files changed since: their rows were replaced" if made.changed else ""

@@ -1,7 +1,6 @@
 """`tubelet shard`."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import tyro
 from tubelet.cli.command import ConfigurableCommand, Sources
 from tubelet.config import ShardConfig
 from tubelet.config.fields import Fraction
-from tubelet.console import files_progress, open_console, print_wrapped, report_bad_file
+from tubelet.console import files_progress, open_console, print_wrapped
 from tubelet.validation import Bounds
 
 
@@ -50,8 +49,6 @@ class Shard(ConfigurableCommand):
                 max_failed_fraction=self.max_failed_fraction,
                 allow_path=self.allow_path,
                 progress=progress,
-                report=partial(report_bad_file, console),
-                note=partial(print_wrapped, console),
             )
         existing = " (already complete)" if made.reused else ""
         print_wrapped(

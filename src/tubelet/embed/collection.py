@@ -1,6 +1,7 @@
 """Embed a collection of videos and images into a table of features."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from tubelet.grid import Modality
 from tubelet.io.files import atomic_write, directory_lock
 from tubelet.io.overwrite import check_output
 from tubelet.pretrained.backbone import Backbone
+
+logger = logging.getLogger(__name__)
 
 BAD_FILES = "_bad_files.jsonl"
 _NOT_FINITE = "features are not finite (NaN, or above 65,504) and cannot be compared; use another model"
@@ -57,8 +60,6 @@ def embed_collection(
     config: EmbedConfig,
     name: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
-    report: Callable[[BadFile], None] = lambda file: None,
-    note: Callable[[str], None] = lambda sentence: None,
 ) -> EmbedSummary:
     """Encode all clips of some sources and write a row for each.
 
@@ -69,8 +70,6 @@ def embed_collection(
         config: settings of clips and features.
         name: argument of `tubelet.load` for this model, from which `search` loads it.
         progress: called with the number of completed files and of all files.
-        report: called once with each file that cannot be read.
-        note: called with notes on how lists were read and which files were skipped.
 
     Raises:
         StorageError: a source cannot be reached.
@@ -82,8 +81,8 @@ def embed_collection(
     check_output(out, "table", [*sources, name])
     model.config.grid(config.frames, config.image_size, config.image_size)  # raises if the sizes do not fit
     media = list_media(sources, config.allow_path)
-    for sentence in media.notes:
-        note(escape_filename(sentence))
+    for message in media.notes:
+        logger.info(escape_filename(message))
     path = Path(name).expanduser()
     settings = {
         "model": str(path.resolve()) if name and path.exists() else name,
@@ -96,7 +95,7 @@ def embed_collection(
         table = FeatureTable(out, settings | shared | {"levels": config.all_levels})
         clips = CollectionClips(media, config, table.done())
         with translate_worker_crash("run the same command again to continue"):
-            return _embed(model, table, clips, sum(map(media.count, Modality)), progress, report)
+            return _embed(model, table, clips, sum(map(media.count, Modality)), progress)
 
 
 def _embed(
@@ -105,7 +104,6 @@ def _embed(
     clips: CollectionClips,
     total: int,
     progress: Callable[[int, int], None],
-    report: Callable[[BadFile], None],
 ) -> EmbedSummary:
     """Encode the clips that the table lacks; `total` counts all files."""
     config = clips.config
@@ -128,7 +126,7 @@ def _embed(
                 raise StorageError(batch.failure)
             for file in new:
                 bad.append(file)
-                report(file)
+                logger.warning("bad file %s", file)
             ended, short = ended + batch.ended, short + batch.short
             progress(ended, total)
             check_failed_fraction(bad, total, config.max_failed_fraction)

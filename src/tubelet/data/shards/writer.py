@@ -7,6 +7,7 @@ file that is renamed into place after the tar; the index is made of the markers 
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,8 @@ from tubelet.io.files import atomic_write, directory_lock, file_errors
 from tubelet.io.overwrite import check_output
 from tubelet.io.text import file_error, read_json, validate_content
 from tubelet.validation import InvalidValueError, check_value, type_hints
+
+logger = logging.getLogger(__name__)
 
 _ORDER_SEED = 0
 _WRITE_AGAIN = "delete it and run the same command, which then writes the shard again"
@@ -128,8 +131,6 @@ def write_shards(
     max_failed_fraction: float = 0.05,
     allow_path: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
-    report: Callable[[BadFile], None] = lambda file: None,
-    note: Callable[[str], None] = lambda sentence: None,
 ) -> ShardSummary:
     """Transcode the files of some sources into shards.
 
@@ -142,8 +143,6 @@ def write_shards(
         max_failed_fraction: fraction of the files that may be unreadable.
         allow_path: folders and URLs that lists may name files of, besides those below their own folder.
         progress: called with the number of files done and of all files.
-        report: called once with each file that cannot be read.
-        note: called with how lists were read, and which files were ignored.
 
     Returns:
         What the folder contains now.
@@ -157,8 +156,8 @@ def write_shards(
     out = Path(out)
     check_output(out, "shards", sources)
     media = list_media(sources, allow_path)
-    for sentence in media.notes:
-        note(escape_filename(sentence))
+    for message in media.notes:
+        logger.info(escape_filename(message))
     files = [(path, Modality.VIDEO) for path in media.videos] + [(path, Modality.IMAGE) for path in media.images]
     sizes = [_size(path) for path, _ in files]
     jobs = _jobs(out, files, sizes, config, shard_mb)
@@ -172,7 +171,7 @@ def write_shards(
         _write_atomically(out / PLAN, [plan])
         for leftover in out.glob("*.partial"):  # of a process that died while it wrote
             leftover.unlink(missing_ok=True)
-        done = _run(jobs, workers or os.cpu_count() or 1, max_failed_fraction, progress, report)
+        done = _run(jobs, workers or os.cpu_count() or 1, max_failed_fraction, progress)
         return _write_index(out, plan, jobs, done)
 
 
@@ -181,7 +180,6 @@ def _run(
     workers: int,
     max_failed_fraction: float,
     progress: Callable[[int, int], None],
-    report: Callable[[BadFile], None],
 ) -> list[dict[str, Any]]:
     """Write the shards that are missing; the done markers of all, in their order."""
     total, done = sum(len(job.files) for job in jobs), 0
@@ -195,7 +193,7 @@ def _run(
         new = [BadFile(**row) for row in marker["bad"]]
         bad.extend(new)
         for file in new:
-            report(file)
+            logger.warning("bad file %s", file)
         progress(done, total)
         check_failed_fraction(bad, total, max_failed_fraction)
 
