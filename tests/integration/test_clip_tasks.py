@@ -86,7 +86,7 @@ def test_a_second_evaluation_takes_features_and_heads_from_the_disk_and_has_the_
 def test_frames_are_refused_where_there_are_images(layouts, evaluate, capsys):
     with pytest.raises(SystemExit):
         evaluate("classification", layouts / "imagenet", *QUICK, "--frames", 4)
-    assert "frames is 4, but ImageNet" in capsys.readouterr().err
+    assert "frames is 4, but is not supported by ImageNet" in capsys.readouterr().err
 
 
 def test_a_folder_in_no_layout_is_met_with_what_was_expected_and_what_was_found(evaluate, tmp_path, capsys):

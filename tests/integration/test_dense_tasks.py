@@ -33,7 +33,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def layouts(sample_set, tmp_path_factory):
-    """The sample set with its pictures in the layouts of dense benchmarks."""
+    """The sample set with its images in the layouts of dense benchmarks."""
     root = tmp_path_factory.mktemp("layouts") / "set"
     shutil.copytree(sample_set, root)
     for name in sorted({name for _, name, _ in CASES if name}):
@@ -63,8 +63,8 @@ def test_a_task_runs_on_a_layout_and_shows_its_worst_images(
 ):
     data = layouts / "layouts" / layout if layout else layouts
     result = evaluate(monkeypatch, model, data, task, tmp_path)
-    assert result["task"] == task and result["counts"]["test pictures"] >= 5
-    assert result["counts"]["training pictures"] + result["counts"]["held-out pictures"] == 25
+    assert result["task"] == task and result["counts"]["test images"] >= 5
+    assert result["counts"]["training images"] + result["counts"]["held-out images"] == 25
     scores = [example["score"] for example in result["examples"]]
     assert scores == sorted(scores, reverse=task == "depth") and scores
     if task == "segmentation":
@@ -80,7 +80,7 @@ def test_a_task_runs_on_a_layout_and_shows_its_worst_images(
 def test_the_learning_rates_that_are_asked_for_are_trained(layouts, model, tmp_path, monkeypatch):
     asked = ["--learning-rates", "0.5", "0.02", "--weight-decays", "0.1"]
     result = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path, *asked)
-    assert set(result["details"]["learning rates"]["cross-entropy on held-out pictures"]) == {"0.5", "0.02"}
+    assert set(result["details"]["learning rates"]["cross-entropy on held-out images"]) == {"0.5", "0.02"}
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_a_second_evaluation_computes_no_features_and_comes_to_the_same(layouts,
 
 def test_a_quick_look_takes_as_many_of_each_split(layouts, model, tmp_path, monkeypatch):
     result = evaluate(monkeypatch, model, layouts, "depth", tmp_path, "--max-samples", "4")
-    assert result["counts"] == {"training pictures": 3, "held-out pictures": 1, "test pictures": 4}
+    assert result["counts"] == {"training images": 3, "held-out images": 1, "test images": 4}
 
 
 @pytest.mark.slow

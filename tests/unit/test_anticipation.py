@@ -15,13 +15,13 @@ from tubelet.errors import TubeletError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.anticipation import (
-    Before,
+    PreActionClip,
     _actions,
     _labels,
     _metrics,
-    check_predictor,
     encode_and_predict,
     focal_loss,
+    require_predictor,
 )
 from tubelet.tasks.common.classification_scores import Scores
 from tubelet.tasks.common.extract import Source
@@ -39,7 +39,7 @@ def model():
 
 def test_the_clip_ends_a_second_before_the_action_and_begins_no_earlier_than_the_video(tmp_path: Path):
     path = write_video(tmp_path / "a.mp4", frames=60, fps=12)
-    view = Before(size=64, frames=4, fps=4.0)
+    view = PreActionClip(size=64, frames=4, fps=4.0)
     for start_s, expected in ((4.0, [24, 27, 30, 33]), (1.5, [0, 0, 0, 3]), (0.2, [0, 0, 0, 0])):
         pixels = view(Source(files=(path,), part=(start_s,)))
         assert pixels.shape == (1, 1, 3, 4, 64, 64)
@@ -64,12 +64,12 @@ def test_the_predictor_is_asked_for_the_first_frames_of_the_action(model):
 
 
 def test_a_model_without_a_predictor_of_its_own_is_refused(model):
-    check_predictor(model)
+    require_predictor(model)
     with pytest.raises(TubeletError, match="needs the predictor"):
-        check_predictor(Backbone(SIZES))
+        require_predictor(Backbone(SIZES))
     foreign = dataclasses.replace(SIZES, predictor=PredictorConfig(width=24, depth=1, heads=2, output_width=48))
     with pytest.raises(TubeletError, match=r"2 levels of width 32, but this one predicts 48 channels"):
-        check_predictor(Backbone(foreign, with_predictor=True))
+        require_predictor(Backbone(foreign, with_predictor=True))
 
 
 def test_the_focal_loss_is_cross_entropy_without_its_focus_and_is_worked_out_by_hand():

@@ -17,7 +17,7 @@ from tubelet.heads.linear import LinearProbe, linear_head
 from tubelet.heads.state import load_state
 from tubelet.heads.training import EpochBatches, HeadSchedule, hparam_grid, init_heads
 from tubelet.tasks.common.classification_plan import TrainingSettings
-from tubelet.tasks.common.classification_scores import Pooled, collate, score, train_classifiers
+from tubelet.tasks.common.classification_scores import Pooled, collate, score_heads, train_classifiers
 from tubelet.tasks.metrics.ranking import UNKNOWN
 
 CPU = torch.device("cpu")
@@ -164,7 +164,7 @@ def test_a_state_of_version_1_of_heads_on_pixels_is_loaded():
 def test_trained_heads_are_scored_with_answers_averaged_over_views(tmp_path):
     heads = trained(tmp_path, epochs=8)
     softmax = lambda x: x.softmax(-1)  # noqa: E731
-    scores = score(context(tmp_path), heads, Clouds(), softmax, batch_size=5)
+    scores = score_heads(context(tmp_path), heads, Clouds(), softmax, batch_size=5)
     best = max(float((own[0].ranks == 0).float().mean()) for own in scores)
     assert best > 0.9
 
@@ -173,7 +173,7 @@ def test_trained_heads_are_scored_with_answers_averaged_over_views(tmp_path):
             tokens, labels = super().__getitem__(index)
             return (torch.cat([tokens, -tokens]) if index == 1 else tokens), labels
 
-    mixed = score(context(tmp_path), heads, Mixed(), softmax, batch_size=5)
+    mixed = score_heads(context(tmp_path), heads, Mixed(), softmax, batch_size=5)
     with torch.no_grad():
         views = torch.stack([heads[0](sign * Clouds()[1][0].float())[0].softmax(-1)[0] for sign in (1, -1)])
     assert torch.allclose(mixed[0][0].shares[1], views.mean(0).sort(descending=True).values, atol=1e-2)
@@ -185,11 +185,11 @@ def test_a_class_that_a_head_does_not_know_is_never_found_and_a_diverged_head_fi
     samples = Pooled(torch.eye(4), torch.tensor([[0], [1], [2], [3]]))
     with torch.no_grad():
         head.linear.weight.copy_(torch.eye(3, 4))
-    (own,) = score(context(None), torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1))[0]
+    (own,) = score_heads(context(None), torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1))[0]
     assert own.ranks.tolist() == [0, 0, 0, UNKNOWN]
     with torch.no_grad():
         head.linear.weight.fill_(torch.nan)
-    (own,) = score(context(None), torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1))[0]
+    (own,) = score_heads(context(None), torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1))[0]
     assert (own.ranks > 0).all()
 
 
@@ -199,7 +199,9 @@ def test_answers_can_be_restricted_to_the_classes_that_occur():
         head.linear.bias.copy_(torch.tensor([3.0, 2.0, 1.0]))
     samples = Pooled(torch.zeros(1, 3), torch.tensor([[2]]))
     allowed = [torch.tensor([False, True, True])]
-    (own,) = score(context(None), torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1), among=allowed)[0]
+    (own,) = score_heads(
+        context(None), torch.nn.ModuleList([head]), samples, lambda x: x.softmax(-1), allowed_classes=allowed
+    )[0]
     assert own.ranks.tolist() == [2] and own.ranks_among.tolist() == [1]
 
 

@@ -3,15 +3,15 @@ import torch
 
 from tubelet.tasks.common.camera_motion import displacements
 from tubelet.tasks.common.correspondence import (
-    Pairs,
+    PointErrors,
     StepTracks,
-    follow,
-    headline,
-    join,
-    measure,
-    queries,
-    score,
-    step_tracks,
+    concat_errors,
+    moved_accuracy,
+    point_errors,
+    query_points,
+    track_points,
+    tracking_accuracy,
+    tracks_by_step,
 )
 from tubelet.tasks.common.sample_clips import crop_tracks, temporal_windows
 
@@ -29,14 +29,14 @@ def tracks_of(places: list, visible: list) -> StepTracks:
 
 def test_a_step_has_the_mean_place_and_is_visible_in_all_frames_hidden_in_none() -> None:
     tracks = torch.tensor([[[8.0, 0.0], [16.0, 8.0], [0.0, 0.0], [4.0, 4.0], [1.0, 1.0], [3.0, 1.0]]])
-    steps = step_tracks(tracks, torch.tensor([[True, True, True, False, False, False]]), 2, 8)
-    assert steps.places[0].tolist() == [[1.5, 0.5], [0.25, 0.25], [0.25, 0.125]]
+    steps = tracks_by_step(tracks, torch.tensor([[True, True, True, False, False, False]]), 2, 8)
+    assert steps.points[0].tolist() == [[1.5, 0.5], [0.25, 0.25], [0.25, 0.125]]
     assert steps.visible[0].tolist() == [True, False, False]
     assert steps.hidden[0].tolist() == [False, False, True]
 
 
 def test_points_are_asked_for_where_they_are_first_seen_if_they_are_seen_again() -> None:
-    asked, first = queries(tracks_of([[[0, 0]] * 3] * 3, [[0, 1, 1], [0, 0, 1], [1, 0, 1]]))
+    asked, first = query_points(tracks_of([[[0, 0]] * 3] * 3, [[0, 1, 1], [0, 0, 1], [1, 0, 1]]))
     assert (asked.tolist(), first.tolist()) == ([0, 2], [1, 0])
 
 
@@ -44,11 +44,11 @@ def test_tokens_that_move_are_followed_exactly_and_standing_still_is_wrong_by_ho
     features = moving_pattern(4, 6)
     # The center of token (row 2, column 1), hidden at step 1.
     tracks = tracks_of([[[1.5 + s, 2.5] for s in range(4)]], [[1, 0, 1, 1]])
-    pairs = measure(features, tracks)
+    pairs = point_errors(features, tracks)
     assert pairs.moved.tolist() == [2, 3]
     assert pairs.reappeared.tolist() == [True, True]
     assert pairs.error.max() < 0.5  # right token; the parabola may lean to a side
-    assert headline(pairs) == 1
+    assert moved_accuracy(pairs) == 1
 
 
 def test_a_smooth_bump_is_located_between_tokens() -> None:
@@ -56,24 +56,24 @@ def test_a_smooth_bump_is_located_between_tokens() -> None:
     centers = [(3.5, 3.5), (3.8, 4.2)]
     angle = [((x - cx).square() + (y - cy).square()).sqrt() / 4 for cx, cy in centers]
     features = torch.stack([torch.stack([a.cos(), a.sin()], -1) for a in angle])
-    found = follow(features, torch.tensor([[3.5, 3.5]]), torch.tensor([0]))
+    found = track_points(features, torch.tensor([[3.5, 3.5]]), torch.tensor([0]))
     assert found[0, 1].tolist() == pytest.approx(centers[1], abs=0.05)
 
 
 def test_features_that_are_all_alike_find_a_moving_point_no_better_than_chance_allows() -> None:
-    pairs = measure(torch.ones(2, 4, 4, 3), tracks_of([[[2.5, 2.5], [0.5, 2.5]]], [[1, 1]]))
+    pairs = point_errors(torch.ones(2, 4, 4, 3), tracks_of([[[2.5, 2.5], [0.5, 2.5]]], [[1, 1]]))
     # The first of equals, the top left token, is 2 patches away; 4 of 16 centers lie within one patch, 3 at the edge.
     assert pairs.error.tolist() == [2]
     assert pairs.chance[0, :3].tolist() == [1 / 16, 4 / 16, 8 / 16]
 
 
 def test_the_headline_counts_only_what_moved_and_is_unknown_where_nothing_did() -> None:
-    pairs = Pairs(
+    pairs = PointErrors(
         torch.tensor([0.2, 0.9, 1.1, 0.1]), torch.tensor([1.5, 3, 2, 1]), torch.zeros(4, 8), torch.tensor([0, 1, 0, 0])
     )
-    assert headline(pairs) == pytest.approx(2 / 3)
-    assert headline(pairs[pairs.moved <= 1]) is None
-    scores = score(join([pairs, pairs]), (8, 8))
+    assert moved_accuracy(pairs) == pytest.approx(2 / 3)
+    assert moved_accuracy(pairs[pairs.moved <= 1]) is None
+    scores = tracking_accuracy(concat_errors([pairs, pairs]), (8, 8))
     assert scores["moved"]["pairs"] == 6 and scores["all"]["pairs"] == 8
     assert scores["moved"]["found"]["0.5 patch"] == pytest.approx(1 / 3)
     assert scores["moved"]["no motion"]["1 patch"] == 0

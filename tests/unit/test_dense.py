@@ -188,14 +188,14 @@ def test_kitti_counts_images_without_depth_and_requires_its_lists(tmp_path):
     (tmp_path / "data_depth_annotated").mkdir()
     with pytest.raises(TubeletError, match=r"no list of Eigen's train split; expected eigen_train_files_with_gt"):
         kitti.KittiEigen.load(tmp_path)
-    picture, target = (
+    image, target = (
         f"2011_09_26/{drive}/image_02/data/0000000001.png",
         f"{drive}/proj_depth/groundtruth/image_02/1.png",
     )
-    save(tmp_path / picture, np.zeros((4, 4, 3), np.uint8))
+    save(tmp_path / image, np.zeros((4, 4, 3), np.uint8))
     save(tmp_path / "data_depth_annotated/val" / target, np.array([[0, 256, 512, 65535]] * 4, np.uint16))
     for split in ("train", "test"):
-        lines = f"{picture} {target} 721.5377\n{picture} None 721.5377\n"
+        lines = f"{image} {target} 721.5377\n{image} None 721.5377\n"
         (tmp_path / f"eigen_{split}_files_with_gt.txt").write_text(lines)
     found = kitti.KittiEigen.load(tmp_path)
     assert len(found.test) == 1 and found.excluded == {"test images without depth": 1}
@@ -266,7 +266,7 @@ def test_crops_depend_on_an_images_name_and_not_on_its_place_in_a_list(tmp_path)
 
 def test_every_pass_sees_every_image_once_wherever_training_continues():
     batches = list(EpochSampler([3, 5, 7, 9, 11], 2, seed=0, start=0, steps=5))
-    seen = [picture for batch in batches for _, picture in batch]
+    seen = [image for batch in batches for _, image in batch]
     assert sorted(seen[:5]) == sorted(seen[5:]) == [3, 5, 7, 9, 11] and seen[:5] != seen[5:]
     assert list(EpochSampler([3, 5, 7, 9, 11], 2, seed=0, start=3, steps=5)) == batches[3:]
 
@@ -297,7 +297,7 @@ def test_windows_cover_an_image_and_agree_with_one_window_where_it_is_enough():
 # Heads
 
 
-def linear_world(tmp_path, classes=3, width=6, pictures=12, common=0.0, scale=1.0):
+def linear_world(tmp_path, classes=3, width=6, images=12, common=0.0, scale=1.0):
     """Crops whose tokens are of a class that a linear map can read, and points that say it.
 
     What is of the class has a scale, and beside it is something that all channels of a token have in common.
@@ -307,7 +307,7 @@ def linear_world(tmp_path, classes=3, width=6, pictures=12, common=0.0, scale=1.
     rng = torch.Generator().manual_seed(0)
     centers = 3 * torch.randn(classes, width, generator=rng)
     places, points, sources = [], [], []
-    for i in range(pictures):
+    for i in range(images):
         kind = torch.randint(0, classes, (1, 16), generator=rng)
         tokens = scale * (centers[kind] + 0.3 * torch.randn(1, 16, width, generator=rng))
         if common:
@@ -319,7 +319,7 @@ def linear_world(tmp_path, classes=3, width=6, pictures=12, common=0.0, scale=1.
         save_file({"tokens": tokens.half()}, places[-1])
         save_file({"at": at, "value": kind[0][chosen].to(torch.uint8)}, points[-1])
         sources.append(Source(files=(places[-1],), part=(-1, 0.0, 0.0, 0.0, 0.0)))
-    features = FeatureSet(sources, places, list(range(pictures)), [])
+    features = FeatureSet(sources, places, list(range(images)), [])
     return PixelFeatureDataset(features, points, (4, 4), 0, 0)
 
 
@@ -356,7 +356,7 @@ PROTOCOL = HeadProtocol(iterations=60, epochs=100, batch_size=4, learning_rates=
 def test_a_head_reads_what_is_linear_and_the_better_learning_rate_is_chosen(tmp_path):
     rows = linear_world(tmp_path)
     head = train(rows, tmp_path / "heads", PROTOCOL)
-    assert head.learning_rate == 1e-2 and head.steps == 60 and head.pictures == (11, 1)
+    assert head.learning_rate == 1e-2 and head.steps == 60 and head.images == (11, 1)
     x, values = rows[[(0, i) for i in range(12)]]
     assert (head.head(x).argmax(-1) == values).float().mean() > 0.99
 
@@ -383,7 +383,7 @@ def test_heads_that_all_diverged_are_an_error(tmp_path):
 
 def test_damaged_features_are_named_in_a_sentence_also_where_a_worker_reads_them(tmp_path):
     rows = linear_world(tmp_path)
-    rows.features.places[3].write_bytes(b"x")
+    rows.features.paths[3].write_bytes(b"x")
     with pytest.raises(
         TubeletError, match=r"^\S+3\.safetensors: cannot be read [^\n]*; delete this file of cached features [^\n]*$"
     ):
@@ -446,8 +446,8 @@ def test_a_head_learns_in_few_passes_from_what_varies_little_beside_what_all_cha
 
 
 def test_one_training_image_is_too_few(tmp_path):
-    with pytest.raises(TubeletError, match="fewer than 2 pictures"):
-        train(linear_world(tmp_path, pictures=1), tmp_path / "heads", PROTOCOL)
+    with pytest.raises(TubeletError, match="fewer than 2 images"):
+        train(linear_world(tmp_path, images=1), tmp_path / "heads", PROTOCOL)
 
 
 # Depth
@@ -479,9 +479,9 @@ def test_a_mirrored_view_is_turned_back_and_what_models_do_not_see_is_zero():
 
 def test_views_of_depth_are_whole_patches_in_the_shape_of_what_is_seen():
     nyu_like = dataclasses.replace(NYU, input_height=480)
-    assert depth.view_size(nyu_like, (480, 640), None, 16) == (480, 640)
-    assert depth.view_size(nyu_like, (480, 640), 100, 16) == (96, 128)
+    assert depth.input_size(nyu_like, (480, 640), None, 16) == (480, 640)
+    assert depth.input_size(nyu_like, (480, 640), 100, 16) == (96, 128)
     kitti_like = dataclasses.replace(NYU, input_height=352, input_crop=(352, 1216))
-    assert depth.view_size(kitti_like, (375, 1242), None, 16) == (352, 1216)
+    assert depth.input_size(kitti_like, (375, 1242), None, 16) == (352, 1216)
     crop = depth.choose_crop((375, 1242), Draw(1.0, 0.0, 0.5, 0.9), True, kitti_like)
     assert isinstance(crop, Crop) and crop[:4] == (23, 13, 352, 1216)

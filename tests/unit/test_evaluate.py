@@ -19,9 +19,9 @@ from tubelet.grid import Grid
 from tubelet.heads.regression import (
     L2_GRID,
     fit_ridge,
+    fit_scaling,
     fit_softmax,
-    moments_of,
-    scaling_of,
+    second_moments,
     select_ridge,
     select_softmax,
 )
@@ -96,7 +96,7 @@ def test_ridge_recovers_a_linear_map() -> None:
 @pytest.mark.parametrize("l2", [1e-3, 1.0])
 def test_ridge_is_where_the_gradient_of_its_loss_vanishes(l2: float) -> None:
     x, y = gaussian(300, 8) + 0.3, gaussian(300, seed=1)
-    probe = fit_ridge(moments_of(x, y), l2)
+    probe = fit_ridge(second_moments(x, y), l2)
     residual = (probe(x)[:, 0] - y).double()
     gradient = x.double().T @ residual / 300 + l2 * probe.weight[:, 0].double()
     assert gradient.abs().max() < 1e-6
@@ -105,7 +105,7 @@ def test_ridge_is_where_the_gradient_of_its_loss_vanishes(l2: float) -> None:
 
 def test_moments_of_parts_add_up_to_those_of_the_whole() -> None:
     x, y = gaussian(100, 5), gaussian(100, seed=1)
-    whole, parts = moments_of(x, y), moments_of(x[:30], y[:30]) + moments_of(x[30:], y[30:])
+    whole, parts = second_moments(x, y), second_moments(x[:30], y[:30]) + second_moments(x[30:], y[30:])
     torch.testing.assert_close(parts.xx, whole.xx, atol=1e-4, rtol=0)
     torch.testing.assert_close(fit_ridge(parts, 0.1).weight, fit_ridge(whole, 0.1).weight, atol=1e-5, rtol=0)
 
@@ -114,7 +114,7 @@ def test_moments_of_parts_add_up_to_those_of_the_whole() -> None:
 def test_softmax_regression_is_where_the_gradient_of_its_loss_vanishes(l2: float) -> None:
     # Channels from strongly to hardly varying and mixed: what plain L-BFGS would crawl through.
     x = gaussian(500, 12) @ (gaussian(12, 12, seed=1) * torch.logspace(0, -2, 12).unsqueeze(1))
-    scaling_of(x).apply_(x)
+    fit_scaling(x).apply_(x)
     y = (x[:, :3] + gaussian(500, 3, seed=2)).argmax(1)
     probe = fit_softmax(x, y, 3, l2)
     error = (probe(x).softmax(1) - F.one_hot(y, 3)) / 500
@@ -155,7 +155,7 @@ def test_a_class_without_training_rows_is_never_predicted() -> None:
 
 def test_scaling_leaves_mean_zero_and_deviation_one_and_constant_channels_zero() -> None:
     x = gaussian(200, 3) * torch.tensor([1.0, 50.0, 0.0]) + torch.tensor([0.0, 1000.0, 7.0])
-    scaled = scaling_of(x).apply_(x.clone())
+    scaled = fit_scaling(x).apply_(x.clone())
     torch.testing.assert_close(scaled.mean(0), torch.zeros(3), atol=1e-3, rtol=0)
     torch.testing.assert_close(scaled.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-3, rtol=0)
 

@@ -19,7 +19,7 @@ from tubelet.embed.clips import CollectionClips, clip_loader
 from tubelet.errors import BadFile, DecodeError, TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.cache import FeatureCache, model_hash
-from tubelet.tasks.common.extract import Source, _read_ahead, _Views, extract, spread
+from tubelet.tasks.common.extract import Source, _read_ahead, _Views, extract, subsample_evenly
 from tubelet.tasks.common.result import Example, Metric, Result, write_result
 from tubelet.view.results import write_result_page
 
@@ -35,8 +35,8 @@ def model():
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     return [Source(files=(write_image(folder / f"{i}.png", size=40 + 8 * i),)) for i in range(3)]
 
@@ -50,27 +50,27 @@ def counted(model: Backbone, pixels: torch.Tensor, seen: list[int]) -> dict[str,
     return {"tokens": model.forward_features(pixels)}
 
 
-def test_features_are_those_of_the_encoder_and_are_computed_once(model, pictures, tmp_path):
+def test_features_are_those_of_the_encoder_and_are_computed_once(model, images, tmp_path):
     cache, seen = FeatureCache(tmp_path / "cache", model), []
     for _ in range(2):
-        features = extract(model, cache, pictures, {"size": 32}, whole, partial(counted, seen=seen), workers=1)
+        features = extract(model, cache, images, {"size": 32}, whole, partial(counted, seen=seen), workers=1)
     assert sum(seen) == 3
-    alone = model.encode(pictures[1].files[0], resize=32).tokens
+    alone = model.encode(images[1].files[0], resize=32).tokens
     assert torch.allclose(features[1]["tokens"].float(), alone, atol=2e-3)
 
 
-def test_another_recipe_another_file_or_another_model_is_computed_anew(model, pictures, tmp_path):
+def test_another_recipe_another_file_or_another_model_is_computed_anew(model, images, tmp_path):
     cache, seen = FeatureCache(tmp_path / "cache", model), []
     encode = partial(counted, seen=seen)
-    extract(model, cache, pictures, {"size": 32}, whole, encode)
-    extract(model, cache, pictures, {"size": 40}, partial(whole, size=40), encode)
+    extract(model, cache, images, {"size": 32}, whole, encode)
+    extract(model, cache, images, {"size": 40}, partial(whole, size=40), encode)
     assert sum(seen) == 6
-    write_image(pictures[0].files[0], size=72)
-    extract(model, cache, pictures, {"size": 32}, whole, encode)
+    write_image(images[0].files[0], size=72)
+    extract(model, cache, images, {"size": 32}, whole, encode)
     assert sum(seen) == 7
     other = Backbone(SIZES).eval()
     assert model_hash(other) != model_hash(model)
-    extract(other, FeatureCache(tmp_path / "cache", other), pictures, {"size": 32}, whole, encode)
+    extract(other, FeatureCache(tmp_path / "cache", other), images, {"size": 32}, whole, encode)
     assert sum(seen) == 10
 
 
@@ -78,12 +78,12 @@ def test_a_file_that_was_replaced_by_another_of_its_size_and_time_is_read_again(
     cache, path = FeatureCache(tmp_path / "cache", model), tmp_path / "a\udcff.bin"
     path.write_bytes(b"one")
     os.utime(path, ns=(0, 10**18))
-    first = cache.place({}, [path])
-    assert cache.place({}, [path]) == first
+    first = cache.path_for({}, [path])
+    assert cache.path_for({}, [path]) == first
     (tmp_path / "new").write_bytes(b"two")
     os.utime(tmp_path / "new", ns=(0, 10**18))
     (tmp_path / "new").replace(path)
-    assert cache.place({}, [path]) != first
+    assert cache.path_for({}, [path]) != first
 
 
 @pytest.mark.parametrize("change", [{"heads": 4}, {"rope_grid": 8}, {"rope": "2.0"}])
@@ -95,50 +95,49 @@ def test_the_same_weights_under_other_settings_are_another_model(model, change):
     assert model_hash(other) != model_hash(model)
 
 
-def test_another_version_of_the_package_computes_features_anew(model, pictures, tmp_path, monkeypatch):
+def test_another_version_of_the_package_computes_features_anew(model, images, tmp_path, monkeypatch):
     cache, seen = FeatureCache(tmp_path / "cache", model), []
     for number in ("1.0", "1.1", "1.0"):
         monkeypatch.setattr("tubelet.tasks.common.cache.version", lambda name, number=number: number)
-        extract(model, cache, pictures, {}, whole, partial(counted, seen=seen))
+        extract(model, cache, images, {}, whole, partial(counted, seen=seen))
     assert sum(seen) == 6
 
 
-def test_a_damaged_note_of_what_files_hold_is_named(model, pictures, tmp_path):
-    extract(model, FeatureCache(tmp_path / "cache", model), pictures, {}, whole)
+def test_a_damaged_note_of_what_files_hold_is_named(model, images, tmp_path):
+    extract(model, FeatureCache(tmp_path / "cache", model), images, {}, whole)
     notes = tmp_path / "cache" / "contents.sqlite"
     content = notes.read_bytes()
     notes.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
     with pytest.raises(TubeletError, match=r"contents\.sqlite.*delete it"):
-        extract(model, FeatureCache(tmp_path / "cache", model), pictures, {}, whole)
+        extract(model, FeatureCache(tmp_path / "cache", model), images, {}, whole)
 
 
 def test_a_file_that_was_replaced_with_its_size_and_time_kept_is_another(tmp_path, model):
     cache, path = FeatureCache(tmp_path / "cache", model), tmp_path / "a"
     path.write_bytes(b"one")
-    before, first = path.stat(), cache.place({}, [path])
-    assert cache.place({}, [path]) == first
+    before, first = path.stat(), cache.path_for({}, [path])
+    assert cache.path_for({}, [path]) == first
     path.write_bytes(b"two")  # in place: the same inode, too
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert path.stat().st_mtime_ns == before.st_mtime_ns and cache.place({}, [path]) != first
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and cache.path_for({}, [path]) != first
 
 
-def test_the_same_file_under_another_name_is_not_computed_again(model, pictures, tmp_path):
+def test_the_same_file_under_another_name_is_not_computed_again(model, images, tmp_path):
     cache, seen = FeatureCache(tmp_path / "cache", model), []
-    extract(model, cache, pictures, {}, whole, partial(counted, seen=seen))
+    extract(model, cache, images, {}, whole, partial(counted, seen=seen))
     moved = [
-        dataclasses.replace(s, files=(s.files[0].rename(s.files[0].with_stem(f"x{i}")),))
-        for i, s in enumerate(pictures)
+        dataclasses.replace(s, files=(s.files[0].rename(s.files[0].with_stem(f"x{i}")),)) for i, s in enumerate(images)
     ]
     extract(model, cache, moved, {}, whole, partial(counted, seen=seen))
     assert sum(seen) == 3
 
 
-def test_an_unreadable_file_is_named_and_ends_the_evaluation_unless_some_are_allowed(model, pictures, tmp_path):
+def test_an_unreadable_file_is_named_and_ends_the_evaluation_unless_some_are_allowed(model, images, tmp_path):
     cache = FeatureCache(tmp_path / "cache", model)
     bad = Source(files=(write_text(tmp_path / "bad.png"),))
     with pytest.raises(TubeletError, match=r"bad\.png.*1 of 4"):
-        extract(model, cache, [bad, *pictures], {}, whole)
-    features = extract(model, cache, [bad, *pictures], {}, whole, max_failed_fraction=0.25)
+        extract(model, cache, [bad, *images], {}, whole)
+    features = extract(model, cache, [bad, *images], {}, whole, max_failed_fraction=0.25)
     assert features.numbers == [1, 2, 3] and [Path(b.path).name for b in features.bad] == ["bad.png"]
 
 
@@ -154,12 +153,12 @@ def killed_by_the_last(source: Source) -> torch.Tensor:
     return whole(source)
 
 
-def test_a_file_that_crashes_its_decoder_is_named(model, pictures, tmp_path):
+def test_a_file_that_crashes_its_decoder_is_named(model, images, tmp_path):
     cache = FeatureCache(tmp_path / "cache", model)
     with pytest.raises(
         TubeletError, match=r"unexpectedly \(ended by SIGKILL\) while reading \S+2\.png: .* the same command continues"
     ):
-        extract(model, cache, pictures, {"size": 32}, killed_by_the_last, workers=1)
+        extract(model, cache, images, {"size": 32}, killed_by_the_last, workers=1)
 
 
 def test_views_that_wait_are_bounded_by_the_size_of_the_first_that_can_be_read():
@@ -194,12 +193,12 @@ def test_batches_of_clips_that_wait_are_bounded():
 
 
 def test_a_quick_look_is_spread_over_a_list():
-    assert spread(range(10), 3) == [0, 3, 6]
-    assert spread([1, 2], 5) == [1, 2]
+    assert subsample_evenly(range(10), 3) == [0, 3, 6]
+    assert subsample_evenly([1, 2], 5) == [1, 2]
 
 
 def test_a_result_is_written_as_json_and_as_a_page_that_escapes_names(tmp_path):
-    picture = np.zeros((8, 600, 3), np.uint8)
+    image = np.zeros((8, 600, 3), np.uint8)
     result = Result(
         task="depth",
         benchmark="NYUv2",
@@ -209,7 +208,7 @@ def test_a_result_is_written_as_json_and_as_a_page_that_escapes_names(tmp_path):
         metrics={"RMSE": Metric(value=0.5, unit="m", higher_is_better=False)},
         counts={"images": 3},
         skipped=[BadFile("a.png", "is damaged")],
-        examples=[Example(name="<i>x</i>", score=0.7, pictures={"input": picture})],
+        examples=[Example(name="<i>x</i>", score=0.7, images={"input": image})],
     )
     write_result(result, tmp_path / "result.json")
     write_result_page(result, tmp_path / "page.html")

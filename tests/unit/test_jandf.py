@@ -136,9 +136,9 @@ def test_masks_are_indexed_pngs_in_the_palette_of_davis(tmp_path):
     from PIL import Image
 
     write_indexed(tmp_path / "mask.png", np.arange(16, dtype=np.uint8).reshape(4, 4))
-    with Image.open(tmp_path / "mask.png") as picture:
-        assert picture.mode == "P"
-        colors = np.array(picture.convert("RGB")).reshape(16, 3)
+    with Image.open(tmp_path / "mask.png") as image:
+        assert image.mode == "P"
+        colors = np.array(image.convert("RGB")).reshape(16, 3)
     assert colors[:5].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
     assert colors[9].tolist() == [191, 0, 0]
     assert davis_palette()[255].tolist() == [255, 255, 255]

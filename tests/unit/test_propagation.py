@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tubelet.heads.propagation import Propagation, carry, segment, to_pixels
+from tubelet.heads.propagation import Propagation, propagate, segment, to_pixels
 
 SETTINGS = Propagation(context=2, neighbors=3, radius=2, temperature=0.2)
 
@@ -16,7 +16,7 @@ def test_labels_are_carried_as_defined():
     current, context = random_units(5, 6, 8), random_units(2, 5, 6, 8, seed=1)
     labels = torch.rand(2, 5, 6, 3, generator=torch.Generator().manual_seed(2))
     labels /= labels.sum(-1, keepdim=True)
-    found = carry(current, context, labels, SETTINGS)
+    found = propagate(current, context, labels, SETTINGS)
     for i in range(5):
         for j in range(6):
             votes = [
@@ -36,8 +36,8 @@ def test_labels_are_carried_as_defined():
 def test_strips_of_rows_change_nothing(most):
     current, context = random_units(7, 5, 8), random_units(3, 7, 5, 8, seed=1)
     labels = F.one_hot(torch.randint(0, 4, (3, 7, 5), generator=torch.Generator().manual_seed(3)), 4).float()
-    whole = carry(current, context, labels, SETTINGS)
-    torch.testing.assert_close(carry(current, context, labels, SETTINGS, most), whole)
+    whole = propagate(current, context, labels, SETTINGS)
+    torch.testing.assert_close(propagate(current, context, labels, SETTINGS, most), whole)
 
 
 def test_an_object_that_moves_by_a_token_a_frame_is_followed_exactly():

@@ -14,7 +14,7 @@ from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data.layouts import LAYOUTS, write_layout
 from tubelet.tasks.common.task import run_task
-from tubelet.tasks.vos import view_size
+from tubelet.tasks.vos import frame_size
 
 SIZES = ModelConfig(
     width=24, depth=1, heads=2, levels=(0,), patch_size=8, predictor=PredictorConfig(width=16, depth=1, heads=2)
@@ -150,10 +150,10 @@ def test_a_sequence_with_an_unreadable_frame_is_left_out_where_some_are_allowed(
 
 
 def test_frames_are_shrunk_to_the_short_side_and_never_enlarged():
-    assert view_size((480, 854), 480, 16) == (480, 848)
-    assert view_size((720, 1280), 480, 16) == (480, 848)
-    assert view_size((1280, 720), 480, 16) == (848, 480)
-    assert view_size((128, 128), 480, 8) == (128, 128)
+    assert frame_size((480, 854), 480, 16) == (480, 848)
+    assert frame_size((720, 1280), 480, 16) == (480, 848)
+    assert frame_size((1280, 720), 480, 16) == (848, 480)
+    assert frame_size((128, 128), 480, 8) == (128, 128)
 
 
 def test_the_sample_set_as_youtube_vos_gives_objects_where_they_begin(sample_set, tmp_path, model):

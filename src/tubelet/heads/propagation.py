@@ -36,7 +36,9 @@ class Propagation:
     temperature: float = 0.2
 
 
-def carry(current: Tensor, context: Tensor, labels: Tensor, settings: Propagation, most: int = _AFFINITIES) -> Tensor:
+def propagate(
+    current: Tensor, context: Tensor, labels: Tensor, settings: Propagation, most: int = _AFFINITIES
+) -> Tensor:
     """The label shares of a frame's tokens from those of its context.
 
     Args:
@@ -91,16 +93,18 @@ def segment(
         (H, W) numbers of objects, of each frame.
     """
     numbers = sorted({number for masks in given.values() for number in masks})
-    kept: list[tuple[Tensor, Tensor]] = []
+    reference_frames: list[tuple[Tensor, Tensor]] = []
     recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=settings.context)
     for frame, tokens in enumerate(features):
         units = F.normalize(tokens.float(), dim=-1)
         new = given.get(frame, {})
         pixels = np.zeros(size, np.uint8)
         shares = _background(units, len(numbers) + 1)
-        if kept:
-            context = [*kept, *recent]
-            shares = carry(units, torch.stack([x for x, _ in context]), torch.stack([y for _, y in context]), settings)
+        if reference_frames:
+            context = [*reference_frames, *recent]
+            shares = propagate(
+                units, torch.stack([x for x, _ in context]), torch.stack([y for _, y in context]), settings
+            )
             pixels = np.array([0, *numbers], np.uint8)[to_pixels(shares, size).cpu().numpy()]
         for number, mask in new.items():
             pixels[mask] = number
@@ -108,8 +112,8 @@ def segment(
             there = F.interpolate(inside, units.shape[:2], mode="nearest-exact")[0, 0].bool().to(shares.device)
             shares[there] = F.one_hot(torch.tensor(numbers.index(number) + 1), len(numbers) + 1).to(shares)
         if new:
-            kept.append((units, shares))
-        elif kept:
+            reference_frames.append((units, shares))
+        elif reference_frames:
             recent.append((units, shares))
         yield pixels
 

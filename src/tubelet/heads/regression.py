@@ -23,7 +23,7 @@ _AXES_ROWS = 8192  # rows that principal axes are estimated from; they change th
 
 
 @dataclass(frozen=True)
-class Scaling:
+class ChannelScaling:
     """What brings each channel to mean 0 and standard deviation 1 over the training rows.
 
     Attributes:
@@ -39,10 +39,10 @@ class Scaling:
         return x.sub_(self.mean).div_(self.scale)
 
 
-def scaling_of(x: Tensor) -> Scaling:
+def fit_scaling(x: Tensor) -> ChannelScaling:
     """The scaling of training rows (n, D)."""
     std, mean = torch.std_mean(x, dim=0, correction=0)
-    return Scaling(mean, safe_std(std, mean))
+    return ChannelScaling(mean, safe_std(std, mean))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Moments:
+class SecondMoments:
     """Sums over rows, all that ridge regression needs; float64.
 
     Attributes:
@@ -82,21 +82,23 @@ class Moments:
     xx: Tensor
     xy: Tensor
 
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.n + other.n, self.x + other.x, self.y + other.y, self.xx + other.xx, self.xy + other.xy)
+    def __add__(self, other: "SecondMoments") -> "SecondMoments":
+        return SecondMoments(
+            self.n + other.n, self.x + other.x, self.y + other.y, self.xx + other.xx, self.xy + other.xy
+        )
 
 
-def moments_of(x: Tensor, y: Tensor) -> Moments:
+def second_moments(x: Tensor, y: Tensor) -> SecondMoments:
     """The moments of features (n, D) and targets (n,), float32."""
     D = x.shape[1]
     xx, xy = torch.zeros(D, D, dtype=torch.float64), torch.zeros(D, dtype=torch.float64)
     for part, target in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
         xx += part.T @ part
         xy += part.T @ target
-    return Moments(len(x), x.sum(0, dtype=torch.float64), y.sum(dtype=torch.float64), xx, xy)
+    return SecondMoments(len(x), x.sum(0, dtype=torch.float64), y.sum(dtype=torch.float64), xx, xy)
 
 
-def fit_ridge(moments: Moments, l2: float) -> Probe:
+def fit_ridge(moments: SecondMoments, l2: float) -> Probe:
     """The minimum of mean squared error / 2 + l2 · |weight|² / 2, with a bias that is not penalized.
 
     Returns:
@@ -118,14 +120,14 @@ def select_ridge(x: Tensor, y: Tensor, held_out: Tensor) -> Probe:
         y: (n,) targets.
         held_out: (n,) bool, the rows that choose the penalty.
     """
-    fitting, choosing = moments_of(x[~held_out], y[~held_out]), moments_of(x[held_out], y[held_out])
+    fitting, choosing = second_moments(x[~held_out], y[~held_out]), second_moments(x[held_out], y[held_out])
     x_held, y_held = x[held_out], y[held_out]
     errors = {l2: float((fit_ridge(fitting, l2)(x_held)[:, 0] - y_held).square().mean()) for l2 in L2_GRID}
     return fit_ridge(fitting + choosing, min(errors, key=errors.__getitem__))
 
 
 @dataclass(frozen=True)
-class Axes:
+class PrincipalAxes:
     """Principal axes of features: coordinates in which a linear model's loss curves independently.
 
     Attributes:
@@ -137,11 +139,11 @@ class Axes:
     power: Tensor
 
 
-def axes_of(x: Tensor) -> Axes:
+def principal_axes(x: Tensor) -> PrincipalAxes:
     """The principal axes of scaled features (n, D), estimated from some of the rows."""
     sample = x[:: max(1, len(x) // _AXES_ROWS)]
     power, directions = torch.linalg.eigh(sample.T @ sample / len(sample))
-    return Axes(directions, power.clamp(min=0))
+    return PrincipalAxes(directions, power.clamp(min=0))
 
 
 def fit_softmax(
@@ -149,7 +151,7 @@ def fit_softmax(
     y: Tensor,
     classes: int,
     l2: float,
-    axes: Axes | None = None,
+    axes: PrincipalAxes | None = None,
     start: Probe | None = None,
     tolerance: float = 1e-5,
 ) -> Probe:
@@ -168,7 +170,7 @@ def fit_softmax(
         start: where to start from, a fit to the same classes; otherwise zero weights.
         tolerance: largest component of the gradient, in those coordinates, at which the search ends.
     """
-    axes = axes or axes_of(x)
+    axes = axes or principal_axes(x)
     present, labels = y.unique(return_inverse=True)
     shares = torch.bincount(labels) / len(labels)
     curvature = (shares * (1 - shares)).clamp(min=1e-6)  # a lone class has none
@@ -218,7 +220,7 @@ def select_softmax(x: Tensor, y: Tensor, classes: int, held_out: Tensor) -> Prob
     if len(x) < x.shape[1]:  # the best weights are then sums of rows: look for them among those, which are fewer
         basis = torch.linalg.qr(x.T).Q
         x = x @ basis
-    axes = axes_of(x)
+    axes = principal_axes(x)
     x_fit, y_fit = x[~held_out], y[~held_out]
     # A class that the fit has not seen costs every penalty an infinite amount: it says nothing about which is best.
     choosing = held_out & torch.isin(y, y_fit)

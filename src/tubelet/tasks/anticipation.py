@@ -25,23 +25,29 @@ from tubelet.grid import Grid, Mask, Modality
 from tubelet.heads.attentive import BLOCKS, AttentiveProbe, probe_heads
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.classification_plan import training_settings
-from tubelet.tasks.common.classification_report import answers_in_words, most_confident_errors, sweep_details
-from tubelet.tasks.common.classification_scores import Scores, Tokens, dataset_fingerprint, score, train_classifiers
+from tubelet.tasks.common.classification_report import describe_answers, most_confident_errors, sweep_details
+from tubelet.tasks.common.classification_scores import (
+    Scores,
+    Tokens,
+    dataset_fingerprint,
+    score_heads,
+    train_classifiers,
+)
 from tubelet.tasks.common.clip_transforms import frames_by_time
-from tubelet.tasks.common.extract import FeatureSet, Source, spread
+from tubelet.tasks.common.extract import FeatureSet, Source, subsample_evenly
 from tubelet.tasks.common.result import Example, Metric, Result
 from tubelet.tasks.common.task import EvaluationContext, Task
 from tubelet.tasks.metrics.ranking import class_mean_recall, top_k
 
 FPS = 8.0
-GAP_S = 1.0
+ANTICIPATION_S = 1.0
 PROTOCOL = ProbeProtocol(frames=32, batch_size=128, weight_decays=(1e-4, 1e-3, 1e-2, 1e-1))
 _HEADS = ("verb", "noun", "action")
 _K = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Before:
+class PreActionClip:
     """The clip before an action; a cut of `extract` whose source says in `part` when the action begins, in seconds.
 
     Attributes:
@@ -54,7 +60,7 @@ class Before:
     size: int
     frames: int
     fps: float = FPS
-    gap_s: float = GAP_S
+    gap_s: float = ANTICIPATION_S
 
     def __call__(self, source: Source) -> Tensor:
         """(1, 1, C, T, H, W) uint8: one view of one segment."""
@@ -88,7 +94,7 @@ def encode_and_predict(model: Backbone, pixels: Tensor, steps: int) -> dict[str,
     return {"tokens": torch.cat([levels[-1], predicted[..., -model.config.width :].to(levels[-1].dtype)], dim=1)}
 
 
-def check_predictor(model: Backbone) -> None:
+def require_predictor(model: Backbone) -> None:
     """Refuse a model whose predictor cannot continue its own features.
 
     Raises:
@@ -128,12 +134,12 @@ def evaluate(context: EvaluationContext) -> Result:
             of its own.
     """
     model, config = context.model, context.config
-    check_predictor(model)
+    require_predictor(model)
     benchmark: AnticipationDataset = context.dataset
     size, frames = config.image_size or PROTOCOL.image_size, config.frames or PROTOCOL.frames
     model.config.grid(frames, size, size)
-    steps = int(GAP_S * FPS / model.config.tubelet_size)
-    view = Before(size=size, frames=frames)
+    steps = int(ANTICIPATION_S * FPS / model.config.tubelet_size)
+    view = PreActionClip(size=size, frames=frames)
     recipe = {"cut": "before", "steps": steps} | asdict(view)
     encode = partial(encode_and_predict, steps=steps)
     segments, skipped = _segments(benchmark, config)
@@ -160,8 +166,10 @@ def evaluate(context: EvaluationContext) -> Result:
         config.workers,
     )
     known = truth[:, 2] < trained
-    among = [_occurring(truth[known, h], count) for h, count in enumerate(classes)]
-    scores = score(context, probes, Tokens(val, truth), torch.sigmoid, among=among, workers=config.workers)
+    allowed = [_occurring(truth[known, h], count) for h, count in enumerate(classes)]
+    scores = score_heads(
+        context, probes, Tokens(val, truth), torch.sigmoid, allowed_classes=allowed, workers=config.workers
+    )
     values = [_metrics(own, truth, known) for own in scores]
     best = max(range(len(scores)), key=lambda i: values[i]["action recall@5"].value)
     return context.result(
@@ -190,7 +198,7 @@ def _segments(
     kept: dict[str, list[ActionSegment]] = {}
     skipped: list[BadFile] = []
     for split, listed in (("train", benchmark.train), ("val", benchmark.test)):
-        chosen = spread(listed, config.max_samples)
+        chosen = subsample_evenly(listed, config.max_samples)
         kept[split], gone = drop_missing_files(chosen, split, config.max_failed_fraction)
         skipped += gone
     return kept, skipped
@@ -232,7 +240,7 @@ def _examples(
     scores: list[Scores],
     segments: list[ActionSegment],
     features: FeatureSet,
-    view: Before,
+    view: PreActionClip,
     benchmark: AnticipationDataset,
     actions: dict[tuple[int, int], int],
 ) -> list[Example]:
@@ -246,15 +254,15 @@ def _examples(
             Example(
                 name=segment.name,
                 score=0.0,
-                pictures=frames_by_time(pixels, clip.times, 5),
+                images=frames_by_time(pixels, clip.times, 5),
                 note=f"{segment.start_s:.2f} s: {segment.narration} ({benchmark.verbs[segment.verb]} "
-                f"{benchmark.nouns[segment.noun]}); {answers_in_words(scores[2], i, names.__getitem__, _K)}",
+                f"{benchmark.nouns[segment.noun]}); {describe_answers(scores[2], i, names.__getitem__, _K)}",
             )
         )
     return examples
 
 
-def _in_words(view: Before, steps: int, count: int, heads: int) -> str:
+def _in_words(view: PreActionClip, steps: int, count: int, heads: int) -> str:
     return (
         f"Attentive probe of V-JEPA 2 (arXiv 2506.09985): {BLOCKS} blocks of {heads} heads, a query each for verb, "
         f"noun and action, on the last level of {view.frames} frames at {view.fps:g} a second and {view.size} px "

@@ -9,7 +9,7 @@ from tubelet.datasets import ClassificationDataset
 from tubelet.heads.attentive import BLOCKS, AttentiveProbe, probe_heads
 from tubelet.tasks.common.classification_plan import ClassificationPlan, make_plan, training_settings
 from tubelet.tasks.common.classification_report import confusion_details, metrics, sweep_details, worst_examples
-from tubelet.tasks.common.classification_scores import Tokens, dataset_fingerprint, score, train_classifiers
+from tubelet.tasks.common.classification_scores import Tokens, dataset_fingerprint, score_heads, train_classifiers
 from tubelet.tasks.common.result import Result
 from tubelet.tasks.common.task import EvaluationContext, Task
 
@@ -39,7 +39,7 @@ def evaluate(context: EvaluationContext) -> Result:
         config.workers,
     )
     samples = Tokens(val, truth)
-    scores = [own[0] for own in score(context, probes, samples, _softmax, workers=config.workers)]
+    scores = [own[0] for own in score_heads(context, probes, samples, _softmax, workers=config.workers)]
     values = [metrics(own, truth[:, 0]) for own in scores]
     best = max(range(len(scores)), key=lambda i: values[i]["top-1"].value)
     parameters = sum(p.numel() for p in probes[best].parameters())

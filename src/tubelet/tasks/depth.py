@@ -1,6 +1,6 @@
 """Depth by a linear head on the last level: NYU Depth v2, KITTI, the sample set.
 
-H x W pixels of a picture, N = h·w tokens of a view, D width, K bins of depth.
+H x W pixels of an image, N = h·w tokens of a view, D width, K bins of depth.
 """
 
 import heapq
@@ -19,9 +19,9 @@ from tubelet.datasets import DenseSample, DepthDataset
 from tubelet.errors import DataError, DecodeError
 from tubelet.grid import round_to_patches
 from tubelet.heads.linear import linear_head
-from tubelet.tasks.common.colors import paint_depth, paint_errors
+from tubelet.tasks.common.colors import color_depth, color_depth_errors
 from tubelet.tasks.common.dense_heads import HeadProtocol, TrainedHead, train_dense_heads
-from tubelet.tasks.common.extract import FeatureSet, Source, spread
+from tubelet.tasks.common.extract import FeatureSet, Source, subsample_evenly
 from tubelet.tasks.common.pixel_features import (
     POINTS_PER_STEP,
     Crop,
@@ -29,7 +29,7 @@ from tubelet.tasks.common.pixel_features import (
     PixelFeatureDataset,
     cut,
     extract_training_set,
-    source_picture,
+    source_image,
     test_source,
 )
 from tubelet.tasks.common.result import Example, Metric, Result
@@ -54,7 +54,7 @@ class DepthProtocol:
     channels. Its files for single benchmarks were not at hand: crops are those of DINOv2's followers.
 
     Attributes:
-        bins: K, spread evenly from `min_depth` to the benchmark's largest depth.
+        bins: K, evenly spaced from `min_depth` to the benchmark's largest depth.
         min_depth: meters.
         smoothing: what each bin's score has at least, before scores are divided by their sum.
         upsample: by which the head's scores are brought up before they become depth.
@@ -72,17 +72,17 @@ PROTOCOL = DepthProtocol()
 
 
 def evaluate(context: EvaluationContext) -> Result:
-    """Train a head on the features of the train split and score it on the test split at the pictures' own size.
+    """Train a head on the features of the train split and score it on the test split at the images' own size.
 
     Raises:
         TubeletError: if a file of the data set is wrong.
     """
     depths: DepthDataset = context.dataset
     config, patch = context.config, context.model.patch_size
-    test = spread(depths.test, config.max_samples)
-    view = view_size(depths, _first_shape(test), config.image_size, patch)
+    test = subsample_evenly(depths.test, config.max_samples)
+    view = input_size(depths, _first_shape(test), config.image_size, patch)
     crop = tuple(round_to_patches(side * part, patch) for side, part in zip(view, depths.train_crop, strict=True))
-    crops = training_set(context, depths, spread(depths.train, config.max_samples), (crop[0], crop[1]))
+    crops = training_set(context, depths, subsample_evenly(depths.train, config.max_samples), (crop[0], crop[1]))
     bins = torch.linspace(PROTOCOL.min_depth, depths.max_depth, PROTOCOL.bins, device=context.model.device)
     head = fit(context, crops, bins)
     recipe = {"cut": "depth views", "size": view, "seen": depths.input_crop}
@@ -93,7 +93,7 @@ def evaluate(context: EvaluationContext) -> Result:
 
 
 def fit(context: EvaluationContext, crops: PixelFeatureDataset, bins: Tensor) -> TrainedHead:
-    """Train a head on points of the training pictures."""
+    """Train a head on points of the training images."""
     return train_dense_heads(
         context,
         crops,
@@ -108,7 +108,7 @@ def fit(context: EvaluationContext, crops: PixelFeatureDataset, bins: Tensor) ->
 def training_set(
     context: EvaluationContext, depths: DepthDataset, samples: list[DenseSample], size: tuple[int, int]
 ) -> PixelFeatureDataset:
-    """Features and depths of points of the training pictures, in crops of `size` pixels."""
+    """Features and depths of points of the training images, in crops of `size` pixels."""
     recipe = {"cut": "depth crops", "size": size, "seen": depths.input_crop, "crop": depths.train_crop}
     choose = partial(choose_crop, depths=depths)
     scale = {"scale": depths.units_per_meter, "max": depths.max_depth}
@@ -116,19 +116,19 @@ def training_set(
 
 
 def _first_shape(pairs: list[DenseSample]) -> tuple[int, int]:
-    """(H, W) of the first picture that can be read; those that cannot are met where their features are computed."""
+    """(H, W) of the first image that can be read; those that cannot are met where their features are computed."""
     for pair in pairs[:-1]:
         with suppress(DecodeError):
             return pair.image_shape()
     return pairs[-1].image_shape()
 
 
-def view_size(depths: DepthDataset, shape: tuple[int, int], height: int | None, patch: int) -> tuple[int, int]:
-    """Rows and columns in pixels that a picture is encoded at: whole patches, in the shape of what models see of it.
+def input_size(depths: DepthDataset, shape: tuple[int, int], height: int | None, patch: int) -> tuple[int, int]:
+    """Rows and columns in pixels that an image is encoded at: whole patches, in the shape of what models see of it.
 
     Args:
         depths: the benchmark.
-        shape: (H, W) of its pictures.
+        shape: (H, W) of its images.
         height: pixels; None is the benchmark's.
         patch: pixels along a patch's side.
     """
@@ -138,7 +138,7 @@ def view_size(depths: DepthDataset, shape: tuple[int, int], height: int | None, 
 
 
 def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, depths: DepthDataset) -> Crop:
-    """A crop of the benchmark's shares of what models see of a picture of (H, W) pixels; its scale is never changed."""
+    """A crop of the benchmark's shares of what models see of an image of (H, W) pixels; its scale is never changed."""
     top, left, bottom, right = depths.input_region(shape)
     height, width = (
         max(1, round(share * length))
@@ -149,14 +149,14 @@ def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, depths: DepthDa
 
 
 def mirrored_views(source: Source, depths: DepthDataset, size: tuple[int, int]) -> Tensor:
-    """What models see of a picture, and its mirror image: (2, 3, 1, *size) uint8.
+    """What models see of an image, and its mirror image: (2, 3, 1, *size) uint8.
 
     Raises:
-        DecodeError: if the picture cannot be read.
+        DecodeError: if the image cannot be read.
     """
-    picture = source_picture(source)
-    top, left, bottom, right = depths.input_region((picture.shape[0], picture.shape[1]))
-    view = cut(picture, Crop(top, left, bottom - top, right - left, mirrored=False), size)
+    image = source_image(source)
+    top, left, bottom, right = depths.input_region((image.shape[0], image.shape[1]))
+    view = cut(image, Crop(top, left, bottom - top, right - left, mirrored=False), size)
     return torch.stack([view, view.flip(-1)])
 
 
@@ -193,7 +193,7 @@ def accumulate(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
 def held_out_scores(sums: Tensor) -> list[float]:
     """(S, 2) of `accumulate` -> the negative RMSE of each head."""
     if not int(sums[0, 1]):
-        raise DataError("no held-out training picture has a known depth; check the annotations")
+        raise DataError("no held-out training image has a known depth; check the annotations")
     return (-(sums[:, 0] / sums[:, 1]).sqrt()).tolist()
 
 
@@ -206,7 +206,7 @@ def predict(
     depths: DepthDataset,
     shape: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """Meters (H, W) of a picture, the mean of it and its mirror image; 0 outside of what models see.
+    """Meters (H, W) of an image, the mean of it and its mirror image; 0 outside of what models see.
 
     Args:
         tokens: (2, N, D) of `mirrored_views`.
@@ -214,7 +214,7 @@ def predict(
         grid: (h, w).
         bins: (K,) meters.
         depths: the benchmark.
-        shape: (H, W) of the picture.
+        shape: (H, W) of the image.
     """
     scores = head(tokens.float()).mT.unflatten(2, grid)
     scores = F.interpolate(scores, scale_factor=PROTOCOL.upsample, mode="bilinear", align_corners=False)
@@ -232,9 +232,9 @@ class DepthScores:
     """Predictions for the test split.
 
     Attributes:
-        errors: the errors of each picture.
-        without_truth: names of pictures without a known depth where the benchmark scores.
-        examples: the pictures of the largest RMSE.
+        errors: the errors of each image.
+        without_truth: names of images without a known depth where the benchmark scores.
+        examples: the images of the largest RMSE.
     """
 
     errors: list[DepthErrors]
@@ -259,7 +259,7 @@ def score(
     errors: list[DepthErrors] = []
     without_truth: list[str] = []
     worst: list[tuple[float, int, NDArray[np.float32], NDArray[Any], DepthErrors]] = []
-    tests = iter_test_set(views.places, samples, depths.load_target, context.config.workers)
+    tests = iter_test_set(views.paths, samples, depths.load_target, context.config.workers)
     for number, (tokens, truth) in enumerate(tests):
         shape = (truth.shape[0], truth.shape[1])
         predicted = predict(tokens.to(bins.device), trained.head, grid, bins, depths, shape)
@@ -277,7 +277,7 @@ def score(
         if len(worst) > _EXAMPLES:
             heapq.heappop(worst)
     if not errors:
-        raise DataError("no picture of the test split has a known depth where it is scored; check the annotations")
+        raise DataError("no image of the test split has a known depth where it is scored; check the annotations")
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
     examples = [_example(samples[n], predicted, truth, own) for _, n, predicted, truth, own in ranked]
     return DepthScores(errors, without_truth, examples)
@@ -290,11 +290,11 @@ def _example(pair: DenseSample, predicted: NDArray[np.float32], truth: NDArray[A
     return Example(
         name=pair.name,
         score=errors.rmse,
-        pictures={
-            "picture": pair.load_image(),
-            f"truth, {low:.1f} to {high:.1f} m": paint_depth(truth, low, max(high, 1.01 * low)),
-            "prediction": paint_depth(predicted, low, max(high, 1.01 * low)),
-            "blue too near, red too far": paint_errors(ratio, known),
+        images={
+            "image": pair.load_image(),
+            f"truth, {low:.1f} to {high:.1f} m": color_depth(truth, low, max(high, 1.01 * low)),
+            "prediction": color_depth(predicted, low, max(high, 1.01 * low)),
+            "blue too near, red too far": color_depth_errors(ratio, known),
         },
         note=f"AbsRel {errors.abs_rel:.3f}, δ1 {errors.delta1:.3f}",
     )
@@ -309,7 +309,7 @@ def _result(
     views: FeatureSet,
     view: tuple[int, int],
 ) -> Result:
-    fitted, held_out = head.pictures
+    fitted, held_out = head.images
     fixed = "1 fixed crop" if crops.crops == 1 else f"{crops.crops} fixed crops"
     rows = [asdict(one) for one in scores.errors]
     mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -319,12 +319,12 @@ def _result(
         protocol=(
             f"After DINOv3's linear protocol (Siméoni et al. 2025): a 1x1 convolution, last level, to "
             f"{PROTOCOL.bins} bins from {PROTOCOL.min_depth:g} to {depths.max_depth:g} m, scale-invariant logarithmic "
-            f"loss, pictures at {view[1]} x {view[0]} px and mirrored at test time; errors at the pictures' full size, "
-            "the mean of each picture's. Other than there: channels are decorrelated, not batch-normed, which is as "
-            "linear; features are kept, so that each training picture is "
+            f"loss, images at {view[1]} x {view[0]} px and mirrored at test time; errors at the images' full size, "
+            "the mean of each image's. Other than there: channels are decorrelated, not batch-normed, which is as "
+            "linear; features are kept, so that each training image is "
             f"seen in {fixed} without rotation or changes of color; the "
             f"loss is of {POINTS_PER_STEP} pixels of a crop, drawn anew each time, and has no term for gradients; the "
-            f"head took {head.steps} iterations; the learning rate is chosen on {held_out} training pictures that no "
+            f"head took {head.steps} iterations; the learning rate is chosen on {held_out} training images that no "
             f"head is trained on."
         ),
         metrics={
@@ -332,19 +332,19 @@ def _result(
             "AbsRel": Metric(value=mean["abs_rel"], higher_is_better=False),
             "δ1": Metric(value=mean["delta1"]),
         },
-        counts={"training pictures": fitted, "held-out pictures": held_out, "test pictures": len(scores.errors)}
+        counts={"training images": fitted, "held-out images": held_out, "test images": len(scores.errors)}
         | dict(depths.excluded)
-        | ({"test pictures without a known depth": len(without_truth)} if without_truth else {}),
+        | ({"test images without a known depth": len(without_truth)} if without_truth else {}),
         skipped=[*crops.features.bad, *views.bad],
         details={
             "more errors": {name: mean[name] for name in ("delta2", "delta3", "log10", "silog")},
             "learning rates": {
                 "chosen": head.learning_rate,
-                "RMSE on held-out pictures, m": {rate: value and -value for rate, value in head.sweep.items()},
+                "RMSE on held-out images, m": {rate: value and -value for rate, value in head.sweep.items()},
             },
             "iterations": head.steps,
         }
-        | ({"test pictures without a known depth": without_truth} if without_truth else {}),
+        | ({"test images without a known depth": without_truth} if without_truth else {}),
         examples=scores.examples,
     )
 

@@ -1,6 +1,6 @@
 """Semantic segmentation by a linear head on the last level: ADE20K, Pascal VOC, Cityscapes, the sample set.
 
-H x W pixels of a picture, S side of a window in pixels, N = h·w tokens of a window, D width, K classes.
+H x W pixels of an image, S side of a window in pixels, N = h·w tokens of a window, D width, K classes.
 """
 
 import heapq
@@ -20,16 +20,16 @@ from tubelet.datasets.annotations import IGNORED
 from tubelet.errors import ConfigError, DataError
 from tubelet.heads.linear import linear_head
 from tubelet.pretrained.backbone import Backbone
-from tubelet.tasks.common.colors import legend, paint_classes, paint_mistakes
+from tubelet.tasks.common.colors import color_classes, color_errors, legend
 from tubelet.tasks.common.dense_heads import HeadProtocol, TrainedHead, train_dense_heads
-from tubelet.tasks.common.extract import FeatureSet, Source, spread
+from tubelet.tasks.common.extract import FeatureSet, Source, subsample_evenly
 from tubelet.tasks.common.pixel_features import (
     POINTS_PER_STEP,
     Crop,
     Draw,
     PixelFeatureDataset,
     extract_training_set,
-    source_picture,
+    source_image,
     test_source,
 )
 from tubelet.tasks.common.result import Example, Metric, Result
@@ -38,7 +38,7 @@ from tubelet.tasks.common.test_set import iter_test_set
 from tubelet.tasks.metrics.dense import accuracy, confusion, iou_by_class, mean_iou
 
 _EXAMPLES = 12
-_CLASSES_AT_ONCE = 16  # brought to a picture's full size together
+_CLASSES_AT_ONCE = 16  # brought to an image's full size together
 
 
 # The default of DINOv3's release is 1e-3. Higher ones are for small sets, on which there are fewer iterations.
@@ -55,9 +55,9 @@ class SegmentationProtocol:
     (the default is 0.01) are those of others who follow them.
 
     Attributes:
-        image_size: pixels that the short side of a picture gets; also the side of windows and of training crops.
+        image_size: pixels that the short side of an image gets; also the side of windows and of training crops.
         stride: distance of windows at test time, as a fraction of their side.
-        scale: range of the scale of training crops beyond each picture's first.
+        scale: range of the scale of training crops beyond each image's first.
         head: how the head is trained.
     """
 
@@ -71,7 +71,7 @@ PROTOCOL = SegmentationProtocol()
 
 
 def evaluate(context: EvaluationContext) -> Result:
-    """Train a head on the features of the train split and score it on the test split at the pictures' own size.
+    """Train a head on the features of the train split and score it on the test split at the images' own size.
 
     Raises:
         TubeletError: if the image size does not divide into patches, or a file of the data set is wrong.
@@ -79,9 +79,9 @@ def evaluate(context: EvaluationContext) -> Result:
     labels: SegmentationDataset = context.dataset
     config = context.config
     size = _size(context.model, config.image_size or labels.image_size or PROTOCOL.image_size)
-    crops = training_set(context, labels, spread(labels.train, config.max_samples), size)
+    crops = training_set(context, labels, subsample_evenly(labels.train, config.max_samples), size)
     head = fit(context, labels, crops)
-    test = spread(labels.test, config.max_samples)
+    test = subsample_evenly(labels.test, config.max_samples)
     recipe = {"cut": "segmentation windows", "size": size, "stride": PROTOCOL.stride}
     windows = context.extract([test_source(p) for p in test], recipe, partial(sliding_windows, size=size))
     predictions = score(context, labels, head, windows, [test[number] for number in windows.numbers], size)
@@ -89,7 +89,7 @@ def evaluate(context: EvaluationContext) -> Result:
 
 
 def fit(context: EvaluationContext, labels: SegmentationDataset, crops: PixelFeatureDataset) -> TrainedHead:
-    """Train a head on points of the training pictures."""
+    """Train a head on points of the training images."""
     return train_dense_heads(
         context,
         crops,
@@ -104,7 +104,7 @@ def fit(context: EvaluationContext, labels: SegmentationDataset, crops: PixelFea
 def training_set(
     context: EvaluationContext, labels: SegmentationDataset, samples: list[DenseSample], size: int
 ) -> PixelFeatureDataset:
-    """Features and classes of points of the training pictures, in crops of `size` pixels along a side."""
+    """Features and classes of points of the training images, in crops of `size` pixels along a side."""
     recipe = {"cut": "segmentation crops", "size": size, "scale": PROTOCOL.scale}
     choose = partial(choose_crop, scale=PROTOCOL.scale)
     table = {"table": labels.class_of_label.tolist()}
@@ -121,7 +121,7 @@ def _size(model: Backbone, size: int) -> int:
 
 
 def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, scale: tuple[float, float]) -> Crop:
-    """A square of a picture of (H, W) pixels: as high as its short side, or smaller by a scale if not the first."""
+    """A square of an image of (H, W) pixels: as high as its short side, or smaller by a scale if not the first."""
     short = min(shape)
     side = short if first else max(1, round(short / (scale[0] + draw.scale * (scale[1] - scale[0]))))
     top, left = (round(u * (length - side)) for u, length in zip((draw.down, draw.across), shape, strict=True))
@@ -129,20 +129,20 @@ def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, scale: tuple[fl
 
 
 def window_starts(length: int, size: int) -> list[int]:
-    """First pixels of the windows along a side: every stride; the last window ends with the picture."""
+    """First pixels of the windows along a side: every stride; the last window ends with the image."""
     stride = max(1, round(PROTOCOL.stride * size))
     return sorted({min(start, length - size) for start in range(0, max(1, length - size + stride), stride)})
 
 
 def sliding_windows(source: Source, size: int) -> Tensor:
-    """The windows of a picture whose short side becomes `size`, row by row: (V, 3, 1, size, size) uint8.
+    """The windows of an image whose short side becomes `size`, row by row: (V, 3, 1, size, size) uint8.
 
     Raises:
-        DecodeError: if the picture cannot be read.
+        DecodeError: if the image cannot be read.
     """
-    picture = torch.from_numpy(source_picture(source)).unsqueeze(0)
-    height, width = resize_shape(picture.shape[1], picture.shape[2], size)
-    resized = resize(picture, height, width)
+    image = torch.from_numpy(source_image(source)).unsqueeze(0)
+    height, width = resize_shape(image.shape[1], image.shape[2], size)
+    resized = resize(image, height, width)
     return torch.stack(
         [
             resized[:, :, top : top + size, left : left + size]
@@ -172,19 +172,19 @@ def accumulate(outputs: Tensor, values: Tensor) -> Tensor:
 def held_out_scores(sums: Tensor) -> list[float]:
     """(S, 2) of `accumulate` -> the negative mean cross-entropy of each head."""
     if not int(sums[0, 1]):
-        raise DataError("no held-out training picture has a labeled pixel; check the annotations")
+        raise DataError("no held-out training image has a labeled pixel; check the annotations")
     return (-sums[:, 0] / sums[:, 1]).tolist()
 
 
 @torch.no_grad()
 def predict(tokens: Tensor, head: nn.Module, size: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The class of each pixel: windows' scores are averaged where they overlap, then brought to the picture's size.
+    """The class of each pixel: windows' scores are averaged where they overlap, then brought to the image's size.
 
     Args:
         tokens: (V, N, D) of `sliding_windows`.
         head: (..., D) -> (..., K).
         size: S.
-        shape: (H, W) of the picture.
+        shape: (H, W) of the image.
     """
     height, width = resize_shape(*shape, size)
     side = round(tokens.shape[1] ** 0.5)
@@ -199,7 +199,7 @@ def predict(tokens: Tensor, head: nn.Module, size: int, shape: tuple[int, int]) 
     total /= count
     best = torch.full(shape, -torch.inf, device=tokens.device)
     classes = torch.zeros(shape, dtype=torch.uint8, device=tokens.device)
-    # Some classes at a time: all of them at the full size of a large picture take gigabytes.
+    # Some classes at a time: all of them at the full size of a large image take gigabytes.
     for first in range(0, len(total), _CLASSES_AT_ONCE):
         value, index = _to_size(total[first : first + _CLASSES_AT_ONCE], shape).max(0)
         better = value > best
@@ -218,7 +218,7 @@ class SegmentationScores:
     Attributes:
         counts: (K, K) int64 pixels, truth by prediction.
         shown: the classes that the examples show.
-        examples: the pictures of the lowest mIoU.
+        examples: the images of the lowest mIoU.
     """
 
     counts: Tensor
@@ -242,7 +242,7 @@ def score(
     K = len(labels.classes)
     counts = torch.zeros(K, K, dtype=torch.int64)
     worst: list[tuple[float, int, NDArray[np.uint8], NDArray[Any]]] = []
-    tests = iter_test_set(windows.places, samples, labels.load_target, context.config.workers)
+    tests = iter_test_set(windows.paths, samples, labels.load_target, context.config.workers)
     for number, (tokens, truth) in enumerate(tests):
         shape = (truth.shape[0], truth.shape[1])
         predicted = predict(tokens.to(context.model.device), trained.head, size, shape)
@@ -278,11 +278,11 @@ def _example(
     return Example(
         name=pair.name,
         score=100 * score,
-        pictures={
-            "picture": pair.load_image(),
-            "truth": paint_classes(truth, shown),
-            "prediction": paint_classes(predicted, shown),
-            "wrong in red": paint_mistakes(predicted, truth, IGNORED),
+        images={
+            "image": pair.load_image(),
+            "truth": color_classes(truth, shown),
+            "prediction": color_classes(predicted, shown),
+            "wrong in red": color_errors(predicted, truth, IGNORED),
         },
         note=f"holds {', '.join(present[:6])}" + (f" and {len(present) - 6} more" if len(present) > 6 else ""),
     )
@@ -303,17 +303,17 @@ def _result(
             f"{context.data}: all labeled pixels of the test split are of one class, which makes every metric "
             f"meaningless; check that the label values are those of {labels.name}"
         )
-    fitted, held_out = head.pictures
+    fitted, held_out = head.images
     fixed = "1 fixed crop" if crops.crops == 1 else f"{crops.crops} fixed crops"
     return context.result(
         benchmark=labels.name,
         protocol=(
             f"After DINOv3's linear protocol (Siméoni et al. 2025): a 1x1 convolution, last level, "
-            f"pictures at {size} px, windows of {size} px at test time, scores at the pictures' full size. "
+            f"images at {size} px, windows of {size} px at test time, scores at the images' full size. "
             "Other than there: channels are decorrelated, not batch-normed, which is as linear; "
-            f"features are kept, so that each training picture is seen in {fixed} instead of ever new ones and without "
+            f"features are kept, so that each training image is seen in {fixed} instead of ever new ones and without "
             f"changes of color; the loss is of {POINTS_PER_STEP} pixels of a crop, drawn anew each time; the head took "
-            f"{head.steps} iterations; the learning rate is chosen on {held_out} training pictures that no head is "
+            f"{head.steps} iterations; the learning rate is chosen on {held_out} training images that no head is "
             "trained on."
         ),
         metrics={
@@ -321,9 +321,9 @@ def _result(
             "pixel accuracy": Metric(value=100 * accuracy(scores.counts), unit="%"),
         },
         counts={
-            "training pictures": fitted,
-            "held-out pictures": held_out,
-            "test pictures": len(windows),
+            "training images": fitted,
+            "held-out images": held_out,
+            "test images": len(windows),
             "classes in the test split": len(by_class),
         }
         | dict(labels.excluded),
@@ -333,7 +333,7 @@ def _result(
             "share of the test split's pixels": {labels.classes[k]: int(truth[k]) / int(truth.sum()) for k in by_class},
             "learning rates": {
                 "chosen": head.learning_rate,
-                "cross-entropy on held-out pictures": {rate: value and -value for rate, value in head.sweep.items()},
+                "cross-entropy on held-out images": {rate: value and -value for rate, value in head.sweep.items()},
             },
             "iterations": head.steps,
         },

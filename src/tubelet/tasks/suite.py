@@ -18,11 +18,11 @@ from tubelet.checkpoint.run import config_from_header, list_checkpoints, step_fr
 from tubelet.checkpoint.sharded import read_header
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.errors import ConfigError, DataError, MissingFileError
-from tubelet.heads.regression import Probe, Scaling, scaling_of, select_ridge, select_softmax
+from tubelet.heads.regression import ChannelScaling, Probe, fit_scaling, select_ridge, select_softmax
 from tubelet.heads.training import held_out_count
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.sample_data.truth import SampleEntry, read_description, read_index
-from tubelet.tasks.common.camera_motion import evaluate_dynamics
+from tubelet.tasks.common.camera_motion import evaluate_motion_and_tracking
 from tubelet.tasks.common.result import Metric, Result
 from tubelet.tasks.common.sample_clips import FEATURES, RANDOM, TRAINED, ClipCrop, frames_that_fit, iter_token_targets
 from tubelet.tasks.common.suite_score import SuiteScore
@@ -61,7 +61,7 @@ class _Rows:
 class _Probes:
     """What one kind of feature is read with: a scaling of tokens, and a probe for each task."""
 
-    token_scaling: Scaling
+    token_scaling: ChannelScaling
     segmentation: Probe
     depth: Probe
 
@@ -140,7 +140,7 @@ def evaluate_encoder(
     # A kind's rows go when its probes are fitted: the pixels of many patches fill memory.
     probes = {kind: _fit(rows.tokens.pop(kind), rows, view) for kind in FEATURES}
     scores = _score(val, encoders, probes, view, len(rows.labels))
-    scores += evaluate_dynamics(train, val, encoders, view, rows.held_out_clips)
+    scores += evaluate_motion_and_tracking(train, val, encoders, view, rows.held_out_clips)
     columns = {
         kind: {
             f"{score.name}, {score.metric}": Metric(value=value, higher_is_better=score.higher_is_better)
@@ -256,7 +256,7 @@ def _majority(class_pixels: Tensor) -> Tensor:
 
 def _fit(tokens: Tensor, rows: _Rows, view: ClipCrop) -> _Probes:
     """All probes of one kind of feature, whose tokens are scaled in place."""
-    token_scaling = scaling_of(tokens)
+    token_scaling = fit_scaling(tokens)
     tokens = token_scaling.apply_(tokens)
     named, deep, held_out = rows.labels >= 0, rows.log_depth.isfinite(), rows.held_out_tokens
     return _Probes(

@@ -13,20 +13,20 @@ from tubelet.datasets import TrackedVideo, TrackingDataset
 from tubelet.errors import ConfigError, DataError, DecodeError
 from tubelet.grid import Grid
 from tubelet.tasks.common.correspondence import (
-    HEADLINE,
     MOVED,
+    WITHIN,
     WITHIN_PATCHES,
     StepTracks,
-    follow,
-    headline,
-    join,
-    measure,
-    queries,
-    score,
-    step_tracks,
+    concat_errors,
+    moved_accuracy,
+    point_errors,
+    query_points,
+    track_points,
+    tracking_accuracy,
+    tracks_by_step,
 )
 from tubelet.tasks.common.drawing import draw_matches, draw_tracks
-from tubelet.tasks.common.extract import Source, spread
+from tubelet.tasks.common.extract import Source, subsample_evenly
 from tubelet.tasks.common.result import Example, Metric, Result
 from tubelet.tasks.common.sample_clips import crop_tracks, frames_that_fit, temporal_windows
 from tubelet.tasks.common.task import EvaluationContext, Task
@@ -61,7 +61,7 @@ def evaluate(context: EvaluationContext) -> Result:
     if window > dataset.frames:
         raise ConfigError(f"frames is {window}, but the clips of {data} have {dataset.frames}")
     grid = model.config.grid(window, size, size)
-    videos = spread(dataset.test, config.max_samples)
+    videos = subsample_evenly(dataset.test, config.max_samples)
     recipe = {"cut": "whole clip in windows", "size": size, "window": window}
     sources = [Source(files=(video.path,)) for video in videos]
     features = context.extract(
@@ -72,13 +72,13 @@ def evaluate(context: EvaluationContext) -> Result:
     clips = [_Clip(dataset, videos[n], window, size, grid, model.patch_size) for n in features.numbers]
     pairs, scores = [], []
     for number, clip in enumerate(clips):
-        pairs.append(measure(clip.maps(features[number]), clip.tracks()))
-        value = headline(pairs[-1])
+        pairs.append(point_errors(clip.maps(features[number]), clip.tracks()))
+        value = moved_accuracy(pairs[-1])
         if value is not None:
             scores.append((value, number))
         context.progress("following", number + 1, len(clips))
-    joined = join(pairs)
-    shares = score(joined, (grid.h, grid.w))
+    joined = concat_errors(pairs)
+    shares = tracking_accuracy(joined, (grid.h, grid.w))
     moved = joined.moved > MOVED
     if not moved.any():
         raise DataError(f"{data}: no tracked point moves by more than {MOVED:g} patch of {model.patch_size} pixels")
@@ -109,7 +109,7 @@ def _metrics(shares: dict) -> dict[str, Metric]:
     def percent(which: str, what: str, within: str, better: bool | None = True) -> Metric:
         return Metric(value=100 * shares[which][what][within], unit="%", higher_is_better=better)
 
-    near = f"{HEADLINE:g} patch"
+    near = f"{WITHIN:g} patch"
     metrics = {f"moved points found within {near}": percent("moved", "found", near)}
     hidden = shares["moved, hidden in between"]
     if hidden["pairs"]:
@@ -118,7 +118,7 @@ def _metrics(shares: dict) -> dict[str, Metric]:
         )
     metrics["the same by chance"] = percent("moved", "chance", near, None)
     for within in WITHIN_PATCHES:
-        if within != HEADLINE:
+        if within != WITHIN:
             name = f"{within:g} patch{'es' * (within > 1)}"
             metrics[f"moved points found within {name}"] = percent("moved", "found", name)
     metrics[f"all points found within {near}"] = percent("all", "found", near)
@@ -150,9 +150,9 @@ class _Clip:
     def tracks(self) -> StepTracks:
         tracks = self.dataset.load_tracks(self.video)
         places, visible = crop_tracks(tracks.points, tracks.visible, tracks.shape[1:], self.window, self.size)
-        return step_tracks(places, visible, self.window // self.grid.t, self.patch_size)
+        return tracks_by_step(places, visible, self.window // self.grid.t, self.patch_size)
 
-    def pictures(self) -> NDArray[np.uint8]:
+    def images(self) -> NDArray[np.uint8]:
         """(S, size, size, 3) the mean frame of each step, as a token sees it."""
         frames = read_frames(self.video.path).pixels
         shape = self.dataset.load_tracks(self.video).shape
@@ -169,34 +169,36 @@ class _Clip:
 def _example(clip: _Clip, features: dict[str, Tensor], value: float) -> Example:
     """The step at which most of the points that move are first seen, and two later ones."""
     tracks = clip.tracks()
-    asked, first = queries(tracks)
+    asked, first = query_points(tracks)
     tracks = tracks[asked]
     steps = torch.arange(tracks.visible.shape[1])
-    start = tracks.places[torch.arange(len(asked)), first]
-    moved = (tracks.places - start.unsqueeze(1)).norm(dim=-1) > MOVED
+    start = tracks.points[torch.arange(len(asked)), first]
+    moved = (tracks.points - start.unsqueeze(1)).norm(dim=-1) > MOVED
     counted = tracks.visible & moved & (steps > first.unsqueeze(1))
     begin = int(torch.bincount(first, counted.sum(1).double()).argmax())
-    chosen = torch.tensor(spread(((first == begin) & counted.any(1)).nonzero().squeeze(1).tolist(), _POINTS_DRAWN))
-    places = tracks.places[chosen]
-    found = follow(clip.maps(features), places[:, begin], first[chosen])
+    chosen = torch.tensor(
+        subsample_evenly(((first == begin) & counted.any(1)).nonzero().squeeze(1).tolist(), _POINTS_DRAWN)
+    )
+    places = tracks.points[chosen]
+    found = track_points(clip.maps(features), places[:, begin], first[chosen])
     later = counted[chosen].any(0).nonzero().squeeze(1).tolist()
-    pictures, patch = clip.pictures(), clip.patch_size
+    images, patch = clip.images(), clip.patch_size
     drawn = {
         f"asked for at step {begin + 1}, and where they go": draw_tracks(
-            pictures[begin], [(track[begin : later[-1] + 1] * patch).numpy() for track in places]
+            images[begin], [(track[begin : later[-1] + 1] * patch).numpy() for track in places]
         )
     }
     for step in dict.fromkeys([later[len(later) // 2], later[-1]]):
         here = tracks.visible[chosen, step]
         truth, guess = places[here, step], found[here, step]
-        right = (truth - guess).norm(dim=-1) <= HEADLINE
+        right = (truth - guess).norm(dim=-1) <= WITHIN
         drawn[f"step {step + 1}: true (ring) and found (dot)"] = draw_matches(
-            pictures[step], (truth * patch).numpy(), (guess * patch).numpy(), right.numpy()
+            images[step], (truth * patch).numpy(), (guess * patch).numpy(), right.numpy()
         )
     return Example(
         name=clip.video.path.name,
         score=100 * value,
-        pictures=drawn,
+        images=drawn,
         note=f"camera: {clip.video.motion}; of {len(asked)} points {len(chosen)} are drawn",
     )
 

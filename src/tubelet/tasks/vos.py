@@ -24,7 +24,7 @@ from tubelet.heads.propagation import Propagation, segment
 from tubelet.io.files import file_errors
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.drawing import draw_objects
-from tubelet.tasks.common.extract import FeatureSet, Source, spread
+from tubelet.tasks.common.extract import FeatureSet, Source, subsample_evenly
 from tubelet.tasks.common.result import Example, Metric, Result
 from tubelet.tasks.common.task import EvaluationContext, Task
 from tubelet.tasks.metrics.davis import Statistics, measure_objects
@@ -53,7 +53,7 @@ PROTOCOL = VosProtocol()
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _SequenceScore:
     """A sequence with its score.
 
     Attributes:
@@ -82,7 +82,7 @@ def evaluate(context: EvaluationContext) -> Result:
     """
     model, data, config = context.model, context.data, context.config
     found: VideoObjectDataset = context.dataset
-    sequences = spread(found.sequences, config.max_samples)
+    sequences = subsample_evenly(found.sequences, config.max_samples)
     short, window = config.image_size or PROTOCOL.short_side, config.frames or 1
     windows = [(n, part) for n, sequence in enumerate(sequences) for part in _windows(sequence, window)]
     options: dict[str, Any] = {"short": short, "patch": model.patch_size}
@@ -104,14 +104,14 @@ def evaluate(context: EvaluationContext) -> Result:
     for done, n in enumerate(readable):
         context.progress("segmenting", done, len(readable))
         sequence = sequences[n]
-        folder = context.cache.place(
+        folder = context.cache.path_for(
             _recipe(sequence, window, options), [*sequence.frames, *sequence.reference_masks.values()]
         )
         folder = folder.with_suffix("")
         try:
             if not folder.is_dir():
                 _write_masks(folder, sequence, _frame_features(features, places[n], sequence, short, model), model)
-            measured.append(_Measured(sequence, folder, _measure(sequence, folder, bad)))
+            measured.append(_SequenceScore(sequence, folder, _measure(sequence, folder, bad)))
         except DecodeError as error:
             raise DataError(str(error)) from error
     context.progress("segmenting", len(readable), len(readable))
@@ -164,7 +164,7 @@ def _lacks_frames(n: int, windows: list[tuple[int, Source]], features: FeatureSe
     return any(number not in kept for number, (owner, _) in enumerate(windows) if owner == n)
 
 
-def view_size(frame: tuple[int, int], short: int, patch: int) -> tuple[int, int]:
+def frame_size(frame: tuple[int, int], short: int, patch: int) -> tuple[int, int]:
     """Height and width of a frame as it is encoded: its short side at most `short`, both in whole patches."""
     scale = min(1.0, short / min(frame))
     height, width = (round_to_patches(side * scale, patch) for side in frame)
@@ -177,7 +177,7 @@ def _cut(source: Source, short: int, patch: int, repeat: int) -> Tensor:
     sizes = {tuple(frame.shape) for frame in frames}
     if len(sizes) > 1:
         raise DecodeError(str(source.files[0]), f"this frame and the next ones have several sizes, {sorted(sizes)}")
-    size = view_size((frames[0].shape[0], frames[0].shape[1]), short, patch)
+    size = frame_size((frames[0].shape[0], frames[0].shape[1]), short, patch)
     return resize(torch.stack(frames), *size).repeat_interleave(repeat, dim=1).unsqueeze(0)
 
 
@@ -185,7 +185,7 @@ def _frame_features(
     features: FeatureSet, indices: list[int], sequence: VideoObjectSequence, short: int, model: Backbone
 ) -> Iterator[Tensor]:
     """(h, w, D) of one frame after the other; a window's are held at a time."""
-    height, width = view_size(image_shape(sequence.frames[0]), short, model.patch_size)
+    height, width = frame_size(image_shape(sequence.frames[0]), short, model.patch_size)
     for index in indices:
         tokens = features[index]["tokens"][0].to(model.device)
         yield from tokens.view(-1, height // model.patch_size, width // model.patch_size, tokens.shape[-1])
@@ -225,7 +225,7 @@ def _measure(sequence: VideoObjectSequence, folder: Path, notes: list[BadFile]) 
     return measure_objects(np.stack(predicted), np.stack(truth[1:-1]), objects)
 
 
-def _metrics(measured: list[_Measured]) -> dict[str, Metric]:
+def _metrics(measured: list[_SequenceScore]) -> dict[str, Metric]:
     """Means over all objects of all sequences, in percent as they are published."""
     objects = [pair for m in measured for pair in m.objects]
     values = {
@@ -239,12 +239,12 @@ def _metrics(measured: list[_Measured]) -> dict[str, Metric]:
     return metrics
 
 
-def _numbers(measured: _Measured) -> list[int]:
+def _numbers(measured: _SequenceScore) -> list[int]:
     sequence = measured.sequence
     return list(range(1, len(measured.objects) + 1)) if sequence.first_frames is None else list(sequence.first_frames)
 
 
-def _details(measured: list[_Measured]) -> dict[str, Any]:
+def _details(measured: list[_SequenceScore]) -> dict[str, Any]:
     """Each object of each sequence."""
     return {
         m.sequence.name: {
@@ -255,13 +255,13 @@ def _details(measured: list[_Measured]) -> dict[str, Any]:
     }
 
 
-def _chosen(measured: list[_Measured]) -> list[_Measured]:
+def _chosen(measured: list[_SequenceScore]) -> list[_SequenceScore]:
     """The worst; where nobody knows, some of all."""
     known = [m for m in measured if m.score is not None]
-    return sorted(known, key=lambda m: m.score or 0.0)[:_EXAMPLES] or spread(measured, _EXAMPLES)
+    return sorted(known, key=lambda m: m.score or 0.0)[:_EXAMPLES] or subsample_evenly(measured, _EXAMPLES)
 
 
-def _example(measured: _Measured) -> Example:
+def _example(measured: _SequenceScore) -> Example:
     """The given mask, and truth and prediction half-way; without truth, predictions half-way and at the end."""
     sequence, palette = measured.sequence, davis_palette()
     frames = sequence.frames_to_predict[1:-1] if sequence.masks is not None else sequence.frames_to_predict[1:]
@@ -272,13 +272,13 @@ def _example(measured: _Measured) -> Example:
         labels[labels == VOID] = 0
         return draw_objects(read_image(sequence.frames[number]).numpy(), labels, palette)
 
-    pictures = {f"given, frame {sequence.frames[start].stem}": drawn(start, sequence.reference_masks[start])}
+    images = {f"given, frame {sequence.frames[start].stem}": drawn(start, sequence.reference_masks[start])}
     shown = [frames[len(frames) // 2], *(frames[-1:] if sequence.masks is None else ())] if frames else []
     for number in dict.fromkeys(shown):
         stem = sequence.frames[number].stem
         if sequence.masks is not None:
-            pictures[f"truth, frame {stem}"] = drawn(number, sequence.masks[number])
-        pictures[f"predicted, frame {stem}"] = drawn(number, measured.folder / f"{stem}.png")
+            images[f"truth, frame {stem}"] = drawn(number, sequence.masks[number])
+        images[f"predicted, frame {stem}"] = drawn(number, measured.folder / f"{stem}.png")
     count = len(_numbers(measured))
     note = f"{count} object{'s' * (count != 1)}, {len(sequence.frames)} frames"
     each = [
@@ -288,7 +288,7 @@ def _example(measured: _Measured) -> Example:
     return Example(
         name=sequence.name,
         score=None if score is None else 100 * score,
-        pictures=pictures,
+        images=images,
         note="; ".join(each) or note,
     )
 

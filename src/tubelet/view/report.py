@@ -18,7 +18,7 @@ from tubelet.errors import DataError, DecodeError, MissingFileError, TubeletErro
 from tubelet.io.overwrite import check_output
 from tubelet.model.encoder import random_encoder
 from tubelet.sample_data.truth import SampleEntry, read_index
-from tubelet.tasks.common.extract import spread
+from tubelet.tasks.common.extract import subsample_evenly
 from tubelet.tasks.common.result import RANDOM_WEIGHTS, Result, read_result, read_suite_v1
 from tubelet.train.run_directory import (
     CONFIG,
@@ -117,9 +117,9 @@ def _pictures(model: VJEPA, config: TrainConfig, entries: list[SampleEntry], gal
     """Features as colors, and objects followed."""
     size, frames, tubelet = config.data.image_size, config.data.frames, config.model.tubelet_size
     encoders = {TRAINED: model.teacher, RANDOM: random_encoder(config.model, config.seed)}
-    chosen = spread(entries, SHOWN_CLIPS)
+    chosen = subsample_evenly(entries, SHOWN_CLIPS)
     clips = [read_clip(entry, size, frames, tubelet) for entry in chosen]
-    tracks = find_tracks(spread(entries, SEARCHED_CLIPS), config.model, size, frames, SHOWN_OBJECTS)
+    tracks = find_tracks(subsample_evenly(entries, SEARCHED_CLIPS), config.model, size, frames, SHOWN_OBJECTS)
     return {
         "strips": component_strips(clips, encoders, gallery),
         "followings": [follow_object(track, encoders, gallery) for track in tracks],
@@ -146,7 +146,7 @@ def _films(data: Path | None, config: TrainConfig) -> Sequence[str]:
 def _own_pictures(model: VJEPA, config: TrainConfig, films: Sequence[str], gallery: Gallery) -> dict[str, Any]:
     """Features as colors of films that nothing is known of."""
     data, clips, unread = config.data, [], []
-    for film in spread(films, SHOWN_CLIPS):
+    for film in subsample_evenly(films, SHOWN_CLIPS):
         try:
             clips.append(read_own_clip(film, data.image_size, data.frames, config.model.tubelet_size, data.fps))
         except DecodeError as error:

@@ -13,7 +13,7 @@ from tubelet.tasks.common.result import Result
 from tubelet.view.pictures import data_uri, write_page
 
 SHOWN_SKIPPED = 50
-_WIDEST = 480  # pixels of a picture on the page
+_WIDEST = 480  # pixels of an image on the page
 _FEW_COLORS = 512
 
 
@@ -29,7 +29,7 @@ def write_result_page(result: Result, out: Path) -> None:
             "name": example.name,
             "score": None if example.score is None else str(replace(result.metrics[first], value=example.score)),
             "note": example.note,
-            "pictures": [(label, _address(_small(pixels))) for label, pixels in example.pictures.items()],
+            "images": [(label, _address(_small(pixels))) for label, pixels in example.images.items()],
         }
         for example in result.examples
     ]
@@ -45,13 +45,13 @@ def write_result_page(result: Result, out: Path) -> None:
 
 
 def _address(pixels: NDArray[np.uint8]) -> Markup:
-    """A picture as a data URI: exact where it has few colors, which mean something, and small where it is a photo."""
+    """An image as a data URI: exact where it has few colors, which mean something, and small where it is a photo."""
     packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     return data_uri(pixels, "png" if len(np.unique(packed)) <= _FEW_COLORS else "jpeg")
 
 
 def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture at the width of the page; nearest pixels, for colors that stand for classes have no mean."""
+    """An image at the width of the page; nearest pixels, for colors that stand for classes have no mean."""
     height, width = pixels.shape[:2]
     if width <= _WIDEST:
         return pixels

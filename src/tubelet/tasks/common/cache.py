@@ -23,7 +23,7 @@ from tubelet.io.arrays import read_safetensors
 from tubelet.io.files import atomic_write, cache_dir, describe_os_error
 from tubelet.pretrained.backbone import Backbone
 
-DELETE = "delete this file of cached features and run the command again"
+DELETE_HINT = "delete this file of cached features and run the command again"
 
 
 def default_folder() -> Path:
@@ -68,7 +68,7 @@ class FeatureCache:
                 f"{folder}: features cannot be kept here ({describe_os_error(error)}); choose another --cache"
             ) from error
 
-    def place(self, recipe: Mapping[str, Any], sources: list[Path]) -> Path:
+    def path_for(self, recipe: Mapping[str, Any], sources: list[Path]) -> Path:
         """Where the features of a file, or of the frames of a clip, cut in one way, are or will be.
 
         Args:
@@ -79,8 +79,8 @@ class FeatureCache:
             TubeletError: if a source cannot be read.
         """
         # Another version of the package may decode, cut or compute differently.
-        stated = {"tubelet": version("tubelet"), "recipe": dict(recipe)}
-        digest = hashlib.blake2b(json.dumps(stated, sort_keys=True).encode(), digest_size=16)
+        identity = {"tubelet": version("tubelet"), "recipe": dict(recipe)}
+        digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16)
         for source in sources:
             digest.update(self._content(source).encode())
         name = digest.hexdigest()
@@ -125,4 +125,4 @@ def read_features(path: Path) -> dict[str, Tensor]:
     Raises:
         TubeletError: if the file is gone or damaged.
     """
-    return read_safetensors(path, DELETE)[0]
+    return read_safetensors(path, DELETE_HINT)[0]

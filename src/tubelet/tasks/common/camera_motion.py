@@ -20,10 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubelet.heads.regression import scaling_of, select_softmax
+from tubelet.heads.regression import fit_scaling, select_softmax
 from tubelet.model.encoder import Encoder
 from tubelet.sample_data.truth import SampleEntry
-from tubelet.tasks.common.correspondence import Pairs, headline, join, measure, scores_of_kinds
+from tubelet.tasks.common.correspondence import (
+    PointErrors,
+    accuracy_by_features,
+    concat_errors,
+    moved_accuracy,
+    point_errors,
+)
 from tubelet.tasks.common.sample_clips import FEATURES, TRAINED, ClipCrop, iter_whole_clips
 from tubelet.tasks.common.suite_score import SuiteScore
 from tubelet.tasks.metrics.dense import accuracy, confusion
@@ -32,7 +38,7 @@ CELLS = 2
 REACH = 8  # of the view's side; a token is compared with those within one such part of it
 
 
-def evaluate_dynamics(
+def evaluate_motion_and_tracking(
     train: Sequence[SampleEntry],
     val: Sequence[SampleEntry],
     encoders: dict[str, Encoder],
@@ -49,15 +55,15 @@ def evaluate_dynamics(
         held_out: (train clips,) bool, what chooses the probe's penalty.
     """
     rows: dict[str, list[Tensor]] = {kind: [] for kind in FEATURES}
-    pairs: dict[str, list[Pairs]] = {kind: [] for kind in FEATURES}
+    pairs: dict[str, list[PointErrors]] = {kind: [] for kind in FEATURES}
     motions = []
     for number, clip in enumerate(iter_whole_clips([*train, *val], encoders, view.frames, view.image_size)):
         motions.append(clip.motion)
         for kind, maps in clip.maps.items():
             rows[kind].append(displacements(maps))
             if number >= len(train):
-                pairs[kind].append(measure(maps, clip.tracks))
-    joined = {kind: join(found) for kind, found in pairs.items()}
+                pairs[kind].append(point_errors(maps, clip.tracks))
+    joined = {kind: concat_errors(found) for kind, found in pairs.items()}
     shared = {"image_size": view.image_size, "frames in a window": view.frames, "time steps": len(maps)}
     features = {kind: torch.stack(found) for kind, found in rows.items()}
     return [
@@ -66,8 +72,8 @@ def evaluate_dynamics(
             "tracking",
             "share found within a patch, of points that moved more",
             True,
-            {kind: headline(found) for kind, found in joined.items()},
-            {**scores_of_kinds(joined, (maps.shape[1], maps.shape[2])), "clips": len(val), **shared},
+            {kind: moved_accuracy(found) for kind, found in joined.items()},
+            {**accuracy_by_features(joined, (maps.shape[1], maps.shape[2])), "clips": len(val), **shared},
         ),
     ]
 
@@ -115,7 +121,7 @@ def _motion(
     for kind, x in features.items():
         if not x.shape[1]:
             continue  # a single time step: nothing moves
-        scaling = scaling_of(x[:trained_on])
+        scaling = fit_scaling(x[:trained_on])
         x = scaling.apply_(x.clone())
         probe = select_softmax(x[:trained_on], motions[:trained_on], M, held_out)
         counts = confusion(probe(x[trained_on:]).argmax(-1), truth, M)

@@ -16,7 +16,7 @@ from tubelet.datasets.records import drop_missing_files
 from tubelet.errors import BadFile
 from tubelet.heads.training import HParams, hparam_grid
 from tubelet.tasks.common.clip_transforms import ClipView, ImageView, View
-from tubelet.tasks.common.extract import Source, spread
+from tubelet.tasks.common.extract import Source, subsample_evenly
 from tubelet.tasks.common.task import EvaluationContext
 
 
@@ -91,7 +91,7 @@ def make_plan(context: EvaluationContext) -> ClassificationPlan:
     protocol = benchmark.protocol
     size = config.image_size or protocol.image_size
     if protocol.frames == 1:
-        config.reject_unused(("frames",), f"{benchmark.name}, which holds images,")
+        config.reject_unused(("frames",), f"{benchmark.name}")
         model.config.grid(1, size, size)
         train_view: View = ImageView(size=size)
         val_view = train_view
@@ -159,5 +159,5 @@ def training_settings(protocol: ProbeProtocol, config: EvaluateConfig, samples: 
 
 
 def _split(files: list[LabeledFile], name: str, config: EvaluateConfig) -> SplitFiles:
-    there, missing = drop_missing_files(spread(files, config.max_samples), name, config.max_failed_fraction)
+    there, missing = drop_missing_files(subsample_evenly(files, config.max_samples), name, config.max_failed_fraction)
     return SplitFiles(files=there, missing=missing)

@@ -68,8 +68,8 @@ def worst_examples(scores: Scores, truth: Tensor, features: FeatureSet, plan: Cl
             Example(
                 name=source.files[0].name,
                 score=0.0,
-                pictures=shown_frames(plan.val_view, source),
-                note=f"truth: {plan.classes[int(truth[i])]}; {answers_in_words(scores, i, lambda k: plan.classes[k])}",
+                images=shown_frames(plan.val_view, source),
+                note=f"truth: {plan.classes[int(truth[i])]}; {describe_answers(scores, i, lambda k: plan.classes[k])}",
             )
         )
     return examples
@@ -82,7 +82,7 @@ def most_confident_errors(scores: Scores, k: int = 1) -> list[int]:
     return wrong[order][:EXAMPLES].tolist()
 
 
-def answers_in_words(scores: Scores, i: int, name: Callable[[int], str], count: int = 3) -> str:
+def describe_answers(scores: Scores, i: int, name: Callable[[int], str], count: int = 3) -> str:
     """The first answers to a sample, with their probabilities."""
     pairs = zip(scores.answers[i].tolist()[:count], scores.shares[i].tolist()[:count], strict=True)
     return "prediction: " + ", ".join(f"{name(k)} {100 * share:.0f} %" for k, share in pairs)

@@ -184,13 +184,13 @@ class Scores:
 
 
 @torch.no_grad()
-def score(
+def score_heads(
     context: EvaluationContext,
     heads: nn.ModuleList,
     samples: Samples,
     probabilities: Callable[[Tensor], Tensor],
     *,
-    among: Sequence[Tensor] | None = None,
+    allowed_classes: Sequence[Tensor] | None = None,
     batch_size: int = 16,
     workers: int = 0,
 ) -> list[list[Scores]]:
@@ -201,7 +201,7 @@ def score(
         heads: the heads.
         samples: what they are scored on.
         probabilities: logits (B, K) to probabilities.
-        among: for each output (K,) bool, the classes that the second ranks allow; all by default.
+        allowed_classes: for each output (K,) bool, the classes that the second ranks allow; all by default.
         batch_size: samples at a time.
         workers: processes that read features.
 
@@ -217,7 +217,7 @@ def score(
             means = [_mean_by_owner(probabilities(x).cpu(), batch.owner) for x in batch.apply(head, device)]
             own.append(
                 [
-                    scores_of(mean, labels, among[h] if among else None)
+                    scores_of(mean, labels, allowed_classes[h] if allowed_classes else None)
                     for h, (mean, labels) in enumerate(zip(means, batch.labels.unbind(1), strict=True))
                 ]
             )
@@ -239,8 +239,8 @@ def scores_of(mean: Tensor, labels: Tensor, allowed: Tensor | None = None) -> Sc
     answers = best_answers(mean, ANSWERS)
     place = torch.where(labels < K, ranks(mean, known), UNKNOWN)
     narrowed = mean if allowed is None else mean.masked_fill(~allowed, -torch.inf)
-    among = torch.where(labels < K, ranks(narrowed, known), UNKNOWN)
-    return Scores(place, among, answers, mean.gather(1, answers))
+    rank_allowed = torch.where(labels < K, ranks(narrowed, known), UNKNOWN)
+    return Scores(place, rank_allowed, answers, mean.gather(1, answers))
 
 
 def join_scores(chunks: Sequence[Scores]) -> Scores:
@@ -251,5 +251,5 @@ def join_scores(chunks: Sequence[Scores]) -> Scores:
 
 def dataset_fingerprint(features: FeatureSet, labels: Tensor) -> str:
     """Thirty-two hexadecimal digits of the samples that a training sees, and of their labels."""
-    names = "".join(f"{place.parent.name}{place.stem}" for place in features.places)
+    names = "".join(f"{place.parent.name}{place.stem}" for place in features.paths)
     return hashlib.blake2b(names.encode() + labels.numpy().tobytes(), digest_size=16).hexdigest()

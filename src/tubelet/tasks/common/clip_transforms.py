@@ -1,7 +1,7 @@
 """How files are cut for classification: segments in time, squares along the long side, or the middle of an image.
 
 V views of a file, each of S segments. Views and segments that would be equal to each other are cut once: a square
-picture has one view, a video no longer than a segment one segment. To attention, tokens that all come several times
+image has one view, a video no longer than a segment one segment. To attention, tokens that all come several times
 are the same as tokens that come once, and so is an average of equal answers.
 """
 
@@ -31,7 +31,7 @@ class ClipView:
         frames: T of a segment.
         frame_step: frames of the video from one frame of a segment to the next.
         segments: clips spread over the video.
-        views: squares from one end of the picture's long side to the other; one is the middle.
+        views: squares from one end of the image's long side to the other; one is the middle.
     """
 
     size: int
@@ -92,6 +92,6 @@ def shown_frames(view: View, source: Source, at_most: int = 5) -> dict[str, NDAr
 
 
 def frames_by_time(pixels: Tensor, times: Sequence[float] | np.ndarray, at_most: int) -> dict[str, NDArray[np.uint8]]:
-    """Frames spread evenly over a clip (C, T, H, W), each under its second; those shown twice once."""
+    """Frames at even distances of a clip (C, T, H, W), each under its second; those shown twice once."""
     chosen = sorted({i * (len(times) - 1) // max(at_most - 1, 1) for i in range(at_most)})
     return {f"{times[i]:.2f} s": pixels[:, i].permute(1, 2, 0).numpy() for i in chosen}

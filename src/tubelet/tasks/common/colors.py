@@ -1,4 +1,4 @@
-"""Maps as pictures: classes in distinct colors, depth on a color scale."""
+"""Maps as images: classes in distinct colors, depth on a color scale."""
 
 import colorsys
 import functools
@@ -28,35 +28,35 @@ def legend(names: Sequence[str], shown: tuple[int, ...]) -> dict[str, tuple[int,
 
     Args:
         names: of all K classes.
-        shown: indices of those that are in a picture.
+        shown: indices of those that are in an image.
     """
     colors = {names[k]: tuple(_palette(shown)[k].tolist()) for k in shown}
     return colors | {"ignored": UNKNOWN}
 
 
-def paint_classes(indices: NDArray[Any], shown: tuple[int, ...]) -> NDArray[np.uint8]:
+def color_classes(indices: NDArray[Any], shown: tuple[int, ...]) -> NDArray[np.uint8]:
     """(H, W) class indices -> (H, W, 3); what is not among those shown, as 255, is painted dark."""
     return _palette(shown)[indices]
 
 
-def paint_mistakes(predicted: NDArray[Any], truth: NDArray[Any], ignored: int) -> NDArray[np.uint8]:
+def color_errors(predicted: NDArray[Any], truth: NDArray[Any], ignored: int) -> NDArray[np.uint8]:
     """(H, W) class indices, twice -> (H, W, 3): right pale, wrong red, ignored dark."""
-    picture = np.where((predicted == truth)[..., None], (214, 217, 214), (200, 60, 50)).astype(np.uint8)
-    picture[truth == ignored] = UNKNOWN
-    return picture
+    image = np.where((predicted == truth)[..., None], (214, 217, 214), (200, 60, 50)).astype(np.uint8)
+    image[truth == ignored] = UNKNOWN
+    return image
 
 
-def paint_depth(meters: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+def color_depth(meters: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     """(H, W) meters -> (H, W, 3), near bright and far dark, on a scale of logarithms; 0 is unknown."""
     share = np.log(np.maximum(meters, low) / low) / np.log(high / low)
-    picture = (255 * matplotlib.colormaps["magma_r"](np.clip(share, 0, 1))[..., :3]).astype(np.uint8)
-    picture[meters <= 0] = UNKNOWN
-    return picture
+    image = (255 * matplotlib.colormaps["magma_r"](np.clip(share, 0, 1))[..., :3]).astype(np.uint8)
+    image[meters <= 0] = UNKNOWN
+    return image
 
 
-def paint_errors(ratio: NDArray[Any], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def color_depth_errors(ratio: NDArray[Any], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """(H, W) prediction / truth -> (H, W, 3): red where too far, blue where too near, pale where right."""
     share = 0.5 + 0.5 * np.clip(np.log2(np.where(known, ratio, 1)), -1, 1)
-    picture = (255 * matplotlib.colormaps["coolwarm"](share)[..., :3]).astype(np.uint8)
-    picture[~known] = UNKNOWN
-    return picture
+    image = (255 * matplotlib.colormaps["coolwarm"](share)[..., :3]).astype(np.uint8)
+    image[~known] = UNKNOWN
+    return image

@@ -1,7 +1,7 @@
 """Points followed through a clip by the likeness of tokens alone, and how often that ends where the point truly is.
 
 P points, S time steps, (H', W') tokens of a step, D width, n pairs of a point and a later time step. Lengths are in
-patches throughout: what tokens can resolve depends on their size and not on the picture's.
+patches throughout: what tokens can resolve depends on their size and not on the image's.
 
 A time step of a video tokenizer is made of t frames (the tubelet), so it has one feature where the point has t places.
 The point's place at a step is the mean of its places in the t frames, and it counts as visible if it is in all of them;
@@ -19,7 +19,7 @@ from torch import Tensor
 # of 256 x 256, and their mean is its "average position accuracy".
 WITHIN_PATCHES = (0.5, 1.0, 2.0)
 WITHIN_PIXELS_OF_256 = (1, 2, 4, 8, 16)
-HEADLINE = 1.0
+WITHIN = 1.0
 MOVED = 1.0  # patches from its first place from which on a point counts as moved; staying is then wrong by definition
 
 
@@ -28,21 +28,21 @@ class StepTracks:
     """The true tracks of a clip by time steps.
 
     Attributes:
-        places: (P, S, 2) float32 x, y in patches from the top left corner of the view.
+        points: (P, S, 2) float32 x, y in patches from the top left corner of the view.
         visible: (P, S) bool, in all frames of the step.
         hidden: (P, S) bool, in none of them.
     """
 
-    places: Tensor
+    points: Tensor
     visible: Tensor
     hidden: Tensor
 
     def __getitem__(self, chosen: Tensor) -> "StepTracks":
-        return StepTracks(self.places[chosen], self.visible[chosen], self.hidden[chosen])
+        return StepTracks(self.points[chosen], self.visible[chosen], self.hidden[chosen])
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PointErrors:
     """Points at later time steps, at which they are visible; distances in patches.
 
     Attributes:
@@ -57,11 +57,11 @@ class Pairs:
     chance: Tensor
     reappeared: Tensor
 
-    def __getitem__(self, chosen: Tensor) -> "Pairs":
-        return Pairs(*(getattr(self, field.name)[chosen] for field in fields(self)))
+    def __getitem__(self, chosen: Tensor) -> "PointErrors":
+        return PointErrors(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
-def step_tracks(tracks: Tensor, visible: Tensor, frames_per_step: int, patch_size: int) -> StepTracks:
+def tracks_by_step(tracks: Tensor, visible: Tensor, frames_per_step: int, patch_size: int) -> StepTracks:
     """Tracks by frames to tracks by time steps.
 
     Args:
@@ -75,15 +75,15 @@ def step_tracks(tracks: Tensor, visible: Tensor, frames_per_step: int, patch_siz
     return StepTracks(places, seen.all(2), ~seen.any(2))
 
 
-def queries(tracks: StepTracks) -> tuple[Tensor, Tensor]:
+def query_points(tracks: StepTracks) -> tuple[Tensor, Tensor]:
     """Each point's first visible step, for those that are also visible later: (Q,) numbers of points, (Q,) steps."""
     first = tracks.visible.int().argmax(1)
     asked = (tracks.visible.sum(1) > 1).nonzero().squeeze(1)
     return asked, first[asked]
 
 
-def follow(features: Tensor, places: Tensor, steps: Tensor) -> Tensor:
-    """Where the tokens of every step are most like those at the queries.
+def track_points(features: Tensor, places: Tensor, steps: Tensor) -> Tensor:
+    """Where the tokens of every step are most like those at the query_points.
 
     A query's feature is read bilinearly between token centers. The likeness is the cosine; around the most similar
     token of a step the maximum is refined by a parabola through it and its two neighbors, along columns and rows: no
@@ -91,8 +91,8 @@ def follow(features: Tensor, places: Tensor, steps: Tensor) -> Tensor:
 
     Args:
         features: (S, H', W', D) float.
-        places: (Q, 2) x, y of the queries in patches.
-        steps: (Q,) at which the queries are.
+        places: (Q, 2) x, y of the query_points in patches.
+        steps: (Q,) at which the query_points are.
 
     Returns:
         (Q, S, 2) x, y in patches.
@@ -102,8 +102,8 @@ def follow(features: Tensor, places: Tensor, steps: Tensor) -> Tensor:
     query = torch.empty(len(places), D)
     for step in steps.unique().tolist():
         here = steps == step
-        picture = features[step].permute(2, 0, 1).unsqueeze(0)
-        found = F.grid_sample(picture, at[here].view(1, 1, -1, 2), padding_mode="border", align_corners=False)
+        image = features[step].permute(2, 0, 1).unsqueeze(0)
+        found = F.grid_sample(image, at[here].view(1, 1, -1, 2), padding_mode="border", align_corners=False)
         query[here] = found[0, :, 0].T
     tokens = F.normalize(features.flatten(0, 2), dim=-1)
     likeness = (F.normalize(query, dim=-1) @ tokens.T).view(-1, rows, columns)
@@ -125,39 +125,39 @@ def _refinement(line: Tensor, best: Tensor) -> Tensor:
     return torch.where(inside, (before - after) / (2 * torch.where(inside, bend, 1.0)), 0.0).clamp(-0.5, 0.5).float()
 
 
-def measure(features: Tensor, tracks: StepTracks) -> Pairs:
+def point_errors(features: Tensor, tracks: StepTracks) -> PointErrors:
     """Follow every point of a clip from the first step at which it is visible to every later one at which it is.
 
     Args:
         features: (S, H', W', D) float.
         tracks: of S steps.
     """
-    asked, first = queries(tracks)
+    asked, first = query_points(tracks)
     points = torch.arange(len(asked))
     mine = tracks[asked]
-    start = mine.places[points, first]
-    predicted = follow(features, start, first)
+    start = mine.points[points, first]
+    predicted = track_points(features, start, first)
     return _pairs(predicted, mine, start, first, (features.shape[1], features.shape[2]))
 
 
-def _pairs(predicted: Tensor, tracks: StepTracks, start: Tensor, first: Tensor, size: tuple[int, int]) -> Pairs:
+def _pairs(predicted: Tensor, tracks: StepTracks, start: Tensor, first: Tensor, size: tuple[int, int]) -> PointErrors:
     later = torch.arange(tracks.visible.shape[1]) > first.unsqueeze(1)
     chosen = later & tracks.visible
     been_hidden = (tracks.hidden & later).cumsum(1) > 0
-    truth = tracks.places[chosen]
+    truth = tracks.points[chosen]
     y, x = torch.meshgrid(*(torch.arange(n) + 0.5 for n in size), indexing="ij")
     away = torch.cdist(truth, torch.stack([x, y], dim=-1).view(-1, 2))
-    return Pairs(
+    return PointErrors(
         error=(predicted[chosen] - truth).norm(dim=-1),
-        moved=(tracks.places - start.unsqueeze(1))[chosen].norm(dim=-1),
+        moved=(tracks.points - start.unsqueeze(1))[chosen].norm(dim=-1),
         chance=torch.stack([(away <= within).float().mean(1) for within in _thresholds(size)], dim=1),
         reappeared=been_hidden[chosen],
     )
 
 
-def join(pairs: Sequence[Pairs]) -> Pairs:
+def concat_errors(pairs: Sequence[PointErrors]) -> PointErrors:
     """The pairs of several clips as one."""
-    return Pairs(*(torch.cat([getattr(p, field.name) for p in pairs]) for field in fields(Pairs)))
+    return PointErrors(*(torch.cat([getattr(p, field.name) for p in pairs]) for field in fields(PointErrors)))
 
 
 def _thresholds(size: tuple[int, int]) -> list[float]:
@@ -165,17 +165,17 @@ def _thresholds(size: tuple[int, int]) -> list[float]:
     return [*WITHIN_PATCHES, *(pixels * max(size) / 256 for pixels in WITHIN_PIXELS_OF_256)]
 
 
-def headline(pairs: Pairs) -> float | None:
+def moved_accuracy(pairs: PointErrors) -> float | None:
     """Share of the pairs that moved which are found within one patch; None where nothing moved.
 
     In most clips most points stay near where they were, so that "stay" is a good answer. Only of those that moved by
     more than a patch is it a wrong one, and what finds them has followed them.
     """
     moved = pairs[pairs.moved > MOVED]
-    return float((moved.error <= HEADLINE).float().mean()) if len(moved.error) else None
+    return float((moved.error <= WITHIN).float().mean()) if len(moved.error) else None
 
 
-def score(pairs: Pairs, size: tuple[int, int]) -> dict[str, dict[str, dict[str, float] | int]]:
+def tracking_accuracy(pairs: PointErrors, size: tuple[int, int]) -> dict[str, dict[str, dict[str, float] | int]]:
     """All shares: of the pairs that moved, of those among them that were hidden in between, and of all.
 
     Args:
@@ -213,9 +213,9 @@ def score(pairs: Pairs, size: tuple[int, int]) -> dict[str, dict[str, dict[str, 
     return result
 
 
-def scores_of_kinds(pairs: Mapping[str, Pairs], size: tuple[int, int]) -> dict[str, object]:
-    """`score` of several kinds of features over the same pairs: what does not depend on the features is said once."""
-    scores = {kind: score(some, size) for kind, some in pairs.items()}
+def accuracy_by_features(pairs: Mapping[str, PointErrors], size: tuple[int, int]) -> dict[str, object]:
+    """`tracking_accuracy` of several kinds of features over the same pairs; what all have in common is there once."""
+    scores = {kind: tracking_accuracy(some, size) for kind, some in pairs.items()}
     first = next(iter(scores.values()))
     return {
         which: {"pairs": shared["pairs"]}

@@ -1,6 +1,6 @@
-"""Heads of segmentation and depth: trained on points of pictures, chosen on pictures that they are not trained on.
+"""Heads of segmentation and depth: trained on points of images, chosen on images that they are not trained on.
 
-R rows (points of pictures), D width, K outputs, S heads side by side.
+R rows (points of images), D width, K outputs, S heads side by side.
 """
 
 import json
@@ -31,13 +31,13 @@ class HeadProtocol:
 
     Attributes:
         iterations: largest number of steps.
-        epochs: largest number of passes over the pictures.
-        batch_size: pictures of a step.
+        epochs: largest number of passes over the images.
+        batch_size: images of a step.
         learning_rates: peak learning rates; one head is trained at each.
         weight_decay: weight decay of AdamW.
         warmup_fraction: fraction of the steps over which learning rates rise linearly; then they fall to 0 along a
             cosine.
-        dropout: fraction of channels that a picture's rows miss in training.
+        dropout: fraction of channels that an image's rows miss in training.
         clip_norm: largest norm of each head's gradient.
     """
 
@@ -68,29 +68,29 @@ class HeadProtocol:
         )
         return changed if config.epochs is None else replace(changed, epochs=config.epochs, iterations=sys.maxsize)
 
-    def schedule(self, pictures: int) -> HeadSchedule:
-        """The schedule over a number of pictures."""
-        steps = max(1, min(self.iterations, math.ceil(self.epochs * pictures / self.batch_size)))
+    def schedule(self, images: int) -> HeadSchedule:
+        """The schedule over a number of images."""
+        steps = max(1, min(self.iterations, math.ceil(self.epochs * images / self.batch_size)))
         return HeadSchedule(steps=steps, warmup_steps=max(1, round(self.warmup_fraction * steps)), hold_steps=1)
 
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """The head of the learning rate that did best on pictures that it was not trained on.
+    """The head of the learning rate that did best on images that it was not trained on.
 
     Attributes:
         head: (..., D) features as they are to (..., K).
         learning_rate: its learning rate.
-        sweep: learning rate -> score on the held-out pictures; None where the head diverged.
+        sweep: learning rate -> score on the held-out images; None where the head diverged.
         steps: number of steps.
-        pictures: numbers of pictures for training and for choosing.
+        images: numbers of images for training and for choosing.
     """
 
     head: nn.Module
     learning_rate: float
     sweep: dict[str, float | None]
     steps: int
-    pictures: tuple[int, int]
+    images: tuple[int, int]
 
 
 def train_dense_heads(
@@ -114,7 +114,7 @@ def train_dense_heads(
         score: of that sum: S numbers, of which the highest is best.
 
     Raises:
-        TubeletError: if there are too few pictures, all heads diverged, or the state cannot be written.
+        TubeletError: if there are too few images, all heads diverged, or the state cannot be written.
     """
     seed, device, batch_size = context.config.seed, context.model.device, protocol.batch_size
     fitted, held_out = _hold_out(len(data.features), seed)
@@ -133,7 +133,7 @@ def train_dense_heads(
         loss(apply_heads(heads, rows), batch[1].to(device)).backward()
 
     kind = repr(init_heads(make_head, 1, seed))
-    identity = [context.task, asdict(protocol), seed, kind, *map(str, (*data.features.places, *data.points))]
+    identity = [context.task, asdict(protocol), seed, kind, *map(str, (*data.features.paths, *data.points))]
     heads = train_heads(
         make_head,
         hparam_grid(protocol.learning_rates, (protocol.weight_decay,)),
@@ -164,21 +164,21 @@ def train_dense_heads(
     )
 
 
-def _drop_channels(rows: Tensor, pictures: int, dropout: float, generator: torch.Generator) -> Tensor:
-    """Rows (R, D) of pictures, as many of each, without some of the channels of each picture."""
+def _drop_channels(rows: Tensor, images: int, dropout: float, generator: torch.Generator) -> Tensor:
+    """Rows (R, D) of images, as many of each, without some of the channels of each image."""
     if not dropout:
         return rows
-    keep = torch.full((pictures, 1, rows.shape[1]), 1 - dropout)
+    keep = torch.full((images, 1, rows.shape[1]), 1 - dropout)
     keep = (torch.bernoulli(keep, generator=generator) / (1 - dropout)).to(rows.device)
-    return (rows.unflatten(0, (pictures, -1)) * keep).flatten(0, 1)
+    return (rows.unflatten(0, (images, -1)) * keep).flatten(0, 1)
 
 
-def _hold_out(pictures: int, seed: int) -> tuple[list[int], list[int]]:
-    """Pictures to train on, and pictures to choose by."""
-    if pictures < 2:
-        raise DataError("the training split has fewer than 2 pictures: a head needs one to train on, one to choose by")
-    order = torch.randperm(pictures, generator=torch.Generator().manual_seed(seed)).tolist()
-    count = held_out_count(pictures, HELD_OUT_FRACTION, HELD_OUT_AT_MOST)
+def _hold_out(images: int, seed: int) -> tuple[list[int], list[int]]:
+    """Images to train on, and images to choose by."""
+    if images < 2:
+        raise DataError("the training split has fewer than 2 images: a head needs one to train on, one to choose by")
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed)).tolist()
+    count = held_out_count(images, HELD_OUT_FRACTION, HELD_OUT_AT_MOST)
     return sorted(order[count:]), sorted(order[:count])
 
 
@@ -187,13 +187,13 @@ def _accumulate_held_out(
     data: PixelFeatureDataset,
     whitening: nn.Module,
     heads: nn.ModuleList,
-    pictures: list[int],
+    images: list[int],
     batch_size: int,
     accumulate: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     device = next(heads.parameters()).device
     parts = []
-    for start in range(0, len(pictures), batch_size):
-        rows, values = data[[(0, picture) for picture in pictures[start : start + batch_size]]]
+    for start in range(0, len(images), batch_size):
+        rows, values = data[[(0, image) for image in images[start : start + batch_size]]]
         parts.append(accumulate(apply_heads(heads, whitening(rows.to(device))), values.to(device)))
     return torch.stack(parts).sum(0)

@@ -24,15 +24,15 @@ def draw_tracks(frame: NDArray[np.uint8], tracks: Sequence[NDArray[np.floating]]
         frame: (H, W, 3).
         tracks: for each point (K, 2) x, y in pixels, the first of them now.
     """
-    picture, times = enlarge(frame)
-    pen = ImageDraw.Draw(picture)
+    image, times = enlarge(frame)
+    pen = ImageDraw.Draw(image)
     for track in tracks:
         line = [tuple(place) for place in (np.asarray(track) * times).tolist()]
         if len(line) > 1:
             pen.line(line, fill=(0, 0, 0), width=4, joint="curve")
             pen.line(line, fill=TRUE, width=2, joint="curve")
         _ring(pen, line[0], TRUE)
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def draw_matches(
@@ -46,8 +46,8 @@ def draw_matches(
         found: (K, 2).
         right: (K,).
     """
-    picture, times = enlarge(frame)
-    pen = ImageDraw.Draw(picture)
+    image, times = enlarge(frame)
+    pen = ImageDraw.Draw(image)
     for true, place, good in zip((truth * times).tolist(), (found * times).tolist(), right.tolist(), strict=True):
         color = RIGHT if good else WRONG
         pen.line([tuple(true), tuple(place)], fill=(0, 0, 0), width=4)
@@ -55,7 +55,7 @@ def draw_matches(
         _ring(pen, tuple(true), TRUE)
         x, y = place
         pen.ellipse([x - 5, y - 5, x + 5, y + 5], fill=color, outline=(0, 0, 0))
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def _ring(pen: ImageDraw.ImageDraw, at: tuple[float, ...], color: tuple[int, int, int]) -> None:

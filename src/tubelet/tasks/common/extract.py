@@ -25,7 +25,7 @@ from tubelet.tasks.common.cache import FeatureCache, read_features, write_featur
 
 # What is encoded at once: enough to keep a device busy, little enough for a small one.
 _TOKENS_PER_BATCH = 8192
-AGAIN = "the same command continues after what was computed"
+RESUME_HINT = "the same command continues after what was computed"
 """What to do after a worker died."""
 Progress = Callable[[str, int, int], None]
 
@@ -49,22 +49,22 @@ class FeatureSet(Dataset[dict[str, Tensor]]):
 
     Attributes:
         sources: those that could be read, in their order.
-        places: the file of each.
+        paths: the file of each.
         numbers: the position of each in the list that was asked for.
         bad: the files that could not be read, and why.
     """
 
     sources: list[Source]
-    places: list[Path]
+    paths: list[Path]
     numbers: list[int]
     bad: list[BadFile]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """The tensors of one source, each (V, ...), or what the leading dimensions of its views were."""
-        return read_features(self.places[index])
+        return read_features(self.paths[index])
 
 
 def last_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
@@ -108,33 +108,33 @@ def extract(
     Raises:
         TubeletError: if more sources cannot be read, or none can, naming one; or features cannot be written.
     """
-    stated = {"dtype": str(model.dtype)} | dict(recipe)
-    places = [cache.place(stated | {"part": source.part}, list(source.files)) for source in sources]
-    missing = [number for number, place in enumerate(places) if not place.exists()]
+    identity = {"dtype": str(model.dtype)} | dict(recipe)
+    paths = [cache.path_for(identity | {"part": source.part}, list(source.files)) for source in sources]
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
     bad: dict[int, BadFile] = {}
     done = len(sources) - len(missing)
     progress("encoding", done, len(sources))
     views_of = _Views([sources[number] for number in missing], cut, min(workers, len(missing)))
     waiting: list[tuple[int, Tensor]] = []
-    with translate_worker_crash(AGAIN):
+    with translate_worker_crash(RESUME_HINT):
         for number, views in zip(missing, _read_ahead(views_of, min(workers, len(missing)), prefetch_mb), strict=True):
             if isinstance(views, BadFile):
                 bad[number] = views
                 check_failed_fraction(bad.values(), len(sources), max_failed_fraction)
                 continue
             if waiting and not _fits(model, waiting, views):
-                done += _encode(model, waiting, places, encode)
+                done += _encode(model, waiting, paths, encode)
                 progress("encoding", done, len(sources))
                 waiting = []
             waiting.append((number, views))
         if waiting:
-            done += _encode(model, waiting, places, encode)
+            done += _encode(model, waiting, paths, encode)
     progress("encoding", done, len(sources))
     kept = [number for number in range(len(sources)) if number not in bad]
     if bad and not kept:
         first = bad[min(bad)]
         raise DataError(f"{first.path}: {first.reason}; none of {len(bad)} files can be read")
-    return FeatureSet([sources[n] for n in kept], [places[n] for n in kept], kept, list(bad.values()))
+    return FeatureSet([sources[n] for n in kept], [paths[n] for n in kept], kept, list(bad.values()))
 
 
 def _read_ahead(views_of: "_Views", workers: int, prefetch_mb: int) -> Iterator[Tensor | BadFile]:
@@ -183,7 +183,7 @@ def _count(views: Tensor) -> int:
 
 
 @torch.inference_mode()
-def _encode(model: Backbone, waiting: list[tuple[int, Tensor]], places: list[Path], encode: Encode) -> int:
+def _encode(model: Backbone, waiting: list[tuple[int, Tensor]], paths: list[Path], encode: Encode) -> int:
     """Encode what waits and write it; returns how many sources that were."""
     pixels = torch.cat([_listed(views) for _, views in waiting])
     step = max(1, _TOKENS_PER_BATCH // model.tokenizer.grid(pixels).tokens)
@@ -196,7 +196,7 @@ def _encode(model: Backbone, waiting: list[tuple[int, Tensor]], places: list[Pat
     for number, views in waiting:
         count = _count(views)
         own = {name: value[first : first + count].clone() for name, value in features.items()}
-        write_features(places[number], {name: value.unflatten(0, views.shape[:-4]) for name, value in own.items()})
+        write_features(paths[number], {name: value.unflatten(0, views.shape[:-4]) for name, value in own.items()})
         first += count
     return len(waiting)
 
@@ -223,8 +223,8 @@ class _Views(Dataset[Tensor | BadFile]):
 T = TypeVar("T")
 
 
-def spread(items: Sequence[T], limit: int | None) -> list[T]:
-    """All items, or `limit` of them spread evenly, in their order: a quick look that sees every part of a list."""
+def subsample_evenly(items: Sequence[T], limit: int | None) -> list[T]:
+    """All items, or `limit` of them at even distances, in their order."""
     if limit is None or len(items) <= limit:
         return list(items)
     return [items[i * len(items) // limit] for i in range(limit)]

@@ -1,10 +1,10 @@
-"""What heads for dense tasks are trained on: crops of pictures, and points of their maps.
+"""What heads for dense tasks are trained on: crops of images, and points of their maps.
 
-Features are computed once, so a picture is seen in a few fixed crops, not in ever new ones. A head is linear, and what
+Features are computed once, so an image is seen in a few fixed crops, not in ever new ones. A head is linear, and what
 is between two tokens is interpolated: the value of a pixel depends on the four tokens around it alone, and a few pixels
 of each crop, drawn anew each time, teach what all of them would.
 
-B crops of a batch, V crops of a picture, N = h·w tokens, D width, P points.
+B crops of a batch, V crops of an image, N = h·w tokens, D width, P points.
 """
 
 import zlib
@@ -25,13 +25,13 @@ from tubelet.data.worker_loader import WorkerLoader
 from tubelet.datasets import DenseSample
 from tubelet.errors import DataError, TubeletError
 from tubelet.io.arrays import open_safetensors
-from tubelet.tasks.common.cache import DELETE, FeatureCache, write_features
+from tubelet.tasks.common.cache import DELETE_HINT, FeatureCache, write_features
 from tubelet.tasks.common.extract import FeatureSet, Progress, Source
 from tubelet.tasks.common.task import EvaluationContext
 
 POINTS_CACHED = 2048  # of each crop, drawn once and kept on disk
 POINTS_PER_STEP = 128  # of those, at each pass
-# Crops of a small set's pictures: so many that they are about this many altogether, and a picture's at most so many.
+# Crops of a small set's images: so many that they are about this many altogether, and an image's at most so many.
 CROPS_IN_ALL, CROPS_AT_MOST = 20_000, 4
 _MEMORY_BYTES = 1 << 30  # crops that all reading processes together may keep in memory
 
@@ -46,10 +46,10 @@ class Draw(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """Part of a picture.
+    """Part of an image.
 
     Attributes:
-        top, left, height, width: in pixels of the picture.
+        top, left, height, width: in pixels of the image.
         mirrored: whether left and right are swapped.
     """
 
@@ -60,29 +60,29 @@ class Crop(NamedTuple):
     mirrored: bool
 
 
-# (shape (H, W) of the picture, draw, whether it is the picture's first crop) -> crop
+# (shape (H, W) of the image, draw, whether it is the image's first crop) -> crop
 ChooseCrop = Callable[[tuple[int, int], Draw, bool], Crop]
 
 
-def crops_of(pictures: int) -> int:
-    """V, how many crops each of so many pictures is seen in."""
-    return max(1, min(CROPS_AT_MOST, CROPS_IN_ALL // pictures))
+def crops_per_image(images: int) -> int:
+    """V, how many crops each of so many images is seen in."""
+    return max(1, min(CROPS_AT_MOST, CROPS_IN_ALL // images))
 
 
 def training_source(pair: DenseSample, crops: int, seed: int) -> Source:
-    """A picture with the random numbers of its crops, which are a function of its name and the seed alone."""
+    """An image with the random numbers of its crops, which are a function of its name and the seed alone."""
     rng = np.random.default_rng([seed, zlib.crc32(pair.name.encode())])
     draws = rng.random((crops, len(Draw._fields))).round(6).ravel().tolist()
     return Source(files=(pair.image,), part=(_frame(pair), *draws))
 
 
 def test_source(pair: DenseSample) -> Source:
-    """A picture as a whole."""
+    """An image as a whole."""
     return Source(files=(pair.image,), part=(_frame(pair),))
 
 
-def source_picture(source: Source) -> NDArray[np.uint8]:
-    """The picture (H, W, 3) of a source.
+def source_image(source: Source) -> NDArray[np.uint8]:
+    """The image (H, W, 3) of a source.
 
     Raises:
         DecodeError: if it cannot be read.
@@ -105,32 +105,32 @@ def source_draws(source: Source) -> list[Draw]:
 
 
 def cut_crops(source: Source, choose: ChooseCrop, size: tuple[int, int]) -> Tensor:
-    """The crops of a picture, (V, 3, 1, *size) uint8.
+    """The crops of an image, (V, 3, 1, *size) uint8.
 
     Raises:
-        DecodeError: if the picture cannot be read.
+        DecodeError: if the image cannot be read.
     """
-    picture = source_picture(source)
-    shape = (picture.shape[0], picture.shape[1])
+    image = source_image(source)
+    shape = (image.shape[0], image.shape[1])
     crops = [choose(shape, draw, i == 0) for i, draw in enumerate(source_draws(source))]
-    return torch.stack([cut(picture, crop, size) for crop in crops])
+    return torch.stack([cut(image, crop, size) for crop in crops])
 
 
-def cut(picture: NDArray[np.uint8], crop: Crop, size: tuple[int, int]) -> Tensor:
-    """Part of a picture (H, W, 3) at a size in pixels: (3, 1, *size) uint8."""
+def cut(image: NDArray[np.uint8], crop: Crop, size: tuple[int, int]) -> Tensor:
+    """Part of an image (H, W, 3) at a size in pixels: (3, 1, *size) uint8."""
     rows, columns = slice(crop.top, crop.top + crop.height), slice(crop.left, crop.left + crop.width)
-    pixels = resize(torch.from_numpy(picture[rows, columns]).unsqueeze(0), *size)
+    pixels = resize(torch.from_numpy(image[rows, columns]).unsqueeze(0), *size)
     return pixels.flip(-1) if crop.mirrored else pixels
 
 
 @dataclass(frozen=True)
 class PointReader(Dataset[str]):
-    """Draws the points of crops and writes them to disk; an item is a picture.
+    """Draws the points of crops and writes them to disk; an item is an image.
 
     Attributes:
-        pairs: the pictures.
+        pairs: the images.
         sources: each as `training_source` gives it.
-        places: the file of each one's points.
+        paths: the file of each one's points.
         read: a pair to its map (H, W).
         ignored: the value of the map that is ignored.
         choose: the crops.
@@ -138,7 +138,7 @@ class PointReader(Dataset[str]):
 
     pairs: list[DenseSample]
     sources: list[Source]
-    places: list[Path]
+    paths: list[Path]
     read: Callable[[DenseSample], NDArray[Any]]
     ignored: float
     choose: ChooseCrop
@@ -149,8 +149,8 @@ class PointReader(Dataset[str]):
     def __getitem__(self, index: int) -> str:
         """Writes `at` (V, P, 2), rows and columns of points as shares of a crop, and `value` (V, P); "" or an error."""
         try:
-            if not self.places[index].exists():
-                write_features(self.places[index], self._draw(index))
+            if not self.paths[index].exists():
+                write_features(self.paths[index], self._draw(index))
         except TubeletError as error:  # the main process raises it: it would reach it with a worker's whole traceback
             return str(error)
         return ""
@@ -168,7 +168,7 @@ class PointReader(Dataset[str]):
 
 
 def check_shape(pair: DenseSample, shape: tuple[int, int]) -> None:
-    """That the map (H, W) of a pair and its picture go together.
+    """That the map (H, W) of a pair and its image go together.
 
     Raises:
         TubeletError: if they do not.
@@ -190,10 +190,10 @@ def _points(values: NDArray[Any], crop: Crop, ignored: float, rng: np.random.Gen
 
 
 def draw_points(reader: PointReader, workers: int, progress: Progress) -> None:
-    """Bring the points of all pictures to disk, reading every map on the way.
+    """Bring the points of all images to disk, reading every map on the way.
 
     Raises:
-        TubeletError: if a map cannot be read, or does not fit its picture.
+        TubeletError: if a map cannot be read, or does not fit its image.
     """
     loader: WorkerLoader[str] = WorkerLoader(reader, min(workers, len(reader)), batch_size=None)
     for number, error in enumerate(loader):
@@ -202,13 +202,14 @@ def draw_points(reader: PointReader, workers: int, progress: Progress) -> None:
         progress("annotations", number + 1, len(reader))
 
 
-def point_places(
+def point_paths(
     cache: FeatureCache, pairs: Sequence[DenseSample], sources: Sequence[Source], recipe: object
 ) -> list[Path]:
-    """The file of each picture's points, which depends on its annotation, its crops and how they are read."""
-    stated = {"points": POINTS_CACHED, "recipe": recipe}
+    """The file of each image's points, which depends on its annotation, its crops and how they are read."""
+    identity = {"points": POINTS_CACHED, "recipe": recipe}
     return [
-        cache.place(stated | {"part": source.part}, [pair.target]) for pair, source in zip(pairs, sources, strict=True)
+        cache.path_for(identity | {"part": source.part}, [pair.target])
+        for pair, source in zip(pairs, sources, strict=True)
     ]
 
 
@@ -245,7 +246,7 @@ def interpolate(tokens: Tensor, grid: tuple[int, int], at: Tensor) -> Tensor:
 
 
 class PixelFeatureDataset(Dataset[tuple[Tensor, Tensor]]):
-    """EpochSampler of points and their features; an item is named by the pass of each crop and its picture."""
+    """EpochSampler of points and their features; an item is named by the pass of each crop and its image."""
 
     def __init__(
         self, features: FeatureSet, points: list[Path], grid: tuple[int, int], seed: int, readers: int
@@ -257,16 +258,16 @@ class PixelFeatureDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def crops(self) -> int:
-        """Number of crops that each picture is seen in."""
+        """Number of crops that each image is seen in."""
         return len(source_draws(self.features.sources[0]))
 
     def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """(B·P, D) float32 features and (B·P,) values of (pass, picture) pairs."""
+        """(B·P, D) float32 features and (B·P,) values of (pass, image) pairs."""
         tokens, at, values = [], [], []
-        for number, picture in batch:
-            rng = np.random.default_rng([self.seed, number, picture])
-            crops = len(self.features.sources[picture].part) // len(Draw._fields)
-            crop_tokens, crop_at, crop_values = self._crop(picture, int(rng.integers(crops)))
+        for number, image in batch:
+            rng = np.random.default_rng([self.seed, number, image])
+            crops = len(self.features.sources[image].part) // len(Draw._fields)
+            crop_tokens, crop_at, crop_values = self._crop(image, int(rng.integers(crops)))
             chosen = torch.from_numpy(rng.integers(POINTS_CACHED, size=POINTS_PER_STEP))
             tokens.append(crop_tokens)
             at.append(crop_at[chosen])
@@ -274,12 +275,12 @@ class PixelFeatureDataset(Dataset[tuple[Tensor, Tensor]]):
         rows = interpolate(torch.stack(tokens), self.grid, torch.stack(at))
         return rows.flatten(0, 1), torch.cat(values)
 
-    def _crop(self, picture: int, crop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (N, D), places (P, 2) and values (P,) of a crop, from memory while there is room in it."""
-        key = (picture, crop)
+    def _crop(self, image: int, crop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (N, D), paths (P, 2) and values (P,) of a crop, from memory while there is room in it."""
+        key = (image, crop)
         if key not in self.kept:
-            (tokens,) = read_slices(self.features.places[picture], ("tokens",), crop)
-            at, value = read_slices(self.points[picture], ("at", "value"), crop)
+            (tokens,) = read_slices(self.features.paths[image], ("tokens",), crop)
+            at, value = read_slices(self.points[image], ("at", "value"), crop)
             self.size += sum(t.numel() * t.element_size() for t in (tokens, at, value))
             if self.size > self.budget:
                 return tokens, at, value
@@ -293,25 +294,25 @@ def read_slices(path: Path, names: Sequence[str], index: int) -> list[Tensor]:
     Raises:
         TubeletError: if the file is gone or damaged.
     """
-    with open_safetensors(path, DELETE) as file:
+    with open_safetensors(path, DELETE_HINT) as file:
         return [file.entry(name, index) for name in names]
 
 
 class EpochSampler:
-    """Which pictures each step sees: all of them in random order, then again; a function of the seed alone."""
+    """Which images each step sees: all of them in random order, then again; a function of the seed alone."""
 
-    def __init__(self, pictures: Sequence[int], batch: int, seed: int, start: int, steps: int) -> None:
-        self.pictures, self.batch, self.seed, self.start, self.steps = pictures, batch, seed, start, steps
-        self.order = lru_cache(2)(lambda number: np.random.default_rng([seed, number]).permutation(len(pictures)))
+    def __init__(self, images: Sequence[int], batch: int, seed: int, start: int, steps: int) -> None:
+        self.images, self.batch, self.seed, self.start, self.steps = images, batch, seed, start, steps
+        self.order = lru_cache(2)(lambda number: np.random.default_rng([seed, number]).permutation(len(images)))
 
     def __len__(self) -> int:
         return self.steps - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        n = len(self.pictures)
+        n = len(self.images)
         for step in range(self.start, self.steps):
-            places = [divmod(i, n) for i in range(step * self.batch, (step + 1) * self.batch)]
-            yield [(number, self.pictures[self.order(number)[place]]) for number, place in places]
+            paths = [divmod(i, n) for i in range(step * self.batch, (step + 1) * self.batch)]
+            yield [(number, self.images[self.order(number)[place]]) for number, place in paths]
 
 
 def extract_training_set(
@@ -324,27 +325,27 @@ def extract_training_set(
     ignored: float,
     target_recipe: Mapping[str, Any],
 ) -> PixelFeatureDataset:
-    """The features of crops of pictures, and points of their annotations, both kept on disk.
+    """The features of crops of images, and points of their annotations, both kept on disk.
 
     Args:
         context: the evaluation.
-        samples: the pictures and their annotations.
+        samples: the images and their annotations.
         choose: the crops.
         size: (rows, columns) that crops are resized to, in pixels.
-        recipe: what the features depend on besides model and picture.
+        recipe: what the features depend on besides model and image.
         load_target: the map (H, W) of a sample.
         ignored: the value of a map that is ignored.
         target_recipe: what the points depend on besides the annotation and the crops.
 
     Raises:
-        TubeletError: if a map cannot be read or does not fit its picture, or too many pictures cannot be read.
+        TubeletError: if a map cannot be read or does not fit its image, or too many images cannot be read.
     """
-    sources = [training_source(sample, crops_of(len(samples)), context.config.seed) for sample in samples]
+    sources = [training_source(sample, crops_per_image(len(samples)), context.config.seed) for sample in samples]
     features = context.extract(sources, recipe, partial(cut_crops, choose=choose, size=size))
     readable = [samples[number] for number in features.numbers]
-    places = point_places(context.cache, readable, features.sources, {"cut": recipe, **target_recipe})
-    reader = PointReader(readable, features.sources, places, load_target, ignored, choose)
+    paths = point_paths(context.cache, readable, features.sources, {"cut": recipe, **target_recipe})
+    reader = PointReader(readable, features.sources, paths, load_target, ignored, choose)
     draw_points(reader, context.config.workers, context.progress)
     patch = context.model.patch_size
     grid = (size[0] // patch, size[1] // patch)
-    return PixelFeatureDataset(features, places, grid, context.config.seed, context.config.workers)
+    return PixelFeatureDataset(features, paths, grid, context.config.seed, context.config.workers)

@@ -19,7 +19,7 @@ from tubelet.io.files import atomic_write
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.classification_plan import make_plan, training_settings
 from tubelet.tasks.common.classification_report import confusion_details, metrics, sweep_details, worst_examples
-from tubelet.tasks.common.classification_scores import Pooled, dataset_fingerprint, score, train_classifiers
+from tubelet.tasks.common.classification_scores import Pooled, dataset_fingerprint, score_heads, train_classifiers
 from tubelet.tasks.common.extract import FeatureSet
 from tubelet.tasks.common.result import Result
 from tubelet.tasks.common.task import EvaluationContext
@@ -94,7 +94,7 @@ def evaluate_heads(
     identity = {"samples": dataset_fingerprint(data.train, data.labels), "classes": len(classes)}
     samples, tests = Pooled(data.table, data.labels), Pooled(data.queries, data.truth.unsqueeze(1))
     heads = train_classifiers(context, make_head, settings, samples, F.cross_entropy, identity)
-    scores = [own[0] for own in score(context, heads, tests, partial(torch.softmax, dim=-1), batch_size=1024)]
+    scores = [own[0] for own in score_heads(context, heads, tests, partial(torch.softmax, dim=-1), batch_size=1024)]
     values = [metrics(own, data.truth) for own in scores]
     best = max(range(len(scores)), key=lambda i: values[i]["top-1"].value)
     return context.result(
@@ -123,7 +123,7 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
         TubeletError: if the file cannot be written.
     """
     width = features[0]["pooled"].shape[-1]
-    names = "".join(f"{place.parent.name}{place.stem}" for place in features.places)
+    names = "".join(f"{place.parent.name}{place.stem}" for place in features.paths)
     path = folder / "tables" / f"{hashlib.blake2b(names.encode(), digest_size=16).hexdigest()}.f16"
     if not path.exists() or path.stat().st_size != 2 * len(features) * width:  # a machine's crash can empty a file
         loader: WorkerLoader[Tensor] = WorkerLoader(features, workers, batch_size=256, collate_fn=_rows)

@@ -58,13 +58,13 @@ class Example:
     Attributes:
         name: the file or sequence.
         score: the task's first metric on it alone; None where the ground truth is not public.
-        pictures: label -> (H, W, 3) uint8; the input first, then ground truth and prediction.
+        images: label -> (H, W, 3) uint8; the input first, then ground truth and prediction.
         note: a caption.
     """
 
     name: str
     score: float | None
-    pictures: Mapping[str, NDArray[np.uint8]]
+    images: Mapping[str, NDArray[np.uint8]]
     note: str = ""
 
 
@@ -85,7 +85,7 @@ class Result:
         details: further values, ready for JSON: by class, by sequence, the whole sweep.
         examples: some predictions, worst first.
         files: name in the result's folder -> a folder that is copied there: predictions for other evaluators.
-        legend: label of a color in the examples' pictures -> red, green and blue.
+        legend: label of a color in the examples' images -> red, green and blue.
     """
 
     task: str
@@ -129,7 +129,7 @@ def require_writable(folder: Path) -> None:
 
 
 def write_result(result: Result, path: Path) -> None:
-    """Write all but the pictures as JSON, atomically, and the result's files beside it.
+    """Write all but the images as JSON, atomically, and the result's files beside it.
 
     Raises:
         TubeletError: if a metric is not finite, or the file cannot be written.

@@ -21,7 +21,7 @@ from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
 from tubelet.sample_data.truth import VOID, ClipTruth, SampleEntry, read_truth
-from tubelet.tasks.common.correspondence import StepTracks, step_tracks
+from tubelet.tasks.common.correspondence import StepTracks, tracks_by_step
 from tubelet.tasks.common.result import RANDOM_WEIGHTS
 
 TRAINED, RANDOM, RAW = "trained", RANDOM_WEIGHTS, "raw patches"
@@ -254,6 +254,6 @@ def iter_whole_clips(
         places, visible = crop_tracks(truth.tracks, truth.visible, truth.classes.shape[1:], window, size)
         yield WholeClip(
             {kind: x.view(-1, grid.h, grid.w, x.shape[-1]) for kind, x in features.items()},
-            step_tracks(places, visible, window // grid.t, first.config.patch_size),
+            tracks_by_step(places, visible, window // grid.t, first.config.patch_size),
             truth.motion,
         )

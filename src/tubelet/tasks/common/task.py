@@ -15,7 +15,7 @@ from tubelet.errors import MissingFileError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks import get_task
 from tubelet.tasks.common.cache import FeatureCache
-from tubelet.tasks.common.extract import AGAIN, Cut, Encode, FeatureSet, Progress, Source, extract, last_level
+from tubelet.tasks.common.extract import RESUME_HINT, Cut, Encode, FeatureSet, Progress, Source, extract, last_level
 from tubelet.tasks.common.result import Result
 
 
@@ -100,7 +100,7 @@ class Task:
         context.config.reject_unused((*head_settings, *self.unused), context.task)
         if self.dataset is not None:
             context = replace(context, dataset=datasets.find(context.data, self.dataset))
-        with translate_worker_crash(AGAIN):
+        with translate_worker_crash(RESUME_HINT):
             return self.evaluate(context)
 
 

@@ -1,4 +1,4 @@
-"""Test pictures one after the other: their features, and the truth beside them."""
+"""Test images one after the other: their features, and the truth beside them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ ReadTruth = Callable[[DenseSample], NDArray[Any]]
 
 
 def iter_test_set(
-    places: list[Path], pairs: list[DenseSample], read_truth: ReadTruth, workers: int
+    paths: list[Path], pairs: list[DenseSample], read_truth: ReadTruth, workers: int
 ) -> Iterator[tuple[Tensor, NDArray[Any]]]:
-    """The tokens of each picture and its map (H, W) of labels or depths, read ahead by so many processes.
+    """The tokens of each image and its map (H, W) of labels or depths, read ahead by so many processes.
 
     Raises:
-        TubeletError: if a map cannot be read, or has another size than its picture.
+        TubeletError: if a map cannot be read, or has another size than its image.
     """
     loader: WorkerLoader[tuple[Tensor, NDArray[Any] | str]] = WorkerLoader(
-        _Tests(places, pairs, read_truth), min(workers, len(pairs)), batch_size=None
+        _Tests(paths, pairs, read_truth), min(workers, len(pairs)), batch_size=None
     )
     for tokens, truth in loader:
         if isinstance(truth, str):
@@ -39,19 +39,19 @@ def iter_test_set(
 
 @dataclass(frozen=True)
 class _Tests(Dataset[tuple[Tensor, NDArray[Any] | str]]):
-    """Tokens of a picture and its truth, or why there is none: an exception would lose its type between processes."""
+    """Tokens of an image and its truth, or why there is none: an exception would lose its type between processes."""
 
-    places: list[Path]
+    paths: list[Path]
     pairs: list[DenseSample]
     read_truth: ReadTruth
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, NDArray[Any] | str]:
         try:
             truth = self.read_truth(self.pairs[index])
             check_shape(self.pairs[index], (truth.shape[0], truth.shape[1]))
-            return read_features(self.places[index])["tokens"], truth
+            return read_features(self.paths[index])["tokens"], truth
         except TubeletError as error:
             return torch.empty(0), str(error)

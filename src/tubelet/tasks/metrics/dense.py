@@ -97,5 +97,5 @@ def rmse(predicted: Tensor, truth: Tensor) -> float:
 def explained_variance(predicted: Tensor, truth: Tensor) -> float:
     """R²: 1 is perfect, 0 is as good as the truth's own mean, and below is worse than that. Both (n,)."""
     error = (predicted.double() - truth.double()).square().sum()
-    spread = (truth.double() - truth.double().mean()).square().sum()
-    return float(1 - error / spread)
+    variation = (truth.double() - truth.double().mean()).square().sum()
+    return float(1 - error / variation)
