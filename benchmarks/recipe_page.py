@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tubelet.view.pictures import Line, chart, figures, write_page
+from tubelet.view.page import Line, chart, significant, write_page
 
 POINTS = 60  # of a curve
 # What the curves show: name in the metrics, unit, what to expect.
@@ -75,11 +75,11 @@ def write_recipe_page(
             for row in results["variants"]
         },
         "training": {
-            row["name"]: {key: figures(statistics.mean(values)) for key, values in row["training"].items()}
+            row["name"]: {key: significant(statistics.mean(values)) for key, values in row["training"].items()}
             for row in results["variants"]
             if row["training"]
         },
-        "hours": figures(sum(sum(row["training"].get("hours", [])) for row in results["variants"])),
+        "hours": significant(sum(sum(row["training"].get("hours", [])) for row in results["variants"])),
     }
     write_page("recipe.html", out, values, folder=Path(__file__).parent)
 
@@ -108,7 +108,7 @@ def panel(measure: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> 
         mean, wide = row["mean"][label], row["spread"][label] or 0.0
         seeds = [place(value) for value in row["scores"][label]]
         rows.append(Dots(row["name"], seeds, place(mean), place(mean - wide), place(mean + wide), f"{mean:.3f}"))
-    return Panel(label, measure["higher_is_better"], rows, (figures(low), figures(high)))
+    return Panel(label, measure["higher_is_better"], rows, (significant(low), significant(high)))
 
 
 def curve(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], name: str, unit: str) -> Any:

@@ -27,7 +27,7 @@ from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load
 from tubelet.tasks.common.result import Metric, Result, write_result
 from tubelet.train import run_directory
-from tubelet.view.pictures import write_page
+from tubelet.view.page import write_page
 from tubelet.view.results import write_result_page
 
 SIZES = ModelConfig(

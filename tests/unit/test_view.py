@@ -20,11 +20,11 @@ from tubelet.grid import Grid
 from tubelet.tasks.common.result import Metric, Result, write_result
 from tubelet.view.explain import explain
 from tubelet.view.facts import STEPS
-from tubelet.view.maps import _hits
+from tubelet.view.feature_maps import _recall_at_k
+from tubelet.view.page import Line, boundary, chart, columns, heat, significant
 from tubelet.view.pca import fit_projection
-from tubelet.view.pictures import Line, boundary, chart, columns, figures, heat
 from tubelet.view.report import write_report
-from tubelet.view.trace import follow
+from tubelet.view.trace import trace_input
 from tubelet.vjepa import VJEPA
 
 TINY = ModelConfig(
@@ -117,7 +117,7 @@ def test_every_step_names_code_that_exists():
 @pytest.mark.parametrize("kind", ["video", "image"])
 def test_the_numbers_on_the_page_are_those_of_the_tensors(kind, request, run):
     page, _ = request.getfixturevalue(f"{kind}_page")
-    trace = follow(request.getfixturevalue(kind), str(run))
+    trace = trace_input(request.getfixturevalue(kind), str(run))
     assert trace.grid == (Grid(4, 8, 8) if kind == "video" else Grid(1, 8, 8))
     assert len(trace.masks) == (2 if kind == "video" else 1)
     shown = [trace.pixels, trace.tokens, trace.targets, trace.rotary.cos]
@@ -135,7 +135,7 @@ def test_the_numbers_on_the_page_are_those_of_the_tensors(kind, request, run):
 
 
 def test_the_losses_on_the_page_are_what_training_would_compute(video, video_page, run):
-    trace = follow(video, str(run))
+    trace = trace_input(video, str(run))
     with torch.no_grad():
         targets = trace.model.targets(trace.pixels)
         masks = [trace.model(trace.pixels, mask.mask, targets, 0.25) for mask in trace.masks]
@@ -144,8 +144,8 @@ def test_the_losses_on_the_page_are_what_training_would_compute(video, video_pag
     torch.testing.assert_close(torch.stack(trace.losses), torch.stack(expected))
     page, printed = video_page
     for value in expected:
-        assert figures(float(value), 4) in page
-        assert figures(float(value), 4) in printed
+        assert significant(float(value), 4) in page
+        assert significant(float(value), 4) in printed
 
 
 def test_random_weights_are_reported_to_be_random_and_leave_the_global_generator_unchanged(
@@ -164,7 +164,7 @@ def test_a_distilled_network_has_no_loss_and_the_page_gives_the_reason(image, tm
         TINY, output_levels=1, predictor=dataclasses.replace(TINY.predictor, output_width=160)
     )
     page, printed = explained(image, make_run(tmp_path / "run", distilled), tmp_path)
-    assert follow(image, str(tmp_path / "run")).losses is None
+    assert trace_input(image, str(tmp_path / "run")).losses is None
     assert "the predictions are 160 wide and the targets of the teacher in this file 64" in page
     assert "larger teacher" in printed
 
@@ -235,8 +235,8 @@ def test_charts_take_their_colors_from_the_page():
 def test_hits_are_the_share_of_the_most_similar_tokens_that_lie_on_the_object():
     on = np.zeros((2, 4, 4), dtype=bool)
     on[:, :2, :2] = True
-    assert _hits(on.astype(float), on) == 1.0
-    assert _hits(1 - on.astype(float), on) == 0.0
+    assert _recall_at_k(on.astype(float), on) == 1.0
+    assert _recall_at_k(1 - on.astype(float), on) == 0.0
 
 
 def report(run, folder, data=None):
@@ -292,7 +292,7 @@ def test_a_report_names_what_a_young_run_does_not_have(tmp_path):
 def test_a_report_whose_sources_are_gone_describes_how_to_get_its_images(run, tmp_path):
     write_metrics(run)
     page = report(run, tmp_path)
-    assert "hold no films that could be read here; name some with --data" in page
+    assert "pass a folder of videos with --data" in page
     assert "has no metrics yet" not in page
     assert "10 of 10, 2 samples each" in page
     assert page.count('class="chart"') == 10
@@ -339,7 +339,7 @@ def test_a_report_shows_features_and_an_object_of_the_sample_set(run, sample_set
     assert page.count("trained teacher</div>") >= 2
     assert "random encoder" in page
     assert "No sample set" not in page
-    assert ("Cosine similarity to the framed token" in page) != ("None of the validation clips" in page)
+    assert ("Cosine similarity to the framed token" in page) != ("None of the searched validation clips" in page)
     assert_self_contained(page)
     assert len(page) < 2_000_000
 
@@ -353,12 +353,12 @@ def test_a_report_shows_features_of_any_videos_and_names_those_that_cannot_be_re
     assert page.count("trained teacher</div>") == 1
     assert re.search(r"good\.mp4, 0\.\d to 2\.\d s", page)
     assert "Could not be read: " in page and "bad.mp4" in page
-    assert "Objects are followed on a sample set" in page
+    assert "Objects are tracked on a sample set" in page
     assert_self_contained(page)
 
 
 def test_what_cannot_be_reported_is_one_sentence(run, tmp_path):
-    with pytest.raises(TubeletError, match="no run here"):
+    with pytest.raises(TubeletError, match="not a run directory"):
         report(tmp_path, tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()

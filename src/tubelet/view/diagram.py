@@ -1,4 +1,4 @@
-"""The whole data flow in one picture with the sizes of one input: inline SVG, for wide screens and for narrow ones."""
+"""Diagram of the data flow with the sizes of one input: inline SVG, for wide and for narrow screens."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -7,10 +7,10 @@ from markupsafe import Markup, escape
 from torch import Tensor
 
 from tubelet.grid import Modality
-from tubelet.view.pictures import count, figures
+from tubelet.view.page import count, significant
 from tubelet.view.trace import Trace
 
-LINE, TOP = 15, 24  # height of a line of text, and what a box's title takes
+LINE, TOP = 15, 24  # height of a line of text, and of a box's title
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Node:
     """A box.
 
     Attributes:
-        number: of the step that the box belongs to and links to.
-        title: its name.
-        lines: sizes.
+        number: number of the step that the box belongs to and links to.
+        title: title of the box.
+        lines: sizes, one a line.
         kind: CSS class.
         rotary: whether step 2 happens inside it.
     """
@@ -34,7 +34,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Box:
-    """Where a node is drawn: left, top, width and height."""
+    """Position and size of a node: left, top, width and height."""
 
     x: float
     y: float
@@ -43,7 +43,7 @@ class Box:
 
 
 def overview(trace: Trace) -> Markup:
-    """Both drawings; style sheets show the one that fits."""
+    """Both drawings; the style sheet shows the one that fits the screen."""
     nodes = _nodes(trace)
     wide = _draw(nodes, _wide_boxes(), _wide_edges(), (980, 318), "wide")
     tall = _draw(nodes, _tall_boxes(), _tall_edges(), (360, 746), "tall")
@@ -53,23 +53,23 @@ def overview(trace: Trace) -> Markup:
 def _nodes(trace: Trace) -> dict[str, Node]:
     config, grid = trace.model.config, trace.grid
     _, _, T, H, W = trace.pixels.shape
-    seen = " | ".join(count(mask.mask.context.shape[1]) for mask in trace.masks)
+    visible = " | ".join(count(mask.mask.context.shape[1]) for mask in trace.masks)
     first, levels = trace.masks[0], len(trace.teacher_levels)
     still = trace.modality is Modality.IMAGE
     losses = trace.losses
-    said = (
+    loss_lines = (
         ("teacher of the", "distillation is", "not in the file")
         if losses is None
         else (
-            f"predict {figures(float(losses.prediction))}",
-            f"context {figures(float(losses.context))}",
-            f"λ {figures(trace.context_weight, 2)}",
+            f"predict {significant(float(losses.prediction))}",
+            f"context {significant(float(losses.context))}",
+            f"λ {significant(trace.context_weight, 2)}",
         )
     )
     return {
         "input": Node(1, "Image" if still else "Video", ("1 frame" if still else f"{T} frames", f"{H} × {W} px")),
         "tokens": Node(1, "Tokenize", (f"{count(grid.tokens)} tokens", " × ".join(map(str, grid.shape)))),
-        "mask": Node(3, "Mask", (f"sees {seen}", f"of {count(grid.tokens)}"), "targets"),
+        "mask": Node(3, "Mask", (f"sees {visible}", f"of {count(grid.tokens)}"), "targets"),
         "student": Node(
             4, "X-encoder", (f"{config.depth} blocks", f"{levels} × {_size(first.levels[0])}"), "context", True
         ),
@@ -84,7 +84,7 @@ def _nodes(trace: Trace) -> dict[str, Node]:
             "targets",
             True,
         ),
-        "loss": Node(8, "Loss", said),
+        "loss": Node(8, "Loss", loss_lines),
         "teacher": Node(
             8,
             "Y-encoder",

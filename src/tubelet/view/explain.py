@@ -1,4 +1,4 @@
-"""`tubelet explain`: one video or image on its way through the eight steps, printed and drawn on a page."""
+"""`tubelet explain`: one video or image through the eight steps of the method, printed and drawn on a page."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from tubelet.console import print_wrapped
 from tubelet.grid import Modality
 from tubelet.io.overwrite import check_output
 from tubelet.view.diagram import overview
-from tubelet.view.facts import STEPS, weights_sentence
-from tubelet.view.pictures import Scale, gradient, write_page
-from tubelet.view.scenes import COSINE, LAYERS, Scenes, head_cells, summary
-from tubelet.view.trace import Trace, follow
+from tubelet.view.facts import STEPS, describe_weights
+from tubelet.view.page import Scale, gradient, write_page
+from tubelet.view.trace import Trace, trace_input
+from tubelet.view.trace_figures import COSINE, LAYERS, TraceFigures, head_cells, summary
 
 
 def explain(
@@ -30,7 +30,7 @@ def explain(
     seed: int,
     console: Console,
 ) -> None:
-    """Print the life of one input and write it as a page.
+    """Print the trace of one input and write it as a page.
 
     Args:
         file: a video or an image.
@@ -40,14 +40,14 @@ def explain(
         frames: frames of the clip; None is what the run was trained at, or 16.
         fps: frames per second of the clip; None is what the run was trained at, or 4.
         seed: of the masks, and of random weights.
-        console: where the steps are printed.
+        console: console to print the steps to.
 
     Raises:
         TubeletError: if the file or the model cannot be read, sizes do not fit, or the page cannot be written.
     """
     check_output(out, "page", [file, what])
     with console.status("running the model", spinner="line"):
-        trace = follow(file, what, image_size, frames, fps, seed)
+        trace = trace_input(file, what, image_size, frames, fps, seed)
     print_steps(trace, console)
     with console.status("drawing", spinner="line"):
         write_page("explain.html", out, page_values(trace))
@@ -56,9 +56,9 @@ def explain(
 
 
 def print_steps(trace: Trace, console: Console) -> None:
-    """The eight steps with this input's sizes, for a terminal of 80 columns."""
+    """Print the eight steps with this input's sizes, for a terminal of 80 columns."""
     print_wrapped(console, f"The life of {trace.source.path.name}", "bold")
-    print_wrapped(console, weights_sentence(trace), "" if trace.weights else "yellow")
+    print_wrapped(console, describe_weights(trace), "" if trace.weights else "yellow")
     for step in STEPS:
         title = Text.assemble(
             "\n", (f"{step.number}", "bold cyan"), " ", (step.name, "bold"), "  ", (step.files[0], "dim")
@@ -73,34 +73,34 @@ def print_steps(trace: Trace, console: Console) -> None:
 
 
 def page_values(trace: Trace) -> dict[str, Any]:
-    """All that the template shows."""
-    scenes = Scenes(trace)
-    weights, weight_scale = scenes.weights()
-    errors = scenes.errors()
+    """Values of the template."""
+    drawn = TraceFigures(trace)
+    weights, weight_scale = drawn.weights()
+    errors = drawn.errors()
     config = trace.model.config
-    chosen = scenes.chosen_token()
+    chosen = drawn.chosen_token()
     return {
         "trace": trace,
         "config": config,
         "steps": STEPS,
         "video": trace.modality is Modality.VIDEO,
-        "weights_sentence": weights_sentence(trace),
+        "describe_weights": describe_weights(trace),
         "overview": overview(trace),
-        "frames": scenes.frames(),
-        "patches": scenes.patches(),
-        "tubelet": scenes.tubelet(),
-        "tubelet_place": scenes.tubelet_place(),
+        "frames": drawn.frames(),
+        "patches": drawn.patches(),
+        "tubelet": drawn.tubelet(),
+        "tubelet_place": drawn.tubelet_place(),
         "chosen": chosen,
         "head_cells": head_cells(config.width // config.heads),
-        "rotary_axes": scenes.rotary_axes(),
-        "rotary_maps": scenes.rotary_maps(),
+        "rotary_axes": drawn.rotary_axes(),
+        "rotary_maps": drawn.rotary_maps(),
         "cosine_scale": Scale(-1, 1, gradient(COSINE), "cos"),
-        "masks": scenes.masks(),
-        "visible": scenes.visible(),
-        "positions": scenes.positions(),
+        "masks": drawn.masks(),
+        "visible": drawn.visible(),
+        "positions": drawn.positions(),
         "layers": LAYERS,
-        "predictions": scenes.predictions(),
-        "teacher": scenes.teacher(),
+        "predictions": drawn.predictions(),
+        "teacher": drawn.teacher(),
         "weights": weights,
         "weight_scale": weight_scale,
         "errors": errors[0] if errors else None,

@@ -1,4 +1,4 @@
-"""What one input's tensors say about each of the eight steps: numbers for the console and the page alike."""
+"""Facts about each of the eight steps, from the trace of an input, for the console and the page."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from torch import nn
 
 from tubelet.grid import Modality
 from tubelet.model.rope import axis_size
-from tubelet.view.pictures import count, figures, percent, shape
+from tubelet.view.page import count, percent, shape, significant
 from tubelet.view.trace import Trace
 
 Facts = list[tuple[str, str]]
@@ -18,10 +18,10 @@ class Step:
     """One of the eight steps.
 
     Attributes:
-        number: from 1.
-        name: as the project's documents call it.
-        files: where its code is.
-        facts: what a trace says about it, as pairs of a name and a value.
+        number: 1 to 8.
+        name: name of the step, as in docs/system.md.
+        files: files of its code.
+        facts: function from a trace to pairs of a name and a value.
     """
 
     number: int
@@ -49,7 +49,7 @@ def tokenize(trace: Trace) -> Facts:
     ]
 
 
-def place(trace: Trace) -> Facts:
+def positions(trace: Trace) -> Facts:
     """Step 2."""
     config, grid = trace.model.config, trace.grid
     head = 2 * trace.rotary.cos.shape[-1]
@@ -61,7 +61,7 @@ def place(trace: Trace) -> Facts:
             f"{head} channels: {each} turn with time, {each} with row, {each} with column, {head - 3 * each} never",
         ),
         ("angles", f"cos and sin of shape {shape(trace.rotary.cos.shape)}"),
-        ("last row", f"{grid.h - 1} → {figures(stretched)} on the pre-training grid of {config.rope_grid} rows"),
+        ("last row", f"{grid.h - 1} → {significant(stretched)} on the pre-training grid of {config.rope_grid} rows"),
         ("modality", f"one learnable vector of {trace.tokens.shape[-1]} for '{trace.modality}', added to every token"),
     ]
 
@@ -73,7 +73,7 @@ def masks(trace: Trace) -> Facts:
             f"mask {i}",
             f"{mask.spec.blocks} blocks of {percent(mask.spec.area)}: sees {count(mask.mask.context.shape[1])}, "
             f"hides {count(mask.mask.target.shape[1])} of {count(trace.grid.tokens)} "
-            f"({percent(mask.visible_share)} visible)",
+            f"({percent(mask.visible_fraction)} visible)",
         )
         for i, mask in enumerate(trace.masks, start=1)
     ]
@@ -87,7 +87,7 @@ def student(trace: Trace) -> Facts:
         ("in", " and ".join(shape(mask.tokens.shape) for mask in trace.masks)),
         ("network", f"{config.depth} blocks, {config.heads} heads, {millions(trace.model.student)} parameters"),
         ("taps", f"{len(first.levels)} levels, after blocks {blocks}, each {shape(first.levels[0].shape)}"),
-        ("attention", f"{percent(first.visible_share**2)} of the pairs that all tokens would make (mask 1)"),
+        ("attention", f"{percent(first.visible_fraction**2)} of the pairs that all tokens would make (mask 1)"),
     ]
 
 
@@ -136,19 +136,19 @@ def loss(trace: Trace) -> Facts:
         width = trace.masks[0].predicted.shape[-1]
         return [targets, ("loss", f"none: predictions, {width} wide, are of a larger teacher that the file lacks")]
     prediction, context, total = (
-        figures(float(value), 4) for value in (losses.prediction, losses.context, losses.total)
+        significant(float(value), 4) for value in (losses.prediction, losses.context, losses.total)
     )
     return [
         targets,
         ("L_predict", prediction),
         ("L_context", context),
-        ("loss", f"{prediction} + {figures(trace.context_weight, 2)} · {context} = {total}"),
+        ("loss", f"{prediction} + {significant(trace.context_weight, 2)} · {context} = {total}"),
     ]
 
 
 STEPS = (
     Step(1, "Tokenize, by modality", ("tubelet/model/tokenizer.py",), tokenize),
-    Step(2, "Say where and what", ("tubelet/model/rope.py", "tubelet/model/tokenizer.py"), place),
+    Step(2, "Say where and what", ("tubelet/model/rope.py", "tubelet/model/tokenizer.py"), positions),
     Step(3, "Mask", ("tubelet/data/masks.py",), masks),
     Step(4, "X-encoder", ("tubelet/model/encoder.py", "tubelet/model/layers.py"), student),
     Step(5, "Multi-level fusion", ("tubelet/model/predictor.py",), fusion),
@@ -158,13 +158,13 @@ STEPS = (
 )
 
 
-def weights_sentence(trace: Trace) -> str:
-    """Whose weights these are, in one sentence."""
+def describe_weights(trace: Trace) -> str:
+    """Source of the weights, in one sentence."""
     if trace.weights is None:
         return f"{trace.name} with random weights: sizes are real, what it sees and predicts means nothing yet."
     return f"Weights of {trace.weights}."
 
 
 def millions(module: nn.Module) -> str:
-    """How many parameters, in millions."""
-    return f"{figures(sum(p.numel() for p in module.parameters()) / 1e6)} M"
+    """Number of parameters in millions."""
+    return f"{significant(sum(p.numel() for p in module.parameters()) / 1e6)} M"

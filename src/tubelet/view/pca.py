@@ -1,4 +1,4 @@
-"""Features as colors: the three directions in which tokens differ most become red, green and blue."""
+"""Features as colors: the first three principal components become red, green and blue."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ PERCENTILES = (0.02, 0.98)
 
 @dataclass(frozen=True)
 class Projection:
-    """What turns tokens of width D into colors.
+    """Projection of tokens of width D to colors.
 
     Attributes:
-        mean: (D,) float64, subtracted first.
-        axes: (D, 3) float64, orthonormal principal directions, the strongest first.
-        low, high: (3,) float64, the coordinates that become color 0 and 255.
-        shares: (3,) float64, how much of the tokens' variance each direction holds.
+        mean: (D,) float64 mean, subtracted first.
+        axes: (D, 3) float64, orthonormal principal directions, in order of decreasing variance.
+        low, high: (3,) float64 coordinates of colors 0 and 255.
+        shares: (3,) float64 fraction of the variance that each direction explains.
     """
 
     mean: Tensor
@@ -26,17 +26,17 @@ class Projection:
     shares: Tensor
 
     def colors(self, tokens: Tensor) -> Tensor:
-        """(..., D) tokens -> (..., 3) uint8; what lies beyond low and high is clipped."""
+        """(..., D) tokens -> (..., 3) uint8; coordinates beyond low and high are clipped."""
         where = (tokens.detach().double().cpu() - self.mean) @ self.axes
         shares = (where - self.low) / (self.high - self.low).clamp_min(1e-12)
         return (shares.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def fit_projection(tokens: Tensor) -> Projection:
-    """The principal directions of tokens.
+    """Fit the principal directions of tokens.
 
-    An eigenvector has no sign of its own: each is turned so that its largest entry is positive, and the same tokens
-    give the same colors every time. The scale runs between percentiles: else one odd token leaves the rest gray.
+    The sign of an eigenvector is arbitrary: each is flipped so that its largest entry is positive, so that the same
+    tokens always have the same colors. Colors span percentiles, so that an outlier does not leave the rest gray.
 
     Args:
         tokens: (K, D) with K >= 2 and D >= 3, on any device.

@@ -1,4 +1,4 @@
-"""`tubelet report`: what a run was, how it went, and what its features show, on one page."""
+"""`tubelet report`: settings, metrics and feature maps of a run on one page."""
 
 import dataclasses
 import json
@@ -27,22 +27,22 @@ from tubelet.train.run_directory import (
     read_config,
     read_metrics,
 )
-from tubelet.view.maps import (
+from tubelet.view.feature_maps import (
     RANDOM,
     SEARCHED_CLIPS,
     TRAINED,
     Gallery,
-    component_strips,
     find_tracks,
-    follow_object,
-    read_clip,
-    read_own_clip,
+    pca_strips,
+    read_sample_clip,
+    read_video_clip,
+    track_object,
 )
-from tubelet.view.pictures import Line, chart, figures, write_page
+from tubelet.view.page import Line, chart, significant, write_page
 from tubelet.vjepa import VJEPA
 
 SHOWN_CLIPS, SHOWN_OBJECTS, SHOWN_BAD_FILES, SHOWN_ALERTS = 4, 2, 50, 50
-POINTS = 500  # of a curve: more cannot be told apart at the width of a page
+POINTS = 500  # maximum points of a curve at the width of a page
 
 
 @dataclass(frozen=True)
@@ -61,28 +61,57 @@ class SuiteRow:
 
 
 def write_report(run: Path, data: Path | None, out: Path) -> None:
-    """Write a run's report. What the run does not have yet is said on the page.
+    """Write a run's report. The page names what the run does not have yet.
 
     Args:
-        run: the run's folder: config.json, metrics.jsonl, alerts.jsonl, checkpoints, evaluation/, bad_files.jsonl.
-        data: what the pictures are taken from: a sample set's validation clips, or a folder of films; None is the
-            run's own sources.
-        out: the page, one file that needs no other.
+        run: the run directory: config.json, metrics.jsonl, alerts.jsonl, checkpoints, evaluation/, bad_files.jsonl.
+        data: source of the images: a sample set (its validation clips), or a folder of videos; None uses the run's own
+            sources.
+        out: the page, one self-contained file.
 
     Raises:
-        TubeletError: if there is no such run, one of its files is damaged, `data` holds no films, or the page cannot be
+        TubeletError: if there is no run, one of its files is corrupt, `data` has no videos, or the page cannot be
             written.
     """
     if not (run / CONFIG).is_file():
-        raise MissingFileError(f"{run}: no run here; expected a folder that `tubelet train` wrote, with {CONFIG} in it")
+        raise MissingFileError(
+            f"{run}: not a run directory ({CONFIG} is missing); expected a folder that `tubelet train` wrote"
+        )
     check_output(out, "page", [run, data])
     config = read_config(run)
     entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
-    films = _films(data, config) if entries is None else []
+    videos = _find_videos(data, config) if entries is None else []
     rows, bad, alerts = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alerts(run))
     model = load_vjepa(run)[0] if list_checkpoints(run) else None
     gallery = Gallery()
-    values: dict[str, Any] = {
+    values = _run_values(run, config, rows, model) | {
+        **_evaluations(run, out.parent),
+        "bad": bad,
+        "alerts": alerts,
+        "shown_bad": SHOWN_BAD_FILES,
+        "shown_alerts": SHOWN_ALERTS,
+        "strips": [],
+        "tracked_objects": [],
+        "unread": [],
+        "own": entries is None and model is not None,
+        "no_images_reason": "",
+    }
+    if model is None:
+        values["no_images_reason"] = "The run has no checkpoint yet."
+    elif entries is not None:
+        values |= _sample_features(model, config, entries, gallery)
+    elif videos:
+        values |= _video_features(model, config, videos, gallery)
+    else:
+        values["no_images_reason"] = (
+            "None of the run's source videos can be read here; pass a folder of videos with --data."
+        )
+    write_page("report.html", out, values | {"frames": gallery.frames})
+
+
+def _run_values(run: Path, config: TrainConfig, rows: list[dict[str, Any]], model: VJEPA | None) -> dict[str, Any]:
+    """Settings and metrics of a run, for the template."""
+    return {
         "run": run.resolve().name,
         "config": config,
         "model_name": _model_name(config.model),
@@ -91,68 +120,49 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "hours": _duration(sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))),
         "last": rows[-1] if rows else None,
         "curves": _curves(rows) if rows else None,
-        **_evaluations(run, out.parent),
-        "bad": bad,
-        "alerts": alerts,
-        "shown_bad": SHOWN_BAD_FILES,
-        "shown_alerts": SHOWN_ALERTS,
-        "strips": [],
-        "followings": [],
-        "unread": [],
-        "own": entries is None and model is not None,
-        "why_no_pictures": "",
     }
-    if model is None:
-        values["why_no_pictures"] = "The run has no checkpoint yet, so there is no teacher to look through."
-    elif entries is not None:
-        values |= _pictures(model, config, entries, gallery)
-    elif films:
-        values |= _own_pictures(model, config, films, gallery)
-    else:
-        values["why_no_pictures"] = "The run's sources hold no films that could be read here; name some with --data."
-    write_page("report.html", out, values | {"frames": gallery.frames})
 
 
-def _pictures(model: VJEPA, config: TrainConfig, entries: list[SampleEntry], gallery: Gallery) -> dict[str, Any]:
-    """Features as colors, and objects followed."""
+def _sample_features(model: VJEPA, config: TrainConfig, entries: list[SampleEntry], gallery: Gallery) -> dict[str, Any]:
+    """Feature maps and tracked objects of a sample set."""
     size, frames, tubelet = config.data.image_size, config.data.frames, config.model.tubelet_size
     encoders = {TRAINED: model.teacher, RANDOM: random_encoder(config.model, config.seed)}
     chosen = subsample_evenly(entries, SHOWN_CLIPS)
-    clips = [read_clip(entry, size, frames, tubelet) for entry in chosen]
+    clips = [read_sample_clip(entry, size, frames, tubelet) for entry in chosen]
     tracks = find_tracks(subsample_evenly(entries, SEARCHED_CLIPS), config.model, size, frames, SHOWN_OBJECTS)
     return {
-        "strips": component_strips(clips, encoders, gallery),
-        "followings": [follow_object(track, encoders, gallery) for track in tracks],
+        "strips": pca_strips(clips, encoders, gallery),
+        "tracked_objects": [track_object(track, encoders, gallery) for track in tracks],
     }
 
 
-def _films(data: Path | None, config: TrainConfig) -> Sequence[str]:
-    """Films to look at: those of a folder, or of the run's own sources as far as they are still there.
+def _find_videos(data: Path | None, config: TrainConfig) -> Sequence[str]:
+    """Videos of a folder, or those of the run's own sources that still exist.
 
     Raises:
-        TubeletError: if a folder was named and holds none.
+        TubeletError: if `data` has no videos.
     """
     if data is None:
         try:
             return list_media(config.data.sources, config.data.allow_path).videos
         except TubeletError:
-            return []  # the run may have been brought here from another machine; the page says that there are none
-    films = list_media((str(data),)).videos
-    if not films:
-        raise DataError(f"{data}: no films here, and no sample set (no dataset.json)")
-    return films
+            return []  # the run may be from another machine
+    videos = list_media((str(data),)).videos
+    if not videos:
+        raise DataError(f"{data}: no videos found, and not a sample set (dataset.json is missing)")
+    return videos
 
 
-def _own_pictures(model: VJEPA, config: TrainConfig, films: Sequence[str], gallery: Gallery) -> dict[str, Any]:
-    """Features as colors of films that nothing is known of."""
+def _video_features(model: VJEPA, config: TrainConfig, videos: Sequence[str], gallery: Gallery) -> dict[str, Any]:
+    """Feature maps of videos without ground truth."""
     data, clips, unread = config.data, [], []
-    for film in subsample_evenly(films, SHOWN_CLIPS):
+    for video in subsample_evenly(videos, SHOWN_CLIPS):
         try:
-            clips.append(read_own_clip(film, data.image_size, data.frames, config.model.tubelet_size, data.fps))
+            clips.append(read_video_clip(video, data.image_size, data.frames, config.model.tubelet_size, data.fps))
         except DecodeError as error:
-            unread.append(f"{film}: {error}")
+            unread.append(f"{video}: {error}")
     encoders = {TRAINED: model.teacher, RANDOM: random_encoder(config.model, config.seed)}
-    return {"strips": component_strips(clips, encoders, gallery) if clips else [], "unread": unread}
+    return {"strips": pca_strips(clips, encoders, gallery) if clips else [], "unread": unread}
 
 
 def _evaluations(run: Path, folder: Path) -> dict[str, Any]:
@@ -181,8 +191,8 @@ def _suite_row(suite: Result, name: str) -> SuiteRow:
             continue
         value = metrics[name].value
         compared = reference is not None and reference.value and column != RANDOM_WEIGHTS
-        ratio = f"×{figures(value / reference.value)}" if compared and reference is not None else ""
-        cells.append((figures(value), ratio, value == suite.best(name)))
+        ratio = f"×{significant(value / reference.value)}" if compared and reference is not None else ""
+        cells.append((significant(value), ratio, value == suite.best(name)))
     direction = "higher is better" if suite.metrics[name].higher_is_better else "lower is better"
     return SuiteRow(name, direction, cells)
 
@@ -196,7 +206,7 @@ def _benchmark(result: Result, path: Path, folder: Path) -> dict[str, Any]:
         "benchmark": result.benchmark,
         "metric": name,
         "values": {
-            model: f"{figures(own[name].value)} {own[name].unit}" for model, own in values.items() if name in own
+            model: f"{significant(own[name].value)} {own[name].unit}" for model, own in values.items() if name in own
         },
         "model": result.model_id,
         "page": quote(os.fsencode(os.path.relpath(path.with_name("page.html"), folder))),
@@ -204,7 +214,7 @@ def _benchmark(result: Result, path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The charts, by name."""
+    """Charts by name."""
     monitored = [row for row in rows if "effective_rank" in row]
     smooth = {
         "loss": ("loss", "prediction_loss", "context_loss"),
@@ -240,7 +250,7 @@ def _curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _levels(rows: list[dict[str, Any]], who: str, figure: str) -> list[Line]:
-    """A curve for each level of teacher or predictor, shallow to deep; the teacher's last has the figure's own name."""
+    """A curve for each level of teacher or predictor, shallow to deep; the teacher's last level has no prefix."""
     names = sorted({name for row in rows for name in row if name.endswith("_" + figure) and name.startswith(who)})
     style = {"marker": "o", "markersize": 3} if len(rows) < 60 else {}
     if who == "teacher":
@@ -253,7 +263,7 @@ def _levels(rows: list[dict[str, Any]], who: str, figure: str) -> list[Line]:
 
 
 def _smoothed(rows: list[dict[str, Any]], name: str, label: str) -> list[Line]:
-    """A curve as it is, faint, and its running mean over a fiftieth of the run."""
+    """A faint curve, and its running mean over 1/50 of the run."""
     x, y = _thinned(rows, name)
     width = max(1, len(y) // 50)
     padded = np.pad(y, width, mode="edge")
@@ -262,28 +272,28 @@ def _smoothed(rows: list[dict[str, Any]], name: str, label: str) -> list[Line]:
 
 
 def _thinned(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values, neighbors averaged where there are more than POINTS."""
+    """Steps and values, averaged in groups if there are more than POINTS."""
     size = max(1, len(rows) // POINTS)
     x = [rows[min(i + size // 2, len(rows) - 1)]["step"] for i in range(0, len(rows), size)]
-    values = np.array([row.get(name) for row in rows], dtype=float)  # what was not finite is null there, and nan here
+    values = np.array([row.get(name) for row in rows], dtype=float)  # null, a value that was not finite, becomes nan
     return x, [_mean(values[i : i + size]) for i in range(0, len(rows), size)]
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean of what is finite; nan, a gap in a curve, where nothing is."""
+    """Mean of finite values; nan, a gap in the curve, if there are none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else float("nan")
 
 
 def _parameters(model: VJEPA) -> dict[str, str]:
     return {
-        part: f"{figures(sum(p.numel() for p in getattr(model, part).parameters()) / 1e6)} M"
+        part: f"{significant(sum(p.numel() for p in getattr(model, part).parameters()) / 1e6)} M"
         for part in ("student", "predictor")
     }
 
 
 def _model_name(config: ModelConfig) -> str:
-    """The family member of these sizes, patch and tubelet aside; a description where there is none."""
+    """Family member of this architecture, for any patch size; a description if there is none."""
     for name, preset in MODELS.items():
         if dataclasses.replace(preset(), patch_size=config.patch_size, tubelet_size=config.tubelet_size) == config:
             return name

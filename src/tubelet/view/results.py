@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tubelet.tasks.common.result import Result
-from tubelet.view.pictures import data_uri, write_page
+from tubelet.view.page import data_uri, write_page
 
 SHOWN_SKIPPED = 50
 _WIDEST = 480  # pixels of an image on the page

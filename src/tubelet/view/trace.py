@@ -1,7 +1,6 @@
-"""One input's way through the system, every tensor kept: what the page and the console show is read off these.
+"""Trace of one input through the method: all tensors that the explain page and the console show.
 
-Nothing is computed here that training does not compute: the modules themselves are run, and what they pass between
-their parts is caught with hooks.
+Training's own modules run here, and forward hooks capture the tensors between them.
 """
 
 import copy
@@ -34,17 +33,17 @@ DEFAULT_SIZE = 224
 
 @dataclass(frozen=True)
 class TracedInput:
-    """A file as it was read.
+    """A clip, or an image, as it was read.
 
     Attributes:
         path: the file.
         pixels: (3, T, S, S) uint8, the center crop.
-        times: (T,) seconds at which the frames are shown; (0,) for an image.
-        height, width: of the file's pictures, in pixels.
-        duration_s: of the video; None for an image.
-        file_fps: the video's own frames per second; None for an image.
+        times: (T,) timestamps of the frames in seconds; (0,) for an image.
+        height, width: size of the file's frames in pixels.
+        duration_s: duration of the video; None for an image.
+        file_fps: frames per second of the video; None for an image.
         fps: frames per second of the clip; None for an image.
-        stretched: whether the video was shorter than the clip was to be.
+        stretched: whether the video is shorter than the requested clip.
     """
 
     path: Path
@@ -60,23 +59,23 @@ class TracedInput:
 
 @dataclass(frozen=True)
 class MaskTrace:
-    """What happens under one mask. Batch size is 1; Kc context and Kt target tokens, P the predictor's width.
+    """Tensors under one mask. Batch size 1; Kc context and Kt target tokens; P is the predictor's width.
 
     Attributes:
-        spec: what was drawn.
-        block: rows and columns of one rectangle.
+        spec: parameters of the mask.
+        block: rows and columns of each rectangle.
         mask: context (1, Kc) and target (1, Kt) indices.
-        tokens: (1, Kc, D) what enters the student's first block.
-        levels: L tensors (1, Kc, D), the student's taps.
-        concatenated: (1, Kc, L·D) what enters the fusion.
-        fused: (1, Kc, P) what leaves it.
-        sequence: (1, N, P) what enters the predictor's first block.
-        predicted: (1, Kt, L·D).
-        reconstructed: (1, Kc, L·D).
-        counts: (1, Kc) what each context token's error counts: 1 / sqrt(grid steps to the nearest target token), or 1.
+        tokens: (1, Kc, D) input of the student's first block.
+        levels: L tensors (1, Kc, D), the student's output levels.
+        concatenated: (1, Kc, L·D) input of the fusion.
+        fused: (1, Kc, P) output of the fusion.
+        sequence: (1, N, P) input of the predictor's first block.
+        predicted: (1, Kt, L·D) predictions at target tokens.
+        reconstructed: (1, Kc, L·D) predictions at context tokens.
+        counts: (1, Kc) weight of each context token's error: 1 / sqrt(grid steps to the nearest target token), or 1.
         target_error: (1, Kt) L1 of each target token; None where predictions and targets are of different widths.
-        context_error: (1, Kc) the same of context tokens, unweighted.
-        losses: scalars of this mask.
+        context_error: (1, Kc) unweighted L1 of each context token.
+        losses: losses of this mask, scalars.
     """
 
     spec: BlockMask
@@ -95,31 +94,31 @@ class MaskTrace:
     losses: Losses | None
 
     @property
-    def visible_share(self) -> float:
+    def visible_fraction(self) -> float:
         """Context tokens over all tokens."""
-        seen, hidden = self.mask.context.shape[1], self.mask.target.shape[1]
-        return seen / (seen + hidden)
+        context, target = self.mask.context.shape[1], self.mask.target.shape[1]
+        return context / (context + target)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Everything that one input becomes.
+    """All tensors of one input.
 
     Attributes:
-        source: the file.
+        source: the input clip.
         model: the network.
-        weights: where its weights are from, for a reader; None for random ones.
-        name: what the network is called.
-        modality: which tokenizer took the input.
+        weights: source of the weights, for a reader; None if they are random.
+        name: name of the network.
+        modality: modality of the input, which selects the tokenizer.
         grid: the token grid.
         pixels: (1, 3, T, S, S) normalized.
         tokens: (1, N, D) all tokens, embedded by the student's tokenizer.
         rotary: the encoder's angles of all N tokens.
-        masks: what happens under each mask.
+        masks: trace under each mask.
         teacher_levels: L tensors (1, N, D).
         targets: (1, N, L·D) fp32.
-        context_weight: λ, as it is after its warm-up.
-        seed: of masks and random weights.
+        context_weight: λ after its warm-up.
+        seed: seed of masks and random weights.
     """
 
     source: TracedInput
@@ -144,12 +143,12 @@ class Trace:
 
     @property
     def losses(self) -> Losses | None:
-        """Scalars, averaged over the masks; None where predictions and targets are of different widths."""
+        """Mean losses over the masks, scalars; None if predictions and targets have different widths."""
         parts = [mask.losses for mask in self.masks if mask.losses is not None]
         return Losses(*(torch.stack(part).mean() for part in zip(*parts, strict=True))) if parts else None
 
 
-def follow(
+def trace_input(
     file: Path,
     what: str,
     image_size: int | None = None,
@@ -157,7 +156,7 @@ def follow(
     fps: float | None = None,
     seed: int = 0,
 ) -> Trace:
-    """Run one file through the whole system.
+    """Trace one file through the method.
 
     Args:
         file: a video or an image.
@@ -174,7 +173,7 @@ def follow(
     model, config, weights = _load(what, seed)
     data = config.data if config else DataConfig(image_size=DEFAULT_SIZE)
     size, length = image_size or data.image_size, frames or data.frames
-    model.config.grid(length if is_video else 1, size, size)  # refuse what does not fit before decoding
+    model.config.grid(length if is_video else 1, size, size)  # raises before decoding
     source = _read_video(file, size, length, fps or data.fps) if is_video else _read_still(file, size)
     specs = config.masks if config else MaskConfig()
     weight = (config.optim if config else OptimConfig()).context_weight
@@ -193,10 +192,10 @@ def _run(
     rng = np.random.default_rng(seed)
     masks = []
     for spec in specs.specs_for(modality):
-        # The sampler draws the rectangles' shape first and does not tell: a twin of its generator draws the same.
+        # The sampler draws the shape of the rectangles first: a copy of its generator draws the same shape.
         block = block_shape(spec, grid, copy.deepcopy(rng))
         mask = sample_mask(spec, grid, 1, rng)
-        masks.append(_under_mask(model, pixels, targets, spec, block, mask, grid, modality, weight))
+        masks.append(_trace_mask(model, pixels, targets, spec, block, mask, grid, modality, weight))
     return Trace(
         source=source,
         model=model,
@@ -217,7 +216,7 @@ def _run(
     )
 
 
-def _under_mask(
+def _trace_mask(
     model: VJEPA,
     pixels: Tensor,
     targets: Tensor,
@@ -230,10 +229,10 @@ def _under_mask(
 ) -> MaskTrace:
     student, predictor = model.student, model.predictor
     parts = {"tokens": student.blocks[0], "fusion": predictor.fusion, "sequence": predictor.blocks[0]}
-    with _caught(parts) as (inputs, outputs):
+    with _captured(parts) as (inputs, outputs):
         levels = student(pixels, mask.context)
         predicted, reconstructed = predictor(levels, mask, grid, modality)
-    # A distilled release predicts the last level of a larger teacher, which its file does not hold.
+    # A distilled release predicts the last level of a larger teacher, which its file does not have.
     comparable = predicted.shape[-1] == targets.shape[-1]
     distance = target_distance(mask, grid)
     return MaskTrace(
@@ -259,14 +258,14 @@ def _under_mask(
 
 
 @contextmanager
-def _caught(parts: dict[str, nn.Module]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """The first input and the output of modules while they run, by name."""
+def _captured(parts: dict[str, nn.Module]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Capture the first input and the output of modules while they run, by name."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
-        def keep(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-            inputs[name], outputs[name] = given[0], made
+        def keep(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs[name], outputs[name] = args[0], output
 
         return keep
 
@@ -279,7 +278,7 @@ def _caught(parts: dict[str, nn.Module]) -> Iterator[tuple[dict[str, Tensor], di
 
 
 def _load(what: str, seed: int) -> tuple[VJEPA, TrainConfig | None, str | None]:
-    """The network, its run's config, and where its weights are from; a folder named like a preset is ./NAME."""
+    """Network, config of its run, and source of its weights; a folder named like a preset is ./NAME."""
     if what in MODELS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The pictures of the explain page, step by step, drawn from a trace."""
+"""Figures of the explain page, step by step, drawn from a trace."""
 
 import numpy as np
 import torch
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from tubelet.grid import Modality
 from tubelet.model.rope import axis_size
-from tubelet.view.pca import Projection, fit_projection
-from tubelet.view.pictures import (
+from tubelet.view.page import (
     HIDDEN_RGBA,
     TARGET_RGBA,
     Cell,
@@ -19,20 +18,21 @@ from tubelet.view.pictures import (
     boundary,
     columns,
     data_uri,
-    figures,
     gradient,
     heat,
     percent,
+    significant,
     tint,
 )
+from tubelet.view.pca import Projection, fit_projection
 from tubelet.view.trace import MaskTrace, Trace
 
 COSINE, LOSS, WEIGHT = "coolwarm", "magma", "viridis"
 LAYERS = 5  # of the token grid, drawn beside each other
 
 
-class Scenes:
-    """Draws one trace. Every strip has one column a shown time step; frame numbers count the shown steps."""
+class TraceFigures:
+    """Figures of one trace. Every strip has a column for each shown time step; frame numbers count the shown steps."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -64,7 +64,7 @@ class Scenes:
         return t, h, w
 
     def tubelet(self) -> list[Markup]:
-        """The pixels of `chosen_token`, one picture a frame."""
+        """Pixels of `chosen_token`, one image per frame."""
         t, h, w = self.chosen_token()
         p = self.trace.model.config.patch_size
         first = t * self.step_frames
@@ -72,7 +72,7 @@ class Scenes:
         return [data_uri(frame.permute(1, 2, 0).numpy()) for frame in pixels.unbind(1)]
 
     def tubelet_place(self) -> Strip:
-        """The frame that `tubelet` was cut from, the patch outlined."""
+        """Frame of `tubelet`, with the patch outlined."""
         t, h, w = self.chosen_token()
         cell = Cell(frame=self.steps.index(t), outline=f"M{w} {h}h1v1h-1z", box=self.box, kind="pick")
         return Strip(
@@ -80,7 +80,7 @@ class Scenes:
         )
 
     def rotary_axes(self) -> list[tuple[str, Markup, int]]:
-        """Step 2: cos of the angles along each axis: name, picture (pairs down, positions across), positions."""
+        """Step 2: cosines of the angles along each axis: name, image (pairs down, positions across), positions."""
         grid = self.trace.grid
         cos = self._rotary()
         pairs = axis_size(2 * cos.shape[-1]) // 2
@@ -92,7 +92,7 @@ class Scenes:
         ]
 
     def rotary_maps(self) -> Strip:
-        """Step 2: cos of the fastest pair of each axis at every position."""
+        """Step 2: cosine of the fastest pair of each axis at every position."""
         cos = self._rotary()
         pairs = axis_size(2 * cos.shape[-1]) // 2
         names = ("fastest time pair", "fastest row pair", "fastest column pair")
@@ -103,7 +103,7 @@ class Scenes:
         return Strip(self.heads, rows)
 
     def masks(self) -> Strip:
-        """Step 3: what is hidden, in the color of target tokens."""
+        """Step 3: masked tokens, in the color of target tokens."""
         rows = []
         for i, mask in enumerate(self.trace.masks):
             hidden = self._hidden(mask)
@@ -117,29 +117,29 @@ class Scenes:
         return Strip(self.heads, rows)
 
     def visible(self) -> Strip:
-        """Step 4: all that the student gets."""
+        """Step 4: the student's input."""
         rows = []
         for i, mask in enumerate(self.trace.masks):
             hidden = self._hidden(mask)
             cells = [Cell(k, data_uri(tint(hidden[t], HIDDEN_RGBA))) for k, t in enumerate(self.steps)]
-            rows.append(Row(f"Mask {i + 1}", cells, f"{percent(mask.visible_share)} of the tokens"))
+            rows.append(Row(f"Mask {i + 1}", cells, f"{percent(mask.visible_fraction)} of the tokens"))
         return Strip(self.heads, rows)
 
     def predictions(self) -> Strip | None:
-        """Step 7: the teacher's last level, and what the predictor said it would be, in the same colors."""
+        """Step 7: the teacher's last level and its predictions, in the same colors."""
         if self.trace.losses is None:
             return None
         projection, width = self.projections[-1], self.trace.level_width
         rows = [self._frame_row(), self._pca_row("Teacher's last level", self.trace.targets[0, :, -width:], projection)]
         for i, mask in enumerate(self.trace.masks):
-            answer = torch.empty(self.trace.grid.tokens, width)
-            answer[mask.mask.target[0]] = mask.predicted[0, :, -width:]
-            answer[mask.mask.context[0]] = mask.reconstructed[0, :, -width:]
-            rows.append(self._pca_row(f"Predicted under mask {i + 1}", answer, projection, self._hidden(mask)))
+            prediction = torch.empty(self.trace.grid.tokens, width)
+            prediction[mask.mask.target[0]] = mask.predicted[0, :, -width:]
+            prediction[mask.mask.context[0]] = mask.reconstructed[0, :, -width:]
+            rows.append(self._pca_row(f"Predicted under mask {i + 1}", prediction, projection, self._hidden(mask)))
         return Strip(self.heads, rows)
 
     def teacher(self) -> Strip:
-        """Step 8: every level of the teacher as colors, its own three principal components each."""
+        """Step 8: every level of the teacher as colors, by its own three principal components."""
         blocks = self.trace.model.config.levels[-len(self.projections) :]
         rows = [self._frame_row()]
         levels = self.trace.targets[0].split(self.trace.level_width, dim=-1)
@@ -149,7 +149,7 @@ class Scenes:
         return Strip(self.heads, rows)
 
     def weights(self) -> tuple[Strip, Scale]:
-        """Step 8: what a context token's error counts, by its distance to the nearest target, or all alike."""
+        """Step 8: weight of each context token's error."""
         rows = []
         least = 1.0
         for i, mask in enumerate(self.trace.masks):
@@ -159,7 +159,7 @@ class Scenes:
         return self._heat_strip(rows, least, 1.0, WEIGHT), Scale(least, 1.0, gradient(WEIGHT), unit)
 
     def errors(self) -> tuple[Strip, Scale] | None:
-        """Step 8: what each token adds to the loss: L1 of targets, weighted L1 of context tokens."""
+        """Step 8: contribution of each token to the loss: L1 of targets, weighted L1 of context tokens."""
         rows = []
         for i, mask in enumerate(self.trace.masks):
             if mask.target_error is None or mask.context_error is None:
@@ -221,13 +221,13 @@ def stack(hidden: NDArray[np.bool_]) -> Markup:
     """A (T', H', W') region as slanted layers from the first time step to the last, as inline SVG."""
     steps, rows, cols = hidden.shape
     shown = columns(steps, LAYERS)
-    side, depth, slant, apart = 96.0, 62.0, 34.0, 104.0
-    width = slant + side + 6 + apart * (len(shown) - 1)
+    side, depth, slant, spacing = 96.0, 62.0, 34.0, 104.0
+    width = slant + side + 6 + spacing * (len(shown) - 1)
     parts = [f'<svg class="stack" viewBox="0 0 {width:.0f} {depth + 6:.0f}" role="img" aria-label="the grid over time"']
     parts.append(f' style="max-width:{1.5 * width:.0f}px">')
     for i, step in enumerate(shown):
         # Cells become parallelograms: columns run to the right, rows down and to the left.
-        matrix = f"{side / cols:.3f} 0 {-slant / rows:.3f} {depth / rows:.3f} {3 + slant + apart * i:.1f} 3"
+        matrix = f"{side / cols:.3f} 0 {-slant / rows:.3f} {depth / rows:.3f} {3 + slant + spacing * i:.1f} 3"
         parts.append(f'<g transform="matrix({matrix})"><path class="context" d="M0 0h{cols}v{rows}h-{cols}z"/>')
         cells = "".join(f"M{w} {h}h1v1h-1z" for h, w in zip(*np.nonzero(hidden[step]), strict=True))
         parts.append(f'<path class="target" d="{cells}"/><path class="lines" d="{_lines(rows, cols)}"/></g>')
@@ -240,7 +240,7 @@ def _lines(rows: int, cols: int) -> str:
 
 
 def head_cells(head_dim: int) -> list[str]:
-    """What turns each pair of channels of a head, in the order in which the head keeps them."""
+    """Axis that rotates each pair of channels of a head, in the head's order."""
     pairs = axis_size(head_dim) // 2
     rest = head_dim // 2 - 3 * pairs
     return ["time"] * pairs + ["row"] * pairs + ["column"] * pairs + ["rest"] * rest
@@ -251,8 +251,8 @@ def summary(mask: MaskTrace, weight: float) -> dict[str, str]:
     if mask.losses is None:
         return {}
     return {
-        "prediction": figures(float(mask.losses.prediction), 4),
-        "context": figures(float(mask.losses.context), 4),
-        "total": figures(float(mask.losses.total), 4),
-        "weight": figures(weight, 2),
+        "prediction": significant(float(mask.losses.prediction), 4),
+        "context": significant(float(mask.losses.context), 4),
+        "total": significant(float(mask.losses.total), 4),
+        "weight": significant(weight, 2),
     }

@@ -1,7 +1,7 @@
-"""From arrays to what a page can hold: data URIs, heat maps, outlines, strips of frames, charts as inline SVG.
+"""Elements of self-contained HTML pages: data URIs, heat maps, outlines, strips of frames, charts as inline SVG.
 
-A page holds each frame once, as a background image; what is laid over it is as small as the token grid and enlarged by
-the browser, so that a page of a hundred pictures stays below a megabyte and is sharp at any size.
+A page has each frame once, as a background image. Overlays have the size of the token grid and are enlarged by the
+browser, so that a page with a hundred images is smaller than a megabyte and sharp at any size.
 """
 
 import base64
@@ -27,10 +27,10 @@ MAX_COLUMNS = 8
 TARGET_RGBA = (224, 122, 42, 150)  # the page's color of target tokens, see base.html
 HIDDEN_RGBA = (140, 146, 156, 255)
 
-# Stand-ins that a chart is drawn with, replaced by the page's own colors, which change with its light.
+# Placeholder colors of charts, replaced by the page's own colors, which depend on its theme.
 _INK, _FAINT = "#010203", "#010204"
 _SERIES = ("#010205", "#010206", "#010207", "#010208")
-_STYLE: dict[Any, Any] = {
+_CHART_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tubelet",
     "font.family": "sans-serif",
@@ -40,15 +40,15 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a strip.
+    """One image of a strip.
 
     Attributes:
-        frame: number of the frame (or other page image) underneath, None for none.
-        layer: data URI of a small picture enlarged over it, empty for none.
-        outline: path in the token grid's or the frame's units, drawn on top, empty for none.
-        box: the outline's units, columns and rows.
+        frame: number of the background frame; None for none.
+        layer: data URI of a small image, enlarged over the frame; empty for none.
+        outline: SVG path on top, in units of the token grid or the frame; empty for none.
+        box: columns and rows of the outline's units.
         kind: CSS class of the outline.
-        opacity: of the layer.
+        opacity: opacity of the layer.
     """
 
     frame: int | None = None
@@ -61,7 +61,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures beside each other, one a time step, and what they are."""
+    """A labeled row of images, one per time step."""
 
     label: str
     cells: list[Cell]
@@ -70,10 +70,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Strip:
-    """Rows of pictures under common times.
+    """Rows of images with common column headings.
 
     Attributes:
-        heads: what is written over each column.
+        heads: headings of the columns.
         rows: each of as many cells as there are heads.
         grid: columns and rows of the patch grid drawn over every cell, None for none.
     """
@@ -85,7 +85,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Scale:
-    """A color scale to be shown beside heat maps."""
+    """Color scale of heat maps."""
 
     low: float
     high: float
@@ -98,9 +98,9 @@ class Line:
     """A curve of a chart.
 
     Attributes:
-        label: its name.
-        x, y: its points.
-        faint: whether it is only the ground of a smoother one.
+        label: name of the curve.
+        x, y: coordinates of its points.
+        faint: whether it is drawn faint, behind its smoothed version.
     """
 
     label: str
@@ -111,7 +111,7 @@ class Line:
 
 
 def data_uri(pixels: NDArray[np.uint8], kind: str = "png") -> Markup:
-    """(H, W, 3 or 4) uint8 as the address of an image that is its own content.
+    """Encode (H, W, 3 or 4) uint8 pixels as a data URI.
 
     Args:
         pixels: RGB or RGBA.
@@ -124,7 +124,7 @@ def data_uri(pixels: NDArray[np.uint8], kind: str = "png") -> Markup:
 
 
 def heat(values: NDArray[Any], low: float, high: float, colors: str) -> NDArray[np.uint8]:
-    """(..., ) values on a color scale: (..., 4) uint8, transparent where a value is NaN."""
+    """Map values (...) to a color scale: (..., 4) uint8, transparent where a value is NaN."""
     shares = (np.asarray(values, dtype=np.float64) - low) / max(high - low, 1e-12)
     rgba = np.array(matplotlib.colormaps[colors](np.nan_to_num(shares).clip(0, 1), bytes=True))
     rgba[np.isnan(shares), 3] = 0
@@ -145,7 +145,7 @@ def gradient(colors: str) -> Markup:
 
 
 def boundary(inside: NDArray[np.bool_]) -> str:
-    """The outline of a region as an SVG path in cells: x runs along columns, y along rows; no line at the rim."""
+    """Outline of a region as an SVG path in cells, x along columns and y along rows, without lines at the border."""
     path = []
     for y, x in zip(*np.nonzero(inside[:, 1:] != inside[:, :-1]), strict=True):
         path.append(f"M{x + 1} {y}v1")
@@ -155,7 +155,7 @@ def boundary(inside: NDArray[np.bool_]) -> str:
 
 
 def columns(steps: int, most: int = MAX_COLUMNS) -> list[int]:
-    """Which of `steps` time steps a strip shows: all, or `most` spread evenly, the first and the last included."""
+    """Time steps that a strip shows: all, or `most` evenly spaced ones, the first and the last included."""
     if steps <= most:
         return list(range(steps))
     return [round(i * (steps - 1) / (most - 1)) for i in range(most)]
@@ -165,11 +165,11 @@ def chart(lines: Sequence[Line], *, y: str, size: tuple[float, float] = (5.0, 2.
     """Curves over steps as inline SVG in the page's colors.
 
     Args:
-        lines: the curves; those that are not faint take the colors in turn, a faint one that of the next.
-        y: what the y axis shows.
+        lines: the curves; a faint curve has the color of the next curve that is not faint.
+        y: label of the y axis.
         size: width and height in inches, of 72 pixels where there is room.
     """
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": y}):
+    with matplotlib.rc_context({**_CHART_STYLE, "svg.hashsalt": y}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         number = 0
@@ -210,13 +210,13 @@ def inline_svg(figure: Figure) -> Markup:
 
 
 def write_page(template: str, out: Path, values: Mapping[str, Any], folder: Path | None = None) -> None:
-    """Render a template and write it, beside its place first and renamed when it is whole.
+    """Render a template and write it atomically.
 
     Args:
-        template: its file's name.
+        template: file name of the template.
         out: the page.
-        values: what it shows.
-        folder: where the template lies, if it is none of the package's; it may extend and import those.
+        values: values of the template.
+        folder: folder of a template outside the package, which may extend and import the package's templates.
 
     Raises:
         TubeletError: if it cannot be written.
@@ -228,7 +228,7 @@ def write_page(template: str, out: Path, values: Mapping[str, Any], folder: Path
 
 
 def _shown(value: Any) -> Any:
-    """What a template shows of a value: names of files without characters that control the page."""
+    """Escape control characters in values, such as file names."""
     return escape_unprintable(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -242,22 +242,22 @@ def _templates(folder: Path | None) -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"count": count, "shape": shape, "figures": figures, "percent": percent}
+    environment.filters |= {"count": count, "shape": shape, "significant": significant, "percent": percent}
     return environment
 
 
 def shape(sizes: Sequence[int]) -> str:
-    """A tensor's shape as it is written in code, its spaces unbreakable."""
+    """Format a tensor's shape as in code, with non-breaking spaces."""
     return "(" + ",\u00a0".join(str(size) for size in sizes) + ")"
 
 
 def count(number: float) -> str:
-    """A whole number with separated thousands."""
+    """Format a whole number with thousands separators."""
     return f"{round(number):,}"
 
 
-def figures(number: float, digits: int = 3) -> str:
-    """A number with so many significant digits."""
+def significant(number: float, digits: int = 3) -> str:
+    """Format a number with significant digits."""
     if number == 0:
         return "0"
     if 1e-3 <= abs(number) < 1e5:
@@ -266,6 +266,6 @@ def figures(number: float, digits: int = 3) -> str:
     return f"{number:.{digits - 1}e}"
 
 
-def percent(share: float) -> str:
-    """A share in percent."""
-    return f"{100 * share:.0f} %" if share == 0 or share >= 0.1 else f"{100 * share:.1f} %"
+def percent(fraction: float) -> str:
+    """Format a fraction in percent."""
+    return f"{100 * fraction:.0f} %" if fraction == 0 or fraction >= 0.1 else f"{100 * fraction:.1f} %"

@@ -1,6 +1,6 @@
-"""What a trained teacher sees in clips: features as colors, and an object of a sample set followed through time.
+"""Maps of a teacher's features: principal components as colors, and an object of a sample set tracked over time.
 
-A random encoder of the same sizes is shown beside it everywhere: what both show is no sign of learning.
+Every map is compared with that of a random encoder of the same architecture: what both show was not learned.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
 from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT, SampleEntry, read_truth
 from tubelet.tasks.common.sample_clips import crop_nearest
+from tubelet.view.page import Cell, Row, Scale, Strip, boundary, columns, data_uri, gradient, heat
 from tubelet.view.pca import fit_projection
-from tubelet.view.pictures import Cell, Row, Scale, Strip, boundary, columns, data_uri, gradient, heat
 
 TRAINED, RANDOM = "trained teacher", "random encoder"
 SIMILARITY = "magma"
@@ -33,31 +33,31 @@ TRANSIENT = CLASSES.index("effect")
 
 
 class Clip(NamedTuple):
-    """A clip as the model takes it.
+    """A clip and its source.
 
     Attributes:
-        file: where it is from.
-        said: what is said of it.
-        first: which of the file's frames is its first.
+        file: name of its file.
+        caption: description for a reader.
+        first: index of its first frame in the file.
         pixels: (3, T, S, S) uint8.
     """
 
     file: str
-    said: str
+    caption: str
     first: int
     pixels: Tensor
 
 
 @dataclass(frozen=True)
-class Track:
-    """An object that stays in view for a whole clip.
+class ObjectTrack:
+    """An object that is visible in a whole clip.
 
     Attributes:
-        clip: where.
-        name: its class.
+        clip: the clip.
+        name: class of the object.
         region: (T, S, S) bool, its pixels.
-        cover: (T', H', W') how much of each token's pixels it covers.
-        token: index of a token of the first time step: of those that it covers (nearly) most, the one at its center.
+        cover: (T', H', W') fraction of each token's pixels that it covers.
+        token: index of a token of the first time step near the center of the object.
     """
 
     clip: Clip
@@ -68,16 +68,17 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Following:
-    """Where a token of an object is found again.
+class TrackedObject:
+    """Similarity of a clip's tokens to a token of an object.
 
     Attributes:
-        strip: frames, then one row of similarities for each encoder.
-        scales: color scale of each of these rows.
-        hits: encoder -> share of the object's tokens among as many most similar ones, mean over later time steps.
-        chance: the same for tokens taken at random.
-        name: the object's class.
-        file: the clip.
+        strip: a row of frames, and a row of similarities for each encoder.
+        scales: color scale of each row of similarities.
+        hits: encoder -> fraction of the k most similar tokens that lie on the object, where k is the number of its
+            tokens; mean over later time steps.
+        chance: expected fraction for random tokens.
+        name: class of the object.
+        file: file of the clip.
     """
 
     strip: Strip
@@ -89,19 +90,19 @@ class Following:
 
 
 class Gallery:
-    """Collects the frames that a page shows; a cell refers to one by its number."""
+    """Frames of a page; cells refer to them by number."""
 
     def __init__(self) -> None:
         self.frames: list[Markup] = []
 
     def add(self, pixels: Tensor) -> int:
-        """Keep an (3, S, S) uint8 frame and return its number."""
+        """Add a (3, S, S) uint8 frame and return its number."""
         self.frames.append(data_uri(pixels.permute(1, 2, 0).numpy(), "jpeg"))
         return len(self.frames) - 1
 
 
-def read_clip(entry: SampleEntry, size: int, frames: int, tubelet: int) -> Clip:
-    """The middle `frames` frames of a file (fewer if it has fewer, always whole tubelets), cropped to `size` pixels."""
+def read_sample_clip(entry: SampleEntry, size: int, frames: int, tubelet: int) -> Clip:
+    """Middle `frames` frames of a sample, or as many whole tubelets as it has, cropped to `size` pixels."""
     pixels = read_frames(entry.media).pixels
     length = min(frames, len(pixels)) // tubelet * tubelet
     first = (len(pixels) - length) // 2
@@ -109,8 +110,8 @@ def read_clip(entry: SampleEntry, size: int, frames: int, tubelet: int) -> Clip:
     return Clip(name, f"{name}, {entry.motion}", first, resize_center_crop(pixels[first : first + length], size))
 
 
-def read_own_clip(file: str, size: int, frames: int, tubelet: int, fps: float) -> Clip:
-    """The middle of any video, at the rate and length that a run was trained at, cropped to `size` pixels.
+def read_video_clip(file: str, size: int, frames: int, tubelet: int, fps: float) -> Clip:
+    """Middle clip of a video at a given rate, cropped to `size` pixels.
 
     Raises:
         DecodeError: if it cannot be read.
@@ -119,8 +120,8 @@ def read_own_clip(file: str, size: int, frames: int, tubelet: int, fps: float) -
     with Video(file) as video:
         (clip,) = video.clips([center_clip_times(video.info, length, fps)[0]])
     name = PurePosixPath(file).name
-    said = f"{name}, {clip.times[0]:.1f} to {clip.times[-1]:.1f} s"
-    return Clip(name, said, 0, resize_center_crop(clip.pixels, size))
+    caption = f"{name}, {clip.times[0]:.1f} to {clip.times[-1]:.1f} s"
+    return Clip(name, caption, 0, resize_center_crop(clip.pixels, size))
 
 
 @torch.inference_mode()
@@ -131,15 +132,15 @@ def last_level(encoder: Encoder, clip: Clip) -> tuple[Tensor, Grid]:
     return F.layer_norm(level.float(), level.shape[-1:]), encoder.tokenizer.grid(pixels)
 
 
-def component_strips(clips: Sequence[Clip], encoders: dict[str, Encoder], gallery: Gallery) -> list[Strip]:
-    """For each clip its frames, and each encoder's last level on three principal components common to all clips."""
+def pca_strips(clips: Sequence[Clip], encoders: dict[str, Encoder], gallery: Gallery) -> list[Strip]:
+    """Frames of each clip, and each encoder's last level on three principal components that all clips share."""
     views = {name: [last_level(encoder, clip) for clip in clips] for name, encoder in encoders.items()}
     projections = {name: fit_projection(torch.cat([x for x, _ in seen])) for name, seen in views.items()}
     strips = []
     for i, clip in enumerate(clips):
         grid = views[TRAINED][i][1]
         steps = columns(grid.t)
-        rows = [Row("frames", _frame_cells(clip, grid, steps, gallery), clip.said)]
+        rows = [Row("frames", _frame_cells(clip, grid, steps, gallery), clip.caption)]
         for name, seen in views.items():
             colors = projections[name].colors(seen[i][0]).view(*grid.shape, 3).numpy()
             rows.append(Row(name, [Cell(None, data_uri(colors[t])) for t in steps]))
@@ -147,15 +148,17 @@ def component_strips(clips: Sequence[Clip], encoders: dict[str, Encoder], galler
     return strips
 
 
-def find_tracks(entries: Sequence[SampleEntry], config: ModelConfig, size: int, frames: int, most: int) -> list[Track]:
-    """Objects worth following, from different clips: in view throughout, a few tokens large, and moving.
+def find_tracks(
+    entries: Sequence[SampleEntry], config: ModelConfig, size: int, frames: int, limit: int
+) -> list[ObjectTrack]:
+    """Find objects of different clips that are always visible, a few tokens large, and moving.
 
     Args:
         entries: the clips to search.
         config: the model's patch and tubelet.
         size: side of the crop in pixels.
         frames: frames of a clip.
-        most: how many at most.
+        limit: maximum number of objects.
     """
     found: list[tuple[float, SampleEntry, int]] = []
     for entry in entries:
@@ -175,9 +178,9 @@ def find_tracks(entries: Sequence[SampleEntry], config: ModelConfig, size: int, 
             travel = float(np.linalg.norm(centers[1] - centers[0])) * scale
             found.append((min(float(areas.min()), 16.0) * (1 + min(travel, 4.0)), entry, int(number)))
     found.sort(key=lambda item: -item[0])
-    tracks: list[Track] = []
+    tracks: list[ObjectTrack] = []
     for _, entry, number in found:
-        if len(tracks) == most:
+        if len(tracks) == limit:
             break
         if all(entry.media.name != track.clip.file for track in tracks):
             track = _track(entry, number, config, size, frames)
@@ -186,8 +189,8 @@ def find_tracks(entries: Sequence[SampleEntry], config: ModelConfig, size: int, 
     return tracks
 
 
-def follow_object(track: Track, encoders: dict[str, Encoder], gallery: Gallery) -> Following:
-    """Cosine similarity of every token of the clip to the object's token in the first time step, for each encoder."""
+def track_object(track: ObjectTrack, encoders: dict[str, Encoder], gallery: Gallery) -> TrackedObject:
+    """Track an object by the cosine similarity of all tokens to its token in the first time step, per encoder."""
     clip, on = track.clip, track.cover > 0.5
     views = {name: last_level(encoder, clip) for name, encoder in encoders.items()}
     grid = views[TRAINED][1]
@@ -203,24 +206,24 @@ def follow_object(track: Track, encoders: dict[str, Encoder], gallery: Gallery) 
     scales, hits = [], {}
     for name, (tokens, _) in views.items():
         unit = F.normalize(tokens, dim=-1)
-        likeness = (unit @ unit[track.token]).view(grid.shape).numpy()
-        low, high = (float(q) for q in np.quantile(likeness, [0.05, 0.995]))
+        similarity = (unit @ unit[track.token]).view(grid.shape).numpy()
+        low, high = (float(q) for q in np.quantile(similarity, [0.05, 0.995]))
         layers = [
-            Cell(number, data_uri(heat(likeness[t], low, high, SIMILARITY)), outline, box, "object", 0.82)
+            Cell(number, data_uri(heat(similarity[t], low, high, SIMILARITY)), outline, box, "object", 0.82)
             for number, outline, t in zip(numbers, outlines, steps, strict=True)
         ]
         rows.append(Row(name, layers))
         scales.append((name, Scale(low, high, gradient(SIMILARITY), "cosine")))
-        hits[name] = _hits(likeness, on)
+        hits[name] = _recall_at_k(similarity, on)
     later = on[1:].mean(axis=(1, 2))
     chance = float(later[later > 0].mean()) if (later > 0).any() else 0.0
-    return Following(Strip(_heads(grid, steps), rows), scales, hits, chance, track.name, clip.file)
+    return TrackedObject(Strip(_heads(grid, steps), rows), scales, hits, chance, track.name, clip.file)
 
 
-def _hits(likeness: NDArray, on: NDArray[np.bool_]) -> float:
-    """Of the k most similar tokens of a time step, k as many as the object covers, the share that it covers; mean."""
+def _recall_at_k(similarity: NDArray, on: NDArray[np.bool_]) -> float:
+    """Fraction of the k most similar tokens that lie on the object, k the number of its tokens; mean over time."""
     shares = []
-    for values, region in zip(likeness[1:], on[1:], strict=True):
+    for values, region in zip(similarity[1:], on[1:], strict=True):
         k = int(region.sum())
         if k:
             shares.append(float(region.ravel()[np.argsort(-values.ravel(), kind="stable")[:k]].mean()))
@@ -228,13 +231,13 @@ def _hits(likeness: NDArray, on: NDArray[np.bool_]) -> float:
 
 
 def _class(classes: NDArray[np.uint8], region: NDArray[np.bool_]) -> int | None:
-    """The class that most pixels of a region are of; None where that is no object."""
+    """Most frequent class of a region's pixels; None if it is not an object."""
     most = int(np.bincount(classes[region]).argmax())
     return most if most >= FIRST_OBJECT else None
 
 
-def _track(entry: SampleEntry, number: int, config: ModelConfig, size: int, frames: int) -> Track:
-    clip = read_clip(entry, size, frames, config.tubelet_size)
+def _track(entry: SampleEntry, number: int, config: ModelConfig, size: int, frames: int) -> ObjectTrack:
+    clip = read_sample_clip(entry, size, frames, config.tubelet_size)
     truth = read_truth(entry.truth)
     length = clip.pixels.shape[1]
     part = slice(clip.first, clip.first + length)
@@ -244,7 +247,7 @@ def _track(entry: SampleEntry, number: int, config: ModelConfig, size: int, fram
     patches = patchify(region[None, None].float(), grid)
     cover = patches.mean(-1).view(grid.shape).double().numpy()
     kind = _class(truth.classes[part], original)
-    return Track(clip, CLASSES[kind or FIRST_OBJECT], region.numpy(), cover, _central_token(cover[0]))
+    return ObjectTrack(clip, CLASSES[kind or FIRST_OBJECT], region.numpy(), cover, _central_token(cover[0]))
 
 
 def _central_token(cover: NDArray[np.float64]) -> int:
