@@ -117,7 +117,7 @@ def test_sizes_that_do_not_divide_need_a_word_about_resizing(model):
     [
         (torch.zeros(5, 3, 32, 32, dtype=torch.uint8), "x.unsqueeze(2)"),
         (torch.zeros(32, 32, 4, dtype=torch.uint8), "expected (height, width, 3)"),
-        (np.zeros((32, 32), np.uint8), "expected three colors"),
+        (np.zeros((32, 32), np.uint8), "expected three channels"),
         (np.array(["a film"]), "cannot encode an array of <U6"),
         (torch.zeros(0, 3, 2, 32, 32), "nothing to encode"),
         ("https://films.example/1.docx", "https://films.example/1.docx: expected a video"),
@@ -186,9 +186,9 @@ def test_a_very_long_image_is_cut_before_it_is_resized(model):
     assert resize_center_crop(torch.from_numpy(thin), 224).unique().tolist() == [200]
 
 
-@pytest.mark.parametrize(("scale", "words"), [(1, "from 0 to 1:"), (255, "from 0 to 255:")])
+@pytest.mark.parametrize(("scale", "words"), [(1, "from 0 to 1;"), (255, "from 0 to 255;")])
 def test_floats_that_look_like_colors_get_a_warning(model, scale, words):
-    with pytest.warns(UserWarning, match=f"look like colors {words}"):
+    with pytest.warns(UserWarning, match=f"look like values {words}"):
         model.encode(torch.rand(3, 2, 16, 16) * scale)
 
 
@@ -301,7 +301,7 @@ def test_training_or_saving_weights_that_were_rounded_is_warned_of(model, tmp_pa
         warnings.simplefilter("error")
         load(tmp_path / "exact", device="cpu", dtype=torch.float32).requires_grad_().save_pretrained(tmp_path / "again")
     rounded = load(tmp_path / "exact", device="cpu", dtype=torch.bfloat16)
-    with pytest.warns(UserWarning, match="bfloat16 round most steps .* dtype=torch.float32"):
+    with pytest.warns(UserWarning, match="bfloat16 round most optimizer steps .* dtype=torch.float32"):
         rounded.requires_grad_()
     with pytest.warns(UserWarning, match="rounded to bfloat16 are saved"):
         rounded.save_pretrained(tmp_path / "rounded")

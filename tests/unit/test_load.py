@@ -152,7 +152,7 @@ def test_a_state_dictionary_of_parameters_is_one_of_tensors(released_file):
         ({"revison": "v1"}, r"no option 'revison' \(nearest: 'revision'\)"),
         ({"dtype": "bfloat16"}, "dtype is 'bfloat16', expected"),
         ({"dtype": torch.uint8}, "dtype is torch.uint8, expected"),
-        ({"device": "cpuu"}, "device is 'cpuu', which cannot be used here"),
+        ({"device": "cpuu"}, "device is 'cpuu', which is not available here"),
     ],
 )
 def test_an_option_that_is_none_is_refused_before_anything_is_read(options, words):

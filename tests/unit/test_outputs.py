@@ -141,7 +141,7 @@ def test_what_this_package_wrote_may_be_replaced(place, monkeypatch, capsys):
         for _ in range(2):
             monkeypatch.setattr(sys, "argv", ["tubelet", *command.split()])
             cli.main()
-    assert "with the README.md that was there (delete it" in capsys.readouterr().out
+    assert "with the existing README.md (delete it" in capsys.readouterr().out
     for name in ("a.pt", "a.safetensors", "hub"):
         again = load(place / name, device="cpu", heads=2, levels=(0, 1))
         assert again.weights_id == load(place / "model", device="cpu").weights_id

@@ -1,1 +1,1 @@
-"""Trained encoders: from any file to a model, and from any picture to dense features."""
+"""Trained encoders: from any weight file to a model, and from any image or video to dense features."""

@@ -19,10 +19,10 @@ from tubelet.pretrained.sliding_windows import read_windows
 
 
 class Backbone(HubEncoder):
-    """An encoder with everything that using it takes; made by `tubelet.load`.
+    """A trained encoder for images and videos; created by `tubelet.load`.
 
-    It has the interface that heads for ViTs expect of `timm`'s, see `TimmEncoder`, and the methods of
-    `huggingface_hub`, see `HubEncoder`.
+    It also has the interface of `timm`'s vision transformers, see `TimmEncoder`, and the methods of `huggingface_hub`,
+    see `HubEncoder`.
     """
 
     @torch.no_grad()
@@ -35,22 +35,27 @@ class Backbone(HubEncoder):
         fps: float | None = None,
         start: float | None = None,
     ) -> DenseFeatures:
-        """Encode one picture or clip, or a batch.
+        """Encode one image or clip, or a batch.
 
         Args:
-            x: a tensor or array: (H, W, 3) or (3, H, W) a picture, (T, H, W, 3) or (3, T, H, W) a clip, with a batch
-                dimension in front several; uint8 colors, or floats that are normalized already. Or a PIL image; a list
-                of pictures, which are the frames of one clip; the path or URL of a video or an image; or a list of any
-                of these but pictures, which is a batch. What has one frame goes through the image tokenizer.
-            resize: None takes pictures as they are, if they divide into patches; "round" brings each side to the
-                nearest size that does; a number makes the middle square of that side; a pair is (height, width).
-            frames: T, of a video file; an odd count repeats the last frame, with a warning.
-            fps: frames per second that a video file is read at (4 by default); for frames in memory their own rate,
-                for `times`.
-            start: seconds into a video file at which the clip begins; None takes it from the middle.
+            x: a tensor or array: an image (H, W, 3) or (3, H, W), a clip (T, H, W, 3) or (3, T, H, W), or a batch with
+                another dimension in front; uint8 colors, or floats that are normalized already. Or a PIL image; a list
+                of images, which are the frames of one clip; the path or URL of a video or an image; or a list of any of
+                these except images, which is a batch. An input of one frame goes through the image tokenizer.
+            resize: None leaves the size unchanged; it must divide into patches. "round" resizes each side to the
+                nearest multiple of the patch size; a number center-crops to a square of that side; a pair is
+                (height, width).
+            frames: T, for a video file; an odd count repeats the last frame, with a warning.
+            fps: sampling rate of a video file in frames per second (default 4); for frames in memory, their rate, from
+                which `times` are computed.
+            start: start of the clip in a video file, in seconds; None takes the clip from the middle.
+
+        Returns:
+            Features of all output levels, (B, N, D) each.
 
         Raises:
-            TubeletError: if x cannot be read, or does not divide into patches.
+            ConfigError: if an argument is out of range.
+            DataError: if x cannot be read, or its size does not divide into patches.
         """
         clips = read_inputs(x, self.config, Sampling(frames, fps, start), resize)
         return self._features(clips.pixels, clips.times)
@@ -64,25 +69,27 @@ class Backbone(HubEncoder):
         fps: float | None = None,
         resize: Resize = None,
     ) -> Iterator[DenseFeatures]:
-        """Encode all of a video, however long, in memory that does not grow.
+        """Encode a whole video of any length in constant memory.
 
-        `DenseFeatures.merge(model.stream(path))` is the whole in one, which does take memory for all of it.
+        `DenseFeatures.merge(model.stream(path))` returns the whole video at once, in memory proportional to its length.
 
         Args:
-            path: the video, or its URL.
-            frames: T of a window; a video that is shorter is one window.
-            overlap: frames that a window shares with the one before, half of them by default; the last may share more.
-            fps: frames per second, 4 by default.
+            path: path or URL of the video.
+            frames: T of a window; a shorter video is one window.
+            overlap: frames that a window shares with the previous one, by default half of them; the last may share
+                more.
+            fps: sampling rate in frames per second, by default 4.
             resize: as in `encode`.
 
         Yields:
-            The features of one window after the other, each a batch of one.
+            Features of the windows in order, each a batch of one.
 
         Raises:
-            TubeletError: if the video cannot be read, or the sizes do not divide into patches and tubelets.
+            ConfigError: if an argument is out of range, or the window does not divide into tubelets.
+            DataError: if the video cannot be read, or its size does not divide into patches.
         """
         check_resize(resize)
-        Sampling(frames, fps)  # refuses odd numbers before a file is opened
+        Sampling(frames, fps)  # validates before a file is opened
         fps = DEFAULT_FPS if fps is None else fps
         if overlap is None:
             overlap = frames // 2 - frames // 2 % self.config.tubelet_size
@@ -92,10 +99,10 @@ class Backbone(HubEncoder):
             clips = read_inputs(pixels, self.config, Sampling(), resize)
             with torch.no_grad():
                 features = self._features(clips.pixels, times.unsqueeze(0))
-            yield features  # not above: until the next window is asked for, gradients are the caller's affair
+            yield features  # outside of no_grad, so that the mode of the caller is unchanged meanwhile
 
     def _features(self, pixels: Tensor, times: Tensor | None) -> DenseFeatures:
-        """Features of whole clips (B, C, T, H, W), all levels, the times (B, T) of their frames beside them."""
+        """Features of clips (B, C, T, H, W) at all output levels, and times (B, T) averaged per time step."""
         pixels = pixels.to(self.device, non_blocking=True)
         if pixels.dtype == torch.uint8:
             pixels = normalize(pixels, self.dtype)

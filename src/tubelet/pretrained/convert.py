@@ -1,4 +1,4 @@
-"""One model, other files: the suffix of the target says which."""
+"""Convert a model to another file layout, chosen by the suffix of the target."""
 
 from pathlib import Path
 from typing import TypedDict
@@ -18,7 +18,7 @@ from tubelet.pretrained.load import load_unplaced
 
 _LOCK = ".convert.lock"
 _EVALUATE_AGAIN = "delete it and run `tubelet evaluate` again"
-_FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # files, of which one would not want a folder
+_FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # suffixes of files; not directory names
 
 
 class _SuiteResult(TypedDict):
@@ -42,39 +42,41 @@ class _SuiteV1(TypedDict):
 
 
 def convert(what: str | Path, out: Path, spec: LoadSpec, license: str = "unknown") -> str:
-    """Write a model in another layout; no number changes.
+    """Write a model in another layout without changing a value.
 
     Args:
         what: whatever `load` takes.
-        out: NAME.pt is the released layout (student, predictor and teacher of a run or a released file; of an encoder
-            what there is), NAME.safetensors one file of this package, and a folder that and a model card for the Hub.
-        spec: which encoder, and whether the predictor too.
-        license: of the weights, for the card.
+        out: NAME.pt is the released layout (student, predictor and teacher of a run or a released file; only the
+            encoder of an encoder file), NAME.safetensors one file of this package, and a directory the same file with a
+            model card for the Hub.
+        spec: the encoder to write, and whether to include the predictor.
+        license: license of the weights, for the card.
 
     Returns:
-        what was written, in words.
+        A message about what was written.
 
     Raises:
-        TubeletError: if the source cannot be loaded, or the target cannot hold it.
+        CheckpointError: if the source cannot be loaded, or cannot be stored in the target layout.
+        FileError: if the target cannot be written.
     """
     if out.suffix in (".pt", ".safetensors", *_FOREIGN) or out.is_file():
         return _convert(what, out, spec, license)
-    with directory_lock(out, _LOCK, "write to another folder"):
+    with directory_lock(out, _LOCK, "write to another directory"):
         try:
             return _convert(what, out, spec, license)
         finally:
-            (out / _LOCK).unlink(missing_ok=True)  # the folder goes to the Hub as it is
+            (out / _LOCK).unlink(missing_ok=True)  # the directory is uploaded as it is
 
 
 def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
     path = resolve_checkpoint(what)
     if path.is_file() and path.suffix not in (".pt", ".pth", ".safetensors"):
-        raise ConfigError(f"{path}: expected a run folder, a .safetensors or a .pt file")
+        raise ConfigError(f"{path}: expected a run directory, a .safetensors or a .pt file")
     if out.suffix in _FOREIGN:
-        raise ConfigError(f"{out}: expected NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder")
+        raise ConfigError(f"{out}: expected NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a directory")
     check_output(out, {".pt": "released", ".safetensors": "encoder"}.get(out.suffix, "model"), _read_from(path))
     if out.is_dir() and any(file.name != WEIGHTS_FILE for file in without_hidden(out.glob("*.safetensors"))):
-        raise ConfigError(f"{out}: holds the weights of another model: write to another folder")
+        raise ConfigError(f"{out}: holds the weights of another model: write to another directory")
     if out.suffix == ".pt" and not is_encoder_file(path):
         system, _ = load_vjepa(path)
         write_released(out, system.config, {name: getattr(system, name).state_dict() for name in MODULE_NAMES})
@@ -92,14 +94,14 @@ def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
         return f"{out}: {model.model_id}"
     card = "its card"
     if (out / "README.md").exists():
-        card = "the README.md that was there (delete it to have a new card)"
-    with file_errors(out, "choose another folder"):
+        card = "the existing README.md (delete it for a new card)"
+    with file_errors(out, "choose another directory"):
         model.save_pretrained(out, model_card_kwargs={"license": license, "metrics": _metrics(path)})
     return f"{out}: {model.model_id} with {card}; push_to_hub uploads it"
 
 
 def _read_from(path: Path) -> list[Path]:
-    """The files that a model is read from."""
+    """Files that the model is read from."""
     return [path, *path.glob("*.safetensors"), *list_checkpoints(path)] if path.is_dir() else [path]
 
 

@@ -1,4 +1,4 @@
-"""What encoding gives: one vector for each patch of each moment."""
+"""Dense features: one vector per patch and time step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class DenseFeatures:
     """The features of B clips or images.
 
     Attributes:
-        levels: the tapped levels, each (B, N, D), shallow to deep, each after its LayerNorm.
-        grid: (T', H', W'): time steps, rows and columns; N = T'·H'·W' tokens, in that order.
-        times: (B, T') float64 seconds from the start of each video, the mean over the frames of a time step; None if
-            the rate of the frames is not known.
+        levels: output levels, (B, N, D) each, shallow to deep, after their LayerNorm.
+        grid: time steps, rows and columns (T', H', W'); N = T'·H'·W' tokens, in that order.
+        times: (B, T') float64 seconds from the start of each video, averaged over the frames of a time step; None if
+            the frame rate is unknown.
     """
 
     levels: tuple[Tensor, ...]
@@ -29,7 +29,7 @@ class DenseFeatures:
     times: Tensor | None
 
     def __repr__(self) -> str:
-        """Sizes, not numbers."""
+        """Shapes without values."""
         B, _, D = self.tokens.shape
         kind = f"{str(self.tokens.dtype).removeprefix('torch.')} on {self.tokens.device}"
         return f"DenseFeatures({B} x {self.grid} tokens, {D} wide, {len(self.levels)} levels, {kind})"
@@ -50,7 +50,7 @@ class DenseFeatures:
         return self.tokens.mean(dim=1)
 
     def upsample(self, size: int | tuple[int, int]) -> Tensor:
-        """The map at another resolution, bilinear in space; time stays.
+        """The map at another spatial resolution, by bilinear interpolation.
 
         Args:
             size: rows and columns, or the side of a square.
@@ -59,13 +59,13 @@ class DenseFeatures:
             (B, T', rows, columns, D).
 
         Raises:
-            TubeletError: for a size below 1.
+            DataError: for a size below 1.
         """
         rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
         if not (rows >= 1 and columns >= 1):
             raise DataError(f"size is {size!r}, expected rows and columns of at least 1")
-        pictures = self.map.flatten(0, 1).permute(0, 3, 1, 2)
-        large = F.interpolate(pictures, (rows, columns), mode="bilinear", align_corners=False)
+        images = self.map.flatten(0, 1).permute(0, 3, 1, 2)
+        large = F.interpolate(images, (rows, columns), mode="bilinear", align_corners=False)
         return large.permute(0, 2, 3, 1).unflatten(0, (-1, self.grid.t))
 
     def to(self, device: torch.device | str) -> DenseFeatures:
@@ -74,17 +74,17 @@ class DenseFeatures:
 
     @classmethod
     def merge(cls, windows: Iterable[DenseFeatures]) -> DenseFeatures:
-        """Join the windows of one video: a time step that several of them saw gets the mean of what they made of it.
+        """Merge the windows of one video; time steps in several windows are averaged.
 
         Raises:
-            TubeletError: if there are none, or they are not windows of one video.
+            DataError: if there are none, or they are not windows of one video.
         """
         sums: dict[float, list[Tensor]] = {}
         counts: dict[float, int] = {}
         grids: set[tuple[int, int]] = set()
         for window in windows:
             if window.times is None or len(window.times) != 1:
-                raise DataError("only windows of one video can be merged: they have times, and a batch size of 1")
+                raise DataError("only windows of one video can be merged, with times and batch size 1")
             grids.add((window.grid.h, window.grid.w))
             maps = [level.unflatten(1, window.grid.shape) for level in window.levels]
             for i, time in enumerate(window.times[0].tolist()):
@@ -93,7 +93,7 @@ class DenseFeatures:
                     step = [a + b for a, b in zip(sums[time], step, strict=True)]
                 sums[time], counts[time] = step, counts.get(time, 0) + 1
         if len(grids) != 1:
-            raise DataError(f"windows of one video have one size, these have (rows, columns) {sorted(grids)}")
+            raise DataError(f"windows of one video must have the same size, found (rows, columns) {sorted(grids)}")
         times = sorted(sums)
         levels = zip(*([x / counts[time] for x in sums[time]] for time in times), strict=True)
         return cls(

@@ -1,4 +1,4 @@
-"""A hash of an encoder's weights, by which features of the same weights are known to be comparable."""
+"""A hash of an encoder's weights: features are comparable if it is equal."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ _CHUNK = 2**20  # values that are hashed at once
 
 
 def hash_weights(state: Mapping[str, Tensor]) -> str:
-    """Of the names, shapes and all values of an encoder's tensors, whatever float type they are stored in."""
+    """Hash of names, shapes and all values of an encoder's tensors, independent of their floating-point type."""
     names = [name for name in sorted(state) if not name.startswith("predictor.")]
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashing lets other threads run meanwhile
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashing releases the GIL
         digests = list(pool.map(lambda name: _hash_values(state[name]), names))
     digest = hashlib.sha256()
     for name, own in zip(names, digests, strict=True):
@@ -24,7 +24,7 @@ def hash_weights(state: Mapping[str, Tensor]) -> str:
 
 @torch.no_grad()
 def _hash_values(tensor: Tensor) -> bytes:
-    """A hash of all values of a tensor as fp32, piece by piece: a cast of all of it would take memory."""
+    """Hash all values of a tensor as fp32, in chunks to bound memory."""
     digest = hashlib.sha256()
     for values in tensor.detach().reshape(-1).split(_CHUNK):
         digest.update(values.to("cpu", torch.float32).contiguous().numpy())

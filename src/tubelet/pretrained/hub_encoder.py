@@ -45,52 +45,52 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of all weights as the file has them, or as they are if they were changed since."""
+        """Sixteen hexadecimal digits of the weights as stored in the file, or of the current ones if they changed."""
         if self._identified is None or self._identified[0] != self._changes():
             self.identify()
         assert self._identified is not None
         return self._identified[1]
 
     def identify(self) -> None:
-        """Take the fingerprint of the weights as they are; a cast for computing with them keeps the one before."""
+        """Compute the fingerprint of the current weights; a later cast of the data type keeps it."""
         self._identified = (self._changes(), hash_weights(self.state_dict()))
 
     def _changes(self) -> int:
-        """How often the weights were written to."""
+        """Number of in-place modifications of the weights."""
         return sum(p._version for p in self.parameters() if not p.is_inference())
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies begin to count at zero.
+        # Copies count from zero.
         return self.__dict__ | {"_identified": (0, self.fingerprint)}
 
     @property
     def model_id(self) -> str:
-        """Such as "vjepa2.1-vitb16-384-teacher-1f2e3d4c5b6a7988": it changes when the weights do."""
+        """Name and fingerprint, such as "vjepa2.1-vitb16-384-teacher-1f2e3d4c5b6a7988"."""
         return f"{self.name}-{self.encoder_name}-{self.fingerprint}"
 
     @property
     def weights_id(self) -> str:
-        """The same for the same weights of the same part, whatever they are called: features can be compared."""
+        """Encoder and fingerprint without the name: features of models with equal `weights_id` are comparable."""
         return f"{self.encoder_name}-{self.fingerprint}"
 
     @property
     def config_hash(self) -> str:
-        """Twelve hexadecimal digits that change when a size or setting of the model does."""
+        """Twelve hexadecimal digits of a hash of the model's config."""
         return hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
-        """`load` by the name that the Hub's users know."""
+        """Alias of `tubelet.load`, under the name of the Hub's mixin."""
         from tubelet.pretrained.load import load
 
         return load(pretrained_model_name_or_path, **options)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """As any module's; a warning where training would round most steps away."""
+        """As `nn.Module.requires_grad_`, with a warning if the data type is too coarse for training."""
         if requires_grad and self.dtype.itemsize < 4:
             warnings.warn(
-                f"weights in {_dtype_name(self.dtype)} round most steps of an optimizer away: "
-                "load with dtype=torch.float32 to train them",
+                f"weights in {_dtype_name(self.dtype)} round most optimizer steps to nothing; "
+                "load with dtype=torch.float32 for training",
                 stacklevel=2,
             )
         return super().requires_grad_(requires_grad)
@@ -99,9 +99,9 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
         """Write weights, config.json and, where there is none, a model card; options as of `huggingface_hub`.
 
         Raises:
-            TubeletError: if the folder holds a config or weights that this package did not write.
+            FileError: if the directory has a config or weights that this package did not write.
         """
-        check_output(Path(save_directory), "model")  # the mixin removes a config.json before it calls what follows
+        check_output(Path(save_directory), "model")  # before the mixin deletes config.json
         result: str | None = super().save_pretrained(save_directory, **options)
         return result
 
@@ -111,12 +111,12 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
                 f"weights rounded to {_dtype_name(self.dtype)} are saved: load with dtype=torch.float32 to keep all",
                 stacklevel=2,
             )
-        self.identify()  # what is saved is what is in memory, be it a cast of what was loaded
+        self.identify()  # of the weights in memory, which may be a cast of the loaded ones
         save_encoder(save_directory / WEIGHTS_FILE, self.state_dict(), self.config, self.name, self.encoder_name)
-        # For readers and for the Hub, which counts its downloads; the weights file says the same in its header.
-        stated = {"library_name": "tubelet", "model_id": self.model_id, "model": to_dict(self.config)}
+        # For people and for the Hub, which counts its downloads; the header of the weights file has the same.
+        config = {"library_name": "tubelet", "model_id": self.model_id, "model": to_dict(self.config)}
         with atomic_write(save_directory / "config.json") as partial:
-            partial.write_text(json.dumps(stated, indent=2) + "\n")
+            partial.write_text(json.dumps(config, indent=2) + "\n")
 
     def generate_model_card(
         self, license: str = "unknown", metrics: Mapping[str, float] | None = None, **_: Any
@@ -124,8 +124,8 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
         """The card that `save_pretrained` and `push_to_hub` write, by their `model_card_kwargs`.
 
         Args:
-            license: the weights' license, by the Hub's identifiers: it is for their owner to say.
-            metrics: what the features are worth, by name.
+            license: license of the weights, one of the Hub's identifiers.
+            metrics: evaluation metrics by name.
         """
         parameters = sum(p.numel() for p in self.parameters())
         return model_card(self.config, self.model_id, self.encoder_name, parameters, license, metrics or {})

@@ -1,4 +1,4 @@
-"""From whatever holds a picture or a film to a batch of clips that divide into patches."""
+"""From images, videos, arrays and files to a batch of clips that divide into patches."""
 
 import math
 import warnings
@@ -21,7 +21,7 @@ from tubelet.errors import ConfigError, DataError
 
 Resize = Literal["round"] | int | tuple[int, int] | None
 DEFAULT_FPS = 4.0
-# Above what any channel of a normalized picture is: white has 2.64 at most.
+# Above the values of normalized images: white is at most 2.64.
 _BRIGHTEST = 3.0
 
 
@@ -31,7 +31,7 @@ class InputBatch:
 
     Attributes:
         pixels: (B, C, T, H, W), uint8 RGB, or floats that are normalized already.
-        times: (B, T) float64 seconds at which the frames are shown; None if not known.
+        times: (B, T) float64 display times of the frames in seconds; None if unknown.
     """
 
     pixels: Tensor
@@ -40,12 +40,13 @@ class InputBatch:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of a video file.
+    """The frames to take from a video file.
 
     Attributes:
-        frames: how many.
-        fps: a second; for frames in memory, their own rate. None is 4 for a file, not known for others.
-        start: of the first, in seconds from the video's start; None takes the clip from the middle.
+        frames: number of frames.
+        fps: sampling rate in frames per second; for frames in memory, their rate. None is 4 for a file, and unknown for
+            frames in memory.
+        start: time of the first frame in seconds; None takes the clip from the middle.
     """
 
     frames: int = 16
@@ -70,29 +71,29 @@ def _is_whole(value: Any) -> bool:
 
 
 def check_resize(resize: Any) -> None:
-    """Refuse what is no `Resize`."""
+    """Raise a `ConfigError` for an invalid `Resize`."""
     pair = isinstance(resize, (tuple, list)) and len(resize) == 2 and all(map(_is_whole, resize))
     if not (resize is None or (isinstance(resize, str) and resize == "round") or _is_whole(resize) or pair):
         raise ConfigError(
-            f'resize is {resize!r}, expected "round", the side of the middle square or (height, width), in pixels'
+            f'resize is {resize!r}, expected "round", the side of a center square, or (height, width), in pixels'
         )
 
 
 def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize) -> InputBatch:
-    """Make a batch of what `Backbone.encode` takes.
+    """A batch from any input of `Backbone.encode`.
 
     Raises:
-        TubeletError: if it cannot be read as images or clips of one size that divides into patches.
+        DataError: if it cannot be read as images or clips of one size that divides into patches.
     """
     check_resize(resize)
-    if isinstance(x, (list, tuple)) and not (x and _is_picture(x[0])):
+    if isinstance(x, (list, tuple)) and not (x and _is_image(x[0])):
         if not x:
-            raise DataError("there is nothing to encode: the list is empty")
+            raise DataError("nothing to encode: the list is empty")
         batch = [resize_to_grid(*_read(item, config, sampling), config, resize) for item in x]
     elif not isinstance(x, (list, tuple)) and _dimensions(x) == 5:
         pixels = _channels_first(_tensor(x), config)
         if not len(pixels):
-            raise DataError(f"there is nothing to encode: pixels have shape {tuple(pixels.shape)}")
+            raise DataError(f"nothing to encode: pixels have shape {tuple(pixels.shape)}")
         times = _in_memory_times(pixels.shape[2], sampling)
         batch = [resize_to_grid(clip, times, config, resize) for clip in pixels]
     else:
@@ -101,8 +102,8 @@ def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize)
     kinds = {pixels.dtype for pixels, _ in batch}
     if len(shapes) > 1 or len(kinds) > 1:
         raise DataError(
-            f"a batch needs inputs of one kind and size, these are (channels, frames, height, width) = "
-            f"{', '.join(map(str, sorted(shapes)))} of {', '.join(map(str, kinds))}: give resize=(height, width), or "
+            f"a batch needs inputs of one type and size, found (channels, frames, height, width) = "
+            f"{', '.join(map(str, sorted(shapes)))} of {', '.join(map(str, kinds))}; pass resize=(height, width), or "
             "encode them one by one"
         )
     known = [t for _, t in batch if t is not None]
@@ -114,18 +115,18 @@ def _read(x: Any, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tens
     if isinstance(x, (str, Path)):
         return _read_file(x, sampling)
     if isinstance(x, (list, tuple)):
-        if not (x and _is_picture(x[0])):
-            raise DataError("a clip is a list of pictures; this list holds something else, or nothing")
-        frames = [_picture(frame, config) for frame in x]
+        if not (x and _is_image(x[0])):
+            raise DataError("a clip is a non-empty list of images; this list has other entries or none")
+        frames = [_image(frame, config) for frame in x]
         if len({frame.shape for frame in frames}) > 1:
             raise DataError(
-                f"the frames of a clip have one size, these have {sorted({tuple(f.shape) for f in frames})}"
+                f"the frames of a clip must have one size, found {sorted({tuple(f.shape) for f in frames})}"
             )
         if len({frame.dtype for frame in frames}) > 1:
-            raise DataError("the frames of a clip are of one kind, these are uint8 colors and normalized floats")
+            raise DataError("the frames of a clip must have one type, found uint8 and normalized floats")
         pixels = torch.stack(frames, dim=1)
-    elif _is_picture(x):
-        pixels = _picture(x, config).unsqueeze(1)
+    elif _is_image(x):
+        pixels = _image(x, config).unsqueeze(1)
     else:
         pixels = _channels_first(_tensor(x).unsqueeze(0), config)[0]
     return pixels, _in_memory_times(pixels.shape[1], sampling)
@@ -137,7 +138,9 @@ def _read_file(path: str | Path, sampling: Sampling) -> tuple[Tensor, Tensor | N
         return read_image(path).permute(2, 0, 1).unsqueeze(1), torch.zeros(1, dtype=torch.float64)
     if suffix not in VIDEO_SUFFIXES:
         known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
-        raise DataError(f"{path}: expected a video or an image ({known}); a released name goes to tubelet.load")
+        raise DataError(
+            f"{path}: expected a video or an image ({known}); pass names of released models to tubelet.load"
+        )
     with Video(path) as video:
         times = _clip_times(video.info, sampling)
         (clip,) = video.clips([times])
@@ -166,7 +169,7 @@ def _clip_times(info: VideoInfo, sampling: Sampling) -> np.ndarray:
 
 
 def _in_memory_times(frames: int, sampling: Sampling) -> Tensor | None:
-    """Times of frames in memory: known of an image, and of a clip whose rate was said."""
+    """Times of frames in memory: known for an image, and for a clip with a given rate."""
     if frames == 1:
         return torch.zeros(1, dtype=torch.float64)
     return None if sampling.fps is None else torch.arange(frames, dtype=torch.float64) / sampling.fps
@@ -176,20 +179,20 @@ def _dimensions(x: Any) -> int:
     return getattr(x, "ndim", 0)
 
 
-def _is_picture(x: Any) -> bool:
+def _is_image(x: Any) -> bool:
     return isinstance(x, Image.Image) or (isinstance(x, (Tensor, np.ndarray)) and x.ndim in (2, 3))
 
 
 def _tensor(x: Any) -> Tensor:
     if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
-        # A copy where PyTorch cannot share: read-only memory, such as a PIL image's, and another order of bytes.
+        # Copied if PyTorch cannot share the memory: read-only, as of a PIL image, or in another byte order.
         x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
     if not isinstance(x, Tensor):
         what = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise DataError(f"cannot encode {what}: expected a tensor, an array, a picture, a list of frames or a path")
+        raise DataError(f"cannot encode {what}: expected a tensor, an array, an image, a list of frames or a path")
     if x.dim() < 3:
         raise DataError(
-            f"pixels have shape {tuple(x.shape)}, expected three colors: repeat the values of a gray picture"
+            f"pixels have shape {tuple(x.shape)}, expected three channels; repeat the values of a grayscale image"
         )
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise DataError(f"pixels are {x.dtype}, expected uint8 (0 to 255) or normalized floats")
@@ -201,27 +204,27 @@ def _tensor(x: Any) -> Tensor:
         top = x.max()
         if 0.5 < top <= 1 or top > _BRIGHTEST:
             warnings.warn(
-                "floats are taken as normalized pixels, but these look like colors from 0 to "
-                f"{1 if top <= 1 else 255}: give uint8 instead",
+                "floats must be normalized pixels, but these look like values from 0 to "
+                f"{1 if top <= 1 else 255}; pass uint8 instead",
                 stacklevel=2,
             )
     return x
 
 
-def _picture(x: Any, config: ModelConfig) -> Tensor:
-    """One picture (C, H, W)."""
+def _image(x: Any, config: ModelConfig) -> Tensor:
+    """One image (C, H, W)."""
     if isinstance(x, Image.Image):
-        x = rgb_of(x, "the picture")
+        x = rgb_of(x, "the image")
     pixels = _tensor(x)
     if pixels.shape[-1] == config.channels:
         return pixels.permute(2, 0, 1)
     if pixels.shape[0] == config.channels:
         return pixels
-    raise DataError(f"a picture has shape {tuple(pixels.shape)}, expected (height, width, 3) or (3, height, width)")
+    raise DataError(f"an image has shape {tuple(pixels.shape)}, expected (height, width, 3) or (3, height, width)")
 
 
 def _channels_first(x: Tensor, config: ModelConfig) -> Tensor:
-    """(B, T, H, W, C) or (B, C, T, H, W) -> (B, C, T, H, W). No picture is as narrow as it has channels."""
+    """(B, T, H, W, C) or (B, C, T, H, W) -> (B, C, T, H, W). An image is never as narrow as its number of channels."""
     C = config.channels
     if x.dim() == 5 and x.shape[-1] == C:
         return x.permute(0, 4, 1, 2, 3)
@@ -238,13 +241,13 @@ def _channels_first(x: Tensor, config: ModelConfig) -> Tensor:
 def resize_to_grid(
     pixels: Tensor, times: Tensor | None, config: ModelConfig, resize: Resize
 ) -> tuple[Tensor, Tensor | None]:
-    """A clip (C, T, H, W) of whole patches and tubelets."""
+    """Resize and pad a clip (C, T, H, W) to whole patches and tubelets."""
     C, T, H, W = pixels.shape
     p, t = config.patch_size, config.tubelet_size
     if T > 1 and T % t:
         missing = -T % t
         warnings.warn(
-            f"{T} frames do not divide into tubelets of {t}: the last is repeated {missing} time{'s' * (missing > 1)}",
+            f"{T} frames do not divide into tubelets of {t}; the last is repeated {missing} time{'s' * (missing > 1)}",
             stacklevel=2,
         )
         pixels = torch.cat([pixels, pixels[:, -1:].expand(C, missing, H, W)], dim=1)
@@ -257,13 +260,13 @@ def resize_to_grid(
         pixels = resize_clip(pixels, *(rounded if isinstance(resize, str) else resize))
     elif H % p or W % p:
         raise DataError(
-            f"pictures are {H} x {W} pixels (height x width), which do not divide into patches of {p}: say "
-            f'resize="round" (to the nearest that do), resize={14 * p} (center square) or resize=(height, width)'
+            f"frames of {H} x {W} pixels (height x width) do not divide into patches of {p}; pass "
+            f'resize="round" (nearest multiples), resize={14 * p} (center square) or resize=(height, width)'
         )
-    config.grid(*pixels.shape[1:])  # a size that was asked for must divide too
+    config.grid(*pixels.shape[1:])  # a requested size must divide too
     return pixels, times
 
 
 def step_times(times: Tensor | None, steps: int) -> Tensor | None:
-    """(B, T) times of frames -> (B, T') times of time steps."""
+    """Times of frames (B, T) -> times of time steps (B, T')."""
     return None if times is None else times.unflatten(1, (steps, -1)).mean(-1)

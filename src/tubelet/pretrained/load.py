@@ -36,28 +36,29 @@ def load(
     sha256: str | None = None,
     **hub: Any,
 ) -> Backbone:
-    """A trained encoder in eval mode, without gradients.
+    """Load a trained encoder, in eval mode and without gradients.
 
-    Weights are mapped from their file and held once: what is not reordered, cast or moved stays there until it is used.
+    Weights are memory-mapped: tensors that need no reordering, cast or copy are read when they are used.
 
     Args:
-        what: a run folder or one of its checkpoints, a .safetensors file or folder that `save_pretrained` wrote, a
+        what: a run directory or one of its checkpoints, a .safetensors file or directory of `save_pretrained`, a
             released .pt file, a released name such as "vjepa2.1-vitb16-384", or the id of a repository on the Hub.
-        encoder: the teacher (Y-encoder), whose features are the better ones, or the student (X-encoder); None is the
-            teacher, or whichever of the two is all that a file holds.
+        encoder: "teacher" (Y-encoder), which has the better features, or "student" (X-encoder); None is the
+            teacher, or the only one in the file.
         with_predictor: load the predictor too, as `model.predictor`.
-        device: an accelerator if there is one.
-        dtype: bfloat16 where the device has units for it, else float32.
-        heads: attention heads, of a .pt file of a width outside the family.
-        predictor_heads: attention heads of the predictor in a .pt file of a width outside the family.
-        levels: tapped blocks, of a .pt file outside the family.
-        adapter: the `adapter` folder of a run that was trained with lora_rank from these weights, to be added to them.
-        sha256: what the file must have, in hexadecimal.
+        device: by default an accelerator if there is one.
+        dtype: by default bfloat16 if the device supports it natively, else float32.
+        heads: attention heads, for a .pt file of a width outside the family.
+        predictor_heads: attention heads of the predictor, for a .pt file of a width outside the family.
+        levels: 0-based output blocks, for a .pt file outside the family.
+        adapter: the `adapter` directory of a run with lora_rank on these weights, which is merged into them.
+        sha256: expected hash of the file, in hexadecimal.
         hub: revision, token, cache_dir, force_download, local_files_only, as `huggingface_hub` takes them.
 
     Raises:
-        TubeletError: if there is no such model, or one of its tensors is missing, unexpected or misshapen: never is a
-            part of it loaded and the rest left to chance.
+        MissingFileError: if there is no such model.
+        CheckpointError: if a tensor is missing, unexpected or misshapen; a model is never loaded partially.
+        ConfigError: if an option is unknown or not valid.
     """
     for option in hub:
         if option not in HUB_OPTIONS:
@@ -65,7 +66,7 @@ def load(
             raise ConfigError(f"tubelet.load has no option {option!r}{hint}")
     chosen = _device(device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ConfigError(f"dtype is {dtype!r}, expected one of PyTorch's floats, such as torch.bfloat16")
+        raise ConfigError(f"dtype is {dtype!r}, expected a floating-point type such as torch.bfloat16")
     model = load_unplaced(what, LoadSpec(encoder, with_predictor, heads, predictor_heads, levels), sha256, **hub)
     if adapter is not None:
         apply_adapters(model, Path(adapter))
@@ -78,7 +79,7 @@ def load(
 
 
 def random_init_like(model: Backbone, seed: int) -> Backbone:
-    """The same network with the initial weights that `seed` gives, on the same device; what training has to beat."""
+    """The same architecture with random initial weights, on the same device; a baseline for trained features."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin = Backbone(model.config, model.predictor is not None)
@@ -92,12 +93,12 @@ def _device(device: torch.device | str | None) -> torch.device:
         return pick_device()
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # PyTorch raises any of them
-        raise ConfigError(f"device is {str(device)!r}, which cannot be used here ({first_line(error)})") from error
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # any of which PyTorch may raise
+        raise ConfigError(f"device is {str(device)!r}, which is not available here ({first_line(error)})") from error
 
 
 def load_unplaced(what: str | Path, spec: LoadSpec, sha256: str | None = None, **hub: Any) -> Backbone:
-    """`load`, the numbers as they are in the file."""
+    """`load` without a cast or a copy to a device."""
     if spec.encoder is not None and spec.encoder not in get_args(EncoderName):
         raise ConfigError(f"encoder is {spec.encoder!r}, expected 'teacher' or 'student'")
     path = resolve_checkpoint(what, sha256, **hub)
@@ -113,7 +114,7 @@ def load_unplaced(what: str | Path, spec: LoadSpec, sha256: str | None = None, *
 
 
 def _name_of(what: str | Path, path: Path) -> str:
-    """A released name, also of a file that is given by its path; a Hub id; or the name of the file or folder."""
+    """The released name, also for a path to a released file; the Hub id; or the name of the file or directory."""
     released = {file: name for name, file in RELEASED.items()}
     if not Path(what).expanduser().exists():
         return str(what)

@@ -1,4 +1,4 @@
-"""Films of any length in bounded memory: overlapping windows."""
+"""Videos of any length in bounded memory: overlapping windows."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,20 +15,21 @@ from tubelet.errors import ConfigError, DecodeError
 def read_windows(
     path: str | Path, frames: int, overlap: int, fps: float, tubelet: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The frames of a video, window by window; it is decoded once, from its beginning to its end.
+    """Decode a video once, in order, and yield overlapping windows of frames.
 
     Args:
-        path: the video, or its URL.
-        frames: of a window; a video that is shorter is one shorter window.
-        overlap: frames that a window shares with the one before; the last may share more, to be of full length.
-        fps: frames per second.
-        tubelet: frames of a time step; windows begin at whole steps of the video.
+        path: path or URL of the video.
+        frames: frames per window; a shorter video is one shorter window.
+        overlap: frames that a window shares with the previous one; the last may share more, to have full length.
+        fps: sampling rate in frames per second.
+        tubelet: frames per time step; windows start at multiples of it.
 
     Yields:
-        (T, H, W, 3) uint8, which the next window overwrites, and (T,) float64 seconds.
+        Pixels (T, H, W, 3) uint8, which the next window overwrites, and times (T,) float64 in seconds.
 
     Raises:
-        TubeletError: if the sizes do not fit together or the video cannot be read.
+        ConfigError: if the sizes are not multiples of the tubelet.
+        DecodeError: if the video cannot be read.
     """
     if frames < tubelet or frames % tubelet or overlap % tubelet or not 0 <= overlap < frames:
         raise ConfigError(
@@ -36,12 +37,12 @@ def read_windows(
         )
     with Video(path) as video:
         info = video.info
-        # A duration is rounded to its container's clock; the frame that begins at the very end is none.
+        # Durations are rounded to the container's time base; a frame that starts at the very end does not exist.
         count = max(1, int(np.ceil(info.duration_s * fps - 1e-3)))
         missing = -count % tubelet
         if missing:
             warnings.warn(
-                f"{path}: {count} frames at {fps:g} a second are no whole tubelets of {tubelet}: the last is repeated",
+                f"{path}: {count} frames at {fps:g} fps do not divide into tubelets of {tubelet}; the last is repeated",
                 stacklevel=2,
             )
         total = count + missing
@@ -51,8 +52,8 @@ def read_windows(
         begin, end = next(bounds)
         at = 0
         shown = np.minimum(np.arange(total), count - 1) / fps
-        for picture, _, repeats in video.scan(shown):
-            pixels = torch.from_numpy(np.ascontiguousarray(picture))
+        for frame, _, repeats in video.scan(shown):
+            pixels = torch.from_numpy(np.ascontiguousarray(frame))
             for _ in range(repeats):
                 window[at - begin] = pixels
                 at += 1
@@ -67,7 +68,7 @@ def read_windows(
 
 
 def _bounds(count: int, frames: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """First frame and end of each window over `count` frames."""
+    """Start and end of each window over `count` frames."""
     begin = 0
     while begin + frames < count:
         yield begin, begin + frames

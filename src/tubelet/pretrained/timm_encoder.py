@@ -21,22 +21,22 @@ class TimmEncoder(Encoder):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.tokenizer.video.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which the encoder computes."""
+        """Data type of the weights."""
         return self.tokenizer.video.weight.dtype
 
     @property
     def embed_dim(self) -> int:
-        """D; what timm's models call it."""
+        """D, under timm's name."""
         return self.config.width
 
     @property
     def num_features(self) -> int:
-        """D, too."""
+        """D, under timm's other name."""
         return self.config.width
 
     @property
@@ -46,17 +46,17 @@ class TimmEncoder(Encoder):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """How pixels are normalized: (x / 255 - mean) / std of each color, as timm's models tell it."""
+        """Normalization of pixels, (x / 255 - mean) / std per channel, in timm's format."""
         return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear"}
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """Module, channels and reduction of each block, as timm's models tell them."""
+        """Module, channels and reduction of each block, in timm's format."""
         sizes = {"num_chs": self.embed_dim, "reduction": self.patch_size}
         return [{"module": f"blocks.{i}"} | sizes for i in range(self.config.depth)]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, N, D) of normalized pixels (B, C, H, W) or (B, C, T, H, W), with gradients where they are wanted."""
+        """Final features (B, N, D) of normalized pixels (B, C, H, W) or (B, C, T, H, W), differentiable."""
         return self.norms[-1](self.get_intermediate_layers(_as_clip(x).to(self.dtype), [self.config.depth - 1])[0])
 
     def forward_intermediates(
@@ -70,24 +70,24 @@ class TimmEncoder(Encoder):
         intermediates_only: bool = False,
         output_dict: bool = False,
     ) -> Any:
-        """The outputs of some blocks, as timm's ViTs give them.
+        """Outputs of selected blocks, in the formats of timm's vision transformers.
 
         Args:
             x: normalized pixels (B, C, H, W) or (B, C, T, H, W).
-            indices: the blocks, negative from the end; a number is the last so many, None all. Whatever their order
-                here, they are given from shallow to deep, each once.
-            return_prefix_tokens: accepted, there are none.
-            norm: normalize them: a tapped level by its own norm, others by the last.
-            stop_early: accepted; nothing is ever computed beyond what is asked for.
+            indices: block numbers, negative from the end; a number n selects the last n blocks, None all. The result is
+                ordered from shallow to deep, without repetitions.
+            return_prefix_tokens: accepted, but there are none.
+            norm: apply LayerNorm: an output level's own norm, for other blocks the last one.
+            stop_early: accepted; blocks after the last requested one are never computed.
             output_fmt: "NCHW", which is (B, D, H', W') for images and (B, D, T', H', W') for clips, or "NLC" (B, N, D).
-            intermediates_only: leave out the final features.
-            output_dict: give a dictionary of `image_intermediates` and `image_features` instead.
+            intermediates_only: omit the final features.
+            output_dict: return a dictionary of `image_intermediates` and `image_features` instead.
 
         Returns:
             the list of intermediates, or the pair (final features (B, N, D), intermediates), or that as a dictionary.
 
         Raises:
-            TubeletError: if a block is asked for that is not there, or another format.
+            ConfigError: if a block does not exist, or the format is unknown.
         """
         depth = self.config.depth
         requested = range(depth) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
