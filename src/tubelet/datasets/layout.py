@@ -19,7 +19,7 @@ D = TypeVar("D", bound=DatasetRecord)
 
 
 class Layout(ABC, Generic[D]):
-    """The files and directories of one data set; subclasses are registered when they are defined.
+    """The files and directories of one data set; subclasses with a `record` are registered when defined.
 
     Attributes:
         record: Type that `load` returns. It decides which tasks can use the data set.
@@ -33,7 +33,8 @@ class Layout(ABC, Generic[D]):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        _LAYOUTS.append(cls)
+        if hasattr(cls, "record"):  # others are bases of several layouts
+            _LAYOUTS.append(cls)
 
     @staticmethod
     @abstractmethod
