@@ -1,6 +1,8 @@
 """Settings of the package: frozen dataclasses with the unit of every field; presets are functions."""
 
 from tubelet.config.data import BlockMask, DataConfig, MaskConfig, ShardConfig
+from tubelet.config.embed import EmbedConfig
+from tubelet.config.evaluate import HEAD_SETTINGS, EvaluateConfig
 from tubelet.config.fields import from_dict, require, to_dict
 from tubelet.config.model import (
     MODELS,
@@ -18,7 +20,7 @@ from tubelet.config.model import (
     vit_s,
     vit_ti,
 )
-from tubelet.config.tools import HEAD_SETTINGS, EmbedConfig, EvaluateConfig, PlanConfig
+from tubelet.config.plan import PlanConfig
 from tubelet.config.train import GuardConfig, OptimConfig, Precision, TrainConfig
 
 __all__ = [

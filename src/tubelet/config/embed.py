@@ -1,0 +1,49 @@
+"""Settings of embedding a collection."""
+
+from dataclasses import dataclass
+
+from tubelet.config.fields import (
+    Count,
+    Fraction,
+    Frames,
+    Processes,
+    Rate,
+    Samples,
+    Seconds,
+    Settings,
+    Side,
+    require_clip,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(Settings):
+    """Settings of the clips of a collection and of their features."""
+
+    image_size: Side = 224
+    """Side of the center crop, in pixels."""
+    frames: Frames = 16
+    """Frames of a clip."""
+    fps: Rate = 4.0
+    """Frames per second of a clip; shorter videos are sampled at a higher rate, and counted."""
+    stride_s: Seconds | None = None
+    """Seconds from clip to clip of a video; None places clips end to end, spread evenly over the video."""
+    dense: bool = False
+    """Keep all tokens, not only their mean."""
+    all_levels: bool = False
+    """Keep all output levels, not only the deepest."""
+    batch_size: Samples = 8
+    """Clips per batch."""
+    workers: Processes = 1
+    """Decoding processes; 0 decodes in the encoding process."""
+    prefetch_mb: Count = 2048
+    """Maximum of prefetched clips in megabytes (10^6 bytes), at least one batch; fewer workers start if it holds less
+    than a batch for each."""
+    allow_path: tuple[str, ...] = ()
+    """Folders and URLs, besides a manifest's own folder, that the manifest's files may lie in."""
+    max_failed_fraction: Fraction = 0.05
+    """Fraction of the files that may be unreadable before the command stops."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_clip(self.frames, self.image_size)
