@@ -305,7 +305,8 @@ def test_a_run_outlives_a_time_without_room_on_the_disk_and_no_row_is_lost(media
     wait_for(lambda: list_checkpoints(run))
     limits = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
-    time.sleep(3)
+    before = sum(psutil.Process(process.pid).cpu_times()[:2])  # its own work, however busy the machine is
+    wait_for(lambda: sum(psutil.Process(process.pid).cpu_times()[:2]) > before + 3)
     old = list_checkpoints(run)[-1]
     read_checkpoint(old)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
