@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from tubelet.data.clips import resize
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.datasets import DenseSample
-from tubelet.errors import DataError, TubeletError
+from tubelet.errors import DataError
 from tubelet.io.arrays import open_safetensors
 from tubelet.tasks.common.cache import DELETE_HINT, FeatureCache, write_features
 from tubelet.tasks.common.extract import FeatureSet, Progress, Source
@@ -124,7 +124,7 @@ def cut(image: NDArray[np.uint8], crop: Crop, size: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PointReader(Dataset[str]):
+class PointReader(Dataset[int]):
     """Draws the points of crops and writes them to disk; an item is an image.
 
     Attributes:
@@ -146,14 +146,11 @@ class PointReader(Dataset[str]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> str:
-        """Writes `at` (V, P, 2), rows and columns of points as shares of a crop, and `value` (V, P); "" or an error."""
-        try:
-            if not self.paths[index].exists():
-                write_features(self.paths[index], self._draw(index))
-        except TubeletError as error:  # the main process raises it: it would reach it with a worker's whole traceback
-            return str(error)
-        return ""
+    def __getitem__(self, index: int) -> int:
+        """Write `at` (V, P, 2), rows and columns of points as fractions of a crop, and `value` (V, P)."""
+        if not self.paths[index].exists():
+            write_features(self.paths[index], self._draw(index))
+        return index
 
     def _draw(self, index: int) -> dict[str, Tensor]:
         values = self.read(self.pairs[index])
@@ -195,11 +192,9 @@ def draw_points(reader: PointReader, workers: int, progress: Progress) -> None:
     Raises:
         TubeletError: if a map cannot be read, or does not fit its image.
     """
-    loader: WorkerLoader[str] = WorkerLoader(reader, min(workers, len(reader)), batch_size=None)
-    for number, error in enumerate(loader):
-        if error:
-            raise DataError(error)
-        progress("annotations", number + 1, len(reader))
+    loader: WorkerLoader[int] = WorkerLoader(reader, min(workers, len(reader)), batch_size=None)
+    for index in loader:
+        progress("annotations", index + 1, len(reader))
 
 
 def point_paths(

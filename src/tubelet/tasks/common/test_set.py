@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.datasets import DenseSample
-from tubelet.errors import DataError, TubeletError
 from tubelet.tasks.common.cache import read_features
 from tubelet.tasks.common.pixel_features import check_shape
 
@@ -28,18 +26,16 @@ def iter_test_set(
     Raises:
         TubeletError: if a map cannot be read, or has another size than its image.
     """
-    loader: WorkerLoader[tuple[Tensor, NDArray[Any] | str]] = WorkerLoader(
+    loader: WorkerLoader[tuple[Tensor, NDArray[Any]]] = WorkerLoader(
         _Tests(paths, pairs, read_truth), min(workers, len(pairs)), batch_size=None
     )
     for tokens, truth in loader:
-        if isinstance(truth, str):
-            raise DataError(truth)
         yield tokens, np.asarray(truth)
 
 
 @dataclass(frozen=True)
-class _Tests(Dataset[tuple[Tensor, NDArray[Any] | str]]):
-    """Tokens of an image and its truth, or why there is none: an exception would lose its type between processes."""
+class _Tests(Dataset[tuple[Tensor, NDArray[Any]]]):
+    """Tokens of an image and its map of labels or depths."""
 
     paths: list[Path]
     pairs: list[DenseSample]
@@ -48,10 +44,7 @@ class _Tests(Dataset[tuple[Tensor, NDArray[Any] | str]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, NDArray[Any] | str]:
-        try:
-            truth = self.read_truth(self.pairs[index])
-            check_shape(self.pairs[index], (truth.shape[0], truth.shape[1]))
-            return read_features(self.paths[index])["tokens"], truth
-        except TubeletError as error:
-            return torch.empty(0), str(error)
+    def __getitem__(self, index: int) -> tuple[Tensor, NDArray[Any]]:
+        truth = self.read_truth(self.pairs[index])
+        check_shape(self.pairs[index], (truth.shape[0], truth.shape[1]))
+        return read_features(self.paths[index])["tokens"], truth
