@@ -99,7 +99,7 @@ def test_a_resumed_run_continues_with_its_own_settings_but_for_those_that_are_gi
     assert (out / "config.json").read_text() == kept
     with pytest.raises(SystemExit):  # what was resumed leaves nothing behind in the process
         train("train", "--out", tmp_path / "other", "--steps", "3")
-    assert "no data source given" in capsys.readouterr().err
+    assert "no data source" in capsys.readouterr().err
 
 
 def test_a_run_is_not_written_where_it_does_not_belong(media, tmp_path, monkeypatch, capsys):
@@ -188,11 +188,9 @@ def test_a_source_that_is_not_there_is_named(tmp_path, command):
         ("convert", "model.safetensors", "model.pt", "--license", "mit"),
         ("convert", "model.safetensors", "folder", "--images"),
         ("convert", "model.safetensors", "model.onnx", "--with-predictor"),
-        ("evaluate", "model.safetensors", "--data", "set", "--cache", "features"),
-        ("evaluate", "model.safetensors", "--data", "set", "--baseline", "random"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(command, arguments):
     code, text = command(*arguments)
     assert code == 1
-    assert ("has no effect for" in text or "requires --task" in text) and text.count("\n") == 1
+    assert "has no effect for" in text and text.count("\n") == 1
