@@ -377,7 +377,7 @@ def test_a_head_that_diverged_is_never_chosen(tmp_path, rates):
 
 def test_heads_that_all_diverged_are_an_error(tmp_path):
     protocol = dataclasses.replace(PROTOCOL, learning_rates=(1e30,))
-    with pytest.raises(TubeletError, match=r"diverged: .*1e\+30,\); lower them, or leave --learning-rates out"):
+    with pytest.raises(TubeletError, match=r"diverged: .*1e\+30,\); lower them, or remove --learning-rates"):
         train(linear_world(tmp_path), tmp_path / "heads", protocol)
 
 

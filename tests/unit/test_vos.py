@@ -145,7 +145,7 @@ def color(path: Path) -> None:
 def test_a_sequence_with_an_unreadable_frame_is_left_out_where_some_are_allowed(model, davis_root, tmp_path):
     (davis_root / "JPEGImages/480p/still/00001.jpg").write_text("x")
     result = run(model, davis_root, tmp_path, max_failed_fraction=0.2)
-    assert result.counts["sequences"] == result.counts["sequences left out for a frame"] == 1
+    assert result.counts["sequences"] == result.counts["sequences skipped for a frame"] == 1
     assert [Path(file.path).name for file in result.skipped] == ["00001.jpg"]
 
 

@@ -139,9 +139,6 @@ def train_heads(
 
     Returns:
         the trained heads, in eval mode.
-
-    Raises:
-        TubeletError: if the state cannot be written or read.
     """
     heads = init_heads(make_head, len(hparams), seed).to(device).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(

@@ -11,9 +11,14 @@ FINGERPRINT_DIGITS = 16
 _CHUNK = 2**20  # values that are hashed at once
 
 
-def hash_weights(state: Mapping[str, Tensor]) -> str:
-    """Hash of names, shapes and all values of an encoder's tensors, independent of their floating-point type."""
-    names = [name for name in sorted(state) if not name.startswith("predictor.")]
+def hash_weights(state: Mapping[str, Tensor], *, with_predictor: bool = False) -> str:
+    """Hash of names, shapes and all values of an encoder's tensors, independent of their floating-point type.
+
+    Args:
+        state: Tensors of an encoder.
+        with_predictor: Whether those of the predictor count too.
+    """
+    names = [name for name in sorted(state) if with_predictor or not name.startswith("predictor.")]
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashing releases the GIL
         digests = list(pool.map(lambda name: _hash_values(state[name]), names))
     digest = hashlib.sha256()

@@ -118,7 +118,7 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
         logits: (B, K).
         labels: (B,) int64; a label that is no class of the head makes all its classes negatives.
         alpha: weight of the true class; the others' is 1 - alpha.
-        gamma: how much less well-told classes count.
+        gamma: focusing parameter: how much less well-classified samples count.
     """
     truth = (labels.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)).float()
     surprise = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
@@ -136,13 +136,9 @@ def evaluate(context: EvaluationContext) -> Result:
     model, config = context.model, context.config
     require_predictor(model)
     benchmark: AnticipationDataset = context.dataset
-    size, frames = config.image_size or PROTOCOL.image_size, config.frames or PROTOCOL.frames
-    model.config.grid(frames, size, size)
-    steps = int(ANTICIPATION_S * FPS / model.config.tubelet_size)
-    view = PreActionClip(size=size, frames=frames)
-    recipe = {"cut": "before", "steps": steps} | asdict(view)
-    encode = partial(encode_and_predict, steps=steps)
+    view, steps = _view(context)
     segments, skipped = _segments(benchmark, config)
+    recipe, encode = {"cut": "before", "steps": steps} | asdict(view), partial(encode_and_predict, steps=steps)
     train, val = (
         context.extract([_source(s) for s in segments[split]], recipe, view, encode) for split in ("train", "val")
     )
@@ -189,6 +185,13 @@ def evaluate(context: EvaluationContext) -> Result:
         details=sweep_details(settings, values, best),
         examples=_examples(scores[best], used["val"], val, view, benchmark, actions),
     )
+
+
+def _view(context: EvaluationContext) -> tuple[PreActionClip, int]:
+    """The clip that the encoder sees, and the number of time steps from its end to the predicted one."""
+    size, frames = context.config.image_size or PROTOCOL.image_size, context.config.frames or PROTOCOL.frames
+    context.model.config.grid(frames, size, size)
+    return PreActionClip(size=size, frames=frames), int(ANTICIPATION_S * FPS / context.model.config.tubelet_size)
 
 
 def _segments(

@@ -141,6 +141,12 @@ def evaluate_encoder(
     probes = {kind: _fit(rows.tokens.pop(kind), rows, view) for kind in FEATURES}
     scores = _score(val, encoders, probes, view, len(rows.labels))
     scores += evaluate_motion_and_tracking(train, val, encoders, view, rows.held_out_clips)
+    counts = {"train clips": len(train), "val clips": len(val)}
+    return _result(scores, counts, data, seed, model_id)
+
+
+def _result(scores: Sequence[SuiteScore], counts: dict[str, int], data: Path, seed: int, model_id: str) -> Result:
+    """The scores as one result: the trained features are the model, the others its baselines."""
     columns = {
         kind: {
             f"{score.name}, {score.metric}": Metric(value=value, higher_is_better=score.higher_is_better)
@@ -157,7 +163,7 @@ def evaluate_encoder(
         protocol=PROTOCOL,
         metrics=columns.pop(TRAINED),
         baselines=columns,
-        counts={"train clips": len(train), "val clips": len(val)},
+        counts=counts,
         details={score.name: score.details for score in scores} | {"seed": seed},
     )
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -93,38 +94,44 @@ def evaluate(context: EvaluationContext) -> Result:
         partial(_cut, **options),
     )
     bad = list(features.bad)
-    readable = [n for n in range(len(sequences)) if not _lacks_frames(n, windows, features)]
-    if not readable:
-        raise DataError(f"{data}: no sequence could be read whole, the first problem is {bad[0].path}")
-    places: dict[int, list[int]] = {n: [] for n in readable}
-    for index, number in enumerate(features.numbers):
-        if windows[number][0] in places:
-            places[windows[number][0]].append(index)
     measured = []
-    for done, n in enumerate(readable):
+    readable = _readable_sequences(len(sequences), windows, features)
+    if not readable:
+        raise DataError(f"{data}: no sequence is readable; the first problem is {bad[0].path}: {bad[0].reason}")
+    for done, (n, indices) in enumerate(readable.items()):
         context.progress("segmenting", done, len(readable))
         sequence = sequences[n]
-        folder = context.cache.path_for(
-            _recipe(sequence, window, options), [*sequence.frames, *sequence.reference_masks.values()]
-        )
-        folder = folder.with_suffix("")
+        files = [*sequence.frames, *sequence.reference_masks.values()]
+        folder = context.cache.path_for(_recipe(sequence, window, options), files).with_suffix("")
         try:
             if not folder.is_dir():
-                _write_masks(folder, sequence, _frame_features(features, places[n], sequence, short, model), model)
+                _write_masks(folder, sequence, _frame_features(features, indices, sequence, short, model), model)
             measured.append(_SequenceScore(sequence, folder, _measure(sequence, folder, bad)))
         except DecodeError as error:
             raise DataError(str(error)) from error
     context.progress("segmenting", len(readable), len(readable))
+    return _result(context, measured, bad, len(sequences) - len(measured), short, window)
+
+
+def _result(
+    context: EvaluationContext,
+    measured: list[_SequenceScore],
+    bad: list[BadFile],
+    skipped: int,
+    short: int,
+    window: int,
+) -> Result:
+    found: VideoObjectDataset = context.dataset
     public = measured[0].sequence.masks is not None
     size = "each an image" if window == 1 else f"in windows of {window} through the video tokenizer"
     p = PROTOCOL.propagation
     return context.result(
         benchmark=found.name,
         protocol=(
-            f"Labels of the first frame and of the last {p.context} are carried on by the {p.neighbors} most similar "
+            f"Labels of the first frame and of the last {p.context} are propagated by the {p.neighbors} most similar "
             f"tokens within {p.radius} tokens (temperature {p.temperature}), as for DINOv3; no training. Frames of "
             f"at most {short} px, {size}."
-            + ("" if public else " The truth is not public, so there is no figure: the masks are for its server.")
+            + ("" if public else " The ground truth is not public: the masks are for the benchmark's server.")
         ),
         metrics=_metrics(measured) if public else {},
         counts={
@@ -133,9 +140,7 @@ def evaluate(context: EvaluationContext) -> Result:
             "frames": sum(len(m.sequence.frames) for m in measured),
             "masks written": sum(len(m.sequence.frames_to_predict) for m in measured),
         }
-        | (
-            {"sequences left out for a frame": len(sequences) - len(measured)} if len(measured) < len(sequences) else {}
-        ),
+        | ({"sequences skipped for a frame": skipped} if skipped else {}),
         skipped=bad,
         details={"sequences": _details(measured), "protocol": asdict(PROTOCOL) | {"short_side": short}},
         examples=[_example(m) for m in _chosen(measured)],
@@ -159,9 +164,13 @@ def _windows(sequence: VideoObjectSequence, window: int) -> list[Source]:
     return [Source(files=tuple(frames[i : i + window])) for i in range(0, len(frames), window)]
 
 
-def _lacks_frames(n: int, windows: list[tuple[int, Source]], features: FeatureSet) -> bool:
-    kept = set(features.numbers)
-    return any(number not in kept for number, (owner, _) in enumerate(windows) if owner == n)
+def _readable_sequences(count: int, windows: list[tuple[int, Source]], features: FeatureSet) -> dict[int, list[int]]:
+    """Number of each sequence whose frames could all be read -> indices of its windows in the features."""
+    indices: dict[int, list[int]] = {n: [] for n in range(count)}
+    for index, number in enumerate(features.numbers):
+        indices[windows[number][0]].append(index)
+    expected = Counter(owner for owner, _ in windows)
+    return {n: own for n, own in indices.items() if len(own) == expected[n]}
 
 
 def frame_size(frame: tuple[int, int], short: int, patch: int) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from tubelet.errors import DataError, FileError
 from tubelet.io.arrays import read_safetensors
 from tubelet.io.files import atomic_write, cache_dir, describe_os_error
 from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.fingerprint import hash_weights
 
 DELETE_HINT = "delete this file of cached features and run the command again"
 
@@ -32,15 +32,11 @@ def default_folder() -> Path:
 
 
 def model_hash(model: Backbone) -> str:
-    """Sixteen hexadecimal digits of a model's settings, and of the names, types and values of all of its tensors.
+    """Hexadecimal digits of a model's settings, and of the names, shapes and values of all of its tensors.
 
     Settings, because the same weights compute something else with another number of attention heads or other positions.
     """
-    digest = hashlib.blake2b(model.config_hash.encode(), digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return f"{model.config_hash}-{hash_weights(model.state_dict(), with_predictor=True)}"
 
 
 class FeatureCache:

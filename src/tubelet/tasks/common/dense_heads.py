@@ -146,22 +146,26 @@ def train_dense_heads(
         clip_norm=protocol.clip_norm,
         progress=context.progress,
     )
-    sums = _accumulate_held_out(data, whitening, heads, held_out, batch_size, accumulate)
-    finite = {head: value for head, value in enumerate(score(sums)) if math.isfinite(value)}
+    scores = score(_accumulate_held_out(data, whitening, heads, held_out, batch_size, accumulate))
+    best, sweep = _choose(scores, protocol.learning_rates)
+    counts = (len(fitted), len(held_out))
+    return TrainedHead(whitening.before(heads[best]), protocol.learning_rates[best], sweep, schedule.steps, counts)
+
+
+def _choose(scores: list[float], learning_rates: tuple[float, ...]) -> tuple[int, dict[str, float | None]]:
+    """The index of the best head, and learning rate -> score, None where the head diverged.
+
+    Raises:
+        DataError: if all heads diverged.
+    """
+    finite = {head: value for head, value in enumerate(scores) if math.isfinite(value)}
     if not finite:
         raise DataError(
-            f"all heads diverged: learning_rates are {protocol.learning_rates}; lower them, or leave --learning-rates "
-            "out to use the protocol's"
+            f"all heads diverged: learning_rates are {learning_rates}; lower them, or remove --learning-rates to use "
+            "the protocol's"
         )
-    best = max(finite, key=finite.__getitem__)
-    rates = [f"{rate:g}" for rate in protocol.learning_rates]
-    return TrainedHead(
-        whitening.before(heads[best]),
-        protocol.learning_rates[best],
-        {rate: finite.get(head) for head, rate in enumerate(rates)},
-        schedule.steps,
-        (len(fitted), len(held_out)),
-    )
+    sweep = {f"{rate:g}": finite.get(head) for head, rate in enumerate(learning_rates)}
+    return max(finite, key=finite.__getitem__), sweep
 
 
 def _drop_channels(rows: Tensor, images: int, dropout: float, generator: torch.Generator) -> Tensor:
