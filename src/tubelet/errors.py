@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 
 def escape_filename(name: str) -> str:
-    """A file's name as text that can be stored: bytes of it that are not UTF-8 become escapes (\\udcff).
+    """A file name as text that can be stored: bytes that are not UTF-8 become escapes (\\udcff).
 
-    To show a name, use `escape_unprintable`.
+    To print a name, use `escape_unprintable`.
     """
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def escape_unprintable(text: str, keep: str = "") -> str:
-    """Text that names files, safe to show: characters that control a terminal or a page become escapes.
+    """Text that is safe to print: characters that control a terminal or a page become escapes.
 
     These are control characters (ESC, line feeds), format characters (right-to-left marks, zero-width spaces), line and
-    paragraph separators, and surrogates, which stand for bytes that are not UTF-8. The result is shown as it is.
+    paragraph separators, and surrogates, which stand for bytes that are not UTF-8.
 
     Args:
         text: any string.
-        keep: characters that are left as they are, such as line feeds in a page.
+        keep: characters that are not escaped, such as line feeds in a page.
     """
     if text.isprintable():
         return text
@@ -33,7 +33,7 @@ def escape_unprintable(text: str, keep: str = "") -> str:
 
 @dataclass(frozen=True)
 class BadFile:
-    """A file that could not be read, and why."""
+    """A file that could not be read, and the reason."""
 
     path: str
     reason: str
@@ -87,7 +87,7 @@ class TrainingError(TubeletError, RuntimeError):
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, as a part of a sentence; its class where it says nothing."""
+    """First line of a library's error message; the name of its class if it is empty."""
     return str(error).strip().split("\n")[0][:300] or type(error).__name__
 
 

@@ -107,7 +107,7 @@ def test_a_run_is_not_written_where_it_does_not_belong(media, tmp_path, monkeypa
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text("{}")  # of a run that failed before its first step
     for out, reason in [
-        (media, "this folder is one of the sources"),
+        (media, "this folder is one of the inputs"),
         (tmp_path / "file", "cannot be written"),
         (tmp_path / "begun", None),
     ]:

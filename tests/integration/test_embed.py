@@ -258,7 +258,7 @@ def test_other_settings_another_writer_and_a_foreign_folder_are_refused(films, m
         embed_collection(model, [str(films)], table, EmbedConfig(image_size=48, frames=4, fps=12, workers=0))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
-    with pytest.raises(TubeletError, match="holds something else"):
+    with pytest.raises(TubeletError, match="contains other files"):
         embed_collection(model, [str(films)], tmp_path / "mine", SMALL)
     with (
         directory_lock(table),

@@ -94,9 +94,9 @@ def test_a_converted_folder_holds_no_lock(run, tmp_path):
 def test_what_a_killed_sample_data_left_is_no_obstacle(sample_set, tmp_path, monkeypatch):
     """Killed while it rendered, while it moved what was finished, and just before the end."""
 
-    def render(root, *arguments):
+    def render(settings, *arguments):
         for split in write.SPLITS:
-            (root / split).mkdir()
+            (settings.root / split).mkdir()
         return {"parameters": {}}
 
     monkeypatch.setattr(write, "_render_set", render)

@@ -75,46 +75,46 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("explain image.png --out image.png", "expected a name that ends in .html or .htm"),
-        ("explain image.png --out hard.html", "hard.html: this file is one of the sources"),
-        ("explain image.png --out soft.html", "soft.html: this file is one of the sources"),
-        ("explain image.png --out sub/../hard.html", "this file is one of the sources"),
-        ("explain image.png --out strange/page.html", "strange/page.html: is a file already, and not a page of this"),
-        ("explain image.png --out sub", "expected a name that ends in"),
-        ("explain image.png --out nowhere.html", "is a link to a file that is not there"),
-        ("explain image.png --out pipe.html", "is no regular file"),
-        ("explain image.png --out run/checkpoints/a.html", "lies in the checkpoints of a run"),
-        ("explain image.png --out table/a.html", "lies in a table of features"),
-        ("explain image.png --out table/deeper/a.html", "lies in a table of features"),
-        ("explain image.png --out shards/a.html", "lies in a folder of shards"),
-        ("report run --out run/config.json", "expected a name that ends in"),
-        ("report run", "run/report.html: is a file already, and not a page"),
-        ("convert model strange", "strange/config.json: is a file already, and not of a model's folder"),
-        ("convert model model", "model: this folder is one of the sources, and the source itself"),
-        ("convert same.safetensors model", "model/model.safetensors: this file is one of the sources"),
-        ("convert same.safetensors model/model.safetensors", "is one of the sources"),
-        ("convert model run", "run/config.json: is a file already, and not of a model's folder"),
-        ("convert model run/tensorboard", "lies in|is a folder|the tensorboard of a run"),
-        ("convert model run/checkpoints/new.safetensors", "lies in the checkpoints of a run"),
-        ("convert model other.safetensors", "is a file already, and not an encoder"),
-        ("convert model other.pt", "is a file already, and not a model that this package wrote"),
-        ("convert model other.pt2", "is a file already, and not a graph"),
-        ("convert model other.onnx", "is a file already, and not a graph"),
-        ("convert model image.png", "cannot be written, it is a file|is a file already"),
-        ("embed image.png --model model --out table/sub", "lies in a table of features"),
-        ("embed image.png --model model --out strange", "strange: holds something else"),
-        ("embed image.png --model model --out image.png", "image.png: this file is one of the sources"),
-        ("shard image.png --out strange", "strange: holds something else"),
-        ("shard image.png --out shards/sub", "lies in a folder of shards"),
-        ("shard sub --out sub", "sub: this folder is one of the sources"),
-        ("sample-data run/checkpoints/set", "lies in the checkpoints of a run"),
-        ("sample-data table/set", "lies in a table of features"),
-        ("sample-data image.png", "image.png: cannot be written, it is a file"),
-        ("train image.png --out strange", "strange/config.json: is a file already, and not of a run"),
-        ("train sub --out link", "link: this folder is one of the sources"),
-        ("train image.png --init-from model --out model", "model: this folder is one of the sources"),
-        ("evaluate model --data sub --task knn --out strange", "strange/result.json: is a file already"),
-        ("evaluate model --data sub --task knn --out sub", "sub: this folder is one of the sources"),
+        ("explain image.png --out image.png", "expected the suffix .html or .htm"),
+        ("explain image.png --out hard.html", "hard.html: this file is one of the inputs"),
+        ("explain image.png --out soft.html", "soft.html: this file is one of the inputs"),
+        ("explain image.png --out sub/../hard.html", "this file is one of the inputs"),
+        ("explain image.png --out strange/page.html", "strange/page.html: exists and is not a page of this"),
+        ("explain image.png --out sub", "expected the suffix"),
+        ("explain image.png --out nowhere.html", "is a dangling link"),
+        ("explain image.png --out pipe.html", "is not a regular file"),
+        ("explain image.png --out run/checkpoints/a.html", "is inside the checkpoints of a run"),
+        ("explain image.png --out table/a.html", "is inside a table of features"),
+        ("explain image.png --out table/deeper/a.html", "is inside a table of features"),
+        ("explain image.png --out shards/a.html", "is inside a folder of shards"),
+        ("report run --out run/config.json", "expected the suffix"),
+        ("report run", "run/report.html: exists and is not a page"),
+        ("convert model strange", "strange/config.json: exists and is not of a model directory"),
+        ("convert model model", "model: this folder is one of the inputs and would"),
+        ("convert same.safetensors model", "model/model.safetensors: this file is one of the inputs"),
+        ("convert same.safetensors model/model.safetensors", "is one of the inputs"),
+        ("convert model run", "run/config.json: exists and is not of a model directory"),
+        ("convert model run/tensorboard", "is inside|is a directory|the tensorboard of a run"),
+        ("convert model run/checkpoints/new.safetensors", "is inside the checkpoints of a run"),
+        ("convert model other.safetensors", "exists and is not an encoder"),
+        ("convert model other.pt", "exists and is not a model that this package wrote"),
+        ("convert model other.pt2", "exists and is not a graph"),
+        ("convert model other.onnx", "exists and is not a graph"),
+        ("convert model image.png", "is a file, expected a directory|exists and is not"),
+        ("embed image.png --model model --out table/sub", "is inside a table of features"),
+        ("embed image.png --model model --out strange", "strange: contains other files"),
+        ("embed image.png --model model --out image.png", "image.png: this file is one of the inputs"),
+        ("shard image.png --out strange", "strange: contains other files"),
+        ("shard image.png --out shards/sub", "is inside a folder of shards"),
+        ("shard sub --out sub", "sub: this folder is one of the inputs"),
+        ("sample-data run/checkpoints/set", "is inside the checkpoints of a run"),
+        ("sample-data table/set", "is inside a table of features"),
+        ("sample-data image.png", "image.png: is a file, expected a directory"),
+        ("train image.png --out strange", "strange/config.json: exists and is not of a run"),
+        ("train sub --out link", "link: this folder is one of the inputs"),
+        ("train image.png --init-from model --out model", "model: this folder is one of the inputs"),
+        ("evaluate model --data sub --task knn --out strange", "strange/result.json: exists and is not"),
+        ("evaluate model --data sub --task knn --out sub", "sub: this folder is one of the inputs"),
     ],
 )
 def test_what_is_not_a_commands_own_is_refused_and_untouched(command, words, place, monkeypatch, capsys):
@@ -158,7 +158,7 @@ def test_a_readme_and_other_files_of_a_hubs_folder_are_kept(place):
     assert (place / "strange" / "README.md").read_bytes() == FOREIGN
     (place / "strange" / "config.json").write_text('{"model_type": "bert"}')
     before = contents(place / "strange")
-    with pytest.raises(TubeletError, match=r"config\.json: is a file already"):
+    with pytest.raises(TubeletError, match=r"config\.json: exists and is not"):
         Backbone(SIZES).save_pretrained(place / "strange")
     assert contents(place / "strange") == before
 
@@ -175,7 +175,7 @@ def test_results_replace_results_only(place):
     (mine / "predictions").mkdir(parents=True)
     (mine / "predictions" / "kept.png").write_bytes(FOREIGN)
     files = {"predictions/s": place / "predictions" / "s"}
-    with pytest.raises(TubeletError, match="mine/predictions: is in the way, and not of an earlier evaluation"):
+    with pytest.raises(TubeletError, match="mine/predictions: exists, but not from an earlier evaluation"):
         write_result(result(files=files), mine / "result.json")
     assert (mine / "predictions" / "kept.png").read_bytes() == FOREIGN
     (mine / "predictions" / "kept.png").unlink()
@@ -194,7 +194,7 @@ def test_a_run_is_started_where_nothing_is_lost(place):
     for name in ("begun", "run", "new", "sub"):
         check_output(place / name, "run")
     (place / "sub" / "sources.txt").write_bytes(FOREIGN)
-    with pytest.raises(TubeletError, match=r"sub/sources.txt: is there already, and not of a run"):
+    with pytest.raises(TubeletError, match=r"sub/sources.txt: exists, but not from a run"):
         check_output(place / "sub", "run")
 
 
@@ -253,16 +253,16 @@ def test_a_pipe_that_has_the_name_of_an_index_is_not_waited_for(tmp_path):
         os.mkfifo(folder / name)
         os.mkfifo(folder.parent / name)
         check_output(folder, "sample set")
-    with pytest.raises(TubeletError, match="no regular file"):
+    with pytest.raises(TubeletError, match="not a regular file"):
         check_output(folder, "run")
     os.mkfifo(tmp_path / "page.html")
-    with pytest.raises(TubeletError, match="no regular file"):
+    with pytest.raises(TubeletError, match="not a regular file"):
         check_output(tmp_path / "page.html", "page")
 
 
 @pytest.mark.parametrize("kind", ["run", "encoder", "model"])
 def test_weights_are_not_written_to_where_they_could_not_be_read_again(kind, tmp_path):
-    with pytest.raises(TubeletError, match="not a name in UTF-8"):
+    with pytest.raises(TubeletError, match="not a UTF-8 name"):
         check_output(tmp_path / os.fsdecode(b"a\xff") / "b", kind)
     check_output(tmp_path / os.fsdecode(b"a\xff"), "shards")
     check_output(tmp_path / "\u00e9", kind)

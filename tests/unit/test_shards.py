@@ -325,7 +325,7 @@ def test_a_folder_is_used_again_only_for_the_same_shards(folder, sources, tmp_pa
         (([str(sources)], folder, ShardConfig(size=32, fps=6, segment_s=2)), "size: 48 -> 32"),
         (([str(sources / "0.mp4")], folder, RECIPE), "other source files: 7 -> 1"),
         (([str(folder)], tmp_path / "twice", RECIPE), "is already a folder of shards"),
-        (([str(sources)], sources, RECIPE), "holds something else"),
+        (([str(sources)], sources, RECIPE), "contains other files"),
     ):
         with pytest.raises(TubeletError, match=words):
             write_shards(*change, workers=1, shard_mb=0.02)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:  # processes that only render or read files need not spend sec
 
 @dataclass(frozen=True)
 class MediaBytes:
-    """A media file that is in memory.
+    """A media file in memory.
 
     Attributes:
-        name: what errors call it.
-        data: its bytes.
+        name: name of the file in error messages.
+        data: contents of the file.
     """
 
     name: str
@@ -28,13 +28,13 @@ class MediaBytes:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one modality, and what is hidden of them.
+    """Samples of one modality and their masks.
 
     Attributes:
-        modality: which tokenizer they go through.
+        modality: the tokenizer that they go through.
         pixels: (B, 3, T, H, W) uint8, T = 1 for images.
-        masks: the masks drawn for them; the losses are averaged over them.
-        weight: these samples' share of their step's; the weights of a step sum to 1 over all processes.
+        masks: masks of the samples; the losses are averaged over them.
+        weight: fraction of the step's samples in this batch; the weights of a step sum to 1 over all ranks.
     """
 
     modality: Modality
@@ -55,13 +55,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepData:
-    """All that one optimizer step works on.
+    """The data of one optimizer step.
 
     Attributes:
-        batches: one of each modality, or several where the step is accumulated in parts.
-        bad: files that could not be read while the step was made, and were replaced by others.
-        short_clips: clips whose video was shorter than frames / fps and was read at a higher rate.
-        failure: why the step could not be made, if it could not; `batches` is then empty.
+        batches: one batch per modality, or several with gradient accumulation.
+        bad: files that could not be read for this step, and were replaced by others.
+        short_clips: number of clips whose video was shorter than frames / fps and was sampled at a higher rate.
+        failure: reason why the step has no data, or None; `batches` is then empty.
     """
 
     batches: list[Batch]

@@ -1,6 +1,6 @@
-"""Files of tensors, arrays and tables: safetensors, .pt, .npz and Parquet, read as strictly as in io/text.py.
+"""Strict readers of tensors, arrays and tables: safetensors, .pt, .npz and Parquet.
 
-Libraries that take long to import are imported by the functions that need them.
+Libraries that are slow to import are imported by the functions that need them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-# Of a Parquet file, unpacked: sixteen times what this package puts into one.
+# Limits of an unpacked Parquet file: sixteen times what this package writes into one.
 TABLE_BYTES = 2**32
 TABLE_ROWS = 2**26
 
 
 class TensorFile:
-    """An open safetensors file, all of whose errors are a `TubeletError`; made by `open_safetensors`."""
+    """An open safetensors file whose errors are all a `CheckpointError`; created by `open_safetensors`."""
 
     def __init__(self, file: Any, guard: Callable[..., Any]) -> None:
         self._file = file
@@ -32,20 +32,21 @@ class TensorFile:
         self.names: list[str] = list(guard(file.keys))
 
     def tensor(self, name: str) -> Any:
-        """A tensor, mapped from the file where the system can."""
+        """A tensor, memory-mapped where possible."""
         return self._guard(self._file.get_tensor, name)
 
     def entry(self, name: str, index: int) -> Any:
-        """One entry along a tensor's first dimension, read alone."""
+        """One entry along the first dimension, without reading the rest."""
         return self._guard(lambda: self._file.get_slice(name)[index])
 
 
 @contextmanager
 def open_safetensors(path: Path, remedy: str = COPY_AGAIN) -> Iterator[TensorFile]:
-    """A safetensors file, for reading.
+    """Open a safetensors file for reading.
 
     Raises:
-        TubeletError: it is missing or damaged, or holds no such tensor; also of whatever is read in the block.
+        CheckpointError: if it is damaged, or a tensor that is read in the block does not exist.
+        MissingFileError: if it does not exist.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -64,26 +65,28 @@ def open_safetensors(path: Path, remedy: str = COPY_AGAIN) -> Iterator[TensorFil
 
 
 def read_safetensors(path: Path, remedy: str = COPY_AGAIN) -> tuple[dict[str, Any], dict[str, str]]:
-    """All tensors of a safetensors file, and the texts of its header.
+    """All tensors of a safetensors file, and the metadata in its header.
 
     Raises:
-        TubeletError: it is missing or damaged.
+        CheckpointError: if it is damaged.
+        MissingFileError: if it does not exist.
     """
     with open_safetensors(path, remedy) as file:
         return {name: file.tensor(name) for name in file.names}, file.header
 
 
 def read_pt(path: str | Path, remedy: str = COPY_AGAIN, device: Any = "cpu", mapped: bool = False) -> dict[Any, Any]:
-    """The dictionary in a .pt file, without running any code of it.
+    """The dictionary in a .pt file, without running code from the file.
 
     Args:
         path: the file.
         remedy: what to do about a file that cannot be read.
-        device: where its tensors go.
-        mapped: leave the tensors in the file until they are used.
+        device: device of the tensors.
+        mapped: memory-map the tensors.
 
     Raises:
-        TubeletError: it is missing or damaged, asks for code, or holds something else than a dictionary.
+        CheckpointError: if it is damaged, contains code, or is not a dictionary.
+        MissingFileError: if it does not exist.
     """
     import pickle
 
@@ -96,7 +99,7 @@ def read_pt(path: str | Path, remedy: str = COPY_AGAIN, device: Any = "cpu", map
         raise file_error(
             path, "corrupt, or contains pickled code, which is not allowed", remedy, CheckpointError
         ) from error
-    except Exception as error:  # a damaged list of instructions fails in any way there is
+    except Exception as error:  # a damaged pickle raises any kind of error
         raise file_error(
             path, f"is not a .pt file that can be read safely ({first_line(error)})", remedy, CheckpointError
         ) from error
@@ -106,11 +109,11 @@ def read_pt(path: str | Path, remedy: str = COPY_AGAIN, device: Any = "cpu", map
 
 
 class ArraySpec(NamedTuple):
-    """What an array of an .npz file must be.
+    """Expected type and shape of an array in an .npz file.
 
     Attributes:
-        kinds: of its numbers or text, as NumPy's `dtype.kind` has them.
-        shape: a number for each dimension, or a letter for one that is the same in all arrays; None where any will do.
+        kinds: allowed values of NumPy's `dtype.kind`.
+        shape: a number per dimension, or a letter for one that is equal in all arrays; None for any shape.
     """
 
     kinds: str
@@ -122,12 +125,13 @@ def read_npz(path: Path, expected: Mapping[str, ArraySpec], limit: int, remedy: 
 
     Args:
         path: the file.
-        expected: name -> what it must be.
-        limit: bytes that all of the file may unpack to.
+        expected: specification by name.
+        limit: maximum size of the unpacked file in bytes.
         remedy: what to do about a file that cannot be read.
 
     Raises:
-        TubeletError: it is missing or damaged, an array is missing, of another type, or does not fit the others.
+        DataError: if it is damaged, or an array is missing, of another type, or inconsistent with the others.
+        MissingFileError: if it does not exist.
     """
     import numpy as np
 
@@ -140,7 +144,7 @@ def read_npz(path: Path, expected: Mapping[str, ArraySpec], limit: int, remedy: 
             arrays = {name: file[name] for name in expected}
     except TubeletError:
         raise
-    except Exception as error:  # a damaged description of an array fails in many ways
+    except Exception as error:  # a damaged array header raises many kinds of errors
         raise file_error(path, f"cannot be read as arrays ({first_line(error)})", remedy) from error
     sizes: dict[str, int] = {}
     for name, (kinds, shape) in expected.items():
@@ -161,7 +165,7 @@ def read_npz(path: Path, expected: Mapping[str, ArraySpec], limit: int, remedy: 
 
 
 def _check_unpacked_size(path: Path, limit: int, remedy: str) -> None:
-    """Refuse arrays that would take more memory than the limit, or more than the file holds of them."""
+    """Reject arrays that would take more memory than the limit, or than their data in the file."""
     import math
     import zipfile
 
@@ -185,12 +189,13 @@ def read_parquet(path: Path, columns: Mapping[str, str] | None, remedy: str) -> 
 
     Args:
         path: the file.
-        columns: name -> its type, as Arrow writes it ("string", "int64", "double"); "vector" is a list of halves,
-            floats or doubles that all have one length. None reads all columns as they are.
+        columns: Arrow type by name ("string", "int64", "double"); "vector" is a fixed-size list of floating-point
+            values. None reads all columns without a check.
         remedy: what to do about a file that cannot be read.
 
     Raises:
-        TubeletError: it is missing or damaged, unpacks to too much, or a column is missing or of another type.
+        DataError: if it is damaged or too large when unpacked, or a column is missing or of another type.
+        MissingFileError: if it does not exist.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -202,7 +207,7 @@ def read_parquet(path: Path, columns: Mapping[str, str] | None, remedy: str) -> 
             if columns is not None:
                 _check_columns(path, file.schema_arrow, columns, remedy)
         texts = [name for name, kind in (columns or {}).items() if kind == "string"]
-        # Texts stay as numbers of a dictionary until their lengths are known: few bytes can stand for many long ones.
+        # Strings stay dictionary-encoded until their lengths are known: few bytes can stand for many long strings.
         with pq.ParquetFile(path, read_dictionary=texts) as file:
             table = file.read(columns=None if columns is None else list(columns), use_threads=False)
             table.validate(full=True)
@@ -220,7 +225,7 @@ def read_parquet(path: Path, columns: Mapping[str, str] | None, remedy: str) -> 
 
 
 def _check_table(path: Path, about: Any, remedy: str) -> None:
-    """Refuse more rows or values than any table of this package has."""
+    """Reject more rows or values than any table of this package has."""
     groups = [about.row_group(i) for i in range(about.num_row_groups)]
     values = [group.column(i).num_values for group in groups for i in range(group.num_columns)]
     size = max(sum(group.total_byte_size for group in groups), 2 * sum(values))
@@ -230,7 +235,7 @@ def _check_table(path: Path, about: Any, remedy: str) -> None:
 
 
 def _plain_text(path: Path, name: str, column: pa.ChunkedArray, remedy: str) -> pa.ChunkedArray:
-    """A column of texts out of their dictionaries, if none is longer than a line may be."""
+    """Decode a dictionary-encoded string column, unless a string exceeds the limit."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks, temporary folders, and where the user's cache lies."""
+"""Atomic writes, directory locks, temporary directories, and the user's cache directory."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from tubelet.errors import ConfigError, FileError, TubeletError, first_line
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing is swept
+except ImportError:  # Windows, where stale directories are not removed
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
@@ -85,17 +85,17 @@ def atomic_write(
 
 @contextmanager
 def directory_lock(folder: Path, name: str = LOCK, remedy: str = "choose another --out") -> Iterator[None]:
-    """Make a folder and be the only process that writes to it; the lock is the system's, and ends with its process.
+    """Create a directory and lock it against other processes; the operating system releases the lock of a dead process.
 
-    To be taken before anything in the folder is looked at: what is there may change until then.
+    Acquire the lock before reading anything in the directory: until then it may change.
 
     Args:
-        folder: the folder; one that was made here and is still empty at the end is removed again.
-        name: of the lock's file, which stays: removing it would let two processes lock different files.
-        remedy: what else a person can do than wait.
+        folder: the directory; if it was created here and is still empty at the end, it is removed.
+        name: name of the lock file, which stays: removing it would let two processes lock different files.
+        remedy: what to do other than wait, for the message.
 
     Raises:
-        TubeletError: if the folder cannot be made, or another process is at work in it.
+        FileError: if the directory cannot be created, or is locked by another process.
     """
     made = not folder.exists()
     lock = FileLock(folder / name, timeout=0)
@@ -123,17 +123,16 @@ def directory_lock(folder: Path, name: str = LOCK, remedy: str = "choose another
 
 @contextmanager
 def temporary_directory(kind: str, sweep: Callable[[Path], None] = lambda folder: None) -> Iterator[tuple[Path, int]]:
-    """A temporary folder that even SIGKILL does not leave behind for good.
+    """A temporary directory that is cleaned up even after SIGKILL, by the next process that uses the same kind.
 
-    The first thing that happens is that folders of the same kind are removed whose processes are all dead: a lock that
-    is shared by all processes that inherit its descriptor tells.
+    Stale directories are those whose processes are all dead, which is known by a lock that child processes inherit.
 
     Args:
-        kind: what it is for, a part of its name.
-        sweep: what else is to be done with a folder that dead processes left, before it is removed.
+        kind: purpose, a part of the name.
+        sweep: called with each stale directory before it is removed.
 
     Yields:
-        the folder, and the descriptor that keeps it for any child process that inherits it (-1 where there is none).
+        The directory, and the lock's descriptor for child processes to inherit (-1 where there is none).
     """
     prefix = f"tubelet-{kind}-"
     _remove_stale(Path(tempfile.gettempdir()), prefix, sweep)
@@ -151,7 +150,7 @@ def temporary_directory(kind: str, sweep: Callable[[Path], None] = lambda folder
 
 
 def _try_lock(folder: Path) -> int | None:
-    """A descriptor that marks a folder as in use, or None if it is, or was just removed."""
+    """Lock a directory; returns the descriptor, or None if it is in use or was just removed."""
     if fcntl is None:
         return -1
     try:
@@ -164,7 +163,7 @@ def _try_lock(folder: Path) -> int | None:
             return lock
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
-            return lock  # a file system without locks: nothing there is swept
+            return lock  # a file system without locks: stale directories stay
     os.close(lock)
     return None
 
@@ -186,7 +185,7 @@ def _remove_stale(parent: Path, prefix: str, sweep: Callable[[Path], None]) -> N
 
 
 def fsync(path: Path) -> None:
-    """Ask the system to have a file's (or folder's) bytes on the disk before going on."""
+    """Wait until the contents of a file or directory are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -195,7 +194,7 @@ def fsync(path: Path) -> None:
 
 
 def describe_os_error(error: Exception) -> str:
-    """What went wrong with a file, and what to do where that is known."""
+    """The message of an error, with a remedy if the disk is full."""
     return "the disk is full: free some space" if _is_disk_full(error) else str(error)
 
 
@@ -204,25 +203,25 @@ def _is_disk_full(error: Exception) -> bool:
 
 
 def cache_dir() -> Path:
-    """The user's folder for what can be made or fetched again (the XDG base directory specification).
+    """The user's cache directory (XDG base directory specification).
 
     Raises:
-        TubeletError: no home directory is known, as in a container whose user has no entry and no HOME.
+        ConfigError: if no home directory is known, as in a container whose user has neither an entry nor HOME.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError as error:
         raise ConfigError(
-            "no home directory is known: set HOME or XDG_CACHE_HOME to a folder for downloads and features"
+            "no home directory is known; set HOME or XDG_CACHE_HOME to a directory for downloads and features"
         ) from error
 
 
 def set_compile_cache() -> None:
-    """Have PyTorch keep compiled graphs in the user's cache folder rather than in a temporary one.
+    """Make PyTorch keep compiled graphs in the user's cache directory rather than in a temporary one.
 
-    PyTorch takes the folder from the environment, or else makes one among the temporary files and sets it there, when
-    the compiler is imported, which building a model does: that one is replaced, one that the user set is not.
-    Where the cache folder cannot be written to, PyTorch's own choice remains.
+    PyTorch reads the directory from the environment, or else creates a temporary one and sets it there when the
+    compiler is imported, which building a model does. That one is replaced; one that the user set is not. If the cache
+    directory is not writable, PyTorch's choice remains.
     """
     chosen = os.environ.get(_COMPILE_CACHE)
     if chosen and Path(chosen).parent != Path(tempfile.gettempdir()):

@@ -1,10 +1,10 @@
-"""Hidden entries of a folder: what systems, disks and programs put among a user's files without being asked."""
+"""Hidden entries of a directory: files that systems, disks and programs add to a user's files."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
-# Compared without case. Names that begin with a dot are hidden too: ._NAME and .DS_Store of macOS, .ipynb_checkpoints,
-# .Trash-1000, .nfs0000, .snapshot.
+# Compared case-insensitively. Names that start with a dot are hidden too: ._NAME and .DS_Store of macOS,
+# .ipynb_checkpoints, .Trash-1000, .nfs0000, .snapshot.
 _NAMES = frozenset(
     {
         "__macosx",  # zip files made by macOS
@@ -29,15 +29,15 @@ _NAMES = frozenset(
         "#snapshot",
     }
 )
-# Streams of Synology and Windows that were copied as files.
+# Alternate streams of Synology and Windows that were copied as files.
 _SUFFIXES = ("@synoeastream", "@synoresource", ":zone.identifier", ":encryptable")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether an entry of this name is left out wherever a folder is listed.
+    """Whether an entry is ignored when a directory is listed.
 
     Args:
-        name: one component of a path. A component that the user names is not asked about.
+        name: one component of a path; not applied to components that the user names.
     """
     if name.startswith("."):
         return True

@@ -1,8 +1,7 @@
-"""What a command may write over: what the same kind of command wrote, and nothing else.
+"""Overwrite checks: a command may only overwrite files that the same kind of command wrote.
 
-Never an input of the command, under whatever name; never a file of another command or of another program; never
-anything among the files of a table, of shards, or of a run's checkpoints. What this package wrote is known by its
-content.
+Never an input of the command, under any name; never a file of another command or program; never a path inside a table,
+shards, or the checkpoints of a run. Files of this package are recognized by their content.
 """
 
 import os
@@ -18,13 +17,13 @@ from tubelet.io.files import file_errors
 from tubelet.io.hidden import is_hidden
 from tubelet.io.text import parse_json, read_json, require_regular
 
-# What files say of themselves: pages in their head, archives of PyTorch in a comment, ONNX files as their producer.
+# Marks of this package: in the head of pages, in the zip comment of PyTorch's archives, as the producer of ONNX files.
 PAGE_MARK = '<meta name="generator" content="tubelet">'
 ARCHIVE_MARK = b"tubelet"
 PRODUCER = "tubelet"
 _HEAD_BYTES = 1024
 _JSON_BYTES = 64 * 2**20
-_RUN_PARTS = ("checkpoints", "tensorboard", "adapter")
+_RUN_DIRECTORIES = ("checkpoints", "tensorboard", "adapter")
 
 Recognizer = Callable[[Path], bool]
 
@@ -44,18 +43,18 @@ def _is_archive(path: Path) -> bool:
 
 
 def mark_archive(path: Path) -> None:
-    """Leave this package's mark in an archive that PyTorch wrote; its readers do not look at comments."""
+    """Add this package's mark to an archive of PyTorch, as a zip comment, which readers ignore."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = ARCHIVE_MARK
 
 
 def _is_onnx(path: Path) -> bool:
-    """Whether an ONNX file was written by this package: the producer is among a model's first fields."""
+    """Whether an ONNX file was written by this package; the producer is one of the first fields."""
     return PRODUCER.encode() in _head(path)[:64]
 
 
 def _is_encoder(path: Path) -> bool:
-    """Whether a .safetensors file is an encoder of this package, and no checkpoint of a run."""
+    """Whether a .safetensors file is an encoder of this package, not a checkpoint of a run."""
     try:
         with open_safetensors(path) as file:
             return file.header.get("format", "").startswith("tubelet-encoder-")
@@ -64,7 +63,7 @@ def _is_encoder(path: Path) -> bool:
 
 
 def _is_run_config(path: Path) -> bool:
-    """Whether a file is a run's config.json; an empty object counts, nothing is lost with it."""
+    """Whether a file is the config.json of a run; an empty object counts, since nothing is lost."""
     values = _object(path)
     return values == {} or (values is not None and values.keys() >= {"model", "data", "optim", "steps"})
 
@@ -91,7 +90,7 @@ def _is_table_settings(path: Path) -> bool:
 
 def _is_shard_index(path: Path) -> bool:
     try:
-        require_regular(path)  # to open a pipe is to wait for who writes into it
+        require_regular(path)  # opening a pipe would wait for a writer
         with path.open("rb") as file:
             values = parse_json(file.readline(_JSON_BYTES), path)
     except (OSError, TubeletError):
@@ -102,15 +101,15 @@ def _is_shard_index(path: Path) -> bool:
 
 
 class OutputKind(NamedTuple):
-    """What a command writes.
+    """A kind of output of a command.
 
     Attributes:
-        what: in words.
-        own: for a file, whether it may be replaced; None for a folder.
-        suffixes: that the file must have; empty for any.
-        files: for a folder, the files that are written into it, and whether one that is there may be replaced.
-        marks: files by which a folder of this kind is known; without one of them it must be empty, but for hidden and
-            unfinished files. Where there are none it may hold others.
+        what: description for messages.
+        own: for a file, whether an existing one may be replaced; None for a directory.
+        suffixes: required suffixes of the file; empty for any.
+        files: for a directory, files written into it, and whether an existing one may be replaced.
+        marks: files that identify a directory of this kind; without one of them it must be empty except for hidden and
+            unfinished files. If empty, the directory may have other files.
     """
 
     what: str
@@ -128,7 +127,7 @@ KINDS: Mapping[str, OutputKind] = {
     "encoder": OutputKind("an encoder that this package wrote", _is_encoder),
     "evaluation": OutputKind("an evaluation of this package", _is_evaluation),
     "model": OutputKind(
-        "a model's folder of this package", files={"config.json": _is_hub_config, "model.safetensors": _is_encoder}
+        "a model directory of this package", files={"config.json": _is_hub_config, "model.safetensors": _is_encoder}
     ),
     "results": OutputKind("results of this package", files={"result.json": _is_result, "page.html": _is_page}),
     "run": OutputKind("a run", files={"config.json": _is_run_config}),
@@ -136,61 +135,60 @@ KINDS: Mapping[str, OutputKind] = {
     "shards": OutputKind("a folder of shards", marks=("index.jsonl", "plan.json")),
     "sample set": OutputKind("a sample set"),
 }
-_OF_TENSORS = ("run", "encoder", "model")
+_WITH_TENSORS = ("run", "encoder", "model")
 _RUN_FILES = ("metrics.jsonl", "alerts.jsonl", "alarms.jsonl", "bad_files.jsonl", "sources.txt")
 
 
 def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:
-    """See that a command may write to a place, before it does anything else.
+    """Check that a command may write to a path, before it does anything else.
 
     Args:
-        path: the file or folder that is written.
-        kind: one of `KINDS`.
-        inputs: what the command reads: paths, of which those that are not there, URLs and names are passed over.
+        path: the file or directory to write.
+        kind: a key of `KINDS`.
+        inputs: inputs of the command; URLs, names and missing paths among them are ignored.
 
     Raises:
-        TubeletError: names what would be overwritten, and what to do.
+        FileError: names what would be overwritten, and the remedy.
     """
     expected = KINDS[kind]
     if expected.suffixes and path.suffix.lower() not in expected.suffixes:
-        raise FileError(f"{path}: expected a name that ends in {' or '.join(expected.suffixes)}")
-    if kind in _OF_TENSORS and not _is_utf8(path.absolute()):
-        raise FileError(f"{path}: not a name in UTF-8, which safetensors needs to read a file; choose another name")
+        raise FileError(f"{path}: expected the suffix {' or '.join(expected.suffixes)}")
+    if kind in _WITH_TENSORS and not _is_utf8(path.absolute()):
+        raise FileError(f"{path}: not a UTF-8 name, which safetensors requires; choose another name")
     with file_errors(path):
         if expected.marks and path.is_dir():
-            _refuse_unmarked_folder(path, expected.marks)
-        _refuse_inputs(path, expected, inputs)
-        _refuse_other_places(path, expected)
+            _check_marks(path, expected.marks)
+        _check_inputs(path, expected, inputs)
+        _check_location(path, expected)
         if expected.own is not None:
-            _refuse_foreign_file(path, expected.what, expected.own)
+            _check_file(path, expected.what, expected.own)
         elif _exists(path):
-            _refuse_foreign_folder(path, kind, expected)
+            _check_directory(path, kind, expected)
 
 
 def check_new_directory(path: Path, beside: str) -> None:
-    """See that a folder of results is new, or was left by an earlier evaluation, whose `beside` lies next to it.
+    """Check that a results directory is new, or from an earlier evaluation, which wrote the file `beside` next to it.
 
     Raises:
-        TubeletError: if its contents are somebody else's.
+        FileError: if its contents are of something else.
     """
     if _exists(path) and not _is_result(path.parent / beside):
         raise FileError(
-            f"{path}: is in the way, and not of an earlier evaluation (no {beside} beside it); choose another --out"
+            f"{path}: exists, but not from an earlier evaluation (no {beside} next to it); choose another --out"
         )
 
 
-def _refuse_inputs(path: Path, kind: OutputKind, inputs: Iterable[object]) -> None:
+def _check_inputs(path: Path, kind: OutputKind, inputs: Iterable[object]) -> None:
     written = [path, *(path / name for name in kind.files)]
-    for given in inputs:
-        if not given or "://" in str(given):
+    for item in inputs:
+        if not item or "://" in str(item):
             continue
-        source = Path(str(given)).expanduser()
+        source = Path(str(item)).expanduser()
         for target in written:
             if _same(source, target):
                 what = "folder" if target.is_dir() else "file"
                 raise FileError(
-                    f"{target}: this {what} is one of the sources, and the source itself would be overwritten; choose "
-                    "another place"
+                    f"{target}: this {what} is one of the inputs and would be overwritten; choose another place"
                 )
 
 
@@ -201,59 +199,61 @@ def _same(a: Path, b: Path) -> bool:
         return False
 
 
-def _refuse_other_places(path: Path, kind: OutputKind) -> None:
-    """Refuse places among the files of a table, of shards, or of a run's parts."""
-    place = Path(os.path.realpath(path))
-    inner = place
-    for folder in place.parents:
+def _check_location(path: Path, kind: OutputKind) -> None:
+    """Reject paths inside a table, shards, or a subdirectory of a run."""
+    resolved = Path(os.path.realpath(path))
+    inner = resolved
+    for folder in resolved.parents:
         other = None
         if _is_table_settings(folder / "_settings.json"):
             other = "a table of features"
         elif _is_shard_index(folder / "index.jsonl") or _is_shard_index(folder / "plan.json"):
             other = "a folder of shards"
-        elif inner.name in _RUN_PARTS and (folder / "config.json").is_file() and _is_run_config(folder / "config.json"):
+        elif (
+            inner.name in _RUN_DIRECTORIES
+            and (folder / "config.json").is_file()
+            and _is_run_config(folder / "config.json")
+        ):
             other = f"the {inner.name} of a run"
         if other:
             raise FileError(
-                f"{path}: lies in {other} ({folder}), where {kind.what} does not belong; choose another place"
+                f"{path}: is inside {other} ({folder}), which must not contain {kind.what}; choose another place"
             )
         inner = folder
 
 
-def _refuse_foreign_file(path: Path, what: str, own: Recognizer) -> None:
+def _check_file(path: Path, what: str, own: Recognizer) -> None:
     if not _exists(path):
         return
     try:
         status = path.stat()
     except FileNotFoundError as error:
-        raise FileError(f"{path}: is a link to a file that is not there; remove it, or choose another name") from error
+        raise FileError(f"{path}: is a dangling link; remove it or choose another name") from error
     if stat.S_ISDIR(status.st_mode):
-        raise FileError(f"{path}: is a folder, expected a file or a new name")
+        raise FileError(f"{path}: is a directory, expected a file or a new name")
     if not stat.S_ISREG(status.st_mode):
-        raise FileError(f"{path}: is no regular file; choose another name")
+        raise FileError(f"{path}: is not a regular file; choose another name")
     if status.st_size and not own(path):
-        raise FileError(f"{path}: is a file already, and not {what}; choose another name, or remove it first")
+        raise FileError(f"{path}: exists and is not {what}; choose another name, or remove it first")
 
 
-def _refuse_foreign_folder(path: Path, kind: str, expected: OutputKind) -> None:
+def _check_directory(path: Path, kind: str, expected: OutputKind) -> None:
     if not path.is_dir():
-        what = "a file" if path.exists() else "a link to nothing"
-        raise FileError(f"{path}: cannot be written, it is {what}, expected a folder or a new name")
+        what = "a file" if path.exists() else "a dangling link"
+        raise FileError(f"{path}: is {what}, expected a directory or a new name")
     for name, own in expected.files.items():
-        _refuse_foreign_file(path / name, f"of {expected.what}", own)
+        _check_file(path / name, f"of {expected.what}", own)
     if kind == "run" and not (path / "config.json").exists():
-        there = [name for name in _RUN_FILES if _exists(path / name)]
-        if there and not (path / "checkpoints").is_dir():
-            raise FileError(
-                f"{path / there[0]}: is there already, and not of a run (no config.json is there); choose another place"
-            )
+        existing = [name for name in _RUN_FILES if _exists(path / name)]
+        if existing and not (path / "checkpoints").is_dir():
+            raise FileError(f"{path / existing[0]}: exists, but not from a run (no config.json); choose another place")
 
 
-def _refuse_unmarked_folder(path: Path, marks: Iterable[str]) -> None:
-    """Refuse a folder that holds anything but hidden and unfinished files, and none of the marks."""
+def _check_marks(path: Path, marks: Iterable[str]) -> None:
+    """Reject a directory with files that are neither hidden nor unfinished, but none of the marks."""
     names = {entry.name for entry in path.iterdir()}
     if names.isdisjoint(marks) and any(not is_hidden(name) and not name.endswith(".partial") for name in names):
-        raise FileError(f"{path}: holds something else; choose another --out")
+        raise FileError(f"{path}: contains other files; choose another --out")
 
 
 def _exists(path: Path) -> bool:
@@ -278,7 +278,7 @@ def _head(path: Path) -> bytes:
 
 
 def _object(path: Path) -> dict[str, Any] | None:
-    """A JSON object in a file; None if it is something else."""
+    """The JSON object in a file; None for any other content."""
     try:
         if not path.is_file() or path.stat().st_size > _JSON_BYTES:
             return None

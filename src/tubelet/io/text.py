@@ -1,9 +1,8 @@
-"""Files that are not media: one strict reader for each format, which all of the package reads them with.
+"""Strict readers of text, JSON and JSON lines; arrays.py has those of tensors, arrays and tables.
 
-A file may be damaged, truncated, made by something else, or made to harm. Whatever it holds, a reader returns values of
-the types that were asked for, or raises a `TubeletError` of one sentence that names the file, the field, what was
-expected, what was found, and what to do. No other module parses these formats, which a test checks; arrays.py has
-those of tensors, arrays and tables.
+A file may be damaged, truncated, of another program, or malicious. A reader returns values of the requested types, or
+raises a `TubeletError` with one line that names the file, the field, the value found, the value expected, and the
+remedy. No other module parses these formats, which a test checks.
 """
 
 from __future__ import annotations
@@ -19,26 +18,27 @@ from typing import Any
 from tubelet.errors import DataError, FileError, MissingFileError, TubeletError, first_line
 from tubelet.validation import LARGEST_INT, LONE_SURROGATE, InvalidValueError, check_value
 
-COPY_AGAIN = "copy it again, or make it anew"
-# Sizes above which a file is refused: far more than any that this package or a benchmark has.
+COPY_AGAIN = "copy it again or recreate it"
+# Limits on sizes, far above those of any file of this package or a benchmark.
 TEXT_BYTES = 2**30
 LINE_BYTES = 2**24
-# Objects and lists within each other; the deepest file of this package has 8.
+# Nesting of objects and lists; the deepest file of this package has 8 levels.
 JSON_DEPTH = 64
 
 
 def file_error(
     where: str | Path, problem: str, remedy: str = COPY_AGAIN, kind: type[TubeletError] = DataError
 ) -> TubeletError:
-    """The error of a file that cannot be used: `FILE: PROBLEM; REMEDY`."""
+    """An error about a file: "FILE: PROBLEM; REMEDY"."""
     return kind(f"{where}: {problem}; {remedy}")
 
 
 def require_regular(path: Path, remedy: str = COPY_AGAIN) -> None:
-    """Refuse what is not there, and folders, pipes and devices: reading of some of them would never end.
+    """Check that a path is a regular file: reading a pipe or device might never end.
 
     Raises:
-        TubeletError: says which.
+        MissingFileError: if it does not exist.
+        FileError: if it is a directory, a device or a pipe.
     """
     try:
         mode = path.stat().st_mode
@@ -62,7 +62,8 @@ def read_bytes(path: Path, remedy: str = COPY_AGAIN, limit: int = TEXT_BYTES) ->
     """The content of a file.
 
     Raises:
-        TubeletError: it cannot be read, or is larger than the limit.
+        FileError: if it cannot be read.
+        DataError: if it is larger than the limit.
     """
     require_regular(path, remedy)
     try:
@@ -79,7 +80,8 @@ def read_text(path: Path, remedy: str = COPY_AGAIN, limit: int = TEXT_BYTES) -> 
     """The content of a text file in UTF-8, without a byte order mark.
 
     Raises:
-        TubeletError: it cannot be read, is no UTF-8 text, or is larger than the limit.
+        FileError: if it cannot be read.
+        DataError: if it is not UTF-8 text, or is larger than the limit.
     """
     return decode_text(read_bytes(path, remedy, limit), path, remedy)
 
@@ -88,7 +90,7 @@ def decode_text(data: bytes, where: str | Path, remedy: str = COPY_AGAIN) -> str
     """Bytes of a file as UTF-8 text, without a byte order mark.
 
     Raises:
-        TubeletError: they are none.
+        DataError: if they are not.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -97,7 +99,7 @@ def decode_text(data: bytes, where: str | Path, remedy: str = COPY_AGAIN) -> str
             where, f"is not UTF-8 text (byte {data[error.start]:#04x} at {error.start})", remedy
         ) from error
     if "\0" in text:
-        raise file_error(where, "holds a NUL character, which no text has", remedy)
+        raise file_error(where, "contains a NUL character", remedy)
     return text
 
 
@@ -106,19 +108,19 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
 
     Args:
         text: the JSON; bytes must be UTF-8.
-        where: the file, or the file and line.
+        where: the file, or the file and line, for the error.
         kind: the type of the value, see `tubelet.validation.check_value`.
-        remedy: what to do about a file that cannot be read.
+        remedy: what to do if the file cannot be read, for the error.
 
     Raises:
-        TubeletError: it is not JSON as RFC 8259 has it, without NaN and Infinity; it names a field of an object twice;
-            a number fits neither 64 bits nor a float; or the value is of another type than `kind`.
+        DataError: if it is not JSON by RFC 8259, without NaN and Infinity; an object has a key twice; a number fits
+            neither 64 bits nor a float; or the value is not of type `kind`.
     """
     if isinstance(text, bytes):
         text = decode_text(text, where, remedy)
     try:
         value = _DECODER.decode(text)
-        # Only text that can hold either is looked through: rows of metrics are many.
+        # Only text that can contain either is searched: there are many rows of metrics.
         if "\\u" in text or text.count("[") + text.count("{") > JSON_DEPTH:
             _check_values(value)
     except InvalidValueError as error:
@@ -134,10 +136,10 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
 
 
 def validate_content(kind: Any, value: Any, where: str | Path, remedy: str = COPY_AGAIN) -> Any:
-    """What a file holds, of the type that is expected of it, see `tubelet.validation.check_value`.
+    """Contents of a file, checked against a type, see `tubelet.validation.check_value`.
 
     Raises:
-        TubeletError: names the file, the field, what was expected and what was found.
+        DataError: names the file, the field, the value found and the value expected.
     """
     try:
         return check_value(kind, value, "", strict=True)
@@ -151,7 +153,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         raise InvalidValueError(
-            repr(next(key for key in keys if keys.count(key) > 1))[:100], "is there twice in one object"
+            repr(next(key for key in keys if keys.count(key) > 1))[:100], "appears twice in one object"
         )
     return found
 
@@ -178,7 +180,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant,
 
 
 def _check_values(value: Any) -> None:
-    """Refuse text that no path and no terminal can have, and a document that is too deep.
+    """Reject strings that are not valid in paths and terminals, and documents that are too deep.
 
     Raises:
         InvalidValueError: naming it.
@@ -187,7 +189,7 @@ def _check_values(value: Any) -> None:
     while values:
         level += 1
         if level > JSON_DEPTH:
-            raise InvalidValueError("it", f"has objects and lists within each other, more than {JSON_DEPTH} levels")
+            raise InvalidValueError("it", f"has nested objects and lists of more than {JSON_DEPTH} levels")
         below: list[Any] = []
         for item in values:
             if isinstance(item, dict):
@@ -195,7 +197,7 @@ def _check_values(value: Any) -> None:
             elif isinstance(item, list):
                 below += item
             elif isinstance(item, str) and ("\0" in item or LONE_SURROGATE.search(item)):
-                raise InvalidValueError(ascii(item)[:100], "holds a character that no text has")
+                raise InvalidValueError(ascii(item)[:100], "contains an invalid character")
         values = below
 
 
@@ -205,7 +207,7 @@ def read_json(path: Path, kind: Any = Any, remedy: str = COPY_AGAIN) -> Any:
     Args:
         path: the file.
         kind: the type of the value, see `tubelet.validation.check_value`.
-        remedy: what to do about a file that cannot be read.
+        remedy: what to do if the file cannot be read, for the error.
 
     Raises:
         TubeletError: see `parse_json`; or it cannot be read.
@@ -214,13 +216,13 @@ def read_json(path: Path, kind: Any = Any, remedy: str = COPY_AGAIN) -> Any:
 
 
 def read_jsonl(path: Path, kind: Any, remedy: str) -> Iterator[tuple[dict[str, Any], int]]:
-    """The rows of a file of JSON lines, one after the other, each with the place in bytes where it ends.
+    """Rows of a JSON lines file, each with the byte offset of its end.
 
-    A process killed while it wrote leaves the beginning of an object as last line: not a row. A file that is not there
-    has none.
+    A process that was killed leaves an incomplete last line, which is ignored. A missing file has no rows.
 
     Raises:
-        TubeletError: a line is damaged or of another type than `kind`, or the file cannot be read.
+        DataError: if a line is damaged or not of type `kind`.
+        FileError: if the file cannot be read.
     """
     try:
         if not path.exists():
