@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 from rich.console import Console
 
 from benchmarks.plan import real_run
@@ -56,6 +57,20 @@ def test_planned_bytes_and_operations_are_those_of_a_real_steps_tensors(precisio
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_plan_does_not_depend_on_the_state_that_other_code_left_in_this_process():
+    run = dataclasses.replace(RUN, precision="bf16")
+    expected = plan_run(run, LAPTOP).step.total
+    torch.autocast_increment_nesting()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            assert plan_run(run, LAPTOP).step.total == expected
+    finally:
+        torch.set_autocast_cache_enabled(True)
+        torch.autocast_decrement_nesting()
+
+
 def test_state_is_four_bytes_a_weight_and_eight_a_trained_ones_moments(plan):
     numbers, memory = plan.parameters, plan.step.memory
     trained = numbers["student"] + numbers["predictor"]

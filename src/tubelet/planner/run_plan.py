@@ -4,8 +4,10 @@ The planned step is the real one, `train_step`, with the real optimizer and the 
 process group takes it on fake tensors, which have sizes and no data, while a log records the lifetime of every storage.
 """
 
+import gc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -185,13 +187,32 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
         for modality, count in counts.items()
     }
     lengths = mean_mask_lengths(config, counts)
-    step, other = (
-        trace(replace(config, activation_checkpointing=recompute), planned, parallel, shares, lengths)
-        for recompute in (config.activation_checkpointing, not config.activation_checkpointing)
-    )
+    with _isolated() as run_isolated:
+        step, other = (
+            run_isolated(trace, replace(config, activation_checkpointing=recompute), planned, parallel, shares, lengths)
+            for recompute in (config.activation_checkpointing, not config.activation_checkpointing)
+        )
     parts = {name: getattr(model, name) for name in ("student", "predictor", "teacher")}
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     return RunPlan(config, planned, device, parallel, parameters, counts, step, other)
+
+
+@contextmanager
+def _isolated() -> Iterator[Callable[..., StepTrace]]:
+    """A function that calls another one where nothing but its arguments changes what a step allocates.
+
+    In a thread of its own, since the states of autocast and autograd are those of a thread, and other code may have
+    left them changed; without garbage collection, which may close other code's contexts, such as autocast's, mid-step.
+    """
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            yield lambda call, *arguments: thread.submit(call, *arguments).result()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def mean_mask_lengths(config: TrainConfig, counts: dict[Modality, int]) -> dict[Modality, list[tuple[int, int]]]:

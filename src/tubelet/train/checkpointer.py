@@ -67,13 +67,15 @@ class Checkpointer:
     def __init__(
         self, run: RunDirectory, start: int, config: TrainConfig, model: VJEPA, optimizer: Optimizer, ctx: DistContext
     ) -> None:
-        """Args:
-        run: the run's folder.
-        start: steps done before.
-        config: the run.
-        model: what is saved.
-        optimizer: with its moments.
-        ctx: the run's processes.
+        """Start without a pending checkpoint.
+
+        Args:
+            run: the run's folder.
+            start: steps done before.
+            config: the run.
+            model: what is saved.
+            optimizer: with its moments.
+            ctx: the run's processes.
         """
         self.run, self.config, self.model, self.optimizer, self.ctx = run.path, config, model, optimizer, ctx
         self.group = dist.new_group(backend="gloo") if ctx.sharded else None

@@ -75,9 +75,11 @@ class CollapseDetector:
     """
 
     def __init__(self, width: int, predicted_width: int | None = None) -> None:
-        """Args:
-        width: D, channels of the teacher.
-        predicted_width: channels of a predicted level, where they are not D.
+        """Start without history.
+
+        Args:
+            width: D, channels of the teacher.
+            predicted_width: channels of a predicted level, where they are not D.
         """
         self.widths = {"teacher": width, "predictor": predicted_width or width}
         self.recent: dict[str, deque[float]] = {}

@@ -42,11 +42,13 @@ class DistContext:
     """One process among those of a run. In a run of a single process every method returns at once."""
 
     def __init__(self, device: torch.device, rank: int = 0, size: int = 1, local_size: int | None = None) -> None:
-        """Args:
-        device: where this process computes.
-        rank: its number, from 0.
-        size: how many there are.
-        local_size: how many of them are on this machine; all, if not given.
+        """Describe this process.
+
+        Args:
+            device: where this process computes.
+            rank: its number, from 0.
+            size: how many there are.
+            local_size: how many of them are on this machine; all, if not given.
         """
         self.device = device
         self.rank = rank

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tubelet.checkpoint.run import BEST, BestRow, read_best
+from tubelet.checkpoint.run import BEST, BestRow, prune_checkpoints, read_best
 from tubelet.config import TrainConfig
 from tubelet.errors import ConfigError, TrainingError
 from tubelet.model.encoder import Encoder
@@ -104,6 +104,7 @@ class PeriodicEvaluation:
         self.best, self.candidate = self.candidate, None
         if self.run.writes:
             write_atomically(self.run.path / BEST, json.dumps(self.best | {"checkpoint": checkpoint.name}) + "\n")
+            prune_checkpoints(self.run.path, self.config.keep_checkpoints)
         logger.info("best so far: %s %.4g after step %d", self.best["metric"], self.best["value"], self.best["step"])
 
 

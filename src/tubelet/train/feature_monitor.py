@@ -33,10 +33,12 @@ class FeatureMonitor:
     """
 
     def __init__(self, model: VJEPA, config: TrainConfig, ctx: DistContext) -> None:
-        """Args:
-        model: whose features.
-        config: the run.
-        ctx: the run's processes, whose tokens are looked at together.
+        """Store what is monitored.
+
+        Args:
+            model: whose features.
+            config: the run.
+            ctx: the run's processes, whose tokens are looked at together.
         """
         self.model, self.config, self.ctx = model, config, ctx
         self.predicted: Tensor | None = None

@@ -11,9 +11,11 @@ class MetricsBuffer:
     """Emits each step's metrics; on CUDA one step late, so that the device never waits for the host to read them."""
 
     def __init__(self, emit: Callable[[dict[str, Any]], None], device: torch.device) -> None:
-        """Args:
-        emit: called with each step's row of plain numbers, in order.
-        device: where the steps run.
+        """Start with an empty buffer.
+
+        Args:
+            emit: called with each step's row of plain numbers, in order.
+            device: where the steps run.
         """
         self.emit = emit
         self.late = device.type == "cuda"

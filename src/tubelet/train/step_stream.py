@@ -19,13 +19,15 @@ class StepStream:
     """
 
     def __init__(self, config: TrainConfig, media: MediaList, ctx: DistContext) -> None:
-        """Args:
-        config: the run.
-        media: its files.
-        ctx: the run's processes.
+        """Store where the data come from; `begin` starts them.
+
+        Args:
+            config: the run.
+            media: its files.
+            ctx: the run's processes.
 
         Raises:
-            TubeletError: see `step_loader`.
+                TubeletError: see `step_loader`.
         """
         self.config, self.media, self.ctx = config, media, ctx
         self.step = 0
