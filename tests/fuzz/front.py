@@ -15,6 +15,8 @@ from tubelet.checkpoint.run import load_vjepa
 from tubelet.checkpoint.sharded import read_header
 from tubelet.checkpoint.transformers import _read_config
 from tubelet.checkpoint.weights import LoadSpec
+from tubelet.cli import COMMANDS
+from tubelet.cli.command import parse
 from tubelet.config import DataConfig, ShardConfig, TrainConfig
 from tubelet.data.batch import MediaBytes
 from tubelet.data.clips import center_clip_times, window_times
@@ -87,7 +89,10 @@ def _manifest(path: Path, _: int) -> None:
     list_media([str(path)])
 
 
-def _config(path: Path, _: int) -> None:
+def _config(path: Path, way: int) -> None:
+    if path.suffix == ".yaml" or way % 3 == 0:
+        parse(COMMANDS["train"], "train", ["--config", str(path)])
+        return
     read_config(path.rename(path.with_name("config.json")).parent)
 
 

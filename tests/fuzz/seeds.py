@@ -73,6 +73,9 @@ def _manifests(folder: Path) -> None:
 
 def _configs(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(to_dict(TrainConfig(data=DataConfig(sources=("films",)))), indent=1))
+    (folder / "run.yaml").write_text(
+        "model: vit-pico\nsteps: 9\ndata:\n  sources: [films]\n  fps: 4\noptim: {lr: 1e-4}\n"
+    )
 
 
 def _checkpoints(folder: Path) -> None:
