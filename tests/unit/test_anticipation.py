@@ -65,7 +65,7 @@ def test_the_predictor_is_asked_for_the_first_frames_of_the_action(model):
 
 def test_a_model_without_a_predictor_of_its_own_is_refused(model):
     require_predictor(model)
-    with pytest.raises(TubeletError, match="needs the predictor"):
+    with pytest.raises(TubeletError, match="requires the predictor"):
         require_predictor(Backbone(SIZES))
     foreign = dataclasses.replace(SIZES, predictor=PredictorConfig(width=24, depth=1, heads=2, output_width=48))
     with pytest.raises(TubeletError, match=r"2 levels of width 32, but this one predicts 48 channels"):

@@ -1,7 +1,7 @@
-"""The attentive probe of V-JEPA 2 (arXiv 2506.09985, appendix on classification): what attention can read off tokens.
+"""The attentive probe of V-JEPA 2 (arXiv 2506.09985, appendix on classification): attention over frozen tokens.
 
 Blocks of self-attention over the frozen tokens, then a block in which a learnable query for each head attends to them,
-then a linear layer. Positions are not told again: the tokens carry them. The cross-attention has no output projection.
+then a linear layer. No positions are added: the tokens carry them. The cross-attention has no output projection.
 
 B clips, M tokens, D width, Q queries, K classes.
 """
@@ -21,10 +21,10 @@ _MLP_RATIO = 4
 
 
 class AttentiveProbe(nn.Module):
-    """Frozen tokens to the classes of one or several heads."""
+    """Frozen tokens to the logits of one or several outputs."""
 
     def __init__(self, width: int, classes: Sequence[int], heads: int, blocks: int = BLOCKS) -> None:
-        """Build it with the published initial weights.
+        """Initialize with the published initial weights.
 
         Args:
             width: D.
@@ -55,7 +55,7 @@ class AttentiveProbe(nn.Module):
             self.pool.mlp.fc2.weight.div_(math.sqrt(2 * max(1, len(blocks))))
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
-        """(B, M, D) tokens -> for each head (B, K)."""
+        """(B, M, D) tokens -> for each output (B, K)."""
         for block in self.blocks:
             tokens = block(tokens)
         pooled = self.pool(self.queries.expand(len(tokens), -1, -1), tokens)

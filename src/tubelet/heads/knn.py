@@ -1,4 +1,4 @@
-"""Weighted nearest neighbors, which train nothing.
+"""Weighted nearest neighbors, without training.
 
 n training and m test vectors of width D, K classes.
 """

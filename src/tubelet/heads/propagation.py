@@ -1,4 +1,4 @@
-"""Labels carried from frame to frame by the likeness of tokens, without training.
+"""Labels propagated from frame to frame by the similarity of tokens, without training.
 
 h x w tokens of a frame, D width, C frames of context, M labels (the background and the objects).
 """
@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-_AFFINITIES = 32 * 2**20  # that are held at once, in float32
+_AFFINITIES = 32 * 2**20  # in memory at once, in float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Propagation:
-    """How labels are carried on.
+    """Settings of label propagation.
 
     The values are those of DINOv3 (Siméoni et al. 2025, arXiv 2508.10104; its notebook on segmentation tracking), after
-    DINO (Caron et al. 2021), whose bilinear way from tokens to pixels is taken here, and Jabri et al. 2020.
+    DINO (Caron et al. 2021), whose bilinear interpolation from tokens to pixels is used here, and Jabri et al. 2020.
 
     Attributes:
-        context: how many of the last frames are looked at, besides those in which objects were given.
-        neighbors: k, how many of the most similar tokens of the whole context vote.
+        context: number of the latest frames whose labels are propagated, besides the frames with reference masks.
+        neighbors: number k of the most similar tokens of the whole context that vote.
         radius: tokens; those farther away along rows and columns (a disk) do not.
         temperature: of the softmax over the votes' cosines.
     """
@@ -45,8 +45,8 @@ def propagate(
         current: (h, w, D) unit vectors.
         context: (C, h, w, D) unit vectors.
         labels: (C, h, w, M) shares that sum to 1.
-        settings: how.
-        most: affinities that are held at once; a frame is done in strips of rows.
+        settings: the settings.
+        most: largest number of affinities in memory; a frame is processed in strips of rows.
 
     Returns:
         (h, w, M) shares that sum to 1.
@@ -64,9 +64,9 @@ def propagate(
         rows = torch.arange(first, last, device=current.device).unsqueeze(1)
         down = (rows - torch.arange(low, high, device=current.device)).square()
         near = (down[:, None, :, None] + across[None, :, None, :] <= r * r).view((last - first) * w, 1, -1)
-        likeness = current[first:last].reshape(-1, D) @ around.T
-        likeness = likeness.view(len(near), C, -1).masked_fill_(~near, -torch.inf).flatten(1)
-        best, where = likeness.topk(min(settings.neighbors, likeness.shape[1]), dim=1)
+        similarity = current[first:last].reshape(-1, D) @ around.T
+        similarity = similarity.view(len(near), C, -1).masked_fill_(~near, -torch.inf).flatten(1)
+        best, where = similarity.topk(min(settings.neighbors, similarity.shape[1]), dim=1)
         votes = (best / settings.temperature).softmax(1)
         chosen = labels[:, low:high].reshape(-1, labels.shape[-1])[where]
         strips.append((votes.unsqueeze(-1) * chosen).sum(1))
@@ -80,14 +80,14 @@ def segment(
     size: tuple[int, int],
     settings: Propagation,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Follow objects through a sequence.
+    """Segment objects through a sequence.
 
     Args:
         features: (h, w, D) of one frame after the other.
-        given: frame -> object -> its mask (H, W): the objects that are new there. A frame before the first of them is
-            all background.
+        given: frame -> object -> its reference mask (H, W): the objects that are new there. Frames
+            before the first of them are background.
         size: H, W.
-        settings: how.
+        settings: the settings.
 
     Yields:
         (H, W) numbers of objects, of each frame.

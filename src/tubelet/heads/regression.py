@@ -1,4 +1,4 @@
-"""Linear probes: what can be read off frozen features with one matrix.
+"""Linear probes of frozen features, solved to their optimum.
 
 n rows (tokens or clips), D channels, K classes. Every feature goes through the same functions, the same grid of
 regularization strengths and the same rows. Both probes are solved to their optimum, ridge regression in closed form and
@@ -24,7 +24,7 @@ _AXES_ROWS = 8192  # rows that principal axes are estimated from; they change th
 
 @dataclass(frozen=True)
 class ChannelScaling:
-    """What brings each channel to mean 0 and standard deviation 1 over the training rows.
+    """The map of each channel to mean 0 and standard deviation 1 over the training rows.
 
     Attributes:
         mean: (D,).
@@ -35,7 +35,7 @@ class ChannelScaling:
     scale: Tensor
 
     def apply_(self, x: Tensor) -> Tensor:
-        """Scale (n, D) in place, for there may be much of it, and return it."""
+        """Scale (n, D) in place, to save memory, and return it."""
         return x.sub_(self.mean).div_(self.scale)
 
 
@@ -113,7 +113,7 @@ def fit_ridge(moments: SecondMoments, l2: float) -> Probe:
 
 
 def select_ridge(x: Tensor, y: Tensor, held_out: Tensor) -> Probe:
-    """Ridge regression on all rows, with the penalty that errs least on rows it was not fitted to.
+    """Ridge regression on all rows, with the penalty of the smallest error on held-out rows.
 
     Args:
         x: (n, D) scaled features.
@@ -205,7 +205,7 @@ def fit_softmax(
 
 
 def select_softmax(x: Tensor, y: Tensor, classes: int, held_out: Tensor) -> Probe:
-    """Softmax regression on all rows, with the penalty of least cross-entropy on rows it was not fitted to.
+    """Softmax regression on all rows, with the penalty of the smallest cross-entropy on held-out rows.
 
     Penalties are tried from the strongest on until the cross-entropy rises: weaker ones only overfit more, and take the
     longest to fit.

@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class HParams:
-    """What sets heads apart that are trained side by side.
+    """Hyper-parameters that differ between heads that are trained side by side.
 
     Attributes:
         lr: peak learning rate of AdamW.
@@ -93,7 +93,7 @@ class EpochBatches:
 
 
 def held_out_count(samples: int, fraction: float, at_most: int | None = None) -> int:
-    """How many of a number of samples are held out to choose hyper-parameters by, at least one."""
+    """Number of samples that are held out to choose hyper-parameters by, at least one."""
     count = max(1, round(fraction * samples))
     return count if at_most is None else min(at_most, count)
 

@@ -48,10 +48,10 @@ _K = 5
 
 @dataclass(frozen=True, kw_only=True)
 class PreActionClip:
-    """The clip before an action; a cut of `extract` whose source says in `part` when the action begins, in seconds.
+    """The clip before an action; a transform of `extract`; `part` of the source is the start of the action in seconds.
 
     Attributes:
-        size: side of the middle square in pixels.
+        size: side of the center crop in pixels.
         frames: T.
         fps: frames per second.
         gap_s: seconds from the clip's end to the action.
@@ -95,19 +95,21 @@ def encode_and_predict(model: Backbone, pixels: Tensor, steps: int) -> dict[str,
 
 
 def require_predictor(model: Backbone) -> None:
-    """Refuse a model whose predictor cannot continue its own features.
+    """Check that a model has a predictor of its own features.
 
     Raises:
         TubeletError: if it has none, or one that predicts another model's levels.
     """
     config = model.config
     if model.predictor is None:
-        raise ConfigError(f"{model.model_id}: anticipation needs the predictor, which was not loaded with the encoder")
+        raise ConfigError(
+            f"{model.model_id}: anticipation requires the predictor, which was not loaded with the encoder"
+        )
     if config.prediction_width != config.num_output_levels * config.width:
         raise DataError(
             f"{model.model_id}: anticipation needs a predictor of the encoder's own {config.num_output_levels} levels "
-            f"of width {config.width}, but this one predicts {config.prediction_width} channels of the model that "
-            "it was distilled from: use a model that was pre-trained itself"
+            f"of width {config.width}, but this one predicts {config.prediction_width} channels of its "
+            "teacher in distillation; use a model that was pre-trained without distillation"
         )
 
 
@@ -127,7 +129,7 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
 
 
 def evaluate(context: EvaluationContext) -> Result:
-    """Train attentive probes on what came before the training actions and score them on the validation actions.
+    """Train attentive probes on clips before the training actions and score them on the validation actions.
 
     Raises:
         TubeletError: if the folder is not EPIC-KITCHENS-100, something in it is wrong, or the model has no predictor
@@ -197,7 +199,7 @@ def _view(context: EvaluationContext) -> tuple[PreActionClip, int]:
 def _segments(
     benchmark: AnticipationDataset, config: EvaluateConfig
 ) -> tuple[dict[str, list[ActionSegment]], list[BadFile]]:
-    """The actions of each split whose video is there, and those whose video is not."""
+    """The actions of each split whose video exists, and the missing videos."""
     kept: dict[str, list[ActionSegment]] = {}
     skipped: list[BadFile] = []
     for split, listed in (("train", benchmark.train), ("val", benchmark.test)):
@@ -212,7 +214,7 @@ def _source(segment: ActionSegment) -> Source:
 
 
 def _actions(used: dict[str, list[ActionSegment]]) -> dict[tuple[int, int], int]:
-    """Numbers of the pairs of verb and noun: those that are trained on first, so that a head ends with them."""
+    """Index of each pair of verb and noun; the pairs of the train split come first, as the head has only those."""
     pairs = [sorted({(s.verb, s.noun) for s in used[split]}) for split in ("train", "val")]
     return {pair: number for number, pair in enumerate(dict.fromkeys(pairs[0] + pairs[1]))}
 
@@ -223,12 +225,12 @@ def _labels(segments: list[ActionSegment], actions: dict[tuple[int, int], int]) 
 
 
 def _occurring(labels: Tensor, count: int) -> Tensor:
-    """(count,) bool: the classes that labels hold."""
+    """(count,) bool: the classes that occur in labels."""
     return torch.bincount(labels, minlength=count).bool()
 
 
 def _metrics(scores: list[Scores], truth: Tensor, known: Tensor) -> dict[str, Metric]:
-    """The official figure of each head; then V-JEPA 2's, which leaves out actions that are not trained on."""
+    """The official metric of each output; then V-JEPA 2's, which leaves out actions that are not trained on."""
     values: dict[str, float] = {}
     for h in (2, 0, 1):
         values[f"{_HEADS[h]} recall@{_K}"] = class_mean_recall(scores[h].ranks, truth[:, h], _K)

@@ -116,7 +116,7 @@ def training_set(
 
 
 def _first_shape(pairs: list[DenseSample]) -> tuple[int, int]:
-    """(H, W) of the first image that can be read; those that cannot are met where their features are computed."""
+    """(H, W) of the first image that can be read; the others are reported when their features are computed."""
     for pair in pairs[:-1]:
         with suppress(DecodeError):
             return pair.image_shape()
@@ -124,10 +124,10 @@ def _first_shape(pairs: list[DenseSample]) -> tuple[int, int]:
 
 
 def input_size(depths: DepthDataset, shape: tuple[int, int], height: int | None, patch: int) -> tuple[int, int]:
-    """Rows and columns in pixels that an image is encoded at: whole patches, in the shape of what models see of it.
+    """Rows and columns in pixels that an image is encoded at: whole patches, with the aspect ratio of its input region.
 
     Args:
-        depths: the benchmark.
+        depths: the data set.
         shape: (H, W) of its images.
         height: pixels; None is the benchmark's.
         patch: pixels along a patch's side.
@@ -138,7 +138,7 @@ def input_size(depths: DepthDataset, shape: tuple[int, int], height: int | None,
 
 
 def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, depths: DepthDataset) -> Crop:
-    """A crop of the benchmark's shares of what models see of an image of (H, W) pixels; its scale is never changed."""
+    """A crop of `train_crop` of the input region of an image of (H, W) pixels; its scale is not changed."""
     top, left, bottom, right = depths.input_region(shape)
     height, width = (
         max(1, round(share * length))
@@ -149,7 +149,7 @@ def choose_crop(shape: tuple[int, int], draw: Draw, first: bool, depths: DepthDa
 
 
 def mirrored_views(source: Source, depths: DepthDataset, size: tuple[int, int]) -> Tensor:
-    """What models see of an image, and its mirror image: (2, 3, 1, *size) uint8.
+    """The input region of an image, and its mirror image: (2, 3, 1, *size) uint8.
 
     Raises:
         DecodeError: if the image cannot be read.
@@ -161,7 +161,7 @@ def mirrored_views(source: Source, depths: DepthDataset, size: tuple[int, int]) 
 
 
 def depth_of(scores: Tensor, bins: Tensor) -> Tensor:
-    """Meters (...) of scores (..., K): the bins' mean, weighted by scores above 0 and a little more."""
+    """Meters (...) of scores (..., K): the mean of the bins, weighted by rectified scores plus a constant."""
     # (relu(scores) + e) · bins / sum(relu(scores) + e), in one product and without a copy of the scores for e.
     sums = scores.relu() @ torch.stack([bins, torch.ones_like(bins)], dim=1)
     more = PROTOCOL.smoothing * torch.stack([bins.sum(), bins.new_tensor(len(bins))])
@@ -206,14 +206,14 @@ def predict(
     depths: DepthDataset,
     shape: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """Meters (H, W) of an image, the mean of it and its mirror image; 0 outside of what models see.
+    """Meters (H, W) of an image, the mean of it and its mirror image; 0 outside of the input region.
 
     Args:
         tokens: (2, N, D) of `mirrored_views`.
         head: (..., D) -> (..., K).
         grid: (h, w).
         bins: (K,) meters.
-        depths: the benchmark.
+        depths: the data set.
         shape: (H, W) of the image.
     """
     scores = head(tokens.float()).mT.unflatten(2, grid)

@@ -162,7 +162,7 @@ def sum_of_losses(outputs: Tensor, values: Tensor) -> Tensor:
 
 
 def accumulate(outputs: Tensor, values: Tensor) -> Tensor:
-    """(S, 2): each head's sum of cross-entropies, and of how many rows."""
+    """(S, 2): each head's sum of cross-entropies, and the number of rows."""
     known = values != IGNORED
     targets = values[known].long()
     sums = [F.cross_entropy(outputs[known, s].double(), targets, reduction="sum") for s in range(outputs.shape[1])]

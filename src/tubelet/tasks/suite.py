@@ -1,9 +1,9 @@
-"""The evaluation: segmentation, depth, camera motion and tracking from frozen features, beside two references.
+"""The suite: segmentation, depth, camera motion and tracking from frozen features, compared with two baselines.
 
 What the trained encoder is worth is what its features give beyond those of the same architecture with random weights
 and beyond the pixels themselves, under one protocol: the same clips, tokens, targets and penalties, and probes that are
 linear and solved to their optimum. Segmentation and depth are read off single tokens; for camera motion and tracking,
-which are about what changes, see `dynamics`.
+see `camera_motion`.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,13 +41,13 @@ PROTOCOL = (
 
 @dataclass(frozen=True)
 class _Rows:
-    """What probes are fitted to.
+    """Training data of the probes.
 
     Attributes:
         tokens: kind of feature -> (n, D) features of single tokens.
         labels: (n,) class of each token's patch, -1 where none is known.
         log_depth: (n,) NaN where it is not known.
-        held_out_tokens, held_out_clips: bool, what chooses the penalty; the tokens are those of the clips.
+        held_out_tokens, held_out_clips: bool, the rows that choose the penalty; the tokens are those of the clips.
     """
 
     tokens: dict[str, Tensor]
@@ -59,7 +59,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Probes:
-    """What one kind of feature is read with: a scaling of tokens, and a probe for each task."""
+    """The scaling and the probes of one kind of features."""
 
     token_scaling: ChannelScaling
     segmentation: Probe
@@ -114,9 +114,9 @@ def evaluate_encoder(
     Args:
         encoder: usually a VJEPA's teacher.
         data: a folder that `tubelet sample-data` wrote.
-        seed: of the random encoder and of all choices of clips and tokens.
-        max_train_clips: how many train clips are used at most.
-        max_val_clips: how many val clips are used at most.
+        seed: seed of the random encoder and of all choices of clips and tokens.
+        max_train_clips: largest number of train clips.
+        max_val_clips: largest number of val clips.
         image_size: side of the center crop in pixels; the data's size by default.
         frames: frames of a clip, from its middle; as many as the clips have by default.
         model_id: id of the encoder in the result.
@@ -279,7 +279,7 @@ def _score(
     view: ClipCrop,
     train_tokens: int,
 ) -> list[SuiteScore]:
-    """What the probes say of validation clips, beside the truth. All tokens count; features are not kept."""
+    """Scores of the probes on validation clips, over all tokens; features are not stored."""
     K = len(view.classes)
     patch_counts = {kind: torch.zeros(K, K, dtype=torch.int64) for kind in FEATURES}
     right_pixels, depths = dict.fromkeys(FEATURES, 0), {kind: [] for kind in FEATURES}  # type: ignore[var-annotated]

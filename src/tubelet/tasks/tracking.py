@@ -1,4 +1,4 @@
-"""Point tracking: true tracks against the likeness of tokens, through occlusion, without training."""
+"""Point tracking by the similarity of tokens, through occlusion, without training."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -39,7 +39,7 @@ class TrackingProtocol:
     """As in TAP-Vid's "query first" mode (Doersch et al. 2022, arXiv 2211.03726), each step matched by itself.
 
     Attributes:
-        frames: of a window; a shorter clip is one window.
+        frames: frames of a window; a shorter clip is one window.
     """
 
     frames: int = 16
@@ -104,7 +104,7 @@ def evaluate(context: EvaluationContext) -> Result:
 
 
 def _metrics(shares: dict) -> dict[str, Metric]:
-    """The found share of the moved at each distance, after occlusion, and what other answers would give."""
+    """Fractions of the moved points found within each distance, after occlusion, and by trivial predictions."""
 
     def percent(which: str, what: str, within: str, better: bool | None = True) -> Metric:
         return Metric(value=100 * shares[which][what][within], unit="%", higher_is_better=better)

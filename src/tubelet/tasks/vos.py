@@ -1,4 +1,4 @@
-"""Video object segmentation without training: masks of the first frame carried on by the likeness of tokens."""
+"""Video object segmentation without training: masks of the first frame are propagated by the similarity of tokens."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ class VosProtocol:
 
     A video token stands for two frames: its one feature would have to be the mask of both, and the protocol, with all
     that was published by it, gives each frame its own. So frames are images. For a model that was trained on videos
-    alone, --frames N takes windows of N frames, each frame shown for a whole tubelet, so that every time step is one.
+    only, --frames N takes windows of N frames, each frame shown for a whole tubelet, so that every time step is one.
 
     Attributes:
         short_side: pixels; a smaller frame keeps its size. Both sides go to the nearest multiple of the patch.
@@ -58,9 +58,9 @@ class _SequenceScore:
     """A sequence with its score.
 
     Attributes:
-        sequence: which.
-        folder: of its masks.
-        objects: J and F of each object; empty if the truth is not public.
+        sequence: the sequence.
+        folder: folder of its predicted masks.
+        objects: J and F of each object; empty if the ground truth is not public.
     """
 
     sequence: VideoObjectSequence
@@ -149,7 +149,7 @@ def _result(
 
 
 def _recipe(sequence: VideoObjectSequence, window: int, options: dict[str, Any]) -> dict[str, Any]:
-    """All that the masks of a sequence depend on besides the model and the contents of its files."""
+    """Everything that the masks of a sequence depend on besides the model and the contents of its files."""
     own = {
         "wanted": [sequence.frames[n].stem for n in sequence.frames_to_predict],
         "given": list(sequence.reference_masks),
@@ -159,7 +159,7 @@ def _recipe(sequence: VideoObjectSequence, window: int, options: dict[str, Any])
 
 
 def _windows(sequence: VideoObjectSequence, window: int) -> list[Source]:
-    """The frames of a sequence, so many at a time."""
+    """The frames of a sequence in windows."""
     frames = sequence.frames
     return [Source(files=tuple(frames[i : i + window])) for i in range(0, len(frames), window)]
 
@@ -185,7 +185,7 @@ def _cut(source: Source, short: int, patch: int, repeat: int) -> Tensor:
     frames = [read_image(path) for path in source.files]
     sizes = {tuple(frame.shape) for frame in frames}
     if len(sizes) > 1:
-        raise DecodeError(str(source.files[0]), f"this frame and the next ones have several sizes, {sorted(sizes)}")
+        raise DecodeError(str(source.files[0]), f"frames of one window differ in size: {sorted(sizes)}")
     size = frame_size((frames[0].shape[0], frames[0].shape[1]), short, patch)
     return resize(torch.stack(frames), *size).repeat_interleave(repeat, dim=1).unsqueeze(0)
 
@@ -193,7 +193,7 @@ def _cut(source: Source, short: int, patch: int, repeat: int) -> Tensor:
 def _frame_features(
     features: FeatureSet, indices: list[int], sequence: VideoObjectSequence, short: int, model: Backbone
 ) -> Iterator[Tensor]:
-    """(h, w, D) of one frame after the other; a window's are held at a time."""
+    """(h, w, D) of one frame after the other; those of one window are in memory at a time."""
     height, width = frame_size(image_shape(sequence.frames[0]), short, model.patch_size)
     for index in indices:
         tokens = features[index]["tokens"][0].to(model.device)
@@ -201,7 +201,7 @@ def _frame_features(
 
 
 def _write_masks(folder: Path, sequence: VideoObjectSequence, features: Iterator[Tensor], model: Backbone) -> None:
-    """Segment a sequence and write its masks, beside and renamed.
+    """Segment a sequence and write its masks, in a folder that is renamed when complete.
 
     Raises:
         TubeletError: if they cannot be written.
@@ -265,13 +265,13 @@ def _details(measured: list[_SequenceScore]) -> dict[str, Any]:
 
 
 def _chosen(measured: list[_SequenceScore]) -> list[_SequenceScore]:
-    """The worst; where nobody knows, some of all."""
+    """The sequences of the lowest J&F, or some of all where the ground truth is not public."""
     known = [m for m in measured if m.score is not None]
     return sorted(known, key=lambda m: m.score or 0.0)[:_EXAMPLES] or subsample_evenly(measured, _EXAMPLES)
 
 
 def _example(measured: _SequenceScore) -> Example:
-    """The given mask, and truth and prediction half-way; without truth, predictions half-way and at the end."""
+    """The reference mask, then ground truth and prediction half-way, or predictions half-way and at the end."""
     sequence, palette = measured.sequence, davis_palette()
     frames = sequence.frames_to_predict[1:-1] if sequence.masks is not None else sequence.frames_to_predict[1:]
     start = min(sequence.reference_masks)

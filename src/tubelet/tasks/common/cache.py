@@ -1,7 +1,7 @@
-"""Features on disk: one safetensors file for each model, way of cutting and source file, found by their content.
+"""Cache of features on disk: one safetensors file for each model, transform and source, named by their content.
 
-A probe passes over the same features many times, and so does the next evaluation of the same model: they are computed
-once. A file appears under its name only when it is whole, so an evaluation that was stopped goes on where it was.
+The training of a head reads the same features many times, and so does the next evaluation of the same model: they are
+computed once. A file appears under its name when it is complete, so an interrupted evaluation resumes.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ DELETE_HINT = "delete this file of cached features and run the command again"
 
 
 def default_folder() -> Path:
-    """Where features go by default: in the user's cache."""
+    """The default folder, in the user's cache."""
     return cache_dir() / "tubelet" / "features"
 
 
@@ -43,7 +43,7 @@ class FeatureCache:
     """The features of one model in a folder that models share."""
 
     def __init__(self, folder: Path, model: Backbone) -> None:
-        """Open or begin the folder.
+        """Open or create the folder.
 
         Raises:
             TubeletError: if it cannot be written.
@@ -61,14 +61,14 @@ class FeatureCache:
             )
         except (OSError, sqlite3.Error) as error:
             raise FileError(
-                f"{folder}: features cannot be kept here ({describe_os_error(error)}); choose another --cache"
+                f"{folder}: cannot write the cache of features ({describe_os_error(error)}); choose another --cache"
             ) from error
 
     def path_for(self, recipe: Mapping[str, Any], sources: list[Path]) -> Path:
-        """Where the features of a file, or of the frames of a clip, cut in one way, are or will be.
+        """The file of the features of a source under a transform.
 
         Args:
-            recipe: all that the features depend on besides the model and the files, as JSON can tell it.
+            recipe: everything that the features depend on besides the model and the files, ready for JSON.
             sources: the file, or the files of a clip in their order.
 
         Raises:
@@ -99,14 +99,14 @@ class FeatureCache:
             raise FileError(f"{path}: cannot be read ({error.strerror})") from error
         except sqlite3.Error as error:
             raise DataError(
-                f"{self.contents}: what files hold cannot be looked up or noted here ({describe_os_error(error)}); if "
-                "it is damaged, delete it: features stay"
+                f"{self.contents}: cannot read or write the index of the cache ({describe_os_error(error)}); if "
+                "it is corrupt, delete it; the features remain"
             ) from error
         return digest
 
 
 def write_features(path: Path, features: Mapping[str, Tensor]) -> None:
-    """Write the features of one source, beside and renamed.
+    """Write the features of one source atomically.
 
     Raises:
         TubeletError: if they cannot be written.

@@ -1,4 +1,4 @@
-"""Camera motion and tracking: what is read off how tokens of successive time steps correspond, over whole clips.
+"""Camera motion and tracking on whole clips, from the correspondence of tokens of successive time steps.
 
 Camera motion cannot be read off mean tokens by a linear probe, nor off their signed differences: what a moving edge
 adds to a token depends on the edge as much as on the motion, and over the content of many clips the sum says nothing.
@@ -9,9 +9,9 @@ does not depend on content is where a token went. So each kind of features is de
 cosine, to those around its place at the next time step, as a mean over the clip and over each of 2 x 2 cells: the
 coarsest grid on which a view that grows (forward) differs from one that shifts. These are the same few numbers
 whatever the width of the features, so that the probe, linear as for the other tasks, is the same for all; and the
-likeness is the one that points are followed by. On this description the three score 0.62, 0.45 and 0.45. With the
+similarity is the one that points are followed by. On this description the three score 0.62, 0.45 and 0.45. With the
 mean token of the clip taken off first they would be 0.64, 0.70 and 0.67, about equal: the trained features tell
-directions by their plain likeness, the others do not.
+directions by their plain similarity, the others do not.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def evaluate_motion_and_tracking(
         train: clips that the probe is fitted to.
         val: clips that both are measured on.
         encoders: kind of feature -> encoder.
-        view: how clips are cut; its frames are those of a window.
+        view: how clips are cropped; its frames are those of a window.
         held_out: (train clips,) bool, what chooses the probe's penalty.
     """
     rows: dict[str, list[Tensor]] = {kind: [] for kind in FEATURES}
@@ -79,7 +79,7 @@ def evaluate_motion_and_tracking(
 
 
 def displacements(maps: Tensor) -> Tensor:
-    """How like the tokens of a clip are to those around their place at the next time step.
+    """Similarity of the tokens of a clip to those around their position at the next time step.
 
     Args:
         maps: (S, H', W', D) float.
@@ -95,13 +95,13 @@ def displacements(maps: Tensor) -> Tensor:
     tokens = F.normalize(maps, dim=-1).permute(0, 3, 1, 2)
     around = F.pad(tokens[1:], (reach,) * 4)
     there = F.pad(torch.ones(rows, columns), (reach,) * 4)
-    likeness, known = [], []
+    similarity, known = [], []
     for dy in range(2 * reach + 1):
         for dx in range(2 * reach + 1):
             place = (..., slice(dy, dy + rows), slice(dx, dx + columns))
-            likeness.append((tokens[:-1] * around[place]).sum(1).mean(0))
+            similarity.append((tokens[:-1] * around[place]).sum(1).mean(0))
             known.append(there[place])
-    sums, counts = (F.adaptive_avg_pool2d(torch.stack(x), CELLS) for x in (likeness, known))
+    sums, counts = (F.adaptive_avg_pool2d(torch.stack(x), CELLS) for x in (similarity, known))
     return (sums / counts.clamp(min=1e-6)).flatten()
 
 

@@ -1,4 +1,4 @@
-"""From the scores of heads to the figures, details and examples of a classification."""
+"""Metrics, details and examples of a classification result."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def sweep_details(settings: TrainingSettings, values: Sequence[dict[str, Metric]
 
 
 def confusion_details(scores: Scores, truth: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """The accuracy of each class, what is most often taken for what, and all of it where the classes are few."""
+    """The accuracy of each class, the most frequent confusions, and the confusion matrix where the classes are few."""
     predicted = scores.answers[:, 0]
     details: dict[str, Any] = {
         "accuracy by class": {classes[c]: v for c, v in recall_by_class(scores.ranks, truth, 1).items()}
@@ -60,7 +60,7 @@ def confusion_details(scores: Scores, truth: Tensor, classes: Sequence[str]) -> 
 
 
 def worst_examples(scores: Scores, truth: Tensor, features: FeatureSet, plan: ClassificationPlan) -> list[Example]:
-    """The errors that the head was surest of."""
+    """The most confident errors, as examples."""
     examples = []
     for i in most_confident_errors(scores):
         source = features.sources[i]
@@ -76,7 +76,7 @@ def worst_examples(scores: Scores, truth: Tensor, features: FeatureSet, plan: Cl
 
 
 def most_confident_errors(scores: Scores, k: int = 1) -> list[int]:
-    """Up to twelve samples whose class is not among the first k answers, the surest of the first answer first."""
+    """Up to twelve samples whose class is not among the first k answers, by the confidence of the first answer."""
     wrong = (scores.ranks >= k).nonzero().flatten()
     order = scores.shares[wrong, 0].argsort(descending=True, stable=True)
     return wrong[order][:EXAMPLES].tolist()

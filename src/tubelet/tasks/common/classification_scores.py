@@ -92,7 +92,7 @@ class FeatureBatch:
 
 
 def collate(samples: list[tuple[Tensor, Tensor]]) -> FeatureBatch:
-    """Put samples together, by the shape of their views."""
+    """Group samples by the shape of their views."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, (views, _) in enumerate(samples):
         groups.setdefault(tuple(views.shape[1:]), []).append(i)
@@ -168,10 +168,10 @@ def _autocast(device: torch.device) -> torch.autocast:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one output of one head says of n samples.
+    """Predictions of one output of one head for n samples.
 
     Attributes:
-        ranks: (n,) of the true class among all, see `ranking.ranks`; K for a class that the head does not know.
+        ranks: (n,) of the true class among all, see `ranking.ranks`; `UNKNOWN` for a class that the head does not have.
         ranks_among: (n,) the same among the classes that were allowed.
         answers: (n, up to 5) classes, the highest first.
         shares: (n, up to 5) their mean probabilities.

@@ -1,4 +1,4 @@
-"""How files are cut for classification: segments in time, squares along the long side, or the middle of an image.
+"""Transforms for classification: segments in time, square crops along the long side, or the center of an image.
 
 V views of a file, each of S segments. Views and segments that would be equal to each other are cut once: a square
 image has one view, a video no longer than a segment one segment. To attention, tokens that all come several times
@@ -24,7 +24,7 @@ _MARGIN = 256 / 224  # an image's short side over the side of its middle square,
 
 @dataclass(frozen=True, kw_only=True)
 class ClipView:
-    """The views of a video; a cut of `extract`.
+    """The views of a video; a transform of `extract`.
 
     Attributes:
         size: side of a view in pixels.
@@ -59,7 +59,7 @@ class ClipView:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageView:
-    """The middle of an image; a cut of `extract`.
+    """The middle of an image; a transform of `extract`.
 
     Attributes:
         size: side of the square in pixels.

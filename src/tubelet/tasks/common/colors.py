@@ -15,7 +15,7 @@ _GOLDEN = 0.618034  # turns of hue that come round to no color near an earlier o
 
 @functools.cache
 def _palette(shown: tuple[int, ...]) -> NDArray[np.uint8]:
-    """(256, 3) colors of the few classes that are shown: those of 150 could not be told apart."""
+    """(256, 3) colors of the few classes that are shown: colors of 150 classes could not be distinguished."""
     colors = np.full((256, 3), UNKNOWN, np.uint8)
     for i, k in enumerate(shown):
         lightness, saturation = (0.56, 0.72, 0.42)[i % 3], (0.62, 0.55, 0.5)[i // 3 % 3]

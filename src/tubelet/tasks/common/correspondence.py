@@ -1,4 +1,4 @@
-"""Points followed through a clip by the likeness of tokens alone, and how often that ends where the point truly is.
+"""Point tracking by the similarity of tokens, and its accuracy against true tracks.
 
 P points, S time steps, (H', W') tokens of a step, D width, n pairs of a point and a later time step. Lengths are in
 patches throughout: what tokens can resolve depends on their size and not on the image's.
@@ -83,9 +83,9 @@ def query_points(tracks: StepTracks) -> tuple[Tensor, Tensor]:
 
 
 def track_points(features: Tensor, places: Tensor, steps: Tensor) -> Tensor:
-    """Where the tokens of every step are most like those at the query_points.
+    """Positions at every step of the tokens that are most similar to those at the queries.
 
-    A query's feature is read bilinearly between token centers. The likeness is the cosine; around the most similar
+    A query's feature is read bilinearly between token centers. The similarity is the cosine; around the most similar
     token of a step the maximum is refined by a parabola through it and its two neighbors, along columns and rows: no
     temperature has to be chosen, which would suit some features more than others.
 
@@ -106,11 +106,11 @@ def track_points(features: Tensor, places: Tensor, steps: Tensor) -> Tensor:
         found = F.grid_sample(image, at[here].view(1, 1, -1, 2), padding_mode="border", align_corners=False)
         query[here] = found[0, :, 0].T
     tokens = F.normalize(features.flatten(0, 2), dim=-1)
-    likeness = (F.normalize(query, dim=-1) @ tokens.T).view(-1, rows, columns)
-    best = likeness.flatten(1).argmax(1)
+    similarity = (F.normalize(query, dim=-1) @ tokens.T).view(-1, rows, columns)
+    best = similarity.flatten(1).argmax(1)
     row, column = best // columns, best % columns
-    x = column + 0.5 + _refinement(likeness[torch.arange(len(best)), row], column)
-    y = row + 0.5 + _refinement(likeness[torch.arange(len(best)), :, column], row)
+    x = column + 0.5 + _refinement(similarity[torch.arange(len(best)), row], column)
+    y = row + 0.5 + _refinement(similarity[torch.arange(len(best)), :, column], row)
     return torch.stack([x, y], dim=-1).view(-1, S, 2)
 
 
@@ -126,7 +126,7 @@ def _refinement(line: Tensor, best: Tensor) -> Tensor:
 
 
 def point_errors(features: Tensor, tracks: StepTracks) -> PointErrors:
-    """Follow every point of a clip from the first step at which it is visible to every later one at which it is.
+    """Track every point of a clip from the first step at which it is visible to every later one at which it is.
 
     Args:
         features: (S, H', W', D) float.
@@ -169,7 +169,7 @@ def moved_accuracy(pairs: PointErrors) -> float | None:
     """Share of the pairs that moved which are found within one patch; None where nothing moved.
 
     In most clips most points stay near where they were, so that "stay" is a good answer. Only of those that moved by
-    more than a patch is it a wrong one, and what finds them has followed them.
+    more than a patch is it a wrong one.
     """
     moved = pairs[pairs.moved > MOVED]
     return float((moved.error <= WITHIN).float().mean()) if len(moved.error) else None

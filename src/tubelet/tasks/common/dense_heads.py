@@ -54,7 +54,7 @@ class HeadProtocol:
         """The protocol with the user's settings; epochs that are set are not limited by the number of iterations.
 
         Raises:
-            TubeletError: for several weight decays: heads differ in their learning rate alone.
+            TubeletError: for several weight decays: heads differ only in their learning rate.
         """
         if len(config.weight_decays) > 1:
             raise DataError(
@@ -180,7 +180,7 @@ def _drop_channels(rows: Tensor, images: int, dropout: float, generator: torch.G
 def _hold_out(images: int, seed: int) -> tuple[list[int], list[int]]:
     """Images to train on, and images to choose by."""
     if images < 2:
-        raise DataError("the training split has fewer than 2 images: a head needs one to train on, one to choose by")
+        raise DataError("the training split has fewer than 2 images: training a head and choosing it need one each")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed)).tolist()
     count = held_out_count(images, HELD_OUT_FRACTION, HELD_OUT_AT_MOST)
     return sorted(order[count:]), sorted(order[:count])

@@ -1,4 +1,4 @@
-"""What was followed through a clip, drawn on its frames: points and objects."""
+"""Tracked points and objects, drawn on frames."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ def draw_tracks(frame: NDArray[np.uint8], tracks: Sequence[NDArray[np.floating]]
 def draw_matches(
     frame: NDArray[np.uint8], truth: NDArray[np.floating], found: NDArray[np.floating], right: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """Where points truly are (a white ring) and where they were looked for (a dot, green where near enough).
+    """True positions of points (a white ring) and predicted ones (a dot, green where near enough).
 
     Args:
         frame: (H, W, 3).

@@ -1,4 +1,4 @@
-"""From files to features on disk: decoded by worker processes, encoded in batches, each source once and for all.
+"""Extraction of features: files are decoded by worker processes, encoded in batches, and cached on disk.
 
 B views of a batch, V views of a source, C channels, T frames, H x W pixels, N tokens, D width.
 """
@@ -32,11 +32,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What is cut into views: a media file, or the frames of a clip as files of their own.
+    """A media file, or the frames of a clip as files, from which views are cropped.
 
     Attributes:
-        files: in their order.
-        part: which part of them, where that is not all; as JSON can tell it.
+        files: the files in their order.
+        part: parameters of the part of them that is used, ready for JSON; empty for all.
     """
 
     files: tuple[Path, ...]
@@ -48,10 +48,10 @@ class FeatureSet(Dataset[dict[str, Tensor]]):
     """The features of sources, on disk.
 
     Attributes:
-        sources: those that could be read, in their order.
+        sources: readable sources, in their order.
         paths: the file of each.
-        numbers: the position of each in the list that was asked for.
-        bad: the files that could not be read, and why.
+        numbers: index of each in the list that was requested.
+        bad: unreadable files, with the reasons.
     """
 
     sources: list[Source]
@@ -89,21 +89,21 @@ def extract(
     max_failed_fraction: float = 0.0,
     progress: Progress = lambda what, done, total: None,
 ) -> FeatureSet:
-    """Bring the features of all sources to disk; those that are there already are not computed again.
+    """Compute the features of all sources that are not cached yet.
 
     Args:
         model: the encoder.
         cache: of that model.
-        sources: what is encoded.
+        sources: the sources to encode.
         recipe: everything besides model and source that the features depend on: a name, sizes, levels, ...
         cut: a source to its views (..., C, T, H, W) uint8; called in worker processes, so it must be picklable. Raises
             `DecodeError` for a file that cannot be read.
         encode: normalized views (B, C, T, H, W) to tensors (B, ...), which are kept in float16 in the order, and
             under the leading dimensions, of the views.
         workers: decoding processes; 0 decodes here.
-        prefetch_mb: megabytes (10^6 bytes) of views that wait at most, as the first source's views are large.
+        prefetch_mb: largest total size of views that are decoded ahead, in megabytes (10^6 bytes).
         max_failed_fraction: share of the sources that may be unreadable.
-        progress: told what is going on, how much is done and of how much.
+        progress: called with a stage's name, what is done of it, and its total.
 
     Raises:
         TubeletError: if more sources cannot be read, or none can, naming one; or features cannot be written.

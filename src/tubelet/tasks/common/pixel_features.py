@@ -1,7 +1,7 @@
-"""What heads for dense tasks are trained on: crops of images, and points of their maps.
+"""Training data of heads for dense tasks: crops of images, and points of their annotations.
 
 Features are computed once, so an image is seen in a few fixed crops, not in ever new ones. A head is linear, and what
-is between two tokens is interpolated: the value of a pixel depends on the four tokens around it alone, and a few pixels
+is between two tokens is interpolated: the value of a pixel depends only on the four tokens around it, and a few pixels
 of each crop, drawn anew each time, teach what all of them would.
 
 B crops of a batch, V crops of an image, N = h·w tokens, D width, P points.
@@ -37,7 +37,7 @@ _MEMORY_BYTES = 1 << 30  # crops that all reading processes together may keep in
 
 
 class Draw(NamedTuple):
-    """Random numbers of a crop, from 0 to 1: its place down and across, its scale, whether it is mirrored."""
+    """Random numbers of a crop, from 0 to 1: its position down and across, its scale, and whether it is mirrored."""
 
     down: float
     across: float
@@ -65,12 +65,12 @@ ChooseCrop = Callable[[tuple[int, int], Draw, bool], Crop]
 
 
 def crops_per_image(images: int) -> int:
-    """V, how many crops each of so many images is seen in."""
+    """V, the number of crops of each image, given the number of images."""
     return max(1, min(CROPS_AT_MOST, CROPS_IN_ALL // images))
 
 
 def training_source(pair: DenseSample, crops: int, seed: int) -> Source:
-    """An image with the random numbers of its crops, which are a function of its name and the seed alone."""
+    """An image with the random numbers of its crops, which are a function of its name and the seed."""
     rng = np.random.default_rng([seed, zlib.crc32(pair.name.encode())])
     draws = rng.random((crops, len(Draw._fields))).round(6).ravel().tolist()
     return Source(files=(pair.image,), part=(_frame(pair), *draws))
@@ -125,7 +125,7 @@ def cut(image: NDArray[np.uint8], crop: Crop, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class PointReader(Dataset[int]):
-    """Draws the points of crops and writes them to disk; an item is an image.
+    """Dataset that draws the points of crops and writes them to disk; an item is an image.
 
     Attributes:
         pairs: the images.
@@ -165,7 +165,7 @@ class PointReader(Dataset[int]):
 
 
 def check_shape(pair: DenseSample, shape: tuple[int, int]) -> None:
-    """That the map (H, W) of a pair and its image go together.
+    """Check that an annotation (H, W) has the size of its image.
 
     Raises:
         TubeletError: if they do not.
@@ -187,7 +187,7 @@ def _points(values: NDArray[Any], crop: Crop, ignored: float, rng: np.random.Gen
 
 
 def draw_points(reader: PointReader, workers: int, progress: Progress) -> None:
-    """Bring the points of all images to disk, reading every map on the way.
+    """Write the points of all images to disk, reading every annotation.
 
     Raises:
         TubeletError: if a map cannot be read, or does not fit its image.
@@ -241,7 +241,7 @@ def interpolate(tokens: Tensor, grid: tuple[int, int], at: Tensor) -> Tensor:
 
 
 class PixelFeatureDataset(Dataset[tuple[Tensor, Tensor]]):
-    """EpochSampler of points and their features; an item is named by the pass of each crop and its image."""
+    """Dataset of batches of points and their features; the index of an item is a list of (epoch, image) pairs."""
 
     def __init__(
         self, features: FeatureSet, points: list[Path], grid: tuple[int, int], seed: int, readers: int
@@ -257,7 +257,7 @@ class PixelFeatureDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(source_draws(self.features.sources[0]))
 
     def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """(B·P, D) float32 features and (B·P,) values of (pass, image) pairs."""
+        """(B·P, D) float32 features and (B·P,) values of (epoch, image) pairs."""
         tokens, at, values = [], [], []
         for number, image in batch:
             rng = np.random.default_rng([self.seed, number, image])
@@ -271,7 +271,7 @@ class PixelFeatureDataset(Dataset[tuple[Tensor, Tensor]]):
         return rows.flatten(0, 1), torch.cat(values)
 
     def _crop(self, image: int, crop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (N, D), paths (P, 2) and values (P,) of a crop, from memory while there is room in it."""
+        """Tokens (N, D), positions (P, 2) and values (P,) of a crop, from memory while there is room in it."""
         key = (image, crop)
         if key not in self.kept:
             (tokens,) = read_slices(self.features.paths[image], ("tokens",), crop)
@@ -294,7 +294,7 @@ def read_slices(path: Path, names: Sequence[str], index: int) -> list[Tensor]:
 
 
 class EpochSampler:
-    """Which images each step sees: all of them in random order, then again; a function of the seed alone."""
+    """Sampler of the images of each step: all of them in random order, then again, as a function of the seed."""
 
     def __init__(self, images: Sequence[int], batch: int, seed: int, start: int, steps: int) -> None:
         self.images, self.batch, self.seed, self.start, self.steps = images, batch, seed, start, steps

@@ -57,7 +57,7 @@ class Example:
 
     Attributes:
         name: the file or sequence.
-        score: the task's first metric on it alone; None where the ground truth is not public.
+        score: the task's first metric for it; None where the ground truth is not public.
         images: label -> (H, W, 3) uint8; the input first, then ground truth and prediction.
         note: a caption.
     """

@@ -62,7 +62,7 @@ def crop_nearest(truth: NDArray, size: int) -> Tensor:
 
 
 def check_truth(entry: SampleEntry, frames: Tensor, truth: ClipTruth, needed: int) -> None:
-    """Refuse a truth that is of other frames (T, H, W, 3), and a clip of fewer frames than are needed.
+    """Check that an annotation is of the same frames (T, H, W, 3), and that there are enough of them.
 
     Raises:
         TubeletError: naming the file.
@@ -70,15 +70,15 @@ def check_truth(entry: SampleEntry, frames: Tensor, truth: ClipTruth, needed: in
     if frames.shape[:3] != truth.classes.shape or len(frames) != truth.tracks.shape[1]:
         raise DataError(
             f"{entry.media}: {tuple(frames.shape[:3])} frames x rows x columns, but {entry.truth} describes "
-            f"{truth.classes.shape}; make the sample set anew"
+            f"{truth.classes.shape}; create the sample set again"
         )
     if len(frames) < needed:
-        raise DataError(f"{entry.media}: {len(frames)} frames, but {needed} are to be evaluated")
+        raise DataError(f"{entry.media}: {len(frames)} frames, expected at least {needed}")
 
 
 @dataclass(frozen=True)
 class ClipCrop:
-    """How clips are cut, and what their truth is named after.
+    """How clips are cropped, and the names of their classes.
 
     Attributes:
         image_size: side of the center crop in pixels.
@@ -151,7 +151,7 @@ def iter_token_targets(
     Args:
         entries: the clips.
         encoders: kind of feature -> encoder; all of the same configuration and on the same device.
-        view: how clips are cut.
+        view: how clips are cropped.
 
     Raises:
         TubeletError: a clip or its truth cannot be read, or they do not fit together.

@@ -1,4 +1,4 @@
-"""Test images one after the other: their features, and the truth beside them."""
+"""Iteration over test images: their features and annotations."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

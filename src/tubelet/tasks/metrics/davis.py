@@ -60,8 +60,8 @@ def boundary_accuracy(predicted: Masks, truth: Masks) -> NDArray[np.float64]:
 def boundaries(masks: Masks) -> Masks:
     """The pixels (T, H, W) that differ from the one to the right, below, or both; one pixel wide.
 
-    The last row looks to the right alone, the last column down alone, the corner nowhere: at the frame's rim a mask has
-    no boundary.
+    The last row is compared to the right only, the last column down only, the corner not at all: a mask has no
+    boundary at the border of the frame.
     """
     result = np.zeros_like(masks)
     result[:, :, :-1] |= masks[:, :, :-1] != masks[:, :, 1:]

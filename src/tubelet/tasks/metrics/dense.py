@@ -1,4 +1,4 @@
-"""The figures of merit, each as its field defines it."""
+"""Metrics of segmentation, depth and regression."""
 
 import math
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """How often each class was taken for each.
+    """Confusion matrix.
 
     Args:
         predicted: (n,) int64 class indices.
         truth: (n,) int64 class indices.
-        classes: K, how many there are.
+        classes: number K of classes.
 
     Returns:
         (K, K) int64 counts, truth by prediction. Counts of parts of a set add up to those of the set.
@@ -38,7 +38,7 @@ def mean_iou(counts: Tensor) -> float:
 
 
 def accuracy(counts: Tensor) -> float:
-    """Share of right answers.
+    """Fraction of correct predictions.
 
     Args:
         counts: (K, K) from `confusion`.
@@ -48,7 +48,7 @@ def accuracy(counts: Tensor) -> float:
 
 @dataclass(frozen=True)
 class DepthErrors:
-    """How far a map of depth is off, over the pixels whose depth is known.
+    """Errors of a depth map over the pixels whose depth is known.
 
     Attributes:
         rmse: root of the mean squared error, meters.

@@ -1,4 +1,4 @@
-"""Figures of merit of ranked classes, and how they are told: top-k, mean per class, class-mean recall at k.
+"""Metrics of ranked classes: top-k accuracy, mean per-class accuracy, class-mean recall at k.
 
 n samples, K classes. Scores may be of any scale that rises with confidence; where two are equal, the class that was
 asked for counts as the lower one, so that a constant answer is never right by chance.
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 UNKNOWN = 2**31
-"""The rank of a class that no score stands for: it is among the first of no number of answers."""
+"""Rank of a class without a score: it is never among the first k."""
 
 
 def ranks(scores: Tensor, truth: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def ranks(scores: Tensor, truth: Tensor) -> Tensor:
         truth: (n,) int64 class indices.
 
     Returns:
-        (n,) int64, 0 where the true class is alone at the top.
+        (n,) int64, 0 where the true class has the highest score.
     """
     own = scores.gather(1, truth.unsqueeze(1))
     return (scores >= own).sum(1) - 1
@@ -30,7 +30,7 @@ def top_k(ranks: Tensor, k: int) -> float:
 
     Args:
         ranks: (n,) from `ranks`.
-        k: how many answers are allowed.
+        k: number of answers that are allowed.
     """
     return 100 * float((ranks < k).double().mean())
 
@@ -38,13 +38,13 @@ def top_k(ranks: Tensor, k: int) -> float:
 def class_mean_recall(ranks: Tensor, truth: Tensor, k: int) -> float:
     """Top-k recall of each class that occurs in the truth, and their mean, in percent.
 
-    With k = 5 the figure of EPIC-KITCHENS-100's action anticipation (its public evaluator's `mean_topk_recall`); with
+    With k = 5 the metric of EPIC-KITCHENS-100's action anticipation (its public evaluator's `mean_topk_recall`); with
     k = 1 the accuracy that is called mean per class.
 
     Args:
         ranks: (n,) from `ranks`.
         truth: (n,) int64 class indices.
-        k: how many answers are allowed.
+        k: number of answers that are allowed.
     """
     return 100 * sum(recall_by_class(ranks, truth, k).values()) / len(truth.unique())
 
