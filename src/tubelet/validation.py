@@ -1,6 +1,6 @@
-"""Which values a setting, an option or a field of a file may have: types by annotation, ranges by `Bounds`.
+"""Validation of settings, options and fields of files: types by annotation, ranges by `Bounds`.
 
-One place decides for all of them, so that what is accepted when it is given is also accepted when it is read again.
+All of them use the same checks, so that a setting that is accepted is also accepted when it is read from a file.
 """
 
 import os
@@ -24,7 +24,7 @@ from typing import (
     is_typeddict,
 )
 
-# What fits the integers of every format and library that a value goes through.
+# The range of integers in every format and library that a value passes through.
 LARGEST_INT = 2**63 - 1
 # Linux's limits on a path and on each name in it, in bytes.
 PATH_BYTES, NAME_BYTES = 4095, 255
@@ -33,11 +33,11 @@ LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 class InvalidValueError(Exception):
-    """A value that does not fit.
+    """A value of the wrong type or out of range.
 
     Attributes:
-        name: of the setting or field, such as `files.train[3].level`.
-        problem: what follows the name in a sentence: what was found, and what was expected.
+        name: name of the setting or field, such as `files.train[3].level`.
+        problem: the message after the name: the value found and the value expected.
     """
 
     def __init__(self, name: str, problem: str) -> None:
@@ -48,14 +48,14 @@ class InvalidValueError(Exception):
 
 @dataclass(frozen=True)
 class Bounds:
-    """The range of a number, as a part of its annotation: `Annotated[int, Bounds(1, 8)]`.
+    """The range of a number, in its annotation: `Annotated[int, Bounds(1, 8)]`.
 
     Attributes:
-        low: the smallest value.
-        high: the largest value.
+        low: smallest value.
+        high: largest value.
         exclusive: whether `low` itself is excluded.
-        also: a value that is allowed though it is outside the range, such as 0 for "off".
-        unit: what the number counts or measures, for the error.
+        also: allowed value outside of the range, such as 0 for "off".
+        unit: unit of the number, for the error.
     """
 
     low: float
@@ -76,7 +76,7 @@ class Bounds:
 
 
 def type_hints(kind: Any) -> dict[str, Any]:
-    """The annotations of a class or function by name, `Annotated` included."""
+    """Annotations of a class or function by name, including `Annotated`."""
     return _type_hints(kind)
 
 
@@ -86,22 +86,22 @@ def _type_hints(kind: Any) -> dict[str, Any]:
 
 
 def check_value(kind: Any, value: Any, name: str, *, strict: bool) -> Any:
-    """A value as its annotation has it.
+    """Check a value against an annotation, and convert it if allowed.
 
     Args:
         kind: the annotation: numbers, strings, booleans, paths, None, unions, literals, tuples, lists, dictionaries
-            with strings for keys, typed dictionaries (whose other keys are ignored), each possibly within `Bounds`.
-        value: to be checked.
-        name: of the value, for the error.
-        strict: accept only values of the very type, as from a file (floats may be written without a fraction).
+            with string keys, typed dictionaries (other keys are ignored), each possibly with `Bounds`.
+        value: the value to check.
+        name: name of the value, for the error.
+        strict: accept only values of the exact type, as from a file (floats may be written without a fraction).
             Otherwise the value is a setting from a person or program: NumPy numbers, integers for floats, lists for
             tuples and strings for paths are converted, and text must be usable as a name or path.
 
     Returns:
-        the value, of the type that the annotation names.
+        The value, with the type of the annotation.
 
     Raises:
-        InvalidValueError: it is of another type, not finite, or out of range.
+        InvalidValueError: if it is of another type, not finite, or out of range.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -170,15 +170,17 @@ def _finite(value: Any, name: str) -> float:
 
 
 def check_text(text: str, name: str) -> None:
-    """Refuse text that is no name of anything: empty, with a NUL, longer than a path, or below an unknown home.
+    """Reject text that is not a valid name: empty, with a NUL, longer than a path, or in an unknown home directory.
 
     Raises:
-        InvalidValueError: says which.
+        InvalidValueError: names the problem.
     """
     if not text:
-        raise InvalidValueError(name, "is empty: give a value or leave it out")
+        raise InvalidValueError(name, "is empty; pass a value or omit it")
     if "\0" in text or LONE_SURROGATE.search(text):
-        raise InvalidValueError(name, f"is {_format_value(text)}, which holds a character that no name can have")
+        raise InvalidValueError(
+            name, f"is {_format_value(text)}, which contains a character that is not valid in names"
+        )
     if "://" in text:
         return
     raw = os.fsencode(text)
@@ -192,7 +194,7 @@ def check_text(text: str, name: str) -> None:
     if text.startswith("~") and os.path.expanduser(text) == text:  # noqa: PTH111 - pathlib's raises RuntimeError
         home = text.partition("/")[0]
         raise InvalidValueError(
-            name, f"is {_format_value(text)}, but no home directory of {home!r} is known: give the whole path"
+            name, f"is {_format_value(text)}, but the home directory of {home!r} is unknown; pass the absolute path"
         )
 
 
@@ -203,7 +205,7 @@ def _check_union(kind: Any, parts: tuple[Any, ...], value: Any, name: str, stric
             return check_value(part, value, name, strict=strict)
         except InvalidValueError as error:
             problems.append(error)
-    # The one that got farther than the type says more.
+    # Prefer the error about the value over those about the type.
     words = describe_type(kind)
     of_value = [error for error, part in zip(problems, parts, strict=True) if describe_type(part) not in error.problem]
     raise of_value[0] if of_value else InvalidValueError(name, f"is {_format_value(value)}, expected {words}")
@@ -252,14 +254,14 @@ def _type_error(kind: Any, value: Any, name: str) -> InvalidValueError:
 
 
 def _format_value(value: Any) -> str:
-    """A value in a sentence, cut where it is long."""
+    """A value as text in a message, truncated if long."""
     if isinstance(value, (str, bytes, list, tuple, dict)) and len(value) > 1000:
         value = f"{value[:100]}..." if isinstance(value, str) else f"{type(value).__name__} of {len(value)} entries"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**30:
         return f"a number of {value.bit_length()} bits"
     try:
         text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    except Exception:  # an object whose representation fails is still no value
+    except Exception:  # repr of a foreign object may raise
         text = type(value).__name__
     if not isinstance(value, (str, bytes, list, tuple, dict)) and isinstance(value, Real):
         text = str(value)
@@ -267,7 +269,7 @@ def _format_value(value: Any) -> str:
 
 
 def describe_type(kind: Any) -> str:
-    """An annotation as a part of a sentence."""
+    """An annotation as text in a message."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Annotated, Required, NotRequired):
         return describe_type(parts[0])

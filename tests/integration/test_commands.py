@@ -108,7 +108,7 @@ def test_a_run_is_not_written_where_it_does_not_belong(media, tmp_path, monkeypa
     (tmp_path / "begun" / "config.json").write_text("{}")  # of a run that failed before its first step
     for out, reason in [
         (media, "this folder is one of the inputs"),
-        (tmp_path / "file", "cannot be written"),
+        (tmp_path / "file", "is a file, expected a directory"),
         (tmp_path / "begun", None),
     ]:
         monkeypatch.setattr(sys, "argv", ["tubelet", "train", str(media), "--out", str(out), *TRAIN, "--steps", "1"])

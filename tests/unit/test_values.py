@@ -112,7 +112,7 @@ def test_what_trained_to_the_end_and_could_not_be_read_is_refused_when_it_is_mad
         ("train a --out EMPTY", "--out is empty"),
         ("train EMPTY --out b", "an argument is empty"),
         ("report LONG", "is 'aaaaa"),
-        ("explain ~nobody-here/a", "no home directory of '~nobody-here' is known"),
+        ("explain ~nobody-here/a", "the home directory of '~nobody-here' is unknown"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_named_as_it_is_typed(words, message, monkeypatch, capsys, tmp_path):
@@ -130,7 +130,7 @@ def test_without_a_home_paths_below_it_are_refused_and_the_cache_is_named(monkey
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 987_654_321)
-    with pytest.raises(SettingError, match="no home directory of '~' is known: give the whole path"):
+    with pytest.raises(SettingError, match="the home directory of '~' is unknown; pass the absolute path"):
         DataConfig(sources=("~/videos",))
     with pytest.raises(TubeletError, match="no home directory is known; set HOME or XDG_CACHE_HOME"):
         cache_dir()

@@ -1,6 +1,6 @@
 """Checkpoints of a run, written in the background from a copy of the state, while training goes on.
 
-The first process writes those of a model that lies whole on each device; of one in shards, all write their parts.
+Rank 0 writes the checkpoints of a replicated model; of a sharded model, each rank writes its shards.
 """
 
 from collections.abc import Mapping
@@ -38,15 +38,15 @@ class Pending(NamedTuple):
     """A checkpoint that is being written.
 
     Attributes:
-        path: where it will be.
-        end: done when it is there; None on a process that takes no part.
+        path: path of the checkpoint.
+        end: future that is done when the checkpoint is complete; None on a rank that does not write.
     """
 
     path: Path
     end: Future[Any] | None
 
     def problem(self) -> str | None:
-        """Why it could not be written, once that is known; waits for it."""
+        """Wait for the end; returns why the checkpoint could not be written, or None if it was."""
         if self.end is None or (error := self.end.exception()) is None:
             return None
         if isinstance(error, TubeletError):
@@ -62,7 +62,12 @@ class Pending(NamedTuple):
 
 
 class Checkpointer:
-    """Writes a run's checkpoints, one at a time; all processes call it together."""
+    """Writes the checkpoints of a run, one at a time; all methods except `poll` and `close` are collective.
+
+    Attributes:
+        newest: newest checkpoint on the disk, or None.
+        saved: optimizer steps of the newest checkpoint that is on the disk or being written.
+    """
 
     def __init__(
         self, run: RunDirectory, start: int, config: TrainConfig, model: VJEPA, optimizer: Optimizer, ctx: DistContext
@@ -82,15 +87,15 @@ class Checkpointer:
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Pending | None = None
         self.reported = False  # whether `poll` has reported the failure of what is pending
-        self.newest = run.checkpoint  # that is on the disk
-        self.saved = start  # steps done when the last was begun that is on the disk or being written
-        self.before = start  # the same of the one before it
+        self.newest = run.checkpoint
+        self.saved = start
+        self.before = start  # `saved` before the pending checkpoint
 
     def save(self, step: int, required: bool = False) -> str | None:
-        """Write the state after `step` steps: only a copy of it is made before this returns.
+        """Copy the state after `step` steps and write the copy in the background.
 
-        The run's first checkpoint is waited for, so that a run that cannot save ends at once; and so is the previous
-        one, if it is still being written: there is never more than one copy.
+        The first checkpoint of a run is written before this returns, so that a run that cannot save ends at once. A
+        previous checkpoint that is still being written is awaited: there is never more than one copy.
 
         Args:
             step: optimizer steps done.
@@ -108,7 +113,7 @@ class Checkpointer:
         problem = self.wait()
         self.before, self.saved = self.saved, step
         try:
-            self._begin(step)
+            self._start(step)
         except TubeletError as error:
             self.saved = self.before
             if required or self.newest is None:
@@ -160,17 +165,17 @@ class Checkpointer:
         return None
 
     def close(self) -> None:
-        """Wait until nothing is written any more, whatever came of it, so that a run that fails leaves no half."""
+        """Wait for the writer thread without raising its errors, so that a failed run leaves no partial checkpoint."""
         self.writer.shutdown(wait=True)
 
     def _require_written(self) -> None:
         if self.pending and (problem := self.pending.problem()):
             raise TrainingError(problem)
 
-    def _begin(self, step: int) -> None:
+    def _start(self, step: int) -> None:
         if self.group is None:
             path = self.run / "checkpoints" / f"step-{step:09d}.safetensors"
-            self.pending = Pending(path, self._begin_whole(step) if self.ctx.is_rank0 else None)
+            self.pending = Pending(path, self._start_full(step) if self.ctx.is_rank0 else None)
             return
         from tubelet.checkpoint.dcp import async_save
 
@@ -190,8 +195,8 @@ class Checkpointer:
                 "stops: lower the learning rate (--lr) and continue from the checkpoint before with --resume"
             )
 
-    def _begin_whole(self, step: int) -> Future[Any]:
-        """Copy the state, and begin to write the copy; an error of either is the future's."""
+    def _start_full(self, step: int) -> Future[Any]:
+        """Copy the state and write the copy in the background; errors of both are in the future."""
         try:
             state = copy_to_host(training_state(self.model, self.optimizer))
             adapters = copy_to_host(get_adapters(self.model.teacher)) if self.config.lora_rank else {}
@@ -203,14 +208,14 @@ class Checkpointer:
         if self.ctx.device.type == "cuda":
             copied = torch.cuda.Event()
             copied.record()
-        return self.writer.submit(self._write_whole, step, state, adapters, copied)
+        return self.writer.submit(self._write_full, step, state, adapters, copied)
 
-    def _write_whole(
+    def _write_full(
         self, step: int, state: Mapping[str, Tensor], adapters: Mapping[str, Tensor], copied: torch.cuda.Event | None
     ) -> None:
         if copied is not None:
             copied.synchronize()
-        # Adapters first: a checkpoint that was written counts as such, and older ones go when it is there.
+        # Adapters first: when the checkpoint is complete, older ones are removed.
         if adapters:
             save_adapters(adapters, self.model.teacher, self.run / "adapter")
         save_checkpoint(self.run, step, state, self.config, self.config.keep_checkpoints)
