@@ -34,12 +34,12 @@ def explain(
 
     Args:
         file: a video or an image.
-        what: a preset's name (random weights), a run folder, a checkpoint, or a released .pt file.
+        what: a preset's name (random weights), a run directory, a checkpoint, or a released .pt file.
         out: the page, one file that needs no other.
-        image_size: side of the center crop in pixels; None is what the run was trained at, or 224.
-        frames: frames of the clip; None is what the run was trained at, or 16.
-        fps: frames per second of the clip; None is what the run was trained at, or 4.
-        seed: of the masks, and of random weights.
+        image_size: side of the center crop in pixels; None is the run's, or 224.
+        frames: frames of the clip; None is the run's, or 16.
+        fps: frames per second of the clip; None is the run's, or 4.
+        seed: seed of the masks, and of random weights.
         console: console to print the steps to.
 
     Raises:
@@ -74,11 +74,9 @@ def print_steps(trace: Trace, console: Console) -> None:
 
 def page_values(trace: Trace) -> dict[str, Any]:
     """Values of the template."""
-    drawn = TraceFigures(trace)
+    drawn, config = TraceFigures(trace), trace.model.config
     weights, weight_scale = drawn.weights()
-    errors = drawn.errors()
-    config = trace.model.config
-    chosen = drawn.chosen_token()
+    errors, error_scale = drawn.errors() or (None, None)
     return {
         "trace": trace,
         "config": config,
@@ -90,7 +88,7 @@ def page_values(trace: Trace) -> dict[str, Any]:
         "patches": drawn.patches(),
         "tubelet": drawn.tubelet(),
         "tubelet_place": drawn.tubelet_place(),
-        "chosen": chosen,
+        "chosen": drawn.chosen_token(),
         "head_cells": head_cells(config.width // config.heads),
         "rotary_axes": drawn.rotary_axes(),
         "rotary_maps": drawn.rotary_maps(),
@@ -103,8 +101,8 @@ def page_values(trace: Trace) -> dict[str, Any]:
         "teacher": drawn.teacher(),
         "weights": weights,
         "weight_scale": weight_scale,
-        "errors": errors[0] if errors else None,
-        "error_scale": errors[1] if errors else None,
+        "errors": errors,
+        "error_scale": error_scale,
         "mask_losses": [summary(mask, trace.context_weight) for mask in trace.masks],
         "zero_error": float(trace.targets.abs().mean()),
         "levels": config.levels[-config.num_output_levels :],

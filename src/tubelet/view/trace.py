@@ -160,11 +160,11 @@ def trace_input(
 
     Args:
         file: a video or an image.
-        what: a preset's name (random weights), a run folder, a checkpoint, or a released .pt file.
-        image_size: side of the center crop in pixels; None is what the run was trained at, or 224.
-        frames: frames of the clip; None is what the run was trained at, or 16.
-        fps: frames per second of the clip; None is what the run was trained at, or 4.
-        seed: of the masks, and of random weights.
+        what: a preset's name (random weights), a run directory, a checkpoint, or a released .pt file.
+        image_size: side of the center crop in pixels; None is the run's, or 224.
+        frames: frames of the clip; None is the run's, or 16.
+        fps: frames per second of the clip; None is the run's, or 4.
+        seed: seed of the masks, and of random weights.
 
     Raises:
         TubeletError: if the file or the model cannot be read, or the sizes do not fit together.
@@ -190,12 +190,6 @@ def _run(
     levels = model.teacher(pixels)
     targets = normalize_targets(levels)
     rng = np.random.default_rng(seed)
-    masks = []
-    for spec in specs.specs_for(modality):
-        # The sampler draws the shape of the rectangles first: a copy of its generator draws the same shape.
-        block = block_shape(spec, grid, copy.deepcopy(rng))
-        mask = sample_mask(spec, grid, 1, rng)
-        masks.append(_trace_mask(model, pixels, targets, spec, block, mask, grid, modality, weight))
     return Trace(
         source=source,
         model=model,
@@ -208,7 +202,7 @@ def _run(
         rotary=rotary_table(
             torch.arange(grid.tokens).unsqueeze(0), grid, config.width // config.heads, config.rope_grid
         ),
-        masks=masks,
+        masks=[_trace_mask(model, pixels, targets, spec, rng, weight) for spec in specs.specs_for(modality)],
         teacher_levels=levels,
         targets=targets,
         context_weight=weight,
@@ -217,24 +211,20 @@ def _run(
 
 
 def _trace_mask(
-    model: VJEPA,
-    pixels: Tensor,
-    targets: Tensor,
-    spec: BlockMask,
-    block: tuple[int, int],
-    mask: Mask,
-    grid: Grid,
-    modality: Modality,
-    weight: float,
+    model: VJEPA, pixels: Tensor, targets: Tensor, spec: BlockMask, rng: np.random.Generator, weight: float
 ) -> MaskTrace:
     student, predictor = model.student, model.predictor
+    grid, modality = student.tokenizer.grid(pixels), modality_of(pixels)
+    # The sampler draws the shape of the rectangles first: a copy of its generator draws the same shape.
+    block = block_shape(spec, grid, copy.deepcopy(rng))
+    mask = sample_mask(spec, grid, 1, rng)
     parts = {"tokens": student.blocks[0], "fusion": predictor.fusion, "sequence": predictor.blocks[0]}
     with _captured(parts) as (inputs, outputs):
         levels = student(pixels, mask.context)
         predicted, reconstructed = predictor(levels, mask, grid, modality)
     # A distilled release predicts the last level of a larger teacher, which its file does not have.
     comparable = predicted.shape[-1] == targets.shape[-1]
-    distance = target_distance(mask, grid)
+    distance, weighting = target_distance(mask, grid), {"distance_weighting": model.distance_weighting}
     return MaskTrace(
         spec=spec,
         block=block,
@@ -249,11 +239,7 @@ def _trace_mask(
         counts=distance.rsqrt() if model.distance_weighting else torch.ones_like(distance),
         target_error=token_errors(predicted, targets, mask.target) if comparable else None,
         context_error=token_errors(reconstructed, targets, mask.context) if comparable else None,
-        losses=model.loss(
-            predicted, reconstructed, targets, mask, grid, weight, distance_weighting=model.distance_weighting
-        )
-        if comparable
-        else None,
+        losses=model.loss(predicted, reconstructed, targets, mask, grid, weight, **weighting) if comparable else None,
     )
 
 
@@ -285,7 +271,7 @@ def _load(what: str, seed: int) -> tuple[VJEPA, TrainConfig | None, str | None]:
             return VJEPA(model_preset(what)).eval(), None, None
     if not Path(what).exists():
         raise DataError(
-            f"{what}: no such model; expected one of {', '.join(MODELS)}, a run folder, a checkpoint or a .pt file"
+            f"{what}: no such model; expected one of {', '.join(MODELS)}, a run directory, a checkpoint or a .pt file"
         )
     model, config = load_vjepa(what)
     return model, config, what
