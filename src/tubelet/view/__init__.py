@@ -1,1 +1,1 @@
-"""Pages and pictures for people: the life of one input, and a run's report."""
+"""Self-contained HTML pages: the trace of one input, reports of runs, results of tasks."""
