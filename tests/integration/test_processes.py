@@ -90,7 +90,7 @@ def test_four_processes_have_the_losses_and_weights_of_one(media, alone, tmp_pat
 
 
 def test_shards_and_groups_of_masks_whose_borders_cross_have_the_losses_of_one_process(media, tmp_path):
-    masks = dataclasses.replace(tiny_config(media).masks, group=5)
+    masks = dataclasses.replace(tiny_config(media).masks, truncation_group_size=5)
     config = tiny_config(media, batch_size=20, steps=4, masks=masks)
     train_quietly(config, tmp_path / "alone")
     codes, said = train_together(3, dataclasses.replace(config, parallel="fsdp"), tmp_path / "shards")
@@ -159,7 +159,7 @@ def test_a_sharded_run_continues_from_a_single_file(media, alone, tmp_path):
         torch.testing.assert_close(mine[name], tensor, atol=5e-4, rtol=1e-3)
     part = next(list_checkpoints(run)[-1].glob("*.safetensors"))
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(TubeletError, match="copy the whole checkpoint folder again"):
+    with pytest.raises(TubeletError, match="copy the whole checkpoint directory again"):
         load_vjepa(run)
 
 

@@ -185,7 +185,7 @@ class Trainer:
         Raises:
             TubeletError: see `tubelet.train.trainer.train`.
         """
-        config, stop, problem = self.config, None, None
+        config, step, stop, problem = self.config, self.start, None, None
         with StopSignals() as signals, self.progress, self.stream:
             began = time.perf_counter()
             for step, data in self.stream:
