@@ -190,8 +190,9 @@ def test_shared_memory_without_room_ends_the_step_in_one_sentence(monkeypatch):
     monkeypatch.setattr(loader, "get_worker_info", lambda: True)
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     assert StepDataset(config(batch=9), MEDIA)[0].failure == (
-        "/dev/shm has no room for 0.4 MB of samples (unable to allocate shared memory(shm) for file </torch_1>: No "
-        "space left on device (28)); lower --prefetch-mb or --workers, or enlarge it (docker run --shm-size)"
+        "/dev/shm: no room for 0.4 MB of samples (unable to allocate shared memory(shm) for file </torch_1>: No "
+        "space left on device (28)); start the container with more (docker run --shm-size), or lower --workers "
+        "(0 needs none) or --prefetch-mb"
     )
 
 

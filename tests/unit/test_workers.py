@@ -171,7 +171,10 @@ def test_an_error_of_a_worker_is_raised_with_its_class_and_fields(workers, optio
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda index: Lost(), r"\(exit code 1\): /dev/shm is full: start the container with a larger --shm-size"),
+        (
+            lambda index: Lost(),
+            r"\(exit code 1\): /dev/shm: it is full; start the container with more \(docker run --shm-size\)",
+        ),
         (end_process, r"^a worker process ended unexpectedly \(exit code 7\); go on$"),
         (lambda index: time.sleep(60), "timed out after 0.5 seconds"),
     ],

@@ -39,7 +39,7 @@ from tubelet.data.sample_index import SampleIndex
 from tubelet.data.sampler import WeightedSourceSampler
 from tubelet.data.sources import MediaList
 from tubelet.data.worker_loader import WorkerLoader
-from tubelet.data.worker_status import WorkerStatus
+from tubelet.data.worker_status import WorkerStatus, shared_memory_full
 from tubelet.errors import BadFile, ConfigError, DataError, DecodeError, FileError, TubeletError, first_line
 from tubelet.grid import Grid, Mask, Modality
 
@@ -155,10 +155,8 @@ class StepDataset(Dataset[StepData]):
         try:
             return pixels.share_memory_()
         except RuntimeError as error:
-            raise FileError(
-                f"/dev/shm has no room for {pixels.nbytes / MB:,.1f} MB of samples ({first_line(error)}); lower "
-                "--prefetch-mb or --workers, or enlarge it (docker run --shm-size)"
-            ) from error
+            problem = f"no room for {pixels.nbytes / MB:,.1f} MB of samples ({first_line(error)})"
+            raise FileError(shared_memory_full(problem)) from error
 
     def _micro_batches(self, modality: Modality, own: list[int], pixels: Tensor, step: int) -> Iterator[Batch]:
         """This rank's samples (B, 3, T, S, S) uint8, with the numbers `own` in the step, and their masks."""

@@ -26,6 +26,7 @@ from tubelet.data.worker_status import (
     WorkerCrashError,
     WorkerStatus,
     setup_worker,
+    shared_memory_full,
 )
 from tubelet.errors import ConfigError, FileError, TubeletError, first_line
 from tubelet.io.files import temporary_directory
@@ -206,11 +207,11 @@ def require_shared_memory(item_bytes: int, workers: int, prefetch: int = PREFETC
     found = os.statvfs(SHARED_MEMORY)
     free, needed = found.f_bavail * found.f_frsize, item_bytes * (workers * prefetch + 1)
     if needed > free:
-        raise FileError(
-            f"{SHARED_MEMORY}: {free / 1e6:.0f} MB are free, but {workers} workers need {needed / 1e6:.0f} MB for "
-            f"{prefetch} batches each of {item_bytes / 1e6:.1f} MB; start the container with more (docker run "
-            f"--shm-size {max(1, round(2 * needed / 1e9))}g), or use fewer --workers (0 needs none)"
+        problem = (
+            f"{free / 1e6:.0f} MB are free, but {workers} workers need {needed / 1e6:.0f} MB for {prefetch} batches "
+            f"each of {item_bytes / 1e6:.1f} MB"
         )
+        raise FileError(shared_memory_full(problem, f" {max(1, round(2 * needed / 1e9))}g"))
 
 
 def require_main_guard() -> None:
@@ -256,7 +257,7 @@ def _start_loading(status: WorkerStatus, folder: str, worker: int) -> None:
         # Raised by a thread that passes an item to the parent: only this worker knows that it will never arrive.
         text = str(error)
         if "No space left" in text or "unable to allocate shared memory" in text or "unable to resize" in text:
-            text = f"{SHARED_MEMORY} is full: start the container with a larger --shm-size, or use fewer --workers"
+            text = shared_memory_full("it is full")
         status.set_message(worker, text)
         os._exit(1)
 

@@ -29,6 +29,14 @@ _MAIN_GUARD = (
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
+def shared_memory_full(problem: str, size: str = "") -> str:
+    """The message about too little shared memory, for example with size " 8g" as a proposal."""
+    return (
+        f"{SHARED_MEMORY}: {problem}; start the container with more (docker run --shm-size{size}), or lower --workers "
+        "(0 needs none) or --prefetch-mb"
+    )
+
+
 class WorkerCrashError(TrainingError):
     """A worker process died."""
 
