@@ -179,7 +179,7 @@ def test_the_command_takes_the_sizes_from_the_checkpoint(media, first_run, tmp_p
 
 def test_single_frames_need_images(media, tmp_path):
     config = tiny_config(media / "0.mp4", data={"frames": 1})
-    with pytest.raises(TubeletError, match="frames is 1, which trains on images alone, and the sources hold none"):
+    with pytest.raises(TubeletError, match="frames is 1, which trains on images only, but the sources have no images"):
         train_quietly(config, tmp_path / "run")
 
 
