@@ -138,7 +138,7 @@ def test_an_unreadable_file_is_named_and_ends_the_evaluation_unless_some_are_all
     with pytest.raises(TubeletError, match=r"bad\.png.*1 of 4"):
         extract(model, cache, [bad, *images], {}, whole)
     features = extract(model, cache, [bad, *images], {}, whole, max_failed_fraction=0.25)
-    assert features.numbers == [1, 2, 3] and [Path(b.path).name for b in features.bad] == ["bad.png"]
+    assert features.indices == [1, 2, 3] and [Path(b.path).name for b in features.bad_files] == ["bad.png"]
 
 
 def test_an_evaluation_of_nothing_but_unreadable_files_ends_whatever_share_is_allowed(model, tmp_path):

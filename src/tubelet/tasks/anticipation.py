@@ -140,13 +140,13 @@ def evaluate(context: EvaluationContext) -> Result:
     benchmark: AnticipationDataset = context.dataset
     view, steps = _view(context)
     segments, skipped = _segments(benchmark, config)
-    recipe, encode = {"cut": "before", "steps": steps} | asdict(view), partial(encode_and_predict, steps=steps)
+    recipe, encode = {"transform": "before", "steps": steps} | asdict(view), partial(encode_and_predict, steps=steps)
     train, val = (
         context.extract([_source(s) for s in segments[split]], recipe, view, encode) for split in ("train", "val")
     )
     used = {
-        "train": [segments["train"][n] for n in train.numbers],
-        "val": [segments["val"][n] for n in val.numbers],
+        "train": [segments["train"][n] for n in train.indices],
+        "val": [segments["val"][n] for n in val.indices],
     }
     actions = _actions(used)
     train_labels, truth = _labels(used["train"], actions), _labels(used["val"], actions)
@@ -183,7 +183,7 @@ def evaluate(context: EvaluationContext) -> Result:
             "pairs trained on": trained,
             "probes side by side": len(probes),
         },
-        skipped=[*skipped, *train.bad, *val.bad],
+        skipped=[*skipped, *train.bad_files, *val.bad_files],
         details=sweep_details(settings, values, best),
         examples=_examples(scores[best], used["val"], val, view, benchmark, actions),
     )
@@ -274,7 +274,7 @@ def _in_words(view: PreActionClip, steps: int, count: int, heads: int) -> str:
         f"that end {view.gap_s:g} s before the action, and on the predictor's tokens {steps} time steps later; focal "
         "loss. Recall@5 is the mean over the classes that occur, as the benchmark's evaluator has it; among known "
         "actions, as V-JEPA 2 has it, actions that are not trained on are left out and answers are among the classes "
-        f"that occur. The best of {count} probes by the figures on the validation actions themselves, as published. "
+        f"that occur. The best of {count} probes by the metrics on the validation actions themselves, as published. "
         "Training clips are seen without augmentation and at one distance, where the published protocol draws from "
         "0.25 to 1.75 s."
     )

@@ -26,7 +26,7 @@ def evaluate(context: EvaluationContext) -> Result:
     plan = make_plan(context)
     train = context.extract(plan.train.sources, plan.train_view.recipe, plan.train_view)
     val = context.extract(plan.val.sources, plan.val_view.recipe, plan.val_view)
-    train_labels, truth = plan.train.labels(train.numbers), plan.val.labels(val.numbers)
+    train_labels, truth = plan.train.labels(train.indices), plan.val.labels(val.indices)
     settings = training_settings(plan.protocol, config, len(train))
     heads = probe_heads(model.config.width, model.config.heads)
     probes = train_classifiers(
@@ -55,7 +55,7 @@ def evaluate(context: EvaluationContext) -> Result:
             "parameters of a probe": parameters,
         }
         | dict(plan.excluded),
-        skipped=[*plan.train.missing, *plan.val.missing, *train.bad, *val.bad],
+        skipped=[*plan.train.missing, *plan.val.missing, *train.bad_files, *val.bad_files],
         details=sweep_details(settings, values, best) | confusion_details(scores[best], truth[:, 0], plan.classes),
         examples=worst_examples(scores[best], truth[:, 0], val, plan),
     )
@@ -67,7 +67,7 @@ def _in_words(plan: ClassificationPlan, count: int, heads: int) -> str:
     return (
         f"Attentive probe of V-JEPA 2 (arXiv 2506.09985): {BLOCKS} blocks of {heads} heads, the last a learnable "
         f"query's cross-attention, on the tokens of the last level; {plan.describe_views()}{averaged}. The best of "
-        f"{count} probes by the figures on the test files themselves, as published. Training files are seen without "
+        f"{count} probes by the metrics on the test files themselves, as published. Training files are seen without "
         "augmentation, which the published protocol has: features are computed once."
     )
 

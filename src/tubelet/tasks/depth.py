@@ -27,7 +27,7 @@ from tubelet.tasks.common.pixel_features import (
     Crop,
     Draw,
     PixelFeatureDataset,
-    cut,
+    crop_and_resize,
     extract_training_set,
     source_image,
     test_source,
@@ -85,10 +85,10 @@ def evaluate(context: EvaluationContext) -> Result:
     crops = training_set(context, depths, subsample_evenly(depths.train, config.max_samples), (crop[0], crop[1]))
     bins = torch.linspace(PROTOCOL.min_depth, depths.max_depth, PROTOCOL.bins, device=context.model.device)
     head = fit(context, crops, bins)
-    recipe = {"cut": "depth views", "size": view, "seen": depths.input_crop}
+    recipe = {"transform": "depth views", "size": view, "seen": depths.input_crop}
     views = context.extract([test_source(p) for p in test], recipe, partial(mirrored_views, depths=depths, size=view))
     grid = (view[0] // patch, view[1] // patch)
-    scores = score(context, depths, head, views, [test[number] for number in views.numbers], grid, bins)
+    scores = score(context, depths, head, views, [test[number] for number in views.indices], grid, bins)
     return _result(context, depths, head, scores, crops, views, view)
 
 
@@ -109,7 +109,7 @@ def training_set(
     context: EvaluationContext, depths: DepthDataset, samples: list[DenseSample], size: tuple[int, int]
 ) -> PixelFeatureDataset:
     """Features and depths of points of the training images, in crops of `size` pixels."""
-    recipe = {"cut": "depth crops", "size": size, "seen": depths.input_crop, "crop": depths.train_crop}
+    recipe = {"transform": "depth crops", "size": size, "seen": depths.input_crop, "crop": depths.train_crop}
     choose = partial(choose_crop, depths=depths)
     scale = {"scale": depths.units_per_meter, "max": depths.max_depth}
     return extract_training_set(context, samples, choose, size, recipe, depths.load_target, 0, scale)
@@ -156,7 +156,7 @@ def mirrored_views(source: Source, depths: DepthDataset, size: tuple[int, int]) 
     """
     image = source_image(source)
     top, left, bottom, right = depths.input_region((image.shape[0], image.shape[1]))
-    view = cut(image, Crop(top, left, bottom - top, right - left, mirrored=False), size)
+    view = crop_and_resize(image, Crop(top, left, bottom - top, right - left, mirrored=False), size)
     return torch.stack([view, view.flip(-1)])
 
 
@@ -335,7 +335,7 @@ def _result(
         counts={"training images": fitted, "held-out images": held_out, "test images": len(scores.errors)}
         | dict(depths.excluded)
         | ({"test images without a known depth": len(without_truth)} if without_truth else {}),
-        skipped=[*crops.features.bad, *views.bad],
+        skipped=[*crops.features.bad_files, *views.bad_files],
         details={
             "more errors": {name: mean[name] for name in ("delta2", "delta3", "log10", "silog")},
             "learning rates": {

@@ -82,9 +82,9 @@ def evaluate(context: EvaluationContext) -> Result:
     crops = training_set(context, labels, subsample_evenly(labels.train, config.max_samples), size)
     head = fit(context, labels, crops)
     test = subsample_evenly(labels.test, config.max_samples)
-    recipe = {"cut": "segmentation windows", "size": size, "stride": PROTOCOL.stride}
+    recipe = {"transform": "segmentation windows", "size": size, "stride": PROTOCOL.stride}
     windows = context.extract([test_source(p) for p in test], recipe, partial(sliding_windows, size=size))
-    predictions = score(context, labels, head, windows, [test[number] for number in windows.numbers], size)
+    predictions = score(context, labels, head, windows, [test[number] for number in windows.indices], size)
     return _result(context, labels, head, predictions, crops, windows, size)
 
 
@@ -105,7 +105,7 @@ def training_set(
     context: EvaluationContext, labels: SegmentationDataset, samples: list[DenseSample], size: int
 ) -> PixelFeatureDataset:
     """Features and classes of points of the training images, in crops of `size` pixels along a side."""
-    recipe = {"cut": "segmentation crops", "size": size, "scale": PROTOCOL.scale}
+    recipe = {"transform": "segmentation crops", "size": size, "scale": PROTOCOL.scale}
     choose = partial(choose_crop, scale=PROTOCOL.scale)
     table = {"table": labels.class_of_label.tolist()}
     return extract_training_set(context, samples, choose, (size, size), recipe, labels.load_target, IGNORED, table)
@@ -327,7 +327,7 @@ def _result(
             "classes in the test split": len(by_class),
         }
         | dict(labels.excluded),
-        skipped=[*crops.features.bad, *windows.bad],
+        skipped=[*crops.features.bad_files, *windows.bad_files],
         details={
             "IoU by class": {labels.classes[k]: 100 * value for k, value in by_class.items()},
             "share of the test split's pixels": {labels.classes[k]: int(truth[k]) / int(truth.sum()) for k in by_class},

@@ -62,14 +62,14 @@ def evaluate(context: EvaluationContext) -> Result:
         raise ConfigError(f"frames is {window}, but the clips of {data} have {dataset.frames}")
     grid = model.config.grid(window, size, size)
     videos = subsample_evenly(dataset.test, config.max_samples)
-    recipe = {"cut": "whole clip in windows", "size": size, "window": window}
+    recipe = {"transform": "whole clip in windows", "size": size, "window": window}
     sources = [Source(files=(video.path,)) for video in videos]
     features = context.extract(
         sources,
         recipe,
-        partial(_cut, window=window, size=size),
+        partial(_windows, window=window, size=size),
     )
-    clips = [_Clip(dataset, videos[n], window, size, grid, model.patch_size) for n in features.numbers]
+    clips = [_Clip(dataset, videos[n], window, size, grid, model.patch_size) for n in features.indices]
     pairs, scores = [], []
     for number, clip in enumerate(clips):
         pairs.append(point_errors(clip.maps(features[number]), clip.tracks()))
@@ -97,7 +97,7 @@ def evaluate(context: EvaluationContext) -> Result:
             "of them moved": int(moved.sum()),
             "of them hidden in between": int((moved & joined.reappeared).sum()),
         },
-        skipped=features.bad,
+        skipped=features.bad_files,
         details={"shares": shares, "protocol": asdict(PROTOCOL) | {"image_size": size, "window": window}},
         examples=[_example(clips[number], features[number], value) for value, number in worst],
     )
@@ -126,7 +126,7 @@ def _metrics(shares: dict) -> dict[str, Metric]:
     return metrics
 
 
-def _cut(source: Source, window: int, size: int) -> Tensor:
+def _windows(source: Source, window: int, size: int) -> Tensor:
     frames = read_frames(source.files[0]).pixels
     if len(frames) < window:
         raise DecodeError(str(source.files[0]), f"{len(frames)} frames, but a window has {window}")

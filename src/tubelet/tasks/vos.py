@@ -90,10 +90,10 @@ def evaluate(context: EvaluationContext) -> Result:
     options["repeat"] = model.config.tubelet_size if window > 1 else 1
     features = context.extract(
         [part for _, part in windows],
-        {"cut": "whole frames"} | options,
-        partial(_cut, **options),
+        {"transform": "whole frames"} | options,
+        partial(_whole_frames, **options),
     )
-    bad = list(features.bad)
+    bad = list(features.bad_files)
     measured = []
     readable = _readable_sequences(len(sequences), windows, features)
     if not readable:
@@ -167,7 +167,7 @@ def _windows(sequence: VideoObjectSequence, window: int) -> list[Source]:
 def _readable_sequences(count: int, windows: list[tuple[int, Source]], features: FeatureSet) -> dict[int, list[int]]:
     """Number of each sequence whose frames could all be read -> indices of its windows in the features."""
     indices: dict[int, list[int]] = {n: [] for n in range(count)}
-    for index, number in enumerate(features.numbers):
+    for index, number in enumerate(features.indices):
         indices[windows[number][0]].append(index)
     expected = Counter(owner for owner, _ in windows)
     return {n: own for n, own in indices.items() if len(own) == expected[n]}
@@ -180,7 +180,7 @@ def frame_size(frame: tuple[int, int], short: int, patch: int) -> tuple[int, int
     return height, width
 
 
-def _cut(source: Source, short: int, patch: int, repeat: int) -> Tensor:
+def _whole_frames(source: Source, short: int, patch: int, repeat: int) -> Tensor:
     """(1, 3, T · repeat, H, W) the frames of a window."""
     frames = [read_image(path) for path in source.files]
     sizes = {tuple(frame.shape) for frame in frames}

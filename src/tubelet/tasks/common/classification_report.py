@@ -20,11 +20,11 @@ _MATRIX_CLASSES = 20  # beyond which a table of all confusions is no longer read
 
 def metrics(scores: Scores, truth: Tensor) -> dict[str, Metric]:
     """Top-1, top-5 where there are five classes or more, and the mean accuracy of the classes."""
-    figures = {"top-1": top_k(scores.ranks, 1)}
+    values = {"top-1": top_k(scores.ranks, 1)}
     if scores.answers.shape[1] >= 5:
-        figures["top-5"] = top_k(scores.ranks, 5)
-    figures["mean per class"] = class_mean_recall(scores.ranks, truth, 1)
-    return {name: Metric(value=value, unit="%") for name, value in figures.items()}
+        values["top-5"] = top_k(scores.ranks, 5)
+    values["mean per class"] = class_mean_recall(scores.ranks, truth, 1)
+    return {name: Metric(value=value, unit="%") for name, value in values.items()}
 
 
 def sweep_details(settings: TrainingSettings, values: Sequence[dict[str, Metric]], best: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class ClipView:
     @property
     def recipe(self) -> dict[str, Any]:
         """What the features depend on."""
-        return {"cut": "segments"} | asdict(self)
+        return {"transform": "segments"} | asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class ImageView:
     @property
     def recipe(self) -> dict[str, Any]:
         """What the features depend on."""
-        return {"cut": "middle"} | asdict(self)
+        return {"transform": "middle"} | asdict(self)
 
 
 View = ClipView | ImageView

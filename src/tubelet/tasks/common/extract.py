@@ -50,14 +50,14 @@ class FeatureSet(Dataset[dict[str, Tensor]]):
     Attributes:
         sources: readable sources, in their order.
         paths: the file of each.
-        numbers: index of each in the list that was requested.
-        bad: unreadable files, with the reasons.
+        indices: index of each in the list that was requested.
+        bad_files: unreadable files, with the reasons.
     """
 
     sources: list[Source]
     paths: list[Path]
-    numbers: list[int]
-    bad: list[BadFile]
+    indices: list[int]
+    bad_files: list[BadFile]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -72,7 +72,7 @@ def last_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
     return {"tokens": model.forward_features(pixels)}
 
 
-Cut = Callable[[Source], Tensor]
+Transform = Callable[[Source], Tensor]
 Encode = Callable[[Backbone, Tensor], dict[str, Tensor]]
 
 
@@ -81,7 +81,7 @@ def extract(
     cache: FeatureCache,
     sources: Sequence[Source],
     recipe: Mapping[str, Any],
-    cut: Cut,
+    transform: Transform,
     encode: Encode = last_level,
     *,
     workers: int = 0,
@@ -96,8 +96,8 @@ def extract(
         cache: of that model.
         sources: the sources to encode.
         recipe: everything besides model and source that the features depend on: a name, sizes, levels, ...
-        cut: a source to its views (..., C, T, H, W) uint8; called in worker processes, so it must be picklable. Raises
-            `DecodeError` for a file that cannot be read.
+        transform: a source to its views (..., C, T, H, W) uint8; called in worker processes, so it must be picklable.
+            Raises `DecodeError` for a file that cannot be read.
         encode: normalized views (B, C, T, H, W) to tensors (B, ...), which are kept in float16 in the order, and
             under the leading dimensions, of the views.
         workers: decoding processes; 0 decodes here.
@@ -114,7 +114,7 @@ def extract(
     bad: dict[int, BadFile] = {}
     done = len(sources) - len(missing)
     progress("encoding", done, len(sources))
-    views_of = _Views([sources[number] for number in missing], cut, min(workers, len(missing)))
+    views_of = _Views([sources[number] for number in missing], transform, min(workers, len(missing)))
     waiting: list[tuple[int, Tensor]] = []
     with translate_worker_crash(RESUME_HINT):
         for number, views in zip(missing, _read_ahead(views_of, min(workers, len(missing)), prefetch_mb), strict=True):
@@ -204,8 +204,8 @@ def _encode(model: Backbone, waiting: list[tuple[int, Tensor]], paths: list[Path
 class _Views(Dataset[Tensor | BadFile]):
     """The views of each source, or why it has none."""
 
-    def __init__(self, sources: list[Source], cut: Cut, workers: int) -> None:
-        self.sources, self.cut = sources, cut
+    def __init__(self, sources: list[Source], transform: Transform, workers: int) -> None:
+        self.sources, self.transform = sources, transform
         self.status = WorkerStatus(workers)
 
     def __len__(self) -> int:
@@ -215,7 +215,7 @@ class _Views(Dataset[Tensor | BadFile]):
         worker, source = get_worker_info(), self.sources[index]
         try:
             with self.status.track(worker.id if worker else None, str(source.files[0])):
-                return self.cut(source)
+                return self.transform(source)
         except DecodeError as error:
             return BadFile(error.path, error.reason)
 

@@ -104,7 +104,7 @@ def source_draws(source: Source) -> list[Draw]:
     return [Draw(*numbers[i : i + size]) for i in range(0, len(numbers), size)]
 
 
-def cut_crops(source: Source, choose: ChooseCrop, size: tuple[int, int]) -> Tensor:
+def crop_image(source: Source, choose: ChooseCrop, size: tuple[int, int]) -> Tensor:
     """The crops of an image, (V, 3, 1, *size) uint8.
 
     Raises:
@@ -113,10 +113,10 @@ def cut_crops(source: Source, choose: ChooseCrop, size: tuple[int, int]) -> Tens
     image = source_image(source)
     shape = (image.shape[0], image.shape[1])
     crops = [choose(shape, draw, i == 0) for i, draw in enumerate(source_draws(source))]
-    return torch.stack([cut(image, crop, size) for crop in crops])
+    return torch.stack([crop_and_resize(image, crop, size) for crop in crops])
 
 
-def cut(image: NDArray[np.uint8], crop: Crop, size: tuple[int, int]) -> Tensor:
+def crop_and_resize(image: NDArray[np.uint8], crop: Crop, size: tuple[int, int]) -> Tensor:
     """Part of an image (H, W, 3) at a size in pixels: (3, 1, *size) uint8."""
     rows, columns = slice(crop.top, crop.top + crop.height), slice(crop.left, crop.left + crop.width)
     pixels = resize(torch.from_numpy(image[rows, columns]).unsqueeze(0), *size)
@@ -336,9 +336,9 @@ def extract_training_set(
         TubeletError: if a map cannot be read or does not fit its image, or too many images cannot be read.
     """
     sources = [training_source(sample, crops_per_image(len(samples)), context.config.seed) for sample in samples]
-    features = context.extract(sources, recipe, partial(cut_crops, choose=choose, size=size))
-    readable = [samples[number] for number in features.numbers]
-    paths = point_paths(context.cache, readable, features.sources, {"cut": recipe, **target_recipe})
+    features = context.extract(sources, recipe, partial(crop_image, choose=choose, size=size))
+    readable = [samples[number] for number in features.indices]
+    paths = point_paths(context.cache, readable, features.sources, {"transform": recipe, **target_recipe})
     reader = PointReader(readable, features.sources, paths, load_target, ignored, choose)
     draw_points(reader, context.config.workers, context.progress)
     patch = context.model.patch_size

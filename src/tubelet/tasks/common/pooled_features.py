@@ -49,15 +49,15 @@ class PooledDataset:
         recipe = view.recipe | {"features": "pooled"}
         self.train = context.extract(self.plan.train.sources, recipe, view, pooled_level)
         self.val = context.extract(self.plan.val.sources, recipe, view, pooled_level)
-        self.labels = self.plan.train.labels(self.train.numbers)
-        self.truth = self.plan.val.labels(self.val.numbers)[:, 0]
+        self.labels = self.plan.train.labels(self.train.indices)
+        self.truth = self.plan.val.labels(self.val.indices)[:, 0]
         self.table = table_of(self.train, context.cache.folder, context.config.workers)
         self.queries = table_of(self.val, context.cache.folder, context.config.workers)
 
     @property
     def skipped(self) -> list[BadFile]:
         """Files that are listed but missing, and files that cannot be read."""
-        return [*self.plan.train.missing, *self.plan.val.missing, *self.train.bad, *self.val.bad]
+        return [*self.plan.train.missing, *self.plan.val.missing, *self.train.bad_files, *self.val.bad_files]
 
     @property
     def counts(self) -> dict[str, int]:

@@ -15,7 +15,16 @@ from tubelet.errors import MissingFileError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks import get_task
 from tubelet.tasks.common.cache import FeatureCache
-from tubelet.tasks.common.extract import RESUME_HINT, Cut, Encode, FeatureSet, Progress, Source, extract, last_level
+from tubelet.tasks.common.extract import (
+    RESUME_HINT,
+    Encode,
+    FeatureSet,
+    Progress,
+    Source,
+    Transform,
+    extract,
+    last_level,
+)
 from tubelet.tasks.common.result import Result
 
 
@@ -44,7 +53,7 @@ class EvaluationContext:
     dataset: Any = None
 
     def extract(
-        self, sources: Sequence[Source], recipe: Mapping[str, Any], cut: Cut, encode: Encode = last_level
+        self, sources: Sequence[Source], recipe: Mapping[str, Any], transform: Transform, encode: Encode = last_level
     ) -> FeatureSet:
         """The features of sources, computed once and kept on disk; see `tubelet.tasks.common.extract.extract`."""
         return extract(
@@ -52,7 +61,7 @@ class EvaluationContext:
             self.cache,
             sources,
             recipe,
-            cut,
+            transform,
             encode,
             workers=self.config.workers,
             prefetch_mb=self.config.prefetch_mb,
