@@ -1,6 +1,4 @@
-"""Which device a run uses, and in which precision."""
-
-from dataclasses import dataclass
+"""The device of a run, its precision, and what devices can do."""
 
 import torch
 
@@ -30,47 +28,25 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: what was asked for, or bf16 where the device has units for it."""
+    """The dtype of matrix products: the requested one, or bf16 where the device supports it in hardware."""
     if precision == "auto":
         return torch.bfloat16 if has_bf16_units(device) else torch.float32
     return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """The dtype of a run's matrix products: what was asked for, or bf16 where it makes training faster."""
+    """The dtype of a run's matrix products: the requested one, or bf16 where it makes training faster."""
     if config.precision == "auto" and device.type == "cpu" and config.model.width < _BF16_WIDTH:
         return torch.float32
     return pick_dtype(config.precision, device)
 
 
-@dataclass(frozen=True)
-class DeviceKind:
-    """What a kind of device can do, by its maker's data sheet.
-
-    Attributes:
-        memory: bytes that programs see.
-        flops: dense bf16 operations a second.
-        link: bytes a second, in each direction, to the other devices of a machine.
-        network: bytes a second of a device's share of the network between machines.
-    """
-
-    memory: float
-    flops: float
-    link: float
-    network: float
-
-
-DEVICE_KINDS = {
-    "b200": DeviceKind(178 * 2**30, 2.25e15, 900e9, 50e9),  # NVLink 5, 400 Gb/s InfiniBand for each
-    "h200": DeviceKind(139 * 2**30, 9.89e14, 450e9, 50e9),  # NVLink 4
-    "h100": DeviceKind(79 * 2**30, 9.89e14, 450e9, 50e9),
-    "a100": DeviceKind(79 * 2**30, 3.12e14, 300e9, 25e9),  # NVLink 3, 200 Gb/s
-    "cpu": DeviceKind(16 * 2**30, 2e11, 5e9, 1e9),  # a laptop's
-}
-
 # Dense bf16 operations a second by the makers' data sheets, by a part of the name that CUDA gives the device.
-_PEAK_FLOPS = {
-    **{name.upper(): kind.flops for name, kind in DEVICE_KINDS.items() if name != "cpu"},
+PEAK_FLOPS = {
+    "B200": 2.25e15,
+    "H200": 9.89e14,
+    "H100": 9.89e14,
+    "A100": 3.12e14,
     "L40S": 3.62e14,
     "RTX 4090": 1.65e14,
     "RTX 3090": 7.1e13,
@@ -78,8 +54,8 @@ _PEAK_FLOPS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What a CUDA device could do in bf16, for model FLOPs utilization; None where it is not known."""
+    """Peak bf16 operations a second of a CUDA device, for model FLOPs utilization; None where it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)

@@ -25,10 +25,11 @@ from tubelet.data.batch_partition import accumulation_slices, mask_groups, micro
 from tubelet.data.clips import normalize
 from tubelet.data.masks import block_shape, hidden_positions
 from tubelet.data.sources import MediaList
-from tubelet.device import DEVICE_KINDS, DeviceKind, training_dtype
+from tubelet.device import training_dtype
 from tubelet.errors import ConfigError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.layers import Attention
+from tubelet.planner.device_kinds import DEVICE_KINDS, DeviceKind
 from tubelet.planner.storage_log import StepLog, StorageLog, Transfer, storage_log
 from tubelet.train.compilation import prepare_model
 from tubelet.train.distributed import DistContext
