@@ -1,5 +1,6 @@
 """`--config FILE`: options from YAML and JSON, checked as strictly as flags, which win over them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert (made.out, made.model, made.settings.batch_size) == (Path("here"), "vit-pico", TrainConfig().batch_size)
 
 
+def test_a_file_may_name_the_run_that_is_resumed_and_change_its_settings(tmp_path):
+    write(tmp_path, json.dumps(to_dict(RUN)), "config.json")
+    path = write(tmp_path, f"out: {tmp_path}\nresume: true\nsteps: 12\n")
+    made = command("train", "--config", path)
+    assert made.resume and made.settings == dataclasses.replace(RUN, steps=12) and made._model() == vit_pico()
+
+
 def test_flags_complete_what_the_file_only_could_not_mean(tmp_path):
     path = write(tmp_path, "data:\n  source_weights: [0.25, 0.75]\n")
     assert command("train", "a", "b", "--config", path).settings.data.source_weights == (0.25, 0.75)
@@ -86,6 +94,7 @@ def test_commands_that_train_or_evaluate_take_options_from_a_file(tmp_path):
         ("train", "data: {fps: .inf}", "data.fps is inf, expected a finite number"),
         ("train", "data: 3", "data is 3, expected a mapping of names to values"),
         ("train", "out: 3", "out is 3, expected a path or null"),
+        ("train", f"resume: true\nout: {'a' * 300}", "out is 'a.* expected a path of at most"),
         ("train", "config: other.yaml", "unknown key 'config'"),
         ("evaluate", "tsk: knn", r"unknown key 'tsk' \(nearest: 'task'\)"),
         ("train", "version: 9", "version is 9, expected 1 to 2; upgrade tubelet to read it"),

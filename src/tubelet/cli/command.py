@@ -159,25 +159,39 @@ def _default(kind: type[C], known: Known) -> C:
         for field in dataclasses.fields(kind)
     }
     values = {name: tyro.MISSING if value is dataclasses.MISSING else value for name, value in values.items()}
-    values |= kind.defaults(known)
-    if known.config is not None and "config" in values:
-        values |= _from_file(kind, values, known.config)
+    content = read_config_file(known.config) if known.config and "config" in values else {}
+    _from_file(kind, values, content, str(known.config))  # checks what the next line uses
+    values |= kind.defaults(_with_file(known, content))
+    values |= _from_file(kind, values, content, str(known.config))
     command = object.__new__(kind)  # unchecked: combinations are checked when flags have been added
     for name, value in values.items():
         object.__setattr__(command, name, value)
     return command
 
 
-def _from_file(kind: type[Command], defaults: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The fields of a command that a config file sets.
+def _with_file(known: Known, content: Mapping[str, Any]) -> Known:
+    """The options of the first phase that the command line does not set, from a config file."""
+    out, model = (value if isinstance(value := content.get(name), str) else None for name in ("out", "model"))
+    return dataclasses.replace(
+        known,
+        out=known.out or (Path(out) if out else None),
+        model=known.model or model,
+        resume=known.resume or content.get("resume") is True,
+    )
+
+
+def _from_file(
+    kind: type[Command], defaults: Mapping[str, Any], content: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+    """The fields of a command that the content of a config file sets.
 
     Raises:
         ConfigError: the file has an unknown key, or a value that the option does not allow.
     """
-    kinds, content = type_hints(kind), read_config_file(path)
+    kinds = type_hints(kind)
     groups = {name: value for name, value in defaults.items() if isinstance(value, Settings)}
     for group in groups.values():
-        content = current_keys(type(group), content, str(path))
+        content = current_keys(type(group), content, path)
     owners = {field.name: name for name, group in groups.items() for field in dataclasses.fields(group)}  # type: ignore[arg-type]
     own = kinds.keys() - groups.keys() - {"config"}
     values: dict[str, Any] = {}
@@ -192,4 +206,4 @@ def _from_file(kind: type[Command], defaults: Mapping[str, Any], path: Path) -> 
             grouped[owners[key]][key] = value
         else:
             raise ConfigError(f"{path}: unknown key {key!r:.100}{nearest(str(key), own | owners.keys())}")
-    return values | {name: overlay(groups[name], found, str(path)) for name, found in grouped.items()}
+    return values | {name: overlay(groups[name], found, path) for name, found in grouped.items()}
