@@ -26,7 +26,7 @@ _ROUNDS = 5
 
 
 class LevelOutputs(nn.Module):
-    """What is exported: normalized pixels (B, C, T, H, W) in, the tapped levels (B, N, D) out, shallow to deep."""
+    """The exported module: normalized pixels (B, C, T, H, W) to output levels (B, N, D), shallow to deep."""
 
     def __init__(self, model: Encoder) -> None:
         super().__init__()

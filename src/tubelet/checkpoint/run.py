@@ -47,7 +47,7 @@ class BestRow(TypedDict):
         step: Optimizer steps done.
         metric: Name of the metric in the rows of metrics.
         value: The metric's value.
-        checkpoint: Name of the file or folder in `checkpoints/`.
+        checkpoint: Name of the file or directory in `checkpoints/`.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""From a file or folder of any known layout to a config and state dictionaries in this package's names."""
+"""Read a file or directory of any supported layout: its config and state dictionaries in this package's names."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
