@@ -92,7 +92,7 @@ def test_sharding_that_was_killed_continues_to_the_same_bytes_and_leaves_no_proc
     assert not psutil.wait_procs(workers, timeout=120)[1]
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.json")}
     tars = {name: (out / name).with_suffix(".tar").stat().st_mtime_ns for name in finished}
-    with pytest.raises(TubeletError, match="not finished; run `tubelet shard` again"):
+    with pytest.raises(TubeletError, match="these shards are incomplete, run `tubelet shard` again"):
         list_media([str(out)])
     again = run_tubelet("shard", films, "--out", out, *recipe)
     text = again.stdout
@@ -173,6 +173,6 @@ def test_shards_that_vanish_stop_the_run_with_one_sentence_instead_of_counting_a
 
 
 def test_a_higher_rate_than_shards_hold_is_refused_before_anything_is_written(folder, tmp_path):
-    with pytest.raises(TubeletError, match="--fps 9 is more than the 8 frames per second that these shards hold"):
+    with pytest.raises(TubeletError, match="--fps 9 is more than the 8 frames per second of these shards"):
         train_quietly(tiny_config(folder, data={"fps": 9.0}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
