@@ -94,7 +94,7 @@ def test_commands_that_train_or_evaluate_take_options_from_a_file(tmp_path):
         ("train", "data: {fps: .inf}", "data.fps is inf, expected a finite number"),
         ("train", "data: 3", "data is 3, expected a mapping of names to values"),
         ("train", "out: 3", "out is 3, expected a path or null"),
-        ("train", f"resume: true\nout: {'a' * 300}", "out is 'a.* expected a path of at most"),
+        ("train", f"resume: true\nout: {'a' * 300}", "out is 'a.* expected a path"),
         ("train", "config: other.yaml", "unknown key 'config'"),
         ("evaluate", "tsk: knn", r"unknown key 'tsk' \(nearest: 'task'\)"),
         ("train", "version: 9", "version is 9, expected 1 to 2; upgrade tubelet to read it"),
