@@ -42,7 +42,7 @@ def test_a_compiled_run_gives_the_losses_of_an_eager_one_and_compiles_nothing_af
     train(dataclasses.replace(config, compile=True), tmp_path / "compiled")
     logging.getLogger("tubelet").removeHandler(handler)
     train_quietly(config, tmp_path / "eager")
-    assert any("compiling the blocks" in words for words, _ in counted)
+    assert any("compiling the transformer blocks" in words for words, _ in counted)
     graphs = [number for words, number in counted if words.startswith("step ")]
     assert graphs[0] > 0
     assert graphs[len(graphs) // 2] == graphs[-1]

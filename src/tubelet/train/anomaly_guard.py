@@ -108,7 +108,7 @@ class AnomalyGuard:
         usual = median(losses) if len(losses) >= MIN_LOSSES else None
         if factor and self.spike is None and usual is not None and loss > factor * usual:
             self.spike, self.spike_step = (
-                f"the loss of step {step} is {loss:.4g}, recent losses were about {usual:.4g}",
+                f"loss spike at step {step}: {loss:.4g} (recent median {usual:.4g})",
                 step,
             )
 
@@ -126,17 +126,20 @@ class AnomalyGuard:
         """
         message, self.spike = self.spike, None
         if checkpoint is None:
-            self.alert(self.spike_step, "no checkpoint", f"{message}; there is no checkpoint to go back to yet")
+            self.alert(self.spike_step, "no checkpoint", f"{message}; no checkpoint to rewind to")
             return None
         back = step_from_name(checkpoint)
         if sum(alert["step"] == back for alert in self._rewinds()) >= MAX_REWINDS:
             raise TrainingError(
-                f"{message}, after going back to {checkpoint} {MAX_REWINDS} times with other data: lower the learning "
+                f"{message}, after {MAX_REWINDS} rewinds to {checkpoint} with other data each: lower the learning "
                 "rate (--lr) and continue with --resume"
             )
         batches = max(self.config.guards.rewind_skip_batches, self.spike_step - back)
         self.alert(
-            back, "spike", f"{message}: back to step {back}, leaving out the next {batches} batches", batches=batches
+            back,
+            "spike",
+            f"{message}; rewinding to step {back} and skipping the next {batches} batches",
+            batches=batches,
         )
         return back
 

@@ -66,7 +66,7 @@ def compile_blocks(model: VJEPA, config: TrainConfig, device: torch.device, shar
             else:
                 block.compile(dynamic=True)
     model.loss = torch.compile(model.loss, dynamic=True)
-    return "compiling the blocks: the first step takes up to two minutes (--no-compile does without)"
+    return "compiling the transformer blocks; the first step may take up to 2 min (disable with --no-compile)"
 
 
 def is_worth_compiling(model: VJEPA, config: TrainConfig, device: torch.device) -> bool:

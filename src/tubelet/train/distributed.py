@@ -70,7 +70,7 @@ class DistContext:
 
     def all_reduce(self, values: Tensor) -> None:
         """Sum a tensor over all processes, in place."""
-        self.current_op = "the sum of the losses"
+        self.current_op = "the all-reduce of the losses"
         if self.world_size > 1:
             dist.all_reduce(values)
 
@@ -79,7 +79,7 @@ class DistContext:
 
         Those of parameters that no sample reached are None everywhere, since each process has every modality.
         """
-        self.current_op = "the sum of the gradients"
+        self.current_op = "the all-reduce of the gradients"
         if self.world_size == 1 or self.sharded:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -97,7 +97,7 @@ class DistContext:
 
     def all_gather_object(self, thing: T) -> list[T]:
         """What every process has, in the order of ranks, to all of them; by way of the hosts."""
-        self.current_op = "an exchange between the hosts"
+        self.current_op = "all_gather_object between the hosts"
         if self.world_size == 1:
             return [thing]
         things: list[Any] = [None] * self.world_size
@@ -116,7 +116,7 @@ class DistContext:
         Raises:
             TubeletError: that the first process ended in.
         """
-        self.current_op = "what the first process does for all"
+        self.current_op = "the work of rank 0"
         if self.world_size == 1:
             return work()
         outcome: list[Any] = [None, None]
@@ -141,7 +141,7 @@ class DistContext:
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise TrainingError(
-                    f"process {rank} finds {what} {other}, process 0 {values[0]}: all machines of a run need the same "
+                    f"rank {rank} finds {what} {other}, rank 0 {values[0]}: all machines of a run need the same "
                     "command and must see the same files under the same paths"
                 )
 
@@ -234,7 +234,7 @@ def _rendezvous(size: int, timeout: timedelta) -> tuple[dist.Store, int]:
     deadline = time.monotonic() + timeout.total_seconds()
     while (met := store.add(f"{name}/met", 0)) < size - 1:
         if time.monotonic() > deadline:
-            raise TrainingError(f"{met + 1} of {size} processes came within {timeout}: see what the others' logs say")
+            raise TrainingError(f"{met + 1} of {size} processes joined within {timeout}: see the logs of the others")
         for key in (f"tubelet/rank {other}" for other in range(1, size)):
             known = store.get(key).decode() if store.check([key]) else ""
             if known != answered.get(key, ""):
@@ -268,7 +268,7 @@ def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, time
     elif "imed out" in str(error):
         known = TubeletError(_timeout_message(store, ctx, timeout))
     elif _is_lost_peer(error):
-        known = TubeletError("another process of the run has ended, so that none can go on")
+        known = TubeletError("another process of the run has exited; aborting")
     else:
         known = TubeletError(f"{type(error).__name__}: {error}")
     try:
@@ -294,7 +294,7 @@ def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, time
 
 
 def _timeout_message(store: dist.Store, ctx: DistContext, timeout: timedelta) -> str:
-    """Which processes did not come to where the others waited: those that do not end within seconds too."""
+    """Name the ranks that did not join a collective: those that do not exit within seconds too."""
     others = [rank for rank in range(ctx.world_size) if rank != ctx.rank]
     deadline = time.monotonic() + SHUTDOWN_GRACE.total_seconds()
     try:
@@ -303,10 +303,10 @@ def _timeout_message(store: dist.Store, ctx: DistContext, timeout: timedelta) ->
             time.sleep(0.01)
     except RuntimeError:
         pass  # the process that hosted the store has died
-    who = ", ".join(map(str, others)) or "none: the network between them may be down"
+    who = ", ".join(map(str, others)) or "none (the network between them may be down)"
     return (
-        f"process {ctx.rank} waited {timeout.total_seconds():g} s (--process-timeout-s) in {ctx.current_op}; processes "
-        f"that did not come: {who}"
+        f"rank {ctx.rank} timed out after {timeout.total_seconds():g} s (--process-timeout-s) in {ctx.current_op}; "
+        f"missing ranks: {who}"
     )
 
 

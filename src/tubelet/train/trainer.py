@@ -356,7 +356,7 @@ class Trainer:
         if problem:
             raise TrainingError(problem + (f"; {newest} is written" if newest else ""))
         if stop:
-            kept = f"{newest} is written" if newest else "there was nothing to save yet"
+            kept = f"{newest} is written" if newest else "no checkpoint is written"
             raise InterruptedRunError(
                 f"{stop.name}: stopped after step {step} of {steps}; {kept}, continue with --resume", stop
             )
