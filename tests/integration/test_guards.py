@@ -222,7 +222,7 @@ def test_a_sharded_run_goes_back_where_one_process_does(media, tmp_path):
 def test_a_loss_that_spikes_with_any_data_stops_the_run(media, tmp_path, monkeypatch):
     spiking(monkeypatch, *range(23, 100))
     config = tiny_config(media, steps=28, guards=GuardConfig(spike_factor=3.0, rewind_skip_batches=4))
-    with pytest.raises(TubeletError, match="after 3 rewinds to .* with other data each: lower the learning rate"):
+    with pytest.raises(TubeletError, match=r"after 3 rewinds to .* with other data each: lower the learning rate"):
         train_quietly(config, tmp_path / "run")
 
 
