@@ -3,7 +3,7 @@ import pytest
 from trackeval.metrics import JAndF
 
 from tubelet.data.palette_png import davis_palette, read_indexed, write_indexed
-from tubelet.tasks.metrics.davis import (
+from tubelet.tasks.metrics.j_and_f import (
     boundaries,
     boundary_accuracy,
     dilate,

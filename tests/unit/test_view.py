@@ -278,6 +278,26 @@ def test_a_report_shows_what_benchmarks_reported_of_the_run(tmp_path):
     assert "1.25 m <small>this run</small>" in page and "2.50 m <small>random weights</small>" in page
 
 
+def test_a_report_shows_the_suite_in_a_table_with_its_baselines(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(TrainConfig(model=TINY, data=DATA))))
+    columns = {name: {"depth, RMSE": Metric(value=x, higher_is_better=False)} for name, x in (("own", 0.3), ("r", 0.4))}
+    result = Result(
+        task="suite",
+        benchmark="sample set",
+        data="set",
+        model_id="run-1f2e",
+        protocol="One.",
+        metrics=columns["own"],
+        baselines={"random weights": columns["r"], "raw patches": {}},
+        counts={"val clips": 2},
+        details={"step": 10},
+    )
+    write_result(result, tmp_path / "evaluation" / "suite-set" / "result.json")
+    page = report(tmp_path, tmp_path)
+    assert re.findall(r'class="best">([\d.]+)<', page) == ["0.300"]
+    assert "×0.750" in page and "after 10 steps" in page and "raw patches" in page and "2 val clips" in page
+
+
 def test_a_report_names_what_a_young_run_does_not_have(tmp_path):
     config = TrainConfig(model=TINY, data=DATA)
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))

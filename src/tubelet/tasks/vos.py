@@ -28,7 +28,7 @@ from tubelet.tasks.common.drawing import draw_objects
 from tubelet.tasks.common.extract import FeatureSet, Source, subsample_evenly
 from tubelet.tasks.common.result import Example, Metric, Result
 from tubelet.tasks.common.task import EvaluationContext, Task
-from tubelet.tasks.metrics.davis import Statistics, measure_objects
+from tubelet.tasks.metrics.j_and_f import Statistics, measure_objects
 
 _EXAMPLES = 12
 
