@@ -271,7 +271,7 @@ def test_arrays_that_claim_or_unpack_to_too_much_are_refused(tmp_path, monkeypat
 
 def test_arrays_of_objects_are_not_unpickled(tmp_path):
     np.savez(tmp_path / "objects.npz", classes=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(TubeletError, match=r"objects\.npz: .*sample set anew"):
+    with pytest.raises(TubeletError, match=r"objects\.npz: .*sample set again"):
         truth.read_truth(tmp_path / "objects.npz")
 
 

@@ -232,7 +232,7 @@ def test_refuses_a_size_that_cannot_be_rendered(tmp_path: Path) -> None:
 
 
 def test_reader_refuses_what_is_not_a_truth(tmp_path: Path) -> None:
-    with pytest.raises(TubeletError, match="does not exist; make the sample set anew"):
+    with pytest.raises(TubeletError, match="does not exist; generate the sample set again"):
         read_truth(tmp_path / "none.npz")
     save_arrays(tmp_path / "other.npz", {"a": np.zeros(3)})
     with pytest.raises(TubeletError, match="has no classes"):

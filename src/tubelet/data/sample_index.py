@@ -29,7 +29,7 @@ class SampleIndex:
         return len(self.files) + sum(len(rows) for _, rows in self.folders)
 
     def shard_ids(self) -> np.ndarray:
-        """(M,) the shard of each sample; a plain file is a shard of its own. Computed anew in each call."""
+        """(M,) the shard of each sample; a plain file is a shard of its own. Computed in each call."""
         ids, first = [np.arange(len(self.files))], len(self.files)
         for folder, rows in self.folders:
             used, shard = np.unique(folder.members["shard"][rows], return_inverse=True)

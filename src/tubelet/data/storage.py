@@ -37,7 +37,7 @@ class StorageError(FileError):
 
 
 def is_url(source: object) -> bool:
-    """Whether a source is one for fsspec, such as s3://bucket/films."""
+    """Whether a source is one for fsspec, such as s3://bucket/videos."""
     return isinstance(source, str) and "://" in source
 
 

@@ -36,7 +36,7 @@ class DarkError(RejectedError):
 
 @dataclass(frozen=True)
 class View:
-    """How the engine's picture becomes the written frame.
+    """How a rendered image becomes the written frame.
 
     Attributes:
         width, height: pixels that the engine renders.
@@ -51,7 +51,7 @@ class View:
 
     @property
     def camera(self) -> Camera:
-        """The pinhole of the written frame: the engine's picture spans 90 degrees across."""
+        """The pinhole of the written frame: a rendered image spans 90 degrees horizontally."""
         focal = self.width / 2 / self.factor
         return Camera(fx=focal, fy=1.2 * focal, cx=self.size / 2, cy=self.size / 2)
 
@@ -148,7 +148,7 @@ def reduce_square(pixels: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
 
 
 def grab(game: Any, view: View) -> _Frame:
-    """Read the engine's present picture and buffers, cut to the square and reduced. Sky is still called wall.
+    """Read the engine's current image and buffers, cropped to the square and reduced. Sky still has the class of walls.
 
     Raises:
         RejectedError: the level was left, or there are more objects than the engine can tell apart.
@@ -158,7 +158,7 @@ def grab(game: Any, view: View) -> _Frame:
         raise RejectedError("level left")
     k, size = view.factor, view.size
     x0, y0 = (view.width - size * k) // 2, (view.height - size * k) // 2
-    cut = (slice(y0, y0 + size * k), slice(x0, x0 + size * k))
+    square = (slice(y0, y0 + size * k), slice(x0, x0 + size * k))
     every = (slice(y0 + k // 2, y0 + size * k, k), slice(x0 + k // 2, x0 + size * k, k))
     labels, codes = state.labels_buffer[every], state.depth_buffer[every].copy()
 
@@ -180,7 +180,7 @@ def grab(game: Any, view: View) -> _Frame:
     codes[plane & far_from_horizon[:, None] & (codes >= 192)] = 255
     x, y, z, yaw = state.game_variables
     pose = np.array([x, y, z, yaw, 0], np.float32)
-    return _Frame(state.screen_buffer[cut], codes, classes, labels, ids, pose)
+    return _Frame(state.screen_buffer[square], codes, classes, labels, ids, pose)
 
 
 def check_view(frame: _Frame, view: View, steps: NDArray[np.float32]) -> None:
@@ -220,7 +220,7 @@ def _name_sky(frame: _Frame, view: View, level: Level, limit: float) -> None:
 
 
 def go(game: Any, action: list[float], tics: int, draw: bool = False) -> None:
-    """Hold the buttons for some tics; only with `draw` is there a picture at the end."""
+    """Hold the buttons for some tics; an image is rendered at the end only with `draw`."""
     game.set_action(action)
     game.advance_action(tics, draw)
 

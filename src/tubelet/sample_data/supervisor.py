@@ -1,4 +1,4 @@
-"""Runs a game engine and ends it with the process that asked for it; a program of its own, without other packages.
+"""A program that runs a game engine and ends it with the process that started it; it imports no other packages.
 
     python supervisor.py PIPE FOLDER ENGINE ENGINE_ARGUMENT ...
 
@@ -27,7 +27,7 @@ except ImportError:  # Windows, where there are no supervisors
 OUTPUT, EXIT_CODE, INSTANCE, IN_USE = "output", "exit_code", "instance", "in-use"
 ORPHANED = "orphaned"  # in place of an exit code: the engine was killed since nobody plays it
 SHARED_MEMORY = Path("/dev/shm")
-# The engine is asked to be silent, and opens sound servers all the same, which start and leave files.
+# Although its sound is disabled, the engine starts sound servers, which leave files.
 SILENT = {"SDL_AUDIODRIVER": "dummy", "ALSOFT_DRIVERS": "null", "JACK_NO_START_SERVER": "1"}
 _PR_SET_PDEATHSIG = 1
 

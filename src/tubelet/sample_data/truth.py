@@ -67,7 +67,7 @@ OTHER_OBJECT = CLASSES.index("effect")
 MOTIONS = ("still", "forward", "backward", "strafe_left", "strafe_right", "turn_left", "turn_right")
 NO_MOTION = -1  # of a single frame
 
-_REMEDY = "make the sample set anew with `tubelet sample-data`"
+_REMEDY = "generate the sample set again with `tubelet sample-data`"
 # What the arrays of a truth are: T frames of H x W pixels, P points.
 _ARRAYS = {
     "classes": ArraySpec("u", ("T", "H", "W")),

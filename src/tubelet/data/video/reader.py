@@ -419,7 +419,7 @@ class VideoReader(VideoStream):
             yield shown, len(targets) - delivered, before, None
 
     def _check_end(self, final: Any, last: int) -> None:
-        """Complain if the file's final frame is over long before a wanted tick that lies within the declared length."""
+        """Raise an error if the last frame ends long before a requested tick within the duration in the header."""
         if self.timeline is not None or self.table is not None:
             return
         end_s = float((final.pts + (final.duration or 0) - self.start) * self.tick)

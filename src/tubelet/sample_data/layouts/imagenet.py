@@ -1,6 +1,6 @@
 """The sample set as ImageNet: its images and the middle frame of each of its clips, the class is the largest object.
 
-Pictures without an object are left out and counted; so are validation pictures of a class without a training picture.
+Images without an object are left out and counted; so are validation images of a class without a training image.
 """
 
 from collections import Counter
@@ -24,14 +24,14 @@ def write_imagenet(root: Path, out: Path) -> Mapping[str, int]:
         for frame in frames_of(root, split):
             name = largest_object(frame.classes)
             if name == NOTHING or (split == "val" and name not in known):
-                counts["pictures left out"] += 1
+                counts["images left out"] += 1
                 continue
             known.add(name)
             number += 1
             stem = f"{_IDENTITIES[name]}_{number}" if split == "train" else f"ILSVRC2012_val_{number:08d}"
             write_image(out / split / _IDENTITIES[name] / f"{stem}.JPEG", frame.pixels)
         if not number:
-            raise DataError(f"{root}: no {split} picture shows an object that can be its class; render more clips")
+            raise DataError(f"{root}: no {split} image shows an object that can be its class; render more clips")
         counts[f"{split} images"] = number
     names = "".join(f"{_IDENTITIES[name]} {name}\n" for name in CLASSES if name in known)
     (out / "LOC_synset_mapping.txt").write_text(names)

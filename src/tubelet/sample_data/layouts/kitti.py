@@ -1,7 +1,7 @@
 """The sample set as KITTI's depth: a level is a drive, depth is as sparse as a laser's, 256 a meter.
 
-Depth is known below the upper third, in every other row and every fourth column. Pictures are smaller than KITTI's, so
-that readers do not cut them as they cut KITTI's own. As in Eigen's test split, some pictures have no depth: every
+Depth is known below the upper third, in every other row and every fourth column. Images are smaller than KITTI's, so
+that readers do not cut them as they cut KITTI's own. As in Eigen's test split, some images have no depth: every
 twentieth.
 """
 
@@ -28,9 +28,9 @@ def write_kitti(root: Path, out: Path) -> Mapping[str, int]:
             if frame.level not in drives:
                 drives.append(frame.level)
             drive = f"{DATE}_drive_{drives.index(frame.level) + 1:04d}_sync"
-            picture = f"{DATE}/{drive}/image_02/data/{seen[drive]:010d}.png"
+            image = f"{DATE}/{drive}/image_02/data/{seen[drive]:010d}.png"
             depth = f"{drive}/proj_depth/groundtruth/image_02/{seen[drive]:010d}.png"
-            write_image(out / "raw" / picture, frame.pixels)
+            write_image(out / "raw" / image, frame.pixels)
             if name == "test" and frame.number % WITHOUT_DEPTH == WITHOUT_DEPTH - 1:
                 depth = "None"
             else:
@@ -38,7 +38,7 @@ def write_kitti(root: Path, out: Path) -> Mapping[str, int]:
                 laser = (slice(len(sparse) // 3, None, 2), slice(None, None, 4))
                 sparse[laser] = np.clip(np.rint(256 * frame.meters[laser]), 0, 65535)
                 write_map(out / "data_depth_annotated" / folder / depth, sparse)
-            lines.append(f"{picture} {depth} {FOCAL_LENGTH}\n")
+            lines.append(f"{image} {depth} {FOCAL_LENGTH}\n")
             seen[drive] += 1
         (out / f"eigen_{name}_files_with_gt.txt").write_text("".join(lines))
         counts[f"{name} images"] = len(lines)

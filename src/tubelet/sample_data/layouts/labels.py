@@ -17,7 +17,7 @@ def dominant_object(entry: SampleEntry) -> str:
 
 
 def largest_object(classes: NDArray[np.uint8]) -> str:
-    """The class of object that has the most pixels of a picture or clip of any shape, or "nothing"."""
+    """The class of object that has the most pixels of a image or clip of any shape, or "nothing"."""
     counts = np.bincount(classes.ravel(), minlength=len(CLASSES))[FIRST_OBJECT:]
     return CLASSES[FIRST_OBJECT + int(counts.argmax())] if counts.any() else NOTHING
 

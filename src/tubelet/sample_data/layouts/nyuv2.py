@@ -8,7 +8,7 @@ import numpy as np
 
 from tubelet.sample_data.layouts.frames import frames_of, write_image, write_map
 
-FOCAL_LENGTH = 518.8579  # what the benchmark's own lists say of every picture
+FOCAL_LENGTH = 518.8579  # what the benchmark's own lists say of every image
 
 
 def write_nyuv2(root: Path, out: Path) -> Mapping[str, int]:
@@ -19,11 +19,11 @@ def write_nyuv2(root: Path, out: Path) -> Mapping[str, int]:
         lines = []
         for frame in frames_of(root, split):
             scene = frame.level.lower()
-            picture, depth = (f"{scene}/{what}{seen[scene]:05d}" for what in ("rgb_", "sync_depth_"))
-            write_image(base / folder / f"{picture}.jpg", frame.pixels)
+            image, depth = (f"{scene}/{what}{seen[scene]:05d}" for what in ("rgb_", "sync_depth_"))
+            write_image(base / folder / f"{image}.jpg", frame.pixels)
             millimeters = np.clip(np.rint(1000 * frame.meters), 0, 65535).astype(np.uint16)
             write_map(base / folder / f"{depth}.png", millimeters)
-            lines.append(f"/{picture}.jpg /{depth}.png {FOCAL_LENGTH}\n")
+            lines.append(f"/{image}.jpg /{depth}.png {FOCAL_LENGTH}\n")
             seen[scene] += 1
         (base / f"nyudepthv2_{name}_files_with_gt.txt").write_text("".join(lines))
         counts[f"{name} images"] = len(lines)
