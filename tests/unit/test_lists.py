@@ -126,7 +126,7 @@ def test_json_lines_that_pyarrow_would_read_otherwise(tree):
         '{"path": null}': "line 1: has no path",
         '{"meta": {"path": "a.mp4"}}': "line 1: has no path",
         '{"path": "a.mp4"},': "line 1: is not JSON",
-        '{"path": "b.mp4", "path": "c.mp4"}': "line 1: 'path' is there twice in one object",
+        '{"path": "b.mp4", "path": "c.mp4"}': "line 1: 'path' appears twice in one object",
     }.items():
         (tree / "list.jsonl").write_text(line)
         with pytest.raises(TubeletError, match=words):
