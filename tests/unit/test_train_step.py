@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,14 +36,15 @@ def batch():
 def step(batch):
     """Takes a step with a config from the same weights each time; returns metrics, gradients, and model."""
 
-    def take(config):
+    def take(config, context=nullcontext()):  # noqa: B008 - without state
         torch.manual_seed(0)
         model = VJEPA(SIZES)
         optimizer, gradients = build_optimizer(model, config.optim), []
         optimizer.register_step_pre_hook(
             lambda *_: gradients.extend(p.grad.clone() for p in model.parameters() if p.grad is not None)
         )
-        metrics = train_step(model, optimizer, batch, config, 200_000, DistContext(torch.device("cpu")))
+        with context:
+            metrics = train_step(model, optimizer, batch, config, 200_000, DistContext(torch.device("cpu")))
         return SimpleNamespace(metrics=metrics, gradients=gradients, model=model)
 
     return take
@@ -82,3 +84,17 @@ def test_a_gradient_that_is_not_finite_is_skipped_with_clipping_too(step, monkey
     assert taken.metrics["skipped"] == 1
     for ours, theirs in zip(taken.model.parameters(), before.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_step_with_clipping_never_waits_for_the_device(step, monkeypatch):
+    def wait(*_):
+        raise AssertionError("the host reads a number of the device")
+
+    @contextmanager
+    def without_reading():
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+                patch.setattr(torch.Tensor, name, wait)
+            yield
+
+    step(dataclasses.replace(CONFIG, optim=OptimConfig(lr=1e-3, max_grad_norm=1.0)), without_reading())
