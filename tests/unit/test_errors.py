@@ -11,6 +11,7 @@ from tubelet.config import OptimConfig
 from tubelet.errors import DecodeError, FileError, TubeletError
 from tubelet.io.files import atomic_write, directory_lock, file_errors
 from tubelet.pretrained.load import load
+from tubelet.train.signals import InterruptedRunError
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,10 @@ def test_each_kind_derives_from_a_standard_error_and_survives_pickling(name, bas
 def test_a_decode_error_keeps_its_path_and_reason():
     error = pickle.loads(pickle.dumps(DecodeError("a.mp4", "truncated")))
     assert (error.path, error.reason, str(error)) == ("a.mp4", "truncated", "a.mp4: truncated")
+
+
+def test_an_interruption_keeps_its_exit_code():
+    assert pickle.loads(pickle.dumps(InterruptedRunError("stopped", 15))).exit_code == 143
 
 
 def test_callers_catch_the_standard_class(tmp_path):

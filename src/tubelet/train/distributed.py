@@ -124,10 +124,10 @@ class DistContext:
             try:
                 outcome[0] = work()
             except TubeletError as error:
-                outcome[1] = str(error)
+                outcome[1] = error
         dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
-            raise TrainingError(outcome[1])
+            raise outcome[1]
         result: T = outcome[0]
         return result
 

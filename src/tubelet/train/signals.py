@@ -27,6 +27,9 @@ class InterruptedRunError(TrainingError):
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
+    def __reduce__(self) -> tuple[type["InterruptedRunError"], tuple[str, int]]:
+        return (InterruptedRunError, (str(self), self.exit_code - 128))
+
 
 class StopSignals:
     """Remembers a stop signal until the step in progress is done; a second one, `SAME_S` later, acts at once."""
