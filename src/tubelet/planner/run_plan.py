@@ -175,11 +175,7 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
         model = VJEPA(config.model)
     ctx = DistContext(CPU, 0, planned.devices)
     ctx.local_world_size = min(planned.devices, planned.devices_per_node)
-    if config.parallel == "auto" and planned.device_kind != "cpu":
-        parallel = choose_parallel(training_bytes(model), int(device.memory), ctx.world_size, ctx.local_world_size)
-        parallel = "ddp" if ctx.world_size == 1 else parallel
-    else:
-        parallel = pick_parallel(model, config, ctx)
+    parallel = _pick_parallel(config, planned, model, ctx)
     counts = samples_per_step(config, MediaList(["video"], ["image"]))
     accumulation_slices(config, counts, ctx.world_size)  # refuses what is too small
     last = ctx.world_size - 1
@@ -196,6 +192,16 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
     parts = {name: getattr(model, name) for name in ("student", "predictor", "teacher")}
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     return RunPlan(config, planned, device, parallel, parameters, counts, step, other)
+
+
+def _pick_parallel(config: TrainConfig, planned: PlanConfig, model: VJEPA, ctx: DistContext) -> str:
+    """The parallelism of the planned devices: the requested one, or the one that their memory needs."""
+    if config.parallel != "auto" or planned.device_kind == "cpu":
+        return pick_parallel(model, config, ctx)
+    if ctx.world_size == 1:
+        return "ddp"
+    memory = int(DEVICE_KINDS[planned.device_kind].memory)
+    return choose_parallel(training_bytes(model), memory, ctx.world_size, ctx.local_world_size)
 
 
 @contextmanager
