@@ -89,7 +89,7 @@ def test_frames_are_refused_where_there_are_images(layouts, evaluate, capsys):
     assert "frames is 4, but is not supported by ImageNet" in capsys.readouterr().err
 
 
-def test_a_folder_in_no_layout_is_met_with_what_was_expected_and_what_was_found(evaluate, tmp_path, capsys):
+def test_a_folder_in_no_layout_is_an_error_with_the_expected_layouts_and_the_contents(evaluate, tmp_path, capsys):
     (tmp_path / "data" / "clips").mkdir(parents=True)
     for task, expected in (("classification", "Diving-48"), ("knn", "Kinetics"), ("anticipation", "EPIC-KITCHENS-100")):
         with pytest.raises(SystemExit):

@@ -77,14 +77,16 @@ def test_a_task_runs_on_a_layout_and_shows_its_worst_images(
     assert page.count('class="example"') == len(scores) and "DINOv3" in page
 
 
-def test_the_learning_rates_that_are_asked_for_are_trained(layouts, model, tmp_path, monkeypatch):
+def test_the_requested_learning_rates_are_trained(layouts, model, tmp_path, monkeypatch):
     asked = ["--learning-rates", "0.5", "0.02", "--weight-decays", "0.1"]
     result = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path, *asked)
     assert set(result["details"]["learning rates"]["cross-entropy on held-out images"]) == {"0.5", "0.02"}
 
 
 @pytest.mark.slow
-def test_another_model_is_set_beside_and_the_same_one_comes_to_the_same(layouts, model, tmp_path, monkeypatch, capsys):
+def test_a_baseline_has_its_own_column_and_the_same_model_has_the_same_metrics(
+    layouts, model, tmp_path, monkeypatch, capsys
+):
     alone = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "alone")
     same = evaluate(monkeypatch, model, layouts, "segmentation", tmp_path / "same", "--baseline", str(model))
     assert alone["baselines"] == {}

@@ -46,7 +46,7 @@ def test_the_clip_ends_a_second_before_the_action_and_begins_no_earlier_than_the
         assert [read_index(pixels[0, 0, :, t].permute(1, 2, 0)) for t in range(4)] == expected
 
 
-def test_the_predictor_is_asked_for_the_first_frames_of_the_action(model):
+def test_the_predictor_predicts_the_first_frames_of_the_action(model):
     for parameter in model.predictor.parameters():  # at their initial size, positions hardly matter yet
         parameter.normal_(std=0.3)
     pixels = torch.randn(2, 3, 4, 16, 16)

@@ -35,7 +35,7 @@ def test_a_step_has_the_mean_place_and_is_visible_in_all_frames_hidden_in_none()
     assert steps.hidden[0].tolist() == [False, False, True]
 
 
-def test_points_are_asked_for_where_they_are_first_seen_if_they_are_seen_again() -> None:
+def test_points_are_queried_at_their_first_visible_step_if_they_are_visible_again() -> None:
     asked, first = query_points(tracks_of([[[0, 0]] * 3] * 3, [[0, 1, 1], [0, 0, 1], [1, 0, 1]]))
     assert (asked.tolist(), first.tolist()) == ([0, 2], [1, 0])
 

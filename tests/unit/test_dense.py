@@ -361,7 +361,7 @@ def test_a_head_reads_what_is_linear_and_the_better_learning_rate_is_chosen(tmp_
     assert (head.head(x).argmax(-1) == values).float().mean() > 0.99
 
 
-def test_a_head_trained_beside_others_is_the_head_trained_separately(tmp_path):
+def test_a_head_trained_side_by_side_equals_one_trained_separately(tmp_path):
     rows = linear_world(tmp_path)
     both = train(rows, tmp_path / "both", PROTOCOL)
     alone = train(rows, tmp_path / "alone", dataclasses.replace(PROTOCOL, learning_rates=(1e-2,)))
@@ -438,7 +438,7 @@ def test_any_module_is_a_head(tmp_path):
         assert (trained.head(x).argmax(-1) == values).float().mean() > 0.95
 
 
-def test_a_head_learns_in_few_passes_from_what_varies_little_beside_what_all_channels_share(tmp_path):
+def test_a_head_learns_in_few_epochs_from_small_variation_under_a_common_signal(tmp_path):
     rows = linear_world(tmp_path, common=10.0, scale=0.05)
     head = train(rows, tmp_path / "heads", dataclasses.replace(PROTOCOL, learning_rates=(1e-2,)))
     x, values = rows[[(0, i) for i in range(12)]]

@@ -89,7 +89,7 @@ def test_frames_that_lie_on_their_side_are_followed_upright(model, davis_root, t
     assert turned.metrics["J&F"].value == pytest.approx(upright.metrics["J&F"].value, abs=5)
 
 
-def test_a_label_that_no_object_of_the_first_frame_has_is_background_and_said(model, davis_root, tmp_path):
+def test_a_label_that_no_object_of_the_first_frame_has_is_background_and_reported(model, davis_root, tmp_path):
     path = davis_root / "Annotations/480p/still/00002.png"
     labels = read_indexed(path)
     labels[40:, 40:] = 7
