@@ -5,6 +5,7 @@ each test a real-time scheduling policy, which everything started later would in
 """
 
 import getpass
+import gc
 import os
 import shutil
 import sys
@@ -168,6 +169,7 @@ class Leftovers:
 
     def finish(self, grace_s: float = GRACE_S) -> None:
         """Wait until all that ends by itself has, note what has not."""
+        gc.collect()  # what only reference cycles keep is closed
         stop_helpers()
         deadline = time.monotonic() + grace_s
         while (left := self.find()) and time.monotonic() < deadline:

@@ -131,7 +131,10 @@ class WorkerLoader(Generic[T]):
                 return
             if isinstance(item, TubeletError):
                 del items  # ends the workers now; the traceback would keep them
-                raise item
+                try:
+                    raise item
+                finally:
+                    del item  # the error keeps this frame, and this frame would keep the error
             yield item
 
     def _wait(self, items: Iterator[T]) -> T:
