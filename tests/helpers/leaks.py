@@ -4,8 +4,8 @@ Looked for at the end: processes, shared memory, files in the temporary folder, 
 each test a real-time scheduling policy, which everything started later would inherit.
 """
 
-import getpass
 import gc
+import getpass
 import os
 import shutil
 import sys
