@@ -167,11 +167,11 @@ class Leftovers:
         process = sys.modules.get("multiprocessing.process")
         return process is not None and str(path) == process.current_process()._config.get("tempdir")
 
-    def finish(self, grace_s: float = GRACE_S) -> None:
+    def finish(self, grace_s: float | None = None) -> None:
         """Wait until all that ends by itself has, note what has not."""
         gc.collect()  # what only reference cycles keep is closed
         stop_helpers()
-        deadline = time.monotonic() + grace_s
+        deadline = time.monotonic() + (GRACE_S if grace_s is None else grace_s)
         while (left := self.find()) and time.monotonic() < deadline:
             time.sleep(0.2)
         self.found += left
