@@ -8,8 +8,6 @@
 
 PYTHON ?= python3
 READY := .venv/ready
-# Of all tests two a core: many wait, for other processes or for a limit of time.
-TEST_PROCESSES = $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
 TUBELET := .venv/bin/tubelet
 DEMO_DATA := runs/sample
 # A learning rate and a teacher that suit a run of minutes: higher rates, or a teacher that follows faster, collapse.
@@ -48,7 +46,7 @@ quick: $(READY)
 	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow" tests/unit tests/numerics tests/fuzz
 
 tests: $(READY)
-	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+	.venv/bin/python -m pytest -n auto --dist worksteal
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
