@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 from torch.utils.data import Dataset, IterableDataset
@@ -14,7 +16,14 @@ from tests.helpers.worker_jobs import length
 from tubelet.data import worker_loader, worker_status
 from tubelet.data.process_map import process_map
 from tubelet.data.worker_loader import WorkerLoader, require_main_guard, require_shared_memory, translate_worker_crash
-from tubelet.data.worker_status import NO_MAIN_GUARD, StallDetector, WorkerStatus, explain_exit, oom_kills
+from tubelet.data.worker_status import (
+    NO_MAIN_GUARD,
+    StallDetector,
+    WorkerCrashError,
+    WorkerStatus,
+    explain_exit,
+    oom_kills,
+)
 from tubelet.errors import DecodeError, TubeletError
 
 
@@ -99,6 +108,19 @@ def test_worker_status_lists_active_reads_longest_first():
             killed = f"DataLoader worker (pid {os.getpid()}) is killed by signal: Segmentation fault."
             assert status.explain(killed).startswith(" (ended by SIGSEGV) while reading old.mp4")
     assert status.active() == []
+
+
+def test_a_crash_is_explained_by_the_loader_whose_worker_the_message_names_also_when_it_is_gone():
+    with (
+        pytest.raises(WorkerCrashError, match=r"ended by SIGSEGV\) while reading new\.mp4"),
+        translate_worker_crash("go on"),
+    ):
+        old, new = (WorkerLoader([0], 0, status=WorkerStatus(1)).status for _ in range(2))
+        old.processes = [SimpleNamespace(pid=1, exitcode=-signal.SIGTERM)]
+        new.processes = [SimpleNamespace(pid=2, exitcode=-signal.SIGTERM)]
+        reading = new.track(0, "new.mp4")
+        reading.__enter__()  # and never left, as by a worker that crashed
+        raise RuntimeError(f"DataLoader worker (pid {os.getpid()}) is killed by signal: Segmentation fault. ")
 
 
 def test_a_worker_that_waits_for_a_disk_is_given_up_and_one_that_computes_is_not(monkeypatch):

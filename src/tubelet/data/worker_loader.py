@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -33,6 +34,9 @@ from tubelet.io.files import temporary_directory
 
 T = TypeVar("T")
 PREFETCH = 2  # batches that each worker prepares ahead
+# What the workers of the last loaders read, the newest first. A loader itself may be gone by the time that an error is
+# explained: a `for` over it may be its only reference.
+_recent: deque[WorkerStatus] = deque(maxlen=8)
 
 
 @contextmanager
@@ -52,9 +56,10 @@ def translate_worker_crash(resume_hint: str) -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
-        all_status = [loader.status for loader in _loaders]
-        dead = [s for s in all_status if any(process.exitcode for process in s.processes)]
-        why = (dead or all_status or [WorkerStatus(0)])[0].explain(first_line(error))
+        message = first_line(error)
+        named = [status for status in _recent if status.named_in(message)]
+        dead = [status for status in _recent if any(process.exitcode for process in status.processes)]
+        why = (named or dead or [*_recent, WorkerStatus(0)])[0].explain(message)
         raise WorkerCrashError(f"a worker process ended unexpectedly{why}; {resume_hint}") from error
 
 
@@ -109,7 +114,7 @@ class WorkerLoader(Generic[T]):
                 "timeout": min(POLL_S, timeout_s or POLL_S),
             }
         self.loader: DataLoader[T] = DataLoader(dataset, num_workers=workers, **options)
-        _loaders.add(self)
+        _recent.appendleft(self.status)
         weakref.finalize(self, _close, os.getpid(), self.loader, resources)
 
     def __len__(self) -> int:
@@ -150,9 +155,6 @@ class WorkerLoader(Generic[T]):
                 raise RuntimeError(f"DataLoader timed out after {self.timeout_s:g} seconds")
             if self.timeout_s is None:
                 stalls.check([(r.pid, r.file, r.seconds) for r in self.status.active()])
-
-
-_loaders: "weakref.WeakSet[WorkerLoader[Any]]" = weakref.WeakSet()
 
 
 class _DatasetWithErrors(Dataset[Any]):

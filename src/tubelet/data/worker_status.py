@@ -100,17 +100,22 @@ class WorkerStatus:
         names = {worker: self.names[worker].value.decode(errors="replace") for _, worker in started}
         return [ActiveRead(worker, self.pids[worker], names[worker], now - since) for since, worker in started]
 
+    def named_in(self, error: str) -> set[int]:
+        """Process IDs of those of these workers that PyTorch's message names."""
+        pids = {process.pid for process in self.processes if process.pid} | {read.pid for read in self.active()}
+        return pids.intersection(map(int, re.findall(r"\d+", error)))
+
     def explain(self, error: str) -> str:
         """How a worker ended, which file it was reading and what to do, to append to a sentence.
 
         Args:
             error: PyTorch's message, which names the process; "" for any.
         """
-        dead = {process.pid: process.exitcode for process in self.processes if process.exitcode}
-        pids = set(dead) or set(map(int, re.findall(r"\d+", error)))
+        dead = {process.pid: process.exitcode for process in self.processes if process.pid and process.exitcode}
+        pids = self.named_in(error) or set(dead)
         files = [read.file for read in self.active() if read.pid in pids or not error]
         message = next((text.value.decode(errors="replace") for text in self.messages if text.value), "")
-        code = next(iter(dead.values()), None) or _code_in(error)
+        code = next((code for pid, code in dead.items() if pid in pids), None) or _code_in(error)
         return explain_exit(code, files, message, self.oom_kills)
 
 
