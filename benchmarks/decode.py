@@ -1,4 +1,4 @@
-"""Random clips a second, from source files and from shards, beside another reader.
+"""Random clips a second, from source files and from shards, compared with another reader.
 
     python -m benchmarks.decode
     python -m benchmarks.decode --baseline torchcodec

@@ -1,4 +1,4 @@
-"""Time and memory of encoding whole clips, beside the executable specification or another package's encoder.
+"""Time and memory of encoding whole clips, compared with the executable specification or another package's encoder.
 
     python -m benchmarks.encode --model vit-b --image-size 224 --frames 16 --batch-size 1
     python -m benchmarks.encode --baseline transformers --image-size 224 384 --precision fp32 bf16

@@ -4,8 +4,8 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,24 +13,17 @@ from typing import Any
 
 import torch
 
+from tubelet.console import log_to
 from tubelet.device import pick_device
 
 Timed = Callable[[int], tuple[float, Any]]
 
 
-@contextmanager
-def log_to_file(path: Path) -> Iterator[None]:
+def log_to_file(path: Path) -> AbstractContextManager[None]:
     """Append what the package logs, from the level INFO on, to a file."""
-    logger, handler = logging.getLogger("tubelet"), logging.FileHandler(path)
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-        handler.close()
+    handler = logging.FileHandler(path)
+    handler.setLevel(logging.INFO)
+    return log_to(handler)
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Memory that steps really take beside what `tubelet train --dry-run` says they will.
+"""Memory that steps really take, compared with what `tubelet train --dry-run` says they will.
 
     python -m benchmarks.plan
 

@@ -1,4 +1,4 @@
-"""Time and memory of one training step beside the executable specification's, and what it is spent on.
+"""Time and memory of one training step and of the executable specification's, and what it is spent on.
 
     python -m benchmarks.train_step --model vit-s --image-size 128 --frames 16 --batch-size 8
 

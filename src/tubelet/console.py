@@ -262,10 +262,11 @@ class ConsoleHandler(logging.Handler):
     Above the level DEBUG only those of rank 0.
     """
 
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
+    def __init__(self, level: str) -> None:
+        """Print records from a level on: "debug", "info", "warning" or "error"."""
+        super().__init__(level.upper())
         self.addFilter(RankFilter())
-        if level <= logging.DEBUG:
+        if self.level <= logging.DEBUG:
             self.setFormatter(logging.Formatter("%(asctime)s rank %(rank)d %(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -277,9 +278,9 @@ class ConsoleHandler(logging.Handler):
 
 
 @contextmanager
-def log_to_console(level: str) -> Iterator[None]:
-    """Print what the package logs, from a level on: "debug", "info", "warning" or "error"."""
-    logger, handler = logging.getLogger("tubelet"), ConsoleHandler(getattr(logging, level.upper()))
+def log_to(handler: logging.Handler) -> Iterator[None]:
+    """Pass what the package logs to a handler, from the handler's level on, and close it."""
+    logger = logging.getLogger("tubelet")
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(handler.level)
@@ -288,6 +289,7 @@ def log_to_console(level: str) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+        handler.close()
 
 
 def print_wrapped(console: Console, text: str, style: str = "") -> None:

@@ -1,11 +1,11 @@
 """Layouts of labeled data sets in their standard form, and errors for malformed ones."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.files import put
 from tubelet import datasets
 from tubelet.datasets import (
     AnticipationDataset,
@@ -24,13 +24,6 @@ from tubelet.datasets import (
 )
 from tubelet.datasets.records import LabeledFile, drop_missing_files
 from tubelet.errors import TubeletError
-
-
-def put(path: Path, content: object = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
 
 NEW_LAYOUT = """
 from tubelet.datasets import ClassificationDataset, Layout, ProbeProtocol

@@ -1,12 +1,12 @@
 """Data sets in the variants found on people's disks: loaded, or refused with an error that names the difference."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.files import put
 from tubelet import datasets
 from tubelet.datasets import (
     ClassificationDataset,
@@ -20,18 +20,13 @@ from tubelet.datasets import (
     kitti,
     nyuv2,
     ssv2,
+    video_folders,
     video_lists,
     voc2012,
     youtube_vos,
 )
 from tubelet.datasets.records import LabeledFile, drop_missing_files
 from tubelet.errors import TubeletError
-
-
-def put(path: Path, content: object = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
 
 
 def write_image(path: Path) -> Path:
@@ -352,3 +347,11 @@ def test_kitti(where, lists, images, suffix, tmp_path):
         put(tmp_path / where / lists / f"eigen_{split}_files_with_gt.txt", f"\ufeff{drive}.png {depth} 721.5\r\n")
     found = kitti.KittiEigen.load(tmp_path)
     assert found is not None and found.test[0].image == image
+
+
+def test_hidden_files_of_folders_of_videos_are_left_out_and_counted(tmp_path):
+    for name in ("train/a/0.mp4", "train/a/._0.mp4", "val/a/1.mp4"):
+        put(tmp_path / name)
+    found = video_folders.VideoFolders.load(tmp_path)
+    assert [file.path.name for file in [*found.train, *found.test]] == ["0.mp4", "1.mp4"]
+    assert sum(found.excluded.values()) == 1

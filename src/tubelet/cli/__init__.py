@@ -29,7 +29,8 @@ from tubelet.config.fields import nearest
 from tubelet.console import (
     OUTPUT_LOST,
     PIPE_CLOSED,
-    log_to_console,
+    ConsoleHandler,
+    log_to,
     open_console,
     print_wrapped,
     set_terminal_size,
@@ -91,7 +92,7 @@ def _run(words: list[str]) -> str | int | None:
         return 2
     try:
         command = parse(COMMANDS[name], name, words[1:])
-        with log_to_console(command.log_level):
+        with log_to(ConsoleHandler(command.log_level)):
             command.run()
     except TubeletError as error:
         # What fails before the processes of a run have met fails in all of them: one on each machine reports it.

@@ -151,7 +151,7 @@ class TrainConfig(Settings):
     eval_data: str | None = None
     """A folder that `tubelet sample-data` wrote, on which the teacher is evaluated."""
     best_metric: Literal["eval_segmentation", "eval_depth", "eval_camera_motion", "eval_tracking"] = "eval_segmentation"
-    """Metric by which the checkpoint in best.json is chosen, which is kept beside the newest ones."""
+    """Metric by which the checkpoint in best.json is chosen, which is kept in addition to the newest ones."""
     sinks: tuple[str, ...] = ("tensorboard",)
     """Where metrics are logged besides metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
 

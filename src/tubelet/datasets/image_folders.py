@@ -8,10 +8,10 @@ The folders of the splits may be called training/, validation/ or valid/; images
 from pathlib import Path
 
 from tubelet.data.suffixes import IMAGE_SUFFIXES
+from tubelet.datasets.class_folders import files_by_class, has_classes
 from tubelet.datasets.layout import Layout, layout_error
-from tubelet.datasets.locate import candidate_roots, count_hidden_media, media_files, subfolders
-from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
-from tubelet.errors import DataError
+from tubelet.datasets.locate import candidate_roots, count_hidden_media, subfolders
+from tubelet.datasets.records import ClassificationDataset, ProbeProtocol
 
 SPLITS = {
     "train": ("train", "training", "ILSVRC2012_img_train"),
@@ -48,38 +48,21 @@ class ImageFolders(Layout[ClassificationDataset]):
         return ClassificationDataset(
             name=f"image folders ({len(classes)} classes)",
             classes=tuple(classes),
-            train=images_by_class(train, train),
-            test=images_by_class(val, train),
+            train=files_by_class(train, train, IMAGE_SUFFIXES),
+            test=files_by_class(val, train, IMAGE_SUFFIXES),
             excluded=count_hidden_media(folder for split in (train, val) for folder in subfolders(split)),
             protocol=IMAGE_PROTOCOL,
         )
 
 
 def _root(root: Path) -> Path | None:
-    places = candidate_roots(root)
-    return next((place for place in places if all(has_classes(split_folder(place, s)) for s in SPLITS)), None)
+    return next((place for place in candidate_roots(root) if all(_has_images(place, s) for s in SPLITS)), None)
+
+
+def _has_images(root: Path, split: str) -> bool:
+    return has_classes(split_folder(root, split), IMAGE_SUFFIXES)
 
 
 def split_folder(root: Path, split: str) -> Path:
     """The folder of a split, by its usual names."""
     return next((root / name for name in SPLITS[split] if (root / name).is_dir()), root / split)
-
-
-def has_classes(split: Path) -> bool:
-    """Whether the folders of a split hold images."""
-    return any(any(media_files(folder, IMAGE_SUFFIXES)) for folder in subfolders(split)[:1])
-
-
-def images_by_class(split: Path, train: Path) -> list[LabeledFile]:
-    """Images of a split with the positions of their classes among the folders of the train split.
-
-    Raises:
-        DataError: A class has no folder in the train split.
-    """
-    numbers = {folder.name: number for number, folder in enumerate(subfolders(train))}
-    files = []
-    for folder in subfolders(split):
-        if folder.name not in numbers:
-            raise DataError(f"{folder}: class without a folder in {train}")
-        files += [LabeledFile(path=image, label=numbers[folder.name]) for image in media_files(folder, IMAGE_SUFFIXES)]
-    return files

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tubelet.data.suffixes import IMAGE_SUFFIXES
 from tubelet.data.tables import read_lines
-from tubelet.datasets.image_folders import IMAGE_PROTOCOL, SPLITS, has_classes, images_by_class, split_folder
+from tubelet.datasets.class_folders import files_by_class, has_classes
+from tubelet.datasets.image_folders import IMAGE_PROTOCOL, SPLITS, split_folder
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, count_hidden_media, media_files, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile
@@ -60,8 +61,8 @@ class ImageNet(Layout[ClassificationDataset]):
         return ClassificationDataset(
             name=f"ImageNet ({len(synsets)} classes), validation",
             classes=_class_names(root, base, synsets),
-            train=images_by_class(train, train),
-            test=_listed_images(root, val, flat, synsets) if flat else images_by_class(val, train),
+            train=files_by_class(train, train, IMAGE_SUFFIXES),
+            test=_listed_images(root, val, flat, synsets) if flat else files_by_class(val, train, IMAGE_SUFFIXES),
             excluded=count_hidden_media(subfolders(train) + ([] if flat else subfolders(val))),
             protocol=IMAGE_PROTOCOL,
         )
@@ -73,10 +74,10 @@ def _root(root: Path) -> Path | None:
 
 def _is_root(root: Path) -> bool:
     train, val = (split_folder(root, split) for split in SPLITS)
-    if not has_classes(train):
+    if not has_classes(train, IMAGE_SUFFIXES):
         return False
     has_synsets = all(_SYNSET.fullmatch(folder.name) for folder in subfolders(train))
-    return bool(_flat_images(val)) or (has_synsets and has_classes(val))
+    return bool(_flat_images(val)) or (has_synsets and has_classes(val, IMAGE_SUFFIXES))
 
 
 def _flat_images(val: Path) -> list[Path]:

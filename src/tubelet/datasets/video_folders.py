@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tubelet.data.suffixes import VIDEO_SUFFIXES
+from tubelet.datasets.class_folders import files_by_class, has_classes
 from tubelet.datasets.layout import Layout, layout_error
-from tubelet.datasets.locate import candidate_roots, media_files, subfolders
-from tubelet.datasets.records import ClassificationDataset, LabeledFile
+from tubelet.datasets.locate import candidate_roots, count_hidden_media, subfolders
+from tubelet.datasets.records import ClassificationDataset
 from tubelet.datasets.video_lists import ARCHIVES, KINETICS_PROTOCOL, SPLITS
-from tubelet.errors import DataError
 
 
 class VideoFolders(Layout[ClassificationDataset]):
@@ -32,20 +32,14 @@ class VideoFolders(Layout[ClassificationDataset]):
         found = _root(root)
         if found is None:
             raise layout_error(root, "no folders of videos", VideoFolders.expected)
-        folders = {split: subfolders(next(split_folders(found, split))) for split in SPLITS}
-        classes = [folder.name for folder in folders["train"]]
-        files: dict[str, list[LabeledFile]] = {split: [] for split in SPLITS}
-        for split, own in folders.items():
-            for folder in own:
-                if folder.name not in classes:
-                    raise DataError(f"{folder}: class without a folder in {folders['train'][0].parent}")
-                label = classes.index(folder.name)
-                files[split] += [LabeledFile(path=video, label=label) for video in media_files(folder, VIDEO_SUFFIXES)]
+        train, val = (next(split_folders(found, split)) for split in SPLITS)
+        classes = [folder.name for folder in subfolders(train)]
         return ClassificationDataset(
             name=f"video folders ({len(classes)} classes)",
             classes=tuple(classes),
-            train=files["train"],
-            test=files["val"],
+            train=files_by_class(train, train, VIDEO_SUFFIXES),
+            test=files_by_class(val, train, VIDEO_SUFFIXES),
+            excluded=count_hidden_media(folder for split in (train, val) for folder in subfolders(split)),
             protocol=KINETICS_PROTOCOL,
         )
 
@@ -60,9 +54,9 @@ def split_folders(root: Path, split: str) -> Iterator[Path]:
 
 def _root(root: Path) -> Path | None:
     places = candidate_roots(root, ARCHIVES)
-    return next((place for place in places if all(_has_classes(place, split) for split in SPLITS)), None)
+    return next((place for place in places if all(_has_videos(place, split) for split in SPLITS)), None)
 
 
-def _has_classes(root: Path, split: str) -> bool:
+def _has_videos(root: Path, split: str) -> bool:
     folder = next(split_folders(root, split), None)
-    return folder is not None and any(any(media_files(own, VIDEO_SUFFIXES)) for own in subfolders(folder)[:1])
+    return folder is not None and has_classes(folder, VIDEO_SUFFIXES)

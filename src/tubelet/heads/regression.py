@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tubelet.heads.linear import safe_std
 
-# Penalties on half the squared weights, beside losses that are means over rows of standardized features. In the order
+# Penalties on half the squared weights, added to losses that are means over rows of standardized features. In the order
 # in which they are tried: each fit starts where the one before it, of a stronger penalty, ended.
 L2_GRID = (100.0, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 MAX_ITERATIONS = 200

@@ -51,7 +51,7 @@ def file_errors(path: Path, remedy: str = _ELSEWHERE, also: tuple[type[Exception
 def atomic_write(
     path: Path, *, durable: bool = False, remedy: str = _ELSEWHERE, also: tuple[type[Exception], ...] = ()
 ) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces it at the end of the block; if the block fails, it is removed.
+    """A temporary file next to `path` that replaces it at the end of the block; if the block fails, it is removed.
 
     Args:
         path: the file to write; its directory is made. Readers see the previous file or all of the new one.

@@ -166,15 +166,15 @@ def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:
             _check_directory(path, kind, expected)
 
 
-def check_new_directory(path: Path, beside: str) -> None:
-    """Check that a results directory is new, or from an earlier evaluation, which wrote the file `beside` next to it.
+def check_new_directory(path: Path, marker: str) -> None:
+    """Check that a results directory is new, or from an earlier evaluation, which wrote the file `marker` next to it.
 
     Raises:
         FileError: if its contents are of something else.
     """
-    if _exists(path) and not _is_result(path.parent / beside):
+    if _exists(path) and not _is_result(path.parent / marker):
         raise FileError(
-            f"{path}: exists, but not from an earlier evaluation (no {beside} next to it); choose another --out"
+            f"{path}: exists, but not from an earlier evaluation (no {marker} next to it); choose another --out"
         )
 
 

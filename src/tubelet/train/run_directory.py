@@ -51,7 +51,7 @@ class _AlarmRow(TypedDict):
 
 
 class RunDirectory:
-    """The files of one run beside its checkpoints. Rows reach the disk as they are written."""
+    """The files of one run except its checkpoints. Rows reach the disk as they are written."""
 
     def __init__(self, path: Path, config: TrainConfig, resume: bool, writes: bool = True, sources: str = "") -> None:
         """Read a run directory; nothing is written before `begin`.
@@ -197,7 +197,7 @@ def read_config(run: Path) -> TrainConfig:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it, so that no reader or crash ever finds half of it.
+    """Write a file under a temporary name and rename it, so that no reader or crash ever finds half of it.
 
     Raises:
         TubeletError: if it cannot be written.

@@ -1,4 +1,4 @@
-"""The page of an evaluation: its figures, and predictions beside the truth, worst first."""
+"""The page of an evaluation: its metrics, and predictions next to the ground truth, worst first."""
 
 import json
 from dataclasses import replace

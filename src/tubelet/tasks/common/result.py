@@ -53,7 +53,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A prediction beside its ground truth, for one file or sequence.
+    """A prediction and its ground truth, for one file or sequence.
 
     Attributes:
         name: the file or sequence.
@@ -129,7 +129,7 @@ def require_writable(folder: Path) -> None:
 
 
 def write_result(result: Result, path: Path) -> None:
-    """Write all but the images as JSON, atomically, and the result's files beside it.
+    """Write all but the images as JSON, atomically, and the result's files next to it.
 
     Raises:
         TubeletError: if a metric is not finite, or the file cannot be written.
