@@ -21,3 +21,15 @@ def length(name: str) -> int:
         if name.startswith("unknown"):
             raise KeyError(name)
         return len(name)
+
+
+class Unreadable:
+    """Cannot be unpickled."""
+
+    def __reduce__(self) -> tuple[type[int], tuple[str]]:
+        return int, ("no number",)
+
+
+def make_unreadable(name: str) -> Unreadable:
+    """A result that the parent cannot read."""
+    return Unreadable()

@@ -1,5 +1,6 @@
 """Evaluation of the teacher during training: its metrics, the best checkpoint, and that training takes no notice."""
 
+import errno
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import torch
 
 from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet import cli
+from tubelet.checkpoint import run as checkpoint
 from tubelet.checkpoint.run import list_checkpoints, read_best, read_checkpoint, step_from_name
 from tubelet.errors import ConfigError, TubeletError
 from tubelet.train.trainer import train
@@ -70,6 +72,19 @@ def test_a_metric_that_is_better_when_lower_and_one_that_is_no_number(values, be
     assert (found and found["step"]) == best
 
 
+def test_a_best_checkpoint_that_could_not_be_written_is_not_named(config, tmp_path, monkeypatch):
+    run, real = tmp_path / "run", checkpoint.save_file
+
+    def without_room_for_step_4(tensors, path, metadata):
+        if "000000004" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", without_room_for_step_4)
+    train(config, run, evaluate=evaluator([0.1, 0.4, 0.2, 0.3]))
+    assert (read_best(run)["step"], read_best(run)["checkpoint"]) == (8, "step-000000008.safetensors")
+
+
 def test_a_resumed_run_knows_the_best_of_before_and_forgets_one_of_later_steps(config, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     train(config, whole, evaluate=evaluator([0.1, 0.4, 0.2, 0.3]))
@@ -86,7 +101,7 @@ def test_a_resumed_run_knows_the_best_of_before_and_forgets_one_of_later_steps(c
 def test_what_is_missing_is_named_before_the_first_step(config, media, tmp_path, monkeypatch, capsys):
     with pytest.raises(ConfigError, match="there is nothing to evaluate with"):
         train(config, tmp_path / "run")
-    with pytest.raises(TubeletError, match="set both or none"):
+    with pytest.raises(TubeletError, match="requires eval_data"):
         tiny_config(media, eval_every=2)
     monkeypatch.setattr(
         "sys.argv",

@@ -114,7 +114,15 @@ class Command:
         worker = self.family.wait_for(lambda p: p in (working := self.workers()) and len(working) > 1)
         time.sleep(0.3)
         self.family.find()
-        return worker if kind == "worker" else root
+        if kind == "worker":
+            return worker
+        # What a command leaves that is killed between two sets of workers goes at its next start: another test.
+        root.suspend()
+        while not self.workers():
+            root.resume()
+            time.sleep(0.05)
+            root.suspend()
+        return root
 
     def end(self):
         for member in filter(lives, self.family.find()):

@@ -355,3 +355,27 @@ def test_hidden_files_of_folders_of_videos_are_left_out_and_counted(tmp_path):
     found = video_folders.VideoFolders.load(tmp_path)
     assert [file.path.name for file in [*found.train, *found.test]] == ["0.mp4", "1.mp4"]
     assert sum(found.excluded.values()) == 1
+
+
+def test_a_stray_image_makes_no_flat_validation_folder(tmp_path):
+    for name in ("train/cat/0.jpg", "val/cat/1.jpg", "val/preview.jpg"):
+        put(tmp_path / name)
+    assert not imagenet.ImageNet.detect(tmp_path)
+    assert [file.path.name for file in datasets.find(tmp_path, ClassificationDataset).test] == ["1.jpg"]
+
+
+def test_an_empty_class_of_the_validation_split_hides_no_others(tmp_path):
+    for name in ("train/a/0.mp4", "train/b/1.mp4", "val/b/2.mp4"):
+        put(tmp_path / name)
+    (tmp_path / "val/a").mkdir()
+    assert [(file.path.name, file.label) for file in datasets.find(tmp_path, ClassificationDataset).test] == [
+        ("2.mp4", 1)
+    ]
+
+
+def test_class_names_may_begin_with_digits(tmp_path):
+    for split in ("train", "val"):
+        put(tmp_path / f"{split}.csv", f"{split}.mp4,360 flip\n{split}2.mp4,kick\n")
+        for name in (f"{split}.mp4", f"{split}2.mp4"):
+            put(tmp_path / name)
+    assert datasets.find(tmp_path, ClassificationDataset).classes == ("360 flip", "kick")

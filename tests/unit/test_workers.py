@@ -1,5 +1,6 @@
 """Worker processes: jobs and loaders, what is said of one that dies, and what they need to start."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 from torch.utils.data import Dataset, IterableDataset
 
-from tests.helpers.worker_jobs import length
+from tests.helpers.worker_jobs import length, make_unreadable
+from tubelet.data import process_map as process_map_module
 from tubelet.data import worker_loader, worker_status
 from tubelet.data.process_map import process_map
 from tubelet.data.worker_loader import WorkerLoader, require_main_guard, require_shared_memory, translate_worker_crash
@@ -55,6 +57,16 @@ def test_how_a_job_ended_is_reported(job, kind, sentence, capfd):
     with pytest.raises(kind, match=sentence):
         process_map(length, [job], 1, ignore, "go on", isolated=True)
     assert ("the stack was smashed" in capfd.readouterr().err) == (job == "abort.mp4")
+
+
+@pytest.mark.parametrize(
+    ("work", "job", "sentence"),
+    [(length, ctypes.pointer(ctypes.c_int(0)), "pointers"), (make_unreadable, "a.mp4", "invalid literal for int")],
+)
+def test_a_job_or_a_result_that_cannot_be_passed_is_an_error_and_no_endless_wait(monkeypatch, work, job, sentence):
+    monkeypatch.setattr(process_map_module, "EXIT_GRACE_S", 0.1)
+    with pytest.raises(ValueError, match=sentence):
+        process_map(work, [job], 1, ignore, "go on", isolated=True)
 
 
 def test_a_process_of_jobs_ends_with_a_job_that_takes_too_long():
@@ -210,7 +222,8 @@ def test_no_wait_for_a_worker_is_endless(make, sentence):
     assert time.monotonic() - began < 30
 
 
-def test_a_slow_worker_is_waited_for_and_a_loader_is_used_twice():
+def test_a_slow_worker_is_waited_for_and_a_loader_is_used_twice(monkeypatch):
+    monkeypatch.setattr(worker_loader, "POLL_S", 0.1)
     loader = WorkerLoader(Items(lambda index: time.sleep(0.4) or index), 2, batch_size=None)
     assert [list(loader) for _ in range(2)] == [[0, 1, 2, 3]] * 2
 

@@ -62,10 +62,6 @@ def main() -> None:
     A command continues where its output cannot be printed. If it then succeeds, but its last line was lost, the exit
     code is 141 for a closed pipe, and 74 for anything else, such as a full disk or a standard output that is closed.
     """
-    # Data workers share the cores with the training process. OpenMP's threads spin while they wait for each other, and
-    # on busy cores they hold up the very thread they wait for: steps took ten times as long. No spinning costs a third
-    # on quiet cores; a short spin is close to the better of the two on both. Torch reads it when it is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     set_terminal_size()
     set_compile_cache()
     with standard_streams() as output:

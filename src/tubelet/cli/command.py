@@ -75,6 +75,10 @@ class ConfigurableCommand(Command):
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """YAML or JSON file of options, such as a run's config.json; options of the command line win over it."""
 
+    def file_has_model(self) -> bool:
+        """Whether the file of options has the sizes of a model."""
+        return self.config is not None and isinstance(read_config_file(self.config).get("model"), dict)
+
 
 def parse(kind: type[C], name: str, words: Sequence[str]) -> C:
     """A command from its command line.

@@ -40,7 +40,9 @@ class Distill(TrainingCommand):
         if teacher is None:
             raise ConfigError("--teacher is missing: name the frozen model whose features the student predicts")
         if config.distill_from is None or self.model or self.patch_size or self.tubelet_size:
-            student = resized(model_preset(self.model or "vit-b"), self.patch_size, self.tubelet_size)
+            from_file = self.model is None and self.file_has_model()
+            sizes = config.model if from_file else model_preset(self.model or "vit-b")
+            student = resized(sizes, self.patch_size, self.tubelet_size)
             sizes = distillation_config(student, load(teacher, device="cpu").config)
             config = dataclasses.replace(config, model=sizes)
         self.start(dataclasses.replace(config, distill_from=teacher), self.out)

@@ -12,7 +12,6 @@ from tubelet.config import PlanConfig, TrainConfig, model_preset, resized
 from tubelet.config.model import MAX_DEPTH
 from tubelet.console import open_console
 from tubelet.errors import ConfigError
-from tubelet.io.config_file import read_config_file
 from tubelet.validation import Bounds
 
 PatchSize = Annotated[int | None, Bounds(1, 1024)]
@@ -91,6 +90,6 @@ class Train(TrainingCommand):
         if self.model is not None:
             return model_preset(self.model)
         resumed = self.resume and self.out is not None and (self.out / "config.json").is_file()
-        if resumed or (self.config and isinstance(read_config_file(self.config).get("model"), dict)):
+        if resumed or self.file_has_model():
             return self.settings.model
         return config_from_checkpoint(self.settings.init_from) if self.settings.init_from else self.settings.model

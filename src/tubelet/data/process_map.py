@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from tubelet.data.worker_status import POLL_S, StallDetector, WorkerCrashError, explain_exit, oom_kills, setup_worker
 from tubelet.errors import TubeletError
 
+EXIT_GRACE_S = 5.0
 T = TypeVar("T")
 J = TypeVar("J")
 
@@ -59,9 +60,10 @@ def process_map(
     for pair in enumerate(jobs):
         waiting.put(pair)
     ended: queue.SimpleQueue[tuple[_JobProcess, int, bool, Any]] = queue.SimpleQueue()
-    processes = []
+    processes: list[_JobProcess] = []
     try:
-        processes += [_JobProcess(work, waiting, ended) for _ in range(workers)]
+        for _ in range(workers):  # one by one, so that those started are stopped if the next cannot be
+            processes.append(_JobProcess(work, waiting, ended))
         left = len(jobs)
         while left:
             if timeout_s is not None and time.monotonic() - began > timeout_s:
@@ -130,11 +132,17 @@ class _JobProcess:
                 while (message := pickle.load(results))[0] == "reading":
                     self.file, self.since = message[1], time.monotonic()
                 ended.put((self, number, *message))
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+        except Exception as error:  # the process has ended, or a job or a result cannot be pickled
             if self.running:
-                ended.put((self, number, False, None))
-        except Exception as error:  # a job that cannot be pickled is an error of the caller
-            ended.put((self, number, False, error))
+                ended.put((self, number, False, None if self._has_ended() else error))
+
+    def _has_ended(self) -> bool:
+        """Whether the process has ended, which may be seen a moment after its pipes are closed."""
+        try:
+            self.process.wait(EXIT_GRACE_S)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def wait(self) -> int:
         """Its exit code."""
@@ -189,9 +197,11 @@ def _serve() -> None:
             try:
                 received.put(pickle.load(incoming))
             except (EOFError, OSError, pickle.UnpicklingError):  # the parent has ended
-                for clean in _on_parent_exit:
-                    clean()
-                os._exit(1)
+                try:
+                    for clean in _on_parent_exit:
+                        clean()
+                finally:
+                    os._exit(1)
             except Exception as error:
                 send((False, RuntimeError(f"cannot receive a job: {error!r}")))
 

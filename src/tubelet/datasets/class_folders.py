@@ -8,8 +8,8 @@ from tubelet.errors import DataError
 
 
 def has_classes(split: Path, suffixes: frozenset[str]) -> bool:
-    """Whether the first class directory of a split contains files with one of the suffixes."""
-    return any(any(media_files(folder, suffixes)) for folder in subfolders(split)[:1])
+    """Whether a class directory of a split contains files with one of the suffixes."""
+    return any(media_files(folder, suffixes) for folder in subfolders(split))
 
 
 def files_by_class(split: Path, train: Path, suffixes: frozenset[str]) -> list[LabeledFile]:

@@ -85,7 +85,9 @@ def _flat_images(val: Path) -> list[Path]:
     if not val.is_dir():
         return []
     found = media_files(val, IMAGE_SUFFIXES)
-    return found if not found or found[0].parent == val or len(subfolders(val)) == 1 else []
+    if found and found[0].parent == val:
+        return [] if has_classes(val, IMAGE_SUFFIXES) else found  # a stray image makes no flat folder
+    return found if len(subfolders(val)) == 1 else []
 
 
 def _ancestors(named: Path, base: Path) -> Iterator[Path]:

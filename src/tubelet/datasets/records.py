@@ -425,8 +425,12 @@ def drop_missing_files(samples: Sequence[S], split: str, max_failed_fraction: fl
     """
     if not samples:
         raise DataError(f"the {split} split lists no files")
-    existing = [sample for sample in samples if sample.path.is_file()]
-    missing = [BadFile(str(sample.path), "listed but missing") for sample in samples if not sample.path.is_file()]
+    existing, missing = [], []
+    for sample in samples:
+        if sample.path.is_file():
+            existing.append(sample)
+        else:
+            missing.append(BadFile(str(sample.path), "listed but missing"))
     if len(missing) > max_failed_fraction * len(samples) or not existing:
         other = find_other_suffix(Path(missing[0].path))
         found = f" (found {other.name} instead)" if other else ""

@@ -24,7 +24,7 @@ KINETICS = ("kinetics400", "kinetics600", "kinetics700", "kinetics700-2020", "ki
 ARCHIVES = ("k400", "k600", "k700", "k700-2020", *KINETICS)
 _PREFIX = r"(?:(?:kinetics|k|ssv|sthv)[-_]?\d*(?:[-_]2020)?[-_])?"
 _FILE_NAME = _PREFIX + r"(?:{})(?:_?list)?(?:_videos|_paths)?\.(?:csv|txt|tsv)"
-_NUMBER = re.compile(r"[+-]?[\d.]")
+_NUMBER = re.compile(r"[+-]?[\d.]+")
 KINETICS_PROTOCOL = ProbeProtocol(segments=8, views=3)
 
 
@@ -69,7 +69,7 @@ class VideoLists(Layout[ClassificationDataset]):
 def _classes(lists: dict[Path, list[tuple[int, Path, str]]]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names, and the class index of each label in lists of (line, file, label)."""
     labels = {label for rows in lists.values() for _, _, label in rows}
-    if "" not in labels and not any(_NUMBER.match(label) for label in labels):
+    if "" not in labels and not any(_NUMBER.fullmatch(label) for label in labels):
         return tuple(sorted(labels)), {label: number for number, label in enumerate(sorted(labels))}
     numbers: dict[str, int] = {}
     folders: dict[int, str] = {}

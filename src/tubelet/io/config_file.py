@@ -1,6 +1,7 @@
 """Files of options, in YAML or JSON."""
 
 import re
+from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not supported")
+        if (tag := getattr(self.peek_event(), "tag", None)) is not None:
+            raise yaml.YAMLError(f"tags are not supported (found {tag})")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if isinstance(key, str) and keys.count(key) > 1})
-        if twice:
+        count = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
+        if twice := sorted(key for key in count if count[key] > 1):
             raise yaml.YAMLError(f"key {twice[0]!r} occurs twice in one mapping")
         return super().construct_mapping(node, deep)
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def engines_folder() -> Iterator[Path]:
         try:
             yield folder
         finally:
-            _wait_for_supervisors(folder)
+            _wait_for_supervisors(_places(folder))
             _sweep(folder)
             if any(not (place / supervisor.INSTANCE).is_file() for place in _places(folder)):
                 _sweep_unmapped(began - 1, time.time() + 1)  # file systems' clocks tick more coarsely
@@ -107,7 +107,7 @@ def _remove_own_shared_memory() -> None:
 
 def explain_engine_exits(folder: Path) -> str:
     """What is known of engines that ended before the processes that played them; "" if none did."""
-    _wait_for_supervisors(folder)
+    _wait_for_supervisors(_places(folder))
     known = (_explain_engine_exit(place) for place in _places(folder))
     return "; ".join(words for words in known if words)
 
@@ -116,9 +116,9 @@ def _places(folder: Path) -> list[Path]:
     return sorted(place for place in folder.iterdir() if place.is_dir())
 
 
-def _wait_for_supervisors(folder: Path) -> None:
-    deadline = time.monotonic() + SUPERVISOR_GRACE_S
-    while any(supervisor.works_in(place) for place in _places(folder)) and time.monotonic() < deadline:
+def _wait_for_supervisors(places: Iterable[Path]) -> None:
+    deadline, places = time.monotonic() + SUPERVISOR_GRACE_S, list(places)
+    while any(map(supervisor.works_in, places)) and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
@@ -172,7 +172,7 @@ def engine(wad: str, level: str, width: int, height: int, seed: int, folder: Pat
             yield game
         except _errors_of(vizdoom) as error:
             game.close()
-            _wait_for_supervisors(folder)
+            _wait_for_supervisors([place])
             words = _explain_engine_exit(place)
             raise TubeletError(
                 f"level {level} of {wad}: the engine stopped ({error}{'; ' * bool(words)}{words}); try another seed"

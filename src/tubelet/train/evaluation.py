@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tubelet.checkpoint.run import BEST, BestRow, prune_checkpoints, read_best
 from tubelet.config import TrainConfig
-from tubelet.errors import ConfigError, TrainingError
+from tubelet.errors import ConfigError, FileError, TrainingError
 from tubelet.model.encoder import Encoder
 from tubelet.model.lora import merge_adapters
 from tubelet.train.distributed import DistContext
@@ -97,15 +97,30 @@ class PeriodicEvaluation:
         encoder.load_state_dict(merge_adapters(state))
         return dict(self.evaluate(encoder.to(self.ctx.device).eval().requires_grad_(False)))
 
-    def keep_candidate(self, checkpoint: Path) -> None:
-        """Name the checkpoint of the last evaluation as the best; it stays while newer ones come and go."""
-        if self.candidate is None:
-            return
-        self.best, self.candidate = self.candidate, None
-        if self.run.writes:
-            write_atomically(self.run.path / BEST, json.dumps(self.best | {"checkpoint": checkpoint.name}) + "\n")
+    def keep_candidate(self, checkpoint: Path) -> str | None:
+        """Name the checkpoint of the last evaluation as the best; it stays while newer ones come and go.
+
+        All processes call it together.
+
+        Returns:
+            Why the name could not be written, on all processes; the best one is then still that of before.
+        """
+        if (candidate := self.candidate) is None:
+            return None
+
+        def write() -> str | None:
+            try:
+                write_atomically(self.run.path / BEST, json.dumps(candidate | {"checkpoint": checkpoint.name}) + "\n")
+            except FileError as error:
+                return str(error)
             prune_checkpoints(self.run.path, self.config.keep_checkpoints)
+            return None
+
+        if problem := self.ctx.run_on_rank0(write):
+            return problem
+        self.best, self.candidate = candidate, None
         logger.info("best so far: %s %.4g after step %d", self.best["metric"], self.best["value"], self.best["step"])
+        return None
 
 
 def gather_state(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:

@@ -55,7 +55,9 @@ class StepStream:
     ) -> None:
         # An error of a worker's own says "Caught ... in DataLoader worker".
         trouble = None
-        if isinstance(error, RuntimeError) and str(error).startswith(("DataLoader timed out", "DataLoader worker")):
+        reports = ("DataLoader timed out", "DataLoader worker")
+        of_loader = isinstance(error, RuntimeError) and str(error).startswith(reports)
+        if of_loader or isinstance(error, (ConnectionError, EOFError)):  # a worker that dies while it passes tensors
             trouble = self._trouble(str(error))
         del self.batches, self.loader  # which ends the workers
         if trouble:

@@ -169,6 +169,7 @@ class Trainer:
         self.guard = AnomalyGuard(config, run)
         self.evaluation = PeriodicEvaluation(config, run, self.model, ctx, self.evaluate)
         self.sinks = SinkGroup(config.sinks, self.more_sinks, run, self.start, self.guard.alert)
+        self._resources.callback(self.sinks.close)
         self.buffer = MetricsBuffer(self._emit, device)
         self.progress = ProgressLine(self.console, config.steps, self.start, ctx.peak_flops())
         self._restore(self.start)
@@ -332,11 +333,12 @@ class Trainer:
     def _save(self, step: int, required: bool) -> None:
         """Save a checkpoint, in the background unless it is the best one so far."""
         self._report_failed_save(step, self.checkpointer.save(step, required=required))
-        if self.evaluation.candidate is not None:
+        if (candidate := self.evaluation.candidate) is not None:
             self._report_failed_save(step, self.checkpointer.wait())
             newest = self.checkpointer.newest
-            if newest is not None and step_from_name(newest) == step:
-                self.evaluation.keep_candidate(newest)
+            if newest is not None and step_from_name(newest) == candidate["step"]:
+                self._report_failed_save(step, self.evaluation.keep_candidate(newest))
+            self.evaluation.candidate = None  # also if its checkpoint could not be written: a later one is another
 
     def _report_failed_save(self, step: int, problem: str | None) -> None:
         """Record an alert if a checkpoint could not be written."""

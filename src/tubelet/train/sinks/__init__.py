@@ -82,8 +82,9 @@ class SinkGroup:
         self._each(lambda sink: sink.rewind(step))
 
     def close(self) -> None:
-        """Close every sink."""
+        """Close every sink, once."""
         self._each(lambda sink: sink.close())
+        self.sinks = []
 
     def _each(self, call: Callable[[MetricSink], Any]) -> None:
         for sink in list(self.sinks):
