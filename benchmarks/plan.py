@@ -37,8 +37,8 @@ from tubelet.data.batch import Batch, StepData
 from tubelet.data.batch_partition import samples_per_step
 from tubelet.data.sources import MediaList
 from tubelet.grid import Mask, Modality
+from tubelet.planner.memory_tracker import track_storage
 from tubelet.planner.run_plan import CPU, mean_mask_lengths, plan_run, token_grid
-from tubelet.planner.storage_log import storage_log
 from tubelet.train.compilation import prepare_model
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
@@ -107,7 +107,7 @@ def measure(config: TrainConfig, parallel: Parallel, rank: int, size: int, store
     taken = resident("VmHWM") - before
     model, optimizer, data = run
     moments = (value for state in optimizer.state.values() for value in state.values())
-    with storage_log() as watch:
+    with track_storage() as watch:
         watch.name([*model.parameters(), *moments, *(batch.pixels for batch in data.batches)], "there before")
         train_step(*run, config, config.steps - 1, ctx)
     answer.send((taken, watch.log.live_bytes(watch.log.peak()).total()))

@@ -21,7 +21,7 @@ import tyro
 from tubelet import cli
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.errors import TubeletError
-from tubelet.validation import Bounds, type_hints
+from tubelet.value_checks import Bounds, type_hints
 
 # What no number of any command may be, whatever its range.
 NO_NUMBERS = ("nan", "inf", "-inf", "1e999", "-1", str(2**70), "", "x", "0x10", "1,5")

@@ -29,7 +29,7 @@ from tubelet.datasets import diving48, sample_set, ssv2, youtube_vos
 from tubelet.embed.search import search
 from tubelet.embed.table import FORMAT, FeatureTable, read_settings
 from tubelet.errors import TubeletError
-from tubelet.heads.state import load_state
+from tubelet.heads.training_state import load_state
 from tubelet.model.encoder import Encoder
 from tubelet.pretrained.convert import _metrics
 from tubelet.pretrained.load import load_unplaced

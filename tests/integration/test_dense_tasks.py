@@ -13,7 +13,7 @@ from PIL import Image
 from tubelet import cli
 from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.errors import TubeletError
-from tubelet.io.hidden import without_hidden
+from tubelet.io.hidden_files import without_hidden
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data.layouts import LAYOUTS, check_layouts, write_layout
 

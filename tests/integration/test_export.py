@@ -9,7 +9,7 @@ from tubelet.checkpoint import export
 from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import ModelConfig
 from tubelet.errors import TubeletError
-from tubelet.io.overwrite import check_output
+from tubelet.io.overwrite_checks import check_output
 from tubelet.model.encoder import Encoder
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load_unplaced

@@ -14,8 +14,8 @@ from tubelet.errors import TubeletError
 from tubelet.heads import training
 from tubelet.heads.attentive import AttentiveProbe, probe_heads
 from tubelet.heads.linear import LinearProbe, linear_head
-from tubelet.heads.state import load_state
 from tubelet.heads.training import EpochBatches, HeadSchedule, hparam_grid, init_heads
+from tubelet.heads.training_state import load_state
 from tubelet.tasks.common.classification_plan import TrainingSettings
 from tubelet.tasks.common.classification_scores import Pooled, collate, score_heads, train_classifiers
 from tubelet.tasks.metrics.ranking import UNKNOWN

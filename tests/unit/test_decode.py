@@ -137,7 +137,7 @@ def test_clips_of_a_video_that_can_be_entered_at_its_start_only_take_one_pass(
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a.pixels, b.pixels) and np.array_equal(a.times, b.times)
-    monkeypatch.setattr("tubelet.data.limits.CLIP_PIXELS", 7 * 64 * 64)
+    monkeypatch.setattr("tubelet.data.size_limits.CLIP_PIXELS", 7 * 64 * 64)
     with pytest.raises(DecodeError, match="8 frames of 64x64 pixels exceed"):
         next(stream_clips(path, clips))
 

@@ -11,7 +11,7 @@ from tubelet.data.paths import Paths, checksum
 from tubelet.data.sources import list_media
 from tubelet.data.tables import read_lines, read_table
 from tubelet.errors import TubeletError, escape_filename
-from tubelet.io.hidden import is_hidden
+from tubelet.io.hidden_files import is_hidden
 
 NAMES = [f"run/{i}.mp4" for i in range(3)] + [f"riding a bike/{i}.mp4" for i in range(3)]
 

@@ -21,8 +21,8 @@ from tubelet.data.shards import format as shards
 from tubelet.embed import table
 from tubelet.embed.collection import embed_collection
 from tubelet.errors import TubeletError
-from tubelet.io import overwrite as outputs
-from tubelet.io.overwrite import check_output
+from tubelet.io import overwrite_checks as outputs
+from tubelet.io.overwrite_checks import check_output
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load
 from tubelet.tasks.common.result import Metric, Result, write_result

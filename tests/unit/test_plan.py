@@ -9,9 +9,9 @@ from rich.console import Console
 from benchmarks.plan import real_run
 from tubelet.config import DataConfig, ModelConfig, PlanConfig, PredictorConfig, TrainConfig
 from tubelet.errors import TubeletError
+from tubelet.planner.memory_tracker import Transfer, track_storage
 from tubelet.planner.plan_table import print_plan, sentences
 from tubelet.planner.run_plan import CPU, USABLE, plan_run
-from tubelet.planner.storage_log import Transfer, storage_log
 from tubelet.train.distributed import DistContext
 from tubelet.train.step import train_step
 
@@ -45,7 +45,7 @@ def test_planned_bytes_and_operations_are_those_of_a_real_steps_tensors(precisio
         run = dataclasses.replace(run, activation_checkpointing=recompute)
         model, optimizer, data = real_run(run, "ddp", ctx := DistContext(CPU))
         train_step(model, optimizer, data, run, 0, ctx)
-        with storage_log() as watch:
+        with track_storage() as watch:
             watch.name([*model.parameters(), *(batch.pixels for batch in data.batches)], "there before")
             watch.name([value for state in optimizer.state.values() for value in state.values()], "there before")
             train_step(model, optimizer, data, run, 1, ctx)

@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "tubelet"
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 # From the lowest layer to the highest. A module imports from its own layer and from those below.
 LAYERS = (
-    "errors grid schedules validation io launch",
+    "errors grid schedules value_checks io launch",
     "config",
     "device console",
     "data model",
@@ -18,8 +18,9 @@ LAYERS = (
     "vjepa",
     "checkpoint",
     "pretrained encoder",
-    "datasets",
+    "datasets labels",
     "train planner embed heads tasks",
+    "fit predict",
     "view",
     "cli",
     "__main__",
@@ -30,6 +31,7 @@ INDEPENDENT = {
     ("train", "tasks"),
     ("train", "embed"),
     ("embed", "tasks"),
+    ("fit", "predict"),
 }
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}
 

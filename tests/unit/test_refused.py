@@ -22,12 +22,12 @@ from tubelet import config
 from tubelet.checkpoint.run import FORMAT, load_vjepa
 from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.config import DataConfig, ModelConfig, TrainConfig, from_dict, to_dict
-from tubelet.data import limits
+from tubelet.data import size_limits
 from tubelet.data.batch import MediaBytes
 from tubelet.data.decode import read_frames
 from tubelet.data.images import read_image
-from tubelet.data.limits import LINE_CHARACTERS
 from tubelet.data.shards.reader import open_shards
+from tubelet.data.size_limits import LINE_CHARACTERS
 from tubelet.data.sources import list_media
 from tubelet.errors import DecodeError, TubeletError
 from tubelet.sample_data import truth
@@ -208,7 +208,7 @@ def test_a_containers_claim_of_huge_images_only_takes_no_memory(tmp_path):
 
 def test_a_clip_that_would_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
     path = write_video(tmp_path / "film.mp4", frames=24, size=32)
-    monkeypatch.setattr(limits, "CLIP_PIXELS", 4 * 32 * 32)
+    monkeypatch.setattr(size_limits, "CLIP_PIXELS", 4 * 32 * 32)
     with pytest.raises(DecodeError, match="5 frames of 32x32 pixels exceed"):
         decode_clips(path, [np.arange(5) / 12])
     with pytest.raises(DecodeError, match="5 frames of 32x32 pixels exceed"):

@@ -17,7 +17,7 @@ from tubelet.config import DataConfig, EvaluateConfig, GuardConfig, OptimConfig,
 from tubelet.config.fields import SettingError, Settings
 from tubelet.errors import TubeletError
 from tubelet.io.files import cache_dir, set_compile_cache
-from tubelet.validation import Bounds, type_hints
+from tubelet.value_checks import Bounds, type_hints
 
 CONFIGS = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, Settings)]
 EDGES = (

@@ -13,8 +13,8 @@ from tests.helpers.media import indexed_image, read_index, write_video
 from tubelet.config import ShardConfig
 from tubelet.data.clips import window_times
 from tubelet.data.decode import Video, VideoInfo, read_frames
+from tubelet.data.file_types import VIDEO_CONTAINERS, VIDEO_SUFFIXES
 from tubelet.data.shards.transcode import transcode
-from tubelet.data.suffixes import VIDEO_CONTAINERS, VIDEO_SUFFIXES
 from tubelet.data.video import reader
 from tubelet.data.video.open_gop import drop_leading_pictures
 from tubelet.data.video.timestamps import mark_required, packets_until

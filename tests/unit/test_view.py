@@ -19,12 +19,12 @@ from tubelet.errors import TubeletError
 from tubelet.grid import Grid
 from tubelet.tasks.common.result import Metric, Result, write_result
 from tubelet.view.explain import explain
-from tubelet.view.facts import STEPS
 from tubelet.view.feature_maps import _recall_at_k
+from tubelet.view.input_trace import trace_input
 from tubelet.view.page import Line, boundary, chart, columns, heat, significant
 from tubelet.view.pca import fit_projection
 from tubelet.view.report import write_report
-from tubelet.view.trace import trace_input
+from tubelet.view.step_facts import STEPS
 from tubelet.vjepa import VJEPA
 
 TINY = ModelConfig(

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from tubelet.checkpoint.sharded import FILES, HEADER, read_header, remove_checkpoint
 from tubelet.errors import CheckpointError, first_line
 from tubelet.io.files import fsync
-from tubelet.io.hidden import without_hidden
+from tubelet.io.hidden_files import without_hidden
 
 
 def async_save(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tubelet.config import ModelConfig
 from tubelet.errors import CheckpointError, FileError, MissingPackageError
 from tubelet.io.files import file_errors
-from tubelet.io.overwrite import PRODUCER, check_output, mark_archive
+from tubelet.io.overwrite_checks import PRODUCER, check_output, mark_archive
 from tubelet.model.encoder import Encoder
 
 MAX_DIFFERENCE = 1e-4  # absolute, fp32
@@ -73,7 +73,7 @@ def export(model: Encoder, out: Path, images: bool = False) -> str:
 
 
 def output_kind(out: Path) -> str:
-    """Which of `tubelet.io.overwrite.KINDS` an exported file is."""
+    """Which of `tubelet.io.overwrite_checks.KINDS` an exported file is."""
     return "onnx" if out.suffix == ".onnx" else "graph"
 
 

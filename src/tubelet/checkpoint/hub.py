@@ -14,7 +14,7 @@ from tubelet.checkpoint.weights import FORMAT
 from tubelet.config import ModelConfig, to_dict
 from tubelet.errors import escape_unprintable
 from tubelet.io.files import atomic_write
-from tubelet.io.overwrite import check_output
+from tubelet.io.overwrite_checks import check_output
 
 WEIGHTS_FILE = "model.safetensors"
 _CARD = """---

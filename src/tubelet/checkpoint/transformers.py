@@ -12,7 +12,7 @@ from tubelet.checkpoint.vjepa2 import expected_tensors, require_match, to_encode
 from tubelet.config import ModelConfig, output_levels_for_depth
 from tubelet.errors import CheckpointError, TubeletError
 from tubelet.io.text import read_json
-from tubelet.validation import InvalidValueError, check_value
+from tubelet.value_checks import InvalidValueError, check_value
 
 _OTHER_MODULES = ("predictor.", "pooler.", "classifier.")  # of transformers' models around the encoder
 _NAMES = (

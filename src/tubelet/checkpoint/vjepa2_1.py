@@ -20,7 +20,7 @@ from tubelet.config import MODELS, ModelConfig, PredictorConfig, output_levels_f
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.io.arrays import read_pt
 from tubelet.io.files import atomic_write
-from tubelet.io.overwrite import check_output, mark_archive
+from tubelet.io.overwrite_checks import check_output, mark_archive
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import pair_permutation

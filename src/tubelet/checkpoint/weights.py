@@ -14,7 +14,7 @@ from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, is_vjepa2, read_released, 
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.errors import CheckpointError, MissingFileError
 from tubelet.io.arrays import open_safetensors, read_safetensors
-from tubelet.io.hidden import without_hidden
+from tubelet.io.hidden_files import without_hidden
 from tubelet.model.lora import merge_adapters
 
 EncoderName = Literal["teacher", "student"]

@@ -20,7 +20,7 @@ import tyro
 from tubelet.config.fields import SettingError, Settings, check, current_keys, nearest, overlay
 from tubelet.errors import ConfigError, escape_unprintable
 from tubelet.io.config_file import read_config_file
-from tubelet.validation import InvalidValueError, check_text, type_hints
+from tubelet.value_checks import InvalidValueError, check_text, type_hints
 
 C = TypeVar("C", bound="Command")
 Sources = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")]

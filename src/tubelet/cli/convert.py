@@ -10,8 +10,8 @@ from tubelet.cli.command import Command, Model
 from tubelet.config.model import MAX_DEPTH, Width
 from tubelet.console import open_console, print_wrapped
 from tubelet.errors import ConfigError
-from tubelet.io.overwrite import check_output
-from tubelet.validation import Bounds
+from tubelet.io.overwrite_checks import check_output
+from tubelet.value_checks import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)

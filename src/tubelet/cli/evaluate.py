@@ -10,7 +10,7 @@ from tubelet.cli.command import ConfigurableCommand, Model
 from tubelet.config import EvaluateConfig
 from tubelet.console import open_console, print_wrapped, stages_progress
 from tubelet.io.files import directory_lock
-from tubelet.io.overwrite import check_output
+from tubelet.io.overwrite_checks import check_output
 from tubelet.tasks import get_task, task_names
 
 EvaluateSettings = Annotated[EvaluateConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]

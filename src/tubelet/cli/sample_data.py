@@ -9,7 +9,7 @@ import tyro
 from tubelet.cli.command import Command
 from tubelet.config.fields import Seed, Side
 from tubelet.console import open_console, print_wrapped
-from tubelet.validation import Bounds
+from tubelet.value_checks import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)

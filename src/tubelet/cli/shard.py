@@ -10,7 +10,7 @@ from tubelet.cli.command import ConfigurableCommand, Sources
 from tubelet.config import ShardConfig
 from tubelet.config.fields import Fraction
 from tubelet.console import files_progress, open_console, print_wrapped
-from tubelet.validation import Bounds
+from tubelet.value_checks import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from tubelet.config import PlanConfig, TrainConfig, model_preset, resized
 from tubelet.config.model import MAX_DEPTH
 from tubelet.console import open_console
 from tubelet.errors import ConfigError
-from tubelet.validation import Bounds
+from tubelet.value_checks import Bounds
 
 PatchSize = Annotated[int | None, Bounds(1, 1024)]
 TrainSettings = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]

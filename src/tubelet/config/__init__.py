@@ -4,6 +4,7 @@ from tubelet.config.data import BlockMask, DataConfig, MaskConfig, ShardConfig
 from tubelet.config.embed import EmbedConfig
 from tubelet.config.evaluate import HEAD_SETTINGS, EvaluateConfig
 from tubelet.config.fields import from_dict, require, to_dict
+from tubelet.config.fit import FitConfig
 from tubelet.config.model import (
     MODELS,
     ModelConfig,
@@ -21,6 +22,7 @@ from tubelet.config.model import (
     vit_ti,
 )
 from tubelet.config.plan import PlanConfig
+from tubelet.config.predict import PredictConfig
 from tubelet.config.train import GuardConfig, OptimConfig, Precision, TrainConfig
 
 __all__ = [
@@ -30,12 +32,14 @@ __all__ = [
     "DataConfig",
     "EmbedConfig",
     "EvaluateConfig",
+    "FitConfig",
     "GuardConfig",
     "MaskConfig",
     "ModelConfig",
     "OptimConfig",
     "PlanConfig",
     "Precision",
+    "PredictConfig",
     "PredictorConfig",
     "RopeVersion",
     "ShardConfig",

@@ -17,7 +17,7 @@ from tubelet.config.fields import (
     require_clip,
 )
 from tubelet.grid import Modality
-from tubelet.validation import Bounds
+from tubelet.value_checks import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from tubelet.config.fields import (
     require,
     require_clip,
 )
-from tubelet.validation import Bounds
+from tubelet.value_checks import Bounds
 
 HEAD_SETTINGS = ("epochs", "batch_size", "learning_rates", "weight_decays")
 """Settings of training heads."""

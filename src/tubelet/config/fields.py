@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from tubelet.errors import ConfigError
-from tubelet.validation import LARGEST_INT, Bounds, InvalidValueError, check_value, describe_type, type_hints
+from tubelet.value_checks import LARGEST_INT, Bounds, InvalidValueError, check_value, describe_type, type_hints
 
 # Maximum over all frames of a clip together: 64 frames of 4K.
 CLIP_PIXELS = 64 * 3840 * 2160
@@ -47,7 +47,7 @@ class SettingError(ConfigError):
 
 
 def check(kind: Any, value: Any, name: str) -> Any:
-    """Convert a setting to the type of its annotation; see `tubelet.validation.check_value`.
+    """Convert a setting to the type of its annotation; see `tubelet.value_checks.check_value`.
 
     Raises:
         SettingError: for another type, a number that is not finite or out of range, or an invalid name.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tubelet.config.fields import Settings, nearest, require
 from tubelet.errors import ConfigError
 from tubelet.grid import Grid
-from tubelet.validation import Bounds
+from tubelet.value_checks import Bounds
 
 RopeVersion = Literal["2.1", "2.0"]
 # Ten times the largest ViT: a file with larger sizes is corrupt, and building it would exhaust memory.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from tubelet.config.fields import Settings
-from tubelet.validation import Bounds
+from tubelet.value_checks import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)

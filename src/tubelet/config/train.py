@@ -13,7 +13,7 @@ import tyro
 from tubelet.config.data import DataConfig, MaskConfig
 from tubelet.config.fields import Count, Fraction, LearningRate, Samples, Seconds, Seed, Settings, require
 from tubelet.config.model import ModelConfig, vit_ti
-from tubelet.validation import LARGEST_INT, Bounds
+from tubelet.value_checks import LARGEST_INT, Bounds
 
 Precision = Literal["auto", "bf16", "fp32", "fp8"]
 Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]

@@ -11,9 +11,9 @@ import av
 from av.error import DecoderNotFoundError, FFmpegError
 
 from tubelet.data.batch import MediaBytes
-from tubelet.data.limits import VIDEO_PIXELS
+from tubelet.data.file_types import MATROSKA, MP4, VIDEO_CONTAINERS
+from tubelet.data.size_limits import VIDEO_PIXELS
 from tubelet.data.storage import RemoteFile, is_url
-from tubelet.data.suffixes import MATROSKA, MP4, VIDEO_CONTAINERS
 from tubelet.errors import DecodeError, TubeletError, first_line
 
 Media = str | Path | MediaBytes  # path or URL of a file, or its content

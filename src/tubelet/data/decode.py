@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tubelet.data.containers import Media
-from tubelet.data.limits import check_clip
+from tubelet.data.size_limits import check_clip
 from tubelet.data.video.reader import Shown, VideoInfo, VideoReader
 from tubelet.data.video.sequential import decode_clips_sequentially
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tubelet.data.containers import Media, media_name, open_media, raise_remote_failure
-from tubelet.data.limits import IMAGE_PIXELS
+from tubelet.data.size_limits import IMAGE_PIXELS
 from tubelet.data.storage import StorageError
 from tubelet.errors import DecodeError, first_line
 

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
-from tubelet.data.limits import LINE_CHARACTERS
-from tubelet.data.suffixes import MEDIA_SUFFIXES, any_of, names_with
+from tubelet.data.file_types import MEDIA_SUFFIXES, any_of, names_with
+from tubelet.data.size_limits import LINE_CHARACTERS
 from tubelet.data.tables import SEPARATORS, decode_list
 from tubelet.errors import DataError
 from tubelet.io.text import parse_json

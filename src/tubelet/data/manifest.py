@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tubelet.data.limits import MANIFEST_BYTES
 from tubelet.data.lists import PathList, parse_list
+from tubelet.data.size_limits import MANIFEST_BYTES
 from tubelet.data.storage import exists, fetch, is_url, size_of
 from tubelet.errors import DataError
 from tubelet.io.text import read_bytes

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tubelet.data.file_types import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, names_with
 from tubelet.data.manifest import MANIFEST_SUFFIXES, absolute, listed_files, root_of
 from tubelet.data.paths import Paths, checksum, to_arrow
 from tubelet.data.shards.reader import ShardFolder, is_shards, open_shards
 from tubelet.data.storage import find, is_pattern, is_url, suffix_of
-from tubelet.data.suffixes import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, names_with
 from tubelet.errors import ConfigError, DataError, FileError, MissingFileError, escape_filename
 from tubelet.grid import Modality
-from tubelet.io.hidden import is_hidden
+from tubelet.io.hidden_files import is_hidden
 
 _NONE = pa.chunked_array([], pa.large_binary())
 

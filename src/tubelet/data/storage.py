@@ -17,7 +17,7 @@ from fsspec.asyn import sync
 from fsspec.caching import BlockCache
 
 from tubelet.errors import DecodeError, FileError, first_line
-from tubelet.io.hidden import has_hidden
+from tubelet.io.hidden_files import has_hidden
 
 ATTEMPTS = 5
 FIRST_PAUSE_S = 0.5

@@ -12,7 +12,7 @@ downloader, or in train/ and test/ there. Videos may also lie in one folder, in 
 from collections.abc import Sequence
 from pathlib import Path
 
-from tubelet.data.suffixes import VIDEO_SUFFIXES
+from tubelet.data.file_types import VIDEO_SUFFIXES
 from tubelet.data.tables import read_table
 from tubelet.datasets.annotations import parse_index
 from tubelet.datasets.layout import Layout, layout_error

@@ -7,7 +7,7 @@ The folders of the splits may be called training/, validation/ or valid/; images
 
 from pathlib import Path
 
-from tubelet.data.suffixes import IMAGE_SUFFIXES
+from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.datasets.class_folders import files_by_class, has_classes
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, count_hidden_media, subfolders

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tubelet.data.suffixes import IMAGE_SUFFIXES
+from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.data.tables import read_lines
 from tubelet.datasets.class_folders import files_by_class, has_classes
 from tubelet.datasets.image_folders import IMAGE_PROTOCOL, SPLITS, split_folder

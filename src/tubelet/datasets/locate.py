@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tubelet.data.suffixes import MEDIA_SUFFIXES, VIDEO_SUFFIXES
+from tubelet.data.file_types import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.errors import DataError, FileError
-from tubelet.io.hidden import is_hidden
+from tubelet.io.hidden_files import is_hidden
 
 
 def candidate_roots(root: Path, archives: Sequence[str] = ()) -> Iterator[Path]:

@@ -8,7 +8,7 @@ The folders of the splits may have other usual names: training/, validation/, vi
 from collections.abc import Iterator
 from pathlib import Path
 
-from tubelet.data.suffixes import VIDEO_SUFFIXES
+from tubelet.data.file_types import VIDEO_SUFFIXES
 from tubelet.datasets.class_folders import files_by_class, has_classes
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, count_hidden_media, subfolders

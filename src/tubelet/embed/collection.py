@@ -21,7 +21,7 @@ from tubelet.embed.table import FeatureTable
 from tubelet.errors import BadFile, escape_filename
 from tubelet.grid import Modality
 from tubelet.io.files import atomic_write, directory_lock
-from tubelet.io.overwrite import check_output
+from tubelet.io.overwrite_checks import check_output
 from tubelet.pretrained.backbone import Backbone
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from tubelet.errors import DataError, MissingFileError, TubeletError
 from tubelet.io.arrays import read_parquet, vectors
 from tubelet.io.files import atomic_write
 from tubelet.io.text import file_error, read_json, validate_content
-from tubelet.validation import Bounds
+from tubelet.value_checks import Bounds
 
 FORMAT = 3  # 1 lacks the version of a row's file; the weights' id of 2 depends on a part of the values only
 # Readers of Parquet folders skip names that begin with "_" or ".".

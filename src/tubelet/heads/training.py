@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tubelet.heads.state import StateDicts, load_state, write_state
+from tubelet.heads.training_state import StateDicts, load_state, write_state
 from tubelet.schedules import learning_rate
 
 SAVE_SECONDS = 60

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.errors import DataError, FileError, MissingFileError, TubeletError, first_line
-from tubelet.validation import LARGEST_INT, LONE_SURROGATE, InvalidValueError, check_value
+from tubelet.value_checks import LARGEST_INT, LONE_SURROGATE, InvalidValueError, check_value
 
 COPY_AGAIN = "copy it again or recreate it"
 # Limits on sizes, far above those of any file of this package or a benchmark.
@@ -109,7 +109,7 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
     Args:
         text: the JSON; bytes must be UTF-8.
         where: the file, or the file and line, for the error.
-        kind: the type of the value, see `tubelet.validation.check_value`.
+        kind: the type of the value, see `tubelet.value_checks.check_value`.
         remedy: what to do if the file cannot be read, for the error.
 
     Raises:
@@ -136,7 +136,7 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
 
 
 def validate_content(kind: Any, value: Any, where: str | Path, remedy: str = COPY_AGAIN) -> Any:
-    """Contents of a file, checked against a type, see `tubelet.validation.check_value`.
+    """Contents of a file, checked against a type, see `tubelet.value_checks.check_value`.
 
     Raises:
         DataError: names the file, the field, the value found and the value expected.
@@ -206,7 +206,7 @@ def read_json(path: Path, kind: Any = Any, remedy: str = COPY_AGAIN) -> Any:
 
     Args:
         path: the file.
-        kind: the type of the value, see `tubelet.validation.check_value`.
+        kind: the type of the value, see `tubelet.value_checks.check_value`.
         remedy: what to do if the file cannot be read, for the error.
 
     Raises:

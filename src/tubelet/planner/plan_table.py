@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tubelet.console import print_wrapped
+from tubelet.planner.memory_tracker import Transfer
 from tubelet.planner.run_plan import USABLE, RunPlan, StepTrace
-from tubelet.planner.storage_log import Transfer
 
 GIB = 2**30
 

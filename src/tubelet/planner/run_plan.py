@@ -30,7 +30,7 @@ from tubelet.errors import ConfigError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.layers import Attention
 from tubelet.planner.device_kinds import DEVICE_KINDS, DeviceKind
-from tubelet.planner.storage_log import StepLog, StorageLog, Transfer, storage_log
+from tubelet.planner.memory_tracker import StepLog, StorageLog, Transfer, track_storage
 from tubelet.train.compilation import prepare_model
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
@@ -285,7 +285,7 @@ def trace(
                 apply_fsdp(model, mesh, training_dtype(config, CPU))
                 ctx.sharded = True
             optimizer = _begin_run(model, config)
-            with storage_log() as watch:
+            with track_storage() as watch:
                 passes = _take_step(model, optimizer, config, ctx, shares, lengths, watch)
     return _summarize(watch.log, config, passes)
 

@@ -11,8 +11,8 @@ from tubelet.checkpoint.vjepa2_1 import MODULE_NAMES, ModuleName, write_released
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.errors import ConfigError
 from tubelet.io.files import directory_lock, file_errors
-from tubelet.io.hidden import without_hidden
-from tubelet.io.overwrite import check_output
+from tubelet.io.hidden_files import without_hidden
+from tubelet.io.overwrite_checks import check_output
 from tubelet.io.text import read_json
 from tubelet.pretrained.load import load_unplaced
 

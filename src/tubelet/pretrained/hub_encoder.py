@@ -16,7 +16,7 @@ from tubelet.checkpoint.hub import WEIGHTS_FILE, model_card, save_encoder
 from tubelet.checkpoint.weights import EncoderName
 from tubelet.config import ModelConfig, to_dict
 from tubelet.io.files import atomic_write
-from tubelet.io.overwrite import check_output
+from tubelet.io.overwrite_checks import check_output
 from tubelet.model.predictor import Predictor
 from tubelet.pretrained.fingerprint import hash_weights
 from tubelet.pretrained.timm_encoder import TimmEncoder

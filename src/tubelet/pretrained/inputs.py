@@ -14,9 +14,9 @@ from torch import Tensor
 from tubelet.config import ModelConfig
 from tubelet.data.clips import center_clip_times, center_crop, resize_clip
 from tubelet.data.decode import Video, VideoInfo
+from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.data.images import read_image, rgb_of
 from tubelet.data.storage import suffix_of
-from tubelet.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.errors import ConfigError, DataError
 
 Resize = Literal["round"] | int | tuple[int, int] | None

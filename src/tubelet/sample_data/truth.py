@@ -17,11 +17,11 @@ from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.limits import ARRAY_BYTES
+from tubelet.data.size_limits import ARRAY_BYTES
 from tubelet.errors import DataError, MissingFileError
 from tubelet.io.arrays import ArraySpec, read_npz
 from tubelet.io.text import file_error, read_json, validate_content
-from tubelet.validation import Bounds
+from tubelet.value_checks import Bounds
 
 NAME = "tubelet-sample"
 FORMAT = 1

@@ -17,8 +17,8 @@ from tubelet.data.process_map import process_map
 from tubelet.data.worker_status import WorkerCrashError
 from tubelet.errors import ConfigError, DataError, FileError
 from tubelet.io.files import atomic_write, directory_lock
-from tubelet.io.hidden import without_hidden
-from tubelet.io.overwrite import check_output
+from tubelet.io.hidden_files import without_hidden
+from tubelet.io.overwrite_checks import check_output
 from tubelet.sample_data import truth
 from tubelet.sample_data.engine import engine, engines_folder, explain_engine_exits, import_vizdoom, start_level
 from tubelet.sample_data.level import all_levels, load_level

@@ -13,7 +13,7 @@ from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.errors import BadFile, ConfigError, FileError
 from tubelet.io.files import atomic_write, describe_os_error, file_errors
 from tubelet.io.text import file_error, read_json, read_jsonl, read_text
-from tubelet.validation import LARGEST_INT, Bounds
+from tubelet.value_checks import LARGEST_INT, Bounds
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
 ALERTS, SOURCES = "alerts.jsonl", "sources.txt"

@@ -25,7 +25,7 @@ from tubelet.data.worker_loader import require_main_guard
 from tubelet.errors import TrainingError
 from tubelet.grid import Modality
 from tubelet.io.files import directory_lock
-from tubelet.io.overwrite import check_output
+from tubelet.io.overwrite_checks import check_output
 from tubelet.launch import is_local_rank0
 from tubelet.train.anomaly_guard import REMEDY, AnomalyGuard, LossHistory
 from tubelet.train.checkpointer import Checkpointer

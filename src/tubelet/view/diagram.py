@@ -7,8 +7,8 @@ from markupsafe import Markup, escape
 from torch import Tensor
 
 from tubelet.grid import Modality
+from tubelet.view.input_trace import Trace
 from tubelet.view.page import count, significant
-from tubelet.view.trace import Trace
 
 LINE, TOP = 15, 24  # height of a line of text, and of a box's title
 

@@ -11,11 +11,11 @@ from torch import nn
 
 from tubelet.console import print_wrapped
 from tubelet.grid import Modality
-from tubelet.io.overwrite import check_output
+from tubelet.io.overwrite_checks import check_output
 from tubelet.view.diagram import overview
-from tubelet.view.facts import STEPS, describe_weights
+from tubelet.view.input_trace import Trace, trace_input
 from tubelet.view.page import Scale, gradient, write_page
-from tubelet.view.trace import Trace, trace_input
+from tubelet.view.step_facts import STEPS, describe_weights
 from tubelet.view.trace_figures import COSINE, LAYERS, TraceFigures, head_cells, summary
 
 

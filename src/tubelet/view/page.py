@@ -21,7 +21,7 @@ from PIL import Image
 
 from tubelet.errors import escape_unprintable
 from tubelet.io.files import atomic_write
-from tubelet.io.overwrite import check_output
+from tubelet.io.overwrite_checks import check_output
 
 MAX_COLUMNS = 8
 TARGET_RGBA = (224, 122, 42, 150)  # the page's color of target tokens, see base.html

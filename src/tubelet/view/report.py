@@ -15,7 +15,7 @@ from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.data.sources import list_media
 from tubelet.errors import DataError, DecodeError, MissingFileError, TubeletError
-from tubelet.io.overwrite import check_output
+from tubelet.io.overwrite_checks import check_output
 from tubelet.model.encoder import random_encoder
 from tubelet.sample_data.truth import SampleEntry, read_index
 from tubelet.tasks.common.extract import subsample_evenly

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tubelet.grid import Modality
 from tubelet.model.rope import axis_size
+from tubelet.view.input_trace import MaskTrace, Trace
 from tubelet.view.page import (
     HIDDEN_RGBA,
     TARGET_RGBA,
@@ -25,7 +26,6 @@ from tubelet.view.page import (
     tint,
 )
 from tubelet.view.pca import Projection, fit_projection
-from tubelet.view.trace import MaskTrace, Trace
 
 COSINE, LOSS, WEIGHT = "coolwarm", "magma", "viridis"
 LAYERS = 5  # of the token grid, drawn beside each other

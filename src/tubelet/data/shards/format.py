@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tubelet.data.limits import LINE_CHARACTERS
+from tubelet.data.size_limits import LINE_CHARACTERS
 from tubelet.errors import DataError
 from tubelet.grid import Modality
 from tubelet.io.text import parse_json

@@ -29,9 +29,9 @@ from tubelet.data.storage import StorageError, is_url, size_of
 from tubelet.errors import BadFile, ConfigError, DecodeError, escape_filename
 from tubelet.grid import Modality
 from tubelet.io.files import atomic_write, directory_lock, file_errors
-from tubelet.io.overwrite import check_output
+from tubelet.io.overwrite_checks import check_output
 from tubelet.io.text import file_error, read_json, validate_content
-from tubelet.validation import InvalidValueError, check_value, type_hints
+from tubelet.value_checks import InvalidValueError, check_value, type_hints
 
 logger = logging.getLogger(__name__)
 

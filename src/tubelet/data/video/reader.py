@@ -12,8 +12,8 @@ import av
 import numpy as np
 
 from tubelet.data.containers import Media
-from tubelet.data.limits import check_duration, check_frame_size, check_gap
-from tubelet.data.suffixes import MATROSKA, MP4
+from tubelet.data.file_types import MATROSKA, MP4
+from tubelet.data.size_limits import check_duration, check_frame_size, check_gap
 from tubelet.data.video.image import Converter
 from tubelet.data.video.stream import JOINED_FORMATS, TIMED_FORMATS, VideoStream
 from tubelet.data.video.timestamps import (

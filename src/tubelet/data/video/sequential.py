@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from tubelet.data.limits import check_clip
+from tubelet.data.size_limits import check_clip
 
 # See `Video.scan`.
 Scan = Callable[[np.ndarray], Iterator[tuple[np.ndarray, float, int]]]

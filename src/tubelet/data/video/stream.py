@@ -19,8 +19,8 @@ from tubelet.data.containers import (
     open_container,
     to_decode_error,
 )
-from tubelet.data.limits import check_frame_size
-from tubelet.data.suffixes import FLV, MATROSKA, MP4, MPEG_PS, MPEG_TS
+from tubelet.data.file_types import FLV, MATROSKA, MP4, MPEG_PS, MPEG_TS
+from tubelet.data.size_limits import check_frame_size
 from tubelet.data.video.container_header import open_validated
 from tubelet.data.video.open_gop import drop_leading_pictures
 from tubelet.data.video.timestamps import (

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.device import pick_dtype
-from tubelet.heads.state import state_path
 from tubelet.heads.training import EpochBatches, HeadSchedule, train_heads
+from tubelet.heads.training_state import state_path
 from tubelet.tasks.common.classification_plan import TrainingSettings
 from tubelet.tasks.common.extract import FeatureSet
 from tubelet.tasks.common.task import EvaluationContext

@@ -16,8 +16,8 @@ from tubelet.config import EvaluateConfig
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.errors import DataError
 from tubelet.heads.linear import apply_heads, fit_whitening
-from tubelet.heads.state import state_path
 from tubelet.heads.training import HeadSchedule, held_out_count, hparam_grid, init_heads, train_heads
+from tubelet.heads.training_state import state_path
 from tubelet.tasks.common.pixel_features import POINTS_PER_STEP, EpochSampler, PixelFeatureDataset
 from tubelet.tasks.common.task import EvaluationContext
 

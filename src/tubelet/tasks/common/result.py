@@ -18,7 +18,7 @@ from rich.text import Text
 from tubelet.console import print_wrapped
 from tubelet.errors import BadFile, DataError
 from tubelet.io.files import atomic_write, file_errors
-from tubelet.io.overwrite import check_new_directory, check_output
+from tubelet.io.overwrite_checks import check_new_directory, check_output
 from tubelet.io.text import file_error, read_json
 
 VERSION = 2

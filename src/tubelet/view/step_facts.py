@@ -7,8 +7,8 @@ from torch import nn
 
 from tubelet.grid import Modality
 from tubelet.model.rope import axis_size
+from tubelet.view.input_trace import Trace
 from tubelet.view.page import count, percent, shape, significant
-from tubelet.view.trace import Trace
 
 Facts = list[tuple[str, str]]
 

@@ -18,9 +18,9 @@ from tubelet.checkpoint.run import load_vjepa
 from tubelet.config import MODELS, BlockMask, DataConfig, MaskConfig, OptimConfig, TrainConfig, model_preset
 from tubelet.data.clips import center_clip_times, normalize, resize_center_crop
 from tubelet.data.decode import Video
+from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.data.images import read_image
 from tubelet.data.masks import block_shape, sample_mask
-from tubelet.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.errors import DataError, MissingFileError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.rope import RotaryTable, rotary_table

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tubelet.errors import FileError, TubeletError
 from tubelet.io.arrays import open_safetensors
 from tubelet.io.files import file_errors
-from tubelet.io.hidden import is_hidden
+from tubelet.io.hidden_files import is_hidden
 from tubelet.io.text import parse_json, read_json, require_regular
 
 # Marks of this package: in the head of pages, in the zip comment of PyTorch's archives, as the producer of ONNX files.
@@ -58,6 +58,15 @@ def _is_encoder(path: Path) -> bool:
     try:
         with open_safetensors(path) as file:
             return file.header.get("format", "").startswith("tubelet-encoder-")
+    except TubeletError:
+        return False
+
+
+def _is_head(path: Path) -> bool:
+    """Whether a .safetensors file is a head of this package."""
+    try:
+        with open_safetensors(path) as file:
+            return file.header.get("format", "").startswith("tubelet-head-")
     except TubeletError:
         return False
 
@@ -124,6 +133,7 @@ KINDS: Mapping[str, OutputKind] = {
     "released": OutputKind("a model that this package wrote", _is_archive),
     "graph": OutputKind("a graph that this package wrote", _is_archive),
     "onnx": OutputKind("a graph that this package wrote", _is_onnx),
+    "head": OutputKind("a head that this package wrote", _is_head, (".safetensors",)),
     "encoder": OutputKind("an encoder that this package wrote", _is_encoder),
     "evaluation": OutputKind("an evaluation of this package", _is_evaluation),
     "model": OutputKind(
@@ -135,7 +145,7 @@ KINDS: Mapping[str, OutputKind] = {
     "shards": OutputKind("a folder of shards", marks=("index.jsonl", "plan.json")),
     "sample set": OutputKind("a sample set"),
 }
-_WITH_TENSORS = ("run", "encoder", "model")
+_WITH_TENSORS = ("run", "encoder", "model", "head")
 _RUN_FILES = ("metrics.jsonl", "alerts.jsonl", "alarms.jsonl", "bad_files.jsonl", "sources.txt")
 
 

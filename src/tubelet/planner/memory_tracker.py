@@ -190,7 +190,7 @@ class StorageLog(TorchDispatchMode):
 
 
 @contextmanager
-def storage_log() -> Iterator[StorageLog]:
+def track_storage() -> Iterator[StorageLog]:
     """Record all operations, and all storages that change their size, until the end of the block."""
     watch, resize = StorageLog(), torch.UntypedStorage.resize_
 

@@ -1,0 +1,75 @@
+"""Settings of fitting a head to labels."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tubelet.config.fields import (
+    Count,
+    Fraction,
+    Frames,
+    LearningRate,
+    Processes,
+    Rate,
+    Samples,
+    Seconds,
+    Seed,
+    Settings,
+    Side,
+    require,
+    require_clip,
+)
+from tubelet.value_checks import Bounds
+
+LabelTaskName = Literal["classification", "multilabel", "regression", "timeline", "segmentation", "depth"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(Settings):
+    """Settings of fitting a head to labels."""
+
+    task: LabelTaskName | None = None
+    """What is learned; None infers it from the columns of the label table."""
+    networks: tuple[str, ...] = ()
+    """Networks of the heads that are trained side by side, such as linear, attentive, mlp, knn; the task's by
+    default."""
+    image_size: Side | None = None
+    """Side of the center crop, in pixels; None is the size that the encoder was trained with."""
+    frames: Frames | None = None
+    """Frames of a clip; None is that of the encoder's training."""
+    fps: Rate | None = None
+    """Frames per second of a clip; None is that of the encoder's training."""
+    stride_s: Seconds | None = None
+    """Seconds from clip to clip when a video is covered; None is a clip's length, and half of it for timelines."""
+    levels: tuple[Annotated[int, Bounds(-64, 63)], ...] = (-1,)
+    """Output levels whose channels a head sees; -1 is the deepest."""
+    epochs: Count | None = None
+    """Epochs of head training; None is the task's."""
+    batch_size: Samples | None = None
+    """Samples per optimizer step; None is the task's."""
+    learning_rates: tuple[LearningRate, ...] = ()
+    """Peak learning rates of the heads that are trained side by side; the task's by default."""
+    weight_decays: tuple[Annotated[float, Bounds(0, 1e6)], ...] = ()
+    """Weight decays, each combined with every learning rate; the task's by default."""
+    held_out_fraction: Annotated[float, Bounds(0, 0.5, exclusive=True)] = 0.2
+    """Fraction of the files, or groups, that are held out where the table has no split."""
+    folds: Annotated[int, Bounds(2, 20)] | None = None
+    """Folds of cross-validation; None uses 5 where a class has fewer than 10 held-out files, otherwise one split."""
+    finetune: Literal["none", "lora", "full"] = "none"
+    """Whether the encoder is trained too: not at all, by low-rank adapters, or all of its weights."""
+    suggest: Annotated[int, Bounds(0, 100_000)] = 0
+    """Number of unlabeled clips to suggest for labeling next, in a table next to the head."""
+    min_examples: Count = 2
+    """Fewest examples of each class."""
+    seed: Seed = 0
+    """Seed of initial weights, of sampling, and of the split."""
+    workers: Processes = 1
+    """Decoding processes; 0 decodes in the encoding process."""
+    prefetch_mb: Count = 2048
+    """Maximum of prefetched clips in megabytes (10^6 bytes), at least those of one file."""
+    max_failed_fraction: Fraction = 0.0
+    """Fraction of the files that may be unreadable; they are skipped, counted and listed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_clip(self.frames or 1, self.image_size or 1)
+        require(bool(self.levels), "levels", "is empty, expected at least one output level, such as -1")

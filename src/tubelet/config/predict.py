@@ -1,0 +1,28 @@
+"""Settings of applying heads."""
+
+from dataclasses import dataclass
+
+from tubelet.config.fields import Count, Fraction, Processes, Samples, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Settings):
+    """Settings of applying heads to media."""
+
+    threshold: Fraction | None = None
+    """Score from which a class counts as present; None is each head's own, fitted on held-out files."""
+    none_of_these: Fraction | None = None
+    """Report "none of these" for clips that are farther from the training clips than this fraction of held-out clips,
+    such as 0.99; None never does."""
+    video: bool = False
+    """Write each video with its timeline, labels and scores drawn in."""
+    batch_size: Samples = 8
+    """Clips per batch."""
+    workers: Processes = 1
+    """Decoding processes; 0 decodes in the encoding process."""
+    prefetch_mb: Count = 2048
+    """Maximum of prefetched clips in megabytes (10^6 bytes), at least one batch."""
+    allow_path: tuple[str, ...] = ()
+    """Folders and URLs, besides a manifest's own folder, that the manifest's files may lie in."""
+    max_failed_fraction: Fraction = 0.05
+    """Fraction of the files that may be unreadable before the command stops."""

@@ -1,0 +1,1 @@
+"""Fitting heads to labels: features, training, held-out metrics, baselines."""

@@ -1,0 +1,308 @@
+"""The head file: a trained head with everything that is needed to apply it, in one safetensors file.
+
+B clips, T time steps, S cells of a time step, D channels, K classes or targets.
+"""
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tubelet.checkpoint.state_dict import load_strict
+from tubelet.config.fields import Settings, from_dict, nearest, to_dict
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.heads.novelty import NoveltyModel
+from tubelet.io.arrays import read_safetensors
+from tubelet.io.files import atomic_write
+from tubelet.io.overwrite_checks import check_output
+from tubelet.io.text import file_error, parse_json
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.dense_features import DenseFeatures
+
+FORMAT = "tubelet-head-1"
+_REMEDY = "fit the head again with `tubelet fit`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadInput(Settings):
+    """The clips that a head takes, and how their tokens are reduced.
+
+    Attributes:
+        image_size: side of the center crop, in pixels.
+        frames: frames of a clip; 1 for images.
+        fps: frames per second of a clip.
+        stride_s: seconds from clip to clip of a video.
+        levels: output levels whose channels are concatenated; -1 is the deepest.
+        cells: side of the grid that the tokens of each time step are averaged to; 0 keeps all tokens.
+    """
+
+    image_size: int
+    frames: int
+    fps: float
+    stride_s: float
+    levels: tuple[int, ...] = (-1,)
+    cells: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderId(Settings):
+    """The encoder that a head was trained on.
+
+    Attributes:
+        source: argument of `tubelet.load` that it was loaded by.
+        model_id: name and fingerprint.
+        weights_id: encoder and fingerprint, which `check_encoder` compares.
+        config_hash: hash of the settings of the model.
+    """
+
+    source: str
+    model_id: str
+    weights_id: str
+    config_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanRule(Settings):
+    """How the score of one class over time becomes spans.
+
+    Attributes:
+        on: score from which a span begins.
+        off: score below which it ends, at most `on`.
+        min_length_s: seconds below which a span is dropped.
+        max_gap_s: seconds between two spans up to which they are joined.
+    """
+
+    on: float
+    off: float
+    min_length_s: float
+    max_gap_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricInterval(Settings):
+    """A metric on held-out files.
+
+    Attributes:
+        name: name of the metric.
+        value: the value in `unit`.
+        low: lower end of the 95 % interval.
+        high: upper end of the 95 % interval.
+        unit: "%", "s", ...; None for a plain number.
+        higher_is_better: the better direction.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str | None = None
+    higher_is_better: bool = True
+
+    def __str__(self) -> str:
+        digits = 1 if self.unit == "%" else 3
+        shown = f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return shown + (f" {self.unit}" if self.unit else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMetrics(Settings):
+    """The metrics of the head or of a baseline on the same held-out files.
+
+    Attributes:
+        model: "this head", "majority class", "k-NN on pixels", "motion energy", "random weights", ...
+        metrics: the metrics, the most important first.
+    """
+
+    model: str
+    metrics: tuple[MetricInterval, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec(Settings):
+    """Everything about a head but its weights; the JSON in the header of a head file.
+
+    Attributes:
+        task: name of the task, such as "timeline".
+        network: name of the module in `tubelet.heads.networks`.
+        options: keyword arguments of the network, besides `width` and `classes`.
+        width: D, channels of a token over all levels.
+        classes: K names of classes, or of the targets of a regression, in the order of the outputs.
+        input: the clips.
+        encoder: the encoder.
+        exclusive: whether one class excludes the others.
+        thresholds: score from which each class counts as present; empty where classes are exclusive.
+        spans: for each class how its score becomes spans; empty for tasks without spans.
+        temperature: divisor of the logits, fitted on held-out files.
+        novelty_quantiles: distances from the training features at the quantiles 0, 0.01, ..., 1 of held-out features;
+            empty if they were not measured.
+        labels_file: name of the label table.
+        labels_digest: hash of its content.
+        labels_rows: number of its rows.
+        scores: metrics on held-out files, of this head first, then of baselines.
+        finetuned: "lora" or "full" where the encoder was trained too, whose weights are then in the file; None for a
+            frozen encoder.
+        version: version of the package that wrote the file.
+    """
+
+    task: str
+    network: str
+    options: dict[str, Any]
+    width: int
+    classes: tuple[str, ...]
+    input: HeadInput
+    encoder: EncoderId
+    exclusive: bool = True
+    thresholds: tuple[float, ...] = ()
+    spans: tuple[SpanRule, ...] = ()
+    temperature: float = 1.0
+    novelty_quantiles: tuple[float, ...] = ()
+    labels_file: str | None = None
+    labels_digest: str | None = None
+    labels_rows: int = 0
+    scores: tuple[ModelMetrics, ...] = ()
+    finetuned: Literal["lora", "full"] | None = None
+    version: str | None = None
+
+
+class Head(nn.Module):
+    """A trained head: the tokens of clips to probabilities or values.
+
+    Attributes:
+        spec: everything but the weights.
+        network: the network, which gives logits.
+        target_mean: (K,) mean of the targets of a regression, 0 for other tasks.
+        target_scale: (K,) standard deviation of the targets of a regression, 1 for other tasks.
+        novelty: distance of a clip from the training features; None if it was not fitted.
+    """
+
+    target_mean: Tensor
+    target_scale: Tensor
+
+    def __init__(self, spec: HeadSpec, network: nn.Module | None = None, novelty: NoveltyModel | None = None) -> None:
+        """Create a head.
+
+        Args:
+            spec: everything but the weights.
+            network: the network; None creates the one that the spec names, with random weights.
+            novelty: model of the training features.
+        """
+        super().__init__()
+        self.spec = spec
+        self.network = network or get_network(spec.network)(spec.width, len(spec.classes), **spec.options)
+        self.novelty = novelty
+        self.register_buffer("target_mean", torch.zeros(len(spec.classes)))
+        self.register_buffer("target_scale", torch.ones(len(spec.classes)))
+
+    def forward(self, features: Tensor | DenseFeatures) -> Tensor:
+        """Apply the head.
+
+        Args:
+            features: tokens (B, T, S, D) as `reduce_tokens` gives them, or features of the encoder.
+
+        Returns:
+            (B, K) for clips, (B, T, K) for timelines, (B, T, S, K) for segmentation and depth: probabilities of
+            classes, or values in the units of the targets.
+        """
+        tokens = features if isinstance(features, Tensor) else reduce_tokens(features, self.spec.input)
+        logits = self.network(tokens.float())
+        if self.spec.task in ("regression", "depth"):
+            return logits * self.target_scale + self.target_mean
+        logits = logits / self.spec.temperature
+        return logits.softmax(-1) if self.spec.exclusive else logits.sigmoid()
+
+    def check_encoder(self, model: Backbone) -> None:
+        """Refuse an encoder that the head was not trained on.
+
+        Raises:
+            ConfigError: names both encoders.
+        """
+        if model.weights_id != self.spec.encoder.weights_id:
+            raise ConfigError(
+                f"this head was trained on the encoder {self.spec.encoder.model_id}, found {model.model_id}; load "
+                f"that encoder (it was {self.spec.encoder.source}), or fit the head again"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the head file.
+
+        Raises:
+            FileError: if it cannot be written, or the path has a file that is not a head.
+        """
+        path = Path(path)
+        check_output(path, "head")
+        header = {"format": FORMAT, "head": json.dumps(to_dict(self.spec), sort_keys=True)}
+        tensors = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
+        with atomic_write(path, also=(SafetensorError,)) as partial:
+            save_file(tensors, partial, header)
+
+
+def load_head(path: str | Path, device: torch.device | str = "cpu") -> Head:
+    """Load a head file, in eval mode.
+
+    Args:
+        path: the file.
+        device: device of the head.
+
+    Raises:
+        CheckpointError: if the file is damaged, or is not a head.
+        MissingFileError: if it does not exist.
+    """
+    path = Path(path).expanduser()
+    tensors, header = read_safetensors(path, _REMEDY)
+    if header.get("format") != FORMAT:
+        found = header.get("format", "no head")
+        raise file_error(path, f"its format is {found!r:.60}, expected {FORMAT!r}", _REMEDY, CheckpointError)
+    spec: HeadSpec = from_dict(HeadSpec, parse_json(header.get("head", ""), path, dict[str, Any], _REMEDY), str(path))
+    novelty = NoveltyModel.empty_like(tensors) if "novelty.mean" in tensors else None
+    head = Head(spec, novelty=novelty)
+    load_strict(head, tensors, str(path))
+    return head.to(device).requires_grad_(False).eval()
+
+
+def reduce_tokens(features: DenseFeatures, head_input: HeadInput) -> Tensor:
+    """Tokens of an encoder as a head takes them.
+
+    Args:
+        features: of B clips.
+        head_input: levels and cells.
+
+    Returns:
+        (B, T, S, D): levels are concatenated along D, and the tokens of a time step averaged to S cells, or all kept.
+    """
+    tokens = torch.cat([features.levels[level] for level in head_input.levels], dim=-1)
+    grid, cells = features.grid, head_input.cells
+    maps = tokens.unflatten(1, grid.shape)  # (B, T, H, W, D)
+    if not cells or (grid.h <= cells and grid.w <= cells):
+        return maps.flatten(2, 3)
+    images = maps.flatten(0, 1).permute(0, 3, 1, 2)
+    pooled = F.adaptive_avg_pool2d(images, (min(cells, grid.h), min(cells, grid.w)))
+    return pooled.flatten(2).transpose(1, 2).unflatten(0, (-1, grid.t))
+
+
+def get_network(name: str) -> Callable[..., nn.Module]:
+    """The class of a network by the name of its module in `tubelet.heads.networks`.
+
+    Raises:
+        ConfigError: if there is none, naming the nearest.
+    """
+    if name not in network_names():
+        raise ConfigError(
+            f"network is {name!r}, expected one of {', '.join(network_names())}{nearest(name, network_names())}"
+        )
+    network: Callable[..., nn.Module] = importlib.import_module(f"tubelet.heads.networks.{name}").NETWORK
+    return network
+
+
+def network_names() -> list[str]:
+    """Names of all networks."""
+    package = importlib.import_module("tubelet.heads.networks")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))

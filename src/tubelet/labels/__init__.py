@@ -1,0 +1,1 @@
+"""Label tables: labels of one's own for videos and images, in any common form."""

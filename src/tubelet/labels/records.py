@@ -1,0 +1,87 @@
+"""Records of label tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tubelet.errors import DataError
+
+SPLITS = ("train", "val", "test")
+"""Values of the column `split`; `val` and `test` are both held out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRow:
+    """One row of a label table: a file, or a span of a video, and what is known about it.
+
+    Attributes:
+        line: line of the table, or number of the annotation in a file of another format, from 1; for messages.
+        path: the media file, absolute.
+        start_s: start of the span in seconds of presentation time; None if the row is about the whole file.
+        end_s: end of the span in seconds; None if the row is about the whole file.
+        start_frame: first frame of the span, from 0, where the table counts frames; `check_labels` replaces it.
+        end_frame: frame after the last one of the span, where the table counts frames; `check_labels` replaces it.
+        labels: names of classes; empty where the table has a column of labels and this row none.
+        values: the number columns, in the order of `LabelTable.targets`.
+        mask: PNG of class indices, absolute; None without one.
+        depth: depth map, absolute; None without one.
+        split: "train", "val", "test", or "" where the table does not say.
+        group: files of one group are never on both sides of a split; "" where the table does not say.
+        weight: weight of the row in training.
+    """
+
+    line: int
+    path: Path
+    start_s: float | None = None
+    end_s: float | None = None
+    start_frame: int | None = None
+    end_frame: int | None = None
+    labels: tuple[str, ...] = ()
+    values: tuple[float, ...] = ()
+    mask: Path | None = None
+    depth: Path | None = None
+    split: str = ""
+    group: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """A label table.
+
+    Attributes:
+        path: the file that it was read from.
+        format: description of the file's format, such as "CSV separated by semicolons, UTF-16" or "BORIS".
+        digest: hash of the content, in hexadecimal.
+        columns: names of the columns that are used.
+        rows: the rows.
+        classes: names of the classes, sorted; of masks, in the order of their indices.
+        targets: names of the number columns.
+        legend: index in masks -> name of the class; empty without masks.
+        durations_s: media file -> seconds of a video, 0 for an image; filled by `check_labels`.
+    """
+
+    path: Path
+    format: str
+    digest: str
+    columns: tuple[str, ...]
+    rows: Sequence[LabelRow]
+    classes: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    legend: Mapping[int, str] = field(default_factory=dict)
+    durations_s: Mapping[Path, float] = field(default_factory=dict)
+
+
+class LabelError(DataError):
+    """A label table with faults.
+
+    Attributes:
+        faults: one sentence for each fault, with the line of the table; all faults of the table.
+    """
+
+    exit_code = 2
+
+    def __init__(self, path: Path, faults: Sequence[str]) -> None:
+        self.path, self.faults = path, tuple(faults)
+        count = f"{len(faults)} fault{'s' * (len(faults) != 1)}"
+        super().__init__(f"{path}: {count}; nothing was computed" + "".join(f"\n  {fault}" for fault in faults))
