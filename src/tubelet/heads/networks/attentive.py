@@ -1,0 +1,28 @@
+"""The attentive probe of V-JEPA 2 with one output, see `tubelet.heads.attentive`.
+
+B clips, T time steps, S cells, D channels, K outputs.
+"""
+
+from torch import Tensor, nn
+
+from tubelet.heads.attentive import AttentiveProbe
+
+
+class AttentiveNetwork(nn.Module):
+    """Attention over all tokens of a clip.
+
+    The published probe has four blocks, three of which are self-attention among the tokens. A few hundred labels do
+    not train those: the default is the cross-attention of the learnable query alone.
+    """
+
+    def __init__(self, width: int, classes: int, blocks: int = 1, heads: int | None = None) -> None:
+        super().__init__()
+        heads = heads or next(count for count in (16, 12, 8, 6, 4, 3, 2, 1) if width % (16 * count) == 0 or count == 1)
+        self.probe = AttentiveProbe(width, (classes,), heads, blocks)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, S, D) tokens -> (B, K) logits."""
+        return self.probe(tokens.flatten(1, 2))[0]
+
+
+NETWORK = AttentiveNetwork

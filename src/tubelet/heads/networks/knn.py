@@ -1,0 +1,52 @@
+"""Nearest neighbors among the training clips: nothing is trained.
+
+B clips, T time steps, S cells, D channels, K outputs, n training clips.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tubelet.heads.knn import TEMPERATURE
+from tubelet.heads.standardization import Standardization
+
+_LEAST = 1e-4  # share of a class without a vote, whose logarithm would be minus infinity
+
+
+class NearestNeighbors(nn.Module):
+    """The vote of the most similar training clips, weighted by similarity (arXiv 2104.14294)."""
+
+    table: Tensor
+    targets: Tensor
+
+    def __init__(self, width: int, classes: int, rows: int, neighbors: int = 10, log_votes: bool = True) -> None:
+        """Create the table, with zeros.
+
+        Args:
+            width: D.
+            classes: K.
+            rows: n.
+            neighbors: number of neighbors that vote.
+            log_votes: whether votes become logits, as for classes, or stay as they are, as for values.
+        """
+        super().__init__()
+        self.neighbors, self.log_votes = min(neighbors, rows), log_votes
+        self.standardization = Standardization(width)
+        self.register_buffer("table", torch.zeros(rows, width))
+        self.register_buffer("targets", torch.zeros(rows, classes))
+
+    def fill(self, pooled: Tensor, targets: Tensor) -> None:
+        """Store mean tokens (n, D) of the training clips and their targets (n, K)."""
+        self.standardization.fit(pooled)
+        self.table.copy_(F.normalize(self.standardization(pooled.float()), dim=-1))
+        self.targets.copy_(targets)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, S, D) tokens -> (B, K) logarithms of shares of the vote, or mean values."""
+        queries = F.normalize(self.standardization(tokens.mean((1, 2))), dim=-1)
+        similarity, rows = (queries @ self.table.T).topk(self.neighbors)
+        votes = ((similarity / TEMPERATURE).softmax(-1).unsqueeze(-1) * self.targets[rows]).sum(1)
+        return votes.clamp(min=_LEAST).log() if self.log_votes else votes
+
+
+NETWORK = NearestNeighbors

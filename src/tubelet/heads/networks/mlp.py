@@ -1,0 +1,30 @@
+"""A hidden layer on the mean of all tokens.
+
+B clips, T time steps, S cells, D channels, K outputs.
+"""
+
+from torch import Tensor, nn
+
+from tubelet.heads.standardization import Standardization
+
+
+class MeanMLP(nn.Module):
+    """Mean of all tokens, standardized, through one hidden layer to outputs."""
+
+    def __init__(self, width: int, classes: int, hidden: int = 256, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.standardization = Standardization(width)
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, classes)
+        )
+
+    def prepare(self, pooled: Tensor) -> None:
+        """Fit what is not trained to mean tokens (n, D) of the training clips."""
+        self.standardization.fit(pooled)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, S, D) tokens -> (B, K) logits."""
+        return self.layers(self.standardization(tokens.mean((1, 2))))
+
+
+NETWORK = MeanMLP

@@ -1,0 +1,62 @@
+"""A head for timelines: attention over the cells of each time step, then convolutions over time.
+
+The convolutions are those of a stage of MS-TCN (Farha and Gall, CVPR 2019): kernel 3, the dilation doubled from layer
+to layer, residual. B videos or parts of them, T time steps, S cells, D channels, H hidden channels, K classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tubelet.heads.standardization import Standardization
+
+
+class TemporalNetwork(nn.Module):
+    """Tokens of consecutive time steps to the logits of each step.
+
+    Attributes:
+        context: time steps on each side of a step that its logits depend on.
+    """
+
+    def __init__(
+        self, width: int, classes: int, hidden: int = 128, queries: int = 4, layers: int = 4, dropout: float = 0.25
+    ) -> None:
+        """Initialize.
+
+        Args:
+            width: D.
+            classes: K.
+            hidden: H.
+            queries: learnable queries that attend to the cells of a step.
+            layers: convolutions over time; none sees each step alone.
+            dropout: fraction of hidden channels that are dropped in training.
+        """
+        super().__init__()
+        self.context = sum(2**layer for layer in range(layers))
+        self.standardization = Standardization(width)
+        self.project = nn.Linear(width, hidden)
+        self.queries = nn.Linear(hidden, queries)
+        self.merge = nn.Linear(queries * hidden, hidden)
+        self.dilated = nn.ModuleList(
+            nn.Conv1d(hidden, hidden, 3, padding=2**layer, dilation=2**layer) for layer in range(layers)
+        )
+        self.mix = nn.ModuleList(nn.Conv1d(hidden, hidden, 1) for _ in range(layers))
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, classes)
+
+    def prepare(self, pooled: Tensor) -> None:
+        """Fit what is not trained to tokens (n, D) of the training videos."""
+        self.standardization.fit(pooled)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, S, D) tokens -> (B, T, K) logits."""
+        hidden = self.project(self.standardization(tokens))  # (B, T, S, H)
+        weights = self.queries(hidden).softmax(dim=2)  # (B, T, S, Q)
+        steps = torch.einsum("btsq,btsh->btqh", weights, hidden).flatten(2)
+        x = F.gelu(self.merge(self.dropout(steps))).transpose(1, 2)  # (B, H, T)
+        for dilated, mix in zip(self.dilated, self.mix, strict=True):
+            x = x + self.dropout(mix(F.gelu(dilated(x))))
+        return self.out(x.transpose(1, 2))
+
+
+NETWORK = TemporalNetwork
