@@ -11,6 +11,38 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskShape:
+    """A region of one class: polygons, or runs of pixels.
+
+    Attributes:
+        index: index of the class in the mask.
+        polygons: for each polygon x and y in turns, in pixels from the upper left corner of the image.
+        runs: numbers of pixels outside and inside in turns, the first outside; empty for polygons.
+        box: left, top, width and height of the runs in pixels.
+        by_column: whether the runs go down columns, as in COCO, rather than along rows.
+    """
+
+    index: int
+    polygons: tuple[tuple[float, ...], ...] = ()
+    runs: tuple[int, ...] = ()
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    by_column: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskShapes:
+    """A mask that an annotation file stores as shapes; `read_mask` draws it.
+
+    Attributes:
+        size: height and width in pixels.
+        shapes: the regions in the order of drawing, later ones over earlier ones; all other pixels are 0.
+    """
+
+    size: tuple[int, int]
+    shapes: tuple[MaskShape, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelRow:
     """One row of a label table: a file, or a span of a video, and what is known about it.
 
@@ -18,12 +50,14 @@ class LabelRow:
         line: line of the table, or number of the annotation in a file of another format, from 1; for messages.
         path: the media file, absolute.
         start_s: start of the span in seconds of presentation time; None if the row is about the whole file.
-        end_s: end of the span in seconds; None if the row is about the whole file.
+        end_s: end of the span in seconds; None if the row is about the whole file. A row with a start and no end is
+            about a moment: `check_labels` makes it a span around the moment, unless it has a mask or depth map, which
+            belong to the frame at the start.
         start_frame: first frame of the span, from 0, where the table counts frames; `check_labels` replaces it.
         end_frame: frame after the last one of the span, where the table counts frames; `check_labels` replaces it.
         labels: names of classes; empty where the table has a column of labels and this row none.
         values: the number columns, in the order of `LabelTable.targets`.
-        mask: PNG of class indices, absolute; None without one.
+        mask: PNG of class indices, absolute, or shapes; None without one. `tubelet.labels.masks.read_mask` reads both.
         depth: depth map, absolute; None without one.
         split: "train", "val", "test", or "" where the table does not say.
         group: files of one group are never on both sides of a split; "" where the table does not say.
@@ -38,7 +72,7 @@ class LabelRow:
     end_frame: int | None = None
     labels: tuple[str, ...] = ()
     values: tuple[float, ...] = ()
-    mask: Path | None = None
+    mask: Path | MaskShapes | None = None
     depth: Path | None = None
     split: str = ""
     group: str = ""
@@ -59,6 +93,9 @@ class LabelTable:
         targets: names of the number columns.
         legend: index in masks -> name of the class; empty without masks.
         durations_s: media file -> seconds of a video, 0 for an image; filled by `check_labels`.
+        faults: line and sentence of each fault that was found while the file was read; `check_labels` raises them
+            together with its own.
+        row_kind: what a row is in messages: "line", "row" or "annotation".
     """
 
     path: Path
@@ -70,6 +107,8 @@ class LabelTable:
     targets: tuple[str, ...] = ()
     legend: Mapping[int, str] = field(default_factory=dict)
     durations_s: Mapping[Path, float] = field(default_factory=dict)
+    faults: Sequence[tuple[int, str]] = ()
+    row_kind: str = "line"
 
 
 class LabelError(DataError):
