@@ -65,13 +65,22 @@ def iter_windows(duration_s: float, head_input: HeadInput, tubelet: int) -> Iter
     steps, stride = clip_steps(head_input, tubelet)
     total, margin = count_steps(duration_s, head_input, tubelet), (steps - stride) // 2
     count = max(1, ceil((total - steps) / stride) + 1)
-    latest = max(0.0, duration_s - _ROUNDING / head_input.fps)
     for k in range(count):
         start = k * stride
-        times = (start * tubelet + np.arange(head_input.frames) + 0.5) / head_input.fps
+        times = frame_times(start * tubelet, head_input.frames, duration_s, head_input.fps)
         first = margin if k else 0
         last = min(total - start, steps if k == count - 1 else margin + stride)
-        yield Window(np.minimum(times, latest), first, last, start)
+        yield Window(times, first, last, start)
+
+
+def frame_times(first: int, count: int, duration_s: float, fps: float) -> NDArray[np.float64]:
+    """(count,) seconds at which frames of the grid are taken, from frame `first` on.
+
+    They are in the middle of the frames' intervals, where no rounding of timestamps changes which frame is shown, and
+    stay before the end of the video.
+    """
+    latest = max(0.0, duration_s - _ROUNDING / fps)
+    return np.minimum((first + np.arange(count) + 0.5) / fps, latest)
 
 
 def clip_steps(head_input: HeadInput, tubelet: int) -> tuple[int, int]:

@@ -58,7 +58,7 @@ class Backbone(HubEncoder):
             DataError: if x cannot be read, or its size does not divide into patches.
         """
         clips = read_inputs(x, self.config, Sampling(frames, fps, start), resize)
-        return self._features(clips.pixels, clips.times)
+        return self.dense_features(clips.pixels, clips.times)
 
     def stream(
         self,
@@ -98,11 +98,22 @@ class Backbone(HubEncoder):
         for pixels, times in read_windows(path, frames, overlap, fps, self.config.tubelet_size):
             clips = read_inputs(pixels, self.config, Sampling(), resize)
             with torch.no_grad():
-                features = self._features(clips.pixels, times.unsqueeze(0))
+                features = self.dense_features(clips.pixels, times.unsqueeze(0))
             yield features  # outside of no_grad, so that the mode of the caller is unchanged meanwhile
 
-    def _features(self, pixels: Tensor, times: Tensor | None) -> DenseFeatures:
-        """Features of clips (B, C, T, H, W) at all output levels, and times (B, T) averaged per time step."""
+    def dense_features(self, pixels: Tensor, times: Tensor | None = None) -> DenseFeatures:
+        """Features of clips that divide into patches, without any conversion of inputs.
+
+        Args:
+            pixels: (B, C, T, H, W) uint8 colors or normalized floats, on any device.
+            times: (B, T) seconds of the frames; their mean over each time step is kept.
+
+        Returns:
+            Features of all output levels, (B, N, D) each.
+
+        Raises:
+            DataError: if values are too large for the data type of the model.
+        """
         pixels = pixels.to(self.device, non_blocking=True)
         if pixels.dtype == torch.uint8:
             pixels = normalize(pixels, self.dtype)

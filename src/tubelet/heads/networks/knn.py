@@ -3,6 +3,8 @@
 B clips, T time steps, S cells, D channels, K outputs, n training clips.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from tubelet.heads.standardization import Standardization
 
 _LEAST = 1e-4  # share of a class without a vote, whose logarithm would be minus infinity
 
+Link = Literal["log", "logit", "identity"]
+
 
 class NearestNeighbors(nn.Module):
     """The vote of the most similar training clips, weighted by similarity (arXiv 2104.14294)."""
@@ -19,7 +23,7 @@ class NearestNeighbors(nn.Module):
     table: Tensor
     targets: Tensor
 
-    def __init__(self, width: int, classes: int, rows: int, neighbors: int = 10, log_votes: bool = True) -> None:
+    def __init__(self, width: int, classes: int, rows: int, neighbors: int = 10, link: Link = "log") -> None:
         """Create the table, with zeros.
 
         Args:
@@ -27,10 +31,11 @@ class NearestNeighbors(nn.Module):
             classes: K.
             rows: n.
             neighbors: number of neighbors that vote.
-            log_votes: whether votes become logits, as for classes, or stay as they are, as for values.
+            link: how votes become logits: "log" for classes that exclude each other, "logit" for those that do not,
+                "identity" for values.
         """
         super().__init__()
-        self.neighbors, self.log_votes = min(neighbors, rows), log_votes
+        self.neighbors, self.link = min(neighbors, rows), link
         self.standardization = Standardization(width)
         self.register_buffer("table", torch.zeros(rows, width))
         self.register_buffer("targets", torch.zeros(rows, classes))
@@ -42,11 +47,13 @@ class NearestNeighbors(nn.Module):
         self.targets.copy_(targets)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, S, D) tokens -> (B, K) logarithms of shares of the vote, or mean values."""
+        """(B, T, S, D) tokens -> (B, K) logits of the votes, or mean values."""
         queries = F.normalize(self.standardization(tokens.mean((1, 2))), dim=-1)
         similarity, rows = (queries @ self.table.T).topk(self.neighbors)
         votes = ((similarity / TEMPERATURE).softmax(-1).unsqueeze(-1) * self.targets[rows]).sum(1)
-        return votes.clamp(min=_LEAST).log() if self.log_votes else votes
+        if self.link == "identity":
+            return votes
+        return votes.clamp(min=_LEAST).log() if self.link == "log" else votes.logit(_LEAST)
 
 
 NETWORK = NearestNeighbors

@@ -1,0 +1,109 @@
+"""The record that defines a task on labels, and what it is given."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from tubelet.config import FitConfig
+from tubelet.config.fields import nearest
+from tubelet.errors import ConfigError
+from tubelet.fit.features import Extract
+from tubelet.fit.result import FitResult
+from tubelet.heads.head_file import EncoderId, Head, HeadInput
+from tubelet.labels.records import LabelTable
+from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.common.extract import Progress, extract
+
+Split = tuple[Sequence[int], Sequence[int]]
+"""Indices of the training rows and of the held-out rows of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitContext:
+    """Labels, an encoder and settings, as a task is given them.
+
+    Attributes:
+        task: name of the task.
+        table: the label table, checked.
+        splits: one split, or the folds of a cross-validation.
+        model: the encoder, in eval mode.
+        source: argument of `tubelet.load` that it was loaded by.
+        head_input: the clips.
+        config: the user's settings.
+        cache: features of the encoder on disk.
+        progress: called with a stage's name, what is done of it, and its total.
+    """
+
+    task: str
+    table: LabelTable
+    splits: Sequence[Split]
+    model: Backbone
+    source: str
+    head_input: HeadInput
+    config: FitConfig
+    cache: FeatureCache
+    progress: Progress
+
+    @property
+    def encoder(self) -> EncoderId:
+        """The identity of the encoder."""
+        model = self.model
+        return EncoderId(
+            source=self.source, model_id=model.model_id, weights_id=model.weights_id, config_hash=model.config_hash
+        )
+
+    @property
+    def extract(self) -> Extract:
+        """`tubelet.tasks.common.extract.extract` with encoder, cache and settings."""
+        return partial(
+            extract,
+            self.model,
+            self.cache,
+            workers=self.config.workers,
+            prefetch_mb=self.config.prefetch_mb,
+            max_failed_fraction=self.config.max_failed_fraction,
+            progress=self.progress,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTask:
+    """A task on labels. The module of the same name in `tubelet.fit.tasks` defines it as `LABEL_TASK`.
+
+    Attributes:
+        name: name on the command line.
+        fit: trains a head and measures it.
+        networks: networks that are trained side by side by default.
+        cells: side of the grid that the tokens of a time step are averaged to; 0 keeps all.
+        stride_clips: distance of clips when a video is covered, in lengths of a clip.
+        unused: names of settings of `FitConfig` that the task refuses.
+    """
+
+    name: str
+    fit: Callable[[FitContext], tuple[Head, FitResult]]
+    networks: tuple[str, ...]
+    cells: int = 0
+    stride_clips: float = 1.0
+    unused: tuple[str, ...] = ()
+
+
+def label_task_names() -> list[str]:
+    """Names of all tasks on labels."""
+    package = importlib.import_module("tubelet.fit.tasks")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def get_label_task(name: str) -> LabelTask:
+    """A task on labels by its name.
+
+    Raises:
+        ConfigError: if there is none, naming the nearest.
+    """
+    known = label_task_names()
+    if name not in known:
+        raise ConfigError(f"task is {name!r}, expected one of {', '.join(known)}{nearest(name, known)}")
+    task: LabelTask = importlib.import_module(f"tubelet.fit.tasks.{name}").LABEL_TASK
+    return task

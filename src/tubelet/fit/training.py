@@ -1,0 +1,194 @@
+"""Candidates for a head: networks with hyper-parameters, trained side by side on the same clips.
+
+M clips, K classes or targets.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.config import FitConfig
+from tubelet.fit.label_task import FitContext
+from tubelet.heads.head_file import get_network
+from tubelet.heads.training import EpochBatches, HeadSchedule, HParams, train_heads
+from tubelet.heads.training_state import state_path
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of logits (B, ..., K), targets (B, ..., K) and weights (B, ...), their mean."""
+Batches = Callable[[int], Iterator[tuple[Tensor, Tensor, Tensor]]]
+"""Tokens, targets and weights of each step, from a step on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        learning_rates: peak learning rates of AdamW that are tried.
+        weight_decays: weight decays that are tried.
+        steps: number of steps.
+        batch_size: clips of a step.
+        options: keyword arguments of the network.
+    """
+
+    learning_rates: tuple[float, ...]
+    weight_decays: tuple[float, ...]
+    steps: int
+    batch_size: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A network with hyper-parameters.
+
+    Attributes:
+        network: name of the network.
+        options: its keyword arguments besides width and classes.
+        hparams: learning rate and weight decay; None for a network that is not trained.
+        steps: number of steps.
+        batch_size: clips of a step.
+    """
+
+    network: str
+    options: dict[str, Any]
+    hparams: HParams | None
+    steps: int = 0
+    batch_size: int = 1
+
+    def describe(self) -> dict[str, Any]:
+        """Its settings, for tables."""
+        rates = {} if self.hparams is None else dataclasses.asdict(self.hparams)
+        return {"network": self.network, **self.options, **rates}
+
+
+RECIPES = {
+    "linear": Recipe(learning_rates=(1e-2, 1e-3), weight_decays=(0.01, 0.1, 1.0), steps=400, batch_size=128),
+    "mlp": Recipe(learning_rates=(1e-3,), weight_decays=(0.01, 0.1), steps=400, batch_size=128),
+    "attentive": Recipe(learning_rates=(1e-3, 3e-4), weight_decays=(0.1,), steps=200, batch_size=32),
+}
+
+
+def candidates(networks: Sequence[str], config: FitConfig, samples: int) -> list[Candidate]:
+    """Every network with every combination of its hyper-parameters.
+
+    Args:
+        networks: names of networks.
+        config: the user's settings, which win over the recipes.
+        samples: number of training clips.
+    """
+    found = []
+    for name in networks:
+        recipe = RECIPES.get(name)
+        if recipe is None:
+            get_network(name)  # raises for an unknown name
+            found.append(Candidate(network=name, options={}, hparams=None))
+            continue
+        batch_size = min(config.batch_size or recipe.batch_size, samples)
+        steps = recipe.steps if config.epochs is None else config.epochs * -(-samples // batch_size)
+        for rate in config.learning_rates or recipe.learning_rates:
+            found += [
+                Candidate(
+                    network=name,
+                    options=recipe.options,
+                    hparams=HParams(lr=rate, weight_decay=decay),
+                    steps=steps,
+                    batch_size=batch_size,
+                )
+                for decay in config.weight_decays or recipe.weight_decays
+            ]
+    return found
+
+
+def train_candidates(
+    context: FitContext,
+    chosen: Sequence[Candidate],
+    make: Callable[[Candidate], nn.Module],
+    batches: Callable[[Candidate, int], Iterator[tuple[Tensor, Tensor, Tensor]]],
+    loss: Loss,
+    identity: object,
+) -> list[nn.Module]:
+    """Train candidates; those of one network side by side on the same batches.
+
+    Args:
+        context: the fit.
+        chosen: the candidates, those of one network next to each other.
+        make: returns the network of a candidate with random weights, and what is not trained filled in.
+        batches: tokens, targets and weights of each step of a candidate, from a step on.
+        loss: of logits, targets and weights.
+        identity: everything besides the candidates that would change the outcome, ready for JSON.
+
+    Returns:
+        The trained networks, in eval mode and in the order of the candidates.
+    """
+    trained: list[nn.Module] = []
+    device = context.model.device
+    first = 0
+    while first < len(chosen):
+        one = chosen[first]
+        same = [c for c in chosen[first:] if (c.network, c.options) == (one.network, one.options)]
+        first += len(same)
+        if one.hparams is None:
+            trained.append(make(one).to(device).requires_grad_(False).eval())
+            continue
+
+        def backward(heads: nn.ModuleList, batch: tuple[Tensor, Tensor, Tensor], step: int) -> None:
+            tokens, targets, weights = (part.to(device, non_blocking=True) for part in batch)
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                for head in heads:
+                    torch.manual_seed(context.config.seed * 1_000_003 + step)  # of dropout, also after a resume
+                    loss(head(tokens.float()), targets, weights).backward()
+
+        settings = [dataclasses.asdict(candidate) for candidate in same]
+        heads = train_heads(
+            partial(make, one),
+            [candidate.hparams for candidate in same if candidate.hparams is not None],
+            HeadSchedule(steps=one.steps, warmup_steps=one.steps // 10),
+            partial(batches, one),
+            backward,
+            state_path(
+                context.cache.folder / "heads",
+                json.dumps([context.task, settings, context.config.seed, identity], sort_keys=True),
+            ),
+            device,
+            seed=context.config.seed,
+            clip_norm=1.0,
+            progress=context.progress,
+        )
+        trained += list(heads)
+    return trained
+
+
+def clip_batches(
+    tokens: Tensor, targets: Tensor, weights: Tensor, seed: int, candidate: Candidate, start: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of clips in an order that the seed gives, from a step on.
+
+    Args:
+        tokens: (M, T, S, D).
+        targets: (M, K).
+        weights: (M,).
+        seed: seed of the order.
+        candidate: gives the number of steps and of clips of a step.
+        start: the first step.
+    """
+    per_epoch = -(-len(tokens) // candidate.batch_size)
+    order = EpochBatches(len(tokens), candidate.batch_size, seed, -(-candidate.steps // per_epoch), start)
+    for _, rows in zip(range(start, candidate.steps), order, strict=False):
+        yield tokens[rows], targets[rows], weights[rows]
+
+
+def tensor_digest(*tensors: Tensor) -> str:
+    """Thirty-two hexadecimal digits of the values of tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
