@@ -145,13 +145,15 @@ class DenseSample:
         name: Unique name, in results and as the seed of the sample's crops.
         image: Image or video file.
         target: File of the target.
-        frame: Index of the video frame; None if `image` is an image.
+        frame: Index of the video frame; None if `image` is an image, or `time_s` is set.
+        time_s: Presentation time of the video frame, in seconds; None if `image` is an image, or `frame` is set.
     """
 
     name: str
     image: Path
     target: Path
     frame: int | None = None
+    time_s: float | None = None
 
     def load_image(self) -> NDArray[np.uint8]:
         """(H, W, 3) RGB.
@@ -159,6 +161,9 @@ class DenseSample:
         Raises:
             DecodeError: The file is unreadable, or the video has no such frame.
         """
+        if self.time_s is not None:
+            with Video(self.image) as video:
+                return video.clips([[self.time_s]])[0].pixels[0].numpy()
         if self.frame is None:
             return read_image(self.image).numpy()
         frames = read_frames(self.image).pixels
@@ -172,7 +177,7 @@ class DenseSample:
         Raises:
             DecodeError: The file is unreadable.
         """
-        if self.frame is not None:
+        if self.frame is not None or self.time_s is not None:
             with Video(self.image) as video:
                 return video.info.height, video.info.width
         return image_shape(self.image)

@@ -4,6 +4,7 @@ H x W pixels of an image, N = h·w tokens of a view, D width, K bins of depth.
 """
 
 import heapq
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -97,7 +98,7 @@ def fit(context: EvaluationContext, crops: PixelFeatureDataset, bins: Tensor) ->
     return train_dense_heads(
         context,
         crops,
-        partial(linear_head, context.model.config.width, PROTOCOL.bins),
+        partial(linear_head, context.token_features.width, PROTOCOL.bins),
         PROTOCOL.head.with_settings(context.config),
         partial(sum_of_losses, bins=bins),
         partial(accumulate, bins=bins),
@@ -259,15 +260,12 @@ def score(
     errors: list[DepthErrors] = []
     without_truth: list[str] = []
     worst: list[tuple[float, int, NDArray[np.float32], NDArray[Any], DepthErrors]] = []
-    tests = iter_test_set(views.paths, samples, depths.load_target, context.config.workers)
-    for number, (tokens, truth) in enumerate(tests):
-        shape = (truth.shape[0], truth.shape[1])
-        predicted = predict(tokens.to(bins.device), trained.head, grid, bins, depths, shape)
-        scored = np.zeros(shape, bool)
-        top, left, bottom, right = depths.eval_region(shape)
+    predictions = iter_predictions(context, depths, trained, views, samples, grid, bins)
+    for number, (predicted, truth) in enumerate(predictions):
+        scored = np.zeros(truth.shape, bool)
+        top, left, bottom, right = depths.eval_region((truth.shape[0], truth.shape[1]))
         scored[top:bottom, left:right] = True
         known = scored & (truth > PROTOCOL.min_depth) & (predicted > 0)
-        context.progress("testing", number + 1, len(samples))
         if not known.any():
             without_truth.append(samples[number].name)
             continue
@@ -281,6 +279,27 @@ def score(
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
     examples = [_example(samples[n], predicted, truth, own) for _, n, predicted, truth, own in ranked]
     return DepthScores(errors, without_truth, examples)
+
+
+def iter_predictions(
+    context: EvaluationContext,
+    depths: DepthDataset,
+    trained: TrainedHead,
+    views: FeatureSet,
+    samples: list[DenseSample],
+    grid: tuple[int, int],
+    bins: Tensor,
+) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
+    """The predicted and the true depth (H, W) of each pixel, of one image after the other.
+
+    Raises:
+        TubeletError: if an annotation cannot be read.
+    """
+    tests = iter_test_set(views.paths, samples, depths.load_target, context.config.workers)
+    for number, (tokens, truth) in enumerate(tests):
+        shape = (truth.shape[0], truth.shape[1])
+        yield predict(tokens.to(bins.device), trained.head, grid, bins, depths, shape), truth
+        context.progress("testing", number + 1, len(samples))
 
 
 def _example(pair: DenseSample, predicted: NDArray[np.float32], truth: NDArray[Any], errors: DepthErrors) -> Example:

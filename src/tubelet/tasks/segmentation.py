@@ -4,6 +4,7 @@ H x W pixels of an image, S side of a window in pixels, N = h·w tokens of a win
 """
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,7 +94,7 @@ def fit(context: EvaluationContext, labels: SegmentationDataset, crops: PixelFea
     return train_dense_heads(
         context,
         crops,
-        partial(linear_head, context.model.config.width, len(labels.classes)),
+        partial(linear_head, context.token_features.width, len(labels.classes)),
         PROTOCOL.head.with_settings(context.config),
         sum_of_losses,
         accumulate,
@@ -242,24 +243,45 @@ def score(
     K = len(labels.classes)
     counts = torch.zeros(K, K, dtype=torch.int64)
     worst: list[tuple[float, int, NDArray[np.uint8], NDArray[Any]]] = []
-    tests = iter_test_set(windows.paths, samples, labels.load_target, context.config.workers)
-    for number, (tokens, truth) in enumerate(tests):
-        shape = (truth.shape[0], truth.shape[1])
-        predicted = predict(tokens.to(context.model.device), trained.head, size, shape)
-        known = truth != IGNORED
-        own = confusion(_indices(predicted[known]), _indices(truth[known]), K)
+    for number, (predicted, truth) in enumerate(iter_predictions(context, labels, trained, windows, samples, size)):
+        own = image_confusion(predicted, truth, K)
         counts += own
-        if known.any():
+        if int(own.sum()):
             heapq.heappush(worst, (-mean_iou(own), number, predicted, truth))
             if len(worst) > _EXAMPLES:
                 heapq.heappop(worst)
-        context.progress("testing", number + 1, len(samples))
     if not int(counts.sum()):
         raise DataError("no pixel of the test split is labeled; check the annotations")
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
     shown = tuple(sorted({int(k) for _, _, *maps in ranked for one in maps for k in np.unique(one)} - {IGNORED}))
     examples = [_example(samples[n], -value, predicted, truth, labels, shown) for value, n, predicted, truth in ranked]
     return SegmentationScores(counts, shown, examples)
+
+
+def iter_predictions(
+    context: EvaluationContext,
+    labels: SegmentationDataset,
+    trained: TrainedHead,
+    windows: FeatureSet,
+    samples: list[DenseSample],
+    size: int,
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[Any]]]:
+    """The predicted and the true class (H, W) of each pixel, of one image after the other.
+
+    Raises:
+        TubeletError: if an annotation cannot be read.
+    """
+    tests = iter_test_set(windows.paths, samples, labels.load_target, context.config.workers)
+    for number, (tokens, truth) in enumerate(tests):
+        shape = (truth.shape[0], truth.shape[1])
+        yield predict(tokens.to(context.model.device), trained.head, size, shape), truth
+        context.progress("testing", number + 1, len(samples))
+
+
+def image_confusion(predicted: NDArray[np.uint8], truth: NDArray[Any], classes: int) -> Tensor:
+    """(K, K) int64 pixels of an image, truth by prediction, without those that are ignored."""
+    known = truth != IGNORED
+    return confusion(_indices(predicted[known]), _indices(truth[known]), classes)
 
 
 def _indices(classes: NDArray[Any]) -> Tensor:

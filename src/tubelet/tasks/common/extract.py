@@ -6,7 +6,8 @@ B views of a batch, V views of a source, C channels, T frames, H x W pixels, N t
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,6 +75,37 @@ def last_level(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
 
 Transform = Callable[[Source], Tensor]
 Encode = Callable[[Backbone, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenFeatures:
+    """What a head sees of each token.
+
+    Attributes:
+        width: D, number of channels.
+        encode: normalized pixels (B, C, 1, H, W) to `tokens` (B, N, D).
+        recipe: what they depend on besides model and pixels; empty for the deepest level.
+    """
+
+    width: int
+    encode: Encode = last_level
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+def level_features(model: Backbone, levels: Sequence[int] = (-1,)) -> TokenFeatures:
+    """The output levels of an encoder, concatenated along D; -1 is the deepest."""
+    width = model.config.width * len(levels)
+    if tuple(levels) == (-1,):
+        return TokenFeatures(width=width)
+    return TokenFeatures(
+        width=width, encode=partial(_encode_levels, levels=tuple(levels)), recipe={"levels": tuple(levels)}
+    )
+
+
+def _encode_levels(model: Backbone, pixels: Tensor, levels: tuple[int, ...]) -> dict[str, Tensor]:
+    outputs = model.get_intermediate_layers(pixels, model.config.levels)
+    normed = [norm(x) for norm, x in zip(model.norms, outputs, strict=True)]
+    return {"tokens": torch.cat([normed[level] for level in levels], dim=-1)}
 
 
 def extract(

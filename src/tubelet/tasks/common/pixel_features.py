@@ -73,12 +73,12 @@ def training_source(pair: DenseSample, crops: int, seed: int) -> Source:
     """An image with the random numbers of its crops, which are a function of its name and the seed."""
     rng = np.random.default_rng([seed, zlib.crc32(pair.name.encode())])
     draws = rng.random((crops, len(Draw._fields))).round(6).ravel().tolist()
-    return Source(files=(pair.image,), part=(_frame(pair), *draws))
+    return Source(files=(pair.image,), part=(_position(pair), *draws))
 
 
 def test_source(pair: DenseSample) -> Source:
     """An image as a whole."""
-    return Source(files=(pair.image,), part=(_frame(pair),))
+    return Source(files=(pair.image,), part=(_position(pair),))
 
 
 def source_image(source: Source) -> NDArray[np.uint8]:
@@ -87,13 +87,17 @@ def source_image(source: Source) -> NDArray[np.uint8]:
     Raises:
         DecodeError: if it cannot be read.
     """
-    frame = int(source.part[0])
-    return DenseSample(
-        name="", image=source.files[0], target=source.files[0], frame=None if frame < 0 else frame
-    ).load_image()
+    position, path = source.part[0], source.files[0]
+    if isinstance(position, str):
+        return DenseSample(name="", image=path, target=path, time_s=float(position)).load_image()
+    frame = int(position)
+    return DenseSample(name="", image=path, target=path, frame=None if frame < 0 else frame).load_image()
 
 
-def _frame(pair: DenseSample) -> float:
+def _position(pair: DenseSample) -> float | str:
+    """The index of a video frame, its time as text, or -1 for an image."""
+    if pair.time_s is not None:
+        return repr(pair.time_s)
     return -1 if pair.frame is None else pair.frame
 
 

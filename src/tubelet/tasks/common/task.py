@@ -21,9 +21,10 @@ from tubelet.tasks.common.extract import (
     FeatureSet,
     Progress,
     Source,
+    TokenFeatures,
     Transform,
     extract,
-    last_level,
+    level_features,
 )
 from tubelet.tasks.common.result import Result
 
@@ -41,6 +42,7 @@ class EvaluationContext:
         cache: features of the model on disk.
         progress: called with a stage's name, what is done of it, and its total.
         dataset: the data set in the folder, of the task's type.
+        features: what heads on tokens see of each; None is the deepest level.
     """
 
     task: str
@@ -51,18 +53,37 @@ class EvaluationContext:
     cache: FeatureCache
     progress: Progress
     dataset: Any = None
+    features: TokenFeatures | None = None
+
+    @property
+    def token_features(self) -> TokenFeatures:
+        """What heads on tokens see of each."""
+        return self.features or level_features(self.model)
 
     def extract(
-        self, sources: Sequence[Source], recipe: Mapping[str, Any], transform: Transform, encode: Encode = last_level
+        self,
+        sources: Sequence[Source],
+        recipe: Mapping[str, Any],
+        transform: Transform,
+        encode: Encode | None = None,
     ) -> FeatureSet:
-        """The features of sources, computed once and kept on disk; see `tubelet.tasks.common.extract.extract`."""
+        """The features of sources, computed once and kept on disk; see `tubelet.tasks.common.extract.extract`.
+
+        Args:
+            sources: the sources.
+            recipe: what the views depend on besides the source.
+            transform: a source to its views.
+            encode: views to features; None gives `token_features`.
+        """
+        if encode is None:
+            recipe = {**recipe, **self.token_features.recipe}
         return extract(
             self.model,
             self.cache,
             sources,
             recipe,
             transform,
-            encode,
+            encode or self.token_features.encode,
             workers=self.config.workers,
             prefetch_mb=self.config.prefetch_mb,
             max_failed_fraction=self.config.max_failed_fraction,
