@@ -20,6 +20,7 @@ from tubelet.datasets import DenseSample, DepthDataset
 from tubelet.errors import DataError, DecodeError
 from tubelet.grid import round_to_patches
 from tubelet.heads.linear import linear_head
+from tubelet.heads.networks.depth_bins import depth_of_scores
 from tubelet.tasks.common.colors import color_depth, color_depth_errors
 from tubelet.tasks.common.dense_heads import HeadProtocol, TrainedHead, train_dense_heads
 from tubelet.tasks.common.extract import FeatureSet, Source, subsample_evenly
@@ -163,11 +164,7 @@ def mirrored_views(source: Source, depths: DepthDataset, size: tuple[int, int]) 
 
 def depth_of(scores: Tensor, bins: Tensor) -> Tensor:
     """Meters (...) of scores (..., K): the mean of the bins, weighted by rectified scores plus a constant."""
-    # (relu(scores) + e) · bins / sum(relu(scores) + e), in one product and without a copy of the scores for e.
-    sums = scores.relu() @ torch.stack([bins, torch.ones_like(bins)], dim=1)
-    more = PROTOCOL.smoothing * torch.stack([bins.sum(), bins.new_tensor(len(bins))])
-    weighted, weights = (sums + more).unbind(-1)
-    return weighted / weights
+    return depth_of_scores(scores, bins, PROTOCOL.smoothing)
 
 
 def sum_of_losses(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:

@@ -1,0 +1,68 @@
+"""A linear layer on each token to scores of bins of depth.
+
+B clips, T time steps, S cells, D channels, K bins.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def depth_of_scores(scores: Tensor, bins: Tensor, smoothing: float) -> Tensor:
+    """Depth (...) of scores (..., K): the mean of the bins, weighted by rectified scores plus a constant.
+
+    Args:
+        scores: scores of the bins.
+        bins: (K,) depth of each bin.
+        smoothing: the constant.
+    """
+    # (relu(scores) + e) · bins / sum(relu(scores) + e), in one product and without a copy of the scores for e.
+    sums = scores.relu() @ torch.stack([bins, torch.ones_like(bins)], dim=1)
+    more = smoothing * torch.stack([bins.sum(), bins.new_tensor(len(bins))])
+    weighted, weights = (sums + more).unbind(-1)
+    return weighted / weights
+
+
+class DepthBins(nn.Module):
+    """Each token to scores of bins of depth, and those to depth (AdaBins, arXiv 2011.14141, with fixed bins).
+
+    Attributes:
+        linear: the layer, which contains the whitening of the tokens; its scores are interpolated to pixels before they
+            become depth.
+        smoothing: what is added to each bin's rectified score.
+        bins: (K,) depth of each bin, evenly spaced.
+    """
+
+    bins: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        bins: int = 256,
+        min_depth: float = 1e-3,
+        max_depth: float = 10.0,
+        smoothing: float = 0.1,
+    ) -> None:
+        """Create a head with random weights.
+
+        Args:
+            width: D.
+            classes: 1, the depth.
+            bins: K.
+            min_depth: depth of the first bin.
+            max_depth: depth of the last bin.
+            smoothing: what is added to each bin's rectified score.
+        """
+        super().__init__()
+        if classes != 1:
+            raise ValueError(f"classes is {classes}, expected 1: depth is one value")
+        self.smoothing = smoothing
+        self.linear = nn.Linear(width, bins)
+        self.register_buffer("bins", torch.linspace(min_depth, max_depth, bins))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, S, D) tokens -> (B, T, S, 1) depth."""
+        return depth_of_scores(self.linear(tokens), self.bins, self.smoothing).unsqueeze(-1)
+
+
+NETWORK = DepthBins

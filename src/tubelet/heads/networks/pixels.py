@@ -1,0 +1,26 @@
+"""A linear layer on each token, for segmentation.
+
+B clips, T time steps, S cells, D channels, K outputs.
+"""
+
+from torch import Tensor, nn
+
+
+class TokenLinear(nn.Module):
+    """Each token to logits, which are interpolated to the pixels of an image.
+
+    Attributes:
+        linear: the layer, which contains the whitening of the tokens.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, S, D) tokens -> (B, T, S, K) logits."""
+        logits: Tensor = self.linear(tokens)
+        return logits
+
+
+NETWORK = TokenLinear
