@@ -31,7 +31,6 @@ def save_adapters(adapters: Mapping[str, Tensor], encoder: nn.Module, folder: Pa
         encoder.peft_config["default"].save_pretrained(folder)  # type: ignore[index,union-attr]
 
 
-@torch.no_grad()
 def apply_adapters(encoder: nn.Module, folder: Path) -> None:
     """Add adapters from a directory of `save_adapters` to the weights of their encoder, in place.
 
@@ -43,11 +42,26 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; expected the adapter directory of a run with lora_rank")
     parameters = dict(encoder.named_parameters())
-    state, _ = read_safetensors(path)
-    layers = sorted({name.rsplit(".lora_", 1)[0] for name in state})
-    for layer in layers:
-        weight = parameters.get(layer + ".weight")
-        a, b = state.get(layer + ".lora_A.weight"), state.get(layer + ".lora_B.weight")
+    for name, value in adapted_weights(parameters, read_safetensors(path)[0], str(path)).items():
+        parameters[name].data = value  # not in place: the weight may be memory-mapped
+
+
+@torch.no_grad()
+def adapted_weights(weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """The weights that adapters change, with the adapters added to them.
+
+    Args:
+        weights: weights of the encoder by name.
+        adapters: tensors as `get_adapters` names them.
+        what: name of the file of the adapters for the error.
+
+    Raises:
+        CheckpointError: if they belong to another encoder.
+    """
+    changed = {}
+    for layer in sorted({name.rsplit(".lora_", 1)[0] for name in adapters}):
+        weight = weights.get(layer + ".weight")
+        a, b = adapters.get(layer + ".lora_A.weight"), adapters.get(layer + ".lora_B.weight")
         if (
             weight is None
             or a is None
@@ -58,6 +72,7 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
             or b.shape[1] != a.shape[0]
         ):
             raise CheckpointError(
-                f"{path}: {layer} does not match this encoder; load the weights that the adapters were trained on"
+                f"{what}: {layer} does not match this encoder; load the weights that the adapters were trained on"
             )
-        weight.data = weight.data + (b @ a).to(weight.dtype)  # not in place: it may be memory-mapped
+        changed[layer + ".weight"] = weight + (b @ a).to(weight)
+    return changed

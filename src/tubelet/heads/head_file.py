@@ -6,8 +6,9 @@ B clips, T time steps, S cells of a time step, D channels, K classes or targets.
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from tubelet.checkpoint.state_dict import load_strict
 from tubelet.config.fields import Settings, from_dict, nearest, to_dict
 from tubelet.errors import CheckpointError, ConfigError
+from tubelet.heads.adaptation import adapted_fingerprint, with_encoder_weights
 from tubelet.heads.novelty import NoveltyModel
 from tubelet.io.arrays import read_safetensors
 from tubelet.io.files import atomic_write
@@ -30,6 +32,7 @@ from tubelet.pretrained.dense_features import DenseFeatures
 
 FORMAT = "tubelet-head-1"
 _REMEDY = "fit the head again with `tubelet fit`"
+_ENCODER = "encoder."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,21 +185,31 @@ class Head(nn.Module):
         target_mean: (K,) mean of the targets of a regression, 0 for other tasks.
         target_scale: (K,) standard deviation of the targets of a regression, 1 for other tasks.
         novelty: distance of a clip from the training features; None if it was not fitted.
+        encoder_weights: name -> tensor, the weights of the encoder that were trained with the network: all of them, or
+            those of its adapters; empty for a frozen encoder. They are not parameters of this module, see `adapt`.
     """
 
     target_mean: Tensor
     target_scale: Tensor
 
-    def __init__(self, spec: HeadSpec, network: nn.Module | None = None, novelty: NoveltyModel | None = None) -> None:
+    def __init__(
+        self,
+        spec: HeadSpec,
+        network: nn.Module | None = None,
+        novelty: NoveltyModel | None = None,
+        encoder_weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Create a head.
 
         Args:
             spec: everything but the weights.
             network: the network; None creates the one that the spec names, with random weights.
             novelty: model of the training features.
+            encoder_weights: weights of the encoder that were trained with the network, on the CPU.
         """
         super().__init__()
         self.spec = spec
+        self.encoder_weights = dict(encoder_weights or {})
         self.network = network or get_network(spec.network)(spec.width, len(spec.classes), **spec.options)
         self.novelty = novelty
         self.register_buffer("target_mean", torch.zeros(len(spec.classes)))
@@ -231,6 +244,34 @@ class Head(nn.Module):
                 f"that encoder (it was {self.spec.encoder.source}), or fit the head again"
             )
 
+    def adapt(self, model: Backbone) -> Backbone:
+        """The encoder whose features the head takes.
+
+        Args:
+            model: the encoder that the head was trained on, as `tubelet.load` returns it. It is not changed.
+
+        Returns:
+            `model` itself if the encoder was frozen, or is adapted to this head already; otherwise a copy with the
+            trained weights, of the same device and data type, whose `weights_id` differs.
+
+        Raises:
+            ConfigError: if the head was trained on another encoder.
+            CheckpointError: if the weights in the head file do not fit the encoder.
+        """
+        if model.weights_id == self.adapted_weights_id:
+            return model
+        self.check_encoder(model)
+        assert self.spec.finetuned is not None
+        return with_encoder_weights(model, self.encoder_weights, self.spec.finetuned)
+
+    @cached_property
+    def adapted_weights_id(self) -> str:
+        """The `weights_id` of the encoder whose features the head takes, see `adapt`."""
+        if self.spec.finetuned is None:
+            return self.spec.encoder.weights_id
+        encoder, _, fingerprint = self.spec.encoder.weights_id.partition("-")
+        return f"{encoder}-{adapted_fingerprint(fingerprint, self.encoder_weights)}"
+
     def save(self, path: str | Path) -> None:
         """Write the head file.
 
@@ -240,7 +281,8 @@ class Head(nn.Module):
         path = Path(path)
         check_output(path, "head")
         header = {"format": FORMAT, "head": json.dumps(to_dict(self.spec), sort_keys=True)}
-        tensors = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
+        state = self.state_dict() | {_ENCODER + name: value for name, value in self.encoder_weights.items()}
+        tensors = {name: value.contiguous().cpu() for name, value in state.items()}
         with atomic_write(path, also=(SafetensorError,)) as partial:
             save_file(tensors, partial, header)
 
@@ -263,8 +305,12 @@ def load_head(path: str | Path, device: torch.device | str = "cpu") -> Head:
         raise file_error(path, f"its format is {found!r:.60}, expected {FORMAT!r}", _REMEDY, CheckpointError)
     spec: HeadSpec = from_dict(HeadSpec, parse_json(header.get("head", ""), path, dict[str, Any], _REMEDY), str(path))
     novelty = NoveltyModel.empty_like(tensors) if "novelty.mean" in tensors else None
-    head = Head(spec, novelty=novelty)
-    load_strict(head, tensors, str(path))
+    encoder_weights = {name.removeprefix(_ENCODER): tensors[name] for name in tensors if name.startswith(_ENCODER)}
+    if bool(encoder_weights) != bool(spec.finetuned):
+        what = "has no weights of an encoder" if spec.finetuned else "has weights of an encoder"
+        raise file_error(path, f"finetuned is {spec.finetuned} and the file {what}", _REMEDY, CheckpointError)
+    head = Head(spec, novelty=novelty, encoder_weights=encoder_weights)
+    load_strict(head, {name: tensors[name] for name in tensors if not name.startswith(_ENCODER)}, str(path))
     return head.to(device).requires_grad_(False).eval()
 
 

@@ -51,9 +51,13 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
         assert self._identified is not None
         return self._identified[1]
 
-    def identify(self) -> None:
-        """Compute the fingerprint of the current weights; a later cast of the data type keeps it."""
-        self._identified = (self._changes(), hash_weights(self.state_dict()))
+    def identify(self, fingerprint: str | None = None) -> None:
+        """Compute the fingerprint of the current weights; a later cast of the data type keeps it.
+
+        Args:
+            fingerprint: the fingerprint, where it is known already.
+        """
+        self._identified = (self._changes(), fingerprint or hash_weights(self.state_dict()))
 
     def _changes(self) -> int:
         """Number of in-place modifications of the weights."""

@@ -1,0 +1,59 @@
+"""Encoders with weights that were trained together with a head."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tubelet.checkpoint.adapters import adapted_weights
+from tubelet.checkpoint.state_dict import load_strict
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.fingerprint import FINGERPRINT_DIGITS, hash_weights
+
+Finetuned = Literal["lora", "full"]
+"""Which weights of an encoder are trained together with a head: low-rank adapters, or all."""
+
+
+def with_encoder_weights(model: Backbone, trained: Mapping[str, Tensor], finetuned: Finetuned) -> Backbone:
+    """A copy of an encoder with trained weights, in eval mode and without gradients.
+
+    Weights that were not trained are shared with the model, not copied.
+
+    Args:
+        model: the encoder whose weights the training started from; it is not changed.
+        trained: all weights of the encoder, or adapters as `tubelet.model.lora.get_adapters` names them.
+        finetuned: which of the two.
+
+    Returns:
+        an encoder of the same device and data type. Its fingerprint is `adapted_fingerprint`.
+
+    Raises:
+        CheckpointError: if the weights do not fit the encoder, or are not finite.
+    """
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor.")}
+    if finetuned == "lora":
+        state = weights | adapted_weights(weights, trained, "the head")
+    else:
+        state = {name: value.to(model.device, model.dtype) for name, value in trained.items()}
+    with torch.device("meta"):
+        adapted = Backbone(model.config)
+    load_strict(adapted, state, "the trained encoder", assign=True)
+    adapted.name, adapted.encoder_name = f"{model.name}-{finetuned}", model.encoder_name
+    adapted.stored_dtype = model.stored_dtype
+    adapted.identify(adapted_fingerprint(model.fingerprint, trained))
+    return adapted.requires_grad_(False).eval()
+
+
+def adapted_fingerprint(base: str, trained: Mapping[str, Tensor]) -> str:
+    """The fingerprint of an encoder with trained weights.
+
+    It is a hash of two hashes and not of the weights: a sum of weights and adapters is rounded to the data type that
+    the encoder was loaded with, on which a fingerprint must not depend.
+
+    Args:
+        base: fingerprint of the encoder that the training started from.
+        trained: the trained weights.
+    """
+    return hashlib.sha256(f"{base}+{hash_weights(trained)}".encode()).hexdigest()[:FINGERPRINT_DIGITS]
