@@ -1,8 +1,6 @@
 """The attentive probe, and heads that are trained side by side."""
 
 import math
-import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,15 +11,13 @@ from torch.utils.data import Dataset
 from tubelet.errors import TubeletError
 from tubelet.heads import training
 from tubelet.heads.attentive import AttentiveProbe, probe_heads
-from tubelet.heads.linear import LinearProbe, linear_head
-from tubelet.heads.training import EpochBatches, HeadSchedule, hparam_grid, init_heads
-from tubelet.heads.training_state import load_state
+from tubelet.heads.linear import LinearProbe
+from tubelet.heads.training import EpochBatches, HeadSchedule, hparam_grid
 from tubelet.tasks.common.classification_plan import TrainingSettings
 from tubelet.tasks.common.classification_scores import Pooled, collate, score_heads, train_classifiers
 from tubelet.tasks.metrics.ranking import UNKNOWN
 
 CPU = torch.device("cpu")
-FORMAT_1 = Path(__file__).parents[1] / "data" / "format-1" / "evaluation"
 
 
 @pytest.mark.slow
@@ -134,31 +130,9 @@ def test_a_damaged_state_is_named(tmp_path):
     state.write_bytes(b"not a state")
     with pytest.raises(TubeletError, match=r"\.pt.*delete this state"):
         trained(tmp_path)
-
-
-def test_a_state_of_version_1_that_counts_epochs_resumes_to_the_same_weights(tmp_path):
-    table = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
-    samples = Pooled(table, torch.arange(24).remainder(3).unsqueeze(1))
-    settings = TrainingSettings(hparams=hparam_grid((1e-2, 1e-1), (0.0,)), epochs=3, batch_size=5, seed=3)
-    make_head = lambda: LinearProbe(torch.zeros(4), torch.ones(4), 3)  # noqa: E731
-    arguments = (make_head, settings, samples, F.cross_entropy, {})
-    train_classifiers(context(tmp_path), *arguments)
-    (state,) = (tmp_path / "heads").iterdir()
-    shutil.copy(FORMAT_1 / "clips-epoch-1.pt", state)
-    done = []
-    heads = train_classifiers(context(tmp_path, lambda stage, step, total: done.append(step)), *arguments)
-    assert done[0] == 5 and done[-1] == 15
-    expected = torch.load(FORMAT_1 / "clips-epoch-3.pt")["heads"]
-    assert all(torch.equal(value, expected[name]) for name, value in heads.state_dict().items())
-
-
-def test_a_state_of_version_1_of_heads_on_pixels_is_loaded():
-    heads = init_heads(lambda: linear_head(4, 2), 2, 0)
-    optimizer = torch.optim.AdamW([{"params": list(head.parameters())} for head in heads])
-    path = FORMAT_1 / "pixels-step-11.pt"
-    assert load_state(path, {"heads": heads, "optimizer": optimizer}, CPU) == 11
-    assert torch.equal(heads[1].weight, torch.load(path)["heads"]["weight.1"])
-    assert optimizer.state[heads[1].bias]["step"] == 11
+    torch.save({"version": 1, "step": 3}, state)
+    with pytest.raises(TubeletError, match=r"\.pt: version is 1, expected 2; delete this state"):
+        trained(tmp_path)
 
 
 def test_trained_heads_are_scored_with_answers_averaged_over_views(tmp_path):

@@ -78,6 +78,41 @@ def test_layouts_for_any_labels_are_tried_after_those_of_benchmarks(tmp_path):
     assert datasets.find(root, ClassificationDataset).name == "Something-Something v2, validation"
 
 
+def test_a_directory_of_two_data_sets_is_refused_with_the_names_of_both(tmp_path):
+    something(tmp_path)
+    put(tmp_path / diving48.VOCABULARY, [["Back"]])
+    with pytest.raises(
+        TubeletError, match=r"has the layouts of 2 data sets; expected the directory of one: Diving-48.*; Som"
+    ):
+        datasets.find(tmp_path, ClassificationDataset)
+
+
+def test_labels_json_and_lists_of_other_data_sets_are_not_taken_for_theirs(tmp_path):
+    put(tmp_path / "labels/labels.json", {"cat": 0})
+    put(tmp_path / "labels/train.json", [{"file": "a.jpg", "class": "cat"}])
+    assert not ssv2.SomethingSomethingV2.detect(tmp_path)
+    for split in ("train", "val"):
+        put(tmp_path / f"{split}.txt", f"n00/{split}_0.JPEG 0\n")
+        put(tmp_path / f"{split}/n00/{split}_0.JPEG")
+    assert not video_lists.VideoLists.detect(tmp_path)
+    assert datasets.find(tmp_path, ClassificationDataset).name == "ImageNet (1 classes), validation"
+
+
+def test_a_huge_class_number_among_few_is_refused(tmp_path):
+    put(tmp_path / "train.csv", "a.mp4 0\nb.mp4 999999999\n")
+    put(tmp_path / "val.csv", "c.mp4 0\n")
+    with pytest.raises(
+        TubeletError, match=r"train\.csv and .*val\.csv: class number 999999999, but only 2 class numbers"
+    ):
+        video_lists.VideoLists.load(tmp_path)
+    put(tmp_path / "train.csv", "a.mp4 0\nb.mp4 999\n")
+    assert len(video_lists.VideoLists.load(tmp_path).classes) == 1000
+    root = kitchen(tmp_path / "kitchen")
+    put(next(root.rglob(epic_kitchens._CLASS_FILES["verb"][0])), "id,key\n0,take\n88888888,open\n")
+    with pytest.raises(TubeletError, match=r"verb_classes\.csv: class number 88888888, but only 2"):
+        epic_kitchens.EpicKitchens100.load(root)
+
+
 def something(root: Path, folder: str = "labels", old: str = "") -> Path:
     put(root / ssv2.VIDEOS / "7.webm")
     entry = {"id": "7", "label": "putting a cup on a table", "template": "Putting [something] on a surface"}

@@ -7,22 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tubelet.errors import DataError
-from tubelet.io.text import read_bytes
+from tubelet.io.text import read_bytes, read_start
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "::": "'::'", " ": "spaces"}
 _UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def decode_list(data: bytes, name: str | Path) -> str:
+def decode_list(data: bytes, name: str | Path, whole: bool = True) -> str:
     """Decode the text of a list, with line feeds as line ends.
+
+    Args:
+        data: content of the file.
+        name: the file, for errors.
+        whole: whether `data` is the whole content; otherwise its last character may be incomplete, and is left out.
 
     Raises:
         DataError: it is neither UTF-8 nor UTF-16 or UTF-32 with a byte order mark.
     """
     encoding = "utf-32" if data.startswith(_UTF32) else "utf-16" if data.startswith(_UTF16) else "utf-8-sig"
     try:
-        text = data.decode(encoding)
+        text = codecs.getincrementaldecoder(encoding)().decode(data, final=whole)
     except UnicodeDecodeError as error:
         what = "UTF-8" if encoding == "utf-8-sig" else f"the {encoding.upper()} of its byte order mark"
         raise DataError(f"{name}: is not {what} text (byte {error.start}); save the list as UTF-8") from error
@@ -44,6 +49,15 @@ def read_lines(path: Path) -> list[str]:
     """
     lines = (line.strip("\ufeff \t") for line in decode_list(read_bytes(path), path).split("\n"))
     return [line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line for line in lines if line]
+
+
+def read_first_lines(path: Path) -> list[str]:
+    """The first lines of a list, at most 4096 bytes, to detect its format; the last one may be incomplete.
+
+    Raises:
+        DataError: it cannot be read, or is in an unknown encoding.
+    """
+    return decode_list(read_start(path), path, whole=False).lstrip("\ufeff\n").split("\n")
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:

@@ -5,7 +5,7 @@ Shapes: H x W pixels of an image.
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from tubelet.io.text import read_bytes
 
 IGNORED = 255
 """Class index, in maps of classes, of pixels that do not count."""
+SPARSE_CLASSES = 1000
+"""Number of classes up to which class numbers may have gaps of any size."""
 _EXIF_ORIENTATION = 0x0112
 _DIGITS = re.compile(r"\d{1,9}", re.ASCII)
 
@@ -38,6 +40,26 @@ def parse_index(text: object, where: str) -> int:
     if not _DIGITS.fullmatch(digits):
         raise DataError(f"{where} is {text!r:.100}, expected a non-negative integer")
     return int(digits)
+
+
+def class_count(numbers: Collection[int], where: str) -> int:
+    """The number of classes that class numbers need: one more than the largest.
+
+    Args:
+        numbers: Class numbers that occur, without repetitions; at least one.
+        where: Subject of the error message.
+
+    Raises:
+        DataError: The largest is beyond `SPARSE_CLASSES`, and most of the numbers below it do not occur: a head would
+            have that many outputs.
+    """
+    count = max(numbers) + 1
+    if count > max(SPARSE_CLASSES, 2 * len(numbers)):
+        raise DataError(
+            f"{where}: class number {count - 1}, but only {len(numbers)} class numbers occur; expected consecutive "
+            f"numbers from 0, or numbers below {SPARSE_CLASSES}: renumber the classes, or write their names"
+        )
+    return count
 
 
 def read_nonempty_lines(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tubelet.data.file_types import VIDEO_SUFFIXES
 from tubelet.data.tables import read_table
-from tubelet.datasets.annotations import parse_index
+from tubelet.datasets.annotations import class_count, parse_index
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots
 from tubelet.datasets.records import ActionSegment, AnticipationDataset
@@ -71,7 +71,7 @@ def _class_names(root: Path, kind: str) -> tuple[str, ...]:
     names = {parse_index(row["id"], f"{path}: id"): row["key"] for _, row in read_table(path, ("id", "key"))}
     if not names:
         raise DataError(f"{path}: no classes")
-    return tuple(names.get(k, str(k)) for k in range(max(names) + 1))
+    return tuple(names.get(k, str(k)) for k in range(class_count(names, str(path))))
 
 
 def _split(root: Path, name: str, classes: dict[str, tuple[str, ...]]) -> list[ActionSegment]:

@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -24,7 +25,8 @@ class Layout(ABC, Generic[D]):
     Attributes:
         record: Type that `load` returns. It decides which tasks can use the data set.
         expected: Name of the data set, and the files or directories that `detect` looks for, for error messages.
-        priority: Order of detection, lowest first. Layouts that fit the files of many data sets have higher numbers.
+        priority: Order of detection, lowest first. Layouts that fit the files of many data sets have higher numbers; of
+            those of one number, at most one may fit a directory.
     """
 
     record: ClassVar[type[DatasetRecord]]
@@ -70,13 +72,19 @@ def find(root: Path, record: type[D]) -> D:
         record: Type of data set, for instance `SegmentationDataset`.
 
     Raises:
-        DataError: The directory has no layout of this type, or a file in it is malformed.
+        DataError: The directory has no layout of this type, or several, or a file in it is malformed.
         MissingFileError: A file of the data set is missing.
     """
     layouts = layouts_of(record)
-    for layout in layouts:
-        if layout.detect(root):
-            return layout.load(root)
+    for _, equals in groupby(layouts, key=lambda layout: layout.priority):
+        matching = [layout for layout in equals if layout.detect(root)]
+        if len(matching) > 1:
+            expected = "; ".join(layout.expected for layout in matching)
+            raise layout_error(
+                root, f"has the layouts of {len(matching)} data sets", f"the directory of one: {expected}"
+            )
+        if matching:
+            return matching[0].load(root)
     expected = "; ".join(layout.expected for layout in layouts)
     raise layout_error(root, f"no {record.kind} data set found", f"one of: {expected}")
 

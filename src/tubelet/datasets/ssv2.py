@@ -20,7 +20,7 @@ from tubelet.datasets.locate import candidate_roots, index_videos
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
 from tubelet.datasets.video_lists import VideoLists, find_list
 from tubelet.errors import DataError
-from tubelet.io.text import read_json
+from tubelet.io.text import read_json, read_start
 
 VIDEOS = "20bn-something-something-v2"
 _PACKAGE = "20bn-something-something-download-package-labels"
@@ -77,7 +77,18 @@ def _root(root: Path) -> Path | None:
     """The directory of the JSON files; else that of the lists or the videos."""
     places = list(candidate_roots(root, _ARCHIVES))
     others = (place for place in places if (place / VIDEOS).is_dir() or _has_own_lists(place))
-    return next((place for place in places if _json_file(place, "labels")), None) or next(others, None)
+    return next((place for place in places if _has_own_labels(place)), None) or next(others, None)
+
+
+def _has_own_labels(root: Path) -> bool:
+    """Whether labels.json is of this data set: many others have a file of this name."""
+    labels = _json_file(root, "labels")
+    if labels is None:
+        return False
+    if labels.name.startswith(_OLD_PREFIX) or _PACKAGE in labels.parts or (root / VIDEOS).is_dir():
+        return True
+    splits = (_json_file(root, split) for split in ("train", "validation", "val"))
+    return any(split is not None and b'"template"' in read_start(split) for split in splits)
 
 
 def _has_own_lists(root: Path) -> bool:

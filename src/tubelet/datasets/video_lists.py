@@ -11,13 +11,13 @@ kinetics400_val_list_videos.txt or ssv2_train_paths.csv, and lie in annotations/
 import re
 from pathlib import Path
 
-from tubelet.data.tables import decode_list
-from tubelet.datasets.annotations import parse_index, read_labeled_paths
+from tubelet.data.file_types import IMAGE_SUFFIXES
+from tubelet.data.tables import read_first_lines
+from tubelet.datasets.annotations import class_count, parse_index, read_labeled_paths
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, entry_names, find_folder, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
 from tubelet.errors import DataError
-from tubelet.io.text import read_bytes
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validate", "validation")}
 KINETICS = ("kinetics400", "kinetics600", "kinetics700", "kinetics700-2020", "kinetics")
@@ -37,7 +37,8 @@ class VideoLists(Layout[ClassificationDataset]):
 
     @staticmethod
     def detect(root: Path) -> bool:
-        return find_lists(root) is not None
+        found = find_lists(root)
+        return found is not None and not any(map(_lists_images, found[1:]))
 
     @staticmethod
     def load(root: Path) -> ClassificationDataset:
@@ -79,7 +80,8 @@ def _classes(lists: dict[Path, list[tuple[int, Path, str]]]) -> tuple[tuple[str,
             folders.setdefault(numbers[label], video.parent.name or label)
     # Names of parent folders are class names only if there is one for each class.
     named = len(set(folders.values())) == len(folders)
-    return tuple(folders.get(k, str(k)) if named else str(k) for k in range(max(folders) + 1)), numbers
+    count = class_count(folders, " and ".join(map(str, lists)))
+    return tuple(folders.get(k, str(k)) if named else str(k) for k in range(count)), numbers
 
 
 def find_lists(root: Path) -> tuple[Path, Path, Path] | None:
@@ -106,5 +108,10 @@ def find_list(root: Path, split: str) -> Path | None:
 
 def has_kinetics_header(path: Path) -> bool:
     """Whether a list starts with the header of the official annotations of Kinetics."""
-    first = decode_list(read_bytes(path), path).lstrip("\ufeff\n").split("\n", 1)[0]
-    return "youtube_id" in first.lower()
+    return "youtube_id" in read_first_lines(path)[0].lower()
+
+
+def _lists_images(path: Path) -> bool:
+    """Whether a list names images, as ImageNet's train.txt and val.txt do."""
+    names = re.split(r'[\s,;"]+', "\n".join(read_first_lines(path)[:2]).lower())
+    return any(Path(name).suffix in IMAGE_SUFFIXES for name in names)

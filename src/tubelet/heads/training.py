@@ -119,7 +119,6 @@ def train_heads(
     *,
     seed: int,
     clip_norm: float | None = None,
-    steps_per_epoch: int = 1,
     progress: Progress = lambda stage, done, total: None,
 ) -> nn.ModuleList:
     """Train a head for each combination of hyper-parameters.
@@ -134,7 +133,6 @@ def train_heads(
         device: device of the heads.
         seed: seed of the initial weights.
         clip_norm: largest norm of the gradient of each head; None does not clip.
-        steps_per_epoch: steps of an epoch, by which states of version 1 count.
         progress: called with "training", the number of steps done, and their total.
 
     Returns:
@@ -148,7 +146,7 @@ def train_heads(
         ]
     )
     parts: StateDicts = {"heads": heads, "optimizer": optimizer}
-    start = load_state(state, parts, device, steps_per_epoch)
+    start = load_state(state, parts, device)
     saved = time.monotonic()
     progress("training", start, schedule.steps)
     for step, batch in enumerate(batches(start) if start < schedule.steps else (), start):

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from tubelet.io.files import atomic_write
 from tubelet.io.text import file_error
 
 VERSION = 2
-"""Of the file: its `version`, `step`, `heads` and, until the last step, `optimizer`. Version 1 names no version."""
+"""Format of the file: `version`, `step`, `heads` and, until the last step, `optimizer`."""
 
 StateDicts = Mapping[str, nn.Module | torch.optim.Optimizer]
 """Key in the file -> the object whose state it is."""
@@ -32,14 +31,13 @@ def state_path(folder: Path, identity: str) -> Path:
     return folder / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.pt"
 
 
-def load_state(path: Path, parts: StateDicts, device: torch.device, steps_per_epoch: int = 1) -> int:
+def load_state(path: Path, parts: StateDicts, device: torch.device) -> int:
     """Load a state into its objects; those that the file does not have stay as they are.
 
     Args:
         path: the file.
         parts: the objects.
         device: where tensors are loaded to.
-        steps_per_epoch: steps of an epoch, by which version 1 counts for some heads.
 
     Returns:
         the number of steps done; 0 without a file.
@@ -51,32 +49,16 @@ def load_state(path: Path, parts: StateDicts, device: torch.device, steps_per_ep
         return 0
     state = read_pt(path, _REMEDY, device)
     try:
-        version = state.pop("version", 1)
-        if version == 1:
-            _upgrade(state, steps_per_epoch)
-        step = int(state.pop("step"))
-        for name, content in state.items():
+        version, step = state.pop("version"), int(state.pop("step"))
+        for name, content in state.items() if version == VERSION else ():
             parts[name].load_state_dict(content)
     except Exception as error:  # modules and optimizers raise anything on a state of another form
         raise file_error(path, f"does not fit this training ({first_line(error)})", _REMEDY) from error
-    if step < 0 or version not in (1, VERSION):
-        what = f"step is {step}, expected 0 or more" if version in (1, VERSION) else f"version is {version!r:.20}"
-        raise file_error(path, what, _REMEDY)
+    if version != VERSION:
+        raise file_error(path, f"version is {version!r:.20}, expected {VERSION}", _REMEDY)
+    if step < 0:
+        raise file_error(path, f"step is {step}, expected 0 or more", _REMEDY)
     return step
-
-
-def _upgrade(state: dict[str, Any], steps_per_epoch: int) -> None:
-    """Bring a state of version 1 into the form of this one.
-
-    Heads on tokens of clips counted epochs. Heads on pixels spelled `optimiser`, and were one module with the whitening
-    that is fitted anew each time, and with `weight.0`, `bias.0`, `weight.1`, ... of the heads.
-    """
-    if "epochs" in state:
-        state["step"] = int(state.pop("epochs")) * steps_per_epoch
-    if "optimiser" in state:
-        state["optimizer"] = state.pop("optimiser")
-        fitted = {name: value for name, value in state["heads"].items() if name not in ("mean", "directions")}
-        state["heads"] = {".".join(reversed(name.split("."))): value for name, value in fitted.items()}
 
 
 def write_state(path: Path, parts: StateDicts, step: int) -> None:

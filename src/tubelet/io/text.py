@@ -76,6 +76,20 @@ def read_bytes(path: Path, remedy: str = COPY_AGAIN, limit: int = TEXT_BYTES) ->
     return data
 
 
+def read_start(path: Path, size: int = 4096, remedy: str = COPY_AGAIN) -> bytes:
+    """The first bytes of a file, to detect its format.
+
+    Raises:
+        FileError: if it cannot be read.
+    """
+    require_regular(path, remedy)
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise _unreadable(path, error, remedy) from error
+
+
 def read_text(path: Path, remedy: str = COPY_AGAIN, limit: int = TEXT_BYTES) -> str:
     """The content of a text file in UTF-8, without a byte order mark.
 

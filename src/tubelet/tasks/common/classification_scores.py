@@ -156,7 +156,6 @@ def train_classifiers(
         ),
         device,
         seed=seed,
-        steps_per_epoch=per_epoch,
         progress=context.progress,
     )
 
