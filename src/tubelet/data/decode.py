@@ -6,6 +6,7 @@ broadcast have no other reliable order. A file that cannot be read is a `DecodeE
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Self
 
 import numpy as np
@@ -127,6 +128,27 @@ class Video:
         height, width = size or converter.size
         for shown in self._reader.scan(times):
             yield converter.image(shown, height, width), shown.begins_s, shown.repeats
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds of a tick of the stream; frames begin at whole ticks."""
+        return self._reader.tick
+
+    def iter_frames(self, size: tuple[int, int] | None = None) -> Iterator[tuple[np.ndarray, float]]:
+        """Decode all frames in one sequential pass, with a few of them in memory; the first call after opening.
+
+        Args:
+            size: height and width of the images in pixels; None for those of the video.
+
+        Yields:
+            Each frame: (H, W, 3) uint8, and the second from which it is shown.
+
+        Raises:
+            DecodeError: the file is corrupt.
+        """
+        height, width = size or self._reader.converter.size
+        for shown in self._reader.all_frames():
+            yield self._reader.converter.image(shown, height, width), shown.begins_s
 
     def frames(self) -> Frames:
         """Decode all frames of a short video; the first call after opening.

@@ -1,0 +1,118 @@
+"""A picture of all videos over time: what happens when, in colors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from tubelet.errors import escape_unprintable
+from tubelet.io.files import atomic_write
+from tubelet.predict.label_colors import assign_colors
+from tubelet.predict.media_predictions import MediaPredictions, labels_by_seconds
+
+MAX_ROWS, MAX_LEGEND = 200, 40
+_FAINTEST = 0.25
+
+
+def draw_ethogram(files: Sequence[MediaPredictions], out: Path, classes: Sequence[str] = ()) -> None:
+    """Draw the labels of videos over time, a row for each video.
+
+    Labels that overlap in a video share the height of its row. Of more than 200 videos the first 200 are drawn, which
+    the title says.
+
+    Args:
+        files: the videos; those without duration, such as images, are left out.
+        out: a PNG or SVG, by its suffix.
+        classes: the classes of the heads, in their order, by which labels have the colors that they have elsewhere.
+
+    Raises:
+        FileError: if it cannot be written.
+    """
+    videos = [each for each in files if each.duration_s > 0]
+    shown = videos[:MAX_ROWS]
+    found = labels_by_seconds([label for each in shown for label in each.labels])
+    colors = assign_colors(classes, found)
+    labels = [label for label in colors if label in found]
+    row = 0.34 if len(shown) <= 40 else 0.2 if len(shown) <= 100 else 0.13
+    legend = min(len(labels), MAX_LEGEND)
+    style = {"font.size": 9, "font.family": "sans-serif", "svg.hashsalt": "tubelet", "text.parse_math": False}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(11, 1.4 + row * max(1, len(shown)) + 0.22 * -(-legend // 5)), layout="constrained")
+        axes = figure.subplots()
+        for place, each in enumerate(shown):
+            _draw_row(axes, place, each, colors)
+        _set_axes(axes, shown, row)
+        title = f"{len(videos)} video{'s' * (len(videos) != 1)}"
+        axes.set_title(title + (f", the first {MAX_ROWS} of them" if len(videos) > MAX_ROWS else ""), loc="left")
+        handles = [Patch(color=colors[label], label=_short(label, 28)) for label in labels[:MAX_LEGEND]]
+        if len(labels) > MAX_LEGEND:
+            handles.append(Patch(color="none", label=f"and {len(labels) - MAX_LEGEND} more"))
+        if handles:
+            figure.legend(handles=handles, loc="outside lower left", ncols=5, frameon=False)
+        with atomic_write(out) as partial:
+            kind = out.suffix.lower().removeprefix(".")
+            figure.savefig(partial, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
+
+
+def _draw_row(axes: Any, place: int, each: MediaPredictions, colors: dict[str, str]) -> None:
+    axes.barh(place, each.duration_s, height=0.9, color="#8c929c", alpha=0.15, linewidth=0)
+    lanes = _assign_lanes(each)
+    count = max(lanes.values(), default=0) + 1
+    height = 0.9 / count
+    for label, lane in lanes.items():
+        spans = [span for span in each.labels if span.label == label]
+        alphas = [_FAINTEST + (1 - _FAINTEST) * min(1.0, max(0.0, span.score)) for span in spans]
+        bars = axes.broken_barh(
+            [(span.start_s, span.end_s - span.start_s) for span in spans],
+            (place - 0.45 + lane * height, height),
+            color=colors[label],
+            linewidth=0,
+        )
+        bars.set_alpha(alphas)
+
+
+def _assign_lanes(each: MediaPredictions) -> dict[str, int]:
+    """Label -> lane of a video's row: labels that never overlap share a lane."""
+    lanes: list[list[tuple[float, float]]] = []
+    found: dict[str, int] = {}
+    for label in labels_by_seconds(each.labels):
+        spans = [(span.start_s, span.end_s) for span in each.labels if span.label == label]
+        for number, taken in enumerate(lanes):
+            if not _overlap(spans, taken):
+                taken += spans
+                found[label] = number
+                break
+        else:
+            lanes.append(spans)
+            found[label] = len(lanes) - 1
+    return found
+
+
+def _overlap(spans: list[tuple[float, float]], others: list[tuple[float, float]]) -> bool:
+    """Whether a span of one list overlaps with one of the other."""
+    marked = sorted([(*span, 0) for span in spans] + [(*span, 1) for span in others])
+    ends = [-1.0, -1.0]
+    for start, end, which in marked:
+        if start < ends[1 - which] - 1e-6:
+            return True
+        ends[which] = max(ends[which], end)
+    return False
+
+
+def _set_axes(axes: Any, shown: Sequence[MediaPredictions], row: float) -> None:
+    axes.set_ylim(max(1, len(shown)) - 0.5, -0.5)
+    axes.set_xlim(0, max((each.duration_s for each in shown), default=1.0))
+    names = [_short(Path(each.path).name, 34) for each in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=8.5 if row > 0.3 else 7 if row >= 0.2 else 5.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("seconds")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _short(text: str, most: int) -> str:
+    text = escape_unprintable(text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
