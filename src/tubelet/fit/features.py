@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.data.clips import resize_center_crop
@@ -25,11 +24,14 @@ from tubelet.tasks.common.extract import FeatureSet, Source
 
 CHUNK_FRAMES = 64
 """Frames of a video that are decoded together."""
+THUMBNAIL = 8
+"""Side of the thumbnails in pixels."""
+KEPT = ("tokens", "pixels", "motion")
+"""Names of what is kept of clips, see `encode_tokens`."""
 MEMORY_BYTES = 4 * 2**30
 """Features up to this size are kept in memory."""
 
 Extract = Callable[..., FeatureSet]
-Views = Callable[[Source], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,16 @@ class ClipFeatures:
 
     Attributes:
         tokens: (M, T, S, D) float16.
+        pixels: (M, T, P) float16, gray thumbnails of time steps, for a baseline.
+        motion: (M, T, 1) float16, mean absolute difference of consecutive frames, for a baseline.
         owner: (M,) int64 index into `rows` of each clip, ascending.
         rows: the readable rows.
         bad_files: unreadable files, with the reasons.
     """
 
     tokens: Tensor
+    pixels: Tensor
+    motion: Tensor
     owner: Tensor
     rows: list[LabelRow]
     bad_files: list[BadFile]
@@ -61,11 +67,15 @@ class VideoSteps:
     Attributes:
         path: the video.
         tokens: (T, S, D) float16.
+        pixels: (T, P) float16, gray thumbnails, for a baseline.
+        motion: (T, 1) float16, mean absolute difference of consecutive frames, for a baseline.
         duration_s: seconds of the video.
     """
 
     path: Path
     tokens: Tensor
+    pixels: Tensor
+    motion: Tensor
     duration_s: float
 
 
@@ -113,8 +123,23 @@ def read_chunk_windows(source: Source, head_input: HeadInput, tubelet: int) -> T
 
 
 def encode_tokens(model: Backbone, pixels: Tensor, head_input: HeadInput) -> dict[str, Tensor]:
-    """`tokens` (B, T, S, D) of normalized clips (B, 3, T, H, W), as a head takes them."""
-    return {"tokens": reduce_tokens(model.dense_features(pixels), head_input)}
+    """What is kept of normalized clips (B, 3, T, H, W).
+
+    Returns:
+        `tokens` (B, T, S, D) as a head takes them; and for baselines that see no features `pixels` (B, T, P), a gray
+        thumbnail of each time step, and `motion` (B, T, 1), the mean absolute difference of consecutive frames.
+    """
+    tokens = reduce_tokens(model.dense_features(pixels), head_input)
+    gray = pixels.float().mean(1)  # (B, frames, H, W)
+    changes = (gray[:, 1:] - gray[:, :-1]).abs().mean((2, 3))
+    changes = F.pad(changes, (1, 0), mode="replicate") if changes.shape[1] else gray.new_zeros(gray.shape[:2])
+    steps = tokens.shape[1]
+    thumbnails = F.adaptive_avg_pool3d(gray.unsqueeze(1), (steps, THUMBNAIL, THUMBNAIL))[:, 0]
+    return {
+        "tokens": tokens,
+        "pixels": thumbnails.flatten(2),
+        "motion": changes.unflatten(1, (steps, -1)).mean(2, keepdim=True),
+    }
 
 
 def extract_rows(extract: Extract, rows: Sequence[LabelRow], table: LabelTable, head_input: HeadInput) -> ClipFeatures:
@@ -138,8 +163,9 @@ def extract_rows(extract: Extract, rows: Sequence[LabelRow], table: LabelTable, 
         partial(encode_tokens, head_input=head_input),
     )
     parts = _load(features)
-    owner = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in parts]))
-    return ClipFeatures(torch.cat(parts), owner, [rows[i] for i in features.indices], features.bad_files)
+    owner = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part["tokens"]) for part in parts]))
+    tokens, pixels, motion = (torch.cat([part[name] for part in parts]) for name in KEPT)
+    return ClipFeatures(tokens, pixels, motion, owner, [rows[i] for i in features.indices], features.bad_files)
 
 
 def extract_videos(
@@ -178,12 +204,13 @@ def extract_videos(
         partial(encode_tokens, head_input=head_input),
     )
     broken = {bad.path for bad in features.bad_files}
-    steps: dict[Path, list[Tensor]] = {}
+    steps: dict[Path, dict[str, list[Tensor]]] = {}
     for index, part in zip(features.indices, _load(features), strict=True):
-        kept = [tokens[first:last] for tokens, (first, last) in zip(part, owned[index], strict=True)]
-        steps.setdefault(sources[index].files[0], []).extend(kept)
+        own = steps.setdefault(sources[index].files[0], {name: [] for name in KEPT})
+        for name in KEPT:
+            own[name] += [clip[first:last] for clip, (first, last) in zip(part[name], owned[index], strict=True)]
     videos = [
-        VideoSteps(path, torch.cat(steps[path]), duration_s)
+        VideoSteps(path, *(torch.cat(steps[path][name]) for name in KEPT), duration_s)
         for path, duration_s in zip(paths, durations_s, strict=True)
         if str(path) not in broken and path in steps
     ]
@@ -191,28 +218,22 @@ def extract_videos(
     return videos, list({bad.path: bad for bad in features.bad_files}.values())
 
 
-def _load(features: FeatureSet) -> list[Tensor]:
-    """The tokens of each source, (V, T, S, D) float16.
+def _load(features: FeatureSet) -> list[dict[str, Tensor]]:
+    """The tensors of each source, see `encode_tokens`; float16.
 
     Raises:
         DataError: if they do not fit in memory.
     """
-    parts, size = [], 0
+    parts: list[dict[str, Tensor]] = []
     for i in range(len(features)):
-        tokens = features[i]["tokens"]
-        size += tokens.nbytes
-        if not i and size * len(features) > MEMORY_BYTES:
+        parts.append(features[i])
+        total = len(features) * parts[0]["tokens"].nbytes
+        if not i and total > MEMORY_BYTES:
             raise DataError(
-                f"the features of {len(features)} clips take {size * len(features) / 1e9:.1f} GB, above the limit of "
+                f"the features of {len(features)} clips take {total / 1e9:.1f} GB, above the limit of "
                 f"{MEMORY_BYTES / 1e9:.1f} GB; use a smaller image_size, fewer levels, or fewer rows"
             )
-        parts.append(tokens)
-    shapes = {tuple(part.shape[1:]) for part in parts}
+    shapes = {tuple(part["tokens"].shape[1:]) for part in parts}
     if len(shapes) > 1:
         raise DataError(f"clips give tokens of different shapes {sorted(shapes)}; fit images and videos separately")
     return parts
-
-
-def clip_pixels(extract_views: Views, sources: Sequence[Source]) -> list[NDArray[np.uint8]]:
-    """The first clip of each source as (T, H, W, 3) uint8."""
-    return [extract_views(source)[0].permute(1, 2, 3, 0).numpy() for source in sources]

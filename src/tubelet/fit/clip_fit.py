@@ -1,0 +1,285 @@
+"""Fitting heads of whole clips: classification, multi-label classification, regression.
+
+Candidates are trained on a part of the training rows and chosen on the others; the chosen one is trained on all of
+them and measured on the held-out rows, which no choice has seen.
+
+n rows, M clips, T time steps, S cells, D channels, K classes or targets.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tubelet.errors import DataError
+from tubelet.fit.features import ClipFeatures, extract_rows, mean_by_row
+from tubelet.fit.label_task import FitContext
+from tubelet.fit.training import Candidate, Loss, candidates, clip_batches, tensor_digest, train_candidates
+from tubelet.heads.head_file import MetricInterval, get_network
+from tubelet.heads.networks.knn import Link
+from tubelet.labels.records import LabelError, LabelRow, LabelTable
+from tubelet.labels.splits import row_units, split_rows
+
+Targets = Callable[[Sequence[LabelRow], LabelTable], Tensor]
+Measure = Callable[[Tensor, Tensor, NDArray[np.int64]], tuple[MetricInterval, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipObjective:
+    """What differs between the tasks of whole clips.
+
+    Attributes:
+        link: how the votes of neighbors become logits.
+        targets: rows to (n, K) float32: one-hot classes, several classes, or values.
+        standardized: whether heads learn targets of mean 0 and standard deviation 1.
+        loss: of logits, targets and weights.
+        choose: of logits (n, K) and targets (n, K), a number that is higher for a better candidate.
+        answers: logits (n, K) to probabilities or values.
+        measure: of answers (n, K), targets (n, K) and units (n,), whose rows belong together: the metrics.
+    """
+
+    link: Link
+    targets: Targets
+    standardized: bool
+    loss: Loss
+    choose: Callable[[Tensor, Tensor], float]
+    answers: Callable[[Tensor], Tensor]
+    measure: Measure
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFit:
+    """Heads of clips, trained and measured.
+
+    Attributes:
+        network: the network of the head file.
+        candidate: its settings.
+        scale: (2, K) mean and standard deviation of the targets.
+        features: features of all readable rows.
+        targets: (n, K) of all readable rows.
+        units: (n,) rows of one unit belong together.
+        held_out: (h,) indices of the held-out rows.
+        logits: (h, K) logits of held-out rows, by heads that did not see them.
+        chosen_logits: (c, K) logits of the rows that the choice was made on, by heads that did not see them.
+        chosen_targets: (c, K) their targets.
+        sweep: settings and score of each candidate.
+    """
+
+    network: nn.Module
+    candidate: Candidate
+    scale: Tensor
+    features: ClipFeatures
+    targets: Tensor
+    units: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    logits: Tensor
+    chosen_logits: Tensor
+    chosen_targets: Tensor
+    sweep: list[dict[str, object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """Features and targets of all readable rows; see `ClipFit`."""
+
+    features: ClipFeatures
+    targets: Tensor
+    weights: Tensor
+    units: NDArray[np.int64]
+
+
+def load_clip_data(
+    context: FitContext, objective: ClipObjective, features: ClipFeatures | None = None
+) -> tuple[_Data, list[tuple[NDArray[np.int64], NDArray[np.int64]]]]:
+    """Features and targets of the readable rows, and the splits of those.
+
+    Raises:
+        DataError: if a split has no readable rows left.
+    """
+    table = context.table
+    features = features or extract_rows(context.extract, table.rows, table, context.head_input)
+    place = {id(row): i for i, row in enumerate(features.rows)}
+    kept = [place.get(id(row), -1) for row in table.rows]
+    splits = [
+        tuple(np.array([kept[row] for row in rows if kept[row] >= 0], np.int64) for rows in split)
+        for split in context.splits
+    ]
+    if any(not len(rows) for split in splits for rows in split):
+        raise DataError(f"{table.path}: after unreadable files, no rows are left to train on or to measure on")
+    units = row_units(table)[[i for i, row in enumerate(kept) if row >= 0]]
+    data = _Data(
+        features=features,
+        targets=objective.targets(features.rows, table),
+        weights=torch.tensor([row.weight for row in features.rows]),
+        units=units,
+    )
+    return data, [(train, held_out) for train, held_out in splits]
+
+
+def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[str]) -> ClipFit:
+    """Train candidates, choose one, and measure it.
+
+    Raises:
+        TubeletError: if rows cannot be read, or there are too few of them.
+    """
+    data, splits = load_clip_data(context, objective)
+    trial = partial(_train, context, objective, data)
+    tried = candidates(context.config.networks or networks, context.config, len(splits[0][0]))
+    inner = [_inner_split(context, data, train) for train, _ in splits]
+    scores = np.zeros((len(inner), len(tried)))
+    logits_of: list[list[Tensor]] = []
+    for i, (fitting, choosing) in enumerate(inner):
+        logits_of.append([logits for _, logits, _ in trial(tried, fitting, choosing)])
+        targets = data.targets[choosing]
+        scores[i] = [objective.choose(logits, targets) for logits in logits_of[-1]]
+    mean = scores.mean(0)
+    if not np.isfinite(mean).any():
+        raise DataError("all heads diverged; lower --learning-rates, or leave them out")
+    best = int(np.where(np.isfinite(mean), mean, -np.inf).argmax())
+    outer = [trial([tried[best]], train, held_out)[0] for train, held_out in splits]
+    network, scale = outer[0][0], outer[0][2]
+    if len(splits) > 1:  # measured by folds: the head itself learns from all rows
+        network, _, scale = trial([tried[best]], np.arange(len(data.targets)), splits[0][1][:1])[0]
+    return ClipFit(
+        network=network,
+        candidate=tried[best],
+        scale=scale,
+        features=data.features,
+        targets=data.targets,
+        units=data.units,
+        held_out=np.concatenate([held_out for _, held_out in splits]),
+        logits=torch.cat([logits for _, logits, _ in outer]),
+        chosen_logits=torch.cat([logits[best] for logits in logits_of]),
+        chosen_targets=torch.cat([data.targets[choosing] for _, choosing in inner]),
+        sweep=[{**candidate.describe(), "score": value} for candidate, value in zip(tried, mean.tolist(), strict=True)],
+    )
+
+
+def held_out_logits(
+    context: FitContext,
+    objective: ClipObjective,
+    candidate: Candidate,
+    features: ClipFeatures | None = None,
+    train_fraction: float = 1.0,
+) -> tuple[Tensor, int]:
+    """Logits of held-out rows by one candidate, for a baseline or with fewer labels.
+
+    Args:
+        context: the fit, possibly with another encoder.
+        objective: the task.
+        candidate: the candidate.
+        features: features of the rows; None extracts those of the encoder.
+        train_fraction: fraction of the training rows that are used: whole units, with all classes among them.
+
+    Returns:
+        (h, K) logits in the order of `ClipFit.held_out`, and the mean number of training rows.
+    """
+    data, splits = load_clip_data(context, objective, features)
+    used = [_subset(context, data, train, train_fraction) for train, _ in splits]
+    found = [
+        _train(context, objective, data, [candidate], rows, held_out)[0][1]
+        for rows, (_, held_out) in zip(used, splits, strict=True)
+    ]
+    return torch.cat(found), round(sum(map(len, used)) / len(splits))
+
+
+def _subset(context: FitContext, data: _Data, train: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
+    if fraction >= 1:
+        return train
+    table = replace(context.table, rows=[replace(data.features.rows[i], split="") for i in train])
+    _, used = split_rows(table, fraction, context.config.seed)
+    return train[used]
+
+
+def _inner_split(
+    context: FitContext, data: _Data, train: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Training rows that candidates learn from, and training rows that choose among them.
+
+    Raises:
+        LabelError: if the training rows are of a single unit.
+    """
+    table = replace(context.table, rows=[replace(data.features.rows[i], split="") for i in train])
+    try:
+        fitting, choosing = split_rows(table, context.config.held_out_fraction, context.config.seed)
+    except LabelError as error:
+        raise LabelError(
+            context.table.path,
+            [
+                "the training rows are of a single file or group, so that no head can be chosen; label files of at "
+                "least three (one to train on, one to choose by, one to measure on)"
+            ],
+        ) from error
+    return train[fitting], train[choosing]
+
+
+def _train(
+    context: FitContext,
+    objective: ClipObjective,
+    data: _Data,
+    tried: Sequence[Candidate],
+    train: NDArray[np.int64],
+    test: NDArray[np.int64],
+) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """Train candidates on some rows; for each its network, its logits (t, K) of test rows, and the targets' scale."""
+    features, K = data.features, data.targets.shape[1]
+    scale = torch.stack([torch.zeros(K), torch.ones(K)])
+    if objective.standardized:
+        values = data.targets[torch.from_numpy(train)]
+        std = values.std(0, correction=0)
+        scale = torch.stack([values.mean(0), torch.where(std > 0, std, 1.0)])
+    learned = (data.targets - scale[0]) / scale[1]
+    clips, owner = _clips_of(features, train)
+    clip_count = torch.bincount(features.owner, minlength=len(features.rows))
+    weights = data.weights[owner] / clip_count[owner]
+    weights = weights / weights.mean()
+    pooled = mean_by_row(features.tokens[clips].float().mean((1, 2)), _renumbered(owner))
+    rows = torch.from_numpy(train)
+
+    def make(candidate: Candidate) -> nn.Module:
+        width = features.tokens.shape[-1]
+        if candidate.network == "knn":
+            network = get_network("knn")(width, K, rows=len(rows), link=objective.link, **candidate.options)
+            network.fill(pooled, learned[rows])
+            return network
+        network = get_network(candidate.network)(width, K, **candidate.options)
+        if hasattr(network, "prepare"):
+            network.prepare(pooled)
+        return network
+
+    tokens, targets = features.tokens[clips], learned[owner]
+    networks = train_candidates(
+        context,
+        tried,
+        make,
+        lambda candidate, start: clip_batches(tokens, targets, weights, context.config.seed, candidate, start),
+        objective.loss,
+        tensor_digest(tokens, targets, weights),
+    )
+    return [(network, predict_rows(network, features, test), scale) for network in networks]
+
+
+def _clips_of(features: ClipFeatures, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """(m,) indices of the clips of some rows, and (m,) the row of each."""
+    clips = torch.from_numpy(np.flatnonzero(np.isin(features.owner.numpy(), rows)))
+    return clips, features.owner[clips]
+
+
+def _renumbered(owner: Tensor) -> Tensor:
+    """Ascending row numbers as consecutive ones from 0."""
+    return owner.unique_consecutive(return_inverse=True)[1]
+
+
+@torch.no_grad()
+def predict_rows(network: nn.Module, features: ClipFeatures, rows: NDArray[np.int64], batch: int = 256) -> Tensor:
+    """(r, K) logits of rows, the mean over the clips of each, in the order of `rows`."""
+    clips, owner = _clips_of(features, rows)
+    device = next((p.device for p in [*network.parameters(), *network.buffers()]), torch.device("cpu"))
+    logits = torch.cat([network(features.tokens[part].to(device).float()).cpu() for part in clips.split(batch)])
+    by_row = mean_by_row(logits, _renumbered(owner))
+    order = np.searchsorted(np.sort(rows), rows)
+    return by_row[torch.from_numpy(order)]
