@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 # As the command line does, and for the same reason: test processes share the cores.
@@ -23,6 +24,19 @@ def sample_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(f"{root}.lock"):
         if not root.exists():
             write_sample_data(root, clips=24, images=8, size=64, frames=8, seed=0, workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def labeled_set(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample set with six long videos and label tables, in the folder `labels`. No test changes it."""
+    from tubelet.sample_data import write_long_videos
+
+    root = shared_folder(tmp_path_factory) / "labeled"
+    with FileLock(f"{root}.lock"):
+        if not (root / "labels").exists():
+            shutil.copytree(sample_set, root, dirs_exist_ok=True)
+            write_long_videos(root, 6)
     return root
 
 

@@ -1,8 +1,9 @@
 """`tubelet sample-data`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -10,6 +11,9 @@ from tubelet.cli.command import Command
 from tubelet.config.fields import Seed, Side
 from tubelet.console import open_console, print_wrapped
 from tubelet.value_checks import Bounds
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +35,15 @@ class SampleData(Command):
     layout: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Also write the set as FOLDER/layouts/NAME in the layout of a public benchmark (see docs/evaluate.md); may be
     repeated, and "all" writes every layout."""
+    long_videos: Annotated[int, Bounds(0, 10**5)] = 0
+    """Also join clips into this number of long videos, train and val together, and write them with tables of labels to
+    FOLDER/labels (see docs/fit.md)."""
 
     def run(self) -> None:
         """Render and write the data set."""
         from rich.progress import Progress
 
-        from tubelet.sample_data import write_sample_data
+        from tubelet.sample_data import write_long_videos, write_sample_data
         from tubelet.sample_data.layouts import check_layouts, write_layout
 
         console, layouts = open_console(), check_layouts(self.layout)
@@ -57,5 +64,11 @@ class SampleData(Command):
         print_wrapped(console, f"{self.folder}{existing}: {', '.join(counts)}")
         print_wrapped(console, f"rejected views: {rejected or 'none'}")
         for name in layouts:
-            written = ", ".join(f"{count} {what}" for what, count in write_layout(self.folder, name).items())
-            print_wrapped(console, f"{self.folder / 'layouts' / name}: {written or 'already complete'}")
+            _print_written(console, self.folder / "layouts" / name, write_layout(self.folder, name))
+        if self.long_videos:
+            _print_written(console, self.folder / "labels", write_long_videos(self.folder, self.long_videos))
+
+
+def _print_written(console: "Console", folder: Path, counts: Mapping[str, int]) -> None:
+    written = ", ".join(f"{count} {what}" for what, count in counts.items())
+    print_wrapped(console, f"{folder}: {written or 'already complete'}")

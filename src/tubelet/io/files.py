@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -22,6 +23,7 @@ LOCK = ".lock"
 _IN_USE = "in-use"
 _ELSEWHERE = "choose another place"
 _COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_Result = TypeVar("_Result")
 
 
 @contextmanager
@@ -119,6 +121,34 @@ def directory_lock(folder: Path, name: str = LOCK, remedy: str = "choose another
                 (folder / name).unlink(missing_ok=True)
                 folder.rmdir()
         lock.release()
+
+
+def write_directory_once(folder: Path, write: Callable[[Path], _Result], remedy: str) -> _Result | None:
+    """Write a directory under another name and rename it when it is complete; an existing one is left as it is.
+
+    Args:
+        folder: the directory.
+        write: writes the content into an empty directory.
+        remedy: what to do if it cannot be written, for the message.
+
+    Returns:
+        What `write` returned; None if the directory existed.
+
+    Raises:
+        FileError: if it cannot be written.
+    """
+    if folder.exists():
+        return None
+    partial = folder.with_name(f"{folder.name}.partial")
+    with directory_lock(folder.parent, f".{folder.name}.lock", remedy):
+        if folder.exists():  # written since the check above
+            return None
+        with file_errors(folder, remedy):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            result = write(partial)
+            partial.rename(folder)
+    return result
 
 
 @contextmanager

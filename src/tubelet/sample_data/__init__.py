@@ -3,6 +3,7 @@
 The reader (`read_truth`, `read_index`) needs numpy alone; the writer needs ViZDoom, which is the extra `sample`.
 """
 
+from tubelet.sample_data.long_videos import write_long_videos
 from tubelet.sample_data.truth import CLASSES, MOTIONS, ClipTruth, SampleEntry, read_index, read_truth
 from tubelet.sample_data.write import write_sample_data
 
@@ -13,5 +14,6 @@ __all__ = [
     "SampleEntry",
     "read_index",
     "read_truth",
+    "write_long_videos",
     "write_sample_data",
 ]

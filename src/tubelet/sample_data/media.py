@@ -1,6 +1,7 @@
-"""How the videos of the sample set, and of its layouts, are written."""
+"""How the videos and tables of the sample set, and of its layouts, are written."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -30,3 +31,9 @@ def write_video(
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
+
+
+def write_rows(path: Path, rows: Iterable[tuple[object, ...]]) -> None:
+    """Write a CSV table, the first row of which is the header."""
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

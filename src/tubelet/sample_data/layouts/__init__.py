@@ -3,12 +3,11 @@
 A layout has the names, folders and formats of the benchmark's official download, with the contents of the sample set.
 """
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tubelet.errors import ConfigError
-from tubelet.io.files import directory_lock, file_errors
+from tubelet.io.files import write_directory_once
 from tubelet.sample_data.layouts.ade20k import write_ade20k
 from tubelet.sample_data.layouts.cityscapes import write_cityscapes
 from tubelet.sample_data.layouts.davis import write_davis
@@ -71,15 +70,4 @@ def write_layout(root: Path, name: str) -> Mapping[str, int]:
     """
     read_description(root)
     out = root / "layouts" / name
-    if out.exists():
-        return {}
-    partial = out.with_name(f"{name}.partial")
-    with directory_lock(out.parent, f".{name}.lock", "choose another FOLDER"):
-        if out.exists():  # written since the check above
-            return {}
-        with file_errors(out, "choose another FOLDER"):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            counts = LAYOUTS[name](root, partial)
-            partial.rename(out)
-    return counts
+    return write_directory_once(out, lambda partial: LAYOUTS[name](root, partial), "choose another FOLDER") or {}

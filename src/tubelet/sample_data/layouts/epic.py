@@ -6,7 +6,6 @@ second of the same motion, and must tell what goes on; without that, clips that 
 nothing to anticipate but a level's habits. A clip without an object stays in the video and has no annotation.
 """
 
-import csv
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from itertools import groupby
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from tubelet.data.decode import read_frames
 from tubelet.sample_data.layouts.labels import NOTHING, dominant_object, in_words
-from tubelet.sample_data.media import H264, write_video
+from tubelet.sample_data.media import H264, write_rows, write_video
 from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT, MOTIONS, SampleEntry, read_description, read_index
 
 CLIP_S = 2.0
@@ -34,8 +33,8 @@ _NOUNS = CLASSES[FIRST_OBJECT:]
 def write_epic(root: Path, out: Path) -> Mapping[str, int]:
     """Write EPIC_100_*.csv and PXX/videos/PXX_01.MP4."""
     fps = Fraction(read_description(root)["parameters"]["frames"]) / Fraction(CLIP_S)
-    _write_rows(out / "EPIC_100_verb_classes.csv", _class_rows([in_words(motion) for motion in MOTIONS]))
-    _write_rows(out / "EPIC_100_noun_classes.csv", _class_rows(_NOUNS))
+    write_rows(out / "EPIC_100_verb_classes.csv", _class_rows([in_words(motion) for motion in MOTIONS]))
+    write_rows(out / "EPIC_100_noun_classes.csv", _class_rows(_NOUNS))
     counts, participants, silent = {}, 0, 0
     for split, name in (("train", "train"), ("val", "validation")):
         rows: list[tuple[object, ...]] = [_COLUMNS]
@@ -54,7 +53,7 @@ def write_epic(root: Path, out: Path) -> Mapping[str, int]:
                 rows.append(_row(person, narrated, number * CLIP_S, entry, noun, fps))
                 narrated += 1
             write_video(out / person / "videos" / f"{person}_01.MP4", frames, fps, "libx264", _H264)
-        _write_rows(out / f"EPIC_100_{name}.csv", rows)
+        write_rows(out / f"EPIC_100_{name}.csv", rows)
         counts[f"{name} actions"] = len(rows) - 1
     return counts | {"videos": participants, "clips without an action": silent}
 
@@ -71,11 +70,6 @@ def _row(person: str, number: int, clip_start_s: float, entry: SampleEntry, noun
 
 def _class_rows(names: Iterable[str]) -> list[tuple[object, ...]]:
     return [("id", "key", "instances", "category"), *((i, name, str([name]), name) for i, name in enumerate(names))]
-
-
-def _write_rows(path: Path, rows: Iterable[tuple[object, ...]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def _timestamp(seconds: float) -> str:
