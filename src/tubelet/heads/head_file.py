@@ -75,11 +75,12 @@ class EncoderId(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SpanRule(Settings):
-    """How the score of one class over time becomes spans.
+    """How the score of one class over time becomes spans; `tubelet.heads.spans` applies it.
 
     Attributes:
-        on: score from which a span begins.
-        off: score below which it ends, at most `on`.
+        on: score that a span reaches in at least one of its steps.
+        off: score from which a step belongs to a span, at most `on`; edges lie where the score crosses it. Where
+            classes exclude each other, 0 means that every moment has a class.
         min_length_s: seconds below which a span is dropped.
         max_gap_s: seconds between two spans up to which they are joined.
     """
@@ -97,23 +98,25 @@ class MetricInterval(Settings):
     Attributes:
         name: name of the metric.
         value: the value in `unit`.
-        low: lower end of the 95 % interval.
-        high: upper end of the 95 % interval.
+        low: lower end of the 95 % interval; None if that cannot be estimated from so few files.
+        high: upper end of the 95 % interval; None if that cannot be estimated from so few files.
         unit: "%", "s", ...; None for a plain number.
         higher_is_better: the better direction.
+        files: number of independent files, or groups of files, that the interval is from.
     """
 
     name: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     unit: str | None = None
     higher_is_better: bool = True
+    files: int = 0
 
     def __str__(self) -> str:
         digits = 1 if self.unit == "%" else 3
-        shown = f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
-        return shown + (f" {self.unit}" if self.unit else "")
+        low, high = ("?" if end is None else f"{end:.{digits}f}" for end in (self.low, self.high))
+        return f"{self.value:.{digits}f} [{low}, {high}]" + (f" {self.unit}" if self.unit else "")
 
 
 @dataclass(frozen=True, kw_only=True)
