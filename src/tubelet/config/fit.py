@@ -1,5 +1,6 @@
 """Settings of fitting a head to labels."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -73,3 +74,13 @@ class FitConfig(Settings):
         super().__post_init__()
         require_clip(self.frames or 1, self.image_size or 1)
         require(bool(self.levels), "levels", "is empty, expected at least one output level, such as -1")
+
+    def reject_unused(self, names: Collection[str], task: str) -> None:
+        """Reject settings that a task does not use.
+
+        Raises:
+            SettingError: if one of them is set.
+        """
+        for name in names:
+            value = getattr(self, name)
+            require(not value, name, f"is {value}, but is not supported by {task}; remove it")

@@ -9,6 +9,7 @@ n rows, M clips, T time steps, S cells, D channels, K classes or targets.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ class ClipFit:
     Attributes:
         network: the network of the head file.
         candidate: its settings.
+        options: keyword arguments of the network.
         scale: (2, K) mean and standard deviation of the targets.
         features: features of all readable rows.
         targets: (n, K) of all readable rows.
@@ -71,6 +73,7 @@ class ClipFit:
 
     network: nn.Module
     candidate: Candidate
+    options: dict[str, Any]
     scale: Tensor
     features: ClipFeatures
     targets: Tensor
@@ -147,6 +150,7 @@ def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[
     return ClipFit(
         network=network,
         candidate=tried[best],
+        options=_options(tried[best], objective, len(network.table) if tried[best].network == "knn" else 0),
         scale=scale,
         features=data.features,
         targets=data.targets,
@@ -242,12 +246,10 @@ def _train(
 
     def make(candidate: Candidate) -> nn.Module:
         width = features.tokens.shape[-1]
+        network = get_network(candidate.network)(width, K, **_options(candidate, objective, len(rows)))
         if candidate.network == "knn":
-            network = get_network("knn")(width, K, rows=len(rows), link=objective.link, **candidate.options)
             network.fill(pooled, learned[rows])
-            return network
-        network = get_network(candidate.network)(width, K, **candidate.options)
-        if hasattr(network, "prepare"):
+        elif hasattr(network, "prepare"):
             network.prepare(pooled)
         return network
 
@@ -261,6 +263,11 @@ def _train(
         tensor_digest(tokens, targets, weights),
     )
     return [(network, predict_rows(network, features, test), scale) for network in networks]
+
+
+def _options(candidate: Candidate, objective: ClipObjective, rows: int) -> dict[str, Any]:
+    """Keyword arguments of a network, which for neighbors depend on the number of training rows."""
+    return candidate.options | ({"rows": rows, "link": objective.link} if candidate.network == "knn" else {})
 
 
 def _clips_of(features: ClipFeatures, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,60 @@
+"""`tubelet fit`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tubelet.cli.command import ConfigurableCommand
+from tubelet.config import FitConfig
+from tubelet.console import open_console, print_wrapped, stages_progress
+from tubelet.io.files import directory_lock
+from tubelet.io.overwrite_checks import check_output
+
+Labels = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LABELS")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(ConfigurableCommand):
+    """Train a head on own labels, and measure how far to trust it."""
+
+    labels: Labels
+    """Table of labels: CSV, Parquet or JSONL with a column path, or an export of an annotation tool; see
+    docs/labels.md."""
+    settings: Annotated[FitConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = field(
+        default_factory=FitConfig
+    )
+    """Settings of the fit."""
+    model: str
+    """A run directory, a .safetensors or released .pt file, a released name, or a Hub id."""
+    out: Path
+    """Head file to write, such as head.safetensors; its report is written next to it, as head.report.html."""
+    cache: Path | None = None
+    """Folder of the cached features; by default in the user's cache."""
+
+    def run(self) -> None:
+        """Fit the head, and write it with its report."""
+        from tubelet.fit.run import fit_head, read_label_table
+        from tubelet.fit.suggest import write_suggestions
+        from tubelet.pretrained.load import load
+        from tubelet.tasks.common.result import require_writable
+        from tubelet.view.fit_report import print_scores, write_fit_report
+
+        report, suggestions = self.out.with_suffix(".report.html"), self.out.with_suffix(".suggestions.csv")
+        check_output(self.out, "head", [self.labels, self.model])
+        check_output(report, "page")
+        require_writable(self.out.absolute().parent)
+        console = open_console()
+        table, task = read_label_table(self.labels, self.settings)
+        with directory_lock(self.out.absolute().parent, f".{self.out.stem}.lock"):
+            with stages_progress(console) as progress:
+                head, result = fit_head(
+                    table, task, load(self.model), self.model, self.settings, cache=self.cache, progress=progress
+                )
+            head.save(self.out)
+            write_fit_report(result, report)
+            if self.settings.suggest:
+                write_suggestions(result.suggestions, suggestions)
+        print_scores(result, console)
+        print_wrapped(console, f"{self.out}, {report}" + f", {suggestions}" * bool(self.settings.suggest))

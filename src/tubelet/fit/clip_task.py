@@ -1,0 +1,241 @@
+"""From labeled clips to a head and its report: what classification, multi-label classification and regression share.
+
+h held-out rows, K classes or targets.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tubelet.fit.clip_fit import ClipFit, ClipObjective, fit_clips, held_out_logits
+from tubelet.fit.features import ClipFeatures, span_of
+from tubelet.fit.label_task import FitContext
+from tubelet.fit.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin
+from tubelet.fit.training import Candidate, candidates
+from tubelet.heads.head_file import Head, HeadSpec, ModelMetrics
+from tubelet.heads.novelty import NoveltyModel, novelty_quantiles
+from tubelet.pretrained.load import random_init_like
+from tubelet.tasks.common.cache import FeatureCache
+
+OWN = "this head"
+CURVE_FRACTIONS = (1 / 8, 1 / 4, 1 / 2)
+"""Parts of the training labels that the learning curve is measured at, besides all of them."""
+WORST = 24
+"""Held-out errors that a report shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipCalibration:
+    """What is fitted to the rows that the head was chosen on.
+
+    Attributes:
+        temperature: divisor of the logits.
+        thresholds: score from which each class counts as present; empty where classes exclude each other.
+    """
+
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipReport:
+    """What a task of clips shows besides its metrics.
+
+    Attributes:
+        names: K names of classes or targets.
+        calibrate: logits (c, K) and targets (c, K) of the rows that the head was chosen on, to a calibration.
+        confusion: answers (h, K) and targets (h, K) to the matrix; None for tasks without one.
+        reliability: answers and targets to bins.
+        describe: answers and targets, (K,) each, to the truth and the answer as text.
+        badness: answers (h, K) and targets (h, K) to (h,), 0 for a right answer and higher for a worse one.
+        exclusive: whether one class excludes the others.
+    """
+
+    names: tuple[str, ...]
+    calibrate: Callable[[Tensor, Tensor], ClipCalibration]
+    confusion: Callable[[Tensor, Tensor], NDArray[np.int64]] | None
+    reliability: Callable[[Tensor, Tensor], Sequence[ReliabilityBin]]
+    describe: Callable[[Tensor, Tensor], tuple[str, str]]
+    badness: Callable[[Tensor, Tensor], Tensor]
+    exclusive: bool
+
+
+def fit_clip_task(
+    context: FitContext, objective: ClipObjective, report: ClipReport, networks: Sequence[str]
+) -> tuple[Head, FitResult]:
+    """Fit a head, measure it and its baselines on the same held-out rows, and collect what a report shows."""
+    fit = fit_clips(context, objective, networks)
+    calibration = report.calibrate(fit.chosen_logits, fit.chosen_targets)
+    targets = fit.targets[torch.from_numpy(fit.held_out)]
+    units = fit.units[fit.held_out]
+
+    def measure(logits: Tensor, temperature: float = 1.0) -> ModelMetrics:
+        answers = objective.answers(_unscaled(logits / temperature, fit.scale))
+        return ModelMetrics(model=OWN, metrics=objective.measure(answers, targets, units))
+
+    answers = objective.answers(_unscaled(fit.logits / calibration.temperature, fit.scale))
+    own = measure(fit.logits, calibration.temperature)
+    baselines = [
+        replace(measure(logits), model=name) for name, logits in _baseline_logits(context, objective, fit, report)
+    ]
+    spec = _spec(context, fit, report, calibration, (own, *baselines))
+    head = _head(spec, fit)
+    result = FitResult(
+        spec=head.spec,
+        protocol=_protocol(context, fit),
+        counts=_counts(context, fit),
+        confusion=report.confusion(answers, targets) if report.confusion else None,
+        reliability=report.reliability(answers, targets),
+        curve=_curve(context, objective, fit, measure, own),
+        errors=_errors(context, fit, report, answers, targets),
+        sweep=fit.sweep,
+        examples=_examples(context, fit, report),
+        skipped=fit.features.bad_files,
+    )
+    return head, result
+
+
+def _unscaled(logits: Tensor, scale: Tensor) -> Tensor:
+    return logits * scale[1] + scale[0]
+
+
+def _baseline_logits(
+    context: FitContext, objective: ClipObjective, fit: ClipFit, report: ClipReport
+) -> list[tuple[str, Tensor]]:
+    """Name and held-out logits (h, K) of each baseline, trained on the same rows as the head."""
+    features, K = fit.features, fit.targets.shape[1]
+    constant = "majority class" if objective.link != "identity" else "mean value"
+    shares = (fit.targets.mean(0) - fit.scale[0]) / fit.scale[1]
+    logits = {"log": shares.clamp(min=1e-6).log(), "logit": shares.logit(1e-6), "identity": shares}[objective.link]
+    found = [(constant, logits.expand(len(fit.held_out), K))]
+    linear = candidates(("linear",), context.config, len(fit.targets))[0]
+    neighbors = Candidate(network="knn", options={}, hparams=None)
+    for name, candidate, values in (
+        ("k-NN on pixels", neighbors, features.pixels),
+        ("motion energy", linear, features.motion),
+    ):
+        if name == "motion energy" and context.head_input.frames == 1:
+            continue  # an image has no motion
+        flat = values.flatten(1)[:, None, None]  # (M, 1, 1, T·P)
+        found.append((name, held_out_logits(context, objective, candidate, _with_tokens(features, flat))[0]))
+    twin = random_init_like(context.model, context.config.seed)
+    random = replace(context, model=twin, cache=FeatureCache(context.cache.folder.parent, twin))
+    found.append(("random weights", held_out_logits(random, objective, fit.candidate)[0]))
+    return found
+
+
+def _with_tokens(features: ClipFeatures, tokens: Tensor) -> ClipFeatures:
+    return replace(features, tokens=tokens)
+
+
+def _spec(
+    context: FitContext,
+    fit: ClipFit,
+    report: ClipReport,
+    calibration: ClipCalibration,
+    scores: tuple[ModelMetrics, ...],
+) -> HeadSpec:
+    return HeadSpec(
+        task=context.task,
+        network=fit.candidate.network,
+        options=fit.options,
+        width=fit.features.tokens.shape[-1],
+        classes=report.names,
+        input=context.head_input,
+        encoder=context.encoder,
+        exclusive=report.exclusive,
+        thresholds=calibration.thresholds,
+        temperature=calibration.temperature,
+        labels_file=context.table.path.name,
+        labels_digest=context.table.digest,
+        labels_rows=len(context.table.rows),
+        scores=scores,
+        version=version("tubelet"),
+    )
+
+
+def _head(spec: HeadSpec, fit: ClipFit) -> Head:
+    """The head, which also knows how far held-out clips are from those that it was trained on."""
+    pooled = fit.features.pooled
+    held_out = torch.from_numpy(np.isin(np.arange(len(pooled)), fit.held_out))
+    trained = pooled if bool(held_out.all()) else pooled[~held_out]
+    novelty = NoveltyModel.fit(trained)
+    spec = replace(spec, novelty_quantiles=novelty_quantiles(novelty(pooled[held_out])))
+    head = Head(spec, fit.network.cpu(), novelty)
+    head.target_mean.copy_(fit.scale[0])
+    head.target_scale.copy_(fit.scale[1])
+    return head.requires_grad_(False).eval()
+
+
+def _curve(
+    context: FitContext,
+    objective: ClipObjective,
+    fit: ClipFit,
+    measure: Callable[[Tensor], ModelMetrics],
+    own: ModelMetrics,
+) -> list[LearningCurvePoint]:
+    """The first metric of the chosen candidate with fewer labels."""
+    points = []
+    for fraction in CURVE_FRACTIONS:
+        logits, rows = held_out_logits(context, objective, fit.candidate, fit.features, fraction)
+        points.append(LearningCurvePoint(labels=rows, metric=measure(logits).metrics[0]))
+    trained = round(np.mean([len(train) for train, _ in context.splits]))
+    return [*points, LearningCurvePoint(labels=trained, metric=own.metrics[0])]
+
+
+def _errors(
+    context: FitContext, fit: ClipFit, report: ClipReport, answers: Tensor, targets: Tensor
+) -> list[HeldOutError]:
+    badness = report.badness(answers, targets)
+    found = []
+    for i in badness.argsort(descending=True)[:WORST].tolist():
+        if badness[i] <= 0:
+            break
+        row = fit.features.rows[int(fit.held_out[i])]
+        start_s, end_s = span_of(row, context.table)
+        truth, answer = report.describe(answers[i], targets[i])
+        found.append(
+            HeldOutError(
+                path=row.path, start_s=start_s, end_s=end_s, truth=truth, answer=answer, score=float(badness[i])
+            )
+        )
+    return found
+
+
+def _examples(context: FitContext, fit: ClipFit, report: ClipReport) -> dict[str, int]:
+    """Class -> number of labeled rows."""
+    counts = Counter(label for row in fit.features.rows for label in row.labels)
+    return {name: counts[name] for name in report.names} if counts else {}
+
+
+def _counts(context: FitContext, fit: ClipFit) -> dict[str, int]:
+    return {
+        "labeled rows": len(fit.targets),
+        "files": len({row.path for row in fit.features.rows}),
+        "clips": len(fit.features.tokens),
+        "held-out rows": len(fit.held_out),
+        "folds": len(context.splits),
+        "candidates": len(fit.sweep),
+    }
+
+
+def _protocol(context: FitContext, fit: ClipFit) -> str:
+    head_input, folds = context.head_input, len(context.splits)
+    measured = (
+        f"Measured by cross-validation in {folds} folds of whole files and groups; the head in the file is trained on "
+        "all rows"
+        if folds > 1
+        else "Measured on files and groups that neither the training nor any choice has seen"
+    )
+    frames = f"{head_input.frames} frames at {head_input.fps:g} per second" if head_input.frames > 1 else "images"
+    return (
+        f"{len(fit.sweep)} heads trained side by side on frozen features of {frames}, {head_input.image_size} px, "
+        f"levels {', '.join(map(str, head_input.levels))}; the best of them ({fit.candidate.describe()}) by a part of "
+        f"the training rows, then trained on all of those. {measured}."
+    )

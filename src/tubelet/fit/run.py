@@ -1,0 +1,146 @@
+"""A label table and an encoder in, a head and what is known about it out."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tubelet.config import FitConfig
+from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
+from tubelet.errors import MissingFileError
+from tubelet.fit.label_task import FitContext, LabelTask, Split, get_label_task
+from tubelet.fit.result import FitResult
+from tubelet.heads.head_file import Head, HeadInput
+from tubelet.heads.window_grid import clip_steps
+from tubelet.labels.checks import check_labels
+from tubelet.labels.infer import infer_task
+from tubelet.labels.records import LabelTable
+from tubelet.labels.splits import fold_rows, row_units, split_rows
+from tubelet.labels.table import read_labels
+from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common.cache import FeatureCache, default_folder
+from tubelet.tasks.common.extract import RESUME_HINT, Progress
+from tubelet.train.run_directory import read_config
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CLIP = (224, 16, 4.0)
+"""Side in pixels, frames, and frames per second of clips of encoders that do not say what they were trained on."""
+FEW_FILES = 10
+"""Held-out files of a class below which one split says too little, so that rows are held out in turn."""
+FOLDS = 5
+
+
+def read_label_table(path: Path, config: FitConfig) -> tuple[LabelTable, LabelTask]:
+    """Read and check a label table, and decide what is learned from it.
+
+    Args:
+        path: the table.
+        config: the settings, of which `task` wins over what the columns say.
+
+    Raises:
+        LabelError: names every fault of the table.
+    """
+    table = check_labels(read_labels(path), config.task, min_examples=config.min_examples)
+    name, reason = (config.task, "as requested") if config.task else infer_task(table)
+    logger.info("%s: %d rows, read as %s; task: %s (%s)", path, len(table.rows), table.format, name, reason)
+    return table, get_label_task(name)
+
+
+def fit_head(
+    table: LabelTable,
+    task: LabelTask,
+    model: Backbone,
+    source: str,
+    config: FitConfig,
+    *,
+    cache: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> tuple[Head, FitResult]:
+    """Fit a head to labels.
+
+    Args:
+        table: the labels, checked.
+        task: what is learned.
+        model: the encoder.
+        source: argument of `tubelet.load` that it was loaded by.
+        config: the settings.
+        cache: folder of cached features; by default in the user's cache.
+        progress: called with a stage's name, what is done of it, and its total.
+
+    Raises:
+        TubeletError: for settings that the task does not use, labels that cannot be split, and unreadable files.
+    """
+    require_main_guard()
+    config.reject_unused(task.unused, task.name)
+    images = all(seconds == 0 for seconds in table.durations_s.values())
+    context = FitContext(
+        task=task.name,
+        table=table,
+        splits=choose_splits(table, config),
+        model=model,
+        source=source,
+        head_input=head_input(task, model, source, config, images),
+        config=config,
+        cache=FeatureCache(cache or default_folder(), model),
+        progress=progress,
+    )
+    with translate_worker_crash(RESUME_HINT):
+        return task.fit(context)
+
+
+def head_input(task: LabelTask, model: Backbone, source: str, config: FitConfig, images: bool) -> HeadInput:
+    """The clips of a head: the user's settings, and otherwise those that the encoder was trained on.
+
+    Raises:
+        ConfigError: if the sizes do not divide into patches and time steps.
+    """
+    size, frames, fps = trained_clip(source)
+    size, frames, fps = config.image_size or size, config.frames or frames, config.fps or fps
+    if images:
+        frames = 1
+    step_s = model.config.tubelet_size / fps
+    steps = max(1, frames // model.config.tubelet_size)
+    stride_s = config.stride_s or max(1, round(task.stride_clips * steps)) * step_s
+    found = HeadInput(
+        image_size=size, frames=frames, fps=fps, stride_s=stride_s, levels=config.levels, cells=task.cells
+    )
+    model.config.grid(frames, size, size)
+    if not images:
+        clip_steps(found, model.config.tubelet_size)
+    return found
+
+
+def trained_clip(source: str) -> tuple[int, int, float]:
+    """Side in pixels, frames, and frames per second of the clips that an encoder was trained on, as far as is known."""
+    run = Path(source).expanduser()
+    run = next((folder for folder in (run, *run.parents[:2]) if (folder / "checkpoints").is_dir()), run)
+    try:
+        data = read_config(run).data
+    except MissingFileError:
+        side = source.rsplit("-", 1)[-1]
+        return (int(side) if side.isdigit() else DEFAULT_CLIP[0], *DEFAULT_CLIP[1:])
+    return data.image_size, data.frames, data.fps
+
+
+def choose_splits(table: LabelTable, config: FitConfig) -> Sequence[Split]:
+    """The rows to train on and to measure on: the table's own split, one by whole files and groups, or folds of those.
+
+    Raises:
+        LabelError: if the labels cannot be split.
+    """
+    if any(row.split for row in table.rows):
+        return [split_rows(table, config.held_out_fraction, config.seed)]
+    units = row_units(table)
+    count = len(np.unique(units))
+    if config.folds is None:
+        train, held_out = split_rows(table, config.held_out_fraction, config.seed)
+        files: Counter[str] = Counter()
+        for _, label in {(table.rows[row].path, label) for row in held_out for label in table.rows[row].labels}:
+            files[label] += 1
+        least = min((files[name] for name in table.classes), default=len({table.rows[row].path for row in held_out}))
+        if least >= FEW_FILES or count < 3:
+            return [(train, held_out)]
+    return fold_rows(table, config.folds or min(FOLDS, count), config.seed)

@@ -1,0 +1,226 @@
+"""Fitting heads of timelines: labels over time in long videos.
+
+T time steps of a video, S cells, D channels, K classes.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tubelet.errors import BadFile, DataError
+from tubelet.fit.features import VideoSteps, extract_videos, span_of
+from tubelet.fit.label_task import FitContext
+from tubelet.fit.training import Candidate, tensor_digest, train_candidates
+from tubelet.heads.head_file import get_network
+from tubelet.heads.window_grid import step_seconds
+from tubelet.labels.records import LabelError
+from tubelet.labels.splits import row_units, split_rows
+
+SEQUENCE_STEPS = 128
+"""Time steps of a training sequence."""
+SEQUENCES = 8
+"""Training sequences of a step."""
+NO_LABEL = "no label"
+"""Class of time steps without a label, where classes exclude each other; no span is reported of it."""
+
+TrueSpan = tuple[int, float, float]
+"""Class, start and end in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabeledVideo:
+    """A video with its labels.
+
+    Attributes:
+        steps: features of the time steps.
+        spans: the labeled spans.
+        targets: (T, K) float32, fraction of each time step that a class covers.
+        unit: number of the group that the video is of.
+    """
+
+    steps: VideoSteps
+    spans: list[TrueSpan]
+    targets: Tensor
+    unit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimelineData:
+    """Videos with labels.
+
+    Attributes:
+        videos: the readable videos.
+        classes: K names; the last is `NO_LABEL` where classes exclude each other and some time has no label.
+        exclusive: whether no two spans overlap.
+        step_s: seconds of a time step.
+        splits: for each split, indices of the training videos and of the held-out videos.
+        skipped: unreadable files, with the reasons.
+    """
+
+    videos: list[LabeledVideo]
+    classes: tuple[str, ...]
+    exclusive: bool
+    step_s: float
+    splits: list[tuple[list[int], list[int]]]
+    skipped: list[BadFile]
+
+
+def step_targets(spans: Sequence[TrueSpan], steps: int, step_s: float, classes: int) -> Tensor:
+    """(T, K) float32, the fraction of each time step that spans of a class cover."""
+    targets = torch.zeros(steps, classes)
+    edges = np.arange(steps + 1) * step_s
+    for k, start_s, end_s in spans:
+        covered = np.clip(np.minimum(edges[1:], end_s) - np.maximum(edges[:-1], start_s), 0, None) / step_s
+        targets[:, k] += torch.from_numpy(covered.astype(np.float32))
+    return targets.clamp(max=1)
+
+
+def load_timelines(context: FitContext) -> TimelineData:
+    """Features and labels of all videos.
+
+    Raises:
+        TubeletError: if videos cannot be read, or a split has none left.
+    """
+    table = context.table
+    tubelet = context.model.config.tubelet_size
+    step_s = step_seconds(context.head_input, tubelet)
+    paths = list(dict.fromkeys(row.path for row in table.rows))
+    durations = [table.durations_s[path] for path in paths]
+    videos, skipped = extract_videos(context.extract, paths, durations, context.head_input, tubelet)
+    index = {name: k for k, name in enumerate(table.classes)}
+    spans: dict[Path, list[TrueSpan]] = {path: [] for path in paths}
+    units = dict(zip((row.path for row in table.rows), row_units(table).tolist(), strict=True))
+    for row in table.rows:
+        spans[row.path] += [(index[label], *span_of(row, table)) for label in row.labels]
+    exclusive = not any(_overlaps(own) for own in spans.values())
+    K = len(table.classes)
+    targets = [step_targets(spans[v.path], len(v.tokens), step_s, K) for v in videos]
+    classes = table.classes
+    if exclusive and any(bool((own.sum(1) < 0.5).any()) for own in targets):
+        classes = (*classes, NO_LABEL)
+        targets = [torch.cat([own, (1 - own.sum(1, keepdim=True)).clamp(min=0)], dim=1) for own in targets]
+    labeled = [
+        LabeledVideo(
+            steps=video, spans=sorted(spans[video.path], key=lambda s: s[1:]), targets=own, unit=units[video.path]
+        )
+        for video, own in zip(videos, targets, strict=True)
+    ]
+    place = {video.path: i for i, video in enumerate(videos)}
+    splits = []
+    for split in context.splits:
+        sides = [dict.fromkeys(table.rows[row].path for row in rows) for rows in split]
+        train, held_out = ([place[path] for path in side if path in place] for side in sides)
+        if not train or not held_out:
+            raise DataError(f"{table.path}: after unreadable files, no videos are left to train on or to measure on")
+        splits.append((train, held_out))
+    return TimelineData(
+        videos=labeled, classes=classes, exclusive=exclusive, step_s=step_s, splits=splits, skipped=skipped
+    )
+
+
+def _overlaps(spans: Sequence[TrueSpan]) -> bool:
+    ordered = sorted(spans, key=lambda span: span[1:])
+    return any(after[1] < before[2] - 1e-6 for before, after in itertools.pairwise(ordered))
+
+
+def inner_split(context: FitContext, data: TimelineData, train: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Training videos that candidates learn from, and training videos that choose among them.
+
+    Raises:
+        LabelError: if the training videos are a single unit.
+    """
+    paths = {data.videos[i].steps.path: i for i in train}
+    rows = [replace(row, split="") for row in context.table.rows if row.path in paths]
+    table = replace(context.table, rows=rows)
+    try:
+        sides = split_rows(table, context.config.held_out_fraction, context.config.seed)
+    except LabelError as error:
+        raise LabelError(
+            context.table.path,
+            [
+                "the training rows are of a single video or group, so that no head can be chosen; label at least three "
+                "videos (one to train on, one to choose by, one to measure on)"
+            ],
+        ) from error
+    fitting, choosing = (list(dict.fromkeys(paths[rows[r].path] for r in side)) for side in sides)
+    return fitting, choosing
+
+
+def class_weights(videos: Sequence[LabeledVideo], exclusive: bool) -> Tensor:
+    """(K,) weights of the classes: rare ones count more, by the square root of how rare they are.
+
+    Where classes exclude each other they weigh the loss of a step of that class; otherwise the loss of its presence.
+    """
+    share = torch.cat([video.targets for video in videos]).mean(0).clamp(min=1e-4)
+    if exclusive:
+        weights = share.rsqrt()
+        return weights / (weights * share).sum()
+    return ((1 - share) / share).sqrt().clamp(0.5, 20)
+
+
+def sequence_batches(
+    videos: Sequence[LabeledVideo], seed: int, candidate: Candidate, start: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Random parts of videos, as a function of the seed and the step; from a step on.
+
+    Yields:
+        Tokens (B, T, S, D), targets (B, T, K) and weights (B, T), 0 beyond the end of a shorter video.
+    """
+    lengths = np.array([len(video.targets) for video in videos])
+    T = int(min(SEQUENCE_STEPS, lengths.max()))
+    for step in range(start, candidate.steps):
+        rng = np.random.default_rng([seed, step])
+        chosen = rng.choice(len(videos), candidate.batch_size, p=lengths / lengths.sum())
+        parts = []
+        for i in chosen:
+            video, length = videos[i], int(lengths[i])
+            first = int(rng.integers(max(1, length - T + 1)))
+            tokens, targets = video.steps.tokens[first : first + T], video.targets[first : first + T]
+            missing = T - len(tokens)
+            weights = F.pad(torch.ones(len(tokens)), (0, missing))
+            parts.append((F.pad(tokens, (0, 0, 0, 0, 0, missing)), F.pad(targets, (0, 0, 0, missing)), weights))
+        yield tuple(torch.stack(kind) for kind in zip(*parts, strict=True))  # type: ignore[misc]
+
+
+def train_timelines(
+    context: FitContext, data: TimelineData, tried: Sequence[Candidate], train: Sequence[int]
+) -> list[nn.Module]:
+    """Train candidates on some videos."""
+    videos = [data.videos[i] for i in train]
+    width, K = videos[0].steps.tokens.shape[-1], len(data.classes)
+    weights = class_weights(videos, data.exclusive).to(context.model.device)
+    rows = torch.cat([video.steps.tokens.float().mean(1) for video in videos])
+
+    def make(candidate: Candidate) -> nn.Module:
+        network = get_network(candidate.network)(width, K, **candidate.options)
+        network.prepare(rows)
+        return network
+
+    def loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+        if data.exclusive:
+            each = -(targets * weights * logits.log_softmax(-1)).sum(-1)
+        else:
+            each = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none").sum(-1)
+        return (each * mask).sum() / mask.sum()
+
+    return train_candidates(
+        context,
+        tried,
+        make,
+        lambda candidate, start: sequence_batches(videos, context.config.seed, candidate, start),
+        loss,
+        tensor_digest(*(tensor for video in videos for tensor in (video.steps.tokens, video.targets))),
+    )
+
+
+@torch.no_grad()
+def timeline_logits(network: nn.Module, video: VideoSteps) -> Tensor:
+    """(T, K) logits of all time steps of a video."""
+    device = next(network.parameters()).device
+    return network(video.tokens.unsqueeze(0).to(device).float())[0].cpu()
