@@ -12,9 +12,9 @@ from tests.helpers.media import indexed_image, write_image, write_rotated, write
 from tubelet.checkpoint.run import save_checkpoint
 from tubelet.checkpoint.vjepa2_1 import write_released
 from tubelet.config import DataConfig, ModelConfig, PredictorConfig, ShardConfig, TrainConfig, to_dict
+from tubelet.data.part_table import rows_to_table
 from tubelet.data.shards.writer import write_shards
 from tubelet.embed.table import FORMAT as TABLE_FORMAT
-from tubelet.embed.table import _table as make_table
 from tubelet.sample_data.truth import CLASSES, FORMAT, MOTIONS, NAME, save_arrays
 from tubelet.vjepa import VJEPA
 
@@ -191,7 +191,7 @@ def _tables(folder: Path) -> None:
         "end_s": 1.0, "times": np.zeros(2), "grid": np.array([2, 2, 2], np.int32), "model_id": "a", "config_hash": "0",
         "pooled": np.ones(8, np.float16),
     }  # fmt: skip
-    table = make_table([row, row | {"clip": 1}, row | {"path": "b.png", "clips": 1}], {"format": TABLE_FORMAT})
+    table = rows_to_table([row, row | {"clip": 1}, row | {"path": "b.png", "clips": 1}], {"format": TABLE_FORMAT})
     pq.write_table(table, folder / "part-000000.parquet", compression="zstd")
     whole = folder.parent / "table"
     whole.mkdir()

@@ -25,12 +25,13 @@ from tests.helpers.training import tiny_config, train_quietly
 from tubelet.cli import main
 from tubelet.config import EmbedConfig
 from tubelet.data.decode import Video
+from tubelet.data.part_table import parts
 from tubelet.data.sources import list_media
 from tubelet.embed import collection
 from tubelet.embed.clips import CollectionClips
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
-from tubelet.embed.table import FeatureTable, parts
+from tubelet.embed.table import FeatureTable
 from tubelet.errors import TubeletError
 from tubelet.io.files import directory_lock
 from tubelet.pretrained.load import load
@@ -122,7 +123,7 @@ def test_killed_twice_it_ends_with_every_row_once(films, run, table, tmp_path):
     out = tmp_path / "table"
     words = f"embed {films} --model {run} --out {out} --image-size 32 --frames 4 --fps 12 --batch-size 1".split()
     # A part a clip, so that there is something to kill between.
-    script = "import sys, tubelet.embed.table as t; t.PART_BYTES = 1; from tubelet.cli import main; main()"
+    script = "import sys, tubelet.data.part_table as t; t.PART_BYTES = 1; from tubelet.cli import main; main()"
     for _ in range(2):
         process = subprocess.Popen([sys.executable, "-c", script, *words])
         before, deadline = len(parts(out)), time.monotonic() + 300

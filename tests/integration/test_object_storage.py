@@ -16,11 +16,11 @@ from tubelet.data import storage
 from tubelet.data.decode import read_frames
 from tubelet.data.images import read_image
 from tubelet.data.loader import StepDataset
+from tubelet.data.part_table import parts
 from tubelet.data.shards.writer import write_shards
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
 from tubelet.embed.collection import embed_collection
-from tubelet.embed.table import parts
 from tubelet.errors import DecodeError, TubeletError
 from tubelet.pretrained.load import load
 

@@ -17,9 +17,10 @@ from tubelet.checkpoint.export import _difference
 from tubelet.checkpoint.run import load_training_state, save_checkpoint, training_state
 from tubelet.checkpoint.state_dict import require_finite
 from tubelet.config import DataConfig, EmbedConfig, ModelConfig, PredictorConfig, TrainConfig
+from tubelet.data.part_table import parts
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
-from tubelet.embed.table import FeatureTable, parts, read_part, read_settings
+from tubelet.embed.table import FeatureTable, read_part, read_settings
 from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.train.optim import build_optimizer

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tubelet.data.part_table import rows_to_table
 from tubelet.embed.search import search
-from tubelet.embed.table import FORMAT, _table
+from tubelet.embed.table import FORMAT
 from tubelet.errors import TubeletError
 
 SETTINGS = {"format": FORMAT, "model": "m", "model_id": "m", "weights": "w", "image_size": 8, "frames": 2, "fps": 4.0}
@@ -30,7 +31,7 @@ def table(tmp_path):
         for i, vector in enumerate(vectors)
     ]
     (tmp_path / "_settings.json").write_text(json.dumps(SETTINGS))
-    pq.write_table(_table(rows, SETTINGS), tmp_path / "part-000000.parquet")
+    pq.write_table(rows_to_table(rows, SETTINGS), tmp_path / "part-000000.parquet")
     return tmp_path
 
 

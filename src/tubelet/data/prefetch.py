@@ -1,8 +1,12 @@
 """How much data is prefetched: as many steps, batches or sources as fit into a number of bytes."""
 
-from typing import NamedTuple
+import warnings
+from typing import Any, NamedTuple
 
-from tubelet.data.worker_loader import PREFETCH
+from torch.utils.data import IterableDataset
+
+from tubelet.data.worker_loader import PREFETCH, WorkerLoader
+from tubelet.data.worker_status import WorkerStatus
 
 MB = 10**6
 
@@ -51,3 +55,27 @@ def prefetch_within(limit_mb: int, item: str, item_bytes: int, workers: int, mos
         size += f", and --prefetch-mb {limit_mb} has room for {room} of them"
     enough = -(-workers * item_bytes // MB)
     return Prefetch(room, 1, f"{size}: {room} of {workers} workers start; --prefetch-mb {enough} has room for all")
+
+
+def prefetching_loader(
+    batches: IterableDataset[Any], status: WorkerStatus, limit_mb: int, item: str, item_bytes: int, workers: int
+) -> WorkerLoader[Any]:
+    """A loader of batches that a dataset makes itself, with as many workers as the limit of prefetched data allows.
+
+    Args:
+        batches: the dataset; each worker gives the batches of its share.
+        status: what the workers read.
+        limit_mb: see `prefetch_within`.
+        item: see `prefetch_within`.
+        item_bytes: bytes of a batch.
+        workers: requested number of processes.
+
+    Raises:
+        TubeletError: shared memory is too small for the batches of the workers.
+    """
+    ahead = prefetch_within(limit_mb, item, item_bytes, workers)
+    if ahead.note:
+        warnings.warn(ahead.note, stacklevel=3)
+    return WorkerLoader(
+        batches, ahead.workers, status=status, item_bytes=item_bytes, prefetch=ahead.factor, batch_size=None
+    )

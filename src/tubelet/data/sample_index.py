@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -53,6 +54,20 @@ class SampleIndex:
             return self.files[sample], None
         folder, row = member
         return folder.read(row), float(folder.members["duration_s"][row])
+
+    def version(self, sample: int) -> tuple[int, float] | None:
+        """Size of a file in bytes and its modification time in seconds since 1970; None if it does not exist.
+
+        A member of a shard has no modification time; its checksum takes the place.
+        """
+        if member := self.member(sample):
+            folder, place = member
+            return int(folder.members["size"][place]), float(folder.members["crc32"][place])
+        try:
+            status = Path(self.files[sample]).stat()
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime
 
     def member(self, sample: int) -> tuple[ShardFolder, int] | None:
         """The shards that have a sample and its row among their members; None for a plain file."""

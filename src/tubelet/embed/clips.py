@@ -1,9 +1,7 @@
 """Clips of a collection, decoded by worker processes into batches of one shape."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from tubelet.config import EmbedConfig
 from tubelet.data.clips import resize_center_crop, window_times
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
-from tubelet.data.prefetch import prefetch_within
+from tubelet.data.prefetch import prefetching_loader
 from tubelet.data.sample_index import SampleIndex, build_index
 from tubelet.data.sources import MediaList
 from tubelet.data.storage import StorageError
@@ -69,7 +67,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
                 path = escape_filename(index.name(sample))
                 before = done.get(path)
                 if before is not None:
-                    version = version_of(index, sample)
+                    version = index.version(sample)
                     if version is not None and before.versions != {version}:
                         self.changed.add(path)
                     elif before.complete:
@@ -122,7 +120,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         self, index: SampleIndex, modality: Modality, sample: int
     ) -> Iterator[tuple[Tensor, dict[str, Any], bool]]:
         """Missing clips of one file, their rows, and whether the video is too short for the rate."""
-        version = version_of(index, sample)  # before reading: a change in the meantime is detected by the next call
+        version = index.version(sample)  # before reading: a change in the meantime is detected by the next call
         media, shown_s = index.read(sample)
         path, size = escape_filename(index.name(sample)), self.config.image_size
         size_bytes, changed_s = version or (0, 0.0)  # None if removed after it was opened
@@ -140,21 +138,6 @@ class CollectionClips(IterableDataset[EmbedBatch]):
                 yield resize_center_crop(frames.pixels, size), row, is_short
 
 
-def version_of(index: SampleIndex, sample: int) -> tuple[int, float] | None:
-    """Size of a file in bytes and its modification time in seconds since 1970; None if it does not exist.
-
-    A member of a shard has no modification time; its checksum takes the place.
-    """
-    if member := index.member(sample):
-        folder, place = member
-        return int(folder.members["size"][place]), float(folder.members["crc32"][place])
-    try:
-        status = Path(index.files[sample]).stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime
-
-
 def clip_loader(clips: CollectionClips) -> WorkerLoader[EmbedBatch]:
     """Prefetching loader of batches, see `EmbedConfig.prefetch_mb`.
 
@@ -167,14 +150,4 @@ def clip_loader(clips: CollectionClips) -> WorkerLoader[EmbedBatch]:
         count, frames = min(count, clips.remaining()), 1
     batch_bytes = count * 3 * frames * config.image_size**2
     workers = min(config.workers, clips.remaining())
-    ahead = prefetch_within(config.prefetch_mb, "the clips of a batch", batch_bytes, workers)
-    if ahead.note:
-        warnings.warn(ahead.note, stacklevel=2)
-    return WorkerLoader(
-        clips,
-        ahead.workers,
-        status=clips.status,
-        item_bytes=batch_bytes,
-        prefetch=ahead.factor,
-        batch_size=None,
-    )
+    return prefetching_loader(clips, clips.status, config.prefetch_mb, "the clips of a batch", batch_bytes, workers)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.embed.table import PartRemovedError, parts, pooled_rows, read_settings
+from tubelet.data.part_table import parts
+from tubelet.embed.table import PartRemovedError, pooled_rows, read_settings
 from tubelet.errors import ConfigError, DataError, TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load

@@ -1,0 +1,133 @@
+"""Tables of Parquet files that grow part by part and can be continued after any crash.
+
+A part is written to a temporary file and renamed: every visible part is complete. What is done is read from the parts
+themselves, so that no row occurs twice.
+"""
+
+import json
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tubelet.errors import DataError
+from tubelet.io.arrays import read_parquet
+from tubelet.io.files import atomic_write
+
+# Readers of Parquet folders skip names that begin with "_" or ".".
+SETTINGS = "_settings.json"
+# Maximum work that a crash may lose, and maximum of rows buffered in memory.
+PART_SECONDS = 60.0
+PART_BYTES = 256 * 2**20
+
+
+class PartTable:
+    """A folder of parts `part-000000.parquet`, ..., with rows of files, whose column `path` names the file.
+
+    Attributes:
+        path: the folder.
+        settings: settings that all rows have in common, as JSON.
+        remedy: what to do about a part that cannot be read.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], remedy: str) -> None:
+        """Create a table, or continue the one in the folder, whose settings the caller has compared."""
+        self.path, self.settings, self.remedy = path, settings, remedy
+        if (path / SETTINGS).exists():
+            for leftover in path.glob("*.partial"):  # of a process that died while writing
+                leftover.unlink()
+        else:
+            with atomic_write(path / SETTINGS) as partial:
+                partial.write_text(json.dumps(settings, indent=2) + "\n")
+        self.next_part = max((int(part.stem.split("-")[1]) for part in parts(path)), default=-1) + 1
+        self.rows: list[dict[str, Any]] = []
+        self.size = 0
+        self.began = time.monotonic()
+
+    def drop(self, paths: Collection[str]) -> None:
+        """Remove all rows of some files.
+
+        Raises:
+            TubeletError: if a part cannot be read or written.
+        """
+        self.rows = [row for row in self.rows if row["path"] not in paths]
+        if not paths:
+            return
+        gone = pa.array(sorted(paths))
+        for part in parts(self.path):
+            stale = pc.is_in(read_parquet(part, {"path": "string"}, self.remedy)["path"], value_set=gone)
+            count = pc.sum(stale).as_py() or 0
+            if count == len(stale):
+                part.unlink()
+            elif count:
+                _write(part, read_parquet(part, None, self.remedy).filter(pc.invert(stale)))
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Buffer rows, and write a part when there are enough of them or the last part is old."""
+        self.rows += rows
+        self.size += sum(value.nbytes for row in rows for value in row.values() if isinstance(value, np.ndarray))
+        if self.size >= PART_BYTES or time.monotonic() - self.began >= PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the buffered rows as a part.
+
+        Raises:
+            TubeletError: if it cannot be written; earlier parts are untouched.
+        """
+        number = self.next_part
+        if self.rows:
+            _write(self.path / f"part-{number:06d}.parquet", rows_to_table(self.rows, self.settings))
+            number += 1
+        now = time.monotonic()
+        # All at once: an interrupt in between would have the same rows written again, as another part.
+        self.rows, self.size, self.began, self.next_part = [], 0, now, number
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """Write a part atomically."""
+    with atomic_write(path, durable=True, remedy="earlier parts are kept; run the same command to continue") as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def parts(path: Path) -> list[Path]:
+    """Parts of a table, in order."""
+    return sorted(path.glob("part-*.parquet"))
+
+
+def check_same_settings(path: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to continue a table that has rows with other settings.
+
+    Args:
+        path: the folder.
+        what: what the rows are, such as "features".
+        before: settings of the table.
+        now: settings to compare.
+
+    Raises:
+        DataError: names the settings that differ.
+    """
+    changed = [f"{key}: {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]
+    if changed:
+        raise DataError(f"{path}: has {what} with other settings ({'; '.join(changed)}); choose another --out")
+
+
+def rows_to_table(rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> pa.Table:
+    """Rows as a part, with the settings in its metadata."""
+    columns = {name: _column(name, [row[name] for row in rows]) for name in rows[0]}
+    return pa.table(columns).replace_schema_metadata({"tubelet": json.dumps(settings)})
+
+
+def _column(name: str, values: list[Any]) -> pa.Array:
+    """Scalars, or vectors; the type has their length if it is the same for all clips."""
+    if not isinstance(values[0], np.ndarray):
+        return pa.array(values)
+    flat = pa.array(np.concatenate(values))
+    if name == "grid" or name.startswith("pooled"):
+        return pa.FixedSizeListArray.from_arrays(flat, len(values[0]))
+    return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *map(len, values)]), pa.int32()), flat)

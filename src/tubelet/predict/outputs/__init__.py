@@ -1,0 +1,25 @@
+"""What answers of heads become: one module for each kind of output, found by being there.
+
+A module names in `TASKS` the tasks whose heads it serves, and in `OUTPUT` its subclass of `HeadOutput`.
+"""
+
+import importlib
+import pkgutil
+
+from tubelet.errors import ConfigError
+from tubelet.predict.outputs.base import HeadOutput
+
+
+def output_kind(task: str) -> type[HeadOutput]:
+    """The kind of output of a task.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    found: dict[str, type[HeadOutput]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        content = importlib.import_module(f"{__name__}.{module.name}")
+        found |= dict.fromkeys(getattr(content, "TASKS", ()), getattr(content, "OUTPUT", None))
+    if task not in found:
+        raise ConfigError(f"the head's task is {task!r}, expected one of {', '.join(sorted(found))}")
+    return found[task]

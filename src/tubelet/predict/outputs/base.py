@@ -1,0 +1,210 @@
+"""The interface of outputs: from tokens of clips to rows of scores, and from rows of scores to tables.
+
+Scores are kept in a table of their own, from which all tables are written when every file has been read: in the order
+of the sources, whatever the order in which worker processes read them, and again with another threshold at no cost.
+
+B clips, T time steps, S cells of a step, D channels, K classes or targets, n rows.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tubelet.config import PredictConfig
+from tubelet.errors import ConfigError
+from tubelet.grid import Modality
+from tubelet.heads.head_file import Head
+from tubelet.heads.window_grid import Window, step_seconds
+from tubelet.predict.media_predictions import MediaPredictions
+
+Floats = NDArray[np.float32]
+Seconds = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A media file that is read.
+
+    Attributes:
+        path: the file as the sources name it.
+        modality: whether it is a video or an image.
+        size_bytes: size of the version that is read.
+        changed_s: its modification time in seconds since 1970.
+        duration_s: seconds of a video; 0 for an image.
+        windows: number of its windows; 1 for an image.
+    """
+
+    path: str
+    modality: Modality
+    size_bytes: int
+    changed_s: float
+    duration_s: float
+    windows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileWindow:
+    """A window of a file.
+
+    Attributes:
+        file: the file.
+        number: which of its windows, from 0.
+        window: its time steps; None for an image.
+    """
+
+    file: SourceFile
+    number: int
+    window: Window | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRows:
+    """Consecutive rows of scores of one file and one head.
+
+    Attributes:
+        path: the file.
+        first: number of the first row among those of the file.
+        start_s: (n,) start of each row in seconds; 0 for an image.
+        end_s: (n,) end of each row in seconds; 0 for an image.
+        scores: (n, K) probabilities or values.
+        distance: (n,) distance from the training features, see `NoveltyModel`; NaN where the head has no such model.
+    """
+
+    path: str
+    first: int
+    start_s: Seconds
+    end_s: Seconds
+    scores: Floats
+    distance: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileScores:
+    """All rows of scores of one file and one head.
+
+    Attributes:
+        file: the file.
+        rows: the rows in order, read when they are iterated.
+    """
+
+    file: SourceFile
+    rows: Iterable[ScoreRows]
+
+
+class HeadOutput(ABC):
+    """What the answers of one head become.
+
+    Attributes:
+        head: the head, on the encoder's device.
+        folder: where its tables are written.
+        config: settings.
+        tubelet: frames of a time step.
+        limit: distance from the training features beyond which a clip is none of the classes; None for no limit.
+        counts: what the log reports at the end: what was counted -> how often.
+    """
+
+    def __init__(self, head: Head, folder: Path, config: PredictConfig, tubelet: int) -> None:
+        """Prepare; writes nothing.
+
+        Raises:
+            ConfigError: if the settings do not fit the head.
+        """
+        self.head, self.folder, self.config, self.tubelet = head, folder, config, tubelet
+        self.limit = distance_limit(head, config.none_of_these)
+        self.counts: dict[str, int] = {}
+
+    def score(self, tokens: Tensor, windows: Sequence[FileWindow]) -> Iterator[ScoreRows]:
+        """Apply the head to a batch: here, one row for each clip.
+
+        Args:
+            tokens: (B, T, S, D) as `reduce_tokens` gives them, on the head's device.
+            windows: the B windows; those of a file come in order, and batches in a fixed composition.
+
+        Yields:
+            Rows of scores, those of a file in order.
+        """
+        scores = as_floats(self.head(tokens))
+        distances = self.distances(tokens)
+        for number, item in enumerate(windows):
+            start_s, end_s = self.bounds(item)
+            yield ScoreRows(
+                path=item.file.path,
+                first=item.number,
+                start_s=np.array([start_s]),
+                end_s=np.array([end_s]),
+                scores=scores[number : number + 1],
+                distance=distances[number : number + 1],
+            )
+
+    def end(self, file: SourceFile) -> Iterator[ScoreRows]:
+        """The rows of a file that are left when its last window has been passed to `score`."""
+        yield from ()
+
+    def discard(self, path: str) -> None:
+        """Forget a file that turned out to be unreadable."""
+        return
+
+    @abstractmethod
+    def write(self, files: Iterable[FileScores]) -> None:
+        """Write the tables from the scores of all files, in the order of the sources; `counts` is filled."""
+
+    @abstractmethod
+    def media_predictions(self, item: FileScores) -> MediaPredictions:
+        """What videos, pages and ethograms show of a file."""
+
+    def distances(self, tokens: Tensor) -> Floats:
+        """(B,) distances of clips (B, T, S, D) from the training features, NaN without a model of them."""
+        if self.head.novelty is None:
+            return np.full(len(tokens), np.nan, np.float32)
+        return as_floats(self.head.novelty(tokens.float().mean((1, 2))))
+
+    def bounds(self, item: FileWindow) -> tuple[float, float]:
+        """Start and end in seconds of the time steps that a window owns."""
+        if item.window is None:
+            return 0.0, 0.0
+        step_s = step_seconds(self.head.spec.input, self.tubelet)
+        first, last = (item.window.start_step + step for step in (item.window.first, item.window.last))
+        return first * step_s, min(last * step_s, item.file.duration_s)
+
+    def is_novel(self, distance: Floats) -> NDArray[np.bool_]:
+        """(n,) whether clips are none of the classes."""
+        return np.zeros(len(distance), bool) if self.limit is None else distance > self.limit
+
+    def nearer_fraction(self, distance: Floats) -> Seconds:
+        """(n,) the fraction of held-out clips that are nearer to the training clips."""
+        quantiles = self.head.spec.novelty_quantiles
+        return np.interp(distance, quantiles, np.linspace(0, 1, len(quantiles)))
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Count something for the log."""
+        if number:
+            self.counts[what] = self.counts.get(what, 0) + int(number)
+
+
+def as_floats(x: Tensor) -> Floats:
+    """A tensor as float32 in memory of the CPU."""
+    values: Floats = x.detach().to("cpu", torch.float32).numpy()
+    return values
+
+
+def distance_limit(head: Head, fraction: float | None) -> float | None:
+    """The distance from the training features that a fraction of held-out clips stays within.
+
+    Raises:
+        ConfigError: if the head has no model of its training features.
+    """
+    quantiles = head.spec.novelty_quantiles
+    if fraction is None:
+        return None
+    if head.novelty is None or not quantiles:
+        raise ConfigError(
+            "--none-of-these needs a head that knows its training features, and this one does not; fit it again, or "
+            "leave the option out"
+        )
+    return float(np.interp(fraction, np.linspace(0, 1, len(quantiles)), quantiles))
