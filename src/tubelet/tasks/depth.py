@@ -4,7 +4,7 @@ H x W pixels of an image, N = h·w tokens of a view, D width, K bins of depth.
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,6 +38,7 @@ from tubelet.tasks.common.result import Example, Metric, Result
 from tubelet.tasks.common.task import EvaluationContext, Task
 from tubelet.tasks.common.test_set import iter_test_set
 from tubelet.tasks.metrics.dense import DepthErrors, depth_errors
+from tubelet.tasks.segmentation import merge_windows
 
 _EXAMPLES = 12
 
@@ -94,8 +95,10 @@ def evaluate(context: EvaluationContext) -> Result:
     return _result(context, depths, head, scores, crops, views, view)
 
 
-def fit(context: EvaluationContext, crops: PixelFeatureDataset, bins: Tensor) -> TrainedHead:
-    """Train a head on points of the training images."""
+def fit(
+    context: EvaluationContext, crops: PixelFeatureDataset, bins: Tensor, units: Sequence[int] | None = None
+) -> TrainedHead:
+    """Train a head on points of the training images; see `train_dense_heads` for the units."""
     return train_dense_heads(
         context,
         crops,
@@ -104,6 +107,7 @@ def fit(context: EvaluationContext, crops: PixelFeatureDataset, bins: Tensor) ->
         partial(sum_of_losses, bins=bins),
         partial(accumulate, bins=bins),
         held_out_scores,
+        units,
     )
 
 
@@ -223,6 +227,28 @@ def predict(
     whole = np.zeros(shape, np.float32)
     whole[top:bottom, left:right] = seen[0, 0].clamp(PROTOCOL.min_depth, depths.max_depth).cpu().numpy()
     return whole
+
+
+@torch.inference_mode()
+def predict_windows(
+    tokens: Tensor, head: nn.Module, bins: Tensor, size: int, shape: tuple[int, int]
+) -> NDArray[np.float32]:
+    """The depth (H, W) of an image from its windows, averaged where they overlap, for images of any aspect ratio.
+
+    Args:
+        tokens: (V, N, D) of `tubelet.tasks.segmentation.sliding_windows`.
+        head: (..., D) -> (..., K).
+        bins: (K,) depth of each bin, ascending.
+        size: side of the windows in pixels.
+        shape: (H, W) of the image.
+    """
+    side = round(tokens.shape[1] ** 0.5)
+    scores = head(tokens.float()).mT.unflatten(2, (side, side))
+    scores = F.interpolate(scores, scale_factor=PROTOCOL.upsample, mode="bilinear", align_corners=False)
+    depth = merge_windows(depth_of(scores.movedim(1, -1), bins).unsqueeze(1), size, shape)
+    whole = F.interpolate(depth.unsqueeze(0), shape, mode="bilinear", align_corners=False)[0, 0]
+    values: NDArray[np.float32] = whole.clamp(float(bins[0]), float(bins[-1])).cpu().numpy()
+    return values
 
 
 @dataclass(frozen=True)

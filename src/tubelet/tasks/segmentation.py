@@ -4,7 +4,7 @@ H x W pixels of an image, S side of a window in pixels, N = h·w tokens of a win
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -89,8 +89,13 @@ def evaluate(context: EvaluationContext) -> Result:
     return _result(context, labels, head, predictions, crops, windows, size)
 
 
-def fit(context: EvaluationContext, labels: SegmentationDataset, crops: PixelFeatureDataset) -> TrainedHead:
-    """Train a head on points of the training images."""
+def fit(
+    context: EvaluationContext,
+    labels: SegmentationDataset,
+    crops: PixelFeatureDataset,
+    units: Sequence[int] | None = None,
+) -> TrainedHead:
+    """Train a head on points of the training images; see `train_dense_heads` for the units."""
     return train_dense_heads(
         context,
         crops,
@@ -99,6 +104,7 @@ def fit(context: EvaluationContext, labels: SegmentationDataset, crops: PixelFea
         sum_of_losses,
         accumulate,
         held_out_scores,
+        units,
     )
 
 
@@ -187,17 +193,8 @@ def predict(tokens: Tensor, head: nn.Module, size: int, shape: tuple[int, int]) 
         size: S.
         shape: (H, W) of the image.
     """
-    height, width = resize_shape(*shape, size)
     side = round(tokens.shape[1] ** 0.5)
-    scores = head(tokens.float()).mT.unflatten(2, (side, side))
-    total = torch.zeros(scores.shape[1], height, width, device=tokens.device)
-    count = torch.zeros(height, width, device=tokens.device)
-    places = [(top, left) for top in window_starts(height, size) for left in window_starts(width, size)]
-    for (top, left), window in zip(places, scores, strict=True):
-        rows, columns = slice(top, top + size), slice(left, left + size)
-        total[:, rows, columns] += _to_size(window, (size, size))
-        count[rows, columns] += 1
-    total /= count
+    total = merge_windows(head(tokens.float()).mT.unflatten(2, (side, side)), size, shape)
     best = torch.full(shape, -torch.inf, device=tokens.device)
     classes = torch.zeros(shape, dtype=torch.uint8, device=tokens.device)
     # Some classes at a time: all of them at the full size of a large image take gigabytes.
@@ -206,6 +203,28 @@ def predict(tokens: Tensor, head: nn.Module, size: int, shape: tuple[int, int]) 
         better = value > best
         best[better], classes[better] = value[better], (index[better] + first).to(torch.uint8)
     return classes.cpu().numpy()
+
+
+def merge_windows(maps: Tensor, size: int, shape: tuple[int, int]) -> Tensor:
+    """The maps of an image's windows as one map of the image, averaged where windows overlap.
+
+    Args:
+        maps: (V, C, h, w) of `sliding_windows`, at any resolution.
+        size: S.
+        shape: (H, W) of the image.
+
+    Returns:
+        (C, H', W'), of which the short side is `size`.
+    """
+    height, width = resize_shape(*shape, size)
+    total = torch.zeros(maps.shape[1], height, width, device=maps.device)
+    count = torch.zeros(height, width, device=maps.device)
+    places = [(top, left) for top in window_starts(height, size) for left in window_starts(width, size)]
+    for (top, left), window in zip(places, maps, strict=True):
+        rows, columns = slice(top, top + size), slice(left, left + size)
+        total[:, rows, columns] += _to_size(window, (size, size))
+        count[rows, columns] += 1
+    return total.div_(count)
 
 
 def _to_size(scores: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -6,7 +6,7 @@ R rows (points of images), D width, K outputs, S heads side by side.
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -101,6 +101,7 @@ def train_dense_heads(
     loss: Callable[[Tensor, Tensor], Tensor],
     accumulate: Callable[[Tensor, Tensor], Tensor],
     score: Callable[[Tensor], list[float]],
+    units: Sequence[int] | None = None,
 ) -> TrainedHead:
     """Train a head at each learning rate, all on the same rows, and choose one.
 
@@ -112,12 +113,14 @@ def train_dense_heads(
         loss: of outputs (R, S, K) and values (R,), the sum over the heads.
         accumulate: of outputs (R, S, K) and values (R,): what a score needs, to be added up over batches.
         score: of that sum: S numbers, of which the highest is best.
+        units: the unit of each image, such as its video: where there are several, whole units are held out to choose
+            by. None holds out single images.
 
     Raises:
         TubeletError: if there are too few images, all heads diverged, or the state cannot be written.
     """
     seed, device, batch_size = context.config.seed, context.model.device, protocol.batch_size
-    fitted, held_out = _hold_out(len(data.features), seed)
+    fitted, held_out = _hold_out(len(data.features), seed, units)
     schedule = protocol.schedule(len(fitted))
     some = EpochSampler(fitted, batch_size, seed, 0, max(1, _WHITENING_ROWS // (batch_size * POINTS_PER_STEP)))
     whitening = fit_whitening(data[batch][0] for batch in some).to(device)
@@ -177,12 +180,24 @@ def _drop_channels(rows: Tensor, images: int, dropout: float, generator: torch.G
     return (rows.unflatten(0, (images, -1)) * keep).flatten(0, 1)
 
 
-def _hold_out(images: int, seed: int) -> tuple[list[int], list[int]]:
-    """Images to train on, and images to choose by."""
+def _hold_out(images: int, seed: int, units: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
+    """Images to train on, and images to choose by; see `train_dense_heads`."""
     if images < 2:
         raise DataError("the training split has fewer than 2 images: training a head and choosing it need one each")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed)).tolist()
     count = held_out_count(images, HELD_OUT_FRACTION, HELD_OUT_AT_MOST)
+    if units is not None and len(set(units)) > 1:
+        by_unit = list(dict.fromkeys(units[image] for image in order))  # in a random order
+        chosen, found = set(by_unit[:1]), units.count(by_unit[0])
+        for unit in by_unit[1:-1]:
+            if found >= count:
+                break
+            chosen.add(unit)
+            found += units.count(unit)
+        return (
+            [image for image in range(images) if units[image] not in chosen],
+            [image for image in range(images) if units[image] in chosen],
+        )
     return sorted(order[count:]), sorted(order[:count])
 
 
