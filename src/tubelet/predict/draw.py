@@ -1,15 +1,11 @@
 """A video with its predictions drawn under the image: a timeline of labels, curves of values, and what holds now."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import av
 import matplotlib
 import numpy as np
 from av.error import FFmpegError
@@ -22,6 +18,7 @@ from tubelet.errors import escape_unprintable
 from tubelet.io.files import atomic_write
 from tubelet.predict.label_colors import assign_colors, rgb
 from tubelet.predict.media_predictions import MediaPredictions, ValueCurve, labels_by_seconds
+from tubelet.predict.video_writer import even, write_frames
 
 MIN_LINES, MIN_COLUMNS = 480, 480
 WHOLE_S, WINDOW_S = 120.0, 60.0  # a longer video is shown in a window that moves along
@@ -62,60 +59,6 @@ def draw_video(source: Media, predictions: MediaPredictions, out: Path, classes:
         write_frames(frames, partial, video.time_base, video.info.duration_s)
 
 
-def write_frames(
-    frames: Iterator[tuple[NDArray[np.uint8], float]], out: Path, time_base: Fraction, duration_s: float, crf: int = 20
-) -> None:
-    """Write frames as H.264 in MP4, each at its own time.
-
-    Args:
-        frames: (H, W, 3) uint8 of even sizes, and the second from which each is shown.
-        out: the file.
-        time_base: seconds of a tick; frames begin at whole ticks.
-        duration_s: seconds from the start to the end of the last frame.
-        crf: x264's constant rate factor.
-    """
-    lengths: deque[int] = deque()  # of frames in the encoder, in ticks
-    with ExitStack() as opened:
-        container: Any = opened.enter_context(av.open(str(out), "w", format="mp4", options={"movflags": "faststart"}))
-        stream: Any = None
-
-        def mux(packets: list[Any]) -> None:
-            for packet in packets:
-                packet.duration = lengths.popleft()
-                container.mux(packet)
-
-        previous: Any = None
-        for pixels, second in frames:
-            if stream is None:
-                stream = _open_stream(container, pixels.shape, time_base, crf)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame.pts, frame.time_base = round(second / time_base), time_base
-            if previous is not None:
-                if frame.pts <= previous.pts:
-                    continue  # timestamps go back: the frame is never shown
-                lengths.append(frame.pts - previous.pts)
-                mux(stream.encode(previous))
-            previous = frame
-        if previous is not None:
-            lengths.append(max(1, round(duration_s / time_base) - previous.pts))
-            mux(stream.encode(previous))
-            mux(stream.encode(None))
-
-
-def _open_stream(container: Any, shape: tuple[int, ...], time_base: Fraction, crf: int) -> Any:
-    stream = container.add_stream("libx264", rate=30)
-    stream.height, stream.width = shape[:2]
-    stream.pix_fmt = "yuv420p"
-    stream.codec_context.time_base = stream.time_base = time_base
-    # Without frames that are stored out of order, decoding times are presentation times and no edit list is needed.
-    stream.options = {"preset": "veryfast", "crf": str(crf), "bf": "0"}
-    return stream
-
-
-def _even(number: float) -> int:
-    return 2 * max(1, round(number / 2))
-
-
 class _Layout:
     """Sizes of the output.
 
@@ -129,7 +72,7 @@ class _Layout:
 
     def __init__(self, height: int, width: int) -> None:
         scale = max(1.0, MIN_LINES / height)
-        self.lines, self.columns = _even(height * scale), _even(width * scale)
+        self.lines, self.columns = even(height * scale), even(width * scale)
         self.width = max(self.columns, MIN_COLUMNS)
         size = max(15, round(min(self.lines, self.width) / 34))
         fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -185,7 +128,7 @@ class _Panel:
         self.top = layout.line + 3 * self.gap if labels else self.gap
         bottom = self.top + len(self.lanes) * self.lane_height + len(self.curves) * (self.curve_height + self.gap)
         self.bottom = bottom + self.gap
-        self.height = _even(self.bottom + layout.line + self.gap)
+        self.height = even(self.bottom + layout.line + self.gap)
         self.drawn: tuple[Any, NDArray[np.uint8]] | None = None
 
     def image(self, now_s: float) -> NDArray[np.uint8]:

@@ -50,6 +50,7 @@ class MediaPredictions:
         path: the file as the tables name it.
         duration_s: seconds of a video; 0 for an image.
         file: the file on this machine; None where there is none, such as for a URL.
+        drawn: the video with the predictions drawn in, if it was written.
         labels: labels of spans, of all heads.
         curves: predicted values, of all heads.
         overlays: painted images, by ascending time.
@@ -58,6 +59,7 @@ class MediaPredictions:
     path: str
     duration_s: float
     file: Path | None = None
+    drawn: Path | None = None
     labels: Sequence[Prediction] = ()
     curves: Sequence[ValueCurve] = ()
     overlays: Sequence[Overlay] = ()

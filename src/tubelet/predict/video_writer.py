@@ -1,0 +1,67 @@
+"""Frames to an MP4 that players and browsers take, each frame at its own time."""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+
+def even(number: float) -> int:
+    """The nearest even number of pixels, at least 2, which 4:2:0 requires."""
+    return 2 * max(1, round(number / 2))
+
+
+def write_frames(
+    frames: Iterator[tuple[NDArray[np.uint8], float]], out: Path, time_base: Fraction, duration_s: float, crf: int = 20
+) -> None:
+    """Write frames as H.264 in MP4, each at its own time.
+
+    Args:
+        frames: (H, W, 3) uint8 of even sizes, and the second from which each is shown.
+        out: the file.
+        time_base: seconds of a tick; frames begin at whole ticks.
+        duration_s: seconds from the start to the end of the last frame.
+        crf: x264's constant rate factor.
+    """
+    lengths: deque[int] = deque()  # of frames in the encoder, in ticks
+    with ExitStack() as opened:
+        container: Any = opened.enter_context(av.open(str(out), "w", format="mp4", options={"movflags": "faststart"}))
+        stream: Any = None
+
+        def mux(packets: list[Any]) -> None:
+            for packet in packets:
+                packet.duration = lengths.popleft()
+                container.mux(packet)
+
+        previous: Any = None
+        for pixels, second in frames:
+            if stream is None:
+                stream = _open_stream(container, pixels.shape, time_base, crf)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = round(second / time_base), time_base
+            if previous is not None:
+                if frame.pts <= previous.pts:
+                    continue  # timestamps go back: the frame is never shown
+                lengths.append(frame.pts - previous.pts)
+                mux(stream.encode(previous))
+            previous = frame
+        if previous is not None:
+            lengths.append(max(1, round(duration_s / time_base) - previous.pts))
+            mux(stream.encode(previous))
+            mux(stream.encode(None))
+
+
+def _open_stream(container: Any, shape: tuple[int, ...], time_base: Fraction, crf: int) -> Any:
+    stream = container.add_stream("libx264", rate=30)
+    stream.height, stream.width = shape[:2]
+    stream.pix_fmt = "yuv420p"
+    stream.codec_context.time_base = stream.time_base = time_base
+    # Without frames that are stored out of order, decoding times are presentation times and no edit list is needed.
+    stream.options = {"preset": "veryfast", "crf": str(crf), "bf": "0"}
+    return stream

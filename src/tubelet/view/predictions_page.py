@@ -1,0 +1,114 @@
+"""The page of predictions: players with timelines, curves and lists of spans."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from tubelet.errors import escape_unprintable
+from tubelet.predict.label_colors import assign_colors
+from tubelet.predict.media_predictions import MediaPredictions, ValueCurve
+from tubelet.view.page import write_page
+from tubelet.view.players import Player, make_player, relative_link
+
+_POINTS, _MOST_POINTS = 400_000, 4_000  # of curves: on the page, and of one curve
+
+
+def write_predictions_page(
+    files: Sequence[MediaPredictions], out: Path, classes: Sequence[str] = (), title: str = "Predictions"
+) -> None:
+    """Write the page of predictions. It is opened from the disk and links to the videos by relative paths.
+
+    A video that browsers do not play as it is gets a small copy in the folder `players` next to the page.
+
+    Args:
+        files: the files with their predictions, in the order of the page.
+        out: the page.
+        classes: the classes of the heads, in their order, by which labels have the colors that they have elsewhere.
+        title: heading of the page.
+
+    Raises:
+        FileError: if the page or a copy cannot be written.
+    """
+    found = {label.label for each in files for label in each.labels}
+    colors = {label: color for label, color in assign_colors(classes, found).items() if label in found}
+    numbers = {label: number for number, label in enumerate(colors)}
+    curves = sum(len(each.curves) for each in files)
+    points = int(np.clip(_POINTS / max(1, curves), 100, _MOST_POINTS))
+    data = {
+        "labels": [{"name": escape_unprintable(label), "color": color} for label, color in colors.items()],
+        "files": [_file(each, make_player(each, out.parent), out.parent, numbers, points) for each in files],
+    }
+    values = {
+        "title": title,
+        "data": _script_json(data),
+        "files": len(files),
+        "videos": sum(each.duration_s > 0 for each in files),
+        "hours": sum(each.duration_s for each in files) / 3600,
+        "labels": sum(len(each.labels) for each in files),
+        "curves": curves,
+    }
+    write_page("predictions.html", out, values)
+
+
+def _file(each: MediaPredictions, player: Player, folder: Path, numbers: dict[str, int], points: int) -> dict[str, Any]:
+    """One file as the page's script takes it; times in seconds."""
+    spans = sorted(each.labels, key=lambda label: (label.start_s, label.end_s, numbers[label.label]))
+    return {
+        "path": escape_unprintable(each.path),
+        "name": escape_unprintable(Path(each.path).name),
+        "duration": round(each.duration_s, 3),
+        "link": player.link,
+        "note": escape_unprintable(player.note),
+        "spans": [
+            [round(span.start_s, 3), round(span.end_s, 3), numbers[span.label], round(span.score, 4)] for span in spans
+        ],
+        "curves": [_curve(curve, points) for curve in each.curves if len(curve.values)],
+        "overlays": [
+            {
+                "time": round(overlay.time_s, 3),
+                "link": relative_link(overlay.picture, folder),
+                "caption": escape_unprintable(overlay.caption),
+            }
+            for overlay in each.overlays
+        ],
+    }
+
+
+def _curve(curve: ValueCurve, points: int) -> dict[str, Any]:
+    """A curve as the page's script takes it; of a long one, the lowest and the highest value of each interval."""
+    rows = _extremes(curve.values, points)
+    ends = curve.ends_s[rows]
+    if len(rows) < len(curve.values):  # each value stands for those that are left out after it
+        ends = np.append(curve.starts_s[rows][1:], curve.ends_s[-1])
+    finite = curve.values[np.isfinite(curve.values)]
+    return {
+        "name": escape_unprintable(curve.name),
+        "low": float(finite.min()) if len(finite) else 0.0,
+        "high": float(finite.max()) if len(finite) else 1.0,
+        "starts": [round(float(second), 3) for second in curve.starts_s[rows]],
+        "ends": [round(float(second), 3) for second in ends],
+        "values": [float(f"{value:.5g}") if np.isfinite(value) else None for value in curve.values[rows]],
+    }
+
+
+def _extremes(values: NDArray[np.float64], points: int) -> NDArray[np.int64]:
+    """Indices of at most `points` values that show the course of all."""
+    if len(values) <= points:
+        return np.arange(len(values))
+    bounds = np.linspace(0, len(values), points // 2 + 1).astype(int)
+    kept: set[int] = set()
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        part = np.nan_to_num(values[begin:end])
+        kept |= {begin + int(part.argmin()), begin + int(part.argmax())}
+    return np.array(sorted(kept))
+
+
+def _script_json(data: Any) -> Markup:
+    """JSON that cannot end the script element which it is in."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
