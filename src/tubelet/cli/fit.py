@@ -22,9 +22,7 @@ class Fit(ConfigurableCommand):
     labels: Labels
     """Table of labels: CSV, Parquet or JSONL with a column path, or an export of an annotation tool; see
     docs/labels.md."""
-    settings: Annotated[FitConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = field(
-        default_factory=FitConfig
-    )
+    settings: Annotated[FitConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = field(default_factory=FitConfig)
     """Settings of the fit."""
     model: str
     """A run directory, a .safetensors or released .pt file, a released name, or a Hub id."""

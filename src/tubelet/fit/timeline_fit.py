@@ -18,6 +18,7 @@ from tubelet.fit.features import VideoSteps, extract_videos, span_of
 from tubelet.fit.label_task import FitContext
 from tubelet.fit.training import Candidate, tensor_digest, train_candidates
 from tubelet.heads.head_file import get_network
+from tubelet.heads.spans import Span, span_coverage
 from tubelet.heads.window_grid import step_seconds
 from tubelet.labels.records import LabelError
 from tubelet.labels.splits import row_units, split_rows
@@ -26,11 +27,9 @@ SEQUENCE_STEPS = 128
 """Time steps of a training sequence."""
 SEQUENCES = 8
 """Training sequences of a step."""
+_ROUNDING_S = 1e-6
 NO_LABEL = "no label"
 """Class of time steps without a label, where classes exclude each other; no span is reported of it."""
-
-TrueSpan = tuple[int, float, float]
-"""Class, start and end in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class LabeledVideo:
     """
 
     steps: VideoSteps
-    spans: list[TrueSpan]
+    spans: list[Span]
     targets: Tensor
     unit: int
 
@@ -71,16 +70,6 @@ class TimelineData:
     skipped: list[BadFile]
 
 
-def step_targets(spans: Sequence[TrueSpan], steps: int, step_s: float, classes: int) -> Tensor:
-    """(T, K) float32, the fraction of each time step that spans of a class cover."""
-    targets = torch.zeros(steps, classes)
-    edges = np.arange(steps + 1) * step_s
-    for k, start_s, end_s in spans:
-        covered = np.clip(np.minimum(edges[1:], end_s) - np.maximum(edges[:-1], start_s), 0, None) / step_s
-        targets[:, k] += torch.from_numpy(covered.astype(np.float32))
-    return targets.clamp(max=1)
-
-
 def load_timelines(context: FitContext) -> TimelineData:
     """Features and labels of all videos.
 
@@ -94,21 +83,19 @@ def load_timelines(context: FitContext) -> TimelineData:
     durations = [table.durations_s[path] for path in paths]
     videos, skipped = extract_videos(context.extract, paths, durations, context.head_input, tubelet)
     index = {name: k for k, name in enumerate(table.classes)}
-    spans: dict[Path, list[TrueSpan]] = {path: [] for path in paths}
+    spans: dict[Path, list[Span]] = {path: [] for path in paths}
     units = dict(zip((row.path for row in table.rows), row_units(table).tolist(), strict=True))
     for row in table.rows:
-        spans[row.path] += [(index[label], *span_of(row, table)) for label in row.labels]
+        spans[row.path] += [Span(index[label], *span_of(row, table)) for label in row.labels]
     exclusive = not any(_overlaps(own) for own in spans.values())
     K = len(table.classes)
-    targets = [step_targets(spans[v.path], len(v.tokens), step_s, K) for v in videos]
+    targets = [torch.from_numpy(span_coverage(spans[v.path], len(v.tokens), step_s, K)) for v in videos]
     classes = table.classes
     if exclusive and any(bool((own.sum(1) < 0.5).any()) for own in targets):
         classes = (*classes, NO_LABEL)
         targets = [torch.cat([own, (1 - own.sum(1, keepdim=True)).clamp(min=0)], dim=1) for own in targets]
     labeled = [
-        LabeledVideo(
-            steps=video, spans=sorted(spans[video.path], key=lambda s: s[1:]), targets=own, unit=units[video.path]
-        )
+        LabeledVideo(steps=video, spans=sorted(spans[video.path], key=_by_start), targets=own, unit=units[video.path])
         for video, own in zip(videos, targets, strict=True)
     ]
     place = {video.path: i for i, video in enumerate(videos)}
@@ -124,9 +111,13 @@ def load_timelines(context: FitContext) -> TimelineData:
     )
 
 
-def _overlaps(spans: Sequence[TrueSpan]) -> bool:
-    ordered = sorted(spans, key=lambda span: span[1:])
-    return any(after[1] < before[2] - 1e-6 for before, after in itertools.pairwise(ordered))
+def _by_start(span: Span) -> tuple[float, float]:
+    return span.start_s, span.end_s
+
+
+def _overlaps(spans: Sequence[Span]) -> bool:
+    ordered = sorted(spans, key=_by_start)
+    return any(after.start_s < before.end_s - _ROUNDING_S for before, after in itertools.pairwise(ordered))
 
 
 def inner_split(context: FitContext, data: TimelineData, train: Sequence[int]) -> tuple[list[int], list[int]]:

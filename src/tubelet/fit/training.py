@@ -73,6 +73,7 @@ RECIPES = {
     "linear": Recipe(learning_rates=(1e-2, 1e-3), weight_decays=(0.01, 0.1, 1.0), steps=400, batch_size=128),
     "mlp": Recipe(learning_rates=(1e-3,), weight_decays=(0.01, 0.1), steps=400, batch_size=128),
     "attentive": Recipe(learning_rates=(1e-3, 3e-4), weight_decays=(0.1,), steps=200, batch_size=32),
+    "temporal": Recipe(learning_rates=(2e-3, 5e-4), weight_decays=(0.05,), steps=300, batch_size=8),
 }
 
 

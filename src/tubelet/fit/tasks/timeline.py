@@ -1,0 +1,318 @@
+"""Labels over time in long videos: which class, from when to when."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tubelet.errors import DataError
+from tubelet.fit.clip_task import OWN
+from tubelet.fit.label_task import FitContext, LabelTask
+from tubelet.fit.result import FitResult, HeldOutError, LearningCurvePoint
+from tubelet.fit.timeline_fit import (
+    NO_LABEL,
+    LabeledVideo,
+    TimelineData,
+    inner_split,
+    load_timelines,
+    timeline_logits,
+    train_timelines,
+)
+from tubelet.fit.training import Candidate, candidates
+from tubelet.heads.head_file import Head, HeadSpec, ModelMetrics, SpanRule
+from tubelet.heads.networks.knn import NearestNeighbors
+from tubelet.heads.spans import Span, decode_spans, fit_span_rules
+from tubelet.pretrained.load import random_init_like
+from tubelet.tasks.common.cache import FeatureCache
+from tubelet.tasks.metrics.timeline import VideoSpans, timeline_metrics
+
+_NEIGHBOR_ROWS = 20_000
+_WORST = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """One kind of head or baseline, trained and measured.
+
+    Attributes:
+        scores: for each held-out video its scores (T, K).
+        rules: rules of the spans, fitted to videos that chose among candidates.
+        metrics: the metrics.
+        networks: the network of each split.
+    """
+
+    scores: list[Tensor]
+    rules: tuple[SpanRule, ...]
+    metrics: ModelMetrics
+    networks: list[nn.Module]
+
+
+def fit(context: FitContext) -> tuple[Head, FitResult]:
+    """Fit a head to labels over time.
+
+    Raises:
+        TubeletError: if videos cannot be read, or there are too few of them.
+    """
+    data = load_timelines(context)
+    best, sweep = _choose(context, data)
+    own = _measure(context, data, best, OWN)
+    baselines = _baselines(context, data, best)
+    network = own.networks[0]
+    if len(data.splits) > 1:  # measured by folds: the head itself learns from all videos
+        (network,) = train_timelines(context, data, [best], range(len(data.videos)))
+    spec = HeadSpec(
+        task=context.task,
+        network=best.network,
+        options=best.options,
+        width=data.videos[0].steps.tokens.shape[-1],
+        classes=data.classes,
+        input=context.head_input,
+        encoder=context.encoder,
+        exclusive=data.exclusive,
+        spans=own.rules,
+        labels_file=context.table.path.name,
+        labels_digest=context.table.digest,
+        labels_rows=len(context.table.rows),
+        scores=(own.metrics, *(baseline.metrics for baseline in baselines)),
+        version=version("tubelet"),
+    )
+    result = FitResult(
+        spec=spec,
+        protocol=_protocol(context, data, best, len(sweep)),
+        counts=_counts(context, data, len(sweep)),
+        confusion=_confusion(data, own) if data.exclusive else None,
+        curve=_curve(context, data, best, own),
+        errors=_errors(data, own),
+        sweep=sweep,
+        examples=dict(Counter(data.classes[span.class_index] for video in data.videos for span in video.spans)),
+        skipped=data.skipped,
+    )
+    return Head(spec, network.cpu()).requires_grad_(False).eval(), result
+
+
+def _choose(context: FitContext, data: TimelineData) -> tuple[Candidate, list[dict[str, object]]]:
+    """The candidate with the highest likelihood of held-back training videos, and the score of each."""
+    config = context.config
+    tried = candidates(config.networks or LABEL_TASK.networks, config, len(data.videos))
+    scores = np.zeros((len(data.splits), len(tried)))
+    for i, (train, _) in enumerate(data.splits):
+        fitting, choosing = inner_split(context, data, train)
+        networks = train_timelines(context, data, tried, fitting)
+        for j, network in enumerate(networks):
+            scores[i, j] = np.mean([_likelihood(data, network, data.videos[k]) for k in choosing])
+    mean = scores.mean(0)
+    if not np.isfinite(mean).any():
+        raise DataError("all heads diverged; lower --learning-rates, or leave them out")
+    best = tried[int(np.where(np.isfinite(mean), mean, -np.inf).argmax())]
+    return best, [{**one.describe(), "score": value} for one, value in zip(tried, mean.tolist(), strict=True)]
+
+
+def _likelihood(data: TimelineData, network: nn.Module, video: LabeledVideo) -> float:
+    logits = timeline_logits(network, video.steps)
+    if data.exclusive:
+        return float((video.targets * logits.log_softmax(-1)).sum(-1).mean())
+    return -float(nn.functional.binary_cross_entropy_with_logits(logits, video.targets))
+
+
+def _scores(data: TimelineData, logits: Tensor) -> Tensor:
+    return logits.softmax(-1) if data.exclusive else logits.sigmoid()
+
+
+def _measure(
+    context: FitContext, data: TimelineData, candidate: Candidate, name: str, train_fraction: float = 1.0
+) -> _Measured:
+    """Train one candidate in each split, fit the rules of its spans, and measure it on the held-out videos."""
+    chosen: list[tuple[int, Tensor]] = []
+    held_out: list[tuple[int, Tensor]] = []
+    networks = []
+    for train, test in data.splits:
+        used = _subset(data, train, train_fraction)
+        fitting, choosing = inner_split(context, data, used)
+        (network,) = _train(context, data, candidate, fitting)
+        chosen += [(i, _scores(data, timeline_logits(network, data.videos[i].steps))) for i in choosing]
+        (network,) = _train(context, data, candidate, used)
+        held_out += [(i, _scores(data, timeline_logits(network, data.videos[i].steps))) for i in test]
+        networks.append(network)
+    rules = _fit_rules(data, chosen)
+    metrics = _metrics(data, [(i, _decode(data, i, scores, rules)) for i, scores in held_out], name)
+    return _Measured(scores=[scores for _, scores in held_out], rules=rules, metrics=metrics, networks=networks)
+
+
+def _train(context: FitContext, data: TimelineData, candidate: Candidate, videos: Sequence[int]) -> list[nn.Module]:
+    if candidate.hparams is not None:
+        return train_timelines(context, data, [candidate], videos)
+    return [_StepNeighbors([data.videos[i] for i in videos], "log" if data.exclusive else "logit")]
+
+
+class _StepNeighbors(nn.Module):
+    """Nearest neighbors of each time step among those of the training videos."""
+
+    def __init__(self, videos: Sequence[LabeledVideo], link: str) -> None:
+        super().__init__()
+        tokens = torch.cat([video.steps.tokens for video in videos])  # (T, S, D)
+        targets = torch.cat([video.targets for video in videos])
+        stride = -(-len(tokens) // _NEIGHBOR_ROWS)
+        tokens, targets = tokens[::stride], targets[::stride]
+        self.neighbors = NearestNeighbors(tokens.shape[-1], targets.shape[1], rows=len(tokens), link=link)
+        self.neighbors.fill(tokens.float().mean(1), targets)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, S, D) -> (B, T, K)."""
+        return self.neighbors(tokens.flatten(0, 1).unsqueeze(1)).unflatten(0, tokens.shape[:2])
+
+
+def _fit_rules(data: TimelineData, chosen: Sequence[tuple[int, Tensor]]) -> tuple[SpanRule, ...]:
+    videos = [data.videos[i] for i, _ in chosen]
+    return tuple(
+        fit_span_rules(
+            [scores.numpy() for _, scores in chosen],
+            [video.spans for video in videos],
+            data.step_s,
+            data.exclusive,
+            [video.steps.duration_s for video in videos],
+        )
+    )
+
+
+def _decode(data: TimelineData, video: int, scores: Tensor, rules: Sequence[SpanRule]) -> list[Span]:
+    found = decode_spans(scores.numpy(), data.step_s, rules, data.exclusive, data.videos[video].steps.duration_s)
+    return [span for span in found if data.classes[span.class_index] != NO_LABEL]
+
+
+def _metrics(data: TimelineData, found: Sequence[tuple[int, list[Span]]], name: str) -> ModelMetrics:
+    names = [label for label in data.classes if label != NO_LABEL]
+    videos = [
+        VideoSpans(truth=data.videos[i].spans, found=spans, duration_s=data.videos[i].steps.duration_s)
+        for i, spans in found
+    ]
+    units = np.array([data.videos[i].unit for i, _ in found])
+    return ModelMetrics(model=name, metrics=timeline_metrics(videos, len(names), units, data.step_s))
+
+
+def _baselines(context: FitContext, data: TimelineData, best: Candidate) -> list[_Measured]:
+    """Majority class, neighbors on pixels, motion energy, and the same head on an encoder of random weights."""
+    twin = random_init_like(context.model, context.config.seed)
+    random = replace(context, model=twin, cache=FeatureCache(context.cache.folder.parent, twin))
+    neighbors = Candidate(network="knn", options={}, hparams=None)
+    pixels = _with_tokens(data, [video.steps.pixels[:, None] for video in data.videos])
+    motion = _with_tokens(data, [video.steps.motion[:, None] for video in data.videos])
+    return [
+        _majority(data),
+        _measure(context, pixels, neighbors, "k-NN on pixels"),
+        _measure(context, motion, best, "motion energy"),
+        _measure(random, load_timelines(random), best, "random weights"),
+    ]
+
+
+def _with_tokens(data: TimelineData, tokens: Sequence[Tensor]) -> TimelineData:
+    """The same videos with other features (T, S, D) of their time steps."""
+    videos = [
+        replace(video, steps=replace(video.steps, tokens=own)) for video, own in zip(data.videos, tokens, strict=True)
+    ]
+    return replace(data, videos=videos)
+
+
+def _majority(data: TimelineData) -> _Measured:
+    """The class of most time, everywhere."""
+    found = []
+    for train, test in data.splits:
+        totals = torch.cat([data.videos[i].targets for i in train]).sum(0)
+        if data.classes[-1] == NO_LABEL:
+            totals = totals[:-1]
+        best = int(totals.argmax())
+        found += [(i, [Span(best, 0.0, data.videos[i].steps.duration_s)]) for i in test]
+    return _Measured(scores=[], rules=(), metrics=_metrics(data, found, "majority class"), networks=[])
+
+
+def _curve(context: FitContext, data: TimelineData, best: Candidate, own: _Measured) -> list[LearningCurvePoint]:
+    """The first metric with fewer labeled videos."""
+    points = []
+    for fraction in (0.25, 0.5):
+        subsets = [_subset(data, train, fraction) for train, _ in data.splits]
+        if min(len({data.videos[i].unit for i in videos}) for videos in subsets) >= 2:
+            metrics = _measure(context, data, best, OWN, fraction).metrics.metrics
+            points.append(LearningCurvePoint(labels=_labels(data, fraction), metric=metrics[0]))
+    return [*points, LearningCurvePoint(labels=_labels(data, 1.0), metric=own.metrics.metrics[0])]
+
+
+def _labels(data: TimelineData, fraction: float) -> int:
+    """Mean number of labeled spans in a fraction of the training videos."""
+    subsets = [_subset(data, train, fraction) for train, _ in data.splits]
+    return round(float(np.mean([sum(len(data.videos[i].spans) for i in videos) for videos in subsets])))
+
+
+def _subset(data: TimelineData, train: Sequence[int], fraction: float) -> list[int]:
+    """The first whole groups of the training videos, a fraction of all."""
+    units = list(dict.fromkeys(data.videos[i].unit for i in train))
+    kept = set(units[: max(1, round(fraction * len(units)))])
+    return [i for i in train if data.videos[i].unit in kept]
+
+
+def _held_out(data: TimelineData) -> list[int]:
+    return [i for _, test in data.splits for i in test]
+
+
+def _confusion(data: TimelineData, own: _Measured) -> np.ndarray:
+    """(K, K) held-out time steps, truth by answer."""
+    K = len(data.classes)
+    matrix = np.zeros((K, K), np.int64)
+    for i, scores in zip(_held_out(data), own.scores, strict=True):
+        np.add.at(matrix, (data.videos[i].targets.argmax(-1).numpy(), scores.argmax(-1).numpy()), 1)
+    return matrix
+
+
+def _errors(data: TimelineData, own: _Measured) -> list[HeldOutError]:
+    """Labeled spans whose class has the lowest scores."""
+    found = []
+    for i, scores in zip(_held_out(data), own.scores, strict=True):
+        video = data.videos[i]
+        for span in video.spans:
+            first, last = int(span.start_s / data.step_s), max(1, round(span.end_s / data.step_s))
+            mean = scores[first : max(last, first + 1)].mean(0)
+            answer = int(mean.argmax())
+            if answer != span.class_index:
+                found.append(
+                    HeldOutError(
+                        path=video.steps.path,
+                        start_s=span.start_s,
+                        end_s=span.end_s,
+                        truth=data.classes[span.class_index],
+                        answer=data.classes[answer],
+                        score=float(mean[answer]),
+                    )
+                )
+    return sorted(found, key=lambda error: -error.score)[:_WORST]
+
+
+def _counts(context: FitContext, data: TimelineData, tried: int) -> dict[str, int]:
+    return {
+        "labeled spans": len(context.table.rows),
+        "videos": len(data.videos),
+        "held-out videos": len(_held_out(data)),
+        "time steps": sum(len(video.targets) for video in data.videos),
+        "folds": len(data.splits),
+        "candidates": tried,
+    }
+
+
+def _protocol(context: FitContext, data: TimelineData, best: Candidate, tried: int) -> str:
+    folds, head_input = len(data.splits), context.head_input
+    measured = (
+        f"Measured by cross-validation in {folds} folds of whole videos and groups; the head in the file is trained on "
+        "all of them"
+        if folds > 1
+        else "Measured on videos and groups that neither the training nor any choice has seen"
+    )
+    return (
+        f"{tried} temporal heads trained side by side on frozen features of windows of {head_input.frames} frames at "
+        f"{head_input.fps:g} per second, {head_input.image_size} px, every {head_input.stride_s:.2f} s; time steps of "
+        f"{data.step_s:.2f} s. The best of them ({best.describe()}) and the rules that turn scores into spans are "
+        f"chosen on a part of the training videos. {measured}."
+    )
+
+
+LABEL_TASK = LabelTask(name="timeline", fit=fit, networks=("temporal",), cells=4, stride_clips=0.5)
