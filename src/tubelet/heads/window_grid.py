@@ -1,8 +1,8 @@
 """Windows of a video on a fixed grid: every time step of the video belongs to exactly one window.
 
-Windows start at multiples of the stride. Of two windows that overlap, each owns the half of the overlap that is nearer
-to its middle, where an encoder sees what comes before and after. The grid does not depend on the length of the video,
-so that a video can be read in one pass, and the same moment has the same features in training and in prediction.
+Windows start at multiples of the stride, but the last one ends with the video. Of two windows that overlap, each owns
+the half of the overlap that is nearer to its middle, where an encoder sees what comes before and after. A video can be
+read in one pass, and the same moment has the same features in training and in prediction.
 """
 
 from collections.abc import Iterator
@@ -65,12 +65,13 @@ def iter_windows(duration_s: float, head_input: HeadInput, tubelet: int) -> Iter
     steps, stride = clip_steps(head_input, tubelet)
     total, margin = count_steps(duration_s, head_input, tubelet), (steps - stride) // 2
     count = max(1, ceil((total - steps) / stride) + 1)
+    owned = 0  # time steps that earlier windows own
     for k in range(count):
-        start = k * stride
+        start = min(k * stride, max(0, total - steps))
         times = frame_times(start * tubelet, head_input.frames, duration_s, head_input.fps)
-        first = margin if k else 0
-        last = min(total - start, steps if k == count - 1 else margin + stride)
-        yield Window(times, first, last, start)
+        end = total if k == count - 1 else k * stride + margin + stride
+        yield Window(times, owned - start, end - start, start)
+        owned = end
 
 
 def frame_times(first: int, count: int, duration_s: float, fps: float) -> NDArray[np.float64]:
