@@ -42,7 +42,7 @@ class Player:
 def make_player(each: MediaPredictions, folder: Path) -> Player:
     """Find what a browser can show of a file, at the times of the tables; of a video perhaps a small copy.
 
-    A copy has the same presentation times, at most 480 lines and no sound. A copy that is newer than its source is kept.
+    A copy has the same presentation times, at most 480 lines and no sound. One that is newer than its source is kept.
 
     Args:
         each: the file.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def write_predictions_page(
         "data": _script_json(data),
         "files": len(files),
         "videos": sum(each.duration_s > 0 for each in files),
-        "hours": sum(each.duration_s for each in files) / 3600,
+        "length": _length(sum(each.duration_s for each in files)),
         "labels": sum(len(each.labels) for each in files),
         "curves": curves,
     }
@@ -102,10 +103,18 @@ def _extremes(values: NDArray[np.float64], points: int) -> NDArray[np.int64]:
         return np.arange(len(values))
     bounds = np.linspace(0, len(values), points // 2 + 1).astype(int)
     kept: set[int] = set()
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         part = np.nan_to_num(values[begin:end])
         kept |= {begin + int(part.argmin()), begin + int(part.argmax())}
     return np.array(sorted(kept))
+
+
+def _length(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} seconds"
 
 
 def _script_json(data: Any) -> Markup:

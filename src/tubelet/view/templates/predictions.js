@@ -54,7 +54,7 @@ class Item {
   }
   describe() {
     const { file } = this, length = file.duration ? ` · ${clock(file.duration)}` : "";
-    return `${file.path === file.name ? "" : file.path}${length}${file.note ? ` · ${file.note}` : ""}`.replace(/^ · /, "");
+    return `${file.path === file.name ? "" : file.path}${length}${file.note && file.link ? ` · ${file.note}` : ""}`.replace(/^ · /, "");
   }
   get spans() { return this.file.spans.filter(visible); }
   get now() { return this.video && this.video.readyState ? this.video.currentTime : this.time; }
@@ -458,6 +458,7 @@ let lastWidth = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== lastWidth) { lastWidth = innerWidth; updateSoon(); } });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", updateSoon);
 
+$("filters").open = innerWidth > 860;
 setLabels(state.on);
 update();
 items.forEach(item => near.observe(item.box));
