@@ -75,6 +75,11 @@ class Bounds:
         return f"{first} {high}{' ' * bool(self.unit)}{self.unit}{other}"
 
 
+@dataclass(frozen=True)
+class ExpandUser:
+    """In an annotation of text that may be a path: a home directory (~) is written out, as in values of type `Path`."""
+
+
 def type_hints(kind: Any) -> dict[str, Any]:
     """Annotations of a class or function by name, including `Annotated`."""
     return _type_hints(kind)
@@ -95,7 +100,8 @@ def check_value(kind: Any, value: Any, name: str, *, strict: bool) -> Any:
         name: name of the value, for the error.
         strict: accept only values of the exact type, as from a file (floats may be written without a fraction).
             Otherwise the value is a setting from a person or program: NumPy numbers, integers for floats, lists for
-            tuples and strings for paths are converted, and text must be usable as a name or path.
+            tuples and strings for paths are converted, and text must be usable as a name or path. Home directories
+            (~) are written out in paths, and in text with `ExpandUser`.
 
     Returns:
         The value, with the type of the annotation.
@@ -106,9 +112,11 @@ def check_value(kind: Any, value: Any, name: str, *, strict: bool) -> Any:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         value = check_value(parts[0], value, name, strict=strict)
-        for bounds in parts[1:]:
-            if isinstance(bounds, Bounds):
-                _check_bounds(value, bounds, name)
+        for mark in parts[1:]:
+            if isinstance(mark, Bounds):
+                _check_bounds(value, mark, name)
+            elif isinstance(mark, ExpandUser) and isinstance(value, str):
+                value = _expand_user(value, name)
         return value
     if origin in (Required, NotRequired):
         return check_value(parts[0], value, name, strict=strict)
@@ -152,8 +160,7 @@ def _check_plain(kind: Any, value: Any, name: str, strict: bool) -> Any:
             raise InvalidValueError(name, f"is {_format_value(text)}, which is not valid text")
         return text
     if kind is Path and not strict and isinstance(value, (str, Path)):
-        check_text(str(value), name)
-        return Path(value)
+        return Path(_expand_user(str(value), name))
     if isinstance(kind, type) and kind not in (int, float, str, Path) and isinstance(value, kind):
         return value
     raise _type_error(kind, value, name)
@@ -167,6 +174,11 @@ def _finite(value: Any, name: str) -> float:
     if not isfinite(number):
         raise InvalidValueError(name, f"is {_format_value(value)}, expected a finite number")
     return number
+
+
+def _expand_user(text: str, name: str) -> str:
+    check_text(text, name)
+    return os.path.expanduser(text)  # noqa: PTH111 - pathlib's changes the rest of the text
 
 
 def check_text(text: str, name: str) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,17 +16,18 @@ from tubelet.errors import ConfigError, TubeletError
 from tubelet.train.trainer import train
 
 
-def evaluator(values, higher_is_better=True, seen=None):
+class evaluator:  # noqa: N801
     """Returns one value after the other."""
-    remaining = iter(values)
 
-    def evaluate(encoder):
-        if seen is not None:
-            seen.append({name: value.clone() for name, value in encoder.state_dict().items()})
+    def __init__(self, values, higher_is_better=True, seen=None):
+        self.values, self.seen = iter(values), seen
+        self.metrics = {"eval_segmentation": higher_is_better, "eval_depth": False}
+
+    def __call__(self, encoder):
+        if self.seen is not None:
+            self.seen.append({name: value.clone() for name, value in encoder.state_dict().items()})
         torch.rand(3)  # a generator that others use too
-        return {"eval_segmentation": (next(remaining), higher_is_better), "eval_depth": (0.25, False)}
-
-    return evaluate
+        return {"eval_segmentation": next(self.values), "eval_depth": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +124,18 @@ def test_what_is_missing_is_named_before_the_first_step(config, media, tmp_path,
     assert "no sample set here" in capsys.readouterr().err
 
 
-def test_a_metric_that_the_evaluation_does_not_have_is_an_error(config, tmp_path):
-    with pytest.raises(TubeletError, match="best_metric is eval_segmentation, but the evaluation has eval_other"):
-        train(config, tmp_path / "run", evaluate=lambda encoder: {"eval_other": (1.0, True)})
+def test_a_metric_that_the_evaluation_does_not_have_is_an_error_before_the_first_step(config, tmp_path):
+    config = replace(config, best_metric="eval_accuracy")
+    with pytest.raises(ConfigError, match="best_metric is 'eval_accuracy', expected one of"):
+        train(config, tmp_path / "run", evaluate=evaluator([]))
+    assert not rows(tmp_path / "run")
+
+
+def test_metrics_of_other_names_choose_the_best_checkpoint_too(config, tmp_path):
+    evaluate = evaluator([0.1, 0.4, 0.2, 0.3])
+    evaluate.metrics = {"eval_segmentation": True, "eval_depth": False}
+    train(replace(config, best_metric="eval_depth"), tmp_path / "run", evaluate=evaluate)
+    assert read_best(tmp_path / "run")["metric"] == "eval_depth" and read_best(tmp_path / "run")["step"] == 2
 
 
 @pytest.mark.slow

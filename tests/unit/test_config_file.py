@@ -57,6 +57,24 @@ def test_a_file_may_name_the_run_that_is_resumed_and_change_its_settings(tmp_pat
     assert made.resume and made.settings == dataclasses.replace(RUN, steps=12) and made._model() == vit_pico()
 
 
+def test_home_directories_are_written_out_in_files_and_in_options(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, json.dumps(to_dict(RUN)), "config.json")
+    path = write(tmp_path, "out: ~/\nresume: true\n")
+    assert command("train", "--config", path).settings == RUN  # read from the run in the home directory
+    text = "data: {sources: [~/a, s3://b/~]}\nout: ~/run\ninit_from: ~/old\neval_data: ~/set\n"
+    words = ["~/a", "s3://b/~", "--out=~/run", "--init-from=~/old", "--eval-data=~/set", "--model=vit-pico"]
+    for made in (command("train", "--config", write(tmp_path, text)), command("train", *words)):
+        assert (made.settings.init_from, made.settings.eval_data) == (f"{tmp_path}/old", f"{tmp_path}/set")
+        assert (made.settings.data.sources, made.out) == ((f"{tmp_path}/a", "s3://b/~"), tmp_path / "run")
+    made = command("embed", "--config", write(tmp_path, "sources: [~/a]\nout: ~/t\nmodel: ~/run\nallow_path: [~/b]"))
+    assert (made.sources, made.out, made.model) == ((f"{tmp_path}/a",), tmp_path / "t", f"{tmp_path}/run")
+    assert made.settings.allow_path == (f"{tmp_path}/b",)
+    made = command("evaluate", "--config", write(tmp_path, "model: ~/run\ndata: ~/set\nbaseline: ~/b\ncache: ~/c\n"))
+    assert (made.model, made.baseline) == (f"{tmp_path}/run", f"{tmp_path}/b")
+    assert (made.data, made.cache) == (tmp_path / "set", tmp_path / "c")
+
+
 def test_flags_complete_what_the_file_only_could_not_mean(tmp_path):
     path = write(tmp_path, "data:\n  source_weights: [0.25, 0.75]\n")
     assert command("train", "a", "b", "--config", path).settings.data.source_weights == (0.25, 0.75)

@@ -17,19 +17,19 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from tubelet.config.fields import SettingError, Settings, check, current_keys, nearest, overlay
+from tubelet.config.fields import PathText, SettingError, Settings, check, current_keys, nearest, overlay
 from tubelet.errors import ConfigError, escape_unprintable
 from tubelet.io.config_file import read_config_file
 from tubelet.value_checks import InvalidValueError, check_text, type_hints
 
 C = TypeVar("C", bound="Command")
-Sources = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")]
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Sources = Annotated[tuple[PathText, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")]
+Model = Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 _ANSI_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
-class Known:
+class Known(Settings):
     """The options that the first phase of parsing reads.
 
     Attributes:
@@ -41,7 +41,7 @@ class Known:
 
     config: Path | None
     out: Path | None
-    model: str | None
+    model: PathText | None
     resume: bool
 
 
@@ -152,8 +152,7 @@ def _known_options(words: Sequence[str]) -> Known:
         found, _ = parser.parse_known_args(list(words))
     except argparse.ArgumentError:  # the second phase reports it
         found = parser.parse_args([])
-    config, out = (Path(path) if path else None for path in (found.config, found.out))
-    return Known(config, out, found.model, found.resume)
+    return Known(found.config, found.out, found.model, found.resume)
 
 
 def _default(kind: type[C], known: Known) -> C:

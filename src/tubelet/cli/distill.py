@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tubelet.cli.train import PatchSize, TrainingCommand, TrainSettings
 from tubelet.config import model_preset, recipes, resized
+from tubelet.config.fields import PathText
 from tubelet.errors import ConfigError
 
 
@@ -19,7 +20,7 @@ class Distill(TrainingCommand):
 
     settings: TrainSettings = field(default_factory=recipes.distill)
     """Settings of the run."""
-    teacher: str | None = None
+    teacher: PathText | None = None
     """The frozen model: a run directory, a .safetensors or released .pt file, a released name, or a Hub id."""
     out: Path
     """Run directory."""

@@ -8,6 +8,7 @@ import tyro
 
 from tubelet.cli.command import ConfigurableCommand, Known, Sources
 from tubelet.config import EmbedConfig
+from tubelet.config.fields import PathText
 from tubelet.console import files_progress, open_console, print_wrapped
 
 
@@ -21,7 +22,7 @@ class Embed(ConfigurableCommand):
         default_factory=EmbedConfig
     )
     """Settings of clips and features."""
-    model: str
+    model: PathText
     """A run directory, a .safetensors or released .pt file, a released name, or a Hub id."""
     out: Path
     """Folder of the table; an interrupted command is continued."""

@@ -8,6 +8,7 @@ import tyro
 
 from tubelet.cli.command import ConfigurableCommand, Model
 from tubelet.config import EvaluateConfig
+from tubelet.config.fields import PathText
 from tubelet.console import open_console, print_wrapped, stages_progress
 from tubelet.io.files import directory_lock
 from tubelet.io.overwrite_checks import check_output
@@ -29,7 +30,7 @@ class Evaluate(ConfigurableCommand):
     task: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(task_names()) + "}")] = "suite"
     """What is evaluated, see docs/evaluate.md. The suite measures segmentation, depth, camera motion and tracking on a
     sample set, compared with a random encoder and raw patches."""
-    baseline: str | None = None
+    baseline: PathText | None = None
     """Another model to compare with: anything that MODEL may be, or "random" for the same network with random
     weights."""
     out: Path | None = None

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from tubelet.cli.command import Command
-from tubelet.config.fields import Frames, Rate, Seed, Side
+from tubelet.config.fields import Frames, PathText, Rate, Seed, Side
 from tubelet.console import open_console
 
 
@@ -17,7 +17,7 @@ class Explain(Command):
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """A video or an image."""
-    model: str = "vit-ti"
+    model: PathText = "vit-ti"
     """A preset (random weights), a run directory, a checkpoint, or a released .pt file."""
     out: Path = Path("explain.html")
     """The page."""

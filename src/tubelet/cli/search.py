@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from tubelet.cli.command import Command
-from tubelet.config.fields import Count
+from tubelet.config.fields import Count, PathText
 from tubelet.console import open_console
 
 
@@ -17,11 +17,11 @@ class Search(Command):
 
     index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
     """A folder that `tubelet embed` wrote."""
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    file: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """The query; a path or a URL."""
     top: Count = 10
     """Number of clips to show."""
-    model: str | None = None
+    model: PathText | None = None
     """The model that computed the table, if it has moved since."""
 
     def run(self) -> None:

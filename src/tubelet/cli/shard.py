@@ -8,7 +8,7 @@ import tyro
 
 from tubelet.cli.command import ConfigurableCommand, Sources
 from tubelet.config import ShardConfig
-from tubelet.config.fields import Fraction
+from tubelet.config.fields import Fraction, PathText
 from tubelet.console import files_progress, open_console, print_wrapped
 from tubelet.value_checks import Bounds
 
@@ -31,7 +31,7 @@ class Shard(ConfigurableCommand):
     """Megabytes of source files per shard."""
     max_failed_fraction: Fraction = 0.05
     """Fraction of the files that may be unreadable before the command stops."""
-    allow_path: tuple[str, ...] = ()
+    allow_path: tuple[PathText, ...] = ()
     """Folders and URLs, besides a manifest's own folder, that the manifest's files may lie in."""
 
     def run(self) -> None:

@@ -9,6 +9,7 @@ from tubelet.config.fields import (
     Count,
     Fraction,
     Frames,
+    PathText,
     Processes,
     Rate,
     Settings,
@@ -62,9 +63,9 @@ class MaskConfig(Settings):
 class DataConfig(Settings):
     """Settings of sources, sampling and clips."""
 
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")] = ()
+    sources: Annotated[tuple[PathText, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")] = ()
     """Folders, media files, globs, lists (CSV, TSV, TXT or JSONL), and folders of shards; paths or URLs."""
-    allow_path: tuple[str, ...] = ()
+    allow_path: tuple[PathText, ...] = ()
     """Folders and URLs, besides a manifest's own folder, that the manifest's files may lie in."""
     source_weights: tuple[Annotated[float, Bounds(0, 1e12, exclusive=True)], ...] = ()
     """Sampling weight of each source, for videos and images separately; by default all files are equally likely."""

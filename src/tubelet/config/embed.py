@@ -6,6 +6,7 @@ from tubelet.config.fields import (
     Count,
     Fraction,
     Frames,
+    PathText,
     Processes,
     Rate,
     Samples,
@@ -39,7 +40,7 @@ class EmbedConfig(Settings):
     prefetch_mb: Count = 2048
     """Maximum of prefetched clips in megabytes (10^6 bytes), at least one batch; fewer workers start if it holds less
     than a batch for each."""
-    allow_path: tuple[str, ...] = ()
+    allow_path: tuple[PathText, ...] = ()
     """Folders and URLs, besides a manifest's own folder, that the manifest's files may lie in."""
     max_failed_fraction: Fraction = 0.05
     """Fraction of the files that may be unreadable before the command stops."""

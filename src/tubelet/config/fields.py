@@ -8,7 +8,15 @@ from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from tubelet.errors import ConfigError
-from tubelet.value_checks import LARGEST_INT, Bounds, InvalidValueError, check_value, describe_type, type_hints
+from tubelet.value_checks import (
+    LARGEST_INT,
+    Bounds,
+    ExpandUser,
+    InvalidValueError,
+    check_value,
+    describe_type,
+    type_hints,
+)
 
 # Maximum over all frames of a clip together: 64 frames of 4K.
 CLIP_PIXELS = 64 * 3840 * 2160
@@ -24,6 +32,8 @@ Fraction = Annotated[float, Bounds(0, 1)]
 # Operating systems wait for at most 2^31 milliseconds.
 Seconds = Annotated[float, Bounds(0, 1e6, exclusive=True, unit="seconds")]
 LearningRate = Annotated[float, Bounds(0, 1e6, exclusive=True)]
+# A path, or what may stand for one: a URL, a released name, a Hub id.
+PathText = Annotated[str, ExpandUser()]
 
 
 S = TypeVar("S", bound="Settings")

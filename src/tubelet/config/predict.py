@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tubelet.config.fields import Count, Fraction, Processes, Samples, Settings
+from tubelet.config.fields import Count, Fraction, PathText, Processes, Samples, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class PredictConfig(Settings):
     """Decoding processes; 0 decodes in the encoding process."""
     prefetch_mb: Count = 2048
     """Maximum of prefetched clips in megabytes (10^6 bytes), at least one batch."""
-    allow_path: tuple[str, ...] = ()
+    allow_path: tuple[PathText, ...] = ()
     """Folders and URLs, besides a manifest's own folder, that the manifest's files may lie in."""
     max_failed_fraction: Fraction = 0.05
     """Fraction of the files that may be unreadable before the command stops."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from tubelet.config.data import DataConfig, MaskConfig
-from tubelet.config.fields import Count, Fraction, LearningRate, Samples, Seconds, Seed, Settings, require
+from tubelet.config.fields import Count, Fraction, LearningRate, PathText, Samples, Seconds, Seed, Settings, require
 from tubelet.config.model import ModelConfig, vit_ti
 from tubelet.value_checks import LARGEST_INT, Bounds
 
@@ -125,9 +125,9 @@ class TrainConfig(Settings):
     precision: Precision = "auto"
     """fp32 or bf16 autocast; auto is bf16 if the device supports it in hardware (on a CPU, from a width of 384); fp8
     additionally multiplies in 8 bits inside the blocks."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Run directory, checkpoint, released .pt file or released name of the initial weights; None is random weights."""
-    distill_from: tyro.conf.Suppress[str | None] = None
+    distill_from: tyro.conf.Suppress[PathText | None] = None
     """Frozen model that replaces the EMA teacher in distillation; anything that `tubelet.load` takes."""
     distill_weights: tyro.conf.Suppress[str | None] = None
     """Identifier of the weights of `distill_from`; set by the run itself."""
@@ -148,10 +148,11 @@ class TrainConfig(Settings):
     eval_every: Annotated[int, Bounds(0, LARGEST_INT)] = 0
     """Steps between evaluations of the teacher on eval_data, whose metrics are logged; 0 is never. Each evaluation has
     to end within process_timeout_s where several processes train."""
-    eval_data: str | None = None
+    eval_data: PathText | None = None
     """A folder that `tubelet sample-data` wrote, on which the teacher is evaluated."""
-    best_metric: Literal["eval_segmentation", "eval_depth", "eval_camera_motion", "eval_tracking"] = "eval_segmentation"
-    """Metric by which the checkpoint in best.json is chosen, which is kept in addition to the newest ones."""
+    best_metric: str = "eval_segmentation"
+    """Metric by which the checkpoint in best.json is chosen, which is kept in addition to the newest ones:
+    eval_segmentation, eval_depth, eval_camera_motion or eval_tracking."""
     sinks: tuple[str, ...] = ("tensorboard",)
     """Where metrics are logged besides metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
 

@@ -6,9 +6,10 @@ linear and solved to their optimum. Segmentation and depth are read off single t
 see `camera_motion`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -168,33 +169,47 @@ def _result(scores: Sequence[SuiteScore], counts: dict[str, int], data: Path, se
     )
 
 
-def teacher_evaluator(config: TrainConfig) -> Callable[[Encoder], dict[str, tuple[float, bool]]] | None:
-    """What evaluates a run's teacher while it trains: by `evaluate_encoder` at the run's own sizes.
+class TeacherEvaluator:
+    """Evaluates a run's teacher while it trains, by `evaluate_encoder` at the run's own sizes.
 
-    Returns:
-        A function of an encoder, which returns (value, whether higher is better) of each task as `eval_TASK`; None for
-        a run that is not evaluated.
+    Attributes:
+        metrics: name of each metric in the rows of metrics -> whether higher is better.
+    """
+
+    metrics = MappingProxyType(
+        {"eval_segmentation": True, "eval_depth": False, "eval_camera_motion": True, "eval_tracking": True}
+    )
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Check that the data set fits the run.
+
+        Args:
+            config: the run, with `eval_data`.
+
+        Raises:
+            TubeletError: `eval_data` is no sample data set, or it does not fit the model.
+        """
+        self.data, self.size, self.seed = Path(config.eval_data or ""), config.data.image_size, config.seed
+        require_sample_set(self.data)
+        self.frames = frames_that_fit(
+            config.data.frames, read_description(self.data)["parameters"]["frames"], config.model.tubelet_size
+        )
+        _view(self.data, config.model, self.size, self.frames)
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        """The value of each metric; NaN where the data set has nothing to measure it on."""
+        result = evaluate_encoder(encoder, self.data, seed=self.seed, image_size=self.size, frames=self.frames)
+        values = {name.partition(",")[0]: metric.value for name, metric in result.metrics.items()}
+        return {name: values.get(name.removeprefix("eval_").replace("_", " "), float("nan")) for name in self.metrics}
+
+
+def teacher_evaluator(config: TrainConfig) -> TeacherEvaluator | None:
+    """What evaluates a run's teacher while it trains; None for a run that is not evaluated.
 
     Raises:
         TubeletError: `config.eval_data` is no sample data set, or it does not fit the model.
     """
-    if not config.eval_every or config.eval_data is None:
-        return None
-    data, size = Path(config.eval_data), config.data.image_size
-    require_sample_set(data)
-    frames = frames_that_fit(
-        config.data.frames, read_description(data)["parameters"]["frames"], config.model.tubelet_size
-    )
-    _view(data, config.model, size, frames)  # refuses what does not fit before the first step
-
-    def evaluate(encoder: Encoder) -> dict[str, tuple[float, bool]]:
-        result = evaluate_encoder(encoder, data, seed=config.seed, image_size=size, frames=frames)
-        return {
-            f"eval_{name.partition(',')[0].replace(' ', '_')}": (metric.value, bool(metric.higher_is_better))
-            for name, metric in result.metrics.items()
-        }
-
-    return evaluate
+    return TeacherEvaluator(config) if config.eval_every else None
 
 
 def require_sample_set(data: Path) -> None:

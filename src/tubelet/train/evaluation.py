@@ -2,15 +2,16 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
 from tubelet.checkpoint.run import BEST, BestRow, prune_checkpoints, read_best
 from tubelet.config import TrainConfig
-from tubelet.errors import ConfigError, FileError, TrainingError
+from tubelet.errors import ConfigError, FileError
 from tubelet.model.encoder import Encoder
 from tubelet.model.lora import merge_adapters
 from tubelet.train.distributed import DistContext
@@ -20,8 +21,15 @@ from tubelet.vjepa import VJEPA
 logger = logging.getLogger(__name__)
 
 
-Evaluator = Callable[[Encoder], Mapping[str, tuple[float, bool]]]
-"""Computes metrics of an encoder in fp32 on the run's device: name -> (value, whether higher is better)."""
+class Evaluator(Protocol):
+    """Computes metrics of an encoder in fp32 on the run's device."""
+
+    @property
+    def metrics(self) -> Mapping[str, bool]:
+        """Name of each metric -> whether higher is better."""
+
+    def __call__(self, encoder: Encoder) -> Mapping[str, float]:
+        """The value of each metric by its name; NaN where it cannot be computed."""
 
 
 class PeriodicEvaluation:
@@ -43,10 +51,14 @@ class PeriodicEvaluation:
             evaluate: Computes the metrics.
 
         Raises:
-            ConfigError: `eval_every` is set and there is no evaluator.
+            ConfigError: `eval_every` is set, and there is no evaluator or it does not compute `best_metric`.
         """
-        if config.eval_every and evaluate is None:
-            raise ConfigError("eval_every is set, but there is nothing to evaluate with: name --eval-data")
+        if config.eval_every:
+            if evaluate is None:
+                raise ConfigError("eval_every is set, but there is nothing to evaluate with: name --eval-data")
+            if config.best_metric not in evaluate.metrics:
+                names = ", ".join(evaluate.metrics) or "no metric"
+                raise ConfigError(f"best_metric is {config.best_metric!r}, expected one of the evaluation's: {names}")
         self.config, self.run, self.model, self.ctx, self.evaluate = config, run, model, ctx, evaluate
         self.best: BestRow | None = None
         self.candidate: BestRow | None = None  # of the last evaluation, where it is better than the best
@@ -77,21 +89,21 @@ class PeriodicEvaluation:
             The metrics by their names in the rows of metrics.
 
         Raises:
-            TubeletError: the evaluation failed, or it has no metric of the name `best_metric`.
+            TubeletError: the evaluation failed.
         """
+        assert self.evaluate is not None
         state = gather_state(self.model.teacher.state_dict(), keep=self.ctx.is_rank0)
         found = self.ctx.run_on_rank0(lambda: self._compute(state))
-        name = self.config.best_metric
-        if name not in found:
-            raise TrainingError(f"best_metric is {name}, but the evaluation has {', '.join(found) or 'no metric'}")
-        (value, higher_is_better), self.candidate = found[name], None
-        sign = 1 if higher_is_better else -1
+        name, self.candidate = self.config.best_metric, None
+        value, sign = found[name], 1 if self.evaluate.metrics[name] else -1
         best = self.best["value"] if self.best is not None and self.best["metric"] == name else -sign * float("inf")
-        if isfinite(value) and sign * value > sign * best:
+        if not isfinite(value):
+            logger.warning("%s is %s after step %d: this checkpoint cannot be the best one", name, value, step)
+        elif sign * value > sign * best:
             self.candidate = {"step": step, "metric": name, "value": value}
-        return {key: each for key, (each, _) in found.items()}
+        return found
 
-    def _compute(self, state: Mapping[str, Tensor]) -> dict[str, tuple[float, bool]]:
+    def _compute(self, state: Mapping[str, Tensor]) -> dict[str, float]:
         assert self.evaluate is not None
         encoder = Encoder(self.config.model)
         encoder.load_state_dict(merge_adapters(state))

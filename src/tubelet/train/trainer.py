@@ -260,8 +260,8 @@ class Trainer:
     def _resolve_config(self) -> Any:
         """Make the config independent of the working directory; returns the frozen teacher of a distillation."""
         config = self.config
-        sources = tuple(s if is_url(s) else str(Path(s).expanduser().absolute()) for s in config.data.sources)
-        eval_data = config.eval_data and str(Path(config.eval_data).expanduser().absolute())
+        sources = tuple(s if is_url(s) else str(Path(s).absolute()) for s in config.data.sources)
+        eval_data = config.eval_data and str(Path(config.eval_data).absolute())
         config = replace(config, data=replace(config.data, sources=sources), eval_data=eval_data)
         if (teacher := load_frozen_teacher(config, self.ctx.device)) is not None:
             config = replace(config, distill_weights=teacher.weights_id)
