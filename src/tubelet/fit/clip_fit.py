@@ -39,7 +39,7 @@ class ClipObjective:
         standardized: whether heads learn targets of mean 0 and standard deviation 1.
         loss: of logits, targets and weights.
         choose: of logits (n, K) and targets (n, K), a number that is higher for a better candidate.
-        answers: logits (n, K) to probabilities or values.
+        answers: logits (n, K) to probabilities; values as they are.
         measure: of answers (n, K), targets (n, K) and units (n,), whose rows belong together: the metrics.
     """
 
@@ -65,8 +65,8 @@ class ClipFit:
         targets: (n, K) of all readable rows.
         units: (n,) rows of one unit belong together.
         held_out: (h,) indices of the held-out rows.
-        logits: (h, K) logits of held-out rows, by heads that did not see them.
-        chosen_logits: (c, K) logits of the rows that the choice was made on, by heads that did not see them.
+        logits: (h, K) logits or values of held-out rows, by heads that did not see them.
+        chosen_logits: (c, K) those of the rows that the choice was made on, by heads that did not see them.
         chosen_targets: (c, K) their targets.
         sweep: settings and score of each candidate.
     """
@@ -229,7 +229,12 @@ def _train(
     train: NDArray[np.int64],
     test: NDArray[np.int64],
 ) -> list[tuple[nn.Module, Tensor, Tensor]]:
-    """Train candidates on some rows; for each its network, its logits (t, K) of test rows, and the targets' scale."""
+    """Train candidates on some rows.
+
+    Returns:
+        For each its network, its logits of test rows or values in the unit of the targets (t, K), and the mean and
+        standard deviation of the targets (2, K), 0 and 1 for classes.
+    """
     features, K = data.features, data.targets.shape[1]
     scale = torch.stack([torch.zeros(K), torch.ones(K)])
     if objective.standardized:
@@ -262,7 +267,7 @@ def _train(
         objective.loss,
         tensor_digest(tokens, targets, weights),
     )
-    return [(network, predict_rows(network, features, test), scale) for network in networks]
+    return [(network, predict_rows(network, features, test) * scale[1] + scale[0], scale) for network in networks]
 
 
 def _options(candidate: Candidate, objective: ClipObjective, rows: int) -> dict[str, Any]:

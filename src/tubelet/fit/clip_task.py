@@ -76,10 +76,10 @@ def fit_clip_task(
     units = fit.units[fit.held_out]
 
     def measure(logits: Tensor, temperature: float = 1.0) -> ModelMetrics:
-        answers = objective.answers(_unscaled(logits / temperature, fit.scale))
+        answers = objective.answers(logits / temperature)
         return ModelMetrics(model=OWN, metrics=objective.measure(answers, targets, units))
 
-    answers = objective.answers(_unscaled(fit.logits / calibration.temperature, fit.scale))
+    answers = objective.answers(fit.logits / calibration.temperature)
     own = measure(fit.logits, calibration.temperature)
     baselines = [
         replace(measure(logits), model=name) for name, logits in _baseline_logits(context, objective, fit, report)
@@ -101,17 +101,13 @@ def fit_clip_task(
     return head, result
 
 
-def _unscaled(logits: Tensor, scale: Tensor) -> Tensor:
-    return logits * scale[1] + scale[0]
-
-
 def _baseline_logits(
     context: FitContext, objective: ClipObjective, fit: ClipFit, report: ClipReport
 ) -> list[tuple[str, Tensor]]:
     """Name and held-out logits (h, K) of each baseline, trained on the same rows as the head."""
     features, K = fit.features, fit.targets.shape[1]
     constant = "majority class" if objective.link != "identity" else "mean value"
-    shares = (fit.targets.mean(0) - fit.scale[0]) / fit.scale[1]
+    shares = fit.targets.mean(0)
     logits = {"log": shares.clamp(min=1e-6).log(), "logit": shares.logit(1e-6), "identity": shares}[objective.link]
     found = [(constant, logits.expand(len(fit.held_out), K))]
     linear = candidates(("linear",), context.config, len(fit.targets))[0]

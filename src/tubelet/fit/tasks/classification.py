@@ -1,0 +1,88 @@
+"""One class for each labeled clip or image."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tubelet.fit.clip_fit import ClipObjective
+from tubelet.fit.clip_task import ClipCalibration, ClipReport, fit_clip_task
+from tubelet.fit.label_task import FitContext, LabelTask
+from tubelet.fit.result import FitResult, ReliabilityBin
+from tubelet.heads.calibration import fit_temperature, reliability_bins
+from tubelet.heads.head_file import Head, MetricInterval
+from tubelet.labels.records import LabelRow, LabelTable
+from tubelet.tasks.metrics.intervals import bootstrap_interval
+from tubelet.tasks.metrics.ranking import balanced_accuracy, macro_f1
+
+NETWORKS = ("linear", "knn", "attentive")
+
+
+def fit(context: FitContext) -> tuple[Head, FitResult]:
+    """Fit a head that gives each clip one class."""
+    names = context.table.classes
+    objective = ClipObjective(
+        link="log",
+        targets=class_targets,
+        standardized=False,
+        loss=cross_entropy,
+        choose=lambda logits, targets: -float(cross_entropy(logits, targets, torch.ones(len(logits)))),
+        answers=lambda logits: logits.softmax(-1),
+        measure=measure,
+    )
+    report = ClipReport(
+        names=names,
+        calibrate=lambda logits, targets: ClipCalibration(temperature=fit_temperature(logits, targets, exclusive=True)),
+        confusion=confusion_matrix,
+        reliability=reliability,
+        describe=lambda answer, target: (names[int(target.argmax())], names[int(answer.argmax())]),
+        badness=lambda answers, targets: answers.max(-1).values * (answers.argmax(-1) != targets.argmax(-1)),
+        exclusive=True,
+    )
+    return fit_clip_task(context, objective, report, NETWORKS)
+
+
+def class_targets(rows: Sequence[LabelRow], table: LabelTable) -> Tensor:
+    """(n, K) float32, one-hot."""
+    index = {name: k for k, name in enumerate(table.classes)}
+    classes = torch.tensor([index[row.labels[0]] for row in rows])
+    return F.one_hot(classes, len(table.classes)).float()
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Mean over rows of the weighted cross-entropy."""
+    return -((targets * logits.log_softmax(-1)).sum(-1) * weights).mean()
+
+
+def measure(answers: Tensor, targets: Tensor, units: NDArray[np.int64]) -> tuple[MetricInterval, ...]:
+    """Top-1 accuracy, balanced accuracy and macro F1 of probabilities (h, K)."""
+    found, truth = answers.argmax(-1).numpy(), targets.argmax(-1).numpy()
+    correct = found == truth
+    return (
+        bootstrap_interval("top-1", lambda rows: 100 * float(correct[rows].mean()), units, unit="%"),
+        bootstrap_interval(
+            "balanced accuracy", lambda rows: 100 * balanced_accuracy(found[rows], truth[rows]), units, unit="%"
+        ),
+        bootstrap_interval("macro F1", lambda rows: 100 * macro_f1(found[rows], truth[rows]), units, unit="%"),
+    )
+
+
+def confusion_matrix(answers: Tensor, targets: Tensor) -> NDArray[np.int64]:
+    """(K, K) rows, truth by answer."""
+    K = answers.shape[1]
+    matrix = np.zeros((K, K), np.int64)
+    np.add.at(matrix, (targets.argmax(-1).numpy(), answers.argmax(-1).numpy()), 1)
+    return matrix
+
+
+def reliability(answers: Tensor, targets: Tensor) -> list[ReliabilityBin]:
+    """The score of the best class against how often it is right."""
+    scores, found = answers.max(-1)
+    bins = reliability_bins(scores.numpy(), (found == targets.argmax(-1)).numpy())
+    return [ReliabilityBin(score=score, accuracy=accuracy, count=count) for score, accuracy, count in bins]
+
+
+LABEL_TASK = LabelTask(name="classification", fit=fit, networks=NETWORKS, cells=8)
