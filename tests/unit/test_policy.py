@@ -20,7 +20,7 @@ LAYERS = (
     "pretrained encoder",
     "datasets labels",
     "train planner embed heads tasks",
-    "fit predict",
+    "fitting prediction",
     "view",
     "cli",
     "__main__",
@@ -31,7 +31,7 @@ INDEPENDENT = {
     ("train", "tasks"),
     ("train", "embed"),
     ("embed", "tasks"),
-    ("fit", "predict"),
+    ("fitting", "prediction"),
 }
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}
 

@@ -33,8 +33,8 @@ class Fit(ConfigurableCommand):
 
     def run(self) -> None:
         """Fit the head, and write it with its report."""
-        from tubelet.fit.run import fit_head, read_label_table
-        from tubelet.fit.suggest import write_suggestions
+        from tubelet.fitting.run import fit_head, read_label_table
+        from tubelet.fitting.suggest import write_suggestions
         from tubelet.pretrained.load import load
         from tubelet.tasks.common.result import require_writable
         from tubelet.view.fit_report import print_scores, write_fit_report

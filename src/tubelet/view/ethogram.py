@@ -10,8 +10,8 @@ from matplotlib.patches import Patch
 
 from tubelet.errors import escape_unprintable
 from tubelet.io.files import atomic_write
-from tubelet.predict.label_colors import assign_colors
-from tubelet.predict.media_predictions import MediaPredictions, labels_by_seconds
+from tubelet.prediction.label_colors import assign_colors
+from tubelet.prediction.media_predictions import MediaPredictions, labels_by_seconds
 
 MAX_ROWS, MAX_LEGEND = 200, 40
 _FAINTEST = 0.25

@@ -14,8 +14,8 @@ from tubelet.data.file_types import MATROSKA, MP4
 from tubelet.data.video.reader import VideoReader
 from tubelet.errors import DecodeError
 from tubelet.io.files import atomic_write
-from tubelet.predict.media_predictions import MediaPredictions
-from tubelet.predict.video_writer import even, write_frames
+from tubelet.prediction.media_predictions import MediaPredictions
+from tubelet.prediction.video_writer import even, write_frames
 
 COPIES = "players"
 COPY_LINES = 480

@@ -11,8 +11,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from tubelet.errors import escape_unprintable
-from tubelet.predict.label_colors import assign_colors
-from tubelet.predict.media_predictions import MediaPredictions, ValueCurve
+from tubelet.prediction.label_colors import assign_colors
+from tubelet.prediction.media_predictions import MediaPredictions, ValueCurve
 from tubelet.view.page import write_page
 from tubelet.view.players import Player, make_player, relative_link
 

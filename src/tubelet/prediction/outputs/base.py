@@ -21,7 +21,7 @@ from tubelet.errors import ConfigError
 from tubelet.grid import Modality
 from tubelet.heads.head_file import Head
 from tubelet.heads.window_grid import Window, step_seconds
-from tubelet.predict.media_predictions import MediaPredictions
+from tubelet.prediction.media_predictions import MediaPredictions
 
 Floats = NDArray[np.float32]
 Seconds = NDArray[np.float64]

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet.fit.clip_fit import ClipObjective
-from tubelet.fit.clip_task import ClipCalibration, ClipReport, fit_clip_task
-from tubelet.fit.label_task import FitContext, LabelTask
-from tubelet.fit.result import FitResult, ReliabilityBin
+from tubelet.fitting.clip_fit import ClipObjective
+from tubelet.fitting.clip_task import ClipCalibration, ClipReport, fit_clip_task
+from tubelet.fitting.label_task import FitContext, LabelTask
+from tubelet.fitting.result import FitResult, ReliabilityBin
 from tubelet.heads.calibration import fit_temperature, reliability_bins
 from tubelet.heads.head_file import Head, MetricInterval
 from tubelet.labels.records import LabelRow, LabelTable

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet.fit.clip_fit import ClipObjective
-from tubelet.fit.clip_task import ClipCalibration, ClipReport, fit_clip_task
-from tubelet.fit.label_task import FitContext, LabelTask
-from tubelet.fit.result import FitResult
+from tubelet.fitting.clip_fit import ClipObjective
+from tubelet.fitting.clip_task import ClipCalibration, ClipReport, fit_clip_task
+from tubelet.fitting.label_task import FitContext, LabelTask
+from tubelet.fitting.result import FitResult
 from tubelet.heads.head_file import Head, MetricInterval
 from tubelet.labels.records import LabelRow, LabelTable
 from tubelet.tasks.metrics.intervals import bootstrap_interval

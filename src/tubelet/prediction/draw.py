@@ -16,9 +16,9 @@ from tubelet.data.containers import Media
 from tubelet.data.decode import Video
 from tubelet.errors import escape_unprintable
 from tubelet.io.files import atomic_write
-from tubelet.predict.label_colors import assign_colors, rgb
-from tubelet.predict.media_predictions import MediaPredictions, ValueCurve, labels_by_seconds
-from tubelet.predict.video_writer import even, write_frames
+from tubelet.prediction.label_colors import assign_colors, rgb
+from tubelet.prediction.media_predictions import MediaPredictions, ValueCurve, labels_by_seconds
+from tubelet.prediction.video_writer import even, write_frames
 
 MIN_LINES, MIN_COLUMNS = 480, 480
 WHOLE_S, WINDOW_S = 120.0, 60.0  # a longer video is shown in a window that moves along

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tubelet.errors import DataError
-from tubelet.fit.features import ClipFeatures, extract_rows, mean_by_row
-from tubelet.fit.label_task import FitContext
-from tubelet.fit.training import Candidate, Loss, candidates, clip_batches, tensor_digest, train_candidates
+from tubelet.fitting.features import ClipFeatures, extract_rows, mean_by_row
+from tubelet.fitting.label_task import FitContext
+from tubelet.fitting.training import Candidate, Loss, candidates, clip_batches, tensor_digest, train_candidates
 from tubelet.heads.head_file import MetricInterval, get_network
 from tubelet.heads.networks.knn import Link
 from tubelet.labels.records import LabelError, LabelRow, LabelTable

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 
 from tubelet.errors import ConfigError
-from tubelet.predict.outputs.base import HeadOutput
+from tubelet.prediction.outputs.base import HeadOutput
 
 
 def output_kind(task: str) -> type[HeadOutput]:

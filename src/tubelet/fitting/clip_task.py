@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet.fit.clip_fit import ClipFit, ClipObjective, fit_clips, held_out_logits
-from tubelet.fit.features import ClipFeatures, span_of
-from tubelet.fit.label_task import FitContext
-from tubelet.fit.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin
-from tubelet.fit.training import Candidate, candidates
+from tubelet.fitting.clip_fit import ClipFit, ClipObjective, fit_clips, held_out_logits
+from tubelet.fitting.features import ClipFeatures, span_of
+from tubelet.fitting.label_task import FitContext
+from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin
+from tubelet.fitting.training import Candidate, candidates
 from tubelet.heads.head_file import Head, HeadSpec, ModelMetrics
 from tubelet.heads.novelty import NoveltyModel, novelty_quantiles
 from tubelet.pretrained.load import random_init_like

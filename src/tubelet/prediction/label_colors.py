@@ -3,7 +3,7 @@
 import colorsys
 from collections.abc import Iterable, Sequence
 
-from tubelet.predict.records import NONE_OF_THESE
+from tubelet.prediction.records import NONE_OF_THESE
 
 # Okabe and Ito, "Color Universal Design" (2008), without black, which dark pages hide. Yellow comes late: it is faint
 # on white.

@@ -10,8 +10,8 @@ import numpy as np
 from tubelet.config import FitConfig
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
 from tubelet.errors import MissingFileError
-from tubelet.fit.label_task import FitContext, LabelTask, Split, get_label_task
-from tubelet.fit.result import FitResult
+from tubelet.fitting.label_task import FitContext, LabelTask, Split, get_label_task
+from tubelet.fitting.result import FitResult
 from tubelet.heads.head_file import Head, HeadInput
 from tubelet.heads.window_grid import clip_steps
 from tubelet.labels.checks import check_labels

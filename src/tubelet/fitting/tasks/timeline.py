@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import DataError
-from tubelet.fit.clip_task import OWN
-from tubelet.fit.label_task import FitContext, LabelTask
-from tubelet.fit.result import FitResult, HeldOutError, LearningCurvePoint
-from tubelet.fit.timeline_fit import (
+from tubelet.fitting.clip_task import OWN
+from tubelet.fitting.label_task import FitContext, LabelTask
+from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint
+from tubelet.fitting.timeline_fit import (
     NO_LABEL,
     LabeledVideo,
     TimelineData,
@@ -22,7 +22,7 @@ from tubelet.fit.timeline_fit import (
     timeline_logits,
     train_timelines,
 )
-from tubelet.fit.training import Candidate, candidates
+from tubelet.fitting.training import Candidate, candidates
 from tubelet.heads.head_file import Head, HeadSpec, ModelMetrics, SpanRule
 from tubelet.heads.networks.knn import NearestNeighbors
 from tubelet.heads.spans import Span, decode_spans, fit_span_rules

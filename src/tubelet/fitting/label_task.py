@@ -9,8 +9,8 @@ from functools import partial
 from tubelet.config import FitConfig
 from tubelet.config.fields import nearest
 from tubelet.errors import ConfigError
-from tubelet.fit.features import Extract
-from tubelet.fit.result import FitResult
+from tubelet.fitting.features import Extract
+from tubelet.fitting.result import FitResult
 from tubelet.heads.head_file import EncoderId, Head, HeadInput
 from tubelet.labels.records import LabelTable
 from tubelet.pretrained.backbone import Backbone
@@ -71,7 +71,7 @@ class FitContext:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTask:
-    """A task on labels. The module of the same name in `tubelet.fit.tasks` defines it as `LABEL_TASK`.
+    """A task on labels. The module of the same name in `tubelet.fitting.tasks` defines it as `LABEL_TASK`.
 
     Attributes:
         name: name on the command line.
@@ -92,7 +92,7 @@ class LabelTask:
 
 def label_task_names() -> list[str]:
     """Names of all tasks on labels."""
-    package = importlib.import_module("tubelet.fit.tasks")
+    package = importlib.import_module("tubelet.fitting.tasks")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
@@ -105,5 +105,5 @@ def get_label_task(name: str) -> LabelTask:
     known = label_task_names()
     if name not in known:
         raise ConfigError(f"task is {name!r}, expected one of {', '.join(known)}{nearest(name, known)}")
-    task: LabelTask = importlib.import_module(f"tubelet.fit.tasks.{name}").LABEL_TASK
+    task: LabelTask = importlib.import_module(f"tubelet.fitting.tasks.{name}").LABEL_TASK
     return task

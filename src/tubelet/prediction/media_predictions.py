@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.predict.records import Prediction, ValuePrediction
+from tubelet.prediction.records import Prediction, ValuePrediction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import FitConfig
-from tubelet.fit.label_task import FitContext
+from tubelet.fitting.label_task import FitContext
 from tubelet.heads.head_file import get_network
 from tubelet.heads.training import EpochBatches, HeadSchedule, HParams, train_heads
 from tubelet.heads.training_state import state_path

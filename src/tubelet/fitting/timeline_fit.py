@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.errors import BadFile, DataError
-from tubelet.fit.features import VideoSteps, extract_videos, span_of
-from tubelet.fit.label_task import FitContext
-from tubelet.fit.training import Candidate, tensor_digest, train_candidates
+from tubelet.fitting.features import VideoSteps, extract_videos, span_of
+from tubelet.fitting.label_task import FitContext
+from tubelet.fitting.training import Candidate, tensor_digest, train_candidates
 from tubelet.heads.head_file import get_network
 from tubelet.heads.spans import Span, span_coverage
 from tubelet.heads.window_grid import step_seconds
