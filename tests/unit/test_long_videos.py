@@ -11,8 +11,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.commands import run_tubelet
+from tests.helpers.video_copies import write_edit_list_copy, write_variable_rate_copy
+from tubelet.data.decode import Video
 from tubelet.errors import TubeletError
 from tubelet.sample_data import CLASSES, MOTIONS, read_truth, write_long_videos, write_sample_data
 from tubelet.sample_data.long_videos import plan_long_videos
@@ -145,3 +148,41 @@ def test_command_writes_long_videos(sample_set: Path, tmp_path: Path) -> None:
         done = run_tubelet(*words)
         assert done.returncode == 0, done.stderr
         assert expected in " ".join(done.stdout.split())
+
+
+def test_copies_of_a_long_video_show_the_same_frames_at_the_same_times(labeled_set: Path, tmp_path: Path) -> None:
+    source = labeled_set / "labels" / "val" / "0000.mp4"
+    variable = write_variable_rate_copy(source, tmp_path / "variable.mp4")
+    edited = write_edit_list_copy(source, tmp_path / "edited.mp4")
+    pixels, durations = [], []
+    for path in (source, variable, edited):
+        with Video(path) as video:
+            durations.append(video.info.duration_s)
+            times = (np.arange(round(video.info.duration_s * FPS)) + 0.5) / FPS
+            pixels.append(video.clips([times])[0].pixels.numpy())
+    assert durations == pytest.approx([durations[0]] * 3, abs=0.02)
+    assert (pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all()
+    with av.open(str(variable)) as container:
+        steps = np.diff([float(frame.time or 0) for frame in container.decode(video=0)])
+    assert steps.min() < 0.5 * steps.max()
+
+
+def test_masks_and_depth_maps_are_those_of_the_truth(labeled_set: Path) -> None:
+    labels = labeled_set / "labels"
+    names = {row["index"]: row["name"] for row in rows_of(labels / "segmentation.legend.csv")}
+    assert list(names.values()) == list(CLASSES[1:])
+    masks, depths = rows_of(labels / "segmentation.csv"), rows_of(labels / "depth.csv")
+    assert len(masks) == len(depths) == 8
+    for mask, depth in zip(masks, depths, strict=True):
+        image = (labels / mask["path"]).resolve()
+        assert image == (labels / depth["path"]).resolve() and image.is_file()
+        truth = read_truth(labeled_set / mask["split"] / "truth" / "images" / f"{image.stem}.npz")
+        assert truth.level == mask["group"] == depth["group"]
+        classes = np.asarray(Image.open(labels / mask["mask"]))
+        assert {names[str(k)] for k in np.unique(classes) if k != 255} <= set(CLASSES)
+        assert (np.where(classes == 255, 0, classes) == truth.classes[0]).all()
+        millimeters = np.asarray(Image.open(labels / depth["depth"]))
+        assert millimeters.dtype == np.uint16
+        known = np.isfinite(truth.depth[0])
+        np.testing.assert_allclose(millimeters[known], 1000 / 32 * truth.depth[0][known], atol=0.51)
+        assert not millimeters[~known].any()

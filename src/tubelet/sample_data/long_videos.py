@@ -7,6 +7,9 @@ labels/{train,val}/NNNN.mp4   the long videos
 labels/motion.csv             path, start_s, end_s, label: the motion of the camera; split; group: the level
 labels/speed.csv              path, start_s, end_s; numbers from the poses of the camera; split, group
 labels/objects.csv            path, start_s, end_s, label: classes of visible objects, joined by "|"; split, group
+labels/segmentation.csv       path of an image, mask: a PNG of class indices; split, group
+labels/segmentation.legend.csv  index, name
+labels/depth.csv              path of an image, depth: a 16-bit PNG in millimeters, 0 where unknown; split, group
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +24,13 @@ from numpy.typing import NDArray
 from tubelet.data.decode import read_frames
 from tubelet.errors import ConfigError
 from tubelet.io.files import write_directory_once
+from tubelet.sample_data.layouts.frames import known_meters, to_millimeters, write_map
 from tubelet.sample_data.media import H264, write_rows, write_video
 from tubelet.sample_data.truth import (
     CLASSES,
     FIRST_OBJECT,
     UNITS_PER_METER,
+    VOID,
     ClipTruth,
     SampleEntry,
     read_description,
@@ -37,6 +42,7 @@ FOLDER = "labels"
 SPLITS = ("train", "val")
 MIN_CLIPS = 2  # of a long video; with fewer nothing changes in it
 SMALLEST = 1 / 256  # of a frame; smaller objects are too few pixels to recognize
+IGNORED = 255  # in masks: pixels that do not count
 _SPEEDS = ("forward_m_per_s", "right_m_per_s", "turn_left_deg_per_s")
 _H264 = H264 | {"g": "16"}  # quick to enter anywhere
 
@@ -179,10 +185,31 @@ def _write(root: Path, out: Path, videos: Sequence[LongVideo]) -> dict[str, int]
             names = "|".join(visible_objects(truth, shown))
             objects.append((video.path, *span, names, video.split, video.level))
     spans, about = ("path", "start_s", "end_s"), ("split", "group")
+    images = _write_maps(root, out)
     write_rows(out / "motion.csv", [(*spans, "label", *about), *motions])
     write_rows(out / "speed.csv", [(*spans, *_SPEEDS, *about), *speeds])
     write_rows(out / "objects.csv", [(*spans, "label", *about), *objects])
-    return {"long videos": len(videos), "rows of motion.csv": len(motions), "rows of speed.csv": len(speeds)}
+    return {"long videos": len(videos), "spans of one motion": len(motions), "masks and depth maps": images}
+
+
+def _write_maps(root: Path, out: Path) -> int:
+    """Write masks and depth maps of the images and their tables; returns the number of images."""
+    masks: list[tuple[object, ...]] = [("path", "mask", "split", "group")]
+    depths: list[tuple[object, ...]] = [("path", "depth", "split", "group")]
+    for split in SPLITS:
+        for entry in read_index(root, split, "images"):
+            truth, name = read_truth(entry.truth), f"{split}/{entry.media.stem}.png"
+            classes = truth.classes[0]
+            write_map(out / "masks" / name, np.where(classes == VOID, IGNORED, classes).astype(np.uint8))
+            write_map(out / "depth" / name, to_millimeters(known_meters(truth.depth[0])))
+            path = f"../{split}/images/{entry.media.name}"
+            masks.append((path, f"masks/{name}", split, entry.level))
+            depths.append((path, f"depth/{name}", split, entry.level))
+    write_rows(out / "segmentation.csv", masks)
+    legend = [("index", "name"), *((k, name) for k, name in enumerate(CLASSES) if k != VOID)]
+    write_rows(out / "segmentation.legend.csv", legend)
+    write_rows(out / "depth.csv", depths)
+    return len(masks) - 1
 
 
 def _pixels(video: LongVideo) -> list[NDArray[np.uint8]]:

@@ -45,10 +45,20 @@ def frames_of(root: Path, split: str) -> Iterator[LabeledFrame]:
             truth = read_truth(entry.truth)
             middle = len(truth.classes) // 2
             pixels = read_image(entry.media) if kind == "images" else read_frames(entry.media).pixels[middle]
-            meters = truth.depth[middle] / UNITS_PER_METER
-            known = np.isfinite(meters) & (meters > 0)
-            yield LabeledFrame(number, entry.level, pixels.numpy(), truth.classes[middle], np.where(known, meters, 0))
+            meters = known_meters(truth.depth[middle])
+            yield LabeledFrame(number, entry.level, pixels.numpy(), truth.classes[middle], meters)
             number += 1
+
+
+def known_meters(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Depth in map units as meters; 0 where it is not known, and in the sky."""
+    meters = depth / UNITS_PER_METER
+    return np.where(np.isfinite(meters) & (meters > 0), meters, 0)
+
+
+def to_millimeters(meters: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Meters as the 16-bit values of a depth PNG; 0 stays 0."""
+    return np.clip(np.rint(1000 * meters), 0, 65535).astype(np.uint16)
 
 
 def write_image(path: Path, pixels: NDArray[np.uint8]) -> None:

@@ -4,9 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from tubelet.sample_data.layouts.frames import frames_of, write_image, write_map
+from tubelet.sample_data.layouts.frames import frames_of, to_millimeters, write_image, write_map
 
 FOCAL_LENGTH = 518.8579  # what the benchmark's own lists say of every image
 
@@ -21,8 +19,7 @@ def write_nyuv2(root: Path, out: Path) -> Mapping[str, int]:
             scene = frame.level.lower()
             image, depth = (f"{scene}/{what}{seen[scene]:05d}" for what in ("rgb_", "sync_depth_"))
             write_image(base / folder / f"{image}.jpg", frame.pixels)
-            millimeters = np.clip(np.rint(1000 * frame.meters), 0, 65535).astype(np.uint16)
-            write_map(base / folder / f"{depth}.png", millimeters)
+            write_map(base / folder / f"{depth}.png", to_millimeters(frame.meters))
             lines.append(f"/{image}.jpg /{depth}.png {FOCAL_LENGTH}\n")
             seen[scene] += 1
         (base / f"nyudepthv2_{name}_files_with_gt.txt").write_text("".join(lines))
