@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         TrainingError,
         TubeletError,
     )
+    from tubelet.fitting.api import fit
+    from tubelet.heads.head_file import Head, load_head
     from tubelet.pretrained.dense_features import DenseFeatures
     from tubelet.pretrained.load import load
 
@@ -27,18 +29,24 @@ __all__ = [
     "DecodeError",
     "DenseFeatures",
     "FileError",
+    "Head",
     "MissingFileError",
     "MissingPackageError",
     "TrainingError",
     "TubeletError",
     "Video",
     "__version__",
+    "fit",
     "load",
+    "load_head",
 ]
 
 _MODULES = {
     "DenseFeatures": "tubelet.pretrained.dense_features",
+    "Head": "tubelet.heads.head_file",
     "Video": "tubelet.data.decode",
+    "fit": "tubelet.fitting.api",
+    "load_head": "tubelet.heads.head_file",
     "load": "tubelet.pretrained.load",
 }
 

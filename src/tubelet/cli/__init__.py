@@ -20,6 +20,7 @@ from tubelet.cli.distill import Distill
 from tubelet.cli.embed import Embed
 from tubelet.cli.evaluate import Evaluate
 from tubelet.cli.explain import Explain
+from tubelet.cli.fit import Fit
 from tubelet.cli.report import Report
 from tubelet.cli.sample_data import SampleData
 from tubelet.cli.search import Search
@@ -47,6 +48,7 @@ COMMANDS: dict[str, type[Command]] = {
     "distill": Distill,
     "sample-data": SampleData,
     "shard": Shard,
+    "fit": Fit,
     "evaluate": Evaluate,
     "embed": Embed,
     "search": Search,

@@ -1,16 +1,22 @@
 """`tubelet fit`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from rich.table import Table
+from rich.text import Text
 
 from tubelet.cli.command import ConfigurableCommand
 from tubelet.config import FitConfig
 from tubelet.console import open_console, print_wrapped, stages_progress
 from tubelet.io.files import directory_lock
 from tubelet.io.overwrite_checks import check_output
+
+if TYPE_CHECKING:
+    from tubelet.heads.head_file import ModelMetrics
 
 Labels = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LABELS")]
 
@@ -37,7 +43,7 @@ class Fit(ConfigurableCommand):
         from tubelet.fitting.suggest import write_suggestions
         from tubelet.pretrained.load import load
         from tubelet.tasks.common.result import require_writable
-        from tubelet.view.fit_report import print_scores, write_fit_report
+        from tubelet.view.fit_report import write_fit_report
 
         report, suggestions = self.out.with_suffix(".report.html"), self.out.with_suffix(".suggestions.csv")
         check_output(self.out, "head", [self.labels, self.model])
@@ -54,5 +60,15 @@ class Fit(ConfigurableCommand):
             write_fit_report(result, report)
             if self.settings.suggest:
                 write_suggestions(result.suggestions, suggestions)
-        print_scores(result, console)
+        console.print(_scores(result.spec.scores))
         print_wrapped(console, f"{self.out}, {report}" + f", {suggestions}" * bool(self.settings.suggest))
+
+
+def _scores(scores: "Sequence[ModelMetrics]") -> Table:
+    """The metrics of the head and of the baselines, with 95 % intervals."""
+    table = Table("held-out files", *(score.model for score in scores), box=None)
+    for metric in scores[0].metrics:
+        own = {score.model: {one.name: one for one in score.metrics}.get(metric.name) for score in scores}
+        arrow = " ↑" if metric.higher_is_better else " ↓"
+        table.add_row(Text(metric.name + arrow), *(Text("" if one is None else str(one)) for one in own.values()))
+    return table
