@@ -26,7 +26,7 @@ from tubelet.labels.records import LabelError, LabelRow, LabelTable
 from tubelet.labels.splits import row_units, split_rows
 
 Targets = Callable[[Sequence[LabelRow], LabelTable], Tensor]
-Measure = Callable[[Tensor, Tensor, NDArray[np.int64]], tuple[MetricInterval, ...]]
+Measure = Callable[[Tensor, Tensor, NDArray[np.int64], Sequence[float]], tuple[MetricInterval, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,8 @@ class ClipObjective:
         loss: of logits, targets and weights.
         choose: of logits (n, K) and targets (n, K), a number that is higher for a better candidate.
         answers: logits (n, K) to probabilities; values as they are.
-        measure: of answers (n, K), targets (n, K) and units (n,), whose rows belong together: the metrics.
+        measure: of answers (n, K), targets (n, K), units (n,), whose rows belong together, and thresholds (K,) if any:
+            the metrics.
     """
 
     link: Link

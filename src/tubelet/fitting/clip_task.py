@@ -75,14 +75,15 @@ def fit_clip_task(
     targets = fit.targets[torch.from_numpy(fit.held_out)]
     units = fit.units[fit.held_out]
 
-    def measure(logits: Tensor, temperature: float = 1.0) -> ModelMetrics:
-        answers = objective.answers(logits / temperature)
-        return ModelMetrics(model=OWN, metrics=objective.measure(answers, targets, units))
+    def measure(logits: Tensor, calibrated: ClipCalibration) -> ModelMetrics:
+        answers = objective.answers(logits / calibrated.temperature)
+        return ModelMetrics(model=OWN, metrics=objective.measure(answers, targets, units, calibrated.thresholds))
 
     answers = objective.answers(fit.logits / calibration.temperature)
-    own = measure(fit.logits, calibration.temperature)
+    own = measure(fit.logits, calibration)
     baselines = [
-        replace(measure(logits), model=name) for name, logits in _baseline_logits(context, objective, fit, report)
+        replace(measure(logits, ClipCalibration()), model=name)
+        for name, logits in _baseline_logits(context, objective, fit, report)
     ]
     spec = _spec(context, fit, report, calibration, (own, *baselines))
     head = _head(spec, fit)
@@ -92,7 +93,7 @@ def fit_clip_task(
         counts=_counts(context, fit),
         confusion=report.confusion(answers, targets) if report.confusion else None,
         reliability=report.reliability(answers, targets),
-        curve=_curve(context, objective, fit, measure, own),
+        curve=_curve(context, objective, fit, lambda logits: measure(logits, calibration), own),
         errors=_errors(context, fit, report, answers, targets),
         sweep=fit.sweep,
         examples=_examples(context, fit, report),

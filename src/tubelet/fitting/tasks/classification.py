@@ -13,10 +13,9 @@ from tubelet.fitting.clip_task import ClipCalibration, ClipReport, fit_clip_task
 from tubelet.fitting.label_task import FitContext, LabelTask
 from tubelet.fitting.result import FitResult, ReliabilityBin
 from tubelet.heads.calibration import fit_temperature, reliability_bins
-from tubelet.heads.head_file import Head, MetricInterval
+from tubelet.heads.head_file import Head
 from tubelet.labels.records import LabelRow, LabelTable
-from tubelet.tasks.metrics.intervals import bootstrap_interval
-from tubelet.tasks.metrics.ranking import balanced_accuracy, macro_f1
+from tubelet.tasks.metrics.ranking import classification_metrics
 
 NETWORKS = ("linear", "knn", "attentive")
 
@@ -31,7 +30,7 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         loss=cross_entropy,
         choose=lambda logits, targets: -float(cross_entropy(logits, targets, torch.ones(len(logits)))),
         answers=lambda logits: logits.softmax(-1),
-        measure=measure,
+        measure=lambda answers, targets, units, _: classification_metrics(answers, targets.argmax(-1), units),
     )
     report = ClipReport(
         names=names,
@@ -55,19 +54,6 @@ def class_targets(rows: Sequence[LabelRow], table: LabelTable) -> Tensor:
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Mean over rows of the weighted cross-entropy."""
     return -((targets * logits.log_softmax(-1)).sum(-1) * weights).mean()
-
-
-def measure(answers: Tensor, targets: Tensor, units: NDArray[np.int64]) -> tuple[MetricInterval, ...]:
-    """Top-1 accuracy, balanced accuracy and macro F1 of probabilities (h, K)."""
-    found, truth = answers.argmax(-1).numpy(), targets.argmax(-1).numpy()
-    correct = found == truth
-    return (
-        bootstrap_interval("top-1", lambda rows: 100 * float(correct[rows].mean()), units, unit="%"),
-        bootstrap_interval(
-            "balanced accuracy", lambda rows: 100 * balanced_accuracy(found[rows], truth[rows]), units, unit="%"
-        ),
-        bootstrap_interval("macro F1", lambda rows: 100 * macro_f1(found[rows], truth[rows]), units, unit="%"),
-    )
 
 
 def confusion_matrix(answers: Tensor, targets: Tensor) -> NDArray[np.int64]:

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.fitting.clip_fit import ClipObjective
@@ -13,10 +11,9 @@ from tubelet.fitting.clip_task import ClipCalibration, ClipReport, fit_clip_task
 from tubelet.fitting.label_task import FitContext, LabelTask
 from tubelet.fitting.result import FitResult, ReliabilityBin
 from tubelet.heads.calibration import fit_temperature, fit_thresholds, reliability_bins
-from tubelet.heads.head_file import Head, MetricInterval
+from tubelet.heads.head_file import Head
 from tubelet.labels.records import LabelRow, LabelTable
-from tubelet.tasks.metrics.intervals import bootstrap_interval
-from tubelet.tasks.metrics.multilabel import mean_average_precision, micro_f1
+from tubelet.tasks.metrics.multilabel import multilabel_metrics
 
 NETWORKS = ("linear", "knn", "attentive")
 _EVEN = 0.5
@@ -32,7 +29,9 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         loss=binary_cross_entropy,
         choose=lambda logits, targets: -float(binary_cross_entropy(logits, targets, torch.ones(len(logits)))),
         answers=torch.sigmoid,
-        measure=measure,
+        measure=lambda answers, targets, units, thresholds: multilabel_metrics(
+            answers, targets > _EVEN, units, thresholds or _EVEN
+        ),
     )
     report = ClipReport(
         names=names,
@@ -55,15 +54,6 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Te
     """Mean over rows and classes of the weighted cross-entropy of each class's presence."""
     each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
     return (each * weights).mean()
-
-
-def measure(answers: Tensor, targets: Tensor, units: NDArray[np.int64]) -> tuple[MetricInterval, ...]:
-    """Mean average precision and micro F1 of probabilities (h, K)."""
-    found, truth = answers.numpy(), targets.numpy() > _EVEN
-    return (
-        bootstrap_interval("mAP", lambda rows: 100 * mean_average_precision(found[rows], truth[rows]), units, unit="%"),
-        bootstrap_interval("micro F1", lambda rows: 100 * micro_f1(found[rows] > _EVEN, truth[rows]), units, unit="%"),
-    )
 
 
 def _calibrate(logits: Tensor, targets: Tensor) -> ClipCalibration:

@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.fitting.clip_fit import ClipObjective
 from tubelet.fitting.clip_task import ClipCalibration, ClipReport, fit_clip_task
 from tubelet.fitting.label_task import FitContext, LabelTask
 from tubelet.fitting.result import FitResult
-from tubelet.heads.head_file import Head, MetricInterval
+from tubelet.heads.head_file import Head
 from tubelet.labels.records import LabelRow, LabelTable
-from tubelet.tasks.metrics.intervals import bootstrap_interval
-from tubelet.tasks.metrics.values import r_squared, root_mean_square_error
+from tubelet.tasks.metrics.values import value_metrics
 
 NETWORKS = ("linear", "knn", "attentive")
 
@@ -24,11 +21,6 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
     names = context.table.targets
     spread = torch.tensor([row.values for row in context.table.rows]).std(0, correction=0).clamp(min=1e-12)
 
-    def measure(answers: Tensor, targets: Tensor, units: NDArray[np.int64]) -> tuple[MetricInterval, ...]:
-        found, truth = answers.numpy(), targets.numpy()
-        overall = bootstrap_interval("R²", lambda rows: float(np.mean(r_squared(found[rows], truth[rows]))), units)
-        return (overall, *(_error(name, found[:, k], truth[:, k], units) for k, name in enumerate(names)))
-
     objective = ClipObjective(
         link="identity",
         targets=value_targets,
@@ -36,7 +28,7 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         loss=squared_error,
         choose=lambda values, targets: -float(((values - targets) / spread).square().mean()),
         answers=lambda values: values,
-        measure=measure,
+        measure=lambda answers, targets, units, _: value_metrics(answers, targets, units, names),
     )
     report = ClipReport(
         names=names,
@@ -58,15 +50,6 @@ def value_targets(rows: Sequence[LabelRow], table: LabelTable) -> Tensor:
 def squared_error(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Mean over rows and targets of the weighted squared error."""
     return ((values - targets).square().mean(-1) * weights).mean()
-
-
-def _error(name: str, found: NDArray, truth: NDArray, units: NDArray[np.int64]) -> MetricInterval:
-    return bootstrap_interval(
-        f"RMSE of {name}",
-        lambda rows: root_mean_square_error(found[rows], truth[rows]),
-        units,
-        higher_is_better=False,
-    )
 
 
 def _values(values: Tensor, names: Sequence[str]) -> str:
