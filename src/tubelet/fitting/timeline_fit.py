@@ -17,7 +17,7 @@ from tubelet.errors import BadFile, DataError
 from tubelet.fitting.features import VideoSteps, extract_videos, span_of
 from tubelet.fitting.label_task import FitContext
 from tubelet.fitting.training import Candidate, tensor_digest, train_candidates
-from tubelet.heads.head_file import get_network
+from tubelet.heads.head_file import NO_LABEL, get_network
 from tubelet.heads.spans import Span, span_coverage
 from tubelet.heads.window_grid import step_seconds
 from tubelet.labels.records import LabelError
@@ -28,8 +28,6 @@ SEQUENCE_STEPS = 128
 SEQUENCES = 8
 """Training sequences of a step."""
 _ROUNDING_S = 1e-6
-NO_LABEL = "no label"
-"""Class of time steps without a label, where classes exclude each other; no span is reported of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

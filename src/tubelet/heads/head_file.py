@@ -31,6 +31,8 @@ from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
 
 FORMAT = "tubelet-head-1"
+NO_LABEL = "no label"
+"""Class of time steps without a label, where classes exclude each other; no span is reported of it."""
 _REMEDY = "fit the head again with `tubelet fit`"
 _ENCODER = "encoder."
 

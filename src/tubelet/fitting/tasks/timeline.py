@@ -14,7 +14,6 @@ from tubelet.fitting.clip_task import OWN
 from tubelet.fitting.label_task import FitContext, LabelTask
 from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint
 from tubelet.fitting.timeline_fit import (
-    NO_LABEL,
     LabeledVideo,
     TimelineData,
     inner_split,
@@ -23,7 +22,7 @@ from tubelet.fitting.timeline_fit import (
     train_timelines,
 )
 from tubelet.fitting.training import Candidate, candidates
-from tubelet.heads.head_file import Head, HeadSpec, ModelMetrics, SpanRule
+from tubelet.heads.head_file import NO_LABEL, Head, HeadSpec, ModelMetrics, SpanRule
 from tubelet.heads.networks.knn import NearestNeighbors
 from tubelet.heads.spans import Span, decode_spans, fit_span_rules
 from tubelet.pretrained.load import random_init_like

@@ -20,7 +20,8 @@ from tubelet.config import PredictConfig
 from tubelet.errors import ConfigError
 from tubelet.grid import Modality
 from tubelet.heads.head_file import Head
-from tubelet.heads.window_grid import Window, step_seconds
+from tubelet.heads.window_grid import Window
+from tubelet.prediction.layout import WindowLayout
 from tubelet.prediction.media_predictions import MediaPredictions
 
 Floats = NDArray[np.float32]
@@ -104,18 +105,18 @@ class HeadOutput(ABC):
         head: the head, on the encoder's device.
         folder: where its tables are written.
         config: settings.
-        tubelet: frames of a time step.
+        layout: how media are covered by windows.
         limit: distance from the training features beyond which a clip is none of the classes; None for no limit.
         counts: what the log reports at the end: what was counted -> how often.
     """
 
-    def __init__(self, head: Head, folder: Path, config: PredictConfig, tubelet: int) -> None:
+    def __init__(self, head: Head, folder: Path, config: PredictConfig, layout: WindowLayout) -> None:
         """Prepare; writes nothing.
 
         Raises:
             ConfigError: if the settings do not fit the head.
         """
-        self.head, self.folder, self.config, self.tubelet = head, folder, config, tubelet
+        self.head, self.folder, self.config, self.layout = head, folder, config, layout
         self.limit = distance_limit(head, config.none_of_these)
         self.counts: dict[str, int] = {}
 
@@ -168,7 +169,7 @@ class HeadOutput(ABC):
         """Start and end in seconds of the time steps that a window owns."""
         if item.window is None:
             return 0.0, 0.0
-        step_s = step_seconds(self.head.spec.input, self.tubelet)
+        step_s = self.layout.step_s
         first, last = (item.window.start_step + step for step in (item.window.first, item.window.last))
         return first * step_s, min(last * step_s, item.file.duration_s)
 

@@ -1,0 +1,250 @@
+"""Windows of a collection, decoded by worker processes into batches of fixed composition.
+
+Rounding differs from batch to batch of another size, so tables are equal to the byte after an interruption only if each
+window is in the same batch as before. The windows of a video that fill a batch are in batches of their own. Shorter
+files share batches within a group of consecutive files, and are read again together if one of them is missing.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from tubelet.config import PredictConfig
+from tubelet.data.clips import resize_center_crop
+from tubelet.data.decode import Video
+from tubelet.data.images import read_image
+from tubelet.data.prefetch import prefetching_loader
+from tubelet.data.sample_index import SampleIndex, build_index
+from tubelet.data.sources import MediaList
+from tubelet.data.storage import StorageError
+from tubelet.data.worker_loader import WorkerLoader
+from tubelet.data.worker_status import WorkerStatus
+from tubelet.errors import BadFile, DecodeError, escape_filename
+from tubelet.grid import Modality
+from tubelet.heads.window_grid import Window
+from tubelet.prediction.layout import WindowLayout
+from tubelet.prediction.outputs.base import FileWindow, SourceFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoneFile:
+    """A file whose scores are in the table.
+
+    Attributes:
+        version: size in bytes and modification time in seconds of the file when they were computed.
+        windows: number of its windows.
+    """
+
+    version: tuple[int, float]
+    windows: int
+
+
+@dataclass
+class WindowBatch:
+    """Windows of one modality, and the files that ended.
+
+    Attributes:
+        pixels: (B, 3, T, S, S) uint8; None if there is nothing to encode.
+        windows: the B windows.
+        ended: number of files that were read to their end or are bad.
+        bad: files among them that could not be read to their end.
+        failure: error that ends reading, if any.
+    """
+
+    pixels: Tensor | None
+    windows: list[FileWindow]
+    ended: int = 0
+    bad: list[BadFile] = field(default_factory=list)
+    failure: str | None = None
+
+
+class CollectionWindows(IterableDataset[WindowBatch]):
+    """The windows of all files of a collection that a table lacks; each worker reads its share of the groups.
+
+    Attributes:
+        stale: paths of files whose rows in the table are to be replaced.
+        changed: those of them that changed since.
+        pending: for each modality, indices of the files to read, group by group.
+        ignored: number of images that are not read, since the heads take clips of several frames.
+    """
+
+    def __init__(
+        self, media: MediaList, layout: WindowLayout, config: PredictConfig, done: Mapping[str, DoneFile]
+    ) -> None:
+        self.layout, self.config = layout, config
+        self.status = WorkerStatus(config.workers)
+        modalities = list(Modality) if layout.clips.frames == 1 else [Modality.VIDEO]
+        self.ignored = 0 if layout.clips.frames == 1 else media.count(Modality.IMAGE)
+        self.indices = {modality: build_index(media, modality) for modality in modalities}
+        self.stale: set[str] = set()
+        self.changed: set[str] = set()
+        self.pending: dict[Modality, list[list[int]]] = {
+            modality: list(self._groups(index, done)) for modality, index in self.indices.items()
+        }
+
+    def _groups(self, index: SampleIndex, done: Mapping[str, DoneFile]) -> Iterator[list[int]]:
+        """The files to read of each group that lacks some."""
+        size = self.config.batch_size
+        for first in range(0, len(index), size):
+            group = range(first, min(first + size, len(index)))
+            files = {sample: done.get(self._path(index, sample)) for sample in group} if done else {}
+            changed = {
+                sample
+                for sample, file in files.items()
+                if file is not None and (version := index.version(sample)) is not None and version != file.version
+            }
+            self.changed |= {self._path(index, sample) for sample in changed}
+            missing = {sample for sample in group if files.get(sample) is None} | changed
+            if missing:
+                short = {sample for sample, file in files.items() if file is not None and file.windows < size}
+                chosen = sorted(missing | short)
+                self.stale |= {self._path(index, sample) for sample in chosen if files.get(sample) is not None}
+                yield chosen
+
+    @staticmethod
+    def _path(index: SampleIndex, sample: int) -> str:
+        return escape_filename(index.name(sample))
+
+    def remaining(self) -> int:
+        """Number of files to read."""
+        return sum(len(group) for groups in self.pending.values() for group in groups)
+
+    def __iter__(self) -> Iterator[WindowBatch]:
+        """Batches of windows, videos first; those of a file in order."""
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for modality, groups in self.pending.items():
+            for group in groups[first::step]:
+                for batch in self._read_group(modality, group, worker.id if worker else None):
+                    yield batch
+                    if batch.failure is not None:
+                        return
+            first = (first - len(groups)) % step
+
+    def _read_group(self, modality: Modality, group: Sequence[int], worker: int | None) -> Iterator[WindowBatch]:
+        index, size = self.indices[modality], self.config.batch_size
+        shared = _Batcher(size)
+        for sample in group:
+            try:
+                with self.status.track(worker, index.name(sample)):
+                    windows = self._windows(index, modality, sample)
+                    file, pixels = next(windows)
+                    if file.file.windows < size:
+                        # Read to its end before it joins others, which must not depend on whether that succeeds.
+                        yield from shared.add([(file, pixels), *windows])
+                        shared.ended += 1
+                    else:
+                        own = _Batcher(size)
+                        yield from own.add([(file, pixels)])
+                        for each in windows:
+                            yield from own.add([each])
+                        own.ended = 1
+                        yield own.flush()
+            except DecodeError as error:
+                shared.bad.append(BadFile(error.path, error.reason))
+                shared.ended += 1
+            except StorageError as error:  # keeps what was read before it
+                last = shared.flush()
+                last.failure = str(error)
+                yield last
+                return
+        yield shared.flush()
+
+    def _windows(self, index: SampleIndex, modality: Modality, sample: int) -> Iterator[tuple[FileWindow, Tensor]]:
+        """The windows of one file, and their pixels (3, T, S, S)."""
+        version = index.version(sample)  # before reading: a change in the meantime is detected by the next call
+        media, shown_s = index.read(sample)
+        size_bytes, changed_s = version or (0, 0.0)  # None if removed after it was opened
+        file = SourceFile(
+            path=self._path(index, sample),
+            modality=modality,
+            size_bytes=size_bytes,
+            changed_s=changed_s,
+            duration_s=0.0,
+            windows=1,
+        )
+        if modality is Modality.IMAGE:
+            pixels = resize_center_crop(read_image(media).unsqueeze(0), self.layout.clips.image_size)
+            yield FileWindow(file=file, number=0, window=None), pixels
+            return
+        with Video(media) as video:
+            duration_s = shown_s or video.info.duration_s
+            file = replace(file, duration_s=duration_s, windows=self.layout.count(duration_s))
+            for number, (window, pixels) in enumerate(decode_windows(video, self.layout, duration_s)):
+                yield FileWindow(file=file, number=number, window=window), pixels
+
+
+class _Batcher:
+    """Windows on their way into batches, and the files that ended among them."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.items: deque[tuple[FileWindow, Tensor]] = deque()
+        self.ended = 0
+        self.bad: list[BadFile] = []
+
+    def add(self, items: Collection[tuple[FileWindow, Tensor]]) -> Iterator[WindowBatch]:
+        """Take windows; gives the batches that are full."""
+        self.items.extend(items)
+        while len(self.items) >= self.size:
+            yield self._batch(self.size)
+
+    def flush(self) -> WindowBatch:
+        """What is left."""
+        return self._batch(len(self.items))
+
+    def _batch(self, count: int) -> WindowBatch:
+        items = [self.items.popleft() for _ in range(count)]
+        pixels = torch.stack([pixels for _, pixels in items]) if items else None
+        batch = WindowBatch(pixels, [window for window, _ in items], self.ended, self.bad)
+        self.ended, self.bad = 0, []
+        return batch
+
+
+def decode_windows(video: Video, layout: WindowLayout, duration_s: float) -> Iterator[tuple[Window, Tensor]]:
+    """Decode the windows of a video in one pass, each frame once, with the frames of one window in memory.
+
+    Args:
+        video: the video.
+        layout: how it is covered.
+        duration_s: its seconds.
+
+    Yields:
+        Each window, and its pixels (3, T, S, S) uint8.
+
+    Raises:
+        DecodeError: the video cannot be read to its end.
+    """
+    times = np.fromiter(layout.times(duration_s), np.float64)
+    windows = layout.windows(duration_s)
+    window = next(windows, None)
+    buffer: deque[Tensor] = deque()  # the crops at times[end - len(buffer) : end]
+    end = 0
+    for image, _, repeats in video.scan(times):
+        crop = resize_center_crop(torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0), layout.clips.image_size)
+        buffer.extend([crop] * repeats)
+        end += repeats
+        while window is not None and window.times[-1] <= times[end - 1]:
+            begin = end - len(buffer)
+            places = np.searchsorted(times, window.times) - begin
+            yield window, torch.cat([buffer[place] for place in places], dim=1)
+            window = next(windows, None)
+            while window is not None and buffer and times[end - len(buffer)] < window.times[0]:
+                buffer.popleft()
+
+
+def window_loader(windows: CollectionWindows) -> WorkerLoader[WindowBatch]:
+    """Prefetching loader of batches, see `PredictConfig.prefetch_mb`.
+
+    Raises:
+        TubeletError: shared memory is too small for the batches of the workers.
+    """
+    config, clips = windows.config, windows.layout.clips
+    batch_bytes = config.batch_size * 3 * clips.frames * clips.image_size**2
+    workers = min(config.workers, sum(map(len, windows.pending.values())))
+    return prefetching_loader(windows, windows.status, config.prefetch_mb, "the clips of a batch", batch_bytes, workers)
