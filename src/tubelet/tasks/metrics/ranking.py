@@ -1,11 +1,16 @@
-"""Metrics of ranked classes: top-k accuracy, mean per-class accuracy, class-mean recall at k.
+"""Metrics of ranked classes: top-k accuracy, balanced accuracy, class-mean recall at k, macro F1.
 
 n samples, K classes. Scores may be of any scale that rises with confidence; where two are equal, the class that was
 asked for counts as the lower one, so that a constant answer is never right by chance.
 """
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
+
+from tubelet.heads.head_file import MetricInterval
+from tubelet.tasks.metrics.intervals import Floats, bootstrap_interval, index_units, mean_defined, ratio, sum_by_unit
 
 UNKNOWN = 2**31
 """Rank of a class without a score: it is never among the first k."""
@@ -39,7 +44,7 @@ def class_mean_recall(ranks: Tensor, truth: Tensor, k: int) -> float:
     """Top-k recall of each class that occurs in the truth, and their mean, in percent.
 
     With k = 5 the metric of EPIC-KITCHENS-100's action anticipation (its public evaluator's `mean_topk_recall`); with
-    k = 1 the accuracy that is called mean per class.
+    k = 1 the accuracy that is called mean per class, or balanced.
 
     Args:
         ranks: (n,) from `ranks`.
@@ -59,3 +64,60 @@ def recall_by_class(ranks: Tensor, truth: Tensor, k: int) -> dict[int, float]:
 def best_answers(scores: Tensor, k: int) -> Tensor:
     """(n, min(k, K)) int64 classes, the highest first."""
     return scores.topk(min(k, scores.shape[1]), dim=1).indices
+
+
+def f1_of_classes(answers: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """F1 of each class, in percent.
+
+    Args:
+        answers: (n,) int64 predicted classes.
+        truth: (n,) int64 class indices.
+        classes: K.
+
+    Returns:
+        (K,) float64; NaN for a class that is neither in the truth nor predicted. Their mean is macro F1.
+    """
+    hits, predicted, present = (
+        torch.bincount(rows, minlength=classes).double() for rows in (truth[answers == truth], answers, truth)
+    )
+    return 100 * 2 * hits / (predicted + present)
+
+
+def classification_metrics(
+    scores: ArrayLike, truth: ArrayLike, units: ArrayLike, seed: int = 0
+) -> tuple[MetricInterval, ...]:
+    """Accuracy of the class with the highest score, balanced accuracy and macro F1, with intervals.
+
+    The means over classes are over those that occur in the truth.
+
+    Args:
+        scores: (n, K).
+        truth: (n,) class indices, or (n, K) one-hot.
+        units: (n,) file or group of each sample.
+        seed: seed of the resamples.
+    """
+    s, t = np.asarray(scores, float), np.asarray(truth)
+    t = t.argmax(1) if t.ndim == 2 else t
+    present, answers = (rows[:, None] == np.arange(s.shape[1]) for rows in (t, s.argmax(1)))
+    index, count = index_units(units)
+    counts = sum_by_unit(np.stack([present & answers, answers, present], 1), index, count)[:, :, present.any(0)]
+
+    def sums(weights: Floats) -> list[Floats]:
+        return [weights @ counts[:, i] for i in range(3)]
+
+    def top_1(weights: Floats) -> Floats:
+        hits, _, samples = sums(weights)
+        return 100 * ratio(hits.sum(1), samples.sum(1))
+
+    def balanced(weights: Floats) -> Floats:
+        hits, _, samples = sums(weights)
+        return 100 * mean_defined(ratio(hits, samples))
+
+    def macro_f1(weights: Floats) -> Floats:
+        hits, predicted, samples = sums(weights)
+        return 100 * mean_defined(ratio(2 * hits, np.where(samples > 0, predicted + samples, 0)))
+
+    return tuple(
+        bootstrap_interval(name, statistic, count, bounds=(0, 100), unit="%", seed=seed)
+        for name, statistic in (("top-1", top_1), ("balanced accuracy", balanced), ("macro F1", macro_f1))
+    )
