@@ -95,7 +95,8 @@ def _run(words: list[str]) -> str | int | None:
     except TubeletError as error:
         # What fails before the processes of a run have met fails in all of them: one on each machine reports it.
         if not error.reported and (is_local_rank0() or not COMMANDS[name].DISTRIBUTED):
-            print_wrapped(open_console(stderr=True), f"error: {error}")
+            for line in f"error: {error}".split("\n"):  # a list of faults has several
+                print_wrapped(open_console(stderr=True), line)
         return getattr(error, "exit_code", 1)
     except SystemExit as ended:  # help, or a command line that cannot be parsed
         return ended.code

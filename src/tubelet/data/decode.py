@@ -150,6 +150,17 @@ class Video:
         for shown in self._reader.all_frames():
             yield self._reader.converter.image(shown, height, width), shown.begins_s
 
+    def frame_times(self) -> np.ndarray:
+        """The seconds at which all frames begin to be shown, from their packets; nothing is decoded.
+
+        Returns:
+            (N,) float64, ascending seconds from the start of the video.
+
+        Raises:
+            DecodeError: the packets cannot be read.
+        """
+        return self._reader.frame_times()
+
     def frames(self) -> Frames:
         """Decode all frames of a short video; the first call after opening.
 

@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tubelet.errors import DataError
@@ -70,28 +71,72 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
     Raises:
         DataError: it cannot be read, a column is missing, or a row has too few or too many cells.
     """
-    text = decode_list(read_bytes(path), path).lstrip("\ufeff\n")
+    table = parse_table(read_bytes(path), path, columns)
+    missing = [column for column in columns if column not in table.header]
+    if missing:
+        raise DataError(f"{path}: has no column {', '.join(missing)}; found {', '.join(table.header)[:300]}")
+    if table.faults:
+        line, fault = table.faults[0]
+        raise DataError(f"{path}: line {line} {fault}")
+    return table.rows
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """The content of a table of text.
+
+    Attributes:
+        header: names of the columns.
+        rows: last line number and cells by column of each row; a row with a fault is left out.
+        faults: line number and fault of each row that cannot be used.
+        separator: character between cells.
+    """
+
+    header: list[str]
+    rows: list[tuple[int, dict[str, str]]]
+    faults: list[tuple[int, str]]
+    separator: str
+
+
+def parse_table(data: bytes, name: str | Path, columns: Sequence[str] | None) -> TextTable:
+    """Parse a table with a header whose cells are separated by commas, tabs or semicolons.
+
+    Args:
+        data: content of the file.
+        name: name of the file, for messages.
+        columns: columns by which the separator is found, and which no row may lack; None for all.
+
+    Raises:
+        DataError: the encoding is unknown.
+    """
+    text = decode_list(data, name).lstrip("\ufeff")
+    blank = len(text) - len(text.lstrip("\n"))
+    text = text[blank:]
     first = text.split("\n", 1)[0]
     headers = {mark: [cell.strip() for cell in next(csv.reader([first], delimiter=mark), [])] for mark in ",\t;"}
-    mark = max(headers, key=lambda mark: (sum(column in headers[mark] for column in columns), len(headers[mark])))
-    header = headers[mark]
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise DataError(f"{path}: has no column {', '.join(missing)}; found {', '.join(header)[:300]}")
+    sought = columns or ()
+    mark = max(headers, key=lambda mark: (sum(column in headers[mark] for column in sought), len(headers[mark])))
+    table = TextTable(headers[mark], [], [], mark)
+    header = table.header
+    required = set(header if columns is None else columns)
     reader = csv.reader(io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=True)
-    rows = []
     try:
         for row in reader:
             if reader.line_num == 1 or not any(map(str.strip, row)):
                 continue
-            if len(row) < len(header) and any(column in header[len(row) :] for column in columns):
-                raise DataError(f"{path}: line {reader.line_num} has fewer values than the header has columns")
-            if len(row) > len(header) and any(map(str.strip, row[len(header) :])):
-                raise DataError(
-                    f"{path}: line {reader.line_num} has {len(row)} values, the header {len(header)} columns; put a "
-                    f"value that contains {SEPARATORS[mark]} in quotes"
+            line = reader.line_num + blank
+            if len(row) < len(header) and required.intersection(header[len(row) :]):
+                table.faults.append((line, "has fewer values than the header has columns"))
+            elif len(row) > len(header) and any(map(str.strip, row[len(header) :])):
+                table.faults.append(
+                    (
+                        line,
+                        f"has {len(row)} values, the header {len(header)} columns; put a value that contains "
+                        f"{SEPARATORS[mark]} in quotes",
+                    )
                 )
-            rows.append((reader.line_num, dict(zip(header, map(str.strip, row), strict=False))))
+            else:
+                table.rows.append((line, dict(zip(header, map(str.strip, row), strict=False))))
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num} cannot be read as CSV ({error})") from error
-    return rows
+        table.faults.append((reader.line_num + blank, f"cannot be read as CSV ({error})"))
+    return table

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tubelet.errors import DataError
+from tubelet.errors import DataError, escape_unprintable
 
 SPLITS = ("train", "val", "test")
 """Values of the column `split`; `val` and `test` are both held out."""
@@ -115,12 +115,16 @@ class LabelError(DataError):
     """A label table with faults.
 
     Attributes:
+        path: the table.
         faults: one sentence for each fault, with the line of the table; all faults of the table.
     """
 
     exit_code = 2
 
     def __init__(self, path: Path, faults: Sequence[str]) -> None:
-        self.path, self.faults = path, tuple(faults)
-        count = f"{len(faults)} fault{'s' * (len(faults) != 1)}"
-        super().__init__(f"{path}: {count}; nothing was computed" + "".join(f"\n  {fault}" for fault in faults))
+        self.path = path
+        self.faults = tuple(escape_unprintable(fault) for fault in faults)
+        super().__init__(f"{path}: {len(faults)} fault{'s' * (len(faults) != 1)}; nothing was computed")
+
+    def __str__(self) -> str:
+        return "\n  ".join([super().__str__(), *self.faults])

@@ -233,6 +233,11 @@ class VideoReader(VideoStream):
         self._restart()
         return abs(float((end - self.first) * self.tick) - header_s) > margin
 
+    def frame_times(self) -> np.ndarray:
+        """(N,) seconds from the start at which the frames begin to be shown; after `prepare`."""
+        ticks = self.timeline.shown if self.timeline is not None else (self.table or self._read_table()).times
+        return (ticks[ticks >= self.start] - self.start) * float(self.tick)
+
     def frames_at(self, times: np.ndarray) -> list[Shown]:
         """The frames shown at ascending `times` (T,) in seconds from the start, from the keyframe before them."""
         found: list[Shown] = []

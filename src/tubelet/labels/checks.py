@@ -1,0 +1,316 @@
+"""Checks of a label table against its media: all faults at once, before anything is computed."""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tubelet.datasets.annotations import IGNORED
+from tubelet.labels.infer import infer_task, overlapping_rows
+from tubelet.labels.media_facts import MediaFacts, read_media_facts
+from tubelet.labels.records import LabelError, LabelRow, LabelTable
+
+logger = logging.getLogger(__name__)
+
+MOMENT_S = 1.0
+"""Seconds around a moment that a row with a start and no end is about."""
+END_TOLERANCE_S = 0.1
+"""Seconds by which a span may end after its video, as it does where another stream of the file is longer."""
+_SHOWN = 3
+_NEEDED = {
+    "classification": "label", "multilabel": "label", "timeline": "label", "segmentation": "mask", "depth": "depth",
+}  # fmt: skip
+
+Fault = tuple[int, str]
+
+
+def check_labels(
+    table: LabelTable,
+    task: str | None = None,
+    *,
+    min_examples: int = 2,
+    exclusive: bool | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LabelTable:
+    """Check a label table, and complete it with what its media say.
+
+    Args:
+        table: the table as it was read.
+        task: the task; None infers it, as `infer_task` does with the table that is returned.
+        min_examples: fewest rows of each class.
+        exclusive: whether two classes may not be present at the same time; None for classification only.
+        workers: number of processes that open media files; 1 for this one.
+        progress: called with the number of media files done and of all.
+
+    Returns:
+        The table with `durations_s`; times for frame numbers; spans, cut off at the end of the video, of `MOMENT_S`
+        around moments; for multi-label tasks one row for all labels of a file or span; and the classes of the task.
+
+    Raises:
+        LabelError: with all faults, those of reading the table included.
+    """
+    faults: list[Fault] = list(table.faults)
+    facts = read_media_facts(table, task, workers, progress)
+    faults += _media_faults(table, facts)
+    timed_table = _timed(table, facts, faults)
+    inferred = task is None
+    if task is None:
+        try:
+            task, _ = infer_task(timed_table)
+        except LabelError as error:
+            raise LabelError(table.path, _sentences([*faults, *((0, fault) for fault in error.faults)])) from None
+    checked = _for_task(timed_table, task, facts)
+    if not inferred:
+        faults += _column_faults(table, task)
+    faults += _row_faults(timed_table, task, exclusive if exclusive is not None else task == "classification")
+    faults += _split_faults(table)
+    faults += _class_faults(table, task, min_examples)
+    faults += _mask_faults(table, task, checked.legend, facts)
+    if faults:
+        raise LabelError(table.path, _sentences(faults))
+    _warn(checked)
+    return checked
+
+
+def _timed(table: LabelTable, facts: Mapping[Path, MediaFacts], faults: list[Fault]) -> LabelTable:
+    """The rows of readable media with their times in seconds, and the lengths of these media."""
+    rows = []
+    for row in table.rows:
+        if not facts[row.path].fault:
+            found: list[str] = []
+            timed = _with_times(row, facts[row.path], found)
+            faults += [_fault(table, row, problem) for problem in found]
+            rows += [] if found else [timed]
+    moments = [row for row in table.rows if row.start_s is not None and row.end_s is None]
+    if count := sum(row.mask is None and row.depth is None for row in moments):
+        logger.info("%d labels are about moments: each is a span of %g s around its time", count, MOMENT_S)
+    durations = {path: each.duration_s for path, each in facts.items() if not each.fault}
+    return replace(table, rows=tuple(rows), durations_s=durations)
+
+
+def _sentences(faults: Iterable[Fault]) -> list[str]:
+    """Faults by line, each once."""
+    return list(dict.fromkeys(sentence for _, sentence in sorted(faults, key=lambda fault: fault[0])))
+
+
+def _fault(table: LabelTable, row: LabelRow, problem: str) -> Fault:
+    return row.line, f"{table.row_kind} {row.line}: {problem}"
+
+
+def _media_faults(table: LabelTable, facts: Mapping[Path, MediaFacts]) -> Iterator[Fault]:
+    """One fault for each file, with all its lines."""
+    lines: dict[Path, list[int]] = defaultdict(list)
+    for row in table.rows:
+        lines[row.path].append(row.line)
+    for path, each in facts.items():
+        if each.fault:
+            first, *others = lines[path]
+            also = f" (also {_listed(table.row_kind, others)})" if others else ""
+            yield first, f"{table.row_kind} {first}: {path}: {each.fault}{also}"
+
+
+def _listed(kind: str, lines: Sequence[int]) -> str:
+    shown = ", ".join(map(str, lines[:_SHOWN]))
+    more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return f"{kind}{'s' * (len(lines) > 1)} {shown}{more}"
+
+
+def _with_times(row: LabelRow, facts: MediaFacts, found: list[str]) -> LabelRow:
+    """A row with its span in seconds; what is wrong with the span is appended to `found`."""
+    for name, frame in (("start_frame", row.start_frame), ("end_frame", row.end_frame)):
+        if frame is not None and not facts.duration_s:
+            found.append(f"{name} is {frame}, but {row.path.name} is an image")
+        elif frame is not None and frame not in facts.frame_s:
+            found.append(f"{name} is {frame}, beyond the {facts.frames} frames of {row.path.name}")
+    if found:
+        return row
+    start = row.start_s if row.start_frame is None else facts.frame_s[row.start_frame]
+    end = row.end_s if row.end_frame is None else facts.frame_s[row.end_frame]
+    if start is None:
+        if end is not None:
+            found.append("has an end and no start; fill start_s, with 0 for the beginning")
+        return row
+    length = facts.duration_s
+    if not length:
+        found.append(f"has a start at {start:g} s, but {row.path.name} is an image")
+    elif start >= length:
+        found.append(f"starts at {start:g} s, at or after the end of {row.path.name} at {length:.3f} s")
+    elif end is not None and start >= end:
+        found.append(f"starts at {start:g} s, at or after its own end at {end:g} s")
+    elif end is not None and end > length + END_TOLERANCE_S:
+        found.append(f"ends at {end:g} s, beyond the end of {row.path.name} at {length:.3f} s")
+    if end is None and row.mask is None and row.depth is None:
+        start, end = max(0.0, start - MOMENT_S / 2), start + MOMENT_S / 2
+    end = None if end is None else min(end, length)
+    return replace(row, start_s=start, end_s=end, start_frame=None, end_frame=None)
+
+
+def _for_task(table: LabelTable, task: str, facts: Mapping[Path, MediaFacts]) -> LabelTable:
+    """The table with the classes of a task, and rows of several labels joined where the task has them."""
+    if task == "segmentation":
+        legend = dict(table.legend)
+        if not legend:
+            present = {value for each in facts.values() for mask in each.masks.values() for value in mask.values}
+            legend = {value: str(value) for value in sorted(present - {IGNORED})}
+        return replace(table, legend=legend, classes=tuple(legend.values()))
+    if task in ("regression", "depth"):
+        return replace(table, classes=())
+    rows = _merged(table.rows) if task == "multilabel" else table.rows
+    return replace(table, rows=tuple(rows), classes=tuple(sorted({label for row in rows for label in row.labels})))
+
+
+def _merged(rows: Sequence[LabelRow]) -> list[LabelRow]:
+    """One row for each file or span, with the labels of all its rows, at the place of the first."""
+    merged: dict[tuple[Path, float | None, float | None], LabelRow] = {}
+    for row in rows:
+        key = (row.path, row.start_s, row.end_s)
+        before = merged.get(key)
+        labels = row.labels if before is None else (*before.labels, *row.labels)
+        merged[key] = replace(before or row, labels=tuple(dict.fromkeys(labels)))
+    return list(merged.values())
+
+
+def _column_faults(table: LabelTable, task: str) -> Iterator[Fault]:
+    """Columns that a task needs and the table lacks."""
+    found = ", ".join(table.columns)
+    if task == "regression" and not table.targets:
+        yield 0, f"header: regression needs a column of numbers, found {found}"
+    if task in _NEEDED and _NEEDED[task] not in table.columns:
+        yield 0, f"header: {task} needs a column {_NEEDED[task]}, found {found}"
+    if task == "timeline" and not {"start_s", "start_frame"} & set(table.columns):
+        yield 0, f"header: timeline needs columns start_s and end_s, found {found}"
+
+
+def _row_faults(table: LabelTable, task: str, exclusive: bool) -> Iterator[Fault]:
+    """Rows without what the task needs, rows that are there twice, and classes that exclude each other."""
+    first: dict[tuple[object, ...], LabelRow] = {}
+    by_file: dict[Path, list[LabelRow]] = defaultdict(list)
+    for row in table.rows:
+        yield from _empty_faults(table, row, task)
+        if exclusive and len(row.labels) > 1:
+            yield _fault(table, row, f"has the labels {' and '.join(row.labels)}, expected one of exclusive classes")
+        content = row.labels if task in ("multilabel", "timeline") else ()
+        before = first.setdefault((row.path, row.start_s, row.end_s, content), row)
+        if before is row:
+            by_file[row.path].append(row)
+        elif before.labels == row.labels and before.values == row.values:
+            yield _fault(table, row, f"repeats {table.row_kind} {before.line}; remove one")
+        elif task == "classification":
+            told = f"{'|'.join(row.labels)}, {table.row_kind} {before.line} {'|'.join(before.labels)}"
+            yield _fault(table, row, f"labels the same file or span {told}; --task multilabel allows both")
+        else:
+            yield _fault(table, row, f"is about the same file or span as {table.row_kind} {before.line}; remove one")
+    if exclusive:
+        for rows in by_file.values():
+            whole = [
+                replace(row, start_s=0.0, end_s=table.durations_s[row.path]) for row in rows if row.start_s is None
+            ]
+            for one, other in overlapping_rows([*(row for row in rows if row.start_s is not None), *whole]):
+                earlier, later = sorted((one, other), key=lambda row: row.line)
+                yield _fault(
+                    table,
+                    later,
+                    f"{_span(later)} overlaps {_span(earlier)} of {table.row_kind} {earlier.line}, and the classes "
+                    "exclude each other",
+                )
+
+
+def _span(row: LabelRow) -> str:
+    return f"{'|'.join(row.labels)} from {row.start_s:g} to {row.end_s:g} s"
+
+
+def _empty_faults(table: LabelTable, row: LabelRow, task: str) -> Iterator[Fault]:
+    problem = ""
+    if task == "classification" and not row.labels and "label" in table.columns:
+        problem = "label is empty"
+    elif task == "segmentation" and row.mask is None and "mask" in table.columns:
+        problem = "mask is empty"
+    elif task == "depth" and row.depth is None and "depth" in table.columns:
+        problem = "depth is empty"
+    elif task == "timeline" and row.start_s is None and {"start_s", "start_frame"} & set(table.columns):
+        problem = "has no start, which a timeline needs"
+    elif task in ("segmentation", "depth") and table.durations_s[row.path] and row.start_s is None:
+        problem = "is about a video and has no start_s, expected the time of the frame"
+    if problem:
+        yield _fault(table, row, f"{problem}; fill it or remove the row")
+
+
+def _split_faults(table: LabelTable) -> Iterator[Fault]:
+    """Files and groups on both sides of a given split, and a split with one side only."""
+    given = [row for row in table.rows if row.split]
+    for kind in ("file", "group"):
+        first: dict[object, LabelRow] = {}
+        reported = set()
+        for row in given:
+            key = row.path if kind == "file" else row.group
+            before = first.setdefault(key, row) if key else row
+            if (before.split == "train") != (row.split == "train") and key not in reported:
+                reported.add(key)
+                problem = f"{kind} {key} is in {row.split}, and in {before.split} at {table.row_kind} {before.line}"
+                yield _fault(table, row, f"{problem}; a {kind} must be on one side of the split")
+    sides = {row.split == "train" for row in given}
+    if len(sides) == 1:
+        found, lacking = ("train", "val") if sides == {True} else ("val or test", "train")
+        yield 0, f"column split: all rows are {found}, expected some {lacking}; or remove the column"
+
+
+def _class_faults(table: LabelTable, task: str, min_examples: int) -> Iterator[Fault]:
+    """Classes with too few examples, and a single class where one of several is to be chosen."""
+    if task not in ("classification", "multilabel", "timeline"):
+        return
+    lines: dict[str, list[int]] = defaultdict(list)
+    for row in table.rows:
+        for label in row.labels:
+            lines[label].append(row.line)
+    for label, where in lines.items():
+        if len(where) < min_examples:
+            count = f"{len(where)} example{'s' * (len(where) != 1)}"
+            place = _listed(table.row_kind, where)
+            yield (
+                where[0],
+                f"{place}: class {label} has {count}, expected at least {min_examples}; add some, or remove the class",
+            )
+    if task == "classification" and len(lines) == 1:
+        yield 0, f"column label: has one class, {next(iter(lines))}, expected at least two"
+    elif not lines and "label" in table.columns and table.rows:
+        yield 0, "column label: is empty in all rows"
+
+
+def _mask_faults(
+    table: LabelTable, task: str, legend: Mapping[int, str], facts: Mapping[Path, MediaFacts]
+) -> Iterator[Fault]:
+    """Masks and depth maps that cannot be read, have another size than their image, or unknown values."""
+    if task not in ("segmentation", "depth"):
+        return
+    for path, each in facts.items():
+        for number, mask in each.masks.items():
+            row = table.rows[number]
+            source = row.mask if task == "segmentation" else row.depth
+            name = source.name if isinstance(source, Path) else "its mask"
+            if source is None:
+                continue
+            if mask.fault:
+                yield _fault(table, row, mask.fault)
+            elif mask.size is not None and each.size != (0, 0) and mask.size != each.size:
+                sizes = f"{mask.size[1]} x {mask.size[0]} pixels, {path.name} {each.size[1]} x {each.size[0]}"
+                yield _fault(table, row, f"{name} has {sizes}; expected equal sizes")
+            unknown = {value: count for value, count in mask.values.items() if value not in legend and value != IGNORED}
+            if unknown and task == "segmentation":
+                values = ", ".join(f"{value} ({count} pixels)" for value, count in unknown.items())
+                yield _fault(table, row, f"{name} has values without an entry in the legend: {values}")
+
+
+def _warn(table: LabelTable) -> None:
+    """Log what may surprise, without being a fault."""
+    files: dict[str, set[str]] = defaultdict(set)
+    for row in table.rows:
+        for label in row.labels:
+            files[label].add(row.group or str(row.path))
+    single = sorted(label for label, found in files.items() if len(found) == 1)
+    if single and len(set.union(*files.values())) > 1:
+        logger.warning("classes of one file or group only, which cannot be both trained and measured: %s", single)
+    tiny = Counter(label for row in table.rows if row.weight == 0 for label in row.labels or ("",))
+    if total := sum(tiny.values()):
+        logger.warning("%d rows have the weight 0 and are not trained on", total)

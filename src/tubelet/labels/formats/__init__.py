@@ -1,0 +1,1 @@
+"""Annotation files of other programs, one module a format; a module that is here is found."""

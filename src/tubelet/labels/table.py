@@ -1,0 +1,304 @@
+"""Label tables: CSV with a header, Parquet and JSON lines; annotation files of other programs are recognized first."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tubelet.config.fields import nearest
+from tubelet.data.tables import SEPARATORS, decode_list, parse_table
+from tubelet.errors import DataError
+from tubelet.io.arrays import read_parquet
+from tubelet.io.text import parse_json, read_bytes
+from tubelet.labels.build import (
+    build_table,
+    digest_of,
+    looks_numeric,
+    parse_number,
+    parse_time,
+    resolve_listed,
+    split_labels,
+)
+from tubelet.labels.formats.annotation_format import find_format
+from tubelet.labels.legend import read_legend
+from tubelet.labels.records import SPLITS, LabelError, LabelRow, LabelTable
+from tubelet.value_checks import LARGEST_INT
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = (
+    "path", "start_s", "end_s", "start_frame", "end_frame", "label", "mask", "depth", "split", "group", "weight",
+)  # fmt: skip
+"""Columns with a meaning; every other one of numbers is a target of regression."""
+_REMEDY = "save the table again"
+# Columns of numbers that are a known column under another name rather than targets, and of text that are labels.
+_MISNOMERS = {
+    "start_s": ("start", "begin", "begin_s", "start_time", "onset", "start (s)", "start_sec", "start_ms"),
+    "end_s": ("end", "stop", "stop_s", "end_time", "offset", "stop (s)", "end_sec", "end_ms"),
+    "label": ("class", "labels", "category", "behavior", "behaviour"),
+}
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """A table before its cells are understood.
+
+    Attributes:
+        header: names of the columns.
+        rows: line and cells by column of each row.
+        faults: line and sentence of each fault.
+        form: description of the format.
+        row_kind: what a row is in messages.
+        decimal_comma: whether numbers may have a comma.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[tuple[int, dict[str, str]]]
+    faults: list[tuple[int, str]]
+    form: str
+    row_kind: str = "line"
+    decimal_comma: bool = False
+
+
+def read_labels(path: str | Path) -> LabelTable:
+    """Read a label table, or an annotation file of another program.
+
+    Faults of rows are collected in the table, so that `tubelet.labels.checks.check_labels` can report them together
+    with those that only the media show.
+
+    Args:
+        path: CSV with a header (the separator and encoding are found), Parquet, JSON lines, or an annotation file.
+
+    Raises:
+        LabelError: if the file has no rows, or no column of paths.
+        DataError: if it cannot be parsed at all.
+        FileError: if it cannot be read.
+    """
+    path = Path(path).expanduser().absolute()
+    annotation_format = find_format(path)
+    table = annotation_format.read(path) if annotation_format else _read_own(path)
+    if not table.rows and not table.faults:
+        raise LabelError(path, [f"has no labels, expected at least one {table.row_kind}"])
+    return table
+
+
+def _read_own(path: Path) -> LabelTable:
+    content = read_bytes(path, "check the name of the label table")
+    cells = _cells(path, content)
+    known = {name.lower(): name for name in cells.header if name.lower() in COLUMNS}
+    if "path" not in known:
+        hint = nearest("path", cells.header)
+        found = ", ".join(cells.header)[:300] or "nothing"
+        raise LabelError(path, [f"the header has no column path, found {found}{hint}; rename the column of the files"])
+    faults = [*cells.faults, *_header_faults(cells.header, known)]
+    targets = _targets(cells, known, faults)
+    rows = []
+    for line, row in cells.rows:
+        named = {name: row.get(column, "") for name, column in known.items()}
+        values = [row.get(target, "") for target in targets]
+        parsed = _RowParser(f"{cells.row_kind} {line}", line, named, path.parent, cells.decimal_comma, faults)
+        if (read := parsed.row(values)) is not None:
+            rows.append(read)
+    legend, legend_content = read_legend(path, faults) if "mask" in known else ({}, b"")
+    return build_table(
+        path,
+        cells.form,
+        digest_of(content, legend_content),
+        rows,
+        faults,
+        legend=legend,
+        columns=[*(name for name in COLUMNS if name in known), *targets],
+        targets=targets,
+        row_kind=cells.row_kind,
+    )
+
+
+def _cells(path: Path, content: bytes) -> _Cells:
+    suffix = path.suffix.lower()
+    if suffix in (".parquet", ".pq") or content.startswith(b"PAR1"):
+        table = read_parquet(path, None, _REMEDY)
+        records = [{name: _text(value) for name, value in row.items()} for row in table.to_pylist()]
+        return _Cells(table.column_names, list(enumerate(records, 1)), [], "Parquet", "row")
+    if suffix in (".jsonl", ".ndjson"):
+        return _json_lines(path, content)
+    if suffix == ".json":
+        raise DataError(
+            f"{path}: is JSON of no known annotation program; save the labels as CSV, Parquet or JSON lines (.jsonl)"
+        )
+    table = parse_table(content, path, None)
+    encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "UTF-8"
+    faults = [(line, f"line {line} {fault}") for line, fault in table.faults]
+    form = f"CSV separated by {SEPARATORS[table.separator]}, {encoding}"
+    return _Cells(table.header, table.rows, faults, form, decimal_comma=table.separator != ",")
+
+
+def _json_lines(path: Path, content: bytes) -> _Cells:
+    rows: list[tuple[int, dict[str, str]]] = []
+    faults: list[tuple[int, str]] = []
+    header: dict[str, None] = {}
+    for line, text in enumerate(decode_list(content, path).split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            value = parse_json(text.strip("\ufeff"), f"line {line}", dict[str, Any], _REMEDY)
+        except DataError as error:
+            faults.append((line, str(error)))
+            continue
+        rows.append((line, {name: _text(cell) for name, cell in value.items()}))
+        header |= dict.fromkeys(value)
+    return _Cells(list(header), rows, faults, "JSON lines")
+
+
+def _text(value: object) -> str:
+    """A value of Parquet or JSON as the cell of a table."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_INT:
+        return str(int(value))  # pandas stores whole numbers with gaps as floats
+    if isinstance(value, (list, tuple)):
+        return "|".join(_text(item) for item in value)
+    return str(value).strip()
+
+
+def _header_faults(header: Sequence[str], known: dict[str, str]) -> list[tuple[int, str]]:
+    """Columns that are there twice, or that have nearly the name of a known one."""
+    faults = [f"column {name!r} is there twice; rename or remove one" for name in _twice(header)]
+    for name, column in _misnomers(header, known).items():
+        unit = " and convert it to seconds" if name.lower().endswith("_ms") else ""
+        faults.append(f"column {name!r} is unknown, expected {column}; rename it{unit}")
+    return [(0, f"header: {fault}") for fault in faults]
+
+
+def _misnomers(header: Sequence[str], known: dict[str, str]) -> dict[str, str]:
+    """Columns that go by another name than the known one that the table lacks -> that one."""
+    found: dict[str, str] = {}
+    for column, others in _MISNOMERS.items():
+        if column not in known and column.replace("_s", "_frame") not in known:
+            found |= {name: column for name in header if name.lower() in others}
+    return found
+
+
+def _twice(header: Sequence[str]) -> list[str]:
+    lowered = [name.lower() if name.lower() in COLUMNS else name for name in header]
+    return sorted({name for name in lowered if lowered.count(name) > 1})
+
+
+def _targets(cells: _Cells, known: dict[str, str], faults: list[tuple[int, str]]) -> list[str]:
+    """The number columns; a column of mostly numbers has a fault for each cell that is none."""
+    taken = {*known.values(), *_misnomers(cells.header, known), ""}
+    found, unused = [], []
+    for column in dict.fromkeys(cells.header):
+        if column in taken:
+            continue
+        texts = [(line, row.get(column, "")) for line, row in cells.rows]
+        filled = [(line, text) for line, text in texts if text]
+        odd = [(line, text) for line, text in filled if not looks_numeric(text, cells.decimal_comma)]
+        if not filled or 2 * len(odd) >= len(filled):
+            unused.append(column)
+            continue
+        found.append(column)
+        for line, text in texts:
+            if parse_number(text, cells.decimal_comma) is None:
+                shown = f"is {text!r:.60}" if text else "is empty"
+                fault = f"{cells.row_kind} {line}: {column} {shown}, expected a number as in the other rows"
+                faults.append((line, fault))
+    for column in unused:
+        hint = nearest(column, [name for name in COLUMNS if name not in known])
+        logger.warning("column %s of the labels is not used: it does not have numbers%s", column, hint)
+    return found
+
+
+class _RowParser:
+    """The cells of one row to values, collecting its faults."""
+
+    def __init__(
+        self,
+        place: str,
+        line: int,
+        cells: dict[str, str],
+        home: Path,
+        decimal_comma: bool,
+        faults: list[tuple[int, str]],
+    ) -> None:
+        self.place, self.line, self.cells, self.home = place, line, cells, home
+        self.decimal_comma, self.faults = decimal_comma, faults
+
+    def row(self, values: Sequence[str]) -> LabelRow | None:
+        """The row, None without a path; any other cell with a fault counts as empty."""
+        path = self._file("path")
+        if path is None:
+            return None
+        for name, seconds in (("start_frame", "start_s"), ("end_frame", "end_s")):
+            if self.cells.get(name) and self.cells.get(seconds):
+                self.fault(f"has both {seconds} and {name}; remove one")
+        return LabelRow(
+            line=self.line,
+            path=path,
+            start_s=self._time("start_s"),
+            end_s=self._time("end_s"),
+            start_frame=self._frame("start_frame"),
+            end_frame=self._frame("end_frame"),
+            labels=split_labels(self.cells.get("label", "")),
+            values=tuple(parse_number(text, self.decimal_comma) or 0.0 for text in values),
+            mask=self._file("mask"),
+            depth=self._file("depth"),
+            split=self._split(),
+            group=self.cells.get("group", ""),
+            weight=self._weight(),
+        )
+
+    def fault(self, problem: str) -> None:
+        self.faults.append((self.line, f"{self.place}: {problem}"))
+
+    def _file(self, column: str) -> Path | None:
+        name = self.cells.get(column, "")
+        if not name:
+            if column == "path":
+                self.fault("path is empty, expected a media file")
+            return None
+        try:
+            return resolve_listed(name, self.home)
+        except ValueError as error:
+            self.fault(f"{column} {name!r:.200} {error}")
+            return None
+
+    def _time(self, column: str) -> float | None:
+        text = self.cells.get(column, "")
+        if not text:
+            return None
+        value = parse_time(text, self.decimal_comma)
+        if value is None:
+            self.fault(f"{column} is {text!r:.60}, expected seconds or h:mm:ss.mmm")
+        elif value < 0:
+            self.fault(f"{column} is {text}, expected a time from 0 on")
+            return None
+        return value
+
+    def _frame(self, column: str) -> int | None:
+        text = self.cells.get(column, "")
+        if not text:
+            return None
+        value = parse_number(text)
+        if value is None or value < 0 or value != int(value) or value > LARGEST_INT:
+            self.fault(f"{column} is {text!r:.60}, expected the number of a frame, from 0 on")
+            return None
+        return int(value)
+
+    def _split(self) -> str:
+        text = self.cells.get("split", "").lower()
+        if "split" in self.cells and text not in SPLITS:
+            shown = f"is {text!r:.60}" if text else "is empty"
+            self.fault(f"split {shown}, expected one of {', '.join(SPLITS)}{nearest(text, SPLITS)}")
+            return ""
+        return text
+
+    def _weight(self) -> float:
+        text = self.cells.get("weight", "")
+        if not text:
+            return 1.0
+        value = parse_number(text, self.decimal_comma)
+        if value is None or value < 0:
+            self.fault(f"weight is {text!r:.60}, expected a number from 0 on")
+            return 1.0
+        return value
