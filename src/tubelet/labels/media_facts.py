@@ -12,11 +12,11 @@ from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.data.process_map import process_map, track_file
 from tubelet.datasets.annotations import image_shape
 from tubelet.errors import DecodeError, TubeletError
+from tubelet.labels.depth_maps import read_depth
 from tubelet.labels.masks import read_mask
 from tubelet.labels.records import LabelRow, LabelTable, MaskShapes
 
 _ROWS_OF_JOB = 64
-_DEPTH_SUFFIXES = (".png", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class MaskFacts:
     """What is known about the mask or depth map of a row.
 
     Attributes:
-        size: height and width in pixels; None if it is not known without reading all of it.
+        size: height and width in pixels; None if it cannot be read.
         values: class index -> number of pixels; empty for depth maps.
         fault: why it cannot be read; empty if it can.
     """
@@ -143,9 +143,8 @@ def _mask_facts(row: LabelRow) -> MaskFacts:
                 mask = read_mask(row)
             counts = np.bincount(mask.ravel(), minlength=256)
             return MaskFacts((mask.shape[0], mask.shape[1]), {int(v): int(counts[v]) for v in np.flatnonzero(counts)})
-        assert row.depth is not None
-        if not row.depth.is_file():
-            return MaskFacts(fault=f"{row.depth}: does not exist")
-        return MaskFacts(image_shape(row.depth) if row.depth.suffix.lower() in _DEPTH_SUFFIXES else None)
+        with track_file(str(row.depth)):
+            depth = read_depth(row)
+        return MaskFacts((depth.shape[0], depth.shape[1]))
     except TubeletError as error:
         return MaskFacts(fault=str(error))
