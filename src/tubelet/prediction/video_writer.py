@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -18,7 +18,11 @@ def even(number: float) -> int:
 
 
 def write_frames(
-    frames: Iterator[tuple[NDArray[np.uint8], float]], out: Path, time_base: Fraction, duration_s: float, crf: int = 20
+    frames: Iterator[tuple[NDArray[np.uint8], float]],
+    out: Path | BinaryIO,
+    time_base: Fraction,
+    duration_s: float,
+    crf: int = 20,
 ) -> None:
     """Write frames as H.264 in MP4, each at its own time.
 
@@ -31,7 +35,9 @@ def write_frames(
     """
     lengths: deque[int] = deque()  # of frames in the encoder, in ticks
     with ExitStack() as opened:
-        container: Any = opened.enter_context(av.open(str(out), "w", format="mp4", options={"movflags": "faststart"}))
+        options = {"movflags": "faststart"} if isinstance(out, Path) else {}
+        target: Any = str(out) if isinstance(out, Path) else out
+        container: Any = opened.enter_context(av.open(target, "w", format="mp4", options=options))
         stream: Any = None
 
         def mux(packets: list[Any]) -> None:

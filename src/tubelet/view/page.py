@@ -101,6 +101,7 @@ class Line:
         label: name of the curve.
         x, y: coordinates of its points.
         faint: whether it is drawn faint, behind its smoothed version.
+        style: further arguments of matplotlib's `plot`.
     """
 
     label: str
@@ -161,13 +162,17 @@ def columns(steps: int, most: int = MAX_COLUMNS) -> list[int]:
     return [round(i * (steps - 1) / (most - 1)) for i in range(most)]
 
 
-def chart(lines: Sequence[Line], *, y: str, size: tuple[float, float] = (5.0, 2.0)) -> Markup:
-    """Curves over steps as inline SVG in the page's colors.
+def chart(
+    lines: Sequence[Line], *, y: str, x: str = "step", size: tuple[float, float] = (5.0, 2.0), margin: float = 0.01
+) -> Markup:
+    """Curves as inline SVG in the page's colors.
 
     Args:
         lines: the curves; a faint curve has the color of the next curve that is not faint.
         y: label of the y axis.
+        x: label of the x axis.
         size: width and height in inches, of 72 pixels where there is room.
+        margin: free fraction left and right of the curves.
     """
     with matplotlib.rc_context({**_CHART_STYLE, "svg.hashsalt": y}):
         figure = Figure(figsize=size, layout="constrained")
@@ -176,19 +181,19 @@ def chart(lines: Sequence[Line], *, y: str, size: tuple[float, float] = (5.0, 2.
         for line in lines:
             color = _SERIES[number % len(_SERIES)]
             if line.faint:
-                axes.plot(line.x, line.y, color=color, alpha=0.28, linewidth=0.8)
+                axes.plot(line.x, line.y, **{"color": color, "alpha": 0.28, "linewidth": 0.8, **line.style})
                 continue
             axes.plot(line.x, line.y, color=color, linewidth=1.7, label=line.label, **line.style)
             number += 1
         if number > 1:
             legend = axes.legend(frameon=False, labelcolor=_INK, ncols=min(number, 3), loc="best")
             legend.set_zorder(9)
-        axes.set_xlabel("step", color=_INK)
+        axes.set_xlabel(x, color=_INK)
         axes.set_ylabel(y, color=_INK)
         axes.tick_params(which="both", color=_FAINT, labelcolor=_INK)
         axes.grid(True, color=_FAINT, linewidth=0.5, alpha=0.35)
         axes.set_axisbelow(True)
-        axes.margins(x=0.01)
+        axes.margins(x=margin)
         for side, spine in axes.spines.items():
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(_FAINT)

@@ -29,7 +29,7 @@ def write_result_page(result: Result, out: Path) -> None:
             "name": example.name,
             "score": None if example.score is None else str(replace(result.metrics[first], value=example.score)),
             "note": example.note,
-            "images": [(label, _address(_small(pixels))) for label, pixels in example.images.items()],
+            "images": [(label, image_uri(shrink_to_page(pixels))) for label, pixels in example.images.items()],
         }
         for example in result.examples
     ]
@@ -44,13 +44,13 @@ def write_result_page(result: Result, out: Path) -> None:
     write_page("results.html", out, values)
 
 
-def _address(pixels: NDArray[np.uint8]) -> Markup:
+def image_uri(pixels: NDArray[np.uint8]) -> Markup:
     """An image as a data URI: exact where it has few colors, which mean something, and small where it is a photo."""
     packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     return data_uri(pixels, "png" if len(np.unique(packed)) <= _FEW_COLORS else "jpeg")
 
 
-def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def shrink_to_page(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """An image at the width of the page; nearest pixels, for colors that stand for classes have no mean."""
     height, width = pixels.shape[:2]
     if width <= _WIDEST:

@@ -1,0 +1,283 @@
+"""The report of a fit: how well the head does on held-out files, where it fails, and what would make it better."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from tubelet.errors import escape_unprintable
+from tubelet.fit.result import FitResult, LearningCurvePoint, ReliabilityBin
+from tubelet.heads.head_file import MetricInterval, ModelMetrics
+from tubelet.view.page import Line, chart, write_page
+from tubelet.view.results import image_uri, shrink_to_page
+from tubelet.view.thumbnails import Thumbnail, make_thumbnail
+
+SHOWN_ERRORS, SHOWN_SUGGESTIONS, SHOWN_FILES, SHOWN_CONFUSIONS, SHOWN_HEADS = 24, 12, 50, 10, 40
+_NUMBERED = 26  # pixels of a cell of the confusion matrix from which its number fits in
+
+
+def write_fit_report(result: FitResult, out: Path) -> None:
+    """Write the report, one page that needs no other file.
+
+    Args:
+        result: the result of the fit.
+        out: the page.
+
+    Raises:
+        FileError: if it cannot be written.
+    """
+    spec = result.spec
+    values = {
+        "result": result,
+        "spec": spec,
+        "sentence": trust_sentence(spec.scores),
+        "bars": score_bars(spec.scores),
+        "names": _metric_names(spec.scores),
+        "confusion": None if result.confusion is None else confusion_matrix(result.confusion, spec.classes),
+        "confusions": () if result.confusion is None else common_confusions(result.confusion, spec.classes),
+        "reliability": _reliability_chart(result.reliability),
+        "reliability_sentence": reliability_sentence(result.reliability),
+        "curve": _curve_chart(result.curve),
+        "curve_sentence": curve_sentence(result.curve),
+        "errors": [(each, _thumbnail(each)) for each in result.errors[:SHOWN_ERRORS]],
+        "suggestions": [(each, _thumbnail(each)) for each in result.suggestions[:SHOWN_SUGGESTIONS]],
+        "most_examples": max(result.examples.values(), default=1) or 1,
+        "sweep": _sweep(result),
+        "shown_files": SHOWN_FILES,
+        "figures": {
+            name: [(label, image_uri(shrink_to_page(pixels))) for label, pixels in images.items()]
+            for name, images in result.figures.items()
+        },
+    }
+    write_page("fit_report.html", out, values)
+
+
+def print_scores(result: FitResult, console: Console) -> None:
+    """Print the metrics of the head and of the baselines, and how far to trust the head."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("held-out metric")
+    for model in result.spec.scores:
+        table.add_column(escape_unprintable(model.model), justify="right")
+    for name in _metric_names(result.spec.scores):
+        found = [_metric(model, name) for model in result.spec.scores]
+        table.add_row(escape_unprintable(name), *("-" if metric is None else str(metric) for metric in found))
+    if result.spec.scores:
+        console.print(table)
+    console.print(escape_unprintable(trust_sentence(result.spec.scores)), markup=False, highlight=False)
+
+
+def trust_sentence(scores: Sequence[ModelMetrics]) -> str:
+    """How far to trust a head, in plain words.
+
+    Args:
+        scores: metrics of the head, then of the baselines.
+    """
+    if not scores or not scores[0].metrics:
+        return "Nothing was measured on held-out files: how far to trust this head is not known."
+    first = scores[0].metrics[0]
+    reached = f"On files that it was not trained on, the head reaches {_shown(first)}, in {first.name}."
+    rivals = [(model.model, metric) for model in scores[1:] if (metric := _metric(model, first.name)) is not None]
+    if not rivals:
+        return f"{reached} There is no baseline to compare it with."
+    sign = 1 if first.higher_is_better else -1
+    name, best = max(rivals, key=lambda rival: sign * rival[1].value)
+    against = f"the best baseline ({name}) {_shown(best)}"
+    clear = first.low > best.high if first.higher_is_better else first.high < best.low
+    if clear:
+        return (
+            f"{reached} That is clearly better than {against}: trust it as far as this metric is good enough for you."
+        )
+    if sign * first.value > sign * best.value:
+        return (
+            f"{reached} That is better than {against}, but the intervals overlap: it may be chance. Label more files, "
+            "so that more can be held out, before relying on it."
+        )
+    return f"{reached} That is no better than {against}: do not rely on this head."
+
+
+def curve_sentence(curve: Sequence[LearningCurvePoint]) -> str:
+    """Whether more labels would pay, from the last doubling of the number of labels; empty for fewer than two."""
+    if len(curve) < 2:
+        return ""
+    last = curve[-1]
+    sign = 1 if last.metric.higher_is_better else -1
+    doublings = np.log2([last.labels / point.labels for point in curve[:-1]])
+    gains = np.array([sign * (last.metric.value - point.metric.value) for point in curve[:-1]])
+    near = int(np.abs(doublings - 1).argmin())
+    gain, before = float(gains[near] / doublings[near]), curve[near]
+    unit = " points" if last.metric.unit == "%" else f" {last.metric.unit}" if last.metric.unit else ""
+    shown = f"{abs(gain):.{1 if last.metric.unit == '%' else 3}f}{unit}"
+    noise = (last.metric.high - last.metric.low) / 4  # half of a half-width: about one standard error
+    steps = f"From {before.labels} to {last.labels} labels"
+    if gain > noise:
+        return f"{steps}, the metric improved by {shown} for each doubling: more labels would pay."
+    if gain > 0:
+        return (
+            f"{steps}, the metric improved by {shown} for each doubling, which is within its uncertainty: more labels "
+            "would pay little, unless they are of cases that are rare so far."
+        )
+    return f"{steps}, the metric did not improve: more labels of the same kind would not pay."
+
+
+def reliability_sentence(bins: Sequence[ReliabilityBin]) -> str:
+    """How far scores can be read as probabilities; empty without predictions."""
+    total = sum(each.count for each in bins)
+    if not total:
+        return ""
+    error = sum(each.count * (each.score - each.accuracy) for each in bins) / total
+    gap = sum(each.count * abs(each.score - each.accuracy) for each in bins) / total
+    if gap < 0.05:
+        return f"Scores can be read as probabilities: on average, they are {gap:.2f} off the fraction that was right."
+    direction = "too sure of itself" if error > 0.02 else "less sure than it could be" if error < -0.02 else "uneven"
+    return (
+        f"On average, scores are {gap:.2f} off the fraction that was right (the head is {direction}): use them "
+        "to order answers, not as probabilities."
+    )
+
+
+@dataclass(frozen=True)
+class ScoreBar:
+    """One bar of the headline: a model's first metric with its interval, in percent of the axis.
+
+    Attributes:
+        model: the head or a baseline.
+        text: the metric with its interval.
+        start: left end of the bar.
+        width: its length.
+        low: left end of the interval.
+        span: its length.
+    """
+
+    model: str
+    text: str
+    start: float
+    width: float
+    low: float
+    span: float
+
+
+def score_bars(scores: Sequence[ModelMetrics]) -> list[ScoreBar]:
+    """The first metric of the head and of each baseline as bars on one axis."""
+    if not scores or not scores[0].metrics:
+        return []
+    name = scores[0].metrics[0].name
+    found = [(model.model, metric) for model in scores if (metric := _metric(model, name)) is not None]
+    finite = [x for _, metric in found for x in (metric.value, metric.low, metric.high) if np.isfinite(x)]
+    low = min(0.0, *finite) if finite else 0.0
+    high = max([100.0 if found[0][1].unit == "%" else 0.0, *finite])
+    scale = 100 / ((high - low) or 1.0)
+
+    def place(value: float) -> float:
+        return round(scale * (float(np.clip(value, low, high)) - low), 2) if np.isfinite(value) else 0.0
+
+    return [
+        ScoreBar(
+            model=model,
+            text=str(metric),
+            start=place(min(0.0, metric.value)),
+            width=abs(place(metric.value) - place(0.0)),
+            low=place(metric.low),
+            span=max(0.0, place(metric.high) - place(metric.low)),
+        )
+        for model, metric in found
+    ]
+
+
+def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
+    """A confusion matrix for the template.
+
+    Args:
+        counts: (K, K) truth by answer.
+        classes: K names.
+    """
+    K = len(classes)
+    size = int(np.clip(760 / max(1, K), 11, 44))
+    rows = counts.sum(1, keepdims=True)
+    shares = counts / np.maximum(rows, 1)
+    cells = [
+        {"row": int(i), "column": int(j), "count": int(counts[i, j]), "share": round(float(shares[i, j]), 3)}
+        for i, j in zip(*np.nonzero(counts), strict=True)
+    ]
+    names = [escape_unprintable(name) for name in classes]
+    return {
+        "size": size,
+        "cells": cells,
+        "numbered": size >= _NUMBERED,
+        "names": names,
+        "short": [name if len(name) <= 22 else f"{name[:21]}…" for name in names],
+        "font": min(13, max(9, size - 2)),
+        "left": 8 + round(7.2 * min(22, max((len(name) for name in names), default=0))),
+        "recall": [None if not rows[i, 0] else float(shares[i, i]) for i in range(K)],
+    }
+
+
+def common_confusions(counts: NDArray[np.int64], classes: Sequence[str]) -> list[tuple[str, str, int, int]]:
+    """The most frequent errors: truth, answer, their number, and the number of rows of that truth."""
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN_CONFUSIONS]
+    pairs = [divmod(int(place), len(classes)) for place in order]
+    return [(classes[i], classes[j], int(wrong[i, j]), int(counts[i].sum())) for i, j in pairs if wrong[i, j]]
+
+
+def _reliability_chart(bins: Sequence[ReliabilityBin]) -> Any:
+    if not bins:
+        return None
+    diagonal = Line("", [0, 1], [0, 1], faint=True, style={"linestyle": "--", "alpha": 0.8, "linewidth": 1.0})
+    points = Line("", [each.score for each in bins], [each.accuracy for each in bins], style={"marker": "o"})
+    return chart([diagonal, points], x="score", y="fraction right", size=(3.6, 2.8), margin=0.03)
+
+
+def _curve_chart(curve: Sequence[LearningCurvePoint]) -> Any:
+    if len(curve) < 2:
+        return None
+    labels = [point.labels for point in curve]
+    interval = {"linestyle": ":", "alpha": 0.9, "linewidth": 1.1}
+    lines = [
+        Line("", labels, [point.metric.low for point in curve], faint=True, style=interval),
+        Line("", labels, [point.metric.high for point in curve], faint=True, style=interval),
+        Line("", labels, [point.metric.value for point in curve], style={"marker": "o"}),
+    ]
+    first = curve[-1].metric
+    unit = f" ({first.unit})" if first.unit else ""
+    return chart(lines, x="labels", y=f"{first.name}{unit}", size=(4.6, 2.8), margin=0.03)
+
+
+def _thumbnail(each: Any) -> Thumbnail:
+    return make_thumbnail(each.path, each.start_s, each.end_s)
+
+
+def _sweep(result: FitResult) -> dict[str, Any] | None:
+    """The heads that were trained, the best first, as a table."""
+    if not result.sweep:
+        return None
+    columns = list(dict.fromkeys(name for row in result.sweep for name in row))
+    values = [[_cell(row.get(name)) for name in columns] for row in result.sweep[:SHOWN_HEADS]]
+    return {"columns": columns, "rows": values, "more": max(0, len(result.sweep) - SHOWN_HEADS)}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, MetricInterval):
+        return str(value)
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _metric_names(scores: Sequence[ModelMetrics]) -> list[str]:
+    return list(dict.fromkeys(metric.name for model in scores for metric in model.metrics))
+
+
+def _metric(model: ModelMetrics, name: str) -> MetricInterval | None:
+    return next((metric for metric in model.metrics if metric.name == name), None)
+
+
+def _shown(metric: MetricInterval) -> str:
+    """A metric in a sentence."""
+    digits = 1 if metric.unit == "%" else 3
+    unit = f" {metric.unit}" if metric.unit else ""
+    interval = f"between {metric.low:.{digits}f} and {metric.high:.{digits}f}{unit} with 95 % confidence"
+    return f"{metric.value:.{digits}f}{unit} ({interval})"
