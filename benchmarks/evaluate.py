@@ -9,17 +9,15 @@ read all tokens are trained at two learning rates for five epochs, not in the wh
 """
 
 import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
 import tyro
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.measure import run_command
 
 PROBE = "--epochs 5 --learning-rates 1e-3 3e-4 --weight-decays 0.1"
 TASKS = (  # task, its folder in the sample set, options
@@ -34,32 +32,6 @@ TASKS = (  # task, its folder in the sample set, options
     ("anticipation", "layouts/epic", PROBE),
 )
 IMAGES = ("segmentation", "depth", "vos", "knn", "linear")  # tasks, or data, of images
-
-
-def run(command: list[str]) -> tuple[float, float, float]:
-    """Wall-clock and CPU seconds, and the peak memory of a command and its children, in GB."""
-    began, before = time.perf_counter(), os.times()
-    process = psutil.Popen(command, stdout=subprocess.DEVNULL)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, resident_bytes(process))
-        time.sleep(0.1)
-    if process.returncode:
-        sys.exit(f"it ended with {process.returncode}: {' '.join(command)}")
-    after = os.times()
-    worked = after.children_user + after.children_system - before.children_user - before.children_system
-    return time.perf_counter() - began, worked, peak / 1e9
-
-
-def resident_bytes(process: psutil.Popen) -> int:
-    """Bytes in memory of a process and its children; a page that several share is counted once."""
-    total = 0
-    try:
-        for member in (process, *process.children(recursive=True)):
-            total += member.memory_full_info().pss
-    except psutil.Error:  # one of them has just ended
-        pass
-    return total
 
 
 def figures(out: Path) -> str:
@@ -101,9 +73,11 @@ def main(model: str, /, *, data: Path, image_size: int = 64, frames: int = 4, ba
             command += ["--cache", str(Path(scratch) / "features"), "--image-size", str(image_size), *options.split()]
             command += ["--task", task, *(["--baseline", baseline] if baseline else [])]
             command += ["--frames", str(frames)] if task not in IMAGES else []
-            seconds, worked, peak = run(command)
-            total += seconds
-            table.add_row(task, folder, f"{seconds:.0f}", f"{worked:.0f}", f"{peak:.2f}", figures(out))
+            cost = run_command(command)
+            total += cost.seconds
+            table.add_row(
+                task, folder, f"{cost.seconds:.0f}", f"{cost.cpu_seconds:.0f}", f"{cost.peak_gb:.2f}", figures(out)
+            )
     table.add_section()
     table.add_row("all", "", f"{total:.0f}")
     console.print(table)

@@ -1,7 +1,9 @@
 """What the benchmarks share: sides that run in turn, a device's matrix-product rate, peak memory."""
 
 import logging
+import os
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,8 +11,9 @@ from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 from tubelet.console import log_to
@@ -41,6 +44,47 @@ def peak_gb(device: torch.device) -> float:
         return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+class CommandCost(NamedTuple):
+    """What a command and its children took.
+
+    Attributes:
+        seconds: wall-clock seconds.
+        cpu_seconds: processor seconds.
+        peak_gb: peak memory in GB; a page that several processes share is counted once.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_gb: float
+
+
+def run_command(command: Sequence[object]) -> CommandCost:
+    """Run a command to its end; if it fails, this process ends, too."""
+    words = [str(word) for word in command]
+    began, before = time.perf_counter(), os.times()
+    process = psutil.Popen(words, stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, resident_bytes(process))
+        time.sleep(0.1)
+    if process.returncode:
+        sys.exit(f"it ended with {process.returncode}: {' '.join(words)}")
+    after = os.times()
+    worked = after.children_user + after.children_system - before.children_user - before.children_system
+    return CommandCost(time.perf_counter() - began, worked, peak / 1e9)
+
+
+def resident_bytes(process: psutil.Popen) -> int:
+    """Bytes in memory of a process and its children; a page that several share is counted once."""
+    total = 0
+    try:
+        for member in (process, *process.children(recursive=True)):
+            total += member.memory_full_info().pss
+    except psutil.Error:  # one of them has just ended
+        pass
+    return total
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, width: int, rounds: int = 20) -> float:

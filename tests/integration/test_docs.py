@@ -58,6 +58,8 @@ def test_pages_show_commands():
 def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workplace):
     for name, text in re.findall(r"```yaml\n# (\S+)\n(.*?)```", page.read_text(), flags=re.DOTALL):
         (workplace / name).write_text(text)
+    for name, text in re.findall(r'```csv title="(\S+)"\n(.*?)```', page.read_text(), flags=re.DOTALL):
+        (workplace / name).write_text(text)
     for line in commands(page, "bash"):
         words = shlex.split(line)
         if words[0] == "make":

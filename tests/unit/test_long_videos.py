@@ -17,6 +17,9 @@ from tests.helpers.commands import run_tubelet
 from tests.helpers.video_copies import write_edit_list_copy, write_variable_rate_copy
 from tubelet.data.decode import Video
 from tubelet.errors import TubeletError
+from tubelet.labels.checks import check_labels
+from tubelet.labels.infer import infer_task
+from tubelet.labels.table import read_labels
 from tubelet.sample_data import CLASSES, MOTIONS, read_truth, write_long_videos, write_sample_data
 from tubelet.sample_data.long_videos import plan_long_videos
 
@@ -186,3 +189,24 @@ def test_masks_and_depth_maps_are_those_of_the_truth(labeled_set: Path) -> None:
         known = np.isfinite(truth.depth[0])
         np.testing.assert_allclose(millimeters[known], 1000 / 32 * truth.depth[0][known], atol=0.51)
         assert not millimeters[~known].any()
+
+
+@pytest.mark.parametrize(
+    ("table", "task", "targets"),
+    [
+        ("motion", "timeline", 0),
+        ("speed", "regression", 3),
+        ("objects", "multilabel", 0),
+        ("segmentation", "segmentation", 0),
+        ("depth", "depth", 0),
+    ],
+)
+def test_tables_are_label_tables_without_faults(labeled_set: Path, table: str, task: str, targets: int) -> None:
+    read = read_labels(labeled_set / "labels" / f"{table}.csv")
+    checked = check_labels(read, task, min_examples=1)
+    assert len(checked.rows) == len(rows_of(labeled_set / "labels" / f"{table}.csv"))
+    assert len(checked.targets) == targets
+    if table == "segmentation":
+        assert dict(checked.legend) == dict(enumerate(CLASSES[1:], start=1))
+    if table != "objects":  # whose spans cover the videos, as those of a timeline do
+        assert infer_task(checked)[0] == task
