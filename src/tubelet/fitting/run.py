@@ -43,9 +43,11 @@ def read_label_table(path: Path, config: FitConfig) -> tuple[LabelTable, LabelTa
     Raises:
         LabelError: names every fault of the table.
     """
-    table = check_labels(read_labels(path), config.task, min_examples=config.min_examples)
-    name, reason = (config.task, "as requested") if config.task else infer_task(table)
-    logger.info("%s: %d rows, read as %s; task: %s (%s)", path, len(table.rows), table.format, name, reason)
+    table = check_labels(
+        read_labels(path), config.task, min_examples=config.min_examples, workers=max(1, config.workers)
+    )
+    name, reason = (config.task, f"{config.task}, as requested") if config.task else infer_task(table)
+    logger.info("%s: %d rows, read as %s; task: %s", path, len(table.rows), table.format, reason)
     return table, get_label_task(name)
 
 
