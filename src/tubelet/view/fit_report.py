@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tubelet.errors import escape_unprintable
-from tubelet.fit.result import FitResult, LearningCurvePoint, ReliabilityBin
+from tubelet.fitting.result import FitResult, LearningCurvePoint, ReliabilityBin
 from tubelet.heads.head_file import MetricInterval, ModelMetrics
 from tubelet.view.page import Line, chart, write_page
 from tubelet.view.results import image_uri, shrink_to_page
@@ -37,7 +37,7 @@ def write_fit_report(result: FitResult, out: Path) -> None:
         "spec": spec,
         "sentence": trust_sentence(spec.scores),
         "bars": score_bars(spec.scores),
-        "names": _metric_names(spec.scores),
+        "metrics": _metric_rows(spec.scores),
         "confusion": None if result.confusion is None else confusion_matrix(result.confusion, spec.classes),
         "confusions": () if result.confusion is None else common_confusions(result.confusion, spec.classes),
         "reliability": _reliability_chart(result.reliability),
@@ -59,13 +59,14 @@ def write_fit_report(result: FitResult, out: Path) -> None:
 
 def print_scores(result: FitResult, console: Console) -> None:
     """Print the metrics of the head and of the baselines, and how far to trust the head."""
+    names = _metric_names(result.spec.scores)
     table = Table(box=None, pad_edge=False)
-    table.add_column("held-out metric")
+    table.add_column("on held-out files")
+    for name in names:
+        table.add_column(escape_unprintable(name), justify="right")
     for model in result.spec.scores:
-        table.add_column(escape_unprintable(model.model), justify="right")
-    for name in _metric_names(result.spec.scores):
-        found = [_metric(model, name) for model in result.spec.scores]
-        table.add_row(escape_unprintable(name), *("-" if metric is None else str(metric) for metric in found))
+        found = [_metric(model, name) for name in names]
+        table.add_row(escape_unprintable(model.model), *("-" if metric is None else str(metric) for metric in found))
     if result.spec.scores:
         console.print(table)
     console.print(escape_unprintable(trust_sentence(result.spec.scores)), markup=False, highlight=False)
@@ -217,12 +218,12 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> dict[
 
 
 def common_confusions(counts: NDArray[np.int64], classes: Sequence[str]) -> list[tuple[str, str, int, int]]:
-    """The most frequent errors: truth, answer, their number, and the number of rows of that truth."""
+    """The most frequent errors, those that happened at least twice: truth, answer, their number, and the number of rows of that truth."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN_CONFUSIONS]
     pairs = [divmod(int(place), len(classes)) for place in order]
-    return [(classes[i], classes[j], int(wrong[i, j]), int(counts[i].sum())) for i, j in pairs if wrong[i, j]]
+    return [(classes[i], classes[j], int(wrong[i, j]), int(counts[i].sum())) for i, j in pairs if wrong[i, j] > 1]
 
 
 def _reliability_chart(bins: Sequence[ReliabilityBin]) -> Any:
@@ -259,6 +260,20 @@ def _sweep(result: FitResult) -> dict[str, Any] | None:
     columns = list(dict.fromkeys(name for row in result.sweep for name in row))
     values = [[_cell(row.get(name)) for name in columns] for row in result.sweep[:SHOWN_HEADS]]
     return {"columns": columns, "rows": values, "more": max(0, len(result.sweep) - SHOWN_HEADS)}
+
+
+def _metric_rows(scores: Sequence[ModelMetrics]) -> dict[str, Any]:
+    """All metrics as a table: a row for each model, of each metric the value and the interval."""
+    names = _metric_names(scores)
+    units = {metric.name: metric for model in scores for metric in model.metrics}
+    rows = []
+    for model in scores:
+        found = [_metric(model, name) for name in names]
+        rows.append((model.model, [None if each is None else str(each).partition(" [")[::2] for each in found]))
+    heads = [
+        (name, f" ({units[name].unit})" if units[name].unit else "", units[name].higher_is_better) for name in names
+    ]
+    return {"heads": heads, "rows": rows}
 
 
 def _cell(value: Any) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.errors import TubeletError
-from tubelet.predict.video_writer import even, write_frames
+from tubelet.prediction.video_writer import even, write_frames
 from tubelet.view.page import data_uri
 
 SIDE, FPS, FRAMES = 176, 8, 32
