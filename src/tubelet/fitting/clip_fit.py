@@ -151,7 +151,7 @@ def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[
     return ClipFit(
         network=network,
         candidate=tried[best],
-        options=_options(tried[best], objective, len(network.table) if tried[best].network == "knn" else 0),
+        options=_options(tried[best], objective, len(splits[0][0]) if len(splits) == 1 else len(data.targets)),
         scale=scale,
         features=data.features,
         targets=data.targets,
@@ -253,10 +253,7 @@ def _train(
     def make(candidate: Candidate) -> nn.Module:
         width = features.tokens.shape[-1]
         network = get_network(candidate.network)(width, K, **_options(candidate, objective, len(rows)))
-        if candidate.network == "knn":
-            network.fill(pooled, learned[rows])
-        elif hasattr(network, "prepare"):
-            network.prepare(pooled)
+        network.prepare(pooled, learned[rows])
         return network
 
     tokens, targets = features.tokens[clips], learned[owner]

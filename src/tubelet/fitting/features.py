@@ -210,7 +210,7 @@ def extract_videos(
         for name in KEPT:
             own[name] += [clip[first:last] for clip, (first, last) in zip(part[name], owned[index], strict=True)]
     videos = [
-        VideoSteps(path, *(torch.cat(steps[path][name]) for name in KEPT), duration_s)
+        VideoSteps(path=path, duration_s=duration_s, **{name: torch.cat(parts) for name, parts in steps[path].items()})
         for path, duration_s in zip(paths, durations_s, strict=True)
         if str(path) not in broken and path in steps
     ]

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tubelet.config import FitConfig
 from tubelet.config.fields import nearest
 from tubelet.errors import ConfigError
@@ -17,7 +20,7 @@ from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.extract import Progress, extract
 
-Split = tuple[Sequence[int], Sequence[int]]
+Split = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Indices of the training rows and of the held-out rows of a table."""
 
 

@@ -185,10 +185,11 @@ def train_timelines(
     width, K = videos[0].steps.tokens.shape[-1], len(data.classes)
     weights = class_weights(videos, data.exclusive).to(context.model.device)
     rows = torch.cat([video.steps.tokens.float().mean(1) for video in videos])
+    targets = torch.cat([video.targets for video in videos])
 
     def make(candidate: Candidate) -> nn.Module:
         network = get_network(candidate.network)(width, K, **candidate.options)
-        network.prepare(rows)
+        network.prepare(rows, targets)
         return network
 
     def loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from tubelet.checkpoint.state_dict import load_strict
 from tubelet.config.fields import Settings, from_dict, nearest, to_dict
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.heads.adaptation import adapted_fingerprint, with_encoder_weights
+from tubelet.heads.head_network import HeadNetwork
 from tubelet.heads.novelty import NoveltyModel
 from tubelet.io.arrays import read_safetensors
 from tubelet.io.files import atomic_write
@@ -339,7 +340,7 @@ def reduce_tokens(features: DenseFeatures, head_input: HeadInput) -> Tensor:
     return pooled.flatten(2).transpose(1, 2).unflatten(0, (-1, grid.t))
 
 
-def get_network(name: str) -> Callable[..., nn.Module]:
+def get_network(name: str) -> Callable[..., HeadNetwork]:
     """The class of a network by the name of its module in `tubelet.heads.networks`.
 
     Raises:
@@ -349,7 +350,7 @@ def get_network(name: str) -> Callable[..., nn.Module]:
         raise ConfigError(
             f"network is {name!r}, expected one of {', '.join(network_names())}{nearest(name, network_names())}"
         )
-    network: Callable[..., nn.Module] = importlib.import_module(f"tubelet.heads.networks.{name}").NETWORK
+    network: Callable[..., HeadNetwork] = importlib.import_module(f"tubelet.heads.networks.{name}").NETWORK
     return network
 
 

@@ -118,7 +118,7 @@ def row_windows(
         is shorter than a clip. A video that is shorter than a clip is seen as a whole, at a higher rate.
     """
     clip_s = head_input.frames / head_input.fps
-    middles = (np.arange(head_input.frames) + 0.5) / head_input.fps
+    middles = np.arange(0.5, head_input.frames) / head_input.fps
     if duration_s < clip_s * (1 - 1e-6):
         return [middles * (duration_s / clip_s)]
     count = int(np.clip(round((end_s - start_s) / clip_s), 1, most))

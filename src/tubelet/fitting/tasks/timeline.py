@@ -23,7 +23,7 @@ from tubelet.fitting.timeline_fit import (
 )
 from tubelet.fitting.training import Candidate, candidates
 from tubelet.heads.head_file import NO_LABEL, Head, HeadSpec, ModelMetrics, SpanRule
-from tubelet.heads.networks.knn import NearestNeighbors
+from tubelet.heads.networks.knn import Link, NearestNeighbors
 from tubelet.heads.spans import Span, decode_spans, fit_span_rules
 from tubelet.pretrained.load import random_init_like
 from tubelet.tasks.common.cache import FeatureCache
@@ -150,14 +150,14 @@ def _train(context: FitContext, data: TimelineData, candidate: Candidate, videos
 class _StepNeighbors(nn.Module):
     """Nearest neighbors of each time step among those of the training videos."""
 
-    def __init__(self, videos: Sequence[LabeledVideo], link: str) -> None:
+    def __init__(self, videos: Sequence[LabeledVideo], link: Link) -> None:
         super().__init__()
         tokens = torch.cat([video.steps.tokens for video in videos])  # (T, S, D)
         targets = torch.cat([video.targets for video in videos])
         stride = -(-len(tokens) // _NEIGHBOR_ROWS)
         tokens, targets = tokens[::stride], targets[::stride]
         self.neighbors = NearestNeighbors(tokens.shape[-1], targets.shape[1], rows=len(tokens), link=link)
-        self.neighbors.fill(tokens.float().mean(1), targets)
+        self.neighbors.prepare(tokens.float().mean(1), targets)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, S, D) -> (B, T, K)."""

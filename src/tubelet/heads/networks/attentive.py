@@ -3,12 +3,13 @@
 B clips, T time steps, S cells, D channels, K outputs.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tubelet.heads.attentive import AttentiveProbe
+from tubelet.heads.head_network import HeadNetwork
 
 
-class AttentiveNetwork(nn.Module):
+class AttentiveNetwork(HeadNetwork):
     """Attention over all tokens of a clip.
 
     The published probe has four blocks, three of which are self-attention among the tokens. A few hundred labels do

@@ -6,6 +6,8 @@ B clips, T time steps, S cells, D channels, K bins.
 import torch
 from torch import Tensor, nn
 
+from tubelet.heads.head_network import HeadNetwork
+
 
 def depth_of_scores(scores: Tensor, bins: Tensor, smoothing: float) -> Tensor:
     """Depth (...) of scores (..., K): the mean of the bins, weighted by rectified scores plus a constant.
@@ -22,7 +24,7 @@ def depth_of_scores(scores: Tensor, bins: Tensor, smoothing: float) -> Tensor:
     return weighted / weights
 
 
-class DepthBins(nn.Module):
+class DepthBins(HeadNetwork):
     """Each token to scores of bins of depth, and those to depth (AdaBins, arXiv 2011.14141, with fixed bins).
 
     Attributes:

@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from tubelet.heads.head_network import HeadNetwork
 from tubelet.heads.knn import TEMPERATURE
 from tubelet.heads.standardization import Standardization
 
@@ -17,7 +18,7 @@ _LEAST = 1e-4  # share of a class without a vote, whose logarithm would be minus
 Link = Literal["log", "logit", "identity"]
 
 
-class NearestNeighbors(nn.Module):
+class NearestNeighbors(HeadNetwork):
     """The vote of the most similar training clips, weighted by similarity (arXiv 2104.14294)."""
 
     table: Tensor
@@ -40,10 +41,10 @@ class NearestNeighbors(nn.Module):
         self.register_buffer("table", torch.zeros(rows, width))
         self.register_buffer("targets", torch.zeros(rows, classes))
 
-    def fill(self, pooled: Tensor, targets: Tensor) -> None:
+    def prepare(self, tokens: Tensor, targets: Tensor) -> None:
         """Store mean tokens (n, D) of the training clips and their targets (n, K)."""
-        self.standardization.fit(pooled)
-        self.table.copy_(F.normalize(self.standardization(pooled.float()), dim=-1))
+        self.standardization.fit(tokens)
+        self.table.copy_(F.normalize(self.standardization(tokens.float()), dim=-1))
         self.targets.copy_(targets)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ B clips, T time steps, S cells, D channels, K outputs.
 
 from torch import Tensor, nn
 
+from tubelet.heads.head_network import HeadNetwork
 from tubelet.heads.standardization import Standardization
 
 
-class MeanMLP(nn.Module):
+class MeanMLP(HeadNetwork):
     """Mean of all tokens, standardized, through one hidden layer to outputs."""
 
     def __init__(self, width: int, classes: int, hidden: int = 256, dropout: float = 0.2) -> None:
@@ -18,9 +19,9 @@ class MeanMLP(nn.Module):
             nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, classes)
         )
 
-    def prepare(self, pooled: Tensor) -> None:
-        """Fit what is not trained to mean tokens (n, D) of the training clips."""
-        self.standardization.fit(pooled)
+    def prepare(self, tokens: Tensor, targets: Tensor) -> None:
+        """Fit the standardization."""
+        self.standardization.fit(tokens)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, S, D) tokens -> (B, K) logits."""

@@ -5,8 +5,10 @@ B clips, T time steps, S cells, D channels, K outputs.
 
 from torch import Tensor, nn
 
+from tubelet.heads.head_network import HeadNetwork
 
-class TokenLinear(nn.Module):
+
+class TokenLinear(HeadNetwork):
     """Each token to logits, which are interpolated to the pixels of an image.
 
     Attributes:

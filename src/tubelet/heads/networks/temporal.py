@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tubelet.heads.head_network import HeadNetwork
 from tubelet.heads.standardization import Standardization
 
 
-class TemporalNetwork(nn.Module):
+class TemporalNetwork(HeadNetwork):
     """Tokens of consecutive time steps to the logits of each step.
 
     Attributes:
@@ -44,9 +45,9 @@ class TemporalNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, classes)
 
-    def prepare(self, pooled: Tensor) -> None:
-        """Fit what is not trained to tokens (n, D) of the training videos."""
-        self.standardization.fit(pooled)
+    def prepare(self, tokens: Tensor, targets: Tensor) -> None:
+        """Fit the standardization."""
+        self.standardization.fit(tokens)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, S, D) tokens -> (B, T, K) logits."""

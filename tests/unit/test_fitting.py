@@ -1,0 +1,202 @@
+"""Heads fitted to labels: measured on files that they did not see, in one file, applied to the encoder they know."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+import tubelet
+from tests.helpers.video_files import encode
+from tubelet.config import ModelConfig, PredictorConfig
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.heads.head_file import load_head
+from tubelet.labels.records import LabelError
+from tubelet.pretrained.backbone import Backbone
+
+SIZES = ModelConfig(
+    width=48, depth=2, heads=2, levels=(0, 1), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)
+)
+COLORS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+CLIP = {"image_size": 16, "frames": 4, "fps": 8.0, "workers": 0}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Backbone(SIZES).eval().requires_grad_(False)
+
+
+def write_colors(path, spans, rng, fps=8):
+    """A video of noisy colors, each a (name or red-green-blue, seconds)."""
+    cards = []
+    for color, seconds in spans:
+        base = np.array(COLORS.get(color, color))
+        cards += [
+            np.clip(base + rng.normal(0, 20, (32, 32, 3)), 0, 255).astype(np.uint8) for _ in range(round(seconds * fps))
+        ]
+    return encode(path, cards=cards, fps=fps, bframes=0)
+
+
+def write_table(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Eighteen videos of one color each, and a table of their colors."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(18):
+        color = list(COLORS)[i % 3]
+        write_colors(tmp_path / f"{i}.mp4", [(color, 1)], rng)
+        rows.append({"path": f"{i}.mp4", "label": color, "split": "val" if i >= 12 else "train"})
+    return write_table(tmp_path / "colors.csv", rows)
+
+
+def scores(head, model="this head"):
+    (own,) = (score for score in head.spec.scores if score.model == model)
+    return {metric.name: metric for metric in own.metrics}
+
+
+def test_a_head_of_classes_beats_its_baselines_and_survives_its_file(clips, model, tmp_path):
+    out = tmp_path / "head.safetensors"
+    head = tubelet.fit(clips, model, out=out, cache=tmp_path / "cache", **CLIP)
+    assert head.spec.task == "classification" and head.spec.classes == ("blue", "green", "red")
+    assert [score.model for score in head.spec.scores] == [
+        "this head", "majority class", "k-NN on pixels", "motion energy", "random weights",
+    ]  # fmt: skip
+    top1 = scores(head)["top-1"]
+    assert top1.value == 100 and top1.low < 100, "six files cannot show that every file is right"
+    assert scores(head, "majority class")["top-1"].value < 50
+    again = load_head(out)
+    assert again.spec == head.spec
+    features = model.encode(tmp_path / "0.mp4", resize=16, frames=4, fps=8.0)
+    assert torch.equal(again(features), head(features)) and again(features).shape == (1, 3)
+    assert again.spec.classes[int(again(features).argmax())] == "red"
+
+
+def test_the_same_fit_gives_the_same_weights(clips, model, tmp_path):
+    first, second = (tubelet.fit(clips, model, cache=tmp_path / f"cache{i}", **CLIP) for i in range(2))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert first.spec == second.spec
+
+
+def test_every_network_can_be_asked_for(clips, model, tmp_path):
+    for network in ("linear", "mlp", "attentive", "knn"):
+        head = tubelet.fit(clips, model, networks=(network,), cache=tmp_path / "cache", epochs=10, **CLIP)
+        assert head.spec.network == network
+        head.save(tmp_path / f"{network}.safetensors")
+        again = load_head(tmp_path / f"{network}.safetensors")
+        tokens = torch.randn(2, 2, 4, 48)
+        assert torch.equal(again(tokens), head(tokens))
+    with pytest.raises(ConfigError, match=r"network is 'linar', expected one of .* nearest: 'linear'"):
+        tubelet.fit(clips, model, networks=("linar",), cache=tmp_path / "cache", **CLIP)
+
+
+def test_a_head_refuses_another_encoder_and_names_both(clips, model, tmp_path):
+    head = tubelet.fit(clips, model, networks=("linear",), cache=tmp_path / "cache", **CLIP)
+    torch.manual_seed(1)
+    other = Backbone(SIZES).eval()
+    with pytest.raises(ConfigError) as caught:
+        head.check_encoder(other)
+    assert model.model_id in str(caught.value) and other.model_id in str(caught.value)
+    head.check_encoder(model)
+
+
+def test_a_file_that_is_not_a_head_is_named(tmp_path, model):
+    model.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(CheckpointError, match=r"model.safetensors: its format is .*, expected 'tubelet-head-1'"):
+        load_head(tmp_path / "encoder" / "model.safetensors")
+
+
+def test_values_are_learned_in_their_own_unit(tmp_path, model):
+    rng, rows = np.random.default_rng(0), []
+    for i in range(24):
+        gray = 30 + 8 * i
+        write_colors(tmp_path / f"{i}.mp4", [((gray, gray, gray), 1)], rng)
+        rows.append(
+            {"path": f"{i}.mp4", "lux": 1000 + 50 * gray, "ratio": gray / 255, "split": "val" if i % 3 else "train"}
+        )
+    head = tubelet.fit(write_table(tmp_path / "values.csv", rows), model, cache=tmp_path / "cache", **CLIP)
+    assert head.spec.task == "regression" and head.spec.classes == ("lux", "ratio")
+    assert next(iter(scores(head).values())).value > 0.8
+    answer = head(model.encode(tmp_path / "4.mp4", resize=16, frames=4, fps=8.0))[0]
+    assert abs(float(answer[0]) - (1000 + 50 * 62)) < 1500 and abs(float(answer[1]) - 62 / 255) < 0.15
+
+
+def test_several_classes_at_once(tmp_path, model):
+    rng, rows = np.random.default_rng(0), []
+    for i in range(24):
+        red, green = i % 2, i // 2 % 2
+        write_colors(tmp_path / f"{i}.mp4", [((60 + 140 * red, 60 + 140 * green, 60), 1)], rng)
+        label = "|".join(name for name, there in (("red", red), ("green", green)) if there)
+        rows.append({"path": f"{i}.mp4", "label": label, "split": "val" if i >= 16 else "train"})
+    head = tubelet.fit(write_table(tmp_path / "several.csv", rows), model, cache=tmp_path / "cache", **CLIP)
+    assert head.spec.task == "multilabel" and len(head.spec.thresholds) == 2
+    assert next(iter(scores(head).values())).value > 90
+    both = head(model.encode(tmp_path / "3.mp4", resize=16, frames=4, fps=8.0))[0]
+    assert bool((both > torch.tensor(head.spec.thresholds)).all())
+
+
+def timeline_table(tmp_path, videos=9, gap=False):
+    rng, rows = np.random.default_rng(0), []
+    names = list(COLORS)
+    for i in range(videos):
+        spans, at = [], 0.0
+        for _ in range(6):
+            color, seconds = names[int(rng.integers(3))], float(rng.integers(8, 24)) / 8
+            spans.append((color, seconds))
+            if not (gap and color == "blue"):
+                rows.append(
+                    {
+                        "path": f"{i}.mp4",
+                        "start_s": at,
+                        "end_s": at + seconds,
+                        "label": color,
+                        "split": "val" if i >= 6 else "train",
+                    }
+                )
+            at += seconds
+        write_colors(tmp_path / f"{i}.mp4", spans, rng)
+    return write_table(tmp_path / "timeline.csv", rows)
+
+
+@pytest.mark.parametrize("gap", [False, True], ids=["dense", "with gaps"])
+def test_a_timeline_finds_spans_and_their_edges(tmp_path, model, gap):
+    head = tubelet.fit(
+        timeline_table(tmp_path, gap=gap),
+        model,
+        task="timeline",
+        learning_rates=(5e-3,),
+        cache=tmp_path / "cache",
+        **CLIP,
+    )
+    own, pixels = scores(head), scores(head, "majority class")
+    name = next(name for name in own if "50" in name)
+    assert own[name].value > 90 > pixels[name].value
+    edge = next(metric for metric in own.values() if metric.unit == "s")
+    assert edge.value <= 0.125, "half a time step of 0.25 s"
+    assert ("no label" in head.spec.classes) == gap and len(head.spec.spans) == len(head.spec.classes)
+
+
+def test_a_setting_that_a_task_does_not_use_and_a_table_with_faults_are_refused(clips, model, tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown key 'learning_rate'.*nearest: 'learning_rates'"):
+        tubelet.fit(clips, model, learning_rate=1e-3)
+    wrong = write_table(tmp_path / "wrong.csv", [{"path": "gone.mp4", "label": "a"}, {"path": "0.mp4", "label": "b"}])
+    with pytest.raises(LabelError, match=r"gone.mp4") as caught:
+        tubelet.fit(wrong, model, cache=tmp_path / "none")
+    assert caught.value.exit_code == 2 and len(caught.value.faults) >= 2 and not (tmp_path / "none").exists()
+
+
+def test_few_files_are_held_out_in_turn(clips, model, tmp_path):
+    text = clips.read_text().replace("train", "").replace("val", "").replace(",\r\n", "\r\n").replace(",split", "")
+    clips.write_text(text)
+    head = tubelet.fit(clips, model, networks=("linear",), cache=tmp_path / "cache", **CLIP)
+    assert scores(head)["top-1"].value == 100 and scores(head)["top-1"].files == 18
