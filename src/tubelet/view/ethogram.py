@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -15,6 +17,7 @@ from tubelet.prediction.media_predictions import MediaPredictions, labels_by_sec
 
 MAX_ROWS, MAX_LEGEND = 200, 40
 _FAINTEST = 0.25
+_WIDTH, _LEFT, _TOP, _LEGEND_COLUMNS = 11.0, 2.5, 0.35, 5  # inches, and columns
 
 
 def draw_ethogram(files: Sequence[MediaPredictions], out: Path, classes: Sequence[str] = ()) -> None:
@@ -37,41 +40,44 @@ def draw_ethogram(files: Sequence[MediaPredictions], out: Path, classes: Sequenc
     colors = assign_colors(classes, found)
     labels = [label for label in colors if label in found]
     row = 0.34 if len(shown) <= 40 else 0.2 if len(shown) <= 100 else 0.13
-    legend = min(len(labels), MAX_LEGEND)
     style = {"font.size": 9, "font.family": "sans-serif", "svg.hashsalt": "tubelet", "text.parse_math": False}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(11, 1.4 + row * max(1, len(shown)) + 0.22 * -(-legend // 5)), layout="constrained")
-        axes = figure.subplots()
-        for place, each in enumerate(shown):
-            _draw_row(axes, place, each, colors)
+        rows = -(-min(len(labels), MAX_LEGEND + 1) // _LEGEND_COLUMNS)
+        below, body = 0.65 + 0.22 * rows, row * max(1, len(shown))
+        height = _TOP + body + below
+        figure = Figure(figsize=(_WIDTH, height))
+        axes = figure.add_axes((_LEFT / _WIDTH, below / height, (_WIDTH - _LEFT - 0.2) / _WIDTH, body / height))
+        _draw_rows(axes, shown, colors)
         _set_axes(axes, shown, row)
         title = f"{len(videos)} video{'s' * (len(videos) != 1)}"
         axes.set_title(title + (f", the first {MAX_ROWS} of them" if len(videos) > MAX_ROWS else ""), loc="left")
-        handles = [Patch(color=colors[label], label=_short(label, 28)) for label in labels[:MAX_LEGEND]]
+        handles = [Patch(color=colors[label], label=_short(label, 26)) for label in labels[:MAX_LEGEND]]
         if len(labels) > MAX_LEGEND:
             handles.append(Patch(color="none", label=f"and {len(labels) - MAX_LEGEND} more"))
         if handles:
-            figure.legend(handles=handles, loc="outside lower left", ncols=5, frameon=False)
+            figure.legend(handles=handles, loc="lower left", ncols=_LEGEND_COLUMNS, frameon=False)
         with atomic_write(out) as partial:
             kind = out.suffix.lower().removeprefix(".")
             figure.savefig(partial, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
 
 
-def _draw_row(axes: Any, place: int, each: MediaPredictions, colors: dict[str, str]) -> None:
-    axes.barh(place, each.duration_s, height=0.9, color="#8c929c", alpha=0.15, linewidth=0)
-    lanes = _assign_lanes(each)
-    count = max(lanes.values(), default=0) + 1
-    height = 0.9 / count
-    for label, lane in lanes.items():
-        spans = [span for span in each.labels if span.label == label]
-        alphas = [_FAINTEST + (1 - _FAINTEST) * min(1.0, max(0.0, span.score)) for span in spans]
-        bars = axes.broken_barh(
-            [(span.start_s, span.end_s - span.start_s) for span in spans],
-            (place - 0.45 + lane * height, height),
-            color=colors[label],
-            linewidth=0,
-        )
-        bars.set_alpha(alphas)
+def _draw_rows(axes: Any, shown: Sequence[MediaPredictions], colors: dict[str, str]) -> None:
+    """All spans as one collection of rectangles, which is drawn many times faster than one by one."""
+    boxes, fills = [], []
+    for place, each in enumerate(shown):
+        boxes.append(_box(0.0, each.duration_s, place - 0.45, 0.9))
+        fills.append(to_rgba("#8c929c", 0.15))
+        lanes = _assign_lanes(each)
+        height = 0.9 / (max(lanes.values(), default=0) + 1)
+        for span in each.labels:
+            boxes.append(_box(span.start_s, span.end_s, place - 0.45 + lanes[span.label] * height, height))
+            opacity = _FAINTEST + (1 - _FAINTEST) * min(1.0, max(0.0, span.score))
+            fills.append(to_rgba(colors[span.label], opacity))
+    axes.add_collection(PolyCollection(boxes, facecolors=fills, linewidths=0))
+
+
+def _box(begin: float, end: float, top: float, height: float) -> list[tuple[float, float]]:
+    return [(begin, top), (end, top), (end, top + height), (begin, top + height)]
 
 
 def _assign_lanes(each: MediaPredictions) -> dict[str, int]:

@@ -218,7 +218,7 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> dict[
 
 
 def common_confusions(counts: NDArray[np.int64], classes: Sequence[str]) -> list[tuple[str, str, int, int]]:
-    """The most frequent errors, those that happened at least twice: truth, answer, their number, and the number of rows of that truth."""
+    """The most frequent errors, of those that happened twice: truth, answer, their number, rows of that truth."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN_CONFUSIONS]
