@@ -11,7 +11,7 @@ import torch
 from tests.helpers.training import rows, tiny_config, train_quietly
 from tubelet.checkpoint import run as checkpoint
 from tubelet.checkpoint.run import copy_to_host, list_checkpoints, read_checkpoint, step_from_name
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError, TubeletError
 from tubelet.train import checkpointer as saving
 from tubelet.train import trainer
 
@@ -133,3 +133,21 @@ def test_a_copy_is_contiguous_and_shares_nothing_with_the_state():
             value.zero_()
     assert copy["a"].is_contiguous() and copy["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert copy["b"].tolist() == [1, 1, 1] and not copy["b"].requires_grad
+
+
+@pytest.mark.parametrize("error", [DataError("best.json: is not JSON; delete it"), KeyError("a tensor")])
+def test_an_error_that_would_come_again_stops_the_run_in_one_sentence(error, media, tmp_path, monkeypatch, written):
+    hooks, _ = written
+
+    def fail():
+        raise error
+
+    hooks[2] = fail
+    run = tmp_path / "run"
+    with pytest.raises(
+        TubeletError, match=r"^best\.json: is not JSON|step-000000004.*cannot be written \(KeyError"
+    ) as raised:
+        train_quietly(tiny_config(media, steps=10**4, checkpoint_every=2), run)
+    assert "\n" not in str(raised.value)
+    assert rows(run)[-1]["step"] < 10**4 and not alerts(run)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000002.safetensors"]

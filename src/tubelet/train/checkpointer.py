@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -25,7 +26,7 @@ from tubelet.checkpoint.run import (
     training_state,
 )
 from tubelet.config import TrainConfig
-from tubelet.errors import FileError, TrainingError, TubeletError
+from tubelet.errors import FileError, TrainingError, TubeletError, first_line
 from tubelet.io.files import file_errors
 from tubelet.model.lora import get_adapters
 from tubelet.train.distributed import DistContext
@@ -45,24 +46,30 @@ class Pending(NamedTuple):
     path: Path
     end: Future[Any] | None
 
-    def problem(self) -> str | None:
-        """Wait for the end; returns why the checkpoint could not be written, or None if it was."""
+    def error(self) -> TubeletError | None:
+        """Wait for the end; why the checkpoint could not be written, or None if it was.
+
+        A `FileError` may pass, such as that of a full disk: the next checkpoint is another attempt. Any other error
+        would come again.
+        """
         if self.end is None or (error := self.end.exception()) is None:
             return None
-        if isinstance(error, TubeletError):
-            return str(error)
-        from tubelet.checkpoint.dcp import root_cause
+        if not isinstance(error, TubeletError):
+            from tubelet.checkpoint.dcp import root_cause
 
-        cause = root_cause(error)
+            error = root_cause(error)
         try:
-            with file_errors(self.path, KEEPS_OLDER, also=(Exception,)):
-                raise cause if isinstance(cause, Exception) else RuntimeError(str(cause))
-        except FileError as failure:
-            return str(failure)
+            with file_errors(self.path, KEEPS_OLDER, also=(SafetensorError, MemoryError)):
+                raise error if isinstance(error, Exception) else RuntimeError(str(error))
+        except TubeletError as failure:
+            return failure
+        except Exception as unknown:
+            reason = f"{type(unknown).__name__}: {first_line(unknown)}"
+            return TrainingError(f"{self.path}: cannot be written ({reason}); the run stops, {KEEPS_OLDER}")
 
 
 class Checkpointer:
-    """Writes the checkpoints of a run, one at a time; all methods except `poll` and `close` are collective.
+    """Writes the checkpoints of a run, one at a time; all methods are collective, but `poll`, `fatal_error`, `close`.
 
     Attributes:
         newest: newest checkpoint on the disk, or None.
@@ -126,13 +133,27 @@ class Checkpointer:
     def poll(self) -> str | None:
         """Why the pending checkpoint could not be written, as soon as this rank knows it; once, without waiting.
 
-        Other ranks may not know yet: nothing may depend on it but what rank 0 reports.
+        Other ranks may not know yet: nothing may depend on it but what rank 0 reports. Errors after which the run
+        cannot go on are left to `fatal_error`.
         """
-        if self.pending is None or self.reported or self.pending.end is None or not self.pending.end.done():
+        error = None if self.reported else self._error_so_far()
+        if not isinstance(error, FileError):
             return None
-        problem = self.pending.problem()
-        self.reported = problem is not None
-        return problem
+        self.reported = True
+        return str(error)
+
+    def fatal_error(self) -> str | None:
+        """Why the run cannot go on: the pending checkpoint failed as the next one would; without waiting.
+
+        Other ranks may not know yet. When they have been told, `wait` raises the error on all of them.
+        """
+        error = self._error_so_far()
+        return None if error is None or isinstance(error, FileError) else str(error)
+
+    def _error_so_far(self) -> TubeletError | None:
+        if self.pending is None or self.pending.end is None or not self.pending.end.done():
+            return None
+        return self.pending.error()
 
     def wait(self, required: bool = False) -> str | None:
         """Wait until the pending checkpoint, if there is one, is on the disk.
@@ -144,7 +165,8 @@ class Checkpointer:
             why it could not be written, unless `poll` has reported that; older checkpoints are untouched.
 
         Raises:
-            TubeletError: if it could not be written and is required, or there is no older one.
+            TubeletError: if it could not be written and is required, there is no older one, or the next one would fail
+                too.
         """
         if self.pending is None:
             return None
@@ -156,7 +178,7 @@ class Checkpointer:
                 self._require_written()
         except TubeletError as error:
             self.saved = self.before
-            if required or self.newest is None:
+            if required or self.newest is None or not isinstance(error, FileError):
                 raise
             return None if reported else str(error)
         finally:
@@ -169,8 +191,8 @@ class Checkpointer:
         self.writer.shutdown(wait=True)
 
     def _require_written(self) -> None:
-        if self.pending and (problem := self.pending.problem()):
-            raise TrainingError(problem)
+        if self.pending and (error := self.pending.error()):
+            raise error
 
     def _start(self, step: int) -> None:
         if self.group is None:

@@ -3,6 +3,7 @@
 `jsonl` always receives the rows; `--sinks` names the others.
 """
 
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -11,7 +12,8 @@ from typing import Any
 
 from tubelet.errors import ConfigError, MissingPackageError
 from tubelet.io.files import describe_os_error
-from tubelet.train.run_directory import RunDirectory
+from tubelet.io.text import read_text
+from tubelet.train.run_directory import RunDirectory, write_atomically
 
 
 class MetricSink(ABC):
@@ -31,6 +33,26 @@ class MetricSink(ABC):
             step: Steps done; rows of later steps that were logged before are logged anew.
         """
         self.run, self.step = run, step
+
+    def run_id(self, make: Callable[[], str]) -> str:
+        """The id under which the sink knows this run, from a file in the run directory: it moves with it.
+
+        Args:
+            make: Returns a new id; called for a run that has none.
+
+        Raises:
+            TubeletError: the file cannot be read or written.
+        """
+        path = self.run.path / f"{type(self).__module__.rpartition('.')[2]}_run_id.txt"
+        if path.exists() and (found := read_text(path).strip()):
+            return found
+        made = make()
+        write_atomically(path, made + "\n")
+        return made
+
+    def unique_name(self) -> str:
+        """The name of the run directory with a random suffix."""
+        return f"{self.run.path.absolute().name}-{secrets.token_hex(4)}"
 
     @abstractmethod
     def log(self, row: Mapping[str, float]) -> None:

@@ -20,7 +20,7 @@ class TrackioSink(MetricSink):
         if self.logged is None:
             self.logged = trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", "tubelet"),
-                name=self.run.path.absolute().name,
+                name=self.run_id(self.unique_name),
                 resume="allow",
                 config=to_dict(self.run.config),
             )

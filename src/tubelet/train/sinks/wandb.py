@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from typing import Any
-from zlib import crc32
 
 import wandb
 
@@ -21,10 +20,9 @@ class WandbSink(MetricSink):
     def log(self, row: Mapping[str, float]) -> None:
         """Log one row."""
         if self.logged is None:
-            path = self.run.path.absolute()
             self.logged = wandb.init(
-                dir=path,
-                id=f"{path.name}-{crc32(str(path).encode()):08x}",
+                dir=self.run.path.absolute(),
+                id=self.run_id(self.unique_name),
                 resume="allow",
                 config=to_dict(self.run.config),
             )
