@@ -142,6 +142,7 @@ KINDS: Mapping[str, OutputKind] = {
     "results": OutputKind("results of this package", files={"result.json": _is_result, "page.html": _is_page}),
     "run": OutputKind("a run", files={"config.json": _is_run_config}),
     "table": OutputKind("a table", marks=("_settings.json",)),
+    "predictions": OutputKind("predictions", marks=("_scores",)),
     "shards": OutputKind("a folder of shards", marks=("index.jsonl", "plan.json")),
     "sample set": OutputKind("a sample set"),
 }

@@ -3,6 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tubelet.grid import Modality
 from tubelet.heads.head_file import HeadInput, HeadSpec
 from tubelet.heads.window_grid import Window, iter_windows, row_windows, step_seconds
 
@@ -11,16 +15,20 @@ from tubelet.heads.window_grid import Window, iter_windows, row_windows, step_se
 class WindowLayout:
     """How videos are covered by windows.
 
+    A video that is shorter than a clip is seen as a whole, at a higher rate, as in the training of heads of clips; or
+    its last frame is repeated, as in the training of timelines; or both, for heads of both kinds.
+
     Attributes:
         clips: the clips; for heads of images, clips of one frame at the rate of their stride.
         tubelet: frames of a time step.
-        whole: whether a video that is shorter than a clip is seen as a whole, at a higher rate, as in the training of
-            heads of clips; otherwise its last frame is repeated, as in the training of timelines.
+        stretched: whether a short video is seen at a higher rate.
+        padded: whether the last frame of a short video is repeated.
     """
 
     clips: HeadInput
     tubelet: int
-    whole: bool
+    stretched: bool
+    padded: bool
 
     @classmethod
     def of_head(cls, spec: HeadSpec, tubelet: int) -> "WindowLayout":
@@ -30,37 +38,53 @@ class WindowLayout:
             spec: the head.
             tubelet: frames of a time step of the encoder.
         """
-        clips = spec.input
+        clips, timeline = spec.input, spec.task == "timeline"
         if clips.frames == 1:
             clips, tubelet = replace(clips, fps=1 / clips.stride_s), 1
-        return cls(clips=clips, tubelet=tubelet, whole=spec.task != "timeline")
+        return cls(clips=clips, tubelet=tubelet, stretched=not timeline, padded=timeline)
 
     @property
-    def pixels(self) -> "WindowLayout":
-        """The layout without what is done to tokens: heads of the same one can share an encoding."""
-        return replace(self, clips=replace(self.clips, levels=(-1,), cells=0))
+    def shareable(self) -> "WindowLayout":
+        """What heads must have in common to share an encoding: all but how tokens are reduced, and short videos."""
+        return replace(self, clips=replace(self.clips, levels=(-1,), cells=0), stretched=False, padded=False)
 
     @property
     def step_s(self) -> float:
         """Seconds of a time step."""
         return step_seconds(self.clips, self.tubelet)
 
-    def windows(self, duration_s: float) -> Iterator[Window]:
-        """The windows of a video of some seconds, in order."""
-        if self.whole and duration_s < self.clips.frames / self.clips.fps * (1 - 1e-6):
-            (times,) = row_windows(0.0, duration_s, duration_s, self.clips)
-            yield Window(times, 0, self.clips.frames // self.tubelet, 0)
-        else:
-            yield from iter_windows(duration_s, self.clips, self.tubelet)
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What is read: videos, and images where heads take single frames."""
+        return tuple(Modality) if self.clips.frames == 1 and self.stretched else (Modality.VIDEO,)
 
-    def times(self, duration_s: float) -> Iterator[float]:
+    def is_short(self, duration_s: float) -> bool:
+        """Whether a video is shorter than a clip."""
+        return duration_s < self.clips.frames / self.clips.fps * (1 - 1e-6)
+
+    def windows(self, duration_s: float) -> Iterator[tuple[Window, bool]]:
+        """The windows of a video of some seconds, in order, and whether each is a short video at a higher rate."""
+        short = self.is_short(duration_s)
+        if short and self.stretched:
+            (times,) = row_windows(0.0, duration_s, duration_s, self.clips)
+            yield Window(times, 0, self.clips.frames // self.tubelet, 0), True
+        if not short or self.padded:
+            for window in iter_windows(duration_s, self.clips, self.tubelet):
+                yield window, False
+
+    def times(self, duration_s: float) -> NDArray[np.float64]:
         """The times of all windows of a video, ascending, each once."""
+        times = np.fromiter(self._new_times(duration_s), np.float64)
+        return np.unique(times) if self.stretched and self.padded else times
+
+    def _new_times(self, duration_s: float) -> Iterator[float]:
+        """The times of windows that those before lack."""
         latest = -1.0
-        for window in self.windows(duration_s):
+        for window, stretched in self.windows(duration_s):
             for second in window.times.tolist():
-                if second > latest:
+                if second > latest or stretched:
                     yield second
-                    latest = second
+                    latest = -1.0 if stretched else second
 
     def count(self, duration_s: float) -> int:
         """Number of windows of a video."""

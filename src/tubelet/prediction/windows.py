@@ -70,7 +70,6 @@ class CollectionWindows(IterableDataset[WindowBatch]):
         stale: paths of files whose rows in the table are to be replaced.
         changed: those of them that changed since.
         pending: for each modality, indices of the files to read, group by group.
-        ignored: number of images that are not read, since the heads take clips of several frames.
     """
 
     def __init__(
@@ -78,9 +77,7 @@ class CollectionWindows(IterableDataset[WindowBatch]):
     ) -> None:
         self.layout, self.config = layout, config
         self.status = WorkerStatus(config.workers)
-        modalities = list(Modality) if layout.clips.frames == 1 else [Modality.VIDEO]
-        self.ignored = 0 if layout.clips.frames == 1 else media.count(Modality.IMAGE)
-        self.indices = {modality: build_index(media, modality) for modality in modalities}
+        self.indices = {modality: build_index(media, modality) for modality in layout.modalities}
         self.stale: set[str] = set()
         self.changed: set[str] = set()
         self.pending: dict[Modality, list[list[int]]] = {
@@ -175,8 +172,8 @@ class CollectionWindows(IterableDataset[WindowBatch]):
         with Video(media) as video:
             duration_s = shown_s or video.info.duration_s
             file = replace(file, duration_s=duration_s, windows=self.layout.count(duration_s))
-            for number, (window, pixels) in enumerate(decode_windows(video, self.layout, duration_s)):
-                yield FileWindow(file=file, number=number, window=window), pixels
+            for number, (window, stretched, pixels) in enumerate(decode_windows(video, self.layout, duration_s)):
+                yield FileWindow(file=file, number=number, window=window, stretched=stretched), pixels
 
 
 class _Batcher:
@@ -206,7 +203,7 @@ class _Batcher:
         return batch
 
 
-def decode_windows(video: Video, layout: WindowLayout, duration_s: float) -> Iterator[tuple[Window, Tensor]]:
+def decode_windows(video: Video, layout: WindowLayout, duration_s: float) -> Iterator[tuple[Window, bool, Tensor]]:
     """Decode the windows of a video in one pass, each frame once, with the frames of one window in memory.
 
     Args:
@@ -215,26 +212,26 @@ def decode_windows(video: Video, layout: WindowLayout, duration_s: float) -> Ite
         duration_s: its seconds.
 
     Yields:
-        Each window, and its pixels (3, T, S, S) uint8.
+        Each window, whether it is a short video at a higher rate, and its pixels (3, T, S, S) uint8.
 
     Raises:
         DecodeError: the video cannot be read to its end.
     """
-    times = np.fromiter(layout.times(duration_s), np.float64)
+    times = layout.times(duration_s)
     windows = layout.windows(duration_s)
-    window = next(windows, None)
+    ahead = next(windows, None)
     buffer: deque[Tensor] = deque()  # the crops at times[end - len(buffer) : end]
     end = 0
     for image, _, repeats in video.scan(times):
         crop = resize_center_crop(torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0), layout.clips.image_size)
         buffer.extend([crop] * repeats)
         end += repeats
-        while window is not None and window.times[-1] <= times[end - 1]:
-            begin = end - len(buffer)
-            places = np.searchsorted(times, window.times) - begin
-            yield window, torch.cat([buffer[place] for place in places], dim=1)
-            window = next(windows, None)
-            while window is not None and buffer and times[end - len(buffer)] < window.times[0]:
+        while ahead is not None and ahead[0].times[-1] <= times[end - 1]:
+            window, stretched = ahead
+            places = np.searchsorted(times, window.times) - (end - len(buffer))
+            yield window, stretched, torch.cat([buffer[place] for place in places], dim=1)
+            ahead = next(windows, None)
+            while ahead is not None and buffer and times[end - len(buffer)] < ahead[0].times[0]:
                 buffer.popleft()
 
 

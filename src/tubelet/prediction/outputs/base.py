@@ -57,11 +57,13 @@ class FileWindow:
         file: the file.
         number: which of its windows, from 0.
         window: its time steps; None for an image.
+        stretched: whether it is a video shorter than a clip, at a higher rate.
     """
 
     file: SourceFile
     number: int
     window: Window | None
+    stretched: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,7 @@ class HeadOutput(ABC):
         config: settings.
         layout: how media are covered by windows.
         limit: distance from the training features beyond which a clip is none of the classes; None for no limit.
+        ascii_paths: whether all paths are ASCII, which says how tables are encoded; set before `write`.
         counts: what the log reports at the end: what was counted -> how often.
     """
 
@@ -118,14 +121,22 @@ class HeadOutput(ABC):
         """
         self.head, self.folder, self.config, self.layout = head, folder, config, layout
         self.limit = distance_limit(head, config.none_of_these)
+        self.ascii_paths = False
         self.counts: dict[str, int] = {}
 
-    def score(self, tokens: Tensor, windows: Sequence[FileWindow]) -> Iterator[ScoreRows]:
+    def takes(self, item: FileWindow) -> bool:
+        """Whether the head is applied to a window; a short video may have one for each kind of heads."""
+        if item.window is None:
+            return True
+        return item.stretched == (self.layout.stretched and self.layout.is_short(item.file.duration_s))
+
+    def score(self, tokens: Tensor, windows: Sequence[FileWindow], pixels: Tensor) -> Iterator[ScoreRows]:
         """Apply the head to a batch: here, one row for each clip.
 
         Args:
             tokens: (B, T, S, D) as `reduce_tokens` gives them, on the head's device.
             windows: the B windows; those of a file come in order, and batches in a fixed composition.
+            pixels: (B, 3, F, H, W) uint8, their F frames, on the CPU.
 
         Yields:
             Rows of scores, those of a file in order.
@@ -169,6 +180,8 @@ class HeadOutput(ABC):
         """Start and end in seconds of the time steps that a window owns."""
         if item.window is None:
             return 0.0, 0.0
+        if item.stretched:
+            return 0.0, item.file.duration_s
         step_s = self.layout.step_s
         first, last = (item.window.start_step + step for step in (item.window.first, item.window.last))
         return first * step_s, min(last * step_s, item.file.duration_s)

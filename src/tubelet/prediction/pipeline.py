@@ -1,0 +1,318 @@
+"""Apply heads to a collection: media in, tables out."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tubelet.config import PredictConfig
+from tubelet.config.fields import to_dict
+from tubelet.data.bad_files import check_failed_fraction
+from tubelet.data.sample_index import build_index
+from tubelet.data.sources import MediaList, list_media
+from tubelet.data.storage import StorageError
+from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
+from tubelet.errors import BadFile, ConfigError, escape_filename
+from tubelet.grid import Modality
+from tubelet.heads.head_file import Head, reduce_tokens
+from tubelet.heads.window_grid import clip_steps
+from tubelet.io.files import atomic_write, directory_lock
+from tubelet.io.overwrite_checks import check_output
+from tubelet.prediction.layout import WindowLayout
+from tubelet.prediction.media_predictions import MediaPredictions
+from tubelet.prediction.outputs import output_kind
+from tubelet.prediction.outputs.base import FileScores, HeadOutput
+from tubelet.prediction.score_table import ScoreTable
+from tubelet.prediction.windows import CollectionWindows, WindowBatch, window_loader
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.fingerprint import hash_weights
+
+logger = logging.getLogger(__name__)
+
+BAD_FILES = "bad_files.jsonl"
+SCORES = "_scores"
+_NOT_FINITE = "scores are not finite (NaN or infinite); use another model, or fit the head again"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class HeadPredictions:
+    """The predictions of one head.
+
+    Attributes:
+        name: name of the head.
+        folder: where its tables are.
+        output: what wrote them.
+        table: the scores.
+        number: which of the heads of the table it is.
+        paths: the files, in the order of the tables.
+    """
+
+    name: str
+    folder: Path
+    output: HeadOutput
+    table: ScoreTable
+    number: int
+    paths: Sequence[str]
+
+    def files(self) -> Iterator[FileScores]:
+        """The scores of all files, in the order of the tables."""
+        return self.table.read(self.paths, self.number, len(self.output.head.spec.classes))
+
+    def media_predictions(self) -> Iterator[MediaPredictions]:
+        """What videos, pages and ethograms show, in the order of the tables."""
+        return map(self.output.media_predictions, self.files())
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """Counts of a call of `predict_collection`.
+
+    Attributes:
+        files: files of the collection that heads were applied to.
+        before: those that were complete before it, and not read again.
+        changed: files that changed since; their rows were replaced.
+        bad: files that could not be read.
+        truncated: those of `bad` that are readable up to some point; they have no rows.
+        ignored: images that were not read, since a head takes videos.
+        heads: the predictions of each head.
+    """
+
+    files: int
+    before: int
+    changed: int
+    bad: int
+    truncated: int
+    ignored: int
+    heads: Sequence[HeadPredictions]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Heads that share the encoding of the same windows.
+
+    Attributes:
+        model: the encoder.
+        layout: the windows.
+        outputs: name -> output of each head.
+    """
+
+    model: Backbone
+    layout: WindowLayout
+    outputs: dict[str, HeadOutput]
+
+
+@dataclass(frozen=True)
+class _PassResult:
+    """What a pass read, see `PredictSummary`."""
+
+    before: int
+    changed: set[str]
+    truncated: set[str]
+
+
+def predict_collection(
+    model: Backbone,
+    heads: Mapping[str, Head],
+    sources: Sequence[str],
+    out: str | Path,
+    config: PredictConfig,
+    inputs: Sequence[str] = (),
+    progress: Progress = lambda done, total: None,
+) -> PredictSummary:
+    """Apply heads to all files of some sources, and write their tables.
+
+    Videos are read in one pass and in memory that does not depend on their length. Heads whose clips are equal share
+    one encoding.
+
+    Args:
+        model: the encoder that the heads were trained on.
+        heads: name -> head. The tables of a single head are in `out`, those of several in `out/NAME`.
+        sources: sources, as for training.
+        out: folder of the tables; an interrupted call is continued.
+        config: settings.
+        inputs: further inputs of the command, such as head files, which are never overwritten.
+        progress: called with the number of completed files and of all files, for each pass.
+
+    Raises:
+        StorageError: a source cannot be reached.
+        TubeletError: too many files are bad, the folder has predictions of other heads, it cannot be written, or a
+            decoding process died.
+    """
+    require_main_guard()
+    out = Path(out)
+    check_output(out, "predictions", [*sources, *inputs])
+    passes = _plan_passes(model, heads, out, config)
+    media = list_media(sources, config.allow_path)
+    for message in media.notes:
+        logger.info(escape_filename(message))
+    bad: dict[str, BadFile] = {}
+    with directory_lock(out):
+        tables = [ScoreTable(out / SCORES / f"pass-{number}", _settings(each)) for number, each in enumerate(passes)]
+        try:
+            with translate_worker_crash("run the same command again to continue"):
+                results = [
+                    _run_pass(each, table, media, config, bad, progress)
+                    for each, table in zip(passes, tables, strict=True)
+                ]
+        finally:
+            with atomic_write(out / BAD_FILES) as partial:
+                partial.write_text("".join(json.dumps(asdict(bad[path])) + "\n" for path in sorted(bad)))
+        found = [
+            _write_tables(name, number, each, table, media)
+            for each, table in zip(passes, tables, strict=True)
+            for number, name in enumerate(each.outputs)
+        ]
+    read = {modality for each in passes for modality in each.layout.modalities}
+    return PredictSummary(
+        files=sum(map(media.count, read)),
+        before=min(result.before for result in results),
+        changed=len(set[str]().union(*(result.changed for result in results))),
+        bad=len(bad),
+        truncated=len(set[str]().union(*(result.truncated for result in results))),
+        ignored=0 if Modality.IMAGE in read else media.count(Modality.IMAGE),
+        heads=found,
+    )
+
+
+def _plan_passes(model: Backbone, heads: Mapping[str, Head], out: Path, config: PredictConfig) -> list[_Pass]:
+    """The heads, grouped by what they can share.
+
+    Raises:
+        ConfigError: if a head was trained on another encoder, or a setting does not fit it.
+    """
+    if not heads:
+        raise ConfigError("no head; pass at least one head file")
+    encoders: dict[str, Backbone] = {}
+    found: dict[tuple[str, WindowLayout], _Pass] = {}
+    for name, head in heads.items():
+        encoder = head.adapt(model)
+        encoder = encoders.setdefault(encoder.weights_id, encoder)
+        layout = WindowLayout.of_head(head.spec, encoder.config.tubelet_size)
+        clips = layout.clips
+        encoder.config.grid(clips.frames, clips.image_size, clips.image_size)  # raises if the sizes do not fit
+        clip_steps(clips, layout.tubelet)  # raises if the stride does not fit
+        folder = out if len(heads) == 1 else out / name
+        output = output_kind(head.spec.task)(head.to(encoder.device).eval(), folder, config, layout)
+        key = (encoder.weights_id, layout.shareable)
+        each = found.get(key, _Pass(encoder, layout.shareable, {}))
+        both = replace(
+            each.layout, stretched=each.layout.stretched or layout.stretched, padded=each.layout.padded or layout.padded
+        )
+        found[key] = _Pass(encoder, both, each.outputs | {name: output})
+    if len(heads) > 1:
+        for each in found.values():
+            names = ", ".join(each.outputs)
+            clips = each.layout.clips
+            logger.info(
+                f"one pass over the files for {names}: {clips.frames} frames of {clips.image_size} pixels at "
+                f"{clips.fps:g} a second, every {clips.stride_s:g} s"
+            )
+    return list(found.values())
+
+
+def _settings(each: _Pass) -> dict[str, Any]:
+    """What scores depend on, to be compared with those in the table."""
+    layout = asdict(each.layout)
+    clips = {name: value for name, value in layout["clips"].items() if name not in ("levels", "cells")}
+    heads = [_head_id(output.head) for output in each.outputs.values()]
+    return {"weights": each.model.weights_id, **clips, "heads": heads}
+
+
+def _head_id(head: Head) -> str:
+    """Hash of all of a head that its scores depend on."""
+    names = ("task", "network", "options", "classes", "input", "exclusive", "temperature")
+    settings = {name: value for name, value in to_dict(head.spec).items() if name in names}
+    text = json.dumps(settings, sort_keys=True) + hash_weights(head.state_dict())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _run_pass(
+    each: _Pass, table: ScoreTable, media: MediaList, config: PredictConfig, bad: dict[str, BadFile], progress: Progress
+) -> _PassResult:
+    """Score the windows that the table lacks; bad files are added to `bad`."""
+    done, incomplete = table.done()
+    windows = CollectionWindows(media, each.layout, config, done)
+    table.drop(windows.stale | incomplete)
+    total = sum(map(media.count, each.layout.modalities))
+    before = ended = total - windows.remaining()
+    known = set(bad)  # of another pass
+    made: set[str] = set()
+    progress(ended, total)
+    try:
+        for batch in window_loader(windows):
+            new = [*batch.bad, *_score_batch(each, table, batch, made)]
+            if batch.failure is not None:
+                raise StorageError(batch.failure)
+            for file in new:
+                if file.path not in bad:
+                    bad[file.path] = file
+                    logger.warning("bad file %s", file)
+            ended += batch.ended
+            progress(ended, total)
+            check_failed_fraction(list(bad.values()), total, config.max_failed_fraction)
+    finally:  # what was computed is kept after any error, except for truncated files
+        truncated = {escape_filename(path) for path in bad.keys() - known} & made
+        try:
+            _close(table, truncated)
+        except RuntimeError:  # the death of a worker is raised once, possibly here
+            _close(table, truncated)
+            raise
+    return _PassResult(before, windows.changed, truncated)
+
+
+def _close(table: ScoreTable, truncated: set[str]) -> None:
+    table.drop(truncated)
+    table.flush()
+
+
+@torch.no_grad()
+def _score_batch(run: _Pass, table: ScoreTable, batch: WindowBatch, made: set[str]) -> list[BadFile]:
+    """Apply all heads to a batch; gives the files whose scores are not finite."""
+    for file in batch.bad:
+        for output in run.outputs.values():
+            output.discard(escape_filename(file.path))
+        table.discard(escape_filename(file.path))
+    if batch.pixels is None:
+        return []
+    files = {item.file.path: item.file for item in batch.windows}
+    features = run.model.encode(batch.pixels)
+    broken: set[str] = set()
+    for number, output in enumerate(run.outputs.values()):
+        own = [i for i, item in enumerate(batch.windows) if output.takes(item)]
+        tokens = reduce_tokens(features, output.head.spec.input)[own]
+        rows = list(output.score(tokens, [batch.windows[i] for i in own], batch.pixels[own])) if own else []
+        for item in batch.windows:
+            if item.number == item.file.windows - 1:
+                rows += output.end(item.file)
+        broken |= {each.path for each in rows if not np.isfinite(each.scores).all()}
+        for each in rows:
+            table.add_scores(files[each.path], number, each)
+    made |= files.keys()
+    for item in batch.windows:
+        if item.number == item.file.windows - 1 and item.file.path not in broken:
+            table.end_file(item.file, len(run.outputs))
+    for path in broken:
+        table.discard(path)
+    return [BadFile(path, _NOT_FINITE) for path in sorted(broken)]
+
+
+def _write_tables(name: str, number: int, each: _Pass, table: ScoreTable, media: MediaList) -> HeadPredictions:
+    """Write the tables of a head from the scores of all files."""
+    output = each.outputs[name]
+    paths = [
+        escape_filename(index.name(sample))
+        for index in (build_index(media, modality) for modality in each.layout.modalities)
+        for sample in range(len(index))
+    ]
+    output.ascii_paths = all(map(str.isascii, paths))
+    found = HeadPredictions(name, output.folder, output, table, number, paths)
+    output.write(found.files())
+    return found
