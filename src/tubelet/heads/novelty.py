@@ -6,45 +6,79 @@ n clips, D channels, R directions.
 from collections.abc import Mapping
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 _DIRECTIONS = 64
-_LEAST_POWER = 1e-6  # of the largest; directions of less are rounding
+_ROWS_PER_DIRECTION = 4  # at least, so that the variance along a direction is known to about a third
+_LEAST_POWER = 1e-6  # of the largest; less is rounding
+_QUANTILES = 101
 
 
 class NoveltyModel(nn.Module):
-    """The Mahalanobis distance from the mean of training features, within their principal directions.
+    """The Mahalanobis distance from the mean of training features.
+
+    The covariance is that of probabilistic principal component analysis (Tipping and Bishop 1999, equation 7): own
+    variances along the first R directions, and their mean for all other directions. It can be inverted also where there
+    are fewer clips than channels; and a clip that differs in a direction in which the training clips do not is far.
 
     Attributes:
         mean: (D,) mean of the features.
-        directions: (D, R) principal directions, each divided by the standard deviation along it.
+        directions: (D, R) the first principal directions, orthonormal.
+        scale: (R,) standard deviation along each.
+        rest: () standard deviation along every other direction.
     """
 
     mean: Tensor
     directions: Tensor
+    scale: Tensor
+    rest: Tensor
 
-    def __init__(self, mean: Tensor, directions: Tensor) -> None:
+    def __init__(self, mean: Tensor, directions: Tensor, scale: Tensor, rest: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("directions", directions)
+        self.register_buffer("scale", scale)
+        self.register_buffer("rest", rest)
 
     @classmethod
     def empty_like(cls, tensors: Mapping[str, Tensor], prefix: str = "novelty.") -> Self:
         """A model of the sizes in a state dict."""
-        return cls(torch.zeros_like(tensors[f"{prefix}mean"]), torch.zeros_like(tensors[f"{prefix}directions"]))
+        names = ("mean", "directions", "scale", "rest")
+        return cls(*(torch.zeros_like(tensors[prefix + name]) for name in names))
 
     @classmethod
     def fit(cls, pooled: Tensor) -> Self:
-        """Fit to pooled features (n, D) of training clips."""
-        rows = pooled.double()
+        """Fit to pooled features (n, D) of training clips; n is at least 1."""
+        rows = pooled.detach().cpu().double()
+        n, D = rows.shape
         mean = rows.mean(0)
         _, singular, directions = torch.linalg.svd(rows - mean, full_matrices=False)
-        power = singular.square() / max(1, len(rows) - 1)
-        kept = (power > _LEAST_POWER * power.max().clamp(min=1e-12)).sum().clamp(1, _DIRECTIONS)
-        scaled = directions[:kept].T / power[:kept].clamp(min=1e-12).sqrt()
-        return cls(mean.float(), scaled.float())
+        power = singular.square() / max(1, n - 1)
+        least = _LEAST_POWER * power[0] if power[0] > 0 else torch.ones((), dtype=torch.float64)
+        kept = max(1, min(_DIRECTIONS, D, n // _ROWS_PER_DIRECTION, int((power > least).sum())))
+        # The discarded variance is spread over all other directions, those that few clips leave without any included.
+        others = max(1, D - kept)
+        rest = (power[kept:].sum() / others).clamp(min=float(least))
+        scale = power[:kept].clamp(min=float(least)).sqrt()
+        return cls(mean.float(), directions[:kept].T.float().contiguous(), scale.float(), rest.sqrt().float())
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(n, D) pooled features -> (n,) distances, in standard deviations per direction."""
-        return ((pooled.float() - self.mean) @ self.directions).square().mean(-1).sqrt()
+        """(n, D) pooled features -> (n,) distances, in standard deviations per direction; training clips are near 1."""
+        offset = pooled.float() - self.mean
+        along = offset @ self.directions
+        across = (offset - along @ self.directions.mT).square().sum(-1) / self.rest.square()
+        return (((along / self.scale).square().sum(-1) + across) / len(self.mean)).sqrt()
+
+
+def novelty_quantiles(distances: Tensor) -> tuple[float, ...]:
+    """The distances at the quantiles 0, 0.01, ..., 1 of held-out clips.
+
+    Each is a distance that occurs, the larger of two: of fewer than 100 clips the quantile 0.99 is the largest.
+
+    Args:
+        distances: (n,) from `NoveltyModel` of clips that it was not fitted to.
+    """
+    values = np.asarray(distances.detach().cpu(), float)
+    return tuple(np.quantile(values, np.linspace(0, 1, _QUANTILES), method="higher").tolist())

@@ -24,7 +24,8 @@ from tubelet.fitting.timeline_fit import (
 from tubelet.fitting.training import Candidate, candidates
 from tubelet.heads.head_file import NO_LABEL, Head, HeadSpec, ModelMetrics, SpanRule
 from tubelet.heads.networks.knn import Link, NearestNeighbors
-from tubelet.heads.spans import Span, decode_spans, fit_span_rules
+from tubelet.heads.span_rules import fit_span_rules
+from tubelet.heads.spans import Span, decode_spans
 from tubelet.pretrained.load import random_init_like
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.metrics.timeline import VideoSpans, timeline_metrics
