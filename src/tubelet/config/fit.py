@@ -23,6 +23,18 @@ from tubelet.value_checks import Bounds
 
 LabelTaskName = Literal["classification", "multilabel", "regression", "timeline", "segmentation", "depth"]
 
+FINETUNE_SETTINGS = {
+    "finetune_lr": ("lora", "full"),
+    "finetune_epochs": ("lora", "full"),
+    "finetune_batch_size": ("lora", "full"),
+    "lora_rank": ("lora",),
+    "layer_decay": ("full",),
+    "activation_checkpointing": ("lora", "full"),
+    "crop_scale": ("lora", "full"),
+    "flip": ("lora", "full"),
+}
+"""Setting -> values of `finetune` that use it; others refuse it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(Settings):
@@ -57,6 +69,26 @@ class FitConfig(Settings):
     """Folds of cross-validation; None uses 5 where a class has fewer than 10 held-out files, otherwise one split."""
     finetune: Literal["none", "lora", "full"] = "none"
     """Whether the encoder is trained too: not at all, by low-rank adapters, or all of its weights."""
+    finetune_lr: LearningRate | None = None
+    """Peak learning rate where the encoder is trained too; None is 1e-3 for lora and 3e-4 for full."""
+    finetune_epochs: Count | None = None
+    """Passes over the training clips where the encoder is trained too; None is 20."""
+    finetune_batch_size: Samples | None = None
+    """Clips per optimizer step where the encoder is trained too; None is 16."""
+    lora_rank: Annotated[int, Bounds(1, 65_536)] | None = None
+    """Rank of the adapters of lora; None is 8."""
+    layer_decay: Annotated[float, Bounds(0, 1, exclusive=True)] | None = None
+    """Ratio of the learning rate of a block to that of the block after it, for full; 1 trains all alike. None is
+    0.75."""
+    activation_checkpointing: bool | None = None
+    """Whether the activations of the encoder's blocks are recomputed in the backward pass to save memory; None does so
+    where they would take more than half of the free memory."""
+    crop_scale: tuple[Fraction, Fraction] | None = None
+    """Range of the area of random crops where the encoder is trained too, as a fraction of the frame; None is 0.5
+    to 1."""
+    flip: bool = False
+    """Whether clips are flipped horizontally with probability 0.5 where the encoder is trained too. It is off because a
+    flip swaps left and right: only labels that mean the same in a mirror allow it."""
     suggest: Annotated[int, Bounds(0, 100_000)] = 0
     """Number of unlabeled clips to suggest for labeling next, in a table next to the head."""
     min_examples: Count = 2
@@ -74,6 +106,19 @@ class FitConfig(Settings):
         super().__post_init__()
         require_clip(self.frames or 1, self.image_size or 1)
         require(bool(self.levels), "levels", "is empty, expected at least one output level, such as -1")
+        low, high = self.crop_scale or (1, 1)
+        require(
+            0 < low <= high,
+            "crop_scale",
+            f"is {self.crop_scale}, expected two ascending fractions of the frame above 0",
+        )
+        for name, modes in FINETUNE_SETTINGS.items():
+            value = getattr(self, name)
+            require(
+                self.finetune in modes or value == getattr(type(self), name),
+                name,
+                f"is {value}, which requires finetune {' or '.join(modes)}, found {self.finetune}",
+            )
 
     def reject_unused(self, names: Collection[str], task: str) -> None:
         """Reject settings that a task does not use.
@@ -83,4 +128,4 @@ class FitConfig(Settings):
         """
         for name in names:
             value = getattr(self, name)
-            require(not value, name, f"is {value}, but is not supported by {task}; remove it")
+            require(value == getattr(type(self), name), name, f"is {value}, but is not supported by {task}; remove it")

@@ -87,7 +87,7 @@ class ClipFit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Data:
+class ClipData:
     """Features and targets of all readable rows; see `ClipFit`."""
 
     features: ClipFeatures
@@ -96,9 +96,28 @@ class _Data:
     units: NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LearnedClips:
+    """What networks learn of some rows.
+
+    Attributes:
+        clips: (m,) indices of the clips of the rows, ascending.
+        owner: (m,) the row of each.
+        targets: (m, K) targets of the clips, of mean 0 and standard deviation 1 where the objective wants that.
+        weights: (m,) weights of the clips, with a mean of 1.
+        scale: (2, K) mean and standard deviation of the targets, 0 and 1 for classes.
+    """
+
+    clips: Tensor
+    owner: Tensor
+    targets: Tensor
+    weights: Tensor
+    scale: Tensor
+
+
 def load_clip_data(
     context: FitContext, objective: ClipObjective, features: ClipFeatures | None = None
-) -> tuple[_Data, list[tuple[NDArray[np.int64], NDArray[np.int64]]]]:
+) -> tuple[ClipData, list[tuple[NDArray[np.int64], NDArray[np.int64]]]]:
     """Features and targets of the readable rows, and the splits of those.
 
     Raises:
@@ -115,7 +134,7 @@ def load_clip_data(
     if any(not len(rows) for split in splits for rows in split):
         raise DataError(f"{table.path}: after unreadable files, no rows are left to train on or to measure on")
     units = row_units(table)[[i for i, row in enumerate(kept) if row >= 0]]
-    data = _Data(
+    data = ClipData(
         features=features,
         targets=objective.targets(features.rows, table),
         weights=torch.tensor([row.weight for row in features.rows]),
@@ -131,9 +150,9 @@ def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[
         TubeletError: if rows cannot be read, or there are too few of them.
     """
     data, splits = load_clip_data(context, objective)
-    trial = partial(_train, context, objective, data)
+    trial = partial(train_clips, context, objective, data)
     tried = candidates(context.config.networks or networks, context.config, len(splits[0][0]))
-    inner = [_inner_split(context, data, train) for train, _ in splits]
+    inner = [inner_split(context, data, train) for train, _ in splits]
     scores = np.zeros((len(inner), len(tried)))
     logits_of: list[list[Tensor]] = []
     for i, (fitting, choosing) in enumerate(inner):
@@ -186,13 +205,13 @@ def held_out_logits(
     data, splits = load_clip_data(context, objective, features)
     used = [_subset(context, data, train, train_fraction) for train, _ in splits]
     found = [
-        _train(context, objective, data, [candidate], rows, held_out)[0][1]
+        train_clips(context, objective, data, [candidate], rows, held_out)[0][1]
         for rows, (_, held_out) in zip(used, splits, strict=True)
     ]
     return torch.cat(found), round(sum(map(len, used)) / len(splits))
 
 
-def _subset(context: FitContext, data: _Data, train: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
+def _subset(context: FitContext, data: ClipData, train: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
     if fraction >= 1:
         return train
     table = replace(context.table, rows=[replace(data.features.rows[i], split="") for i in train])
@@ -200,8 +219,8 @@ def _subset(context: FitContext, data: _Data, train: NDArray[np.int64], fraction
     return train[used]
 
 
-def _inner_split(
-    context: FitContext, data: _Data, train: NDArray[np.int64]
+def inner_split(
+    context: FitContext, data: ClipData, train: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Training rows that candidates learn from, and training rows that choose among them.
 
@@ -222,10 +241,10 @@ def _inner_split(
     return train[fitting], train[choosing]
 
 
-def _train(
+def train_clips(
     context: FitContext,
     objective: ClipObjective,
-    data: _Data,
+    data: ClipData,
     tried: Sequence[Candidate],
     train: NDArray[np.int64],
     test: NDArray[np.int64],
@@ -237,35 +256,47 @@ def _train(
         standard deviation of the targets (2, K), 0 and 1 for classes.
     """
     features, K = data.features, data.targets.shape[1]
-    scale = torch.stack([torch.zeros(K), torch.ones(K)])
-    if objective.standardized:
-        values = data.targets[torch.from_numpy(train)]
-        std = values.std(0, correction=0)
-        scale = torch.stack([values.mean(0), torch.where(std > 0, std, 1.0)])
-    learned = (data.targets - scale[0]) / scale[1]
-    clips, owner = _clips_of(features, train)
-    clip_count = torch.bincount(features.owner, minlength=len(features.rows))
-    weights = data.weights[owner] / clip_count[owner]
-    weights = weights / weights.mean()
-    pooled = mean_by_row(features.tokens[clips].float().mean((1, 2)), _renumbered(owner))
+    learned = learned_clips(objective, data, train)
+    pooled = mean_by_row(features.tokens[learned.clips].float().mean((1, 2)), _renumbered(learned.owner))
     rows = torch.from_numpy(train)
 
     def make(candidate: Candidate) -> nn.Module:
         width = features.tokens.shape[-1]
         network = get_network(candidate.network)(width, K, **_options(candidate, objective, len(rows)))
-        network.prepare(pooled, learned[rows])
+        network.prepare(pooled, (data.targets[rows] - learned.scale[0]) / learned.scale[1])
         return network
 
-    tokens, targets = features.tokens[clips], learned[owner]
+    samples = (features.tokens[learned.clips], learned.targets, learned.weights)
     networks = train_candidates(
         context,
         tried,
         make,
-        lambda candidate, start: clip_batches(tokens, targets, weights, context.config.seed, candidate, start),
+        lambda candidate, start: clip_batches(*samples, context.config.seed, candidate, start),
         objective.loss,
-        tensor_digest(tokens, targets, weights),
+        tensor_digest(*samples),
     )
-    return [(network, predict_rows(network, features, test) * scale[1] + scale[0], scale) for network in networks]
+    mean, std = learned.scale
+    return [(network, predict_rows(network, features, test) * std + mean, learned.scale) for network in networks]
+
+
+def learned_clips(objective: ClipObjective, data: ClipData, train: NDArray[np.int64]) -> LearnedClips:
+    """What networks learn of some rows; each row counts by its weight, whatever its number of clips."""
+    features, K = data.features, data.targets.shape[1]
+    scale = torch.stack([torch.zeros(K), torch.ones(K)])
+    if objective.standardized:
+        values = data.targets[torch.from_numpy(train)]
+        std = values.std(0, correction=0)
+        scale = torch.stack([values.mean(0), torch.where(std > 0, std, 1.0)])
+    clips, owner = _clips_of(features, train)
+    clip_count = torch.bincount(features.owner, minlength=len(features.rows))
+    weights = data.weights[owner] / clip_count[owner]
+    return LearnedClips(
+        clips=clips,
+        owner=owner,
+        targets=((data.targets - scale[0]) / scale[1])[owner],
+        weights=weights / weights.mean(),
+        scale=scale,
+    )
 
 
 def _options(candidate: Candidate, objective: ClipObjective, rows: int) -> dict[str, Any]:

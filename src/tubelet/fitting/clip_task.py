@@ -4,7 +4,7 @@ h held-out rows, K classes or targets.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tubelet.fitting.clip_finetune import finetune_clips
 from tubelet.fitting.clip_fit import ClipFit, ClipObjective, fit_clips, held_out_logits
 from tubelet.fitting.features import ClipFeatures, span_of
+from tubelet.fitting.finetune import finetune_recipe
 from tubelet.fitting.label_task import FitContext
 from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin
 from tubelet.fitting.training import Candidate, candidates
@@ -24,6 +26,7 @@ from tubelet.pretrained.load import random_init_like
 from tubelet.tasks.common.cache import FeatureCache
 
 OWN = "this head"
+FROZEN = "frozen head"
 CURVE_FRACTIONS = (1 / 8, 1 / 4, 1 / 2)
 """Parts of the training labels that the learning curve is measured at, besides all of them."""
 WORST = 24
@@ -70,7 +73,9 @@ def fit_clip_task(
     context: FitContext, objective: ClipObjective, report: ClipReport, networks: Sequence[str]
 ) -> tuple[Head, FitResult]:
     """Fit a head, measure it and its baselines on the same held-out rows, and collect what a report shows."""
-    fit = fit_clips(context, objective, networks)
+    frozen = fit_clips(context, objective, networks)
+    recipe = finetune_recipe(context.config)
+    fit, encoder_weights = finetune_clips(context, objective, frozen, recipe) if recipe else (frozen, {})
     calibration = report.calibrate(fit.chosen_logits, fit.chosen_targets)
     targets = fit.targets[torch.from_numpy(fit.held_out)]
     units = fit.units[fit.held_out]
@@ -81,19 +86,23 @@ def fit_clip_task(
 
     answers = objective.answers(fit.logits / calibration.temperature)
     own = measure(fit.logits, calibration)
+    frozen_calibration = report.calibrate(frozen.chosen_logits, frozen.chosen_targets)
+    frozen_metrics = measure(frozen.logits, frozen_calibration)
     baselines = [
         replace(measure(logits, ClipCalibration()), model=name)
-        for name, logits in _baseline_logits(context, objective, fit, report)
+        for name, logits in _baseline_logits(context, objective, frozen, report)
     ]
+    if recipe:
+        baselines.insert(0, replace(frozen_metrics, model=FROZEN))
     spec = _spec(context, fit, report, calibration, (own, *baselines))
-    head = _head(spec, fit)
+    head = _head(spec, fit, encoder_weights)
     result = FitResult(
         spec=head.spec,
-        protocol=_protocol(context, fit),
+        protocol=" ".join([_protocol(context, fit), *([recipe.describe()] if recipe else [])]),
         counts=_counts(context, fit),
         confusion=report.confusion(answers, targets) if report.confusion else None,
         reliability=report.reliability(answers, targets),
-        curve=_curve(context, objective, fit, lambda logits: measure(logits, calibration), own),
+        curve=_curve(context, objective, frozen, lambda logits: measure(logits, frozen_calibration), frozen_metrics),
         errors=_errors(context, fit, report, answers, targets),
         sweep=fit.sweep,
         examples=_examples(context, fit, report),
@@ -153,18 +162,19 @@ def _spec(
         labels_digest=context.table.digest,
         labels_rows=len(context.table.rows),
         scores=scores,
+        finetuned=None if context.config.finetune == "none" else context.config.finetune,
         version=version("tubelet"),
     )
 
 
-def _head(spec: HeadSpec, fit: ClipFit) -> Head:
+def _head(spec: HeadSpec, fit: ClipFit, encoder_weights: Mapping[str, Tensor]) -> Head:
     """The head, which also knows how far held-out clips are from those that it was trained on."""
     pooled = fit.features.pooled
     held_out = torch.from_numpy(np.isin(np.arange(len(pooled)), fit.held_out))
     trained = pooled if bool(held_out.all()) else pooled[~held_out]
     novelty = NoveltyModel.fit(trained)
     spec = replace(spec, novelty_quantiles=novelty_quantiles(novelty(pooled[held_out])))
-    head = Head(spec, fit.network.cpu(), novelty)
+    head = Head(spec, fit.network.cpu(), novelty, encoder_weights)
     head.target_mean.copy_(fit.scale[0])
     head.target_scale.copy_(fit.scale[1])
     return head.requires_grad_(False).eval()
@@ -177,7 +187,7 @@ def _curve(
     measure: Callable[[Tensor], ModelMetrics],
     own: ModelMetrics,
 ) -> list[LearningCurvePoint]:
-    """The first metric of the chosen candidate with fewer labels."""
+    """The first metric of the chosen candidate with fewer labels, on features of the frozen encoder."""
     points = []
     for fraction in CURVE_FRACTIONS:
         logits, rows = held_out_logits(context, objective, fit.candidate, fit.features, fraction)

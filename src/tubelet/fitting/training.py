@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import FitConfig
+from tubelet.config.fields import require
 from tubelet.fitting.label_task import FitContext
 from tubelet.heads.head_file import get_network
 from tubelet.heads.training import EpochBatches, HeadSchedule, HParams, train_heads
@@ -90,7 +91,8 @@ def candidates(networks: Sequence[str], config: FitConfig, samples: int) -> list
         recipe = RECIPES.get(name)
         if recipe is None:
             get_network(name)  # raises for an unknown name
-            found.append(Candidate(network=name, options={}, hparams=None))
+            if config.finetune == "none":  # an encoder is trained through a network with gradients
+                found.append(Candidate(network=name, options={}, hparams=None))
             continue
         batch_size = min(config.batch_size or recipe.batch_size, samples)
         steps = recipe.steps if config.epochs is None else config.epochs * -(-samples // batch_size)
@@ -105,6 +107,11 @@ def candidates(networks: Sequence[str], config: FitConfig, samples: int) -> list
                 )
                 for decay in config.weight_decays or recipe.weight_decays
             ]
+    require(
+        bool(found),
+        "networks",
+        f"is {' '.join(networks)}, not trained by gradients, which finetune {config.finetune} needs; add linear",
+    )
     return found
 
 

@@ -14,7 +14,7 @@ def build_optimizer(model: VJEPA, config: OptimConfig) -> AdamW:
     for part in (model.student, model.predictor):
         for name, parameter in part.named_parameters():
             if parameter.requires_grad:
-                (decayed if _is_decayed(name, parameter) else kept).append(parameter)
+                (decayed if is_decayed(name, parameter) else kept).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": kept, "weight_decay": 0.0},
@@ -22,7 +22,8 @@ def build_optimizer(model: VJEPA, config: OptimConfig) -> AdamW:
     return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies to a parameter: not to biases and weights of norms."""
     # The release holds the embeddings of the modalities as (1, 1, D), and decays them with all that is not a vector.
     return parameter.dim() > 1 or name.endswith(("video_embedding", "image_embedding"))
 
