@@ -6,6 +6,7 @@ R rows (points of images), D width, K outputs, S heads side by side.
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -187,18 +188,28 @@ def _hold_out(images: int, seed: int, units: Sequence[int] | None = None) -> tup
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed)).tolist()
     count = held_out_count(images, HELD_OUT_FRACTION, HELD_OUT_AT_MOST)
     if units is not None and len(set(units)) > 1:
-        by_unit = list(dict.fromkeys(units[image] for image in order))  # in a random order
-        chosen, found = set(by_unit[:1]), units.count(by_unit[0])
-        for unit in by_unit[1:-1]:
-            if found >= count:
-                break
-            chosen.add(unit)
-            found += units.count(unit)
+        chosen = _choose_units(Counter(units[image] for image in order), count)
         return (
             [image for image in range(images) if units[image] not in chosen],
             [image for image in range(images) if units[image] in chosen],
         )
     return sorted(order[count:]), sorted(order[:count])
+
+
+def _choose_units(sizes: Counter[int], count: int) -> set[int]:
+    """Some of several units, in their order, of about `count` images altogether, and never all; at least the smallest.
+
+    Args:
+        sizes: unit -> number of its images.
+        count: number of images.
+    """
+    chosen: set[int] = set()
+    found = 0
+    for unit, size in sizes.items():
+        if found < count and found + size <= 2 * count and len(chosen) < len(sizes) - 1:
+            chosen.add(unit)
+            found += size
+    return chosen or {min(sizes, key=sizes.__getitem__)}
 
 
 @torch.no_grad()

@@ -1,0 +1,192 @@
+"""A depth for each pixel of images and video frames, from depth maps.
+
+Inside, depth is scaled so that the largest of the training maps is a little below `RANGE`: the bins, the loss and its
+constants are those of `tubelet.tasks.depth`, in whatever unit the maps of a table are.
+
+H x W pixels of an image, K bins, n held-out images.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tubelet.datasets import DenseSample, DepthDataset
+from tubelet.errors import DataError
+from tubelet.fitting.label_task import FitContext, LabelTask
+from tubelet.fitting.pixel_fit import Map, PixelObjective, Progress, Trained, fit_pixels, pick, rows_by_name
+from tubelet.fitting.result import FitResult
+from tubelet.heads.head_file import Head, MetricInterval
+from tubelet.labels.depth_maps import read_depth
+from tubelet.labels.records import LabelRow, LabelTable
+from tubelet.tasks import depth, segmentation
+from tubelet.tasks.common.colors import color_depth, color_depth_errors
+from tubelet.tasks.common.pixel_features import extract_training_set
+from tubelet.tasks.common.task import EvaluationContext
+from tubelet.tasks.metrics.dense import depth_errors
+from tubelet.tasks.metrics.intervals import bootstrap_interval, index_units, ratio, sum_by_unit
+
+RANGE = 10.0
+"""Largest depth of the bins inside, as of NYU Depth v2 in meters."""
+_HEADROOM = 1.05  # that the bins reach beyond the largest training depth
+POSITIONS = 64
+"""Side of the grid of positions of the baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabeledDepths(DepthDataset):
+    """The depth maps of a label table; `units_per_meter` is the number of the table's units in a unit inside.
+
+    Attributes:
+        rows: Name of a sample -> its row.
+    """
+
+    rows: Mapping[str, LabelRow]
+
+    def load_target(self, sample: DenseSample) -> NDArray[np.float32]:
+        """(H, W) float32 depth inside, 0 where it is unknown; a held-out map may be deeper than the bins."""
+        return (read_depth(self.rows[sample.name]) / self.units_per_meter).astype(np.float32)
+
+
+def labeled_depths(table: LabelTable, samples: Sequence[DenseSample], train: Sequence[int]) -> LabeledDepths:
+    """The data set that reads the depth maps of all samples, on the scale of the training maps.
+
+    Raises:
+        DataError: if a map cannot be read, or no training map has a known depth.
+    """
+    largest = max((float(read_depth(table.rows[row]).max(initial=0)) for row in train), default=0.0)
+    if not largest > 0:
+        raise DataError(f"{table.path}: no training depth map has a value above 0")
+    return LabeledDepths(
+        name=table.path.name,
+        train=[samples[row] for row in train],
+        test=[],
+        units_per_meter=_HEADROOM * largest / RANGE,
+        max_depth=RANGE,
+        input_crop=None,
+        eval_crop=(0, 0, 1, 1),
+        input_height=None,
+        train_crop=(1, 1),
+        rows=rows_by_name(table, samples),
+    )
+
+
+def _bins(device: torch.device) -> Tensor:
+    return torch.linspace(depth.PROTOCOL.min_depth, RANGE, depth.PROTOCOL.bins, device=device)
+
+
+def _train(
+    evaluation: EvaluationContext,
+    depths: LabeledDepths,
+    samples: list[DenseSample],
+    units: Callable[[list[int]], list[int]],
+    size: int,
+) -> Trained:
+    recipe = {"transform": "depth squares", "size": size}
+    # Crops of the short side: at another scale, depth would look different.
+    choose = partial(segmentation.choose_crop, scale=(1.0, 1.0))
+    scale = {"scale": depths.units_per_meter}
+    crops = extract_training_set(evaluation, samples, choose, (size, size), recipe, depths.load_target, 0, scale)
+    return crops, depth.fit(evaluation, crops, _bins(evaluation.model.device), units(crops.features.indices))
+
+
+def _predict(tokens: Tensor, head: nn.Module, depths: LabeledDepths, size: int, shape: tuple[int, int]) -> Map:
+    return depth.predict_windows(tokens, head, _bins(tokens.device), size, shape)
+
+
+def statistics(predicted: Map, truth: Map, depths: LabeledDepths) -> Tensor | None:
+    """(3,) RMSE in the table's unit, AbsRel and δ1 of an image."""
+    known = truth > 0
+    if not known.any():
+        return None
+    errors = depth_errors(torch.from_numpy(predicted[known]), torch.from_numpy(truth[known]))
+    return torch.tensor([errors.rmse * depths.units_per_meter, errors.abs_rel, errors.delta1], dtype=torch.float64)
+
+
+def measure(values: Tensor, units: NDArray[np.int64]) -> tuple[MetricInterval, ...]:
+    """The means over images of statistics (n, 3), given units (n,)."""
+    index, count = index_units(units)
+    sums, images = sum_by_unit(values.numpy(), index, count), np.bincount(index, minlength=count)
+    return tuple(
+        bootstrap_interval(
+            name,
+            lambda weights, own=own: ratio(weights @ sums[:, own], weights @ images),
+            count,
+            bounds=(0.0, most),
+            higher_is_better=name == "δ1",
+        )
+        for own, (name, most) in enumerate((("RMSE", np.inf), ("AbsRel", np.inf), ("δ1", 1.0)))
+    )
+
+
+def fit_positions(
+    depths: LabeledDepths, samples: Sequence[DenseSample], progress: Progress
+) -> Callable[[tuple[int, int]], Map]:
+    """The mean depth at each position of the training maps; that of all where none has a known depth."""
+    total, count = np.zeros((POSITIONS, POSITIONS)), np.zeros((POSITIONS, POSITIONS))
+    for done, sample in enumerate(samples, 1):
+        values = depths.load_target(sample)
+        cells = values[pick(*values.shape, (POSITIONS, POSITIONS))]
+        total += cells
+        count += cells > 0
+        progress("positions", done, len(samples))
+    mean = np.where(count > 0, total / np.maximum(count, 1), total.sum() / max(1.0, count.sum()))
+    mean = np.maximum(mean, depth.PROTOCOL.min_depth).astype(np.float32)
+    return lambda shape: mean[pick(POSITIONS, POSITIONS, shape)]
+
+
+def _draw(predicted: Map, truth: Map, depths: LabeledDepths) -> dict[str, NDArray[np.uint8]]:
+    known = truth > 0
+    low, high = float(truth[known].min()), float(truth[known].max())
+    high = max(high, 1.01 * low)
+    unit = depths.units_per_meter
+    return {
+        f"truth, {low * unit:.4g} to {high * unit:.4g}": color_depth(truth, low, high),
+        "answer": color_depth(predicted, low, high),
+        "blue too near, red too far": color_depth_errors(predicted / np.where(known, truth, 1), known),
+    }
+
+
+def _options(depths: LabeledDepths) -> dict[str, Any]:
+    protocol, unit = depth.PROTOCOL, depths.units_per_meter
+    return {
+        "bins": protocol.bins,
+        "min_depth": protocol.min_depth * unit,
+        "max_depth": RANGE * unit,
+        "smoothing": protocol.smoothing,
+    }
+
+
+OBJECTIVE = PixelObjective(
+    network="depth_bins",
+    protocol=depth.HEAD,
+    constant="mean depth by position",
+    dataset=labeled_depths,
+    train=_train,
+    predict=_predict,
+    statistics=statistics,
+    measure=measure,
+    badness=lambda values: float(values[0]),
+    fit_constant=fit_positions,
+    options=_options,
+    draw=_draw,
+)
+
+
+def fit(context: FitContext) -> tuple[Head, FitResult]:
+    """Fit a head for the depth of pixels, in the unit of the table's maps, and measure it.
+
+    Raises:
+        TubeletError: if files cannot be read, or there are too few of them.
+    """
+    return fit_pixels(context, OBJECTIVE, ("depth",))
+
+
+LABEL_TASK = LabelTask(
+    name="depth", fit=fit, networks=("depth_bins",), unused=("networks", "frames", "stride_s", "suggest", "finetune")
+)
