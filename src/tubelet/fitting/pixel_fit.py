@@ -42,7 +42,9 @@ from tubelet.tasks.common.test_set import iter_test_set
 from tubelet.tasks.segmentation import PROTOCOL, sliding_windows
 
 OWN = "this head"
-LEAST_STEPS = 600
+UNUSED = ("networks", "frames", "stride_s", "suggest")
+"""Settings that have no meaning for pixels."""
+LEAST_STEPS = 300
 """Steps that heads are trained for at least: the epochs of the published protocols are few on small sets."""
 CURVE_FRACTIONS = (1 / 8, 1 / 4, 1 / 2)
 """Parts of the training labels that the learning curve is measured at, besides all of them."""
@@ -150,9 +152,8 @@ def row_samples(table: LabelTable) -> list[DenseSample]:
     names: Counter[str] = Counter()
     samples = []
     for row in table.rows:
-        name = row.path.name if not row.path.is_relative_to(table.path.parent) else str(
-            row.path.relative_to(table.path.parent)
-        )
+        inside = row.path.is_relative_to(table.path.parent)
+        name = row.path.relative_to(table.path.parent).as_posix() if inside else row.path.name
         time_s = row.start_s if _is_video(row, table) else None
         name = name if time_s is None else f"{name} at {time_s:g} s"
         names[name] += 1
@@ -254,7 +255,9 @@ def score_splits(
         )
         bad |= {file.path: file for file in (*crops.features.bad_files, *windows.bad_files)}
         kept = [int(held_out[index]) for index in windows.indices]
-        tests = iter_test_set(windows.paths, [samples[row] for row in kept], dataset.load_target, context.config.workers)
+        tests = iter_test_set(
+            windows.paths, [samples[row] for row in kept], dataset.load_target, context.config.workers
+        )
         for done, (row, (tokens, truth)) in enumerate(zip(kept, tests, strict=True), 1):
             shape = (truth.shape[0], truth.shape[1])
             predicted = objective.predict(tokens.to(context.model.device), head.head, dataset, size, shape)
@@ -269,7 +272,9 @@ def score_splits(
             if len(worst) > FIGURES:
                 heapq.heappop(worst)
     if not found:
-        raise DataError(f"{context.table.path}: no held-out image has a pixel that counts; check the masks or depth maps")
+        raise DataError(
+            f"{context.table.path}: no held-out image has a pixel that counts; check the masks or depth maps"
+        )
     return PixelScores(
         statistics=torch.stack(found),
         rows=np.array(rows, np.int64),
@@ -292,6 +297,11 @@ def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[st
     Raises:
         TubeletError: if files cannot be read, or there are too few of them.
     """
+    if context.config.finetune != "none":
+        raise ConfigError(
+            f"finetune is {context.config.finetune!r}, but is not supported by {context.task}; remove it: the encoder "
+            "stays as it is"
+        )
     size = context.head_input.image_size
     if size % context.model.patch_size:
         raise ConfigError(
@@ -454,7 +464,9 @@ def _counts(context: FitContext, scores: PixelScores, head: TrainedHead) -> dict
         "folds": len(context.splits),
         "steps": head.steps,
     }
-    return counts | ({"held-out images without a pixel that counts": scores.without_truth} if scores.without_truth else {})
+    return counts | (
+        {"held-out images without a pixel that counts": scores.without_truth} if scores.without_truth else {}
+    )
 
 
 def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

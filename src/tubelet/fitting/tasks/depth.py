@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tubelet.datasets import DenseSample, DepthDataset
 from tubelet.errors import DataError
 from tubelet.fitting.label_task import FitContext, LabelTask
-from tubelet.fitting.pixel_fit import Map, PixelObjective, Progress, Trained, fit_pixels, pick, rows_by_name
+from tubelet.fitting.pixel_fit import UNUSED, Map, PixelObjective, Progress, Trained, fit_pixels, pick, rows_by_name
 from tubelet.fitting.result import FitResult
 from tubelet.heads.head_file import Head, MetricInterval
 from tubelet.labels.depth_maps import read_depth
@@ -187,6 +187,4 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
     return fit_pixels(context, OBJECTIVE, ("depth",))
 
 
-LABEL_TASK = LabelTask(
-    name="depth", fit=fit, networks=("depth_bins",), unused=("networks", "frames", "stride_s", "suggest", "finetune")
-)
+LABEL_TASK = LabelTask(name="depth", fit=fit, networks=("depth_bins",), unused=UNUSED)

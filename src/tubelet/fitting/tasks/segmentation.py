@@ -16,7 +16,7 @@ from tubelet.datasets import DenseSample, SegmentationDataset
 from tubelet.datasets.annotations import IGNORED
 from tubelet.errors import DataError
 from tubelet.fitting.label_task import FitContext, LabelTask
-from tubelet.fitting.pixel_fit import Map, PixelObjective, Progress, Trained, fit_pixels, pick, rows_by_name
+from tubelet.fitting.pixel_fit import UNUSED, Map, PixelObjective, Progress, Trained, fit_pixels, pick, rows_by_name
 from tubelet.fitting.result import FitResult
 from tubelet.heads.head_file import Head, MetricInterval
 from tubelet.labels.masks import read_mask
@@ -44,8 +44,8 @@ class LabeledMasks(SegmentationDataset):
         return read_mask(self.rows[sample.name])
 
 
-def labeled_masks(table: LabelTable, samples: Sequence[DenseSample], train: Sequence[int]) -> LabeledMasks:
-    """The data set that reads the masks of all samples.
+def mask_classes(table: LabelTable) -> dict[int, str]:
+    """Index in masks -> name of the class, ascending.
 
     Raises:
         DataError: if the table has fewer than two classes, or more than masks can have.
@@ -55,6 +55,12 @@ def labeled_masks(table: LabelTable, samples: Sequence[DenseSample], train: Sequ
         raise DataError(
             f"{table.path}: masks have {len(legend)} classes, expected from 2 to {IGNORED - 1}; list them in the legend"
         )
+    return legend
+
+
+def labeled_masks(table: LabelTable, samples: Sequence[DenseSample], train: Sequence[int]) -> LabeledMasks:
+    """The data set that reads the masks of all samples."""
+    legend = mask_classes(table)
     class_of_label = np.full(256, IGNORED, np.uint8)
     class_of_label[list(legend)] = np.arange(len(legend))
     known = np.zeros(256, bool)
@@ -175,11 +181,9 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
     Raises:
         TubeletError: if files cannot be read, or there are too few of them.
     """
-    masks = labeled_masks(context.table, [], [])
-    head, result = fit_pixels(context, OBJECTIVE, masks.classes)
-    return head, replace(result, counts={**result.counts, "classes": len(masks.classes)})
+    classes = tuple(mask_classes(context.table).values())
+    head, result = fit_pixels(context, OBJECTIVE, classes)
+    return head, replace(result, counts={**result.counts, "classes": len(classes)})
 
 
-LABEL_TASK = LabelTask(
-    name="segmentation", fit=fit, networks=("pixels",), unused=("networks", "frames", "stride_s", "suggest", "finetune")
-)
+LABEL_TASK = LabelTask(name="segmentation", fit=fit, networks=("pixels",), unused=UNUSED)
