@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,17 +159,14 @@ def row_samples(table: LabelTable) -> list[DenseSample]:
         name = name if time_s is None else f"{name} at {time_s:g} s"
         names[name] += 1
         name = name if names[name] == 1 else f"{name}, {table.row_kind} {row.line}"
-        target = next((path for path in (row.mask, row.depth) if path is not None and not _is_shape(path)), table.path)
+        targets = [path for path in (row.mask, row.depth) if isinstance(path, Path)]
+        target = targets[0] if targets else table.path  # where masks are shapes
         samples.append(DenseSample(name=name, image=row.path, target=target, time_s=time_s))
     return samples
 
 
 def _is_video(row: LabelRow, table: LabelTable) -> bool:
     return table.durations_s.get(row.path, 0.0) > 0
-
-
-def _is_shape(mask: object) -> bool:
-    return not hasattr(mask, "open")
 
 
 def rows_by_name(table: LabelTable, samples: Sequence[DenseSample]) -> dict[str, LabelRow]:
@@ -245,7 +243,7 @@ def score_splits(
             evaluation,
             dataset,
             [samples[row] for row in train],
-            lambda kept, units=units: units[kept].tolist(),
+            partial(_select, units),
             size,
         )
         windows = evaluation.extract(
@@ -286,6 +284,10 @@ def score_splits(
     )
 
 
+def _select(units: NDArray[np.int64], kept: list[int]) -> list[int]:
+    return [int(units[index]) for index in kept]
+
+
 def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[str, ...]) -> tuple[Head, FitResult]:
     """Fit a head, and measure it and its baselines on the same held-out images.
 
@@ -321,7 +323,7 @@ def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[st
             evaluation_context(whole, objective),
             dataset,
             inputs.samples,
-            lambda kept: inputs.units[kept].tolist(),
+            partial(_select, inputs.units),
             size,
         )
     head = _head(context, objective, final, dataset, classes, (own, *baselines))
@@ -450,9 +452,9 @@ def _protocol(context: FitContext, scores: PixelScores, head: TrainedHead, size:
     )
     return (
         f"A linear head on each token of a frozen encoder, levels {', '.join(map(str, context.head_input.levels))}, "
-        f"trained for {head.steps} steps on points of {fitted} images; the learning rate of {len(head.sweep)} is chosen "
-        f"on {choosing} other training images. Images are seen in windows of {size} px, their short side at {size} px, "
-        f"and compared at their own size. {measured}."
+        f"trained for {head.steps} steps on points of {fitted} images; the learning rate of {len(head.sweep)} is "
+        f"chosen on {choosing} other training images. Images are seen in windows of {size} px, their short side at "
+        f"{size} px, and compared at their own size. {measured}."
     )
 
 
@@ -475,11 +477,11 @@ def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if max(height, width) <= _FIGURE_SIDE:
         return image
     short = round(min(height, width) * _FIGURE_SIDE / max(height, width))
-    return image[pick(height, width, resize_shape(height, width, max(1, short)))]
+    return image[pick((height, width), resize_shape(height, width, max(1, short)))]
 
 
-def pick(height: int, width: int, shape: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the nearest pixels of an image of height x width for one of another shape."""
-    rows = ((np.arange(shape[0]) + 0.5) * height / shape[0]).astype(np.int64)
-    columns = ((np.arange(shape[1]) + 0.5) * width / shape[1]).astype(np.int64)
+def pick(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the nearest pixels of a map of shape (H, W) for one of another size."""
+    rows = ((np.arange(size[0]) + 0.5) * shape[0] / size[0]).astype(np.int64)
+    columns = ((np.arange(size[1]) + 0.5) * shape[1] / size[1]).astype(np.int64)
     return rows[:, None], columns[None, :]

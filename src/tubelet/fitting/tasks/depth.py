@@ -112,14 +112,12 @@ def measure(values: Tensor, units: NDArray[np.int64]) -> tuple[MetricInterval, .
     """The means over images of statistics (n, 3), given units (n,)."""
     index, count = index_units(units)
     sums, images = sum_by_unit(values.numpy(), index, count), np.bincount(index, minlength=count)
+
+    def mean(weights: NDArray[np.float64], own: int) -> NDArray[np.float64]:
+        return ratio(weights @ sums[:, own], weights @ images)
+
     return tuple(
-        bootstrap_interval(
-            name,
-            lambda weights, own=own: ratio(weights @ sums[:, own], weights @ images),
-            count,
-            bounds=(0.0, most),
-            higher_is_better=name == "δ1",
-        )
+        bootstrap_interval(name, partial(mean, own=own), count, bounds=(0.0, most), higher_is_better=name == "δ1")
         for own, (name, most) in enumerate((("RMSE", np.inf), ("AbsRel", np.inf), ("δ1", 1.0)))
     )
 
@@ -131,13 +129,13 @@ def fit_positions(
     total, count = np.zeros((POSITIONS, POSITIONS)), np.zeros((POSITIONS, POSITIONS))
     for done, sample in enumerate(samples, 1):
         values = depths.load_target(sample)
-        cells = values[pick(*values.shape, (POSITIONS, POSITIONS))]
+        cells = values[pick(values.shape, (POSITIONS, POSITIONS))]
         total += cells
         count += cells > 0
         progress("positions", done, len(samples))
     mean = np.where(count > 0, total / np.maximum(count, 1), total.sum() / max(1.0, count.sum()))
     mean = np.maximum(mean, depth.PROTOCOL.min_depth).astype(np.float32)
-    return lambda shape: mean[pick(POSITIONS, POSITIONS, shape)]
+    return lambda shape: mean[pick((POSITIONS, POSITIONS), shape)]
 
 
 def _draw(predicted: Map, truth: Map, depths: LabeledDepths) -> dict[str, NDArray[np.uint8]]:

@@ -41,6 +41,7 @@ class LabeledMasks(SegmentationDataset):
     rows: Mapping[str, LabelRow]
 
     def read_values(self, sample: DenseSample) -> NDArray[np.uint8]:
+        """(H, W) indices of a mask."""
         return read_mask(self.rows[sample.name])
 
 
@@ -100,7 +101,7 @@ def statistics(predicted: Map, truth: Map, masks: LabeledMasks) -> Tensor | None
 
 
 def measure(values: Tensor, units: NDArray[np.int64]) -> tuple[MetricInterval, ...]:
-    """mIoU over the classes that occur, and pixel accuracy, of statistics (n, 3·K) and units (n,)."""
+    """The mIoU over the classes that occur, and pixel accuracy, of statistics (n, 3·K) and units (n,)."""
     index, count = index_units(units)
     sums = sum_by_unit(values.numpy(), index, count)
 
@@ -137,13 +138,13 @@ def fit_positions(
     down, across = np.mgrid[0:POSITIONS, 0:POSITIONS]
     for done, sample in enumerate(samples, 1):
         mask = masks.load_target(sample)
-        classes = mask[pick(*mask.shape, (POSITIONS, POSITIONS))]
+        classes = mask[pick(mask.shape, (POSITIONS, POSITIONS))]
         counts[np.minimum(classes, K), down, across] += 1
         progress("positions", done, len(samples))
     counts = counts[:K]
     counts += counts.sum((1, 2), keepdims=True) / max(1.0, counts.sum())
     best = counts.argmax(0).astype(np.uint8)
-    return lambda shape: best[pick(POSITIONS, POSITIONS, shape)]
+    return lambda shape: best[pick((POSITIONS, POSITIONS), shape)]
 
 
 def _draw(predicted: Map, truth: Map, masks: LabeledMasks) -> dict[str, NDArray[np.uint8]]:
