@@ -23,6 +23,7 @@ class Browser:
 
     def __init__(self, profile: Path) -> None:
         assert CHROMIUM is not None
+        profile.mkdir(parents=True, exist_ok=True)
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
@@ -32,6 +33,7 @@ class Browser:
         self._process = subprocess.Popen(
             ["/bin/bash", "-c", script, CHROMIUM, *options],
             pass_fds=(to_browser, from_browser),
+            env=os.environ | {"TMPDIR": str(profile)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -50,6 +50,8 @@ class Item {
     this.box.addEventListener("pointerdown", () => activate(this));
     this.box.addEventListener("focusin", () => activate(this));
     this.body = element("div");
+    const lanes = new Set(file.spans.map(span => span[2])).size * LANE + file.curves.length * CURVE;
+    this.body.style.minHeight = `${file.duration ? 510 + Math.min(340, lanes) : 300}px`;  // about what it will have
     this.box.append(this.body);
   }
   describe() {
