@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -21,19 +22,25 @@ class Browser:
         errors: uncaught errors of scripts, and failed assertions of the console.
     """
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self) -> None:
         assert CHROMIUM is not None
-        profile.mkdir(parents=True, exist_ok=True)
+        # A short path: Chromium makes a socket in it, whose path may have a hundred characters.
+        self._profile = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
-        options += ["--disable-dev-shm-usage", f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
+        options += [
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={self._profile.name}",
+            "--remote-debugging-pipe",
+            "about:blank",
+        ]
         # The protocol is read from file descriptor 3 and written to 4.
         script = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
         self._process = subprocess.Popen(
             ["/bin/bash", "-c", script, CHROMIUM, *options],
             pass_fds=(to_browser, from_browser),
-            env=os.environ | {"TMPDIR": str(profile)},
+            env=os.environ | {"TMPDIR": self._profile.name},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -55,6 +62,7 @@ class Browser:
         self._process.wait(20)
         os.close(self._write)
         os.close(self._read)
+        self._profile.cleanup()
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1

@@ -144,8 +144,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
+def chromium():
+    with Browser() as browser:
         yield browser
 
 
