@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet import cli
+from tubelet import cli, load
 from tubelet.checkpoint import run as checkpoint
-from tubelet.checkpoint.run import list_checkpoints, read_best, read_checkpoint, step_from_name
+from tubelet.checkpoint.run import find_checkpoint, list_checkpoints, read_best, read_checkpoint, step_from_name
 from tubelet.errors import ConfigError, TubeletError
 from tubelet.train.trainer import train
 
@@ -65,6 +65,13 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(config, tmp_path):
     assert [step_from_name(path) for path in list_checkpoints(run)] == [4, 8]
     best = read_checkpoint(list_checkpoints(run)[0])[0]
     assert all(torch.equal(value, best[f"teacher.{name}"]) for name, value in seen[1].items())
+    model = load(run / "best", device="cpu", dtype=torch.float32)
+    assert model.name == "step-000000004"
+    assert all(torch.equal(value, best[f"teacher.{name}"]) for name, value in model.state_dict().items())
+    assert find_checkpoint(run / "best") == list_checkpoints(run)[0]
+    (run / "best.json").unlink()
+    with pytest.raises(TubeletError, match="best: no such file"):
+        load(run / "best")
 
 
 @pytest.mark.parametrize("values, best", [([0.3, 0.1, 0.2, 0.4], 4), ([float("nan")] * 4, None)])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -226,6 +227,20 @@ def test_a_slow_worker_is_waited_for_and_a_loader_is_used_twice(monkeypatch):
     monkeypatch.setattr(worker_loader, "POLL_S", 0.1)
     loader = WorkerLoader(Items(lambda index: time.sleep(0.4) or index), 2, batch_size=None)
     assert [list(loader) for _ in range(2)] == [[0, 1, 2, 3]] * 2
+
+
+def leave_tensor(index):
+    Path(worker_status.SHARED_MEMORY, f"torch_{os.getpid()}_left").touch()
+    return os.getpid()
+
+
+def test_what_killed_workers_leave_in_shared_memory_goes_with_their_loader():
+    loader = WorkerLoader(Items(leave_tensor), 1, batch_size=None)
+    (worker,) = set(loader)
+    left = Path(worker_status.SHARED_MEMORY, f"torch_{worker}_left")
+    assert left.exists()
+    del loader
+    assert not left.exists()
 
 
 def test_room_for_what_is_handed_over_is_checked_before(monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
+from tubelet.checkpoint.run import resolve_best
 from tubelet.errors import CheckpointError, ConfigError, MissingFileError, first_line
 from tubelet.io.files import cache_dir
 
@@ -32,7 +33,7 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
     """The local file or directory that `what` names, downloaded if necessary.
 
     Args:
-        what: a path, a released name, or a Hub id (owner/name).
+        what: a path, RUN/best for the best checkpoint of a run, a released name, or a Hub id (owner/name).
         sha256: expected hash of the file, in hexadecimal; None only checks the size after a download.
         hub: `HUB_OPTIONS` of `huggingface_hub`.
 
@@ -40,7 +41,7 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
         MissingFileError: if it does not exist here and cannot be downloaded.
         CheckpointError: if the hash differs.
     """
-    path = Path(what).expanduser()
+    path = resolve_best(Path(what).expanduser())
     if path.exists():
         found = path
     elif str(what) in RELEASED:

@@ -135,6 +135,18 @@ def read_best(run: Path) -> BestRow | None:
     return best
 
 
+def resolve_best(path: Path) -> Path:
+    """The checkpoint that the path RUN/best stands for, where best.json of the run names one; any other path as it is.
+
+    Raises:
+        TubeletError: best.json is damaged.
+    """
+    if path.name != Path(BEST).stem or path.exists() or (best := read_best(path.parent)) is None:
+        return path
+    found = (other for other in list_checkpoints(path.parent) if step_from_name(other) == best["step"])
+    return next(found, path)
+
+
 def _try_to_remove(path: Path) -> None:
     """Remove a path unless the system refuses, as network file systems do while another machine reads it."""
     with suppress(OSError):
@@ -304,12 +316,12 @@ def step_from_header(header: Mapping[str, str], path: Path) -> int:
 
 
 def find_checkpoint(what: str | Path) -> Path:
-    """The newest checkpoint of a run directory, or `what` itself if it is a checkpoint.
+    """The newest checkpoint of a run directory, the best one for RUN/best, or `what` itself if it is a checkpoint.
 
     Raises:
-        MissingFileError: if stored is none.
+        MissingFileError: if there is none.
     """
-    path = Path(what)
+    path = resolve_best(Path(what))
     if path.is_dir() and not is_sharded(path):
         found = list_checkpoints(path)
         if not found:

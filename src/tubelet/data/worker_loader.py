@@ -103,6 +103,7 @@ class WorkerLoader(Generic[T]):
         if workers:
             require_shared_memory(item_bytes, workers, prefetch)
             folder, _ = resources.enter_context(temporary_directory("workers", _sweep_tensors))
+            resources.callback(_sweep_tensors, folder)
             iterable = isinstance(dataset, IterableDataset)
             dataset = _IterableWithErrors(dataset) if iterable else _DatasetWithErrors(dataset)
             if options.get("batch_size", 1) is not None:
@@ -283,8 +284,8 @@ def _abstract_address(family: str) -> str:
 
 
 def _sweep_tensors(folder: Path) -> None:
-    """Remove what the dead workers of a folder left in shared memory."""
-    for file in folder.iterdir():
+    """Remove what the workers of a folder, which have ended, left in shared memory."""
+    for file in folder.glob("*"):  # none where the folder is gone
         if file.name.isdigit():
             _remove_tensors(int(file.name))
 

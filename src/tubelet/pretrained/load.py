@@ -14,6 +14,7 @@ import torch
 
 from tubelet.checkpoint.adapters import apply_adapters
 from tubelet.checkpoint.registry import HUB_OPTIONS, RELEASED, resolve_checkpoint
+from tubelet.checkpoint.run import resolve_best
 from tubelet.checkpoint.state_dict import load_strict, require_finite
 from tubelet.checkpoint.weights import EncoderName, LoadSpec, read_weights
 from tubelet.config.fields import nearest
@@ -41,8 +42,9 @@ def load(
     Weights are memory-mapped: tensors that need no reordering, cast or copy are read when they are used.
 
     Args:
-        what: a run directory or one of its checkpoints, a .safetensors file or directory of `save_pretrained`, a
-            released .pt file, a released name such as "vjepa2.1-vitb16-384", or the id of a repository on the Hub.
+        what: a run directory, one of its checkpoints, or RUN/best; a .safetensors file or directory of
+            `save_pretrained`; a released .pt file; a released name such as "vjepa2.1-vitb16-384"; or the id of a
+            repository on the Hub.
         encoder: "teacher" (Y-encoder), which has the better features, or "student" (X-encoder); None is the
             teacher, or the only one in the file.
         with_predictor: load the predictor too, as `model.predictor`.
@@ -116,7 +118,7 @@ def load_unplaced(what: str | Path, spec: LoadSpec, sha256: str | None = None, *
 def _name_of(what: str | Path, path: Path) -> str:
     """The released name, also for a path to a released file; the Hub id; or the name of the file or directory."""
     released = {file: name for name, file in RELEASED.items()}
-    if not Path(what).expanduser().exists():
+    if not resolve_best(Path(what).expanduser()).exists():
         return str(what)
     path = path.resolve()
     return released.get(path.name, path.name if path.is_dir() else path.stem)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.checkpoint.run import config_from_header, list_checkpoints, step_from_header
+from tubelet.checkpoint.run import config_from_header, list_checkpoints, resolve_best, step_from_header
 from tubelet.checkpoint.sharded import read_header
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.errors import ConfigError, DataError, MissingFileError
@@ -75,7 +75,7 @@ def evaluate(context: EvaluationContext) -> Result:
     """
     data, config, model = context.data, context.config, context.model
     require_sample_set(data)
-    path = Path(context.source).expanduser()
+    path = resolve_best(Path(context.source).expanduser())
     found = list_checkpoints(path)
     checkpoint = found[-1] if found else path
     step, image_size, frames = None, config.image_size, config.frames
