@@ -100,10 +100,11 @@ PARSING_MODULES = {
     "tables.py",
     "text.py",
     "worker_status.py",
+    "xml_files.py",
 }
 PARSERS = re.compile(
     r"json\.loads?\(|\.read_text\(|\.read_bytes\(|np\.load\(|torch\.load\(|safe_open|load_file|\bpq\.(?!write_table)"
-    r"|parquet\.Parquet|csv\.(reader|DictReader)|pickle\.loads?\(|\byaml\.|tomllib|literal_eval"
+    r"|parquet\.Parquet|csv\.(reader|DictReader)|pickle\.loads?\(|\byaml\.|tomllib|literal_eval|\bexpat\b|ElementTree\."
 )
 
 

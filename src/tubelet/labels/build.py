@@ -103,14 +103,6 @@ def find_media(name: str, home: Path, folders: Sequence[Path] = ()) -> Path:
     return Path(absolute(found.absolute()))
 
 
-def media_or_fault(name: object, home: Path, faults: list[tuple[int, str]], line: int) -> Path | None:
-    """The media file that an annotation names; None, and a fault, if it names none."""
-    if isinstance(name, str) and name.strip():
-        return find_media(name, home)
-    faults.append((line, f"annotation {line}: names no media file"))
-    return None
-
-
 def digest_of(*contents: bytes) -> str:
     """Hash of the contents of files, in hexadecimal."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)

@@ -96,19 +96,19 @@ def _sentences(faults: Iterable[Fault]) -> list[str]:
 
 
 def _fault(table: LabelTable, row: LabelRow, problem: str) -> Fault:
-    return row.line, f"{table.row_kind} {row.line}: {problem}"
+    return row.line, f"{table.place_of(row)}: {problem}"
 
 
 def _media_faults(table: LabelTable, facts: Mapping[Path, MediaFacts]) -> Iterator[Fault]:
     """One fault for each file, with all its lines."""
-    lines: dict[Path, list[int]] = defaultdict(list)
+    rows: dict[Path, list[LabelRow]] = defaultdict(list)
     for row in table.rows:
-        lines[row.path].append(row.line)
+        rows[row.path].append(row)
     for path, each in facts.items():
         if each.fault:
-            first, *others = lines[path]
-            also = f" (also {_listed(table.row_kind, others)})" if others else ""
-            yield first, f"{table.row_kind} {first}: {path}: {each.fault}{also}"
+            first, *others = rows[path]
+            also = f" (also {_listed(table.row_kind, [row.line for row in others])})" if others else ""
+            yield _fault(table, first, f"{path}: {each.fault}{also}")
 
 
 def _listed(kind: str, lines: Sequence[int]) -> str:
@@ -196,12 +196,12 @@ def _row_faults(table: LabelTable, task: str, exclusive: bool) -> Iterator[Fault
         if before is row:
             by_file[row.path].append(row)
         elif before.labels == row.labels and before.values == row.values:
-            yield _fault(table, row, f"repeats {table.row_kind} {before.line}; remove one")
+            yield _fault(table, row, f"repeats {table.place_of(before)}; remove one")
         elif task == "classification":
-            told = f"{'|'.join(row.labels)}, {table.row_kind} {before.line} {'|'.join(before.labels)}"
+            told = f"{'|'.join(row.labels)}, {table.place_of(before)} {'|'.join(before.labels)}"
             yield _fault(table, row, f"labels the same file or span {told}; --task multilabel allows both")
         else:
-            yield _fault(table, row, f"is about the same file or span as {table.row_kind} {before.line}; remove one")
+            yield _fault(table, row, f"is about the same file or span as {table.place_of(before)}; remove one")
     if exclusive:
         for rows in by_file.values():
             whole = [
@@ -212,7 +212,7 @@ def _row_faults(table: LabelTable, task: str, exclusive: bool) -> Iterator[Fault
                 yield _fault(
                     table,
                     later,
-                    f"{_span(later)} overlaps {_span(earlier)} of {table.row_kind} {earlier.line}, and the classes "
+                    f"{_span(later)} overlaps {_span(earlier)} of {table.place_of(earlier)}, and the classes "
                     "exclude each other",
                 )
 
@@ -248,7 +248,7 @@ def _split_faults(table: LabelTable) -> Iterator[Fault]:
             before = first.setdefault(key, row) if key else row
             if (before.split == "train") != (row.split == "train") and key not in reported:
                 reported.add(key)
-                problem = f"{kind} {key} is in {row.split}, and in {before.split} at {table.row_kind} {before.line}"
+                problem = f"{kind} {key} is in {row.split}, and in {before.split} at {table.place_of(before)}"
                 yield _fault(table, row, f"{problem}; a {kind} must be on one side of the split")
     sides = {row.split == "train" for row in given}
     if len(sides) == 1:

@@ -51,7 +51,7 @@ def _task_of_labels(table: LabelTable) -> tuple[str, str]:
         return "timeline", f"the spans cover {fraction:.0%} of their videos; to learn them as {other} is possible too"
     if several:
         timeline = "; to find when they begin and end in whole videos, use --task timeline" if spans else ""
-        at = f"{table.row_kind} {several.line}"
+        at = table.place_of(several)
         return "multilabel", f"several classes are present at once ({at}){timeline}"
     if spans:
         return "classification", (

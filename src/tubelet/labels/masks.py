@@ -69,7 +69,8 @@ def _polygon(polygon: tuple[float, ...], height: int, width: int) -> NDArray[np.
 
 def _draw_runs(drawn: NDArray[np.uint8], shape: MaskShape) -> None:
     left, top, width, height = shape.box
-    inside = np.repeat(np.arange(len(shape.runs)) % 2 == 1, shape.runs)
+    inside = np.zeros(width * height, bool)  # some programs leave out the last run outside
+    inside[: sum(shape.runs)] = np.repeat(np.arange(len(shape.runs)) % 2 == 1, shape.runs)
     box = inside.reshape((width, height)).T if shape.by_column else inside.reshape((height, width))
     drawn[top : top + height, left : left + width][box] = shape.index
 

@@ -17,7 +17,8 @@ class MaskShape:
     Attributes:
         index: index of the class in the mask.
         polygons: for each polygon x and y in turns, in pixels from the upper left corner of the image.
-        runs: numbers of pixels outside and inside in turns, the first outside; empty for polygons.
+        runs: numbers of pixels outside and inside in turns, the first outside, as is the rest of the box; empty for
+            polygons.
         box: left, top, width and height of the runs in pixels.
         by_column: whether the runs go down columns, as in COCO, rather than along rows.
     """
@@ -62,6 +63,7 @@ class LabelRow:
         split: "train", "val", "test", or "" where the table does not say.
         group: files of one group are never on both sides of a split; "" where the table does not say.
         weight: weight of the row in training.
+        source: name of the annotation file, where a table has those of several; for messages.
     """
 
     line: int
@@ -77,6 +79,7 @@ class LabelRow:
     split: str = ""
     group: str = ""
     weight: float = 1.0
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,10 @@ class LabelTable:
     durations_s: Mapping[Path, float] = field(default_factory=dict)
     faults: Sequence[tuple[int, str]] = ()
     row_kind: str = "line"
+
+    def place_of(self, row: LabelRow) -> str:
+        """Where a row is in the file, for messages: "line 7"."""
+        return f"{row.source}, " * bool(row.source) + f"{self.row_kind} {row.line}"
 
 
 class LabelError(DataError):

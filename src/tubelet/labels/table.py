@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def read_labels(path: str | Path) -> LabelTable:
     with those that only the media show.
 
     Args:
-        path: CSV with a header (the separator and encoding are found), Parquet, JSON lines, or an annotation file.
+        path: CSV with a header (the separator and encoding are found), Parquet, JSON lines, an annotation file, or a
+            folder of annotation files.
 
     Raises:
         LabelError: if the file has no rows, or no column of paths.
@@ -77,10 +78,33 @@ def read_labels(path: str | Path) -> LabelTable:
     """
     path = Path(path).expanduser().absolute()
     annotation_format = find_format(path)
-    table = annotation_format.read(path) if annotation_format else _read_own(path)
+    if path.is_dir():
+        table = _read_folder(path)
+    else:
+        table = annotation_format.read(path) if annotation_format else _read_own(path)
     if not table.rows and not table.faults:
         raise LabelError(path, [f"has no labels, expected at least one {table.row_kind}"])
     return table
+
+
+def _read_folder(folder: Path) -> LabelTable:
+    """The annotation files in a folder as one table; files of no annotation program are not read."""
+    found = [(path, annotation_format) for path in sorted(folder.iterdir()) if (annotation_format := find_format(path))]
+    tables = [annotation_format.read(path) for path, annotation_format in found]
+    if not tables:
+        raise LabelError(folder, ["has no annotation file; name the label table"])
+    if len({tuple(table.legend.items()) for table in tables if table.legend}) > 1:
+        raise LabelError(folder, ["has annotation files of masks with different classes; convert them with one list"])
+    rows = [replace(row, source=table.path.name) for table in tables for row in table.rows]
+    faults = [
+        (line, fault if fault.startswith(table.path.name) else f"{table.path.name}, {fault}")
+        for table in tables
+        for line, fault in table.faults
+    ]
+    form = f"{len(tables)} files of {', '.join(sorted({table.format for table in tables}))}"
+    legend = next((table.legend for table in tables if table.legend), None)
+    digest = digest_of(*(table.digest.encode() for table in tables))
+    return build_table(folder, form, digest, rows, faults, legend=legend)
 
 
 def _read_own(path: Path) -> LabelTable:

@@ -1,16 +1,26 @@
 """The interface of annotation formats, and the search for the one that a file has."""
 
 import importlib
+import logging
 import pkgutil
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from tubelet.errors import TubeletError
-from tubelet.io.text import require_regular
-from tubelet.labels.records import LabelTable
+from tubelet.io.text import read_bytes, require_regular
+from tubelet.labels.build import build_table, digest_of, find_media
+from tubelet.labels.masks import BACKGROUND
+from tubelet.labels.records import LabelRow, LabelTable
 
+logger = logging.getLogger(__name__)
+
+BACKGROUND_NAME = "background"
+MOST_CLASSES = 254
+"""Classes of masks besides the background: indices have 8 bits, and 255 does not count."""
 _HEAD = 2**16
 
 
@@ -72,6 +82,64 @@ def head_of(path: Path) -> str:
         return ""
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return data.decode(encoding, "replace")
+
+
+class AnnotationRows:
+    """The rows of an annotation file while it is read, its faults, and what is not used.
+
+    Attributes:
+        path: the file.
+        rows: the rows so far.
+        faults: number of the annotation and sentence of each fault so far.
+        unused: kind of annotation that has no place in a label table -> how many there are.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[LabelRow] = []
+        self.faults: list[tuple[int, str]] = []
+        self.unused: Counter[str] = Counter()
+
+    def fault(self, line: int, problem: str) -> None:
+        """Add a fault of an annotation; of the whole file if `line` is 0."""
+        self.faults.append((line, f"annotation {line}: {problem}" if line else f"{self.path.name}: {problem}"))
+
+    def media(self, line: int, name: object, folders: Sequence[Path] = ()) -> Path | None:
+        """The media file that an annotation names; None, and a fault, if it names none."""
+        if isinstance(name, str) and name.strip():
+            return find_media(name, self.path.parent, folders)
+        self.fault(line, "names no media file")
+        return None
+
+    def add_span(self, line: int, media: Path | None, start: object, end: object, labels: Sequence[str]) -> None:
+        """Add a span in seconds, or a moment if `end` is None; a time that is no number is a fault."""
+        if not all(isinstance(time, (int, float)) and time >= 0 for time in (start, end) if time is not None):
+            self.fault(line, f"begins at {start!r:.40} and ends at {end!r:.40}, expected seconds from 0 on")
+        elif media is not None:
+            times = [None if time is None else float(cast(float, time)) for time in (start, end)]
+            row = LabelRow(line=line, path=media, start_s=times[0], end_s=times[1], labels=tuple(labels))
+            self.rows.append(row)
+
+    def table(self, form: str, legend: Mapping[int, str] | None = None) -> LabelTable:
+        """The table of the rows; kinds of annotations that are not used are logged."""
+        for kind, count in (+self.unused).items():
+            logger.warning("%s: %d %s are not used", self.path, count, kind)
+        return build_table(self.path, form, digest_of(read_bytes(self.path)), self.rows, self.faults, legend=legend)
+
+
+def chosen_attribute(names: Collection[str]) -> str | None:
+    """Which of several attributes of annotations has the classes: the one called label or class, or the only one."""
+    for wanted in ("label", "labels", "class", "category", "name", "type"):
+        for name in names:
+            if name.strip().lower() == wanted:
+                return name
+    return next(iter(names)) if len(names) == 1 else None
+
+
+def legend_of(names: Sequence[str]) -> dict[int, str]:
+    """The legend of masks of shapes: 0 is the background, and the classes have the indices from 1 on."""
+    others = [name for name in names if name.lower() != BACKGROUND_NAME]
+    return {BACKGROUND: BACKGROUND_NAME} | dict(enumerate(others, BACKGROUND + 1))
 
 
 @cache
