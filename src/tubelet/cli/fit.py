@@ -40,7 +40,7 @@ class Fit(ConfigurableCommand):
     def run(self) -> None:
         """Fit the head, and write it with its report."""
         from tubelet.fitting.run import fit_head, read_label_table
-        from tubelet.fitting.suggest import write_suggestions
+        from tubelet.fitting.suggest import check_suggestions, write_suggestions
         from tubelet.pretrained.load import load
         from tubelet.tasks.common.result import require_writable
         from tubelet.view.fit_report import write_fit_report
@@ -48,6 +48,8 @@ class Fit(ConfigurableCommand):
         report, suggestions = self.out.with_suffix(".report.html"), self.out.with_suffix(".suggestions.csv")
         check_output(self.out, "head", [self.labels, self.model])
         check_output(report, "page")
+        if self.settings.suggest:
+            check_suggestions(suggestions)
         require_writable(self.out.absolute().parent)
         console = open_console()
         table, task = read_label_table(self.labels, self.settings)
@@ -59,7 +61,8 @@ class Fit(ConfigurableCommand):
             head.save(self.out)
             write_fit_report(result, report)
             if self.settings.suggest:
-                write_suggestions(result.suggestions, suggestions)
+                targets = table.targets if task.name == "regression" else ()
+                write_suggestions(result.suggestions, suggestions, targets)
         console.print(_scores(result.spec.scores))
         print_wrapped(console, f"{self.out}, {report}" + f", {suggestions}" * bool(self.settings.suggest))
 

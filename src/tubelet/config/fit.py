@@ -91,6 +91,8 @@ class FitConfig(Settings):
     flip swaps left and right: only labels that mean the same in a mirror allow it."""
     suggest: Annotated[int, Bounds(0, 100_000)] = 0
     """Number of unlabeled clips to suggest for labeling next, in a table next to the head."""
+    unlabeled: tuple[str, ...] = ()
+    """Folders, files and lists of media to suggest clips of; by default the folders of the labeled files."""
     min_examples: Count = 2
     """Fewest examples of each class."""
     seed: Seed = 0

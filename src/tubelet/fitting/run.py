@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tubelet.data.worker_loader import require_main_guard, translate_worker_cras
 from tubelet.errors import MissingFileError
 from tubelet.fitting.label_task import FitContext, LabelTask, Split, get_label_task
 from tubelet.fitting.result import FitResult
+from tubelet.fitting.suggest import find_unlabeled, suggest_clips
 from tubelet.heads.head_file import Head, HeadInput
 from tubelet.heads.window_grid import clip_steps
 from tubelet.labels.checks import check_labels
@@ -90,7 +92,11 @@ def fit_head(
         progress=progress,
     )
     with translate_worker_crash(RESUME_HINT):
-        return task.fit(context)
+        unlabeled = find_unlabeled(context) if config.suggest else None
+        head, result = task.fit(context)
+        if unlabeled is not None:
+            result = replace(result, suggestions=suggest_clips(context, head, unlabeled))
+    return head, result
 
 
 def head_input(task: LabelTask, model: Backbone, source: str, config: FitConfig, images: bool) -> HeadInput:

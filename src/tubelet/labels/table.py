@@ -31,6 +31,8 @@ COLUMNS = (
     "path", "start_s", "end_s", "start_frame", "end_frame", "label", "mask", "depth", "split", "group", "weight",
 )  # fmt: skip
 """Columns with a meaning; every other one of numbers is a target of regression."""
+IGNORED_COLUMNS = ("answer", "answer_score")
+"""Columns of tables of suggestions (`tubelet fit --suggest`), which show what a head says."""
 _REMEDY = "save the table again"
 # Columns of numbers that are a known column under another name rather than targets, and of text that are labels.
 _MISNOMERS = {
@@ -210,7 +212,7 @@ def _twice(header: Sequence[str]) -> list[str]:
 
 def _targets(cells: _Cells, known: dict[str, str], faults: list[tuple[int, str]]) -> list[str]:
     """The number columns; a column of mostly numbers has a fault for each cell that is none."""
-    taken = {*known.values(), *_misnomers(cells.header, known), ""}
+    taken = {*known.values(), *_misnomers(cells.header, known), *IGNORED_COLUMNS, ""}
     found, unused = [], []
     for column in dict.fromkeys(cells.header):
         if column in taken:
