@@ -1,23 +1,22 @@
 """The report of a fit: its sentences, figures, and clips that play."""
 
 import html
-import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from tests.helpers.browser import CHROMIUM, Browser
 from tests.helpers.media import indexed_image, write_image, write_video
 from tubelet.errors import BadFile
+from tubelet.fitting.clip_task import FROZEN
 from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin, Suggestion
 from tubelet.heads.head_file import EncoderId, HeadInput, HeadSpec, MetricInterval, ModelMetrics
 from tubelet.view.fit_report import (
     common_confusions,
     curve_sentence,
-    print_scores,
     reliability_sentence,
     score_bars,
     trust_sentence,
@@ -71,6 +70,18 @@ def test_the_sentence_on_trust_compares_with_the_best_baseline():
     error = [metric(x, 0.1, "RMSE", "m", higher=False) for x in (0.5, 0.9, 1.5)]
     assert "clearly better than the best baseline (majority class) 0.900 m" in trust_sentence(scores(*error))
     assert "do not rely" in trust_sentence(scores(error[1], error[0]))
+
+
+def test_without_an_interval_no_head_is_clearly_better():
+    few = replace(metric(80), low=None, high=None)
+    assert "too few files to be sure" in trust_sentence(scores(few, metric(20)))
+    assert score_bars(scores(few, metric(20)))[0].span is None
+    assert "too few files to be sure" in curve_sentence([points(50, 60)[0], LearningCurvePoint(labels=60, metric=few)])
+
+
+def test_a_fine_tuned_head_is_not_judged_by_the_frozen_one():
+    frozen = ModelMetrics(model=FROZEN, metrics=(metric(90),))
+    assert "clearly better" in trust_sentence((*scores(metric(80), metric(20)), frozen))
 
 
 def points(*values, higher=True):
@@ -181,16 +192,6 @@ def test_thumbnails_are_small_and_time_lapses_of_long_spans(tmp_path):
     assert (short.speed, long.speed) == (1.0, 5.0)
     assert len(long.clip) < 120_000
     assert make_thumbnail(tmp_path / "no.mp4", 0, 1).fault.endswith("does not exist")
-
-
-def test_scores_are_printed_with_the_sentence(tmp_path):
-    printed = io.StringIO()
-    result = FitResult(spec=spec(scores=scores(metric(80), metric(20))), protocol="One.", counts={})
-    print_scores(result, Console(file=printed, width=200))
-    text = printed.getvalue()
-    assert re.search(r"this head\s+80\.0 \[75\.0, 85\.0\] %", text)
-    assert re.search(r"majority class\s+20\.0 \[15\.0, 25\.0\] %", text)
-    assert "clearly better" in text
 
 
 @pytest.mark.browser

@@ -43,7 +43,7 @@ class Fit(ConfigurableCommand):
         from tubelet.fitting.suggest import check_suggestions, write_suggestions
         from tubelet.pretrained.load import load
         from tubelet.tasks.common.result import require_writable
-        from tubelet.view.fit_report import write_fit_report
+        from tubelet.view.fit_report import trust_sentence, write_fit_report
 
         report, suggestions = self.out.with_suffix(".report.html"), self.out.with_suffix(".suggestions.csv")
         check_output(self.out, "head", [self.labels, self.model])
@@ -64,6 +64,7 @@ class Fit(ConfigurableCommand):
                 targets = table.targets if task.name == "regression" else ()
                 write_suggestions(result.suggestions, suggestions, targets)
         console.print(_scores(result.spec.scores))
+        print_wrapped(console, trust_sentence(result.spec.scores))
         print_wrapped(console, f"{self.out}, {report}" + f", {suggestions}" * bool(self.settings.suggest))
 
 

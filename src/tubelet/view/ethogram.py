@@ -40,7 +40,12 @@ def draw_ethogram(files: Sequence[MediaPredictions], out: Path, classes: Sequenc
     colors = assign_colors(classes, found)
     labels = [label for label in colors if label in found]
     row = 0.34 if len(shown) <= 40 else 0.2 if len(shown) <= 100 else 0.13
-    style = {"font.size": 9, "font.family": "sans-serif", "svg.hashsalt": "tubelet", "text.parse_math": False}
+    style: dict[Any, Any] = {
+        "font.size": 9,
+        "font.family": "sans-serif",
+        "svg.hashsalt": "tubelet",
+        "text.parse_math": False,
+    }
     with matplotlib.rc_context(style):
         rows = -(-min(len(labels), MAX_LEGEND + 1) // _LEGEND_COLUMNS)
         below, body = 0.65 + 0.22 * rows, row * max(1, len(shown))

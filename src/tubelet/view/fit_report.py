@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from tubelet.errors import escape_unprintable
+from tubelet.fitting.clip_task import FROZEN
 from tubelet.fitting.result import FitResult, LearningCurvePoint, ReliabilityBin
 from tubelet.heads.head_file import MetricInterval, ModelMetrics
 from tubelet.view.page import Line, chart, write_page
@@ -57,21 +56,6 @@ def write_fit_report(result: FitResult, out: Path) -> None:
     write_page("fit_report.html", out, values)
 
 
-def print_scores(result: FitResult, console: Console) -> None:
-    """Print the metrics of the head and of the baselines, and how far to trust the head."""
-    names = _metric_names(result.spec.scores)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("on held-out files")
-    for name in names:
-        table.add_column(escape_unprintable(name), justify="right")
-    for model in result.spec.scores:
-        found = [_metric(model, name) for name in names]
-        table.add_row(escape_unprintable(model.model), *("-" if metric is None else str(metric) for metric in found))
-    if result.spec.scores:
-        console.print(table)
-    console.print(escape_unprintable(trust_sentence(result.spec.scores)), markup=False, highlight=False)
-
-
 def trust_sentence(scores: Sequence[ModelMetrics]) -> str:
     """How far to trust a head, in plain words.
 
@@ -82,23 +66,26 @@ def trust_sentence(scores: Sequence[ModelMetrics]) -> str:
         return "Nothing was measured on held-out files: how far to trust this head is not known."
     first = scores[0].metrics[0]
     reached = f"On files that it was not trained on, the head reaches {_shown(first)}, in {first.name}."
-    rivals = [(model.model, metric) for model in scores[1:] if (metric := _metric(model, first.name)) is not None]
+    rivals = [
+        (model.model, metric)
+        for model in scores[1:]
+        if model.model != FROZEN and (metric := _metric(model, first.name)) is not None
+    ]
     if not rivals:
         return f"{reached} There is no baseline to compare it with."
     sign = 1 if first.higher_is_better else -1
     name, best = max(rivals, key=lambda rival: sign * rival[1].value)
     against = f"the best baseline ({name}) {_shown(best)}"
-    clear = first.low > best.high if first.higher_is_better else first.high < best.low
-    if clear:
-        return (
-            f"{reached} That is clearly better than {against}: trust it as far as this metric is good enough for you."
-        )
-    if sign * first.value > sign * best.value:
-        return (
-            f"{reached} That is better than {against}, but the intervals overlap: it may be chance. Label more files, "
-            "so that more can be held out, before relying on it."
-        )
-    return f"{reached} That is no better than {against}: do not rely on this head."
+    if sign * first.value <= sign * best.value:
+        return f"{reached} That is no better than {against}: do not rely on this head."
+    worst, rival = (first.low, best.high) if first.higher_is_better else (first.high, best.low)
+    if worst is not None and rival is not None and sign * worst > sign * rival:
+        return f"{reached} That is clearly better than {against}: trust it as far as that is good enough for you."
+    reason = "these are too few files to be sure" if worst is None else "the intervals overlap"
+    return (
+        f"{reached} That is better than {against}, but {reason}: it may be chance. Label more files, so that more can "
+        "be held out, before relying on it."
+    )
 
 
 def curve_sentence(curve: Sequence[LearningCurvePoint]) -> str:
@@ -113,8 +100,12 @@ def curve_sentence(curve: Sequence[LearningCurvePoint]) -> str:
     gain, before = float(gains[near] / doublings[near]), curve[near]
     unit = " points" if last.metric.unit == "%" else f" {last.metric.unit}" if last.metric.unit else ""
     shown = f"{abs(gain):.{1 if last.metric.unit == '%' else 3}f}{unit}"
-    noise = (last.metric.high - last.metric.low) / 4  # half of a half-width: about one standard error
+    known = last.metric.low is not None and last.metric.high is not None
+    # Half of a half-width: about one standard error.
+    noise = (last.metric.high - last.metric.low) / 4 if known else np.inf  # type: ignore[operator]
     steps = f"From {before.labels} to {last.labels} labels"
+    if gain > 0 and not known:
+        return f"{steps}, the metric improved by {shown} for each doubling, measured on too few files to be sure."
     if gain > noise:
         return f"{steps}, the metric improved by {shown} for each doubling: more labels would pay."
     if gain > 0:
@@ -151,7 +142,7 @@ class ScoreBar:
         start: left end of the bar.
         width: its length.
         low: left end of the interval.
-        span: its length.
+        span: its length; None where there is no interval.
     """
 
     model: str
@@ -159,7 +150,7 @@ class ScoreBar:
     start: float
     width: float
     low: float
-    span: float
+    span: float | None
 
 
 def score_bars(scores: Sequence[ModelMetrics]) -> list[ScoreBar]:
@@ -168,13 +159,15 @@ def score_bars(scores: Sequence[ModelMetrics]) -> list[ScoreBar]:
         return []
     name = scores[0].metrics[0].name
     found = [(model.model, metric) for model in scores if (metric := _metric(model, name)) is not None]
-    finite = [x for _, metric in found for x in (metric.value, metric.low, metric.high) if np.isfinite(x)]
+    ends = [x for _, metric in found for x in (metric.value, metric.low, metric.high) if x is not None]
+    finite = [x for x in ends if np.isfinite(x)]
     low = min(0.0, *finite) if finite else 0.0
     high = max([100.0 if found[0][1].unit == "%" else 0.0, *finite])
     scale = 100 / ((high - low) or 1.0)
 
-    def place(value: float) -> float:
-        return round(scale * (float(np.clip(value, low, high)) - low), 2) if np.isfinite(value) else 0.0
+    def place(value: float | None) -> float:
+        shown = value if value is not None and np.isfinite(value) else low
+        return round(scale * (float(np.clip(shown, low, high)) - low), 2)
 
     return [
         ScoreBar(
@@ -183,7 +176,7 @@ def score_bars(scores: Sequence[ModelMetrics]) -> list[ScoreBar]:
             start=place(min(0.0, metric.value)),
             width=abs(place(metric.value) - place(0.0)),
             low=place(metric.low),
-            span=max(0.0, place(metric.high) - place(metric.low)),
+            span=None if metric.low is None or metric.high is None else place(metric.high) - place(metric.low),
         )
         for model, metric in found
     ]
@@ -239,9 +232,11 @@ def _curve_chart(curve: Sequence[LearningCurvePoint]) -> Any:
         return None
     labels = [point.labels for point in curve]
     interval = {"linestyle": ":", "alpha": 0.9, "linewidth": 1.1}
+    lows = [np.nan if point.metric.low is None else point.metric.low for point in curve]
+    highs = [np.nan if point.metric.high is None else point.metric.high for point in curve]
     lines = [
-        Line("", labels, [point.metric.low for point in curve], faint=True, style=interval),
-        Line("", labels, [point.metric.high for point in curve], faint=True, style=interval),
+        Line("", labels, lows, faint=True, style=interval),
+        Line("", labels, highs, faint=True, style=interval),
         Line("", labels, [point.metric.value for point in curve], style={"marker": "o"}),
     ]
     first = curve[-1].metric
@@ -294,5 +289,7 @@ def _shown(metric: MetricInterval) -> str:
     """A metric in a sentence."""
     digits = 1 if metric.unit == "%" else 3
     unit = f" {metric.unit}" if metric.unit else ""
+    if metric.low is None or metric.high is None:
+        return f"{metric.value:.{digits}f}{unit} (from too few files for an interval)"
     interval = f"between {metric.low:.{digits}f} and {metric.high:.{digits}f}{unit} with 95 % confidence"
     return f"{metric.value:.{digits}f}{unit} ({interval})"
