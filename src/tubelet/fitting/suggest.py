@@ -237,9 +237,8 @@ def _answers(head: Head, features: ClipFeatures) -> _Answers:
     """What the head says about each row."""
     outputs = torch.cat([head(part.float()).cpu() for part in features.tokens.split(_BATCH)])
     if head.spec.task == "timeline":  # (n, T, K): a clip is as sure as its steps are on average
-        margins = _margins(outputs, head, ()).mean(1)
-        values = outputs.mean(1)
-        return _Answers([_text(one, head) for one in values], margins.double().numpy(), margins.double().numpy())
+        by_clip = _margins(outputs, head, ()).mean(1).double().numpy()
+        return _Answers([_text(one, head) for one in outputs.mean(1)], by_clip, by_clip)
     values = mean_by_row(outputs, features.owner)
     texts = [_text(one, head) for one in values]
     if head.spec.task == "regression":
