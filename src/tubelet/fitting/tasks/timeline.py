@@ -315,4 +315,6 @@ def _protocol(context: FitContext, data: TimelineData, best: Candidate, tried: i
     )
 
 
-LABEL_TASK = LabelTask(name="timeline", fit=fit, networks=("temporal",), cells=4, stride_clips=0.5)
+LABEL_TASK = LabelTask(
+    name="timeline", fit=fit, networks=("temporal",), cells=4, stride_clips=0.5, unused=("finetune",)
+)
