@@ -24,7 +24,7 @@ from tubelet.fitting.finetune import (
     layer_scales,
     trainable_copy,
 )
-from tubelet.fitting.label_task import FitContext
+from tubelet.fitting.label_task import FitContext, get_label_task
 from tubelet.heads.head_file import EncoderId, Head, HeadInput, HeadSpec, get_network, load_head
 from tubelet.labels.records import LabelRow, LabelTable
 from tubelet.model.lora import add_adapters, get_adapters
@@ -404,6 +404,13 @@ def test_checkpointing_is_chosen_by_the_free_memory(table, tmp_path, monkeypatch
 def test_settings_without_effect_are_refused(settings, problem):
     with pytest.raises(SettingError, match=problem):
         FitConfig(**settings)
+
+
+def test_timelines_refuse_to_train_the_encoder():
+    task = get_label_task("timeline")
+    FitConfig().reject_unused(task.unused, task.name)
+    with pytest.raises(SettingError, match="finetune is lora, but is not supported by timeline"):
+        FitConfig(finetune="lora").reject_unused(task.unused, task.name)
 
 
 def test_a_network_without_gradients_cannot_train_an_encoder(table, tmp_path):

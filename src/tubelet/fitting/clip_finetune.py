@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tubelet.errors import DataError
 from tubelet.fitting.clip_fit import (
     ClipData,
     ClipFit,
@@ -125,11 +126,18 @@ def _tune(
 def adapted_features(
     context: FitContext, recipe: FinetuneRecipe, weights: dict[str, Tensor], rows: Sequence[LabelRow]
 ) -> ClipFeatures:
-    """Features of rows by the encoder with trained weights; they are not kept on disk."""
+    """Features of rows by the encoder with trained weights; they are not kept on disk.
+
+    Raises:
+        DataError: if a file cannot be read any more.
+    """
     adapted = with_encoder_weights(context.model, weights, recipe.finetuned)
     with temporary_directory("finetuned") as (folder, _):
         own = replace(context, model=adapted, cache=FeatureCache(folder, adapted))
-        return extract_rows(own.extract, rows, context.table, context.head_input)
+        features = extract_rows(own.extract, rows, context.table, context.head_input)
+    if features.bad_files:  # with the frozen encoder all of them could be read
+        raise DataError(f"{features.bad_files[0]}; it could be read before; run the command again")
+    return features
 
 
 def _training_clip(context: FitContext, row: LabelRow, number: int, target: Tensor, weight: float) -> TrainingClip:

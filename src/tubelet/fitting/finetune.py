@@ -51,6 +51,7 @@ MAX_GRAD_NORM = 1.0
 _WARMUP_FRACTION = 0.1
 _CROP_ASPECT = (0.75, 1.35)  # as in pre-training
 _SAVED_PER_TOKEN = 20  # activations of a block that its backward pass needs, in multiples of D
+_SAVING_SHARE = 10  # times as long as the last save took, at least, until the next one
 _CROPS = 20  # keeps the random numbers of crops apart from others of the same seed
 
 
@@ -202,7 +203,7 @@ def finetune(
     order = enumerate(EpochBatches(len(clips), batch_size, seed, recipe.epochs, start), start)
     batches = [[(step, index) for index in batch] for step, batch in order] if start < steps else []
     schedule = HeadSchedule(steps=steps, warmup_steps=max(1, round(_WARMUP_FRACTION * steps)))
-    saved = time.monotonic()
+    saved, interval = time.monotonic(), float(SAVE_SECONDS)
     context.progress("fine-tuning", start, steps)
     with StopSignals() as signals, translate_worker_crash(RESUME_HINT):
         for step, batch in enumerate(_loader(context, recipe, clips, batches), start):
@@ -210,12 +211,13 @@ def finetune(
                 group["lr"] = schedule.lr(group["peak_lr"], step)
             _take_step(encoder, trained, optimizer, batch, context.head_input, loss, seed * 1_000_003 + step)
             context.progress("fine-tuning", step + 1, steps)
-            last = step + 1 == steps
-            if last or signals.received or time.monotonic() - saved > SAVE_SECONDS:
-                done = {name: part for name, part in parts.items() if name != "optimizer" or not last}
-                write_state(state, done, step + 1)
+            last, began = step + 1 == steps, time.monotonic()
+            if last or signals.received or began - saved > interval:
+                kept = {name: part for name, part in parts.items() if name != "optimizer" or not last}
+                write_state(state, kept, step + 1)
                 saved = time.monotonic()
-            if signals.received and not last:
+                interval = max(SAVE_SECONDS, _SAVING_SHARE * (saved - began))
+            if signals.received:
                 raise InterruptedRunError(
                     f"{signals.received.name}: stopped after step {step + 1} of {steps} of fine-tuning, which is "
                     "saved; the same command continues from there",
@@ -229,15 +231,15 @@ def trainable_copy(model: Backbone, recipe: FinetuneRecipe, seed: int) -> Backbo
     with torch.device("meta"):
         encoder = Backbone(model.config)
     names = encoder.state_dict().keys()
-    state = {name: value.to(torch.float32, copy=True) for name, value in model.state_dict().items() if name in names}
+    weights = model.state_dict()
+    state = {name: weights[name].to("cpu", torch.float32, copy=True) for name in names}
     encoder.load_state_dict(state, assign=True)
     encoder.requires_grad_(True).train()
     if recipe.finetuned == "lora":
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed)  # on the CPU, where the same seed gives the same adapters on every machine
             add_adapters(encoder, recipe.lora_rank)
-        encoder.to(model.device)
-    return encoder
+    return encoder.to(model.device)
 
 
 def encoder_weights(encoder: Backbone, finetuned: Finetuned) -> dict[str, Tensor]:
