@@ -18,7 +18,9 @@ if TYPE_CHECKING:
         TubeletError,
     )
     from tubelet.fitting.api import fit
-    from tubelet.heads.head_file import Head, load_head
+    from tubelet.prediction.api import predict
+    from tubelet.prediction.fitted_head import FittedHead, load_head
+    from tubelet.prediction.predictions import Predictions
     from tubelet.pretrained.dense_features import DenseFeatures
     from tubelet.pretrained.load import load
 
@@ -29,9 +31,10 @@ __all__ = [
     "DecodeError",
     "DenseFeatures",
     "FileError",
-    "Head",
+    "FittedHead",
     "MissingFileError",
     "MissingPackageError",
+    "Predictions",
     "TrainingError",
     "TubeletError",
     "Video",
@@ -39,14 +42,17 @@ __all__ = [
     "fit",
     "load",
     "load_head",
+    "predict",
 ]
 
 _MODULES = {
     "DenseFeatures": "tubelet.pretrained.dense_features",
-    "Head": "tubelet.heads.head_file",
+    "FittedHead": "tubelet.prediction.fitted_head",
+    "Predictions": "tubelet.prediction.predictions",
     "Video": "tubelet.data.decode",
     "fit": "tubelet.fitting.api",
-    "load_head": "tubelet.heads.head_file",
+    "load_head": "tubelet.prediction.fitted_head",
+    "predict": "tubelet.prediction.api",
     "load": "tubelet.pretrained.load",
 }
 

@@ -20,7 +20,8 @@ LAYERS = (
     "pretrained encoder",
     "datasets labels",
     "train planner embed heads tasks",
-    "fitting prediction",
+    "prediction",
+    "fitting",
     "view",
     "cli",
     "__main__",
@@ -31,7 +32,6 @@ INDEPENDENT = {
     ("train", "tasks"),
     ("train", "embed"),
     ("embed", "tasks"),
-    ("fitting", "prediction"),
 }
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}
 

@@ -6,7 +6,7 @@ from typing import Any
 from tubelet.config import FitConfig
 from tubelet.config.fields import from_dict
 from tubelet.fitting.run import fit_head, read_label_table
-from tubelet.heads.head_file import Head
+from tubelet.prediction.fitted_head import FittedHead
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load
 
@@ -18,7 +18,7 @@ def fit(
     out: str | Path | None = None,
     cache: str | Path | None = None,
     **settings: Any,
-) -> Head:
+) -> FittedHead:
     """Train a head on a label table.
 
     `head.spec.scores` has its metrics on held-out files with 95 % intervals, next to those of baselines.
@@ -52,4 +52,4 @@ def fit(
     head, _ = fit_head(table, task, encoder, source, config, cache=folder)
     if out is not None:
         head.save(out)
-    return head
+    return FittedHead.of(head)

@@ -1,7 +1,7 @@
 """What outputs of labels have in common: the tables of labels and of their seconds and bouts."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tubelet.prediction.media_predictions import MediaPredictions
@@ -51,8 +51,13 @@ class LabelOutput(HeadOutput):
     """
 
     @abstractmethod
-    def predictions(self, item: FileScores) -> Iterator[Prediction]:
+    def records(self, item: FileScores) -> Iterator[Prediction]:
         """The labels of a file, by ascending start; an empty label where there is none."""
+
+    @property
+    def columns(self) -> Sequence[tuple[str, Kind]]:
+        """Names and kinds of the columns of the table."""
+        return LABEL_COLUMNS
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -69,7 +74,7 @@ class LabelOutput(HeadOutput):
         ):
             for item in files:
                 bouts = {label: _Bouts() for label in self.classes}
-                for each in self.predictions(item):
+                for each in self.records(item):
                     table.add((each.path, each.start_s, each.end_s, each.label, each.score))
                     if each.label:
                         bouts[each.label].add(each)
@@ -83,5 +88,5 @@ class LabelOutput(HeadOutput):
 
     def media_predictions(self, item: FileScores) -> MediaPredictions:
         """The labels of a file."""
-        labels = [each for each in self.predictions(item) if each.label]
+        labels = [each for each in self.records(item) if each.label]
         return MediaPredictions(path=item.file.path, duration_s=item.file.duration_s, labels=labels)

@@ -79,8 +79,8 @@ class PredictSummary:
         files: files of the collection that heads were applied to.
         before: those that were complete before it, and not read again.
         changed: files that changed since; their rows were replaced.
-        bad: files that could not be read.
-        truncated: those of `bad` that are readable up to some point; they have no rows.
+        bad_files: files that could not be read, with the reasons.
+        truncated: how many of them are readable up to some point; they have no rows.
         ignored: images that were not read, since a head takes videos.
         heads: the predictions of each head.
     """
@@ -88,7 +88,7 @@ class PredictSummary:
     files: int
     before: int
     changed: int
-    bad: int
+    bad_files: Sequence[BadFile]
     truncated: int
     ignored: int
     heads: Sequence[HeadPredictions]
@@ -175,7 +175,7 @@ def predict_collection(
         files=sum(map(media.count, read)),
         before=min(result.before for result in results),
         changed=len(set[str]().union(*(result.changed for result in results))),
-        bad=len(bad),
+        bad_files=[bad[path] for path in sorted(bad)],
         truncated=len(set[str]().union(*(result.truncated for result in results))),
         ignored=0 if Modality.IMAGE in read else media.count(Modality.IMAGE),
         heads=found,

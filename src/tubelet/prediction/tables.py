@@ -6,11 +6,11 @@ taken for a formula.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TextIO
 
 import pyarrow as pa
 from pyarrow.parquet import ParquetWriter
@@ -58,11 +58,7 @@ class TableWriter:
     def __enter__(self) -> Self:
         with ExitStack() as opened:
             partial = opened.enter_context(atomic_write(self.folder / f"{self.name}.csv"))
-            file = opened.enter_context(partial.open("w", encoding="utf-8", errors="backslashreplace", newline=""))
-            if not self.ascii_only:
-                file.write(_BOM)
-            self.csv = csv.writer(file)
-            self.csv.writerow([column for column, _ in self.columns])
+            self.csv = csv.writer(opened.enter_context(_open_csv(partial, self.columns, self.ascii_only)))
             if self.parquet:
                 partial = opened.enter_context(
                     atomic_write(self.folder / f"{self.name}.parquet", also=(pa.ArrowException,))
@@ -99,6 +95,32 @@ class TableWriter:
             ]
             self.parquet_file.write_table(pa.Table.from_arrays(columns, schema=self.schema))
         self.buffer = []
+
+
+def write_csv(path: Path, columns: Sequence[tuple[str, Kind]], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as a CSV, see above.
+
+    Raises:
+        FileError: if it cannot be written.
+    """
+    kept = list(rows)
+    ascii_only = all(cell.isascii() for row in kept for cell in row if isinstance(cell, str))
+    with atomic_write(path) as partial, _open_csv(partial, columns, ascii_only) as file:
+        _write_rows(csv.writer(file), columns, kept)
+
+
+def _open_csv(path: Path, columns: Sequence[tuple[str, Kind]], ascii_only: bool) -> TextIO:
+    """Open a CSV and write its header."""
+    file = path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+    file.write("" if ascii_only and all(name.isascii() for name, _ in columns) else _BOM)
+    csv.writer(file).writerow([name for name, _ in columns])
+    return file
+
+
+def _write_rows(writer: Any, columns: Sequence[tuple[str, Kind]], rows: Iterable[Sequence[Any]]) -> None:
+    kinds = [kind for _, kind in columns]
+    for row in rows:
+        writer.writerow([_text(value, kind) for value, kind in zip(row, kinds, strict=True)])
 
 
 def _text(value: Any, kind: Kind) -> str:

@@ -23,6 +23,8 @@ from tubelet.heads.head_file import Head
 from tubelet.heads.window_grid import Window
 from tubelet.prediction.layout import WindowLayout
 from tubelet.prediction.media_predictions import MediaPredictions
+from tubelet.prediction.records import Prediction, ValuePrediction
+from tubelet.prediction.tables import Kind
 
 Floats = NDArray[np.float32]
 Seconds = NDArray[np.float64]
@@ -169,6 +171,19 @@ class HeadOutput(ABC):
     @abstractmethod
     def media_predictions(self, item: FileScores) -> MediaPredictions:
         """What videos, pages and ethograms show of a file."""
+
+    def records(self, item: FileScores) -> Iterator[Prediction | ValuePrediction]:
+        """The rows of the table of a file, where predictions are no files of their own.
+
+        Raises:
+            ConfigError: they are.
+        """
+        raise ConfigError(f"a head for {self.head.spec.task} writes files; pass out, and read its tables")
+
+    @property
+    def columns(self) -> Sequence[tuple[str, Kind]]:
+        """Names and kinds of the columns of `records`."""
+        return ()
 
     def distances(self, tokens: Tensor) -> Floats:
         """(B,) distances of clips (B, T, S, D) from the training features, NaN without a model of them."""

@@ -37,7 +37,7 @@ class ClipOutput(LabelOutput):
         else:
             self.thresholds = np.array(head.spec.thresholds or [_PRESENT] * classes)
 
-    def predictions(self, item: FileScores) -> Iterator[Prediction]:
+    def records(self, item: FileScores) -> Iterator[Prediction]:
         """The labels of a file, clip by clip."""
         for rows in item.rows:
             novel = self.is_novel(rows.distance)

@@ -103,7 +103,7 @@ class SpanOutput(LabelOutput):
             path=file.path, first=first, start_s=edges[:-1], end_s=edges[1:], scores=scores, distance=distance
         )
 
-    def predictions(self, item: FileScores) -> Iterator[Prediction]:
+    def records(self, item: FileScores) -> Iterator[Prediction]:
         """The spans of a file."""
         spec = self.head.spec
         duration_s = item.file.duration_s or None

@@ -3,7 +3,7 @@
 n clips, K targets.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -32,26 +32,31 @@ class ValueOutput(HeadOutput):
     training clips are empty with `none_of_these`.
     """
 
-    def values(self, item: FileScores) -> Iterator[ValuePrediction]:
+    def records(self, item: FileScores) -> Iterator[ValuePrediction]:
         """The values of a file, clip by clip; NaN for a clip unlike all training clips."""
         for rows in item.rows:
             values = np.where(self.is_novel(rows.distance)[:, None], np.nan, rows.scores.astype(np.float64))
             for start_s, end_s, own in zip(rows.start_s.tolist(), rows.end_s.tolist(), values.tolist(), strict=True):
                 yield ValuePrediction(path=item.file.path, start_s=start_s, end_s=end_s, values=tuple(own))
 
+    @property
+    def columns(self) -> Sequence[tuple[str, Kind]]:
+        """Names and kinds of the columns of the table."""
+        targets: list[tuple[str, Kind]] = [(name, "number") for name in self.head.spec.classes]
+        return [*_FILE_COLUMNS, *targets]
+
     def write(self, files: Iterable[FileScores]) -> None:
         """Write `predictions.csv`, `predictions.parquet` and `summary.csv`."""
         targets = self.head.spec.classes
         ascii_only = self.ascii_paths and all(map(str.isascii, targets))
-        columns = [*_FILE_COLUMNS, *((name, "number") for name in targets)]
         with (
-            TableWriter(self.folder, PREDICTIONS, columns, ascii_only) as table,
+            TableWriter(self.folder, PREDICTIONS, self.columns, ascii_only) as table,
             TableWriter(self.folder, SUMMARY, _SUMMARY_COLUMNS, ascii_only, parquet=False) as summary,
         ):
             for item in files:
                 weight, total = 0.0, np.zeros(len(targets))
                 low, high = np.full(len(targets), np.inf), np.full(len(targets), -np.inf)
-                for each in self.values(item):
+                for each in self.records(item):
                     values = np.array(each.values)
                     if np.isnan(values).any():
                         table.add((each.path, each.start_s, each.end_s, *(None for _ in targets)))
@@ -68,7 +73,7 @@ class ValueOutput(HeadOutput):
 
     def media_predictions(self, item: FileScores) -> MediaPredictions:
         """The values of a file as curves."""
-        curves = value_curves(list(self.values(item)), self.head.spec.classes)
+        curves = value_curves(list(self.records(item)), self.head.spec.classes)
         return MediaPredictions(path=item.file.path, duration_s=item.file.duration_s, curves=curves)
 
 

@@ -1,0 +1,52 @@
+"""`tubelet.predict`."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tubelet.config import PredictConfig
+from tubelet.config.fields import from_dict
+from tubelet.heads.head_file import Head, load_head
+from tubelet.prediction.pipeline import predict_collection
+from tubelet.prediction.predictions import Predictions
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.load import load
+
+
+def predict(
+    head: str | Path | Head,
+    sources: str | Path | Sequence[str | Path],
+    *,
+    model: str | Path | Backbone | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Predictions:
+    """Apply a head to videos and images.
+
+    Args:
+        head: a head, or the path of a head file.
+        sources: files, folders, globs, lists of files, folders of shards; paths or URLs.
+        model: the encoder that the head was trained on, or anything that `tubelet.load` takes; None is where it was
+            when the head was trained.
+        out: folder to write the tables to; None writes none.
+        settings: fields of `tubelet.config.PredictConfig`, such as `threshold` or `workers`.
+
+    Returns:
+        the rows of the table.
+
+    Raises:
+        ConfigError: for another encoder than the head's, or a setting that does not exist or is out of range.
+        TubeletError: for sources that cannot be read.
+    """
+    config: PredictConfig = from_dict(PredictConfig, settings, "tubelet.predict")
+    head = head if isinstance(head, Head) else load_head(head)
+    encoder = model if isinstance(model, Backbone) else load(model or head.spec.encoder.source)
+    several = isinstance(sources, Sequence) and not isinstance(sources, str)
+    names = [str(source) for source in (sources if several else [sources])]  # type: ignore[union-attr]
+    with tempfile.TemporaryDirectory(prefix="tubelet-predict-") as folder:
+        place = Path(folder) / "out" if out is None else Path(out).expanduser()
+        made = predict_collection(encoder, {"head": head}, names, place, config)
+        (found,) = made.heads
+        records = [row for item in found.files() for row in found.output.records(item)]
+    return Predictions(columns=found.output.columns, records=records, bad_files=made.bad_files)

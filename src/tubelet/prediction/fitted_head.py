@@ -1,0 +1,71 @@
+"""A head that can be applied to media, as `tubelet.load_head` and `tubelet.fit` return it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from tubelet.heads import head_file
+from tubelet.heads.head_file import Head
+from tubelet.prediction.predictions import Predictions
+from tubelet.pretrained.backbone import Backbone
+
+
+class FittedHead(Head):
+    """A trained head: an `nn.Module` from tokens to probabilities or values, with `predict` for media."""
+
+    @classmethod
+    def of(cls, head: Head) -> Self:
+        """The same head with the same weights."""
+        found = cls(head.spec, head.network, head.novelty, head.encoder_weights)
+        found.target_mean, found.target_scale = head.target_mean, head.target_scale
+        return found.train(head.training)
+
+    def predict(
+        self,
+        sources: str | Path | Sequence[str | Path],
+        *,
+        model: str | Path | Backbone | None = None,
+        out: str | Path | None = None,
+        **settings: Any,
+    ) -> Predictions:
+        """Apply the head to videos and images.
+
+        Example:
+            ```python
+            head = tubelet.load_head("head.safetensors")
+            table = head.predict("video.mp4").to_pandas()
+            ```
+
+        Args:
+            sources: files, folders, globs, lists of files, folders of shards; paths or URLs.
+            model: the encoder that the head was trained on, or anything that `tubelet.load` takes; None is where it was
+                when the head was trained.
+            out: folder to write the tables to, which `tubelet predict` describes; None writes none.
+            settings: fields of `tubelet.config.PredictConfig`, such as `threshold` or `workers`.
+
+        Returns:
+            the rows of the table.
+
+        Raises:
+            ConfigError: for another encoder than the head's, or a setting that does not exist or is out of range.
+            TubeletError: for sources that cannot be read.
+        """
+        from tubelet.prediction.api import predict
+
+        return predict(self, sources, model=model, out=out, **settings)
+
+
+def load_head(path: str | Path, device: torch.device | str = "cpu") -> FittedHead:
+    """Load a head file, in eval mode.
+
+    Args:
+        path: the file.
+        device: device of the head.
+
+    Raises:
+        CheckpointError: if the file is damaged, or is not a head.
+        MissingFileError: if it does not exist.
+    """
+    return FittedHead.of(head_file.load_head(path, device))
