@@ -13,7 +13,7 @@ from tubelet.heads.calibration import (
     fit_thresholds,
     reliability_bins,
 )
-from tubelet.heads.novelty import NoveltyModel, novelty_quantiles
+from tubelet.heads.novelty import NoveltyModel, fit_novelty, novelty_quantiles
 from tubelet.tasks.metrics.multilabel import f1_by_class
 
 
@@ -126,3 +126,22 @@ def test_quantiles_are_distances_that_occur():
     quantiles = novelty_quantiles(torch.tensor([3.0, 1.0, 2.0]))
     assert len(quantiles) == 101
     assert (quantiles[0], quantiles[50], quantiles[51], quantiles[99]) == (1.0, 2.0, 3.0, 3.0)
+
+
+def test_quantiles_are_of_clips_that_the_model_was_not_fitted_to():
+    rows = features(60)
+    train, held_out = range(40), range(40, 60)
+    model, quantiles = fit_novelty(rows, [(train, held_out)])
+    assert torch.equal(model.mean, NoveltyModel.fit(rows[:40]).mean)
+    assert quantiles == novelty_quantiles(NoveltyModel.fit(rows[:40])(rows[40:]))
+
+
+def test_in_a_cross_validation_each_clip_is_measured_by_the_model_of_its_fold():
+    rows = features(60)
+    folds = [([i for i in range(60) if i % 3 != k], list(range(k, 60, 3))) for k in range(3)]
+    model, quantiles = fit_novelty(rows, folds)
+    assert torch.equal(model.mean, NoveltyModel.fit(rows).mean)
+    distances = torch.cat([NoveltyModel.fit(rows[train])(rows[held_out]) for train, held_out in folds])
+    assert quantiles == novelty_quantiles(distances)
+    # Clips that a model was fitted to are nearer: their quantiles would call too many others novel.
+    assert quantiles[99] > novelty_quantiles(model(rows))[99]

@@ -60,6 +60,7 @@ def test_f1_is_that_of_a_count_frame_by_frame(overlap, overlapping):
 def test_a_true_span_is_hit_once():
     one = video([(0, 10, 20)], [(0, 10, 16), (0, 16, 20), (1, 10, 20)])
     assert timeline.segment_counts(one, 2, 0.1).tolist() == [[1, 0], [2, 1], [1, 0]]
+    assert timeline.span_hits(one, 0.1).tolist() == [True, False, False]
     assert timeline.segmental_f1([one], 2, 0.5) == pytest.approx(100 * 2 / 4)
     by_class = timeline.segmental_f1_by_class([one], 3, 0.5)
     assert by_class[:2] == pytest.approx([100 * 2 / 3, 0.0]) and np.isnan(by_class[2])

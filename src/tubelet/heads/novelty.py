@@ -3,11 +3,12 @@
 n clips, D channels, R directions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 _DIRECTIONS = 64
@@ -70,6 +71,26 @@ class NoveltyModel(nn.Module):
         along = offset @ self.directions
         across = (offset - along @ self.directions.mT).square().sum(-1) / self.rest.square()
         return (((along / self.scale).square().sum(-1) + across) / len(self.mean)).sqrt()
+
+
+def fit_novelty(
+    pooled: Tensor, splits: Sequence[tuple[ArrayLike, ArrayLike]]
+) -> tuple[NoveltyModel, tuple[float, ...]]:
+    """A model of training clips, and how far clips are that it was not fitted to.
+
+    Args:
+        pooled: (n, D) pooled features of all clips.
+        splits: for each split, indices of the training clips and of the held-out clips. With several splits, the folds
+            of a cross-validation, the distance of each clip is that by the model of its own fold, and the model itself
+            is fitted to all clips.
+
+    Returns:
+        The model, and `novelty_quantiles` of the held-out clips.
+    """
+    sides = [tuple(torch.as_tensor(np.asarray(side, np.int64)) for side in split) for split in splits]
+    distances = [NoveltyModel.fit(pooled[train])(pooled[held_out].cpu()) for train, held_out in sides]
+    model = NoveltyModel.fit(pooled if len(sides) > 1 else pooled[sides[0][0]])
+    return model, novelty_quantiles(torch.cat(distances))
 
 
 def novelty_quantiles(distances: Tensor) -> tuple[float, ...]:

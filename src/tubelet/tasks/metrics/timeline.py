@@ -64,6 +64,12 @@ def segment_counts(video: VideoSpans, classes: int, overlap: float) -> NDArray[n
     return counts
 
 
+def span_hits(video: VideoSpans, overlap: float) -> NDArray[np.bool_]:
+    """(P,) whether each predicted span is a hit, as `segment_counts` counts them."""
+    pairs = _matches(_columns(video.found), _columns(video.truth), overlap)
+    return np.isin(np.arange(len(video.found)), pairs[:, 0])
+
+
 def segmental_f1(videos: Sequence[VideoSpans], classes: int, overlap: float) -> float:
     """F1 over all spans of all videos and classes, in percent; NaN without any span."""
     hits, found, truth = _sum_counts(videos, classes, overlap).sum(1)
