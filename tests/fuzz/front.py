@@ -28,8 +28,12 @@ from tubelet.data.sources import list_media
 from tubelet.datasets import diving48, sample_set, ssv2, youtube_vos
 from tubelet.embed.search import search
 from tubelet.embed.table import FORMAT, FeatureTable, read_settings
-from tubelet.errors import TubeletError
+from tubelet.errors import DataError, TubeletError
 from tubelet.heads.training_state import load_state
+from tubelet.labels.checks import check_labels
+from tubelet.labels.masks import read_mask
+from tubelet.labels.records import LabelError, MaskShapes
+from tubelet.labels.table import read_labels
 from tubelet.model.encoder import Encoder
 from tubelet.pretrained.convert import _metrics
 from tubelet.pretrained.load import load_unplaced
@@ -251,6 +255,27 @@ def _command_line(path: Path, _: int) -> None:
     run_command(given["words"], given["invalid"], SEEDS_FOLDER[0], folder)
 
 
+def _labels(path: Path, way: int) -> None:
+    """A label table or annotation file, with the masks that are stored as shapes."""
+    try:
+        table = read_labels(path)
+    except LabelError as error:
+        faults = list(error.faults)
+    else:
+        faults = [fault for _, fault in table.faults]
+        for row in table.rows:
+            if isinstance(row.mask, MaskShapes):
+                read_mask(row)
+        if way % 2:
+            try:
+                check_labels(table)
+            except LabelError as error:
+                faults += error.faults
+    assert not [fault for fault in faults if "\n" in fault or not fault.strip()], "a fault is not one line"
+    if faults:
+        raise DataError(faults[0])
+
+
 READERS = {
     "video": _video,
     "image": _image,
@@ -265,6 +290,7 @@ READERS = {
     "parquet": _parquet,
     "tensors": _tensors,
     "cli": _command_line,
+    "labels": _labels,
 }
 
 

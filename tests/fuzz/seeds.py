@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.helpers.annotations import BORIS, BORIS_EVENTS, CVAT, ELAN, LABEL_STUDIO, VIA3, instances
 from tests.helpers.media import indexed_image, write_image, write_rotated, write_variable_rate, write_video
 from tubelet.checkpoint.run import save_checkpoint
 from tubelet.checkpoint.vjepa2_1 import write_released
@@ -207,6 +208,21 @@ def _tensors(folder: Path) -> None:
     torch.save({"head": torch.nn.Linear(2, 2).state_dict(), "step": 3, "version": 2}, folder / "state.pt")
 
 
+def _labels(folder: Path) -> None:
+    (folder / "spans.csv").write_text(
+        "path,start_s,end_s,label,speed,split,group\na.mp4,0,1:02.5,walk|run,1.5,train,m1\nb.mp4,3,4,rest,-2,val,m2\n"
+    )
+    (folder / "masks.csv").write_text("path;mask;weight\na.jpg;a.png;1,5\nb.jpg;b.png;2\n")
+    (folder / "rows.jsonl").write_text('{"path": "a.mp4", "label": ["x", "y"]}\n{"path": "b.mp4", "start_frame": 3}\n')
+    (folder / "via.json").write_text(json.dumps(VIA3))
+    (folder / "project.boris").write_text(json.dumps(BORIS))
+    (folder / "events.tsv").write_text(BORIS_EVENTS)
+    (folder / "a.eaf").write_text(ELAN)
+    (folder / "cvat.xml").write_text(CVAT)
+    (folder / "tasks.json").write_text(json.dumps(LABEL_STUDIO))
+    (folder / "coco.json").write_text(instances())
+
+
 SEEDS = {
     "video": _videos,
     "image": _images,
@@ -220,4 +236,5 @@ SEEDS = {
     "jsonl": _json_lines,
     "parquet": _tables,
     "tensors": _tensors,
+    "labels": _labels,
 }

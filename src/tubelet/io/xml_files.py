@@ -48,7 +48,7 @@ def read_xml(path: Path, root: str, remedy: str = COPY_AGAIN) -> Element:
     try:
         parser.Parse(content, True)
         element = builder.close()
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError, ValueError) as error:  # also an encoding that does not exist
         raise file_error(path, f"is not well-formed XML ({error})", remedy) from error
     if element.tag != root:
         raise file_error(path, f"its root element is {element.tag!r:.60}, expected {root!r}", remedy)

@@ -11,7 +11,7 @@ from tubelet.data.manifest import absolute
 from tubelet.data.storage import is_url
 from tubelet.labels.records import LabelRow, LabelTable
 
-_CLOCK = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d(?:[.,]\d*)?)", re.ASCII)
+_CLOCK = re.compile(r"(?:(\d{1,6}):)?(\d{1,6}):([0-5]?\d(?:[.,]\d*)?)", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf(inity)?)", re.IGNORECASE)
@@ -99,8 +99,16 @@ def find_media(name: str, home: Path, folders: Sequence[Path] = ()) -> Path:
     places = [home, *folders]
     tails = ["/".join(names[-count:]) for count in (len(names), 2, 1)]
     candidates = [Path(name)] * name.startswith("/") + [place / tail for place in places for tail in tails]
-    found = next((path for path in candidates if path.is_file()), home / names[-1])
+    found = next((path for path in candidates if is_file(path)), home / names[-1])
     return Path(absolute(found.absolute()))
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file exists; False for a path that the system refuses."""
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def digest_of(*contents: bytes) -> str:

@@ -141,18 +141,19 @@ def _distribute(
     fold = np.full(len(counts), -1)
     while (free := order[fold[order] < 0]).size:
         left = (counts[free] > 0).sum(0)
+        rarest = int(np.where(left > 0, left, len(counts) + 1).argmin())
         if left.any():
-            rarest = int(np.where(left > 0, left, len(counts) + 1).argmin())
             free = free[counts[free, rarest] > 0]
-            unit = int(free[counts[free, rarest].argmax()])
+            largest_first = free[np.argsort(-counts[free, rarest], kind="stable")]
             lacking = demand[:, rarest]
         else:
-            unit = int(free[sizes[free].argmax()])
+            largest_first = free[np.argsort(-sizes[free], kind="stable")]
             lacking = room
-        best = max(range(len(fractions)), key=lambda k: (lacking[k], room[k]))
-        fold[unit] = best
-        demand[best] -= counts[unit]
-        room[best] -= sizes[unit]
+        for unit in largest_first.tolist():
+            best = max(range(len(fractions)), key=lambda k: (lacking[k], room[k]))
+            fold[unit] = best
+            demand[best] -= counts[unit]
+            room[best] -= sizes[unit]
     return _without_empty_folds(fold, sizes, len(fractions))
 
 

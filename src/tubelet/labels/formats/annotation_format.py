@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+from tubelet.data.size_limits import IMAGE_PIXELS
 from tubelet.errors import TubeletError
 from tubelet.io.text import read_bytes, require_regular
 from tubelet.labels.build import build_table, digest_of, find_media
@@ -125,6 +126,13 @@ class AnnotationRows:
         for kind, count in (+self.unused).items():
             logger.warning("%s: %d %s are not used", self.path, count, kind)
         return build_table(self.path, form, digest_of(read_bytes(self.path)), self.rows, self.faults, legend=legend)
+
+
+def image_size(height: object, width: object) -> tuple[int, int] | None:
+    """(H, W) of an image that an annotation file gives; None unless it is that of an image that can be read."""
+    if not isinstance(height, int) or not isinstance(width, int):
+        return None
+    return (height, width) if min(height, width) > 0 and height * width <= IMAGE_PIXELS else None
 
 
 def chosen_attribute(names: Collection[str]) -> str | None:

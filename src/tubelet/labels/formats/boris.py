@@ -92,7 +92,8 @@ def _placement(found: AnnotationRows, name: str, observation: Mapping[str, Any],
         found.unused["events of observations without media files"] += events
         return None
     files = observation.get("file")
-    players = [files[key] for key in sorted(files) if files[key]] if isinstance(files, dict) else []
+    players = [files[key] for key in sorted(files) if isinstance(files[key], list)] if isinstance(files, dict) else []
+    players = [each for each in players if each]
     if not players or not all(isinstance(each, str) for each in players[0]):
         found.fault(0, f"observation {name!r:.60} names no media file")
         return None

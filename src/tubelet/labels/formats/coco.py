@@ -15,6 +15,7 @@ from tubelet.labels.formats.annotation_format import (
     AnnotationFormat,
     AnnotationRows,
     head_of,
+    image_size,
     legend_of,
 )
 from tubelet.labels.masks import decode_coco_runs
@@ -52,6 +53,7 @@ class CocoInstances(AnnotationFormat):
         indices = {
             each.get("id"): index_of.get(name, 0 if name.lower() == legend[0] else -1)
             for each, name in zip(ordered, names, strict=True)
+            if _is_key(each.get("id"))
         }
         rows = AnnotationRows(path)
         shapes = _shapes(rows, annotations, images, indices)
@@ -59,12 +61,13 @@ class CocoInstances(AnnotationFormat):
         folders = [path.parent / "images", path.parent.parent / "images", folder, path.parent.parent]
         for line, image in enumerate(images, 1):
             media = rows.media(line, image.get("file_name"), folders)
-            size = (image.get("height"), image.get("width"))
-            if not all(isinstance(side, int) and side > 0 for side in size):
+            size = image_size(image.get("height"), image.get("width"))
+            if size is None:
                 rows.fault(line, f"the image {image.get('file_name')!r:.60} has no height and width")
             elif media is not None:
-                drawn = [shape for _, shape in sorted(shapes[image.get("id")], key=lambda pair: -pair[0])]
-                mask = MaskShapes(size=(int(size[0] or 0), int(size[1] or 0)), shapes=tuple(drawn))
+                own = shapes.get(image["id"], []) if _is_key(image.get("id")) else []
+                drawn = [shape for _, shape in sorted(own, key=lambda pair: -pair[0])]
+                mask = MaskShapes(size=size, shapes=tuple(drawn))
                 rows.rows.append(LabelRow(line=line, path=media, mask=mask))
         return rows.table("COCO instances", legend)
 
@@ -83,7 +86,9 @@ def _shapes(
     indices: dict[object, int],
 ) -> dict[object, list[tuple[float, MaskShape]]]:
     """Area and shape of each annotation by the id of its image."""
-    sizes = {image.get("id"): (image.get("height"), image.get("width")) for image in images if _is_key(image.get("id"))}
+    sizes = {
+        image["id"]: image_size(image.get("height"), image.get("width")) for image in images if _is_key(image.get("id"))
+    }
     shapes: dict[object, list[tuple[float, MaskShape]]] = defaultdict(list)
     for line, annotation in enumerate(annotations, 1):
         image, category = annotation.get("image_id"), annotation.get("category_id")
@@ -106,12 +111,14 @@ def _is_key(value: object) -> bool:
     return isinstance(value, (int, str))
 
 
-def _shape(segmentation: object, index: int, size: tuple[object, object]) -> MaskShape:
+def _shape(segmentation: object, index: int, size: tuple[int, int] | None) -> MaskShape:
     """A region of one class.
 
     Raises:
         ValueError: says what is wrong with it.
     """
+    if size is None:
+        raise ValueError("is of an image without height and width")
     if isinstance(segmentation, dict):
         counts, given = segmentation.get("counts"), segmentation.get("size")
         if given != list(size):
@@ -119,7 +126,7 @@ def _shape(segmentation: object, index: int, size: tuple[object, object]) -> Mas
         runs = decode_coco_runs(counts) if isinstance(counts, str) else counts
         if not isinstance(runs, (list, tuple)) or not all(isinstance(run, int) and run >= 0 for run in runs):
             raise ValueError(f"has counts {counts!r:.40}, expected numbers of pixels")
-        height, width = given
+        height, width = size
         if sum(runs) != height * width:
             raise ValueError(f"has runs of {sum(runs)} pixels, its image {height * width}")
         return MaskShape(index=index, runs=tuple(runs), box=(0, 0, width, height), by_column=True)

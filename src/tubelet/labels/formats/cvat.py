@@ -18,6 +18,7 @@ from tubelet.labels.formats.annotation_format import (
     AnnotationFormat,
     AnnotationRows,
     head_of,
+    image_size,
     legend_of,
 )
 from tubelet.labels.records import LabelRow, LabelTable, MaskShape, MaskShapes
@@ -155,26 +156,30 @@ def _add_mask(found: AnnotationRows, line: int, image: Element, indices: Mapping
     """The mask of an image, by z_order and then by the order in the file."""
     _count_others(found, image)
     media = found.media(line, image.get("name"), [found.path.parent / "images"])
-    width, height = _integer(image, "width"), _integer(image, "height")
-    if not width or not height:
+    size = image_size(_integer(image, "height"), _integer(image, "width"))
+    if size is None:
         found.fault(line, f"the image {image.get('name', '')!r:.60} has no width and height")
         return
     shapes = []
-    for element in sorted(
-        (each for each in image if each.tag in _SHAPES), key=lambda each: _integer(each, "z_order") or 0
-    ):
+    for element in sorted((each for each in image if each.tag in _SHAPES), key=_z_order):
         try:
-            shapes.append(_shape(element, indices, width, height))
+            shapes.append(_shape(element, indices, *size))
         except ValueError as error:
             found.fault(line, f"a {element.tag} of {image.get('name', '')!r:.60} {error}")
     if not shapes:
         found.unused["images without polygons, ellipses and masks"] += 1
     elif media is not None:
-        mask = MaskShapes(size=(height, width), shapes=tuple(shapes))
+        mask = MaskShapes(size=size, shapes=tuple(shapes))
         found.rows.append(LabelRow(line=line, path=media, mask=mask))
 
 
-def _shape(element: Element, indices: Mapping[str, int], width: int, height: int) -> MaskShape:
+def _z_order(element: Element) -> int:
+    text = element.get("z_order", "")
+    digits = text.removeprefix("-")
+    return int(text) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+
+
+def _shape(element: Element, indices: Mapping[str, int], height: int, width: int) -> MaskShape:
     """A shape of an image.
 
     Raises:

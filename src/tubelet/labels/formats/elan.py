@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 from tubelet.data.file_types import MEDIA_SUFFIXES
 from tubelet.errors import DataError
 from tubelet.io.xml_files import read_xml
-from tubelet.labels.build import find_media
+from tubelet.labels.build import find_media, is_file
 from tubelet.labels.formats.annotation_format import AnnotationFormat, AnnotationRows
 from tubelet.labels.records import LabelTable
 
@@ -65,7 +65,7 @@ def _media(header: Element, path: Path, found: AnnotationRows) -> tuple[Path | N
         candidates = [find_media(each, path.parent) for name in names if name for each in (unquote(name), name)]
         candidates = [each for each in candidates if each.suffix.lower() in MEDIA_SUFFIXES]
         if candidates:
-            file = next((each for each in candidates if each.is_file()), candidates[0])
+            file = next((each for each in candidates if is_file(each)), candidates[0])
             videos.append((file, float(_milliseconds(descriptor.get("TIME_ORIGIN")) or 0)))
     if not videos:
         found.fault(0, "the header names no video")

@@ -14,7 +14,7 @@ from tubelet.data.file_types import MEDIA_SUFFIXES
 from tubelet.data.tables import parse_table
 from tubelet.errors import DataError
 from tubelet.io.text import parse_json, read_bytes, read_json
-from tubelet.labels.build import find_media
+from tubelet.labels.build import find_media, is_file
 from tubelet.labels.formats.annotation_format import AnnotationFormat, AnnotationRows, head_of
 from tubelet.labels.records import LabelRow, LabelTable
 
@@ -113,9 +113,11 @@ def _add_task(found: AnnotationRows, line: int, data: Mapping[str, Any], values:
         if not isinstance(value, dict):
             found.fault(line, f"a result is {value!r:.60}, expected an object")
             continue
-        labels = [each.strip() for each in value.get(kind, []) or value.get("labels", []) if isinstance(each, str)]
+        named = value.get(kind) or value.get("labels")
+        labels = [each.strip() for each in named if isinstance(each, str)] if isinstance(named, list) else []
         if kind == "timelinelabels" or "ranges" in value:
-            for span in value.get("ranges") or []:
+            ranges = value.get("ranges")
+            for span in ranges if isinstance(ranges, list) else [ranges]:
                 _add_range(found, line, media, span, labels, rate)
         elif kind == "choices":
             choices += labels
@@ -161,7 +163,7 @@ def _media(found: AnnotationRows, line: int, data: Mapping[str, Any]) -> Path | 
         return None
     path = find_media(names[0], found.path.parent)
     digits, dash, rest = path.name.partition("-")
-    if not path.is_file() and dash and len(digits) == _UPLOAD_DIGITS and set(digits) <= set("0123456789abcdef"):
+    if not is_file(path) and dash and len(digits) == _UPLOAD_DIGITS and set(digits) <= set("0123456789abcdef"):
         without = find_media(rest, found.path.parent)
-        return without if without.is_file() else path
+        return without if is_file(without) else path
     return path

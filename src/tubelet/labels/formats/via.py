@@ -183,9 +183,11 @@ class Via2Json(AnnotationFormat):
                 continue
             media = found.media(line, image.get("filename"))
             _add_file(found, line, media, image.get("file_attributes"))
-            listed = image.get("regions") or []
-            for region in listed.values() if isinstance(listed, dict) else listed:
-                shape, values = (region.get(f"{kind}_attributes") for kind in ("shape", "region"))
+            listed = image.get("regions")
+            listed = list(listed.values()) if isinstance(listed, dict) else listed
+            for region in listed if isinstance(listed, list) else []:
+                own = region if isinstance(region, dict) else {}
+                shape, values = (own.get(f"{kind}_attributes") for kind in ("shape", "region"))
                 _add_region(found, regions, line, media, shape, values)
         return _table(found, regions, "VIA 2 JSON")
 
