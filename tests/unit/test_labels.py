@@ -17,7 +17,7 @@ from tubelet.labels.checks import check_labels
 from tubelet.labels.infer import infer_task
 from tubelet.labels.masks import read_mask
 from tubelet.labels.records import LabelError
-from tubelet.labels.table import read_labels
+from tubelet.labels.table import COLUMNS, read_labels
 
 
 @pytest.fixture(scope="module")
@@ -478,3 +478,16 @@ def test_faults_of_masks(media):
         assert any(
             re.search(words.replace("(35", r"\(35").replace("pixels)", r"pixels\)"), fault) for fault in faults
         ), (words, faults)
+
+
+def test_the_table_of_the_documentation_is_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "labels.md").read_text()
+    ((name, text),) = re.findall(r'```csv title="(\S+)"\n(.*?)```', page, flags=re.DOTALL)
+    (tmp_path / "videos").mkdir()
+    for number in range(2):
+        write_video(tmp_path / "videos" / f"{number}.mp4")
+    (tmp_path / name).write_text(text)
+    table = check_labels(read_labels(tmp_path / name))
+    assert infer_task(table)[0] == "timeline" and table.rows[1].start_s == 1.5
+    for column in COLUMNS:
+        assert f"`{column}`" in page
