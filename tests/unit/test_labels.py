@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.helpers.commands import run_tubelet
 from tests.helpers.media import variable_times, write_image, write_variable_rate, write_video
 from tubelet.labels.build import parse_time
 from tubelet.labels.checks import check_labels
@@ -398,6 +399,20 @@ def test_a_wrong_table_is_one_list_of_its_faults(media, name):
     unmatched = [words for words in expected if not any(re.search(words, fault) for fault in faults)]
     assert not unmatched, faults
     assert len(faults) == len(expected), faults
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_fit_refuses_a_wrong_table_before_anything_is_computed_or_written(media, tmp_path, name):
+    text, task, _ = WRONG[name]
+    (media / "bad.mp4").write_bytes(b"no video")
+    path = write(media, text)
+    faults = faults_of(path, task)
+    options = ["--task", task] if task else []
+    done = run_tubelet("fit", path, "--model", "no-model", "--out", tmp_path / "head.safetensors", *options)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert [line.strip() for line in lines[-len(faults) :]] == list(faults)
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_faults_are_in_one_list_by_line(media):
