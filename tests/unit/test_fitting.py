@@ -19,6 +19,7 @@ SIZES = ModelConfig(
 )
 COLORS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 CLIP = {"image_size": 16, "frames": 4, "fps": 8.0, "workers": 0}
+QUICK = {**CLIP, "networks": ("linear",), "epochs": 40}
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def scores(head, model="this head"):
 
 def test_a_head_of_classes_beats_its_baselines_and_survives_its_file(clips, model, tmp_path):
     out = tmp_path / "head.safetensors"
-    head = tubelet.fit(clips, model, out=out, cache=tmp_path / "cache", **CLIP)
+    head = tubelet.fit(clips, model, out=out, cache=tmp_path / "cache", **QUICK)
     assert head.spec.task == "classification" and head.spec.classes == ("blue", "green", "red")
     assert [score.model for score in head.spec.scores] == [
         "this head", "majority class", "k-NN on pixels", "motion energy", "random weights",
@@ -81,7 +82,7 @@ def test_a_head_of_classes_beats_its_baselines_and_survives_its_file(clips, mode
 
 
 def test_the_same_fit_gives_the_same_weights(clips, model, tmp_path):
-    first, second = (tubelet.fit(clips, model, cache=tmp_path / f"cache{i}", **CLIP) for i in range(2))
+    first, second = (tubelet.fit(clips, model, cache=tmp_path / f"cache{i}", **QUICK) for i in range(2))
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
@@ -96,12 +97,12 @@ def test_every_network_can_be_asked_for(clips, model, tmp_path):
         again = load_head(tmp_path / f"{network}.safetensors")
         tokens = torch.randn(2, 2, 4, 48)
         assert torch.equal(again(tokens), head(tokens))
-    with pytest.raises(ConfigError, match=r"network is 'linar', expected one of .* nearest: 'linear'"):
+    with pytest.raises(ConfigError, match=r"network is 'linar', expected one of .*nearest: 'linear'"):
         tubelet.fit(clips, model, networks=("linar",), cache=tmp_path / "cache", **CLIP)
 
 
 def test_a_head_refuses_another_encoder_and_names_both(clips, model, tmp_path):
-    head = tubelet.fit(clips, model, networks=("linear",), cache=tmp_path / "cache", **CLIP)
+    head = tubelet.fit(clips, model, cache=tmp_path / "cache", **QUICK)
     torch.manual_seed(1)
     other = Backbone(SIZES).eval()
     with pytest.raises(ConfigError) as caught:
@@ -124,7 +125,7 @@ def test_values_are_learned_in_their_own_unit(tmp_path, model):
         rows.append(
             {"path": f"{i}.mp4", "lux": 1000 + 50 * gray, "ratio": gray / 255, "split": "val" if i % 3 else "train"}
         )
-    head = tubelet.fit(write_table(tmp_path / "values.csv", rows), model, cache=tmp_path / "cache", **CLIP)
+    head = tubelet.fit(write_table(tmp_path / "values.csv", rows), model, cache=tmp_path / "cache", **QUICK)
     assert head.spec.task == "regression" and head.spec.classes == ("lux", "ratio")
     assert next(iter(scores(head).values())).value > 0.8
     answer = head(model.encode(tmp_path / "4.mp4", resize=16, frames=4, fps=8.0))[0]
@@ -138,7 +139,7 @@ def test_several_classes_at_once(tmp_path, model):
         write_colors(tmp_path / f"{i}.mp4", [((60 + 140 * red, 60 + 140 * green, 60), 1)], rng)
         label = "|".join(name for name, there in (("red", red), ("green", green)) if there)
         rows.append({"path": f"{i}.mp4", "label": label, "split": "val" if i >= 16 else "train"})
-    head = tubelet.fit(write_table(tmp_path / "several.csv", rows), model, cache=tmp_path / "cache", **CLIP)
+    head = tubelet.fit(write_table(tmp_path / "several.csv", rows), model, cache=tmp_path / "cache", **QUICK)
     assert head.spec.task == "multilabel" and len(head.spec.thresholds) == 2
     assert next(iter(scores(head).values())).value > 90
     both = head(model.encode(tmp_path / "3.mp4", resize=16, frames=4, fps=8.0))[0]
@@ -198,5 +199,5 @@ def test_a_setting_that_a_task_does_not_use_and_a_table_with_faults_are_refused(
 def test_few_files_are_held_out_in_turn(clips, model, tmp_path):
     text = clips.read_text().replace("train", "").replace("val", "").replace(",\r\n", "\r\n").replace(",split", "")
     clips.write_text(text)
-    head = tubelet.fit(clips, model, networks=("linear",), cache=tmp_path / "cache", **CLIP)
+    head = tubelet.fit(clips, model, cache=tmp_path / "cache", **QUICK)
     assert scores(head)["top-1"].value == 100 and scores(head)["top-1"].files == 18
