@@ -176,6 +176,7 @@ def test_a_timeline_finds_spans_and_their_edges(tmp_path, model, gap):
         model,
         task="timeline",
         learning_rates=(5e-3,),
+        epochs=60,
         cache=tmp_path / "cache",
         **CLIP,
     )

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from tubelet.errors import DataError
 from tubelet.fitting.features import ClipFeatures, extract_rows, mean_by_row
 from tubelet.fitting.label_task import FitContext
-from tubelet.fitting.training import Candidate, Loss, candidates, clip_batches, tensor_digest, train_candidates
+from tubelet.fitting.training import (
+    Candidate,
+    Loss,
+    candidates,
+    clip_batches,
+    device_of,
+    tensor_digest,
+    train_candidates,
+)
 from tubelet.heads.head_file import MetricInterval, get_network
 from tubelet.heads.networks.knn import Link
 from tubelet.labels.records import LabelError, LabelRow, LabelTable
@@ -319,7 +327,7 @@ def _renumbered(owner: Tensor) -> Tensor:
 def predict_rows(network: nn.Module, features: ClipFeatures, rows: NDArray[np.int64], batch: int = 256) -> Tensor:
     """(r, K) logits of rows, the mean over the clips of each, in the order of `rows`."""
     clips, owner = _clips_of(features, rows)
-    device = next((p.device for p in [*network.parameters(), *network.buffers()]), torch.device("cpu"))
+    device = device_of(network)
     logits = torch.cat([network(features.tokens[part].to(device).float()).cpu() for part in clips.split(batch)])
     by_row = mean_by_row(logits, _renumbered(owner))
     order = np.searchsorted(np.sort(rows), rows)

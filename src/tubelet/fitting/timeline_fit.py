@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tubelet.errors import BadFile, DataError
 from tubelet.fitting.features import VideoSteps, extract_videos, span_of
 from tubelet.fitting.label_task import FitContext
-from tubelet.fitting.training import Candidate, tensor_digest, train_candidates
+from tubelet.fitting.training import Candidate, device_of, tensor_digest, train_candidates
 from tubelet.heads.head_file import NO_LABEL, get_network
 from tubelet.heads.spans import Span, span_coverage
 from tubelet.heads.window_grid import step_seconds
@@ -27,7 +27,7 @@ SEQUENCE_STEPS = 128
 """Time steps of a training sequence."""
 SEQUENCES = 8
 """Training sequences of a step."""
-_ROUNDING_S = 1e-6
+_ROUNDING_S, _TOUCHING_S = 1e-6, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def load_timelines(context: FitContext) -> TimelineData:
         classes = (*classes, NO_LABEL)
         targets = [torch.cat([own, (1 - own.sum(1, keepdim=True)).clamp(min=0)], dim=1) for own in targets]
     labeled = [
-        LabeledVideo(steps=video, spans=sorted(spans[video.path], key=_by_start), targets=own, unit=units[video.path])
+        LabeledVideo(steps=video, spans=_joined(spans[video.path]), targets=own, unit=units[video.path])
         for video, own in zip(videos, targets, strict=True)
     ]
     place = {video.path: i for i, video in enumerate(videos)}
@@ -111,6 +111,20 @@ def load_timelines(context: FitContext) -> TimelineData:
 
 def _by_start(span: Span) -> tuple[float, float]:
     return span.start_s, span.end_s
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """Spans by start; those of one class that touch are one, for no score over time could tell them apart."""
+    found: list[Span] = []
+    latest: dict[int, int] = {}  # class -> place of its last span
+    for span in sorted(spans, key=_by_start):
+        place = latest.get(span.class_index)
+        if place is not None and span.start_s <= found[place].end_s + _TOUCHING_S:
+            found[place] = found[place]._replace(end_s=max(found[place].end_s, span.end_s))
+        else:
+            latest[span.class_index] = len(found)
+            found.append(span)
+    return found
 
 
 def _overlaps(spans: Sequence[Span]) -> bool:
@@ -212,5 +226,4 @@ def train_timelines(
 @torch.no_grad()
 def timeline_logits(network: nn.Module, video: VideoSteps) -> Tensor:
     """(T, K) logits of all time steps of a video."""
-    device = next(network.parameters()).device
-    return network(video.tokens.unsqueeze(0).to(device).float())[0].cpu()
+    return network(video.tokens.unsqueeze(0).to(device_of(network)).float())[0].cpu()

@@ -200,3 +200,8 @@ def tensor_digest(*tensors: Tensor) -> str:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device of a network's parameters or buffers."""
+    return next(iter(network.state_dict().values())).device

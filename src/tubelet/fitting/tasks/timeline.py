@@ -58,8 +58,8 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         TubeletError: if videos cannot be read, or there are too few of them.
     """
     data = load_timelines(context)
-    best, sweep = _choose(context, data)
-    own = _measure(context, data, best, OWN)
+    best, sweep, chosen = _choose(context, data)
+    own = _measure(context, data, best, OWN, chosen=chosen)
     baselines = _baselines(context, data, best)
     network = own.networks[0]
     if len(data.splits) > 1:  # measured by folds: the head itself learns from all videos
@@ -94,25 +94,36 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
     return Head(spec, network.cpu()).requires_grad_(False).eval(), result
 
 
-def _choose(context: FitContext, data: TimelineData) -> tuple[Candidate, list[dict[str, object]]]:
-    """The candidate with the highest likelihood of held-back training videos, and the score of each."""
+def _choose(
+    context: FitContext, data: TimelineData
+) -> tuple[Candidate, list[dict[str, object]], list[tuple[int, Tensor]]]:
+    """Choose the candidate with the highest likelihood of training videos that it did not see.
+
+    Returns:
+        The candidate; the score of each; and the candidate's scores (T, K) of those videos, with their indices.
+    """
     config = context.config
     tried = candidates(config.networks or LABEL_TASK.networks, config, len(data.videos))
     scores = np.zeros((len(data.splits), len(tried)))
+    seen: list[list[tuple[int, Tensor]]] = [[] for _ in tried]
     for i, (train, _) in enumerate(data.splits):
         fitting, choosing = inner_split(context, data, train)
         networks = train_timelines(context, data, tried, fitting)
         for j, network in enumerate(networks):
-            scores[i, j] = np.mean([_likelihood(data, network, data.videos[k]) for k in choosing])
+            logits = [timeline_logits(network, data.videos[k].steps) for k in choosing]
+            scores[i, j] = np.mean(
+                [_likelihood(data, x, data.videos[k]) for x, k in zip(logits, choosing, strict=True)]
+            )
+            seen[j] += [(k, _scores(data, x)) for x, k in zip(logits, choosing, strict=True)]
     mean = scores.mean(0)
     if not np.isfinite(mean).any():
         raise DataError("all heads diverged; lower --learning-rates, or leave them out")
-    best = tried[int(np.where(np.isfinite(mean), mean, -np.inf).argmax())]
-    return best, [{**one.describe(), "score": value} for one, value in zip(tried, mean.tolist(), strict=True)]
+    best = int(np.where(np.isfinite(mean), mean, -np.inf).argmax())
+    sweep = [{**one.describe(), "score": value} for one, value in zip(tried, mean.tolist(), strict=True)]
+    return tried[best], sweep, seen[best]
 
 
-def _likelihood(data: TimelineData, network: nn.Module, video: LabeledVideo) -> float:
-    logits = timeline_logits(network, video.steps)
+def _likelihood(data: TimelineData, logits: Tensor, video: LabeledVideo) -> float:
     if data.exclusive:
         return float((video.targets * logits.log_softmax(-1)).sum(-1).mean())
     return -float(nn.functional.binary_cross_entropy_with_logits(logits, video.targets))
@@ -123,21 +134,34 @@ def _scores(data: TimelineData, logits: Tensor) -> Tensor:
 
 
 def _measure(
-    context: FitContext, data: TimelineData, candidate: Candidate, name: str, train_fraction: float = 1.0
+    context: FitContext,
+    data: TimelineData,
+    candidate: Candidate,
+    name: str,
+    train_fraction: float = 1.0,
+    chosen: Sequence[tuple[int, Tensor]] = (),
 ) -> _Measured:
-    """Train one candidate in each split, fit the rules of its spans, and measure it on the held-out videos."""
-    chosen: list[tuple[int, Tensor]] = []
-    held_out: list[tuple[int, Tensor]] = []
-    networks = []
+    """Train one candidate in each split, fit the rules of its spans, and measure it on the held-out videos.
+
+    Args:
+        context: the fit.
+        data: the videos.
+        candidate: the candidate.
+        name: name of the head or baseline in the metrics.
+        train_fraction: fraction of the training videos that are used.
+        chosen: indices and scores of videos that the rules are fitted to, where they are known already.
+    """
+    rule_videos, held_out, networks = list(chosen), [], []
     for train, test in data.splits:
         used = _subset(data, train, train_fraction)
-        fitting, choosing = inner_split(context, data, used)
-        (network,) = _train(context, data, candidate, fitting)
-        chosen += [(i, _scores(data, timeline_logits(network, data.videos[i].steps))) for i in choosing]
+        if not chosen:
+            fitting, choosing = inner_split(context, data, used)
+            (network,) = _train(context, data, candidate, fitting)
+            rule_videos += [(i, _scores(data, timeline_logits(network, data.videos[i].steps))) for i in choosing]
         (network,) = _train(context, data, candidate, used)
         held_out += [(i, _scores(data, timeline_logits(network, data.videos[i].steps))) for i in test]
         networks.append(network)
-    rules = _fit_rules(data, chosen)
+    rules = _fit_rules(data, rule_videos)
     metrics = _metrics(data, [(i, _decode(data, i, scores, rules)) for i, scores in held_out], name)
     return _Measured(scores=[scores for _, scores in held_out], rules=rules, metrics=metrics, networks=networks)
 
