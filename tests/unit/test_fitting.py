@@ -175,8 +175,8 @@ def test_a_timeline_finds_spans_and_their_edges(tmp_path, model, gap):
         timeline_table(tmp_path, gap=gap),
         model,
         task="timeline",
-        learning_rates=(5e-3,),
-        epochs=60,
+        learning_rates=(1e-2,),
+        epochs=20,
         cache=tmp_path / "cache",
         **CLIP,
     )
