@@ -21,6 +21,7 @@ from tubelet.cli.embed import Embed
 from tubelet.cli.evaluate import Evaluate
 from tubelet.cli.explain import Explain
 from tubelet.cli.fit import Fit
+from tubelet.cli.predict import Predict
 from tubelet.cli.report import Report
 from tubelet.cli.sample_data import SampleData
 from tubelet.cli.search import Search
@@ -49,6 +50,7 @@ COMMANDS: dict[str, type[Command]] = {
     "sample-data": SampleData,
     "shard": Shard,
     "fit": Fit,
+    "predict": Predict,
     "evaluate": Evaluate,
     "embed": Embed,
     "search": Search,

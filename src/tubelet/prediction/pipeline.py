@@ -83,6 +83,7 @@ class PredictSummary:
         truncated: how many of them are readable up to some point; they have no rows.
         ignored: images that were not read, since a head takes videos.
         heads: the predictions of each head.
+        media: the files of the sources.
     """
 
     files: int
@@ -92,6 +93,39 @@ class PredictSummary:
     truncated: int
     ignored: int
     heads: Sequence[HeadPredictions]
+    media: MediaList
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of all labels of all heads, each once."""
+        labels = [head.output.head.spec.classes for head in self.heads if head.output.head.spec.task != "regression"]
+        return tuple(dict.fromkeys(name for names in labels for name in names))
+
+    def media_predictions(self, most: int | None = None) -> list[MediaPredictions]:
+        """What videos, pages and ethograms show of each file, of all heads.
+
+        Args:
+            most: largest number of files; None for all.
+        """
+        found: dict[str, MediaPredictions] = {}
+        for head in self.heads:
+            for each in head.media_predictions():
+                if each.path not in found and len(found) == most:
+                    break
+                before = found.get(each.path)
+                found[each.path] = each if before is None else _merged(before, each)
+        return [_located(each) for each in found.values()]
+
+
+def _merged(a: MediaPredictions, b: MediaPredictions) -> MediaPredictions:
+    """The predictions of two heads for a file."""
+    overlays = sorted([*a.overlays, *b.overlays], key=lambda overlay: overlay.time_s)
+    return replace(a, labels=[*a.labels, *b.labels], curves=[*a.curves, *b.curves], overlays=overlays)
+
+
+def _located(each: MediaPredictions) -> MediaPredictions:
+    file = Path(each.path)
+    return replace(each, file=file if file.is_file() else None)
 
 
 @dataclass(frozen=True)
@@ -179,6 +213,7 @@ def predict_collection(
         truncated=len(set[str]().union(*(result.truncated for result in results))),
         ignored=0 if Modality.IMAGE in read else media.count(Modality.IMAGE),
         heads=found,
+        media=media,
     )
 
 

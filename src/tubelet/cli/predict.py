@@ -1,0 +1,110 @@
+"""`tubelet predict`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from tubelet.cli.command import ConfigurableCommand
+from tubelet.config import PredictConfig
+from tubelet.console import files_progress, open_console, print_wrapped
+from tubelet.data.storage import suffix_of
+from tubelet.errors import ConfigError, escape_filename
+
+if TYPE_CHECKING:
+    from tubelet.prediction.pipeline import PredictSummary
+
+HeadsAndSources = Annotated[
+    tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="HEAD [HEAD ...] SOURCE [SOURCE ...]")
+]
+HEAD_SUFFIX = ".safetensors"
+MOST_FILES = 1000
+"""Files of the page and the ethogram."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(ConfigurableCommand):
+    """Apply heads to videos and images of any length, and write what they answer to tables, a page and videos."""
+
+    heads_and_sources: HeadsAndSources
+    """Head files of `tubelet fit`, which are the arguments that end in .safetensors; and sources: folders, media
+    files, globs, lists (CSV, TSV, TXT or JSONL), and folders of shards; paths or URLs."""
+    settings: Annotated[PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = field(
+        default_factory=PredictConfig
+    )
+    """Settings of the tables and of reading."""
+    model: str | None = None
+    """The encoder that the heads were trained on: a run directory, a .safetensors or released .pt file, a released
+    name, or a Hub id; by default where it was when the first head was trained."""
+    out: Path
+    """Folder of predictions.csv, predictions.parquet, summary.csv, page.html, ethogram.png and bad_files.jsonl; of
+    several heads, the tables are in folders of their names. An interrupted command is continued."""
+
+    def run(self) -> None:
+        """Read the sources, apply the heads, and write the tables."""
+        from tubelet.heads.head_file import load_head
+        from tubelet.io.overwrite_checks import check_output
+        from tubelet.prediction.pipeline import predict_collection
+        from tubelet.prediction.videos import draw_videos
+        from tubelet.pretrained.load import load
+        from tubelet.view.ethogram import draw_ethogram
+        from tubelet.view.predictions_page import write_predictions_page
+
+        files, sources = split_heads(self.heads_and_sources)
+        names = [Path(file).stem for file in files]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"the heads {', '.join(files)} have equal names, which their folders get; rename one")
+        heads = {name: load_head(file) for name, file in zip(names, files, strict=True)}
+        page = self.out / "page.html"
+        check_output(page, "page")
+        console = open_console()
+        source = self.model or next(iter(heads.values())).spec.encoder.source
+        with files_progress(console) as progress:
+            made = predict_collection(
+                load(source), heads, sources, self.out, self.settings, [*files, source], progress=progress
+            )
+        shown = made.media_predictions(None if self.settings.video else MOST_FILES)
+        if self.settings.video:
+            with files_progress(console) as progress:
+                shown, _ = draw_videos(shown, made.media, self.out / "videos", made.classes, progress)
+        write_predictions_page(shown[:MOST_FILES], page, made.classes)
+        if any(each.labels and each.duration_s for each in shown):
+            draw_ethogram(shown[:MOST_FILES], self.out / "ethogram.png", made.classes)
+        for line in summary_lines(made, page):
+            print_wrapped(console, line)
+
+
+def split_heads(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Head files and sources among the arguments.
+
+    Raises:
+        ConfigError: if one of the two is missing.
+    """
+    files = [word for word in words if suffix_of(word) == HEAD_SUFFIX]
+    sources = [word for word in words if suffix_of(word) != HEAD_SUFFIX]
+    if not files:
+        raise ConfigError(
+            f"no head among the arguments ({', '.join(words)[:200]}); pass the head file of `tubelet fit`, which ends "
+            f"in {HEAD_SUFFIX}"
+        )
+    if not sources:
+        raise ConfigError("no source among the arguments; pass the videos or images too: a folder, a file, or a glob")
+    return files, sources
+
+
+def summary_lines(made: "PredictSummary", page: Path) -> list[str]:
+    """What was done, in words."""
+    lines = []
+    for head in made.heads:
+        counts = ", ".join(f"{number} {what}" for what, number in head.output.counts.items())
+        lines.append(f"{escape_filename(str(head.folder / 'predictions.csv'))}: {counts}")
+    before = f" ({made.before} files were already complete)" if made.before else ""
+    changed = f"; {made.changed} files changed since: their rows were replaced" if made.changed else ""
+    truncated = f" ({made.truncated} of them truncated, without rows)" if made.truncated else ""
+    ignored = f"; {made.ignored} images ignored, since a head takes videos" if made.ignored else ""
+    files = f"{made.files} files{before}{changed}; {len(made.bad_files)} bad files{truncated}{ignored}"
+    more = made.files - len(made.bad_files) - MOST_FILES
+    shown = f" (its first {MOST_FILES} files)" if more > 0 else ""
+    return [*lines, files, f"{escape_filename(str(page))}{shown}"]

@@ -1,0 +1,85 @@
+"""Videos with the predictions of all heads drawn in."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from tubelet.data.sample_index import build_index
+from tubelet.data.sources import MediaList
+from tubelet.errors import BadFile, DecodeError, escape_filename
+from tubelet.grid import Modality
+from tubelet.prediction.draw import draw_video
+from tubelet.prediction.media_predictions import MediaPredictions
+
+logger = logging.getLogger(__name__)
+
+
+def unique_names(paths: Sequence[str]) -> list[str]:
+    """A file name for each path: its last part without suffix; of equal ones, with the folders that tell them apart.
+
+    Args:
+        paths: different paths, URLs, or names of members of shards.
+    """
+    parts = [PurePosixPath(path.replace(":", "/")).parts for path in paths]
+    names = [""] * len(paths)
+    open_, depth = list(range(len(paths))), 1
+    while open_:
+        found: dict[str, list[int]] = {}
+        for i in open_:
+            words = [PurePosixPath(parts[i][-1]).stem if depth <= len(parts[i]) else parts[i][-1]]
+            words = [*parts[i][-depth:-1], *words]
+            found.setdefault("_".join(word.strip("/") for word in words), []).append(i)
+        deepest = depth > max(len(parts[i]) for i in open_)
+        open_ = []
+        for name, own in found.items():
+            if len(own) == 1 or deepest:
+                for number, i in enumerate(own):
+                    names[i] = name if len(own) == 1 else f"{name}_{number}"
+            else:
+                open_ += own
+        depth += 1
+    return names
+
+
+def draw_videos(
+    files: Sequence[MediaPredictions],
+    media: MediaList,
+    folder: Path,
+    classes: Sequence[str],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[MediaPredictions], list[BadFile]]:
+    """Write each video with its predictions drawn in, as `folder/NAME.mp4`.
+
+    Args:
+        files: the predictions.
+        media: the sources.
+        folder: the folder of the videos.
+        classes: the classes of the heads, for the colors.
+        progress: called with the number of written videos and of all.
+
+    Returns:
+        The predictions, with the drawn videos in them, and videos that could not be read.
+
+    Raises:
+        FileError: if a video cannot be written.
+    """
+    index = build_index(media, Modality.VIDEO)
+    samples = {escape_filename(index.name(sample)): sample for sample in range(len(index))}
+    videos = [each for each in files if each.path in samples]
+    names = dict(zip((each.path for each in videos), unique_names([each.path for each in videos]), strict=True))
+    found: list[MediaPredictions] = []
+    bad: list[BadFile] = []
+    for each in files:
+        if each.path in names:
+            progress(len(found), len(files))
+            out = folder / f"{names[each.path]}.mp4"
+            try:
+                draw_video(index.read(samples[each.path])[0], each, out, classes)
+                each = replace(each, drawn=out)
+            except DecodeError as error:
+                bad.append(BadFile(error.path, error.reason))
+                logger.warning("no video of %s", bad[-1])
+        found.append(each)
+    progress(len(files), len(files))
+    return found, bad
