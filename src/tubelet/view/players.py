@@ -19,6 +19,7 @@ from tubelet.prediction.video_writer import even, write_frames
 
 COPIES = "players"
 COPY_LINES = 480
+_LATEST_START_S = 0.02  # browsers count from zero and the tables from the first frame: half a frame at 25 a second
 _LOG = logging.getLogger(__name__)
 # What Chromium, Firefox and Safari all play; they do not read Matroska other than WebM.
 _CODECS = {MP4: ("h264",), MATROSKA: ("vp8", "vp9")}
@@ -81,7 +82,7 @@ def is_playable(file: Path) -> bool:
             and reader.decoder.pix_fmt in _PIXELS
             and reader.timeline is None
             and not reader.interlaced
-            and reader.start == 0
+            and abs(float(reader.start * reader.tick)) <= _LATEST_START_S
         )
     finally:
         reader.close()

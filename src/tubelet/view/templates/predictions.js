@@ -101,14 +101,14 @@ class Item {
       if (this.video !== video || !video.hasAttribute("src")) return;
       this.time = this.now;
       this.video = null;
-      screen.replaceChildren(element("div", "fault", `${decodeURIComponent(this.file.link)} cannot be played: it is not there, or this browser does not know its format.`));
+      screen.replaceChildren(element("div", "fault", `${this.file.path} cannot be played: it is not there, or this browser does not know its format.`));
     });
     screen.append(video);
   }
   addImage(screen) {
     const image = element("img");
     Object.assign(image, { src: this.file.link, alt: this.file.name });
-    image.addEventListener("error", () => screen.replaceChildren(element("div", "fault", `${decodeURIComponent(this.file.link)} cannot be shown: it is not there, or this browser does not know its format.`)));
+    image.addEventListener("error", () => screen.replaceChildren(element("div", "fault", `${this.file.path} cannot be shown: it is not there, or this browser does not know its format.`)));
     screen.append(image);
   }
   addTimeline() {
