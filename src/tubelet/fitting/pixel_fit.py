@@ -40,10 +40,10 @@ from tubelet.tasks.common.extract import TokenFeatures, level_features
 from tubelet.tasks.common.pixel_features import PixelFeatureDataset, test_source
 from tubelet.tasks.common.task import EvaluationContext
 from tubelet.tasks.common.test_set import iter_test_set
-from tubelet.tasks.segmentation import PROTOCOL, sliding_windows
+from tubelet.tasks.segmentation import PROTOCOL, nearest_pixels, sliding_windows
 
 OWN = "this head"
-UNUSED = ("networks", "frames", "stride_s", "suggest")
+UNUSED = ("networks", "frames", "suggest")
 """Settings that have no meaning for pixels."""
 LEAST_STEPS = 300
 """Steps that heads are trained for at least: the epochs of the published protocols are few on small sets."""
@@ -57,6 +57,10 @@ _PATCH_CELLS = 4  # along a side of a patch, of the baseline that sees colors
 Map = NDArray[Any]
 """(H, W) classes or depths of an image."""
 Progress = Callable[[str, int, int], None]
+
+
+Rows = NDArray[np.int64]
+"""(rows,) indices of rows of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ class PixelObjective:
     network: str
     protocol: HeadProtocol
     constant: str
-    dataset: Callable[[LabelTable, Sequence[DenseSample], Sequence[int]], Any]
+    dataset: Callable[[LabelTable, Sequence[DenseSample], Rows], Any]
     train: Callable[[EvaluationContext, Any, list[DenseSample], Callable[[list[int]], list[int]], int], "Trained"]
     predict: Callable[[Tensor, nn.Module, Any, int, tuple[int, int]], Map]
     statistics: Callable[[Map, Map, Any], Tensor | None]
@@ -238,7 +242,7 @@ def score_splits(
     for train, held_out in context.splits:
         samples, size = inputs.samples, inputs.size
         dataset = objective.dataset(context.table, samples, train)
-        units = inputs.units[np.asarray(train)]
+        units = inputs.units[train]
         crops, head = objective.train(
             evaluation,
             dataset,
@@ -316,7 +320,7 @@ def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[st
     baselines = _baselines(context, objective, inputs)
     final, dataset = scores.head, scores.dataset
     if len(context.splits) > 1:  # measured by folds: the head in the file learns from all rows
-        everything = list(range(len(inputs.samples)))
+        everything = np.arange(len(inputs.samples))
         dataset = objective.dataset(context.table, inputs.samples, everything)
         whole = replace(context, splits=[(everything, everything)])
         _, final = objective.train(
@@ -387,10 +391,10 @@ def _curve(
 ) -> list[LearningCurvePoint]:
     """The first metric with a part of the training images, whole units of them."""
     points: list[LearningCurvePoint] = []
-    trained = round(np.mean([len(train) for train, _ in context.splits]))
+    trained = round(float(np.mean([len(train) for train, _ in context.splits])))
     for fraction in CURVE_FRACTIONS:
         splits = [(_part(train, inputs.units, fraction, context.config.seed), held) for train, held in context.splits]
-        labels = round(np.mean([len(train) for train, _ in splits]))
+        labels = round(float(np.mean([len(train) for train, _ in splits])))
         if min(len(train) for train, _ in splits) < 2 or labels in (trained, *(point.labels for point in points)):
             continue
         scores = score_splits(replace(context, splits=splits), objective, inputs)
@@ -399,13 +403,12 @@ def _curve(
     return [*points, LearningCurvePoint(labels=trained, metric=own.metrics[0])]
 
 
-def _part(train: Sequence[int], units: NDArray[np.int64], fraction: float, seed: int) -> list[int]:
+def _part(train: Rows, units: NDArray[np.int64], fraction: float, seed: int) -> Rows:
     """About a fraction of the training rows: whole units in an order that the seed gives."""
-    rows = np.asarray(train)
-    order = np.random.default_rng(seed).permutation(np.unique(units[rows]))
-    sizes = np.array([np.count_nonzero(units[rows] == unit) for unit in order])
-    count = int(np.searchsorted(np.cumsum(sizes), fraction * len(rows))) + 1
-    return rows[np.isin(units[rows], order[:count])].tolist()
+    order = np.random.default_rng(seed).permutation(np.unique(units[train]))
+    sizes = np.array([np.count_nonzero(units[train] == unit) for unit in order])
+    count = int(np.searchsorted(np.cumsum(sizes), fraction * len(train))) + 1
+    return train[np.isin(units[train], order[:count])]
 
 
 def _head(
@@ -422,7 +425,7 @@ def _head(
         options=objective.options(dataset),
         width=level_features(context.model, context.head_input.levels).width,
         classes=classes,
-        input=pixel_input(context.head_input),
+        input=pixel_input(context),
         encoder=context.encoder,
         labels_file=context.table.path.name,
         labels_digest=context.table.digest,
@@ -436,9 +439,11 @@ def _head(
     return head.requires_grad_(False).eval()
 
 
-def pixel_input(head_input: HeadInput) -> HeadInput:
-    """The input of a head on pixels: single frames, and all of their tokens."""
-    return replace(head_input, frames=1, stride_s=1 / head_input.fps, cells=0)
+def pixel_input(context: FitContext) -> HeadInput:
+    """The input of a head on pixels: single frames, one in each time step of a video, and all of their tokens."""
+    found = context.head_input
+    stride_s = context.config.stride_s or context.model.config.tubelet_size / found.fps
+    return replace(found, frames=1, stride_s=stride_s, cells=0)
 
 
 def _protocol(context: FitContext, scores: PixelScores, head: TrainedHead, size: int) -> str:
@@ -477,11 +482,4 @@ def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if max(height, width) <= _FIGURE_SIDE:
         return image
     short = round(min(height, width) * _FIGURE_SIDE / max(height, width))
-    return image[pick((height, width), resize_shape(height, width, max(1, short)))]
-
-
-def pick(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the nearest pixels of a map of shape (H, W) for one of another size."""
-    rows = ((np.arange(size[0]) + 0.5) * shape[0] / size[0]).astype(np.int64)
-    columns = ((np.arange(size[1]) + 0.5) * shape[1] / size[1]).astype(np.int64)
-    return rows[:, None], columns[None, :]
+    return image[nearest_pixels((height, width), resize_shape(height, width, max(1, short)))]

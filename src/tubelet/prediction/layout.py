@@ -23,12 +23,14 @@ class WindowLayout:
         tubelet: frames of a time step.
         stretched: whether a short video is seen at a higher rate.
         padded: whether the last frame of a short video is repeated.
+        whole: whether frames are seen whole, in several squares, instead of their central square; for pixels.
     """
 
     clips: HeadInput
     tubelet: int
     stretched: bool
     padded: bool
+    whole: bool = False
 
     @classmethod
     def of_head(cls, spec: HeadSpec, tubelet: int) -> "WindowLayout":
@@ -41,7 +43,8 @@ class WindowLayout:
         clips, timeline = spec.input, spec.task == "timeline"
         if clips.frames == 1:
             clips, tubelet = replace(clips, fps=1 / clips.stride_s), 1
-        return cls(clips=clips, tubelet=tubelet, stretched=not timeline, padded=timeline)
+        whole = spec.task in ("segmentation", "depth")
+        return cls(clips=clips, tubelet=tubelet, stretched=not timeline, padded=timeline, whole=whole)
 
     @property
     def shareable(self) -> "WindowLayout":

@@ -8,6 +8,7 @@ files share batches within a group of consecutive files, and are read again toge
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ from tubelet.errors import BadFile, DecodeError, escape_filename
 from tubelet.grid import Modality
 from tubelet.heads.window_grid import Window
 from tubelet.prediction.layout import WindowLayout
-from tubelet.prediction.outputs.base import FileWindow, SourceFile
+from tubelet.prediction.outputs.base import FileWindow, FrameSquare, SourceFile
+from tubelet.tasks.segmentation import image_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +168,18 @@ class CollectionWindows(IterableDataset[WindowBatch]):
             windows=1,
         )
         if modality is Modality.IMAGE:
-            pixels = resize_center_crop(read_image(media).unsqueeze(0), self.layout.clips.image_size)
-            yield FileWindow(file=file, number=0, window=None), pixels
+            image = read_image(media)
+            if self.layout.whole:
+                yield from _squares(image, self.layout, file, [(None, False)])
+            else:
+                pixels = resize_center_crop(image.unsqueeze(0), self.layout.clips.image_size)
+                yield FileWindow(file=file, number=0, window=None), pixels
             return
         with Video(media) as video:
             duration_s = shown_s or video.info.duration_s
+            if self.layout.whole:
+                yield from _video_squares(video, self.layout, replace(file, duration_s=duration_s))
+                return
             file = replace(file, duration_s=duration_s, windows=self.layout.count(duration_s))
             for number, (window, stretched, pixels) in enumerate(decode_windows(video, self.layout, duration_s)):
                 yield FileWindow(file=file, number=number, window=window, stretched=stretched), pixels
@@ -233,6 +242,51 @@ def decode_windows(video: Video, layout: WindowLayout, duration_s: float) -> Ite
             ahead = next(windows, None)
             while ahead is not None and buffer and times[end - len(buffer)] < ahead[0].times[0]:
                 buffer.popleft()
+
+
+def _video_squares(video: Video, layout: WindowLayout, file: SourceFile) -> Iterator[tuple[FileWindow, Tensor]]:
+    """The squares (3, 1, S, S) of all frames of a video that are seen whole, with one frame in memory.
+
+    Raises:
+        DecodeError: the video cannot be read to its end.
+    """
+    times = layout.times(file.duration_s)
+    windows = layout.windows(file.duration_s)
+    file = replace(file, windows=len(times))
+    done = 0
+    for image, _, repeats in video.scan(times):
+        shown = list(islice(windows, repeats))
+        yield from _squares(torch.from_numpy(np.ascontiguousarray(image)), layout, file, shown, done)
+        done += repeats
+
+
+def _squares(
+    image: Tensor,
+    layout: WindowLayout,
+    file: SourceFile,
+    windows: Sequence[tuple[Window | None, bool]],
+    first: int = 0,
+) -> Iterator[tuple[FileWindow, Tensor]]:
+    """The squares (3, 1, S, S) of a frame (H, W, 3), for each window that shows it.
+
+    Args:
+        image: the frame.
+        layout: how it is covered.
+        file: its file, of which `windows` is still the number of frames.
+        windows: the windows that show the frame, and whether each is a short video at a higher rate.
+        first: number of frames before it.
+    """
+    squares = image_windows(image, layout.clips.image_size)
+    file = replace(file, windows=file.windows * len(squares))
+    for frame, (window, stretched) in enumerate(windows, first):
+        for number, pixels in enumerate(squares):
+            square = FrameSquare(number=number, count=len(squares), shape=(image.shape[0], image.shape[1]))
+            yield (
+                FileWindow(
+                    file=file, number=frame * len(squares) + number, window=window, stretched=stretched, square=square
+                ),
+                pixels,
+            )
 
 
 def window_loader(windows: CollectionWindows) -> WorkerLoader[WindowBatch]:

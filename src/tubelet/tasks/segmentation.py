@@ -147,9 +147,13 @@ def sliding_windows(source: Source, size: int) -> Tensor:
     Raises:
         DecodeError: if the image cannot be read.
     """
-    image = torch.from_numpy(source_image(source)).unsqueeze(0)
-    height, width = resize_shape(image.shape[1], image.shape[2], size)
-    resized = resize(image, height, width)
+    return image_windows(torch.from_numpy(source_image(source)), size)
+
+
+def image_windows(image: Tensor, size: int) -> Tensor:
+    """The windows of an image (H, W, 3) whose short side becomes `size`, row by row: (V, 3, 1, size, size) uint8."""
+    height, width = resize_shape(image.shape[0], image.shape[1], size)
+    resized = resize(image.unsqueeze(0), height, width)
     return torch.stack(
         [
             resized[:, :, top : top + size, left : left + size]
@@ -225,6 +229,13 @@ def merge_windows(maps: Tensor, size: int, shape: tuple[int, int]) -> Tensor:
         total[:, rows, columns] += _to_size(window, (size, size))
         count[rows, columns] += 1
     return total.div_(count)
+
+
+def nearest_pixels(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the nearest pixels of a map of shape (H, W) for one of another size."""
+    rows = ((np.arange(size[0]) + 0.5) * shape[0] / size[0]).astype(np.int64)
+    columns = ((np.arange(size[1]) + 0.5) * shape[1] / size[1]).astype(np.int64)
+    return rows[:, None], columns[None, :]
 
 
 def _to_size(scores: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tubelet.datasets import DenseSample, DepthDataset
 from tubelet.errors import DataError
 from tubelet.fitting.label_task import FitContext, LabelTask
-from tubelet.fitting.pixel_fit import UNUSED, Map, PixelObjective, Progress, Trained, fit_pixels, pick, rows_by_name
+from tubelet.fitting.pixel_fit import UNUSED, Map, PixelObjective, Progress, Rows, Trained, fit_pixels, rows_by_name
 from tubelet.fitting.result import FitResult
 from tubelet.heads.head_file import Head, MetricInterval
 from tubelet.labels.depth_maps import read_depth
@@ -53,7 +53,7 @@ class LabeledDepths(DepthDataset):
         return (read_depth(self.rows[sample.name]) / self.units_per_meter).astype(np.float32)
 
 
-def labeled_depths(table: LabelTable, samples: Sequence[DenseSample], train: Sequence[int]) -> LabeledDepths:
+def labeled_depths(table: LabelTable, samples: Sequence[DenseSample], train: Rows) -> LabeledDepths:
     """The data set that reads the depth maps of all samples, on the scale of the training maps.
 
     Raises:
@@ -129,13 +129,13 @@ def fit_positions(
     total, count = np.zeros((POSITIONS, POSITIONS)), np.zeros((POSITIONS, POSITIONS))
     for done, sample in enumerate(samples, 1):
         values = depths.load_target(sample)
-        cells = values[pick(values.shape, (POSITIONS, POSITIONS))]
+        cells = values[segmentation.nearest_pixels(values.shape, (POSITIONS, POSITIONS))]
         total += cells
         count += cells > 0
         progress("positions", done, len(samples))
     mean = np.where(count > 0, total / np.maximum(count, 1), total.sum() / max(1.0, count.sum()))
     mean = np.maximum(mean, depth.PROTOCOL.min_depth).astype(np.float32)
-    return lambda shape: mean[pick((POSITIONS, POSITIONS), shape)]
+    return lambda shape: mean[segmentation.nearest_pixels((POSITIONS, POSITIONS), shape)]
 
 
 def _draw(predicted: Map, truth: Map, depths: LabeledDepths) -> dict[str, NDArray[np.uint8]]:

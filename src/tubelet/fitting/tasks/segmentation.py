@@ -16,7 +16,7 @@ from tubelet.datasets import DenseSample, SegmentationDataset
 from tubelet.datasets.annotations import IGNORED
 from tubelet.errors import DataError
 from tubelet.fitting.label_task import FitContext, LabelTask
-from tubelet.fitting.pixel_fit import UNUSED, Map, PixelObjective, Progress, Trained, fit_pixels, pick, rows_by_name
+from tubelet.fitting.pixel_fit import UNUSED, Map, PixelObjective, Progress, Rows, Trained, fit_pixels, rows_by_name
 from tubelet.fitting.result import FitResult
 from tubelet.heads.head_file import Head, MetricInterval
 from tubelet.labels.masks import read_mask
@@ -59,7 +59,7 @@ def mask_classes(table: LabelTable) -> dict[int, str]:
     return legend
 
 
-def labeled_masks(table: LabelTable, samples: Sequence[DenseSample], train: Sequence[int]) -> LabeledMasks:
+def labeled_masks(table: LabelTable, samples: Sequence[DenseSample], train: Rows) -> LabeledMasks:
     """The data set that reads the masks of all samples."""
     legend = mask_classes(table)
     class_of_label = np.full(256, IGNORED, np.uint8)
@@ -138,13 +138,13 @@ def fit_positions(
     down, across = np.mgrid[0:POSITIONS, 0:POSITIONS]
     for done, sample in enumerate(samples, 1):
         mask = masks.load_target(sample)
-        classes = mask[pick(mask.shape, (POSITIONS, POSITIONS))]
+        classes = mask[segmentation.nearest_pixels(mask.shape, (POSITIONS, POSITIONS))]
         counts[np.minimum(classes, K), down, across] += 1
         progress("positions", done, len(samples))
     counts = counts[:K]
     counts += counts.sum((1, 2), keepdims=True) / max(1.0, counts.sum())
     best = counts.argmax(0).astype(np.uint8)
-    return lambda shape: best[pick((POSITIONS, POSITIONS), shape)]
+    return lambda shape: best[segmentation.nearest_pixels((POSITIONS, POSITIONS), shape)]
 
 
 def _draw(predicted: Map, truth: Map, masks: LabeledMasks) -> dict[str, NDArray[np.uint8]]:
@@ -157,7 +157,7 @@ def _draw(predicted: Map, truth: Map, masks: LabeledMasks) -> dict[str, NDArray[
 
 
 def _options(masks: LabeledMasks) -> dict[str, Any]:
-    return {}
+    return {"indices": np.flatnonzero(masks.class_of_label != IGNORED).tolist()}
 
 
 OBJECTIVE = PixelObjective(

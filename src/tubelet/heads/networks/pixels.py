@@ -3,6 +3,8 @@
 B clips, T time steps, S cells, D channels, K outputs.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from tubelet.heads.head_network import HeadNetwork
@@ -13,10 +15,19 @@ class TokenLinear(HeadNetwork):
 
     Attributes:
         linear: the layer, which contains the whitening of the tokens.
+        indices: index of each class in masks.
     """
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, indices: Sequence[int] = ()) -> None:
+        """Create a head with random weights.
+
+        Args:
+            width: D.
+            classes: K.
+            indices: index of each class in masks; 0 to K - 1 by default.
+        """
         super().__init__()
+        self.indices = tuple(indices) or tuple(range(classes))
         self.linear = nn.Linear(width, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:

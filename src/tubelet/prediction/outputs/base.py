@@ -40,7 +40,7 @@ class SourceFile:
         size_bytes: size of the version that is read.
         changed_s: its modification time in seconds since 1970.
         duration_s: seconds of a video; 0 for an image.
-        windows: number of its windows; 1 for an image.
+        windows: number of its windows; 1 for an image, or the number of its squares if it is seen whole.
     """
 
     path: str
@@ -52,6 +52,21 @@ class SourceFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrameSquare:
+    """Which part of a frame that is seen whole a window shows.
+
+    Attributes:
+        number: which of the squares of the frame, from 0, in the order of `tubelet.tasks.segmentation.image_windows`.
+        count: number of squares of the frame.
+        shape: (H, W) of the frame in pixels.
+    """
+
+    number: int
+    count: int
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileWindow:
     """A window of a file.
 
@@ -60,12 +75,14 @@ class FileWindow:
         number: which of its windows, from 0.
         window: its time steps; None for an image.
         stretched: whether it is a video shorter than a clip, at a higher rate.
+        square: the part of the frame; None for the central square.
     """
 
     file: SourceFile
     number: int
     window: Window | None
     stretched: bool = False
+    square: FrameSquare | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,88 @@
+"""Masks of the classes of pixels.
+
+H x W pixels of an image, V squares of an image, N tokens of a square, D channels, K classes.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from tubelet.config import PredictConfig
+from tubelet.heads.head_file import Head
+from tubelet.heads.networks.pixels import TokenLinear
+from tubelet.prediction.label_colors import label_colors, rgb
+from tubelet.prediction.layout import WindowLayout
+from tubelet.prediction.outputs.base import FileScores
+from tubelet.prediction.pixel_output import PixelOutput
+from tubelet.prediction.tables import Kind, TableWriter
+from tubelet.tasks import segmentation
+
+TASKS = ("segmentation",)
+LEGEND = "legend"
+_BACKGROUND = "background"  # which is not painted
+_OPACITY = 0.5
+_SHOWN = 0.005  # fraction of pixels from which a class is named below a picture
+
+
+class MaskOutput(PixelOutput):
+    """Masks as palette PNGs whose values are the indices of the legend, which is written as `legend.csv`."""
+
+    kind = "mask"
+
+    def __init__(self, head: Head, folder: Path, config: PredictConfig, layout: WindowLayout) -> None:
+        """See `HeadOutput`."""
+        super().__init__(head, folder, config, layout)
+        assert isinstance(head.network, TokenLinear)
+        self.linear = head.network.linear
+        self.indices = np.array(head.network.indices, np.uint8)
+        self.colors = np.array([rgb(color) for color in label_colors(len(self.indices))], np.uint8)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The classes, of which the table has the fractions of pixels."""
+        return self.head.spec.classes
+
+    def predict(self, tokens: Tensor, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """(H, W) numbers of classes."""
+        return segmentation.predict(tokens, self.linear, self.layout.clips.image_size, shape)
+
+    def encode(self, found: NDArray[Any]) -> Image.Image:
+        """Indices of the legend, with a color for each class."""
+        palette = np.zeros((256, 3), np.uint8)
+        palette[self.indices] = self.colors
+        image = Image.fromarray(self.indices[found])
+        image.putpalette(palette.ravel().tolist())
+        return image
+
+    def paint(self, found: NDArray[Any], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The colors of the classes over the image; a class called background is not painted."""
+        mixed = (1 - _OPACITY) * image + _OPACITY * self.colors[found]
+        plain = [number for number, name in enumerate(self.names) if name.casefold() == _BACKGROUND]
+        return np.where(np.isin(found, plain)[..., None], image, mixed.round()).astype(np.uint8)
+
+    def summarize(self, found: NDArray[Any]) -> NDArray[np.float32]:
+        """(K,) fractions of pixels."""
+        counts = np.bincount(found.ravel(), minlength=len(self.names))
+        return (counts / found.size).astype(np.float32)
+
+    def caption(self, summary: NDArray[np.float32]) -> str:
+        """The classes that occur, the largest first."""
+        order = np.argsort(-summary, kind="stable")
+        return ", ".join(f"{self.names[k]} {100 * summary[k]:.0f} %" for k in order if summary[k] >= _SHOWN)
+
+    def write(self, files: Iterable[FileScores]) -> None:
+        """Write the tables and the legend."""
+        columns: list[tuple[str, Kind]] = [("index", "count"), ("name", "text")]
+        ascii_only = all(map(str.isascii, self.names))
+        with TableWriter(self.folder, LEGEND, columns, ascii_only, parquet=False) as table:
+            for index, name in zip(self.indices.tolist(), self.names, strict=True):
+                table.add((index, name))
+        super().write(files)
+
+
+OUTPUT = MaskOutput

@@ -1,0 +1,180 @@
+"""What outputs of masks and depth maps have in common: files of maps, painted pictures, and the table of them.
+
+H x W pixels of an image, S side of a square in pixels, V squares of an image, N tokens of a square, D channels, K
+classes, or 1 for depth.
+"""
+
+import hashlib
+import re
+import shutil
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from tubelet.config import PredictConfig
+from tubelet.heads.head_file import Head
+from tubelet.io.files import atomic_write
+from tubelet.prediction.label_output import PREDICTIONS, SUMMARY
+from tubelet.prediction.layout import WindowLayout
+from tubelet.prediction.media_predictions import MediaPredictions, Overlay
+from tubelet.prediction.outputs.base import FileScores, FileWindow, HeadOutput, ScoreRows
+from tubelet.prediction.tables import Kind, TableWriter
+from tubelet.tasks import segmentation
+
+PICTURES = "pictures"
+_JPEG_QUALITY = 88
+
+
+class PixelOutput(HeadOutput):
+    """Maps of pixels as files, and a table of them.
+
+    `predictions.csv` has the columns path, time_s, the map's file, the painted picture, and what is known about the
+    map. A file's maps are in a folder that its name and a hash of its path name; a map of a video is named by its time.
+
+    Attributes:
+        kind: name of the folder of maps, and of the column.
+        constants: name -> value of columns that are the same for all maps.
+    """
+
+    kind: str
+    constants: Mapping[str, float] = MappingProxyType({})
+
+    def __init__(self, head: Head, folder: Path, config: PredictConfig, layout: WindowLayout) -> None:
+        """See `HeadOutput`."""
+        super().__init__(head, folder, config, layout)
+        self.pending: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    @abstractmethod
+    def predict(self, tokens: Tensor, shape: tuple[int, int]) -> NDArray[Any]:
+        """Tokens (V, N, D) of an image of (H, W) pixels to its map (H, W)."""
+
+    @abstractmethod
+    def encode(self, found: NDArray[Any]) -> Image.Image:
+        """A map as the image that is saved as PNG."""
+
+    @abstractmethod
+    def paint(self, found: NDArray[Any], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A map (H', W') for an image (H', W', 3), painted."""
+
+    @abstractmethod
+    def summarize(self, found: NDArray[Any]) -> NDArray[np.float32]:
+        """(K,) what the table has about a map (H, W)."""
+
+    @abstractmethod
+    def caption(self, summary: NDArray[np.float32]) -> str:
+        """What a page shows below a painted map."""
+
+    @property
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """Names of the K columns of `summarize`."""
+
+    def score(self, tokens: Tensor, windows: Sequence[FileWindow], pixels: Tensor) -> Iterator[ScoreRows]:
+        """Write the maps of the frames whose last square is in a batch.
+
+        Raises:
+            FileError: if a file cannot be written.
+        """
+        for own_tokens, own_pixels, item in zip(tokens, pixels, windows, strict=True):
+            square = item.square
+            assert square is not None  # the layout of these tasks sees frames whole
+            if item.number == 0:
+                self.discard(item.file.path)  # what is left of a call that was interrupted
+            squares = self.pending.setdefault(item.file.path, [])
+            squares.append((own_tokens[0], own_pixels[:, 0]))
+            if square.number < square.count - 1:
+                continue
+            del self.pending[item.file.path]
+            time_s = 0.0 if item.window is None else round(float(item.window.times[0]), 6)
+            found = self.predict(torch.stack([each for each, _ in squares]), square.shape)
+            self._write_files(item, time_s, found, torch.stack([each for _, each in squares]))
+            yield ScoreRows(
+                path=item.file.path,
+                first=item.number // square.count,
+                start_s=np.array([time_s]),
+                end_s=np.array([time_s]),
+                scores=self.summarize(found)[None],
+                distance=np.array([np.nan], np.float32),
+            )
+
+    def _write_files(self, item: FileWindow, time_s: float, found: NDArray[Any], squares: Tensor) -> None:
+        video = item.window is not None
+        with atomic_write(self.folder / self.map_file(item.file.path, time_s, video)) as partial:
+            self.encode(found).save(partial, format="PNG")
+        size = self.layout.clips.image_size
+        shape = (found.shape[0], found.shape[1])
+        seen = segmentation.merge_windows(squares.float(), size, shape)
+        image = seen.round().to(torch.uint8).permute(1, 2, 0).numpy()
+        small = found[segmentation.nearest_pixels(shape, (image.shape[0], image.shape[1]))]
+        with atomic_write(self.folder / self.picture_file(item.file.path, time_s, video)) as partial:
+            Image.fromarray(self.paint(small, image)).save(partial, format="JPEG", quality=_JPEG_QUALITY)
+
+    def map_file(self, path: str, time_s: float, video: bool) -> PurePosixPath:
+        """The file of a map, relative to the folder of the tables."""
+        return _file(self.kind, path, time_s, video, ".png")
+
+    def picture_file(self, path: str, time_s: float, video: bool) -> PurePosixPath:
+        """The file of a painted map, relative to the folder of the tables."""
+        return _file(PICTURES, path, time_s, video, ".jpg")
+
+    def discard(self, path: str) -> None:
+        """Remove the maps of a file."""
+        self.pending.pop(path, None)
+        for kind in (self.kind, PICTURES):
+            shutil.rmtree(self.folder / _file_folder(kind, path), ignore_errors=True)
+
+    def write(self, files: Iterable[FileScores]) -> None:
+        """Write `predictions.csv`, `predictions.parquet` and `summary.csv`, the means over the maps of each file."""
+        fixed: list[tuple[str, Kind]] = [("path", "text"), ("time_s", "seconds"), (self.kind, "text")]
+        numbers: list[tuple[str, Kind]] = [(name, "number") for name in (*self.constants, *self.names)]
+        ascii_only = self.ascii_paths and all(map(str.isascii, self.names))
+        short: list[tuple[str, Kind]] = [("path", "text"), ("maps", "count"), *numbers]
+        constants = tuple(self.constants.values())
+        with (
+            TableWriter(self.folder, PREDICTIONS, [*fixed, ("picture", "text"), *numbers], ascii_only) as table,
+            TableWriter(self.folder, SUMMARY, short, ascii_only, parquet=False) as summary,
+        ):
+            for item in files:
+                path, video = item.file.path, item.file.duration_s > 0
+                total, count = np.zeros(len(self.names)), 0
+                for rows in item.rows:
+                    for time_s, values in zip(rows.start_s.tolist(), rows.scores, strict=True):
+                        files_of = (self.map_file(path, time_s, video), self.picture_file(path, time_s, video))
+                        table.add((path, time_s, *map(str, files_of), *constants, *values.tolist()))
+                        total, count = total + values, count + 1
+                if count:
+                    summary.add((path, count, *constants, *(total / count).tolist()))
+        self.counts = {"maps": table.rows, **self.counts}
+
+    def media_predictions(self, item: FileScores) -> MediaPredictions:
+        """The painted maps of a file."""
+        path, duration_s = item.file.path, item.file.duration_s
+        overlays = [
+            Overlay(
+                time_s=time_s,
+                picture=self.folder / self.picture_file(path, time_s, duration_s > 0),
+                caption=self.caption(values),
+            )
+            for rows in item.rows
+            for time_s, values in zip(rows.start_s.tolist(), rows.scores, strict=True)
+        ]
+        return MediaPredictions(path=path, duration_s=duration_s, overlays=overlays)
+
+
+def _file(kind: str, path: str, time_s: float, video: bool, suffix: str) -> PurePosixPath:
+    name = f"{time_s:010.3f}" if video else "image"
+    return _file_folder(kind, path) / f"{name}{suffix}"
+
+
+def _file_folder(kind: str, path: str) -> PurePosixPath:
+    """The folder of a media file's maps, relative to that of the tables."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePosixPath(path).stem)[:60]
+    return PurePosixPath(kind) / f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
