@@ -330,7 +330,7 @@ def _score_batch(run: _Pass, table: ScoreTable, batch: WindowBatch, made: set[st
         broken |= {each.path for each in rows if not np.isfinite(each.scores).all()}
         for each in rows:
             table.add_scores(files[each.path], number, each)
-    made |= files.keys()
+    made.update(files)
     for item in batch.windows:
         if item.number == item.file.windows - 1 and item.file.path not in broken:
             table.end_file(item.file, len(run.outputs))
