@@ -116,7 +116,7 @@ def test_long_names_and_many_labels_are_drawn_in_few_lanes(tmp_path):
     assert frames_of(tmp_path / "out.mp4")[0].shape[0] < 480 + 480
 
 
-def test_a_long_video_is_shown_in_a_window_that_moves_along(tmp_path):
+def test_the_timeline_of_a_long_video_is_that_of_the_minute_of_now(tmp_path):
     times = [float(second) for second in range(0, 300, 10)]
     video = write_video(tmp_path / "a.mp4", frames=len(times), times=times)
     draw_video(video, predictions(span(0, 30, "x", 1.0), duration=300), tmp_path / "out.mp4", classes=("x",))

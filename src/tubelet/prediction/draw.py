@@ -21,7 +21,7 @@ from tubelet.prediction.media_predictions import MediaPredictions, ValueCurve, l
 from tubelet.prediction.video_writer import even, write_frames
 
 MIN_LINES, MIN_COLUMNS = 480, 480
-WHOLE_S, WINDOW_S = 120.0, 60.0  # a longer video is shown in a window that moves along
+WHOLE_S, WINDOW_S = 120.0, 60.0  # of a longer video, the minute of now is shown
 MAX_LANES, MAX_CURVES = 12, 6
 _BACKGROUND, _LANE, _TEXT, _FAINT, _CURSOR = (
     (22, 24, 28),
@@ -148,7 +148,7 @@ class _Panel:
     def _shown_range(self, now_s: float) -> tuple[float, float]:
         if self.duration_s <= WHOLE_S:
             return 0.0, self.duration_s
-        begin = float(np.clip(now_s - WINDOW_S / 2, 0, self.duration_s - WINDOW_S))
+        begin = min(now_s // WINDOW_S * WINDOW_S, self.duration_s - WINDOW_S)
         return begin, begin + WINDOW_S
 
     def _x(self, second: float, begin: float, end: float) -> float:
