@@ -73,7 +73,7 @@ class ClipFit:
         features: features of all readable rows.
         targets: (n, K) of all readable rows.
         units: (n,) rows of one unit belong together.
-        held_out: (h,) indices of the held-out rows.
+        splits: for each split, indices of the training rows and of the held-out rows.
         logits: (h, K) logits or values of held-out rows, by heads that did not see them.
         chosen_logits: (c, K) those of the rows that the choice was made on, by heads that did not see them.
         chosen_targets: (c, K) their targets.
@@ -87,11 +87,16 @@ class ClipFit:
     features: ClipFeatures
     targets: Tensor
     units: NDArray[np.int64]
-    held_out: NDArray[np.int64]
+    splits: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
     logits: Tensor
     chosen_logits: Tensor
     chosen_targets: Tensor
     sweep: list[dict[str, object]]
+
+    @property
+    def held_out(self) -> NDArray[np.int64]:
+        """(h,) indices of the held-out rows, split after split."""
+        return np.concatenate([held_out for _, held_out in self.splits])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +188,7 @@ def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[
         features=data.features,
         targets=data.targets,
         units=data.units,
-        held_out=np.concatenate([held_out for _, held_out in splits]),
+        splits=splits,
         logits=torch.cat([logits for _, logits, _ in outer]),
         chosen_logits=torch.cat([logits[best] for logits in logits_of]),
         chosen_targets=torch.cat([data.targets[choosing] for _, choosing in inner]),

@@ -21,7 +21,7 @@ from tubelet.fitting.label_task import FitContext
 from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin
 from tubelet.fitting.training import Candidate, candidates
 from tubelet.heads.head_file import Head, HeadSpec, ModelMetrics
-from tubelet.heads.novelty import NoveltyModel, novelty_quantiles
+from tubelet.heads.novelty import fit_novelty
 from tubelet.pretrained.load import random_init_like
 from tubelet.tasks.common.cache import FeatureCache
 
@@ -117,7 +117,7 @@ def _baseline_logits(
     """Name and held-out logits (h, K) of each baseline, trained on the same rows as the head."""
     features, K = fit.features, fit.targets.shape[1]
     constant = "majority class" if objective.link != "identity" else "mean value"
-    shares = fit.targets.mean(0)
+    shares = fit.targets[np.concatenate([train for train, _ in fit.splits])].mean(0)
     logits = {"log": shares.clamp(min=1e-6).log(), "logit": shares.logit(1e-6), "identity": shares}[objective.link]
     found = [(constant, logits.expand(len(fit.held_out), K))]
     linear = candidates(("linear",), context.config, len(fit.targets))[0]
@@ -169,11 +169,8 @@ def _spec(
 
 def _head(spec: HeadSpec, fit: ClipFit, encoder_weights: Mapping[str, Tensor]) -> Head:
     """The head, which also knows how far held-out clips are from those that it was trained on."""
-    pooled = fit.features.pooled
-    held_out = torch.from_numpy(np.isin(np.arange(len(pooled)), fit.held_out))
-    trained = pooled if bool(held_out.all()) else pooled[~held_out]
-    novelty = NoveltyModel.fit(trained)
-    spec = replace(spec, novelty_quantiles=novelty_quantiles(novelty(pooled[held_out])))
+    novelty, quantiles = fit_novelty(fit.features.pooled, fit.splits)
+    spec = replace(spec, novelty_quantiles=quantiles)
     head = Head(spec, fit.network.cpu(), novelty, encoder_weights)
     head.target_mean.copy_(fit.scale[0])
     head.target_scale.copy_(fit.scale[1])

@@ -25,8 +25,6 @@ from tubelet.labels.splits import row_units, split_rows
 
 SEQUENCE_STEPS = 128
 """Time steps of a training sequence."""
-SEQUENCES = 8
-"""Training sequences of a step."""
 _ROUNDING_S, _TOUCHING_S = 1e-6, 1e-3
 
 
@@ -165,6 +163,11 @@ def class_weights(videos: Sequence[LabeledVideo], exclusive: bool) -> Tensor:
         weights = share.rsqrt()
         return weights / (weights * share).sum()
     return ((1 - share) / share).sqrt().clamp(0.5, 20)
+
+
+def sequence_count(videos: Sequence[LabeledVideo]) -> int:
+    """Number of training sequences that are as long as the videos together."""
+    return -(-sum(len(video.targets) for video in videos) // SEQUENCE_STEPS)
 
 
 def sequence_batches(

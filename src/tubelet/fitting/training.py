@@ -34,14 +34,16 @@ class Recipe:
     Attributes:
         learning_rates: peak learning rates of AdamW that are tried.
         weight_decays: weight decays that are tried.
-        steps: number of steps.
+        epochs: passes over the training clips.
+        least_steps: fewest steps, for few clips.
         batch_size: clips of a step.
         options: keyword arguments of the network.
     """
 
     learning_rates: tuple[float, ...]
     weight_decays: tuple[float, ...]
-    steps: int
+    epochs: int
+    least_steps: int
     batch_size: int
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -71,10 +73,12 @@ class Candidate:
 
 
 RECIPES = {
-    "linear": Recipe(learning_rates=(1e-2, 1e-3), weight_decays=(0.01, 0.1, 1.0), steps=400, batch_size=128),
-    "mlp": Recipe(learning_rates=(1e-3,), weight_decays=(0.01, 0.1), steps=400, batch_size=128),
-    "attentive": Recipe(learning_rates=(1e-3, 3e-4), weight_decays=(0.1,), steps=200, batch_size=32),
-    "temporal": Recipe(learning_rates=(2e-3, 5e-4), weight_decays=(0.05,), steps=300, batch_size=8),
+    "linear": Recipe(
+        learning_rates=(1e-2, 1e-3), weight_decays=(0.01, 0.1, 1.0), epochs=20, least_steps=400, batch_size=128
+    ),
+    "mlp": Recipe(learning_rates=(1e-3,), weight_decays=(0.01, 0.1), epochs=20, least_steps=400, batch_size=128),
+    "attentive": Recipe(learning_rates=(1e-3, 3e-4), weight_decays=(0.1,), epochs=10, least_steps=150, batch_size=32),
+    "temporal": Recipe(learning_rates=(3e-3, 1e-3), weight_decays=(0.05,), epochs=30, least_steps=150, batch_size=8),
 }
 
 
@@ -84,7 +88,7 @@ def candidates(networks: Sequence[str], config: FitConfig, samples: int) -> list
     Args:
         networks: names of networks.
         config: the user's settings, which win over the recipes.
-        samples: number of training clips.
+        samples: number of training clips, or of sequences of time steps.
     """
     found = []
     for name in networks:
@@ -95,7 +99,8 @@ def candidates(networks: Sequence[str], config: FitConfig, samples: int) -> list
                 found.append(Candidate(network=name, options={}, hparams=None))
             continue
         batch_size = min(config.batch_size or recipe.batch_size, samples)
-        steps = recipe.steps if config.epochs is None else config.epochs * -(-samples // batch_size)
+        per_epoch = -(-samples // batch_size)
+        steps = per_epoch * config.epochs if config.epochs else max(recipe.least_steps, per_epoch * recipe.epochs)
         for rate in config.learning_rates or recipe.learning_rates:
             found += [
                 Candidate(

@@ -18,6 +18,7 @@ from tubelet.fitting.timeline_fit import (
     TimelineData,
     inner_split,
     load_timelines,
+    sequence_count,
     timeline_logits,
     train_timelines,
 )
@@ -103,7 +104,7 @@ def _choose(
         The candidate; the score of each; and the candidate's scores (T, K) of those videos, with their indices.
     """
     config = context.config
-    tried = candidates(config.networks or LABEL_TASK.networks, config, len(data.videos))
+    tried = candidates(config.networks or LABEL_TASK.networks, config, sequence_count(data.videos))
     scores = np.zeros((len(data.splits), len(tried)))
     seen: list[list[tuple[int, Tensor]]] = [[] for _ in tried]
     for i, (train, _) in enumerate(data.splits):
@@ -140,6 +141,7 @@ def _measure(
     name: str,
     train_fraction: float = 1.0,
     chosen: Sequence[tuple[int, Tensor]] = (),
+    rules: tuple[SpanRule, ...] = (),
 ) -> _Measured:
     """Train one candidate in each split, fit the rules of its spans, and measure it on the held-out videos.
 
@@ -150,18 +152,19 @@ def _measure(
         name: name of the head or baseline in the metrics.
         train_fraction: fraction of the training videos that are used.
         chosen: indices and scores of videos that the rules are fitted to, where they are known already.
+        rules: rules, where they are known already.
     """
     rule_videos, held_out, networks = list(chosen), [], []
     for train, test in data.splits:
         used = _subset(data, train, train_fraction)
-        if not chosen:
+        if not chosen and not rules:
             fitting, choosing = inner_split(context, data, used)
             (network,) = _train(context, data, candidate, fitting)
             rule_videos += [(i, _scores(data, timeline_logits(network, data.videos[i].steps))) for i in choosing]
         (network,) = _train(context, data, candidate, used)
         held_out += [(i, _scores(data, timeline_logits(network, data.videos[i].steps))) for i in test]
         networks.append(network)
-    rules = _fit_rules(data, rule_videos)
+    rules = rules or _fit_rules(data, rule_videos)
     metrics = _metrics(data, [(i, _decode(data, i, scores, rules)) for i, scores in held_out], name)
     return _Measured(scores=[scores for _, scores in held_out], rules=rules, metrics=metrics, networks=networks)
 
@@ -256,9 +259,8 @@ def _curve(context: FitContext, data: TimelineData, best: Candidate, own: _Measu
     """The first metric with fewer labeled videos."""
     points = []
     for fraction in (0.25, 0.5):
-        subsets = [_subset(data, train, fraction) for train, _ in data.splits]
-        if min(len({data.videos[i].unit for i in videos}) for videos in subsets) >= 2:
-            metrics = _measure(context, data, best, OWN, fraction).metrics.metrics
+        if fraction * min(len(train) for train, _ in data.splits) >= 1:
+            metrics = _measure(context, data, best, OWN, fraction, rules=own.rules).metrics.metrics
             points.append(LearningCurvePoint(labels=_labels(data, fraction), metric=metrics[0]))
     return [*points, LearningCurvePoint(labels=_labels(data, 1.0), metric=own.metrics.metrics[0])]
 
