@@ -20,6 +20,7 @@ processes.set_forkserver_preload(
         "torch.distributed.fsdp",
         "torch._dynamo",
         "tubelet.checkpoint.dcp",
+        "tubelet.prediction.pipeline",
     ]
 )
 

@@ -189,7 +189,10 @@ def predict_collection(
         logger.info(escape_filename(message))
     bad: dict[str, BadFile] = {}
     with directory_lock(out):
-        tables = [ScoreTable(out / SCORES / f"pass-{number}", _settings(each)) for number, each in enumerate(passes)]
+        ids = {"" if len(heads) == 1 else name: _head_id(head) for name, head in heads.items()}
+        tables = [
+            ScoreTable(out / SCORES / f"pass-{number}", _settings(each, ids)) for number, each in enumerate(passes)
+        ]
         try:
             with translate_worker_crash("run the same command again to continue"):
                 results = [
@@ -253,11 +256,9 @@ def _plan_passes(model: Backbone, heads: Mapping[str, Head], out: Path, config: 
     return list(found.values())
 
 
-def _settings(each: _Pass) -> dict[str, Any]:
-    """What scores depend on, to be compared with those in the table."""
-    layout = asdict(each.layout)
-    clips = {name: value for name, value in layout["clips"].items() if name not in ("levels", "cells")}
-    heads = [_head_id(output.head) for output in each.outputs.values()]
+def _settings(each: _Pass, heads: Mapping[str, str]) -> dict[str, Any]:
+    """What scores depend on, to be compared with those in the table; `heads` are the hashes of all, by name."""
+    clips = {name: getattr(each.layout.clips, name) for name in ("image_size", "frames", "fps", "stride_s")}
     return {"weights": each.model.weights_id, **clips, "heads": heads}
 
 

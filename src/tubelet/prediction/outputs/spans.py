@@ -117,15 +117,18 @@ class SpanOutput(LabelOutput):
         if self.limit is None:
             return rows.scores
         novel = self.is_novel(rows.distance)[:, None]
-        none = np.where(novel, self.nearer_fraction(rows.distance)[:, None], 0.0)
+        none = np.where(novel, (1 + self.nearer_fraction(rows.distance)[:, None]) / 2, 0.0)  # at least its threshold
         scores: Floats = np.concatenate((np.where(novel, 0.0, rows.scores), none), axis=1).astype(np.float32)
         return scores
 
     def _labels(self, path: str, spans: Sequence[tuple[int, float, float, float]]) -> Iterator[Prediction]:
         names = (*self.head.spec.classes, NONE_OF_THESE)
         for class_index, start_s, end_s, score in spans:
-            if names[class_index] != NO_LABEL:
-                yield Prediction(path=path, start_s=start_s, end_s=end_s, label=names[class_index], score=score)
+            label = names[class_index]
+            if class_index == len(self.head.spec.classes):
+                score = 2 * score - 1  # the mean fraction, see `_decoded_scores`
+            if label != NO_LABEL:
+                yield Prediction(path=path, start_s=start_s, end_s=end_s, label=label, score=score)
 
     @property
     def classes(self) -> tuple[str, ...]:
