@@ -33,20 +33,21 @@ class Result:
 
 def run_tubelet(*words: object, cwd: Path | None = None) -> Result:
     """`tubelet WORDS`, with `cwd` for its working directory. An exception that would be a traceback is raised."""
-    return _run(["tubelet", *map(str, words)], cwd, main)
+    return run_call(["tubelet", *map(str, words)], main, cwd)
 
 
 def run_module(name: str, *words: object, cwd: Path | None = None) -> Result:
     """`python -m NAME WORDS`."""
-    return _run([name, *map(str, words)], cwd, lambda: runpy.run_module(name, run_name="__main__", alter_sys=True))
+    return run_call([name, *map(str, words)], lambda: runpy.run_module(name, run_name="__main__", alter_sys=True), cwd)
 
 
 def run_code(code: str, cwd: Path | None = None) -> Result:
     """`python -c CODE`."""
-    return _run(["-c"], cwd, lambda: exec(compile(code, "<code>", "exec"), {"__name__": "__main__"}))
+    return run_call(["-c"], lambda: exec(compile(code, "<code>", "exec"), {"__name__": "__main__"}), cwd)
 
 
-def _run(argv: list[str], cwd: Path | None, call: Callable[[], object]) -> Result:
+def run_call(argv: list[str], call: Callable[[], object], cwd: Path | None = None) -> Result:
+    """What `call` does, as a command with the command line `argv`."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with preserved_state(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         sys.argv = argv

@@ -18,6 +18,7 @@ processes.set_forkserver_preload(
         "tubelet.train.trainer",
         "torch.utils.tensorboard",
         "torch.distributed.fsdp",
+        "torch.distributed.run",
         "torch._dynamo",
         "tubelet.checkpoint.dcp",
         "tubelet.prediction.pipeline",

@@ -10,13 +10,12 @@ import json
 import os
 import random
 import socket
-import subprocess
-import sys
 import time
 
 import psutil
 import pytest
 
+from tests.helpers.launcher import start_torchrun
 from tests.helpers.media import write_image, write_video
 from tests.helpers.training import rows, train_together
 from tubelet.checkpoint.run import list_checkpoints, read_checkpoint
@@ -48,20 +47,13 @@ class RunEndedError(Exception):
 
 
 def start(media, out, steps):
-    """A run of several processes, started as a person would."""
+    """A run of several processes, started by torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    launcher = ["torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
-    launcher += ["--nproc-per-node", str(PROCESSES), "--max-restarts", "1000"]
-    training = ["tubelet", "train", str(media), "--out", str(out), "--steps", str(steps), *OPTIONS.split()]
-    with out.with_suffix(".log").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", *launcher, "-m", *training],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(out.parent)},
-        )
+    launcher = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--nproc-per-node", PROCESSES]
+    training = ["tubelet", "train", media, "--out", out, "--steps", steps, *OPTIONS.split()]
+    return start_torchrun([*launcher, "--max-restarts", 1000, "-m", *training], out.with_suffix(".log"))
 
 
 def kill_twice(launcher, out, dice):
@@ -88,9 +80,9 @@ def kill(dice, processes):
 def wait_for(launcher, condition):
     deadline = time.monotonic() + 300
     while not condition():
-        if launcher.poll() == 0:
+        if launcher.exitcode == 0:
             raise RunEndedError
-        assert launcher.poll() is None and time.monotonic() < deadline
+        assert launcher.exitcode is None and time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -99,9 +91,9 @@ def kill_now_and_then(launcher, seconds, dice):
     killed, until = 0, time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(dice.uniform(0.5, 12))
-        if launcher.poll() == 0:
+        if launcher.exitcode == 0:
             raise RunEndedError
-        assert launcher.poll() is None
+        assert launcher.exitcode is None
         if len(processes := psutil.Process(launcher.pid).children()) == PROCESSES:
             kill(dice, processes)
             killed += 1
@@ -111,10 +103,10 @@ def kill_now_and_then(launcher, seconds, dice):
 def finish(launcher, out, steps):
     """Wait for the end of a run that nobody disturbs any more."""
     try:
-        code = launcher.wait(300 + 2 * steps)
+        launcher.join(300 + 2 * steps)
     finally:
         launcher.terminate()
-    assert code == 0, out.with_suffix(".log").read_text()[-3000:]
+    assert launcher.exitcode == 0, out.with_suffix(".log").read_text()[-3000:]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet.config import DataConfig, TrainConfig, vit_pico
+from tubelet.config import DataConfig, ModelConfig, PredictorConfig, TrainConfig, vit_pico
 from tubelet.grid import Grid
 from tubelet.model.layers import Block
 from tubelet.model.rope import rotary_table
@@ -36,7 +36,10 @@ def test_a_compiled_run_gives_the_losses_of_an_eager_one_and_compiles_nothing_af
             counted.append((record.getMessage(), torch._dynamo.utils.counters["stats"]["unique_graphs"]))
 
     torch._dynamo.reset()
-    config = tiny_config(media, steps=40)
+    model = ModelConfig(
+        width=24, depth=1, heads=2, levels=(0,), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)
+    )
+    config = dataclasses.replace(tiny_config(media, steps=24), model=model)
     caplog.set_level(logging.INFO, "tubelet")
     logging.getLogger("tubelet").addHandler(handler := Counting())
     train(dataclasses.replace(config, compile=True), tmp_path / "compiled")

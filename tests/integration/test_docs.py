@@ -3,13 +3,12 @@
 import re
 import shlex
 import subprocess
-import tempfile
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
-from tests.helpers.commands import run_code, run_module, run_tubelet
+from tests.helpers.commands import run_call, run_code, run_module, run_tubelet
+from tests.helpers.launcher import torchrun
 from tests.helpers.media import write_image, write_video
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +42,7 @@ def run_line(words, workplace):
         case ["python", "-m", module, *rest]:
             return run_module(module, *rest, cwd=workplace)
         case ["torchrun", *rest]:
-            with patch.object(tempfile, "tempdir", str(workplace)):  # it never removes its folder of logs
-                return run_module("torch.distributed.run", *rest, cwd=workplace)
+            return run_call(["torchrun"], lambda: torchrun(rest, workplace), cwd=workplace)
     return None
 
 

@@ -243,7 +243,7 @@ def test_a_worker_that_hangs_ends_the_run_with_the_file_that_it_reads(media, tmp
 
 
 def test_a_process_that_hangs_ends_the_others_with_its_number(media, tmp_path):
-    run, config = tmp_path / "run", tiny_config(media, steps=10**6, guards=GuardConfig(process_timeout_s=8.0))
+    run, config = tmp_path / "run", tiny_config(media, steps=10**6, guards=GuardConfig(process_timeout_s=5.0))
     started = start_together(2, config, run)
     deadline = time.monotonic() + 300
     while len(rows(run)) < 2:
@@ -256,7 +256,7 @@ def test_a_process_that_hangs_ends_the_others_with_its_number(media, tmp_path):
     finally:
         started[1].kill()
     said = (tmp_path / "run.0.err").read_text()
-    assert "error: rank 0 timed out after 8 s (--process-timeout-s) in " in said
+    assert "error: rank 0 timed out after 5 s (--process-timeout-s) in " in said
     assert "missing ranks: 1" in said
 
 

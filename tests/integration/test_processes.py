@@ -204,7 +204,7 @@ def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_a
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    job = {"SLURM_JOB_ID": "1", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "here", "PROCESSES": "2", "PORT": port}
+    job = {"SLURM_JOB_ID": "1", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "here", "PROCESSES": "1", "PORT": port}
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     options = "--out run --model vit-pico --patch-size 8 --image-size 32 --frames 4 --batch-size 8 --precision fp32"
     script = subprocess.Popen(
@@ -219,7 +219,7 @@ def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_a
     try:
         wait_for(lambda: len(rows(run)) >= 2)
         torchrun = psutil.Process(int((tmp_path / "torchrun.pid").read_text()))
-        torchrun.children()[1].send_signal(signal.SIGTERM)
+        torchrun.children()[0].send_signal(signal.SIGTERM)
         wait_for(lambda: list_checkpoints(run))
         first = len(rows(run))
         wait_for(lambda: len(rows(run)) >= first + 2)
