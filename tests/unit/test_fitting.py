@@ -185,6 +185,7 @@ def test_a_timeline_finds_spans_and_their_edges(tmp_path, model, gap):
     assert own[name].value > 90 > pixels[name].value
     edge = next(metric for metric in own.values() if metric.unit == "s")
     assert edge.value <= 0.125, "half a time step of 0.25 s"
+    assert len(head.spec.novelty_quantiles) == 101 and head.novelty is not None
     assert ("no label" in head.spec.classes) == gap and len(head.spec.spans) == len(head.spec.classes)
 
 

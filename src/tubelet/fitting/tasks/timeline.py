@@ -25,13 +25,14 @@ from tubelet.fitting.timeline_fit import (
 from tubelet.fitting.training import Candidate, candidates
 from tubelet.heads.head_file import NO_LABEL, Head, HeadSpec, ModelMetrics, SpanRule
 from tubelet.heads.networks.knn import Link, NearestNeighbors
+from tubelet.heads.novelty import NoveltyModel, fit_novelty
 from tubelet.heads.span_rules import fit_span_rules
 from tubelet.heads.spans import Span, decode_spans
 from tubelet.pretrained.load import random_init_like
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.metrics.timeline import VideoSpans, timeline_metrics
 
-_NEIGHBOR_ROWS = 20_000
+_NEIGHBOR_ROWS = _NOVELTY_ROWS = 20_000
 _WORST = 24
 
 
@@ -65,6 +66,7 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
     network = own.networks[0]
     if len(data.splits) > 1:  # measured by folds: the head itself learns from all videos
         (network,) = train_timelines(context, data, [best], range(len(data.videos)))
+    novelty, quantiles = _novelty(data)
     spec = HeadSpec(
         task=context.task,
         network=best.network,
@@ -75,6 +77,7 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         encoder=context.encoder,
         exclusive=data.exclusive,
         spans=own.rules,
+        novelty_quantiles=quantiles,
         labels_file=context.table.path.name,
         labels_digest=context.table.digest,
         labels_rows=len(context.table.rows),
@@ -92,7 +95,7 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         examples=dict(Counter(data.classes[span.class_index] for video in data.videos for span in video.spans)),
         skipped=data.skipped,
     )
-    return Head(spec, network.cpu()).requires_grad_(False).eval(), result
+    return Head(spec, network.cpu(), novelty).requires_grad_(False).eval(), result
 
 
 def _choose(
@@ -276,6 +279,16 @@ def _subset(data: TimelineData, train: Sequence[int], fraction: float) -> list[i
     units = list(dict.fromkeys(data.videos[i].unit for i in train))
     kept = set(units[: max(1, round(fraction * len(units)))])
     return [i for i in train if data.videos[i].unit in kept]
+
+
+def _novelty(data: TimelineData) -> tuple[NoveltyModel, tuple[float, ...]]:
+    """How far time steps are from those of the training videos; see `fit_novelty`."""
+    pooled = [video.steps.tokens.float().mean(1) for video in data.videos]
+    stride = -(-sum(map(len, pooled)) // _NOVELTY_ROWS)
+    rows = [steps[::stride] for steps in pooled]
+    owner = np.repeat(np.arange(len(rows)), [len(steps) for steps in rows])
+    sides = [tuple(np.flatnonzero(np.isin(owner, side)) for side in split) for split in data.splits]
+    return fit_novelty(torch.cat(rows), [(train, held_out) for train, held_out in sides])
 
 
 def _held_out(data: TimelineData) -> list[int]:
