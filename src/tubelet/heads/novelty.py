@@ -55,15 +55,14 @@ class NoveltyModel(nn.Module):
         rows = pooled.detach().cpu().double()
         n, D = rows.shape
         mean = rows.mean(0)
-        _, singular, directions = torch.linalg.svd(rows - mean, full_matrices=False)
-        power = singular.square() / max(1, n - 1)
+        power, directions = _principal_directions(rows - mean)
         least = _LEAST_POWER * power[0] if power[0] > 0 else torch.ones((), dtype=torch.float64)
         kept = max(1, min(_DIRECTIONS, D, n // _ROWS_PER_DIRECTION, int((power > least).sum())))
         # The discarded variance is spread over all other directions, those that few clips leave without any included.
         others = max(1, D - kept)
         rest = (power[kept:].sum() / others).clamp(min=float(least))
         scale = power[:kept].clamp(min=float(least)).sqrt()
-        return cls(mean.float(), directions[:kept].T.float().contiguous(), scale.float(), rest.sqrt().float())
+        return cls(mean.float(), directions[:, :kept].float().contiguous(), scale.float(), rest.sqrt().float())
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(n, D) pooled features -> (n,) distances, in standard deviations per direction; training clips are near 1."""
@@ -71,6 +70,16 @@ class NoveltyModel(nn.Module):
         along = offset @ self.directions
         across = (offset - along @ self.directions.mT).square().sum(-1) / self.rest.square()
         return (((along / self.scale).square().sum(-1) + across) / len(self.mean)).sqrt()
+
+
+def _principal_directions(centered: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances (r,), the largest first, and directions (D, r) of centered rows (n, D)."""
+    n, D = centered.shape
+    if n > D:  # much faster for many rows
+        power, directions = torch.linalg.eigh(centered.mT @ centered / (n - 1))
+        return power.flip(0).clamp(min=0), directions.flip(1)
+    _, singular, rows = torch.linalg.svd(centered, full_matrices=False)
+    return singular.square() / max(1, n - 1), rows.mT
 
 
 def fit_novelty(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tubelet.errors import DataError
 from tubelet.fitting.clip_task import OWN
 from tubelet.fitting.label_task import FitContext, LabelTask
-from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint
+from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin
 from tubelet.fitting.timeline_fit import (
     LabeledVideo,
     TimelineData,
@@ -23,6 +23,7 @@ from tubelet.fitting.timeline_fit import (
     train_timelines,
 )
 from tubelet.fitting.training import Candidate, candidates
+from tubelet.heads.calibration import reliability_bins
 from tubelet.heads.head_file import NO_LABEL, Head, HeadSpec, ModelMetrics, SpanRule
 from tubelet.heads.networks.knn import Link, NearestNeighbors
 from tubelet.heads.novelty import NoveltyModel, fit_novelty
@@ -30,7 +31,7 @@ from tubelet.heads.span_rules import fit_span_rules
 from tubelet.heads.spans import Span, decode_spans
 from tubelet.pretrained.load import random_init_like
 from tubelet.tasks.common.cache import FeatureCache
-from tubelet.tasks.metrics.timeline import VideoSpans, timeline_metrics
+from tubelet.tasks.metrics.timeline import VideoSpans, span_hits, timeline_metrics
 
 _NEIGHBOR_ROWS = _NOVELTY_ROWS = 20_000
 _WORST = 24
@@ -89,6 +90,7 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         protocol=_protocol(context, data, best, len(sweep)),
         counts=_counts(context, data, len(sweep)),
         confusion=_confusion(data, own) if data.exclusive else None,
+        reliability=_reliability(data, own),
         curve=_curve(context, data, best, own),
         errors=_errors(data, own),
         sweep=sweep,
@@ -302,6 +304,18 @@ def _confusion(data: TimelineData, own: _Measured) -> np.ndarray:
     for i, scores in zip(_held_out(data), own.scores, strict=True):
         np.add.at(matrix, (data.videos[i].targets.argmax(-1).numpy(), scores.argmax(-1).numpy()), 1)
     return matrix
+
+
+def _reliability(data: TimelineData, own: _Measured) -> list[ReliabilityBin]:
+    """The score of predicted spans against how often they overlap a true span of their class by at least a half."""
+    scores, hits = [], []
+    for i, steps in zip(_held_out(data), own.scores, strict=True):
+        spans = _decode(data, i, steps, own.rules)
+        video = VideoSpans(truth=data.videos[i].spans, found=spans, duration_s=data.videos[i].steps.duration_s)
+        scores += [span.score for span in spans]
+        hits += span_hits(video, 0.5).tolist()
+    bins = reliability_bins(scores, hits) if scores else []
+    return [ReliabilityBin(score=one.score, accuracy=one.accuracy, count=one.count) for one in bins]
 
 
 def _errors(data: TimelineData, own: _Measured) -> list[HeldOutError]:
