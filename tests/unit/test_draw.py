@@ -1,5 +1,6 @@
 """Predictions drawn into videos, and the ethogram."""
 
+import weakref
 from fractions import Fraction
 
 import av
@@ -8,11 +9,13 @@ import pytest
 from PIL import Image
 
 from tests.helpers.media import read_index, variable_times, write_rotated, write_text, write_variable_rate, write_video
+from tubelet.data.decode import Video
 from tubelet.errors import DecodeError
 from tubelet.prediction.draw import draw_video
 from tubelet.prediction.label_colors import OKABE_ITO, assign_colors, label_colors, rgb
 from tubelet.prediction.media_predictions import MediaPredictions, labels_by_seconds, value_curves
 from tubelet.prediction.records import NONE_OF_THESE, Prediction, ValuePrediction
+from tubelet.prediction.video_writer import write_frames
 from tubelet.view.ethogram import draw_ethogram
 
 
@@ -124,6 +127,44 @@ def test_the_timeline_of_a_long_video_is_that_of_the_minute_of_now(tmp_path):
     color = np.array(rgb(OKABE_ITO[0]))
     near = [(np.abs(panel.astype(int) - color).sum(-1) < 60).sum() for panel in (first, last)]
     assert near[0] > 1000 and near[1] == 0
+
+
+def test_frames_are_written_one_by_one(tmp_path):
+    alive: weakref.WeakSet = weakref.WeakSet()
+    most = 0
+
+    class Image(np.ndarray):
+        """An array that a set can hold."""
+
+        __hash__ = object.__hash__
+
+    def frames():
+        nonlocal most
+        for index in range(60):
+            image = np.full((64, 64, 3), index, np.uint8).view(Image)
+            alive.add(image)
+            most = max(most, len(alive))
+            yield image, index / 10
+            del image
+
+    write_frames(frames(), tmp_path / "a.mp4", Fraction(1, 10), 6.0)
+    assert len(packet_times(tmp_path / "a.mp4")[0]) == 60
+    assert most <= 3
+
+
+def test_frames_whose_times_go_back_are_left_out(tmp_path):
+    image = np.zeros((64, 64, 3), np.uint8)
+    frames = ((image, second) for second in (0.0, 0.5, 0.5, 0.25, 1.0))
+    write_frames(frames, tmp_path / "a.mp4", Fraction(1, 100), 2.0)
+    times, end = packet_times(tmp_path / "a.mp4")
+    assert times == [0, Fraction(1, 2), 1] and end == 2
+
+
+def test_all_frames_in_one_pass_are_those_of_the_video(tmp_path):
+    with Video(write_variable_rate(tmp_path / "a.mp4", frames=20)) as video:
+        found = [(read_index(pixels), second) for pixels, second in video.iter_frames()]
+    assert [index for index, _ in found] == list(range(20))
+    assert np.allclose([second for _, second in found], variable_times(20))
 
 
 def test_a_video_that_cannot_be_read_leaves_nothing(tmp_path):
