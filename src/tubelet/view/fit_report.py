@@ -35,6 +35,7 @@ def write_fit_report(result: FitResult, out: Path) -> None:
         "result": result,
         "spec": spec,
         "sentence": trust_sentence(spec.scores),
+        "unit": "time steps" if spec.task == "timeline" else "rows",
         "bars": score_bars(spec.scores),
         "metrics": _metric_rows(spec.scores),
         "confusion": None if result.confusion is None else confusion_matrix(result.confusion, spec.classes),
@@ -258,16 +259,19 @@ def _sweep(result: FitResult) -> dict[str, Any] | None:
 
 
 def _metric_rows(scores: Sequence[ModelMetrics]) -> dict[str, Any]:
-    """All metrics as a table: a row for each model, of each metric the value and the interval."""
-    names = _metric_names(scores)
-    units = {metric.name: metric for model in scores for metric in model.metrics}
-    rows = []
-    for model in scores:
-        found = [_metric(model, name) for name in names]
-        rows.append((model.model, [None if each is None else str(each).partition(" [")[::2] for each in found]))
-    heads = [
-        (name, f" ({units[name].unit})" if units[name].unit else "", units[name].higher_is_better) for name in names
-    ]
+    """All metrics as a table: a row for each model, of each metric the value, the interval, and whether it is best."""
+    heads, columns = [], []
+    for name in _metric_names(scores):
+        found = [_metric(model, name) for model in scores]
+        known = [each for each in found if each is not None]
+        sign = 1 if known[0].higher_is_better else -1
+        best = max(sign * each.value for each in known)
+        unit = f" ({known[0].unit})" if known[0].unit else ""
+        heads.append((name, unit, known[0].higher_is_better))
+        columns.append(
+            [None if each is None else (*str(each).partition(" [")[::2], sign * each.value == best) for each in found]
+        )
+    rows = [(model.model, [column[number] for column in columns]) for number, model in enumerate(scores)]
     return {"heads": heads, "rows": rows}
 
 
