@@ -79,6 +79,7 @@ RECIPES = {
     "mlp": Recipe(learning_rates=(1e-3,), weight_decays=(0.01, 0.1), epochs=20, least_steps=400, batch_size=128),
     "attentive": Recipe(learning_rates=(1e-3, 3e-4), weight_decays=(0.1,), epochs=10, least_steps=150, batch_size=32),
     "temporal": Recipe(learning_rates=(3e-3, 1e-3), weight_decays=(0.05,), epochs=30, least_steps=150, batch_size=8),
+    "correlation": Recipe(learning_rates=(3e-3, 1e-3), weight_decays=(0.05,), epochs=30, least_steps=150, batch_size=8),
 }
 
 

@@ -12,6 +12,39 @@ from tubelet.heads.head_network import HeadNetwork
 from tubelet.heads.standardization import Standardization
 
 
+class TemporalConvolutions(nn.Module):
+    """Residual dilated convolutions over time, and the logits of each step.
+
+    Attributes:
+        context: time steps on each side of a step that its logits depend on.
+    """
+
+    def __init__(self, hidden: int, classes: int, layers: int, dropout: float) -> None:
+        """Initialize.
+
+        Args:
+            hidden: H.
+            classes: K.
+            layers: convolutions; none sees each step alone.
+            dropout: fraction of hidden channels that are dropped in training.
+        """
+        super().__init__()
+        self.context = sum(2**layer for layer in range(layers))
+        self.dilated = nn.ModuleList(
+            nn.Conv1d(hidden, hidden, 3, padding=2**layer, dilation=2**layer) for layer in range(layers)
+        )
+        self.mix = nn.ModuleList(nn.Conv1d(hidden, hidden, 1) for _ in range(layers))
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, classes)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """(B, T, H) -> (B, T, K)."""
+        x = steps.transpose(1, 2)  # (B, H, T)
+        for dilated, mix in zip(self.dilated, self.mix, strict=True):
+            x = x + self.dropout(mix(F.gelu(dilated(x))))
+        return self.out(x.transpose(1, 2))
+
+
 class TemporalNetwork(HeadNetwork):
     """Tokens of consecutive time steps to the logits of each step.
 
@@ -33,17 +66,13 @@ class TemporalNetwork(HeadNetwork):
             dropout: fraction of hidden channels that are dropped in training.
         """
         super().__init__()
-        self.context = sum(2**layer for layer in range(layers))
         self.standardization = Standardization(width)
         self.project = nn.Linear(width, hidden)
         self.queries = nn.Linear(hidden, queries)
         self.merge = nn.Linear(queries * hidden, hidden)
-        self.dilated = nn.ModuleList(
-            nn.Conv1d(hidden, hidden, 3, padding=2**layer, dilation=2**layer) for layer in range(layers)
-        )
-        self.mix = nn.ModuleList(nn.Conv1d(hidden, hidden, 1) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(hidden, classes)
+        self.temporal = TemporalConvolutions(hidden, classes, layers, dropout)
+        self.context = self.temporal.context
 
     def prepare(self, tokens: Tensor, targets: Tensor) -> None:
         """Fit the standardization."""
@@ -54,10 +83,7 @@ class TemporalNetwork(HeadNetwork):
         hidden = self.project(self.standardization(tokens))  # (B, T, S, H)
         weights = self.queries(hidden).softmax(dim=2)  # (B, T, S, Q)
         steps = torch.einsum("btsq,btsh->btqh", weights, hidden).flatten(2)
-        x = F.gelu(self.merge(self.dropout(steps))).transpose(1, 2)  # (B, H, T)
-        for dilated, mix in zip(self.dilated, self.mix, strict=True):
-            x = x + self.dropout(mix(F.gelu(dilated(x))))
-        return self.out(x.transpose(1, 2))
+        return self.temporal(F.gelu(self.merge(self.dropout(steps))))
 
 
 NETWORK = TemporalNetwork
