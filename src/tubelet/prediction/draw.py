@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class _Panel:
         names = [*self.lanes, *(curve.name for curve in self.curves)]
         self.gap = max(4, layout.line // 4)
         widest = max((layout.font.getlength(escape_unprintable(name)) for name in names), default=0)
-        self.left = round(min(widest, 0.3 * layout.width)) + 3 * self.gap
+        self.left = ceil(min(widest, 0.3 * layout.width)) + 3 * self.gap
         self.right = layout.width - 2 * self.gap
         self.lane_height, self.curve_height = layout.line, 2 * layout.line
         self.top = layout.line + 3 * self.gap if labels else self.gap
@@ -226,14 +227,16 @@ class _Panel:
         margin = 0.08 * self.curve_height
         scale = (self.curve_height - 2 * margin) / ((high - low) or 1.0)
         first = max(0, int(np.searchsorted(curve.starts_s, begin)) - 1)
-        points: list[tuple[float, float]] = []
+        lines: list[list[tuple[float, float]]] = [[]]
         for start, stop, number in zip(curve.starts_s[first:], curve.ends_s[first:], curve.values[first:], strict=True):
             if start >= end:
                 break
-            if stop > begin and np.isfinite(number):
+            if not np.isfinite(number):  # a gap
+                lines.append([])
+            elif stop > begin:
                 height = y + self.curve_height - margin - scale * (float(number) - low)
-                points += [(self._x(start, begin, end), height), (self._x(stop, begin, end), height)]
-        if points:
+                lines[-1] += [(self._x(start, begin, end), height), (self._x(stop, begin, end), height)]
+        for points in filter(None, lines):
             draw.line(points, fill=_CURVE, width=max(2, self.gap // 3), joint="curve")
 
     def _draw_place(self, draw: Any, begin: float, end: float) -> None:
