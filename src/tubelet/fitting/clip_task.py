@@ -23,7 +23,6 @@ from tubelet.fitting.training import Candidate, candidates
 from tubelet.heads.head_file import Head, HeadSpec, ModelMetrics
 from tubelet.heads.novelty import fit_novelty
 from tubelet.pretrained.load import random_init_like
-from tubelet.tasks.common.cache import FeatureCache
 
 OWN = "this head"
 FROZEN = "frozen head"
@@ -131,7 +130,7 @@ def _baseline_logits(
         flat = values.flatten(1)[:, None, None]  # (M, 1, 1, T·P)
         found.append((name, held_out_logits(context, objective, candidate, _with_tokens(features, flat))[0]))
     twin = random_init_like(context.model, context.config.seed)
-    random = replace(context, model=twin, cache=FeatureCache(context.cache.folder.parent, twin))
+    random = context.with_model(twin)
     found.append(("random weights", held_out_logits(random, objective, fit.candidate)[0]))
     return found
 

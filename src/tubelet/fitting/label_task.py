@@ -3,8 +3,9 @@
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,12 @@ class FitContext:
         return EncoderId(
             source=self.source, model_id=model.model_id, weights_id=model.weights_id, config_hash=model.config_hash
         )
+
+    def with_model(self, model: Backbone) -> Self:
+        """The same fit with another encoder and a cache of that one's features."""
+        if model is self.model:
+            return self
+        return replace(self, model=model, cache=FeatureCache(self.cache.folder.parent, model))
 
     @property
     def extract(self) -> Extract:

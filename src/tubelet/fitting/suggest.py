@@ -80,7 +80,7 @@ def suggest_clips(context: FitContext, head: Head, unlabeled: UnlabeledClips) ->
     Raises:
         TubeletError: if files cannot be read.
     """
-    context = replace(context, model=head.adapt(context.model))
+    context = context.with_model(head.adapt(context.model))
     table = replace(context.table, rows=unlabeled.rows, durations_s=unlabeled.durations_s)
     features = extract_rows(context.extract, unlabeled.rows, table, context.head_input)
     rows, answers, pooled = features.rows, _answers(head, features), features.pooled.double().numpy()

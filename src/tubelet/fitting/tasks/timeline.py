@@ -30,7 +30,6 @@ from tubelet.heads.novelty import NoveltyModel, fit_novelty
 from tubelet.heads.span_rules import fit_span_rules
 from tubelet.heads.spans import Span, decode_spans
 from tubelet.pretrained.load import random_init_like
-from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.metrics.timeline import VideoSpans, span_hits, timeline_metrics
 
 _NEIGHBOR_ROWS = _NOVELTY_ROWS = 20_000
@@ -228,7 +227,7 @@ def _metrics(data: TimelineData, found: Sequence[tuple[int, list[Span]]], name: 
 def _baselines(context: FitContext, data: TimelineData, best: Candidate) -> list[_Measured]:
     """Majority class, neighbors on pixels, motion energy, and the same head on an encoder of random weights."""
     twin = random_init_like(context.model, context.config.seed)
-    random = replace(context, model=twin, cache=FeatureCache(context.cache.folder.parent, twin))
+    random = context.with_model(twin)
     neighbors = Candidate(network="knn", options={}, hparams=None)
     pixels = _with_tokens(data, [video.steps.pixels[:, None] for video in data.videos])
     motion = _with_tokens(data, [video.steps.motion[:, None] for video in data.videos])

@@ -40,7 +40,12 @@ def model_hash(model: Backbone) -> str:
 
 
 class FeatureCache:
-    """The features of one model in a folder that models share."""
+    """The features of one model in a folder that models share.
+
+    Attributes:
+        weights_id: `weights_id` of the model.
+        folder: the folder of its features.
+    """
 
     def __init__(self, folder: Path, model: Backbone) -> None:
         """Open or create the folder.
@@ -48,6 +53,7 @@ class FeatureCache:
         Raises:
             TubeletError: if it cannot be written.
         """
+        self.weights_id = model.weights_id
         self.folder = folder / model_hash(model)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -140,6 +140,7 @@ def extract(
     Raises:
         TubeletError: if more sources cannot be read, or none can, naming one; or features cannot be written.
     """
+    assert cache.weights_id == model.weights_id, f"a cache of {cache.weights_id} for the features of {model.weights_id}"
     identity = {"dtype": str(model.dtype)} | dict(recipe)
     paths = [cache.path_for(identity | {"part": source.part}, list(source.files)) for source in sources]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
