@@ -64,7 +64,7 @@ def test_the_threshold_of_separable_scores_is_half_way():
 
 def test_reliability_compares_scores_with_frequencies():
     bins = reliability_bins([0.05, 0.92, 0.98, 1.0, 0.55], [0, 1, 0, 1, 1])
-    assert [one.count for one in bins] == [1, 1, 3]
+    assert [one.samples for one in bins] == [1, 1, 3]
     assert bins[2] == pytest.approx((np.mean([0.92, 0.98, 1.0]), 2 / 3, 3))
     expected = (1 * 0.05 + 1 * 0.45 + 3 * abs(2 / 3 - 2.9 / 3)) / 5
     assert expected_calibration_error(bins) == pytest.approx(expected)

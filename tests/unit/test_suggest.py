@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.helpers.commands import run_tubelet
 from tests.unit.test_fitting import CLIP, COLORS, model, write_colors, write_table  # noqa: F401
 from tubelet.config import FitConfig
 from tubelet.errors import DataError, FileError
@@ -105,9 +106,52 @@ def test_suggested_clips_are_those_that_no_label_overlaps(moments, model, tmp_pa
     assert again.suggestions == result.suggestions
 
 
+def test_suggestions_for_timelines_are_whole_videos(moments, model, tmp_path):  # noqa: F811
+    rng = np.random.default_rng(1)
+    (tmp_path / "more").mkdir()
+    for i in range(3):
+        write_colors(tmp_path / "more" / f"{i}.mp4", [("red", 1), ("blue", 1)], rng)
+    _, result = fit(
+        moments, model, tmp_path / "cache", suggest=2, task="timeline", unlabeled=(str(tmp_path / "more"),), epochs=2
+    )
+    assert len({one.path for one in result.suggestions}) == 2
+    assert all(one.start_s == 0 and one.end_s == pytest.approx(2, abs=0.1) for one in result.suggestions)
+
+
 def test_nothing_to_suggest_is_an_error_before_anything_is_trained(moments, model, tmp_path):  # noqa: F811
     rows = [{"path": f"{i}.mp4", "label": list(COLORS)[i % 2], "split": "val" if i > 3 else "train"} for i in range(6)]
     labels = write_table(tmp_path / "whole.csv", rows)
     with pytest.raises(DataError, match=r"nothing in .* is unlabeled; name folders or files that are with --unlabeled"):
         fit(labels, model, tmp_path / "cache", suggest=3)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_the_command_writes_a_table_and_keeps_one_that_was_filled_in(moments, model, tmp_path):  # noqa: F811
+    out = tmp_path / "head.safetensors"
+    encoder = tmp_path / "encoder.safetensors"
+    model.save_pretrained(encoder)
+    options = ("--model", encoder, "--out", out, "--cache", tmp_path / "cache", "--suggest", 3, "--networks", "linear")
+    options += (
+        "--image-size",
+        16,
+        "--frames",
+        4,
+        "--fps",
+        8,
+        "--epochs",
+        2,
+        "--task",
+        "classification",
+        "--workers",
+        0,
+    )
+    done = run_tubelet("fit", moments, *options)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "head.suggestions.csv"
+    lines = path.read_text().splitlines()
+    assert lines[0] == "path,start_s,end_s,label,answer,answer_score" and len(lines) == 4
+    path.write_text(path.read_text().replace(",,red,", ",red,red,").replace(",,green,", ",red,green,"))
+    before = out.read_bytes()
+    done = run_tubelet("fit", moments, *options)
+    assert done.returncode != 0 and "has labels that would be lost" in done.stderr
+    assert out.read_bytes() == before

@@ -10,7 +10,6 @@ import numpy as np
 
 from tubelet.config import FitConfig
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
-from tubelet.errors import MissingFileError
 from tubelet.fitting.label_task import FitContext, LabelTask, Split, get_label_task
 from tubelet.fitting.result import FitResult
 from tubelet.fitting.suggest import find_unlabeled, suggest_clips
@@ -124,12 +123,11 @@ def head_input(task: LabelTask, model: Backbone, source: str, config: FitConfig,
 def trained_clip(source: str) -> tuple[int, int, float]:
     """Side in pixels, frames, and frames per second of the clips that an encoder was trained on, as far as is known."""
     run = Path(source).expanduser()
-    run = next((folder for folder in (run, *run.parents[:2]) if (folder / "checkpoints").is_dir()), run)
-    try:
-        data = read_config(run).data
-    except MissingFileError:
+    found = next((folder for folder in (run, *run.parents[:2]) if (folder / "checkpoints").is_dir()), None)
+    if found is None:
         side = source.rsplit("-", 1)[-1]
         return (int(side) if side.isdigit() else DEFAULT_CLIP[0], *DEFAULT_CLIP[1:])
+    data = read_config(found).data
     return data.image_size, data.frames, data.fps
 
 

@@ -21,12 +21,12 @@ class ScoreBin(NamedTuple):
     Attributes:
         score: mean score.
         accuracy: fraction that is right.
-        count: number of samples.
+        samples: number of samples.
     """
 
     score: float
     accuracy: float
-    count: int
+    samples: int
 
 
 def fit_temperature(logits: ArrayLike, targets: ArrayLike, exclusive: bool) -> float:
@@ -118,5 +118,5 @@ def reliability_bins(scores: ArrayLike, right: ArrayLike, bins: int = BINS) -> l
 
 def expected_calibration_error(bins: list[ScoreBin]) -> float:
     """Mean distance of scores from frequencies, by bin (Guo et al. 2017, equation 3); 0 is perfect."""
-    total = sum(one.count for one in bins)
-    return sum(one.count * abs(one.accuracy - one.score) for one in bins) / total
+    total = sum(one.samples for one in bins)
+    return sum(one.samples * abs(one.accuracy - one.score) for one in bins) / total

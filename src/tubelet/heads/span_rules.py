@@ -234,10 +234,8 @@ class _Fitter:
         found = overlap >= _OVERLAP
         _, first = np.unique(own[found], return_index=True)
         owner, amount = spans.classes[found][first], overlap[found][first]
-        return (
-            np.bincount(owner, minlength=classes).astype(float),
-            np.bincount(owner, weights=amount, minlength=classes),
-        )
+        hits = np.bincount(owner, minlength=classes).astype(float)
+        return hits, np.bincount(owner, weights=amount, minlength=classes).astype(float)
 
     def _runs(self, off: float) -> Runs:
         """The runs of all videos; those of a class in the order of time, or all of exclusive classes."""

@@ -314,7 +314,7 @@ def _reliability(data: TimelineData, own: _Measured) -> list[ReliabilityBin]:
         scores += [span.score for span in spans]
         hits += span_hits(video, 0.5).tolist()
     bins = reliability_bins(scores, hits) if scores else []
-    return [ReliabilityBin(score=one.score, accuracy=one.accuracy, count=one.count) for one in bins]
+    return [ReliabilityBin(score=one.score, accuracy=one.accuracy, count=one.samples) for one in bins]
 
 
 def _errors(data: TimelineData, own: _Measured) -> list[HeldOutError]:
