@@ -1,14 +1,20 @@
 """An encoder as one graph: compiled, exported, and in another runtime."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers.commands import run_tubelet
+from tests.helpers.heads import tiny_encoder, tiny_head
+from tests.helpers.media import indexed_image
 from tubelet.checkpoint import export
 from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import ModelConfig
+from tubelet.data.clips import resize_center_crop
 from tubelet.errors import TubeletError
+from tubelet.heads.head_export import ClipScores, export_head
 from tubelet.io.overwrite_checks import check_output
 from tubelet.model.encoder import Encoder
 from tubelet.pretrained.backbone import Backbone
@@ -53,8 +59,8 @@ def test_an_exported_file_computes_what_eager_does_at_other_shapes(saved, tmp_pa
 
 
 def test_a_file_that_computes_something_else_is_refused(saved, tmp_path, monkeypatch):
-    def wrong(graph, shape, out: Path, images):
-        return lambda pixels: [level + 1e-3 for level in graph(pixels)]
+    def wrong(plan, out: Path):
+        return lambda pixels: [level + 1e-3 for level in plan.graph(pixels)]
 
     monkeypatch.setattr(export, "_to_pt2", wrong)
     (tmp_path / "a.pt2").write_text("of before")
@@ -62,3 +68,42 @@ def test_a_file_that_computes_something_else_is_refused(saved, tmp_path, monkeyp
         export.export(load_unplaced(saved, LoadSpec()), tmp_path / "a.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
     assert (tmp_path / "a.pt2").read_text() == "of before"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "timeline", "regression"])
+def test_an_encoder_with_a_head_is_one_graph_from_frames_to_scores(tmp_path, task):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime, which the file is checked in, is absent")
+    model = tiny_encoder()
+    model.save_pretrained(tmp_path / "model")
+    head = tiny_head(model, task)
+    if task == "regression":
+        head.target_scale, head.target_mean = torch.tensor([1.0, 5.0, 9.0]), torch.tensor([3.0, 0.0, -7.0])
+    head.save(tmp_path / "head.safetensors")
+    done = run_tubelet("convert", tmp_path / "model", tmp_path / "a.onnx", "--head", tmp_path / "head.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert "4 sizes of frames" in done.stdout.replace("\n", " ")
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    frames = torch.stack([torch.from_numpy(indexed_image(index, 96)) for index in range(4)])[:, 8:72]
+    (scores,) = session.run(None, {"frames": frames.numpy()})
+    expected = head(model.dense_features(resize_center_crop(frames, 32).unsqueeze(0)))[0]
+    assert tuple(scores.shape) == tuple(expected.shape) == ((2, 3) if task == "timeline" else (3,))
+    torch.testing.assert_close(torch.from_numpy(scores), expected, atol=2e-2 * float(head.target_scale.max()), rtol=0)
+    stored = json.loads(session.get_modelmeta().custom_metadata_map["head"])
+    assert stored["classes"] == list(head.spec.classes) and stored["input"]["fps"] == 12.0
+
+
+def test_frames_are_resized_in_the_graph_as_by_pytorch():
+    model = tiny_encoder()
+    graph = ClipScores(model, tiny_head(model, "classification"))
+    for height, width in ((32, 32), (39, 54), (64, 97), (20, 48), (240, 135)):
+        frames = torch.stack([torch.from_numpy(indexed_image(i, 256)) for i in range(4)])[:, :height, :width]
+        ours, expected = graph.crop(frames), resize_center_crop(frames, 32).permute(1, 2, 3, 0).float()
+        assert (ours - expected).abs().max() <= 1 and (ours != expected).float().mean() < 0.02
+
+
+def test_a_head_of_another_encoder_is_not_exported(tmp_path):
+    head = tiny_head(tiny_encoder(), "classification")
+    with pytest.raises(TubeletError, match="was trained on the encoder"):
+        export_head(tiny_encoder(seed=1), head, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())

@@ -4,8 +4,9 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,6 +39,29 @@ class LevelOutputs(nn.Module):
         return tuple(norm(x) for norm, x in zip(self.model.norms, outputs, strict=True))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportPlan:
+    """A module to write as a graph, and how to check it.
+
+    Attributes:
+        graph: the module on the CPU in eval mode, with one input and a tuple of outputs.
+        examples: inputs of several shapes; the first is traced, the last timed.
+        dynamic: dimensions of the input that may differ, as `torch.export` takes them.
+        input_name: name of the input.
+        output_names: names of the outputs.
+        metadata: texts to store in an ONNX file.
+        max_difference: largest absolute difference from eager.
+    """
+
+    graph: nn.Module
+    examples: Sequence[Tensor]
+    dynamic: dict[int, Any]
+    input_name: str
+    output_names: Sequence[str]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    max_difference: float = MAX_DIFFERENCE
+
+
 def export(model: Encoder, out: Path, images: bool = False) -> str:
     """Write an encoder, in fp32, as .pt2 (torch.export) or .onnx, and compare the file with eager at other shapes.
 
@@ -54,22 +78,47 @@ def export(model: Encoder, out: Path, images: bool = False) -> str:
         MissingPackageError: if the packages for ONNX are not installed.
         FileError: if the file cannot be written.
     """
-    graph = LevelOutputs(model.float()).eval()
     shapes = example_shapes(model.config, images)
-    with _staging_directory(out) as partial, torch.no_grad():
-        run = (_to_onnx if out.suffix == ".onnx" else _to_pt2)(graph, shapes[0], partial, images)
-        worst = float(np.max([_difference(graph, run, shape) for shape in shapes]))
-        if not worst <= MAX_DIFFERENCE:
-            raise CheckpointError(
-                f"{out}: differs from eager by {worst:.1e}, expected at most {MAX_DIFFERENCE:.0e}; not written"
-            )
-        eager_s, exported_s = _time_in_turn([graph, run], torch.randn(shapes[-1]))
+    plan = ExportPlan(
+        graph=LevelOutputs(model.float()).eval(),
+        examples=[torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes],
+        dynamic=_dynamic(model.config, images),
+        input_name="pixels",
+        output_names=[f"level{i}" for i in range(len(model.config.levels))],
+    )
+    worst, eager_s, exported_s = write_graph(plan, out)
     tokens, size = model.config.grid(*shapes[-1][2:]).tokens * shapes[-1][0], "x".join(map(str, shapes[-1]))
     return (
         f"{out}: differs from eager by at most {worst:.1e} over {len(shapes)} shapes; "
         f"{tokens / exported_s:,.0f} tokens/s, eager {tokens / eager_s:,.0f} "
         f"(ratio {eager_s / exported_s:.2f}) at {size} on this CPU"
     )
+
+
+def write_graph(plan: ExportPlan, out: Path) -> tuple[float, float, float]:
+    """Write a graph as .pt2 or .onnx, by the suffix, unless it differs from eager.
+
+    Args:
+        plan: the graph.
+        out: the file.
+
+    Returns:
+        the largest difference, and the seconds of eager and of the file for the last example.
+
+    Raises:
+        CheckpointError: if the file computes something else; a previous file is then untouched.
+        MissingPackageError: if the packages for ONNX are not installed.
+        FileError: if the file cannot be written.
+    """
+    with _staging_directory(out) as partial, torch.no_grad():
+        run = (_to_onnx if out.suffix == ".onnx" else _to_pt2)(plan, partial)
+        worst = float(np.max([_difference(plan.graph, run, example) for example in plan.examples]))
+        if not worst <= plan.max_difference:
+            raise CheckpointError(
+                f"{out}: differs from eager by {worst:.1e}, expected at most {plan.max_difference:.0e}; not written"
+            )
+        eager_s, exported_s = _time_in_turn([plan.graph, run], plan.examples[-1])
+    return worst, eager_s, exported_s
 
 
 def output_kind(out: Path) -> str:
@@ -110,22 +159,17 @@ def _dynamic(config: ModelConfig, images: bool) -> dict[int, Any]:
     return dims if images else dims | {2: config.tubelet_size * torch.export.Dim("steps")}
 
 
-def _program(graph: LevelOutputs, shape: tuple[int, ...], images: bool) -> torch.export.ExportedProgram:
-    dims = _dynamic(graph.model.config, images)
-    return torch.export.export(graph, (torch.randn(shape),), dynamic_shapes=(dims,))
+def _program(plan: ExportPlan) -> torch.export.ExportedProgram:
+    return torch.export.export(plan.graph, (plan.examples[0],), dynamic_shapes=(plan.dynamic,))
 
 
-def _to_pt2(
-    graph: LevelOutputs, shape: tuple[int, ...], out: Path, images: bool
-) -> Callable[[Tensor], Sequence[Tensor]]:
-    torch.export.save(_program(graph, shape, images), out)
+def _to_pt2(plan: ExportPlan, out: Path) -> Callable[[Tensor], Sequence[Tensor]]:
+    torch.export.save(_program(plan), out)
     mark_archive(out)
     return torch.export.load(out).module()
 
 
-def _to_onnx(
-    graph: LevelOutputs, shape: tuple[int, ...], out: Path, images: bool
-) -> Callable[[Tensor], Sequence[Tensor]]:
+def _to_onnx(plan: ExportPlan, out: Path) -> Callable[[Tensor], Sequence[Tensor]]:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - what torch.onnx writes with
@@ -138,26 +182,26 @@ def _to_onnx(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch about its own code
         written = torch.onnx.export(
-            _program(graph, shape, images),
+            _program(plan),
             dynamo=True,
-            input_names=["pixels"],
-            output_names=[f"level{i}" for i in range(len(graph.model.config.levels))],
+            input_names=[plan.input_name],
+            output_names=list(plan.output_names),
             opset_version=_OPSET,
             verbose=False,
         )
     assert written is not None
     written.model.producer_name = PRODUCER
+    written.model.metadata_props.update(plan.metadata)
     written.save(out)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would slow down eager
     session = onnxruntime.InferenceSession(out, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: [torch.from_numpy(y) for y in session.run(None, {"pixels": pixels.numpy()})]
+    return lambda inputs: [torch.from_numpy(y) for y in session.run(None, {plan.input_name: inputs.numpy()})]
 
 
-def _difference(graph: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], shape: tuple[int, ...]) -> float:
-    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    differences = [(a - b).abs().max() for a, b in zip(graph(pixels), run(pixels), strict=True)]
+def _difference(graph: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], inputs: Tensor) -> float:
+    differences = [(a - b).abs().max() for a, b in zip(graph(inputs), run(inputs), strict=True)]
     return torch.stack(differences).max().item()  # unlike Python's max, this one propagates NaN
 
 

@@ -36,6 +36,8 @@ class Convert(Command):
     """License of the weights, for a folder's model card; by default "unknown"."""
     images: bool = False
     """Export the path of the image tokenizer instead of the video tokenizer's."""
+    head: Path | None = None
+    """A head that was fitted on the model, for .pt2 and .onnx: one graph from uint8 frames to scores."""
 
     def run(self) -> None:
         """Convert the model."""
@@ -45,7 +47,8 @@ class Convert(Command):
         folder = self.out.suffix not in (".pt", ".safetensors", ".pt2", ".onnx")
         for option, is_set, applies in (
             ("--with-predictor", self.with_predictor, not exported),
-            ("--images", self.images, exported),
+            ("--images", self.images, exported and self.head is None),
+            ("--head", self.head is not None, exported),
             ("--license", self.license is not None, folder),
         ):
             if is_set and not applies:
@@ -55,8 +58,15 @@ class Convert(Command):
             from tubelet.checkpoint.export import export, output_kind
             from tubelet.pretrained.load import load_unplaced
 
-            check_output(self.out, output_kind(self.out), [self.model])  # before minutes of work
-            summary = export(load_unplaced(self.model, spec), self.out, self.images)
+            read_from = [self.model] if self.head is None else [self.model, self.head]
+            check_output(self.out, output_kind(self.out), read_from)  # before minutes of work
+            if self.head is None:
+                summary = export(load_unplaced(self.model, spec), self.out, self.images)
+            else:
+                from tubelet.heads.head_export import export_head
+                from tubelet.heads.head_file import load_head
+
+                summary = export_head(load_unplaced(self.model, spec), load_head(self.head), self.out)
         else:
             from tubelet.pretrained.convert import convert
 
