@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tubelet.datasets.locate import media_files, subfolders
-from tubelet.datasets.records import LabeledFile
+from tubelet.datasets.locate import count_hidden_media, media_files, subfolders
+from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
 from tubelet.errors import DataError
 
 
@@ -25,3 +25,29 @@ def files_by_class(split: Path, train: Path, suffixes: frozenset[str]) -> list[L
             raise DataError(f"{folder}: class without a folder in {train}")
         files += [LabeledFile(path=file, label=labels[folder.name]) for file in media_files(folder, suffixes)]
     return files
+
+
+def load_class_folders(
+    kind: str, train: Path, val: Path, suffixes: frozenset[str], protocol: ProbeProtocol
+) -> ClassificationDataset:
+    """The data set of two splits, each with a directory for each class.
+
+    Args:
+        kind: Kind of directories, for the name of the data set.
+        train: Directory of the train split, which has all classes.
+        val: Directory of the validation split.
+        suffixes: Suffixes of the files that count.
+        protocol: Published settings for an attentive probe.
+
+    Raises:
+        DataError: A class has no directory in the train split.
+    """
+    classes = tuple(folder.name for folder in subfolders(train))
+    return ClassificationDataset(
+        name=f"{kind} ({len(classes)} classes)",
+        classes=classes,
+        train=files_by_class(train, train, suffixes),
+        test=files_by_class(val, train, suffixes),
+        excluded=count_hidden_media(folder for split in (train, val) for folder in subfolders(split)),
+        protocol=protocol,
+    )

@@ -8,9 +8,9 @@ The folders of the splits may be called training/, validation/ or valid/; images
 from pathlib import Path
 
 from tubelet.data.file_types import IMAGE_SUFFIXES
-from tubelet.datasets.class_folders import files_by_class, has_classes
+from tubelet.datasets.class_folders import has_classes, load_class_folders
 from tubelet.datasets.layout import Layout, layout_error
-from tubelet.datasets.locate import candidate_roots, count_hidden_media, subfolders
+from tubelet.datasets.locate import candidate_roots
 from tubelet.datasets.records import ClassificationDataset, ProbeProtocol
 
 SPLITS = {
@@ -44,15 +44,7 @@ class ImageFolders(Layout[ClassificationDataset]):
         if found is None:
             raise layout_error(root, "no folders of images", ImageFolders.expected)
         train, val = (split_folder(found, split) for split in SPLITS)
-        classes = [folder.name for folder in subfolders(train)]
-        return ClassificationDataset(
-            name=f"image folders ({len(classes)} classes)",
-            classes=tuple(classes),
-            train=files_by_class(train, train, IMAGE_SUFFIXES),
-            test=files_by_class(val, train, IMAGE_SUFFIXES),
-            excluded=count_hidden_media(folder for split in (train, val) for folder in subfolders(split)),
-            protocol=IMAGE_PROTOCOL,
-        )
+        return load_class_folders("image folders", train, val, IMAGE_SUFFIXES, IMAGE_PROTOCOL)
 
 
 def _root(root: Path) -> Path | None:

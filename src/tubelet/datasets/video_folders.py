@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tubelet.data.file_types import VIDEO_SUFFIXES
-from tubelet.datasets.class_folders import files_by_class, has_classes
+from tubelet.datasets.class_folders import has_classes, load_class_folders
 from tubelet.datasets.layout import Layout, layout_error
-from tubelet.datasets.locate import candidate_roots, count_hidden_media, subfolders
+from tubelet.datasets.locate import candidate_roots
 from tubelet.datasets.records import ClassificationDataset
 from tubelet.datasets.video_lists import ARCHIVES, KINETICS_PROTOCOL, SPLITS
 
@@ -33,15 +33,7 @@ class VideoFolders(Layout[ClassificationDataset]):
         if found is None:
             raise layout_error(root, "no folders of videos", VideoFolders.expected)
         train, val = (next(split_folders(found, split)) for split in SPLITS)
-        classes = [folder.name for folder in subfolders(train)]
-        return ClassificationDataset(
-            name=f"video folders ({len(classes)} classes)",
-            classes=tuple(classes),
-            train=files_by_class(train, train, VIDEO_SUFFIXES),
-            test=files_by_class(val, train, VIDEO_SUFFIXES),
-            excluded=count_hidden_media(folder for split in (train, val) for folder in subfolders(split)),
-            protocol=KINETICS_PROTOCOL,
-        )
+        return load_class_folders("video folders", train, val, VIDEO_SUFFIXES, KINETICS_PROTOCOL)
 
 
 def split_folders(root: Path, split: str) -> Iterator[Path]:
