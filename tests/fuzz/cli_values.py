@@ -54,6 +54,7 @@ BASES = {
     "shard": ["SEEDS/image", "--out", "shards"],
     "evaluate": ["SEEDS/checkpoint/a.safetensors", "--data", "SEEDS/image"],
     "embed": ["SEEDS/image", "--model", "SEEDS/checkpoint/a.safetensors", "--out", "table"],
+    "predict": ["head.safetensors", "SEEDS/image", "--out", "answers"],
     "search": ["SEEDS/table", "SEEDS/image/still.png"],
     "explain": ["SEEDS/image/still.png", "--model", "vit-pico"],
     "report": ["SEEDS"],

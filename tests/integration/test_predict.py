@@ -352,6 +352,9 @@ def test_the_command_writes_tables_page_ethogram_and_videos(model, heads, folder
         assert (tmp_path / "out" / name).is_file(), name
     with Video(tmp_path / "out" / "videos" / "0.mp4") as video:
         assert video.info.duration_s == pytest.approx(5.0)
+    drawn = (tmp_path / "out" / "videos" / "0.mp4").stat().st_mtime_ns
+    assert "2 files (2 files were already complete)" in run_tubelet("predict", *words).stdout
+    assert (tmp_path / "out" / "videos" / "0.mp4").stat().st_mtime_ns == drawn
     for words, message in (
         ([folder, "--out", tmp_path / "x"], "no head among the arguments"),
         ([tmp_path / "clips.safetensors", "--out", tmp_path / "x"], "no source among the arguments"),

@@ -1,5 +1,6 @@
 """Apply heads to a collection: media in, tables out."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tubelet.config import PredictConfig
 from tubelet.config.fields import to_dict
@@ -98,7 +100,8 @@ class PredictSummary:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of all labels of all heads, each once."""
-        labels = [head.output.head.spec.classes for head in self.heads if head.output.head.spec.task != "regression"]
+        specs = [head.output.head.spec for head in self.heads]
+        labels = [spec.classes for spec in specs if spec.task not in ("regression", "depth")]
         return tuple(dict.fromkeys(name for names in labels for name in names))
 
     def media_predictions(self, most: int | None = None) -> list[MediaPredictions]:
@@ -238,7 +241,9 @@ def _plan_passes(model: Backbone, heads: Mapping[str, Head], out: Path, config: 
         encoder.config.grid(clips.frames, clips.image_size, clips.image_size)  # raises if the sizes do not fit
         clip_steps(clips, layout.tubelet)  # raises if the stride does not fit
         folder = out if len(heads) == 1 else out / name
-        output = output_kind(head.spec.task)(head.to(encoder.device).eval(), folder, config, layout)
+        if head.training or head.target_mean.device != encoder.device:
+            head = copy.deepcopy(head).to(encoder.device).eval()  # the caller's stays as it is
+        output = output_kind(head.spec.task)(head, folder, config, layout)
         key = (encoder.weights_id, layout.shareable)
         each = found.get(key, _Pass(encoder, layout.shareable, {}))
         both = replace(
@@ -320,11 +325,15 @@ def _score_batch(run: _Pass, table: ScoreTable, batch: WindowBatch, made: set[st
         return []
     files = {item.file.path: item.file for item in batch.windows}
     features = run.model.encode(batch.pixels)
+    reduced: dict[tuple[tuple[int, ...], int], Tensor] = {}
     broken: set[str] = set()
     for number, output in enumerate(run.outputs.values()):
+        clips = output.head.spec.input
+        key = (clips.levels, clips.cells)
+        if key not in reduced:
+            reduced[key] = reduce_tokens(features, clips)
         own = [i for i, item in enumerate(batch.windows) if output.takes(item)]
-        tokens = reduce_tokens(features, output.head.spec.input)[own]
-        rows = list(output.score(tokens, [batch.windows[i] for i in own], batch.pixels[own])) if own else []
+        rows = list(output.score(reduced[key][own], [batch.windows[i] for i in own], batch.pixels[own])) if own else []
         for item in batch.windows:
             if item.number == item.file.windows - 1:
                 rows += output.end(item.file)

@@ -1,5 +1,7 @@
 """Videos with the predictions of all heads drawn in."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,10 +11,31 @@ from tubelet.data.sample_index import build_index
 from tubelet.data.sources import MediaList
 from tubelet.errors import BadFile, DecodeError, escape_filename
 from tubelet.grid import Modality
+from tubelet.io.files import atomic_write
+from tubelet.io.text import read_json
 from tubelet.prediction.draw import draw_video
 from tubelet.prediction.media_predictions import MediaPredictions
 
 logger = logging.getLogger(__name__)
+
+DRAWN = "_drawn.json"
+"""What the videos in a folder were drawn from: name of the video -> hash."""
+
+
+def _read_drawn(folder: Path) -> dict[str, str]:
+    if not (folder / DRAWN).is_file():
+        return {}
+    found: dict[str, str] = read_json(folder / DRAWN, dict[str, str], "remove it, and the videos are drawn again")
+    return found
+
+
+def _digest(each: MediaPredictions, version: tuple[int, float] | None, classes: Sequence[str]) -> str:
+    """Hash of what a video is drawn from."""
+    curves = [
+        (curve.name, *(x.tobytes() for x in (curve.starts_s, curve.ends_s, curve.values))) for curve in each.curves
+    ]
+    text = repr((each.path, version, tuple(classes), list(each.labels), curves))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def unique_names(paths: Sequence[str]) -> list[str]:
@@ -51,6 +74,8 @@ def draw_videos(
 ) -> tuple[list[MediaPredictions], list[BadFile]]:
     """Write each video with its predictions drawn in, as `folder/NAME.mp4`.
 
+    One that was drawn from the same predictions and the same version of the source is kept.
+
     Args:
         files: the predictions.
         media: the sources.
@@ -68,14 +93,20 @@ def draw_videos(
     samples = {escape_filename(index.name(sample)): sample for sample in range(len(index))}
     videos = [each for each in files if each.path in samples]
     names = dict(zip((each.path for each in videos), unique_names([each.path for each in videos]), strict=True))
+    drawn = _read_drawn(folder)
     found: list[MediaPredictions] = []
     bad: list[BadFile] = []
     for each in files:
         if each.path in names:
             progress(len(found), len(files))
             out = folder / f"{names[each.path]}.mp4"
+            digest = _digest(each, index.version(samples[each.path]), classes)
             try:
-                draw_video(index.read(samples[each.path])[0], each, out, classes)
+                if drawn.get(out.name) != digest or not out.is_file():
+                    draw_video(index.read(samples[each.path])[0], each, out, classes)
+                    drawn[out.name] = digest
+                    with atomic_write(folder / DRAWN) as partial:
+                        partial.write_text(json.dumps(drawn, indent=0) + "\n")
                 each = replace(each, drawn=out)
             except DecodeError as error:
                 bad.append(BadFile(error.path, error.reason))
