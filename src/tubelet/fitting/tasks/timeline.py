@@ -225,7 +225,10 @@ def _metrics(data: TimelineData, found: Sequence[tuple[int, list[Span]]], name: 
 
 
 def _baselines(context: FitContext, data: TimelineData, best: Candidate) -> list[_Measured]:
-    """Majority class, neighbors on pixels, motion energy, and the same head on an encoder of random weights."""
+    """Majority class, neighbors on pixels, motion energy, and the same head on an encoder of random weights.
+
+    What moves how much is one number of a time step, over which no network but the temporal one can be trained.
+    """
     twin = random_init_like(context.model, context.config.seed)
     random = context.with_model(twin)
     neighbors = Candidate(network="knn", options={}, hparams=None)
@@ -234,7 +237,7 @@ def _baselines(context: FitContext, data: TimelineData, best: Candidate) -> list
     return [
         _majority(data),
         _measure(context, pixels, neighbors, "k-NN on pixels"),
-        _measure(context, motion, best, "motion energy"),
+        _measure(context, motion, replace(best, network="temporal", options={}), "motion energy"),
         _measure(random, load_timelines(random), best, "random weights"),
     ]
 
@@ -368,5 +371,5 @@ def _protocol(context: FitContext, data: TimelineData, best: Candidate, tried: i
 
 
 LABEL_TASK = LabelTask(
-    name="timeline", fit=fit, networks=("temporal",), cells=4, stride_clips=0.5, unused=("finetune",)
+    name="timeline", fit=fit, networks=("temporal", "correlation"), cells=8, stride_clips=0.5, unused=("finetune",)
 )

@@ -2,11 +2,12 @@
 
 What a token is says little about how it moves; where it is found in the step before and in the step after does. The
 first layer is a correlation layer (Dosovitskiy et al., FlowNet, ICCV 2015), here of cosines: for each displacement of
-up to `REACH` cells the similarity of tokens and displaced tokens of the other step, as means over a coarse grid. The
-mean token is an input too. B videos or parts of them, T time steps, S = side x side cells, D channels, H hidden
-channels, K classes, F similarities.
+up to `REACH` cells the similarity of tokens and displaced tokens of the other step, as means over a coarse grid. What
+the tokens are is no input: few videos teach it by heart. B videos or parts of them, T time steps, S = side x side
+cells, D channels, H hidden channels, K classes, F similarities.
 """
 
+from functools import cache
 from math import isqrt
 
 import torch
@@ -37,7 +38,6 @@ class CorrelationNetwork(HeadNetwork):
         width: int,
         classes: int,
         hidden: int = 128,
-        mean_channels: int = 32,
         layers: int = 4,
         dropout: float = 0.25,
     ) -> None:
@@ -47,16 +47,14 @@ class CorrelationNetwork(HeadNetwork):
             width: D.
             classes: K.
             hidden: H.
-            mean_channels: channels that the mean token is projected to.
             layers: convolutions over time; none sees each step and its neighbors alone.
             dropout: fraction of hidden channels that are dropped in training.
         """
         super().__init__()
-        similarities = 2 * 2 * (2 * REACH + 1) ** 2 * GRID**2  # two kinds of tokens, two neighbors in time
+        similarities = 2 * (2 * REACH + 1) ** 2 * GRID**2  # to two neighbors in time
         self.standardization = Standardization(width)
         self.normalize = nn.BatchNorm1d(similarities)
-        self.mean = nn.Linear(width, mean_channels)
-        self.merge = nn.Linear(similarities + mean_channels, hidden)
+        self.merge = nn.Linear(similarities, hidden)
         self.dropout = nn.Dropout(dropout)
         self.temporal = TemporalConvolutions(hidden, classes, layers, dropout)
         self.context = self.temporal.context + 1
@@ -67,13 +65,11 @@ class CorrelationNetwork(HeadNetwork):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, S, D) tokens -> (B, T, K) logits."""
-        standardized = self.standardization(tokens)
-        after = torch.cat([step_similarities(kind) for kind in (tokens, standardized)], dim=-1)
+        after = step_similarities(self.standardization(tokens))
         before = torch.cat([after[:, :1], after[:, :-1]], dim=1)
         similarities = torch.cat([before, after], dim=-1)  # (B, T, F)
         normalized = self.normalize(similarities.flatten(0, 1)).unflatten(0, similarities.shape[:2])
-        steps = torch.cat([normalized, self.mean(standardized.mean(2))], dim=-1)
-        return self.temporal(F.gelu(self.merge(self.dropout(steps))))
+        return self.temporal(F.gelu(self.merge(self.dropout(normalized))))
 
 
 def step_similarities(tokens: Tensor) -> Tensor:
@@ -83,27 +79,32 @@ def step_similarities(tokens: Tensor) -> Tensor:
         tokens: (B, T, S, D).
 
     Returns:
-        (B, T, displacements · GRID²) mean cosines; those of the last step are to itself.
+        (B, T, displacements · GRID²) mean cosines, 0 where there is no such pair; those of the last step are to itself.
 
     Raises:
         ConfigError: if the cells are not a square.
     """
     side = isqrt(tokens.shape[2])
     if side**2 != tokens.shape[2]:
-        raise ConfigError(
-            f"the correlation head takes cells in a square, found {tokens.shape[2]}; use --networks temporal"
-        )
-    maps = F.normalize(tokens, dim=-1).unflatten(2, (side, side))  # (B, T, side, side, D)
-    around = F.pad(torch.cat([maps[:, 1:], maps[:, -1:]], dim=1), (0, 0, *(REACH,) * 4))
-    inside = F.pad(maps.new_ones(side, side), (REACH,) * 4)
+        raise ConfigError(f"the network correlation takes cells in a square, found {tokens.shape[2]}; use another one")
+    unit = F.normalize(tokens, dim=-1)
+    after = torch.cat([unit[:, 1:], unit[:, -1:]], dim=1)
+    cosines = unit @ after.transpose(-1, -2)  # (B, T, S, S)
+    return cosines.flatten(2) @ _pair_means(side).to(tokens)
+
+
+@cache
+def _pair_means(side: int) -> Tensor:
+    """(S · S, displacements · GRID²) weights of all pairs of cells in the mean of each displacement and place."""
+    row, column = (x.flatten() for x in torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
+    place = row * GRID // side * GRID + column * GRID // side
     found = []
-    for row in range(2 * REACH + 1):
-        for column in range(2 * REACH + 1):
-            place = (slice(row, row + side), slice(column, column + side))
-            similar = (maps * around[:, :, place[0], place[1]]).sum(-1)  # (B, T, side, side)
-            sums, counts = (F.adaptive_avg_pool2d(x, GRID) for x in (similar, inside[place].unsqueeze(0)))
-            found.append((sums / counts.clamp(min=1e-6)).flatten(2))
-    return torch.cat(found, dim=-1)
+    for down in range(-REACH, REACH + 1):
+        for right in range(-REACH, REACH + 1):
+            pairs = (row[None] - row[:, None] == down) & (column[None] - column[:, None] == right)  # (S, S)
+            found += [(pairs & (place == k)[:, None]).flatten() for k in range(GRID**2)]
+    weights = torch.stack(found, dim=1).float()
+    return weights / weights.sum(0).clamp(min=1)
 
 
 NETWORK = CorrelationNetwork
