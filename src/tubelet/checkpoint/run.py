@@ -295,7 +295,7 @@ def config_from_header(header: Mapping[str, str], kind: type[C], where: str) -> 
     """The config in a file's header.
 
     Raises:
-        CheckpointError: if stored is none, or it is not valid.
+        CheckpointError: if there is none, or it is not valid.
     """
     if "config" not in header:
         raise CheckpointError(f"{where}: no config in its header; copy the file again or recreate it")
