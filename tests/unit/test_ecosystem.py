@@ -108,7 +108,8 @@ def test_what_is_pushed_to_the_hub_loads_from_it(model, tmp_path, monkeypatch):
     )
     again = load("someone/encoder", with_predictor=True, revision="v1")
     assert same(model, again)
-    assert asked == [("someone/encoder", {"revision": "v1", "allow_patterns": ["config.json", "*.safetensors"]})]
+    patterns = {"allow_patterns": ["config.json", "*.safetensors"], "ignore_patterns": ["heads/*"]}
+    assert asked == [("someone/encoder", {"revision": "v1"} | patterns)]
 
 
 def test_a_hub_id_that_is_not_there_is_one_sentence(monkeypatch):

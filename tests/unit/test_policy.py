@@ -103,7 +103,7 @@ PARSING_MODULES = {
     "xml_files.py",
 }
 PARSERS = re.compile(
-    r"json\.loads?\(|\.read_text\(|\.read_bytes\(|np\.load\(|torch\.load\(|safe_open|load_file|\bpq\.(?!write_table)"
+    r"json\.loads?\(|\.read_text\(|\.read_bytes\(|np\.load\(|torch\.load\(|safe_open|\bload_file|\bpq\.(?!write_table)"
     r"|parquet\.Parquet|csv\.(reader|DictReader)|pickle\.loads?\(|\byaml\.|tomllib|literal_eval|\bexpat\b|ElementTree\."
 )
 

@@ -27,6 +27,9 @@ RELEASED = {
 # Options that are passed to `huggingface_hub`.
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HEADS_FOLDER = "heads"
+"""Folder of a Hub repository with the heads that were fitted on its encoder."""
+_HUB_HEAD = re.compile(rf"({_HUB_ID.pattern})/({HEADS_FOLDER}/[\w.-]+\.safetensors)")
 
 
 def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) -> Path:
@@ -61,6 +64,31 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
     if sha256 is not None:
         _check_hash(found, sha256)
     return found
+
+
+def resolve_head(what: str | Path, **hub: Any) -> Path:
+    """The local head file that `what` names, downloaded if necessary.
+
+    Args:
+        what: a path, or a head on the Hub: owner/name/heads/HEAD.safetensors.
+        hub: `HUB_OPTIONS` of `huggingface_hub`.
+
+    Raises:
+        MissingFileError: if it is on the Hub by its name, and cannot be downloaded.
+    """
+    path = Path(what).expanduser()
+    named = _HUB_HEAD.fullmatch(str(what))
+    if path.exists() or named is None or path.parent.is_dir():
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(named[1], named[2], **hub))
+    except Exception as error:  # network, repository, permissions: several classes, which change with the version
+        raise MissingFileError(
+            f"{what}: no such file, and the Hub has no head of this name ({first_line(error)}); check the name, the "
+            "network and HF_TOKEN"
+        ) from error
 
 
 def search_directories() -> list[Path]:
@@ -134,7 +162,8 @@ def _from_hub(repository: str, **hub: Any) -> Path:
 
     try:
         # Weights and config only: no pickles, no code.
-        return Path(snapshot_download(repository, allow_patterns=["config.json", "*.safetensors"], **hub))
+        wanted, heads = ["config.json", "*.safetensors"], [f"{HEADS_FOLDER}/*"]
+        return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=heads, **hub))
     except Exception as error:  # network, repository, permissions: several classes, which change with the version
         raise MissingFileError(
             f"{repository}: no such file or directory, and the Hub has no model of this name ({first_line(error)}); "

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tubelet.checkpoint.registry import resolve_head
 from tubelet.checkpoint.state_dict import load_strict
 from tubelet.config.fields import Settings, from_dict, nearest, to_dict
 from tubelet.errors import CheckpointError, ConfigError
@@ -293,18 +294,19 @@ class Head(nn.Module):
             save_file(tensors, partial, header)
 
 
-def load_head(path: str | Path, device: torch.device | str = "cpu") -> Head:
+def load_head(path: str | Path, device: torch.device | str = "cpu", **hub: Any) -> Head:
     """Load a head file, in eval mode.
 
     Args:
-        path: the file.
+        path: the file, or a head on the Hub: owner/name/heads/HEAD.safetensors.
         device: device of the head.
+        hub: options of `huggingface_hub`: revision, token, cache_dir, force_download, local_files_only.
 
     Raises:
         CheckpointError: if the file is damaged, or is not a head.
         MissingFileError: if it does not exist.
     """
-    path = Path(path).expanduser()
+    path = resolve_head(path, **hub)
     tensors, header = read_safetensors(path, _REMEDY)
     if header.get("format") != FORMAT:
         found = header.get("format", "no head")

@@ -8,6 +8,7 @@ import torch
 
 from tubelet.heads import head_file
 from tubelet.heads.head_file import Head
+from tubelet.heads.head_hub import push_head
 from tubelet.prediction.predictions import Predictions
 from tubelet.pretrained.backbone import Backbone
 
@@ -56,16 +57,52 @@ class FittedHead(Head):
 
         return predict(self, sources, model=model, out=out, **settings)
 
+    def push_to_hub(
+        self,
+        repository: str,
+        name: str,
+        *,
+        model: Backbone | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        license: str = "unknown",
+    ) -> str:
+        """Upload the head to a repository of the Hugging Face Hub, next to its encoder.
 
-def load_head(path: str | Path, device: torch.device | str = "cpu") -> FittedHead:
+        Example:
+            ```python
+            head.push_to_hub("owner/encoder", "walking", model=model)
+            head = tubelet.load_head("owner/encoder/heads/walking.safetensors")
+            ```
+
+        Args:
+            repository: Hub id, owner/name; it is created if it does not exist.
+            name: name of the head in the repository.
+            model: the encoder that the head was trained on, to be uploaded too; None if the repository has it already.
+            private: whether a new repository is private; None is the owner's default.
+            token: access token; None is the one that `hf auth login` stored.
+            license: license of the encoder, for the card of a repository that has none.
+
+        Returns:
+            what `tubelet.load_head` and `tubelet predict` load the head by.
+
+        Raises:
+            ConfigError: for a name that is no file name, or another encoder than the head's.
+            FileError: if the Hub does not take the upload.
+        """
+        return push_head(self, repository, name, model=model, private=private, token=token, license=license)
+
+
+def load_head(path: str | Path, device: torch.device | str = "cpu", **hub: Any) -> FittedHead:
     """Load a head file, in eval mode.
 
     Args:
-        path: the file.
+        path: the file, or a head on the Hub: owner/name/heads/HEAD.safetensors.
         device: device of the head.
+        hub: options of `huggingface_hub`: revision, token, cache_dir, force_download, local_files_only.
 
     Raises:
         CheckpointError: if the file is damaged, or is not a head.
         MissingFileError: if it does not exist.
     """
-    return FittedHead.of(head_file.load_head(path, device))
+    return FittedHead.of(head_file.load_head(path, device, **hub))
