@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from tests.helpers.heads import tiny_encoder, tiny_head
 from tubelet.errors import ConfigError
+from tubelet.heads.head_file import load_head
 from tubelet.heads.networks.correlation import CorrelationNetwork, step_similarities
 
 SIDE, D = 4, 16
@@ -64,3 +66,11 @@ def test_cells_that_are_no_square_are_refused():
 
 def test_a_single_cell_is_taken():
     assert CorrelationNetwork(1, 2).eval()(torch.randn(2, 5, 1, 1)).shape == (2, 5, 2)
+
+
+def test_a_head_file_has_the_network(tmp_path):
+    head = tiny_head(tiny_encoder(), "timeline", network="correlation")
+    tokens = torch.randn(2, 7, SIDE**2, head.spec.width)
+    head.network.train()(tokens)
+    head.eval().save(tmp_path / "head.safetensors")
+    torch.testing.assert_close(load_head(tmp_path / "head.safetensors")(tokens), head(tokens))

@@ -54,6 +54,7 @@ class CorrelationNetwork(HeadNetwork):
         similarities = 2 * (2 * REACH + 1) ** 2 * GRID**2  # to two neighbors in time
         self.standardization = Standardization(width)
         self.normalize = nn.BatchNorm1d(similarities)
+        self.normalize.num_batches_tracked = torch.zeros(())  # head files hold floats only
         self.merge = nn.Linear(similarities, hidden)
         self.dropout = nn.Dropout(dropout)
         self.temporal = TemporalConvolutions(hidden, classes, layers, dropout)
