@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tubelet.heads.head_file import SpanRule
-from tubelet.heads.spans import Span, SpanDecoder, decode_spans, span_coverage
+from tubelet.heads.spans import Span, SpanDecoder, decode_spans, divide_gap, span_coverage
 
 
 def rule(on=0.5, off=0.5, min_length_s=0.0, max_gap_s=0.0):
@@ -63,12 +63,38 @@ def test_classes_overlap_unless_they_exclude_each_other():
 
 
 def test_where_every_moment_has_a_class_the_time_of_a_dropped_run_goes_to_its_neighbors():
-    scores = np.eye(3)[[0, 0, 0, 1, 2, 2, 2]]
-    spans = decode_spans(scores, 1.0, [rule(on=0, off=0, min_length_s=1.5)] * 3, True)
-    assert [s[:3] for s in spans] == [(0, 0.0, 3.5), (2, 3.5, 7.0)]
-    rules = [rule(on=0, off=0, min_length_s=1.5, max_gap_s=1.0)] * 3
+    rules = [rule(on=0, off=0, min_length_s=1.5)] * 3
+    scores = np.array([[9, 0, 1], [9, 0, 1], [4, 5, 1], [1, 5, 3], [2, 0, 7], [1, 0, 9]], float) / 10
+    spans = decode_spans(scores, 1.0, rules, True)
+    # Without class 1, class 0 is ahead of class 2 by 0.3 at 2.5 s and behind by 0.2 at 3.5 s.
+    assert [s[:2] for s in spans] == [(0, 0.0), (2, pytest.approx(3.1))]
+    assert spans[0].end_s == spans[1].start_s and spans[1].end_s == 6.0
+
+
+def test_where_every_moment_has_a_class_neighbors_of_one_class_are_one_span():
+    rules = [rule(on=0, off=0, min_length_s=1.5)] * 3
     (whole,) = decode_spans(np.eye(3)[[0, 0, 0, 1, 0, 0, 0]], 1.0, rules, True)
     assert whole[:3] == (0, 0.0, 7.0)
+
+
+def test_a_gap_is_divided_where_the_scores_say():
+    # Twice the first class falls behind the second: after the second time for longer.
+    scores = column(0.9, 0.4, 0.6, 0.6, 0.3, 0.3, 0.1)
+    assert divide_gap(np.hstack([scores, 1 - scores])) == pytest.approx(3 + 0.2 / (0.2 + 0.4))
+    assert divide_gap(np.full((4, 2), 0.5)) == 0.5
+
+
+def test_long_gaps_are_divided_in_the_middle_also_in_chunks():
+    rng = np.random.default_rng(0)
+    flicker = np.eye(4)[2 + np.arange(600) % 2] + rng.uniform(0, 0.1, (600, 4))
+    scores = np.concatenate([np.eye(4)[[0] * 9], flicker, np.eye(4)[[1] * 9]])
+    rules = [rule(on=0, off=0, min_length_s=4)] * 4
+    spans = decode_spans(scores, 1.0, rules, True)
+    assert [s.class_index for s in spans] == [0, 1] and spans[0].end_s == pytest.approx(309, abs=1)
+    decoder = SpanDecoder(1.0, rules, True)
+    found = [span for step in scores for span in decoder.add(step[None])]
+    assert found + decoder.finish() == spans
+    assert len(decoder._recent) < 300
 
 
 def test_a_gap_is_not_joined_over_another_class():
@@ -86,7 +112,7 @@ def random_scores(rng, steps, classes, exclusive):
 def random_rules(rng, classes, exclusive):
     off = rng.choice([0.0, 0.2, 0.35]) if exclusive else rng.uniform(0.2, 0.6)
     return [
-        rule(off + rng.uniform(0, 0.3), off, rng.choice([0, 0.3, 1.0]), rng.choice([0, 0.3, 1.0]))
+        rule(off + rng.uniform(0, 0.3), off, rng.choice([0, 0.3, 1.0, 3.0]), rng.choice([0, 0.3, 1.0]))
         for _ in range(classes)
     ]
 
@@ -95,7 +121,7 @@ def random_rules(rng, classes, exclusive):
 def test_chunks_of_any_sizes_give_exactly_the_same_spans_in_the_same_order(exclusive):
     rng = np.random.default_rng(1)
     for _ in range(30):
-        steps, classes = int(rng.integers(1, 200)), int(rng.integers(1, 5))
+        steps, classes = int(rng.integers(1, 400)), int(rng.integers(1, 5))
         scores, rules = random_scores(rng, steps, classes, exclusive), random_rules(rng, classes, exclusive)
         duration_s = 0.4 * steps - 0.1
         expected = decode_spans(scores, 0.4, rules, exclusive, duration_s)
@@ -146,7 +172,9 @@ def test_spans_are_those_of_a_second_implementation():
         scores, (own,) = random_scores(rng, 80, 1, False), random_rules(rng, 1, False)
         spans = decode_spans(scores, 0.4, [own], False)
         expected = decode_step_by_step(scores[:, 0].tolist(), 0.4, own)
-        np.testing.assert_allclose([s[1:] for s in spans], np.reshape(expected, (-1, 3)), atol=1e-9)
+        np.testing.assert_allclose(
+            np.reshape([s[1:] for s in spans], (-1, 3)), np.reshape(expected, (-1, 3)), atol=1e-9
+        )
 
 
 def test_memory_does_not_grow_with_the_video():

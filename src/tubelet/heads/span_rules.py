@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tubelet.heads.head_file import SpanRule
-from tubelet.heads.spans import Runs, Span, find_runs
+from tubelet.heads.spans import Runs, Span, divide_gap, find_runs
 
 Floats = NDArray[np.float64]
 
@@ -25,6 +25,7 @@ _GAPS = (0.0, 1.0, 2.0, 4.0)
 _FEWEST = 5
 """True spans below which a class has the rule that is best for all classes."""
 _OVERLAP = 0.5
+_ERRORS = 2.0
 _SAME = 1e-9
 _MOST = 0.98  # of `on`
 
@@ -84,8 +85,9 @@ def fit_span_rules(
 ) -> list[SpanRule]:
     """Choose the rules of all classes on videos that the head was not trained on.
 
-    One rule is fitted to all classes together, then one to each class that has at least `_FEWEST` spans, over a coarse
-    grid and a finer one around its best point. Where classes exclude each other, `off` stays 0: every moment has the
+    One rule is fitted to all classes together, over a coarse grid and a finer one around its best point. A class with
+    at least `_FEWEST` spans has a rule of its own if its F1 rises by more than two standard errors: the best of many
+    rules on a few spans is better by chance. Where classes exclude each other, `off` stays 0: every moment has the
     class with the highest score, and moments without any label must have a class of their own.
 
     Args:
@@ -110,7 +112,7 @@ def fit_span_rules(
         rules = fitter.search(rules, everything)
         for k in range(K):
             if target.counts[k] >= _FEWEST or (exclusive and not target.counts[k]):
-                rules = fitter.search(rules, np.array([k]))
+                rules = fitter.search_class(rules, k)
     return [
         SpanRule(on=float(on), off=float(low), min_length_s=float(length), max_gap_s=float(gap))
         for on, low, length, gap in zip(
@@ -150,6 +152,7 @@ class _Fitter:
     def __init__(self, scores: Sequence[Floats], ends: Sequence[float], truth: _Truth, exclusive: bool) -> None:
         self._scores, self._ends, self._truth, self._exclusive = scores, ends, truth, exclusive
         self._found: dict[float, Runs] = {}
+        self._edges: dict[tuple[int, int, int, int, int], float] = {}
 
     def search(self, rules: _Rules, classes: NDArray[np.int64]) -> _Rules:
         """The best rules that differ from the present ones in the rule of some classes, the same for all of those."""
@@ -166,6 +169,16 @@ class _Fitter:
                 if score[0] > highest[0] + _SAME or (score[0] > highest[0] - _SAME and score[1] > highest[1] + _SAME):
                     best, highest = tried, score
         return best
+
+    def search_class(self, rules: _Rules, k: int) -> _Rules:
+        """The best rules that differ in the rule of one class, or the present ones if those are about as good."""
+        counts = self._truth.counts
+        own = np.flatnonzero(counts) if self._exclusive else np.array([k])
+        found = self.search(rules, np.array([k]))
+        before, after = (self._score(each, own)[0] for each in (rules, found))
+        spans = counts[k] or counts.sum() / np.count_nonzero(counts)
+        error = np.sqrt(before * (1 - before) / spans) / len(own)  # of the mean, of which this class is a part
+        return found if after >= before + _ERRORS * error else rules
 
     def _coarse(self) -> list[tuple[float, float, float, float]]:
         if self._exclusive:
@@ -205,18 +218,35 @@ class _Fitter:
         gaps = rules.gaps * self._truth.step_s
         runs = runs.merge_neighbors(gaps)
         length = (rules.lengths * self._truth.median_s)[runs.classes]
-        runs = runs[runs.end_s - runs.start_s >= length - _SAME].merge_neighbors(gaps)
-        return self._fill(runs) if self._exclusive else runs
+        runs = runs[runs.end_s - runs.start_s >= length - _SAME]
+        if self._exclusive:
+            return self._fill(runs.merge_neighbors(np.full_like(gaps, max(self._ends))))
+        return runs.merge_neighbors(gaps)
 
     def _fill(self, runs: Runs) -> Runs:
-        """Divide what is between neighbors in the middle; the first and the last span reach to the video's ends."""
+        """Step 4 of the decoding: every moment has a class."""
+        if not len(runs):
+            return runs
         video = np.searchsorted(self._truth.shifts_s, runs.start_s, "right") - 1
-        same = video[1:] == video[:-1]
-        middle = (runs.end_s[:-1] + runs.start_s[1:]) / 2
         start, end = self._truth.shifts_s[video], self._truth.ends_s[video]
-        start[1:] = np.where(same, middle, start[1:])
-        end[:-1] = np.where(same, middle, end[:-1])
+        columns = (video[:-1], runs.last[:-1], runs.first[1:], runs.classes[:-1], runs.classes[1:])
+        edges = np.array([self._edge(*key) for key in zip(*(own.tolist() for own in columns), strict=True)])
+        same = video[1:] == video[:-1]
+        touching = same & (runs.first[1:] == runs.last[:-1])
+        edges = np.where(touching, runs.start_s[1:], edges + self._truth.shifts_s[video[:-1]])
+        start[1:] = np.where(same, edges, start[1:])
+        end[:-1] = np.where(same, edges, end[:-1])
         return replace(runs, start_s=start, end_s=end)
+
+    def _edge(self, video: int, last: int, first: int, before: int, after: int) -> float:
+        """Seconds at which one class ends and the next one begins; found once, since most rules leave the same gaps."""
+        key = (video, last, first, before, after)
+        if key not in self._edges:
+            edge = 0.0
+            if first > last:
+                edge = last - 0.5 + divide_gap(self._scores[video][last - 1 : first + 1, [before, after]])
+            self._edges[key] = min(edge * self._truth.step_s, self._ends[video])
+        return self._edges[key]
 
     def _match(self, spans: Runs) -> tuple[Floats, Floats]:
         """For each class how many true spans are found, and the sum of their overlaps.

@@ -10,8 +10,9 @@ run is a longest sequence of steps of one class. From runs to spans:
 2. Neighbors of one class at most `max_gap_s` apart are joined, unless a run of another class that excludes it, and was
    not dropped, lies between.
 3. Spans shorter than `min_length_s` are dropped; then 2. is repeated.
-4. If classes exclude each other and `off` is 0 for all, every moment has a class: what the dropped runs leave is
-   divided in the middle between the neighbors.
+4. If classes exclude each other and `off` is 0 for all, every moment has a class: neighbors of one class are joined,
+   and what dropped runs leave between two classes is divided where the sum of the scores of the first class before, and
+   of the second after, is highest.
 
 An edge lies where the score crosses `off`, or that of the next class, on the straight line between the centers of two
 steps; so it is finer than a step. The first and the last step reach to the ends of the video.
@@ -29,6 +30,7 @@ from tubelet.heads.head_file import SpanRule
 Floats = NDArray[np.float64]
 _ROUNDING_S = 1e-9
 _NONE = -1
+_LONGEST_GAP = 256  # time steps of dropped runs; longer gaps are divided in the middle, so that memory is constant
 
 
 class Span(NamedTuple):
@@ -168,8 +170,10 @@ class SpanDecoder:
         self._steps = 0
         self._previous: Floats | None = None  # scores of the last step
         self._total = np.zeros(len(rules))  # of the scores of all steps so far
-        self._ready: list[Span] = []  # that wait for one that began before them
-        self._undivided: Span | None = None  # the last span of step 4, whose end may move
+        self._ready: list[_Found] = []  # that wait for one that began before them
+        self._undivided: _Found | None = None  # the last span of step 4, whose end may move
+        self._recent = np.zeros((0, len(rules)))  # scores of the last steps, for step 4
+        self._before: dict[int, Floats] = {}  # first step of a span that waits -> scores of the steps up to it
 
     def add(self, scores: ArrayLike) -> list[Span]:
         """Take the scores (n, K) of the next n time steps.
@@ -177,9 +181,15 @@ class SpanDecoder:
         Returns:
             The spans that no later score can change, by start, then by class, over all calls.
         """
-        for track, runs in zip(self._tracks, self.closed_runs(scores), strict=True):
+        chunk = np.asarray(scores, float).reshape(-1, len(self._on))
+        for track, runs in zip(self._tracks, self.closed_runs(chunk), strict=True):
             self._ready += self._advance(track, runs, final=False)
-        return self._emit(final=False)
+        if self._dense:
+            self._recent = np.concatenate((self._recent, chunk))
+        spans = self._emit(final=False)
+        if self._dense:
+            self._forget()
+        return spans
 
     def finish(self) -> list[Span]:
         """End the video.
@@ -192,7 +202,7 @@ class SpanDecoder:
             self._ready += self._advance(track, runs, final=True)
         spans = self._emit(final=True)
         if self._undivided is not None:
-            spans.append(self._undivided._replace(end_s=self._end_s()))
+            spans.append(self._undivided.span._replace(end_s=self._end_s()))
         return spans
 
     def closed_runs(self, scores: ArrayLike) -> list[Runs]:
@@ -275,33 +285,35 @@ class SpanDecoder:
         times = (centers + fraction.clip(0, 1)) * self._step_s
         return times if self._duration_s is None else np.minimum(times, self._duration_s)
 
-    def _advance(self, track: _Track, runs: Runs, final: bool) -> list[Span]:
+    def _advance(self, track: _Track, runs: Runs, final: bool) -> "list[_Found]":
         """Add runs to a track; returns the spans that are final."""
         next_s = self._earliest_start(track)
         runs = runs[(runs.peak >= self._on[runs.classes]) & (runs.end_s > runs.start_s)]
         groups = Runs.join([track.merged, runs]).merge_neighbors(self._max_gap_s)
-        done = self._count_final(groups, next_s, final)
+        done = self._count_final(groups, self._max_gap_s, next_s, final)
         track.merged = groups[done:]
         if len(track.merged):
             next_s = min(next_s, float(track.merged.start_s[0]))
         long = groups[:done]
         long = long[long.end_s - long.start_s >= self._min_length_s[long.classes] - _ROUNDING_S]
-        spans = Runs.join([track.kept, long]).merge_neighbors(self._max_gap_s)
-        done = self._count_final(spans, next_s, final)
+        gaps = np.full_like(self._max_gap_s, np.inf) if self._dense else self._max_gap_s
+        spans = Runs.join([track.kept, long]).merge_neighbors(gaps)
+        done = self._count_final(spans, gaps, next_s, final)
         track.kept = spans[done:]
         ready = spans[:done]
         means = (ready.after - ready.before) / (ready.last - ready.first)
-        return list(map(Span, ready.classes.tolist(), ready.start_s.tolist(), ready.end_s.tolist(), means.tolist()))
+        found = map(Span, ready.classes.tolist(), ready.start_s.tolist(), ready.end_s.tolist(), means.tolist())
+        return list(map(_Found, found, ready.first.tolist(), ready.last.tolist()))
 
     def _earliest_start(self, track: _Track) -> float:
         """Seconds before which no run starts that is not closed yet."""
         return (self._steps - 0.5) * self._step_s if track.open_class == _NONE else track.open_start_s
 
-    def _count_final(self, runs: Runs, next_s: float, final: bool) -> int:
+    def _count_final(self, runs: Runs, gaps_s: Floats, next_s: float, final: bool) -> int:
         """How many of the runs no later run can extend, if none starts before `next_s`."""
         if final or not len(runs):
             return len(runs)
-        apart = next_s - runs.end_s[-1] > self._max_gap_s[runs.classes[-1]] + _ROUNDING_S
+        apart = next_s - runs.end_s[-1] > gaps_s[runs.classes[-1]] + _ROUNDING_S
         return len(runs) if apart else len(runs) - 1
 
     def _emit(self, final: bool) -> list[Span]:
@@ -310,22 +322,82 @@ class SpanDecoder:
         for track in [] if final else self._tracks:
             starts = [float(runs.start_s[0]) for runs in (track.merged, track.kept) if len(runs)]
             earliest = min(earliest, self._earliest_start(track), *starts)
-        self._ready.sort(key=lambda span: (span.start_s, span.class_index))
-        count = sum(span.start_s < earliest for span in self._ready)
-        spans, self._ready = self._ready[:count], self._ready[count:]
-        return self._divide_gaps(spans) if self._dense else spans
+        self._ready.sort(key=lambda found: (found.span.start_s, found.span.class_index))
+        count = sum(found.span.start_s < earliest for found in self._ready)
+        ready, self._ready = self._ready[:count], self._ready[count:]
+        return self._divide_gaps(ready) if self._dense else [found.span for found in ready]
 
-    def _divide_gaps(self, spans: Sequence[Span]) -> list[Span]:
-        """Step 4: all spans but the last, each reaching to the middle of the gap to the next one."""
+    def _divide_gaps(self, ready: "Sequence[_Found]") -> list[Span]:
+        """Step 4: all spans but the last, each reaching to the next one."""
         divided = []
-        for span in spans:
+        for found in ready:
             if self._undivided is None:
-                self._undivided = span._replace(start_s=0.0)
+                self._undivided = found._replace(span=found.span._replace(start_s=0.0))
                 continue
-            middle = (self._undivided.end_s + span.start_s) / 2
-            divided.append(self._undivided._replace(end_s=middle))
-            self._undivided = span._replace(start_s=middle)
+            before = self._undivided
+            edge_s = self._edge_between(before, found)
+            divided.append(before.span._replace(end_s=edge_s))
+            self._undivided = found._replace(span=found.span._replace(start_s=edge_s))
         return divided
+
+    def _edge_between(self, before: "_Found", after: "_Found") -> float:
+        """Seconds at which one span ends and the next one begins."""
+        gap = after.first - before.last
+        if not gap or gap > _LONGEST_GAP:
+            return (before.span.end_s + after.span.start_s) / 2
+        rows = self._before.get(after.first)
+        if rows is None:
+            end = after.first + 1 - self._steps + len(self._recent)
+            rows = self._recent[:end]
+        edge_s = before.last - 0.5 + divide_gap(rows[-gap - 2 :, [before.span.class_index, after.span.class_index]])
+        edge_s *= self._step_s
+        return edge_s if self._duration_s is None else min(edge_s, self._duration_s)
+
+    def _forget(self) -> None:
+        """Keep only the scores that a later call may need: those before spans that wait, and the last ones."""
+        (track,) = self._tracks
+        firsts = [track.open_first] if track.open_class != _NONE else []
+        firsts += [int(first) for runs in (track.merged, track.kept) for first in runs.first]
+        firsts += [found.first for found in self._ready]
+        begin = self._steps - len(self._recent)
+        self._before = {
+            first: self._before[first]
+            if first in self._before
+            else self._recent[: first + 1 - begin][-_LONGEST_GAP - 2 :].copy()
+            for first in firsts
+        }
+        self._recent = self._recent[-_LONGEST_GAP - 2 :].copy()
+
+
+class _Found(NamedTuple):
+    """A span and its steps.
+
+    Attributes:
+        span: the span.
+        first: its first step.
+        last: the step after its last one.
+    """
+
+    span: Span
+    first: int
+    last: int
+
+
+def divide_gap(scores: Floats) -> float:
+    """Where one class ends and another begins, between two steps that have these classes.
+
+    Args:
+        scores: (n, 2) scores of the first and of the second class, from the last step of the one to the first step of
+            the other.
+
+    Returns:
+        Time steps from the center of the first row: where the difference of the scores crosses 0 between two steps. Of
+        several such places that of the highest sum of the first class's scores before and the second one's after.
+    """
+    difference = scores[:, 0] - scores[:, 1]
+    split = int(np.cumsum(difference)[:-1].argmax())
+    low, high = difference[split], difference[split + 1]
+    return split + float(low / (low - high) if low >= 0 >= high and low > high else 0.5)
 
 
 def _table(*columns: ArrayLike) -> Runs:
