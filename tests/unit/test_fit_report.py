@@ -147,6 +147,7 @@ def full_result(folder: Path, classes=("walk", "rear <b>", "groom\x1b")):
         examples=dict.fromkeys(classes, 7),
         suggestions=[Suggestion(path=video, start_s=4.0, end_s=6.0, answer=classes[0], score=0.5)],
         skipped=[BadFile("bad.mp4", "corrupt <i>")],
+        legend={"wall <b>": (1, 2, 3)},
         figures={"a.png": {"input": indexed_image(1), "truth": indexed_image(2), "answer": indexed_image(3)}},
     )
 
@@ -158,10 +159,11 @@ def test_a_report_has_all_parts_and_needs_no_other_file(tmp_path):
         assert f'<section id="{part}">' in page
     assert "clearly better than" in page and "more labels would pay" in page
     assert raw.count("data:video/mp4;base64,") == 3 and raw.count("data:image/jpeg;base64,") == 4
+    assert 'style="background: rgb(1, 2, 3)"></i>wall <b></span>' in page
     assert "gone.mp4: does not exist" in page
     assert "plays 2.0 times as fast" in page
     assert "7 of 21 rows of “groom\\x1b” were taken for “rear <b>”" in page
-    assert "rear <b>" not in raw and "corrupt <i>" not in raw and "\x1b" not in raw
+    assert "rear <b>" not in raw and "wall <b>" not in raw and "corrupt <i>" not in raw and "\x1b" not in raw
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", raw)
     assert len(raw) < 1_000_000
 

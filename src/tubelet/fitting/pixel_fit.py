@@ -82,6 +82,7 @@ class PixelObjective:
         fit_constant: a data set and training samples to a function of (H, W) that gives the baseline's map.
         options: a data set to keyword arguments of the network.
         draw: maps of an image and the data set to colored images by name.
+        legend: a data set to the color of each class in these images.
     """
 
     network: str
@@ -96,6 +97,7 @@ class PixelObjective:
     fit_constant: Callable[[Any, Sequence[DenseSample], Progress], Callable[[tuple[int, int]], Map]]
     options: Callable[[Any], dict[str, Any]]
     draw: Callable[[Map, Map, Any], dict[str, NDArray[np.uint8]]]
+    legend: Callable[[Any], dict[str, tuple[int, int, int]]] = lambda dataset: {}
 
 
 Trained = tuple[PixelFeatureDataset, TrainedHead]
@@ -340,6 +342,7 @@ def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[st
             {"network": objective.network, "lr": float(rate), "score": value} for rate, value in final.sweep.items()
         ],
         skipped=scores.bad_files,
+        legend=objective.legend(dataset),
         figures={
             inputs.samples[row].name: {
                 name: _shrink(image)

@@ -97,6 +97,7 @@ class FitResult:
         suggestions: clips to label next.
         skipped: files that could not be read.
         figures: for pixel tasks, name -> (H, W, 3) uint8 pictures of held-out files: input, truth, answer.
+        legend: class -> its color in the figures; empty where colors do not stand for classes.
     """
 
     spec: HeadSpec
@@ -111,3 +112,4 @@ class FitResult:
     suggestions: Sequence[Suggestion] = ()
     skipped: Sequence[BadFile] = ()
     figures: Mapping[str, Mapping[str, NDArray[np.uint8]]] = field(default_factory=dict)
+    legend: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)

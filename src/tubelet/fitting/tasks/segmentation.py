@@ -22,7 +22,7 @@ from tubelet.heads.head_file import Head, MetricInterval
 from tubelet.labels.masks import read_mask
 from tubelet.labels.records import LabelRow, LabelTable
 from tubelet.tasks import segmentation
-from tubelet.tasks.common.colors import color_classes, color_errors
+from tubelet.tasks.common.colors import color_classes, color_errors, legend
 from tubelet.tasks.common.task import EvaluationContext
 from tubelet.tasks.metrics.intervals import bootstrap_interval, index_units, mean_defined, ratio, sum_by_unit
 
@@ -51,26 +51,27 @@ def mask_classes(table: LabelTable) -> dict[int, str]:
     Raises:
         DataError: if the table has fewer than two classes, or more than masks can have.
     """
-    legend = {index: name for index, name in sorted(table.legend.items()) if index != IGNORED}
-    if not 2 <= len(legend) < IGNORED:
+    classes = {index: name for index, name in sorted(table.legend.items()) if index != IGNORED}
+    if not 2 <= len(classes) < IGNORED:
         raise DataError(
-            f"{table.path}: masks have {len(legend)} classes, expected from 2 to {IGNORED - 1}; list them in the legend"
+            f"{table.path}: masks have {len(classes)} classes, expected from 2 to {IGNORED - 1}; list them in the "
+            "legend"
         )
-    return legend
+    return classes
 
 
 def labeled_masks(table: LabelTable, samples: Sequence[DenseSample], train: Rows) -> LabeledMasks:
     """The data set that reads the masks of all samples."""
-    legend = mask_classes(table)
+    classes = mask_classes(table)
     class_of_label = np.full(256, IGNORED, np.uint8)
-    class_of_label[list(legend)] = np.arange(len(legend))
+    class_of_label[list(classes)] = np.arange(len(classes))
     known = np.zeros(256, bool)
-    known[[*legend, IGNORED]] = True
+    known[[*classes, IGNORED]] = True
     return LabeledMasks(
         name=table.path.name,
         train=[samples[row] for row in train],
         test=[],
-        classes=tuple(legend.values()),
+        classes=tuple(classes.values()),
         class_of_label=class_of_label,
         known_labels=known,
         rows=rows_by_name(table, samples),
@@ -156,6 +157,10 @@ def _draw(predicted: Map, truth: Map, masks: LabeledMasks) -> dict[str, NDArray[
     }
 
 
+def _legend(masks: LabeledMasks) -> dict[str, tuple[int, int, int]]:
+    return legend(masks.classes, tuple(range(len(masks.classes))))
+
+
 def _options(masks: LabeledMasks) -> dict[str, Any]:
     return {"indices": np.flatnonzero(masks.class_of_label != IGNORED).tolist()}
 
@@ -173,6 +178,7 @@ OBJECTIVE = PixelObjective(
     fit_constant=fit_positions,
     options=_options,
     draw=_draw,
+    legend=_legend,
 )
 
 
