@@ -94,7 +94,7 @@ def test_masks_cover_whole_images_and_a_frame_of_each_time_step(model, media, tm
         image = read_image(str(media / name))
         with torch.no_grad():
             tokens = model.encode(segmentation.image_windows(image, 32)).tokens
-        expected = segmentation.predict(tokens, head.network.linear, 32, image.shape[:2])
+        expected = segmentation.predict(tokens, head.network, 32, image.shape[:2])
         assert np.array_equal(read_indexed(out / row["mask"]), np.array([3, 0, 7], np.uint8)[expected])
     assert rows(out / "legend.csv") == [
         {"index": str(index), "name": name} for index, name in zip((3, 0, 7), CLASSES, strict=True)

@@ -30,13 +30,14 @@ from tubelet.errors import BadFile, ConfigError, DataError
 from tubelet.fitting.label_task import FitContext
 from tubelet.fitting.result import FitResult, LearningCurvePoint
 from tubelet.heads.head_file import Head, HeadInput, HeadSpec, MetricInterval, ModelMetrics
+from tubelet.heads.positions import POSITION_CHANNELS, append_positions
 from tubelet.labels.records import LabelError, LabelRow, LabelTable
 from tubelet.labels.splits import row_units
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import random_init_like
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.dense_heads import HeadProtocol, TrainedHead
-from tubelet.tasks.common.extract import TokenFeatures, level_features
+from tubelet.tasks.common.extract import Encode, TokenFeatures, level_features
 from tubelet.tasks.common.pixel_features import PixelFeatureDataset, test_source
 from tubelet.tasks.common.task import EvaluationContext
 from tubelet.tasks.common.test_set import iter_test_set
@@ -180,21 +181,32 @@ def rows_by_name(table: LabelTable, samples: Sequence[DenseSample]) -> dict[str,
     return {sample.name: row for sample, row in zip(samples, table.rows, strict=True)}
 
 
+def placed_features(model: Backbone, levels: Sequence[int]) -> TokenFeatures:
+    """What heads see of a token: the levels of an encoder, and the position in the window."""
+    found = level_features(model, levels)
+    return TokenFeatures(
+        width=found.width + POSITION_CHANNELS,
+        encode=partial(_encode_placed, encode=found.encode),
+        recipe={**found.recipe, "positions": True},
+    )
+
+
+def _encode_placed(model: Backbone, pixels: Tensor, encode: Encode) -> dict[str, Tensor]:
+    return {"tokens": append_positions(encode(model, pixels)["tokens"])}
+
+
 def patch_colors() -> TokenFeatures:
     """What the baseline sees of a patch: its colors in 4 x 4 cells, and its position in the window."""
     return TokenFeatures(
-        width=3 * _PATCH_CELLS**2 + 5, encode=_encode_colors, recipe={"features": "patch colors and positions"}
+        width=3 * _PATCH_CELLS**2 + POSITION_CHANNELS, encode=_encode_colors, recipe={"features": "patch colors"}
     )
 
 
 def _encode_colors(model: Backbone, pixels: Tensor) -> dict[str, Tensor]:
-    B, _, _, height, width = pixels.shape
+    _, _, _, height, width = pixels.shape
     h, w = height // model.patch_size, width // model.patch_size
     cells = F.adaptive_avg_pool2d(pixels[:, :, 0].float(), (h * _PATCH_CELLS, w * _PATCH_CELLS))
-    colors = F.pixel_unshuffle(cells, _PATCH_CELLS)
-    y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
-    places = torch.stack([y, x, y * y, x * x, x * y]).to(colors).expand(B, -1, -1, -1)
-    return {"tokens": torch.cat([colors, places], dim=1).flatten(2).mT}
+    return {"tokens": append_positions(F.pixel_unshuffle(cells, _PATCH_CELLS).flatten(2).mT)}
 
 
 def evaluation_context(
@@ -223,7 +235,7 @@ def evaluation_context(
         ),
         cache=context.cache,
         progress=context.progress,
-        features=features or level_features(context.model, context.head_input.levels),
+        features=features or placed_features(context.model, context.head_input.levels),
     )
 
 
@@ -363,7 +375,7 @@ def _baselines(context: FitContext, objective: PixelObjective, inputs: PixelInpu
     twin = random_init_like(context.model, context.config.seed)
     for name, model, features in (
         ("linear head on pixels", context.model, patch_colors()),
-        ("random weights", twin, level_features(twin, context.head_input.levels)),
+        ("random weights", twin, placed_features(twin, context.head_input.levels)),
     ):
         cache = context.cache if model is context.model else FeatureCache(context.cache.folder.parent, model)
         scores = score_splits(replace(context, model=model, cache=cache), objective, inputs, features)

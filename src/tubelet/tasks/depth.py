@@ -4,7 +4,7 @@ H x W pixels of an image, N = h·w tokens of a view, D width, K bins of depth.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -231,7 +231,7 @@ def predict(
 
 @torch.inference_mode()
 def predict_windows(
-    tokens: Tensor, head: nn.Module, bins: Tensor, size: int, shape: tuple[int, int]
+    tokens: Tensor, head: Callable[[Tensor], Tensor], bins: Tensor, size: int, shape: tuple[int, int]
 ) -> NDArray[np.float32]:
     """The depth (H, W) of an image from its windows, averaged where they overlap, for images of any aspect ratio.
 

@@ -1,4 +1,4 @@
-"""A linear layer on each token to scores of bins of depth.
+"""A linear layer on each token and its position to scores of bins of depth.
 
 B clips, T time steps, S cells, D channels, K bins.
 """
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.heads.head_network import HeadNetwork
+from tubelet.heads.positions import POSITION_CHANNELS, append_positions
 
 
 def depth_of_scores(scores: Tensor, bins: Tensor, smoothing: float) -> Tensor:
@@ -59,12 +60,17 @@ class DepthBins(HeadNetwork):
         if classes != 1:
             raise ValueError(f"classes is {classes}, expected 1: depth is one value")
         self.smoothing = smoothing
-        self.linear = nn.Linear(width, bins)
+        self.linear = nn.Linear(width + POSITION_CHANNELS, bins)
         self.register_buffer("bins", torch.linspace(min_depth, max_depth, bins))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, S, D) tokens -> (B, T, S, 1) depth."""
-        return depth_of_scores(self.linear(tokens), self.bins, self.smoothing).unsqueeze(-1)
+        """(B, T, S, D) tokens of square windows -> (B, T, S, 1) depth."""
+        return depth_of_scores(self.bin_scores(tokens), self.bins, self.smoothing).unsqueeze(-1)
+
+    def bin_scores(self, tokens: Tensor) -> Tensor:
+        """(..., S, D) tokens of square windows -> (..., S, K) scores of the bins."""
+        scores: Tensor = self.linear(append_positions(tokens))
+        return scores
 
 
 NETWORK = DepthBins

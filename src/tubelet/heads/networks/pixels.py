@@ -1,4 +1,4 @@
-"""A linear layer on each token, for segmentation.
+"""A linear layer on each token and its position, for segmentation.
 
 B clips, T time steps, S cells, D channels, K outputs.
 """
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from tubelet.heads.head_network import HeadNetwork
+from tubelet.heads.positions import POSITION_CHANNELS, append_positions
 
 
 class TokenLinear(HeadNetwork):
@@ -28,11 +29,11 @@ class TokenLinear(HeadNetwork):
         """
         super().__init__()
         self.indices = tuple(indices) or tuple(range(classes))
-        self.linear = nn.Linear(width, classes)
+        self.linear = nn.Linear(width + POSITION_CHANNELS, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, S, D) tokens -> (B, T, S, K) logits."""
-        logits: Tensor = self.linear(tokens)
+        """(B, T, S, D) tokens of square windows -> (B, T, S, K) logits."""
+        logits: Tensor = self.linear(append_positions(tokens))
         return logits
 
 

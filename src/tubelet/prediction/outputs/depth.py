@@ -41,7 +41,7 @@ class DepthOutput(PixelOutput):
         """See `HeadOutput`."""
         super().__init__(head, folder, config, layout)
         assert isinstance(head.network, DepthBins)
-        self.linear = head.network.linear
+        self.network = head.network
         self.bins = head.network.bins
         self.largest = float(self.bins[-1])
         self.per_unit = 1.0
@@ -57,7 +57,7 @@ class DepthOutput(PixelOutput):
     def predict(self, tokens: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
         """(H, W) depth in the unit of the labels."""
         size = self.layout.clips.image_size
-        return depth.predict_windows(tokens, self.linear, self.bins, size, shape)
+        return depth.predict_windows(tokens, self.network.bin_scores, self.bins, size, shape)
 
     def encode(self, found: NDArray[Any]) -> Image.Image:
         """Depth times `per_unit`, at least 1: 0 is an unknown depth in labels."""

@@ -38,7 +38,7 @@ class MaskOutput(PixelOutput):
         """See `HeadOutput`."""
         super().__init__(head, folder, config, layout)
         assert isinstance(head.network, TokenLinear)
-        self.linear = head.network.linear
+        self.network = head.network
         self.indices = np.array(head.network.indices, np.uint8)
         self.colors = np.array([rgb(color) for color in label_colors(len(self.indices))], np.uint8)
 
@@ -49,7 +49,7 @@ class MaskOutput(PixelOutput):
 
     def predict(self, tokens: Tensor, shape: tuple[int, int]) -> NDArray[np.uint8]:
         """(H, W) numbers of classes."""
-        return segmentation.predict(tokens, self.linear, self.layout.clips.image_size, shape)
+        return segmentation.predict(tokens, self.network, self.layout.clips.image_size, shape)
 
     def encode(self, found: NDArray[Any]) -> Image.Image:
         """Indices of the legend, with a color for each class."""
