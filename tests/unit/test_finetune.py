@@ -410,6 +410,31 @@ def test_settings_without_effect_are_refused(settings, problem):
         FitConfig(**settings)
 
 
+@pytest.mark.parametrize(("task", "finetuned", "folds"), [("classification", "full", 1), ("regression", "lora", 2)])
+def test_a_fit_measures_the_frozen_head_next_to_the_trained_one(task, finetuned, folds, table, tmp_path):
+    rows = [
+        dataclasses.replace(row, split="", **({"labels": (), "values": (3.0 * i,)} if task == "regression" else {}))
+        for i, row in enumerate(table.rows[:16])
+    ]
+    names = {"targets": ("speed",), "classes": ()} if task == "regression" else {}
+    small = dataclasses.replace(table, rows=rows, **names)
+    halves = [(np.arange(8), np.arange(8, 16)), (np.arange(8, 16), np.arange(8))]
+    context = dataclasses.replace(
+        context_for(small, tmp_path, finetune=finetuned, finetune_epochs=2, epochs=5), task=task, splits=halves[:folds]
+    )
+    head, result = get_label_task(task).fit(context)
+    rows_of = [score.model for score in result.spec.scores]
+    assert rows_of[:2] == ["this head", "frozen head"] and len(set(rows_of)) == len(rows_of)
+    assert head.spec.finetuned == finetuned and head.encoder_weights
+    assert "The encoder was trained too" in result.protocol
+    adapted = head.adapt(context.model)
+    assert adapted.weights_id == head.adapted_weights_id != context.model.weights_id
+    if folds == 1:  # the metrics are those of the file's own weights
+        features = extract_rows(context.with_model(adapted).extract, rows[8:], small, CLIP)
+        right = head(features.tokens.float()).argmax(-1) == torch.tensor([0, 1] * 4)
+        assert result.spec.scores[0].metrics[0].value == pytest.approx(100 * right.float().mean().item())
+
+
 def test_features_of_the_frozen_and_of_the_trained_encoder_are_never_mixed(table, tmp_path):
     context = context_for(table, tmp_path)
     weights, _ = trained_weights(context.model, "full")
