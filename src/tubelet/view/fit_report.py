@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tubelet.errors import escape_unprintable
 from tubelet.fitting.clip_task import FROZEN
 from tubelet.fitting.result import FitResult, LearningCurvePoint, ReliabilityBin
+from tubelet.heads.calibration import ScoreBin, expected_calibration_error
 from tubelet.heads.head_file import MetricInterval, ModelMetrics
 from tubelet.view.page import Line, chart, write_page
 from tubelet.view.results import image_uri, shrink_to_page
@@ -123,7 +124,7 @@ def reliability_sentence(bins: Sequence[ReliabilityBin]) -> str:
     if not total:
         return ""
     error = sum(each.count * (each.score - each.accuracy) for each in bins) / total
-    gap = sum(each.count * abs(each.score - each.accuracy) for each in bins) / total
+    gap = expected_calibration_error([ScoreBin(each.score, each.accuracy, each.count) for each in bins])
     if gap < 0.05:
         return f"Scores can be read as probabilities: on average, they are {gap:.2f} off the fraction that was right."
     direction = "too sure of itself" if error > 0.02 else "less sure than it could be" if error < -0.02 else "uneven"

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tubelet.heads.head_file import MetricInterval
 from tubelet.tasks.metrics.intervals import (
+    RESAMPLES,
     Floats,
     bootstrap_interval,
     index_units,
@@ -19,6 +20,8 @@ from tubelet.tasks.metrics.intervals import (
 )
 
 _MOST_VALUES = 4_000_000  # of all resamples at a time
+_MOST_WORK = 2_000_000_000  # samples times classes times resamples, about ten seconds
+_FEWEST_RESAMPLES = 200
 
 
 def average_precision(scores: ArrayLike, truth: ArrayLike) -> Floats:
@@ -102,8 +105,9 @@ def multilabel_metrics(
         hits, predicted, present = (weights @ counts[:, i].sum(1) for i in range(3))
         return 100 * ratio(2 * hits, predicted + present)
 
+    resamples = int(np.clip(_MOST_WORK // max(1, len(s) * len(curves)), _FEWEST_RESAMPLES, RESAMPLES))
     return tuple(
-        bootstrap_interval(name, statistic, count, bounds=(0, 100), unit="%", seed=seed)
+        bootstrap_interval(name, statistic, count, bounds=(0, 100), unit="%", seed=seed, resamples=resamples)
         for name, statistic in (("mAP", mean_precision), ("macro F1", f1), ("micro F1", micro_f1))
     )
 
