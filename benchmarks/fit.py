@@ -41,19 +41,28 @@ FPS = 7
 FRAMES = 4
 
 
-def timeline(model: str, /, *, data: Path, seeds: tuple[int, ...] = (0, 1, 2), cache: Path | None = None) -> None:
+def timeline(
+    model: str,
+    /,
+    *,
+    data: Path,
+    networks: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    cache: Path | None = None,
+) -> None:
     """Metrics of a timeline head and of its baselines on held-out videos: mean and range over seeds.
 
     Args:
         model: Whatever tubelet.load takes.
         data: A sample set with long videos.
+        networks: Networks of the heads that are trained side by side; the task's by default.
         seeds: Seeds of initial weights, sampling, and the choice of videos that heads are chosen by.
         cache: Folder of cached features; by default in the user's cache.
     """
     found: dict[str, dict[str, list[float]]] = {}
     encoder = load(model)
     for seed in seeds:
-        config = FitConfig(task="timeline", seed=seed)
+        config = FitConfig(task="timeline", networks=networks, seed=seed)
         table, task = read_label_table(data / "labels" / "motion.csv", config)
         head, _ = fit_head(table, task, encoder, model, config, cache=cache)
         for scores in head.spec.scores:
