@@ -415,6 +415,16 @@ def test_fit_refuses_a_wrong_table_before_anything_is_computed_or_written(media,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_few_unreadable_files_may_be_left_out(media, caplog):
+    (media / "bad.mp4").write_bytes(b"no video")
+    text = "path,label\nbad.mp4,x\na.mp4,x\nb.mp4,x\na.jpg,y\nb.jpg,y\n"
+    with caplog.at_level(logging.WARNING, "tubelet"):
+        table = check_labels(read_labels(write(media, text)), max_failed_fraction=0.2)
+    assert len(table.rows) == 4 and "bad.mp4" in caplog.text and "its rows are left out" in caplog.text
+    for wrong in (text.replace("b.jpg", "no.jpg"), text.replace("b.jpg,y\n", "")):
+        assert faults_of(write(media, wrong), max_failed_fraction=0.2)
+
+
 def test_all_faults_are_in_one_list_by_line(media):
     text = "path,start_s,end_s,label\nno.mp4,0,1,x\na.mp4,soon,1,x\na.mp4,0,9,x\nb.mp4,0,1,y\nb.mp4,0.5,2,x\n"
     faults = faults_of(write(media, text), "classification")

@@ -45,7 +45,11 @@ def read_label_table(path: Path, config: FitConfig) -> tuple[LabelTable, LabelTa
         LabelError: names every fault of the table.
     """
     table = check_labels(
-        read_labels(path), config.task, min_examples=config.min_examples, workers=max(1, config.workers)
+        read_labels(path),
+        config.task,
+        min_examples=config.min_examples,
+        max_failed_fraction=config.max_failed_fraction,
+        workers=max(1, config.workers),
     )
     name, reason = (config.task, f"{config.task}, as requested") if config.task else infer_task(table)
     logger.info("%s: %d rows, read as %s; task: %s", path, len(table.rows), table.format, reason)

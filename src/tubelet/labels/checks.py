@@ -18,6 +18,7 @@ MOMENT_S = 1.0
 END_TOLERANCE_S = 0.1
 """Seconds by which a span may end after its video, as it does where another stream of the file is longer."""
 _SHOWN = 3
+_NAMED = 10
 _NEEDED = {
     "classification": "label", "multilabel": "label", "timeline": "label", "segmentation": "mask", "depth": "depth",
 }  # fmt: skip
@@ -31,6 +32,7 @@ def check_labels(
     *,
     min_examples: int = 2,
     exclusive: bool | None = None,
+    max_failed_fraction: float = 0.0,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LabelTable:
@@ -41,6 +43,8 @@ def check_labels(
         task: the task; None infers it, as `infer_task` does with the table that is returned.
         min_examples: fewest rows of each class.
         exclusive: whether two classes may not be present at the same time; None for classification only.
+        max_failed_fraction: fraction of the media files that may be unreadable: their rows are left out, and they are
+            logged. A missing file is always a fault.
         workers: number of processes that open media files; 1 for this one.
         progress: called with the number of media files done and of all.
 
@@ -53,6 +57,7 @@ def check_labels(
     """
     faults: list[Fault] = list(table.faults)
     facts = read_media_facts(table, task, workers, progress)
+    read, table = table, _without_unreadable(table, facts, max_failed_fraction)
     faults += _media_faults(table, facts)
     timed_table = _timed(table, facts, faults)
     inferred = task is None
@@ -67,11 +72,21 @@ def check_labels(
     faults += _row_faults(timed_table, task, exclusive if exclusive is not None else task == "classification")
     faults += _split_faults(table)
     faults += _class_faults(table, task, min_examples)
-    faults += _mask_faults(table, task, checked.legend, facts)
+    faults += _mask_faults(read, task, checked.legend, facts)
     if faults:
         raise LabelError(table.path, _sentences(faults))
     _warn(checked)
     return checked
+
+
+def _without_unreadable(table: LabelTable, facts: Mapping[Path, MediaFacts], limit: float) -> LabelTable:
+    """The table without the rows of unreadable media, if they are few enough."""
+    unreadable = {path: each.fault for path, each in facts.items() if each.fault and not each.missing}
+    if not unreadable or len(unreadable) > limit * len(facts) or len(unreadable) == len(facts):
+        return table
+    for path, fault in unreadable.items():
+        logger.warning("%s: %s; its rows are left out", path, fault)
+    return replace(table, rows=tuple(row for row in table.rows if row.path not in unreadable))
 
 
 def _timed(table: LabelTable, facts: Mapping[Path, MediaFacts], faults: list[Fault]) -> LabelTable:
@@ -105,7 +120,7 @@ def _media_faults(table: LabelTable, facts: Mapping[Path, MediaFacts]) -> Iterat
     for row in table.rows:
         rows[row.path].append(row)
     for path, each in facts.items():
-        if each.fault:
+        if each.fault and path in rows:
             first, *others = rows[path]
             also = f" (also {_listed(table.row_kind, [row.line for row in others])})" if others else ""
             yield _fault(table, first, f"{path}: {each.fault}{also}")
@@ -310,7 +325,12 @@ def _warn(table: LabelTable) -> None:
             files[label].add(row.group or str(row.path))
     single = sorted(label for label, found in files.items() if len(found) == 1)
     if single and len(set.union(*files.values())) > 1:
-        logger.warning("classes of one file or group only, which cannot be both trained and measured: %s", single)
+        shown = ", ".join(single[:_NAMED]) + ", ..." * (len(single) > _NAMED)
+        logger.warning(
+            "%d classes are in one file or group only, so that they cannot be trained and measured: %s",
+            len(single),
+            shown,
+        )
     tiny = Counter(label for row in table.rows if row.weight == 0 for label in row.labels or ("",))
     if total := sum(tiny.values()):
         logger.warning("%d rows have the weight 0 and are not trained on", total)

@@ -45,6 +45,7 @@ class MediaFacts:
         frame_s: frame number -> second at which it begins, of the frames that rows name.
         masks: row number -> what its mask or depth map has.
         fault: why the file cannot be used; empty if it can.
+        missing: whether there is no such file.
     """
 
     duration_s: float = 0.0
@@ -53,6 +54,7 @@ class MediaFacts:
     frame_s: Mapping[int, float] = field(default_factory=dict)
     masks: Mapping[int, MaskFacts] = field(default_factory=dict)
     fault: str = ""
+    missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,9 @@ def _facts(job: MediaJob) -> MediaFacts:
     """What one file has; what cannot be read is in its `fault`."""
     try:
         if not job.path.exists():
-            return MediaFacts(fault="does not exist")
+            return MediaFacts(fault="does not exist", missing=True)
     except OSError as error:  # such as a name that is too long
-        return MediaFacts(fault=f"cannot be looked up ({error.strerror})")
+        return MediaFacts(fault=f"cannot be looked up ({error.strerror})", missing=True)
     masks = {number: _mask_facts(row) for number, row in job.rows if row.mask is not None or row.depth is not None}
     frames = sorted({f for _, row in job.rows for f in (row.start_frame, row.end_frame) if f is not None})
     try:

@@ -120,10 +120,11 @@ def _read_own(path: Path) -> LabelTable:
     faults = [*cells.faults, *_header_faults(cells.header, known)]
     targets = _targets(cells, known, faults)
     rows = []
+    resolved: dict[str, Path] = {}
     for line, row in cells.rows:
         named = {name: row.get(column, "") for name, column in known.items()}
         values = [row.get(target, "") for target in targets]
-        parsed = _RowParser(f"{cells.row_kind} {line}", line, named, path.parent, cells.decimal_comma, faults)
+        parsed = _RowParser(f"{cells.row_kind} {line}", line, named, path.parent, cells.decimal_comma, faults, resolved)
         if (read := parsed.row(values)) is not None:
             rows.append(read)
     legend, legend_content = read_legend(path, faults) if "mask" in known else ({}, b"")
@@ -246,9 +247,11 @@ class _RowParser:
         home: Path,
         decimal_comma: bool,
         faults: list[tuple[int, str]],
+        resolved: dict[str, Path],
     ) -> None:
         self.place, self.line, self.cells, self.home = place, line, cells, home
         self.decimal_comma, self.faults = decimal_comma, faults
+        self.resolved = resolved  # names are looked up once for all rows
 
     def row(self, values: Sequence[str]) -> LabelRow | None:
         """The row, None without a path; any other cell with a fault counts as empty."""
@@ -284,7 +287,9 @@ class _RowParser:
                 self.fault("path is empty, expected a media file")
             return None
         try:
-            return resolve_listed(name, self.home)
+            if name not in self.resolved:
+                self.resolved[name] = resolve_listed(name, self.home)
+            return self.resolved[name]
         except ValueError as error:
             self.fault(f"{column} {name!r:.200} {error}")
             return None
