@@ -26,6 +26,8 @@ _FEWEST = 5
 """True spans below which a class has the rule that is best for all classes."""
 _OVERLAP = 0.5
 _ERRORS = 2.0
+_MOST_STEPS = 50_000
+"""Time steps of videos that rules are fitted to: more make them hardly better, and take minutes."""
 _SAME = 1e-9
 _MOST = 0.98  # of `on`
 
@@ -91,7 +93,7 @@ def fit_span_rules(
     class with the highest score, and moments without any label must have a class of their own.
 
     Args:
-        scores: for each video (T, K).
+        scores: for each video (T, K); the first videos are used, up to `_MOST_STEPS` steps.
         truth: for each video its spans.
         step_s: seconds of a time step.
         exclusive: whether one class excludes the others.
@@ -100,10 +102,11 @@ def fit_span_rules(
     Returns:
         K rules. Without any true span they keep scores from 0.5 on, or the highest score, as they are.
     """
-    tables = [np.asarray(own, float) for own in scores]
+    count = max(1, int((np.cumsum([len(own) for own in scores]) <= _MOST_STEPS).sum()))  # type: ignore[arg-type]
+    tables = [np.asarray(own, float) for own in scores[:count]]
     K = tables[0].shape[1]
-    ends = [len(own) * step_s for own in tables] if durations_s is None else list(durations_s)
-    target = _collect(truth, ends, step_s, K)
+    ends = [len(own) * step_s for own in tables] if durations_s is None else list(durations_s[:count])
+    target = _collect(truth[:count], ends, step_s, K)
     fitter = _Fitter(tables, ends, target, exclusive)
     off = 0.0 if exclusive else 0.5
     rules = _Rules(np.full(K, off), np.full(K, off), np.zeros(K), np.zeros(K))
@@ -229,11 +232,12 @@ class _Fitter:
             return runs
         video = np.searchsorted(self._truth.shifts_s, runs.start_s, "right") - 1
         start, end = self._truth.shifts_s[video], self._truth.ends_s[video]
-        columns = (video[:-1], runs.last[:-1], runs.first[1:], runs.classes[:-1], runs.classes[1:])
-        edges = np.array([self._edge(*key) for key in zip(*(own.tolist() for own in columns), strict=True)])
         same = video[1:] == video[:-1]
-        touching = same & (runs.first[1:] == runs.last[:-1])
-        edges = np.where(touching, runs.start_s[1:], edges + self._truth.shifts_s[video[:-1]])
+        edges = runs.start_s[1:].copy()
+        gaps = np.flatnonzero(same & (runs.first[1:] > runs.last[:-1]))
+        columns = (video[gaps], runs.last[gaps], runs.first[gaps + 1], runs.classes[gaps], runs.classes[gaps + 1])
+        found = [self._edge(*key) for key in zip(*(own.tolist() for own in columns), strict=True)]
+        edges[gaps] = np.array(found) + self._truth.shifts_s[video[gaps]]
         start[1:] = np.where(same, edges, start[1:])
         end[:-1] = np.where(same, edges, end[:-1])
         return replace(runs, start_s=start, end_s=end)
@@ -242,9 +246,7 @@ class _Fitter:
         """Seconds at which one class ends and the next one begins; found once, since most rules leave the same gaps."""
         key = (video, last, first, before, after)
         if key not in self._edges:
-            edge = 0.0
-            if first > last:
-                edge = last - 0.5 + divide_gap(self._scores[video][last - 1 : first + 1, [before, after]])
+            edge = last - 0.5 + divide_gap(self._scores[video][last - 1 : first + 1, [before, after]])
             self._edges[key] = min(edge * self._truth.step_s, self._ends[video])
         return self._edges[key]
 
