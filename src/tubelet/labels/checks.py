@@ -213,8 +213,8 @@ def _row_faults(table: LabelTable, task: str, exclusive: bool) -> Iterator[Fault
         elif before.labels == row.labels and before.values == row.values:
             yield _fault(table, row, f"repeats {table.place_of(before)}; remove one")
         elif task == "classification":
-            told = f"{'|'.join(row.labels)}, {table.place_of(before)} {'|'.join(before.labels)}"
-            yield _fault(table, row, f"labels the same file or span {told}; --task multilabel allows both")
+            conflict = f"{'|'.join(row.labels)}, {table.place_of(before)} {'|'.join(before.labels)}"
+            yield _fault(table, row, f"labels the same file or span {conflict}; --task multilabel allows both")
         else:
             yield _fault(table, row, f"is about the same file or span as {table.place_of(before)}; remove one")
     if exclusive:

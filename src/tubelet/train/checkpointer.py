@@ -145,7 +145,7 @@ class Checkpointer:
     def fatal_error(self) -> str | None:
         """Why the run cannot go on: the pending checkpoint failed as the next one would; without waiting.
 
-        Other ranks may not know yet. When they have been told, `wait` raises the error on all of them.
+        Other ranks may not know yet. Once `sync_step_status` has shared it, `wait` raises the error on all of them.
         """
         error = self._error_so_far()
         return None if error is None or isinstance(error, FileError) else str(error)

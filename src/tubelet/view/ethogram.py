@@ -1,4 +1,4 @@
-"""A picture of all videos over time: what happens when, in colors."""
+"""An image of all videos over time: what happens when, in colors."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -23,7 +23,7 @@ SIDE, FPS, FRAMES = 176, 8, 32
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small picture or clip.
+    """A small image or clip.
 
     Attributes:
         image: data URI of an image; empty for none.

@@ -134,8 +134,8 @@ def _add_events(
         if status == "POINT":
             place.add(found, line, time, None, key[0])
         elif key in open_ and status in ("", "STOP"):
-            begun, start = open_.pop(key)
-            place.add(found, begun, start, time, key[0])
+            start_line, start = open_.pop(key)
+            place.add(found, start_line, start, time, key[0])
         elif status == "STOP":
             found.fault(line, f"{key[0]} stops at {time:g} s without a start")
         elif key in open_:

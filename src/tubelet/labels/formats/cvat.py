@@ -100,16 +100,16 @@ def _add_tracks(found: AnnotationRows, tracks: Sequence[Element], source: str) -
         if not label or any(frame is None for frame, _ in shapes):
             found.fault(line, f"the track of {label!r:.60} has no label, or a frame that is no number")
             continue
-        begun, last = None, 0
+        first, last = None, 0
         for frame, outside in sorted((frame or 0, outside) for frame, outside in shapes):
-            if outside and begun is not None:
-                _add_span(found, line, media, begun, frame, label)
-                begun = None
-            elif not outside and begun is None:
-                begun = frame
+            if outside and first is not None:
+                _add_span(found, line, media, first, frame, label)
+                first = None
+            elif not outside and first is None:
+                first = frame
             last = frame
-        if begun is not None:
-            _add_span(found, line, media, begun, last + 1, label)
+        if first is not None:
+            _add_span(found, line, media, first, last + 1, label)
 
 
 def _add_frame_tags(found: AnnotationRows, images: Sequence[Element], source: str, step: int) -> None:
@@ -126,13 +126,13 @@ def _add_frame_tags(found: AnnotationRows, images: Sequence[Element], source: st
             frames[tag.get("label", "")].append(frame)
     line = 0
     for label, numbers in frames.items():
-        begun = before = None
+        first = before = None
         for frame in [*sorted(set(numbers)), None]:
-            if before is not None and begun is not None and (frame is None or frame > before + step):
+            if before is not None and first is not None and (frame is None or frame > before + step):
                 line += 1
-                _add_span(found, line, media, begun, before + step, label)
-                begun = None
-            begun = frame if begun is None else begun
+                _add_span(found, line, media, first, before + step, label)
+                first = None
+            first = frame if first is None else first
             before = frame
 
 
