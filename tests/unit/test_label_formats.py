@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.helpers.annotations import BORIS, BORIS_EVENTS, CVAT_META, ELAN, LABEL_STUDIO, VIA3, instances
 from tests.helpers.files import put
+from tests.helpers.media import write_video
 from tubelet.errors import DataError, TubeletError
 from tubelet.labels.checks import check_labels
 from tubelet.labels.formats.annotation_format import annotation_formats
@@ -260,6 +261,21 @@ def test_cvat_masks_of_images(tmp_path, caplog):
     np.testing.assert_array_equal(read_mask(table.rows[0]), expected)
     assert "has runs of 9 pixels in a box of 3 x 2" in table.faults[0][1]
     assert "1 shapes of the kind box" in caplog.text and "1 images without polygons" in caplog.text
+
+
+def test_cvat_masks_of_frames(tmp_path):
+    write_video(tmp_path / "a.mp4")
+    polygon = '<polygon label="road" points="0.00,0.00;6.00,0.00;6.00,3.00;0.00,3.00" z_order="0"></polygon>'
+    images = "".join(
+        f'<image id="{frame}" name="frame_{frame:06d}" width="64" height="64">{polygon}</image>' for frame in (6, 18)
+    )
+    put(tmp_path / "annotations.xml", CVAT_META.format(more="", source="a.mp4") + images + "</annotations>")
+    table = check_labels(read_labels(tmp_path / "annotations.xml"))
+    assert [(row.path.name, row.start_s, row.end_s) for row in table.rows] == [
+        ("a.mp4", 0.5, None),
+        ("a.mp4", 1.5, None),
+    ]
+    assert (read_mask(table.rows[1]) == 2).sum() == 18
 
 
 def test_cvat_tags_of_images(tmp_path):

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,8 @@ def _json_lines(path: Path, content: bytes) -> _Cells:
 
 
 def _text(value: object) -> str:
-    """A value of Parquet or JSON as the cell of a table."""
-    if value is None:
+    """A value of Parquet or JSON as the cell of a table; NaN stands for no value, as pandas writes it."""
+    if value is None or (isinstance(value, float) and isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_INT:
         return str(int(value))  # pandas stores whole numbers with gaps as floats

@@ -62,7 +62,7 @@ class CvatFile(AnnotationFormat):
                 raise DataError(f"{path}: has {len(legend) - 1} labels, expected at most {MOST_CLASSES} for masks")
             indices = {name: index for index, name in legend.items()}
             for line, image in enumerate(images, 1):
-                _add_mask(found, line, image, indices)
+                _add_mask(found, line, image, indices, source)
             return found.table("CVAT for images", legend)
         if Path(source).suffix.lower() in VIDEO_SUFFIXES:
             _add_frame_tags(found, images, source, _frame_step(meta))
@@ -152,10 +152,12 @@ def _count_others(found: AnnotationRows, image: Element) -> None:
         found.unused[f"shapes of the kind {kind}"] += len(image.findall(kind))
 
 
-def _add_mask(found: AnnotationRows, line: int, image: Element, indices: Mapping[str, int]) -> None:
-    """The mask of an image, by z_order and then by the order in the file."""
+def _add_mask(found: AnnotationRows, line: int, image: Element, indices: Mapping[str, int], source: str) -> None:
+    """The mask of an image or of a frame of a video, by z_order and then by the order in the file."""
     _count_others(found, image)
-    media = found.media(line, image.get("name"), [found.path.parent / "images"])
+    of_video = Path(source).suffix.lower() in VIDEO_SUFFIXES
+    media = found.media(line, source if of_video else image.get("name"), [found.path.parent / "images"])
+    frame = _integer(image, "id") if of_video else None
     size = image_size(_integer(image, "height"), _integer(image, "width"))
     if size is None:
         found.fault(line, f"the image {image.get('name', '')!r:.60} has no width and height")
@@ -170,7 +172,7 @@ def _add_mask(found: AnnotationRows, line: int, image: Element, indices: Mapping
         found.unused["images without polygons, ellipses and masks"] += 1
     elif media is not None:
         mask = MaskShapes(size=size, shapes=tuple(shapes))
-        found.rows.append(LabelRow(line=line, path=media, mask=mask))
+        found.rows.append(LabelRow(line=line, path=media, start_frame=frame, mask=mask))
 
 
 def _z_order(element: Element) -> int:
