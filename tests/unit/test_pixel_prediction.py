@@ -11,9 +11,13 @@ from tests.helpers.media import write_video
 from tubelet.config import ModelConfig, PredictConfig, PredictorConfig
 from tubelet.data.images import read_image
 from tubelet.data.palette_png import read_indexed
+from tubelet.fitting.pixel_fit import row_samples
 from tubelet.heads.head_file import EncoderId, Head, HeadInput, HeadSpec
+from tubelet.labels.checks import check_labels
 from tubelet.labels.depth_maps import read_depth
+from tubelet.labels.infer import infer_task
 from tubelet.labels.records import LabelRow
+from tubelet.labels.table import read_labels
 from tubelet.prediction.pipeline import predict_collection
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks import segmentation
@@ -80,9 +84,9 @@ def test_masks_cover_whole_images_and_a_frame_of_each_time_step(model, media, tm
     head, out = make_head(model, indices=(3, 0, 7)), tmp_path / "out"
     summary = predict(model, head, media, out, batch_size=5)
     found = rows(out / "predictions.csv")
-    assert list(found[0]) == ["path", "time_s", "mask", "picture", *CLASSES]
+    assert list(found[0]) == ["path", "start_s", "mask", "picture", *CLASSES]
     video = [row for row in found if row["path"].endswith(".mp4")]
-    assert [row["time_s"] for row in video] == ["0.250", "0.750", "1.250", "1.750"] and len(found) == 6
+    assert [row["start_s"] for row in video] == ["0.250", "0.750", "1.250", "1.750"] and len(found) == 6
     for row in found:
         mask = read_indexed(out / row["mask"])
         assert set(np.unique(mask)) <= {0, 3, 7}
@@ -110,12 +114,20 @@ def test_masks_cover_whole_images_and_a_frame_of_each_time_step(model, media, tm
     assert all(overlay.picture.is_file() and "%" in overlay.caption for overlay in overlays)
 
 
+def test_predictions_are_a_label_table(model, media, tmp_path):
+    predict(model, make_head(model, indices=(3, 0, 7)), media, tmp_path / "out")
+    table = check_labels(read_labels(tmp_path / "out" / "predictions.csv"), None, min_examples=1)
+    assert infer_task(table)[0] == "segmentation" and table.legend == {0: CLASSES[1], 3: CLASSES[0], 7: CLASSES[2]}
+    assert [row.start_s for row in table.rows] == [0.25, 0.75, 1.25, 1.75, None, None]
+    assert [sample.time_s for sample in row_samples(table)] == [0.25, 0.75, 1.25, 1.75, None, None]
+
+
 @pytest.mark.parametrize(("largest", "per_unit"), [(4000.0, 1), (8.0, 1000), (300.0, 1)])
 def test_depth_maps_are_in_the_unit_of_the_labels(model, media, tmp_path, largest, per_unit):
     head, out = make_head(model, "depth", min_depth=largest / 1e4, max_depth=largest), tmp_path / "out"
     predict(model, head, media, out)
     found = rows(out / "predictions.csv")
-    assert list(found[0]) == ["path", "time_s", "depth", "picture", "per_unit", "mean_depth"] and len(found) == 6
+    assert list(found[0]) == ["path", "start_s", "depth", "picture", "per_unit", "mean_depth"] and len(found) == 6
     for row in found:
         depth = read_depth(LabelRow(line=1, path=out, depth=out / row["depth"]))
         assert float(row["per_unit"]) == per_unit and depth.min() > 0 and depth.max() <= largest * per_unit

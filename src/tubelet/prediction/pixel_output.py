@@ -36,8 +36,9 @@ _JPEG_QUALITY = 88
 class PixelOutput(HeadOutput):
     """Maps of pixels as files, and a table of them.
 
-    `predictions.csv` has the columns path, time_s, the map's file, the painted picture, and what is known about the
-    map. A file's maps are in a folder that its name and a hash of its path name; a map of a video is named by its time.
+    `predictions.csv` has the columns path, start_s (the time of the frame; empty for an image), the map's file, the
+    painted picture, and what is known about the map. A file's maps are in a folder that its name and a hash of its
+    path name; a map of a video is named by its time.
 
     Attributes:
         kind: name of the folder of maps, and of the column.
@@ -133,7 +134,7 @@ class PixelOutput(HeadOutput):
 
     def write(self, files: Iterable[FileScores]) -> None:
         """Write `predictions.csv`, `predictions.parquet` and `summary.csv`, the means over the maps of each file."""
-        fixed: list[tuple[str, Kind]] = [("path", "text"), ("time_s", "seconds"), (self.kind, "text")]
+        fixed: list[tuple[str, Kind]] = [("path", "text"), ("start_s", "seconds"), (self.kind, "text")]
         numbers: list[tuple[str, Kind]] = [(name, "number") for name in (*self.constants, *self.names)]
         ascii_only = self.ascii_paths and all(map(str.isascii, self.names))
         short: list[tuple[str, Kind]] = [("path", "text"), ("maps", "count"), *numbers]
@@ -148,7 +149,7 @@ class PixelOutput(HeadOutput):
                 for rows in item.rows:
                     for time_s, values in zip(rows.start_s.tolist(), rows.scores, strict=True):
                         files_of = (self.map_file(path, time_s, video), self.picture_file(path, time_s, video))
-                        table.add((path, time_s, *map(str, files_of), *constants, *values.tolist()))
+                        table.add((path, time_s if video else None, *map(str, files_of), *constants, *values.tolist()))
                         total, count = total + values, count + 1
                 if count:
                     summary.add((path, count, *constants, *(total / count).tolist()))
