@@ -25,7 +25,7 @@ from tubelet.data import part_table
 from tubelet.data.clips import resize_center_crop
 from tubelet.data.decode import Video
 from tubelet.errors import ConfigError, DataError
-from tubelet.heads.head_file import reduce_tokens
+from tubelet.heads.head_file import SpanRule, reduce_tokens
 from tubelet.heads.window_grid import iter_windows
 from tubelet.labels.table import read_labels
 from tubelet.prediction import pipeline
@@ -235,6 +235,20 @@ def test_none_of_these_is_a_span_of_a_timeline_and_needs_a_model_of_the_training
     assert not (tmp_path / "other").exists()
 
 
+def test_a_threshold_leaves_time_without_a_label_where_classes_exclude_each_other(model, folder, tmp_path):
+    everywhere = (SpanRule(on=0.0, off=0.0, min_length_s=0.0, max_gap_s=0.0),) * 3
+    head = tiny_head(model, "timeline", exclusive=True, spans=everywhere, temperature=20.0)
+    sources, out = [str(folder / "0.mp4")], tmp_path / "out"
+    made = predict_collection(model, {"head": head}, sources, out, QUICK)
+    (item,) = made.heads[0].files()
+    middle = float(np.median(np.concatenate([rows.scores.max(1) for rows in item.rows])))
+    before = table(out)
+    predict_collection(model, {"head": head}, sources, out, replace(QUICK, threshold=middle))
+    after = table(out)
+    assert (before["end_s"] - before["start_s"]).sum() == pytest.approx(5.0)
+    assert 1.0 < (after["end_s"] - after["start_s"]).sum() < 4.9 and after["score"].min() >= middle - 1e-6
+
+
 def test_copies_at_variable_rate_and_with_an_edit_list_have_the_same_tables(model, heads, folder, tmp_path):
     (tmp_path / "a").mkdir()
     source = write_video(tmp_path / "a" / "video.mp4", frames=60, size=32)
@@ -357,6 +371,7 @@ def test_the_command_writes_tables_page_ethogram_and_videos(model, heads, folder
     assert (tmp_path / "out" / "videos" / "0.mp4").stat().st_mtime_ns == drawn
     for words, message in (
         ([folder, "--out", tmp_path / "x"], "no head among the arguments"),
+        ([tmp_path / "clips.safetensors", folder, "--out", tmp_path / "x"], "pass its place as model (--model)"),
         ([tmp_path / "clips.safetensors", "--out", tmp_path / "x"], "no source among the arguments"),
         ([tmp_path / "encoder" / "model.safetensors", folder, "--out", tmp_path / "x"], "expected 'tubelet-head-1'"),
     ):

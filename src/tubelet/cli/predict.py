@@ -46,9 +46,9 @@ class Predict(ConfigurableCommand):
         """Read the sources, apply the heads, and write the tables."""
         from tubelet.heads.head_file import load_head
         from tubelet.io.overwrite_checks import check_output
+        from tubelet.prediction.api import load_encoder
         from tubelet.prediction.pipeline import predict_collection
         from tubelet.prediction.videos import draw_videos
-        from tubelet.pretrained.load import load
         from tubelet.view.ethogram import draw_ethogram
         from tubelet.view.predictions_page import write_predictions_page
 
@@ -60,10 +60,17 @@ class Predict(ConfigurableCommand):
         page = self.out / "page.html"
         check_output(page, "page")
         console = open_console()
-        source = self.model or next(iter(heads.values())).spec.encoder.source
+        first = next(iter(heads.values()))
+        source = self.model or first.spec.encoder.source
         with files_progress(console) as progress:
             made = predict_collection(
-                load(source), heads, sources, self.out, self.settings, [*files, source], progress=progress
+                load_encoder(first, self.model),
+                heads,
+                sources,
+                self.out,
+                self.settings,
+                [*files, source],
+                progress=progress,
             )
         shown = made.media_predictions(None if self.settings.video else MOST_FILES)
         if self.settings.video:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tubelet.config import PredictConfig
 from tubelet.config.fields import from_dict
+from tubelet.errors import MissingFileError
 from tubelet.heads.head_file import Head, load_head
 from tubelet.prediction.pipeline import predict_collection
 from tubelet.prediction.predictions import Predictions
@@ -41,7 +42,7 @@ def predict(
     """
     config: PredictConfig = from_dict(PredictConfig, settings, "tubelet.predict")
     head = head if isinstance(head, Head) else load_head(head)
-    encoder = model if isinstance(model, Backbone) else load(model or head.spec.encoder.source)
+    encoder = model if isinstance(model, Backbone) else load_encoder(head, model)
     several = isinstance(sources, Sequence) and not isinstance(sources, str)
     names = [str(source) for source in (sources if several else [sources])]  # type: ignore[union-attr]
     with tempfile.TemporaryDirectory(prefix="tubelet-predict-") as folder:
@@ -50,3 +51,26 @@ def predict(
         (found,) = made.heads
         records = [row for item in found.files() for row in found.output.records(item)]
     return Predictions(columns=found.output.columns, records=records, bad_files=made.bad_files)
+
+
+def load_encoder(head: Head, model: str | Path | None = None) -> Backbone:
+    """The encoder of a head.
+
+    Args:
+        head: the head.
+        model: argument of `tubelet.load`; None is where the encoder was when the head was trained.
+
+    Raises:
+        MissingFileError: it is not there.
+        TubeletError: see `tubelet.load`.
+    """
+    if model is not None:
+        return load(model)
+    source = head.spec.encoder.source
+    try:
+        return load(source)
+    except MissingFileError as error:
+        raise MissingFileError(
+            f"the encoder {head.spec.encoder.model_id} of the head was at {source} when the head was trained, and is "
+            f"not there now ({error}); pass its place as model (--model)"
+        ) from error

@@ -64,10 +64,10 @@ class SpanOutput(LabelOutput):
         for rule in self.head.spec.spans:
             if threshold is None:
                 yield rule
-            else:
-                yield replace(rule, on=threshold, off=min(rule.off, threshold))
+            else:  # a rule that gives every moment a class would fill what is below the threshold
+                yield replace(rule, on=threshold, off=min(rule.off, threshold) if rule.off else threshold)
         if self.limit is not None:
-            everywhere = self.head.spec.exclusive and not any(rule.off for rule in self.head.spec.spans)
+            everywhere = self.head.spec.exclusive and not threshold and not any(r.off for r in self.head.spec.spans)
             yield SpanRule(on=0.0 if everywhere else 0.5, off=0.0 if everywhere else 0.5, min_length_s=0, max_gap_s=0)
 
     def score(self, tokens: Tensor, windows: Sequence[FileWindow], pixels: Tensor) -> Iterator[ScoreRows]:
