@@ -23,7 +23,7 @@ from tubelet.fitting.timeline_fit import (
     train_timelines,
 )
 from tubelet.fitting.training import Candidate, candidates
-from tubelet.heads.calibration import reliability_bins
+from tubelet.heads.calibration import fit_temperature, reliability_bins
 from tubelet.heads.head_file import NO_LABEL, Head, HeadSpec, ModelMetrics, SpanRule
 from tubelet.heads.networks.knn import Link, NearestNeighbors
 from tubelet.heads.novelty import NoveltyModel, fit_novelty
@@ -42,12 +42,14 @@ class _Measured:
 
     Attributes:
         scores: for each held-out video its scores (T, K).
-        rules: rules of the spans, fitted to videos that chose among candidates.
+        temperature: divisor of the logits, fitted to videos that chose among candidates.
+        rules: rules of the spans, fitted to the same videos.
         metrics: the metrics.
         networks: the network of each split.
     """
 
     scores: list[Tensor]
+    temperature: float = 1.0
     rules: tuple[SpanRule, ...]
     metrics: ModelMetrics
     networks: list[nn.Module]
@@ -77,6 +79,7 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         encoder=context.encoder,
         exclusive=data.exclusive,
         spans=own.rules,
+        temperature=own.temperature,
         novelty_quantiles=quantiles,
         labels_file=context.table.path.name,
         labels_digest=context.table.digest,
@@ -105,7 +108,7 @@ def _choose(
     """Choose the candidate with the highest likelihood of training videos that it did not see.
 
     Returns:
-        The candidate; the score of each; and the candidate's scores (T, K) of those videos, with their indices.
+        The candidate; the score of each; and the candidate's logits (T, K) of those videos, with their indices.
     """
     config = context.config
     tried = candidates(config.networks or LABEL_TASK.networks, config, sequence_count(data.videos))
@@ -119,7 +122,7 @@ def _choose(
             scores[i, j] = np.mean(
                 [_likelihood(data, x, data.videos[k]) for x, k in zip(logits, choosing, strict=True)]
             )
-            seen[j] += [(k, _scores(data, x)) for x, k in zip(logits, choosing, strict=True)]
+            seen[j] += list(zip(choosing, logits, strict=True))
     mean = scores.mean(0)
     if not np.isfinite(mean).any():
         raise DataError("all heads diverged; lower --learning-rates, or leave them out")
@@ -145,9 +148,9 @@ def _measure(
     name: str,
     train_fraction: float = 1.0,
     chosen: Sequence[tuple[int, Tensor]] = (),
-    rules: tuple[SpanRule, ...] = (),
+    calibrated: _Measured | None = None,
 ) -> _Measured:
-    """Train one candidate in each split, fit the rules of its spans, and measure it on the held-out videos.
+    """Train one candidate in each split, fit temperature and rules of spans, and measure it on the held-out videos.
 
     Args:
         context: the fit.
@@ -155,22 +158,25 @@ def _measure(
         candidate: the candidate.
         name: name of the head or baseline in the metrics.
         train_fraction: fraction of the training videos that are used.
-        chosen: indices and scores of videos that the rules are fitted to, where they are known already.
-        rules: rules, where they are known already.
+        chosen: indices and logits of videos that temperature and rules are fitted to, where they are known already.
+        calibrated: the head whose temperature and rules are used; None fits them.
     """
-    rule_videos, held_out, networks = list(chosen), [], []
+    unseen, held_out, networks = list(chosen), [], []
     for train, test in data.splits:
         used = _subset(data, train, train_fraction)
-        if not chosen and not rules:
+        if not chosen and calibrated is None:
             fitting, choosing = inner_split(context, data, used)
             (network,) = _train(context, data, candidate, fitting)
-            rule_videos += [(i, _scores(data, timeline_logits(network, data.videos[i].steps))) for i in choosing]
+            unseen += [(i, timeline_logits(network, data.videos[i].steps)) for i in choosing]
         (network,) = _train(context, data, candidate, used)
-        held_out += [(i, _scores(data, timeline_logits(network, data.videos[i].steps))) for i in test]
+        held_out += [(i, timeline_logits(network, data.videos[i].steps)) for i in test]
         networks.append(network)
-    rules = rules or _fit_rules(data, rule_videos)
-    metrics = _metrics(data, [(i, _decode(data, i, scores, rules)) for i, scores in held_out], name)
-    return _Measured(scores=[scores for _, scores in held_out], rules=rules, metrics=metrics, networks=networks)
+    temperature, rules = _calibrate(data, unseen) if calibrated is None else (calibrated.temperature, calibrated.rules)
+    scores = [_scores(data, logits / temperature) for _, logits in held_out]
+    found = [(i, _decode(data, i, own, rules)) for (i, _), own in zip(held_out, scores, strict=True)]
+    return _Measured(
+        scores=scores, temperature=temperature, rules=rules, metrics=_metrics(data, found, name), networks=networks
+    )
 
 
 def _train(context: FitContext, data: TimelineData, candidate: Candidate, videos: Sequence[int]) -> list[nn.Module]:
@@ -196,17 +202,19 @@ class _StepNeighbors(nn.Module):
         return self.neighbors(tokens.flatten(0, 1).unsqueeze(1)).unflatten(0, tokens.shape[:2])
 
 
-def _fit_rules(data: TimelineData, chosen: Sequence[tuple[int, Tensor]]) -> tuple[SpanRule, ...]:
-    videos = [data.videos[i] for i, _ in chosen]
-    return tuple(
-        fit_span_rules(
-            [scores.numpy() for _, scores in chosen],
-            [video.spans for video in videos],
-            data.step_s,
-            data.exclusive,
-            [video.steps.duration_s for video in videos],
-        )
+def _calibrate(data: TimelineData, unseen: Sequence[tuple[int, Tensor]]) -> tuple[float, tuple[SpanRule, ...]]:
+    """Temperature and rules from indices and logits (T, K) of videos that the networks were not trained on."""
+    videos = [data.videos[i] for i, _ in unseen]
+    logits, targets = torch.cat([x for _, x in unseen]), torch.cat([video.targets for video in videos])
+    temperature = fit_temperature(logits.numpy(), targets.numpy(), data.exclusive)
+    rules = fit_span_rules(
+        [_scores(data, x / temperature).numpy() for _, x in unseen],
+        [video.spans for video in videos],
+        data.step_s,
+        data.exclusive,
+        [video.steps.duration_s for video in videos],
     )
+    return temperature, tuple(rules)
 
 
 def _decode(data: TimelineData, video: int, scores: Tensor, rules: Sequence[SpanRule]) -> list[Span]:
@@ -267,7 +275,7 @@ def _curve(context: FitContext, data: TimelineData, best: Candidate, own: _Measu
     points = []
     for fraction in (0.25, 0.5):
         if fraction * min(len(train) for train, _ in data.splits) >= 1:
-            metrics = _measure(context, data, best, OWN, fraction, rules=own.rules).metrics.metrics
+            metrics = _measure(context, data, best, OWN, fraction, calibrated=own).metrics.metrics
             points.append(LearningCurvePoint(labels=_labels(data, fraction), metric=metrics[0]))
     return [*points, LearningCurvePoint(labels=_labels(data, 1.0), metric=own.metrics.metrics[0])]
 
