@@ -251,6 +251,8 @@ def _answers(head: Head, features: ClipFeatures) -> _Answers:
 def _margins(scores: Tensor, head: Head, thresholds: Sequence[float]) -> Tensor:
     """(..., K) scores -> (...) from 0 to 1: the distance of the best two classes, or from the nearest threshold."""
     if head.spec.exclusive:
+        if scores.shape[-1] == 1:
+            return scores[..., 0]
         best = scores.topk(2, -1).values
         return best[..., 0] - best[..., 1]
     limits = torch.tensor(tuple(thresholds) or (_EVEN,) * scores.shape[-1])
