@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.annotations import BORIS, BORIS_EVENTS, CVAT_META, ELAN, LABEL_STUDIO, VIA3, instances
+from tests.helpers.annotations import BORIS, BORIS_EVENTS, CVAT, CVAT_META, ELAN, LABEL_STUDIO, VIA3, instances
+from tests.helpers.commands import run_tubelet
 from tests.helpers.files import put
 from tests.helpers.media import write_video
 from tubelet.errors import DataError, TubeletError
@@ -398,3 +399,23 @@ def test_polygons_cover_the_pixels_whose_centers_they_contain():
     assert draw(-5, -5, 50, -5, 50, 50, -5, 50).all()
     assert not draw(0, 0, 0.4, 0, 0.4, 4, 0, 4).any()
     assert draw(0, 0, 6, 0, 0, 6).sum() == 5 + 4 + 3 + 2  # centers on the slanted edge are outside
+
+
+EXPORTS = {
+    "via.json": VIA3,
+    "project.boris": BORIS,
+    "events.tsv": BORIS_EVENTS,
+    "a.eaf": ELAN,
+    "annotations.xml": CVAT,
+    "tasks.json": LABEL_STUDIO,
+    "coco.json": instances(),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_fit_takes_an_export_and_reports_that_its_media_are_not_there(tmp_path, name):
+    path = put(tmp_path / "labels" / name, EXPORTS[name])
+    done = run_tubelet("fit", path, "--model", "no-model", "--out", tmp_path / "out" / "head.safetensors")
+    assert done.returncode == 2
+    assert "nothing was computed" in done.stderr and ": does not exist" in done.stderr
+    assert not (tmp_path / "out").exists()
