@@ -239,6 +239,6 @@ def _protocol(context: FitContext, fit: ClipFit) -> str:
     frames = f"{head_input.frames} frames at {head_input.fps:g} per second" if head_input.frames > 1 else "images"
     return (
         f"{len(fit.sweep)} heads trained side by side on frozen features of {frames}, {head_input.image_size} px, "
-        f"levels {', '.join(map(str, head_input.levels))}; the best of them ({fit.candidate.describe()}) by a part of "
+        f"levels {', '.join(map(str, head_input.levels))}; the best of them ({fit.candidate}) by a part of "
         f"the training rows, then trained on all of those. {measured}."
     )

@@ -71,6 +71,9 @@ class Candidate:
         rates = {} if self.hparams is None else dataclasses.asdict(self.hparams)
         return {"network": self.network, **self.options, **rates}
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.describe().items())
+
 
 RECIPES = {
     "linear": Recipe(

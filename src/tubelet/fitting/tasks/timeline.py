@@ -371,9 +371,9 @@ def _protocol(context: FitContext, data: TimelineData, best: Candidate, tried: i
         else "Measured on videos and groups that neither the training nor any choice has seen"
     )
     return (
-        f"{tried} temporal heads trained side by side on frozen features of windows of {head_input.frames} frames at "
+        f"{tried} heads trained side by side on frozen features of windows of {head_input.frames} frames at "
         f"{head_input.fps:g} per second, {head_input.image_size} px, every {head_input.stride_s:.2f} s; time steps of "
-        f"{data.step_s:.2f} s. The best of them ({best.describe()}) and the rules that turn scores into spans are "
+        f"{data.step_s:.2f} s. The best of them ({best}) and the rules that turn scores into spans are "
         f"chosen on a part of the training videos. {measured}."
     )
 
