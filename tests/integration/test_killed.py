@@ -14,9 +14,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.helpers.heads import tiny_head
 from tests.helpers.process_family import Family, in_temporary, lives, read_log, words
 from tests.helpers.training import processes, tiny_config
-from tubelet.config import EmbedConfig, ShardConfig
+from tubelet.config import EmbedConfig, PredictConfig, ShardConfig
 from tubelet.data import worker_loader
 from tubelet.data.clips import resize_center_crop
 from tubelet.data.images import read_image
@@ -24,6 +25,7 @@ from tubelet.data.shards.writer import write_shards
 from tubelet.embed.collection import embed_collection
 from tubelet.errors import TubeletError
 from tubelet.io.files import temporary_directory
+from tubelet.prediction.pipeline import predict_collection
 from tubelet.pretrained.backbone import Backbone
 from tubelet.sample_data import engine, write_sample_data
 from tubelet.tasks.common.cache import FeatureCache
@@ -51,6 +53,12 @@ def run_embed(media, out):
     embed_collection(encoder(), [str(media)], out, clips, progress=lambda done, total: time.sleep(0.3))
 
 
+def run_predict(media, out):
+    model, config = encoder(), PredictConfig(batch_size=1, workers=2)
+    heads = {"head": tiny_head(model, "classification")}
+    predict_collection(model, heads, [str(media)], out, config, progress=lambda done, total: time.sleep(0.3))
+
+
 def run_shard(media, out):
     write_shards([str(media)], out, ShardConfig(size=32), workers=2, shard_mb=1e-6)
 
@@ -69,6 +77,7 @@ def run_sample_data(media, out):
 COMMANDS = {
     "train": run_train,
     "embed": run_embed,
+    "predict": run_predict,
     "shard": run_shard,
     "evaluate": run_evaluate,
     "sample-data": run_sample_data,
@@ -146,7 +155,11 @@ def start(media, tmp_path):
 @pytest.mark.parametrize(
     ("name", "victim"),
     [
-        *((name, victim) for name in ("train", "embed", "shard", "evaluate") for victim in ("parent", "worker")),
+        *(
+            (name, victim)
+            for name in ("train", "embed", "predict", "shard", "evaluate")
+            for victim in ("parent", "worker")
+        ),
         *(("sample-data", victim) for victim in ("parent", "worker", "supervisor", "engine")),
     ],
 )
