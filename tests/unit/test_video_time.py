@@ -180,6 +180,15 @@ def test_frames_before_an_idr_are_not_taken_for_leading_ones(tmp_path: Path) -> 
         assert len(list(drop_leading_pictures(iter(packets), stream.codec_context.extradata))) == 24
 
 
+def test_a_first_packet_without_a_time_has_no_leading_ones(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "video.ts", frames=24)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        packets = [p for p in container.demux(stream) if p.size]
+        packets[0].pts = None
+        assert list(drop_leading_pictures(iter(packets), stream.codec_context.extradata)) == packets
+
+
 def test_damage_in_hidden_frames_does_not_count(tmp_path: Path) -> None:
     source = write_video(tmp_path / "a.mp4", frames=60, codec_options={"x264-params": f"{X264}:b-pyramid=none"})
     path = edited(source, tmp_path / "trim.mp4", [(2.5, 2.5, 1)])

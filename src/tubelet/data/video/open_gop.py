@@ -19,8 +19,10 @@ def drop_leading_pictures(packets: Iterator[Any], extradata: bytes | None) -> It
     if first is None:
         return
     yield first
-    whole = not first.is_keyframe or first.pts is None
-    later = False
+    if not first.is_keyframe or first.pts is None:
+        yield from packets
+        return
+    whole = later = False
     for packet in packets:
         later = later or (packet.pts is not None and packet.pts > first.pts)
         if not whole and (packet.pts < first.pts if packet.pts is not None else not later):
