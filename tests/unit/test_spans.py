@@ -200,7 +200,7 @@ def test_coverage_of_steps_gives_the_spans_back_within_a_tenth_of_a_step():
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_two_hours_take_milliseconds(exclusive):
     scores = random_scores(np.random.default_rng(5), 28_800, 5, exclusive)
-    started = time.perf_counter()
+    started = time.process_time()
     spans = decode_spans(scores, 0.25, [rule(0.4, 0.3, 0.5, 0.5)] * 5, exclusive)
     assert len(spans) > 100
-    assert time.perf_counter() - started < 1.0  # about 20 ms
+    assert time.process_time() - started < 1.0  # seconds of processor time, about 0.1
