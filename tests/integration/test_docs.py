@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.helpers.commands import run_call, run_code, run_module, run_tubelet
 from tests.helpers.launcher import torchrun
 from tests.helpers.media import write_image, write_video
+from tubelet.heads.head_file import get_network, network_names
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -34,6 +36,15 @@ def workplace(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def short_training(monkeypatch):
+    """Heads of a few steps: what pages show must work; `python -m benchmarks.fit` measures it."""
+    for name in network_names():
+        network = get_network(name)
+        if network.recipe is not None:
+            monkeypatch.setattr(network, "recipe", replace(network.recipe, epochs=1, least_steps=8))
+
+
 def run_line(words, workplace):
     """Run a line of a page, in this process. None if there is no such program here."""
     match words:
@@ -53,7 +64,7 @@ def test_pages_show_commands():
 @pytest.mark.docs
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workplace):
+def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workplace, short_training):
     for name, text in re.findall(r"```yaml\n# (\S+)\n(.*?)```", page.read_text(), flags=re.DOTALL):
         (workplace / name).write_text(text)
     for name, text in re.findall(r'```csv title="(\S+)"\n(.*?)```', page.read_text(), flags=re.DOTALL):

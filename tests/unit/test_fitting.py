@@ -99,6 +99,8 @@ def test_every_network_can_be_asked_for(clips, model, tmp_path):
         assert torch.equal(again(tokens), head(tokens))
     with pytest.raises(ConfigError, match=r"network is 'linar', expected one of .*nearest: 'linear'"):
         tubelet.fit(clips, model, networks=("linar",), cache=tmp_path / "cache", **CLIP)
+    with pytest.raises(ConfigError, match="networks has temporal, which is for timeline, not for classification"):
+        tubelet.fit(clips, model, networks=("temporal",), cache=tmp_path / "cache", **CLIP)
 
 
 def test_a_head_refuses_another_encoder_and_names_both(clips, model, tmp_path):

@@ -28,7 +28,7 @@ from tubelet.fitting.training import (
     tensor_digest,
     train_candidates,
 )
-from tubelet.heads.head_file import MetricInterval, get_network
+from tubelet.heads.head_file import MetricInterval, make_network
 from tubelet.heads.networks.knn import Link
 from tubelet.labels.records import LabelError, LabelRow, LabelTable
 from tubelet.labels.splits import row_units, split_rows
@@ -164,7 +164,7 @@ def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[
     """
     data, splits = load_clip_data(context, objective)
     trial = partial(train_clips, context, objective, data)
-    tried = candidates(context.config.networks or networks, context.config, len(splits[0][0]))
+    tried = candidates(context.task, context.config.networks or networks, context.config, len(splits[0][0]))
     inner = [inner_split(context, data, train) for train, _ in splits]
     scores = np.zeros((len(inner), len(tried)))
     logits_of: list[list[Tensor]] = []
@@ -275,7 +275,7 @@ def train_clips(
 
     def make(candidate: Candidate) -> nn.Module:
         width = features.tokens.shape[-1]
-        network = get_network(candidate.network)(width, K, **_options(candidate, objective, len(rows)))
+        network = make_network(candidate.network, width, K, _options(candidate, objective, len(rows)))
         network.prepare(pooled, (data.targets[rows] - learned.scale[0]) / learned.scale[1])
         return network
 

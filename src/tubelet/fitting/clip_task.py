@@ -119,7 +119,7 @@ def _baseline_logits(
     shares = fit.targets[np.concatenate([train for train, _ in fit.splits])].mean(0)
     logits = {"log": shares.clamp(min=1e-6).log(), "logit": shares.logit(1e-6), "identity": shares}[objective.link]
     found = [(constant, logits.expand(len(fit.held_out), K))]
-    linear = candidates(("linear",), context.config, len(fit.targets))[0]
+    linear = candidates(context.task, ("linear",), context.config, len(fit.targets))[0]
     neighbors = Candidate(network="knn", options={}, hparams=None)
     for name, candidate, values in (
         ("k-NN on pixels", neighbors, features.pixels),

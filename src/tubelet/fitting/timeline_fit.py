@@ -17,7 +17,7 @@ from tubelet.errors import BadFile, DataError
 from tubelet.fitting.features import VideoSteps, extract_videos, span_of
 from tubelet.fitting.label_task import FitContext
 from tubelet.fitting.training import Candidate, device_of, tensor_digest, train_candidates
-from tubelet.heads.head_file import NO_LABEL, get_network
+from tubelet.heads.head_file import NO_LABEL, make_network
 from tubelet.heads.spans import Span, span_coverage
 from tubelet.heads.window_grid import step_seconds
 from tubelet.labels.records import LabelError
@@ -205,7 +205,7 @@ def train_timelines(
     targets = torch.cat([video.targets for video in videos])
 
     def make(candidate: Candidate) -> nn.Module:
-        network = get_network(candidate.network)(width, K, **candidate.options)
+        network = make_network(candidate.network, width, K, candidate.options)
         network.prepare(rows, targets)
         return network
 

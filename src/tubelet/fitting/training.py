@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,27 +25,6 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of logits (B, ..., K), targets (B, ..., K) and weights (B, ...), their mean."""
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor, Tensor]]]
 """Tokens, targets and weights of each step, from a step on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a network is trained.
-
-    Attributes:
-        learning_rates: peak learning rates of AdamW that are tried.
-        weight_decays: weight decays that are tried.
-        epochs: passes over the training clips.
-        least_steps: fewest steps, for few clips.
-        batch_size: clips of a step.
-        options: keyword arguments of the network.
-    """
-
-    learning_rates: tuple[float, ...]
-    weight_decays: tuple[float, ...]
-    epochs: int
-    least_steps: int
-    batch_size: int
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,30 +54,26 @@ class Candidate:
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.describe().items())
 
 
-RECIPES = {
-    "linear": Recipe(
-        learning_rates=(1e-2, 1e-3), weight_decays=(0.01, 0.1, 1.0), epochs=20, least_steps=400, batch_size=128
-    ),
-    "mlp": Recipe(learning_rates=(1e-3,), weight_decays=(0.01, 0.1), epochs=20, least_steps=400, batch_size=128),
-    "attentive": Recipe(learning_rates=(1e-3, 3e-4), weight_decays=(0.1,), epochs=10, least_steps=150, batch_size=32),
-    "temporal": Recipe(learning_rates=(3e-3, 1e-3), weight_decays=(0.05,), epochs=30, least_steps=150, batch_size=8),
-    "correlation": Recipe(learning_rates=(3e-3, 1e-3), weight_decays=(0.05,), epochs=30, least_steps=150, batch_size=8),
-}
-
-
-def candidates(networks: Sequence[str], config: FitConfig, samples: int) -> list[Candidate]:
+def candidates(task: str, networks: Sequence[str], config: FitConfig, samples: int) -> list[Candidate]:
     """Every network with every combination of its hyper-parameters.
 
     Args:
+        task: name of the task.
         networks: names of networks.
         config: the user's settings, which win over the recipes.
         samples: number of training clips, or of sequences of time steps.
+
+    Raises:
+        ConfigError: for a network that does not exist, or is for other tasks.
     """
     found = []
     for name in networks:
-        recipe = RECIPES.get(name)
+        network = get_network(name)
+        require(
+            task in network.tasks, "networks", f"has {name}, which is for {', '.join(network.tasks)}, not for {task}"
+        )
+        recipe = network.recipe
         if recipe is None:
-            get_network(name)  # raises for an unknown name
             if config.finetune == "none":  # an encoder is trained through a network with gradients
                 found.append(Candidate(network=name, options={}, hparams=None))
             continue

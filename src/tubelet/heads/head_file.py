@@ -217,7 +217,7 @@ class Head(nn.Module):
         super().__init__()
         self.spec = spec
         self.encoder_weights = dict(encoder_weights or {})
-        self.network = network or get_network(spec.network)(spec.width, len(spec.classes), **spec.options)
+        self.network = network or make_network(spec.network, spec.width, len(spec.classes), spec.options)
         self.novelty = novelty
         self.register_buffer("target_mean", torch.zeros(len(spec.classes)))
         self.register_buffer("target_scale", torch.ones(len(spec.classes)))
@@ -342,7 +342,7 @@ def reduce_tokens(features: DenseFeatures, head_input: HeadInput) -> Tensor:
     return pooled.flatten(2).transpose(1, 2).unflatten(0, (-1, grid.t))
 
 
-def get_network(name: str) -> Callable[..., HeadNetwork]:
+def get_network(name: str) -> type[HeadNetwork]:
     """The class of a network by the name of its module in `tubelet.heads.networks`.
 
     Raises:
@@ -352,8 +352,21 @@ def get_network(name: str) -> Callable[..., HeadNetwork]:
         raise ConfigError(
             f"network is {name!r}, expected one of {', '.join(network_names())}{nearest(name, network_names())}"
         )
-    network: Callable[..., HeadNetwork] = importlib.import_module(f"tubelet.heads.networks.{name}").NETWORK
+    network: type[HeadNetwork] = importlib.import_module(f"tubelet.heads.networks.{name}").NETWORK
     return network
+
+
+def make_network(name: str, width: int, classes: int, options: Mapping[str, Any]) -> HeadNetwork:
+    """A network with random weights.
+
+    Args:
+        name: name of its module.
+        width: D, channels of a token.
+        classes: K, number of outputs.
+        options: further keyword arguments.
+    """
+    create: Callable[..., HeadNetwork] = get_network(name)  # each class has keyword arguments of its own
+    return create(width, classes, **options)
 
 
 def network_names() -> list[str]:

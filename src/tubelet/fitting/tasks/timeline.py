@@ -111,7 +111,7 @@ def _choose(
         The candidate; the score of each; and the candidate's logits (T, K) of those videos, with their indices.
     """
     config = context.config
-    tried = candidates(config.networks or LABEL_TASK.networks, config, sequence_count(data.videos))
+    tried = candidates(context.task, config.networks or LABEL_TASK.networks, config, sequence_count(data.videos))
     scores = np.zeros((len(data.splits), len(tried)))
     seen: list[list[tuple[int, Tensor]]] = [[] for _ in tried]
     for i, (train, _) in enumerate(data.splits):

@@ -6,7 +6,7 @@ B clips, T time steps, S cells, D channels, K outputs.
 from torch import Tensor
 
 from tubelet.heads.attentive import AttentiveProbe
-from tubelet.heads.head_network import HeadNetwork
+from tubelet.heads.head_network import CLIP_TASKS, HeadNetwork, Recipe
 
 
 class AttentiveNetwork(HeadNetwork):
@@ -15,6 +15,9 @@ class AttentiveNetwork(HeadNetwork):
     The published probe has four blocks, three of which are self-attention among the tokens. A few hundred labels do
     not train those: the default is the cross-attention of the learnable query alone.
     """
+
+    tasks = CLIP_TASKS
+    recipe = Recipe(learning_rates=(1e-3, 3e-4), weight_decays=(0.1,), epochs=10, least_steps=150, batch_size=32)
 
     def __init__(self, width: int, classes: int, blocks: int = 1, heads: int | None = None) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
-from tubelet.heads.head_network import HeadNetwork
+from tubelet.heads.head_network import HeadNetwork, Recipe
 from tubelet.heads.networks.temporal import TemporalConvolutions
 from tubelet.heads.standardization import Standardization
 
@@ -32,6 +32,9 @@ class CorrelationNetwork(HeadNetwork):
     Attributes:
         context: time steps on each side of a step that its logits depend on.
     """
+
+    tasks = ("timeline",)
+    recipe = Recipe(learning_rates=(3e-3, 1e-3), weight_decays=(0.05,), epochs=30, least_steps=150, batch_size=8)
 
     def __init__(
         self,

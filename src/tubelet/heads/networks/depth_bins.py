@@ -35,6 +35,8 @@ class DepthBins(HeadNetwork):
         bins: (K,) depth of each bin, evenly spaced.
     """
 
+    tasks = ("depth",)
+
     bins: Tensor
 
     def __init__(

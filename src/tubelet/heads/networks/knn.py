@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubelet.heads.head_network import HeadNetwork
+from tubelet.heads.head_network import CLIP_TASKS, HeadNetwork
 from tubelet.heads.knn import TEMPERATURE
 from tubelet.heads.standardization import Standardization
 
@@ -20,6 +20,8 @@ Link = Literal["log", "logit", "identity"]
 
 class NearestNeighbors(HeadNetwork):
     """The vote of the most similar training clips, weighted by similarity (arXiv 2104.14294)."""
+
+    tasks = CLIP_TASKS
 
     table: Tensor
     targets: Tensor

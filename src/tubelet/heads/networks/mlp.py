@@ -5,12 +5,15 @@ B clips, T time steps, S cells, D channels, K outputs.
 
 from torch import Tensor, nn
 
-from tubelet.heads.head_network import HeadNetwork
+from tubelet.heads.head_network import CLIP_TASKS, HeadNetwork, Recipe
 from tubelet.heads.standardization import Standardization
 
 
 class MeanMLP(HeadNetwork):
     """Mean of all tokens, standardized, through one hidden layer to outputs."""
+
+    tasks = CLIP_TASKS
+    recipe = Recipe(learning_rates=(1e-3,), weight_decays=(0.01, 0.1), epochs=20, least_steps=400, batch_size=128)
 
     def __init__(self, width: int, classes: int, hidden: int = 256, dropout: float = 0.2) -> None:
         super().__init__()

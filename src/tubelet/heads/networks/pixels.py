@@ -19,6 +19,8 @@ class TokenLinear(HeadNetwork):
         indices: index of each class in masks.
     """
 
+    tasks = ("segmentation",)
+
     def __init__(self, width: int, classes: int, indices: Sequence[int] = ()) -> None:
         """Create a head with random weights.
 

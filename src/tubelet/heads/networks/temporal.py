@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubelet.heads.head_network import HeadNetwork
+from tubelet.heads.head_network import HeadNetwork, Recipe
 from tubelet.heads.standardization import Standardization
 
 
@@ -51,6 +51,9 @@ class TemporalNetwork(HeadNetwork):
     Attributes:
         context: time steps on each side of a step that its logits depend on.
     """
+
+    tasks = ("timeline",)
+    recipe = Recipe(learning_rates=(3e-3, 1e-3), weight_decays=(0.05,), epochs=30, least_steps=150, batch_size=8)
 
     def __init__(
         self, width: int, classes: int, hidden: int = 128, queries: int = 4, layers: int = 4, dropout: float = 0.25
