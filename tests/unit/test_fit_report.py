@@ -101,6 +101,13 @@ def test_the_sentence_on_more_labels_follows_the_last_doubling():
     assert curve_sentence(points(60, 50, 40, higher=False)).endswith("more labels would pay.")
 
 
+def test_equal_numbers_of_labels_are_one_point_of_the_curve():
+    few, many = points(50, 60)
+    assert curve_sentence([many]) == curve_sentence([many, many]) == ""
+    worse = replace(few, metric=metric(10))
+    assert curve_sentence([worse, few, many]) == curve_sentence([few, many])
+
+
 def bins(*pairs):
     return [ReliabilityBin(score=score, accuracy=accuracy, count=10) for score, accuracy in pairs]
 

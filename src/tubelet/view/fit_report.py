@@ -92,6 +92,7 @@ def trust_sentence(scores: Sequence[ModelMetrics]) -> str:
 
 def curve_sentence(curve: Sequence[LearningCurvePoint]) -> str:
     """Whether more labels would pay, from the last doubling of the number of labels; empty for fewer than two."""
+    curve = _distinct(curve)
     if len(curve) < 2:
         return ""
     last = curve[-1]
@@ -106,8 +107,9 @@ def curve_sentence(curve: Sequence[LearningCurvePoint]) -> str:
     # Half of a half-width: about one standard error.
     noise = (last.metric.high - last.metric.low) / 4 if known else np.inf  # type: ignore[operator]
     steps = f"From {before.labels} to {last.labels} labels"
-    if gain > 0 and not known:
-        return f"{steps}, the metric improved by {shown} for each doubling, measured on too few files to be sure."
+    if not known:
+        change = "improved" if gain > 0 else "fell behind"
+        return f"{steps}, the metric {change} by {shown} for each doubling, measured on too few files to be sure."
     if gain > noise:
         return f"{steps}, the metric improved by {shown} for each doubling: more labels would pay."
     if gain > 0:
@@ -229,7 +231,13 @@ def _reliability_chart(bins: Sequence[ReliabilityBin]) -> Any:
     return chart([diagonal, points], x="score", y="fraction right", size=(3.6, 2.8), margin=0.03)
 
 
+def _distinct(curve: Sequence[LearningCurvePoint]) -> list[LearningCurvePoint]:
+    """Points of ascending numbers of labels; of equal numbers the last, for a part of few files may be the same."""
+    return sorted({point.labels: point for point in curve}.values(), key=lambda point: point.labels)
+
+
 def _curve_chart(curve: Sequence[LearningCurvePoint]) -> Any:
+    curve = _distinct(curve)
     if len(curve) < 2:
         return None
     labels = [point.labels for point in curve]
@@ -270,10 +278,17 @@ def _metric_rows(scores: Sequence[ModelMetrics]) -> dict[str, Any]:
         unit = f" ({known[0].unit})" if known[0].unit else ""
         heads.append((name, unit, known[0].higher_is_better))
         columns.append(
-            [None if each is None else (*str(each).partition(" [")[::2], sign * each.value == best) for each in found]
+            [None if each is None else (*_value_and_interval(each), sign * each.value == best) for each in found]
         )
     rows = [(model.model, [column[number] for column in columns]) for number, model in enumerate(scores)]
     return {"heads": heads, "rows": rows}
+
+
+def _value_and_interval(metric: MetricInterval) -> tuple[str, str]:
+    """A metric and its interval as text; an unknown interval is empty."""
+    value, _, rest = str(metric).partition(" [")
+    known = metric.low is not None and metric.high is not None
+    return value, rest.partition("]")[0].replace(", ", " to ") if known else ""
 
 
 def _cell(value: Any) -> str:
