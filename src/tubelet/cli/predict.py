@@ -20,6 +20,7 @@ HeadsAndSources = Annotated[
     tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="HEAD [HEAD ...] SOURCE [SOURCE ...]")
 ]
 HEAD_SUFFIX = ".safetensors"
+_OWN_FOLDERS = {"videos", "players", "_scores"}
 MOST_FILES = 1000
 """Files of the page and the ethogram."""
 
@@ -56,6 +57,8 @@ class Predict(ConfigurableCommand):
         names = [Path(file).stem for file in files]
         if len(set(names)) < len(names):
             raise ConfigError(f"the heads {', '.join(files)} have equal names, which their folders get; rename one")
+        if len(names) > 1 and (taken := _OWN_FOLDERS & set(names)):
+            raise ConfigError(f"a head is named {min(taken)}, which is a folder of predictions; rename its file")
         heads = {name: load_head(file) for name, file in zip(names, files, strict=True)}
         page = self.out / "page.html"
         check_output(page, "page")
