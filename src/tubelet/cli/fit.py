@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from tubelet.cli.command import ConfigurableCommand
@@ -52,7 +52,8 @@ class Fit(ConfigurableCommand):
             check_suggestions(suggestions)
         require_writable(self.out.absolute().parent)
         console = open_console()
-        table, task = read_label_table(self.labels, self.settings)
+        with stages_progress(console) as progress:
+            table, task = read_label_table(self.labels, self.settings, progress)
         with directory_lock(self.out.absolute().parent, f".{self.out.stem}.lock"):
             with stages_progress(console) as progress:
                 head, result = fit_head(
@@ -69,10 +70,16 @@ class Fit(ConfigurableCommand):
 
 
 def _scores(scores: "Sequence[ModelMetrics]") -> Table:
-    """The metrics of the head and of the baselines, with 95 % intervals."""
-    table = Table("held-out files", *(score.model for score in scores), box=None)
-    for metric in scores[0].metrics:
-        own = {score.model: {one.name: one for one in score.metrics}.get(metric.name) for score in scores}
-        arrow = " ↑" if metric.higher_is_better else " ↓"
-        table.add_row(Text(metric.name + arrow), *(Text("" if one is None else str(one)) for one in own.values()))
+    """The metrics of the head with 95 % intervals, and those of the baselines."""
+    own, *baselines = scores
+    table = Table(
+        Column("held-out files", no_wrap=True),
+        Column(own.model, no_wrap=True),
+        *(each.model for each in baselines),
+        box=None,
+    )
+    for metric in own.metrics:
+        others = ({one.name: one for one in each.metrics}.get(metric.name) for each in baselines)
+        values = ("–" if one is None else str(one).partition(" [")[0] for one in others)
+        table.add_row(Text(metric.name + (" ↑" if metric.higher_is_better else " ↓")), Text(str(metric)), *values)
     return table

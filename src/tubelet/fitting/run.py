@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,15 @@ FEW_FILES = 10
 FOLDS = 5
 
 
-def read_label_table(path: Path, config: FitConfig) -> tuple[LabelTable, LabelTask]:
+def read_label_table(
+    path: Path, config: FitConfig, progress: Progress = lambda stage, done, total: None
+) -> tuple[LabelTable, LabelTask]:
     """Read and check a label table, and decide what is learned from it.
 
     Args:
         path: the table.
         config: the settings, of which `task` wins over what the columns say.
+        progress: called with a stage's name, what is done of it, and its total.
 
     Raises:
         LabelError: names every fault of the table.
@@ -50,6 +54,7 @@ def read_label_table(path: Path, config: FitConfig) -> tuple[LabelTable, LabelTa
         min_examples=config.min_examples,
         max_failed_fraction=config.max_failed_fraction,
         workers=max(1, config.workers),
+        progress=partial(progress, "checking media"),
     )
     name, reason = (config.task, f"{config.task}, as requested") if config.task else infer_task(table)
     logger.info("%s: %d rows, read as %s; task: %s", path, len(table.rows), table.format, reason)
