@@ -154,7 +154,7 @@ def memory(*, data: Path, model: str = "vit-pico", minutes: tuple[float, ...] = 
             video = place / f"{length:g}.mp4"
             repeat_video(source, video, max(1, round(60 * length / _duration_s(source))))
             command = [*TUBELET, "predict", head, video, "--out", place / f"{length:g}", "--model", weights]
-            command += ["--prefetch-mb", "64"]  # less than the clips of either video: what is prefetched is not the point
+            command += ["--prefetch-mb", "64"]  # less than the clips of any video here
             rows.append((f"{_duration_s(video) / 60:.1f} min", *_cells(run_command(command))))
     _print(("video", "seconds", "CPU s", "peak GB"), rows)
 
