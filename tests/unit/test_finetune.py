@@ -243,6 +243,7 @@ def accuracy(fit, logits):
     return float((logits.argmax(-1) == truth).float().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("finetuned", "lr"), [("lora", 1e-2), ("full", 3e-3)])
 def test_a_trained_encoder_learns_what_features_of_the_frozen_one_do_not_show(finetuned, lr, table, tmp_path):
     context = context_for(table, tmp_path, finetune=finetuned, finetune_lr=lr, finetune_epochs=24)
