@@ -124,7 +124,7 @@ def test_predictions_are_a_label_table(model, media, tmp_path):
 
 @pytest.mark.parametrize(("largest", "per_unit"), [(4000.0, 1), (8.0, 1000), (300.0, 1)])
 def test_depth_maps_are_in_the_unit_of_the_labels(model, media, tmp_path, largest, per_unit):
-    head, out = make_head(model, "depth", min_depth=largest / 1e4, max_depth=largest), tmp_path / "out"
+    head, out = make_head(model, "depth", bins=np.linspace(largest / 1e4, largest, 256).tolist()), tmp_path / "out"
     predict(model, head, media, out)
     found = rows(out / "predictions.csv")
     assert list(found[0]) == ["path", "start_s", "depth", "picture", "per_unit", "mean_depth"] and len(found) == 6

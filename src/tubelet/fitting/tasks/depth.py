@@ -33,6 +33,7 @@ from tubelet.tasks.metrics.intervals import bootstrap_interval, index_units, rat
 
 RANGE = 10.0
 """Largest depth of the bins inside, as of NYU Depth v2 in meters."""
+_VALUES = 4096  # of each map, that quantiles are taken of
 _HEADROOM = 1.05  # that the bins reach beyond the largest training depth
 POSITIONS = 64
 """Side of the grid of positions of the baseline."""
@@ -44,9 +45,12 @@ class LabeledDepths(DepthDataset):
 
     Attributes:
         rows: Name of a sample -> its row.
+        bins: (K,) Depth of each bin inside: quantiles of the training depths. Depths crowd near the camera, and with
+            evenly spaced bins a head would start far behind them.
     """
 
     rows: Mapping[str, LabelRow]
+    bins: tuple[float, ...]
 
     def load_target(self, sample: DenseSample) -> NDArray[np.float32]:
         """(H, W) float32 depth inside, 0 where it is unknown; a held-out map may be deeper than the bins."""
@@ -59,25 +63,35 @@ def labeled_depths(table: LabelTable, samples: Sequence[DenseSample], train: Row
     Raises:
         DataError: if a map cannot be read, or no training map has a known depth.
     """
-    largest = max((float(read_depth(table.rows[row]).max(initial=0)) for row in train), default=0.0)
-    if not largest > 0:
+    values = np.concatenate([_some_depths(table.rows[row]) for row in train])
+    if not len(values):
         raise DataError(f"{table.path}: no training depth map has a value above 0")
+    unit = _HEADROOM * float(values.max()) / RANGE
+    bins = np.quantile(values / unit, np.linspace(0, 1, depth.PROTOCOL.bins))
     return LabeledDepths(
         name=table.path.name,
         train=[samples[row] for row in train],
         test=[],
-        units_per_meter=_HEADROOM * largest / RANGE,
+        units_per_meter=unit,
         max_depth=RANGE,
         input_crop=None,
         eval_crop=(0, 0, 1, 1),
         input_height=None,
         train_crop=(1, 1),
         rows=rows_by_name(table, samples),
+        bins=tuple(np.maximum(bins, depth.PROTOCOL.min_depth).tolist()),
     )
 
 
-def _bins(device: torch.device) -> Tensor:
-    return torch.linspace(depth.PROTOCOL.min_depth, RANGE, depth.PROTOCOL.bins, device=device)
+def _some_depths(row: LabelRow) -> NDArray[np.float64]:
+    """Known depths of a map, in their order by depth, the largest among them."""
+    found = read_depth(row)
+    known = np.sort(found[found > 0].astype(np.float64))[::-1]
+    return known[:: max(1, len(known) // _VALUES)]
+
+
+def _bins(depths: LabeledDepths, device: torch.device) -> Tensor:
+    return torch.tensor(depths.bins, dtype=torch.float32, device=device)
 
 
 def _train(
@@ -90,13 +104,13 @@ def _train(
     recipe = {"transform": "depth squares", "size": size}
     # Crops of the short side: at another scale, depth would look different.
     choose = partial(segmentation.choose_crop, scale=(1.0, 1.0))
-    scale = {"scale": depths.units_per_meter}
+    scale = {"scale": depths.units_per_meter, "bins": "quantiles"}
     crops = extract_training_set(evaluation, samples, choose, (size, size), recipe, depths.load_target, 0, scale)
-    return crops, depth.fit(evaluation, crops, _bins(evaluation.model.device), units(crops.features.indices))
+    return crops, depth.fit(evaluation, crops, _bins(depths, evaluation.model.device), units(crops.features.indices))
 
 
 def _predict(tokens: Tensor, head: nn.Module, depths: LabeledDepths, size: int, shape: tuple[int, int]) -> Map:
-    return depth.predict_windows(tokens, head, _bins(tokens.device), size, shape)
+    return depth.predict_windows(tokens, head, _bins(depths, tokens.device), size, shape)
 
 
 def statistics(predicted: Map, truth: Map, depths: LabeledDepths) -> Tensor | None:
@@ -151,13 +165,8 @@ def _draw(predicted: Map, truth: Map, depths: LabeledDepths) -> dict[str, NDArra
 
 
 def _options(depths: LabeledDepths) -> dict[str, Any]:
-    protocol, unit = depth.PROTOCOL, depths.units_per_meter
-    return {
-        "bins": protocol.bins,
-        "min_depth": protocol.min_depth * unit,
-        "max_depth": RANGE * unit,
-        "smoothing": protocol.smoothing,
-    }
+    unit = depths.units_per_meter
+    return {"bins": [value * unit for value in depths.bins], "smoothing": depth.PROTOCOL.smoothing}
 
 
 OBJECTIVE = PixelObjective(

@@ -3,6 +3,8 @@
 B clips, T time steps, S cells, D channels, K bins.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ class DepthBins(HeadNetwork):
         linear: the layer, which contains the whitening of the tokens; its scores are interpolated to pixels before they
             become depth.
         smoothing: what is added to each bin's rectified score.
-        bins: (K,) depth of each bin, evenly spaced.
+        bins: (K,) depth of each bin, ascending.
     """
 
     tasks = ("depth",)
@@ -43,9 +45,7 @@ class DepthBins(HeadNetwork):
         self,
         width: int,
         classes: int,
-        bins: int = 256,
-        min_depth: float = 1e-3,
-        max_depth: float = 10.0,
+        bins: Sequence[float],
         smoothing: float = 0.1,
     ) -> None:
         """Create a head with random weights.
@@ -53,17 +53,15 @@ class DepthBins(HeadNetwork):
         Args:
             width: D.
             classes: 1, the depth.
-            bins: K.
-            min_depth: depth of the first bin.
-            max_depth: depth of the last bin.
+            bins: depth of each of the K bins, ascending.
             smoothing: what is added to each bin's rectified score.
         """
         super().__init__()
         if classes != 1:
             raise ValueError(f"classes is {classes}, expected 1: depth is one value")
         self.smoothing = smoothing
-        self.linear = nn.Linear(width + POSITION_CHANNELS, bins)
-        self.register_buffer("bins", torch.linspace(min_depth, max_depth, bins))
+        self.linear = nn.Linear(width + POSITION_CHANNELS, len(bins))
+        self.register_buffer("bins", torch.tensor(tuple(bins), dtype=torch.float32))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, S, D) tokens of square windows -> (B, T, S, 1) depth."""

@@ -21,7 +21,7 @@ from tubelet.tasks import depth
 from tubelet.tasks.common.colors import color_depth
 
 TASKS = ("depth",)
-_SHALLOWEST = 1 / 30  # of the largest depth, from where on colors differ
+_SHALLOWEST = 1 / 200  # of the largest depth, from where on colors differ at most
 _COARSE = 255  # largest depth below which whole numbers are too coarse
 _PNG16 = 65535
 
@@ -65,7 +65,7 @@ class DepthOutput(PixelOutput):
 
     def paint(self, found: NDArray[Any], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Near bright, far dark, on one scale for all files."""
-        return color_depth(found, _SHALLOWEST * self.largest, self.largest)
+        return color_depth(found, max(float(self.bins[len(self.bins) // 50]), _SHALLOWEST * self.largest), self.largest)
 
     def summarize(self, found: NDArray[Any]) -> NDArray[np.float32]:
         """(1,) mean depth."""
