@@ -51,7 +51,7 @@ class ScoreTable(PartTable):
             before = read_json(path / SETTINGS, dict[str, Any], _REMEDY)
             check_same_settings(path, "scores", before, settings)
         super().__init__(path, settings, _REMEDY)
-        self.waiting: dict[tuple[str, int], list[ScoreRows]] = {}
+        self.waiting: dict[tuple[str, int], _WaitingRows] = {}
 
     def done(self) -> tuple[dict[str, DoneFile], set[str]]:
         """The files whose scores are complete, and paths of those that have some."""
@@ -68,15 +68,17 @@ class ScoreTable(PartTable):
 
     def add_scores(self, file: SourceFile, head: int, rows: ScoreRows) -> None:
         """Add rows of a file, which follow those that were added before."""
-        waiting = self.waiting.setdefault((file.path, head), [])
-        waiting.append(rows)
-        if sum(len(each.start_s) for each in waiting) >= _ROWS:
+        key, count = (file.path, head), len(rows.start_s)
+        if key in self.waiting and self.waiting[key].count + count > _ROWS:
             self._store(file, head)
+        if key not in self.waiting:
+            self.waiting[key] = _WaitingRows(rows.first, max(_ROWS, count), rows.scores.shape[1])
+        self.waiting[key].add(rows)
 
     def end_file(self, file: SourceFile, heads: int) -> None:
         """Record that a file was read to its end."""
         for head in range(heads):
-            if self.waiting.get((file.path, head)):
+            if (file.path, head) in self.waiting:
                 self._store(file, head)
         nothing = {name: np.zeros(0, kind) for name, kind in _ARRAYS.items()}
         self.add([_file_columns(file) | {"head": _END, "first": 0} | nothing])
@@ -88,11 +90,7 @@ class ScoreTable(PartTable):
 
     def _store(self, file: SourceFile, head: int) -> None:
         rows = self.waiting.pop((file.path, head))
-        arrays = {
-            name: np.concatenate([getattr(each, name).ravel() for each in rows]).astype(kind)
-            for name, kind in _ARRAYS.items()
-        }
-        self.add([_file_columns(file) | {"head": head, "first": rows[0].first} | arrays])
+        self.add([_file_columns(file) | {"head": head, "first": rows.first} | rows.columns()])
 
     def read(self, paths: Sequence[str], head: int, width: int) -> Iterator[FileScores]:
         """Scores of files in the order of `paths`, of those that are done.
@@ -119,6 +117,29 @@ class ScoreTable(PartTable):
 
 
 _ARRAYS = {"start_s": np.float64, "end_s": np.float64, "scores": np.float32, "distance": np.float32}
+
+
+class _WaitingRows:
+    """Rows that are not stored yet, copied into arrays that are made once.
+
+    To keep the many small arrays of `ScoreRows` between the large ones of each batch would fragment the memory.
+    """
+
+    def __init__(self, first: int, size: int, width: int) -> None:
+        shapes = {"scores": (size, width)}
+        self.first, self.count = first, 0
+        self.arrays = {name: np.empty(shapes.get(name, (size,)), kind) for name, kind in _ARRAYS.items()}
+
+    def add(self, rows: ScoreRows) -> None:
+        """Copy rows."""
+        end = self.count + len(rows.start_s)
+        for name, array in self.arrays.items():
+            array[self.count : end] = getattr(rows, name)
+        self.count = end
+
+    def columns(self) -> dict[str, Any]:
+        """The rows as cells of a row of the table."""
+        return {name: array[: self.count].ravel().copy() for name, array in self.arrays.items()}
 
 
 def _file_columns(file: SourceFile) -> dict[str, Any]:
