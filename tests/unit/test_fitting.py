@@ -9,8 +9,9 @@ import torch
 import tubelet
 from tests.helpers.video_files import encode
 from tubelet.config import ModelConfig, PredictorConfig
-from tubelet.errors import CheckpointError, ConfigError
+from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.heads.head_file import load_head
+from tubelet.heads.networks.temporal import average_cells
 from tubelet.labels.records import LabelError
 from tubelet.pretrained.backbone import Backbone
 
@@ -205,3 +206,17 @@ def test_few_files_are_held_out_in_turn(clips, model, tmp_path):
     clips.write_text(text)
     head = tubelet.fit(clips, model, cache=tmp_path / "cache", **QUICK)
     assert scores(head)["top-1"].value == 100 and scores(head)["top-1"].files == 18
+
+
+def test_features_that_do_not_fit_in_memory_are_refused_before_they_are_read(clips, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("tubelet.fitting.features.MEMORY_FRACTION", 1e-9)
+    with pytest.raises(DataError, match=r"features of 18 clips take 0.0 GB, above the .* GB that are free for them"):
+        tubelet.fit(clips, model, cache=tmp_path / "cache", **QUICK)
+
+
+def test_finer_cells_are_averaged():
+    tokens = torch.arange(64.0).reshape(1, 1, 64, 1)
+    averaged = average_cells(tokens, 4)
+    assert averaged.shape == (1, 1, 16, 1)
+    assert averaged[0, 0, 0, 0] == (0 + 1 + 8 + 9) / 4 and averaged[0, 0, 15, 0] == (54 + 55 + 62 + 63) / 4
+    assert torch.equal(average_cells(tokens[:, :, :9], 4), tokens[:, :, :9])

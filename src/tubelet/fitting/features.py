@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,8 +29,8 @@ THUMBNAIL = 8
 """Side of the thumbnails in pixels."""
 KEPT = ("tokens", "pixels", "motion")
 """Names of what is kept of clips, see `encode_tokens`."""
-MEMORY_BYTES = 4 * 2**30
-"""Features up to this size are kept in memory."""
+MEMORY_FRACTION = 0.4
+"""Part of the free memory that features may take."""
 
 Extract = Callable[..., FeatureSet]
 
@@ -228,10 +229,11 @@ def _load(features: FeatureSet) -> list[dict[str, Tensor]]:
     for i in range(len(features)):
         parts.append(features[i])
         total = len(features) * parts[0]["tokens"].nbytes
-        if not i and total > MEMORY_BYTES:
+        limit = MEMORY_FRACTION * psutil.virtual_memory().available if not i else total
+        if total > limit:
             raise DataError(
-                f"the features of {len(features)} clips take {total / 1e9:.1f} GB, above the limit of "
-                f"{MEMORY_BYTES / 1e9:.1f} GB; use a smaller image_size, fewer levels, or fewer rows"
+                f"the features of {len(features)} clips take {total / 1e9:.1f} GB, above the {limit / 1e9:.1f} GB that "
+                "are free for them; use a smaller --image-size, fewer --levels, or fewer rows"
             )
     shapes = {tuple(part["tokens"].shape[1:]) for part in parts}
     if len(shapes) > 1:

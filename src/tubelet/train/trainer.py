@@ -190,7 +190,8 @@ class Trainer:
         with StopSignals() as signals, self.progress, self.stream:
             began = time.perf_counter()
             for step, data in self.stream:
-                data = replace(data, failure=data.failure or self.checkpointer.fatal_error())
+                if error := self.checkpointer.fatal_error():
+                    data = replace(data, failure=data.failure or error)
                 data, stop = self.ctx.sync_step_status(data, self.run.seen_bad, signals.received)
                 if stop:
                     break
