@@ -297,4 +297,4 @@ def print_wrapped(console: Console, text: str, style: str = "") -> None:
     text = escape_unprintable(text)
     if console.is_terminal:
         text = fill(text, console.width, break_long_words=False, break_on_hyphens=False)
-    console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console.print(Text(text), style=style, soft_wrap=True)  # the console would escape the line feeds of a plain string

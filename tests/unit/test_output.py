@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import warnings
+from contextlib import redirect_stdout
 
 import pytest
 from rich.console import Console
@@ -40,6 +41,17 @@ class Broken(io.StringIO):
 
 def stream(encoding):
     return io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+
+
+def test_a_long_message_has_lines_on_a_terminal_of_a_command():
+    file = io.StringIO()
+    with redirect_stdout(file):
+        console = open_console()
+    console._force_terminal, console.width = True, 20
+    print_wrapped(console, "word " * 8)
+    console.file.flush()
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 2 and all(line.split() == ["word"] * 4 for line in lines)
 
 
 def test_a_name_is_shown_without_what_controls_a_terminal():

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.table import Column, Table
+from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from tubelet.cli.command import ConfigurableCommand
@@ -64,22 +65,22 @@ class Fit(ConfigurableCommand):
             if self.settings.suggest:
                 targets = table.targets if task.name == "regression" else ()
                 write_suggestions(result.suggestions, suggestions, targets)
-        console.print(_scores(result.spec.scores))
+        _print_scores(result.spec.scores, console)
         print_wrapped(console, trust_sentence(result.spec.scores))
         print_wrapped(console, f"{self.out}, {report}" + f", {suggestions}" * bool(self.settings.suggest))
 
 
-def _scores(scores: "Sequence[ModelMetrics]") -> Table:
-    """The metrics of the head with 95 % intervals, and those of the baselines."""
-    own, *baselines = scores
-    table = Table(
-        Column("held-out files", no_wrap=True),
-        Column(own.model, no_wrap=True),
-        *(each.model for each in baselines),
-        box=None,
-    )
-    for metric in own.metrics:
-        others = ({one.name: one for one in each.metrics}.get(metric.name) for each in baselines)
-        values = ("–" if one is None else str(one).partition(" [")[0] for one in others)
-        table.add_row(Text(metric.name + (" ↑" if metric.higher_is_better else " ↓")), Text(str(metric)), *values)
-    return table
+def _print_scores(scores: "Sequence[ModelMetrics]", console: Console) -> None:
+    """Print the first metric of the head and of the baselines, with 95 % intervals, and the others of the head."""
+    own, *_ = scores
+    arrows = {True: " ↑", False: " ↓"}
+    first = own.metrics[0]
+    table = Table("held-out files", first.name + arrows[first.higher_is_better], box=None)
+    for each in scores:
+        metric = next((one for one in each.metrics if one.name == first.name), None)
+        table.add_row(Text(each.model), Text("–" if metric is None else str(metric)))
+    console.print(table)
+    others = Table("others of this head", "", box=None)
+    for metric in own.metrics[1:]:
+        others.add_row(Text(metric.name + arrows[metric.higher_is_better]), Text(str(metric)))
+    console.print(others)
