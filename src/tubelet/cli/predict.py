@@ -10,7 +10,6 @@ import tyro
 from tubelet.cli.command import ConfigurableCommand
 from tubelet.config import PredictConfig
 from tubelet.console import files_progress, open_console, print_wrapped
-from tubelet.data.storage import suffix_of
 from tubelet.errors import ConfigError, escape_filename
 
 if TYPE_CHECKING:
@@ -92,6 +91,8 @@ def split_heads(words: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         ConfigError: if one of the two is missing.
     """
+    from tubelet.data.storage import suffix_of  # imports fsspec, which --help has no use for
+
     files = [word for word in words if suffix_of(word) == HEAD_SUFFIX]
     sources = [word for word in words if suffix_of(word) != HEAD_SUFFIX]
     if not files:
