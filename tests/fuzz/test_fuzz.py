@@ -18,6 +18,7 @@ def seeds(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
+@pytest.mark.slow
 def test_what_once_found_a_fault_is_refused_with_a_reason(path, seeds, tmp_path):
     kind, name = path.name.split("-", 1)
     given = (kind, name, path.read_bytes(), tmp_path / "place", seeds)

@@ -11,6 +11,7 @@ FOLDERS = [Path(__file__).parent / name for name in ("teacher_vit", "distilled_v
 
 @pytest.mark.parametrize("build", [check_parity.package, check_parity.specification], ids=lambda build: build.__name__)
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.slow
 def test_every_case_is_within_its_bound(folder, build):
     cases = check_parity.run(folder, build)
     assert len(cases) >= 24

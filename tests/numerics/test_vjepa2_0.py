@@ -73,6 +73,7 @@ def test_the_encoder_computes_what_transformers_computes(tmp_path, width, heads)
             torch.testing.assert_close(model.encode(pixels).tokens, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_levels_are_the_blocks_outputs_after_the_one_norm(saved):
     folder, theirs = saved
     pixels = torch.randn(1, 3, 4, 32, 32)

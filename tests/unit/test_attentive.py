@@ -96,6 +96,7 @@ def trained(folder, epochs=3, hparams=None, progress=lambda stage, done, total: 
     return train_classifiers(context(folder, progress), make_head, settings, Clouds(), F.cross_entropy, {})
 
 
+@pytest.mark.slow
 def test_heads_side_by_side_learn_what_each_would_learn_in_a_training_of_its_own(tmp_path):
     hparams = hparam_grid((1e-3, 1e-2), (0.0,))
     together = trained(tmp_path, hparams=hparams)

@@ -35,6 +35,7 @@ FFMPEG_WRONG = {
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.slow
 def test_every_file_is_read_as_its_ground_truth_and_frame_by_frame_as_by_ffmpeg(case: Case, tmp_path: Path) -> None:
     path = case.make(tmp_path)
     verdict = judge(tubelet_reader, path, case.truth, (DecodeError,), reasons=True)

@@ -87,6 +87,7 @@ def plainly_decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.slow
 def test_random_clips_are_bit_identical_to_the_frames_of_a_plain_decoder(name: str, tmp_path: Path) -> None:
     path = write_video(tmp_path / name, **FILES[name])
     pixels, starts = plainly_decoded(path)
@@ -351,6 +352,7 @@ def test_a_clip_that_shows_one_frame_of_many_is_delivered(film: Path) -> None:
     assert indices(one_clip(film, [1.0, 1.01, 1.02])) == [12, 12, 12]
 
 
+@pytest.mark.slow
 def test_flipped_bytes_are_noticed_and_healthy_files_are_not_blamed(tmp_path: Path) -> None:
     unnoticed, raised = 0, 0
     for seed in range(12):

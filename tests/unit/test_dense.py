@@ -219,6 +219,7 @@ def test_depth_of_eight_bits_is_refused(tmp_path):
         NYU.load_target(pair)
 
 
+@pytest.mark.slow
 def test_the_sample_set_gives_images_and_middle_frames(sample_set):
     labels, depths = sample_layouts.SampleSegmentation.load(sample_set), sample_layouts.SampleDepth.load(sample_set)
     assert [p.frame for p in labels.train].count(4) == 19 and len(labels.train) + len(labels.test) == 32

@@ -44,6 +44,7 @@ def frames_of(path):
 
 
 @pytest.mark.parametrize("source", ["constant", "variable", "matroska", "ntsc"])
+@pytest.mark.slow
 def test_every_frame_of_a_drawn_video_is_shown_when_that_of_the_source_is(source, tmp_path):
     if source == "constant":
         video = write_video(tmp_path / "a.mp4", frames=30)
@@ -182,6 +183,7 @@ def test_labels_have_different_colors_that_do_not_depend_on_the_file():
 
 
 @pytest.mark.parametrize("videos", [1, 40, 210])
+@pytest.mark.slow
 def test_an_ethogram_has_a_row_for_each_video(videos, tmp_path):
     files = [
         MediaPredictions(path=f"v/{i}.mp4", duration_s=10, labels=[span(0, 5, "a"), span(3, 9, "$b_<&")])

@@ -311,6 +311,7 @@ def test_a_model_of_no_run_is_evaluated_at_the_size_of_the_settings(sample_set: 
     assert found.details["tracking"]["image_size"] == 32 and found.details["tracking"]["frames in a window"] == 4
 
 
+@pytest.mark.slow
 def test_scores_without_anything_to_measure_are_left_out_and_the_others_continue(sample_set: Path) -> None:
     # A window as long as a clip, of one tubelet: there is no later time step.
     encoder = random_encoder(dataclasses.replace(TINY, tubelet_size=8), 0)

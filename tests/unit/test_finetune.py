@@ -76,6 +76,7 @@ def trained_weights(model, finetuned):
 
 
 @pytest.mark.parametrize("finetuned", ["lora", "full"])
+@pytest.mark.slow
 def test_a_head_file_carries_the_trained_encoder(finetuned, tmp_path):
     model, pixels = tiny_backbone(with_predictor=True), torch.randn(2, 3, 4, 32, 32)
     before, base_id = model.encode(pixels).tokens, model.weights_id
@@ -261,6 +262,7 @@ def test_a_trained_encoder_learns_what_features_of_the_frozen_one_do_not_show(fi
 
 
 @pytest.mark.parametrize("finetuned", ["lora", "full"])
+@pytest.mark.slow
 def test_an_interrupted_training_continues_to_the_same_weights(finetuned, table, tmp_path):
     settings = {"finetune": finetuned, "finetune_epochs": 3, "finetune_batch_size": 3, "networks": ("mlp",)}
     network = get_network("mlp")(48, 2)  # with dropout
@@ -412,6 +414,7 @@ def test_settings_without_effect_are_refused(settings, problem):
 
 
 @pytest.mark.parametrize(("task", "finetuned", "folds"), [("classification", "full", 1), ("regression", "lora", 2)])
+@pytest.mark.slow
 def test_a_fit_measures_the_frozen_head_next_to_the_trained_one(task, finetuned, folds, table, tmp_path):
     rows = [
         dataclasses.replace(row, split="", **({"labels": (), "values": (3.0 * i,)} if task == "regression" else {}))

@@ -205,6 +205,7 @@ def test_thumbnails_are_small_and_time_lapses_of_long_spans(tmp_path):
 
 @pytest.mark.browser
 @browser_test
+@pytest.mark.slow
 def test_errors_play_under_the_pointer_and_by_a_click(tmp_path):
     write(full_result(tmp_path), tmp_path)
     with Browser() as browser:

@@ -82,6 +82,7 @@ def test_a_head_of_classes_beats_its_baselines_and_survives_its_file(clips, mode
     assert again.spec.classes[int(again(features).argmax())] == "red"
 
 
+@pytest.mark.slow
 def test_the_same_fit_gives_the_same_weights(clips, model, tmp_path):
     first, second = (tubelet.fit(clips, model, cache=tmp_path / f"cache{i}", **QUICK) for i in range(2))
     assert all(
@@ -90,6 +91,7 @@ def test_the_same_fit_gives_the_same_weights(clips, model, tmp_path):
     assert first.spec == second.spec
 
 
+@pytest.mark.slow
 def test_every_network_can_be_asked_for(clips, model, tmp_path):
     for network in ("linear", "mlp", "attentive", "knn"):
         head = tubelet.fit(clips, model, networks=(network,), cache=tmp_path / "cache", epochs=10, **CLIP)
@@ -173,6 +175,7 @@ def timeline_table(tmp_path, videos=9, gap=False):
 
 
 @pytest.mark.parametrize("gap", [False, True], ids=["dense", "with gaps"])
+@pytest.mark.slow
 def test_a_timeline_finds_spans_and_their_edges(tmp_path, model, gap):
     head = tubelet.fit(
         timeline_table(tmp_path, gap=gap),
@@ -201,6 +204,7 @@ def test_a_setting_that_a_task_does_not_use_and_a_table_with_faults_are_refused(
     assert caught.value.exit_code == 2 and len(caught.value.faults) >= 2 and not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_few_files_are_held_out_in_turn(clips, model, tmp_path):
     text = clips.read_text().replace("train", "").replace("val", "").replace(",\r\n", "\r\n").replace(",split", "")
     clips.write_text(text)

@@ -62,6 +62,7 @@ def test_variables_that_are_left_over_are_named_with_what_unsets_them(values, wo
         pass
 
 
+@pytest.mark.slow
 def test_a_launcher_whose_other_processes_are_gone_is_one_sentence(environment):
     environment(WHOLE)
     words = r"process 3 of 4 cannot reach the others at 127.0.0.1:1 .*`unset RANK"

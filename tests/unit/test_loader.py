@@ -157,6 +157,7 @@ def settled(total) -> int:
 
 
 @pytest.mark.parametrize(("prefetch_mb", "workers", "ahead"), [(2, 3, 3), (1, 3, 2), (1, 1, 2)])
+@pytest.mark.slow
 def test_bytes_that_wait_are_within_the_limit_and_what_was_computed(made, prefetch_mb, workers, ahead):
     given = config(batch=9, workers=workers, prefetch_mb=prefetch_mb)  # 442 kB of pixels a step
     own = {Modality.VIDEO: micro_batches(given, 9, 0, 1)}

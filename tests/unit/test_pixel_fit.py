@@ -56,6 +56,7 @@ def first_metrics(result):
     return {scores.model: scores.metrics[0].value for scores in result.spec.scores}
 
 
+@pytest.mark.slow
 def test_a_segmentation_of_colors_is_learned_and_measured_next_to_baselines(model, tmp_path):
     table = write_pixel_labels(tmp_path / "data", "mask", 12)
     head, result = fit(model, table, "segmentation", tmp_path / "cache", levels=(0, -1))
@@ -71,6 +72,7 @@ def test_a_segmentation_of_colors_is_learned_and_measured_next_to_baselines(mode
     assert labels == sorted(labels) and labels[-1] == 9 and len(labels) > 1
 
 
+@pytest.mark.slow
 def test_depth_of_a_slope_is_learned_in_the_unit_of_the_table(model, tmp_path):
     table = write_pixel_labels(tmp_path / "data", "depth", 12)
     head, result = fit(model, table, "depth", tmp_path / "cache", learning_rates=(1e-1,))
@@ -84,6 +86,7 @@ def test_depth_of_a_slope_is_learned_in_the_unit_of_the_table(model, tmp_path):
     assert torch.equal(load_head(tmp_path / "depth.safetensors")(tokens), head(tokens))
 
 
+@pytest.mark.slow
 def test_folds_measure_every_image_and_the_head_learns_from_all(model, tmp_path):
     table = write_pixel_labels(tmp_path / "data", "mask", 6)
     rows = np.arange(6)

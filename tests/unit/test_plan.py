@@ -71,6 +71,7 @@ def test_a_plan_does_not_depend_on_the_state_that_other_code_left_in_this_proces
         torch.autocast_decrement_nesting()
 
 
+@pytest.mark.slow
 def test_state_is_four_bytes_a_weight_and_eight_a_trained_ones_moments(plan):
     numbers, memory = plan.parameters, plan.step.memory
     trained = numbers["student"] + numbers["predictor"]
@@ -86,6 +87,7 @@ def test_shards_hold_their_part_of_the_state(plan, sharded):
         assert part[kind] == pytest.approx(whole[kind] / 2, rel=0.05), kind
 
 
+@pytest.mark.slow
 def test_replicas_reduce_a_shard_each_between_machines(sharded):
     kinds = {(each.kind, each.members) for each in sharded.step.transfers if each.size > 100}
     assert kinds == {("all-gather", 2), ("reduce-scatter", 2), ("all-reduce", 2)}

@@ -67,6 +67,7 @@ def test_every_package_and_top_level_module_has_a_layer_and_a_line_in_the_design
         )
 
 
+@pytest.mark.slow
 def test_no_two_classes_have_one_name():
     modules = {}
     for file in FILES:

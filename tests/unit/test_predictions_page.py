@@ -165,6 +165,7 @@ def spans_shown(browser):
 
 @pytest.mark.browser
 @browser_test
+@pytest.mark.slow
 def test_a_click_on_the_timeline_seeks_and_shows_what_holds_then(browser):
     left, width = browser.evaluate("[items[0].left, items[0].width]")
     browser.click("#file-0 canvas", x=(left + (width - left) * 5 / 8) / width, y=0.3)

@@ -64,6 +64,7 @@ def square_room(sky: bool, ceiling: float) -> Level:
     )
 
 
+@pytest.mark.slow
 def test_every_file_decodes_and_has_its_truth(sample_set: Path) -> None:
     description = json.loads((sample_set / "dataset.json").read_text())
     videos, images = all_entries(sample_set, "videos"), all_entries(sample_set, "images")
@@ -197,6 +198,7 @@ def test_most_clips_show_an_object(sample_set: Path) -> None:
     assert json.loads((sample_set / "dataset.json").read_text())["clips_with_object"] >= 0.6 * 24
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     pytest.importorskip("vizdoom")
     write_sample_data(tmp_path / "a", seed=3, **TINY)

@@ -106,6 +106,7 @@ def test_suggested_clips_are_those_that_no_label_overlaps(moments, model, tmp_pa
     assert again.suggestions == result.suggestions
 
 
+@pytest.mark.slow
 def test_suggestions_for_timelines_are_whole_videos(moments, model, tmp_path):  # noqa: F811
     rng = np.random.default_rng(1)
     (tmp_path / "more").mkdir()

@@ -214,6 +214,7 @@ def test_an_error_of_a_worker_is_raised_with_its_class_and_fields(workers, optio
         (lambda index: time.sleep(60), "timed out after 0.5 seconds"),
     ],
 )
+@pytest.mark.slow
 def test_no_wait_for_a_worker_is_endless(make, sentence):
     timeout_s = 0.5 if "timed" in sentence else None
     loader = WorkerLoader(Items(make), 1, batch_size=None, timeout_s=timeout_s)
@@ -223,6 +224,7 @@ def test_no_wait_for_a_worker_is_endless(make, sentence):
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 def test_a_slow_worker_is_waited_for_and_a_loader_is_used_twice(monkeypatch):
     monkeypatch.setattr(worker_loader, "POLL_S", 0.1)
     loader = WorkerLoader(Items(lambda index: time.sleep(0.4) or index), 2, batch_size=None)
