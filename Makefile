@@ -1,10 +1,11 @@
 # make demo      sample data -> pre-train -> evaluate -> runs/demo/report.html
 # make check     lint, types and the quick tests: before each commit
 # make test      lint, types and all tests
+# make test-cuda the tests that need a CUDA device, on it; all others never touch one
 # make docs      the documentation site, built strictly into site/
 # make matrix    unit tests with oldest, pinned and newest versions, for each Python (tools/matrix.py --help)
 # make release   wheel and source distribution in dist/, installed into an empty environment (tools/release.py)
-# The first four set up .venv first; all need Python 3.11 or newer, git and make.
+# The first five set up .venv first; all need Python 3.11 or newer, git and make.
 
 PYTHON ?= python3
 READY := .venv/ready
@@ -14,7 +15,7 @@ DEMO_DATA := runs/sample
 DEMO := --model vit-pico --image-size 64 --frames 4 --fps 7 --batch-size 8 --checkpoint-every 250 \
         --lr 5e-4 --start-lr 5e-5 --final-lr 1e-4 --warmup-fraction 0.1 --ema 0.99 --final-ema 0.998
 
-.PHONY: demo check test lint types quick tests docs matrix release clean
+.PHONY: demo check test test-cuda lint types quick tests docs matrix release clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tubelet needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": set PYTHON=")'
@@ -47,6 +48,10 @@ quick: $(READY)
 
 tests: $(READY)
 	.venv/bin/python -m pytest -n auto --dist worksteal
+
+# One process: tests side by side would measure, and fill, the same device.
+test-cuda: $(READY)
+	TUBELET_TEST_CUDA=1 .venv/bin/python -m pytest -m gpu -n 0 -rs
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict

@@ -2,17 +2,34 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+from filelock import FileLock
+
 # As the command line does, and for the same reason: test processes share the cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # Tests run side by side, one process a core, and so do the commands that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # One process compiles; a pool of compilers would import PyTorch in each.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-
-import pytest
-from filelock import FileLock
+# The other tests expect a CPU's rounding, and several processes of them would share one GPU. Set even where a scheduler
+# has set it, and before PyTorch is loaded; the commands that tests start inherit it.
+CUDA_REQUESTED = os.environ.get("TUBELET_TEST_CUDA") == "1"
+if not CUDA_REQUESTED:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 pytest_plugins = ("tests.helpers.leaks",)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of a CUDA device where there is none, or none was requested."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    if not CUDA_REQUESTED:
+        pytest.skip("CUDA devices are hidden from the tests unless they are run by `make test-cuda`")
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip(f"torch {torch.__version__} finds no CUDA device on this machine")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The command line as a person or a script uses it: real processes, exit codes, messages."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,7 +22,6 @@ def start(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )
 
 

@@ -6,10 +6,7 @@ import torch
 import tubelet
 from tests.helpers.training import rows, tiny_config, train_quietly
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def test_a_run_that_is_resumed_on_a_gpu_has_the_losses_of_one_that_was_not_stopped(media, tmp_path):
