@@ -35,10 +35,11 @@ from tubelet.config import DataConfig, PlanConfig, TrainConfig, model_preset
 from tubelet.config.train import Parallel, Precision
 from tubelet.data.batch import Batch, StepData
 from tubelet.data.batch_partition import samples_per_step
+from tubelet.data.masks import mean_mask_lengths, token_grid
 from tubelet.data.sources import MediaList
 from tubelet.grid import Mask, Modality
 from tubelet.planner.memory_tracker import track_storage
-from tubelet.planner.run_plan import CPU, mean_mask_lengths, plan_run, token_grid
+from tubelet.planner.run_plan import CPU, plan_run
 from tubelet.train.compilation import prepare_model
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
@@ -71,7 +72,7 @@ def real_run(config: TrainConfig, parallel: Parallel, ctx: DistContext) -> tuple
     """A run under way: random pixels, with masks as long as the plan takes them to be."""
     counts = samples_per_step(config, MediaList(["video"], ["image"]))
     model = VJEPA(config.model)
-    prepare_model(model, config, CPU, sharded=parallel != "ddp")
+    prepare_model(model, config, CPU, compiled=False, sharded=parallel != "ddp")
     to_device_or_shard(model, parallel, config, ctx)
     optimizer = build_optimizer(model, config.optim)
     batches = []

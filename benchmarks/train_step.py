@@ -32,10 +32,11 @@ from tubelet.data.clips import normalize
 from tubelet.data.masks import sample_mask
 from tubelet.device import pick_device, training_dtype
 from tubelet.grid import Modality
-from tubelet.train.compilation import prepare_model
+from tubelet.train.compilation import prepare_model, should_compile
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import autocast, backpropagate, train_step
+from tubelet.train.step_cost import step_cost
 from tubelet.vjepa import VJEPA
 
 PARTS = ("teacher", "student", "predictor", "loss", "backward", "optimizer")
@@ -82,7 +83,8 @@ def package_side(config: TrainConfig, device: torch.device) -> tuple[Callable[[B
     """The package's training step, and the split that it fills."""
     model = VJEPA(config.model).to(device)
     optimizer = build_optimizer(model, config.optim)
-    prepare_model(model, config, device)
+    cost = step_cost(model, config, {Modality.VIDEO: config.batch_size})
+    prepare_model(model, config, device, should_compile(config, cost, device))
     watch = Stopwatch(model, optimizer, device)
 
     def step(batch: Batch) -> None:

@@ -46,15 +46,24 @@ def fast_training_dtype(width: int, device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" and width < _BF16_WIDTH else pick_dtype("auto", device)
 
 
-# Dense bf16 operations a second by the makers' data sheets, by a part of the name that CUDA gives the device.
+# Dense bf16 operations a second by the makers' data sheets, by words of the name that CUDA or ROCm reports: the first
+# entry whose words are all in the name. Boards of one chip differ by power and clock.
 PEAK_FLOPS = {
+    "GB200": 2.5e15,
     "B200": 2.25e15,
+    "GH200": 9.89e14,
+    "H200 NVL": 8.35e14,
     "H200": 9.89e14,
-    "H100": 9.89e14,
+    "H100 NVL": 8.35e14,
+    "H100 PCIe": 7.56e14,
+    "H100": 9.89e14,  # SXM, whose name has "HBM3"
     "A100": 3.12e14,
     "L40S": 3.62e14,
     "RTX 4090": 1.65e14,
     "RTX 3090": 7.1e13,
+    "MI325X": 1.307e15,
+    "MI300X": 1.307e15,
+    "MI250X": 1.915e14,  # one of its two dies, each of which is a device
 }
 
 
@@ -62,5 +71,5 @@ def peak_flops(device: torch.device) -> float | None:
     """Peak bf16 operations a second of a CUDA device, for model FLOPs utilization; None where it is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
+    return next((flops for name, flops in PEAK_FLOPS.items() if words.issuperset(name.split())), None)

@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet.config import DataConfig, ModelConfig, PredictorConfig, TrainConfig, vit_pico
+from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.grid import Grid
 from tubelet.model.layers import Block
 from tubelet.model.rope import rotary_table
-from tubelet.train.compilation import is_worth_compiling, remove_incomplete_libraries
+from tubelet.train.compilation import remove_incomplete_libraries
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.trainer import train
-from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")
 
@@ -81,13 +80,6 @@ def test_without_a_compiler_a_run_reports_it_and_continues(media, tmp_path, monk
     train(tiny_config(media, steps=2, compile=True), tmp_path / "run")
     assert len(rows(tmp_path / "run")) == 2
     assert caplog.text.count("not compiling, steps will be slower") == 1
-
-
-def test_only_long_runs_compile_by_default():
-    demo = TrainConfig(model=vit_pico(), data=DataConfig(image_size=64, frames=4), steps=1100, batch_size=16)
-    published = dataclasses.replace(demo, data=DataConfig(), steps=300_000)
-    assert not is_worth_compiling(VJEPA(demo.model), demo, CPU)
-    assert is_worth_compiling(VJEPA(published.model), published, CPU)
 
 
 def test_an_error_in_a_step_that_was_asked_to_stop_is_reported_as_that():

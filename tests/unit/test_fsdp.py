@@ -45,7 +45,7 @@ def losses(ctx, parallel, **changes):
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     model, ctx = VJEPA(SIZES), DistContext(ctx.device)
-    prepare_model(model, config, CPU, sharded=parallel != "ddp")
+    prepare_model(model, config, CPU, compiled=bool(config.compile), sharded=parallel != "ddp")
     to_device_or_shard(model, parallel, config, ctx)
     optimizer = build_optimizer(model, config.optim)
     batches = []

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.config import BlockMask
+from tubelet.config import BlockMask, TrainConfig
+from tubelet.data.batch_partition import mask_groups
 from tubelet.errors import ConfigError
-from tubelet.grid import Grid, Mask
+from tubelet.grid import Grid, Mask, Modality
 
 MAX_DRAWS = 1000
 
@@ -84,3 +85,32 @@ def _indices(positions: np.ndarray, grid: Grid, rng: np.random.Generator) -> Ten
             row[times * flat.shape[1] + np.flatnonzero(own)[excess - times * count]] = False
     starts = np.arange(0, batch * tokens, tokens)[:, np.newaxis]
     return torch.from_numpy(np.flatnonzero(kept).reshape(batch, -1) - starts)
+
+
+def mean_mask_lengths(config: TrainConfig, counts: dict[Modality, int]) -> dict[Modality, list[tuple[int, int]]]:
+    """How many tokens each mask leaves visible and hides, cut to the shortest of a group, on average over draws."""
+    lengths = {}
+    for modality, count in counts.items():
+        rng = np.random.default_rng(config.seed)
+        grid = token_grid(config, modality)
+        lengths[modality] = [
+            _mean_lengths(spec, grid, len(mask_groups(config, count)[0]), rng)
+            for spec in config.masks.specs_for(modality)
+        ]
+    return lengths
+
+
+def _mean_lengths(spec: BlockMask, grid: Grid, batch: int, rng: np.random.Generator) -> tuple[int, int]:
+    shortest = []
+    for _ in range(max(4, min(64, 4096 // batch))):
+        shape = block_shape(spec, grid, rng)
+        hidden = hidden_positions(spec, shape, grid, batch, rng).sum(axis=(1, 2))
+        shortest.append((grid.h * grid.w - hidden.max(), hidden.min()))
+    context, target = np.mean(shortest, axis=0) * grid.t
+    return round(context), round(target)
+
+
+def token_grid(config: TrainConfig, modality: Modality) -> Grid:
+    """The token grid of a sample of this modality."""
+    size = config.data.image_size
+    return config.model.grid(config.data.frames_for(modality), size, size)

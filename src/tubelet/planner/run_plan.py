@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -19,15 +18,15 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW
 
-from tubelet.config import BlockMask, PlanConfig, Precision, TrainConfig
+from tubelet.config import PlanConfig, Precision, TrainConfig
 from tubelet.data.batch import Batch, StepData
-from tubelet.data.batch_partition import accumulation_slices, mask_groups, micro_batches, samples_per_step
+from tubelet.data.batch_partition import accumulation_slices, micro_batches, samples_per_step
 from tubelet.data.clips import normalize
-from tubelet.data.masks import block_shape, hidden_positions
+from tubelet.data.masks import mean_mask_lengths
 from tubelet.data.sources import MediaList
 from tubelet.device import training_dtype
 from tubelet.errors import ConfigError
-from tubelet.grid import Grid, Mask, Modality
+from tubelet.grid import Mask, Modality
 from tubelet.model.layers import Attention
 from tubelet.planner.device_kinds import DEVICE_KINDS, DeviceKind
 from tubelet.planner.memory_tracker import StepLog, StorageLog, Transfer, track_storage
@@ -222,35 +221,6 @@ def _isolated() -> Iterator[Callable[..., StepTrace]]:
             gc.enable()
 
 
-def mean_mask_lengths(config: TrainConfig, counts: dict[Modality, int]) -> dict[Modality, list[tuple[int, int]]]:
-    """How many tokens each mask leaves visible and hides, cut to the shortest of a group, on average over draws."""
-    lengths = {}
-    for modality, count in counts.items():
-        rng = np.random.default_rng(config.seed)
-        grid = token_grid(config, modality)
-        lengths[modality] = [
-            _mean_lengths(spec, grid, len(mask_groups(config, count)[0]), rng)
-            for spec in config.masks.specs_for(modality)
-        ]
-    return lengths
-
-
-def _mean_lengths(spec: BlockMask, grid: Grid, batch: int, rng: np.random.Generator) -> tuple[int, int]:
-    shortest = []
-    for _ in range(max(4, min(64, 4096 // batch))):
-        shape = block_shape(spec, grid, rng)
-        hidden = hidden_positions(spec, shape, grid, batch, rng).sum(axis=(1, 2))
-        shortest.append((grid.h * grid.w - hidden.max(), hidden.min()))
-    context, target = np.mean(shortest, axis=0) * grid.t
-    return round(context), round(target)
-
-
-def token_grid(config: TrainConfig, modality: Modality) -> Grid:
-    """The token grid of a sample."""
-    size = config.data.image_size
-    return config.model.grid(config.data.frames_for(modality), size, size)
-
-
 def trace(
     config: TrainConfig,
     planned: PlanConfig,
@@ -276,7 +246,7 @@ def trace(
                 module.kernel = F.scaled_dot_product_attention  # type: ignore[assignment]  # other names
     ctx = DistContext(CPU, 0, planned.devices)
     ctx.local_world_size = min(planned.devices, planned.devices_per_node)
-    prepare_model(model, config, CPU)
+    prepare_model(model, config, CPU, compiled=False)
     with fake_group(planned.devices):
         mesh = device_mesh(parallel, ctx) if parallel != "ddp" else None
         with FakeTensorMode(allow_non_fake_inputs=True):

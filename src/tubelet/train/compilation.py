@@ -8,27 +8,36 @@ import torch
 
 from tubelet.config import TrainConfig
 from tubelet.device import has_bf16_units
-from tubelet.errors import first_line
+from tubelet.errors import ConfigError, first_line
 from tubelet.io.files import set_compile_cache
+from tubelet.model.encoder import Encoder
+from tubelet.model.predictor import Predictor
 from tubelet.train.float8 import use_float8
+from tubelet.train.step_cost import StepCost
 from tubelet.vjepa import VJEPA
 
-# Compiling takes up to a minute and a half and saves a tenth of the time or more: what is over sooner does not gain.
-WORTH_SECONDS = 20 * 60
+# Compiling takes up to two minutes. On a CPU it saves a tenth of the time or more, on CUDA, where it also halves the
+# number of kernels, a third or more: what is over sooner does not gain.
+WORTH_SECONDS = {"cpu": 20 * 60, "cuda": 5 * 60}
 _LINKING_S = 5.0  # for so long an empty library may be one that another process is writing
 # Operations a second that a modest device of each kind does; whether to compile must not hang on a measurement, since
 # compiled blocks round differently and a resumed run has to decide as it did before.
 _RATES = {"cuda": 1e14, "cpu": 1e11, "cpu with bf16 units": 5e11}
+# Seconds in which the host starts an uncompiled kernel: Python, autograd and autocast included.
+_LAUNCH_S = 15e-6
 
 
-def prepare_model(model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False) -> str | None:
-    """Set precision and recomputation of the blocks and compile them, as the config has it.
+def prepare_model(
+    model: VJEPA, config: TrainConfig, device: torch.device, compiled: bool, sharded: bool = False
+) -> str | None:
+    """Set precision and recomputation of the blocks and compile them.
 
     Args:
-        model: not yet sharded.
-        config: the run.
-        device: where it will compute.
-        sharded: whether it will be in shards.
+        model: Not yet sharded.
+        config: The run.
+        device: Where it will compute.
+        compiled: Whether to compile, see `should_compile`.
+        sharded: Whether it will be in shards.
 
     Returns:
         A message about compilation, or None.
@@ -40,28 +49,27 @@ def prepare_model(model: VJEPA, config: TrainConfig, device: torch.device, shard
         use_float8(model, device)
     model.student.recompute_activations = config.activation_checkpointing
     model.predictor.recompute_activations = config.activation_checkpointing
-    return compile_blocks(model, config, device, sharded)
+    return compile_blocks(model, device, sharded) if compiled else None
 
 
-def compile_blocks(model: VJEPA, config: TrainConfig, device: torch.device, sharded: bool = False) -> str | None:
-    """Compile the blocks and the loss in place, where the config asks for it or, if it is silent, where it pays.
+def compile_blocks(model: VJEPA, device: torch.device, sharded: bool = False) -> str:
+    """Compile the blocks and the loss in place.
 
     All blocks of an encoder share one graph, as do those of the predictor, and sizes are symbols in it: four graphs
     (student, teacher, predictor, loss) serve every mask length. They are kept on disk: the next run only loads them.
 
     Returns:
-        A message for the user, or None.
+        A message for the user.
     """
-    if config.compile is False or (config.compile is None and not is_worth_compiling(model, config, device)):
-        return None
     set_compile_cache()
     if cache := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         remove_incomplete_libraries(Path(cache))
     if problem := _problem(device):
         return f"not compiling, steps will be slower: {problem}"
-    for part in (model.student, model.teacher, model.predictor):
+    parts: list[Encoder | Predictor] = [model.student, model.teacher, model.predictor, *model.frozen_teacher]
+    for part in parts:
         for block in part.blocks:
-            if sharded:  # gathering and letting go of weights stay outside of the graph
+            if sharded and part not in model.frozen_teacher:  # gathering and releasing weights stay out of the graph
                 block.forward = torch.compile(block.forward, dynamic=True)
             else:
                 block.compile(dynamic=True)
@@ -69,26 +77,35 @@ def compile_blocks(model: VJEPA, config: TrainConfig, device: torch.device, shar
     return "compiling the transformer blocks; the first step may take up to 2 min (disable with --no-compile)"
 
 
-def is_worth_compiling(model: VJEPA, config: TrainConfig, device: torch.device) -> bool:
-    """Whether the run's matrix products alone take `WORTH_SECONDS`, by the sizes of model, batch and run."""
-    if device.type not in ("cpu", "cuda"):
+def should_compile(config: TrainConfig, cost: StepCost, device: torch.device) -> bool:
+    """Whether a run compiles its blocks: as the config has it or, if it is silent, where that pays.
+
+    Raises:
+        ConfigError: for fp8 without compiling.
+    """
+    if config.precision == "fp8":
+        if config.compile is False:
+            raise ConfigError(
+                "precision is fp8 and compile is off: uncompiled, scales and casts take about three times as many "
+                "kernels as bf16; leave --no-compile out, or use --precision bf16"
+            )
+        return True
+    return is_worth_compiling(config, cost, device) if config.compile is None else config.compile
+
+
+def is_worth_compiling(config: TrainConfig, cost: StepCost, device: torch.device) -> bool:
+    """Whether the uncompiled run takes longer than `WORTH_SECONDS`, by the sizes of model, batch and run.
+
+    A CUDA device waits for the host where kernels are small: there a step takes as long as its matrix products or as
+    starting its kernels, whichever is longer.
+    """
+    if device.type not in WORTH_SECONDS:
         return False
     kind = "cpu with bf16 units" if device.type == "cpu" and has_bf16_units(device) else device.type
-    return config.steps * step_flops(model, config) / _RATES[kind] > WORTH_SECONDS
-
-
-def step_flops(model: VJEPA, config: TrainConfig) -> float:
-    """Floating-point operations of a step's matrix products: 2 a weight and token, 6 where there is a backward pass.
-
-    As if all samples were videos. Who gives the targets (in a distillation, the frozen model) sees all tokens, the
-    student about a fifth under each of two masks, the predictor all under each. Attention's own products are left out,
-    as is usual for MFU.
-    """
-    data = config.data
-    tokens = config.batch_size * config.model.grid(data.frames, data.image_size, data.image_size).tokens
-    parts = (model.student, model.predictor, *(model.frozen_teacher or (model.teacher,)))
-    student, predictor, teacher = (sum(p.numel() for p in part.parameters()) for part in parts)
-    return tokens * (2 * teacher + len(config.masks.video) * 6 * (0.2 * student + predictor))
+    seconds = cost.flops / _RATES[kind]
+    if device.type == "cuda":
+        seconds = max(seconds, cost.kernels * _LAUNCH_S)
+    return config.steps * seconds > WORTH_SECONDS[device.type]
 
 
 def remove_incomplete_libraries(cache: Path) -> None:

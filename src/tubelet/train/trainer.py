@@ -17,6 +17,7 @@ from tubelet.checkpoint.run import load_training_state, step_from_name
 from tubelet.config import TrainConfig
 from tubelet.console import output_error
 from tubelet.data.batch import StepData
+from tubelet.data.batch_partition import samples_per_step
 from tubelet.data.loader import check_steps
 from tubelet.data.sample_index import check_shard_configs
 from tubelet.data.sources import MediaList, list_media
@@ -29,7 +30,7 @@ from tubelet.io.overwrite_checks import check_output
 from tubelet.launch import is_local_rank0
 from tubelet.train.anomaly_guard import REMEDY, AnomalyGuard, LossHistory
 from tubelet.train.checkpointer import Checkpointer
-from tubelet.train.compilation import prepare_model, step_flops
+from tubelet.train.compilation import prepare_model, should_compile
 from tubelet.train.distributed import DistContext, init_distributed
 from tubelet.train.evaluation import Evaluator, PeriodicEvaluation
 from tubelet.train.feature_monitor import FeatureMonitor, collapse_detector
@@ -43,6 +44,7 @@ from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.sinks import MetricSink, SinkGroup
 from tubelet.train.startup import log_startup, source_summary
 from tubelet.train.step import train_step
+from tubelet.train.step_cost import step_cost
 from tubelet.train.step_stream import StepStream
 
 logger = logging.getLogger(__name__)
@@ -154,14 +156,16 @@ class Trainer:
         self.model, origin = init_model(config, resumed=run.checkpoint is not None)
         ctx.assert_equal_across_ranks("the initial weights in", origin and str(origin.path))
         parallel = pick_parallel(self.model, config, ctx)
-        compiling = prepare_model(self.model, config, device, sharded=parallel != "ddp")
-        to_device_or_shard(self.model, parallel, config, ctx)
         if teacher is not None:
             self.model.frozen_teacher = (teacher,)
+        cost = step_cost(self.model, config, samples_per_step(config, media))
+        compiled = should_compile(config, cost, device)
+        compiling = prepare_model(self.model, config, device, compiled, sharded=parallel != "ddp")
+        to_device_or_shard(self.model, parallel, config, ctx)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.start = load_training_state(run.checkpoint, self.model, self.optimizer) if run.checkpoint else 0
         initialized = init_moments(origin, self.model, self.optimizer) if origin else None
-        self.flops_per_step = step_flops(self.model, config)
+        self.flops_per_step = cost.flops
         self.stream = StepStream(config, media, ctx)
         self.checkpointer = Checkpointer(run, self.start, config, self.model, self.optimizer, ctx)
         self._resources.callback(self.checkpointer.close)
