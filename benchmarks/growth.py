@@ -22,17 +22,21 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import Timed, run_in_turn
+from benchmarks.train_step import StepCase
 from benchmarks.train_step import build as build_step
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.device import pick_device
+from tubelet.grid import Modality
 
 # Frames and pixels whose grids of 2x16x16 tubelets have so many tokens.
 CLIPS = {256: (8, 128), 512: (16, 128), 1024: (32, 128), 2048: (64, 128), 4096: (32, 256), 8192: (64, 256)}
 BATCHES = (1, 2, 4, 8, 16, 32)
+WARMUP = 1
 
 
-def build(side: str, precision: Precision) -> Timed:
-    """The training step at one size, named "tokens,batch"."""
+def build(side: str, options: tuple[Precision, int]) -> Timed:
+    """The training step at one size, named "tokens,batch", in a precision and for so many rounds."""
+    precision, rounds = options
     tokens, batch = map(int, side.split(","))
     frames, size = CLIPS[tokens]
     config = TrainConfig(
@@ -42,7 +46,7 @@ def build(side: str, precision: Precision) -> Timed:
         precision=precision,
         compile=False,
     )
-    return build_step("tubelet", config)
+    return build_step("tubelet", StepCase(config, {Modality.VIDEO: batch}, WARMUP, rounds))
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
@@ -67,9 +71,9 @@ def main(precision: Precision = "fp32", rounds: int = 5, json: bool = False) -> 
         ("tokens", [f"{tokens},1" for tokens in CLIPS]),
         ("batch", [f"512,{batch}" for batch in BATCHES]),
     ):
-        timed, peak = run_in_turn(build, precision, sides, 1, rounds)
+        timed, peak = run_in_turn(build, (precision, rounds), sides, WARMUP, rounds)
         sizes = [int(side.split(",")[what == "batch"]) for side in sides]
-        seconds = [statistics.median(t for t, _ in timed[side]) for side in sides]
+        seconds = [statistics.median(each.seconds for each in timed[side]) for side in sides]
         memory = [peak[side] for side in sides]
         table = Table()
         for column in (what, "s/step", "peak GB"):

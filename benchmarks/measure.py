@@ -19,7 +19,7 @@ import torch
 from tubelet.console import log_to
 from tubelet.device import pick_device
 
-Timed = Callable[[int], tuple[float, Any]]
+Timed = Callable[[int], Any]
 
 
 def log_to_file(path: Path) -> AbstractContextManager[None]:
@@ -87,31 +87,58 @@ def resident_bytes(process: psutil.Popen) -> int:
     return total
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, width: int, rounds: int = 20) -> float:
-    """Floating-point operations a second of an MLP's matrix product (2,048 tokens, width -> 4 x width), at its best."""
-    x = torch.randn(2048, width, device=device, dtype=dtype)
-    weight = torch.randn(width, 4 * width, device=device, dtype=dtype)
-    out = x @ weight
-    seconds = []
-    for _ in range(rounds):
-        synchronize(device)
+def seconds_per_call(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Mean seconds of some calls in a row.
+
+    On CUDA by two events, with no synchronization between the calls: work is queued while earlier work runs, as in a
+    training run. On a CPU by the clock.
+    """
+    if device.type != "cuda":
         began = time.perf_counter()
-        torch.mm(x, weight, out=out)
-        synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * x.numel() * 4 * width / min(seconds)
+        for _ in range(calls):
+            work()
+        return (time.perf_counter() - began) / calls
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    synchronize(device)
+    start.record()
+    for _ in range(calls):
+        work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def product_shape(device: torch.device, width: int) -> tuple[int, int, int]:
+    """Sizes of the matrix product that a device is rated by: rows, inner size, columns.
+
+    On a CPU that of an MLP over 2,048 tokens (width -> 4 x width). On CUDA such a product takes less time than its
+    launch, and a rate that was measured with it would be no bound at all.
+    """
+    return (8192, 8192, 8192) if device.type == "cuda" else (2048, width, 4 * width)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
+    """Floating-point operations a second of matrix products at their best: of 20 on a CPU, of 3 x 50 on CUDA."""
+    rows, inner, columns = product_shape(device, width)
+    x = torch.randn(rows, inner, device=device, dtype=dtype)
+    weight = torch.randn(inner, columns, device=device, dtype=dtype)
+    out = x @ weight
+    rounds, calls = (3, 50) if device.type == "cuda" else (20, 1)
+    best = min(seconds_per_call(lambda: torch.mm(x, weight, out=out), device, calls) for _ in range(rounds))
+    return 2 * rows * inner * columns / best
 
 
 def run_in_turn(
     build: Callable[[str, Any], Timed], config: Any, sides: Sequence[str], warmup: int, rounds: int
-) -> tuple[dict[str, list[tuple[float, Any]]], dict[str, float]]:
-    """Time several sides, one round of each after the other, so that whatever else the machine does falls on all.
+) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    """Time several sides, each in a process of its own, which tells its peak memory.
 
-    Each side lives in a process of its own, which tells its peak memory.
+    On a CPU one round of each after the other, so that whatever else the machine does falls on all. On CUDA one side
+    after the other: the device does nothing else, and the memory of one side would be missing to the next.
 
     Args:
         build: given a side and the config, in that side's process, the function that does round number n and returns
-            its seconds and anything else; a function of a module, not a closure.
+            what it measured; a function of a module, not a closure.
         config: passed to `build`.
         sides: their names.
         warmup: rounds that are not kept.
@@ -120,6 +147,22 @@ def run_in_turn(
     Returns:
         what the kept rounds of each side returned, and each side's peak memory in GB.
     """
+    kept: dict[str, list[Any]] = {}
+    peak: dict[str, float] = {}
+    for group in [[side] for side in sides] if pick_device().type == "cuda" else [sides]:
+        _time_group(build, config, group, warmup, rounds, kept, peak)
+    return kept, peak
+
+
+def _time_group(
+    build: Callable[[str, Any], Timed],
+    config: Any,
+    sides: Sequence[str],
+    warmup: int,
+    rounds: int,
+    kept: dict[str, list[Any]],
+    peak: dict[str, float],
+) -> None:
     context = get_context("spawn")
     processes, ends = {}, {}
     for side in sides:
@@ -127,8 +170,7 @@ def run_in_turn(
         processes[side] = context.Process(target=_serve, args=(build, side, config, theirs), daemon=True)
         processes[side].start()
         theirs.close()
-    kept: dict[str, list[tuple[float, Any]]] = {side: [] for side in sides}
-    peak: dict[str, float] = {}
+        kept[side] = []
     for number in range(warmup + rounds):
         for side in sides:
             ends[side].send(number)
@@ -138,7 +180,6 @@ def run_in_turn(
     for side in sides:
         ends[side].send(None)
         processes[side].join()
-    return kept, peak
 
 
 def _serve(build: Callable[[str, Any], Timed], side: str, config: Any, orders: Connection) -> None:

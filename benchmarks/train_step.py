@@ -1,22 +1,26 @@
 """Time and memory of one training step and of the executable specification's, and what it is spent on.
 
-    python -m benchmarks.train_step --model vit-s --image-size 128 --frames 16 --batch-size 8
+    python -m benchmarks.train_step --model vit-s --image-size 128 --frames 16 --videos 8
 
 The package's step is the one that `tubelet train` takes; the other side is `tests/numerics/reference.py`, with the same
-pixels, masks and precision. Each side lives in a process of its own, which tells its peak memory; they step in turn, so
-that whatever else the machine does falls on both. The split is read off by hooks on the real modules.
+pixels, masks and precision. Each side lives in a process of its own, which tells its peak memory. On a CPU they step in
+turn, so that whatever else the machine does falls on both; on CUDA one side follows the other, and has the device to
+itself. Timed steps have masks of lengths that were there before: both PyTorch's attention and a CPU's bf16 kernels can
+prepare something for each new length, which is a figure of its own. The split is read off by hooks on the real modules.
 """
 
 import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it
 
+import itertools
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from json import dumps
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import matrix_rate, run_in_turn, synchronize
+from benchmarks.measure import Timed, matrix_rate, run_in_turn, seconds_per_call
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.data.batch import Batch, StepData
 from tubelet.data.clips import normalize
@@ -35,22 +39,57 @@ from tubelet.grid import Modality
 from tubelet.train.compilation import prepare_model, should_compile
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
-from tubelet.train.step import autocast, backpropagate, train_step
+from tubelet.train.step import autocast, train_step
 from tubelet.train.step_cost import step_cost
 from tubelet.vjepa import VJEPA
 
 PARTS = ("teacher", "student", "predictor", "loss", "backward", "optimizer")
 SIDES = ("tubelet", "reference")
 LATE_STEP = 200_000  # λ is at its full value, so that the context loss is part of what is timed
+CUDA_CALLS = 5  # steps in a row of a round on CUDA, where the host prepares a step while the device does the one before
+
+Step = Callable[[StepData], object]
+
+
+class StepCase(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        config: the run.
+        counts: samples of each modality in a step.
+        warmup: first rounds, each with masks of its own, which the timed rounds repeat.
+        rounds: timed rounds; later ones have masks that were never there before.
+    """
+
+    config: TrainConfig
+    counts: dict[Modality, int]
+    warmup: int
+    rounds: int
+
+
+class Round(NamedTuple):
+    """What a round took.
+
+    Attributes:
+        seconds: of a step.
+        cpu_seconds: processor seconds of a step, of all cores together.
+        split: seconds of each part of a step; empty where it is not known.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    split: dict[str, float]
 
 
 class Stopwatch:
-    """Seconds spent in each part of a step, by hooks on the real modules and optimizer."""
+    """Seconds spent in each part of a step, by hooks on the real modules and optimizer.
+
+    On CUDA a hook records an event and waits for nothing. Hooks do nothing between `stop` and `start`.
+    """
 
     def __init__(self, model: VJEPA, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.mark = 0.0
+        self.marks: list[tuple[str, Any]] | None = None
         for name in ("teacher", "student", "predictor"):
             part = getattr(model, name)
             part.register_forward_pre_hook(
@@ -61,84 +100,129 @@ class Stopwatch:
         model.register_forward_hook(lambda *_: self.lap("loss"))
         optimizer.register_step_pre_hook(lambda *_: self.lap("backward"))
 
+    def start(self) -> None:
+        """Begin a step."""
+        self.marks = []
+        self.lap("")
+
     def lap(self, name: str) -> None:
         """Book the time since the last lap under `name`."""
-        synchronize(self.device)
-        now = time.perf_counter()
-        self.seconds[name] += now - self.mark
-        self.mark = now
+        if self.marks is None:
+            return
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append((name, event))
+        else:
+            self.marks.append((name, time.perf_counter()))
+
+    def stop(self, name: str) -> dict[str, float]:
+        """Book the rest of the step under `name`; returns the seconds of each part."""
+        self.lap(name)
+        marks, self.marks = self.marks or [], None
+        seconds: dict[str, float] = defaultdict(float)
+        if self.device.type == "cuda":
+            marks[-1][1].synchronize()
+        for (_, before), (part, after) in itertools.pairwise(marks):
+            seconds[part] += before.elapsed_time(after) / 1e3 if self.device.type == "cuda" else after - before
+        return dict(seconds)
 
 
-def step_data(config: TrainConfig, step: int) -> Batch:
-    """Random pixels and real masks; the same on both sides."""
-    rng = np.random.default_rng(step)
-    size, frames = config.data.image_size, config.data.frames
-    pixels = torch.from_numpy(rng.integers(0, 256, (config.batch_size, 3, frames, size, size), dtype=np.uint8))
-    grid = config.model.grid(frames, size, size)
-    masks = [sample_mask(spec, grid, config.batch_size, rng) for spec in config.masks.video]
-    return Batch(Modality.VIDEO, pixels, masks, 1.0)
+def random_step(config: TrainConfig, seed: int, counts: dict[Modality, int]) -> StepData:
+    """Random pixels and real masks of a step, the same for the same seed; in pinned memory where there is CUDA."""
+    rng, size = np.random.default_rng(seed), config.data.image_size
+    batches = []
+    for modality, count in counts.items():
+        frames = 1 if modality is Modality.IMAGE else config.data.frames
+        pixels = torch.from_numpy(rng.integers(0, 256, (count, 3, frames, size, size), dtype=np.uint8))
+        grid = config.model.grid(frames, size, size)
+        masks = [sample_mask(spec, grid, count, rng) for spec in config.masks.specs_for(modality)]
+        batches.append(Batch(modality, pixels, masks, count / sum(counts.values())))
+    data = StepData(batches, [])
+    return data.pin_memory() if torch.cuda.is_available() else data
 
 
-def package_side(config: TrainConfig, device: torch.device) -> tuple[Callable[[Batch], None], dict[str, float]]:
-    """The package's training step, and the split that it fills."""
-    model = VJEPA(config.model).to(device)
+def package_side(config: TrainConfig, counts: dict[Modality, int], device: torch.device) -> tuple[Step, Stopwatch]:
+    """The package's training step, and the watch that splits it."""
+    with torch.device(device):  # on a CPU the random weights of a billion parameters alone take a minute
+        model = VJEPA(config.model)
+    prepare_model(model, config, device, should_compile(config, step_cost(model, config, counts), device))
     optimizer = build_optimizer(model, config.optim)
-    cost = step_cost(model, config, {Modality.VIDEO: config.batch_size})
-    prepare_model(model, config, device, should_compile(config, cost, device))
-    watch = Stopwatch(model, optimizer, device)
-
-    def step(batch: Batch) -> None:
-        watch.seconds.clear()
-        watch.mark = time.perf_counter()
-        train_step(model, optimizer, StepData([batch], []), config, LATE_STEP, DistContext(device))
-        watch.lap("optimizer")
-
-    return step, watch.seconds
+    ctx = DistContext(device)
+    return lambda data: train_step(model, optimizer, data, config, LATE_STEP, ctx), Stopwatch(model, optimizer, device)
 
 
-def reference_side(config: TrainConfig, device: torch.device) -> tuple[Callable[[Batch], None], dict[str, float]]:
-    """The specification's training step; it has no split."""
+def reference_side(config: TrainConfig, device: torch.device) -> Step:
+    """The specification's training step."""
     from tests.numerics import reference
 
-    model = reference.System(config.model).to(device)
+    with torch.device(device):
+        model = reference.System(config.model)
     optimizer = reference.optimizer(model, lr=config.optim.lr)
 
-    def step(batch: Batch) -> None:
-        batch = batch.to(device)
-        pixels = normalize(batch.pixels)
-        with autocast(config, device):
-            losses = model(pixels, batch.masks, config.optim.context_weight)
-        losses[0].backward()
+    def step(data: StepData) -> None:
+        for batch in data.batches:
+            batch = batch.to(device)
+            with autocast(config, device):
+                losses = model(normalize(batch.pixels), batch.masks, config.optim.context_weight)
+            (batch.weight * losses[0]).backward()
         optimizer.step()
         optimizer.zero_grad()
         model.update_teacher(0.999)
-        synchronize(device)
 
-    return step, {}
+    return step
 
 
-def build(side: str, config: TrainConfig) -> Callable[[int], tuple[float, dict[str, float]]]:
-    """A side's process: a function that takes step `number` and returns its seconds and their split."""
+def build(side: str, case: StepCase) -> Timed:
+    """A side's process: a function that does a round and measures it."""
     torch.manual_seed(0)
     device = pick_device()
-    step, split = (package_side if side == "tubelet" else reference_side)(config, device)
+    watch = None
+    if side == "tubelet":
+        step, watch = package_side(case.config, case.counts, device)
+    else:
+        step = reference_side(case.config, device)
+    on_cuda = device.type == "cuda"
 
-    def timed(number: int) -> tuple[float, dict[str, float]]:
-        batch = step_data(config, number)
-        began = time.perf_counter()
-        step(batch)
-        return time.perf_counter() - began, dict(split)
+    def timed(number: int) -> Round:
+        seeds = round_seeds(case, number, CUDA_CALLS if on_cuda else 1)
+        turns = iter([random_step(case.config, seed, case.counts) for seed in seeds])
+        if watch and not on_cuda:
+            watch.start()
+        worked = time.process_time()
+        seconds = seconds_per_call(lambda: step(next(turns)), device, len(seeds))
+        worked = (time.process_time() - worked) / len(seeds)
+        if watch and on_cuda:  # in a step that is not timed: the events between kernels are work of their own
+            watch.start()
+            step(random_step(case.config, seeds[0], case.counts))
+        return Round(seconds, worked, watch.stop("optimizer") if watch else {})
 
     return timed
 
 
-def step_flops(config: TrainConfig) -> float:
-    """Floating-point operations of the matrix products of one step, attention's included; nothing is computed."""
+def round_seeds(case: StepCase, number: int, calls: int) -> list[int]:
+    """Seeds of the steps of a round: one in the warm-up, then `calls` that repeat one of its, then `calls` new ones."""
+    if number < case.warmup:
+        return [number]
+    if number < case.warmup + case.rounds:
+        return [number % case.warmup] * calls
+    return [number * calls + call for call in range(calls)]
+
+
+def step_flops(config: TrainConfig, counts: dict[Modality, int]) -> float:
+    """Floating-point operations of the matrix products of one step, attention's included; nothing is computed.
+
+    Those of the specification, so that what a side computes twice, or pads, is not counted.
+    """
+    from tests.numerics import reference
+
     nowhere = torch.device("meta")
-    batch = step_data(config, 0).to(nowhere)
-    model = VJEPA(config.model).to(nowhere)
+    with nowhere:
+        model = reference.System(config.model)
     with FlopCounterMode(display=False) as counter:
-        backpropagate(model, normalize(batch.pixels), batch.masks, 0.5, 1.0, torch.autocast("cpu", enabled=False))
+        for batch in random_step(config, 0, counts).batches:
+            batch = batch.to(nowhere)
+            model(normalize(batch.pixels), batch.masks, config.optim.context_weight)[0].backward()
     return float(counter.get_total_flops())
 
 
@@ -146,9 +230,11 @@ def main(
     model: str = "vit-s",
     image_size: int = 128,
     frames: int = 16,
-    batch_size: int = 8,
+    videos: int = 8,
+    images: int = 0,
     precision: Precision = "auto",
     steps: int = 5,
+    new_mask_steps: int = 2,
     warmup: int = 2,
     compile: bool | None = None,
     activation_checkpointing: bool = False,
@@ -161,74 +247,89 @@ def main(
         model: Preset.
         image_size: Side of the clips in pixels.
         frames: Frames of a clip.
-        batch_size: Clips of a step, all videos.
+        videos: Videos of a step.
+        images: Images of a step.
         precision: bf16, fp32, or what the device is fast at.
-        steps: Steps that are timed on each side; the table holds their medians.
-        warmup: Steps before them.
+        steps: Rounds that are timed on each side, of one step on a CPU and five in a row on CUDA; the table holds their
+            medians.
+        new_mask_steps: Rounds after them, of masks that were not there before.
+        warmup: Steps before them, each with masks of its own, which the timed rounds repeat.
         compile: Compile the blocks; None does as a run of the published length would.
         activation_checkpointing: Recompute activations in the backward pass.
         package_only: Leave the reference out.
         json: Print one JSON object as the last line.
     """
+    if warmup < 1 or steps < 1:
+        sys.exit(f"warmup is {warmup} and steps is {steps}, expected at least 1 of each")
     device = pick_device()
     config = TrainConfig(
         model=model_preset(model),
-        data=DataConfig(image_size=image_size, frames=frames),
-        batch_size=batch_size,
+        data=DataConfig(image_size=image_size, frames=frames, image_fraction=images / (videos + images)),
+        batch_size=videos + images,
         precision=precision,
         compile=compile,
         activation_checkpointing=activation_checkpointing,
     )
+    counts = {Modality.VIDEO: videos} | ({Modality.IMAGE: images} if images else {})
     dtype = training_dtype(config, device)
-    flops, rate = step_flops(config), matrix_rate(device, dtype, config.model.width)
+    flops, rate = step_flops(config, counts), matrix_rate(device, dtype, config.model.width)
     sides = SIDES[:1] if package_only else SIDES
-    timed, peak = run_in_turn(build, config, sides, warmup, steps)
-    seconds = {side: statistics.median(t for t, _ in timed[side]) for side in sides}
-    split = {part: statistics.median(laps.get(part, 0.0) for _, laps in timed["tubelet"]) for part in PARTS}
-    bound = {side: flops / rate / seconds[side] for side in sides}
+    case = StepCase(config, counts, warmup, steps)
+    timed, peak = run_in_turn(build, case, sides, warmup, steps + new_mask_steps)
+    result = {side: side_result(timed[side], steps, peak[side], flops / rate) for side in sides}
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    title = f"{model}, {image_size} px, {frames} frames, batch {batch_size}, {str(dtype)[6:]} on {name}"
-    show(title, seconds, split, peak, bound, flops, rate)
+    samples = f"{videos} videos and {images} images" if images else f"{videos} videos"
+    title = f"{model}, {image_size} px, {frames} frames, {samples}, {str(dtype)[6:]} on {name}"
+    show(title, result, flops, rate)
     if json:
-        result: dict[str, Any] = {"seconds": seconds["tubelet"], "peak_gb": peak["tubelet"], "split": split}
-        result |= {"bound_share": bound["tubelet"], "dtype": str(dtype)[6:]}
-        if not package_only:
-            result |= {
-                f"reference_{key}": value["reference"] for key, value in (("seconds", seconds), ("peak_gb", peak))
-            }
-            result["time_ratio"] = seconds["tubelet"] / seconds["reference"]
-            result["memory_ratio"] = peak["tubelet"] / peak["reference"]
-        print(dumps(result))
+        print(dumps({"dtype": str(dtype)[6:], "sides": result}))
 
 
-def show(
-    title: str,
-    seconds: dict[str, float],
-    split: dict[str, float],
-    peak: dict[str, float],
-    bound: dict[str, float],
-    flops: float,
-    rate: float,
-) -> None:
+def side_result(timed: list[Round], rounds: int, peak: float, bound: float) -> dict[str, Any]:
+    """Medians of a side's rounds.
+
+    Args:
+        timed: Those of known masks, then those of new ones.
+        rounds: Number of rounds of known masks.
+        peak: Peak memory in GB.
+        bound: Seconds that the matrix products of a step take at the device's rate.
+    """
+    known, new = timed[:rounds], timed[rounds:]
+    seconds = statistics.median(each.seconds for each in known)
+    return {
+        "seconds": seconds,
+        "cpu_seconds": statistics.median(each.cpu_seconds for each in known),
+        "new_mask_seconds": statistics.median(each.seconds for each in new) if new else None,
+        "peak_gb": peak,
+        "bound_fraction": bound / seconds,
+        "split": {part: statistics.median(each.split[part] for each in known) for part in known[0].split},
+    }
+
+
+def show(title: str, result: dict[str, dict[str, Any]], flops: float, rate: float) -> None:
     """Print the tables."""
     console = Console()
     console.print(title)
+    split = result["tubelet"]["split"]
     table = Table()
-    for column in ("part", "seconds", "share"):
+    for column in ("part", "seconds", "fraction"):
         table.add_column(column, justify="left" if column == "part" else "right")
-    for part, value in split.items():
-        table.add_row(part, f"{value:.3f}", f"{100 * value / seconds['tubelet']:.0f} %")
-    console = Console()
+    for part in PARTS:
+        table.add_row(part, f"{split[part]:.3f}", f"{100 * split[part] / sum(split.values()):.0f} %")
     console.print(table)
     table = Table()
-    for column in ("side", "s/step", "peak GB", "share of bound"):
+    for column in ("side", "s/step", "CPU s/step", "s/step, new masks", "peak GB", "fraction of bound"):
         table.add_column(column, justify="left" if column == "side" else "right")
-    for side in seconds:
-        table.add_row(side, f"{seconds[side]:.3f}", f"{peak[side]:.2f}", f"{bound[side]:.2f}")
-    if "reference" in seconds:
-        ratio = seconds["tubelet"] / seconds["reference"], peak["tubelet"] / peak["reference"]
-        table.add_row("ratio", f"{ratio[0]:.2f}", f"{ratio[1]:.2f}", "")
+    for side, found in result.items():
+        new = found["new_mask_seconds"]
+        times = (f"{found['seconds']:.4g}", f"{found['cpu_seconds']:.4g}", "" if new is None else f"{new:.4g}")
+        table.add_row(side, *times, f"{found['peak_gb']:.2f}", f"{found['bound_fraction']:.2f}")
+    if "reference" in result:
+        keys = ("seconds", "cpu_seconds", "new_mask_seconds", "peak_gb")
+        pairs = [(result["tubelet"][key], result["reference"][key]) for key in keys]
+        table.add_row("ratio", *("" if ours is None else f"{ours / theirs:.2f}" for ours, theirs in pairs), "")
     console.print(table)
+    console.print("CPU s: of all cores together, which tells more than a clock where others use them too")
     console.print(f"bound: {flops / 1e12:.2f} TFLOP of matrix products at the measured {rate / 1e9:.0f} GFLOP/s")
 
 
