@@ -59,6 +59,15 @@ def read_launch() -> Launch | None:
     return None if size == 1 else Launch(rank, size, values.get("LOCAL_RANK", 0), values.get("LOCAL_WORLD_SIZE", size))
 
 
+def local_processes() -> int:
+    """How many processes of this run are on this machine; 1 where a launcher's variables make no sense."""
+    try:
+        launch = read_launch()
+    except TubeletError:
+        return 1
+    return launch.local_size if launch else 1
+
+
 def is_local_rank0() -> bool:
     """Whether this process is the one that acts for its machine; also where a launcher's variables make no sense."""
     try:

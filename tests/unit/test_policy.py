@@ -100,6 +100,7 @@ PARSING_MODULES = {
     "render.py",
     "tables.py",
     "text.py",
+    "worker_count.py",
     "worker_status.py",
     "xml_files.py",
 }

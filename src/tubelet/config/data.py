@@ -10,10 +10,10 @@ from tubelet.config.fields import (
     Fraction,
     Frames,
     PathText,
-    Processes,
     Rate,
     Settings,
     Side,
+    Workers,
     require,
     require_clip,
 )
@@ -87,8 +87,9 @@ class DataConfig(Settings):
     """Range of the random crop's aspect ratio, width over height."""
     flip: bool = True
     """Whether samples are flipped horizontally with probability 0.5."""
-    workers: Processes = 1
-    """Decoding processes; 0 decodes in the training process."""
+    workers: Workers = "auto"
+    """Decoding processes of each training process; 0 decodes in the training process. auto is one for each core that it
+    may use, less one, at most 16."""
     prefetch_mb: Count = 2048
     """Maximum of prefetched samples per training process in megabytes (10^6 bytes), at least one step; fewer workers
     start if it holds less than a step for each."""

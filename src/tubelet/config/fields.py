@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from tubelet.errors import ConfigError
 from tubelet.value_checks import (
@@ -28,6 +28,7 @@ Frames = Annotated[int, Bounds(1, 65_536, unit="frames")]
 Rate = Annotated[float, Bounds(0, 1000, exclusive=True, unit="frames per second")]
 Samples = Annotated[int, Bounds(1, 2**20)]
 Processes = Annotated[int, Bounds(0, 1024, unit="processes")]
+Workers = Processes | Literal["auto"]
 Fraction = Annotated[float, Bounds(0, 1)]
 # Operating systems wait for at most 2^31 milliseconds.
 Seconds = Annotated[float, Bounds(0, 1e6, exclusive=True, unit="seconds")]

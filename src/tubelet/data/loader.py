@@ -34,10 +34,11 @@ from tubelet.data.clips import augment, clip_times
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.data.masks import sample_mask
-from tubelet.data.prefetch import MB, Prefetch, prefetch_within
+from tubelet.data.prefetch import MB, Prefetch, prefetch_auto
 from tubelet.data.sample_index import SampleIndex
 from tubelet.data.sampler import WeightedSourceSampler
 from tubelet.data.sources import MediaList
+from tubelet.data.worker_count import resolve_workers
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.data.worker_status import WorkerStatus, shared_memory_full
 from tubelet.errors import BadFile, ConfigError, DataError, DecodeError, FileError, TubeletError, first_line
@@ -126,7 +127,7 @@ class StepDataset(Dataset[StepData]):
         accumulation_slices(config, self.counts, processes)  # refuses what is too small
         self.own = {m: micro_batches(config, n, rank, processes) for m, n in self.counts.items()}
         self.known_bad: dict[str, BadFile] = {}
-        self.status = WorkerStatus(config.data.workers)
+        self.status = WorkerStatus(resolve_workers(config.data.workers))
 
     def __len__(self) -> int:
         return self.config.steps
@@ -246,7 +247,7 @@ def step_prefetch(config: TrainConfig, media: MediaList, rank: int, processes: i
     counts = samples_per_step(config, media)
     own = {modality: micro_batches(config, count, rank, processes) for modality, count in counts.items()}
     item = "a step's samples" if processes == 1 else "this process's samples of a step"
-    return prefetch_within(config.data.prefetch_mb, item, step_bytes(config, own), config.data.workers)
+    return prefetch_auto(config.data.prefetch_mb, item, step_bytes(config, own), config.data.workers)
 
 
 def step_loader(

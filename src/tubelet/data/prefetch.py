@@ -1,12 +1,13 @@
 """How much data is prefetched: as many steps, batches or sources as fit into a number of bytes."""
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch.utils.data import IterableDataset
 
-from tubelet.data.worker_loader import PREFETCH, WorkerLoader
-from tubelet.data.worker_status import WorkerStatus
+from tubelet.data.worker_count import resolve_workers
+from tubelet.data.worker_loader import PREFETCH, WorkerLoader, free_shared_memory
+from tubelet.data.worker_status import SHARED_MEMORY, WorkerStatus
 
 MB = 10**6
 
@@ -55,6 +56,31 @@ def prefetch_within(limit_mb: int, item: str, item_bytes: int, workers: int, mos
         size += f", and --prefetch-mb {limit_mb} has room for {room} of them"
     enough = -(-workers * item_bytes // MB)
     return Prefetch(room, 1, f"{size}: {room} of {workers} workers start; --prefetch-mb {enough} has room for all")
+
+
+def prefetch_auto(limit_mb: int, item: str, item_bytes: int, workers: int | Literal["auto"]) -> Prefetch:
+    """`prefetch_within` with a number of workers that may be "auto": then as many as shared memory has room for, too.
+
+    Args:
+        limit_mb: see `prefetch_within`.
+        item: see `prefetch_within`.
+        item_bytes: see `prefetch_within`.
+        workers: requested number of processes, or "auto".
+    """
+    count, free = resolve_workers(workers), free_shared_memory()
+    if workers != "auto" or free is None:
+        return prefetch_within(limit_mb, item, item_bytes, count)
+    room = max(free // max(item_bytes, 1) - 1, 1)  # one more is in the hands of the parent
+    some = min(count, room)
+    ahead = prefetch_within(limit_mb, item, item_bytes, some, most=min(PREFETCH, room // some))
+    if room >= count:
+        return ahead
+    enough = max(1, round(2 * (count + 1) * item_bytes / 1e9))
+    note = (
+        f"{SHARED_MEMORY} has {free / MB:,.0f} MB free, and {item} are {item_bytes / MB:,.1f} MB: {ahead.workers} of "
+        f"{count} workers start; docker run --shm-size {enough}g has room for all"
+    )
+    return ahead._replace(note="; ".join(filter(None, (note, ahead.note))))
 
 
 def prefetching_loader(

@@ -208,16 +208,21 @@ def require_shared_memory(item_bytes: int, workers: int, prefetch: int = PREFETC
     Raises:
         TubeletError: there is less than they need.
     """
-    if not SHARED_MEMORY.is_dir() or not hasattr(os, "statvfs"):
-        return
-    found = os.statvfs(SHARED_MEMORY)
-    free, needed = found.f_bavail * found.f_frsize, item_bytes * (workers * prefetch + 1)
-    if needed > free:
+    free, needed = free_shared_memory(), item_bytes * (workers * prefetch + 1)
+    if free is not None and needed > free:
         problem = (
             f"{free / 1e6:.0f} MB are free, but {workers} workers need {needed / 1e6:.0f} MB for {prefetch} batches "
             f"each of {item_bytes / 1e6:.1f} MB"
         )
         raise FileError(shared_memory_full(problem, f" {max(1, round(2 * needed / 1e9))}g"))
+
+
+def free_shared_memory() -> int | None:
+    """Free bytes of the memory in which workers pass items to their parent; None on systems that have no such limit."""
+    if not SHARED_MEMORY.is_dir() or not hasattr(os, "statvfs"):
+        return None
+    found = os.statvfs(SHARED_MEMORY)
+    return found.f_bavail * found.f_frsize
 
 
 def require_main_guard() -> None:

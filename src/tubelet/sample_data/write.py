@@ -1,7 +1,6 @@
 """The writer of the sample set: splits, jobs in worker processes, files."""
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tubelet.data.process_map import process_map
+from tubelet.data.worker_count import available_cores
 from tubelet.data.worker_status import WorkerCrashError
 from tubelet.errors import ConfigError, DataError, FileError
 from tubelet.io.files import atomic_write, directory_lock
@@ -288,7 +288,7 @@ def write_sample_data(
         if (out / DATASET).exists():  # written since the check above
             return _found(out, parameters)
         settings = RenderSettings(out / UNFINISHED, seed, frames, fps, view)
-        description = _write_set(out, settings, levels, parameters, workers or os.cpu_count() or 1, progress)
+        description = _write_set(out, settings, levels, parameters, workers or available_cores(), progress)
     return {**description, "reused": False}
 
 

@@ -8,7 +8,6 @@ file that is renamed into place after the tar; the index is made of the markers 
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from tubelet.data.shards.reader import is_shards, open_shards
 from tubelet.data.shards.transcode import transcode
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError, is_url, size_of
+from tubelet.data.worker_count import available_cores
 from tubelet.errors import BadFile, ConfigError, DecodeError, escape_filename
 from tubelet.grid import Modality
 from tubelet.io.files import atomic_write, directory_lock, file_errors
@@ -171,7 +171,7 @@ def write_shards(
         _write_atomically(out / PLAN, [plan])
         for leftover in out.glob("*.partial"):  # of a process that died while it wrote
             leftover.unlink(missing_ok=True)
-        done = _run(jobs, workers or os.cpu_count() or 1, max_failed_fraction, progress)
+        done = _run(jobs, workers or available_cores(), max_failed_fraction, progress)
         return _write_index(out, plan, jobs, done)
 
 
