@@ -46,6 +46,8 @@ def run_one_process(settings: dict[str, Any]) -> None:
         "WORLD_SIZE": context.get_world_size(),
         "LOCAL_RANK": context.get_local_rank(),
         "LOCAL_WORLD_SIZE": context.get_local_world_size(),
+        # Lengths of masks differ from step to step: let the CUDA allocator's segments grow instead of fragmenting.
+        "PYTORCH_ALLOC_CONF": os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
     }
     # A process of its own: signals that ask a run to stop reach only the main thread, which here is Ray's.
     command = [sys.executable, "-m", "tubelet", "train", *settings["arguments"], "--resume"]

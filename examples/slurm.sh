@@ -21,6 +21,8 @@ set -uo pipefail
 # How many seconds torchrun leaves its processes to save; PyTorch 2.11 leaves 30 whatever is set here.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
+# Lengths of masks differ from step to step: let the CUDA allocator's segments grow instead of fragmenting.
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
 
 # Five minutes before the end, SLURM signals only this script, which signals the run and remembers why.
 again=no

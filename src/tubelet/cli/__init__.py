@@ -9,6 +9,10 @@ from textwrap import fill
 # on busy cores delays the very thread they wait for: steps took up to ten times as long. Not spinning at all costs a
 # third on idle cores; a short spin is close to the better of the two on both. Must be set before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+# Masks have other lengths in every step, so that the CUDA allocator's blocks of fixed sizes would fragment. PyTorch
+# reads the older name only where the newer is not set: a user's choice by either of them stays.
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import tubelet
 

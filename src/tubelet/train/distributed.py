@@ -10,6 +10,7 @@ Bad files, signals and errors travel between hosts by gloo, so that devices neve
 """
 
 import os
+import re
 import sys
 import time
 import traceback
@@ -18,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from signal import Signals
+from threading import Thread
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -205,10 +207,12 @@ def init_distributed(timeout_s: float) -> Iterator[DistContext]:
             f"{os.environ['MASTER_PORT']} ({first_line(error)}); if nobody started others, a launcher's variables are "
             "left over: `unset RANK WORLD_SIZE LOCAL_RANK` to train in one process"
         ) from error
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     ctx = DistContext(device, rank, size, launch.local_size)
+    # With its device, NCCL connects at once: two processes on one device, or too little shared memory, are errors
+    # before any data is read.
+    backend, device_id = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
     try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id)
         yield ctx
     except BaseException as error:
         raise _report_once(error, store, ctx, timeout) from error
@@ -259,27 +263,37 @@ def _own_device(local_rank: int) -> torch.device:
 
 
 def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, timeout: timedelta) -> TubeletError:
-    """Let one of the failing processes report its error; the others wait, since their exit would end it first."""
+    """Let one of the failing processes report its error; the others wait, since their exit would end it first.
+
+    A process that only lost another one, or waited for it in vain, does not silence the one that knows the cause: that
+    one reports too.
+    """
     rank, size = ctx.rank, ctx.world_size
     with suppress(RuntimeError):
         store.set(f"ends/{rank}", "")
+    text = _one_line(error)
+    timed_out = isinstance(error, RuntimeError) and "imed out" in text
+    is_cause = isinstance(error, TubeletError) or not (timed_out or _is_lost_peer(error))
     if isinstance(error, TubeletError):
         known = error
-    elif "imed out" in str(error):
-        known = TubeletError(_timeout_message(store, ctx, timeout))
-    elif _is_lost_peer(error):
-        known = TubeletError("another process of the run has exited; aborting")
+    elif is_cause:
+        known = TubeletError(text)
+    elif timed_out:
+        known = TubeletError(f"{_timeout_message(store, ctx, timeout)} ({text})")
     else:
-        known = TubeletError(f"{type(error).__name__}: {error}")
+        known = TubeletError(f"rank {rank} lost the connection to another process of the run; aborting ({text})")
     try:
-        if store.add("failed", 1) == 1:
-            if not isinstance(error, TubeletError) and not _is_lost_peer(error):
+        first = store.add("failed", 1) == 1
+        if (store.add("causes", 1) == 1) if is_cause else first:
+            if is_cause and not isinstance(error, TubeletError):
                 traceback.print_exception(error)
             print(f"error: {known}", file=sys.stderr, flush=True)
             store.set("reported", "")
         else:
             store.wait(["reported"], SHUTDOWN_GRACE)
         known.reported = True
+        if ctx.device.type == "cuda":
+            _abort_collectives()
         left = store.add("left", 1)
         deadline = time.monotonic() + SHUTDOWN_GRACE.total_seconds()
         # Where no agent of torchrun holds the store, the first process does, and leaves last.
@@ -291,6 +305,21 @@ def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, time
     except RuntimeError:
         pass  # the process that hosted the store has died
     return known
+
+
+def _abort_collectives() -> None:
+    """End NCCL's kernels that wait for other processes: a process that leaves beside them may hang.
+
+    In a thread, since the abort itself may hang after an error of the device.
+    """
+
+    def abort() -> None:
+        with suppress(Exception):  # the error that is reported matters, not what follows from it
+            dist.distributed_c10d._abort_process_group()
+
+    thread = Thread(target=abort, daemon=True)
+    thread.start()
+    thread.join(SHUTDOWN_GRACE.total_seconds())
 
 
 def _timeout_message(store: dist.Store, ctx: DistContext, timeout: timedelta) -> str:
@@ -310,11 +339,22 @@ def _timeout_message(store: dist.Store, ctx: DistContext, timeout: timedelta) ->
     )
 
 
+# What gloo, NCCL and the store say when another process is gone, whatever else they call the error.
+_LOST_PEER = re.compile(
+    "Connection closed by (remote )?peer|Connection reset by peer|Connection was likely closed|Broken pipe"
+    "|Connection refused|remote process exited|ncclRemoteError",
+    re.IGNORECASE,
+)
+
+
 def _is_lost_peer(error: BaseException) -> bool:
-    """Whether a collective failed since another process is gone."""
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
-    )
+    """Whether a collective failed since another process is gone: only what the text says so of, no other error."""
+    return isinstance(error, RuntimeError) and _LOST_PEER.search(_one_line(error)) is not None
+
+
+def _one_line(error: BaseException) -> str:
+    """An error's class and text without its C++ stack, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split('Exception raised from')[0].split())}"
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -132,9 +132,11 @@ def apply_fsdp(model: VJEPA, mesh: "DeviceMesh", dtype: torch.dtype) -> None:
 
 def device_mesh(parallel: str, ctx: DistContext) -> "DeviceMesh":
     """The processes of a run as "fsdp" or "hsdp" arranges them: (shard,) or (replicate, shard)."""
-    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
     if parallel == "fsdp":
         return init_device_mesh(ctx.device.type, (ctx.world_size,), mesh_dim_names=("shard",))
-    sizes = (ctx.world_size // ctx.local_world_size, ctx.local_world_size)
-    return init_device_mesh(ctx.device.type, sizes, mesh_dim_names=("replicate", "shard"))
+    # Groups of its own: `init_device_mesh` splits the default group, which fails for two backends in some releases.
+    ranks = torch.arange(ctx.world_size).view(-1, ctx.local_world_size)
+    groups = [dist.new_subgroups_by_enumeration(grid.tolist())[0] for grid in (ranks.T, ranks)]
+    return DeviceMesh.from_group(groups, ctx.device.type, mesh=ranks, mesh_dim_names=("replicate", "shard"))
