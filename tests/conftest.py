@@ -1,6 +1,8 @@
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
@@ -16,6 +18,9 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 CUDA_REQUESTED = os.environ.get("TUBELET_TEST_CUDA") == "1"
 if not CUDA_REQUESTED:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+if TYPE_CHECKING:
+    from tests.helpers.browser import Browser
 
 pytest_plugins = ("tests.helpers.leaks",)
 
@@ -55,6 +60,23 @@ def labeled_set(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             shutil.copytree(sample_set, root, dirs_exist_ok=True)
             write_long_videos(root, 6)
     return root
+
+
+@pytest.fixture(scope="session")
+def shared_browser() -> "Iterator[Browser]":
+    """A browser for all tests of a process: one takes a second of processor time to start."""
+    from tests.helpers.browser import Browser
+
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(shared_browser: "Browser") -> "Iterator[Browser]":
+    """A page of a browser; a test fails if a page had an error, or asked a network for anything."""
+    shared_browser.errors.clear()
+    yield shared_browser
+    assert shared_browser.errors == []
 
 
 def shared_folder(factory: pytest.TempPathFactory) -> Path:

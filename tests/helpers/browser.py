@@ -1,149 +1,113 @@
-"""A headless Chromium, driven by its DevTools protocol over a pipe: pages are opened, clicked, and looked at."""
+"""Chromium by Playwright: pages are opened, clicked, and looked at."""
 
-import base64
 import json
 import os
-import select
 import shutil
-import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_KEYS = {" ": ("Space", 32), "ArrowLeft": ("ArrowLeft", 37), "ArrowRight": ("ArrowRight", 39)}
+INSTALL = "Chromium is not on the PATH; install it, on Debian by `apt-get install chromium`"
 
 
 class Browser:
     """One page of a browser, to be used in a `with` statement.
 
     Attributes:
-        errors: uncaught errors of scripts, and failed assertions of the console.
+        page: the page, as Playwright has it.
+        errors: uncaught errors of scripts, errors in the console, such as violations of the page's content security
+            policy, and requests to a network.
     """
 
     def __init__(self) -> None:
-        assert CHROMIUM is not None
-        # A short path: Chromium makes a socket in it, whose path may have a hundred characters.
-        self._profile = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
-        to_browser, self._write = os.pipe()
-        self._read, from_browser = os.pipe()
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
-        options += [
-            "--disable-dev-shm-usage",
-            f"--user-data-dir={self._profile.name}",
-            "--remote-debugging-pipe",
-            "about:blank",
-        ]
-        # The protocol is read from file descriptor 3 and written to 4.
-        script = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
-        self._process = subprocess.Popen(
-            ["/bin/bash", "-c", script, CHROMIUM, *options],
-            pass_fds=(to_browser, from_browser),
-            env=os.environ | {"TMPDIR": self._profile.name},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(to_browser)
-        os.close(from_browser)
-        self._buffer, self._number, self.errors = b"", 0, list[str]()
-        self._session: str | None = None
-        pages = self._call("Target.getTargets")["targetInfos"]
-        target = next(page["targetId"] for page in pages if page["type"] == "page")
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime"):
-            self._call(f"{domain}.enable")
+        if CHROMIUM is None:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(INSTALL)
+        self._playwright = sync_playwright().start()
+        try:
+            self._browser = self._playwright.chromium.launch(
+                executable_path=CHROMIUM, args=["--disable-gpu", "--disable-dev-shm-usage"], chromium_sandbox=False
+            )
+            self.page: Page = self._browser.new_page(accept_downloads=True)
+        except BaseException:
+            self._playwright.stop()
+            raise
+        self.errors = list[str]()
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._note_message)
+        self.page.on("request", self._note_request)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(20)
-        os.close(self._write)
-        os.close(self._read)
-        self._profile.cleanup()
+        self._browser.close()
+        self._playwright.stop()
 
-    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + 60
-        while True:
-            answer = self._next(deadline)
-            if answer.get("method") == "Runtime.exceptionThrown":
-                details = answer["params"]["exceptionDetails"]
-                self.errors.append(details.get("exception", {}).get("description", details["text"]))
-            if answer.get("id") == self._number:
-                assert "error" not in answer, f"{method}: {answer['error']}"
-                return answer.get("result", {})
+    def _note_message(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "assert"):
+            self.errors.append(message.text)
 
-    def _next(self, deadline: float) -> dict[str, Any]:
-        while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, "the browser does not answer"
-            received = os.read(self._read, 1 << 20)
-            assert received, "the browser ended"
-            self._buffer += received
-        message, self._buffer = self._buffer.split(b"\0", 1)
-        return json.loads(message)
+    def _note_request(self, request: Request) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:", "about:")):
+            self.errors.append(f"request to {request.url}")
 
     def open(self, page: Path, width: int = 1400, height: int = 1000, dark: bool = False) -> None:
         """Open a file in a window of a size, and wait until it has loaded."""
-        mobile = width < 600
-        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
-        self._call("Page.navigate", url=page.absolute().as_uri())
-        self.wait(f"location.href === {json.dumps(page.absolute().as_uri())} && document.readyState === 'complete'")
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.emulate_media(color_scheme="dark" if dark else "light")
+        self.page.goto(page.absolute().as_uri())
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression of JavaScript; a promise is awaited."""
-        answer = self._call(
-            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
-        )
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
+        return self.page.evaluate(expression)
 
     def wait(self, condition: str, seconds: float = 30) -> None:
         """Wait until an expression is true."""
+        # `wait_for_function` compiles the expression in the page, which content security policies forbid.
         deadline = time.monotonic() + seconds
         while not self.evaluate(condition):
             assert time.monotonic() < deadline, f"never became true: {condition}"
-            time.sleep(0.05)
+            self.page.wait_for_timeout(50)
 
     def place(self, selector: str) -> tuple[float, float, float, float]:
         """Left, top, width and height of an element, scrolled into view."""
         script = f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
             e.scrollIntoView({{block: "center", behavior: "instant"}}); const r = e.getBoundingClientRect();
             return [r.left, r.top, r.width, r.height]; }})()"""
-        return tuple(self.evaluate(script))  # type: ignore[return-value]
+        left, top, width, height = self.evaluate(script)
+        return left, top, width, height
 
     def click(self, selector: str, x: float = 0.5, y: float = 0.5) -> None:
         """Click an element at a fraction of its width and height."""
         left, top, width, height = self.place(selector)
-        where = {"x": left + x * width, "y": top + y * height, "button": "left", "clickCount": 1}
-        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=where["x"], y=where["y"])
-        self._call("Input.dispatchMouseEvent", type="mousePressed", **where)
-        self._call("Input.dispatchMouseEvent", type="mouseReleased", **where)
+        self.page.mouse.click(left + x * width, top + y * height)
+
+    def drag(
+        self, selector: str, start: tuple[float, float], end: tuple[float, float], *via: tuple[float, float]
+    ) -> None:
+        """Drag from one place of an element to another, each a fraction of its width and height."""
+        left, top, width, height = self.place(selector)
+        points = [(left + x * width, top + y * height) for x, y in (start, *via, end)]
+        self.page.mouse.move(*points[0])
+        self.page.mouse.down()
+        for point in points[1:]:
+            self.page.mouse.move(*point, steps=4)
+        self.page.mouse.up()
 
     def hover(self, selector: str, x: float = 0.5, y: float = 0.5) -> None:
         """Move the pointer over an element."""
         left, top, width, height = self.place(selector)
-        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=left + x * width, y=top + y * height)
+        self.page.mouse.move(left + x * width, top + y * height)
 
     def press(self, key: str) -> None:
-        """Press a key: a character, or one of `ArrowLeft` and `ArrowRight`."""
-        code, number = _KEYS.get(key, (f"Key{key.upper()}", ord(key.upper()[0])))
-        text = {"text": key} if len(key) == 1 else {}
-        common = {"key": key, "code": code, "windowsVirtualKeyCode": number}
-        self._call("Input.dispatchKeyEvent", type="keyDown", **common, **text)
-        self._call("Input.dispatchKeyEvent", type="keyUp", **common)
+        """Press a key, such as `a`, `ArrowLeft` or `Shift+ArrowRight`."""
+        self.page.keyboard.press(key)
 
     def screenshot(self, out: Path, full: bool = False) -> Path:
         """Write a PNG of the window, or of the whole page."""
-        answer = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=full)
-        out.write_bytes(base64.b64decode(answer["data"]))
+        self.page.screenshot(path=out, full_page=full)
         return out

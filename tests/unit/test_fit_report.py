@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.browser import CHROMIUM, Browser
 from tests.helpers.media import indexed_image, write_image, write_video
 from tubelet.errors import BadFile
 from tubelet.fitting.clip_task import FROZEN
@@ -23,8 +22,6 @@ from tubelet.view.fit_report import (
     write_fit_report,
 )
 from tubelet.view.thumbnails import make_thumbnail
-
-browser_test = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
 
 def metric(value, width=5.0, name="top-1 accuracy", unit="%", higher=True):
@@ -204,25 +201,22 @@ def test_thumbnails_are_small_and_time_lapses_of_long_spans(tmp_path):
 
 
 @pytest.mark.browser
-@browser_test
 @pytest.mark.slow
-def test_errors_play_under_the_pointer_and_by_a_click(tmp_path):
+def test_errors_play_under_the_pointer_and_by_a_click(browser, tmp_path):
     write(full_result(tmp_path), tmp_path)
-    with Browser() as browser:
-        browser.open(tmp_path / "report.html")
-        video = "document.querySelector('button.frame video')"
-        browser.wait(f"{video}.readyState >= 2")
-        assert browser.evaluate(f"{video}.paused")
-        browser.hover("button.frame")
-        browser.wait(f"!{video}.paused && {video}.currentTime > 0.1")
-        browser.hover("h1")
-        browser.wait(f"{video}.paused")
-        browser.click("button.frame")
-        browser.hover("h1")
-        browser.wait(f"!{video}.paused")
-        browser.click("button.frame")
-        browser.wait(f"{video}.paused")
-        for width, dark in ((400, False), (1400, True)):
-            browser.open(tmp_path / "report.html", width=width, dark=dark)
-            assert browser.evaluate("document.documentElement.scrollWidth") <= width
-        assert browser.errors == []
+    browser.open(tmp_path / "report.html")
+    video = "document.querySelector('button.frame video')"
+    browser.wait(f"{video}.readyState >= 2")
+    assert browser.evaluate(f"{video}.paused")
+    browser.hover("button.frame")
+    browser.wait(f"!{video}.paused && {video}.currentTime > 0.1")
+    browser.hover("h1")
+    browser.wait(f"{video}.paused")
+    browser.click("button.frame")
+    browser.hover("h1")
+    browser.wait(f"!{video}.paused")
+    browser.click("button.frame")
+    browser.wait(f"{video}.paused")
+    for width, dark in ((400, False), (1400, True)):
+        browser.open(tmp_path / "report.html", width=width, dark=dark)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 
-from tests.helpers.browser import CHROMIUM, Browser
 from tests.helpers.media import write_image, write_text, write_video
 from tubelet.errors import FileError
 from tubelet.prediction.media_predictions import MediaPredictions, Overlay, ValueCurve, value_curves
@@ -16,7 +15,6 @@ from tubelet.view.players import COPIES, is_playable, make_player
 from tubelet.view.predictions_page import write_predictions_page
 
 HOSTILE = "walk</script><script>window.attacked = 1</script>\x1b[0m"
-browser_test = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
 
 def span(start, end, label, score):
@@ -143,20 +141,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with Browser() as browser:
-        yield browser
-
-
 @pytest.fixture
-def browser(chromium, folder):
+def browser(browser, folder):
     """The page in a browser."""
-    chromium.open(folder / "page.html")
-    chromium.wait("items[0].video && items[0].video.readyState >= 1")
-    yield chromium
-    assert chromium.errors == []
-    assert chromium.evaluate("window.attacked") is None
+    browser.open(folder / "page.html")
+    browser.wait("items[0].video && items[0].video.readyState >= 1")
+    yield browser
+    assert browser.evaluate("window.attacked") is None
 
 
 def spans_shown(browser):
@@ -164,7 +155,6 @@ def spans_shown(browser):
 
 
 @pytest.mark.browser
-@browser_test
 @pytest.mark.slow
 def test_a_click_on_the_timeline_seeks_and_shows_what_holds_then(browser):
     left, width = browser.evaluate("[items[0].left, items[0].width]")
@@ -177,7 +167,6 @@ def test_a_click_on_the_timeline_seeks_and_shows_what_holds_then(browser):
 
 
 @pytest.mark.browser
-@browser_test
 def test_a_click_on_a_span_of_the_list_seeks_to_its_start(browser):
     assert [row.startswith("walk0:00.0") for row in spans_shown(browser)] == [True, False, False]
     browser.click("#file-0 .spans tr:nth-child(2)")
@@ -185,7 +174,6 @@ def test_a_click_on_a_span_of_the_list_seeks_to_its_start(browser):
 
 
 @pytest.mark.browser
-@browser_test
 def test_the_slider_hides_spans_below_a_score_and_labels_are_filtered(browser):
     slide = "(s => {{ s.value = {}; s.dispatchEvent(new Event('input')); }})(document.getElementById('threshold'))"
     browser.evaluate(slide.format(0.5))
@@ -204,7 +192,6 @@ def test_the_slider_hides_spans_below_a_score_and_labels_are_filtered(browser):
 
 
 @pytest.mark.browser
-@browser_test
 def test_the_list_is_sorted_by_score(browser):
     choose = "(s => {{ s.value = '{}'; s.dispatchEvent(new Event('change')); }})($('order'))"
     for order, expected in (("score", ["0.40", "0.60", "0.90"]), ("best", ["0.90", "0.60", "0.40"])):
@@ -214,7 +201,6 @@ def test_the_list_is_sorted_by_score(browser):
 
 
 @pytest.mark.browser
-@browser_test
 def test_keys_play_move_and_jump_to_spans(browser):
     browser.click("#file-0 h2")
     browser.press(" ")
@@ -237,7 +223,6 @@ def test_keys_play_move_and_jump_to_spans(browser):
 
 
 @pytest.mark.browser
-@browser_test
 def test_the_label_of_now_follows_while_the_video_plays(browser):
     browser.evaluate("items[0].seek(2.5)")
     browser.click("#file-0 h2")
@@ -250,7 +235,6 @@ def test_the_label_of_now_follows_while_the_video_plays(browser):
 
 
 @pytest.mark.browser
-@browser_test
 def test_copies_images_and_overlays_are_shown(browser):
     browser.click("#file-1 h2")
     browser.wait("items[1].video && items[1].video.readyState >= 1 && Math.abs(items[1].video.duration - 8) < 0.01")
@@ -264,14 +248,12 @@ def test_copies_images_and_overlays_are_shown(browser):
 
 
 @pytest.mark.browser
-@browser_test
 def test_the_overview_goes_to_a_video_and_a_moment(browser):
     browser.click("#overview canvas", x=0.5, y=0.75)
     browser.wait("state.active === items[1] && Math.abs(items[1].now - 4) < 0.1")
 
 
 @pytest.mark.browser
-@browser_test
 def test_a_phone_and_a_dark_page_have_everything_within_the_window(browser, folder, tmp_path):
     seen = []
     for width, dark in ((400, False), (1400, True)):
@@ -285,7 +267,6 @@ def test_a_phone_and_a_dark_page_have_everything_within_the_window(browser, fold
 
 @pytest.mark.browser
 @pytest.mark.slow
-@browser_test
 def test_a_page_of_500_videos_is_quick(browser, tmp_path):
     video = write_video(tmp_path / "a.mp4", frames=96)
     rng = np.random.default_rng(0)

@@ -2,11 +2,16 @@
 
 A page has each frame once, as a background image. Overlays have the size of the token grid and are enlarged by the
 browser, so that a page with a hundred images is smaller than a megabyte and sharp at any size.
+
+The content security policy of a page allows its own scripts, by their hashes, and no other: a script that a name or a
+label smuggles in is not run, and the page connects to no network.
 """
 
 import base64
+import hashlib
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +32,7 @@ MAX_COLUMNS = 8
 TARGET_RGBA = (224, 122, 42, 150)  # the page's color of target tokens, see base.html
 HIDDEN_RGBA = (140, 146, 156, 255)
 
+_POLICY = "@content-security-policy@"
 # Placeholder colors of charts, replaced by the page's own colors, which depend on its theme.
 _INK, _FAINT = "#010203", "#010204"
 _SERIES = ("#010205", "#010206", "#010207", "#010208")
@@ -214,22 +220,79 @@ def inline_svg(figure: Figure) -> Markup:
     return Markup(text.replace("<svg ", '<svg class="chart" ', 1))
 
 
-def write_page(template: str, out: Path, values: Mapping[str, Any], folder: Path | None = None) -> None:
+def json_block(name: str, data: Any) -> Markup:
+    """JSON as an element of a page, which text in the data cannot end; `readJson` of page.js reads it.
+
+    Args:
+        name: id of the element.
+        data: what `json.dumps` takes, without NaN and infinity.
+    """
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(f'<script type="application/json" id="{name}">{text}</script>')
+
+
+def binary_block(name: str, data: bytes) -> Markup:
+    """Bytes as an element of a page; `readBinary` of page.js reads them.
+
+    Args:
+        name: id of the element.
+        data: the bytes.
+    """
+    text = base64.b64encode(data).decode()
+    return Markup(f'<script type="application/octet-stream" id="{name}">{text}</script>')
+
+
+def write_page(
+    template: str, out: Path, values: Mapping[str, Any], folder: Path | None = None, *, links_media: bool = False
+) -> None:
     """Render a template and write it atomically.
+
+    Templates inline their scripts by `inline_script("page.js", "mine.js")`, which concatenates files of the folder of
+    templates.
 
     Args:
         template: file name of the template.
         out: the page.
         values: values of the template.
         folder: folder of a template outside the package, which may extend and import the package's templates.
+        links_media: whether the page shows images and videos of other files.
 
     Raises:
         TubeletError: if it cannot be written.
     """
     check_output(out, "page")
-    text = _templates(folder).get_template(template).render(**values)
+    environment, hashes = _templates(folder), list[str]()
+    environment.globals["inline_script"] = _script_inliner(environment, hashes)
+    # The scripts are known when the page is rendered; the policy stands before them.
+    text = environment.get_template(template).render(**values, content_security_policy=_POLICY)
+    text = text.replace(_POLICY, _security_policy(hashes, links_media), 1)
     with atomic_write(out) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def _script_inliner(environment: Environment, hashes: list[str]) -> Callable[..., Markup]:
+    def inline_script(*names: str) -> Markup:
+        assert environment.loader is not None
+        text = "\n" + "".join(environment.loader.get_source(environment, name)[0] for name in names)
+        hashes.append(base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
+        return Markup(f"<script>{text}</script>")
+
+    return inline_script
+
+
+def _security_policy(hashes: Sequence[str], links_media: bool) -> str:
+    media = "'self' file: data: blob:" if links_media else "data: blob:"
+    rules = {
+        "default-src": "'none'",
+        "script-src": " ".join(f"'sha256-{each}'" for each in hashes) or "'none'",
+        "style-src": "'unsafe-inline'",
+        "img-src": media,
+        "media-src": media,
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
 
 
 def _shown(value: Any) -> Any:

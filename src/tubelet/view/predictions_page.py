@@ -1,19 +1,17 @@
 """The page of predictions: players with timelines, curves and lists of spans."""
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from tubelet.errors import escape_unprintable
 from tubelet.prediction.label_colors import assign_colors
 from tubelet.prediction.media_predictions import MediaPredictions, ValueCurve
-from tubelet.view.page import write_page
+from tubelet.view.page import json_block, write_page
 from tubelet.view.players import Player, make_player, relative_link
 
 _POINTS, _MOST_POINTS = 400_000, 4_000  # of curves: on the page, and of one curve
@@ -46,14 +44,14 @@ def write_predictions_page(
     }
     values = {
         "title": title,
-        "data": _script_json(data),
+        "data": json_block("data", data),
         "files": len(files),
         "videos": sum(each.duration_s > 0 for each in files),
         "length": _length(sum(each.duration_s for each in files)),
         "labels": sum(len(each.labels) for each in files),
         "curves": curves,
     }
-    write_page("predictions.html", out, values)
+    write_page("predictions.html", out, values, links_media=True)
 
 
 def _file(each: MediaPredictions, player: Player, folder: Path, numbers: dict[str, int], points: int) -> dict[str, Any]:
@@ -115,9 +113,3 @@ def _length(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:.1f} seconds"
-
-
-def _script_json(data: Any) -> Markup:
-    """JSON that cannot end the script element which it is in."""
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

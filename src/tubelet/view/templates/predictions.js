@@ -1,38 +1,10 @@
-"use strict";
-const { labels, files } = JSON.parse(document.getElementById("data").textContent);
-const $ = id => document.getElementById(id);
+const { labels, files } = readJson("data");
 const state = { threshold: 0, on: labels.map(() => true), search: "", order: "time", active: null };
 const LANE = 18, CURVE = 46, AXIS = 18, LISTED = 300, OVERVIEW = 4000, OVERVIEW_PIXELS = 12000;
 const FAINTEST = 0.25;
 
-function element(tag, className = "", text = "") {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text) made.textContent = text;
-  return made;
-}
-function clock(seconds, digits = 1) {
-  const whole = Math.max(0, seconds), hours = Math.floor(whole / 3600), minutes = Math.floor(whole / 60) % 60;
-  const rest = (whole % 60).toFixed(digits).padStart(digits ? 3 + digits : 2, "0");
-  return (hours ? `${hours}:${String(minutes).padStart(2, "0")}` : minutes) + ":" + rest;
-}
-const color = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const visible = span => span[3] >= state.threshold && state.on[span[2]];
 const opacity = score => FAINTEST + (1 - FAINTEST) * Math.min(1, Math.max(0, score));
-function brush(canvas, width, height) {
-  const ratio = window.devicePixelRatio || 1;
-  canvas.width = Math.round(width * ratio);
-  canvas.height = Math.round(height * ratio);
-  canvas.style.width = `${width}px`;
-  canvas.style.height = `${height}px`;
-  const context = canvas.getContext("2d");
-  context.scale(ratio, ratio);
-  return context;
-}
-function step(range, most) {  // seconds between ticks of an axis
-  const steps = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200];
-  return steps.find(each => range / each <= most) ?? Math.ceil(range / most / 3600) * 3600;
-}
 function valueAt(curve, second) {
   let low = 0, high = curve.starts.length;
   while (low < high) { const middle = (low + high) >> 1; curve.starts[middle] <= second + 1e-6 ? low = middle + 1 : high = middle; }
@@ -55,7 +27,7 @@ class Item {
     this.box.append(this.body);
   }
   describe() {
-    const { file } = this, length = file.duration ? ` · ${clock(file.duration)}` : "";
+    const { file } = this, length = file.duration ? ` · ${formatTime(file.duration)}` : "";
     return `${file.path === file.name ? "" : file.path}${length}${file.note && file.link ? ` · ${file.note}` : ""}`.replace(/^ · /, "");
   }
   get spans() { return this.file.spans.filter(visible); }
@@ -144,7 +116,7 @@ class Item {
     for (const overlay of this.file.overlays) {
       const figure = element("figure"), image = element("img");
       Object.assign(image, { loading: "lazy", src: overlay.link, alt: overlay.caption });
-      figure.append(image, element("figcaption", "", this.file.duration ? clock(overlay.time) : overlay.caption));
+      figure.append(image, element("figcaption", "", this.file.duration ? formatTime(overlay.time) : overlay.caption));
       figure.addEventListener("click", () => this.seek(overlay.time));
       this.strip.append(figure);
     }
@@ -172,7 +144,7 @@ class Item {
       key.style.background = labels[span[2]].color;
       name.append(key, labels[span[2]].name);
       name.title = labels[span[2]].name;
-      if (this.file.duration) row.insertCell().textContent = clock(span[0]);
+      if (this.file.duration) row.insertCell().textContent = formatTime(span[0]);
       row.insertCell().textContent = this.file.duration ? `${(span[1] - span[0]).toFixed(1)} s` : "";
       row.insertCell().textContent = span[3].toFixed(2);
       row.addEventListener("click", () => { this.seek(span[0]); });
@@ -199,8 +171,8 @@ class Item {
     this.left = shown.length || curves.length ? Math.min(150, Math.round(this.width * 0.27)) : 0;
     this.shown = shown;
     const height = this.height = shown.length * LANE + curves.length * CURVE + AXIS;
-    const context = brush(this.canvas, this.width, height);
-    const end = this.begin + this.range_s, ink = color("--ink"), faint = color("--ink2"), rule = color("--rule");
+    const context = sizeCanvas(this.canvas, this.width, height);
+    const end = this.begin + this.range_s, ink = cssColor("--ink"), faint = cssColor("--ink2"), rule = cssColor("--rule");
     context.font = "12.5px " + getComputedStyle(document.body).fontFamily;
     context.textBaseline = "middle";
     shown.forEach((label, lane) => {
@@ -220,16 +192,16 @@ class Item {
     }
     context.globalAlpha = 1;
     curves.forEach((curve, number) => this.drawCurve(context, curve, shown.length * LANE + number * CURVE, ink, faint, rule));
-    const every = step(this.range_s, Math.max(2, (this.width - this.left) / 90));
+    const every = tickInterval(this.range_s, Math.max(2, (this.width - this.left) / 90));
     context.fillStyle = faint;
     context.font = context.font.replace("12.5px", "11px");
     for (let second = Math.ceil(this.begin / every) * every; second <= end; second += every) {
-      const x = this.xOf(second), text = clock(second, every < 1 ? 1 : 0);
+      const x = this.xOf(second), text = formatTime(second, every < 1 ? 1 : 0);
       context.fillRect(x, height - AXIS, 1, 4);
       context.fillText(text, Math.min(Math.max(0, x - context.measureText(text).width / 2), this.width - context.measureText(text).width), height - 7);
     }
     this.playhead.style.height = `${height - AXIS + 4}px`;
-    this.range.textContent = this.zoom > 1 ? `${clock(this.begin, 0)} to ${clock(end, 0)}` : "";
+    this.range.textContent = this.zoom > 1 ? `${formatTime(this.begin, 0)} to ${formatTime(end, 0)}` : "";
   }
   drawCurve(context, curve, top, ink, faint, rule) {
     const margin = 5, span = curve.high - curve.low || 1, y = value => top + CURVE - margin - (value - curve.low) / span * (CURVE - 2 * margin);
@@ -241,7 +213,7 @@ class Item {
     context.fillText(fit(context, curve.name, this.left - 8), 0, top + 14);
     context.fillStyle = faint;
     context.fillText(fit(context, `${curve.low.toPrecision(3)} to ${curve.high.toPrecision(3)}`, this.left - 8), 0, top + 31);
-    context.strokeStyle = color("--s1");
+    context.strokeStyle = cssColor("--s1");
     context.lineWidth = 1.6;
     context.save();
     context.beginPath();
@@ -266,10 +238,10 @@ class Item {
       return;
     }
     const span = lane < this.shown.length && this.spans.find(each => each[2] === this.shown[lane] && each[0] <= second && second < each[1]);
-    if (span) return showTip(event, `${labels[span[2]].name}, ${clock(span[0], 2)} to ${clock(span[1], 2)}, score ${span[3].toFixed(2)}`);
+    if (span) return showTip(event, `${labels[span[2]].name}, ${formatTime(span[0], 2)} to ${formatTime(span[1], 2)}, score ${span[3].toFixed(2)}`);
     const curve = this.file.curves[Math.floor((event.offsetY - this.shown.length * LANE) / CURVE)];
     const value = curve && event.offsetY >= this.shown.length * LANE ? valueAt(curve, second) : null;
-    showTip(event, value === null ? clock(second, 2) : `${curve.name} ${value.toPrecision(4)} at ${clock(second, 2)}`);
+    showTip(event, value === null ? formatTime(second, 2) : `${curve.name} ${value.toPrecision(4)} at ${formatTime(second, 2)}`);
   }
 
   // What depends on the time.
@@ -286,11 +258,11 @@ class Item {
     }
     const active = this.spans.filter(span => !this.file.duration || (span[0] <= now + 1e-6 && now < span[1] - 1e-6)).sort((a, b) => b[3] - a[3]);
     const values = this.file.curves.map(curve => [curve.name, this.file.duration ? valueAt(curve, now) : curve.values[0]]).filter(([, value]) => value !== null);
-    const key = JSON.stringify([active, values, this.file.duration ? clock(now) : ""]);
+    const key = JSON.stringify([active, values, this.file.duration ? formatTime(now) : ""]);
     if (key === this.nowKey && this.nowLine.childNodes.length) return;
     this.nowKey = key;
     this.nowLine.replaceChildren();
-    if (this.file.duration) this.nowLine.append(element("time", "", `${clock(now)} / ${clock(this.file.duration)}`));
+    if (this.file.duration) this.nowLine.append(element("time", "", `${formatTime(now)} / ${formatTime(this.file.duration)}`));
     for (const span of active) {
       const chip = element("span"), mark = element("i");
       mark.style.background = labels[span[2]].color;
@@ -329,14 +301,6 @@ function fit(context, text, width) {
   while (length && context.measureText(text.slice(0, length) + "…").width > width) length--;
   return text.slice(0, length) + "…";
 }
-function showTip(event, text) {
-  const tip = $("tip");
-  tip.textContent = text;
-  tip.hidden = false;
-  tip.style.left = `${Math.max(4, Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8))}px`;
-  tip.style.top = `${event.clientY + 16}px`;
-}
-function hideTip() { $("tip").hidden = true; }
 function activate(item) {
   if (state.active === item) return;
   state.active?.box.classList.remove("active");
@@ -359,7 +323,7 @@ function drawOverview() {
   if (rows.length < 2) return;
   const ROW = overview.row = Math.max(3, Math.min(9, Math.floor(OVERVIEW_PIXELS / rows.length)));
   const width = overview.width = $("overview").clientWidth - 14, longest = overview.longest = Math.max(...rows.map(item => item.file.duration));
-  const context = brush(overview.canvas, width, rows.length * ROW), rule = color("--rule");
+  const context = sizeCanvas(overview.canvas, width, rows.length * ROW), rule = cssColor("--rule");
   rows.forEach(({ file }, row) => {
     context.globalAlpha = 0.6;
     context.fillStyle = rule;
@@ -383,7 +347,7 @@ overview.canvas.addEventListener("click", event => {
 });
 overview.canvas.addEventListener("pointermove", event => {
   const [item, second] = placeOf(event);
-  item && second <= item.file.duration ? showTip(event, `${item.file.name}, ${clock(second)}`) : hideTip();
+  item && second <= item.file.duration ? showTip(event, `${item.file.name}, ${formatTime(second)}`) : hideTip();
 });
 overview.canvas.addEventListener("pointerleave", hideTip);
 
@@ -432,6 +396,7 @@ $("threshold").addEventListener("input", event => {
   $("limit").textContent = state.threshold.toFixed(2);
   updateSoon();
 });
+$("filter").addEventListener("submit", event => event.preventDefault());
 $("search").addEventListener("input", event => { state.search = event.target.value; updateSoon(); });
 $("order").addEventListener("change", event => { state.order = event.target.value; updateSoon(); });
 
