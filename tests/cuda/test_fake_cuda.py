@@ -1,0 +1,119 @@
+"""The training step on fake CUDA tensors: no GPU is needed, and none is used."""
+
+import pytest
+
+from tests.helpers.fake_cuda import CUDA, to_fake_cuda
+from tests.helpers.fake_cuda_process import in_fake_cuda
+from tests.helpers.fake_cuda_steps import (
+    FakeRun,
+    distilled_config,
+    one_of_eight,
+    real_tensors,
+    step_config,
+)
+
+pytestmark = pytest.mark.slow
+
+# An operator on lists with scalars as tensors: one kernel a tensor, until the update of the teacher is fused.
+KNOWN = ("aten._foreach_lerp_",)
+
+
+def assert_clean(log, allowed=()):
+    """No problem was found, but for those that contain an allowed text."""
+    allowed = (*KNOWN, *allowed)
+    found = {problem: n for problem, n in log.problems.items() if not any(text in problem for text in allowed)}
+    assert not found, "\n".join(f"{n} x {problem}" for problem, n in found.items())
+    assert log.kernels.total() > 100
+
+
+@in_fake_cuda
+def test_step_in_bf16():
+    assert_clean(FakeRun(step_config()).log_step())
+
+
+@in_fake_cuda
+def test_step_in_fp32():
+    assert_clean(FakeRun(step_config(precision="fp32")).log_step())
+
+
+@in_fake_cuda
+def test_step_with_recomputed_activations():
+    run = FakeRun(step_config(activation_checkpointing=True))
+    assert run.model.student.recompute_activations
+    assert_clean(run.log_step())
+
+
+@in_fake_cuda
+def test_step_with_accumulated_gradients():
+    run = FakeRun(step_config(grad_accum_steps=2, batch_size=8), videos=4, images=4)
+    assert len(run.data.batches) == 4
+    assert_clean(run.log_step())
+
+
+@in_fake_cuda
+def test_metrics_of_a_step_reach_the_host_without_stalling_the_device():
+    from tubelet.train.metrics_buffer import MetricsBuffer
+
+    rows = []
+    buffer = MetricsBuffer(rows.append, CUDA)
+    log = FakeRun(step_config()).log_step(lambda metrics: buffer.add({"step": 1} | metrics))
+    assert_clean(log)
+    assert len(rows) == 1  # of the first step, while the second runs
+
+
+@in_fake_cuda
+def test_step_with_a_look_at_features():
+    from tubelet.train.feature_monitor import FeatureMonitor
+
+    run = FakeRun(step_config())
+    monitor = FeatureMonitor(run.model, run.config, run.ctx)
+    monitor.arm()
+
+    def look(metrics):
+        metrics |= monitor.compute(run.data.batches[0])
+        monitor.arm()
+
+    assert_clean(run.log_step(look), ["train/collapse.py", "train/feature_monitor.py"])  # once in --monitor-every steps
+
+
+@in_fake_cuda
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp", "hsdp"])
+def test_step_of_one_of_eight_processes(parallel):
+    with one_of_eight() as ctx:
+        log = FakeRun(step_config(batch_size=32), ctx=ctx, parallel=parallel).log_step()
+    assert_clean(log)
+    assert log.groups()["communication"] > 0
+
+
+@in_fake_cuda
+def test_step_of_a_distillation():
+    from tubelet.pretrained.backbone import Backbone
+
+    config, sizes = distilled_config()
+    run = FakeRun(config)
+    with real_tensors():
+        teacher = Backbone(sizes)
+    run.model.frozen_teacher = (to_fake_cuda(teacher).requires_grad_(False).eval(),)
+    assert_clean(run.log_step())
+
+
+@in_fake_cuda
+def test_step_of_adapters():
+    from tubelet.model.lora import add_adapters
+
+    def adapt(model):
+        for part in (model.student, model.teacher):
+            add_adapters(part, 4)
+        model.teacher.requires_grad_(False)
+
+    run = FakeRun(step_config(lora_rank=4, init_from="released"), change=adapt)
+    assert 0 < sum(p.requires_grad for p in run.model.student.parameters()) < 20
+    assert_clean(run.log_step())
+
+
+@in_fake_cuda
+def test_step_in_fp8():
+    pytest.importorskip("torchao")
+    log = FakeRun(step_config(precision="fp8")).log_step()
+    assert any(name == "_scaled_mm" for _, name in log.kernels)
+    assert_clean(log, ["float64"])  # torchao's scales
