@@ -102,7 +102,7 @@ class FakeRun:
         with real_tensors("cpu" if config.lora_rank else "meta"):
             self.model = VJEPA(config.model)
             change(self.model)
-            prepare_model(self.model, config, CUDA, sharded=parallel != "ddp")
+            prepare_model(self.model, config, CUDA, compiled=False, sharded=parallel != "ddp")
         to_fake_cuda(self.model)
         if parallel != "ddp":
             with unset_fake_temporarily():
