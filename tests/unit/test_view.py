@@ -96,7 +96,7 @@ def test_the_page_and_the_console_have_all_eight_steps(kind, request):
     page, printed = request.getfixturevalue(kind)
     for step in STEPS:
         assert f'<span class="n">{step.number}</span> {step.name}</h2>' in page
-        assert f"{step.number} {step.name}  {step.files[0]}" in printed
+        assert f"{step.number} {step.name}  {step.code[0].file}" in printed
     assert [step.number for step in STEPS] == list(range(1, 9))
     assert max(map(len, printed.splitlines()[:-1])) <= 80
 
@@ -110,8 +110,11 @@ def test_a_page_needs_no_other_file_and_is_small(video_page, image_page):
 def test_every_step_names_code_that_exists():
     package = Path(tubelet.__file__).parent
     for step in STEPS:
-        for file in step.files:
-            assert (package.parent / file).is_file()
+        for code in step.code:
+            lines = (package.parent / code.file).read_text().splitlines()
+            first = lines[code.line - 1]
+            assert code.source.splitlines()[0].strip() in first
+            assert code.name.rpartition(".")[2] in (lines[code.line] if "@" in first else first)
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])
@@ -132,6 +135,68 @@ def test_the_numbers_on_the_page_are_those_of_the_tensors(kind, request, run):
         assert shape(tensor) in page
     assert first.concatenated.shape[-1] == 4 * 64
     assert first.predicted.shape[-1] == trace.targets.shape[-1]
+
+
+@pytest.fixture
+def scene_page(browser, video, run, tmp_path):
+    """The page of the video in a browser, and its trace."""
+    explained(video, run, tmp_path)
+    browser.open(tmp_path / "page.html")
+    browser.wait("document.documentElement.dataset.ready === 'yes'")
+    return browser, trace_input(video, str(run))
+
+
+@pytest.mark.browser
+def test_the_scene_has_the_numbers_of_the_network(scene_page):
+    browser, trace = scene_page
+    for number, draw in enumerate(trace.draws):
+        for i, mask in enumerate(draw.masks):
+            found = browser.evaluate(f"tubelet.losses(tubelet.draws[{number}].masks[{i}])")
+            assert found["prediction"] == pytest.approx(float(mask.losses.prediction), rel=1e-4)
+            assert found["context"] == pytest.approx(float(mask.losses.context), rel=1e-4)
+            assert found["targets"] == mask.mask.target.shape[1]
+    token, pairs = 150, 5
+    angles = browser.evaluate(
+        f"[0, 1, 2].flatMap(axis => [...Array({pairs}).keys()].map(i => tubelet.angle(axis, {token}, i)))"
+    )
+    assert np.cos(angles) == pytest.approx(trace.rotary.cos[0, 0, token, : 3 * pairs].numpy(), abs=1e-5)
+    assert browser.evaluate("document.querySelector('[data-total]').textContent") == significant(
+        float(trace.losses.total), 4
+    )
+
+
+@pytest.mark.browser
+def test_the_scene_answers_pointer_keyboard_and_sliders(scene_page):
+    browser, trace = scene_page
+    per_step = trace.grid.h * trace.grid.w
+    browser.click("[data-view=patches] canvas", 0.4, 0.9)  # row 7, column 3
+    assert browser.evaluate("tubelet.state.token") % per_step == 7 * 8 + 3
+    browser.press("ArrowUp")
+    browser.press("[")
+    assert browser.evaluate("tubelet.state.token") == per_step + 6 * 8 + 3
+    browser.hover("[data-view=patches] canvas", 0.05, 0.05)
+    assert browser.evaluate("tubelet.state.hover") == per_step
+    browser.wait("document.querySelector('[data-view=hands] .where').textContent.includes('token 64')")
+    before = browser.evaluate("document.querySelector('[data-view=mask] .detail p').textContent")
+    browser.page.locator("[data-view=mask] input[type=range]").fill("1")
+    browser.wait(f"document.querySelector('[data-view=mask] .detail p').textContent !== {json.dumps(before)}")
+    browser.page.locator("[data-view=sum] input[type=range]").fill("0")
+    browser.wait("document.querySelector('.equation').textContent.includes('+ 0 ·')")
+    for question in browser.page.locator("fieldset.question").all():
+        question.locator("input[value=wrong]").first.check()
+        question.locator("input[value=right]").check()
+    assert browser.evaluate("document.getElementById('score').textContent").startswith("All 5 answered")
+
+
+@pytest.mark.browser
+def test_the_scene_of_an_image_fits_a_phone(browser, image, run, tmp_path):
+    explained(image, run, tmp_path)
+    browser.open(tmp_path / "page.html", width=390, height=800, dark=True)
+    browser.wait("document.documentElement.dataset.ready === 'yes'")
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not browser.evaluate(
+        "[...document.querySelectorAll('.slider span')].some(e => e.textContent === 'time step')"
+    )
 
 
 def test_the_losses_on_the_page_are_what_training_would_compute(video, video_page, run):

@@ -12,11 +12,12 @@ from torch import nn
 from tubelet.console import print_wrapped
 from tubelet.grid import Modality
 from tubelet.io.overwrite_checks import check_output
+from tubelet.model.rope import axis_size
 from tubelet.view.diagram import overview
 from tubelet.view.input_trace import Trace, trace_input
-from tubelet.view.page import Scale, gradient, write_page
-from tubelet.view.step_facts import STEPS, describe_weights
-from tubelet.view.trace_figures import COSINE, LAYERS, TraceFigures, head_cells, summary
+from tubelet.view.page import json_block, write_page
+from tubelet.view.scene import scene_data
+from tubelet.view.step_facts import STEPS, describe_weights, head_cells
 
 
 def explain(
@@ -61,7 +62,7 @@ def print_steps(trace: Trace, console: Console) -> None:
     print_wrapped(console, describe_weights(trace), "" if trace.weights else "yellow")
     for step in STEPS:
         title = Text.assemble(
-            "\n", (f"{step.number}", "bold cyan"), " ", (step.name, "bold"), "  ", (step.files[0], "dim")
+            "\n", (f"{step.number}", "bold cyan"), " ", (step.name, "bold"), "  ", (step.code[0].file, "dim")
         )
         console.print(title)
         table = Table.grid(padding=(0, 2))
@@ -74,9 +75,7 @@ def print_steps(trace: Trace, console: Console) -> None:
 
 def page_values(trace: Trace) -> dict[str, Any]:
     """Values of the template."""
-    drawn, config = TraceFigures(trace), trace.model.config
-    weights, weight_scale = drawn.weights()
-    errors, error_scale = drawn.errors() or (None, None)
+    config = trace.model.config
     return {
         "trace": trace,
         "config": config,
@@ -84,26 +83,11 @@ def page_values(trace: Trace) -> dict[str, Any]:
         "video": trace.modality is Modality.VIDEO,
         "describe_weights": describe_weights(trace),
         "overview": overview(trace),
-        "frames": drawn.frames(),
-        "patches": drawn.patches(),
-        "tubelet": drawn.tubelet(),
-        "tubelet_place": drawn.tubelet_place(),
-        "chosen": drawn.chosen_token(),
+        "scene": json_block("scene", scene_data(trace)),
+        "pairs": axis_size(config.width // config.heads) // 2,
+        "impossible": [draw.name for draw in trace.draws if not draw.masks],
         "head_cells": head_cells(config.width // config.heads),
-        "rotary_axes": drawn.rotary_axes(),
-        "rotary_maps": drawn.rotary_maps(),
-        "cosine_scale": Scale(-1, 1, gradient(COSINE), "cos"),
-        "masks": drawn.masks(),
-        "visible": drawn.visible(),
-        "positions": drawn.positions(),
-        "layers": LAYERS,
-        "predictions": drawn.predictions(),
-        "teacher": drawn.teacher(),
-        "weights": weights,
-        "weight_scale": weight_scale,
-        "errors": errors,
-        "error_scale": error_scale,
-        "mask_losses": [summary(mask, trace.context_weight) for mask in trace.masks],
+        "comparable": trace.losses is not None,
         "zero_error": float(trace.targets.abs().mean()),
         "levels": config.levels[-config.num_output_levels :],
         "fusion": [layer for layer in trace.model.predictor.fusion if isinstance(layer, nn.Linear)],

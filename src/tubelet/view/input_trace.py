@@ -4,9 +4,9 @@ Training's own modules run here, and forward hooks capture the tensors between t
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tubelet.data.decode import Video
 from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.data.images import read_image
 from tubelet.data.masks import block_shape, sample_mask
-from tubelet.errors import DataError, MissingFileError
+from tubelet.errors import ConfigError, DataError, MissingFileError
 from tubelet.grid import Grid, Mask, Modality
 from tubelet.model.rope import RotaryTable, rotary_table
 from tubelet.model.tokenizer import modality_of
@@ -29,6 +29,15 @@ from tubelet.objective import Losses, normalize_targets, target_distance, token_
 from tubelet.vjepa import VJEPA
 
 DEFAULT_SIZE = 224
+# Name and number of blocks, relative to the recipe's, of each draw of the masks; the first is what training would draw.
+DRAWS = (
+    ("as in training", 1.0),
+    ("a second draw", 1.0),
+    ("a third draw", 1.0),
+    ("half as many blocks", 0.5),
+    ("one and a half times the blocks", 1.5),
+)
+BLENDS = (0.0, 0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,32 @@ class MaskTrace:
 
 
 @dataclass(frozen=True)
+class MaskDraw:
+    """One draw of an input's masks.
+
+    Attributes:
+        name: description for a reader.
+        masks: trace under each mask; empty where so many blocks leave nothing visible of the grid.
+    """
+
+    name: str
+    masks: list[MaskTrace]
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Features of a network between student and teacher.
+
+    Attributes:
+        momentum: the teacher's share m of its weights, m · teacher + (1 - m) · student.
+        targets: (1, N, L·D) fp32, its normalized levels.
+    """
+
+    momentum: float
+    targets: Tensor
+
+
+@dataclass(frozen=True)
 class Trace:
     """All tensors of one input.
 
@@ -114,7 +149,8 @@ class Trace:
         pixels: (1, 3, T, S, S) normalized.
         tokens: (1, N, D) all tokens, embedded by the student's tokenizer.
         rotary: the encoder's angles of all N tokens.
-        masks: trace under each mask.
+        draws: draws of the masks, the first as in training.
+        blends: networks from the student to the teacher, which is not among them; empty if the two are equal.
         teacher_levels: L tensors (1, N, D).
         targets: (1, N, L·D) fp32.
         context_weight: λ after its warm-up.
@@ -130,11 +166,17 @@ class Trace:
     pixels: Tensor
     tokens: Tensor
     rotary: RotaryTable
-    masks: list[MaskTrace]
+    draws: list[MaskDraw]
+    blends: list[Blend]
     teacher_levels: list[Tensor]
     targets: Tensor
     context_weight: float
     seed: int
+
+    @property
+    def masks(self) -> list[MaskTrace]:
+        """Trace under each mask of the first draw."""
+        return self.draws[0].masks
 
     @property
     def level_width(self) -> int:
@@ -189,7 +231,7 @@ def _run(
     config = model.config
     levels = model.teacher(pixels)
     targets = normalize_targets(levels)
-    rng = np.random.default_rng(seed)
+    drawn = specs.specs_for(modality)
     return Trace(
         source=source,
         model=model,
@@ -202,12 +244,46 @@ def _run(
         rotary=rotary_table(
             torch.arange(grid.tokens).unsqueeze(0), grid, config.width // config.heads, config.rope_grid
         ),
-        masks=[_trace_mask(model, pixels, targets, spec, rng, weight) for spec in specs.specs_for(modality)],
+        draws=[_trace_draw(model, pixels, targets, drawn, weight, number, seed) for number in range(len(DRAWS))],
+        blends=_blends(model, pixels),
         teacher_levels=levels,
         targets=targets,
         context_weight=weight,
         seed=seed,
     )
+
+
+def _trace_draw(
+    model: VJEPA, pixels: Tensor, targets: Tensor, specs: Sequence[BlockMask], weight: float, number: int, seed: int
+) -> MaskDraw:
+    """The draw `DRAWS[number]`.
+
+    Raises:
+        TubeletError: if the blocks of the recipe leave nothing visible; more blocks than that are left out.
+    """
+    name, factor = DRAWS[number]
+    rng = np.random.default_rng([seed, number] if number else seed)
+    specs = [replace(spec, blocks=max(1, round(spec.blocks * factor))) for spec in specs]
+    try:
+        return MaskDraw(name, [_trace_mask(model, pixels, targets, spec, rng, weight) for spec in specs])
+    except ConfigError:
+        if factor <= 1:
+            raise
+        return MaskDraw(f"{name}: nothing would stay visible", [])
+
+
+def _blends(model: VJEPA, pixels: Tensor) -> list[Blend]:
+    """Features at momenta from 0, the student, to below 1, the teacher."""
+    pairs = list(zip(model.teacher.parameters(), model.student.parameters(), strict=True))
+    if all(torch.equal(teacher, student) for teacher, student in pairs):
+        return []
+    blends = []
+    for momentum in BLENDS:
+        network = copy.deepcopy(model.teacher)
+        for mixed, (teacher, student) in zip(network.parameters(), pairs, strict=True):
+            mixed.copy_(torch.lerp(student, teacher, momentum))
+        blends.append(Blend(momentum, normalize_targets(network(pixels))))
+    return blends
 
 
 def _trace_mask(

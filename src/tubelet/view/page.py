@@ -30,7 +30,6 @@ from tubelet.io.overwrite_checks import check_output
 
 MAX_COLUMNS = 8
 TARGET_RGBA = (224, 122, 42, 150)  # the page's color of target tokens, see base.html
-HIDDEN_RGBA = (140, 146, 156, 255)
 
 _POLICY = "@content-security-policy@"
 # Placeholder colors of charts, replaced by the page's own colors, which depend on its theme.
@@ -136,13 +135,6 @@ def heat(values: NDArray[Any], low: float, high: float, colors: str) -> NDArray[
     rgba = np.array(matplotlib.colormaps[colors](np.nan_to_num(shares).clip(0, 1), bytes=True))
     rgba[np.isnan(shares), 3] = 0
     return rgba
-
-
-def tint(chosen: NDArray[np.bool_], rgba: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """(H', W') bool -> (H', W', 4): one color where true, transparent elsewhere."""
-    layer = np.zeros((*chosen.shape, 4), dtype=np.uint8)
-    layer[chosen] = rgba
-    return layer
 
 
 def gradient(colors: str) -> Markup:

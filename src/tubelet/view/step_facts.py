@@ -1,16 +1,59 @@
 """Facts about each of the eight steps, from the trace of an input, for the console and the page."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from tubelet.data.masks import hidden_positions, sample_mask
 from tubelet.grid import Modality
-from tubelet.model.rope import axis_size
+from tubelet.model.encoder import Encoder
+from tubelet.model.layers import Attention, Block
+from tubelet.model.predictor import Fusion, Predictor
+from tubelet.model.rope import axis_size, rotary_table, rotate
+from tubelet.model.tokenizer import Tokenizer
+from tubelet.objective import dense_predictive_loss, normalize_targets
 from tubelet.view.input_trace import Trace
 from tubelet.view.page import count, percent, shape, significant
+from tubelet.vjepa import VJEPA
 
 Facts = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Code:
+    """A function or class that computes a step.
+
+    Attributes:
+        definition: the function or class.
+    """
+
+    definition: Any
+
+    @property
+    def name(self) -> str:
+        """Its qualified name."""
+        name: str = self.definition.__qualname__
+        return name
+
+    @cached_property
+    def file(self) -> str:
+        """Its file, from the package's folder on."""
+        return Path(*self.definition.__module__.split(".")).with_suffix(".py").as_posix()
+
+    @cached_property
+    def line(self) -> int:
+        """Its first line in the file."""
+        return inspect.getsourcelines(self.definition)[1]
+
+    @cached_property
+    def source(self) -> str:
+        """Its lines."""
+        return inspect.cleandoc(inspect.getsource(self.definition))
 
 
 @dataclass(frozen=True)
@@ -20,13 +63,13 @@ class Step:
     Attributes:
         number: 1 to 8.
         name: name of the step, as in docs/system.md.
-        files: files of its code.
+        code: what computes it.
         facts: function from a trace to pairs of a name and a value.
     """
 
     number: int
     name: str
-    files: tuple[str, ...]
+    code: tuple[Code, ...]
     facts: Callable[[Trace], Facts]
 
 
@@ -147,14 +190,18 @@ def loss(trace: Trace) -> Facts:
 
 
 STEPS = (
-    Step(1, "Tokenize, by modality", ("tubelet/model/tokenizer.py",), tokenize),
-    Step(2, "Say where and what", ("tubelet/model/rope.py", "tubelet/model/tokenizer.py"), positions),
-    Step(3, "Mask", ("tubelet/data/masks.py",), masks),
-    Step(4, "X-encoder", ("tubelet/model/encoder.py", "tubelet/model/layers.py"), student),
-    Step(5, "Multi-level fusion", ("tubelet/model/predictor.py",), fusion),
-    Step(6, "Add mask tokens", ("tubelet/model/predictor.py",), mask_tokens),
-    Step(7, "Multi-level predictor", ("tubelet/model/predictor.py",), predictor),
-    Step(8, "Targets and loss", ("tubelet/vjepa.py", "tubelet/objective.py"), loss),
+    Step(1, "Tokenize, by modality", (Code(Tokenizer),), tokenize),
+    Step(2, "Say where and what", (Code(rotary_table), Code(rotate)), positions),
+    Step(3, "Mask", (Code(sample_mask), Code(hidden_positions)), masks),
+    Step(
+        4, "X-encoder", (Code(Encoder.get_intermediate_layers), Code(Block.forward), Code(Attention.forward)), student
+    ),
+    Step(5, "Multi-level fusion", (Code(Fusion),), fusion),
+    Step(6, "Add mask tokens", (Code(Predictor.forward),), mask_tokens),
+    Step(7, "Multi-level predictor", (Code(Predictor.forward),), predictor),
+    Step(
+        8, "Targets and loss", (Code(normalize_targets), Code(dense_predictive_loss), Code(VJEPA.update_teacher)), loss
+    ),
 )
 
 
@@ -168,3 +215,10 @@ def describe_weights(trace: Trace) -> str:
 def millions(module: nn.Module) -> str:
     """Number of parameters in millions."""
     return f"{significant(sum(p.numel() for p in module.parameters()) / 1e6)} M"
+
+
+def head_cells(head_dim: int) -> list[str]:
+    """Axis that rotates each pair of channels of a head, in the head's order."""
+    pairs = axis_size(head_dim) // 2
+    rest = head_dim // 2 - 3 * pairs
+    return ["time"] * pairs + ["row"] * pairs + ["column"] * pairs + ["rest"] * rest
