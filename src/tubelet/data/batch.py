@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tubelet.errors import BadFile
@@ -62,13 +62,15 @@ class StepData:
         bad: files that could not be read for this step, and were replaced by others.
         short_clips: number of clips whose video was shorter than frames / fps and was sampled at a higher rate.
         failure: reason why the step has no data, or None; `batches` is then empty.
+        seconds: time that one process took to make it.
     """
 
     batches: list[Batch]
     bad: list[BadFile]
     short_clips: int = 0
     failure: str | None = None
+    seconds: float = 0.0
 
     def pin_memory(self) -> StepData:
         """The same data in page-locked memory."""
-        return StepData([b.pin_memory() for b in self.batches], self.bad, self.short_clips, self.failure)
+        return replace(self, batches=[b.pin_memory() for b in self.batches])

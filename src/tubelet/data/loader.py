@@ -10,6 +10,7 @@ are averaged over ranks - where alternating modalities from step to step would l
 oscillate between the two.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -134,6 +135,7 @@ class StepDataset(Dataset[StepData]):
 
     def __getitem__(self, step: int) -> StepData:
         """The micro-batches of one step, and the files that were replaced because they cannot be read."""
+        began = time.perf_counter()
         bad: dict[str, BadFile] = {}
         batches: list[Batch] = []
         short = 0
@@ -145,7 +147,7 @@ class StepDataset(Dataset[StepData]):
                 batches += self._micro_batches(modality, own, pixels, step)
         except TubeletError as error:  # with the bad files that were found before it
             return StepData([], list(bad.values()), failure=str(error))
-        return StepData(batches, list(bad.values()), short)
+        return StepData(batches, list(bad.values()), short, seconds=time.perf_counter() - began)
 
     def _allocate(self, modality: Modality, count: int) -> Tensor:
         """(B, 3, T, S, S) uint8 for this rank's samples; in a worker, in memory shared with its parent."""

@@ -22,7 +22,10 @@ class MetricsBuffer:
         self.waiting: tuple[dict[str, Any], list[str], Tensor, torch.cuda.Event | None] | None = None
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take one step's metrics, some of them scalar tensors on the device."""
+        """Take one step's metrics.
+
+        Some of them are scalar tensors on the device, or functions that are called when the device has done the step.
+        """
         names = [name for name, value in row.items() if isinstance(value, Tensor)]
         values = torch.stack([row[name].detach() for name in names])
         arrived = None
@@ -44,6 +47,7 @@ class MetricsBuffer:
         if arrived is not None:
             arrived.synchronize()
         row |= dict(zip(names, values.tolist(), strict=True))
+        row |= {name: value() for name, value in row.items() if callable(value)}
         self.emit(row)
 
     def drop(self) -> None:

@@ -54,7 +54,7 @@ class ProgressLine:
         """Bring the line up to one step's metrics."""
         figures = (
             f"loss {row['loss']:.4f}  lr {row['lr']:.1e}  {row['clips_per_s']:.1f} clips/s  "
-            f"wait {100 * row['data_wait_fraction']:.0f}%"
+            f"wait {100 * row.get('device_wait_fraction', row['data_wait_fraction']):.0f}%"
         )
         if self.peak_flops:
             figures += f"  MFU {1e14 * row['tflop_per_s'] / self.peak_flops:.0f}%"

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from tubelet.config import TrainConfig
 from tubelet.data.batch import StepData
-from tubelet.data.loader import step_loader
+from tubelet.data.loader import step_loader, step_prefetch
 from tubelet.data.sources import MediaList
 from tubelet.errors import TrainingError
 from tubelet.train.distributed import DistContext
@@ -31,6 +31,7 @@ class StepStream:
         """
         self.config, self.media, self.ctx = config, media, ctx
         self.step = 0
+        self.workers = step_prefetch(config, media, ctx.rank, ctx.world_size).workers
         self.requested_at = 0.0  # when the last step's data were asked for, by time.perf_counter
 
     def begin(self, step: int, skipped_batches: int) -> None:

@@ -1,7 +1,6 @@
 """Pre-training: set up a run, take its steps, rewind after a spike of the loss, close it."""
 
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -31,6 +30,7 @@ from tubelet.launch import is_local_rank0
 from tubelet.train.anomaly_guard import REMEDY, AnomalyGuard, LossHistory
 from tubelet.train.checkpointer import Checkpointer
 from tubelet.train.compilation import prepare_model, should_compile
+from tubelet.train.data_monitor import DataMonitor, StepTimer
 from tubelet.train.distributed import DistContext, init_distributed
 from tubelet.train.evaluation import Evaluator, PeriodicEvaluation
 from tubelet.train.feature_monitor import FeatureMonitor, collapse_detector
@@ -100,6 +100,7 @@ class Trainer:
         checkpointer: Writer of checkpoints.
         feature_monitor: Computes effective rank and channel spread of features.
         collapse_detector: Compares those with what they were before.
+        data_monitor: Compares what workers make with what the device takes.
         guard: Handles skipped steps and spikes of the loss.
         evaluation: Evaluates the teacher every so many steps.
         sinks: Where rows of metrics go.
@@ -174,6 +175,7 @@ class Trainer:
         self.evaluation = PeriodicEvaluation(config, run, self.model, ctx, self.evaluate)
         self.sinks = SinkGroup(config.sinks, self.more_sinks, run, self.start, self.guard.alert)
         self._resources.callback(self.sinks.close)
+        self.data_monitor = DataMonitor(self.stream.workers, config.batch_size / ctx.world_size, self.guard.alert)
         self.buffer = MetricsBuffer(self._emit, device)
         self.progress = ProgressLine(self.console, config.steps, self.start, ctx.peak_flops())
         self._restore(self.start)
@@ -192,14 +194,14 @@ class Trainer:
         """
         config, step, stop, problem = self.config, self.start, None, None
         with StopSignals() as signals, self.progress, self.stream:
-            began = time.perf_counter()
+            timer = StepTimer(self.ctx.device)
             for step, data in self.stream:
                 if error := self.checkpointer.fatal_error():
                     data = replace(data, failure=data.failure or error)
                 data, stop = self.ctx.sync_step_status(data, self.run.seen_bad, signals.received)
                 if stop:
                     break
-                waited = time.perf_counter() - self.stream.requested_at  # not for a checkpoint, or for the device
+                timer.data_arrived(self.stream.requested_at)
                 if problem := self._report_bad_files(data):
                     break
                 done = step + 1
@@ -210,17 +212,16 @@ class Trainer:
                 metrics = train_step(self.model, self.optimizer, data, config, step, self.ctx)
                 if monitored:
                     metrics |= self._monitor_features(done, data)
-                elapsed, began = time.perf_counter() - began, time.perf_counter()
+                metrics |= timer.lap(config.batch_size)
                 metrics |= {
-                    "clips_per_s": config.batch_size / elapsed,
-                    "data_wait_fraction": waited / elapsed,
-                    "tflop_per_s": self.flops_per_step / elapsed / 1e12,
+                    "data_seconds": data.seconds,
+                    "tflop_per_s": self.flops_per_step * metrics["clips_per_s"] / config.batch_size / 1e12,
                     "bad_files": len(self.run.bad),
                     "short_clips": data.short_clips,
                 }
                 if evaluating := self.evaluation.is_due(done):
                     metrics |= self.evaluation.compute(done)
-                    began = time.perf_counter()
+                    timer.restart()
                 self._report_failed_save(done, self.checkpointer.poll())
                 self.buffer.add({"step": done} | metrics)
                 saving = last or evaluating or done % config.checkpoint_every == 0
@@ -313,6 +314,7 @@ class Trainer:
             TubeletError: if the guard stops the run.
         """
         self.guard.observe(row)
+        self.data_monitor.observe(row, self.config.batch_size)
         self.sinks.log(row)
         self.guard.report_buffered_rows(row["step"])
         self.progress.show(row)

@@ -1,0 +1,122 @@
+"""How long steps wait for data, and how much data the workers make."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from statistics import fmean
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+_FIRST_STEPS = 10  # they compile, and find batches that were made before the run began
+_REPORTED_STEPS = 20  # steps after those by which rates are reported once
+_WINDOW, _MAX_WAIT_FRACTION = 50, 0.2  # an alert above that fraction of the time of so many steps
+
+
+class StepTimer:
+    """Times steps on the host and, on CUDA, between events, for whose results nothing waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start with a step."""
+        self.on_cuda = device.type == "cuda"
+        self.restart()
+
+    def restart(self) -> None:
+        """Start a step now; what was done since the last one does not count."""
+        self.began = time.perf_counter()
+        self.ended: torch.cuda.Event | None = None  # of the step before, on the device
+
+    def data_arrived(self, requested_at: float) -> None:
+        """Call when the data of a step are there, before the device is sent anything.
+
+        Args:
+            requested_at: When the data were requested, by `time.perf_counter`.
+        """
+        self.waited = time.perf_counter() - requested_at
+        self.started = self._event()
+
+    def lap(self, samples: int) -> dict[str, Any]:
+        """Metrics of the step that ends now; functions among them have values once the device has done the step.
+
+        Args:
+            samples: Samples of the step.
+
+        Returns:
+            `clips_per_s`; `data_wait_fraction`, of the host's time; and on CUDA `device_wait_fraction`, of the time
+            from step to step that the device had nothing to do between the two.
+        """
+        before, started = self.ended, self.started
+        began, self.began = self.began, time.perf_counter()
+        self.ended = ended = self._event()
+        elapsed = self.began - began
+        metrics: dict[str, Any] = {"clips_per_s": samples / elapsed, "data_wait_fraction": self.waited / elapsed}
+        if before is not None and started is not None and ended is not None:
+            metrics["device_wait_fraction"] = lambda: before.elapsed_time(started) / before.elapsed_time(ended)
+        return metrics
+
+    def _event(self) -> torch.cuda.Event | None:
+        if not self.on_cuda:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class DataMonitor:
+    """Reports once what workers make and what the device takes, and alerts where steps wait for data."""
+
+    def __init__(self, workers: int, samples: float, alert: Callable[[int, str, str], None]) -> None:
+        """Start without steps.
+
+        Args:
+            workers: Decoding processes of this process; 0 decodes in it.
+            samples: Samples of this process in a step.
+            alert: Called with the step, the kind and the message of an alert, once.
+        """
+        self.workers, self.samples, self.alert = workers, samples, alert
+        self.steps = 0
+        self.waits: deque[float] = deque(maxlen=_WINDOW)  # fractions of a step's time
+        self.made: deque[float] = deque(maxlen=_WINDOW)  # seconds that one worker takes for a step's samples
+        self.taken: deque[float] = deque(maxlen=_WINDOW)  # seconds of a step without its wait
+        self.alerted = False
+
+    def observe(self, row: Mapping[str, Any], step_samples: int) -> None:
+        """Take the next step's row of metrics.
+
+        Args:
+            row: Plain numbers.
+            step_samples: Samples of the step, over all processes.
+        """
+        self.steps += 1
+        if self.steps <= _FIRST_STEPS:
+            return
+        wait = row.get("device_wait_fraction", row["data_wait_fraction"])
+        self.waits.append(wait)
+        self.made.append(row["data_seconds"])
+        self.taken.append(step_samples / row["clips_per_s"] * (1 - wait))
+        if self.steps == _FIRST_STEPS + _REPORTED_STEPS:
+            logger.info("data: %s, measured over %d steps", self.rates(), _REPORTED_STEPS)
+        fraction = fmean(self.waits)
+        if not self.alerted and len(self.waits) == _WINDOW and fraction > _MAX_WAIT_FRACTION:
+            self.alerted = True
+            self.alert(
+                row["step"],
+                "data",
+                f"{100 * fraction:.0f} % of the time of the last {_WINDOW} steps was spent waiting for data: "
+                f"{self.rates()}; raise --workers, or read from shards (tubelet shard)",
+            )
+
+    def rates(self) -> str:
+        """Samples a second that this process's workers make, and that its device takes."""
+        made = max(self.workers, 1) * self.samples / max(fmean(self.made), 1e-9)
+        taken = self.samples / max(fmean(self.taken), 1e-9)
+        who = (
+            f"{self.workers} worker{'s' * (self.workers != 1)}"
+            if self.workers
+            else "the training process (--workers 0)"
+        )
+        verb = "make" if self.workers > 1 else "makes"
+        return f"{who} {verb} {made:,.1f} samples/s and the device takes {taken:,.1f}"
