@@ -72,15 +72,20 @@ def memory(pid: int) -> int:
     return total
 
 
-def reading(source: Path, config: TrainConfig, steps: int) -> float:
-    """Clips a second that the workers make where nobody trains."""
+def reading(source: Path, config: TrainConfig, workers: int) -> float:
+    """Clips a second that the workers make where nobody trains.
+
+    The first steps of all workers come at about the same time, and so do the next ones: so many are left out, and twice
+    as many timed.
+    """
     loader = iter(step_loader(config, list_media([str(source)]), 0, pin_memory=False))
-    for _ in range(4):  # the workers start, and make some ahead
+    begin = 2 * workers
+    for _ in range(begin):
         next(loader)
     began = time.perf_counter()
-    for _ in range(steps):
+    for _ in range(2 * begin):
         assert next(loader).failure is None
-    return steps * config.batch_size / (time.perf_counter() - began)
+    return 2 * begin * config.batch_size / (time.perf_counter() - began)
 
 
 def main(
@@ -133,7 +138,7 @@ def main(
     for _ in range(rounds):
         for side, source in sources.items():
             runs[side].append(train(source, folder / f"data-path-{side}", [str(option) for option in options], skip))
-            speed[side].append(reading(source, config, 4))
+            speed[side].append(reading(source, config, workers))
     table = Table(
         title=f"{model}, {image_size} px, {frames} frames, batch {batch_size}, {workers} workers, {height} lines"
     )

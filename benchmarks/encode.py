@@ -71,7 +71,8 @@ def build(side: str, sizes: Sizes) -> Callable[[int], tuple[float, float]]:
 
 def package_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:
     """The package's encoder, as `tubelet.load` gives it."""
-    model = Backbone(sizes.model).requires_grad_(False).eval().to(device, dtype)
+    with device:
+        model = Backbone(sizes.model).requires_grad_(False).eval().to(dtype)
     if sizes.compile:
         for block in model.blocks:
             block.compile(dynamic=True)
@@ -82,7 +83,8 @@ def reference_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) ->
     """The specification's encoder."""
     from tests.numerics import reference
 
-    encoder = reference.Encoder(sizes.model).to(device).eval()
+    with device:
+        encoder = reference.Encoder(sizes.model).eval()
     return torch.autocast(device.type, torch.bfloat16, dtype == torch.bfloat16)(encoder)
 
 
@@ -102,9 +104,31 @@ def transformers_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype)
         mlp_ratio=model.mlp_ratio,
         pred_num_hidden_layers=1,
     )
-    network = VJEPA2Model(config).to(device, dtype).eval()
+    with device:
+        network = VJEPA2Model(config).to(dtype).eval()
     # It takes (B, T, C, H, W).
     return lambda pixels: network(pixels.transpose(1, 2).to(dtype), skip_predictor=True)
+
+
+def timm_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:
+    """A vision transformer of `timm` of the same sizes, for images; its positions are learned, not rotated."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = sizes.model
+    with device:
+        network = VisionTransformer(
+            img_size=sizes.image_size,
+            patch_size=model.patch_size,
+            num_classes=0,
+            embed_dim=model.width,
+            depth=model.depth,
+            num_heads=model.heads,
+            mlp_ratio=model.mlp_ratio,
+            class_token=False,
+            global_pool="",
+        )
+    network = network.to(dtype).eval()
+    return lambda pixels: network(pixels[:, :, 0].to(dtype))
 
 
 def encode_flops(sizes: Sizes) -> float:
