@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ CACHES = {"__pycache__", "build", "dist"}
 # What libraries write into the temporary folder whatever its setting: a session file of onnxruntime, and the compiled
 # headers of PyTorch's inductor.
 LIBRARIES = {".ses", f"torchinductor_{getpass.getuser()}"}
+FILE_TIME_S = 0.01  # times of files are those of the kernel's last tick
 GRACE_S = 15.0  # what ends by itself needs a moment on a busy machine
 
 
@@ -129,11 +131,36 @@ def stop_helpers() -> None:
             thread.join(GRACE_S)
 
 
+def describe(path: Path, phases: Collection[tuple[float, float, str]]) -> str:
+    """What a file or folder contains, when it was made, and what ran then.
+
+    Args:
+        path: what was left.
+        phases: start, stop and name of each phase of each test, in seconds since the epoch.
+    """
+    inside = sorted(path.rglob("*")) if path.is_dir() else []
+    times = []
+    for entry in (path, *inside):
+        with suppress(OSError):  # it is gone
+            times.append(entry.lstat().st_mtime)
+    if not times:
+        return f"{path} (gone by now)"
+    contents = f"a file of {path.lstat().st_size} bytes"
+    if path.is_dir():
+        names = ", ".join(str(entry.relative_to(path)) for entry in inside[:10])
+        contents = f"a folder with {names}{', ...' * (len(inside) > 10)}" if inside else "an empty folder"
+    made = min(times)
+    running = sorted({name for start, stop, name in phases if start - FILE_TIME_S <= made <= stop})
+    when = time.strftime("%H:%M:%S", time.localtime(made))
+    return f"{path} ({contents}, made at {when} during {', '.join(running) or 'no test'})"
+
+
 class Leftovers:
     """What was there when a session began, and what it left.
 
     Attributes:
         root: the folder of home, cache and temporary files.
+        phases: start, stop and name of each phase of each test, in seconds since the epoch.
         found: a sentence for each thing that was left.
     """
 
@@ -151,11 +178,13 @@ class Leftovers:
         os.environ[MARK] = self.mark
         self.shared = {path.name for path in SHARED_MEMORY.iterdir()} if SHARED_MEMORY.is_dir() else set()
         self.files = files_in(working_copy)
+        self.phases: list[tuple[float, float, str]] = []
         self.found: list[str] = []
 
     def find(self) -> list[str]:
         """A line for each thing that is there and was not."""
-        temporary = [f"temporary file {path}" for path in (self.root / "tmp").iterdir() if not self._is_ours(path)]
+        left = sorted(path for path in (self.root / "tmp").iterdir() if not self._is_ours(path))
+        temporary = [f"temporary file {describe(path, self.phases)}" for path in left]
         written = [f"file {path}" for path in sorted(files_in(self.working_copy) - self.files)]
         processes = left_processes(self.mark, self.root)
         return processes + left_shared_memory(self.shared, self.began) + temporary + written
@@ -166,6 +195,10 @@ class Leftovers:
             return True
         process = sys.modules.get("multiprocessing.process")
         return process is not None and str(path) == process.current_process()._config.get("tempdir")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note when a phase of a test ran, in whatever process."""
+        self.phases.append((report.start, report.stop, report.nodeid))
 
     def finish(self, grace_s: float | None = None) -> None:
         """Wait until all that ends by itself has, note what has not."""
@@ -181,6 +214,7 @@ class Leftovers:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # workers inherit the environment of who starts them
         config.stash[_KEY] = Leftovers(config.rootpath)
+        config.pluginmanager.register(config.stash[_KEY])
 
 
 _KEY = pytest.StashKey[Leftovers]()

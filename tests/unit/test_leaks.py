@@ -1,6 +1,7 @@
 """The check that a test session leaves nothing behind finds what is planted, and lets a clean session pass."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,7 @@ def test_what_a_session_leaves_is_found_and_named_also_by_way_of_workers(tmp_pat
         strict=True,
     ):
         assert thing in line
+    assert re.search(r" \(a folder with x, made at [\d:]+ during .*test_planted\.py::test_temporary_file", found[2])
     assert "test_policy left its process with the policy SCHED_RR" in done.stdout
     assert "7 passed, 1 error" in done.stdout or "6 passed, 2 error" in done.stdout, done.stdout
 

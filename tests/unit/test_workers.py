@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -188,6 +189,21 @@ def damaged(index):
     raise DecodeError("a.mp4", "corrupt frames near 3.2 s")
 
 
+class Broken:
+    """What ends its worker and raises an error where it is received."""
+
+    def __init__(self):
+        self.sender = os.getpid()
+
+    def __reduce__(self):
+        return break_connection, (self.sender,)
+
+
+def break_connection(sender):
+    os.kill(sender, signal.SIGKILL)
+    raise ConnectionResetError
+
+
 class ItemStream(IterableDataset):
     def __iter__(self):
         yield 0
@@ -222,6 +238,14 @@ def test_no_wait_for_a_worker_is_endless(make, sentence):
     with pytest.raises((TubeletError, RuntimeError), match=sentence), translate_worker_crash("go on"):
         list(loader)
     assert time.monotonic() - began < 30
+
+
+def test_a_dead_worker_is_found_before_pytorch_opens_files_that_its_signal_would_leave(monkeypatch):
+    opened = []
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", opened.append)
+    with pytest.raises(WorkerCrashError, match=r"ended by SIGKILL"), translate_worker_crash("go on"):
+        list(WorkerLoader(Items(lambda index: Broken()), 1, batch_size=None))
+    assert opened == []
 
 
 @pytest.mark.slow

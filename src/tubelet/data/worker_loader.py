@@ -11,10 +11,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from queue import Empty
 from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
@@ -34,6 +35,7 @@ from tubelet.io.files import temporary_directory
 
 T = TypeVar("T")
 PREFETCH = 2  # batches that each worker prepares ahead
+EXIT_GRACE_S = 1.0  # between the last word of a worker and its end
 # What the workers of the last loaders read, the newest first. A loader itself may be gone by the time that an error is
 # explained: a `for` over it may be its only reference.
 _recent: deque[WorkerStatus] = deque(maxlen=8)
@@ -128,8 +130,10 @@ class WorkerLoader(Generic[T]):
             TubeletError: a worker raised it, or none of them responds.
             RuntimeError: PyTorch's, if a worker died; see `translate_worker_crash`.
         """
-        items = iter(self.loader)
+        items: Any = iter(self.loader)
         self.status.processes = getattr(items, "_workers", ())
+        if self.status.processes and not isinstance(items._data_queue, _ResultQueue):  # persistent workers keep theirs
+            items._data_queue = _ResultQueue(items._data_queue, self.status.processes)
         while True:
             try:
                 item = self._wait(items)
@@ -156,6 +160,31 @@ class WorkerLoader(Generic[T]):
                 raise RuntimeError(f"DataLoader timed out after {self.timeout_s:g} seconds")
             if self.timeout_s is None:
                 stalls.check([(r.pid, r.file, r.seconds) for r in self.status.active()])
+
+
+class _ResultQueue:
+    """The queue of a `DataLoader`'s items, which waits for a worker that is ending before it raises an error.
+
+    PyTorch answers an error by checking that each worker is alive, and then that ten temporary files can be opened. A
+    worker's connection closes a moment before the worker is dead, so that its SIGCHLD would interrupt that second check
+    and leave a file.
+    """
+
+    def __init__(self, queue: Any, workers: Sequence[Any]) -> None:
+        self.queue, self.workers = queue, workers
+
+    def get(self, timeout: float) -> Any:
+        """The next item, as `queue.Queue.get`."""
+        try:
+            return self.queue.get(timeout=timeout)
+        except Empty:
+            raise
+        except Exception:
+            ended = multiprocessing.connection.wait([worker.sentinel for worker in self.workers], EXIT_GRACE_S)
+            for worker in self.workers:
+                if worker.sentinel in ended:
+                    worker.join()
+            raise
 
 
 class _DatasetWithErrors(Dataset[Any]):
