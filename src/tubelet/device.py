@@ -27,6 +27,11 @@ def has_bf16_units(device: torch.device) -> bool:
     return False
 
 
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """The dtype for long sums on a device: float64, or float32 on Apple's MPS, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype of matrix products: the requested one, or bf16 where the device supports it in hardware."""
     if precision == "auto":

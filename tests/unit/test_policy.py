@@ -89,6 +89,35 @@ def test_every_config_field_is_documented():
                     )
 
 
+# Modules whose tensors of float64 are on the host: Apple's MPS has no float64 and raises an error. What computes on the
+# device of a model takes `tubelet.device.accumulation_dtype`.
+FLOAT64_MODULES = {
+    "device.py",
+    "fitting/suggest.py",
+    "fitting/tasks/depth.py",
+    "fitting/tasks/segmentation.py",
+    "heads/linear.py",
+    "heads/novelty.py",
+    "heads/regression.py",
+    "pretrained/dense_features.py",
+    "pretrained/inputs.py",
+    "pretrained/sliding_windows.py",
+    "tasks/common/correspondence.py",
+    "tasks/metrics/dense.py",
+    "tasks/metrics/ranking.py",
+    "tasks/suite.py",
+    "tasks/tracking.py",
+    "view/feature_maps.py",
+    "view/pca.py",
+}
+
+
+def test_no_float64_on_a_device():
+    pattern = re.compile(r"\.double\(|torch\.(float64|double)\b")
+    found = {file for file in FILES if pattern.search((SOURCE / file).read_text())}
+    assert found == FLOAT64_MODULES, "compute in accumulation_dtype(device), or on the host and list the module"
+
+
 # Modules that may parse a file; all others call tubelet.io, which bounds size and reports damage. What processes of
 # this package send each other, and what the kernel reports about them, is not a file from outside.
 PARSING_MODULES = {

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tubelet.config import OptimConfig, TrainConfig, model_preset, vit_ti
-from tubelet.device import training_dtype
+from tubelet.device import accumulation_dtype, training_dtype
 from tubelet.train.collapse import CollapseDetector, channel_std, effective_rank
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import default_ema_momentum, schedule_values
@@ -130,6 +130,11 @@ def test_narrow_networks_train_in_fp32_on_a_cpu_by_default(monkeypatch):
     assert [training_dtype(c, cpu) for c in (narrow, wide)] == [torch.float32, torch.bfloat16]
     assert training_dtype(narrow, gpu) == torch.bfloat16
     assert training_dtype(dataclasses.replace(narrow, precision="bf16"), cpu) == torch.bfloat16
+
+
+def test_long_sums_are_in_float64_where_the_device_has_it():
+    dtypes = [accumulation_dtype(torch.device(name)) for name in ("cpu", "cuda", "mps")]
+    assert dtypes == [torch.float64, torch.float64, torch.float32]
 
 
 def test_published_schedule_at_the_published_length():

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tubelet.datasets import DenseSample, DepthDataset
+from tubelet.device import accumulation_dtype
 from tubelet.errors import DataError, DecodeError
 from tubelet.grid import round_to_patches
 from tubelet.heads.linear import linear_head
@@ -188,8 +189,9 @@ def sum_of_losses(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
 def accumulate(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
     """(S, 2): each head's sum of squared errors in square meters, and the number of rows."""
     known = values > 0
-    squares = (depth_of(outputs[known], bins) - values[known].unsqueeze(1)).square().double().sum(0)
-    return torch.stack([squares, known.sum().double().expand_as(squares)], dim=1)
+    wide = accumulation_dtype(outputs.device)
+    squares = (depth_of(outputs[known], bins) - values[known].unsqueeze(1)).square().to(wide).sum(0)
+    return torch.stack([squares, known.sum().to(wide).expand_as(squares)], dim=1)
 
 
 def held_out_scores(sums: Tensor) -> list[float]:

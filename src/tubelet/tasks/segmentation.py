@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tubelet.data.clips import resize, resize_shape
 from tubelet.datasets import DenseSample, SegmentationDataset
 from tubelet.datasets.annotations import IGNORED
+from tubelet.device import accumulation_dtype
 from tubelet.errors import ConfigError, DataError
 from tubelet.heads.linear import linear_head
 from tubelet.pretrained.backbone import Backbone
@@ -176,8 +177,9 @@ def accumulate(outputs: Tensor, values: Tensor) -> Tensor:
     """(S, 2): each head's sum of cross-entropies, and the number of rows."""
     known = values != IGNORED
     targets = values[known].long()
-    sums = [F.cross_entropy(outputs[known, s].double(), targets, reduction="sum") for s in range(outputs.shape[1])]
-    return torch.stack([torch.stack(sums), known.sum().double().expand(len(sums))], dim=1)
+    wide = accumulation_dtype(outputs.device)
+    sums = [F.cross_entropy(outputs[known, s].to(wide), targets, reduction="sum") for s in range(outputs.shape[1])]
+    return torch.stack([torch.stack(sums), known.sum().to(wide).expand(len(sums))], dim=1)
 
 
 def held_out_scores(sums: Tensor) -> list[float]:

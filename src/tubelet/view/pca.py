@@ -27,7 +27,7 @@ class Projection:
 
     def colors(self, tokens: Tensor) -> Tensor:
         """(..., D) tokens -> (..., 3) uint8; coordinates beyond low and high are clipped."""
-        where = (tokens.detach().double().cpu() - self.mean) @ self.axes
+        where = (tokens.detach().cpu().double() - self.mean) @ self.axes
         shares = (where - self.low) / (self.high - self.low).clamp_min(1e-12)
         return (shares.clamp(0, 1) * 255).round().to(torch.uint8)
 
@@ -41,7 +41,7 @@ def fit_projection(tokens: Tensor) -> Projection:
     Args:
         tokens: (K, D) with K >= 2 and D >= 3, on any device.
     """
-    x = tokens.detach().double().cpu()
+    x = tokens.detach().cpu().double()
     mean = x.mean(0)
     centered = x - mean
     values, vectors = torch.linalg.eigh(centered.T @ centered)  # ascending
