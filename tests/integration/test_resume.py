@@ -18,7 +18,8 @@ from tubelet.data.sources import list_media
 from tubelet.errors import TubeletError
 from tubelet.io.files import directory_lock
 from tubelet.train import progress
-from tubelet.train.trainer import train
+from tubelet.train.distributed import DistContext
+from tubelet.train.trainer import Trainer, train
 
 LOSSES = ("loss", "prediction_loss", "context_loss")
 
@@ -202,6 +203,17 @@ def test_recomputed_activations_give_the_same_losses(media, undisturbed, tmp_pat
     train_quietly(tiny_config(media, activation_checkpointing=True), tmp_path / "run")
     for ours, theirs in zip(rows(tmp_path / "run"), rows(undisturbed), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
+
+
+def test_a_deterministic_run_sets_the_algorithms_while_it_lasts(media, tmp_path):
+    config = tiny_config(media, steps=1, deterministic=True)
+    with Trainer(config, tmp_path / "run", DistContext(torch.device("cpu"))):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    empty = tiny_config(tmp_path, steps=1, deterministic=True)
+    with pytest.raises(TubeletError), Trainer(empty, tmp_path / "other", DistContext(torch.device("cpu"))):
+        pass
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_accumulated_parts_of_a_step_weigh_one_together_and_hold_all_samples(media):

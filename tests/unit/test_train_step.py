@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from tubelet.config import ModelConfig, OptimConfig, PredictorConfig, TrainConfi
 from tubelet.data.batch import Batch, StepData
 from tubelet.data.masks import sample_mask
 from tubelet.grid import Modality
+from tubelet.train.determinism import deterministic_algorithms
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import train_step
@@ -98,3 +100,39 @@ def test_a_step_with_clipping_never_waits_for_the_device(step, monkeypatch):
             yield
 
     step(dataclasses.replace(CONFIG, optim=OptimConfig(lr=1e-3, max_grad_norm=1.0)), without_reading())
+
+
+def determinism():
+    return (
+        torch.get_deterministic_debug_mode(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    )
+
+
+@pytest.mark.parametrize("workspace", [None, ":16:8"])
+def test_deterministic_algorithms_are_set_for_a_block_and_restored_after_an_error(monkeypatch, workspace):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if workspace:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", workspace)
+    before = determinism()
+    with deterministic_algorithms(False):
+        assert determinism() == before
+    with pytest.raises(KeyError), deterministic_algorithms(True):
+        assert determinism() == (2, False, workspace or ":4096:8")
+        raise KeyError
+    assert determinism() == before
+
+
+def test_on_a_cpu_all_operators_of_a_step_are_deterministic(batch):
+    losses = []
+    for deterministic in (False, True):
+        torch.manual_seed(0)
+        model = VJEPA(SIZES)
+        optimizer = build_optimizer(model, CONFIG.optim)
+        with deterministic_algorithms(deterministic):
+            metrics = [
+                train_step(model, optimizer, batch, CONFIG, step, DistContext(torch.device("cpu"))) for step in range(2)
+            ]
+        losses.append([float(row["loss"]) for row in metrics])
+    assert losses[0] == losses[1]

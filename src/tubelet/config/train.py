@@ -137,6 +137,9 @@ class TrainConfig(Settings):
     """Seed of initial weights, data order, crops and masks."""
     compile: bool | None = None
     """Compile the blocks with torch.compile; None compiles runs that are long enough to gain from it."""
+    deterministic: bool = False
+    """Use deterministic algorithms only, so that on CUDA, too, a resumed run has the same losses bit by bit as one that
+    never stopped; slower."""
     activation_checkpointing: bool = False
     """Recompute the blocks' activations in the backward pass to save memory."""
     checkpoint_every: Count = 1000

@@ -31,6 +31,7 @@ from tubelet.train.anomaly_guard import REMEDY, AnomalyGuard, LossHistory
 from tubelet.train.checkpointer import Checkpointer
 from tubelet.train.compilation import prepare_model, should_compile
 from tubelet.train.data_monitor import DataMonitor, StepTimer
+from tubelet.train.determinism import deterministic_algorithms
 from tubelet.train.distributed import DistContext, init_distributed
 from tubelet.train.evaluation import Evaluator, PeriodicEvaluation
 from tubelet.train.feature_monitor import FeatureMonitor, collapse_detector
@@ -126,6 +127,7 @@ class Trainer:
     def __enter__(self) -> "Trainer":
         with ExitStack() as undo:
             undo.callback(self._resources.close)
+            self._resources.enter_context(deterministic_algorithms(self.config.deterministic))
             self.setup()
             undo.pop_all()
         return self

@@ -1,0 +1,36 @@
+"""The same numbers from the same steps, bit by bit, on CUDA."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# cuBLAS then uses buffers of its own for each stream, and sums in one order (NVIDIA's manual, section 2.1.4).
+_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """PyTorch's deterministic algorithms while the block runs, if enabled; what was set before is restored.
+
+    Attention's backward pass, which adds up gradients in any order otherwise, then has one order. An operator without a
+    deterministic algorithm raises PyTorch's error. On a CPU nothing changes: there all operators of a step have one.
+    """
+    if not enabled:
+        yield
+        return
+    name, value = _WORKSPACE
+    workspace = os.environ.get(name)
+    mode, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault(name, value)
+    torch.use_deterministic_algorithms(True)
+    # Nothing reads memory before it is written, and filling all of it takes time.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        if workspace is None:
+            os.environ.pop(name, None)
