@@ -1,19 +1,33 @@
-"""Exact nearest-neighbor search in a table: all pooled features are compared, part by part, without an index."""
+"""Exact nearest-neighbor search in a table: all features are compared, part by part, without an index.
+
+All features of a trained encoder share a large component, so that the cosines of any two are close to 1. The mean of the
+table is therefore subtracted from both vectors before they are compared: 0 is as similar as any two clips of the table
+are, 1 is the same direction.
+"""
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from tubelet.data.decode import Video
+from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.data.part_table import parts
-from tubelet.embed.table import PartRemovedError, pooled_rows, read_settings
+from tubelet.data.storage import suffix_of
+from tubelet.embed.regions import Box, frame_size, grow_box, region_weights
+from tubelet.embed.table import PartRemovedError, dense_rows, pooled_rows, read_settings
 from tubelet.errors import ConfigError, DataError, TubeletError
 from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.load import load
 
 ATTEMPTS = 5  # to read a table that another process changes at the same time
+_CHUNK_VALUES = 2**24  # values of dense features that are compared at once
 
 
 @dataclass(frozen=True)
@@ -24,29 +38,59 @@ class Hit:
         path: file of the clip.
         start_s: timestamp of its first frame, in seconds.
         end_s: timestamp of its last frame, in seconds.
-        similarity: cosine similarity of its pooled features and the query's, -1 to 1.
+        similarity: cosine of its features and the query's, both less the mean of the table, -1 to 1.
+        time_s: timestamp of the most similar time step, in seconds; None if whole clips were compared.
+        box: x, y, width and height of the region around the most similar token, in pixels of the file's frames; None if
+            whole clips were compared, or the file cannot be read.
     """
 
     path: str
     start_s: float
     end_s: float
     similarity: float
+    time_s: float | None = None
+    box: Box | None = None
 
 
-def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone | None = None) -> list[Hit]:
-    """Find the clips of a table that are most similar to an image, or to the middle clip of a video.
+@dataclass(frozen=True)
+class _Candidate:
+    """A hit before its box is known.
+
+    Attributes:
+        hit: without a box.
+        similarities: (rows, columns) of the tokens of the most similar time step; None for whole clips.
+    """
+
+    hit: Hit
+    similarities: NDArray[np.float32] | None = None
+
+
+def search(
+    index: str | Path,
+    file: str | Path,
+    top: int = 10,
+    model: Backbone | None = None,
+    at_s: float | None = None,
+    box: Box | None = None,
+) -> list[Hit]:
+    """Find the clips of a table that are most similar to an image, to a clip of a video, or to a region of either.
 
     Args:
         index: a folder that `tubelet embed` wrote.
         file: the query.
         top: number of clips.
         model: the encoder; None loads the model of the table.
+        at_s: a moment of the query in seconds, which its clip is centered on; None takes the middle of the video.
+        box: x, y, width and height of a region of the query, in pixels of its frames. The mean of its tokens at the
+            moment is compared with each token of the table.
 
     Raises:
-        TubeletError: if the table is missing or empty, the model is another one, or the file cannot be read.
+        TubeletError: if the table is missing or empty, or has no tokens for a box; the model is another one; the file
+            cannot be read; or the moment or the box is not in it.
 
     Warns:
-        UserWarning: if rows are not ranked because their features are not finite or all zero.
+        UserWarning: if rows are not ranked because their features are not finite or all zero, or boxes are unknown
+            because files cannot be read.
     """
     index = Path(index)
     if top < 1:
@@ -54,47 +98,104 @@ def search(index: str | Path, file: str | Path, top: int = 10, model: Backbone |
     settings = read_settings(index)
     if not parts(index):
         raise DataError(f"{index}: has no rows yet; wait for `tubelet embed` to finish")
+    if box is not None and not settings["dense"]:
+        raise DataError(f"{index}: has no tokens, which a region is compared with; embed the collection with --dense")
     model = model or _load(index, settings["model"])
     if model.weights_id != settings["weights"]:
         raise DataError(
             f"{index}: features are from {settings['model_id']}, the model is {model.model_id}; pass the model of the "
             "table with --model, or embed the collection again"
         )
-    features = model.encode(file, resize=settings["image_size"], frames=settings["frames"], fps=settings["fps"])
-    query = features.pooled[0].float().cpu().numpy()
+    features = _encode(model, file, settings, at_s)
+    query = _query(features, file, at_s, box)
     length = np.linalg.norm(query)
     if not (np.isfinite(length) and length > 0):
         raise DataError(f"{file}: features have no direction (norm {length}); check the weights of {model.model_id}")
     for left in reversed(range(ATTEMPTS)):
         try:
-            return _nearest(index, query / length, top)
+            center = _center(index, len(query))
+            found = _nearest(index, query - center, center, top, dense=box is not None)
         except PartRemovedError:  # `tubelet embed` replaces rows of changed files: read the table again
             if not left:
                 raise
+        else:
+            return _with_boxes(found)
     raise AssertionError
 
 
-def _nearest(index: Path, query: NDArray[np.float32], top: int) -> list[Hit]:
-    """The rows most similar to a query (D,) of norm 1."""
-    best: list[Hit] = []
+def _encode(model: Backbone, file: str | Path, settings: dict[str, Any], at_s: float | None) -> DenseFeatures:
+    """Features of the query's clip."""
+    clip = {"resize": settings["image_size"], "frames": settings["frames"], "fps": settings["fps"]}
+    if at_s is None:
+        return model.encode(file, **clip)
+    if suffix_of(str(file)) in IMAGE_SUFFIXES:
+        raise ConfigError(f"at is {at_s:g} s, but {file} is an image, which has no moments; leave it out")
+    with Video(file) as video:
+        duration_s = video.info.duration_s
+    if not 0 <= at_s <= duration_s:
+        raise ConfigError(f"at is {at_s:g} s, but {file} lasts {duration_s:.2f} s; choose a moment within it")
+    length_s = (settings["frames"] - 1) / settings["fps"]
+    last_s = duration_s - length_s - 1e-3
+    if last_s < 0:  # too short for the rate: the whole video, at a higher one
+        return model.encode(file, **clip)
+    return model.encode(file, **clip, start=min(max(0.0, at_s - length_s / 2), last_s))
+
+
+def _query(features: DenseFeatures, file: str | Path, at_s: float | None, box: Box | None) -> NDArray[np.float32]:
+    """(D,) features of the query: the mean of its tokens, or of those in the box at the moment."""
+    if box is None:
+        return features.pooled[0].float().cpu().numpy()
+    assert features.times is not None
+    times = features.times[0].numpy()
+    step = int(np.abs(times - (times.mean() if at_s is None else at_s)).argmin())
+    height, width = frame_size(str(file))
+    weights = region_weights(box, height, width, features.grid.h, features.grid.w, str(file))
+    tokens = features.map[0, step].float().cpu().numpy()
+    return np.asarray((tokens * weights[..., None]).sum((0, 1)), np.float32)
+
+
+def _center(index: Path, width: int) -> NDArray[np.float32]:
+    """(D,) mean over the rows of a table, which is the mean of all their tokens, too.
+
+    Raises:
+        TubeletError: if vectors do not have the width of the query.
+    """
+    total, count = np.zeros(width), 0
+    for _, pooled in pooled_rows(index, ["path"]):
+        if pooled.shape[1] != width:
+            raise DataError(
+                f"{index}: a part has vectors of {pooled.shape[1]} channels, expected {width} as of the model; "
+                "embed the collection again into another folder"
+            )
+        healthy = _healthy(pooled)
+        total, count = total + pooled[healthy].sum(0, dtype=np.float64), count + len(healthy)
+    return (total / max(1, count)).astype(np.float32)
+
+
+def _healthy(pooled: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Rows whose features have a direction."""
+    lengths = np.linalg.norm(pooled, axis=1)
+    return np.flatnonzero(np.isfinite(lengths) & (lengths > 0))
+
+
+def _nearest(
+    index: Path, query: NDArray[np.float32], center: NDArray[np.float32], top: int, dense: bool
+) -> list[_Candidate]:
+    """The rows most similar to a query (D,), from which the center (D,) was subtracted."""
+    query = query / max(float(np.linalg.norm(query)), 1e-30)
+    best: list[_Candidate] = []
     rows = unranked = 0
     first = ""
     for columns, pooled in pooled_rows(index, ["path", "start_s", "end_s"]):
-        if pooled.shape[1] != len(query):
-            raise DataError(
-                f"{index}: a part has vectors of {pooled.shape[1]} channels, expected {len(query)} as of the model; "
-                "embed the collection again into another folder"
-            )
-        lengths = np.linalg.norm(pooled, axis=1)
-        healthy = np.flatnonzero(np.isfinite(lengths) & (lengths > 0))
+        healthy = _healthy(pooled)
         if len(healthy) < len(pooled):
             first = first or columns["path"][int(np.setdiff1d(np.arange(len(pooled)), healthy)[0])].as_py()
         rows, unranked = rows + len(pooled), unranked + len(pooled) - len(healthy)
-        similarity = pooled[healthy] @ query / lengths[healthy]
-        nearest = np.argsort(-similarity)[:top]
-        found = columns.take(healthy[nearest]).to_pylist()
-        best += [Hit(**row, similarity=float(similarity[i])) for row, i in zip(found, nearest, strict=True)]
-        best = sorted(best, key=lambda hit: -hit.similarity)[:top]
+        if not dense:
+            best = _top([*best, *_clips(columns, pooled, healthy, query, center, top)], top)
+    if dense:
+        for chunk in dense_rows(index, ["path", "start_s", "end_s"], _CHUNK_VALUES):
+            best = _top([*best, *_moments(*chunk, query, center)], top)
     if unranked:
         warnings.warn(
             f"{index}: {unranked} of {rows} rows have features without a direction (NaN, infinity or zero) and are not "
@@ -102,6 +203,76 @@ def _nearest(index: Path, query: NDArray[np.float32], top: int) -> list[Hit]:
             stacklevel=2,
         )
     return best
+
+
+def _top(candidates: list[_Candidate], top: int) -> list[_Candidate]:
+    return sorted(candidates, key=lambda candidate: -candidate.hit.similarity)[:top]
+
+
+def _clips(
+    columns: pa.Table,
+    pooled: NDArray[np.float32],
+    healthy: NDArray[np.int64],
+    query: NDArray[np.float32],
+    center: NDArray[np.float32],
+    top: int,
+) -> Iterator[_Candidate]:
+    """The clips of a part that are most similar to the query."""
+    similarity = _cosines(pooled[healthy], query, center)
+    nearest = np.argsort(-similarity, kind="stable")[:top]
+    for row, i in zip(columns.take(healthy[nearest]).to_pylist(), nearest, strict=True):
+        yield _Candidate(Hit(**row, similarity=float(similarity[i])))
+
+
+def _moments(
+    columns: pa.Table,
+    tokens: NDArray[np.float32],
+    times: NDArray[np.float64],
+    query: NDArray[np.float32],
+    center: NDArray[np.float32],
+) -> Iterator[_Candidate]:
+    """The most similar token of each clip.
+
+    Args:
+        columns: path, start_s and end_s of n clips.
+        tokens: (n, t, h, w, D).
+        times: (n, t) seconds.
+        query: (D,).
+        center: (D,).
+    """
+    similarity = _cosines(tokens, query, center)
+    best = similarity.max((2, 3))  # (n, t)
+    for i, row in enumerate(columns.to_pylist()):
+        if np.isfinite(tokens[i]).all() and tokens[i].any():
+            step = int(best[i].argmax())
+            hit = Hit(**row, similarity=float(best[i, step]), time_s=float(times[i, step]))
+            yield _Candidate(hit, similarity[i, step])
+
+
+def _cosines(x: NDArray[np.float32], query: NDArray[np.float32], center: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(...) cosines of vectors (..., D) less the center, and a query (D,) of norm 1; 0 for a vector at the center."""
+    x = x - center
+    return np.asarray(x @ query / np.maximum(np.linalg.norm(x, axis=-1), 1e-30), np.float32)
+
+
+def _with_boxes(found: list[_Candidate]) -> list[Hit]:
+    """Hits, with their boxes if there are similarities of tokens."""
+    hits, unknown = [], []
+    for candidate in found:
+        box = None
+        if candidate.similarities is not None:
+            try:
+                box = grow_box(candidate.similarities, *frame_size(candidate.hit.path))
+            except TubeletError as error:
+                unknown.append(error)
+        hits.append(replace(candidate.hit, box=box))
+    if unknown:
+        warnings.warn(
+            f"the boxes of {len(unknown)} of {len(hits)} results are unknown, since their files cannot be read "
+            f"({unknown[0]})",
+            stacklevel=3,
+        )
+    return hits
 
 
 def _load(index: Path, name: str) -> Backbone:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tubelet.data.part_table import SETTINGS, PartTable, check_same_settings, parts
 from tubelet.errors import DataError, MissingFileError, TubeletError
-from tubelet.io.arrays import read_parquet, vectors
+from tubelet.io.arrays import numbers, read_parquet, vectors
 from tubelet.io.text import file_error, read_json, validate_content
 from tubelet.value_checks import Bounds
 
@@ -28,6 +28,9 @@ _COLUMNS = {
     "start_s": "double",
     "end_s": "double",
     "pooled": "vector",
+    "grid": "sizes",
+    "times": "numbers",
+    "tokens": "numbers",
 }
 _Count = Annotated[int, Bounds(1, 2**31)]
 
@@ -140,3 +143,34 @@ def pooled_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[pa.Table, 
     for part in parts(path):
         table = read_part(part, [*columns, "pooled"])
         yield table.select(columns), vectors(table["pooled"]).astype(np.float32)
+
+
+def dense_rows(
+    path: Path, columns: Sequence[str], most_values: int
+) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
+    """Rows of equal grids: some columns, tokens (n, t, h, w, D) in float32, and times (n, t) in seconds.
+
+    Args:
+        path: a table with tokens.
+        columns: names of the columns.
+        most_values: maximum of n·t·h·w·D, at least one row.
+
+    Raises:
+        TubeletError: if a part cannot be read, or a row has another number of tokens than its grid.
+    """
+    for part in parts(path):
+        table = read_part(part, [*columns, "grid", "times", "tokens"])
+        grids, tokens, times = vectors(table["grid"]), numbers(table["tokens"]), numbers(table["times"])
+        begin = 0
+        for i in range(1, len(grids) + 1):
+            size = (i - begin + 1) * len(tokens[begin])
+            if i < len(grids) and (grids[i] == grids[begin]).all() and size <= most_values:
+                continue
+            t, h, w = map(int, grids[begin])
+            if t * h * w < 1 or any(len(x) != len(tokens[begin]) or len(x) % (t * h * w) for x in tokens[begin:i]):
+                raise file_error(part, f"has rows whose tokens do not fit the grid {t} x {h} x {w}", _DELETE_PART)
+            if any(len(x) != t for x in times[begin:i]):
+                raise file_error(part, f"has rows whose times do not fit the grid {t} x {h} x {w}", _DELETE_PART)
+            dense = np.stack(tokens[begin:i]).astype(np.float32).reshape(i - begin, t, h, w, -1)
+            yield table.select(columns).slice(begin, i - begin), dense, np.stack(times[begin:i])
+            begin = i

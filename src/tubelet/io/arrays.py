@@ -190,7 +190,8 @@ def read_parquet(path: Path, columns: Mapping[str, str] | None, remedy: str) -> 
     Args:
         path: the file.
         columns: Arrow type by name ("string", "int64", "double"); "vector" is a fixed-size list of floating-point
-            values. None reads all columns without a check.
+            values, "sizes" one of whole numbers, "numbers" a list of floating-point values of any length. None reads
+            all columns without a check.
         remedy: what to do about a file that cannot be read.
 
     Raises:
@@ -255,8 +256,11 @@ def _check_columns(path: Path, schema: pa.Schema, columns: Mapping[str, str], re
             found = ", ".join(schema.names[:20])
             raise file_error(path, f"has {len(places) or 'no'} columns {name!r} (found {found})", remedy)
         kind = schema.field(places[0]).type
-        if expected == "vector":
-            fits = pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type) and kind.list_size > 0
+        if expected in ("vector", "sizes"):
+            matches = pa.types.is_floating if expected == "vector" else pa.types.is_integer
+            fits = pa.types.is_fixed_size_list(kind) and matches(kind.value_type) and kind.list_size > 0
+        elif expected == "numbers":
+            fits = pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)
         else:
             fits = str(kind) == expected
         if not fits:
@@ -264,9 +268,21 @@ def _check_columns(path: Path, schema: pa.Schema, columns: Mapping[str, str], re
 
 
 def vectors(column: pa.ChunkedArray) -> NDArray[Any]:
-    """(rows, width) of a column that `read_parquet` read as "vector"."""
+    """(rows, width) of a column that `read_parquet` read as "vector" or "sizes"."""
     import numpy as np
 
     width = column.type.list_size
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     return np.concatenate(chunks).reshape(-1, width) if chunks else np.empty((0, width), np.float16)
+
+
+def numbers(column: pa.ChunkedArray) -> list[NDArray[Any]]:
+    """The values of each row of a column that `read_parquet` read as "numbers"."""
+    import numpy as np
+
+    rows: list[NDArray[Any]] = []
+    for chunk in column.chunks:
+        values = chunk.flatten().to_numpy(zero_copy_only=False)
+        ends = np.cumsum(chunk.value_lengths().to_numpy(zero_copy_only=False))
+        rows += np.split(values, ends[:-1]) if len(chunk) else []
+    return rows

@@ -38,21 +38,22 @@ class Thumbnail:
     fault: str = ""
 
 
-def make_thumbnail(path: Path, start_s: float, end_s: float) -> Thumbnail:
+def make_thumbnail(path: Path, start_s: float, end_s: float, side: int = SIDE) -> Thumbnail:
     """A thumbnail of a span of a video, at most 32 frames at 8 a second, or of an image; tens of kilobytes.
 
     Args:
         path: the file.
         start_s: start of the span in seconds.
         end_s: its end in seconds; not after the start for an image.
+        side: largest width and height in pixels.
     """
     try:
         if end_s <= start_s:
-            return Thumbnail(image=data_uri(_shrink(read_image(str(path)).numpy()), "jpeg"))
+            return Thumbnail(image=data_uri(_shrink(read_image(str(path)).numpy(), side), "jpeg"))
         length_s = end_s - start_s
         count = int(np.clip(round(length_s * FPS), 2, FRAMES))
         with Video(str(path)) as video:
-            size = _size(video.info.height, video.info.width)
+            size = _size(video.info.height, video.info.width, side)
             last = max(start_s, min(end_s, video.info.duration_s) - 1e-3)
             times = np.minimum(start_s + (np.arange(count) + 0.5) * length_s / count, last)
             frames = [pixels for pixels, _, repeats in video.scan(times, size) for _ in range(repeats)]
@@ -61,13 +62,13 @@ def make_thumbnail(path: Path, start_s: float, end_s: float) -> Thumbnail:
         return Thumbnail(fault=str(error))
 
 
-def _size(height: int, width: int) -> tuple[int, int]:
-    scale = min(1.0, SIDE / max(height, width))
+def _size(height: int, width: int, side: int) -> tuple[int, int]:
+    scale = min(1.0, side / max(height, width))
     return even(height * scale), even(width * scale)
 
 
-def _shrink(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width = _size(*pixels.shape[:2])
+def _shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    height, width = _size(*pixels.shape[:2], side)
     return np.asarray(Image.fromarray(pixels).resize((width, height)))
 
 
