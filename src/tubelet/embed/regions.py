@@ -32,8 +32,10 @@ def region_weights(box: Box, height: int, width: int, rows: int, columns: int, f
 
     Args:
         box: the region.
-        height, width: of the frame, in pixels.
-        rows, columns: of the tokens, which cover the central square of the frame.
+        height: of the frame, in pixels.
+        width: of the frame, in pixels.
+        rows: of the tokens, which cover the central square of the frame.
+        columns: of the tokens.
         file: the frame's file, for messages.
 
     Returns:
@@ -73,7 +75,8 @@ def grow_box(similarities: NDArray[np.float32], height: int, width: int) -> Box:
 
     Args:
         similarities: (rows, columns) of one time step.
-        height, width: of the frame, in pixels.
+        height: of the frame, in pixels.
+        width: of the frame, in pixels.
     """
     peak = np.unravel_index(int(similarities.argmax()), similarities.shape)
     allowed = similarities >= _EDGE * similarities[peak]

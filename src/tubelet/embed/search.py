@@ -1,18 +1,19 @@
 """Exact nearest-neighbor search in a table: all features are compared, part by part, without an index.
 
-All features of a trained encoder share a large component, so that the cosines of any two are close to 1. The mean of the
-table is therefore subtracted from both vectors before they are compared: 0 is as similar as any two clips of the table
-are, 1 is the same direction.
+All features of a trained encoder share a large component, so that the cosines of any two are close to 1. The mean of
+the table is therefore subtracted first. Clips are then compared by cosine. A region is compared with each token by a
+linear discriminant of its features against all tokens of the table (Hariharan et al., "Discriminative decorrelation for
+clustering and classification", 2012): (x - mean) · inverse covariance · (query - mean), divided by its value for the
+query. 0 is as similar as any two clips or tokens of the table are, 1 is the same.
 """
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from tubelet.data.decode import Video
@@ -28,6 +29,8 @@ from tubelet.pretrained.load import load
 
 ATTEMPTS = 5  # to read a table that another process changes at the same time
 _CHUNK_VALUES = 2**24  # values of dense features that are compared at once
+_TOKENS_EACH = 64  # tokens of a clip that the covariance is estimated from, spread evenly
+_SHRINKAGE = 0.01  # variance added in all directions, as a fraction of the mean variance
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Hit:
         path: file of the clip.
         start_s: timestamp of its first frame, in seconds.
         end_s: timestamp of its last frame, in seconds.
-        similarity: cosine of its features and the query's, both less the mean of the table, -1 to 1.
+        similarity: 0 for the mean of the table, 1 for the query: the cosine of the clip's features and the query's,
+            both less the mean of the table, -1 to 1; for a region the linear discriminant, which has no bounds.
         time_s: timestamp of the most similar time step, in seconds; None if whole clips were compared.
         box: x, y, width and height of the region around the most similar token, in pixels of the file's frames; None if
             whole clips were compared, or the file cannot be read.
@@ -114,7 +118,10 @@ def search(
     for left in reversed(range(ATTEMPTS)):
         try:
             center = _center(index, len(query))
-            found = _nearest(index, query - center, center, top, dense=box is not None)
+            if box is None:
+                found = _nearest_clips(index, query - center, center, top)
+            else:
+                found = _nearest_moments(index, _discriminant(index, query - center, center), center, top)
         except PartRemovedError:  # `tubelet embed` replaces rows of changed files: read the table again
             if not left:
                 raise
@@ -178,10 +185,22 @@ def _healthy(pooled: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.flatnonzero(np.isfinite(lengths) & (lengths > 0))
 
 
-def _nearest(
-    index: Path, query: NDArray[np.float32], center: NDArray[np.float32], top: int, dense: bool
-) -> list[_Candidate]:
-    """The rows most similar to a query (D,), from which the center (D,) was subtracted."""
+def _discriminant(index: Path, query: NDArray[np.float32], center: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(D,) the direction that tells a query (D,), from which the center was subtracted, from the tokens of a table."""
+    total, count = np.zeros((len(query), len(query))), 0
+    for _, tokens, _ in dense_rows(index, ["path"], _CHUNK_VALUES):
+        each = tokens.reshape(len(tokens), -1, len(query))
+        chosen = each[:, :: max(1, each.shape[1] // _TOKENS_EACH)].reshape(-1, len(query)) - center
+        chosen = chosen[np.isfinite(chosen).all(1)]
+        total, count = total + chosen.T @ chosen, count + len(chosen)
+    covariance = total / max(1, count)
+    covariance += np.eye(len(query)) * max(_SHRINKAGE * float(np.trace(covariance)) / len(query), 1e-12)
+    direction = np.linalg.solve(covariance, query.astype(np.float64))
+    return np.asarray(direction / max(float(direction @ query), 1e-30), np.float32)
+
+
+def _nearest_clips(index: Path, query: NDArray[np.float32], center: NDArray[np.float32], top: int) -> list[_Candidate]:
+    """The clips most similar to a query (D,), from which the center (D,) was subtracted."""
     query = query / max(float(np.linalg.norm(query)), 1e-30)
     best: list[_Candidate] = []
     rows = unranked = 0
@@ -191,11 +210,12 @@ def _nearest(
         if len(healthy) < len(pooled):
             first = first or columns["path"][int(np.setdiff1d(np.arange(len(pooled)), healthy)[0])].as_py()
         rows, unranked = rows + len(pooled), unranked + len(pooled) - len(healthy)
-        if not dense:
-            best = _top([*best, *_clips(columns, pooled, healthy, query, center, top)], top)
-    if dense:
-        for chunk in dense_rows(index, ["path", "start_s", "end_s"], _CHUNK_VALUES):
-            best = _top([*best, *_moments(*chunk, query, center)], top)
+        centered = pooled[healthy] - center
+        similarity = centered @ query / np.maximum(np.linalg.norm(centered, axis=1), 1e-30)
+        nearest = np.argsort(-similarity, kind="stable")[:top]
+        found = columns.take(healthy[nearest]).to_pylist()
+        best += [_Candidate(Hit(**row, similarity=float(similarity[i]))) for row, i in zip(found, nearest, strict=True)]
+        best = _top(best, top)
     if unranked:
         warnings.warn(
             f"{index}: {unranked} of {rows} rows have features without a direction (NaN, infinity or zero) and are not "
@@ -205,64 +225,42 @@ def _nearest(
     return best
 
 
+def _nearest_moments(
+    index: Path, direction: NDArray[np.float32], center: NDArray[np.float32], top: int
+) -> list[_Candidate]:
+    """The clips with the most similar tokens, by the product with a direction (D,)."""
+    best: list[_Candidate] = []
+    rows = unranked = 0
+    for columns, tokens, times in dense_rows(index, ["path", "start_s", "end_s"], _CHUNK_VALUES):
+        similarity = (tokens - center) @ direction  # (n, t, h, w)
+        steps = similarity.max((2, 3))  # (n, t)
+        for i, row in enumerate(columns.to_pylist()):
+            rows += 1
+            if not np.isfinite(steps[i]).all():
+                unranked += 1
+                continue
+            step = int(steps[i].argmax())
+            hit = Hit(**row, similarity=float(steps[i, step]), time_s=float(times[i, step]))
+            best.append(_Candidate(hit, similarity[i, step]))
+        best = _top(best, top)
+    if unranked:
+        warnings.warn(f"{index}: {unranked} of {rows} rows have features that are not finite", stacklevel=2)
+    return best
+
+
 def _top(candidates: list[_Candidate], top: int) -> list[_Candidate]:
     return sorted(candidates, key=lambda candidate: -candidate.hit.similarity)[:top]
-
-
-def _clips(
-    columns: pa.Table,
-    pooled: NDArray[np.float32],
-    healthy: NDArray[np.int64],
-    query: NDArray[np.float32],
-    center: NDArray[np.float32],
-    top: int,
-) -> Iterator[_Candidate]:
-    """The clips of a part that are most similar to the query."""
-    similarity = _cosines(pooled[healthy], query, center)
-    nearest = np.argsort(-similarity, kind="stable")[:top]
-    for row, i in zip(columns.take(healthy[nearest]).to_pylist(), nearest, strict=True):
-        yield _Candidate(Hit(**row, similarity=float(similarity[i])))
-
-
-def _moments(
-    columns: pa.Table,
-    tokens: NDArray[np.float32],
-    times: NDArray[np.float64],
-    query: NDArray[np.float32],
-    center: NDArray[np.float32],
-) -> Iterator[_Candidate]:
-    """The most similar token of each clip.
-
-    Args:
-        columns: path, start_s and end_s of n clips.
-        tokens: (n, t, h, w, D).
-        times: (n, t) seconds.
-        query: (D,).
-        center: (D,).
-    """
-    similarity = _cosines(tokens, query, center)
-    best = similarity.max((2, 3))  # (n, t)
-    for i, row in enumerate(columns.to_pylist()):
-        if np.isfinite(tokens[i]).all() and tokens[i].any():
-            step = int(best[i].argmax())
-            hit = Hit(**row, similarity=float(best[i, step]), time_s=float(times[i, step]))
-            yield _Candidate(hit, similarity[i, step])
-
-
-def _cosines(x: NDArray[np.float32], query: NDArray[np.float32], center: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(...) cosines of vectors (..., D) less the center, and a query (D,) of norm 1; 0 for a vector at the center."""
-    x = x - center
-    return np.asarray(x @ query / np.maximum(np.linalg.norm(x, axis=-1), 1e-30), np.float32)
 
 
 def _with_boxes(found: list[_Candidate]) -> list[Hit]:
     """Hits, with their boxes if there are similarities of tokens."""
     hits, unknown = [], []
+    known_size = cache(frame_size)
     for candidate in found:
         box = None
         if candidate.similarities is not None:
             try:
-                box = grow_box(candidate.similarities, *frame_size(candidate.hit.path))
+                box = grow_box(candidate.similarities, *known_size(candidate.hit.path))
             except TubeletError as error:
                 unknown.append(error)
         hits.append(replace(candidate.hit, box=box))

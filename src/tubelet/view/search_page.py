@@ -67,4 +67,3 @@ def _player(path: str, start_s: float, end_s: float, box: Box | None) -> dict[st
             x, y, w, h = box
             region = [round(100 * part, 2) for part in (x / width, y / height, w / width, h / height)]
     return {"media": make_thumbnail(Path(path), start_s, end_s, _SIDE), "region": region}
-

@@ -68,7 +68,7 @@ def _size(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def _shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    height, width = _size(*pixels.shape[:2], side)
+    height, width = _size(pixels.shape[0], pixels.shape[1], side)
     return np.asarray(Image.fromarray(pixels).resize((width, height)))
 
 

@@ -1,0 +1,128 @@
+"""Region search on the sample set, by average precision, beside pooled search and random weights.
+
+    python -m benchmarks.region_search SET --model MODEL
+
+A query is the box of an object in the second clip of a video. A result is right if objects of the query's class fill at
+least a fifth of its box at its moment. Pooled search, which knows no places, is compared by clips: one is right if it
+shows an object of the class. Average precision is over all clips of the other videos; its mean is over classes.
+"""
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import tubelet
+from tubelet.config import EmbedConfig
+from tubelet.embed.collection import embed_collection
+from tubelet.embed.search import Hit, search
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.load import random_init_like
+from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT, OTHER_OBJECT, ClipTruth, read_index, read_truth
+
+FRAMES, FPS = 4, 7.0
+LEAST_PIXELS, LEAST_PART = 300, 0.2  # of an object, and of a token
+
+
+@dataclass(frozen=True)
+class Query:
+    """An object to search for.
+
+    Attributes:
+        path: its video.
+        at_s: its moment.
+        box: x, y, width and height in pixels.
+        label: index of its class.
+    """
+
+    path: Path
+    at_s: float
+    box: tuple[int, int, int, int]
+    label: int
+
+
+def choose_queries(truths: dict[str, ClipTruth], at_s: float, count: int) -> list[Query]:
+    """Objects of all classes in turn, at one moment of their videos."""
+    found: dict[int, list[Query]] = {}
+    for path, truth in truths.items():
+        frame = round(at_s * FPS)
+        for number in np.unique(truth.instances[frame]):
+            inside = truth.instances[frame] == number
+            label = int(np.bincount(truth.classes[frame][inside]).argmax())
+            if number and inside.sum() >= LEAST_PIXELS and FIRST_OBJECT <= label < OTHER_OBJECT:
+                y, x = np.nonzero(inside)
+                box = (int(x.min()), int(y.min()), int(np.ptp(x)) + 1, int(np.ptp(y)) + 1)
+                found.setdefault(label, []).append(Query(Path(path), at_s, box, label))
+    rng = np.random.default_rng(0)
+    for queries in found.values():
+        rng.shuffle(queries)  # type: ignore[arg-type]
+    turns = [queries[i] for i in range(max(map(len, found.values()))) for queries in found.values() if i < len(queries)]
+    return turns[:count]
+
+
+def shows(truth: ClipTruth, hit: Hit, label: int) -> bool:
+    """Whether a clip shows an object of a class."""
+    first, last = round(hit.start_s * FPS), round(hit.end_s * FPS)
+    return bool((truth.classes[first : last + 1] == label).sum((1, 2)).max() >= LEAST_PIXELS)
+
+
+def is_right(truth: ClipTruth, hit: Hit, label: int) -> bool:
+    """Whether the middle of a result's box is an object of a class."""
+    assert hit.time_s is not None and hit.box is not None
+    classes = truth.classes[min(round(hit.time_s * FPS), len(truth.classes) - 1)]
+    x, y, w, h = hit.box
+    return bool((classes[y : y + h, x : x + w] == label).mean() >= LEAST_PART)
+
+
+def average_precision(right: NDArray[np.bool_], positives: int) -> float:
+    """Average precision of a ranking of which some are right, of so many that could be."""
+    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+    return float(precision[right].sum() / max(1, positives))
+
+
+def measure(table: Path, model: Backbone, queries: list[Query], truths: dict[str, ClipTruth]) -> dict[str, float]:
+    """Means over classes of the means over their queries."""
+    scores: dict[int, list[list[float]]] = {}
+    for query in queries:
+        everything = 10**6
+        places = search(table, query.path, everything, model, query.at_s, query.box)
+        clips = search(table, query.path, everything, model, query.at_s)
+        places, clips = ([hit for hit in hits if hit.path != str(query.path)] for hits in (places, clips))
+        present = np.array([shows(truths[hit.path], hit, query.label) for hit in places])
+        right = np.array([is_right(truths[hit.path], hit, query.label) for hit in places])
+        pooled = np.array([shows(truths[hit.path], hit, query.label) for hit in clips])
+        positives = int(present.sum())
+        row = [average_precision(right, positives), right[:10].mean()]
+        row += [average_precision(each, positives) for each in (present, pooled)]
+        scores.setdefault(query.label, []).append([*row, present.mean()])
+    means = np.mean([np.mean(rows, axis=0) for rows in scores.values()], axis=0)
+    names = ("mAP, place", "right of the first 10", "mAP, clips", "mAP, clips, pooled", "chance, clips")
+    return dict(zip(names, map(float, means), strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--queries", type=int, default=40)
+    parser.add_argument("--max-videos", type=int, default=200)
+    arguments = parser.parse_args()
+    entries = read_index(arguments.set, "train")[: arguments.max_videos]
+    truths = {str(entry.media.resolve()): read_truth(entry.truth) for entry in entries}
+    queries = choose_queries(truths, 0.7, arguments.queries)
+    print(f"{len(queries)} objects: " + ", ".join(sorted({CLASSES[query.label] for query in queries})))
+    model = tubelet.load(arguments.model)
+    size = EmbedConfig(image_size=arguments.image_size, frames=FRAMES, fps=FPS, dense=True, workers=0, batch_size=32)
+    for name, encoder in (("trained", model), ("random weights", random_init_like(model, 0))):
+        with tempfile.TemporaryDirectory() as folder:
+            embed_collection(encoder, list(truths), Path(folder) / "table", size)
+            measured = measure(Path(folder) / "table", encoder, queries, truths)
+        print(f"{name:<15}" + "  ".join(f"{key} {value:.3f}" for key, value in measured.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
