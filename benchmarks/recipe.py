@@ -299,7 +299,8 @@ def step_flops(config: TrainConfig) -> float:
     model = VJEPA(config.model).to(nowhere)
     with FlopCounterMode(display=False) as counter:
         for batch in (batch.to(nowhere) for batch in batches):
-            backpropagate(model, normalize(batch.pixels), batch.masks, 0.5, 1.0, torch.autocast("cpu", enabled=False))
+            batch = dataclasses.replace(batch, pixels=normalize(batch.pixels))
+            backpropagate(model, [batch], 0.5, torch.autocast("cpu", enabled=False))
     return float(counter.get_total_flops())
 
 

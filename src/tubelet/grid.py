@@ -60,6 +60,20 @@ class Mask:
         return Mask(self.context.to(device, non_blocking=True), self.target.to(device, non_blocking=True))
 
 
+class MaskedGrid(NamedTuple):
+    """A batch's mask, and what it masks.
+
+    Attributes:
+        mask: the indices of context and target tokens.
+        grid: the grid that they index.
+        modality: which tokenizer the batch went through.
+    """
+
+    mask: Mask
+    grid: Grid
+    modality: Modality
+
+
 def round_to_patches(length: float, patch_size: int) -> int:
     """The nearest multiple of the patch size to a length in pixels, at least one patch."""
     return max(1, round(length / patch_size)) * patch_size

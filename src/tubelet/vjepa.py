@@ -1,16 +1,33 @@
 """The V-JEPA system: student, predictor and EMA teacher; from a batch to losses."""
 
 import copy
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
-from tubelet.grid import Mask
+from tubelet.grid import Mask, MaskedGrid
 from tubelet.model.encoder import Encoder
+from tubelet.model.packing import unpack
 from tubelet.model.predictor import Predictor
 from tubelet.model.tokenizer import modality_of
 from tubelet.objective import Losses, dense_predictive_loss, normalize_targets
+
+
+class MaskedBatch(NamedTuple):
+    """A batch under one mask.
+
+    Attributes:
+        pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image batch.
+        mask: the tokens that the student sees, and those that it must predict.
+        targets: (B, N, L·D) from `VJEPA.targets`.
+    """
+
+    pixels: Tensor
+    mask: Mask
+    targets: Tensor
 
 
 class VJEPA(nn.Module):
@@ -23,36 +40,48 @@ class VJEPA(nn.Module):
         self.predictor = Predictor(config)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.distance_weighting = True  # set by the run, see OptimConfig
+        self.pack_masks = False  # set by the run, see TrainConfig
         # Set by a distillation. In a tuple, so that nn.Module does not register it and no checkpoint contains it.
         self.frozen_teacher: tuple[Encoder, ...] = ()
         self.loss = dense_predictive_loss  # an attribute, so that it can be compiled with the blocks
 
-    def forward(self, pixels: Tensor, mask: Mask, targets: Tensor, context_weight: float | Tensor) -> Losses:
-        """The dense predictive loss of a batch under one mask.
+    def forward(self, batches: Sequence[MaskedBatch], context_weight: float | Tensor) -> list[Losses]:
+        """The dense predictive losses of some batches, each under one mask, which go through the model together.
 
         Args:
-            pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image batch.
-            mask: the tokens that the student sees, and those that it must predict.
-            targets: (B, N, L·D) from `targets`.
+            batches: of any modality; several may have the same pixels under other masks.
             context_weight: λ of this step.
         """
-        grid, modality = self.student.tokenizer.grid(pixels), modality_of(pixels)
-        levels = self.student(pixels, mask.context)  # steps 1-4: tokens, positions, mask, encoder
-        target_pred, context_pred = self.predictor(levels, mask, grid, modality)  # steps 5-7: fusion, predictor, heads
-        return self.loss(  # step 8
-            target_pred, context_pred, targets, mask, grid, context_weight, distance_weighting=self.distance_weighting
-        )
+        tokenizer = self.student.tokenizer
+        masked = [MaskedGrid(each.mask, tokenizer.grid(each.pixels), modality_of(each.pixels)) for each in batches]
+        # Steps 1 to 4: tokens, positions, mask, encoder.
+        levels = self.student([each.pixels for each in batches], [each.mask.context for each in batches])
+        predictions = self.predictor(levels, masked)  # steps 5-7: fusion, predictor, heads
+        return [  # step 8
+            self.loss(
+                *predicted,
+                each.targets,
+                each.mask,
+                own.grid,
+                context_weight,
+                distance_weighting=self.distance_weighting,
+            )
+            for predicted, each, own in zip(predictions, batches, masked, strict=True)
+        ]
 
     @torch.no_grad()
-    def targets(self, pixels: Tensor) -> Tensor:
-        """(B, N, L·D) the teacher's normalized levels of the unmasked input, without gradient.
+    def targets(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """(B, N, L·D) the teacher's normalized levels of each unmasked batch, without gradient.
 
         In a distillation, the last level of the distilled model instead; the teacher is still the moving average of the
         student, and is the result of the run.
+
+        Args:
+            pixels: (B, C, T, H, W) of each batch.
         """
-        if self.frozen_teacher:
-            return normalize_targets(self.frozen_teacher[0](pixels)[-1:])
-        return normalize_targets(self.teacher(pixels))
+        levels = self.frozen_teacher[0](pixels)[-1:] if self.frozen_teacher else self.teacher(pixels)
+        grid = self.student.tokenizer.grid
+        return unpack(normalize_targets(levels), tuple((len(each), grid(each).tokens) for each in pixels))
 
     @torch.no_grad()
     def update_teacher(self, momentum: float, skipped: Tensor | None = None) -> None:

@@ -25,7 +25,8 @@ from tubelet import objective
 from tubelet.checkpoint.state_dict import load_strict
 from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, ReleasedCheckpoint, read_released
 from tubelet.config import ModelConfig, OptimConfig
-from tubelet.grid import Mask
+from tubelet.data.batch import Batch
+from tubelet.grid import Mask, MaskedGrid
 from tubelet.model.tokenizer import modality_of
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import backpropagate
@@ -125,7 +126,10 @@ def forward_outputs(model: Model, cases: dict[str, Tensor], config: ModelConfig)
             yield f"encoder.{name}.masked{i if name == 'video' else ''}.levels_concat", torch.cat(levels, dim=-1)
             yield f"distance.{mask_name}", room.target_distance(mask, grid).sqrt()
             for token in range(config.predictor.mask_tokens):
-                target, context = predictor(levels, mask, grid, modality, token)
+                if isinstance(model, reference.System):
+                    target, context = predictor(levels, mask, grid, modality, token)
+                else:
+                    target, context = predictor(levels, [MaskedGrid(mask, grid, modality)], token)[0]
                 which = f".mask_token{token}" if name == "video" else ""
                 yield f"predictor.{mask_name}{which}.target", target
                 yield f"predictor.{mask_name}{which}.context", context
@@ -153,7 +157,8 @@ def trajectory_cases(model: Model, meta: dict, cases: dict[str, Tensor]) -> Iter
         name, weight = step["modality"], recorded["context_weight"]
         masks = [mask_of(cases, mask) for mask in INPUTS[name]]
         if is_package:
-            losses = backpropagate(model, cases[name], masks, weight, 1.0, torch.autocast("cpu", enabled=False))
+            batch = Batch(modality_of(cases[name]), cases[name], masks, 1.0)
+            losses = backpropagate(model, [batch], weight, torch.autocast("cpu", enabled=False))
         else:
             losses = torch.stack(model(cases[name], masks, weight))
             losses[0].backward()

@@ -8,7 +8,9 @@ from tests.numerics import reference
 from tubelet.checkpoint.state_dict import load_strict
 from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.config import BlockMask, ModelConfig, OptimConfig, PredictorConfig
+from tubelet.data.batch import Batch
 from tubelet.data.masks import sample_mask
+from tubelet.grid import Modality
 from tubelet.model.attention import attention
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import backpropagate
@@ -63,7 +65,8 @@ def test_training_follows_the_specification_for_200_steps(pair):
     for _ in range(STEPS):
         pixels = moving_pictures(rng)
         masks = [sample_mask(spec, grid, 2, rng) for spec in specs]
-        our_loss = backpropagate(model, pixels, masks, 0.5, 1.0, torch.autocast("cpu", enabled=False))[0]
+        batch = Batch(Modality.VIDEO, pixels, masks, 1.0)
+        our_loss = backpropagate(model, [batch], 0.5, torch.autocast("cpu", enabled=False))[0]
         their_loss = system(pixels, masks, 0.5)[0]
         their_loss.backward()
         for optimizer, network in ((ours, model), (theirs, system)):

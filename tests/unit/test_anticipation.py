@@ -12,7 +12,7 @@ from tests.helpers.media import read_index, write_video
 from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.datasets import ActionSegment
 from tubelet.errors import TubeletError
-from tubelet.grid import Grid, Mask, Modality
+from tubelet.grid import Grid, Mask, MaskedGrid, Modality
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.anticipation import (
     PreActionClip,
@@ -57,7 +57,8 @@ def test_the_predictor_predicts_the_first_frames_of_the_action(model):
     # Steps 0 and 1 were seen, 2 to 4 lie between, step 5 is asked for.
     ids = torch.arange(N + 4 * frame)
     mask = Mask(ids[None, :N].expand(2, -1), torch.arange(5 * frame, 6 * frame).expand(2, -1))
-    expected = model.predictor(model(pixels), mask, Grid(9, 2, 2), Modality.VIDEO)[0][..., -32:]
+    masked = MaskedGrid(mask, Grid(9, 2, 2), Modality.VIDEO)
+    expected = model.predictor(model(pixels), [masked])[0][0][..., -32:]
     assert torch.allclose(tokens[:, N:], expected, atol=1e-5)
     sooner = encode_and_predict(model, pixels, steps=2)["tokens"]
     assert not torch.allclose(tokens[:, N:], sooner[:, N:], atol=1e-5)

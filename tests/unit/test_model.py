@@ -3,13 +3,13 @@ import torch
 
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, model_preset, vit_b
 from tubelet.errors import TubeletError
-from tubelet.grid import Grid, Mask, Modality
+from tubelet.grid import Grid, Mask, MaskedGrid, Modality
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import axis_size, pair_permutation, rotary_table, rotate
 from tubelet.model.tokenizer import Tokenizer, patchify
 from tubelet.objective import target_distance
-from tubelet.vjepa import VJEPA
+from tubelet.vjepa import VJEPA, MaskedBatch
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_embedding_visible_patches_equals_embedding_all_and_choosing(config):
 def test_rotation_in_halves_equals_rotation_of_interleaved_pairs():
     head_dim, grid = 14, Grid(2, 3, 4)  # 3 axes of 4 channels, 2 left over
     ids = torch.arange(grid.tokens).unsqueeze(0)
-    x = torch.randn(1, 1, grid.tokens, head_dim, dtype=torch.float64)
+    x = torch.randn(1, grid.tokens, 1, head_dim, dtype=torch.float64)
     permutation = pair_permutation(head_dim)
     table = rotary_table(ids, grid, head_dim, rope_grid=None)
     ours = rotate(x[..., permutation], table)
@@ -58,9 +58,9 @@ def test_rotation_in_halves_equals_rotation_of_interleaved_pairs():
     for axis, position in enumerate(positions):
         for i in range(d // 2):
             angle = position[0] / 10000 ** (i / (d / 2))
-            a, b = x[0, 0, :, axis * d + 2 * i], x[0, 0, :, axis * d + 2 * i + 1]
-            expected[0, 0, :, axis * d + 2 * i] = a * angle.cos() - b * angle.sin()
-            expected[0, 0, :, axis * d + 2 * i + 1] = b * angle.cos() + a * angle.sin()
+            a, b = x[0, :, 0, axis * d + 2 * i], x[0, :, 0, axis * d + 2 * i + 1]
+            expected[0, :, 0, axis * d + 2 * i] = a * angle.cos() - b * angle.sin()
+            expected[0, :, 0, axis * d + 2 * i + 1] = b * angle.cos() + a * angle.sin()
     torch.testing.assert_close(ours, expected[..., permutation], atol=1e-6, rtol=0)
 
 
@@ -88,10 +88,11 @@ def test_predictions_do_not_depend_on_the_order_of_the_index_lists(config):
     predictor, grid = Predictor(config), Grid(2, 2, 2)
     levels = [torch.randn(1, 3, 48) for _ in range(4)]
     mask = Mask(torch.tensor([[0, 3, 4]]), torch.tensor([[1, 2, 5]]))
-    target, context = predictor(levels, mask, grid, Modality.VIDEO)
+    target, context = predictor(levels, [MaskedGrid(mask, grid, Modality.VIDEO)])[0]
     order = [2, 0, 1]
     shuffled = Mask(mask.context[:, order], mask.target[:, order])
-    target2, context2 = predictor([level[:, order] for level in levels], shuffled, grid, Modality.VIDEO)
+    masked = MaskedGrid(shuffled, grid, Modality.VIDEO)
+    target2, context2 = predictor([level[:, order] for level in levels], [masked])[0]
     torch.testing.assert_close(target[:, order], target2)
     torch.testing.assert_close(context[:, order], context2)
 
@@ -109,7 +110,9 @@ def test_no_gradient_reaches_the_teacher_and_all_of_student_and_predictor_learn(
     model = VJEPA(config)
     mask = Mask(torch.tensor([[0, 3, 4]]), torch.tensor([[1, 2, 5]]))
     pixels = torch.randn(1, 3, 4, 16, 16)
-    model(pixels, mask, model.targets(pixels), 0.5).total.backward()
+    (targets,) = model.targets([pixels])
+    (losses,) = model([MaskedBatch(pixels, mask, targets)], 0.5)
+    losses.total.backward()
     assert all(p.grad is None for p in model.teacher.parameters())
     without = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert without == {

@@ -9,6 +9,7 @@ import torch
 
 from tests.helpers.media import write_image, write_video
 from tubelet.config import BlockMask, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, from_dict, to_dict
+from tubelet.data.batch import Batch
 from tubelet.data.loader import StepDataset
 from tubelet.data.masks import sample_mask
 from tubelet.data.sources import list_media
@@ -29,7 +30,7 @@ def gradients(model: VJEPA, context_weight: float) -> torch.Tensor:
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.standard_normal((2, 3, 4, 32, 32), dtype=np.float32))
     masks = [sample_mask(BlockMask(blocks=2, area=0.3), TINY.grid(4, 32, 32), 2, rng)]
-    return backpropagate(model, pixels, masks, context_weight, 1.0, FP32)
+    return backpropagate(model, [Batch(Modality.VIDEO, pixels, masks, 1.0)], context_weight, FP32)
 
 
 def test_the_context_loss_equals_hand_computation_with_and_without_distances():
@@ -72,7 +73,7 @@ def test_one_output_level_supervises_the_last_level_only():
     assert last.student.norms[1].weight.grad.count_nonzero() > 0
     assert all(norm.weight.grad.count_nonzero() > 0 for norm in deep.student.norms)
     pixels = torch.randn(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(last.targets(pixels), deep.targets(pixels)[..., TINY.width :])
+    assert torch.equal(last.targets([pixels])[0], deep.targets([pixels])[0][..., TINY.width :])
 
 
 def test_without_warm_up_the_context_loss_counts_from_the_first_step():

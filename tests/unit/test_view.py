@@ -25,7 +25,7 @@ from tubelet.view.page import Line, boundary, chart, columns, heat, significant
 from tubelet.view.pca import fit_projection
 from tubelet.view.report import write_report
 from tubelet.view.step_facts import STEPS
-from tubelet.vjepa import VJEPA
+from tubelet.vjepa import VJEPA, MaskedBatch
 
 TINY = ModelConfig(
     width=64,
@@ -202,8 +202,8 @@ def test_the_scene_of_an_image_fits_a_phone(browser, image, run, tmp_path):
 def test_the_losses_on_the_page_are_what_training_would_compute(video, video_page, run):
     trace = trace_input(video, str(run))
     with torch.no_grad():
-        targets = trace.model.targets(trace.pixels)
-        masks = [trace.model(trace.pixels, mask.mask, targets, 0.25) for mask in trace.masks]
+        (targets,) = trace.model.targets([trace.pixels])
+        masks = trace.model([MaskedBatch(trace.pixels, mask.mask, targets) for mask in trace.masks], 0.25)
     expected = [torch.stack(parts).mean() for parts in zip(*masks, strict=True)]
     assert trace.losses is not None
     torch.testing.assert_close(torch.stack(trace.losses), torch.stack(expected))

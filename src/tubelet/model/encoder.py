@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
 from tubelet.model.layers import NORM_EPS, Block, init_weights, run_block
-from tubelet.model.rope import rotary_table
+from tubelet.model.packing import pack
+from tubelet.model.rope import RotaryTable, rotary_table
 from tubelet.model.tokenizer import Tokenizer
 
 
@@ -25,15 +26,16 @@ class Encoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(config.width, eps=NORM_EPS) for _ in config.levels)
         init_weights(self, blocks)
 
-    def forward(self, pixels: Tensor, ids: Tensor | None = None) -> list[Tensor]:
+    def forward(self, pixels: Tensor | Sequence[Tensor], ids: Tensor | Sequence[Tensor] | None = None) -> list[Tensor]:
         """Encode whole inputs, or only their visible tokens.
 
         Args:
-            pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image.
-            ids: (B, K) indices of the tokens to see, or None for all N.
+            pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image. Or several such batches.
+            ids: (B, K) indices of the tokens to see, or None for all N. Or those of each batch.
 
         Returns:
-            L tensors (B, K, D): the output levels, shallow to deep, each after its own LayerNorm.
+            L tensors (B, K, D), of several batches packed (1, ΣB·K, D): the output levels, shallow to deep, each after
+            its own LayerNorm.
 
         Raises:
             TubeletError: if the pixels' shape does not divide into patches.
@@ -43,28 +45,42 @@ class Encoder(nn.Module):
         outputs = self.get_intermediate_layers(pixels, out_levels, ids)
         return [self.norms[config.levels.index(i)](x) for i, x in zip(out_levels, outputs, strict=True)]
 
-    def get_intermediate_layers(self, pixels: Tensor, blocks: Sequence[int], ids: Tensor | None = None) -> list[Tensor]:
+    def get_intermediate_layers(
+        self,
+        pixels: Tensor | Sequence[Tensor],
+        blocks: Sequence[int],
+        ids: Tensor | Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
         """Outputs of the given blocks, before any norm; nothing is computed beyond the last of them.
 
         Args:
-            pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image.
+            pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image. Or several such batches.
             blocks: 0-based block numbers, ascending.
-            ids: (B, K) indices of the tokens to see, or None for all N.
+            ids: (B, K) indices of the tokens to see, or None for all N. Or those of each batch.
 
         Returns:
-            one tensor (B, K, D) per block.
+            one tensor (B, K, D) per block, of several batches packed (1, ΣB·K, D).
         """
-        config = self.config
-        grid = self.tokenizer.grid(pixels)
-        x = self.tokenizer(pixels, ids)
-        positions = torch.arange(grid.tokens, device=pixels.device).unsqueeze(0) if ids is None else ids
-        table = rotary_table(positions, grid, config.width // config.heads, config.rope_grid, config.rope)
+        if isinstance(pixels, Tensor):
+            assert ids is None or isinstance(ids, Tensor)
+            x, table = self._embed(pixels, ids)
+        else:
+            embedded = [self._embed(*each) for each in zip(pixels, ids or [None] * len(pixels), strict=True)]
+            tokens, tables = zip(*embedded, strict=True)
+            x, table = pack(tokens), RotaryTable.packed(tables, tuple((x.shape[0], x.shape[1]) for x in tokens))
         outputs = []
         for i in range(blocks[-1] + 1):
             x = run_block(self.blocks[i], x, table, self.recompute_activations)
             if i in blocks:
                 outputs.append(x)
         return outputs
+
+    def _embed(self, pixels: Tensor, ids: Tensor | None) -> tuple[Tensor, RotaryTable]:
+        """The tokens (B, K, D) of one batch, and their angles."""
+        config, grid = self.config, self.tokenizer.grid(pixels)
+        positions = torch.arange(grid.tokens, device=pixels.device).unsqueeze(0) if ids is None else ids
+        table = rotary_table(positions, grid, config.width // config.heads, config.rope_grid, config.rope)
+        return self.tokenizer(pixels, ids), table
 
 
 def random_encoder(config: ModelConfig, seed: int) -> Encoder:

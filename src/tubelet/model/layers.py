@@ -9,6 +9,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from tubelet.model.attention import attention
+from tubelet.model.packing import pack, unpack
 from tubelet.model.rope import RotaryTable, rotate, rotate_out
 
 NORM_EPS = 1e-6
@@ -50,26 +51,35 @@ class Attention(nn.Module):
         self.kernel = attention  # an attribute, so that a planner can replace the kernel of the device it runs on
 
     def forward(self, x: Tensor, table: RotaryTable) -> Tensor:
-        """(B, K, D) -> (B, K, D)."""
+        """(B, K, D) -> (B, K, D), or packed, (1, ΣB·K, D) -> (1, ΣB·K, D)."""
         B, K, D = x.shape
+        segments = table.segments or ((B, K),)
         if use_chunked_inference(x):
-            q, k, v = self._chunked_qkv(x, table).chunk(3, dim=1)
+            qk, v = self._chunked_qkv(x, table).split([2 * self.heads, self.heads], dim=2)
         else:
-            heads = self.qkv(x).view(B, K, 3 * self.heads, D // self.heads).transpose(1, 2)
-            qk, v = heads.split([2 * self.heads, self.heads], dim=1)
-            q, k = rotate(qk, table).chunk(2, dim=1)
-        return self.proj(self.kernel(q, k, v).transpose(1, 2).reshape(B, K, D))
+            heads = self.qkv(x).view(B, K, 3 * self.heads, D // self.heads)
+            qk, v = heads.split([2 * self.heads, self.heads], dim=2)
+            qk = rotate(qk, table)
+        pairs = zip(unpack(qk, segments), unpack(v, segments), strict=True)
+        return self.proj(pack([self._attend(*pair) for pair in pairs]).reshape(B, K, D))
+
+    def _attend(self, qk: Tensor, v: Tensor) -> Tensor:
+        """(B, K, 2·heads, head_dim) and (B, K, heads, head_dim) -> (B, K, heads, head_dim).
+
+        The kernels write their output in the layout of the queries: with tokens before heads, no copy follows.
+        """
+        q, k = qk.chunk(2, dim=2)
+        return self.kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
     def _chunked_qkv(self, x: Tensor, table: RotaryTable) -> Tensor:
-        """Queries, keys and values (B, 3·heads, K, head_dim), the first two rotated, in the CPU's fastest layout."""
+        """Queries, keys and values (B, K, 3·heads, head_dim), the first two rotated, in the CPU's fastest layout."""
         B, K, D = x.shape
-        out = x.new_empty(B, 3 * self.heads, K, D // self.heads)
+        out = x.new_empty(B, 3 * self.heads, K, D // self.heads).transpose(1, 2)
         for chunk in token_chunks(x):
             heads = self.qkv(x[:, chunk]).view(B, -1, 3 * self.heads, D // self.heads)
             qk, v = heads.split([2 * self.heads, self.heads], dim=2)
-            angles = RotaryTable(*(values[:, :, chunk] for values in table))
-            rotate_out(out[:, : 2 * self.heads, chunk], qk, angles)
-            out[:, 2 * self.heads :, chunk] = v.transpose(1, 2)
+            rotate_out(out[:, chunk, : 2 * self.heads], qk, RotaryTable(table.cos[:, chunk], table.sin[:, chunk]))
+            out[:, chunk, 2 * self.heads :] = v
         return out
 
 
@@ -111,7 +121,7 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio + 1e-6))
 
     def forward(self, x: Tensor, table: RotaryTable) -> Tensor:
-        """(B, K, D) -> (B, K, D)."""
+        """(B, K, D) -> (B, K, D), or packed, (1, ΣB·K, D) -> (1, ΣB·K, D)."""
         x = x + self.attention(self.norm1(x), table)
         update = self.mlp(self.norm2(x))
         return x.add_(update) if use_chunked_inference(x) else x + update
@@ -132,5 +142,6 @@ def init_weights(module: nn.Module, blocks: Iterable[Block]) -> None:
 def run_block(block: nn.Module, x: Tensor, table: RotaryTable, recompute: bool) -> Tensor:
     """Run one block; its activations are stored for the backward pass or recomputed in it."""
     if recompute and torch.is_grad_enabled():
-        return torch.utils.checkpoint.checkpoint(block, x, table, use_reentrant=False)
+        # Nothing in a block is random.
+        return torch.utils.checkpoint.checkpoint(block, x, table, use_reentrant=False, preserve_rng_state=False)
     return block(x, table)

@@ -1,13 +1,16 @@
 """The multi-level predictor (docs/system.md, steps 5, 6 and 7)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
 from tubelet.errors import DataError
-from tubelet.grid import Grid, Mask, Modality
+from tubelet.grid import MaskedGrid, Modality
 from tubelet.model.layers import NORM_EPS, Block, init_weights, run_block
-from tubelet.model.rope import rotary_table
+from tubelet.model.packing import pack, unpack
+from tubelet.model.rope import RotaryTable, rotary_table
 
 
 class Fusion(nn.Sequential):
@@ -40,43 +43,53 @@ class Predictor(nn.Module):
         init_weights(self, blocks)
 
     def forward(
-        self, levels: list[Tensor], mask: Mask, grid: Grid, modality: Modality, mask_token: int = 0
-    ) -> tuple[Tensor, Tensor]:
+        self, levels: list[Tensor], masked: Sequence[MaskedGrid], mask_token: int = 0
+    ) -> list[tuple[Tensor, Tensor]]:
         """Predict the teacher's levels at masked and at visible positions.
 
         Args:
-            levels: L tensors (B, Kc, D), the student's levels of the context tokens.
-            mask: the indices of context and target tokens.
-            grid: the grid that they index.
-            modality: whose embedding is added.
+            levels: L tensors (1, ΣB·Kc, D), the student's levels of the context tokens of some batches; of a single
+                batch (B, Kc, D) will do.
+            masked: the batches' masks and grids.
             mask_token: which learnable mask token stands in at masked positions.
 
         Returns:
-            (B, Kt, L·D) predictions at the target tokens and (B, Kc, L·D) at the context tokens.
+            (B, Kt, L·D) predictions at the target tokens and (B, Kc, L·D) at the context tokens, for each batch.
 
         Raises:
-            TubeletError: if the levels do not match the mask or the model.
+            TubeletError: if the levels do not match the masks or the model.
         """
         size, expected = self.config.predictor, self.config.num_output_levels
-        if len(levels) != expected or levels[0].shape[:2] != mask.context.shape:
+        contexts = tuple((each.mask.context.shape[0], each.mask.context.shape[1]) for each in masked)
+        if len(levels) != expected or levels[0].shape[:2].numel() != sum(B * K for B, K in contexts):
             raise DataError(
                 f"the predictor got {len(levels)} levels of shape {tuple(levels[0].shape)}, expected {expected} of "
-                f"(clips, context tokens) = {tuple(mask.context.shape)}"
+                f"(clips, context tokens) = {', '.join(map(str, contexts))}"
             )
         # 5. Multi-level fusion.
         context = self.fusion(torch.cat(levels, dim=-1))
+        context = context.view(1, -1, context.shape[-1])
         # 6. Mask tokens at their positions. Attention does not depend on the order of its sequence: positions are only
         # encoded in the rotary angles, so context and mask tokens need not be interleaved into grid order and back.
-        B, Kt = mask.target.shape
-        mask_tokens = self.mask_tokens[mask_token].to(context.dtype).expand(B, Kt, -1)
-        x = torch.cat([context, mask_tokens], dim=1)
-        x = x + (self.image_embedding if modality is Modality.IMAGE else self.video_embedding)
-        ids = torch.cat([mask.context, mask.target], dim=1)
-        rope_grid = self.config.rope_grid if size.rescale_rope else None
-        table = rotary_table(ids, grid, size.width // size.heads, rope_grid)
+        parts = zip(unpack(context, contexts), masked, strict=True)
+        sequences = [self._add_mask_tokens(x, each, mask_token) for x, each in parts]
+        segments = tuple((x.shape[0], x.shape[1]) for x in sequences)
+        rope_grid, head_dim = self.config.rope_grid if size.rescale_rope else None, size.width // size.heads
+        ids = [torch.cat([each.mask.context, each.mask.target], dim=1) for each in masked]
+        tables = [rotary_table(own, each.grid, head_dim, rope_grid) for own, each in zip(ids, masked, strict=True)]
+        x, table = pack(sequences), RotaryTable.packed(tables, segments)
         # 7. The multi-level predictor and its two heads.
         for block in self.blocks:
             x = run_block(block, x, table, self.recompute_activations)
-        x = self.norm(x)
-        visible, masked = x.split([context.shape[1], Kt], dim=1)
-        return self.target_head(masked), self.context_head(visible)
+        predictions = []
+        for part, (_, Kc) in zip(unpack(self.norm(x), segments), contexts, strict=True):
+            visible, hidden = part.split([Kc, part.shape[1] - Kc], dim=1)
+            predictions.append((self.target_head(hidden), self.context_head(visible)))
+        return predictions
+
+    def _add_mask_tokens(self, context: Tensor, masked: MaskedGrid, mask_token: int) -> Tensor:
+        """(B, Kc, P) -> (B, Kc + Kt, P)."""
+        B, Kt = masked.mask.target.shape
+        mask_tokens = self.mask_tokens[mask_token].to(context.dtype).expand(B, Kt, -1)
+        embedding = self.image_embedding if masked.modality is Modality.IMAGE else self.video_embedding
+        return torch.cat([context, mask_tokens], dim=1) + embedding

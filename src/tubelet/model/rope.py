@@ -9,13 +9,16 @@ second members in its second half, so that a rotation is arithmetic on two conti
 converts released weights.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tubelet.config import RopeVersion
 from tubelet.grid import Grid
+from tubelet.model.packing import Segments, pack
 
 # Tokens that `rotate_out` rotates at once: a megabyte of queries, keys and temporaries in a ViT-B.
 _TOKENS_IN_CACHE = 64
@@ -24,20 +27,27 @@ _TOKENS_IN_CACHE = 64
 class RotaryTable(NamedTuple):
     """Cosines and sines of every token's angles, shared by all blocks of a forward pass.
 
-    Both channels of a pair rotate by the same angle, and `second_*` are the same tensors as the first two. In V-JEPA
-    2.0 they use two angles, which is not a rotation, but is what its weights were trained with.
+    Both channels of a pair rotate by the same angle, and both halves of a head have the same cosines. In V-JEPA 2.0
+    they use two angles, which is not a rotation, but is what its weights were trained with.
 
     Attributes:
-        cos: (B or 1, 1, K, head_dim / 2) fp32 cosines for the first member of each pair.
-        sin: sines of the same angles and shape.
-        second_cos: cosines for the second member of each pair, of the same shape.
-        second_sin: sines of the same angles and shape.
+        cos: (B or 1, K, 1, head_dim) fp32 cosines.
+        sin: sines of the same angles and shape, negative in the first half of a head.
+        segments: (B, K) of each batch in a packed sequence; empty for the tokens (B, K, D) of one batch.
     """
 
     cos: Tensor
     sin: Tensor
-    second_cos: Tensor
-    second_sin: Tensor
+    segments: Segments = ()
+
+    @staticmethod
+    def packed(tables: "Sequence[RotaryTable]", segments: Segments) -> "RotaryTable":
+        """The table of a packed sequence, from those of its batches."""
+        cos, sin = (
+            pack([angles.expand(B, -1, -1, -1) for angles, (B, _) in zip(each, segments, strict=True)])
+            for each in ([table.cos for table in tables], [table.sin for table in tables])
+        )
+        return RotaryTable(cos, sin, segments)
 
 
 def axis_size(head_dim: int) -> int:
@@ -78,37 +88,63 @@ def rotary_table(
     frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float32, device=ids.device) / max(pairs, 1))
     positions = [position.float() for position in grid_positions(ids, grid)]
     if rope == "2.0":
-        first, second = frequency.repeat(2).view(pairs, 2).unbind(-1)
-        return RotaryTable(*_cos_sin(positions, first, head_dim), *_cos_sin(positions, second, head_dim))
+        return _table(positions, frequency.repeat(2).view(pairs, 2).unbind(-1), head_dim)
     if rope_grid is not None:
         # A grid with a single row or column has nothing to stretch: its only position is 0.
         positions[1] = positions[1] * ((rope_grid - 1) / max(grid.h - 1, 1))
         positions[2] = positions[2] * ((rope_grid - 1) / max(grid.w - 1, 1))
-    cos, sin = _cos_sin(positions, frequency, head_dim)
-    return RotaryTable(cos, sin, cos, sin)
+    return _table(positions, (frequency, frequency), head_dim)
 
 
-def _cos_sin(positions: list[Tensor], frequency: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B or 1, 1, K, head_dim / 2) of one member of each pair, the three axes side by side."""
-    angles = torch.cat([position.unsqueeze(-1) * frequency for position in positions], dim=-1)
-    # The rest of the head rotates by angle 0, which leaves it unchanged without a branch in the rotation.
-    angles = torch.nn.functional.pad(angles, (0, head_dim // 2 - angles.shape[-1])).unsqueeze(1)
-    return angles.cos(), angles.sin()
+def _table(positions: list[Tensor], frequencies: Sequence[Tensor], head_dim: int) -> RotaryTable:
+    """The table of positions, from the frequencies of the first and of the second members of the pairs."""
+    halves = []
+    for frequency, sign in zip(frequencies, (-1, 1), strict=True):
+        # The first half turns the other way; the cosine is the same.
+        angles = torch.cat([position.unsqueeze(-1) * (sign * frequency) for position in positions], dim=-1)
+        # The rest of the head rotates by angle 0, which leaves it unchanged without a branch in the rotation.
+        halves.append(torch.nn.functional.pad(angles, (0, head_dim // 2 - angles.shape[-1])))
+    angles = torch.cat(halves, dim=-1).unsqueeze(2)
+    return RotaryTable(angles.cos(), angles.sin())
 
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Rotate heads by their tokens' angles.
 
     Args:
-        x: (B, heads, K, head_dim).
+        x: (B, K, heads, head_dim).
         table: the angles of the K tokens.
 
     Returns:
-        (B, heads, K, head_dim) of the dtype of x; the arithmetic is in fp32, in which the angles are.
+        (B, K, heads, head_dim) of the dtype of x; the arithmetic is in fp32, in which the angles are.
     """
-    first, second = x.chunk(2, dim=-1)
-    rotated = [first * table.cos - second * table.sin, second * table.second_cos + first * table.second_sin]
-    return torch.cat(rotated, dim=-1).to(x.dtype)
+    if torch.is_grad_enabled():
+        rotated: Tensor = _Rotation.apply(x, table.cos, table.sin)
+        return rotated
+    return _rotate(x, table.cos, table.sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return (x * cos).addcmul_(_swap_halves(x), sin).to(x.dtype)
+
+
+def _swap_halves(x: Tensor) -> Tensor:
+    return x.roll(x.shape[-1] // 2, -1)
+
+
+class _Rotation(torch.autograd.Function):
+    """The rotation, with its transpose as the backward pass: half of the operations that autograd would record."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, _swap_halves(sin)), None, None
 
 
 def rotate_out(out: Tensor, heads: Tensor, table: RotaryTable) -> None:
@@ -118,18 +154,17 @@ def rotate_out(out: Tensor, heads: Tensor, table: RotaryTable) -> None:
     that is returned to the system after every block.
 
     Args:
-        out: (B, heads, K, head_dim), where the result is written.
+        out: (B, K, heads, head_dim), where the result is written.
         heads: (B, K, heads, head_dim).
         table: the angles of the K tokens.
     """
-    out = out.transpose(1, 2)
-    cos, sin, second_cos, second_sin = (angles.transpose(1, 2) for angles in table)
     step = max(1, _TOKENS_IN_CACHE // len(heads))
     for i in range(0, heads.shape[1], step):
         chunk = slice(i, i + step)
-        x = heads[:, chunk].float()
-        y = torch.empty_like(x)
+        x, cos, sin = heads[:, chunk].float(), table.cos[:, chunk], table.sin[:, chunk]
+        y = x * cos
         (first, second), (rotated, rotated_second) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
-        torch.mul(first, cos[:, chunk], out=rotated).addcmul_(second, sin[:, chunk], value=-1)
-        torch.mul(second, second_cos[:, chunk], out=rotated_second).addcmul_(first, second_sin[:, chunk])
+        sin_first, sin_second = sin.chunk(2, dim=-1)
+        rotated.addcmul_(second, sin_first)
+        rotated_second.addcmul_(first, sin_second)
         out[:, chunk].copy_(y)

@@ -21,7 +21,7 @@ from tubelet.data.decode import Frames, Video
 from tubelet.datasets import ActionSegment, AnticipationDataset, ProbeProtocol
 from tubelet.datasets.records import drop_missing_files
 from tubelet.errors import BadFile, ConfigError, DataError
-from tubelet.grid import Grid, Mask, Modality
+from tubelet.grid import Grid, Mask, MaskedGrid, Modality
 from tubelet.heads.attentive import BLOCKS, AttentiveProbe, probe_heads
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.classification_plan import training_settings
@@ -90,7 +90,8 @@ def encode_and_predict(model: Backbone, pixels: Tensor, steps: int) -> dict[str,
     context = torch.arange(grid.tokens, device=pixels.device).expand(B, -1)
     target = grid.tokens + steps * frame + torch.arange(frame, device=pixels.device).expand(B, -1)
     longer = Grid(grid.t + steps + 1, grid.h, grid.w)
-    predicted, _ = model.predictor(levels, Mask(context, target), longer, Modality.VIDEO)
+    masked = MaskedGrid(Mask(context, target), longer, Modality.VIDEO)
+    predicted, _ = model.predictor(levels, [masked])[0]
     return {"tokens": torch.cat([levels[-1], predicted[..., -model.config.width :].to(levels[-1].dtype)], dim=1)}
 
 

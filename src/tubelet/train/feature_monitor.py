@@ -48,11 +48,11 @@ class FeatureMonitor:
         """Capture the next prediction; to be called before a step."""
         self.hook = self.model.predictor.register_forward_hook(self._catch)
 
-    def _catch(self, module: nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
+    def _catch(self, module: nn.Module, inputs: Any, outputs: list[tuple[Tensor, Tensor]]) -> None:
         if self.hook is not None:
             self.hook.remove()
             self.hook = None
-            self.predicted = subsample_tokens(outputs[0].detach(), self.ctx.world_size)
+            self.predicted = subsample_tokens(outputs[0][0].detach(), self.ctx.world_size)
 
     @torch.no_grad()
     def compute(self, batch: Batch) -> dict[str, float]:

@@ -1,5 +1,8 @@
 """One training step: forward and backward under each mask, the optimizer, then the teacher."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -8,14 +11,14 @@ from torch.optim import Optimizer
 
 from tubelet import schedules
 from tubelet.config import TrainConfig
-from tubelet.data.batch import StepData
+from tubelet.data.batch import Batch, StepData
 from tubelet.data.clips import normalize
 from tubelet.device import training_dtype
-from tubelet.grid import Mask
+from tubelet.grid import Modality
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import set_learning_rate
 from tubelet.train.sharding import local_norms
-from tubelet.vjepa import VJEPA, local_shard
+from tubelet.vjepa import VJEPA, MaskedBatch, local_shard
 
 
 def train_step(
@@ -36,12 +39,10 @@ def train_step(
     context_weight = torch.full((), values["context_weight"], device=device)
     # Losses (total, prediction, context), processes whose gradient is not finite, the gradient's squared norm.
     sums = torch.zeros(5, device=device)
-    for batch in data.batches:
-        batch = batch.to(device)
-        pixels = normalize(batch.pixels)
-        sums[:3] += batch.weight * backpropagate(
-            model, pixels, batch.masks, context_weight, batch.weight, autocast(config, device)
-        )
+    for batches in joint_batches(data.batches, model.pack_masks):
+        on_device = [batch.to(device) for batch in batches]
+        inputs = [replace(batch, pixels=normalize(batch.pixels)) for batch in on_device]
+        sums[:3] += backpropagate(model, inputs, context_weight, autocast(config, device), model.pack_masks)
     ctx.all_reduce_gradients(model)
     gradients = [local_shard(p.grad) for p in model.parameters() if p.grad is not None]
     norms = local_norms(gradients)
@@ -63,38 +64,53 @@ def train_step(
     return losses | {"grad_norm": grad_norm, "skipped": skipped, **values}
 
 
+def joint_batches(batches: Sequence[Batch], packed: bool) -> Iterator[list[Batch]]:
+    """The batches of a step, packed one of each modality at a time, otherwise one by one."""
+    if not packed:
+        yield from ([batch] for batch in batches)
+        return
+    by_modality = [[batch for batch in batches if batch.modality is modality] for modality in Modality]
+    for joint in zip_longest(*by_modality):
+        yield [batch for batch in joint if batch is not None]
+
+
 def backpropagate(
     model: VJEPA,
-    pixels: Tensor,
-    masks: list[Mask],
+    batches: Sequence[Batch],
     context_weight: float | Tensor,
-    weight: float,
     precision: torch.autocast,
+    packed: bool = False,
 ) -> Tensor:
-    """Add `weight` times the gradient of a batch's loss, averaged over its masks, to the parameters' gradients.
-
-    One mask after the other goes forward and backward, so that only one mask's activations are in memory.
+    """Add the gradient of the batches' losses, each averaged over its masks, to the parameters' gradients.
 
     Args:
         model: student, predictor and teacher.
-        pixels: (B, C, T, H, W) normalized pixels.
-        masks: the masks drawn for them.
+        batches: with normalized pixels (B, C, T, H, W) and their weights.
         context_weight: λ of this step.
-        weight: the batch's share of the step.
         precision: of the forward pass.
+        packed: whether all masks of all batches go forward and backward in one pass. Otherwise one mask after the other
+            does, so that only one mask's activations are in memory.
 
     Returns:
-        (3,) total, prediction and context loss, averaged over the masks, without the weight.
+        (3,) the weighted sum of the batches' total, prediction and context losses, averaged over the masks.
     """
-    losses = torch.zeros(3, device=pixels.device)
     with precision:
-        targets = model.targets(pixels)
-    for mask in masks:
+        targets = model.targets([batch.pixels for batch in batches])
+    masked = [
+        (MaskedBatch(batch.pixels, mask, target), batch.weight / len(batch.masks))
+        for batch, target in zip(batches, targets, strict=True)
+        for mask in batch.masks
+    ]
+    sums = torch.zeros(3, device=targets[0].device)
+    for joint in [masked] if packed else [[each] for each in masked]:
+        inputs, weights = zip(*joint, strict=True)
         with precision:
-            parts = model(pixels, mask, targets, context_weight)
-        (weight / len(masks) * parts.total).backward()
-        losses += torch.stack(parts).detach() / len(masks)
-    return losses
+            losses = model(inputs, context_weight)
+        weighted = [weight * torch.stack(loss) for weight, loss in zip(weights, losses, strict=True)]
+        total = torch.stack(weighted).sum(0)
+        total[0].backward()
+        sums += total.detach()
+    return sums
 
 
 def schedule_values(config: TrainConfig, step: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.data.images import read_image
 from tubelet.data.masks import block_shape, sample_mask
 from tubelet.errors import ConfigError, DataError, MissingFileError
-from tubelet.grid import Grid, Mask, Modality
+from tubelet.grid import Grid, Mask, MaskedGrid, Modality
 from tubelet.model.rope import RotaryTable, rotary_table
 from tubelet.model.tokenizer import modality_of
 from tubelet.objective import Losses, normalize_targets, target_distance, token_errors
@@ -297,7 +297,7 @@ def _trace_mask(
     parts = {"tokens": student.blocks[0], "fusion": predictor.fusion, "sequence": predictor.blocks[0]}
     with _captured(parts) as (inputs, outputs):
         levels = student(pixels, mask.context)
-        predicted, reconstructed = predictor(levels, mask, grid, modality)
+        predicted, reconstructed = predictor(levels, [MaskedGrid(mask, grid, modality)])[0]
     # A distilled release predicts the last level of a larger teacher, which its file does not have.
     comparable = predicted.shape[-1] == targets.shape[-1]
     distance, weighting = target_distance(mask, grid), {"distance_weighting": model.distance_weighting}

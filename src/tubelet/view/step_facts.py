@@ -95,7 +95,7 @@ def tokenize(trace: Trace) -> Facts:
 def positions(trace: Trace) -> Facts:
     """Step 2."""
     config, grid = trace.model.config, trace.grid
-    head = 2 * trace.rotary.cos.shape[-1]
+    head = trace.rotary.cos.shape[-1]
     each = axis_size(head)
     stretched = (grid.h - 1) * (config.rope_grid - 1) / max(grid.h - 1, 1)
     return [
