@@ -59,14 +59,15 @@ class VJEPA(nn.Module):
         predictions = self.predictor(levels, masked)  # steps 5-7: fusion, predictor, heads
         return [  # step 8
             self.loss(
-                *predicted,
+                target_pred,
+                context_pred,
                 each.targets,
                 each.mask,
                 own.grid,
                 context_weight,
                 distance_weighting=self.distance_weighting,
             )
-            for predicted, each, own in zip(predictions, batches, masked, strict=True)
+            for (target_pred, context_pred), each, own in zip(predictions, batches, masked, strict=True)
         ]
 
     @torch.no_grad()

@@ -159,7 +159,7 @@ def test_the_scene_has_the_numbers_of_the_network(scene_page):
     angles = browser.evaluate(
         f"[0, 1, 2].flatMap(axis => [...Array({pairs}).keys()].map(i => tubelet.angle(axis, {token}, i)))"
     )
-    assert np.cos(angles) == pytest.approx(trace.rotary.cos[0, 0, token, : 3 * pairs].numpy(), abs=1e-5)
+    assert np.cos(angles) == pytest.approx(trace.rotary.cos[0, token, 0, : 3 * pairs].numpy(), abs=1e-5)
     assert browser.evaluate("document.querySelector('[data-total]').textContent") == significant(
         float(trace.losses.total), 4
     )

@@ -65,7 +65,8 @@ class Encoder(nn.Module):
             assert ids is None or isinstance(ids, Tensor)
             x, table = self._embed(pixels, ids)
         else:
-            embedded = [self._embed(*each) for each in zip(pixels, ids or [None] * len(pixels), strict=True)]
+            each_ids: Sequence[Tensor | None] = [None] * len(pixels) if ids is None else list(ids)
+            embedded = [self._embed(*each) for each in zip(pixels, each_ids, strict=True)]
             tokens, tables = zip(*embedded, strict=True)
             x, table = pack(tokens), RotaryTable.packed(tables, tuple((x.shape[0], x.shape[1]) for x in tokens))
         outputs = []
