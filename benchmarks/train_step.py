@@ -27,7 +27,6 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Timed, matrix_rate, run_in_turn, seconds_per_call
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
@@ -40,7 +39,7 @@ from tubelet.train.compilation import prepare_model, should_compile
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import autocast, train_step
-from tubelet.train.step_cost import step_cost
+from tubelet.train.step_cost import encoder_flops, predictor_flops, step_cost
 from tubelet.vjepa import VJEPA
 
 PARTS = ("teacher", "student", "predictor", "loss", "backward", "optimizer")
@@ -209,21 +208,23 @@ def round_seeds(case: StepCase, number: int, calls: int) -> list[int]:
     return [number * calls + call for call in range(calls)]
 
 
-def step_flops(config: TrainConfig, counts: dict[Modality, int]) -> float:
-    """Floating-point operations of the matrix products of one step, attention's included; nothing is computed.
+def step_flops(config: TrainConfig, steps: list[StepData]) -> float:
+    """Floating-point operations of the matrix products of a step, attention's included, mean of some steps.
 
-    Those of the specification, so that what a side computes twice, or pads, is not counted.
+    By the lengths of their masks, which differ from draw to draw; what a side computes twice, or pads, is not counted.
     """
-    from tests.numerics import reference
-
-    nowhere = torch.device("meta")
-    with nowhere:
-        model = reference.System(config.model)
-    with FlopCounterMode(display=False) as counter:
-        for batch in random_step(config, 0, counts).batches:
-            batch = batch.to(nowhere)
-            model(normalize(batch.pixels), batch.masks, config.optim.context_weight)[0].backward()
-    return float(counter.get_total_flops())
+    with torch.device("meta"):
+        model = VJEPA(config.model)
+    flops = 0.0
+    for batch in (batch for data in steps for batch in data.batches):
+        tokens = config.model.grid(*batch.pixels.shape[2:]).tokens
+        one = encoder_flops(model.teacher, batch.modality, tokens)
+        for mask in batch.masks:
+            context, target = mask.context.shape[1], mask.target.shape[1]
+            one += encoder_flops(model.student, batch.modality, context)
+            one += predictor_flops(model.predictor, context, target)
+        flops += len(batch.pixels) * one
+    return flops / len(steps)
 
 
 def main(
@@ -272,7 +273,8 @@ def main(
     )
     counts = {Modality.VIDEO: videos} | ({Modality.IMAGE: images} if images else {})
     dtype = training_dtype(config, device)
-    flops, rate = step_flops(config, counts), matrix_rate(device, dtype, config.model.width)
+    flops = step_flops(config, [random_step(config, seed, counts) for seed in range(warmup)])
+    rate = matrix_rate(device, dtype, config.model.width)
     sides = SIDES[:1] if package_only else SIDES
     case = StepCase(config, counts, warmup, steps)
     timed, peak = run_in_turn(build, case, sides, warmup, steps + new_mask_steps)
