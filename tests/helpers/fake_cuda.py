@@ -120,12 +120,19 @@ class FakeStream:
 
     def wait_event(self, *_: object) -> None: ...
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        _synchronize()
 
     def record_event(self, *_: object) -> FakeEvent:
         return FakeEvent()
 
 
+def _synchronize(*_: object) -> None:
+    for log in _running:
+        log.report("host waits", "synchronize()")
+
+
+_running: list["OperatorLog"] = []
 _pinned: set[int] = set()  # storages in page-locked memory, by address; of one `fake_cuda()`
 _sdpa, _empty = F.scaled_dot_product_attention, torch.empty
 
@@ -176,6 +183,7 @@ def fake_cuda(devices: int = 8) -> Iterator[None]:
             "current_device": lambda: 0,
             "set_device": lambda *_: None,
             "mem_get_info": lambda *_: (139 * 2**30, 139 * 2**30),
+            "synchronize": _synchronize,
             "Event": FakeEvent,
             "Stream": FakeStream,
             "stream": lambda _: nullcontext(),
@@ -281,11 +289,6 @@ class OperatorLog(TorchDispatchMode):
         self.problems: Counter[str] = Counter()
         self.kernels: Counter[tuple[str, str]] = Counter()
 
-    def reset(self) -> None:
-        """Forget everything, such as what only the first step of a run does."""
-        self.problems.clear()
-        self.kernels.clear()
-
     @contextmanager
     def in_phase(self, group: str) -> Iterator[None]:
         """Count all kernels in one group, whatever the operator."""
@@ -302,6 +305,15 @@ class OperatorLog(TorchDispatchMode):
     def report(self, problem: str, func: Any) -> None:
         """Record a problem at the current line."""
         self.problems[f"{problem}: {func} at {_location()}"] += 1
+
+    def __enter__(self) -> "OperatorLog":
+        _running.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        _running.remove(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

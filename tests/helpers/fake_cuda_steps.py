@@ -112,6 +112,7 @@ class FakeRun:
         self.optimizer: AdamW = build_optimizer(self.model, config.optim)
         self.data = step_data(config, videos, images)
         self.steps = 0
+        _begin(self.optimizer)
 
     def step(self) -> dict[str, Any]:
         """Take the next step."""
@@ -119,17 +120,24 @@ class FakeRun:
         return train_step(self.model, self.optimizer, self.data, self.config, LATE_STEP + self.steps, self.ctx)
 
     def log_step(self, after: Callable[[dict[str, Any]], None] = lambda metrics: None) -> OperatorLog:
-        """The log of a second step: the first one also creates moments and constants.
+        """The log of the next step.
 
         Args:
             after: called with the metrics of the step, in the log.
         """
-        log = OperatorLog(autocast=self.config.precision != "fp32")
-        with log:
-            after(self.step())
-            log.reset()
+        with OperatorLog(autocast=self.config.precision != "fp32") as log:
             after(self.step())
         return log
+
+
+def _begin(optimizer: AdamW) -> None:
+    """Create what the first step of a run creates: the moments, and the constants of `normalize`."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    normalize(torch.empty(1, 3, 1, 1, 1, dtype=torch.uint8, device=CUDA))
 
 
 @contextmanager
@@ -153,8 +161,6 @@ def count_step(config: TrainConfig, videos: int, images: int) -> OperatorLog:
     log = OperatorLog(autocast=True)
     with log, _phases(log, run.optimizer, run.model):
         run.step()
-        log.reset()
-        run.step()
     return log
 
 
@@ -168,7 +174,8 @@ def count_reference_step(config: TrainConfig, videos: int, images: int) -> Opera
     optimizer = reference.optimizer(model, lr=config.optim.lr)
     data, log = step_data(config, videos, images), OperatorLog(autocast=True)
 
-    def step() -> None:
+    _begin(optimizer)
+    with log, _phases(log, optimizer, model):
         for batch in data.batches:
             batch = batch.to(CUDA)
             with autocast(config, CUDA):
@@ -177,11 +184,6 @@ def count_reference_step(config: TrainConfig, videos: int, images: int) -> Opera
         optimizer.step()
         optimizer.zero_grad()
         model.update_teacher(0.999)
-
-    with log, _phases(log, optimizer, model):
-        step()
-        log.reset()
-        step()
     return log
 
 
