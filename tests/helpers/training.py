@@ -71,8 +71,11 @@ def _train_as_from_a_shell(config, out, resume):
     train_quietly(config, out, resume)
 
 
-def start_together(count, config, out, resume=False, machines=1):
-    """`train` in processes that form one run, as a launcher would start them; each writes its stderr to a file."""
+def start_together(count, config, out, resume=False, machines=1, prepare=None):
+    """`train` in processes that form one run, as a launcher would start them; each writes its stderr to a file.
+
+    `prepare` is called in each process first.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -84,7 +87,8 @@ def start_together(count, config, out, resume=False, machines=1):
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         place = {name: str(value) for name, value in place.items()}
         stderr = Path(f"{out}.{rank}.err")
-        started.append(processes.Process(target=_train_as_one_of, args=(place, stderr, config, str(out), resume)))
+        arguments = (place, stderr, config, str(out), resume, prepare)
+        started.append(processes.Process(target=_train_as_one_of, args=arguments))
         started[-1].start()
     return started
 
@@ -103,8 +107,10 @@ def wait_for_all(started, out):
     return [process.exitcode for process in started], "".join(path.read_text() for path in logs)
 
 
-def _train_as_one_of(place, stderr, config, out, resume):
+def _train_as_one_of(place, stderr, config, out, resume, prepare):
     os.environ.update(place)
+    if prepare is not None:
+        prepare()
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     try:
         train_quietly(config, out, resume)

@@ -24,6 +24,7 @@ from tubelet.data.loader import StepDataset
 from tubelet.data.sources import list_media
 from tubelet.errors import TubeletError
 from tubelet.pretrained.load import load
+from tubelet.train import gradient_sum
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -87,6 +88,26 @@ def test_four_processes_have_the_losses_and_weights_of_one(media, alone, tmp_pat
     mine, theirs = (read_checkpoint(list_checkpoints(folder)[-1])[0] for folder in (run, alone))
     for name, tensor in theirs.items():
         torch.testing.assert_close(mine[name], tensor, atol=5e-4, rtol=1e-3)
+
+
+def sum_during_the_last_pass():
+    gradient_sum.BUCKET_BYTES = 4096
+
+
+def sum_at_the_end():
+    sum_during_the_last_pass()
+    gradient_sum.GradientSum.arm = lambda *_: None
+
+
+def test_sums_during_the_last_backward_pass_have_the_losses_of_sums_at_the_end(media, tmp_path):
+    config = tiny_config(media, batch_size=12, steps=8)
+    for prepare in (sum_during_the_last_pass, sum_at_the_end):
+        run = tmp_path / prepare.__name__
+        assert wait_for_all(start_together(3, config, run, prepare=prepare), run) == ([0, 0, 0], "")
+    both = (rows(tmp_path / prepare.__name__) for prepare in (sum_during_the_last_pass, sum_at_the_end))
+    for ours, theirs in zip(*both, strict=True):
+        for name in (*LOSSES, "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-6)
 
 
 def test_shards_and_groups_of_masks_whose_borders_cross_have_the_losses_of_one_process(media, tmp_path):

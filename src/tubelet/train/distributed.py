@@ -1,10 +1,7 @@
 """The processes of a run: rendezvous, collectives, agreement on signals and bad files, and a joint shutdown.
 
 Each process holds the whole model (unless it is sharded) and takes its share of every step's samples. Gradients are
-summed once a step, after the last backward pass. A step runs several of those, one for each mask of each modality, and
-the last is the shortest (one mask of images): a sum that overlaps with it, as DistributedDataParallel's does, would
-hide next to nothing - and parameters of the other modality, which the last pass does not reach, would need a search for
-them.
+summed once a step, during the last backward pass (`tubelet.train.gradient_sum`).
 
 Bad files, signals and errors travel between hosts by gloo, so that devices never wait for them.
 """
@@ -14,7 +11,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -31,9 +28,9 @@ from tubelet.data.batch import StepData
 from tubelet.device import peak_flops, pick_device
 from tubelet.errors import ConfigError, TrainingError, TubeletError, first_line
 from tubelet.launch import read_launch
+from tubelet.train.gradient_sum import GradientSum
 from tubelet.train.signals import STOP_SIGNALS
 
-BUCKET_BYTES = 64 * 2**20
 # How long processes that end wait for one that is ending too.
 SHUTDOWN_GRACE = timedelta(seconds=5)
 
@@ -58,6 +55,7 @@ class DistContext:
         self.local_world_size = size if local_size is None else local_size
         self.current_op = "the step's own work"  # for the error of a process that waits in vain
         self.gradient_replicas = size  # processes that hold the same element of the gradient, after it is summed
+        self.gradient_sum: GradientSum | None = None  # of the model that is trained, from its first step on
         self.sharded = False  # whether the model lies in shards, whose gradients are summed as they come
 
     def peak_flops(self) -> float | None:
@@ -76,20 +74,25 @@ class DistContext:
         if self.world_size > 1:
             dist.all_reduce(values)
 
+    def arm_gradient_sum(self, model: nn.Module, kind: Hashable) -> None:
+        """Sum gradients during the next backward pass, the step's last; see `GradientSum.arm`."""
+        self.current_op = "the all-reduce of the gradients"
+        if self.world_size > 1 and not self.sharded:
+            self._gradient_sum_of(model).arm(kind)
+
     def all_reduce_gradients(self, model: nn.Module) -> None:
         """Sum the gradients over all processes, in place: each has that of its own samples' share of the loss.
 
         Those of parameters that no sample reached are None everywhere, since each process has every modality.
         """
         self.current_op = "the all-reduce of the gradients"
-        if self.world_size == 1 or self.sharded:
-            return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        for bucket in _buckets(gradients):
-            together = torch.cat([g.flatten() for g in bucket])
-            dist.all_reduce(together)
-            parts = together.split([g.numel() for g in bucket])
-            torch._foreach_copy_(bucket, [part.view_as(g) for part, g in zip(parts, bucket, strict=True)])
+        if self.world_size > 1 and not self.sharded:
+            self._gradient_sum_of(model).finish()
+
+    def _gradient_sum_of(self, model: nn.Module) -> GradientSum:
+        if self.gradient_sum is None:
+            self.gradient_sum = GradientSum(model.parameters())
+        return self.gradient_sum
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with those of the first process."""
@@ -355,17 +358,3 @@ def _is_lost_peer(error: BaseException) -> bool:
 def _one_line(error: BaseException) -> str:
     """An error's class and text without its C++ stack, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split('Exception raised from')[0].split())}"
-
-
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Parts of a list, each of about `BUCKET_BYTES`, so that communication neither stutters nor needs much memory."""
-    bucket: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        bucket.append(tensor)
-        size += tensor.nbytes
-        if size >= BUCKET_BYTES:
-            yield bucket
-            bucket, size = [], 0
-    if bucket:
-        yield bucket

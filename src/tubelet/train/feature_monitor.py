@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.data.batch import Batch
 from tubelet.data.clips import normalize
+from tubelet.grid import MaskedGrid, Modality
 from tubelet.train.collapse import CollapseDetector, feature_metrics, level_prefix, subsample_tokens
 from tubelet.train.distributed import DistContext
 from tubelet.train.step import autocast
@@ -44,15 +45,19 @@ class FeatureMonitor:
         self.predicted: Tensor | None = None
         self.hook: RemovableHandle | None = None
 
-    def arm(self) -> None:
-        """Capture the next prediction; to be called before a step."""
+    def arm(self, modality: Modality) -> None:
+        """Capture the next prediction of a modality; to be called before a step."""
+        self.modality = modality
         self.hook = self.model.predictor.register_forward_hook(self._catch)
 
     def _catch(self, module: nn.Module, inputs: Any, outputs: list[tuple[Tensor, Tensor]]) -> None:
-        if self.hook is not None:
+        masked: list[MaskedGrid] = inputs[1]
+        found = (output for output, each in zip(outputs, masked, strict=True) if each.modality == self.modality)
+        output = next(found, None)
+        if self.hook is not None and output is not None:
             self.hook.remove()
             self.hook = None
-            self.predicted = subsample_tokens(outputs[0][0].detach(), self.ctx.world_size)
+            self.predicted = subsample_tokens(output[0].detach(), self.ctx.world_size)
 
     @torch.no_grad()
     def compute(self, batch: Batch) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """One training step: forward and backward under each mask, the optimizer, then the teacher."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -39,10 +40,16 @@ def train_step(
     context_weight = torch.full((), values["context_weight"], device=device)
     # Losses (total, prediction, context), processes whose gradient is not finite, the gradient's squared norm.
     sums = torch.zeros(5, device=device)
-    for batches in joint_batches(data.batches, model.pack_masks):
+    joints = list(joint_batches(data.batches, model.pack_masks))
+    for number, batches in enumerate(joints, start=1):
         on_device = [batch.to(device) for batch in batches]
         inputs = [replace(batch, pixels=normalize(batch.pixels)) for batch in on_device]
-        sums[:3] += backpropagate(model, inputs, context_weight, autocast(config, device), model.pack_masks)
+        before_last = None
+        if number == len(joints):
+            before_last = partial(ctx.arm_gradient_sum, model, tuple(batch.modality for batch in batches))
+        sums[:3] += backpropagate(
+            model, inputs, context_weight, autocast(config, device), model.pack_masks, before_last
+        )
     ctx.all_reduce_gradients(model)
     gradients = [local_shard(p.grad) for p in model.parameters() if p.grad is not None]
     norms = local_norms(gradients)
@@ -65,9 +72,12 @@ def train_step(
 
 
 def joint_batches(batches: Sequence[Batch], packed: bool) -> Iterator[list[Batch]]:
-    """The batches of a step, packed one of each modality at a time, otherwise one by one."""
+    """The batches of a step, packed one of each modality at a time, otherwise one by one.
+
+    Then images come first: gradients are summed during the last backward pass, and that of a video mask takes longest.
+    """
     if not packed:
-        yield from ([batch] for batch in batches)
+        yield from ([batch] for batch in sorted(batches, key=lambda batch: batch.modality == Modality.VIDEO))
         return
     by_modality = [[batch for batch in batches if batch.modality is modality] for modality in Modality]
     for joint in zip_longest(*by_modality):
@@ -80,6 +90,7 @@ def backpropagate(
     context_weight: float | Tensor,
     precision: torch.autocast,
     packed: bool = False,
+    before_last: Callable[[], None] | None = None,
 ) -> Tensor:
     """Add the gradient of the batches' losses, each averaged over its masks, to the parameters' gradients.
 
@@ -90,6 +101,7 @@ def backpropagate(
         precision: of the forward pass.
         packed: whether all masks of all batches go forward and backward in one pass. Otherwise one mask after the other
             does, so that only one mask's activations are in memory.
+        before_last: called before the last backward pass.
 
     Returns:
         (3,) the weighted sum of the batches' total, prediction and context losses, averaged over the masks.
@@ -102,12 +114,15 @@ def backpropagate(
         for mask in batch.masks
     ]
     sums = torch.zeros(3, device=targets[0].device)
-    for joint in [masked] if packed else [[each] for each in masked]:
+    passes = [masked] if packed else [[each] for each in masked]
+    for number, joint in enumerate(passes, start=1):
         inputs, weights = zip(*joint, strict=True)
         with precision:
             losses = model(inputs, context_weight)
         weighted = [weight * torch.stack(loss) for weight, loss in zip(weights, losses, strict=True)]
         total = torch.stack(weighted).sum(0)
+        if before_last is not None and number == len(passes):
+            before_last()
         total[0].backward()
         sums += total.detach()
     return sums

@@ -210,7 +210,7 @@ class Trainer:
                 last = done == config.steps
                 monitored = step % config.monitor_every == 0 or last
                 if monitored:
-                    self.feature_monitor.arm()
+                    self.feature_monitor.arm(data.batches[0].modality)
                 metrics = train_step(self.model, self.optimizer, data, config, step, self.ctx)
                 if monitored:
                     metrics |= self._monitor_features(done, data)
