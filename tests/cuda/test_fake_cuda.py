@@ -69,7 +69,7 @@ def test_step_with_a_look_at_features():
 
     run = FakeRun(step_config())
     monitor = FeatureMonitor(run.model, run.config, run.ctx)
-    monitor.arm()
+    monitor.arm(run.data.batches[0].modality)
 
     log = run.log_step(lambda metrics: monitor.compute(run.data.batches[0]))
     assert_clean(log, ["train/collapse.py", "train/feature_monitor.py"])  # one step in --monitor-every
