@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet.config import ModelConfig, PredictorConfig
+from tubelet.config import ModelConfig, PredictorConfig, vit_pico
 from tubelet.grid import Grid
+from tubelet.model.encoder import Encoder
 from tubelet.model.layers import Block
 from tubelet.model.rope import rotary_table
-from tubelet.train.compilation import remove_incomplete_libraries
+from tubelet.train.compilation import compile_blocks, remove_incomplete_libraries
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.trainer import train
+from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")
 
@@ -80,6 +82,16 @@ def test_without_a_compiler_a_run_reports_it_and_continues(media, tmp_path, monk
     train(tiny_config(media, steps=2, compile=True), tmp_path / "run")
     assert len(rows(tmp_path / "run")) == 2
     assert caplog.text.count("not compiling, steps will be slower") == 1
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_blocks_of_a_frozen_teacher_are_compiled_with_those_of_the_run(monkeypatch, sharded):
+    monkeypatch.setattr("tubelet.train.compilation._problem", lambda device: None)
+    model = VJEPA(vit_pico())
+    model.frozen_teacher = (Encoder(vit_pico()),)
+    assert "compiling the transformer blocks" in compile_blocks(model, CPU, sharded)
+    assert all(block._compiled_call_impl for block in model.frozen_teacher[0].blocks)
+    assert all(bool(block._compiled_call_impl) != sharded for block in model.student.blocks)
 
 
 def test_an_error_in_a_step_that_was_asked_to_stop_is_reported_as_that():

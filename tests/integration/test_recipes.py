@@ -15,12 +15,13 @@ from tubelet.config import OptimConfig, recipes, vit_gigantic, vit_l
 from tubelet.errors import TubeletError
 from tubelet.pretrained.convert import convert
 from tubelet.pretrained.load import load
-from tubelet.train.initialization import config_from_checkpoint, distillation_config
+from tubelet.train.initialization import config_from_checkpoint, distillation_config, load_frozen_teacher
 from tubelet.train.run_directory import read_config
-from tubelet.train.step import schedule_values
+from tubelet.train.step import autocast, schedule_values
 from tubelet.train.trainer import train
 
 STEPS = 20
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,24 @@ def test_a_run_reports_that_the_model_it_follows_has_changed(media, pretrained, 
     train_quietly(longer, teacher, resume=True)
     train(dataclasses.replace(config, steps=3), tmp_path / "run", resume=True)
     assert "changed since this run began: distill_weights: teacher-" in caplog.text
+
+
+def test_matrices_of_a_frozen_teacher_are_in_the_precision_of_the_run_and_give_the_same_targets(media, pretrained):
+    config = tiny(media, recipes.distill(), distill_from=str(pretrained), precision="bf16")
+    teacher_config = load_vjepa(pretrained)[0].config
+    small = dataclasses.replace(config.model, width=12)
+    config = dataclasses.replace(config, model=distillation_config(small, teacher_config))
+    low, full = (load_frozen_teacher(dataclasses.replace(config, precision=p), CPU) for p in ("bf16", "fp32"))
+    pixels = torch.rand(2, 3, 4, 32, 32)
+    with torch.no_grad(), autocast(config, CPU):
+        for ours, theirs in zip(low(pixels), full(pixels), strict=True):
+            assert torch.equal(ours, theirs)
+    assert low.weights_id == full.weights_id
+    assert {p.dtype for p in full.parameters()} == {torch.float32}
+    assert {p.dtype for p in low.blocks.parameters() if p.dim() == 2} == {torch.bfloat16}
+    assert {p.dtype for p in low.norms.parameters()} == {torch.float32}
+    sizes = [sum(p.nbytes for p in teacher.parameters()) for teacher in (low, full)]
+    assert sizes[0] < 0.56 * sizes[1]
 
 
 def test_a_distilled_student_learns_the_frozen_models_last_level(distilled):

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from tubelet.checkpoint.registry import RELEASED, resolve_checkpoint
 from tubelet.checkpoint.run import find_checkpoint, load_optimizer_moments, load_vjepa
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.config import ModelConfig, TrainConfig
+from tubelet.device import training_dtype
 from tubelet.errors import ConfigError
 from tubelet.model.lora import add_adapters
 from tubelet.pretrained.backbone import Backbone
@@ -61,14 +63,20 @@ def distillation_config(student: ModelConfig, teacher: ModelConfig) -> ModelConf
 
 
 def load_frozen_teacher(config: TrainConfig, device: torch.device) -> Backbone | None:
-    """The frozen model that a distillation follows, on the device, its weights in fp32; None without one.
+    """The frozen model that a distillation follows, on the device; None without one.
+
+    Where the run computes in bf16, matrices are kept in it: autocast would round them to the same in every pass.
 
     Raises:
         TubeletError: if it cannot be loaded, or cuts inputs into another grid than the student does.
     """
     if config.distill_from is None:
         return None
-    teacher = load(config.distill_from, device=device, dtype=torch.float32)
+    teacher = load(config.distill_from, device="cpu", dtype=torch.float32)
+    for module in teacher.modules():
+        if isinstance(module, nn.Linear):  # norms and embeddings stay in fp32, as the residual stream does
+            module.to(training_dtype(config, device))
+    teacher.to(device)
     data, ours, theirs = config.data, config.model, teacher.config
     for frames in (1, data.frames):
         here, there = (sizes.grid(frames, data.image_size, data.image_size) for sizes in (ours, theirs))

@@ -45,6 +45,7 @@ def pick_parallel(model: VJEPA, config: TrainConfig, ctx: DistContext) -> str:
         if ctx.world_size == 1 or ctx.device.type != "cuda" or config.lora_rank:
             return "ddp"
         memory = torch.cuda.get_device_properties(ctx.device).total_memory
+        memory -= sum(p.nbytes for frozen in model.frozen_teacher for p in frozen.parameters())  # never in shards
         return choose_parallel(training_bytes(model), memory, ctx.world_size, ctx.local_world_size)
     if config.parallel != "ddp":
         if ctx.world_size == 1:

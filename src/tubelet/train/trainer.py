@@ -158,9 +158,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model, origin = init_model(config, resumed=run.checkpoint is not None)
         ctx.assert_equal_across_ranks("the initial weights in", origin and str(origin.path))
-        parallel = pick_parallel(self.model, config, ctx)
         if teacher is not None:
             self.model.frozen_teacher = (teacher,)
+        parallel = pick_parallel(self.model, config, ctx)
         cost = step_cost(self.model, config, samples_per_step(config, media))
         compiled = should_compile(config, cost, device)
         compiling = prepare_model(self.model, config, device, compiled, sharded=parallel != "ddp")
