@@ -22,15 +22,16 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
         return
     name, value = _WORKSPACE
     workspace = os.environ.get(name)
-    mode, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    mode, memory = torch.get_deterministic_debug_mode(), torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
     os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(True)
     # Nothing reads memory before it is written, and filling all of it takes time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(mode)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        memory.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         if workspace is None:
             os.environ.pop(name, None)
