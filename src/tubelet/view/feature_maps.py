@@ -15,7 +15,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet.config import ModelConfig
+from tubelet.config import ModelConfig, TrainConfig
 from tubelet.data.clips import center_clip_times, normalize, resize_center_crop
 from tubelet.data.decode import Video, read_frames
 from tubelet.grid import Grid
@@ -29,6 +29,8 @@ from tubelet.view.pca import fit_projection
 TRAINED, RANDOM = "trained teacher", "random encoder"
 SIMILARITY = "magma"
 SEARCHED_CLIPS = 100
+MAX_ROWS = 24  # of a map's tokens: more cannot be told apart at the size of a page
+_MAP_FLOPS = 5e11  # of one encoder on one clip: seconds on a CPU
 TRANSIENT = CLASSES.index("effect")
 
 
@@ -99,6 +101,31 @@ class Gallery:
         """Add a (3, S, S) uint8 frame and return its number."""
         self.frames.append(data_uri(pixels.permute(1, 2, 0).numpy(), "jpeg"))
         return len(self.frames) - 1
+
+
+def fine_size(config: TrainConfig, side: int) -> int:
+    """Size of the frames whose features a run's report shows, in pixels.
+
+    A run often trains on few tokens, and its features show more on a finer grid: as fine as the source and a few
+    seconds allow, and never coarser than in training.
+
+    Args:
+        config: the run.
+        side: the shorter side of the source's frames.
+    """
+    model, data = config.model, config.data
+    steps = max(data.frames // model.tubelet_size, 1)
+    trained = data.image_size // model.patch_size
+    rows = max(trained, min(side // model.patch_size, MAX_ROWS))
+    while rows > trained and _flops(model, steps * rows**2) > _MAP_FLOPS:
+        rows -= 1
+    return rows * model.patch_size
+
+
+def _flops(config: ModelConfig, tokens: int) -> float:
+    """Operations of an encoder's matrix products over one clip: 12 D² weights a block, and attention."""
+    D = config.width
+    return config.depth * tokens * ((8 + 4 * config.mlp_ratio) * D**2 + 4 * tokens * D)
 
 
 def read_sample_clip(entry: SampleEntry, size: int, frames: int, tubelet: int) -> Clip:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
-from tubelet.checkpoint.run import list_checkpoints, load_vjepa
+from tubelet.checkpoint.run import list_checkpoints, load_vjepa, step_from_name
 from tubelet.config import MODELS, ModelConfig, TrainConfig
+from tubelet.data.decode import Video, read_frames
 from tubelet.data.sources import list_media
 from tubelet.errors import DataError, DecodeError, MissingFileError, TubeletError
 from tubelet.io.overwrite_checks import check_output
-from tubelet.model.encoder import random_encoder
+from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.sample_data.truth import SampleEntry, read_index
 from tubelet.tasks.common.extract import subsample_evenly
 from tubelet.tasks.common.result import RANDOM_WEIGHTS, Result, read_result, read_suite_v1
@@ -33,16 +32,18 @@ from tubelet.view.feature_maps import (
     TRAINED,
     Gallery,
     find_tracks,
+    fine_size,
     pca_strips,
     read_sample_clip,
     read_video_clip,
     track_object,
 )
-from tubelet.view.page import Line, chart, significant, write_page
+from tubelet.view.page import count, json_block, significant, write_page
+from tubelet.view.run_curves import run_curves
+from tubelet.view.training_samples import training_strips
 from tubelet.vjepa import VJEPA
 
 SHOWN_CLIPS, SHOWN_OBJECTS, SHOWN_BAD_FILES, SHOWN_ALERTS = 4, 2, 50, 50
-POINTS = 500  # maximum points of a curve at the width of a page
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,17 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     rows, bad, alerts = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alerts(run))
     model = load_vjepa(run)[0] if list_checkpoints(run) else None
     gallery = Gallery()
-    values = _run_values(run, config, rows, model) | {
+    encoders = _encoders(run, model, config) if model else {}
+    values = _run_values(run, config, rows, alerts, model) | {
         **_evaluations(run, out.parent),
         "bad": bad,
         "alerts": alerts,
         "shown_bad": SHOWN_BAD_FILES,
         "shown_alerts": SHOWN_ALERTS,
+        "size": 0,
         "strips": [],
+        "training_strips": [],
+        "training_problem": "",
         "tracked_objects": [],
         "unread": [],
         "own": entries is None and model is not None,
@@ -99,18 +104,33 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     if model is None:
         values["no_images_reason"] = "The run has no checkpoint yet."
     elif entries is not None:
-        values |= _sample_features(model, config, entries, gallery)
+        values |= _sample_features(encoders, config, entries, gallery)
     elif videos:
-        values |= _video_features(model, config, videos, gallery)
+        values |= _video_features(encoders, config, videos, gallery)
     else:
         values["no_images_reason"] = (
             "None of the run's source videos can be read here; pass a folder of videos with --data."
         )
+    if rows:
+        values |= training_strips(config, rows[-1]["step"] - 1, gallery)
     write_page("report.html", out, values | {"frames": gallery.frames})
 
 
-def _run_values(run: Path, config: TrainConfig, rows: list[dict[str, Any]], model: VJEPA | None) -> dict[str, Any]:
+def _encoders(run: Path, model: VJEPA, config: TrainConfig) -> dict[str, Encoder]:
+    """Encoders whose features are shown: of the newest checkpoint, of the oldest that is kept, and a random one."""
+    first, last = list_checkpoints(run)[0], list_checkpoints(run)[-1]
+    encoders = {TRAINED: model.teacher}
+    if first != last:
+        encoders[f"{TRAINED} after {count(step_from_name(first))} steps"] = load_vjepa(first)[0].teacher
+    return encoders | {RANDOM: random_encoder(config.model, config.seed)}
+
+
+def _run_values(
+    run: Path, config: TrainConfig, rows: list[dict[str, Any]], alerts: list[dict[str, Any]], model: VJEPA | None
+) -> dict[str, Any]:
     """Settings and metrics of a run, for the template."""
+    curves = run_curves(rows)
+    moments = [{"step": alert["step"], "message": alert["message"]} for alert in alerts]
     return {
         "run": run.resolve().name,
         "config": config,
@@ -119,18 +139,22 @@ def _run_values(run: Path, config: TrainConfig, rows: list[dict[str, Any]], mode
         "steps": rows[-1]["step"] if rows else 0,
         "hours": _duration(sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))),
         "last": rows[-1] if rows else None,
-        "curves": _curves(rows) if rows else None,
+        "curves": curves,
+        "plots": json_block("plots", {"curves": curves, "alerts": moments}),
     }
 
 
-def _sample_features(model: VJEPA, config: TrainConfig, entries: list[SampleEntry], gallery: Gallery) -> dict[str, Any]:
+def _sample_features(
+    encoders: dict[str, Encoder], config: TrainConfig, entries: list[SampleEntry], gallery: Gallery
+) -> dict[str, Any]:
     """Feature maps and tracked objects of a sample set."""
-    size, frames, tubelet = config.data.image_size, config.data.frames, config.model.tubelet_size
-    encoders = {TRAINED: model.teacher, RANDOM: random_encoder(config.model, config.seed)}
+    frames, tubelet = config.data.frames, config.model.tubelet_size
     chosen = subsample_evenly(entries, SHOWN_CLIPS)
+    size = fine_size(config, min(read_frames(chosen[0].media).pixels.shape[1:3]))
     clips = [read_sample_clip(entry, size, frames, tubelet) for entry in chosen]
     tracks = find_tracks(subsample_evenly(entries, SEARCHED_CLIPS), config.model, size, frames, SHOWN_OBJECTS)
     return {
+        "size": size,
         "strips": pca_strips(clips, encoders, gallery),
         "tracked_objects": [track_object(track, encoders, gallery) for track in tracks],
     }
@@ -153,16 +177,20 @@ def _find_videos(data: Path | None, config: TrainConfig) -> Sequence[str]:
     return videos
 
 
-def _video_features(model: VJEPA, config: TrainConfig, videos: Sequence[str], gallery: Gallery) -> dict[str, Any]:
+def _video_features(
+    encoders: dict[str, Encoder], config: TrainConfig, videos: Sequence[str], gallery: Gallery
+) -> dict[str, Any]:
     """Feature maps of videos without ground truth."""
-    data, clips, unread = config.data, [], []
-    for video in subsample_evenly(videos, SHOWN_CLIPS):
+    data, clips, unread, size = config.data, [], [], 0
+    for path in subsample_evenly(videos, SHOWN_CLIPS):
         try:
-            clips.append(read_video_clip(video, data.image_size, data.frames, config.model.tubelet_size, data.fps))
+            if not size:  # one for all clips, which share their colors
+                with Video(path) as video:
+                    size = fine_size(config, min(video.info.height, video.info.width))
+            clips.append(read_video_clip(path, size, data.frames, config.model.tubelet_size, data.fps))
         except DecodeError as error:
-            unread.append(f"{video}: {error}")
-    encoders = {TRAINED: model.teacher, RANDOM: random_encoder(config.model, config.seed)}
-    return {"strips": pca_strips(clips, encoders, gallery) if clips else [], "unread": unread}
+            unread.append(f"{path}: {error}")
+    return {"size": size, "strips": pca_strips(clips, encoders, gallery) if clips else [], "unread": unread}
 
 
 def _evaluations(run: Path, folder: Path) -> dict[str, Any]:
@@ -211,78 +239,6 @@ def _benchmark(result: Result, path: Path, folder: Path) -> dict[str, Any]:
         "model": result.model_id,
         "page": quote(os.fsencode(os.path.relpath(path.with_name("page.html"), folder))),
     }
-
-
-def _curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Charts by name."""
-    monitored = [row for row in rows if "effective_rank" in row]
-    smooth = {
-        "loss": ("loss", "prediction_loss", "context_loss"),
-        "speed": ("clips_per_s",),
-        "wait": ("data_wait_fraction",),
-    }
-    names = {
-        "loss": "total",
-        "prediction_loss": "prediction",
-        "context_loss": "context (unweighted by λ)",
-        "clips_per_s": "clips/s",
-        "data_wait_fraction": "share",
-    }
-    units = {"loss": "loss (L1)", "speed": "clips / s", "wait": "share of time"}
-    charts: dict[str, Any] = {
-        key: chart([line for name in keys for line in _smoothed(rows, name, names[name])], y=units[key],
-                   size=(6.6, 3.0) if key == "loss" else (5.0, 2.0))
-        for key, keys in smooth.items()
-    }  # fmt: skip
-    for key, name, unit in (
-        ("grad_norm", "grad_norm", "gradient norm"),
-        ("lr", "lr", "learning rate"),
-        ("ema", "ema", "momentum"),
-        ("weight", "context_weight", "λ"),
-    ):
-        logged = any(name in row for row in rows)  # runs of version 0.1 have no gradient norm
-        charts[key] = chart([Line(unit, *_thinned(rows, name))], y=unit) if logged else None
-    for key, figure, unit in (("rank", "effective_rank", "effective rank"), ("std", "channel_std", "channel std")):
-        for who in ("teacher", "predictor"):
-            lines = _levels(monitored, who, figure)
-            charts[f"{who}_{key}"] = chart(lines, y=unit) if lines else None
-    return charts
-
-
-def _levels(rows: list[dict[str, Any]], who: str, figure: str) -> list[Line]:
-    """A curve for each level of teacher or predictor, shallow to deep; the teacher's last level has no prefix."""
-    names = sorted({name for row in rows for name in row if name.endswith("_" + figure) and name.startswith(who)})
-    style = {"marker": "o", "markersize": 3} if len(rows) < 60 else {}
-    if who == "teacher":
-        names.append(figure)
-    return [
-        Line(f"level {level}", *_thinned([row for row in rows if name in row], name), style=style)
-        for level, name in enumerate(names, start=1)
-        if any(name in row for row in rows)
-    ]
-
-
-def _smoothed(rows: list[dict[str, Any]], name: str, label: str) -> list[Line]:
-    """A faint curve, and its running mean over 1/50 of the run."""
-    x, y = _thinned(rows, name)
-    width = max(1, len(y) // 50)
-    padded = np.pad(y, width, mode="edge")
-    kernel = np.ones(2 * width + 1) / (2 * width + 1)
-    return [Line(label, x, y, faint=True), Line(label, x, np.convolve(padded, kernel, mode="valid").tolist())]
-
-
-def _thinned(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values, averaged in groups if there are more than POINTS."""
-    size = max(1, len(rows) // POINTS)
-    x = [rows[min(i + size // 2, len(rows) - 1)]["step"] for i in range(0, len(rows), size)]
-    values = np.array([row.get(name) for row in rows], dtype=float)  # null, a value that was not finite, becomes nan
-    return x, [_mean(values[i : i + size]) for i in range(0, len(rows), size)]
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean of finite values; nan, a gap in the curve, if there are none."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")
 
 
 def _parameters(model: VJEPA) -> dict[str, str]:
