@@ -107,6 +107,7 @@ FLOAT64_MODULES = {
     "tasks/metrics/ranking.py",
     "tasks/suite.py",
     "tasks/tracking.py",
+    "train/collapse.py",
     "view/feature_maps.py",
     "view/pca.py",
 }

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -12,15 +13,36 @@ from tubelet.train.step import default_ema_momentum, schedule_values
 from tubelet.vjepa import VJEPA
 
 
+def products(tokens):
+    centered = tokens - tokens.mean(0)
+    return centered.T @ centered
+
+
 def test_effective_rank_counts_directions():
     orthogonal = torch.linalg.qr(torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))).Q
     directions = orthogonal @ torch.eye(8, 20)
-    assert effective_rank(directions) == pytest.approx(8, rel=0.02)
-    assert effective_rank(torch.ones(100, 5)) == pytest.approx(1, abs=1e-3)
+    assert effective_rank(products(directions)) == pytest.approx(8, rel=0.02)
+    assert effective_rank(products(torch.ones(100, 5))) == pytest.approx(1, abs=1e-3)
 
 
-def test_channels_that_do_not_differ_between_tokens_have_no_spread():
-    assert channel_std(torch.ones(10, 4)) == 0
+def test_the_spread_of_channels_is_their_standard_deviation():
+    tokens = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(6)
+    assert channel_std(products(tokens), 50) == pytest.approx(tokens.std(0).mean().item())
+    assert channel_std(products(torch.ones(10, 4)), 10) == 0
+
+
+def test_eigenvalues_that_do_not_converge_are_nan_with_a_warning(monkeypatch, caplog):
+    def fail(*_):
+        raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
+    assert math.isnan(effective_rank(torch.eye(4)))
+    assert "effective rank of features is nan in the metrics: linalg.eigh: The algorithm failed" in caplog.text
+
+
+def test_features_that_are_not_finite_have_no_effective_rank(caplog):
+    assert math.isnan(effective_rank(torch.full((4, 4), torch.inf)))
+    assert not caplog.text
 
 
 def alerts(name, values, width=128, predicted_width=None):

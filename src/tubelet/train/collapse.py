@@ -1,5 +1,6 @@
 """Collapse detection: effective rank and channel spread of features, and the warnings that they trigger."""
 
+import logging
 import re
 from collections import deque
 from collections.abc import Mapping
@@ -10,34 +11,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tubelet.errors import first_line
+
+logger = logging.getLogger(__name__)
+
+FEATURE_METRICS = ("effective_rank", "channel_std")
 MAX_TOKENS = 4096
 WINDOW = 10  # recent values that a new one is compared with
 MIN_RANK_FRACTION = 0.03  # of the width; healthy runs were seen at 0.15 and above
 MIN_CHANNEL_STD = 0.05  # healthy ones at 0.25 and above
 
 
-@torch.no_grad()
-def effective_rank(tokens: Tensor) -> float:
-    """How many directions the tokens use: exp of the entropy of their normalized singular values.
+def effective_rank(products: Tensor) -> float:
+    """How many directions tokens use: exp of the entropy of their normalized singular values, in fp64.
 
     Roy and Vetterli, "The effective rank", EUSIPCO 2007. Between 1 (all tokens on a line) and min(K, D);
-    nan where tokens are not finite.
+    nan where tokens are not finite, and, with a warning, where the eigenvalues do not converge.
 
     Args:
-        tokens: (K, D).
+        products: (D, D) products of the centered channels, summed over tokens, in host memory.
     """
-    centered = tokens.float() - tokens.float().mean(0)
-    if not centered.isfinite().all():
+    if not products.isfinite().all():
         return nan
-    values = torch.linalg.eigvalsh(centered.T @ centered).clamp_min(0).sqrt()
+    try:
+        values = torch.linalg.eigvalsh(products.double()).clamp_min(0).sqrt()
+    except torch.linalg.LinAlgError as error:
+        logger.warning("the effective rank of features is nan in the metrics: %s", first_line(error))
+        return nan
     shares = values / values.sum().clamp_min(1e-12)
     return torch.exp(torch.special.entr(shares).sum()).item()
 
 
-@torch.no_grad()
-def channel_std(tokens: Tensor) -> float:
-    """Standard deviation of a channel over the tokens (K, D), mean over channels; 0 when all tokens are alike."""
-    return tokens.float().std(0).mean().item()
+def channel_std(products: Tensor, count: float) -> float:
+    """Standard deviation of a channel over tokens, mean over channels; 0 when all tokens are alike.
+
+    Args:
+        products: as in `effective_rank`.
+        count: number of tokens.
+    """
+    return (products.diagonal().double() / (count - 1)).sqrt().mean().item()
 
 
 def subsample_tokens(tokens: Tensor, processes: int) -> Tensor:
@@ -46,9 +58,14 @@ def subsample_tokens(tokens: Tensor, processes: int) -> Tensor:
     return flat[:: -(-len(flat) * processes // MAX_TOKENS)]
 
 
-def feature_metrics(tokens: Tensor) -> dict[str, float]:
-    """Effective rank and channel spread of tokens (K, D)."""
-    return {"effective_rank": effective_rank(tokens), "channel_std": channel_std(tokens)}
+def feature_metrics(products: Tensor, count: float) -> tuple[float, float]:
+    """`FEATURE_METRICS` of K tokens.
+
+    Args:
+        products: as in `effective_rank`.
+        count: number of tokens.
+    """
+    return effective_rank(products), channel_std(products, count)
 
 
 def level_prefix(who: str, level: int, levels: int) -> str:
@@ -90,7 +107,7 @@ class CollapseDetector:
         """Warnings: whose metric fell, at which level, from what to what; the last one ends with remedies.
 
         Args:
-            metrics: one step's; those without `feature_metrics`'s figures are passed over.
+            metrics: one step's; those without `FEATURE_METRICS` are passed over.
         """
         figures = ((name, value) for name, value in metrics.items() if name.endswith(tuple(_MEANING)))
         warnings = list(filter(None, (self._observe(name, value) for name, value in figures)))

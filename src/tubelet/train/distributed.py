@@ -70,7 +70,7 @@ class DistContext:
 
     def all_reduce(self, values: Tensor) -> None:
         """Sum a tensor over all processes, in place."""
-        self.current_op = "the all-reduce of the losses"
+        self.current_op = "the all-reduce of the metrics"
         if self.world_size > 1:
             dist.all_reduce(values)
 
@@ -108,12 +108,6 @@ class DistContext:
         things: list[Any] = [None] * self.world_size
         dist.all_gather_object(things, thing)
         return things
-
-    def all_gather_cat(self, tensor: Tensor) -> Tensor:
-        """The tensors of all processes, one after the other along their first dimension; by way of the hosts."""
-        if self.world_size == 1:
-            return tensor
-        return torch.cat(self.all_gather_object(tensor.cpu())).to(self.device)
 
     def run_on_rank0(self, work: Callable[[], T]) -> T:
         """Let the first process do something; all get what it returned, or its error.

@@ -1,10 +1,29 @@
 """Copies metrics from the device to the host without stalling it."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class BufferedRow(NamedTuple):
+    """A row whose numbers may still be on their way.
+
+    Attributes:
+        row: the step's metrics; some of them are functions.
+        names: names of those that were tensors.
+        values: their values, in host memory once they have arrived.
+        arrived: event after their copy; None where they are there.
+        delay: number of later rows that this one, and those after it, wait for.
+    """
+
+    row: dict[str, Any]
+    names: list[str]
+    values: Tensor
+    arrived: torch.cuda.Event | None
+    delay: int
 
 
 class MetricsBuffer:
@@ -19,12 +38,17 @@ class MetricsBuffer:
         """
         self.emit = emit
         self.late = device.type == "cuda"
-        self.waiting: tuple[dict[str, Any], list[str], Tensor, torch.cuda.Event | None] | None = None
+        self.waiting: deque[BufferedRow] = deque()
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any], delay: int = 1) -> None:
         """Take one step's metrics.
 
         Some of them are scalar tensors on the device, or functions that are called when the device has done the step.
+
+        Args:
+            row: the metrics.
+            delay: on CUDA, the number of steps by which this row may be late: a number and not a time, since processes
+                that saw a row at different steps would rewind at different steps.
         """
         names = [name for name, value in row.items() if isinstance(value, Tensor)]
         values = torch.stack([row[name].detach() for name in names])
@@ -33,23 +57,25 @@ class MetricsBuffer:
             values = torch.empty(len(names), pin_memory=True).copy_(values, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-        self.flush()
-        self.waiting = dict(row), names, values, arrived
-        if not self.late:
-            self.flush()
+        if self.waiting and (before := self.waiting[-1].arrived) is not None:
+            before.synchronize()  # the host is at most one step ahead
+        self.waiting.append(BufferedRow(dict(row), names, values, arrived, delay if self.late else 0))
+        while self.waiting and len(self.waiting) > self.waiting[0].delay:
+            self._emit_oldest()
 
     def flush(self) -> None:
-        """Emit the buffered row."""
-        if self.waiting is None:
-            return
-        row, names, values, arrived = self.waiting
-        self.waiting = None
+        """Emit the buffered rows."""
+        while self.waiting:
+            self._emit_oldest()
+
+    def drop(self) -> None:
+        """Discard the buffered rows."""
+        self.waiting.clear()
+
+    def _emit_oldest(self) -> None:
+        row, names, values, arrived, _ = self.waiting.popleft()
         if arrived is not None:
             arrived.synchronize()
         row |= dict(zip(names, values.tolist(), strict=True))
         row |= {name: value() for name, value in row.items() if callable(value)}
         self.emit(row)
-
-    def drop(self) -> None:
-        """Discard the buffered row."""
-        self.waiting = None
