@@ -14,6 +14,7 @@ from tubelet.config import ModelConfig, OptimConfig, PredictorConfig, TrainConfi
 from tubelet.data.batch import Batch, StepData
 from tubelet.data.masks import sample_mask
 from tubelet.grid import Modality
+from tubelet.train import optim
 from tubelet.train.determinism import deterministic_algorithms
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
@@ -86,6 +87,27 @@ def test_a_gradient_that_is_not_finite_is_skipped_with_clipping_too(step, monkey
     assert taken.metrics["skipped"] == 1
     for ours, theirs in zip(taken.model.parameters(), before.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_step_is_skipped_by_the_host_where_the_optimizer_ignores_the_flag(step, monkeypatch):
+    monkeypatch.setattr(
+        "tubelet.train.step.schedule_values", lambda *_: {"lr": 1e-3, "ema": 0.9, "context_weight": float("nan")}
+    )
+    real = torch.optim.AdamW.step
+
+    def ignore_the_flag(optimizer, closure=None):
+        del optimizer.found_inf
+        return real(optimizer, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", ignore_the_flag)
+    torch.manual_seed(0)
+    before = VJEPA(SIZES)
+    changed = step(CONFIG).model
+    assert not all(map(torch.equal, changed.student.parameters(), before.student.parameters()))
+    monkeypatch.setattr(optim, "IGNORES_FOUND_INF", ("cpu",))
+    taken = step(CONFIG)
+    assert taken.metrics["skipped"] == 1 and not taken.gradients
+    assert all(map(torch.equal, taken.model.parameters(), before.parameters()))
 
 
 def test_a_step_with_clipping_never_waits_for_the_device(step, monkeypatch):

@@ -1,10 +1,14 @@
 """AdamW with the published weight decay."""
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from tubelet.config import OptimConfig
 from tubelet.vjepa import VJEPA
+
+# Where the fused AdamW takes the flag and drops it (https://github.com/pytorch/pytorch/pull/186360), the host decides.
+# It waits there for each step's metrics anyway.
+IGNORES_FOUND_INF = ("mps",)
 
 
 def build_optimizer(model: VJEPA, config: OptimConfig) -> AdamW:
@@ -32,3 +36,18 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """The learning rate of the next step, for all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def update_unless_skipped(optimizer: Optimizer, skipped: Tensor) -> None:
+    """One step of a fused optimizer, which changes nothing where `skipped` is 1.
+
+    Its kernel leaves everything as it is where it finds this flag; torch.amp.GradScaler passes it the same way.
+
+    Args:
+        optimizer: with gradients.
+        skipped: a scalar on the device, 0 or 1.
+    """
+    if skipped.device.type in IGNORES_FOUND_INF and skipped.item():
+        return
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    optimizer.step()

@@ -17,7 +17,7 @@ from tubelet.data.clips import normalize
 from tubelet.device import training_dtype
 from tubelet.grid import Modality
 from tubelet.train.distributed import DistContext
-from tubelet.train.optim import set_learning_rate
+from tubelet.train.optim import set_learning_rate, update_unless_skipped
 from tubelet.train.sharding import local_norms
 from tubelet.vjepa import VJEPA, MaskedBatch, local_shard
 
@@ -58,13 +58,11 @@ def train_step(
     ctx.all_reduce(sums)
     total, prediction, context, not_finite, squared_norm = sums
     grad_norm = squared_norm.sqrt()
-    # Decided on the device, so that the host need not wait for it: the optimizer's kernel leaves everything as it is
-    # where it finds this flag (torch.amp.GradScaler passes it the same way), and so does the teacher.
+    # Decided on the device, so that the host need not wait for it.
     skipped = ((not_finite > 0) | ~total.isfinite()).float()
     if config.optim.max_grad_norm:
         torch._foreach_mul_(gradients, (config.optim.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
-    optimizer.found_inf = skipped  # type: ignore[attr-defined]
-    optimizer.step()
+    update_unless_skipped(optimizer, skipped)
     optimizer.zero_grad()
     model.update_teacher(values["ema"], skipped)
     losses = {"loss": total, "prediction_loss": prediction, "context_loss": context}
