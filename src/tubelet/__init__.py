@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from tubelet.prediction.api import predict
     from tubelet.prediction.fitted_head import FittedHead, load_head
     from tubelet.prediction.predictions import Predictions
+    from tubelet.pretrained.backbone import Backbone
     from tubelet.pretrained.dense_features import DenseFeatures
     from tubelet.pretrained.load import load
 
 __all__ = [
+    "Backbone",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Backbone": "tubelet.pretrained.backbone",
     "DenseFeatures": "tubelet.pretrained.dense_features",
     "FittedHead": "tubelet.prediction.fitted_head",
     "Predictions": "tubelet.prediction.predictions",

@@ -1,11 +1,13 @@
 """One loader for every layout, which never loads a part of a file."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import tubelet
+from tests.helpers.commands import run_tubelet
 from tests.numerics import reference
 from tubelet.checkpoint.vjepa2_1 import expected_state, read_released, write_released
 from tubelet.config import ModelConfig, PredictorConfig, vit_b, vit_l
@@ -199,6 +201,26 @@ def test_files_of_the_true_sizes_load_by_their_released_name(tmp_path, monkeypat
     assert model.model_id.startswith(f"{name}-teacher-")
     assert model.model_id == by_path.model_id
     assert model.encode(torch.zeros(1, 3, 2, 32, 32)).tokens.shape == (1, 4, config.width)
+
+
+def test_torch_hubs_names_and_file_names_are_those_of_released_models(tmp_path, monkeypatch):
+    from tubelet.checkpoint.registry import HUB_NAMES, RELEASED, released_name
+
+    assert set(HUB_NAMES.values()) == set(RELEASED)
+    assert released_name("vjepa2_1_vitl_dist_vitG_384.pt") == "vjepa2.1-vitl16-384"
+    assert released_name("films") is None
+    monkeypatch.setenv("TUBELET_CACHE", str(tmp_path))
+    (tmp_path / "released").mkdir()
+    random_release(tmp_path / "released" / RELEASED["vjepa2.1-vitb16-384"], vit_b(), "ema_encoder")
+    options = {"device": "cpu", "dtype": torch.float32}
+    model = tubelet.Backbone.from_pretrained("vjepa2_1_vit_base_384", **options)
+    assert model.model_id == tubelet.load("vjepa2.1-vitb16-384", **options).model_id
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(run_tubelet("info", "--json").stdout)
+    assert found["released models"] == {
+        "vjepa2.1-vitb16-384": str(tmp_path / "released" / RELEASED["vjepa2.1-vitb16-384"])
+    }
+    assert found["cache"][str(tmp_path / "released")].endswith(" MB")
 
 
 def test_a_file_that_lost_its_last_block_is_no_shallower_model(tmp_path):

@@ -132,7 +132,7 @@ def test_without_a_home_paths_below_it_are_refused_and_the_cache_is_named(monkey
     monkeypatch.setattr(os, "getuid", lambda: 987_654_321)
     with pytest.raises(SettingError, match="the home directory of '~' is unknown; pass the absolute path"):
         DataConfig(sources=("~/videos",))
-    with pytest.raises(TubeletError, match="no home directory is known; set HOME or XDG_CACHE_HOME"):
+    with pytest.raises(TubeletError, match="no home directory is known; set HOME or TUBELET_CACHE"):
         cache_dir()
 
 

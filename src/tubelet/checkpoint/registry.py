@@ -24,6 +24,17 @@ RELEASED = {
     "vjepa2-vitg16-256": "vitg.pt",
     "vjepa2-vitg16-384": "vitg-384.pt",
 }
+# The names of the same models in the release's torch.hub entry points.
+HUB_NAMES = {
+    "vjepa2_1_vit_base_384": "vjepa2.1-vitb16-384",
+    "vjepa2_1_vit_large_384": "vjepa2.1-vitl16-384",
+    "vjepa2_1_vit_giant_384": "vjepa2.1-vitg16-384",
+    "vjepa2_1_vit_gigantic_384": "vjepa2.1-vitG16-384",
+    "vjepa2_vit_large": "vjepa2-vitl16-256",
+    "vjepa2_vit_huge": "vjepa2-vith16-256",
+    "vjepa2_vit_giant": "vjepa2-vitg16-256",
+    "vjepa2_vit_giant_384": "vjepa2-vitg16-384",
+}
 # Options that are passed to `huggingface_hub`.
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -32,11 +43,19 @@ HEADS_FOLDER = "heads"
 _HUB_HEAD = re.compile(rf"({_HUB_ID.pattern})/({HEADS_FOLDER}/[\w.-]+\.safetensors)")
 
 
+def released_name(what: str | Path) -> str | None:
+    """The released model of this name, torch.hub's name or file name; None for anything else."""
+    name = str(what)
+    files = {file: released for released, file in RELEASED.items()}
+    return name if name in RELEASED else HUB_NAMES.get(name) or files.get(name)
+
+
 def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) -> Path:
     """The local file or directory that `what` names, downloaded if necessary.
 
     Args:
-        what: a path, RUN/best for the best checkpoint of a run, a released name, or a Hub id (owner/name).
+        what: a path, RUN/best for the best checkpoint of a run, a released name as in `released_name`, or a Hub id
+            (owner/name).
         sha256: expected hash of the file, in hexadecimal; None only checks the size after a download.
         hub: `HUB_OPTIONS` of `huggingface_hub`.
 
@@ -47,8 +66,8 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
     path = resolve_best(Path(what).expanduser())
     if path.exists():
         found = path
-    elif str(what) in RELEASED:
-        found = _released(str(what), local_only=bool(hub.get("local_files_only")))
+    elif released := released_name(what):
+        found = _released(released, local_only=bool(hub.get("local_files_only")))
     elif _HUB_ID.fullmatch(str(what)) and path.suffix not in (".pt", ".safetensors"):
         if path.parent.is_dir():
             raise MissingFileError(
@@ -56,7 +75,7 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
             )
         return _from_hub(str(what), **hub)
     else:
-        close = get_close_matches(str(what), RELEASED, n=1)
+        close = get_close_matches(str(what), [*RELEASED, *HUB_NAMES], n=1)
         raise MissingFileError(
             f"{what}: no such file or directory{f' (nearest released name: {close[0]!r})' if close else ''}; expected "
             f"a run directory, a .safetensors or .pt file, a Hub id (owner/name), or one of {', '.join(RELEASED)}"
@@ -93,9 +112,9 @@ def resolve_head(what: str | Path, **hub: Any) -> Path:
 
 def search_directories() -> list[Path]:
     """Directories searched for released files; downloads go to the first."""
-    cache = cache_dir()
-    torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser()
-    return [cache / "tubelet" / "released", torch_home / "hub" / "checkpoints", Path.cwd()]
+    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    torch_home = Path(os.environ.get("TORCH_HOME") or users / "torch").expanduser()
+    return [cache_dir() / "released", torch_home / "hub" / "checkpoints", Path.cwd()]
 
 
 def download(url: str, target: Path) -> None:

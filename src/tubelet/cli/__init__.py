@@ -25,6 +25,7 @@ from tubelet.cli.embed import Embed
 from tubelet.cli.evaluate import Evaluate
 from tubelet.cli.explain import Explain
 from tubelet.cli.fit import Fit
+from tubelet.cli.info import Info
 from tubelet.cli.predict import Predict
 from tubelet.cli.report import Report
 from tubelet.cli.sample_data import SampleData
@@ -61,6 +62,7 @@ COMMANDS: dict[str, type[Command]] = {
     "explain": Explain,
     "report": Report,
     "convert": Convert,
+    "info": Info,
 }
 
 

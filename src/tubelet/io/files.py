@@ -232,17 +232,22 @@ def _is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
+CACHE_VARIABLE = "TUBELET_CACHE"
+
+
 def cache_dir() -> Path:
-    """The user's cache directory (XDG base directory specification).
+    """The package's cache: TUBELET_CACHE, or `tubelet` in the cache directory of the XDG base directory specification.
 
     Raises:
         ConfigError: if no home directory is known, as in a container whose user has neither an entry nor HOME.
     """
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        if chosen := os.environ.get(CACHE_VARIABLE):
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tubelet"
     except RuntimeError as error:
         raise ConfigError(
-            "no home directory is known; set HOME or XDG_CACHE_HOME to a directory for downloads and features"
+            f"no home directory is known; set HOME or {CACHE_VARIABLE} to a directory for downloads and features"
         ) from error
 
 
@@ -257,7 +262,7 @@ def set_compile_cache() -> None:
     if chosen and Path(chosen).parent != Path(tempfile.gettempdir()):
         return
     try:
-        folder = cache_dir().absolute() / "tubelet" / "compiled"
+        folder = cache_dir().absolute() / "compiled"
         there = next(place for place in (folder, *folder.parents) if place.exists())
     except (OSError, TubeletError):
         return

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 
 from tubelet.checkpoint.adapters import apply_adapters
-from tubelet.checkpoint.registry import HUB_OPTIONS, RELEASED, resolve_checkpoint
+from tubelet.checkpoint.registry import HUB_OPTIONS, RELEASED, released_name, resolve_checkpoint
 from tubelet.checkpoint.run import resolve_best
 from tubelet.checkpoint.state_dict import load_strict, require_finite
 from tubelet.checkpoint.weights import EncoderName, LoadSpec, read_weights
@@ -43,8 +43,8 @@ def load(
 
     Args:
         what: a run directory, one of its checkpoints, or RUN/best; a .safetensors file or directory of
-            `save_pretrained`; a released .pt file; a released name such as "vjepa2.1-vitb16-384"; or the id of a
-            repository on the Hub.
+            `save_pretrained`; a released .pt file; a released name such as "vjepa2.1-vitb16-384", also as torch.hub
+            has it ("vjepa2_1_vit_base_384"); or the id of a repository on the Hub.
         encoder: "teacher" (Y-encoder), which has the better features, or "student" (X-encoder); None is the
             teacher, or the only one in the file.
         with_predictor: load the predictor too, as `model.predictor`.
@@ -119,6 +119,6 @@ def _name_of(what: str | Path, path: Path) -> str:
     """The released name, also for a path to a released file; the Hub id; or the name of the file or directory."""
     released = {file: name for name, file in RELEASED.items()}
     if not resolve_best(Path(what).expanduser()).exists():
-        return str(what)
+        return released_name(what) or str(what)
     path = path.resolve()
     return released.get(path.name, path.name if path.is_dir() else path.stem)

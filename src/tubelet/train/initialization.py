@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tubelet.checkpoint.registry import RELEASED, resolve_checkpoint
+from tubelet.checkpoint.registry import released_name, resolve_checkpoint
 from tubelet.checkpoint.run import find_checkpoint, load_optimizer_moments, load_vjepa
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.config import ModelConfig, TrainConfig
@@ -37,7 +37,7 @@ def config_from_checkpoint(what: str) -> ModelConfig:
 
 def _trained(what: str) -> tuple[Path, VJEPA, bool]:
     """What `init_from` names: its file, the model in it, and whether that is an encoder alone, the rest at random."""
-    path = resolve_checkpoint(what) if what in RELEASED else Path(what)
+    path = resolve_checkpoint(what) if released_name(what) else Path(what)
     if not is_encoder_file(path):
         path = find_checkpoint(path)
         return path, load_vjepa(path)[0], False

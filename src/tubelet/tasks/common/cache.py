@@ -28,7 +28,7 @@ DELETE_HINT = "delete this file of cached features and run the command again"
 
 def default_folder() -> Path:
     """The default folder, in the user's cache."""
-    return cache_dir() / "tubelet" / "features"
+    return cache_dir() / "features"
 
 
 def model_hash(model: Backbone) -> str:

@@ -1,0 +1,101 @@
+"""`tubelet info`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tubelet.cli.command import Command
+from tubelet.console import open_console, print_wrapped
+
+# Packages whose versions explain most reports: those that compute, decode, load and store.
+PACKAGES = (
+    *("tubelet", "torch", "numpy", "av", "pillow", "safetensors", "pyarrow", "huggingface_hub"),
+    *("transformers", "timm", "peft", "torchao", "onnxruntime", "vizdoom"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(Command):
+    """Print versions, devices, caches and released models on this machine; to be pasted into a bug report."""
+
+    json: bool = False
+    """Print them as JSON."""
+
+    def run(self) -> None:
+        """Print them."""
+        found = describe_machine()
+        if self.json:
+            print(json.dumps(found, indent=1))
+            return
+        console = open_console()
+        for title, rows in found.items():
+            print_wrapped(console, title, "bold")
+            for name, value in rows.items():
+                print_wrapped(console, f"  {name}: {value}")
+
+
+def describe_machine() -> dict[str, dict[str, str]]:
+    """What runs here and where it keeps its files: section -> name -> value."""
+    import os
+    import platform
+
+    import psutil
+    import torch
+
+    from tubelet.checkpoint.registry import RELEASED, search_directories
+    from tubelet.device import has_bf16_units, pick_device, pick_dtype
+    from tubelet.io.files import cache_dir
+
+    device = pick_device()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = {str(device): _device_name(device)}
+    devices |= {f"cuda:{i}": _device_name(torch.device("cuda", i)) for i in range(1, torch.cuda.device_count())}
+    folders = search_directories()
+    models = {name: folder / file for name, file in RELEASED.items() for folder in folders if (folder / file).is_file()}
+    return {
+        "versions": {"python": platform.python_version()} | _versions(),
+        "machine": {
+            "system": platform.platform(),
+            "cores for this process": str(cores),
+            "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        },
+        "device": devices
+        | {
+            "precision": f"{str(pick_dtype('auto', device)).removeprefix('torch.')} by default"
+            f"{'' if has_bf16_units(device) else ' (no bf16 units)'}",
+            "cuda of the torch build": str(torch.version.cuda or "none"),
+        },
+        "cache": {
+            str(folder): _size(folder)
+            for folder in (cache_dir() / part for part in ("released", "features", "compiled"))
+        },
+        "released models": {name: str(path) for name, path in models.items()} or {"none": "see tubelet.load"},
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _device_name(device: Any) -> str:
+    import torch
+
+    if device.type != "cuda":
+        return "no accelerator" if device.type == "cpu" else "Apple GPU"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def _size(folder: Path) -> str:
+    if not folder.is_dir():
+        return "empty"
+    return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:,.1f} MB"
