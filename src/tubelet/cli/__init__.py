@@ -32,6 +32,7 @@ from tubelet.cli.sample_data import SampleData
 from tubelet.cli.search import Search
 from tubelet.cli.shard import Shard
 from tubelet.cli.train import Train
+from tubelet.cli.view import View
 from tubelet.config.fields import nearest
 from tubelet.console import (
     OUTPUT_LOST,
@@ -59,6 +60,7 @@ COMMANDS: dict[str, type[Command]] = {
     "evaluate": Evaluate,
     "embed": Embed,
     "search": Search,
+    "view": View,
     "explain": Explain,
     "report": Report,
     "convert": Convert,

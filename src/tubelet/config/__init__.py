@@ -24,6 +24,7 @@ from tubelet.config.model import (
 from tubelet.config.plan import PlanConfig
 from tubelet.config.predict import PredictConfig
 from tubelet.config.train import GuardConfig, OptimConfig, Precision, TrainConfig
+from tubelet.config.view import ViewConfig
 
 __all__ = [
     "HEAD_SETTINGS",
@@ -44,6 +45,7 @@ __all__ = [
     "RopeVersion",
     "ShardConfig",
     "TrainConfig",
+    "ViewConfig",
     "from_dict",
     "model_preset",
     "output_levels_for_depth",

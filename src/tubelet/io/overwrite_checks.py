@@ -21,7 +21,9 @@ from tubelet.io.text import parse_json, read_json, require_regular
 PAGE_MARK = '<meta name="generator" content="tubelet">'
 ARCHIVE_MARK = b"tubelet"
 PRODUCER = "tubelet"
+VIDEO_MARK = "written by tubelet"
 _HEAD_BYTES = 1024
+_VIDEO_HEADER_BYTES = 16 * 2**20
 _JSON_BYTES = 64 * 2**20
 _RUN_DIRECTORIES = ("checkpoints", "tensorboard", "adapter")
 
@@ -40,6 +42,12 @@ def _is_archive(path: Path) -> bool:
             return archive.comment == ARCHIVE_MARK
     except (OSError, zipfile.BadZipFile, ValueError):
         return False
+
+
+def _is_video(path: Path) -> bool:
+    """Whether an MP4 was written by this package; its header, which comes first, has a comment that says so."""
+    with path.open("rb") as file:
+        return VIDEO_MARK.encode() in file.read(_VIDEO_HEADER_BYTES)
 
 
 def mark_archive(path: Path) -> None:
@@ -130,6 +138,7 @@ class OutputKind(NamedTuple):
 
 KINDS: Mapping[str, OutputKind] = {
     "page": OutputKind("a page of this package", _is_page, (".html", ".htm")),
+    "video": OutputKind("a video of this package", _is_video, (".mp4",)),
     "released": OutputKind("a model that this package wrote", _is_archive),
     "graph": OutputKind("a graph that this package wrote", _is_archive),
     "onnx": OutputKind("a graph that this package wrote", _is_onnx),

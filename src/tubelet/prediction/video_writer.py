@@ -11,6 +11,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from tubelet.io.overwrite_checks import VIDEO_MARK
+
 
 def even(number: float) -> int:
     """The nearest even number of pixels, at least 2, which 4:2:0 requires."""
@@ -38,6 +40,7 @@ def write_frames(
         options = {"movflags": "faststart"} if isinstance(out, Path) else {}
         target: Any = str(out) if isinstance(out, Path) else out
         container: Any = opened.enter_context(av.open(target, "w", format="mp4", options=options))
+        container.metadata["comment"] = VIDEO_MARK
         stream: Any = None
 
         def mux(packets: list[Any]) -> None:

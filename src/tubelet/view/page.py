@@ -137,6 +137,11 @@ def heat(values: NDArray[Any], low: float, high: float, colors: str) -> NDArray[
     return rgba
 
 
+def colormap(name: str) -> NDArray[np.uint8]:
+    """(256, 3) uint8 colors of a color scale."""
+    return np.array(matplotlib.colormaps[name](np.arange(256), bytes=True))[:, :3]
+
+
 def gradient(colors: str) -> Markup:
     """A color scale as a CSS background."""
     stops = [matplotlib.colors.to_hex(matplotlib.colormaps[colors](i / 8)) for i in range(9)]

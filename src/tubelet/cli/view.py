@@ -1,0 +1,67 @@
+"""`tubelet view`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from tubelet.cli.command import ConfigurableCommand, Known, Sources
+from tubelet.config import ViewConfig
+from tubelet.config.fields import PathText
+from tubelet.console import files_progress, open_console, print_wrapped
+from tubelet.errors import ConfigError, escape_filename
+
+
+@dataclass(frozen=True, kw_only=True)
+class View(ConfigurableCommand):
+    """Show features on videos and images: one page with colors, similarity to a patch, clusters and surprise."""
+
+    sources: Sources
+    """Videos and images on this machine: folders, files, globs, and lists (CSV, TSV, TXT or JSONL)."""
+    settings: Annotated[ViewConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = field(
+        default_factory=ViewConfig
+    )
+    """Settings of the features."""
+    model: Annotated[tuple[PathText, ...], tyro.conf.UseAppendAction]
+    """A run directory, a .safetensors or released .pt file, a released name, or a Hub id; repeat the option to compare
+    models with each other."""
+    out: Path = Path("view.html")
+    """The page."""
+    video: Annotated[Path | None, tyro.conf.arg(metavar="FILE.mp4")] = None
+    """Also write the only video among the sources, with its features as colors next to it."""
+
+    @classmethod
+    def defaults(cls, known: Known) -> dict[str, Any]:
+        """The clips that the run named by --model was trained on."""
+        run = Path(known.model or "")
+        if not (run / "config.json").is_file() or not (run / "checkpoints").is_dir():  # a folder for the Hub has none
+            return {}
+        from tubelet.train.run_directory import read_config
+
+        data = read_config(run).data
+        return {"settings": ViewConfig(frames=data.frames, fps=data.fps)}
+
+    def run(self) -> None:
+        """Encode the files and write the page."""
+        from tubelet.view.feature_page import write_feature_page
+
+        if not self.model:
+            raise ConfigError("--model is missing; pass a run directory, a model file, a released name or a Hub id")
+        console = open_console()
+        with files_progress(console) as progress:
+            made = write_feature_page(self.sources, self.model, self.out, self.settings, self.video, progress)
+        for view in made.encoders:
+            for name, level in zip(view.names, view.levels, strict=True):
+                print_wrapped(
+                    console,
+                    f"{view.model} {view.encoder}, {name}: {level.values.shape[1]} directions; error of the cosine "
+                    f"{level.mean_error:.4f} on average, 99 % below {level.largest_error:.4f}",
+                )
+        print_wrapped(
+            console,
+            f"{escape_filename(str(self.out))}: {made.files} file{'s' if made.files != 1 else ''}, {made.tokens:,} "
+            f"tokens a level, {made.size / 1e6:.1f} MB",
+        )
+        if self.video is not None:
+            print_wrapped(console, escape_filename(str(self.video)))

@@ -1,0 +1,367 @@
+"""`tubelet view`: one page in which videos and images play under the features of a model."""
+
+import base64
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from tubelet.checkpoint.run import list_checkpoints, load_vjepa, resolve_best
+from tubelet.checkpoint.weights import EncoderName
+from tubelet.config import MaskConfig, ViewConfig
+from tubelet.data.decode import Video
+from tubelet.data.images import read_image
+from tubelet.data.sources import list_media
+from tubelet.errors import ConfigError, DataError, escape_filename, escape_unprintable
+from tubelet.io.overwrite_checks import check_output
+from tubelet.prediction.video_writer import even, write_frames
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.load import load
+from tubelet.view.page import binary_block, colormap, data_uri, json_block, write_page
+from tubelet.view.pca_video import write_pca_video
+from tubelet.view.quantization import QuantizedTokens, quantize_tokens
+from tubelet.view.token_maps import FileTokens, FrameSampling, encode_file, fine_size, surprise
+
+PATCHES = 24  # along the shorter side, unless a size is requested
+MEDIA_LINES = 360
+MOST_TOKENS = 200_000
+_FEATURE_BYTES = 13_000_000  # of all levels and encoders; as base64 17 MB
+_FEWEST_DIRECTIONS = 16
+_COLORMAPS = {"similarity": "magma", "surprise": "cividis"}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ViewedFile:
+    """A file of the page.
+
+    Attributes:
+        path: the file.
+        video: whether it is a video, not an image.
+        height, width: size in pixels.
+        duration_s: duration in seconds, 0 for an image.
+    """
+
+    path: Path
+    video: bool
+    height: int
+    width: int
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class EncoderView:
+    """What a page has of one encoder.
+
+    Attributes:
+        model: name of the model.
+        encoder: teacher or student.
+        files: grid and times of each file; their features are in `levels`.
+        names: names of the levels, for a reader.
+        levels: the tokens of all files, level by level.
+        surprise: (T', H', W') errors of each file, None where there is no predictor.
+        note: why there is no surprise, for a reader; empty if there is.
+    """
+
+    model: str
+    encoder: EncoderName
+    files: list[FileTokens]
+    names: list[str]
+    levels: list[QuantizedTokens]
+    surprise: list[NDArray[np.float32]] | None
+    note: str
+
+
+@dataclass(frozen=True)
+class ViewSummary:
+    """What was written.
+
+    Attributes:
+        files: number of files.
+        tokens: number of tokens of one level of all files.
+        size: of the page in bytes.
+        encoders: what the page has of each encoder.
+    """
+
+    files: int
+    tokens: int
+    size: int
+    encoders: list[EncoderView]
+
+
+def write_feature_page(
+    sources: Sequence[str],
+    models: Sequence[str],
+    out: Path,
+    settings: ViewConfig,
+    video: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> ViewSummary:
+    """Encode files by models and write the page, and perhaps a video in its colors.
+
+    Args:
+        sources: folders, files, globs and lists of local videos and images.
+        models: arguments of `tubelet.load`.
+        out: the page.
+        settings: see `ViewConfig`.
+        video: a video to write, of the only video among the sources: beside the original, the deepest level of each
+            model in the colors that the page begins with.
+        progress: called with the number of encoded files and of all, each counted once for each encoder.
+
+    Raises:
+        ConfigError: if a setting does not fit the models.
+        TubeletError: if a file or a model cannot be read, or the page cannot be written.
+    """
+    files = _find_files(sources)
+    inputs = [each.path for each in files]
+    check_output(out, "page", [*inputs, *models])
+    if video is not None:
+        check_output(video, "video", [*inputs, *models])
+        if sum(each.video for each in files) != 1:
+            raise ConfigError(
+                f"--video {video} needs one video among the sources, found {sum(each.video for each in files)}"
+            )
+    encoders = [(what, load(what, encoder=name)) for what in models for name in _encoder_names(settings)]
+    samplings = [[_sampling(each, model, settings) for each in files] for _, model in encoders]
+    tokens = max(_count_tokens(model, files, own) for (_, model), own in zip(encoders, samplings, strict=True))
+    directions = _directions([model for _, model in encoders], tokens, settings)
+    views = []
+    for number, ((what, model), own) in enumerate(zip(encoders, samplings, strict=True)):
+
+        def report(done: int, start: int = number * len(files)) -> None:
+            progress(start + done, len(files) * len(encoders))
+
+        views.append(_view(what, model, files, own, settings, directions[number], report))
+    write_page("view.html", out, _page_values(files, views))
+    if video is not None:
+        _write_video(video, files, views)
+    return ViewSummary(len(files), tokens, out.stat().st_size, views)
+
+
+def _find_files(sources: Sequence[str]) -> list[ViewedFile]:
+    media = list_media(sources)
+    if media.shards:
+        raise DataError(f"{media.shards[0].root}: shards cannot be shown on a page; pass the videos they were made of")
+    files = []
+    for name in media.videos:
+        with Video(name) as video:
+            info = video.info
+        files.append(ViewedFile(Path(name), True, info.height, info.width, info.duration_s))
+    for name in media.images:
+        height, width = read_image(name).shape[:2]
+        files.append(ViewedFile(Path(name), False, height, width, 0.0))
+    return files
+
+
+def _encoder_names(settings: ViewConfig) -> tuple[EncoderName | None, ...]:
+    return ("teacher", "student") if settings.encoder == "both" else (settings.encoder,)
+
+
+def _sampling(file: ViewedFile, model: Backbone, settings: ViewConfig) -> FrameSampling:
+    patch = model.config.patch_size
+    height, width = fine_size(file.height, file.width, settings.image_size or PATCHES * patch, patch)
+    tubelet = model.config.tubelet_size
+    if settings.frames % tubelet:
+        raise ConfigError(f"--frames is {settings.frames}, expected a multiple of the tubelet of {tubelet} frames")
+    return FrameSampling(height, width, settings.frames, settings.fps)
+
+
+def _count_tokens(model: Backbone, files: Sequence[ViewedFile], samplings: Sequence[FrameSampling]) -> int:
+    """Number of tokens of all files in one level.
+
+    Raises:
+        DataError: if a page could not answer quickly.
+    """
+    patch, tubelet = model.config.patch_size, model.config.tubelet_size
+    total = 0
+    for file, own in zip(files, samplings, strict=True):
+        steps = math.ceil(math.ceil(file.duration_s * own.fps - 1e-3) / tubelet) if file.video else 1
+        total += max(1, steps) * (own.height // patch) * (own.width // patch)
+    if total > MOST_TOKENS:
+        seconds = sum(file.duration_s for file in files)
+        side = min(samplings[0].height, samplings[0].width)
+        raise DataError(
+            f"{len(files)} files of {seconds:.0f} s are {total:,} tokens, expected at most {MOST_TOKENS:,} in a page; "
+            f"reduce --fps (here {samplings[0].fps:g}) or --image-size (here {side} pixels), or pass fewer files"
+        )
+    return total
+
+
+def _directions(models: Sequence[Backbone], tokens: int, settings: ViewConfig) -> list[int]:
+    """Directions of each encoder's levels, so that the page is not too large.
+
+    Raises:
+        ConfigError: if it would be.
+    """
+    levels = sum(len(_levels(model, settings)) for model in models)
+    affordable = _FEATURE_BYTES // (tokens * levels)
+    if affordable < min(_FEWEST_DIRECTIONS, settings.directions):
+        raise ConfigError(
+            f"{levels} levels of {tokens:,} tokens do not fit into {_FEATURE_BYTES / 1e6:.0f} MB; choose fewer by "
+            "--levels, such as --levels -1, or reduce --fps or --image-size"
+        )
+    return [min(settings.directions, affordable, model.config.width) for model in models]
+
+
+def _levels(model: Backbone, settings: ViewConfig) -> list[int]:
+    """Numbers of the levels in the page, shallow to deep."""
+    count = len(model.config.levels)
+    for level in settings.levels:
+        if not -count <= level < count:
+            raise ConfigError(f"--levels has {level}, but {model.name} has {count} output levels")
+    return sorted({level % count for level in settings.levels}) or list(range(count))
+
+
+def _view(
+    what: str,
+    model: Backbone,
+    files: Sequence[ViewedFile],
+    samplings: Sequence[FrameSampling],
+    settings: ViewConfig,
+    directions: int,
+    report: Callable[[int], None],
+) -> EncoderView:
+    numbers, found = _levels(model, settings), []
+    for done, (file, own) in enumerate(zip(files, samplings, strict=True)):
+        report(done)
+        found.append(encode_file(model, file.path, file.video, own, numbers))
+    blocks = model.config.levels
+    errors, note = _surprise(what, files, samplings, settings)
+    levels = [quantize_tokens([each.levels[i] for each in found], directions) for i in range(len(numbers))]
+    report(len(files))
+    return EncoderView(
+        model.name,
+        model.encoder_name,
+        [FileTokens(each.grid, each.times, ()) for each in found],
+        [f"level {number + 1} of {len(blocks)} (block {blocks[number] + 1})" for number in numbers],
+        levels,
+        errors,
+        note,
+    )
+
+
+def _surprise(
+    what: str, files: Sequence[ViewedFile], samplings: Sequence[FrameSampling], settings: ViewConfig
+) -> tuple[list[NDArray[np.float32]] | None, str]:
+    """The predictor's errors in each file, or None and the reason."""
+    if not settings.surprise:
+        return None, "It was left out by --no-surprise."
+    path = resolve_best(Path(what).expanduser())
+    if not (path.parent.name == "checkpoints" or (path.is_dir() and list_checkpoints(path))):
+        return None, "It needs the predictor and both encoders, as checkpoints of training runs have them."
+    model, config = load_vjepa(what)
+    if model.config.prediction_width != model.config.num_output_levels * model.config.width:
+        return None, "The predictor of this run was trained for the features of another model."
+    masks = config.masks if config else MaskConfig()
+    pairs = zip(files, samplings, strict=True)
+    return [surprise(model, file.path, file.video, own, masks) for file, own in pairs], ""
+
+
+def _page_values(files: Sequence[ViewedFile], views: Sequence[EncoderView]) -> dict[str, Any]:
+    """Values of the template."""
+    blocks: list[Markup] = []
+    data = {
+        "files": [_file(number, file, blocks) for number, file in enumerate(files)],
+        "encoders": [_encoder(number, view, blocks) for number, view in enumerate(views)],
+        "colormaps": {use: colormap(name).tobytes().hex() for use, name in _COLORMAPS.items()},
+    }
+    names = sorted({view.model for view in views})
+    return {
+        "title": escape_unprintable(files[0].path.name) if len(files) == 1 else f"{len(files)} files",
+        "models": [escape_unprintable(name) for name in names],
+        "files": files,
+        "videos": sum(file.video for file in files),
+        "data": json_block("data", data),
+        "blocks": blocks,
+        "views": views,
+        "tokens": sum(each.grid.tokens for each in views[0].files),
+    }
+
+
+def _file(number: int, file: ViewedFile, blocks: list[Markup]) -> dict[str, Any]:
+    scale = min(1.0, MEDIA_LINES / file.height)
+    height, width = even(file.height * scale), even(file.width * scale)
+    if file.video:
+        buffer = BytesIO()
+        with Video(file.path) as video:
+            write_frames(video.iter_frames((height, width)), buffer, video.time_base, file.duration_s, crf=27)
+        blocks.append(binary_block(f"media-{number}", buffer.getvalue()))
+    else:
+        from PIL import Image
+
+        pixels = Image.fromarray(read_image(str(file.path)).numpy()).resize((width, height))
+        uri = data_uri(np.asarray(pixels), "jpeg")
+        blocks.append(binary_block(f"media-{number}", base64.b64decode(uri.partition(",")[2])))
+    return {
+        "name": escape_filename(file.path.name),
+        "video": file.video,
+        "duration": round(file.duration_s, 4),
+        "height": height,
+        "width": width,
+    }
+
+
+def _encoder(number: int, view: EncoderView, blocks: list[Markup]) -> dict[str, Any]:
+    levels = []
+    for i, (name, level) in enumerate(zip(view.names, view.levels, strict=True)):
+        blocks.append(binary_block(f"tokens-{number}-{i}", level.values.tobytes()))
+        colors = level.colors
+        levels.append(
+            {
+                "name": name,
+                "directions": level.values.shape[1],
+                "error": round(level.mean_error, 6),
+                "largest": round(level.largest_error, 6),
+                "pca": {
+                    "mean": colors.mean.tolist(),
+                    "axes": colors.axes.T.tolist(),
+                    "low": colors.low.tolist(),
+                    "high": colors.high.tolist(),
+                    "shares": colors.shares.tolist(),
+                },
+            }
+        )
+    return {
+        "model": escape_unprintable(view.model),
+        "encoder": view.encoder,
+        "grids": [[*each.grid.shape] for each in view.files],
+        "times": [[round(float(second), 4) for second in each.times] for each in view.files],
+        "levels": levels,
+        "surprise": _quantize_surprise(number, view.surprise, blocks),
+        "note": view.note,
+    }
+
+
+def _quantize_surprise(
+    number: int, errors: list[NDArray[np.float32]] | None, blocks: list[Markup]
+) -> dict[str, float] | None:
+    """Errors as bytes: 1 to 255 from the smallest to the largest, 0 where a token was never hidden."""
+    if errors is None:
+        return None
+    values = np.concatenate([each.ravel() for each in errors])
+    low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
+    scaled = 1 + np.nan_to_num((values - low) / max(high - low, 1e-12)) * 254
+    blocks.append(
+        binary_block(f"surprise-{number}", np.where(np.isnan(values), 0, scaled.round()).astype(np.uint8).tobytes())
+    )
+    ends = np.nanquantile(values, [0.02, 0.995]) if np.isfinite(values).any() else (0.0, 1.0)
+    return {"low": low, "high": high, "dark": float(ends[0]), "bright": float(ends[1])}
+
+
+def _write_video(out: Path, files: Sequence[ViewedFile], views: Sequence[EncoderView]) -> None:
+    """The only video among the files, and the deepest level of each encoder as colors."""
+    number = next(i for i, file in enumerate(files) if file.video)
+    maps = []
+    for view in views:
+        level, before = view.levels[-1], sum(each.grid.tokens for each in view.files[:number])
+        grid = view.files[number].grid
+        colors = level.colors.colors(level.units()[before : before + grid.tokens])
+        maps.append((colors.view(*grid.shape, 3).numpy(), view.files[number].times))
+    write_pca_video(files[number].path, maps, out)
