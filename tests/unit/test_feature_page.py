@@ -277,7 +277,7 @@ def test_a_png_is_saved(page, tmp_path):
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1024, False)])
 def test_everything_is_within_the_window(browser, made, width, dark):
     browser.open(made.page, width=width, dark=dark)
-    browser.wait("layers.length > 0")
+    browser.wait("layers.length > 0 && performance.getEntriesByName('first-contentful-paint').length > 0")
     assert browser.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 2000
     for mode in ("similarity", "clusters", "surprise", "compare", "pca"):
         browser.evaluate(f"setMode('{mode}')")

@@ -110,6 +110,8 @@ FLOAT64_MODULES = {
     "train/collapse.py",
     "view/feature_maps.py",
     "view/pca.py",
+    "view/quantization.py",
+    "view/token_maps.py",
 }
 
 

@@ -35,7 +35,7 @@ class DarkError(RejectedError):
 
 
 @dataclass(frozen=True)
-class View:
+class FrameScaling:
     """How a rendered image becomes the written frame.
 
     Attributes:
@@ -88,7 +88,7 @@ class RenderSettings:
     seed: int
     frames: int
     fps: int
-    view: View
+    view: FrameScaling
     scratch: Path = Path()
 
     @property
@@ -116,7 +116,7 @@ class Shot:
     shows_object: bool
 
 
-def view_of(size: int) -> View:
+def view_of(size: int) -> FrameScaling:
     """The rendering for frames of `size` pixels: reduced from at least twice as many, so that colors are smooth.
 
     Raises:
@@ -125,7 +125,7 @@ def view_of(size: int) -> View:
     for width, height in RESOLUTIONS:
         for factor in range(2, 9):
             if size % 2 == 0 and 0.6 * width <= size * factor <= height:  # the video's colors are at half size
-                return View(width, height, factor, size)
+                return FrameScaling(width, height, factor, size)
     raise ConfigError(f"size {size}: must be an even number of pixels from 32 to 240, such as 64, 128 or 224")
 
 
@@ -147,7 +147,7 @@ def reduce_square(pixels: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(k))
 
 
-def grab(game: Any, view: View) -> _Frame:
+def grab(game: Any, view: FrameScaling) -> _Frame:
     """Read the engine's current image and buffers, cropped to the square and reduced. Sky still has the class of walls.
 
     Raises:
@@ -183,7 +183,7 @@ def grab(game: Any, view: View) -> _Frame:
     return _Frame(state.screen_buffer[square], codes, classes, labels, ids, pose)
 
 
-def check_view(frame: _Frame, view: View, steps: NDArray[np.float32]) -> None:
+def check_view(frame: _Frame, view: FrameScaling, steps: NDArray[np.float32]) -> None:
     """Refuse a view that shows too little.
 
     Raises:
@@ -202,7 +202,7 @@ def check_view(frame: _Frame, view: View, steps: NDArray[np.float32]) -> None:
         raise RejectedError("nothing to see")
 
 
-def _name_sky(frame: _Frame, view: View, level: Level, limit: float) -> None:
+def _name_sky(frame: _Frame, view: FrameScaling, level: Level, limit: float) -> None:
     """Turn the saturated wall pixels of a frame into sky where the level says so, in place."""
     rows, columns = np.nonzero((frame.classes == truth.WALL) & (frame.codes >= view.last_wall_code))
     if not len(rows):
@@ -280,7 +280,7 @@ def record(
     return Shot(pixels, clip, codes, steps, seen)
 
 
-def _enter(game: Any, plan: ViewPlan, motion: int, view: View) -> _Frame:
+def _enter(game: Any, plan: ViewPlan, motion: int, view: FrameScaling) -> _Frame:
     """The first frame at a planned viewpoint.
 
     Raises:

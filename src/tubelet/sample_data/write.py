@@ -23,7 +23,7 @@ from tubelet.sample_data import truth
 from tubelet.sample_data.engine import engine, engines_folder, explain_engine_exits, import_vizdoom, start_level
 from tubelet.sample_data.level import all_levels, load_level
 from tubelet.sample_data.media import write_video
-from tubelet.sample_data.render import TICS_PER_SECOND, RenderSettings, Shot, View, record, view_of
+from tubelet.sample_data.render import TICS_PER_SECOND, FrameScaling, RenderSettings, Shot, record, view_of
 from tubelet.sample_data.viewpoints import Anchors, RejectedError
 
 CLIPS_PER_LEVEL = 25  # fewer would spend the time on starting levels, more would show less variety
@@ -388,7 +388,7 @@ def _plan_files(parameters: dict) -> dict[str, tuple[list[tuple[int, int]], list
     }
 
 
-def _describe(parameters: dict, view: View, results: list[JobResult], rejected: Counter[str]) -> dict:
+def _describe(parameters: dict, view: FrameScaling, results: list[JobResult], rejected: Counter[str]) -> dict:
     """The content of dataset.json."""
     files: dict[str, dict[str, list[dict]]] = {split: {"videos": [], "images": []} for split in SPLITS}
     for result in results:

@@ -13,7 +13,7 @@ from tubelet.config import MaskConfig
 from tubelet.data.clips import normalize
 from tubelet.data.masks import sample_mask
 from tubelet.errors import DataError
-from tubelet.grid import Grid, Modality, round_to_patches
+from tubelet.grid import Grid, MaskedGrid, round_to_patches
 from tubelet.model.tokenizer import modality_of
 from tubelet.objective import normalize_targets, token_errors
 from tubelet.pretrained.backbone import Backbone
@@ -146,11 +146,11 @@ def _window_errors(
     grid, modality = model.student.tokenizer.grid(pixels), modality_of(pixels)
     targets = normalize_targets(model.teacher(pixels)).expand(_DRAWS, -1, -1)
     clips = pixels.expand(_DRAWS, *pixels.shape[1:])
-    specs = masks.specs_for(Modality(modality))
+    specs = masks.specs_for(modality)
     total, count = torch.zeros(2, grid.tokens, dtype=torch.float64)
     for number in range(_ROUNDS):
         mask = sample_mask(specs[number % len(specs)], grid, _DRAWS, rng)
-        predicted, _ = model.predictor(model.student(clips, mask.context), mask, grid, modality)
+        ((predicted, _),) = model.predictor(model.student(clips, mask.context), [MaskedGrid(mask, grid, modality)])
         errors = token_errors(predicted, targets, mask.target).double()
         total.index_add_(0, mask.target.flatten(), errors.flatten())
         count.index_add_(0, mask.target.flatten(), torch.ones_like(errors).flatten())
