@@ -25,18 +25,6 @@ class Backbone(HubEncoder):
     see `HubEncoder`.
     """
 
-    @classmethod
-    def from_pretrained(cls, what: str | Path, **options: Any) -> Backbone:
-        """`tubelet.load` under the name that `transformers` and `huggingface_hub` have for it.
-
-        Args:
-            what: a path, a released name, or the id of a repository on the Hub.
-            options: those of `tubelet.load`.
-        """
-        from tubelet.pretrained.load import load
-
-        return load(what, **options)
-
     @torch.no_grad()
     def encode(
         self,
