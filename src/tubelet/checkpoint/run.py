@@ -161,7 +161,7 @@ def training_state(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
 def copy_to_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A contiguous copy of tensors in host memory, page-locked where they are on a CUDA device.
 
-    Copies from a CUDA device are queued on its current stream; wait for the stream before reading them.
+    Copies from a CUDA device are queued on the current stream: wait for it before reading them or changing the tensors.
 
     Raises:
         MemoryError: if host memory does not suffice.

@@ -3,8 +3,9 @@
 Rank 0 writes the checkpoints of a replicated model; of a sharded model, each rank writes its shards.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,6 +93,9 @@ class Checkpointer:
         self.run, self.config, self.model, self.optimizer, self.ctx = run.path, config, model, optimizer, ctx
         self.group = dist.new_group(backend="gloo") if ctx.sharded else None
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.copied: torch.cuda.Event | None = None  # after the copy of the state, until the next update waits for it
+        self.copy_stream = torch.cuda.Stream() if ctx.device.type == "cuda" and not ctx.sharded else None
+        self.update_hook = optimizer.register_step_pre_hook(self._before_update) if self.copy_stream else None
         self.pending: Pending | None = None
         self.reported = False  # whether `poll` has reported the failure of what is pending
         self.newest = run.checkpoint
@@ -189,6 +193,8 @@ class Checkpointer:
     def close(self) -> None:
         """Wait for the writer thread without raising its errors, so that a failed run leaves no partial checkpoint."""
         self.writer.shutdown(wait=True)
+        if self.update_hook is not None:
+            self.update_hook.remove()
 
     def _require_written(self) -> None:
         if self.pending and (error := self.pending.error()):
@@ -220,17 +226,32 @@ class Checkpointer:
     def _start_full(self, step: int) -> Future[Any]:
         """Copy the state and write the copy in the background; errors of both are in the future."""
         try:
-            state = copy_to_host(training_state(self.model, self.optimizer))
-            adapters = copy_to_host(get_adapters(self.model.teacher)) if self.config.lora_rank else {}
+            with self._copying():
+                state = copy_to_host(training_state(self.model, self.optimizer))
+                adapters = copy_to_host(get_adapters(self.model.teacher)) if self.config.lora_rank else {}
         except MemoryError as error:
             failed: Future[Any] = Future()
             failed.set_exception(error)
             return failed
-        copied = None
-        if self.ctx.device.type == "cuda":
-            copied = torch.cuda.Event()
-            copied.record()
-        return self.writer.submit(self._write_full, step, state, adapters, copied)
+        return self.writer.submit(self._write_full, step, state, adapters, self.copied)
+
+    @contextmanager
+    def _copying(self) -> Iterator[None]:
+        """Copies that are queued in the block run beside the next step, on CUDA, up to its update of the weights."""
+        if self.copy_stream is None:
+            yield
+            return
+        self.copy_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.copy_stream):
+            yield
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def _before_update(self, *_: Any) -> None:
+        """The device must not change what it still copies."""
+        if self.copied is not None:
+            torch.cuda.current_stream().wait_event(self.copied)
+            self.copied = None
 
     def _write_full(
         self, step: int, state: Mapping[str, Tensor], adapters: Mapping[str, Tensor], copied: torch.cuda.Event | None
