@@ -18,6 +18,7 @@ from tubelet.data.sources import MediaList
 from tubelet.embed.clips import CollectionClips, clip_loader
 from tubelet.errors import BadFile, DecodeError, TubeletError
 from tubelet.pretrained.backbone import Backbone
+from tubelet.tasks.common import extract as extraction
 from tubelet.tasks.common.cache import FeatureCache, model_hash
 from tubelet.tasks.common.extract import Source, _read_ahead, _Views, extract, subsample_evenly
 from tubelet.tasks.common.result import Example, Metric, Result, write_result
@@ -57,6 +58,47 @@ def test_features_are_those_of_the_encoder_and_are_computed_once(model, images, 
     assert sum(seen) == 3
     alone = model.encode(images[1].files[0], resize=32).tokens
     assert torch.allclose(features[1]["tokens"].float(), alone, atol=2e-3)
+
+
+def test_on_cuda_a_batch_is_written_while_the_next_is_encoded(model, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "_TOKENS_PER_BATCH", 16)  # a source at a time
+    events, write = [], extraction.write_features
+
+    class FakeEvent:
+        def record(self):
+            events.append("copy started")
+
+        def synchronize(self):
+            events.append("wait")
+
+    class Batches(extraction._EncodedBatches):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.on_cuda = True
+
+    def encode(model, pixels):
+        events.append("encode")
+        return {"tokens": model.forward_features(pixels)}
+
+    def record_write(path, features):
+        events.append("write")
+        write(path, features)
+
+    expected = extract(model, FeatureCache(tmp_path / "cpu", model), images, {"size": 32}, whole)
+    monkeypatch.setattr("torch.cuda.Event", FakeEvent)
+    monkeypatch.setattr("torch.Tensor.pin_memory", lambda pixels: pixels)
+    monkeypatch.setattr(extraction, "_EncodedBatches", Batches)
+    monkeypatch.setattr(extraction, "write_features", record_write)
+    done = []
+    features = extract(
+        model, FeatureCache(tmp_path / "cuda", model), images, {"size": 32}, whole, encode,
+        progress=lambda stage, count, total: done.append(count),
+    )  # fmt: skip
+    again = ["encode", "wait", "write", "copy started"]
+    assert events == ["encode", "copy started", *again, *again, "wait", "write"]
+    assert done == [0, 0, 1, 3]
+    for ours, theirs in zip(features, expected, strict=True):
+        assert torch.equal(ours["tokens"], theirs["tokens"])
 
 
 def test_another_recipe_another_file_or_another_model_is_computed_anew(model, images, tmp_path):

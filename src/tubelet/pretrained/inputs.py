@@ -17,6 +17,7 @@ from tubelet.data.decode import Video, VideoInfo
 from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.data.images import read_image, rgb_of
 from tubelet.data.storage import suffix_of
+from tubelet.device import accumulation_dtype
 from tubelet.errors import ConfigError, DataError
 
 Resize = Literal["round"] | int | tuple[int, int] | None
@@ -196,19 +197,28 @@ def _tensor(x: Any) -> Tensor:
         )
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise DataError(f"pixels are {x.dtype}, expected uint8 (0 to 255) or normalized floats")
-    if x.is_floating_point() and (wrong := int((~x.isfinite()).sum())):
-        raise DataError(
-            f"{wrong} of {x.numel()} pixel values are not finite (NaN or infinity), expected normalized floats or uint8"
-        )
-    if x.is_floating_point() and x.numel() and x.min() >= 0:
-        top = x.max()
-        if 0.5 < top <= 1 or top > _BRIGHTEST:
-            warnings.warn(
-                "floats must be normalized pixels, but these look like values from 0 to "
-                f"{1 if top <= 1 else 255}; pass uint8 instead",
-                stacklevel=2,
-            )
+    if x.is_floating_point() and x.numel():
+        _check_floats(x)
     return x
+
+
+def _check_floats(x: Tensor) -> None:
+    """Reject values that are not finite; warn about those that are not normalized."""
+    wide = accumulation_dtype(x.device)
+    # Read together: each number that is read from a device is waited for.
+    numbers = torch.stack([value.to(wide) for value in ((~x.isfinite()).sum(), *x.aminmax())])
+    wrong, least, top = numbers.tolist()
+    if wrong:
+        raise DataError(
+            f"{int(wrong)} of {x.numel()} pixel values are not finite (NaN or infinity), expected normalized floats or "
+            "uint8"
+        )
+    if least >= 0 and (0.5 < top <= 1 or top > _BRIGHTEST):
+        warnings.warn(
+            "floats must be normalized pixels, but these look like values from 0 to "
+            f"{1 if top <= 1 else 255}; pass uint8 instead",
+            stacklevel=3,
+        )
 
 
 def _image(x: Any, config: ModelConfig) -> Tensor:

@@ -1,5 +1,7 @@
 """Classification by the nearest training files, without training."""
 
+import torch
+
 from tubelet.datasets import ClassificationDataset
 from tubelet.heads.knn import NEIGHBORS, TEMPERATURE, neighbor_votes
 from tubelet.tasks.common.classification_report import confusion_details, metrics, worst_examples
@@ -17,7 +19,7 @@ def evaluate(context: EvaluationContext) -> Result:
     """
     data = PooledDataset(context)
     neighbors = [k for k in NEIGHBORS if k <= len(data.table)] or [len(data.table)]
-    scores = neighbor_scores(data, neighbors)
+    scores = neighbor_scores(data, neighbors, context.model.device)
     values = {k: metrics(own, data.truth) for k, own in scores.items()}
     best = max(neighbors, key=lambda k: values[k]["top-1"].value)
     return context.result(
@@ -36,11 +38,12 @@ def evaluate(context: EvaluationContext) -> Result:
     )
 
 
-def neighbor_scores(data: PooledDataset, neighbors: list[int]) -> dict[int, Scores]:
+def neighbor_scores(data: PooledDataset, neighbors: list[int], device: torch.device) -> dict[int, Scores]:
     """Number of neighbors -> scores of the test files; their shares are shares of the vote."""
     parts: dict[int, list[Scores]] = {k: [] for k in neighbors}
     start = 0
-    for votes in neighbor_votes(data.table, data.labels[:, 0], data.queries, len(data.plan.classes), neighbors):
+    labels, classes = data.labels[:, 0], len(data.plan.classes)
+    for votes in neighbor_votes(data.table, labels, data.queries, classes, neighbors, device):
         truth = data.truth[start : start + len(votes[neighbors[0]])]
         start += len(truth)
         for k, shares in votes.items():

@@ -84,6 +84,10 @@ class FeatureBatch:
     owner: Tensor
     labels: Tensor
 
+    def pin_memory(self) -> "FeatureBatch":
+        """The same batch in page-locked memory, so that copies to a CUDA device overlap with work."""
+        return dataclasses.replace(self, groups=[views.pin_memory() for views in self.groups])
+
     def apply(self, head: nn.Module, device: torch.device) -> list[Tensor]:
         """The outputs of a head for all views, each (ΣV, K) float32 on the device."""
         with _autocast(device):
@@ -132,7 +136,7 @@ def train_classifiers(
 
     def batches(start: int) -> WorkerLoader[Any]:
         order = EpochBatches(len(samples), settings.batch_size, seed, settings.epochs, start)
-        return WorkerLoader(samples, workers, batch_sampler=order, collate_fn=collate)
+        return WorkerLoader(samples, workers, batch_sampler=order, collate_fn=collate, pin_memory=device.type == "cuda")
 
     def backward(heads: nn.ModuleList, batch: FeatureBatch, step: int) -> None:
         labels = batch.labels[batch.owner].to(device, non_blocking=True).unbind(1)
@@ -208,7 +212,9 @@ def score_heads(
         for each head, for each of its outputs, the scores.
     """
     device, progress = context.model.device, context.progress
-    loader: WorkerLoader[Any] = WorkerLoader(samples, workers, batch_size=batch_size, collate_fn=collate)
+    loader: WorkerLoader[Any] = WorkerLoader(
+        samples, workers, batch_size=batch_size, collate_fn=collate, pin_memory=device.type == "cuda"
+    )
     parts: list[list[list[Scores]]] = [[] for _ in heads]
     for i, batch in enumerate(loader):
         progress("scoring", i * batch_size, len(samples))

@@ -123,18 +123,20 @@ def train_dense_heads(
     seed, device, batch_size = context.config.seed, context.model.device, protocol.batch_size
     fitted, held_out = _hold_out(len(data.features), seed, units)
     schedule = protocol.schedule(len(fitted))
+    on_cuda = device.type == "cuda"
     some = EpochSampler(fitted, batch_size, seed, 0, max(1, _WHITENING_ROWS // (batch_size * POINTS_PER_STEP)))
     whitening = fit_whitening(data[batch][0] for batch in some).to(device)
 
     def batches(start: int) -> WorkerLoader[tuple[Tensor, Tensor]]:
         order = EpochSampler(fitted, batch_size, seed, start, schedule.steps)
-        return WorkerLoader(data, context.config.workers, batch_size=None, sampler=order)
+        return WorkerLoader(data, context.config.workers, batch_size=None, sampler=order, pin_memory=on_cuda)
 
     def backward(heads: nn.ModuleList, batch: tuple[Tensor, Tensor], step: int) -> None:
         # A function of the step, so that dropout does not depend on where a training resumes.
-        generator = torch.Generator().manual_seed(seed * schedule.steps + step)
-        rows = _drop_channels(whitening(batch[0].to(device)), batch_size, protocol.dropout, generator)
-        loss(apply_heads(heads, rows), batch[1].to(device)).backward()
+        generator = torch.Generator(device).manual_seed(seed * schedule.steps + step)
+        rows = whitening(batch[0].to(device, non_blocking=on_cuda))
+        rows = _drop_channels(rows, batch_size, protocol.dropout, generator)
+        loss(apply_heads(heads, rows), batch[1].to(device, non_blocking=on_cuda)).backward()
 
     kind = repr(init_heads(make_head, 1, seed))
     identity = [context.task, asdict(protocol), seed, kind, *map(str, (*data.features.paths, *data.points))]
@@ -176,8 +178,8 @@ def _drop_channels(rows: Tensor, images: int, dropout: float, generator: torch.G
     """Rows (R, D) of images, as many of each, without some of the channels of each image."""
     if not dropout:
         return rows
-    keep = torch.full((images, 1, rows.shape[1]), 1 - dropout)
-    keep = (torch.bernoulli(keep, generator=generator) / (1 - dropout)).to(rows.device)
+    keep = torch.full((images, 1, rows.shape[1]), 1 - dropout, device=rows.device)
+    keep = torch.bernoulli(keep, generator=generator) / (1 - dropout)
     return (rows.unflatten(0, (images, -1)) * keep).flatten(0, 1)
 
 

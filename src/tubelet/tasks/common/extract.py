@@ -149,6 +149,7 @@ def extract(
     progress("encoding", done, len(sources))
     views_of = _Views([sources[number] for number in missing], transform, min(workers, len(missing)))
     waiting: list[tuple[int, Tensor]] = []
+    encoded = _EncodedBatches(model, paths, encode)
     with translate_worker_crash(RESUME_HINT):
         for number, views in zip(missing, _read_ahead(views_of, min(workers, len(missing)), prefetch_mb), strict=True):
             if isinstance(views, BadFile):
@@ -156,12 +157,12 @@ def extract(
                 check_failed_fraction(bad.values(), len(sources), max_failed_fraction)
                 continue
             if waiting and not _fits(model, waiting, views):
-                done += _encode(model, waiting, paths, encode)
-                progress("encoding", done, len(sources))
+                progress("encoding", done + encoded.add(waiting), len(sources))
                 waiting = []
             waiting.append((number, views))
         if waiting:
-            done += _encode(model, waiting, paths, encode)
+            encoded.add(waiting)
+        done += encoded.flush()
     progress("encoding", done, len(sources))
     kept = [number for number in range(len(sources)) if number not in bad]
     if bad and not kept:
@@ -215,23 +216,54 @@ def _count(views: Tensor) -> int:
     return math.prod(views.shape[:-4])
 
 
-@torch.inference_mode()
-def _encode(model: Backbone, waiting: list[tuple[int, Tensor]], paths: list[Path], encode: Encode) -> int:
-    """Encode what waits and write it; returns how many sources that were."""
-    pixels = torch.cat([_listed(views) for _, views in waiting])
-    step = max(1, _TOKENS_PER_BATCH // model.tokenizer.grid(pixels).tokens)
-    parts: dict[str, list[Tensor]] = {}
-    for chunk in pixels.split(step):
-        for name, value in encode(model, normalize(chunk.to(model.device), model.dtype)).items():
-            parts.setdefault(name, []).append(value.half().cpu())
-    features = {name: torch.cat(values) for name, values in parts.items()}
-    first = 0
-    for number, views in waiting:
-        count = _count(views)
-        own = {name: value[first : first + count].clone() for name, value in features.items()}
-        write_features(paths[number], {name: value.unflatten(0, views.shape[:-4]) for name, value in own.items()})
-        first += count
-    return len(waiting)
+class _EncodedBatches:
+    """Encodes batches and writes their features; on CUDA a batch is written while the next one is encoded."""
+
+    def __init__(self, model: Backbone, paths: list[Path], encode: Encode) -> None:
+        self.model, self.paths, self.encode = model, paths, encode
+        self.on_cuda = model.device.type == "cuda"
+        self.written = 0  # sources
+        # Features of the last batch, on their way to the CPU, and of which sources, with the leading shapes, they are.
+        self.features: dict[str, list[Tensor]] = {}
+        self.sources: list[tuple[int, torch.Size]] = []
+        self.arrived: torch.cuda.Event | None = None
+
+    @torch.inference_mode()
+    def add(self, waiting: list[tuple[int, Tensor]]) -> int:
+        """Encode the views of sources; returns how many sources are written so far."""
+        pixels = torch.cat([_listed(views) for _, views in waiting])
+        if self.on_cuda:
+            pixels = pixels.pin_memory()
+        step = max(1, _TOKENS_PER_BATCH // self.model.tokenizer.grid(pixels).tokens)
+        features: dict[str, list[Tensor]] = {}
+        for chunk in pixels.split(step):
+            chunk = chunk.to(self.model.device, non_blocking=self.on_cuda)
+            for name, value in self.encode(self.model, normalize(chunk, self.model.dtype)).items():
+                features.setdefault(name, []).append(value.half().to("cpu", non_blocking=self.on_cuda))
+        self.flush()
+        self.features = features
+        if self.on_cuda:
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+        self.sources = [(number, views.shape[:-4]) for number, views in waiting]
+        return self.written if self.on_cuda else self.flush()
+
+    def flush(self) -> int:
+        """Write the features of the last batch; returns how many sources are written so far."""
+        if not self.sources:
+            return self.written
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        features = {name: torch.cat(values) for name, values in self.features.items()}
+        first = 0
+        for number, shape in self.sources:
+            last = first + math.prod(shape)
+            own = {name: value[first:last].clone().unflatten(0, shape) for name, value in features.items()}
+            write_features(self.paths[number], own)
+            first = last
+        self.written += len(self.sources)
+        self.features, self.sources = {}, []
+        return self.written
 
 
 class _Views(Dataset[Tensor | BadFile]):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tubelet.data.clips import normalize, resize_center_crop, resize_shape
 from tubelet.data.decode import read_frames
+from tubelet.device import tf32_products
 from tubelet.errors import DataError
 from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
@@ -41,7 +42,8 @@ def frozen_features(encoders: Mapping[str, Encoder], pixels: Tensor, grid: Grid)
     Returns:
         kind of feature -> (B, N, D) float32 on the CPU.
     """
-    levels = {kind: encoder(pixels)[-1] for kind, encoder in encoders.items()}
+    with tf32_products(pixels.device):
+        levels = {kind: encoder(pixels)[-1] for kind, encoder in encoders.items()}
     return {kind: x.float().cpu() for kind, x in (levels | {RAW: patchify(pixels, grid)}).items()}
 
 
