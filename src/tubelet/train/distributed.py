@@ -11,7 +11,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tubelet.data.batch import StepData
+from tubelet.data.batch import Batch, StepData
 from tubelet.device import peak_flops, pick_device
 from tubelet.errors import ConfigError, TrainingError, TubeletError, first_line
 from tubelet.launch import read_launch
@@ -56,6 +56,7 @@ class DistContext:
         self.current_op = "the step's own work"  # for the error of a process that waits in vain
         self.gradient_replicas = size  # processes that hold the same element of the gradient, after it is summed
         self.gradient_sum: GradientSum | None = None  # of the model that is trained, from its first step on
+        self.upload_stream: torch.cuda.Stream | None = None  # on CUDA, from the first step on
         self.sharded = False  # whether the model lies in shards, whose gradients are summed as they come
 
     def peak_flops(self) -> float | None:
@@ -67,6 +68,25 @@ class DistContext:
     def is_rank0(self) -> bool:
         """Whether this process is the one that writes files and logs to the console."""
         return self.rank == 0
+
+    def upload(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Batches on this process's device.
+
+        On CUDA a stream of their own copies them from pinned memory: while the host starts a step, the device computes
+        the one before, and the copies need not wait for that.
+        """
+        if self.device.type != "cuda":
+            return [batch.to(self.device) for batch in batches]
+        if self.upload_stream is None:
+            self.upload_stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self.upload_stream):
+            uploaded = [batch.to(self.device) for batch in batches]
+        compute = torch.cuda.current_stream(self.device)
+        compute.wait_stream(self.upload_stream)
+        for batch in uploaded:
+            for tensor in (batch.pixels, *(ids for mask in batch.masks for ids in (mask.context, mask.target))):
+                tensor.record_stream(compute)  # its memory must not be used for the next copy before it is read
+        return uploaded
 
     def all_reduce(self, values: Tensor) -> None:
         """Sum a tensor over all processes, in place."""
