@@ -26,6 +26,7 @@ from tubelet.cli.evaluate import Evaluate
 from tubelet.cli.explain import Explain
 from tubelet.cli.fit import Fit
 from tubelet.cli.info import Info
+from tubelet.cli.map import Map
 from tubelet.cli.predict import Predict
 from tubelet.cli.report import Report
 from tubelet.cli.sample_data import SampleData
@@ -61,6 +62,7 @@ COMMANDS: dict[str, type[Command]] = {
     "embed": Embed,
     "search": Search,
     "view": View,
+    "map": Map,
     "explain": Explain,
     "report": Report,
     "convert": Convert,

@@ -1,8 +1,8 @@
 """Which unlabeled clips to label next.
 
 Those of which the head is least sure (smallest margin: Scheffer et al. 2001), and among them some that differ from each
-other (farthest-first traversal, the greedy k-center of Sener and Savarese 2018, arXiv 1708.00489): the least sure clips
-alone are often copies of one moment. n clips, D channels, K classes or targets.
+other (farthest-first traversal): the least sure clips alone are often copies of one moment. n clips, D channels, K
+classes or targets.
 """
 
 import csv
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.data.sources import list_media
+from tubelet.embed.pick import farthest_first
 from tubelet.errors import ConfigError, DataError, FileError, TubeletError
 from tubelet.fitting.features import ClipFeatures, extract_rows, mean_by_row
 from tubelet.fitting.label_task import FitContext
@@ -117,12 +118,7 @@ def choose_clips(margins: NDArray[np.float64], features: NDArray[np.float64], co
         return []
     rows = features[pool]
     rows = (rows - features.mean(0)) / np.maximum(features.std(0), 1e-9 + 1e-6 * np.abs(features).max())
-    chosen, distance = [0], np.square(rows - rows[0]).sum(1)
-    while len(chosen) < min(count, len(pool)):
-        distance[chosen] = -1.0
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.square(rows - rows[chosen[-1]]).sum(1))
-    return [int(i) for i in pool[chosen]]
+    return [int(i) for i in pool[farthest_first(rows, count)]]
 
 
 def check_suggestions(path: Path) -> None:
