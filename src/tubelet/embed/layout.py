@@ -101,7 +101,7 @@ def _k_means(x: Tensor, count: int, rng: np.random.Generator) -> tuple[NDArray[n
     centers = x[int(rng.integers(len(x)))][None]
     nearest = (x - centers).square().sum(1)
     while len(centers) < count:
-        weights = nearest.double().numpy()
+        weights = nearest.numpy().astype(np.float64)
         weights = weights / weights.sum() if weights.sum() > 0 else None
         chosen = int(rng.choice(len(x), p=weights))
         centers = torch.cat([centers, x[chosen][None]])

@@ -77,7 +77,7 @@ def write_map_page(content: MapContent, out: Path, thumbnails: int) -> None:
     outliers = np.argsort(-layout.outlier_scores, kind="stable")[:_OUTLIERS]
     strips = _strips(clips, _choose_thumbnails(content, outliers, thumbnails))
     folder = _common_folder(clips.paths)
-    count = min(_NEIGHBORS, layout.neighbors.shape[1])
+    neighbors, similarities = _neighbors_of_other_files(clips, layout)
     low, high = layout.places.min(0), layout.places.max(0)
     places = (layout.places - low) / max(float((high - low).max()), 1e-9)
     arrays = {
@@ -85,8 +85,8 @@ def write_map_page(content: MapContent, out: Path, thumbnails: int) -> None:
         "file": clips.file.astype("<u4"),
         "start": clips.start_s.astype("<f4"),
         "end": clips.end_s.astype("<f4"),
-        "neighbors": layout.neighbors[:, :count].astype("<u4"),
-        "similarities": layout.similarities[:, :count].astype("<f4"),
+        "neighbors": neighbors.astype("<u4"),
+        "similarities": similarities.astype("<f4"),
     }
     legends = []
     for number, coloring in enumerate(content.colorings):
@@ -98,7 +98,7 @@ def write_map_page(content: MapContent, out: Path, thumbnails: int) -> None:
         "folder": folder,
         "files": [path.removeprefix(folder) for path in clips.paths],
         "clips": len(clips.file),
-        "neighbors": count,
+        "neighbors": neighbors.shape[1],
         "arrays": index,
         "colorings": legends,
         "duplicates": [_group(group, content.duplicates) for group in groups[:_GROUPS]],
@@ -119,6 +119,13 @@ def write_map_page(content: MapContent, out: Path, thumbnails: int) -> None:
         "binary": binary_block("binary", blob),
     }
     write_page("map.html", out, values)
+
+
+def _neighbors_of_other_files(clips: ClipVectors, layout: ClipLayout) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The nearest clips of each clip and their cosines; those of its own file, which are no surprise, come last."""
+    own = clips.file[layout.neighbors] == clips.file[:, None]
+    order = np.argsort(own, axis=1, kind="stable")[:, :_NEIGHBORS]
+    return np.take_along_axis(layout.neighbors, order, 1), np.take_along_axis(layout.similarities, order, 1)
 
 
 def _common_folder(paths: Sequence[str]) -> str:

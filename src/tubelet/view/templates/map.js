@@ -197,7 +197,12 @@ function drawOverlay() {
 function draw() {
   if (queued) return;
   queued = true;
-  requestAnimationFrame(() => { queued = false; drawPoints(); drawOverlay(); });
+  requestAnimationFrame(() => {
+    queued = false;
+    if (!points.width || !points.height) return;
+    drawPoints();
+    drawOverlay();
+  });
 }
 const neighborsOf = i => arrays.neighbors.subarray(i * K, (i + 1) * K);
 
@@ -233,8 +238,11 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
 // Thumbnails: frames side by side, shown in turn while they are looked at.
 let tick = 0;
+const thumbnailOfFile = new Map(Object.keys(data.thumbnails).map(i => [arrays.file[i], +i]));
+const hasOther = i => !data.thumbnails[i] && thumbnailOfFile.has(arrays.file[i]);
 function thumbnail(i) {
-  const uri = data.thumbnails[i], box = element("div", uri ? "thumb" : "thumb none", uri ? "" : "no thumbnail");
+  const uri = data.thumbnails[hasOther(i) ? thumbnailOfFile.get(arrays.file[i]) : i];
+  const box = element("div", uri ? "thumb" : "thumb none", uri ? "" : "no thumbnail");
   if (uri) { box.style.backgroundImage = `url("${uri}")`; box.dataset.frames = arrays.end[i] > arrays.start[i] ? data.frames : 1; }
   return box;
 }
@@ -250,7 +258,8 @@ function showCard(i) {
   const card = $("card");
   if (i < 0) { card.hidden = true; return; }
   card.firstElementChild.replaceWith(thumbnail(i));
-  $("card-text").textContent = `${shown(fileOf(i))}, ${timesOf(i)}. ${shown(legend().name)}: ${shown(valueOf(i))}`;
+  $("card-text").textContent = `${shown(fileOf(i))}, ${timesOf(i)}. ${shown(legend().name)}: ${shown(valueOf(i))}` +
+    (hasOther(i) ? ". The thumbnail is of another moment of the file." : "");
   card.hidden = false;
   const [x, y] = screen(i);
   card.style.left = `${Math.max(6, Math.min(width - card.offsetWidth - 6, x + 16 + card.offsetWidth > width ? x - card.offsetWidth - 16 : x + 16))}px`;
@@ -318,7 +327,7 @@ const LISTS = {
   },
   neighbors() {
     if (state.focus < 0) { $("about").textContent = "Click a point: the clips most similar to it are listed here."; return []; }
-    $("about").textContent = `The clips most similar to ${shown(fileOf(state.focus))}, ${timesOf(state.focus)}. 1 is the same, 0 unrelated.`;
+    $("about").textContent = `The clips of other files most similar to ${shown(fileOf(state.focus))}, ${timesOf(state.focus)}. 1 is the same, 0 unrelated.`;
     return [...neighborsOf(state.focus)].map((j, k) =>
       row(j, shown(fileOf(j)), `${timesOf(j)}, similarity ${arrays.similarities[state.focus * K + k].toFixed(3)}`));
   },
