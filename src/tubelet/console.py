@@ -11,9 +11,11 @@ import logging
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import Any, TextIO, cast
@@ -31,6 +33,8 @@ OUTPUT_LOST, PIPE_CLOSED = 74, 141
 
 # What a table needs to show anything of its cells, and what no terminal has.
 MIN_COLUMNS, MAX_COLUMNS = 40, 10_000
+
+PROGRESS_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 _ERRORS = "tubelet.plain"
 _PLAIN = str.maketrans(
@@ -220,19 +224,20 @@ def _format_warning(message: Any, category: type[Warning], filename: str, lineno
 
 
 @contextmanager
-def files_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+def files_progress(console: Console, what: str = "files") -> Iterator[Callable[[int, int], None]]:
     """A bar of files, and the function that moves it to `done` of `total`."""
-    columns = (TextColumn("files"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("files", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with stages_progress(console) as move:
+        yield partial(move, what)
 
 
 @contextmanager
 def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage of an evaluation, and the function that moves them."""
+    """A bar for each stage of a command, and the function that moves them; lines on anything but a terminal."""
+    if not console.is_terminal:
+        yield ProgressLines().move
+        return
     columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console) as progress:
         bars: dict[str, TaskID] = {}
 
         def move(what: str, done: int, total: int) -> None:
@@ -241,6 +246,34 @@ def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None
             progress.update(bars[what], completed=done, total=total)
 
         yield move
+
+
+class ProgressLines:
+    """Progress where there is no terminal to redraw: now and then a line on standard error, with the time left."""
+
+    def __init__(self) -> None:
+        self._printed = time.monotonic()
+        self._first: dict[str, tuple[float, int]] = {}  # stage -> when it was first seen, and how far it was
+
+    def move(self, what: str, done: int, total: int) -> None:
+        """Note that `done` of `total` are done of a stage."""
+        now = time.monotonic()
+        began, before = self._first.setdefault(what, (now, done))
+        if now - self._printed < PROGRESS_SECONDS:
+            return
+        self._printed = now
+        left = f", {duration((now - began) / (done - before) * (total - done))} left" if done > before else ""
+        line = f"{time.strftime('%H:%M:%S')} {what}: {done:,} of {total:,}{left}"
+        print_wrapped(open_console(stderr=True), line)
+
+
+def duration(seconds: float) -> str:
+    """A duration in the unit that suits it, such as "40 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 class RankFilter(logging.Filter):

@@ -13,7 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from tubelet import cli
-from tubelet.console import Output, open_console, output_error, print_wrapped, set_terminal_size
+from tubelet.console import (
+    Output,
+    duration,
+    files_progress,
+    open_console,
+    output_error,
+    print_wrapped,
+    set_terminal_size,
+)
 from tubelet.errors import BadFile, TubeletError, escape_unprintable
 
 # ESC, a line feed, a right-to-left mark, a zero-width space, a line separator, a byte that is not UTF-8, C1's CSI.
@@ -161,3 +169,23 @@ def test_a_terminal_of_no_width_is_one_that_a_table_can_be_read_on(columns, monk
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     assert "--top" in capsys.readouterr().out
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then_with_the_time_left(monkeypatch, capsys):
+    clock = iter([0.0, 0.0, 10.0, 31.0, 40.0, 70.0])
+    monkeypatch.setattr("tubelet.console.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("tubelet.console.time.strftime", lambda form: "12:00:00")
+    with files_progress(Console(file=io.StringIO())) as move:
+        for done in (0, 100, 310, 400, 700):
+            move(done, 1000)
+    assert capsys.readouterr().err.splitlines() == [
+        "12:00:00 files: 310 of 1,000, 69 s left",
+        "12:00:00 files: 700 of 1,000, 30 s left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(89, "89 s"), (90, "2 min"), (5400, "1.5 h"), (3 * 86400, "3.0 days"), (0.4, "0 s")]
+)
+def test_a_duration_has_the_unit_that_suits_it(seconds, text):
+    assert duration(seconds) == text

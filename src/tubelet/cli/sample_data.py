@@ -9,7 +9,7 @@ import tyro
 
 from tubelet.cli.command import Command
 from tubelet.config.fields import Seed, Side
-from tubelet.console import open_console, print_wrapped
+from tubelet.console import files_progress, open_console, print_wrapped
 from tubelet.value_checks import Bounds
 
 if TYPE_CHECKING:
@@ -41,14 +41,11 @@ class SampleData(Command):
 
     def run(self) -> None:
         """Render and write the data set."""
-        from rich.progress import Progress
-
         from tubelet.sample_data import write_long_videos, write_sample_data
         from tubelet.sample_data.layouts import check_layouts, write_layout
 
         console, layouts = open_console(), check_layouts(self.layout)
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            task = progress.add_task("rendering", total=None)
+        with files_progress(console, "clips") as progress:
             index = write_sample_data(
                 self.folder,
                 clips=self.clips,
@@ -56,7 +53,7 @@ class SampleData(Command):
                 size=self.size,
                 frames=self.frames,
                 workers=self.workers,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
+                progress=progress,
             )
         counts = (f"{c['videos']} {split} clips and {c['images']} images" for split, c in index["counts"].items())
         rejected = ", ".join(f"{count} {reason}" for reason, count in index["dropped"].items())

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from tubelet.console import duration
+
 logger = logging.getLogger(__name__)
 
 # Without a terminal there is no bar to redraw: so many lines are logged, and one whenever so many seconds are over.
@@ -31,7 +33,8 @@ class ProgressLine:
         self.steps, self.peak_flops = steps, peak_flops
         self.on_terminal = console is not None and console.is_terminal
         self.every = max(steps // _LOG_LINES, 1)
-        self.logged_at = time.monotonic()
+        self.began = self.logged_at = time.monotonic()
+        self.start = start
         self.bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -72,4 +75,8 @@ class ProgressLine:
         late = time.monotonic() - self.logged_at > _LOG_SECONDS  # a month has days between its twentieths
         if late or row["step"] % self.every == 0 or row["step"] == self.steps:
             self.logged_at = time.monotonic()
-            logger.info("step %d/%d  %s", row["step"], self.steps, Text.from_markup(figures).plain)
+            left = duration(
+                (self.logged_at - self.began) / max(row["step"] - self.start, 1) * (self.steps - row["step"])
+            )
+            plain = Text.from_markup(figures).plain
+            logger.info("%s step %d/%d  %s  %s left", time.strftime("%H:%M:%S"), row["step"], self.steps, plain, left)

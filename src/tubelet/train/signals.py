@@ -1,12 +1,16 @@
 """Signals that stop a run after the step in progress and a checkpoint."""
 
+import logging
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 from tubelet.errors import TrainingError, TubeletError
+
+logger = logging.getLogger(__name__)
 
 # Ctrl-C, what launchers end a process with, and (not on Windows) what schedulers announce a pre-emption with and what a
 # terminal that is closed or a connection that breaks sends.
@@ -63,6 +67,8 @@ class StopSignals:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self.since = signal.Signals(number), time.monotonic()
+            with suppress(RuntimeError):  # it came in the middle of a write to the same stream, which is not reentrant
+                logger.warning("%s: stopping after this step; send it again to stop at once", self.received.name)
         elif time.monotonic() - self.since > SAME_S:
             self._restore()
             signal.raise_signal(number)

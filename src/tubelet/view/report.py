@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa, step_from_name
 from tubelet.config import MODELS, ModelConfig, TrainConfig
+from tubelet.console import duration
 from tubelet.data.decode import Video, read_frames
 from tubelet.data.sources import list_media
 from tubelet.errors import DataError, DecodeError, MissingFileError, TubeletError
@@ -137,7 +138,7 @@ def _run_values(
         "model_name": _model_name(config.model),
         "sizes": _parameters(model or VJEPA(config.model)),
         "steps": rows[-1]["step"] if rows else 0,
-        "hours": _duration(sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))),
+        "hours": duration(sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))),
         "last": rows[-1] if rows else None,
         "curves": curves,
         "plots": json_block("plots", {"curves": curves, "alerts": moments}),
@@ -254,9 +255,3 @@ def _model_name(config: ModelConfig) -> str:
         if dataclasses.replace(preset(), patch_size=config.patch_size, tubelet_size=config.tubelet_size) == config:
             return name
     return f"ViT of width {config.width}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
