@@ -37,7 +37,7 @@ def counted_flops(model, config):
             frames, size, count = config.data.frames_for(modality), config.data.image_size, counts[modality]
             masks = [Mask(*(torch.zeros(count, length, dtype=torch.int64) for length in pair)) for pair in lengths]
             batch = Batch(modality, torch.zeros(count, 3, frames, size, size), masks, count / config.batch_size)
-            backpropagate(model, batch.pixels, masks, 0.5, 1.0, torch.autocast("cpu", enabled=False))
+            backpropagate(model, [batch], 0.5, torch.autocast("cpu", enabled=False))
     return counter.get_total_flops()
 
 

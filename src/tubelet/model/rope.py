@@ -125,7 +125,7 @@ def rotate(x: Tensor, table: RotaryTable) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return (x * cos).addcmul_(_swap_halves(x), sin).to(x.dtype)
+    return (x * cos).add_(_swap_halves(x) * sin).to(x.dtype)
 
 
 def _swap_halves(x: Tensor) -> Tensor:
@@ -165,6 +165,6 @@ def rotate_out(out: Tensor, heads: Tensor, table: RotaryTable) -> None:
         y = x * cos
         (first, second), (rotated, rotated_second) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
         sin_first, sin_second = sin.chunk(2, dim=-1)
-        rotated.addcmul_(second, sin_first)
-        rotated_second.addcmul_(first, sin_second)
+        rotated.add_(second * sin_first)
+        rotated_second.add_(first * sin_second)
         out[:, chunk].copy_(y)
