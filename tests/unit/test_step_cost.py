@@ -126,6 +126,11 @@ def test_on_cuda_small_networks_compile_as_soon_as_large_ones_since_their_kernel
 def test_kernels_follow_depth_and_passes_and_not_width():
     (_, ti), (_, s), (_, large) = (published(name) for name in ("vit-ti", "vit-s", "vit-l"))
     assert ti.kernels == s.kernels < large.kernels
+    config, cost = published("vit-s")
+    with META:
+        packed = VJEPA(config.model)
+    packed.pack_masks = True
+    assert step_cost(packed, config, counts_of(config)).kernels < 0.6 * cost.kernels
     recomputed = published("vit-s", activation_checkpointing=True)[1]
     assert recomputed.kernels > s.kernels and recomputed.flops == s.flops
     assert published("vit-s", grad_accum_steps=2)[1].kernels > 1.8 * s.kernels

@@ -91,8 +91,9 @@ def step_kernels(model: VJEPA, config: TrainConfig, counts: dict[Modality, int])
     Sizes do not matter: the small kernels of a small model are as many as the large ones of a large model.
     """
     teacher = model.frozen_teacher[0] if model.frozen_teacher else model.teacher
-    passes = sum(len(config.masks.specs_for(modality)) for modality in counts)
+    masks = sum(len(config.masks.specs_for(modality)) for modality in counts)
+    passes, teacher_passes = (1, 1) if model.pack_masks else (masks, len(counts))
     forward = _FORWARD_KERNELS * (2 if config.activation_checkpointing else 1)
     trained = passes * (len(model.student.blocks) + len(model.predictor.blocks)) * (forward + _BACKWARD_KERNELS)
-    targets = len(counts) * len(teacher.blocks) * _FORWARD_KERNELS
+    targets = teacher_passes * len(teacher.blocks) * _FORWARD_KERNELS
     return config.grad_accum_steps * (trained + targets) + _OTHER_KERNELS
