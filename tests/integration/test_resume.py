@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.helpers.training import rows, start_training, tiny_config, train_quietly
-from tubelet.checkpoint.run import list_checkpoints, read_checkpoint, step_from_name
+from tubelet.checkpoint.run import find_checkpoint, list_checkpoints, read_checkpoint, step_from_name
 from tubelet.data.loader import StepDataset, step_loader
 from tubelet.data.sources import list_media
 from tubelet.errors import TubeletError
@@ -251,3 +251,15 @@ def test_a_thread_may_train(media, tmp_path):
     with ThreadPoolExecutor(1) as pool:
         pool.submit(train_quietly, tiny_config(media, steps=1), tmp_path / "run").result()
     assert list_checkpoints(tmp_path / "run")
+
+
+def test_a_run_without_a_checkpoint_names_the_step_of_its_first_and_what_is_lost(media, tmp_path, caplog):
+    config = tiny_config(media, steps=6, checkpoint_every=4)
+    train_quietly(config, tmp_path)
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        checkpoint.unlink()
+    with pytest.raises(TubeletError, match="no checkpoint in this directory .* its first one after step 4"):
+        find_checkpoint(tmp_path)
+    with caplog.at_level("WARNING", "tubelet"):
+        train_quietly(config, tmp_path, resume=True)
+    assert "starting at step 0, the 6 steps before are lost (--checkpoint-every 4)" in caplog.text

@@ -24,7 +24,7 @@ from tubelet.checkpoint.state_dict import load_strict, require_finite, state_dic
 from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.config.fields import Settings
-from tubelet.errors import CheckpointError, MissingFileError
+from tubelet.errors import CheckpointError, MissingFileError, TubeletError
 from tubelet.io.arrays import open_safetensors
 from tubelet.io.files import atomic_write, file_errors
 from tubelet.io.text import parse_json, read_json
@@ -315,6 +315,15 @@ def step_from_header(header: Mapping[str, str], path: Path) -> int:
     return int(step)
 
 
+def no_checkpoint(folder: Path, expected: str) -> MissingFileError:
+    """The error for a directory without a checkpoint; for that of a run it says when its first one comes."""
+    every = None
+    with suppress(TubeletError, OSError, AttributeError):
+        every = read_json(folder / "config.json").get("checkpoint_every")
+    first = f"; this run writes its first one after step {every}" if isinstance(every, int) else ""
+    return MissingFileError(f"{folder}: no checkpoint in this directory (expected {expected}){first}")
+
+
 def find_checkpoint(what: str | Path) -> Path:
     """The newest checkpoint of a run directory, the best one for RUN/best, or `what` itself if it is a checkpoint.
 
@@ -325,7 +334,7 @@ def find_checkpoint(what: str | Path) -> Path:
     if path.is_dir() and not is_sharded(path):
         found = list_checkpoints(path)
         if not found:
-            raise MissingFileError(f"{path}: no checkpoint in this directory (expected checkpoints/step-*.safetensors)")
+            raise no_checkpoint(path, "checkpoints/step-*.safetensors")
         path = found[-1]
     if not path.exists():
         raise MissingFileError(f"{path}: no such file; expected a run directory, a checkpoint, or a released .pt file")

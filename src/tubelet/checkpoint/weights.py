@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tubelet.checkpoint.run import FORMAT as CHECKPOINT_FORMAT
-from tubelet.checkpoint.run import config_from_header, is_model_tensor, list_checkpoints, read_checkpoint
+from tubelet.checkpoint.run import config_from_header, is_model_tensor, list_checkpoints, no_checkpoint, read_checkpoint
 from tubelet.checkpoint.sharded import is_sharded
 from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.transformers import from_transformers
 from tubelet.checkpoint.vjepa2 import from_release
 from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, is_vjepa2, read_released, read_torch_file, state_dict_from
 from tubelet.config import ModelConfig, TrainConfig
-from tubelet.errors import CheckpointError, MissingFileError
+from tubelet.errors import CheckpointError
 from tubelet.io.arrays import open_safetensors, read_safetensors
 from tubelet.io.hidden_files import without_hidden
 from tubelet.model.lora import merge_adapters
@@ -76,9 +76,7 @@ def read_weights(path: Path, name: str, spec: LoadSpec) -> Weights:
             return _from_safetensors(found[-1:], f"{path.resolve().name}/{found[-1].stem}", spec)
         files = without_hidden(path.glob("*.safetensors"))
         if not files:
-            raise MissingFileError(
-                f"{path}: no checkpoint in this directory (expected checkpoints/step-*.safetensors, or *.safetensors)"
-            )
+            raise no_checkpoint(path, "checkpoints/step-*.safetensors, or *.safetensors")
         return _from_safetensors(files, name, spec)
     if path.suffix in (".pt", ".pth"):
         return _from_pt(path, name, spec)

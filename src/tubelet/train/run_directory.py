@@ -72,10 +72,13 @@ class RunDirectory:
         found = list_checkpoints(path)
         self.checkpoint = found[-1] if found else None
         self.changed: list[str] = []
+        self.lost_steps = 0  # of an earlier start, which wrote no checkpoint
         # A directory with only a config is of a run that failed before its first step.
         started = bool(found) or next(read_metrics(path), None) is not None
         if started and not resume:
             raise ConfigError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
+        if started and not found:
+            self.lost_steps = max((row["step"] for row, _ in read_metrics(path)), default=0)
         if started and (path / CONFIG).exists():
             self.changed = _changes(path / CONFIG, config)
         if found and step_from_name(found[-1]) > config.steps:

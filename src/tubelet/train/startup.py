@@ -50,6 +50,11 @@ def log_startup(
         logger.warning(reason)
     for change in run.changed:
         logger.warning("changed since this run began: %s", change)
+    if run.lost_steps:
+        logger.warning(
+            "%s has no checkpoint: starting at step 0, the %d steps before are lost (--checkpoint-every %d)",
+            *(run.path, run.lost_steps, config.checkpoint_every),
+        )
     if start:
         logger.info("continuing after step %d from %s", start, run.checkpoint)
     if config.distill_from:
