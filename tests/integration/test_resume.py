@@ -258,7 +258,7 @@ def test_a_run_without_a_checkpoint_names_the_step_of_its_first_and_what_is_lost
     train_quietly(config, tmp_path)
     for checkpoint in (tmp_path / "checkpoints").iterdir():
         checkpoint.unlink()
-    with pytest.raises(TubeletError, match="no checkpoint in this directory .* its first one after step 4"):
+    with pytest.raises(TubeletError, match=r"no checkpoint in this directory .* its first one after step 4"):
         find_checkpoint(tmp_path)
     with caplog.at_level("WARNING", "tubelet"):
         train_quietly(config, tmp_path, resume=True)
