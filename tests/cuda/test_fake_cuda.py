@@ -24,9 +24,8 @@ KNOWN = ("aten._foreach_lerp_",)
 
 def assert_clean(log, allowed=()):
     """No problem was found, but for those that contain an allowed text."""
-    allowed = (*KNOWN, *allowed)
-    found = {problem: n for problem, n in log.problems.items() if not any(text in problem for text in allowed)}
-    assert not found, "\n".join(f"{n} x {problem}" for problem, n in found.items())
+    found = log.unexpected(*KNOWN, *allowed)
+    assert not found, found
     assert log.kernels.total() > 100
 
 

@@ -134,6 +134,7 @@ def _synchronize(*_: object) -> None:
 
 _running: list["OperatorLog"] = []
 _pinned: set[int] = set()  # storages in page-locked memory, by address; of one `fake_cuda()`
+_to = nn.Module.to
 _sdpa, _empty = F.scaled_dot_product_attention, torch.empty
 
 
@@ -184,6 +185,10 @@ def fake_cuda(devices: int = 8) -> Iterator[None]:
             "set_device": lambda *_: None,
             "mem_get_info": lambda *_: (139 * 2**30, 139 * 2**30),
             "synchronize": _synchronize,
+            "get_rng_state": lambda *_: _empty(16, dtype=torch.uint8),
+            "set_rng_state": lambda *_: None,
+            "manual_seed": lambda _: None,
+            "manual_seed_all": lambda _: None,
             "Event": FakeEvent,
             "Stream": FakeStream,
             "stream": lambda _: nullcontext(),
@@ -194,6 +199,7 @@ def fake_cuda(devices: int = 8) -> Iterator[None]:
         torch._C: {"_ensureCUDADeviceGuardSet": lambda: None},
         torch.Tensor: {"record_stream": lambda *_: None, "pin_memory": _pin},
         torch: {"empty": _empty_pinned},
+        nn.Module: {"to": _module_to},
         F: {"scaled_dot_product_attention": _attention},
         FakeTensor: {"numpy": _numpy},
     }
@@ -209,14 +215,22 @@ def fake_cuda(devices: int = 8) -> Iterator[None]:
 
 
 def to_fake_cuda(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Replace parameters and buffers by fake ones on CUDA, in place; `Module.to` does not accept fake ones."""
+    """Replace parameters and buffers that are elsewhere by fake ones on CUDA, in place."""
     for part in module.modules():
         for name, value in list(part.named_parameters(recurse=False)):
-            fake = torch.empty(value.shape, dtype=dtype or value.dtype, device=CUDA)
-            setattr(part, name, nn.Parameter(fake, requires_grad=value.requires_grad))
+            if value.device != CUDA or dtype not in (None, value.dtype):
+                fake = torch.empty(value.shape, dtype=dtype or value.dtype, device=CUDA)
+                setattr(part, name, nn.Parameter(fake, requires_grad=value.requires_grad))
         for name, value in list(part.named_buffers(recurse=False)):
-            part._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=CUDA)
+            if value.device != CUDA:
+                part._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=CUDA)
     return module
+
+
+def _module_to(module: nn.Module, *args: Any, **options: Any) -> nn.Module:
+    """`nn.Module.to`, which swaps contents and so does not accept fake parameters."""
+    device, dtype, *_ = torch._C._nn._parse_to(*args, **options)
+    return _to(module, *args, **options) if device is None or device.type != "cuda" else to_fake_cuda(module, dtype)
 
 
 # Operators that make the host wait, since it must know a value or a size that only the device knows.
@@ -301,6 +315,11 @@ class OperatorLog(TorchDispatchMode):
     def groups(self) -> dict[str, int]:
         """Number of kernels by group, in the order of `GROUPS`."""
         return {group: sum(n for (own, _), n in self.kernels.items() if own == group) for group in GROUPS}
+
+    def unexpected(self, *expected: str) -> str:
+        """The problems that contain none of some texts, a line for each."""
+        found = {problem: n for problem, n in self.problems.items() if not any(text in problem for text in expected)}
+        return "\n".join(f"{n} x {problem}" for problem, n in found.items())
 
     def report(self, problem: str, func: Any) -> None:
         """Record a problem at the current line."""

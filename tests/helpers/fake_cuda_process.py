@@ -19,7 +19,7 @@ import pytest
 
 from tests.helpers.training import processes
 
-TIMEOUT_S = 300.0
+TIMEOUT_S = 120.0
 
 
 class FakeCudaProcess:

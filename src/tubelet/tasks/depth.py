@@ -249,7 +249,7 @@ def predict_windows(
     scores = F.interpolate(scores, scale_factor=PROTOCOL.upsample, mode="bilinear", align_corners=False)
     depth = merge_windows(depth_of(scores.movedim(1, -1), bins).unsqueeze(1), size, shape)
     whole = F.interpolate(depth.unsqueeze(0), shape, mode="bilinear", align_corners=False)[0, 0]
-    values: NDArray[np.float32] = whole.clamp(float(bins[0]), float(bins[-1])).cpu().numpy()
+    values: NDArray[np.float32] = whole.clamp(bins[0], bins[-1]).cpu().numpy()
     return values
 
 

@@ -207,7 +207,8 @@ def predict(tokens: Tensor, head: nn.Module, size: int, shape: tuple[int, int]) 
     for first in range(0, len(total), _CLASSES_AT_ONCE):
         value, index = _to_size(total[first : first + _CLASSES_AT_ONCE], shape).max(0)
         better = value > best
-        best[better], classes[better] = value[better], (index[better] + first).to(torch.uint8)
+        best = torch.where(better, value, best)
+        classes = torch.where(better, (index + first).to(torch.uint8), classes)
     return classes.cpu().numpy()
 
 

@@ -22,7 +22,7 @@ def depth_of_scores(scores: Tensor, bins: Tensor, smoothing: float) -> Tensor:
     """
     # (relu(scores) + e) · bins / sum(relu(scores) + e), in one product and without a copy of the scores for e.
     sums = scores.relu() @ torch.stack([bins, torch.ones_like(bins)], dim=1)
-    more = smoothing * torch.stack([bins.sum(), bins.new_tensor(len(bins))])
+    more = smoothing * torch.stack([bins.sum(), bins.new_full((), len(bins))])
     weighted, weights = (sums + more).unbind(-1)
     return weighted / weights
 
