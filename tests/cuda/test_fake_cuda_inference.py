@@ -51,12 +51,11 @@ def test_encode_of_colors():
 @in_fake_cuda
 def test_encode_of_floats_looks_at_their_range():
     model = encoder()
-    with OperatorLog(value=2.0) as log:  # normalized pixels
+    with OperatorLog(value=0.0) as log:  # none is infinite
         model.encode(torch.empty(2, 3, 4, 32, 32, device=CUDA))
-        model.encode(torch.empty(2, 3, 4, 32, 32, device=CUDA, dtype=torch.bfloat16))
-    assert count(log, "pretrained/inputs.py") == 4  # minimum and maximum, in one copy
-    assert count(log, "pretrained/backbone.py") == 1  # whether those of more range are finite in bf16
-    assert_clean(log, "pretrained/inputs.py", "pretrained/backbone.py")
+        model.encode(torch.empty(1, 3, 4, 32, 32, device=CUDA, dtype=torch.bfloat16))
+    assert count(log, "a value is read") == 2 * 3  # three numbers, in one copy on a device
+    assert_clean(log, "a value is read", "float64")
 
 
 @in_fake_cuda
@@ -125,9 +124,10 @@ def test_extraction_of_features():
     with pytest.MonkeyPatch.context() as patch, OperatorLog() as log:
         patch.setattr(extract, "write_features", lambda *_: None)
         for encode in (extract.last_level, pooled_level, partial(encode_tokens, head_input=clips)):
-            extract._encode(model, [(0, views)], [Path("nowhere")], encode)
-    assert count(log, RESULT) == 1 + 1 + 3  # the tensors
-    assert_clean(log, RESULT, "blocking copy to the device", "clips.py")
+            batches = extract._EncodedBatches(model, [Path("nowhere")] * 2, encode)
+            assert [batches.add([(number, views)]) for number in (0, 1)] == [0, 1]  # one is written meanwhile
+            assert batches.flush() == 2
+    assert_clean(log, "clips.py")
 
 
 def on_device(make, *args):
@@ -279,3 +279,14 @@ def test_propagation_of_labels():
         to_pixels(shares, (64, 64)).cpu()
     assert count(log, RESULT) == 1
     assert_clean(log, RESULT)
+
+
+@in_fake_cuda
+def test_votes_of_neighbors():
+    from tubelet.heads.knn import neighbor_votes
+
+    table, labels = torch.empty(50, 64, dtype=torch.float16), torch.zeros(50, dtype=torch.int64)
+    with OperatorLog() as log:
+        (votes,) = neighbor_votes(table, labels, torch.empty(20, 64, dtype=torch.float16), 5, [10, 20], CUDA)
+    assert votes[10].shape == (20, 5)
+    assert_clean(log, "blocking copy to the device", RESULT)

@@ -412,7 +412,8 @@ class OperatorLog(TorchDispatchMode):
             self.report("blocking copy to the device", func)
         elif target.device.type == "cpu" and not non_blocking:
             self.report("host waits, a copy to the CPU", func)
-        elif host.untyped_storage()._cdata not in _pinned:
+        elif host.untyped_storage()._cdata not in _pinned and not (target.device.type == "cpu" and host is out):
+            # PyTorch itself pins what `to("cpu", non_blocking=True)` allocates.
             self.report("copy from or to memory that is not pinned, which blocks", func)
 
     def _check_dtypes(self, func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
