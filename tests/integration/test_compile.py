@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet.config import ModelConfig, PredictorConfig, vit_pico
+from tubelet.config import ModelConfig, PredictorConfig, TrainConfig, vit_pico
 from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
 from tubelet.model.layers import Block
 from tubelet.model.rope import rotary_table
-from tubelet.train.compilation import compile_blocks, remove_incomplete_libraries
+from tubelet.train.compilation import compile_blocks, prepare_model, remove_incomplete_libraries
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.trainer import train
 from tubelet.vjepa import VJEPA
@@ -109,3 +109,13 @@ def test_an_empty_library_that_a_killed_compiler_left_is_removed(tmp_path):
     os.utime(left, (0, 0))
     remove_incomplete_libraries(tmp_path)
     assert sorted(path.stem for path in tmp_path.glob("*.so")) == ["fresh", "whole"]
+
+
+def test_training_on_cuda_does_not_use_attention_that_builds_a_plan_for_each_length(monkeypatch):
+    set_to = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", set_to.append)
+    config = TrainConfig(model=vit_pico(), precision="bf16")
+    prepare_model(VJEPA(config.model), config, CPU, compiled=False)
+    assert not set_to
+    prepare_model(VJEPA(config.model), config, torch.device("cuda"), compiled=False)
+    assert set_to == [False]

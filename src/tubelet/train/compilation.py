@@ -30,7 +30,7 @@ _LAUNCH_S = 15e-6
 def prepare_model(
     model: VJEPA, config: TrainConfig, device: torch.device, compiled: bool, sharded: bool = False
 ) -> str | None:
-    """Set precision and recomputation of the blocks and compile them.
+    """Set attention's kernels, precision and recomputation of the blocks, and compile them.
 
     Args:
         model: Not yet sharded.
@@ -45,11 +45,22 @@ def prepare_model(
     Raises:
         TubeletError: if the device cannot compute in the precision that the config asks for.
     """
+    avoid_attention_plans(device)
     if config.precision == "fp8":
         use_float8(model, device)
     model.student.recompute_activations = config.activation_checkpointing
     model.predictor.recompute_activations = config.activation_checkpointing
     return compile_blocks(model, device, sharded) if compiled else None
+
+
+def avoid_attention_plans(device: torch.device) -> None:
+    """Let this process's attention run on flash kernels, not on cuDNN's, where the device is a CUDA one.
+
+    From 2.11 on PyTorch prefers cuDNN on Hopper, which builds a plan for each new shape, in tenths of a second, and
+    keeps it for ever. Masks have new lengths in every step; flash kernels take any length.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def compile_blocks(model: VJEPA, device: torch.device, sharded: bool = False) -> str:
