@@ -130,7 +130,10 @@ class RunPlan:
 
     @property
     def step_seconds(self) -> float:
-        """Shards come and go while blocks compute; whole gradients are summed during the last backward pass."""
+        """Shards come and go while blocks compute.
+
+        Whole gradients are summed during the last backward pass, but it may be shorter: their sum counts in full.
+        """
         if self.parallel == "ddp":
             return self.compute_seconds + self.transfer_seconds
         return max(self.compute_seconds, self.transfer_seconds)

@@ -65,8 +65,8 @@ class FeatureMonitor:
             self.predicted = subsample_tokens(output[0].detach(), self.ctx.world_size)
 
     def close(self) -> None:
-        """Wait for the thread."""
-        self.executor.shutdown()
+        """Begin nothing more; without waiting, since after an error a device may never come to what is waited for."""
+        self.executor.shutdown(wait=False, cancel_futures=True)
 
     def compute(self, batch: Batch) -> dict[str, float | Callable[[], float]]:
         """Effective rank and channel spread of each level, all processes' tokens together; after the step.
