@@ -47,6 +47,11 @@ LOST = {
         "[../third_party/gloo/gloo/transport/tcp/pair.cc:589] Read error [192.168.70.92]:25266: "
         "Connection reset by peer"
     ),
+    "gloo of torch 2.13": RuntimeError(
+        "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer "
+        "[127.0.0.1]:27838. This is typically caused by a remote worker crashing. Check the logs of the remote worker "
+        "before reporting an error."
+    ),
     "NCCL, remote error": dist.DistBackendError(
         f"{NCCL}remote process exited or there was a network error, NCCL version 2.28.9\n"
         "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.\n"
