@@ -13,6 +13,7 @@ import tubelet
 from tests.helpers.media import write_image, write_text, write_video
 from tubelet.checkpoint.run import load_vjepa, save_checkpoint
 from tubelet.config import DataConfig, MaskConfig, ModelConfig, PredictorConfig, TrainConfig, ViewConfig, to_dict
+from tubelet.device import pick_device, pick_dtype
 from tubelet.errors import ConfigError, DataError, FileError
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.view import feature_page
@@ -247,6 +248,7 @@ def test_clusters_partition_the_tokens_and_take_names(page):
 def test_surprise_is_shown_as_it_was_computed(page, made):
     page.click("[data-mode=surprise]")
     model, _ = load_vjepa(made.run)
+    model = model.to(pick_device(), pick_dtype("auto", pick_device()))
     expected = surprise(model, made.media[0], True, FrameSampling(64, 64, 4, 4.0), MaskConfig()).ravel()
     shown = page.evaluate("[...Array(256).keys()].map(token => layers[0].error(token))")
     span = page.evaluate("layers[0].range.high - layers[0].range.low")

@@ -18,6 +18,7 @@ from tubelet.config import MaskConfig, ViewConfig
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.data.sources import list_media
+from tubelet.device import pick_device, pick_dtype
 from tubelet.errors import ConfigError, DataError, escape_filename, escape_unprintable
 from tubelet.io.overwrite_checks import check_output
 from tubelet.prediction.video_writer import even, write_frames
@@ -139,7 +140,7 @@ def write_feature_page(
             progress(start + done, len(files) * len(encoders))
 
         views.append(_view(what, model, files, own, settings, directions[number], report))
-    write_page("view.html", out, _page_values(files, views))
+    write_page("view.html", out, page_values(files, views))
     if video is not None:
         _write_video(video, files, views)
     return ViewSummary(len(files), tokens, out.stat().st_size, views)
@@ -259,12 +260,13 @@ def _surprise(
     model, config = load_vjepa(what)
     if model.config.prediction_width != model.config.num_output_levels * model.config.width:
         return None, "The predictor of this run was trained for the features of another model."
-    masks = config.masks if config else MaskConfig()
+    device = pick_device()
+    model, masks = model.to(device, pick_dtype("auto", device)), config.masks if config else MaskConfig()
     pairs = zip(files, samplings, strict=True)
     return [surprise(model, file.path, file.video, own, masks) for file, own in pairs], ""
 
 
-def _page_values(files: Sequence[ViewedFile], views: Sequence[EncoderView]) -> dict[str, Any]:
+def page_values(files: Sequence[ViewedFile], views: Sequence[EncoderView]) -> dict[str, Any]:
     """Values of the template."""
     blocks: list[Markup] = []
     data = {

@@ -142,18 +142,20 @@ def _window_errors(
     model: VJEPA, pixels: Tensor, masks: MaskConfig, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sums of the errors of hidden tokens, and how often each was hidden, (T', H', W') both."""
-    pixels = normalize(pixels)
+    weight = model.predictor.target_head.weight
+    pixels = normalize(pixels.to(weight.device), weight.dtype)
     grid, modality = model.student.tokenizer.grid(pixels), modality_of(pixels)
     targets = normalize_targets(model.teacher(pixels)).expand(_DRAWS, -1, -1)
     clips = pixels.expand(_DRAWS, *pixels.shape[1:])
     specs = masks.specs_for(modality)
     total, count = torch.zeros(2, grid.tokens, dtype=torch.float64)
     for number in range(_ROUNDS):
-        mask = sample_mask(specs[number % len(specs)], grid, _DRAWS, rng)
+        drawn = sample_mask(specs[number % len(specs)], grid, _DRAWS, rng)
+        mask = drawn.to(weight.device)
         ((predicted, _),) = model.predictor(model.student(clips, mask.context), [MaskedGrid(mask, grid, modality)])
-        errors = token_errors(predicted, targets, mask.target).double()
-        total.index_add_(0, mask.target.flatten(), errors.flatten())
-        count.index_add_(0, mask.target.flatten(), torch.ones_like(errors).flatten())
+        errors = token_errors(predicted, targets, mask.target).cpu().double()
+        total.index_add_(0, drawn.target.flatten(), errors.flatten())
+        count.index_add_(0, drawn.target.flatten(), torch.ones_like(errors).flatten())
         if number + 1 >= len(specs) and bool((count > 0).all()):
             break
     return total.view(grid.shape).numpy(), count.view(grid.shape).numpy()

@@ -132,6 +132,14 @@ class Features {
   }
 }
 
+function range(values, begin = 0, end = values.length) {  // the smallest and the largest value
+  let low = Infinity, high = -Infinity;
+  for (let i = begin; i < end; i++) {
+    if (values[i] < low) low = values[i];
+    if (values[i] > high) high = values[i];
+  }
+  return [low, high];
+}
 function dot(a, b) {
   let sum = 0;
   for (let d = 0; d < a.length; d++) sum += a[d] * b[d];

@@ -144,7 +144,7 @@ function pcaLayer(encoder) {
 function similarityLayer(encoder) {
   const { query } = state, found = features(encoder), map = colormaps.similarity;
   if (!query) return null;
-  const values = found.similarity(queryDirection(encoder)), low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+  const values = found.similarity(queryDirection(encoder)), [low, high] = range(values);
   const least = Math.exp((low - high) / state.temperature);
   const brightness = value => (Math.exp((value - high) / state.temperature) - least) / (1 - least || 1);
   const layer = {
@@ -154,7 +154,7 @@ function similarityLayer(encoder) {
       for (let i = begin, at = 3; i < end; i++, at += 4) pixels[at] = values[i] >= state.threshold ? 0 : 235;
     },
     plot(context, card, width, height) {
-      const maxima = perStep(encoder, card, (begin, end) => values.subarray(begin, end).reduce((a, b) => Math.max(a, b)));
+      const maxima = perStep(encoder, card, (begin, end) => range(values, begin, end)[1]);
       const least = Math.min(...maxima) - 0.02, bottom = state.threshold ? Math.min(least, state.threshold) : least;
       plotCurve(context, maxima, width, height, cssColor("--target"), bottom, high);
       if (state.threshold) {
@@ -182,10 +182,11 @@ function queryDirection(encoder) {
   for (let y = y0; y < y1; y++) for (let x = x0; x < x1; x++) tokens.push(begin + y * columns + x);
   return features(encoder).mean(tokens);
 }
+const LOST = 0.5;  // similarity below which a point is no longer followed
 // The most similar patch near that of the step before, in both directions of time; between patches by their similarity.
 function followPoint(encoder, values) {
   const { card, box, second } = state.query, [steps, rows, columns] = data.encoders[encoder].grids[card.number];
-  const start = card.stepAt(encoder, second), reach = Math.max(2, Math.round(0.15 * Math.max(rows, columns))), path = Array(steps);
+  const start = card.stepAt(encoder, second), reach = Math.max(2, Math.round(0.15 * Math.max(rows, columns))), path = Array(steps).fill(null);
   const middle = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2];
   path[start] = box[0] === box[2] ? [(Math.floor(box[0] * columns) + 0.5) / columns, (Math.floor(box[1] * rows) + 0.5) / rows] : middle;
   for (const direction of [1, -1]) {
@@ -194,10 +195,11 @@ function followPoint(encoder, values) {
       let best = null, most = -2;
       for (let y = Math.max(0, cy - reach); y <= Math.min(rows - 1, cy + reach); y++) {
         for (let x = Math.max(0, cx - reach); x <= Math.min(columns - 1, cx + reach); x++) {
-          const value = values[begin + y * columns + x] - 0.004 * Math.hypot(x - cx, y - cy);
+          const value = values[begin + y * columns + x] - 0.012 * Math.hypot(x - cx, y - cy);
           if (value > most) { most = value; best = [x, y]; }
         }
       }
+      if (most < LOST) break;  // out of the frame, or another scene
       let sum = 0, sx = 0, sy = 0;
       for (let y = Math.max(0, best[1] - 1); y <= Math.min(rows - 1, best[1] + 1); y++) {
         for (let x = Math.max(0, best[0] - 1); x <= Math.min(columns - 1, best[0] + 1); x++) {
@@ -293,6 +295,7 @@ function setMode(mode) {
   for (const button of document.querySelectorAll("[data-mode]")) button.setAttribute("aria-pressed", button.dataset.mode === mode);
   for (const part of document.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== mode;
   $("compare").hidden = mode !== "compare";
+  document.body.classList.toggle("groups", mode === "clusters");  // colors of groups do not blend
   if (mode === "similarity" && !state.query) choose(cards[0], [0.5, 0.5, 0.5, 0.5]);
   if (mode === "compare") pinDefaults();
   update();
@@ -457,7 +460,8 @@ addEventListener("resize", () => { if (innerWidth !== lastWidth) { lastWidth = i
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
 document.body.classList.add("smooth");
-$("beside").checked = state.beside = innerWidth > 1100 && !several;
+$("settings").open = innerWidth > 860;
+$("beside").checked = state.beside = innerWidth > 960 && !several;
 activate(cards[0]);
 requestAnimationFrame(() => setTimeout(() => {  // after the first paint
   arrange();

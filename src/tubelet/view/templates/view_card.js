@@ -104,8 +104,10 @@ class Screen {  // encoder: number of an encoder, null for the frame alone
     }
     if (state.mode !== "similarity" || !query) return;
     const layer = layers[encoder], path = layer?.path?.get(this.card.number), step = this.card.stepOf(encoder);
-    if (path && state.follow) {
-      outline(() => trace(path.slice(Math.max(0, step - 24), step + 1)));
+    if (path?.[step]) {
+      let begin = step;
+      while (begin > 0 && begin > step - 24 && path[begin - 1]) begin--;
+      outline(() => trace(path.slice(begin, step + 1)));
       const [x, y] = path[step];
       context.fillStyle = "#fff";
       context.beginPath();
@@ -116,7 +118,7 @@ class Screen {  // encoder: number of an encoder, null for the frame alone
       const [, rows, columns] = data.encoders[encoder].grids[this.card.number];
       const [x0, y0, x1, y1] = cells(query.box, rows, columns);
       outline(() => context.rect(x0 / columns * width, y0 / rows * height, (x1 - x0) / columns * width, (y1 - y0) / rows * height));
-    } else if (!path && layer?.best) {
+    } else if (!path?.[step] && layer?.best) {
       const best = layer.best(this.card, step);
       outline(() => context.arc(best[0] * width, best[1] * height, 8, 0, 7));
     }
@@ -262,7 +264,7 @@ class Card {
       context.drawImage(screen.frame, 0, 0, w, h);
       if (screen.overlay) {
         context.globalAlpha = state.opacity;
-        context.imageSmoothingEnabled = state.smooth;
+        context.imageSmoothingEnabled = state.smooth && state.mode !== "clusters";
         context.drawImage(screen.overlay, 0, 0, w, h);
         context.globalAlpha = 1;
       }
