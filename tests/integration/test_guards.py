@@ -70,6 +70,14 @@ def test_processes_look_at_the_same_features_as_one_does(media, watched, tmp_pat
         assert figures(ours) == pytest.approx(figures(theirs), rel=1e-2)
 
 
+def test_a_run_reports_once_what_its_workers_make_and_its_device_takes(media, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "tubelet")
+    train_quietly(tiny_config(media, steps=32, checkpoint_every=100), tmp_path / "run")
+    (message,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith("data: "))
+    assert message.startswith("data: the training process (--workers 0) makes ")
+    assert all(row["data_seconds"] > 0 for row in rows(tmp_path / "run"))
+
+
 def test_alerts_are_kept_once_over_a_resumption(media, tmp_path, monkeypatch):
     monkeypatch.setattr(collapse, "MIN_CHANNEL_STD", 1e6)  # whatever a figure is, it is low
     config, run = tiny_config(media, steps=8, monitor_every=1, checkpoint_every=4), tmp_path / "run"
