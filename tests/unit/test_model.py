@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, model_preset, vit_b
 from tubelet.errors import TubeletError
@@ -162,6 +163,24 @@ def test_patches_are_numbered_time_first_then_rows_then_columns():
     patches = patchify(pixels, grid)
     assert patches.shape == (1, 8, 4)
     assert (patches[0, 6] == 7).all() and patches.sum() == 28
+
+
+class CalledFunctions(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.__name__)
+        return function(*args, **kwargs or {})
+
+
+def test_a_model_without_memory_calls_nothing_that_pytorch_imports_its_compiler_for():
+    for device in ("meta", "cpu"):
+        with torch.device(device), CalledFunctions() as called:
+            VJEPA(model_preset("vit-pico"))
+        assert ({"normal_", "div_"} <= called.names) == (device == "cpu")
+        assert bool({"normal_", "div_"} & called.names) == (device == "cpu")
 
 
 def test_every_model_preset_can_be_built_without_memory():

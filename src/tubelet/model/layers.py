@@ -127,8 +127,20 @@ class Block(nn.Module):
         return x.add_(update) if use_chunked_inference(x) else x + update
 
 
+def random_vector(width: int) -> nn.Parameter:
+    """A learnable vector (width,) whose entries begin close to zero."""
+    vector = torch.empty(width)
+    # See `init_weights` about the meta device.
+    return nn.Parameter(vector if vector.is_meta else vector.normal_(std=1e-6))
+
+
 def init_weights(module: nn.Module, blocks: Iterable[Block]) -> None:
-    """Truncated-normal weights, zero biases; block i's residual projections divided by sqrt(2i), i from 1."""
+    """Truncated-normal weights, zero biases; block i's residual projections divided by sqrt(2i), i from 1.
+
+    Weights on the meta device have no values, and PyTorch would import its compiler and SymPy to compute none.
+    """
+    if next(module.parameters()).is_meta:
+        return
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=INIT_STD)

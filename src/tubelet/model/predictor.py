@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tubelet.config import ModelConfig
 from tubelet.errors import DataError
 from tubelet.grid import MaskedGrid, Modality
-from tubelet.model.layers import NORM_EPS, Block, init_weights, run_block
+from tubelet.model.layers import NORM_EPS, Block, init_weights, random_vector, run_block
 from tubelet.model.packing import pack, unpack
 from tubelet.model.rope import RotaryTable, rotary_table
 
@@ -33,8 +33,8 @@ class Predictor(nn.Module):
         size = config.predictor
         self.fusion = Fusion(config.num_output_levels, config.width, size.width)
         self.mask_tokens = nn.Parameter(torch.zeros(size.mask_tokens, size.width))
-        self.video_embedding = nn.Parameter(torch.empty(size.width).normal_(std=1e-6))
-        self.image_embedding = nn.Parameter(torch.empty(size.width).normal_(std=1e-6))
+        self.video_embedding = random_vector(size.width)
+        self.image_embedding = random_vector(size.width)
         blocks = [Block(size.width, size.heads, size.mlp_ratio) for _ in range(size.depth)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)

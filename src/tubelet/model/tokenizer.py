@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from tubelet.config import ModelConfig
 from tubelet.errors import DataError
 from tubelet.grid import Grid, Modality
+from tubelet.model.layers import random_vector
 
 
 def modality_of(pixels: Tensor) -> Modality:
@@ -50,8 +51,8 @@ class Tokenizer(nn.Module):
         area = config.channels * config.patch_size**2
         self.video = nn.Linear(config.tubelet_size * area, config.width)
         self.image = nn.Linear(area, config.width)
-        self.video_embedding = nn.Parameter(torch.empty(config.width).normal_(std=1e-6))
-        self.image_embedding = nn.Parameter(torch.empty(config.width).normal_(std=1e-6))
+        self.video_embedding = random_vector(config.width)
+        self.image_embedding = random_vector(config.width)
 
     def grid(self, pixels: Tensor) -> Grid:
         """The token grid of an input.
