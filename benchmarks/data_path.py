@@ -32,7 +32,8 @@ class Run(NamedTuple):
     """One training run's figures.
 
     Attributes:
-        wait_share: of the time after the first steps, the share in which the training process waited for data.
+        wait_share: of the time after the first steps, the share in which the device, or on a CPU the process, waited
+            for data.
         clips_per_s: clips trained on a second, median of the steps.
         peak_gb: peak memory of the process and its workers together, pages that they share counted once.
     """
@@ -55,7 +56,9 @@ def train(source: Path, out: Path, options: list[str], skip: int) -> Run:
         sys.exit(process.stdout.read() if process.stdout else "the run failed")
     rows = [loads(line) for line in (out / "metrics.jsonl").open()][skip:]
     seconds = [1 / row["clips_per_s"] for row in rows]  # of a clip; all steps have as many
-    waited = sum(second * row["data_wait_fraction"] for second, row in zip(seconds, rows, strict=True))
+    # The device's where it is known: on CUDA the host may wait for data while the device still computes.
+    fractions = [row.get("device_wait_fraction", row["data_wait_fraction"]) for row in rows]
+    waited = sum(second * fraction for second, fraction in zip(seconds, fractions, strict=True))
     return Run(waited / sum(seconds), 1 / statistics.median(seconds), peak / 1e9)
 
 
