@@ -14,7 +14,7 @@ def seed():
     RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
-def footage(count, width=32):
+def footage(count, width=64):
     """Features of clips that change smoothly, (count, width)."""
     steps = RNG.normal(size=(count + 8, width))
     return np.stack([steps[i : i + 8].mean(0) for i in range(count)])

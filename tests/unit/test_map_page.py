@@ -4,13 +4,19 @@ import json
 import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.browser import Browser
+from tests.helpers.commands import run_tubelet
 from tests.helpers.media import write_video
+from tubelet.cli.map import read_colorings
+from tubelet.data.part_table import rows_to_table
 from tubelet.embed.clip_vectors import ClipVectors
 from tubelet.embed.duplicates import DuplicatePair
 from tubelet.embed.layout import ClipLayout
+from tubelet.embed.table import FORMAT
+from tubelet.errors import TubeletError
 from tubelet.labels.table import read_labels
 from tubelet.view.map_page import Coloring, MapContent, _neighbors_of_other_files, write_map_page
 
@@ -179,3 +185,55 @@ def test_a_hundred_thousand_clips_are_drawn_and_found_in_time(browser, tmp_path)
     draw = min(browser.evaluate(timed.format("drawPoints()")) for _ in range(5))
     hover = min(browser.evaluate(timed.format("nearestPoint(500, 400, 14)")) for _ in range(5))
     assert draw < 200 and hover < 50
+
+
+def write_table(folder):
+    """A table of 24 clips of 6 files."""
+    settings = {
+        "format": FORMAT,
+        "model": "m",
+        "model_id": "m",
+        "weights": "w",
+        "image_size": 8,
+        "frames": 2,
+        "fps": 4.0,
+    }
+    settings |= {"stride_s": None, "dense": False, "levels": False}
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "path": str(folder / f"{i // 4}.mp4"),
+            "start_s": i % 4 * 1.0,
+            "end_s": i % 4 + 1.0,
+            "pooled": rng.normal(size=16),
+        }
+        for i in range(24)
+    ]
+    rows = [row | {"pooled": row["pooled"].astype(np.float16)} for row in rows]
+    (folder / "table").mkdir()
+    (folder / "table" / "_settings.json").write_text(json.dumps(settings))
+    pq.write_table(rows_to_table(rows, settings), folder / "table" / "part-000000.parquet")
+    return folder / "table"
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_page_and_picks_and_keeps_picks_that_were_filled_in(tmp_path):
+    table = write_table(tmp_path)
+    (tmp_path / "labels.csv").write_text("path,start_s,end_s,label\n0.mp4,0,2.5,walk\n1.mp4,,,run\n")
+    words = ("map", table, "--out", tmp_path / "map.html", "--pick", 5, "--clusters", 3)
+    done = run_tubelet(*words, "--labels", tmp_path / "labels.csv")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "map.html").read_text(), re.DOTALL)[1])
+    assert [coloring["name"] for coloring in data["colorings"]] == ["cluster", "labels", "folder", "time"]
+    assert {label["name"]: label["count"] for label in data["colorings"][1]["labels"]} == {"walk": 3, "run": 4}
+    picks = tmp_path / "map.pick.csv"
+    assert len(read_labels(picks).rows) == len(data["picks"]) == 5 and data["thumbnails"] == {}
+    picks.write_text(picks.read_text().replace(",\r\n", ",walk\r\n").replace(",\n", ",walk\n"))
+    done = run_tubelet(*words)
+    assert done.returncode == 1 and "has labels that would be lost" in " ".join(done.stderr.split())
+
+
+def test_labels_of_other_files_are_refused(tmp_path, page):
+    (tmp_path / "labels.csv").write_text("path,label\nother.mp4,walk\n")
+    with pytest.raises(TubeletError, match="has no label for any clip of the table"):
+        read_colorings(tmp_path / "labels.csv", page[1].clips)

@@ -12,9 +12,9 @@ from tubelet.data.part_table import parts
 from tubelet.embed.table import pooled_rows, read_settings
 from tubelet.errors import DataError
 
-DIMENSIONS = 128
-"""Largest width of the vectors."""
-_SHRINKAGE = 0.01  # variance added in all directions, as a fraction of the mean variance
+DIMENSIONS, ROWS_EACH = 128, 4
+"""Largest width of the vectors, and clips for each dimension: with fewer, whitened clips would be equally far apart."""
+_SHRINKAGE = 1e-4  # variance added in all directions, as a fraction of the mean variance
 _BLOCK_VALUES = 2**25  # similarities that are computed at once
 
 
@@ -79,13 +79,13 @@ def read_clip_vectors(table: Path) -> ClipVectors:
 def whiten(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, D) features -> (n, d) of length 1: directions of the collection weigh equally, noise is left out.
 
-    Principal components beyond the first `DIMENSIONS` are left out, and those that the collection has little of are not
-    raised to the size of the others (shrinkage).
+    Principal components beyond the first `DIMENSIONS` (of few clips, `ROWS_EACH` clips for each) are left out, and
+    those that the collection has hardly any of are not raised to the size of the others (shrinkage).
     """
     centered = x - x.mean(0, dtype=np.float64).astype(np.float32)
     covariance = (centered.T @ centered).astype(np.float64) / max(1, len(x) - 1)
     variances, directions = np.linalg.eigh(covariance)
-    kept = slice(None, -min(DIMENSIONS, len(variances)) - 1, -1)
+    kept = slice(None, -min(DIMENSIONS, len(variances), max(2, len(x) // ROWS_EACH)) - 1, -1)
     variances, directions = np.maximum(variances[kept], 0), directions[:, kept]
     directions *= np.where(directions[np.abs(directions).argmax(0), range(directions.shape[1])] < 0, -1, 1)
     scale = 1 / np.sqrt(variances + max(_SHRINKAGE * float(covariance.trace()) / len(covariance), 1e-12))

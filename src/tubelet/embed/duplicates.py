@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tubelet.embed.clip_vectors import ClipVectors, nearest_clips
 
-MARGIN = 0.35
+MARGIN = 0.3
 """How much more similar the clips of duplicates are than others, in the mean over the stretch."""
 SPEEDS = (0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0)
 """How much faster one of two duplicates may be."""

@@ -14,6 +14,7 @@ from tubelet.errors import DataError, MissingPackageError
 LEAST_CLIPS = 5
 """Clips that a map needs."""
 _PERPLEXITY, _NEIGHBORS_EACH = 30, 3  # t-SNE's customary number of neighbors; neighbors for each unit of perplexity
+_PARALLEL_CLIPS = 5000
 _OUTLIER_NEIGHBORS = 8
 _ITERATIONS, _STARTS = 50, 4  # of k-means, at most
 
@@ -65,7 +66,9 @@ def compute_layout(vectors: NDArray[np.float32], seed: int) -> ClipLayout:
     neighbors, similarities = nearest_clips(vectors, min(n - 1, int(perplexity * _NEIGHBORS_EACH)))
     distances = np.sqrt(np.maximum(2 - 2 * similarities.astype(np.float64), 1e-12))
     index = openTSNE.nearest_neighbors.PrecomputedNeighbors(neighbors, distances)
-    jobs = os.cpu_count() or 1
+    jobs = (
+        1 if n < _PARALLEL_CLIPS else os.cpu_count() or 1
+    )  # threads that wait for each other cost more than they save
     affinities = openTSNE.affinity.PerplexityBasedNN(knn_index=index, perplexity=perplexity, n_jobs=jobs)
     start = openTSNE.initialization.pca(vectors, random_state=seed)
     places = openTSNE.TSNE(perplexity=perplexity, n_jobs=jobs, random_state=seed).fit(
