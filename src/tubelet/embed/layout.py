@@ -105,8 +105,8 @@ def _k_means(x: Tensor, count: int, rng: np.random.Generator) -> tuple[NDArray[n
     nearest = (x - centers).square().sum(1)
     while len(centers) < count:
         weights = nearest.numpy().astype(np.float64)
-        weights = weights / weights.sum() if weights.sum() > 0 else None
-        chosen = int(rng.choice(len(x), p=weights))
+        total = weights.sum()
+        chosen = int(rng.choice(len(x), p=weights / total if total > 0 else None))
         centers = torch.cat([centers, x[chosen][None]])
         nearest = torch.minimum(nearest, (x - x[chosen]).square().sum(1))
     labels = torch.cdist(x, centers).argmin(1)
