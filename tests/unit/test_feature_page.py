@@ -15,6 +15,7 @@ from tubelet.checkpoint.run import load_vjepa, save_checkpoint
 from tubelet.config import DataConfig, MaskConfig, ModelConfig, PredictorConfig, TrainConfig, ViewConfig, to_dict
 from tubelet.device import pick_device, pick_dtype
 from tubelet.errors import ConfigError, DataError, FileError
+from tubelet.io.overwrite_checks import check_output
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.view import feature_page
 from tubelet.view.feature_page import write_feature_page
@@ -130,8 +131,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded(made, tmp_path,
 
 def test_a_video_has_the_original_beside_the_colors_of_the_page(made, tmp_path):
     out = tmp_path / "pca.mp4"
-    for _ in range(2):  # a video of this package is replaced
-        write_feature_page([str(made.media[0])], [str(made.run)], tmp_path / "page.html", SETTINGS, video=out)
+    write_feature_page([str(made.media[0])], [str(made.run)], tmp_path / "page.html", SETTINGS, video=out)
+    check_output(out, "video")  # a video of this package may be replaced
     with tubelet.Video(out) as video:
         frames = video.frames().pixels
     assert frames.shape[:3] == (24, 480, 960)
@@ -148,6 +149,25 @@ def test_a_video_has_the_original_beside_the_colors_of_the_page(made, tmp_path):
         .mean((1, 3))
     )
     assert (blocks - expected).abs().mean() < 25  # interpolated, and compressed
+
+
+@pytest.mark.browser
+def test_models_are_shown_next_to_each_other_and_asked_together(browser, made, tmp_path):
+    models = [str(made.run), str(made.run / "checkpoints" / "step-000000001.safetensors")]
+    settings = ViewConfig(image_size=64, frames=4, levels=(-1,), surprise=False)
+    write_feature_page([str(made.media[2])], models, tmp_path / "page.html", settings)
+    first, second = page_data(tmp_path / "page.html")["encoders"]
+    assert first["model"] != second["model"] and len(first["levels"]) == len(second["levels"]) == 1
+    browser.open(tmp_path / "page.html")
+    browser.wait("layers.length === 2 && cards[0].image?.complete")
+    browser.click("#file-0 .screen .stage", x=0.3, y=0.3)
+    assert browser.evaluate("layers.map(layer => layer.high)") == pytest.approx([1, 1], abs=1e-4)
+    assert (
+        browser.evaluate("getComputedStyle(document.querySelector('.screens')).gridTemplateColumns.split(' ').length")
+        == 2
+    )
+    browser.click("[data-mode=surprise]")
+    assert "left out by --no-surprise" in browser.evaluate("$('surprise-note').textContent")
 
 
 @pytest.fixture

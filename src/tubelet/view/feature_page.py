@@ -3,7 +3,7 @@
 import base64
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -140,10 +140,22 @@ def write_feature_page(
             progress(start + done, len(files) * len(encoders))
 
         views.append(_view(what, model, files, own, settings, directions[number], report))
+    views = _with_unique_names(views, [what for what, _ in encoders])
     write_page("view.html", out, page_values(files, views))
     if video is not None:
         _write_video(video, files, views)
     return ViewSummary(len(files), tokens, out.stat().st_size, views)
+
+
+def _with_unique_names(views: Sequence[EncoderView], models: Sequence[str]) -> list[EncoderView]:
+    """The views, named by what was passed where several models have one name, such as checkpoints of equal steps."""
+    names: dict[str, set[str]] = {}
+    for view, what in zip(views, models, strict=True):
+        names.setdefault(view.model, set()).add(what)
+    return [
+        replace(view, model=what) if len(names[view.model]) > 1 else view
+        for view, what in zip(views, models, strict=True)
+    ]
 
 
 def _find_files(sources: Sequence[str]) -> list[ViewedFile]:
