@@ -22,6 +22,20 @@ from tubelet.device import pick_device
 Timed = Callable[[int], Any]
 
 
+class Round(NamedTuple):
+    """What a round of training steps took. Sides send it to their parent, which need not run the script that does.
+
+    Attributes:
+        seconds: of a step.
+        cpu_seconds: processor seconds of a step, of all cores together.
+        split: seconds of each part of a step; empty where it is not known.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    split: dict[str, float]
+
+
 def log_to_file(path: Path) -> AbstractContextManager[None]:
     """Append what the package logs, from the level INFO on, to a file."""
     handler = logging.FileHandler(path)

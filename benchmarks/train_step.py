@@ -28,7 +28,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Timed, matrix_rate, run_in_turn, seconds_per_call
+from benchmarks.measure import Round, Timed, matrix_rate, run_in_turn, seconds_per_call
 from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.data.batch import Batch, StepData
 from tubelet.data.clips import normalize
@@ -64,20 +64,6 @@ class StepCase(NamedTuple):
     counts: dict[Modality, int]
     warmup: int
     rounds: int
-
-
-class Round(NamedTuple):
-    """What a round took.
-
-    Attributes:
-        seconds: of a step.
-        cpu_seconds: processor seconds of a step, of all cores together.
-        split: seconds of each part of a step; empty where it is not known.
-    """
-
-    seconds: float
-    cpu_seconds: float
-    split: dict[str, float]
 
 
 class Stopwatch:
