@@ -286,7 +286,7 @@ def page_values(files: Sequence[ViewedFile], views: Sequence[EncoderView]) -> di
         "encoders": [_encoder(number, view, blocks) for number, view in enumerate(views)],
         "colormaps": {use: colormap(name).tobytes().hex() for use, name in _COLORMAPS.items()},
     }
-    names = sorted({view.model for view in views})
+    names = dict.fromkeys(view.model for view in views)
     return {
         "title": escape_unprintable(files[0].path.name) if len(files) == 1 else f"{len(files)} files",
         "models": [escape_unprintable(name) for name in names],
