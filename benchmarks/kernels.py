@@ -19,7 +19,9 @@ from tests.helpers.fake_cuda_steps import count_reference_step, count_step
 from tubelet.config import DataConfig, TrainConfig, model_preset
 
 
-def published_step(model: str, videos: int, images: int, size: int = 256, frames: int = 16) -> TrainConfig:
+def published_step(
+    model: str, videos: int, images: int, size: int = 256, frames: int = 16, pack_masks: bool = True
+) -> TrainConfig:
     """The config of a step in bf16 that is not compiled."""
     return TrainConfig(
         model=model_preset(model),
@@ -27,6 +29,7 @@ def published_step(model: str, videos: int, images: int, size: int = 256, frames
         batch_size=videos + images,
         precision="bf16",
         compile=False,
+        pack_masks=pack_masks,
     )
 
 
@@ -36,6 +39,7 @@ def main(
     images: int = 12,
     image_size: int = 256,
     frames: int = 16,
+    pack_masks: bool = True,
     baseline: Literal["reference"] | None = None,
     operators: int = 0,
 ) -> None:
@@ -47,6 +51,7 @@ def main(
         images: Images of a step.
         image_size: Side of videos and images in pixels.
         frames: Frames of a video.
+        pack_masks: Run all masks in one pass, as CUDA devices with memory enough do; otherwise one after the other.
         baseline: Also count the step of the executable specification.
         operators: Also list so many operators of each step, those with most kernels.
     """
@@ -59,7 +64,7 @@ def main(
         table.add_column(column, justify="left" if column == "step" else "right")
     logs: dict[str, OperatorLog] = {}
     for name in models:
-        config = published_step(name, videos, images, image_size, frames)
+        config = published_step(name, videos, images, image_size, frames, pack_masks)
         with fake_cuda():
             logs[name] = count_step(config, videos, images)
         if baseline is not None:

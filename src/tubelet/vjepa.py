@@ -95,7 +95,10 @@ class VJEPA(nn.Module):
         teacher = [local_shard(parameter) for parameter in self.teacher.parameters()]
         student = [local_shard(parameter) for parameter in self.student.parameters()]
         share = torch.full((), 1 - momentum, device=teacher[0].device)
-        torch._foreach_lerp_(teacher, student, [share if skipped is None else share * (1 - skipped)] * len(teacher))
+        # Not _foreach_lerp_: with a weight on the device it launches one kernel a tensor.
+        difference = torch._foreach_sub(student, teacher)
+        torch._foreach_mul_(difference, share if skipped is None else share * (1 - skipped))
+        torch._foreach_add_(teacher, difference)
 
 
 def local_shard(tensor: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ class FakeRun:
         with real_tensors("cpu" if config.lora_rank else "meta"):
             self.model = VJEPA(config.model)
             change(self.model)
+            self.model.pack_masks = bool(config.pack_masks)
             prepare_model(self.model, config, CUDA, compiled=False, sharded=parallel != "ddp")
         to_fake_cuda(self.model)
         if parallel != "ddp":

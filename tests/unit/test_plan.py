@@ -13,7 +13,10 @@ from tubelet.planner.memory_tracker import Transfer, track_storage
 from tubelet.planner.plan_table import print_plan, sentences
 from tubelet.planner.run_plan import CPU, USABLE, plan_run
 from tubelet.train.distributed import DistContext
+from tubelet.train.packing import packed_bytes
+from tubelet.train.sharding import training_bytes
 from tubelet.train.step import train_step
+from tubelet.vjepa import VJEPA
 
 SIZES = ModelConfig(
     width=48, depth=2, heads=2, levels=(0, 1), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)
@@ -103,6 +106,19 @@ def test_a_sum_of_gradients_moves_every_gradient_once():
     trained = plan.parameters["student"] + plan.parameters["predictor"]
     assert sum(each.size for each in plan.step.transfers) == pytest.approx(4 * trained, rel=0.02)
     assert plan.step_seconds == plan.compute_seconds + plan.transfer_seconds
+
+
+@pytest.mark.slow
+def test_packed_masks_are_one_pass_that_takes_the_memory_by_which_a_run_decides(plan):
+    run = dataclasses.replace(RUN, pack_masks=True)
+    packed = plan_run(run, LAPTOP)
+    assert [each.name for each in packed.step.passes] == ["video mask 1 + video mask 2 + image mask 1"]
+    assert packed.step.flops == plan.step.flops and packed.step.total > plan.step.total
+    assert "all masks in one pass" in sentences(packed)[0] and "one mask after the other" in sentences(plan)[0]
+    with torch.device("meta"):
+        model = VJEPA(SIZES)
+    estimate = training_bytes(model) + packed_bytes(run, model, packed.counts, 1)
+    assert estimate == pytest.approx(packed.step.total, rel=0.2)
 
 
 def test_recomputing_holds_less_and_multiplies_more(plan):

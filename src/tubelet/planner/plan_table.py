@@ -28,7 +28,8 @@ def _sizes(plan: RunPlan) -> str:
     millions = ", ".join(f"{name} {count / 1e6:,.1f} M" for name, count in plan.parameters.items())
     samples = " and ".join(f"{count} {modality}s" for modality, count in plan.counts.items())
     parts = f" in {plan.config.grad_accum_steps} parts" if plan.config.grad_accum_steps > 1 else ""
-    return f"parameters: {millions}; a step takes {samples}{parts}, in {plan.config.precision}"
+    masks = "all masks in one pass" if plan.config.pack_masks else "one mask after the other"
+    return f"parameters: {millions}; a step takes {samples}{parts}, in {plan.config.precision}, {masks}"
 
 
 def _mesh(plan: RunPlan) -> str:
@@ -67,6 +68,8 @@ def _verdict(plan: RunPlan) -> list[str]:
     lines = [f"does not fit: {step.total / GIB:,.2f} GiB, and there is {room}"]
     if not plan.config.activation_checkpointing:
         lines.append(f"{change}{', which fits' if other.total <= usable else ''}")
+    if plan.config.pack_masks:
+        lines.append("all masks go in one pass: --no-pack-masks takes less")
     state = state_bytes(step)
     if state > usable / 2:
         others = "more --devices" if plan.parallel == "fsdp" else "--parallel fsdp, over more --devices"

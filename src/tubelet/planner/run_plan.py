@@ -6,7 +6,7 @@ process group takes it on fake tensors, which have sizes and no data, while a lo
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,8 +33,9 @@ from tubelet.planner.memory_tracker import StepLog, StorageLog, Transfer, track_
 from tubelet.train.compilation import prepare_model
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
+from tubelet.train.packing import should_pack
 from tubelet.train.sharding import apply_fsdp, choose_parallel, device_mesh, pick_parallel, training_bytes
-from tubelet.train.step import train_step
+from tubelet.train.step import joint_batches, train_step
 from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")
@@ -44,14 +45,14 @@ USABLE = 0.9
 
 @dataclass(frozen=True)
 class MaskPass:
-    """One mask's way forward and backward on one device.
+    """The way of one mask, or of all masks that are packed, forward and backward on one device.
 
     Attributes:
         name: which.
-        samples: of this device.
-        context: tokens of a sample that the student sees.
-        target: tokens that are predicted.
-        tokens: all tokens of a sample.
+        samples: of this device, once for each mask.
+        context: Tokens of a sample that the student sees, on average.
+        target: Tokens that are predicted, on average.
+        tokens: All tokens of a sample, on average.
         live_bytes: Bytes of activations after the forward pass.
         peak: bytes of everything, at its fullest moment.
     """
@@ -186,6 +187,7 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
         for modality, count in counts.items()
     }
     lengths = mean_mask_lengths(config, counts)
+    config = replace(config, pack_masks=_should_pack(config, planned, model, parallel, counts))
     with _isolated() as run_isolated:
         step, other = (
             run_isolated(trace, replace(config, activation_checkpointing=recompute), planned, parallel, shares, lengths)
@@ -204,6 +206,15 @@ def _pick_parallel(config: TrainConfig, planned: PlanConfig, model: VJEPA, ctx: 
         return "ddp"
     memory = int(DEVICE_KINDS[planned.device_kind].memory)
     return choose_parallel(training_bytes(model), memory, ctx.world_size, ctx.local_world_size)
+
+
+def _should_pack(
+    config: TrainConfig, planned: PlanConfig, model: VJEPA, parallel: str, counts: dict[Modality, int]
+) -> bool:
+    memory = None if planned.device_kind == "cpu" else int(DEVICE_KINDS[planned.device_kind].memory)
+    local = min(planned.devices, planned.devices_per_node)
+    state = training_bytes(model) // {"ddp": 1, "hsdp": local}.get(parallel, planned.devices)
+    return should_pack(config, model, counts, memory, planned.devices, state)
 
 
 @contextmanager
@@ -250,6 +261,7 @@ def trace(
     ctx = DistContext(CPU, 0, planned.devices)
     ctx.local_world_size = min(planned.devices, planned.devices_per_node)
     prepare_model(model, config, CPU, compiled=False)
+    model.pack_masks = bool(config.pack_masks)
     with fake_group(planned.devices):
         mesh = device_mesh(parallel, ctx) if parallel != "ddp" else None
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -317,8 +329,8 @@ def _take_step(
     shares: dict[Modality, list[int]],
     lengths: dict[Modality, list[tuple[int, int]]],
     watch: StorageLog,
-) -> list[tuple[str, Batch, Mask]]:
-    """One step of a run under way; returns its passes in their order."""
+) -> list[MaskPass]:
+    """One step of a run under way; returns its passes in their order, their bytes not yet summed up."""
     watch.name(model.parameters(), "parameters")
     watch.name(model.teacher.parameters(), "teacher")
     moments = (value for state in optimizer.state.values() for value in state.values())
@@ -327,12 +339,13 @@ def _take_step(
     batches = [
         _fake_batch(config, modality, count, lengths[modality]) for modality, own in shares.items() for count in own
     ]
-    passes = [
-        (f"{batch.modality} mask {number}", batch, mask)
-        for batch in batches
-        for number, mask in enumerate(batch.masks, start=1)
+    views = [
+        [(f"{batch.modality} mask {i}", batch, mask) for batch in joint for i, mask in enumerate(batch.masks, start=1)]
+        for joint in joint_batches(batches, model.pack_masks)
     ]
-    names = iter([name for name, _, _ in passes])
+    groups = views if model.pack_masks else [[view] for joint in views for view in joint]
+    passes = [_mask_pass(config, group) for group in groups]
+    names = iter([each.name for each in passes])
     model.teacher.register_forward_pre_hook(lambda *_: watch.enter("teacher's pass", "teacher"))
     model.teacher.register_forward_hook(lambda *_: watch.enter("targets"))
     model.register_forward_pre_hook(lambda *_: watch.enter("student's activations", next(names)))
@@ -350,6 +363,23 @@ def _take_step(
     return passes
 
 
+def _mask_pass(config: TrainConfig, views: list[tuple[str, Batch, Mask]]) -> MaskPass:
+    samples = sum(len(batch.pixels) for _, batch, _ in views)
+
+    def mean(numbers: Iterable[int]) -> int:
+        return round(sum(len(batch.pixels) * n for n, (_, batch, _) in zip(numbers, views, strict=True)) / samples)
+
+    return MaskPass(
+        " + ".join(name for name, _, _ in views),
+        samples,
+        mean(mask.context.shape[1] for _, _, mask in views),
+        mean(mask.target.shape[1] for _, _, mask in views),
+        mean(config.model.grid(*batch.pixels.shape[2:]).tokens for _, batch, _ in views),
+        live_bytes=0,
+        peak=0,
+    )
+
+
 def _fake_batch(config: TrainConfig, modality: Modality, count: int, lengths: list[tuple[int, int]]) -> Batch:
     frames, size = config.data.frames_for(modality), config.data.image_size
     pixels = torch.zeros(count, config.model.channels, frames, size, size, dtype=torch.uint8)
@@ -361,26 +391,16 @@ def _fake_batch(config: TrainConfig, modality: Modality, count: int, lengths: li
 ACTIVATIONS = ("student's activations", "predictor's activations", "loss")
 
 
-def _summarize(log: StepLog, config: TrainConfig, passes: list[tuple[str, Batch, Mask]]) -> StepTrace:
+def _summarize(log: StepLog, config: TrainConfig, passes: list[MaskPass]) -> StepTrace:
     begins = [(time, name) for time, name in log.marks if name not in ("teacher", "backward", "optimizer")]
     backward = [time for time, name in log.marks if name == "backward"]
     later = [time for time, _ in log.marks]
     summaries = []
-    for (begin, name), middle, (_, batch, mask) in zip(begins, backward, passes, strict=True):
+    for (begin, _), middle, each in zip(begins, backward, passes, strict=True):
         end = next((time for time in later if time > middle), log.clock)
         live = log.live_bytes(middle)
-        grid = config.model.grid(*batch.pixels.shape[2:])
-        summaries.append(
-            MaskPass(
-                name,
-                batch.pixels.shape[0],
-                mask.context.shape[1],
-                mask.target.shape[1],
-                grid.tokens,
-                sum(live[kind] for kind in ACTIVATIONS),
-                log.live_bytes(log.peak(begin, end)).total(),
-            )
-        )
+        peak = log.live_bytes(log.peak(begin, end)).total()
+        summaries.append(replace(each, live_bytes=sum(live[kind] for kind in ACTIVATIONS), peak=peak))
     when = log.peak()
     _, name = max((mark for mark in log.marks if mark[0] <= when), default=(0, "start"))
     if name == "backward":

@@ -2,8 +2,8 @@
 
 Sharded, a block's weights are gathered just before it computes and let go just after. Student, predictor and teacher
 are cut alike, block by block, so that the teacher's update stays within each process's shards. A step runs backward
-once for each mask; each of these passes reduces its gradients into the shards, since whole gradients would need the
-memory that sharding is there to save.
+once for each mask, or once if they are packed; each of these passes reduces its gradients into the shards, since whole
+gradients would need the memory that sharding is there to save.
 """
 
 import warnings

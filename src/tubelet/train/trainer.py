@@ -38,9 +38,10 @@ from tubelet.train.feature_monitor import FeatureMonitor, collapse_detector
 from tubelet.train.initialization import init_model, init_moments, load_frozen_teacher
 from tubelet.train.metrics_buffer import MetricsBuffer
 from tubelet.train.optim import build_optimizer
+from tubelet.train.packing import should_pack
 from tubelet.train.progress import ProgressLine
 from tubelet.train.run_directory import RunDirectory
-from tubelet.train.sharding import pick_parallel, to_device_or_shard
+from tubelet.train.sharding import pick_parallel, to_device_or_shard, training_bytes
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.sinks import MetricSink, SinkGroup
 from tubelet.train.startup import log_startup, source_summary
@@ -165,6 +166,7 @@ class Trainer:
         if teacher is not None:
             self.model.frozen_teacher = (teacher,)
         parallel = pick_parallel(self.model, config, ctx)
+        self.model.pack_masks = self._should_pack(media, parallel)
         cost = step_cost(self.model, config, samples_per_step(config, media))
         compiled = should_compile(config, cost, device)
         compiling = prepare_model(self.model, config, device, compiled, sharded=parallel != "ddp")
@@ -281,6 +283,15 @@ class Trainer:
             config = replace(config, distill_weights=teacher.weights_id)
         self.config = config
         return teacher
+
+    def _should_pack(self, media: MediaList, parallel: str) -> bool:
+        """Whether all masks go in one pass, by the memory of this process's device."""
+        config, ctx = self.config, self.ctx
+        on_cuda = ctx.device.type == "cuda"
+        memory = torch.cuda.get_device_properties(ctx.device).total_memory if on_cuda else None
+        shards = {"ddp": 1, "hsdp": ctx.local_world_size}.get(parallel, ctx.world_size)
+        state = training_bytes(self.model) // shards
+        return should_pack(config, self.model, samples_per_step(config, media), memory, ctx.world_size, state)
 
     def _lock(self) -> None:
         self._resources.enter_context(directory_lock(self.out))
