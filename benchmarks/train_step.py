@@ -38,6 +38,8 @@ from tubelet.grid import Modality
 from tubelet.train.compilation import avoid_attention_plans, prepare_model, should_compile
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
+from tubelet.train.packing import device_memory, should_pack
+from tubelet.train.sharding import training_bytes
 from tubelet.train.step import autocast, train_step
 from tubelet.train.step_cost import encoder_flops, predictor_flops, step_cost
 from tubelet.vjepa import VJEPA
@@ -131,6 +133,7 @@ def package_side(config: TrainConfig, counts: dict[Modality, int], device: torch
     """The package's training step, and the watch that splits it."""
     with torch.device(device):  # on a CPU the random weights of a billion parameters alone take a minute
         model = VJEPA(config.model)
+    model.pack_masks = should_pack(config, model, counts, device_memory(device), 1, training_bytes(model))
     prepare_model(model, config, device, should_compile(config, step_cost(model, config, counts), device))
     optimizer = build_optimizer(model, config.optim)
     ctx = DistContext(device)

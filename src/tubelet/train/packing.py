@@ -1,5 +1,7 @@
 """Whether all masks of a step go through the model in one pass, or one after the other, by the memory there is."""
 
+import torch
+
 from tubelet.config import TrainConfig
 from tubelet.data.masks import mean_mask_lengths, token_grid
 from tubelet.grid import Modality
@@ -30,6 +32,11 @@ def should_pack(
     if memory is None:
         return False
     return state + packed_bytes(config, model, counts, processes) <= _MEMORY_FRACTION * memory
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes of a CUDA device's memory; None for another kind of device."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def packed_bytes(config: TrainConfig, model: VJEPA, counts: dict[Modality, int], processes: int) -> float:

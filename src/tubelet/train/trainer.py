@@ -38,7 +38,7 @@ from tubelet.train.feature_monitor import FeatureMonitor, collapse_detector
 from tubelet.train.initialization import init_model, init_moments, load_frozen_teacher
 from tubelet.train.metrics_buffer import MetricsBuffer
 from tubelet.train.optim import build_optimizer
-from tubelet.train.packing import should_pack
+from tubelet.train.packing import device_memory, should_pack
 from tubelet.train.progress import ProgressLine
 from tubelet.train.run_directory import RunDirectory
 from tubelet.train.sharding import pick_parallel, to_device_or_shard, training_bytes
@@ -189,7 +189,8 @@ class Trainer:
         self.progress = ProgressLine(self.console, config.steps, self.start, ctx.peak_flops())
         self._restore(self.start)
         log_startup(config, media, run, self.model, ctx, self.start, parallel)
-        for message in filter(None, (initialized, compiling)):
+        packing = "all masks of a step go through the model in one pass" if self.model.pack_masks else None
+        for message in filter(None, (initialized, packing, compiling)):
             logger.info(message)
 
     def train(self) -> Path:
@@ -287,11 +288,10 @@ class Trainer:
     def _should_pack(self, media: MediaList, parallel: str) -> bool:
         """Whether all masks go in one pass, by the memory of this process's device."""
         config, ctx = self.config, self.ctx
-        on_cuda = ctx.device.type == "cuda"
-        memory = torch.cuda.get_device_properties(ctx.device).total_memory if on_cuda else None
         shards = {"ddp": 1, "hsdp": ctx.local_world_size}.get(parallel, ctx.world_size)
         state = training_bytes(self.model) // shards
-        return should_pack(config, self.model, samples_per_step(config, media), memory, ctx.world_size, state)
+        counts = samples_per_step(config, media)
+        return should_pack(config, self.model, counts, device_memory(ctx.device), ctx.world_size, state)
 
     def _lock(self) -> None:
         self._resources.enter_context(directory_lock(self.out))
