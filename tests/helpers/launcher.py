@@ -1,12 +1,13 @@
 """torchrun with its own parser, agent and restarts, whose processes are forks of one that has imported everything."""
 
+import importlib
 import os
 import sys
 import tempfile
 import uuid
 from pathlib import Path
 
-from tests.helpers.training import processes
+from tests.helpers.training import PRELOADED, processes
 from tubelet.cli import main
 
 
@@ -20,6 +21,8 @@ def torchrun(words, folder):
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, parse_args
 
+    for name in PRELOADED:  # or else each of the processes would
+        importlib.import_module(name)
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         arguments = parse_args(list(map(str, words)))

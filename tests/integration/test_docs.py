@@ -2,12 +2,15 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from tests.conftest import shared_folder
 from tests.helpers.commands import run_call, run_code, run_module, run_tubelet
 from tests.helpers.launcher import torchrun
 from tests.helpers.media import write_image, write_video
@@ -45,9 +48,32 @@ def short_training(monkeypatch):
             monkeypatch.setattr(network, "recipe", replace(network.recipe, epochs=1, least_steps=8))
 
 
-def run_line(words, workplace):
+@pytest.fixture
+def rendered(tmp_path_factory):
+    """A function that puts a sample set without layouts and long videos where a command is about to write it.
+
+    The command leaves an existing set of the same parameters as it is and adds to it, so that pages which show sets of
+    the same parameters start the engine for one of them.
+    """
+
+    def put(folder, rest):
+        additions = [i for i, word in enumerate(rest) if word in ("--layout", "--long-videos")]
+        base = rest[: min(additions, default=len(rest))]
+        made = shared_folder(tmp_path_factory) / "-".join(["set", *base])
+        with FileLock(f"{made}.lock"):
+            if not made.exists():
+                assert run_tubelet("sample-data", made, *base).returncode == 0
+        shutil.copytree(made, folder)
+
+    return put
+
+
+def run_line(words, workplace, rendered):
     """Run a line of a page, in this process. None if there is no such program here."""
     match words:
+        case ["tubelet", "sample-data", folder, *rest]:
+            rendered(workplace / folder, rest)
+            return run_tubelet(*words[1:], cwd=workplace)
         case ["tubelet", *rest]:
             return run_tubelet(*rest, cwd=workplace)
         case ["python", "-m", module, *rest]:
@@ -64,7 +90,7 @@ def test_pages_show_commands():
 @pytest.mark.docs
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workplace, short_training):
+def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workplace, short_training, rendered):
     for name, text in re.findall(r"```yaml\n# (\S+)\n(.*?)```", page.read_text(), flags=re.DOTALL):
         (workplace / name).write_text(text)
     for name, text in re.findall(r'```csv title="(\S+)"\n(.*?)```', page.read_text(), flags=re.DOTALL):
@@ -77,7 +103,7 @@ def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workpl
             continue
         if words[0] in ("git", "cd"):
             continue
-        done = run_line(words, workplace)
+        done = run_line(words, workplace, rendered)
         assert done is not None, f"{page.name} shows a command that is not tested: {line}"
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
