@@ -307,7 +307,8 @@ def show(title: str, result: dict[str, dict[str, Any]], flops: float, rate: floa
     for column in ("part", "seconds", "fraction"):
         table.add_column(column, justify="left" if column == "part" else "right")
     for part in PARTS:
-        table.add_row(part, f"{split[part]:.3f}", f"{100 * split[part] / sum(split.values()):.0f} %")
+        seconds = split.get(part, 0.0)
+        table.add_row(part, f"{seconds:.3f}", f"{100 * seconds / sum(split.values()):.0f} %")
     console.print(table)
     table = Table()
     for column in ("side", "s/step", "CPU s/step", "s/step, new masks", "peak GB", "fraction of bound"):
