@@ -75,7 +75,13 @@ def _nodes(trace: Trace) -> dict[str, Node]:
         ),
         "fusion": Node(5, "Fuse", (f"{first.concatenated.shape[-1]} channels", f"→ {_size(first.fused)}"), "context"),
         "sequence": Node(
-            6, "Mask tokens", (f"{count(first.mask.target.shape[1])} of them", f"= {_size(first.sequence)}"), "targets"
+            6,
+            "Mask tokens",
+            (
+                f"{count(first.mask.context.shape[1])} + {count(first.mask.target.shape[1])}",
+                f"→ {_size(first.sequence)}",
+            ),
+            "targets",
         ),
         "predictor": Node(
             7,

@@ -34,8 +34,8 @@ DRAWS = (
     ("as in training", 1.0),
     ("a second draw", 1.0),
     ("a third draw", 1.0),
-    ("half as many blocks", 0.5),
-    ("one and a half times the blocks", 1.5),
+    ("half as many rectangles", 0.5),
+    ("one and a half times the rectangles", 1.5),
 )
 BLENDS = (0.0, 0.25, 0.5, 0.75)
 

@@ -165,7 +165,7 @@ const fill = {
     views.push(() => {
       words.innerHTML = `<b>token ${state.token}</b> ${where(state.token)} <span class="${mask().hidden[state.token] ? "t" : "c"}">${fate(state.token)}</span>`;
     });
-    if (T > 1) slider(controls, "time step", { min: 0, max: T - 1, step: 1 }, time => select(time * PER + state.token % PER), () => [state.time, `${state.time} of ${T}, ${format(scene.times[state.time * scene.frames_per_step])} s`]);
+    if (T > 1) slider(controls, "time step", { min: 0, max: T - 1, step: 1 }, time => select(time * PER + state.token % PER), () => [state.time, `${state.time} (of 0 to ${T - 1}), ${format(scene.times[state.time * scene.frames_per_step])} s`]);
     if (draws[0].masks.length > 1) choice(controls, "mask", draws[0].masks.map((_, i) => `mask ${i + 1}`), "mask");
   },
   patches(host) {
@@ -227,7 +227,7 @@ const fill = {
     const words = make("p", {}, detail);
     views.push(() => {
       const hidden = mask().hidden.reduce((sum, value) => sum + value, 0);
-      words.innerHTML = `${mask().blocks} block${mask().blocks > 1 ? "s" : ""} of ${mask().shape.join(" × ")} patches, through all ${T > 1 ? `${T} time steps` : "of the image"}:<br><span class="c">${format(N - hidden, 9)} tokens go to the X-encoder</span>, <span class="t">${format(hidden, 9)} are hidden</span> (${format(100 * hidden / N, 2)} %).`;
+      words.innerHTML = `${mask().blocks} rectangle${mask().blocks > 1 ? "s" : ""} of ${mask().shape.join(" × ")} patches, through all ${T > 1 ? `${T} time steps` : "of the image"}:<br><span class="c">${format(N - hidden, 9)} tokens go to the X-encoder</span>, <span class="t">${format(hidden, 9)} are hidden</span> (${format(100 * hidden / N, 2)} %).`;
     });
   },
   student(host) {
@@ -332,8 +332,8 @@ const fill = {
   blend(host) {
     tokenMap(host, "Features at this m", (context, width, height) => paintCells(context, width, height, token => rgb(blends[state.blend].colors, token, state.level)));
     const detail = make("div", { className: "detail" }, host);
-    slider(detail, "m", { min: 0, max: blends.length - 1, step: 1 }, blend => update({ blend }), () => [state.blend, format(blends[state.blend].momentum)]);
-    make("p", { innerHTML: "0 is the student, 1 the teacher. Every position is the real network with weights m · teacher + (1 − m) · student, run on this input and shown in the teacher's colors." }, detail);
+    slider(detail, "mix", { min: 0, max: blends.length - 1, step: 1 }, blend => update({ blend }), () => [state.blend, format(blends[state.blend].momentum)]);
+    make("p", { innerHTML: "0 is the student, 1 the teacher. Each position is the real network with weights mix · teacher + (1 − mix) · student, run on this input and shown in the teacher's colors." }, detail);
     if (LEVELS > 1) choice(detail, "level", scene.level_blocks.map(block => `after block ${block}`), "level");
   },
 };
