@@ -414,7 +414,7 @@ def test_curves_of_a_report_are_enlarged_together(browser, run, tmp_path):
     browser.wait(f"{ranges}.every(([low, high]) => Math.abs(low - 51) < 3 && Math.abs(high - 100) < 3)")
     browser.click("[data-step='120']")
     browser.wait(f"{ranges}.every(([low, high]) => low === 112 && high === 128)")
-    browser.click("#whole-run")
+    browser.evaluate("document.getElementById('whole-run').click()")  # the page still scrolls to the curves
     browser.wait(f"{ranges}.every(([low, high]) => low === 1 && high === 200)")
 
 

@@ -114,7 +114,8 @@ def masks(trace: Trace) -> Facts:
     return [
         (
             f"mask {i}",
-            f"{mask.spec.blocks} rectangles of {percent(mask.spec.area)} of the area: sees {count(mask.mask.context.shape[1])}, "
+            f"{mask.spec.blocks} rectangles of {percent(mask.spec.area)} of the area: "
+            f"sees {count(mask.mask.context.shape[1])}, "
             f"hides {count(mask.mask.target.shape[1])} of {count(trace.grid.tokens)} "
             f"({percent(mask.visible_fraction)} visible)",
         )

@@ -33,8 +33,8 @@ function makePlot(host) {
     ...size(), series: [{ label: "step", value: (_, value) => value?.toLocaleString("en-US") ?? "–" }, ...lines],
     scales: { x: { time: false } },
     axes: [axis, { ...axis, label: unit, labelSize: 18, size: 62, values: (_, ticks) => ticks.map(tick => tick.toLocaleString("en-US", { maximumSignificantDigits: 4 })) }],
-    cursor: { sync: { key: "steps", setSeries: false }, drag: { x: true, y: false } },
-    hooks: { draw: [drawAlerts], setScale: [(changed, key) => { if (key === "x") followRange(changed); }] },
+    cursor: { sync: { key: "steps", setSeries: false }, drag: { x: true, y: false, setScale: false } },
+    hooks: { draw: [drawAlerts], setSelect: [showSelection] },
   }, [x, ...series.map(line => line.y)], host);
   host.setAttribute("role", "img");
   host.setAttribute("aria-label", `${unit} by step`);
@@ -42,14 +42,13 @@ function makePlot(host) {
   plots.push(plot);
 }
 
-let shown = { min: null, max: null };  // steps; a plot reports a change of its scale some time after it was asked for it
-function followRange(changed) {
-  const { min, max } = changed.scales.x;
-  if (plots.includes(changed) && (min !== shown.min || max !== shown.max)) showRange(min, max);
+function showSelection(plot) {
+  const { left, width } = plot.select;
+  if (width) showRange(plot.posToVal(left, "x"), plot.posToVal(left + width, "x"));
+  if (width) plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
 }
 function showRange(min, max) {
-  shown = { min, max };
-  for (const plot of plots) plot.setScale("x", shown);
+  for (const plot of plots) plot.setScale("x", { min, max });
   $("whole-run").hidden = plots.every(plot => min <= plot.data[0][0] && max >= plot.data[0].at(-1));
 }
 function showWholeRun() {
