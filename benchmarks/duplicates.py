@@ -19,10 +19,11 @@ from PIL import Image
 
 import tubelet
 from tubelet.config import EmbedConfig
+from tubelet.config.embed import DUPLICATE_MARGIN
 from tubelet.data.decode import read_frames
 from tubelet.embed.clip_vectors import ClipVectors, read_clip_vectors
 from tubelet.embed.collection import embed_collection
-from tubelet.embed.duplicates import MARGIN, DuplicatePair, find_duplicates
+from tubelet.embed.duplicates import DuplicatePair, find_duplicates
 from tubelet.prediction.video_writer import write_frames
 from tubelet.pretrained.load import random_init_like
 from tubelet.sample_data.truth import read_index
@@ -162,7 +163,7 @@ def main() -> None:
                 report("dHash, best threshold", hash_vectors(clips), truth)
                 hashed = True
             report(f"{name}, best threshold", clips, truth)
-            report(f"{name}, default", clips, truth, MARGIN)
+            report(f"{name}, default", clips, truth, DUPLICATE_MARGIN)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ import torch
 
 from tests.helpers.commands import run_tubelet
 from tests.helpers.media import write_image, write_video
-from tubelet.cli.search import common_folder
 from tubelet.data.part_table import rows_to_table
 from tubelet.embed.regions import grow_box, region_weights
-from tubelet.embed.search import search
+from tubelet.embed.search import common_folder, search
 from tubelet.embed.table import FORMAT
 from tubelet.errors import TubeletError
 

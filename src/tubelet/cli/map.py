@@ -8,6 +8,7 @@ import numpy as np
 import tyro
 
 from tubelet.cli.command import Command
+from tubelet.config.embed import DUPLICATE_MARGIN
 from tubelet.config.fields import Count, Seed
 from tubelet.console import open_console, print_wrapped
 from tubelet.value_checks import Bounds
@@ -33,7 +34,7 @@ class Map(Command):
     """Write so many clips that differ from each other to OUT.pick.csv, a label table to be filled in."""
     thumbnails: Annotated[int, Bounds(0, 20_000)] = 400
     """Largest number of clips with a thumbnail, of about 8 kB each."""
-    duplicate_margin: Annotated[float, Bounds(0, 2)] = 0.3
+    duplicate_margin: Annotated[float, Bounds(0, 2)] = DUPLICATE_MARGIN
     """How much more similar near-duplicates must be to each other than to the rest of the collection."""
     seed: Seed = 0
     """Seed of the layout and the clusters."""

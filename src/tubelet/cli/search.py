@@ -82,6 +82,8 @@ def print_hits(hits: Sequence["Hit"]) -> None:
     """Print results as a table, with paths relative to their common folder."""
     from rich.table import Table
 
+    from tubelet.embed.search import common_folder
+
     folder = common_folder([hit.path for hit in hits])
     table = Table(title=f"in {folder}" if folder else None, title_justify="left")
     for column in ("similarity", "seconds"):
@@ -95,14 +97,3 @@ def print_hits(hits: Sequence["Hit"]) -> None:
         span = f"{hit.start_s:.1f}-{hit.end_s:.1f}"
         table.add_row(f"{hit.similarity:.4f}", span, *at, hit.path.removeprefix(folder))
     open_console().print(table)
-
-
-def common_folder(paths: Sequence[str]) -> str:
-    """The deepest folder of all paths or URLs, with a slash at its end; empty for none."""
-    folders = [path.split("/")[:-1] for path in paths]
-    shared = []
-    for names in zip(*folders, strict=False):
-        if len(set(names)) > 1:
-            break
-        shared.append(names[0])
-    return "/".join([*shared, ""]) if any(shared) else ""

@@ -16,6 +16,9 @@ from tubelet.config.fields import (
     require_clip,
 )
 
+DUPLICATE_MARGIN = 0.3
+"""By how much clips of near-duplicates are more similar to each other than to the rest of a collection."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(Settings):

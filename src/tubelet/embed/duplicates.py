@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tubelet.config.embed import DUPLICATE_MARGIN
 from tubelet.embed.clip_vectors import ClipVectors, nearest_clips
 
-MARGIN = 0.3
-"""How much more similar the clips of duplicates are than others, in the mean over the stretch."""
 SPEEDS = (0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0)
 """How much faster one of two duplicates may be."""
 _MATCHES = 10  # nearest clips of other files, for each clip
@@ -62,7 +61,7 @@ class _Clips:
     background: NDArray[np.float32]
 
 
-def find_duplicates(clips: ClipVectors, margin: float = MARGIN) -> list[DuplicatePair]:
+def find_duplicates(clips: ClipVectors, margin: float = DUPLICATE_MARGIN) -> list[DuplicatePair]:
     """Pairs of files that show the same, by descending margin.
 
     The work is n² for n clips, in products of matrices (100,000 clips: minutes), and in the number of matches after.
@@ -151,7 +150,7 @@ def _align(
         k = np.abs(there[:, None] - b.middle_s[None, :]).argmin(1)
         inside = np.abs(there - b.middle_s[k]) <= 0.75 * max(b.step_s, speed * a.step_s)
         along = np.where(inside, excess[np.arange(len(k)), k], -1.0)
-        begin, end, total = _longest_stretch(along - 0.5 * MARGIN)
+        begin, end, total = _longest_stretch(along - 0.5 * DUPLICATE_MARGIN)
         if end - begin < min(_LEAST_CLIPS, len(a.middle_s), len(b.middle_s)):
             continue  # a single pair of clips may be alike by chance
         total *= min(1.0, speed)  # clips of the first file that share one of the second count once

@@ -8,6 +8,7 @@ query. 0 is as similar as any two clips or tokens of the table are, 1 is the sam
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -280,3 +281,14 @@ def _load(index: Path, name: str) -> Backbone:
         raise DataError(
             f"{index}: its model {name} cannot be loaded ({error}); pass its new location with --model"
         ) from error
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """The deepest folder of all paths or URLs, with a slash at its end; empty for none."""
+    folders = [path.split("/")[:-1] for path in paths]
+    shared = []
+    for names in zip(*folders, strict=False):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return "/".join([*shared, ""]) if any(shared) else ""

@@ -17,6 +17,7 @@ from tubelet.data.images import read_image
 from tubelet.embed.clip_vectors import ClipVectors
 from tubelet.embed.duplicates import DuplicatePair, group_duplicates
 from tubelet.embed.layout import ClipLayout
+from tubelet.embed.search import common_folder
 from tubelet.errors import TubeletError
 from tubelet.prediction.label_colors import NONE_COLOR, label_colors
 from tubelet.view.page import binary_block, json_block, write_page
@@ -76,7 +77,7 @@ def write_map_page(content: MapContent, out: Path, thumbnails: int) -> None:
     clips, layout = content.clips, content.layout
     outliers = np.argsort(-layout.outlier_scores, kind="stable")[:_OUTLIERS]
     strips = _strips(clips, _choose_thumbnails(content, outliers, thumbnails))
-    folder = _common_folder(clips.paths)
+    folder = common_folder(clips.paths)
     neighbors, similarities = _neighbors_of_other_files(clips, layout)
     low, high = layout.places.min(0), layout.places.max(0)
     places = (layout.places - low) / max(float((high - low).max()), 1e-9)
@@ -126,16 +127,6 @@ def _neighbors_of_other_files(clips: ClipVectors, layout: ClipLayout) -> tuple[N
     own = clips.file[layout.neighbors] == clips.file[:, None]
     order = np.argsort(own, axis=1, kind="stable")[:, :_NEIGHBORS]
     return np.take_along_axis(layout.neighbors, order, 1), np.take_along_axis(layout.similarities, order, 1)
-
-
-def _common_folder(paths: Sequence[str]) -> str:
-    """The deepest folder of all paths, with a slash at its end."""
-    shared = []
-    for names in zip(*(path.split("/")[:-1] for path in paths), strict=False):
-        if len(set(names)) > 1:
-            break
-        shared.append(names[0])
-    return "/".join([*shared, ""]) if any(shared) else ""
 
 
 def _pack(arrays: Mapping[str, NDArray[Any]]) -> tuple[bytes, dict[str, list[Any]]]:
