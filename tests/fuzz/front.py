@@ -44,7 +44,8 @@ from tubelet.tasks.common.result import read_result, read_suite_v1
 from tubelet.train.anomaly_guard import AnomalyGuard, LossHistory
 from tubelet.train.collapse import CollapseDetector
 from tubelet.train.run_directory import RunDirectory, read_config, read_metrics
-from tubelet.view.report import _benchmark, _thinned
+from tubelet.view.report import _benchmark
+from tubelet.view.run_curves import run_curves
 
 SEEDS_FOLDER: list[Path] = []  # of the healthy inputs
 SETTINGS_TEXT = json.dumps(
@@ -205,7 +206,7 @@ def _json_lines(path: Path, _: int) -> None:
     guard.skipped_batches()
     sum(config.batch_size / row["clips_per_s"] for row in rows if row.get("clips_per_s"))
     if rows:
-        _thinned(rows, "lr")
+        run_curves(rows)
 
 
 def _parquet(path: Path, way: int) -> None:

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from tubelet.checkpoint.run import list_checkpoints, step_from_name
 from tubelet.config import TrainConfig, from_dict, to_dict
-from tubelet.errors import BadFile, ConfigError, FileError
+from tubelet.errors import BadFile, ConfigError, FileError, TubeletError
 from tubelet.io.files import atomic_write, describe_os_error, file_errors
 from tubelet.io.text import file_error, read_json, read_jsonl, read_text
 from tubelet.value_checks import LARGEST_INT, Bounds
@@ -78,7 +79,9 @@ class RunDirectory:
         if started and not resume:
             raise ConfigError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
         if started and not found:
-            self.lost_steps = max((row["step"] for row, _ in read_metrics(path)), default=0)
+            with suppress(TubeletError):  # rows after a damaged one are dropped with it
+                for row, _ in read_metrics(path):
+                    self.lost_steps = row["step"]
         if started and (path / CONFIG).exists():
             self.changed = _changes(path / CONFIG, config)
         if found and step_from_name(found[-1]) > config.steps:
