@@ -7,7 +7,6 @@ best threshold (of F1), and the features also at the default of `tubelet map`. T
 differences of a frame at 9 x 8 pixels) of a frame for each clip, aligned in the same way.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tubelet
+from benchmarks.measure import sample_set_parser
 from tubelet.config import EmbedConfig
 from tubelet.config.embed import DUPLICATE_MARGIN
 from tubelet.data.decode import read_frames
@@ -129,11 +129,8 @@ def report(name: str, clips: ClipVectors, truth: dict[tuple[int, int], str], mar
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", type=Path)
-    parser.add_argument("--model", required=True)
+    parser = sample_set_parser(__doc__, max_videos=1000)
     parser.add_argument("--copies", type=int, default=50)
-    parser.add_argument("--max-videos", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     videos = [entry.media for split in ("train", "val") for entry in read_index(arguments.set, split)]

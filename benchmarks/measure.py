@@ -1,5 +1,6 @@
 """What the benchmarks share: sides that run in turn, a device's matrix-product rate, peak memory."""
 
+import argparse
 import logging
 import os
 import resource
@@ -41,6 +42,15 @@ def log_to_file(path: Path) -> AbstractContextManager[None]:
     handler = logging.FileHandler(path)
     handler.setLevel(logging.INFO)
     return log_to(handler)
+
+
+def sample_set_parser(description: str | None, max_videos: int) -> argparse.ArgumentParser:
+    """Parser of a benchmark of a model on a sample set: the set, --model, and --max-videos with its default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--max-videos", type=int, default=max_videos)
+    return parser
 
 
 def synchronize(device: torch.device) -> None:

@@ -4,10 +4,9 @@
 
 A query is the box of an object in the second clip of a video. A result is right if objects of the query's class fill at
 least a fifth of its box at its moment. Pooled search, which knows no places, is compared by clips: one is right if it
-shows an object of the class. Average precision is over all clips of the other videos; its mean is over classes.
+shows an object of the class. Average precision is over all clips of the other videos; its mean is over queries.
 """
 
-import argparse
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tubelet
+from benchmarks.measure import sample_set_parser
 from tubelet.config import EmbedConfig
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import Hit, search
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import random_init_like
 from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT, OTHER_OBJECT, ClipTruth, read_index, read_truth
+from tubelet.tasks.metrics.intervals import bootstrap_interval
 
 FRAMES, FPS = 4, 7.0
+METRICS = ("mAP, place", "right of the first 10", "mAP, clips", "mAP, clips, pooled", "chance, clips")
 LEAST_PIXELS, LEAST_PART = 300, 0.2  # of an object, and of a token
 
 
@@ -83,9 +85,9 @@ def average_precision(right: NDArray[np.bool_], positives: int) -> float:
     return float(precision[right].sum() / max(1, positives))
 
 
-def measure(table: Path, model: Backbone, queries: list[Query], truths: dict[str, ClipTruth]) -> dict[str, float]:
-    """Means over classes of the means over their queries."""
-    scores: dict[int, list[list[float]]] = {}
+def measure(table: Path, model: Backbone, queries: list[Query], truths: dict[str, ClipTruth]) -> NDArray[np.float64]:
+    """A row for each query, with a column for each of METRICS."""
+    rows = []
     for query in queries:
         everything = 10**6
         places = search(table, query.path, everything, model, query.at_s, query.box)
@@ -96,32 +98,37 @@ def measure(table: Path, model: Backbone, queries: list[Query], truths: dict[str
         pooled = np.array([shows(truths[hit.path], hit, query.label) for hit in clips])
         positives = int(present.sum())
         row = [average_precision(right, positives), right[:10].mean()]
-        row += [average_precision(each, positives) for each in (present, pooled)]
-        scores.setdefault(query.label, []).append([*row, present.mean()])
-    means = np.mean([np.mean(rows, axis=0) for rows in scores.values()], axis=0)
-    names = ("mAP, place", "right of the first 10", "mAP, clips", "mAP, clips, pooled", "chance, clips")
-    return dict(zip(names, map(float, means), strict=True))
+        rows.append([*row, *(average_precision(each, positives) for each in (present, pooled)), present.mean()])
+    return np.array(rows)
+
+
+def print_means(name: str, rows: NDArray[np.float64]) -> None:
+    """Print means over queries with 95 % intervals."""
+    for metric, values in zip(METRICS, rows.T, strict=True):
+        found = bootstrap_interval(metric, lambda w, v=values: w @ v / w.sum(1), len(rows), bounds=(-1, 1))
+        print(f"{name:<26}{metric:<24}{found.value:6.3f}  [{found.low:.3f}, {found.high:.3f}]", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", type=Path)
-    parser.add_argument("--model", required=True)
+    parser = sample_set_parser(__doc__, max_videos=200)
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--queries", type=int, default=40)
-    parser.add_argument("--max-videos", type=int, default=200)
     arguments = parser.parse_args()
     entries = read_index(arguments.set, "train")[: arguments.max_videos]
     truths = {str(entry.media.resolve()): read_truth(entry.truth) for entry in entries}
     queries = choose_queries(truths, 0.7, arguments.queries)
-    print(f"{len(queries)} objects: " + ", ".join(sorted({CLASSES[query.label] for query in queries})))
+    labels = np.array([query.label for query in queries])
+    counts = ", ".join(f"{CLASSES[label]} {(labels == label).sum()}" for label in np.unique(labels))
+    print(f"{len(queries)} objects of {len(truths)} videos: {counts}")
     model = tubelet.load(arguments.model)
     size = EmbedConfig(image_size=arguments.image_size, frames=FRAMES, fps=FPS, dense=True, workers=0, batch_size=32)
+    measured = []
     for name, encoder in (("trained", model), ("random weights", random_init_like(model, 0))):
         with tempfile.TemporaryDirectory() as folder:
             embed_collection(encoder, list(truths), Path(folder) / "table", size)
-            measured = measure(Path(folder) / "table", encoder, queries, truths)
-        print(f"{name:<15}" + "  ".join(f"{key} {value:.3f}" for key, value in measured.items()), flush=True)
+            measured.append(measure(Path(folder) / "table", encoder, queries, truths))
+        print_means(name, measured[-1])
+    print_means("trained - random weights", measured[0] - measured[1])
 
 
 if __name__ == "__main__":

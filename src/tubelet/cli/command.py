@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -21,6 +21,9 @@ from tubelet.config.fields import PathText, SettingError, Settings, check, curre
 from tubelet.errors import ConfigError, escape_unprintable
 from tubelet.io.config_file import read_config_file
 from tubelet.value_checks import InvalidValueError, check_text, type_hints
+
+if TYPE_CHECKING:
+    from tubelet.config import DataConfig
 
 C = TypeVar("C", bound="Command")
 Sources = Annotated[tuple[PathText, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")]
@@ -43,6 +46,16 @@ class Known(Settings):
     out: Path | None
     model: PathText | None
     resume: bool
+
+
+def trained_clips(known: Known) -> "DataConfig | None":
+    """The clips that the run named by --model was trained on; None if it names no run directory."""
+    run = Path(known.model or "")
+    if not (run / "config.json").is_file() or not (run / "checkpoints").is_dir():  # a folder for the Hub has none
+        return None
+    from tubelet.train.run_directory import read_config
+
+    return read_config(run).data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tubelet.cli.command import ConfigurableCommand, Known, Sources
+from tubelet.cli.command import ConfigurableCommand, Known, Sources, trained_clips
 from tubelet.config import ViewConfig
 from tubelet.config.fields import PathText
 from tubelet.console import files_progress, open_console, print_wrapped
@@ -34,13 +34,8 @@ class View(ConfigurableCommand):
     @classmethod
     def defaults(cls, known: Known) -> dict[str, Any]:
         """The clips that the run named by --model was trained on."""
-        run = Path(known.model or "")
-        if not (run / "config.json").is_file() or not (run / "checkpoints").is_dir():  # a folder for the Hub has none
-            return {}
-        from tubelet.train.run_directory import read_config
-
-        data = read_config(run).data
-        return {"settings": ViewConfig(frames=data.frames, fps=data.fps)}
+        data = trained_clips(known)
+        return {"settings": ViewConfig(frames=data.frames, fps=data.fps)} if data else {}
 
     def run(self) -> None:
         """Encode the files and write the page."""

@@ -1,7 +1,7 @@
 """Frames to an MP4 that players and browsers take, each frame at its own time."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -9,8 +9,11 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
+from tubelet.data.decode import Video
+from tubelet.io.files import atomic_write
 from tubelet.io.overwrite_checks import VIDEO_MARK
 
 
@@ -64,6 +67,36 @@ def write_frames(
             lengths.append(max(1, round(duration_s / time_base) - previous.pts))
             mux(stream.encode(previous))
             mux(stream.encode(None))
+
+
+def rewrite_video(
+    file: Path,
+    out: Path,
+    lines: int,
+    change: Callable[[NDArray[np.uint8], float], NDArray[np.uint8]] = lambda pixels, second: pixels,
+    *,
+    enlarge: bool = True,
+    crf: int = 20,
+) -> None:
+    """Write a video as MP4, scaled and perhaps changed, with its frames at the same times and without sound.
+
+    Args:
+        file: the video.
+        out: the MP4.
+        lines: height of the frames in pixels, before they are changed.
+        change: function of a scaled frame (H, W, 3) and its second to the frame that is written.
+        enlarge: whether frames of fewer lines are enlarged.
+        crf: x264's constant rate factor.
+
+    Raises:
+        DecodeError: if the video cannot be read.
+        FileError: if the MP4 cannot be written.
+    """
+    with Video(file) as video, atomic_write(out, also=(FFmpegError,)) as partial:
+        height = lines if enlarge else min(lines, video.info.height)
+        size = even(height), even(height * video.info.width / video.info.height)
+        frames = ((change(pixels, second), second) for pixels, second in video.iter_frames(size))
+        write_frames(frames, partial, video.time_base, video.info.duration_s, crf)
 
 
 def _open_stream(container: Any, shape: tuple[int, ...], time_base: Fraction, crf: int) -> Any:

@@ -1,16 +1,13 @@
 """A video beside its features in colors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from av.error import FFmpegError
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.data.decode import Video
-from tubelet.io.files import atomic_write
-from tubelet.prediction.video_writer import even, write_frames
+from tubelet.prediction.video_writer import rewrite_video
 
 LINES = 480
 
@@ -30,17 +27,12 @@ def write_pca_video(
         DecodeError: if the source cannot be read.
         FileError: if the video cannot be written.
     """
-    with Video(path) as video, atomic_write(out, also=(FFmpegError,)) as partial:
-        height, width = even(lines), even(lines * video.info.width / video.info.height)
 
-        def frames() -> Iterator[tuple[NDArray[np.uint8], float]]:
-            for pixels, second in video.iter_frames((height, width)):
-                columns = [pixels]
-                for colors, times in maps:
-                    nearest = colors[int(np.abs(times - second).argmin())]
-                    columns.append(
-                        np.asarray(Image.fromarray(nearest).resize((width, height), Image.Resampling.BICUBIC))
-                    )
-                yield np.concatenate(columns, axis=1), second
+    def add_maps(pixels: NDArray[np.uint8], second: float) -> NDArray[np.uint8]:
+        columns = [pixels]
+        for colors, times in maps:
+            nearest = Image.fromarray(colors[int(np.abs(times - second).argmin())])
+            columns.append(np.asarray(nearest.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.BICUBIC)))
+        return np.concatenate(columns, axis=1)
 
-        write_frames(frames(), partial, video.time_base, video.info.duration_s)
+    rewrite_video(path, out, lines, add_maps)

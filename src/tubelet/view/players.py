@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from av.error import FFmpegError
-
-from tubelet.data.decode import Video
 from tubelet.data.file_types import MATROSKA, MP4
 from tubelet.data.video.reader import VideoReader
 from tubelet.errors import DecodeError
-from tubelet.io.files import atomic_write
 from tubelet.prediction.media_predictions import MediaPredictions
-from tubelet.prediction.video_writer import even, write_frames
+from tubelet.prediction.video_writer import rewrite_video
 
 COPIES = "players"
 COPY_LINES = 480
+COPY_CRF = 26
 _LATEST_START_S = 0.02  # browsers count from zero and the tables from the first frame: half a frame at 25 a second
 _LOG = logging.getLogger(__name__)
 # What Chromium, Firefox and Safari all play; they do not read Matroska other than WebM.
@@ -61,7 +58,7 @@ def make_player(each: MediaPredictions, folder: Path) -> Player:
         copy = folder / COPIES / f"{hashlib.sha256(os.fsencode(each.path)).hexdigest()[:12]}.mp4"
         if not copy.is_file() or copy.stat().st_mtime < each.file.stat().st_mtime:
             _LOG.info("%s: browsers do not play it as it is; writing a small copy", each.path)
-            write_copy(each.file, copy)
+            rewrite_video(each.file, copy, COPY_LINES, enlarge=False, crf=COPY_CRF)
         return Player(relative_link(copy, folder), f"A small copy: browsers do not play {each.file.name} as it is.")
     except (DecodeError, OSError) as error:
         return Player("", str(error))
@@ -86,24 +83,6 @@ def is_playable(file: Path) -> bool:
         )
     finally:
         reader.close()
-
-
-def write_copy(file: Path, out: Path, lines: int = COPY_LINES) -> None:
-    """Write a video as a small MP4 whose frames are shown at the same times.
-
-    Args:
-        file: the video.
-        out: the copy.
-        lines: largest height in pixels.
-
-    Raises:
-        DecodeError: if the video cannot be read.
-        FileError: if the copy cannot be written.
-    """
-    with Video(file) as video, atomic_write(out, also=(FFmpegError,)) as partial:
-        scale = min(1.0, lines / video.info.height)
-        size = even(video.info.height * scale), even(video.info.width * scale)
-        write_frames(video.iter_frames(size), partial, video.time_base, video.info.duration_s, crf=26)
 
 
 def relative_link(file: Path, folder: Path) -> str:
