@@ -13,7 +13,7 @@ from tests.fuzz.seeds import SMALL
 from tubelet.checkpoint.adapters import apply_adapters
 from tubelet.checkpoint.run import load_vjepa
 from tubelet.checkpoint.sharded import read_header
-from tubelet.checkpoint.transformers import _read_config
+from tubelet.checkpoint.transformers import _encoder_config, read_transformers_config
 from tubelet.checkpoint.weights import LoadSpec
 from tubelet.cli import COMMANDS
 from tubelet.cli.command import parse
@@ -178,7 +178,7 @@ JSON_READERS = {
     "evaluation": lambda path: (read_suite_v1(path), _metrics(_renamed(path, "evaluation.json").parent)),
     "result": lambda path: _benchmark(read_result(path), path, path.parent),
     "dataset": _dataset,
-    "transformers": _read_config,
+    "transformers": lambda path: _encoder_config(path, read_transformers_config(path)),
     "header": lambda path: read_header(_renamed(path, "header.json").parent),
     "settings": lambda path: read_settings(_renamed(path, "_settings.json").parent),
     "plan": lambda path: _check_plan(

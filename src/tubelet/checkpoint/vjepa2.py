@@ -1,4 +1,4 @@
-"""V-JEPA 2.0 in the layout of its release, a .pt file; `transformers.py` reads the other layout.
+"""V-JEPA 2.0 in the layout of its release, a .pt file; `transformers.py` has the other layout.
 
 The encoder is a special case of this package's with other rotary angles (`ModelConfig.rope`). Its only tokenizer takes
 an image as a clip of repeated frames, which equals an image tokenizer with weights summed over the frames. A missing
@@ -98,9 +98,34 @@ def to_encoder_state(state: Mapping[str, Tensor], config: ModelConfig) -> State:
     return own
 
 
-def require_match(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def single_norm(released: Mapping[str, Tensor], config: ModelConfig) -> State:
+    """The tensors of V-JEPA 2.0 from those of 2.1 in the released names; the inverse of `to_encoder_state`.
+
+    Raises:
+        CheckpointError: if they compute something that V-JEPA 2.0 does not.
+    """
+    if config.rope != "2.0":
+        raise CheckpointError(f"a V-JEPA {config.rope} encoder has no place in the layout of V-JEPA 2.0")
+    kernel, bias = released["patch_embed.proj.weight"], released["patch_embed.proj.bias"]
+    as_image = kernel.sum(2, keepdim=True)
+    close = torch.allclose(released["patch_embed_img.proj.weight"].float(), as_image.float(), rtol=1e-3, atol=1e-6)
+    wrong = [] if close and torch.equal(released["patch_embed_img.proj.bias"], bias) else ["an image tokenizer"]
+    wrong += ["modality embeddings"] if any(released[f"{m}_mod_embed"].any() for m in ("img", "video")) else []
+    norms = {name: value for name, value in released.items() if name.startswith("norms_block.")}
+    last = {part: norms[f"norms_block.{len(config.levels) - 1}.{part}"] for part in ("weight", "bias")}
+    wrong += (
+        [] if all(value.equal(last[name.rsplit(".", 1)[1]]) for name, value in norms.items()) else ["several norms"]
+    )
+    if wrong:
+        raise CheckpointError(f"the encoder has {', '.join(wrong)} of its own, which V-JEPA 2.0 does not have")
+    return {name: released[name] for name in expected_tensors(config) if not name.startswith("norm.")} | {
+        f"norm.{part}": value for part, value in last.items()
+    }
+
+
+def require_match(
+    path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str = "V-JEPA 2.0"
+) -> None:
     """Raise a `TubeletError` that lists all names and shapes in which an encoder differs from what is expected."""
     if wrong := state_dict_mismatches(state, expected):
-        raise CheckpointError(
-            f"{path} does not match the V-JEPA 2.0 architecture inferred from its tensors: {'; '.join(wrong)}"
-        )
+        raise CheckpointError(f"{path} does not match its {architecture} architecture: {'; '.join(wrong)}")

@@ -104,7 +104,7 @@ def read_released(
         config = replace(config, predictor=_infer_predictor(path, states["predictor"], predictor_heads, distilled))
     requested = {module: states[module] for module in modules}
     _require_match(path, {keys[module]: (requested[module], expected_state(config, module)) for module in modules})
-    own = {module: _from_released(state, config, module) for module, state in requested.items()}
+    own = {module: from_released_names(state, config, module) for module, state in requested.items()}
     return ReleasedCheckpoint(config, own.get("student", {}), own.get("predictor", {}), own.get("teacher", {}))
 
 
@@ -192,7 +192,7 @@ def to_released(state: Mapping[str, Tensor], config: ModelConfig, module: Module
     return released
 
 
-def _from_released(state: Mapping[str, Tensor], config: ModelConfig, module: ModuleName) -> State:
+def from_released_names(state: Mapping[str, Tensor], config: ModelConfig, module: ModuleName) -> State:
     """The tensors of one module in this package's names and layout."""
     own = {}
     heads = config.predictor.heads if module == "predictor" else config.heads

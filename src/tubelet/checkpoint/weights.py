@@ -122,17 +122,22 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
         return Weights(train.model, encoder, _predictor(tensors, spec, where), name, part)
     if header.get("format") == FORMAT:
         config = config_from_header(header, ModelConfig, where)
-        stored: EncoderName = "student" if header.get("part") == "student" else "teacher"
+        stored = _stored(header.get("part"))
         if stored != (spec.encoder or stored):
             raise CheckpointError(
                 f"{where}: contains only the {stored}, not the {part}; omit encoder=, or name another file"
             )
         encoder = {key: value for key, value in tensors.items() if not key.startswith("predictor.")}
         return Weights(config, encoder, _predictor(tensors, spec, where), header.get("name", name), stored)
-    folder = files[0].parent
-    if part != "teacher":
-        raise CheckpointError(f"{where}: transformers files contain only the teacher, not the {part}; omit encoder=")
-    return Weights(*from_transformers(folder, tensors), _no_predictor(folder, spec), name, part)
+    model = from_transformers(files[0].parent, tensors, spec.predictor)
+    stored = _stored(model.encoder_name)
+    if stored != (spec.encoder or stored):
+        raise CheckpointError(f"{where}: transformers files contain only the {stored}, not the {part}; omit encoder=")
+    return Weights(model.config, model.encoder, model.predictor, model.name or name, stored)
+
+
+def _stored(name: str | None) -> EncoderName:
+    return "student" if name == "student" else "teacher"
 
 
 def _no_predictor(path: Path, spec: LoadSpec) -> State:

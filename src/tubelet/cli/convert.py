@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from tubelet.cli.command import Command, Model
+from tubelet.config.data import Frames, Side
 from tubelet.config.model import MAX_DEPTH, Width
 from tubelet.console import open_console, print_wrapped
 from tubelet.errors import ConfigError
@@ -16,12 +17,15 @@ from tubelet.value_checks import Bounds
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(Command):
-    """Write a model in another format: released .pt, .safetensors, a folder for the Hub, .pt2 or .onnx."""
+    """Write a model in another format: released .pt, .safetensors, a folder for the Hub or others, .pt2 or .onnx."""
 
     model: Model
     """A run directory, a file, a released name or a Hub id."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder."""
+    to: Literal["transformers", "vjepa21"] | None = None
+    """Layout of the folder: "transformers" is V-JEPA 2.0 as VJEPA2Model, any other model as the one that
+    `import tubelet.hf` registers; "vjepa21" is that of the ports on the Hub. By default that of tubelet.load."""
     encoder: Literal["teacher", "student"] | None = None
     """Which encoder; by default the teacher, or the one that the file holds. A .pt of a run holds both."""
     with_predictor: bool = False
@@ -32,6 +36,10 @@ class Convert(Command):
     """Attention heads of the predictor, for a .pt file."""
     levels: tuple[Annotated[int, Bounds(0, MAX_DEPTH)], ...] | None = None
     """Output blocks, for a .pt file that is not in the model family."""
+    image_size: Side | None = None
+    """With --to: side of the images in pixels; by default that in a released name, or of the pre-training grid."""
+    frames: Frames | None = None
+    """With --to: frames of a clip, by default 16."""
     license: str | None = None
     """License of the weights, for a folder's model card; by default "unknown"."""
     images: bool = False
@@ -49,7 +57,10 @@ class Convert(Command):
             ("--with-predictor", self.with_predictor, not exported),
             ("--images", self.images, exported and self.head is None),
             ("--head", self.head is not None, exported),
-            ("--license", self.license is not None, folder),
+            ("--license", self.license is not None, folder and self.to is None),
+            ("--to", self.to is not None, folder),
+            ("--image-size", self.image_size is not None, self.to is not None),
+            ("--frames", self.frames is not None, self.to is not None),
         ):
             if is_set and not applies:
                 raise ConfigError(f"{option} has no effect for {self.out}; remove it")
@@ -67,6 +78,10 @@ class Convert(Command):
                 from tubelet.heads.head_file import load_head
 
                 summary = export_head(load_unplaced(self.model, spec), load_head(self.head), self.out)
+        elif self.to is not None:
+            from tubelet.pretrained.convert import convert_to
+
+            summary = convert_to(self.model, self.out, self.to, spec, self.image_size, self.frames)
         else:
             from tubelet.pretrained.convert import convert
 

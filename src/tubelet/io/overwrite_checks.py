@@ -22,6 +22,7 @@ PAGE_MARK = '<meta name="generator" content="tubelet">'
 ARCHIVE_MARK = b"tubelet"
 PRODUCER = "tubelet"
 VIDEO_MARK = "written by tubelet"
+TRANSFORMERS_MARK = "tubelet_model_id"  # a field of config.json, and of the header of the weights
 _HEAD_BYTES = 1024
 _VIDEO_HEADER_BYTES = 16 * 2**20
 _JSON_BYTES = 64 * 2**20
@@ -68,6 +69,20 @@ def _is_encoder(path: Path) -> bool:
             return file.header.get("format", "").startswith("tubelet-encoder-")
     except TubeletError:
         return False
+
+
+def _is_transformers_weights(path: Path) -> bool:
+    """Whether a .safetensors file in the layout of `transformers` was written by this package."""
+    try:
+        with open_safetensors(path) as file:
+            return TRANSFORMERS_MARK in file.header
+    except TubeletError:
+        return False
+
+
+def _is_transformers_config(path: Path) -> bool:
+    values = _object(path)
+    return values is not None and TRANSFORMERS_MARK in values
 
 
 def _is_head(path: Path) -> bool:
@@ -148,6 +163,14 @@ KINDS: Mapping[str, OutputKind] = {
     "model": OutputKind(
         "a model directory of this package", files={"config.json": _is_hub_config, "model.safetensors": _is_encoder}
     ),
+    "transformers": OutputKind(
+        "a transformers model that this package wrote",
+        files={
+            "config.json": _is_transformers_config,
+            "model.safetensors": _is_transformers_weights,
+            "video_preprocessor_config.json": _is_transformers_config,
+        },
+    ),
     "results": OutputKind("results of this package", files={"result.json": _is_result, "page.html": _is_page}),
     "run": OutputKind("a run", files={"config.json": _is_run_config}),
     "table": OutputKind("a table", marks=("_settings.json",)),
@@ -155,7 +178,7 @@ KINDS: Mapping[str, OutputKind] = {
     "shards": OutputKind("a folder of shards", marks=("index.jsonl", "plan.json")),
     "sample set": OutputKind("a sample set"),
 }
-_WITH_TENSORS = ("run", "encoder", "model", "head")
+_WITH_TENSORS = ("run", "encoder", "model", "transformers", "head")
 _RUN_FILES = ("metrics.jsonl", "alerts.jsonl", "alarms.jsonl", "bad_files.jsonl", "sources.txt")
 
 

@@ -1,23 +1,29 @@
-"""Convert a model to another file layout, chosen by the suffix of the target."""
+"""Convert a model to another file layout, chosen by the suffix of the target or by name."""
 
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from tubelet.checkpoint.hub import WEIGHTS_FILE, save_encoder
-from tubelet.checkpoint.registry import resolve_checkpoint
+from tubelet.checkpoint.registry import RELEASED, resolve_checkpoint
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.checkpoint.state_dict import State
+from tubelet.checkpoint.transformers import Values, to_own, to_vjepa2, to_vjepa21
+from tubelet.checkpoint.transformers_folder import own_processor, vjepa2_processor, write_folder
 from tubelet.checkpoint.vjepa2_1 import MODULE_NAMES, ModuleName, write_released
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
-from tubelet.errors import ConfigError
+from tubelet.errors import CheckpointError, ConfigError
 from tubelet.io.files import directory_lock, file_errors
 from tubelet.io.hidden_files import without_hidden
 from tubelet.io.overwrite_checks import check_output
 from tubelet.io.text import read_json
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.inputs import DEFAULT_FPS, Sampling
 from tubelet.pretrained.load import load_unplaced
 
 _LOCK = ".convert.lock"
 _EVALUATE_AGAIN = "delete it and run `tubelet evaluate` again"
+Layout = Literal["transformers", "vjepa21"]
+"""Layouts of folders that are chosen by name."""
 _FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # suffixes of files; not directory names
 
 
@@ -68,6 +74,83 @@ def convert(what: str | Path, out: Path, spec: LoadSpec, license: str = "unknown
             (out / _LOCK).unlink(missing_ok=True)  # the directory is uploaded as it is
 
 
+def convert_to(
+    what: str | Path,
+    out: Path,
+    layout: Layout,
+    spec: LoadSpec,
+    image_size: int | None = None,
+    frames: int | None = None,
+) -> str:
+    """Write a model as a folder of the `transformers` package.
+
+    Args:
+        what: whatever `load` takes.
+        out: the folder.
+        layout: "transformers" writes a V-JEPA 2.0 encoder as transformers' own `VJEPA2Model`, and every other model as
+            `tubelet.hf.TubeletModel`, which `import tubelet.hf` registers; "vjepa21" is the layout of the ports of
+            V-JEPA 2.1 on the Hub, which have code of their own.
+        spec: the encoder to write, and whether to include the predictor.
+        image_size: side of the images that the video processor gives, and that the positions of `VJEPA2Model` refer to;
+            None is the size in a released name, else that of the pre-training grid.
+        frames: frames of a clip, by default 16.
+
+    Returns:
+        A message about what was written.
+
+    Raises:
+        CheckpointError: if the source cannot be loaded, or cannot be stored in the layout.
+        FileError: if the target cannot be written.
+    """
+    if out.suffix in (".pt", ".safetensors", *_FOREIGN) or out.is_file():
+        raise ConfigError(f"{out}: --to {layout} writes a folder, expected a name without a suffix")
+    check_output(out, "transformers", _read_from(resolve_checkpoint(what)))
+    model = load_unplaced(what, spec)
+    size, frames = image_size or image_size_of(model), frames or Sampling().frames
+    model.config.grid(frames, size, size)
+    encoder, predictor = split_state(model)
+    if layout == "vjepa21":
+        parts: dict[ModuleName, State] = {model.encoder_name: encoder} | ({"predictor": predictor} if predictor else {})
+        values, tensors = to_vjepa21(parts, model.config, size, frames)
+        processor, note = vjepa2_processor(size), "vjepa21, for the code of the ports on the Hub"
+    else:
+        values, tensors, processor, note = transformers_files(model, size, frames)
+    with directory_lock(out, _LOCK, "write to another directory"):
+        try:
+            write_folder(out, values, tensors, processor, model.model_id)
+        finally:
+            (out / _LOCK).unlink(missing_ok=True)
+    return f"{out}: {model.model_id} as {note}, for clips of {frames} x {size} x {size}"
+
+
+def transformers_files(model: Backbone, image_size: int, frames: int) -> tuple[Values, State, Values, str]:
+    """Config, tensors and processor of a model of `transformers`, and what it is."""
+    encoder, predictor = split_state(model)
+    if model.config.rope == "2.0":
+        try:
+            values, tensors = to_vjepa2(encoder, model.config, image_size, frames)
+            return values, tensors, vjepa2_processor(image_size), "VJEPA2Model of transformers"
+        except CheckpointError:  # trained further, in ways that V-JEPA 2.0 has no place for
+            pass
+    identity = {"name": model.name, "encoder_name": model.encoder_name, "image_size": image_size, "num_frames": frames}
+    values, tensors = to_own(encoder, predictor, model.config, identity)
+    processor = own_processor(image_size, frames, DEFAULT_FPS)
+    return values, tensors, processor, "TubeletModel, which `import tubelet.hf` registers"
+
+
+def split_state(model: Backbone) -> tuple[State, State]:
+    """State dictionaries of the encoder and of the predictor, which is empty if there is none."""
+    predictor = model.predictor.state_dict() if model.predictor is not None else {}
+    encoder = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor.")}
+    return encoder, predictor
+
+
+def image_size_of(model: Backbone) -> int:
+    """Side of the images that a model is for: the one in a released name, else that of the pre-training grid."""
+    _, _, size = model.name.rpartition("-")
+    return int(size) if model.name in RELEASED and size.isdigit() else model.config.rope_grid * model.config.patch_size
+
+
 def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
     path = resolve_checkpoint(what)
     if path.is_file() and path.suffix not in (".pt", ".pth", ".safetensors"):
@@ -83,10 +166,8 @@ def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
         return f"{out}: student, predictor and teacher in the released layout"
     model = load_unplaced(what, spec)
     if out.suffix == ".pt":
-        encoder = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor.")}
-        parts: dict[ModuleName, State] = {model.encoder_name: encoder}
-        if model.predictor is not None:
-            parts["predictor"] = model.predictor.state_dict()
+        encoder, predictor = split_state(model)
+        parts: dict[ModuleName, State] = {model.encoder_name: encoder} | ({"predictor": predictor} if predictor else {})
         write_released(out, model.config, parts)
         return f"{out}: the {' and the '.join(parts)} in the released layout"
     if out.suffix == ".safetensors":

@@ -1,0 +1,77 @@
+"""A folder that `from_pretrained` of the `transformers` package loads: config, weights and video processor."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tubelet.checkpoint.hub import WEIGHTS_FILE
+from tubelet.checkpoint.transformers import Values
+from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD
+from tubelet.io.files import atomic_write, file_errors
+from tubelet.io.overwrite_checks import TRANSFORMERS_MARK, check_output
+
+_ZOOM = 256 / 224
+"""Short side of a resized video over that of its center crop, in the evaluation of V-JEPA 2.0."""
+# A published constant of PIL: bilinear resampling.
+_BILINEAR = 2
+
+
+def write_folder(out: Path, values: Values, tensors: Mapping[str, Tensor], processor: Values, model_id: str) -> None:
+    """Write a model of `transformers`.
+
+    Args:
+        out: the folder.
+        values: fields of config.json.
+        tensors: tensors by name.
+        processor: fields of video_preprocessor_config.json.
+        model_id: name and fingerprint of the encoder.
+
+    Raises:
+        FileError: if the folder has files that this package did not write, or cannot be written.
+    """
+    check_output(out, "transformers")
+    mark = {TRANSFORMERS_MARK: model_id}
+    values = values | {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}
+    with file_errors(out, "choose another directory"):
+        out.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out / WEIGHTS_FILE, also=(SafetensorError,)) as partial:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial, {"format": "pt"} | mark)
+        for name, fields in (("video_preprocessor_config.json", processor), ("config.json", values)):
+            with atomic_write(out / name) as partial:
+                partial.write_text(json.dumps(fields | mark, indent=2) + "\n")
+
+
+def vjepa2_processor(image_size: int) -> Values:
+    """Fields of the `VJEPA2VideoProcessor`, which resizes to 256 / 224 of the crop."""
+    return _processor("VJEPA2VideoProcessor", image_size, int(image_size * _ZOOM))
+
+
+def own_processor(image_size: int, frames: int, fps: float) -> Values:
+    """Fields of `tubelet.hf.TubeletVideoProcessor`.
+
+    Args:
+        image_size: side of the center crop, whose short side the video is resized to.
+        frames: frames of a clip.
+        fps: frames per second of a clip.
+    """
+    return _processor("TubeletVideoProcessor", image_size, image_size) | {"num_frames": frames, "fps": fps}
+
+
+def _processor(name: str, image_size: int, short_side: int) -> Values:
+    return {
+        "video_processor_type": name,
+        "crop_size": {"height": image_size, "width": image_size},
+        "size": {"shortest_edge": short_side},
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+        "resample": _BILINEAR,
+        "rescale_factor": 1 / 255,
+    }

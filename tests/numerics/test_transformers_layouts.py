@@ -1,0 +1,132 @@
+"""Models as folders of `transformers`, and back: strictly, and with equal outputs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tubelet
+from tests.helpers.heads import tiny_encoder
+from tests.numerics.test_vjepa2_0 import CPU, build
+from tubelet.checkpoint.weights import LoadSpec
+from tubelet.config import ModelConfig, PredictorConfig
+from tubelet.errors import TubeletError
+from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.convert import convert_to
+
+transformers = pytest.importorskip("transformers", reason="transformers, the other side of the comparison, is absent")
+
+# Depth and levels of a port: they are a function of each other there.
+CONFIG = ModelConfig(
+    width=48,
+    depth=4,
+    heads=2,
+    levels=(0, 1, 2, 3),
+    patch_size=16,
+    predictor=PredictorConfig(width=24, depth=4, heads=2, mask_tokens=3),
+)
+
+
+def saved(folder, config=CONFIG, predictor=False):
+    """A model with random weights, in the layout of `tubelet.load`."""
+    torch.manual_seed(0)
+    model = Backbone(config, predictor).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1)
+    model.save_pretrained(folder)
+    return tubelet.load(folder, with_predictor=predictor, **CPU)
+
+
+@pytest.mark.slow
+def test_vjepa2_0_is_a_model_of_transformers(tmp_path):
+    theirs = build(tmp_path / "theirs")
+    message = convert_to(tmp_path / "theirs", tmp_path / "out", "transformers", LoadSpec(), image_size=32, frames=4)
+    assert "VJEPA2Model" in message
+    model, info = transformers.AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert type(model) is transformers.VJEPA2Model
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    pixels = torch.randn(2, 4, 3, 32, 32)
+    with torch.no_grad():
+        outputs = model(pixels)
+        expected = theirs(pixels, skip_predictor=True).last_hidden_state
+    torch.testing.assert_close(outputs.last_hidden_state, expected, rtol=0, atol=2e-5)
+    assert not outputs.predictor_output.last_hidden_state.any()
+    again = tubelet.load(tmp_path / "out", **CPU)
+    assert again.fingerprint == tubelet.load(tmp_path / "theirs", **CPU).fingerprint
+    assert json.loads((tmp_path / "out" / "video_preprocessor_config.json").read_text())["size"]["shortest_edge"] == 36
+
+
+def test_an_encoder_that_is_not_vjepa2_0_becomes_a_model_of_this_package(tmp_path):
+    config = replace(CONFIG, rope="2.0")
+    saved(tmp_path / "mine", config)  # with an image tokenizer of its own
+    assert "TubeletModel" in convert_to(tmp_path / "mine", tmp_path / "out", "transformers", LoadSpec())
+    assert tubelet.load(tmp_path / "out", **CPU).config == config
+
+
+@pytest.mark.parametrize("layout", ["transformers", "vjepa21"])
+@pytest.mark.parametrize("distilled", [False, True])
+def test_vjepa2_1_comes_back_to_the_bit(tmp_path, layout, distilled):
+    predictor = replace(CONFIG.predictor, rescale_rope=not distilled, output_width=80 if distilled else None)
+    config = replace(CONFIG, output_levels=1 if distilled else None, predictor=predictor)
+    model = saved(tmp_path / "mine", config, predictor=True)
+    convert_to(tmp_path / "mine", tmp_path / "out", layout, LoadSpec(predictor=True))
+    again = tubelet.load(tmp_path / "out", with_predictor=True, **CPU)
+    assert again.fingerprint == model.fingerprint
+    pixels = torch.randn(1, 3, 4, 32, 48)
+    for ours, other in zip(model.encode(pixels).levels, again.encode(pixels).levels, strict=True):
+        assert torch.equal(ours, other)
+    assert again.config.predictor.rescale_rope == (not distilled)
+
+
+def test_the_ports_keys_are_theirs(tmp_path):
+    saved(tmp_path / "mine", predictor=True)
+    convert_to(tmp_path / "mine", tmp_path / "out", "vjepa21", LoadSpec(predictor=True))
+    names = set(load_file(tmp_path / "out" / "model.safetensors"))
+    assert names >= {
+        "encoder.embeddings.patch_embeddings.proj.weight",
+        "encoder.embeddings.patch_embeddings_img.proj.weight",
+        "encoder.embeddings.img_mod_embed",
+        "encoder.layer.0.attention.query.weight",
+        "encoder.norms_block.3.bias",
+        "predictor.embeddings.predictor_embed.2.weight",
+        "predictor.embeddings.mask_tokens.2",
+        "predictor.embeddings.video_mod_embed",
+        "predictor.layer.3.mlp.fc2.bias",
+        "predictor.layernorm.weight",
+        "predictor.proj_context.weight",
+    }
+    # Another port has one tensor of mask tokens and its own names in the predictor; its encoder is the same.
+    config = json.loads((tmp_path / "out" / "config.json").read_text()) | {"model_type": "vjepa2_1"}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert tubelet.load(tmp_path / "out", **CPU).fingerprint == tubelet.load(tmp_path / "mine", **CPU).fingerprint
+    with pytest.raises(TubeletError, match="predictor of this port is not supported"):
+        tubelet.load(tmp_path / "out", with_predictor=True, **CPU)
+
+
+def test_every_layout_lists_tensors_by_its_own_names(tmp_path):
+    saved(tmp_path / "mine", predictor=True)
+    for layout, name in (("transformers", "encoder.blocks.1.mlp.fc1.weight"), ("vjepa21", "predictor.proj.bias")):
+        folder = tmp_path / layout
+        convert_to(tmp_path / "mine", folder, layout, LoadSpec(predictor=True))
+        tensors = load_file(folder / "model.safetensors")
+        save_file(
+            {key.replace(name, name + "_old"): value for key, value in tensors.items()}, folder / "model.safetensors"
+        )
+        with pytest.raises(TubeletError, match=f"missing {name} .*unexpected {name}_old"):
+            tubelet.load(folder, with_predictor=True, **CPU)
+
+
+def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
+    saved(tmp_path / "mine")
+    build(tmp_path / "theirs")
+    with pytest.raises(TubeletError, match="a transformers model that this package wrote"):
+        convert_to(tmp_path / "mine", tmp_path / "theirs", "transformers", LoadSpec())
+    with pytest.raises(TubeletError, match="includes the predictor; add --with-predictor"):
+        convert_to(tmp_path / "mine", tmp_path / "out", "vjepa21", LoadSpec())
+    assert not (tmp_path / "out").exists()
+    tiny_encoder().save_pretrained(tmp_path / "other")
+    with pytest.raises(TubeletError, match="output levels of their depth"):
+        convert_to(tmp_path / "other", tmp_path / "out", "vjepa21", LoadSpec())
