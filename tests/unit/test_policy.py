@@ -21,7 +21,7 @@ LAYERS = (
     "datasets labels",
     "train planner embed heads tasks",
     "prediction",
-    "fitting",
+    "hf fitting",
     "view",
     "cli",
     "__main__",

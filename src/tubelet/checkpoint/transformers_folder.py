@@ -11,11 +11,12 @@ from torch import Tensor
 from tubelet.checkpoint.hub import WEIGHTS_FILE
 from tubelet.checkpoint.transformers import Values
 from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD
-from tubelet.io.files import atomic_write, file_errors
+from tubelet.io.files import atomic_write, directory_lock, file_errors
 from tubelet.io.overwrite_checks import TRANSFORMERS_MARK, check_output
 
 _ZOOM = 256 / 224
 """Short side of a resized video over that of its center crop, in the evaluation of V-JEPA 2.0."""
+_LOCK = ".convert.lock"
 # A published constant of PIL: bilinear resampling.
 _BILINEAR = 2
 
@@ -36,13 +37,16 @@ def write_folder(out: Path, values: Values, tensors: Mapping[str, Tensor], proce
     check_output(out, "transformers")
     mark = {TRANSFORMERS_MARK: model_id}
     values = values | {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}
-    with file_errors(out, "choose another directory"):
-        out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out / WEIGHTS_FILE, also=(SafetensorError,)) as partial:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, partial, {"format": "pt"} | mark)
-        for name, fields in (("video_preprocessor_config.json", processor), ("config.json", values)):
-            with atomic_write(out / name) as partial:
-                partial.write_text(json.dumps(fields | mark, indent=2) + "\n")
+    with directory_lock(out, _LOCK, "write to another directory"), file_errors(out, "choose another directory"):
+        try:
+            with atomic_write(out / WEIGHTS_FILE, also=(SafetensorError,)) as partial:
+                contiguous = {name: value.contiguous() for name, value in tensors.items()}
+                save_file(contiguous, partial, {"format": "pt"} | mark)
+            for name, fields in (("video_preprocessor_config.json", processor), ("config.json", values)):
+                with atomic_write(out / name) as partial:
+                    partial.write_text(json.dumps(fields | mark, indent=2) + "\n")
+        finally:
+            (out / _LOCK).unlink(missing_ok=True)  # the directory is uploaded as it is
 
 
 def vjepa2_processor(image_size: int) -> Values:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -13,6 +13,9 @@ from tubelet.console import open_console, print_wrapped
 from tubelet.errors import ConfigError
 from tubelet.io.overwrite_checks import check_output
 from tubelet.value_checks import Bounds
+
+if TYPE_CHECKING:
+    from tubelet.checkpoint.weights import LoadSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,8 @@ class Convert(Command):
     images: bool = False
     """Export the path of the image tokenizer instead of the video tokenizer's."""
     head: Path | None = None
-    """A head that was fitted on the model, for .pt2 and .onnx: one graph from uint8 frames to scores."""
+    """A head that was fitted on the model: for .pt2 and .onnx, one graph from uint8 frames to scores; with
+    `--to transformers`, a model for video classification."""
 
     def run(self) -> None:
         """Convert the model."""
@@ -53,37 +57,48 @@ class Convert(Command):
 
         exported = self.out.suffix in (".pt2", ".onnx")
         folder = self.out.suffix not in (".pt", ".safetensors", ".pt2", ".onnx")
+        with_head = self.head is not None
         for option, is_set, applies in (
-            ("--with-predictor", self.with_predictor, not exported),
-            ("--images", self.images, exported and self.head is None),
-            ("--head", self.head is not None, exported),
+            ("--with-predictor", self.with_predictor, not exported and not with_head),
+            ("--images", self.images, exported and not with_head),
+            ("--head", with_head, exported or self.to == "transformers"),
             ("--license", self.license is not None, folder and self.to is None),
             ("--to", self.to is not None, folder),
-            ("--image-size", self.image_size is not None, self.to is not None),
-            ("--frames", self.frames is not None, self.to is not None),
+            ("--image-size", self.image_size is not None, self.to is not None and not with_head),
+            ("--frames", self.frames is not None, self.to is not None and not with_head),
         ):
             if is_set and not applies:
                 raise ConfigError(f"{option} has no effect for {self.out}; remove it")
         spec = LoadSpec(self.encoder, self.with_predictor, self.heads, self.predictor_heads, self.levels)
         if exported:
-            from tubelet.checkpoint.export import export, output_kind
-            from tubelet.pretrained.load import load_unplaced
+            summary = self._export(spec)
+        elif self.to is None:
+            from tubelet.pretrained.convert import convert
 
-            read_from = [self.model] if self.head is None else [self.model, self.head]
-            check_output(self.out, output_kind(self.out), read_from)  # before minutes of work
-            if self.head is None:
-                summary = export(load_unplaced(self.model, spec), self.out, self.images)
-            else:
-                from tubelet.heads.head_export import export_head
-                from tubelet.heads.head_file import load_head
-
-                summary = export_head(load_unplaced(self.model, spec), load_head(self.head), self.out)
-        elif self.to is not None:
+            summary = convert(self.model, self.out, spec, self.license or "unknown")
+        elif self.head is None:
             from tubelet.pretrained.convert import convert_to
 
             summary = convert_to(self.model, self.out, self.to, spec, self.image_size, self.frames)
         else:
-            from tubelet.pretrained.convert import convert
+            from tubelet.heads.head_file import load_head
+            from tubelet.heads.head_folder import write_classifier
+            from tubelet.pretrained.load import load_unplaced
 
-            summary = convert(self.model, self.out, spec, self.license or "unknown")
+            check_output(self.out, "transformers", [self.model, self.head])
+            summary = write_classifier(load_unplaced(self.model, spec), load_head(self.head), self.out)
         print_wrapped(open_console(), summary)
+
+    def _export(self, spec: "LoadSpec") -> str:
+        """Write a .pt2 or .onnx file, and return a message about it."""
+        from tubelet.checkpoint.export import export, output_kind
+        from tubelet.pretrained.load import load_unplaced
+
+        read_from = [self.model] if self.head is None else [self.model, self.head]
+        check_output(self.out, output_kind(self.out), read_from)  # before minutes of work
+        if self.head is None:
+            return export(load_unplaced(self.model, spec), self.out, self.images)
+        from tubelet.heads.head_export import export_head
+        from tubelet.heads.head_file import load_head
+
+        return export_head(load_unplaced(self.model, spec), load_head(self.head), self.out)

@@ -115,11 +115,7 @@ def convert_to(
         processor, note = vjepa2_processor(size), "vjepa21, for the code of the ports on the Hub"
     else:
         values, tensors, processor, note = transformers_files(model, size, frames)
-    with directory_lock(out, _LOCK, "write to another directory"):
-        try:
-            write_folder(out, values, tensors, processor, model.model_id)
-        finally:
-            (out / _LOCK).unlink(missing_ok=True)
+    write_folder(out, values, tensors, processor, model.model_id)
     return f"{out}: {model.model_id} as {note}, for clips of {frames} x {size} x {size}"
 
 
