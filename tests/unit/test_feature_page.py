@@ -13,8 +13,10 @@ import tubelet
 from tests.helpers.media import write_image, write_text, write_video
 from tubelet.checkpoint.run import load_vjepa, save_checkpoint
 from tubelet.config import DataConfig, MaskConfig, ModelConfig, PredictorConfig, TrainConfig, ViewConfig, to_dict
+from tubelet.data.masks import covering_masks
 from tubelet.device import pick_device, pick_dtype
 from tubelet.errors import ConfigError, DataError, FileError
+from tubelet.grid import Grid
 from tubelet.io.overwrite_checks import check_output
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.view import feature_page
@@ -98,6 +100,16 @@ def test_surprise_is_the_mean_error_of_hidden_tokens(made):
         model.predictor.target_head.weight.zero_()
         model.predictor.target_head.bias.zero_()
     assert surprise(model, made.media[2], False, sampling, MaskConfig()).mean() == pytest.approx(0.8, abs=0.1)
+
+
+def test_few_masks_hide_every_token():
+    grid = Grid(2, 24, 24)
+    for specs in (MaskConfig().video, MaskConfig().image):
+        masks = covering_masks(specs, grid, np.random.default_rng(0))
+        assert len(masks) <= 6
+        assert torch.cat([mask.target[0] for mask in masks]).unique().numel() == grid.tokens
+        for mask in masks:
+            assert sorted(torch.cat([mask.context[0], mask.target[0]]).tolist()) == list(range(grid.tokens))
 
 
 def test_the_shorter_side_is_near_the_requested_size():

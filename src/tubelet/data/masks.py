@@ -1,6 +1,7 @@
 """The multi-block mask sampler (docs/system.md, step 3; V-JEPA, arXiv 2404.08471, section 3.2)."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from tubelet.errors import ConfigError
 from tubelet.grid import Grid, Mask, Modality
 
 MAX_DRAWS = 1000
+_SHAPES, _DRAWS = 16, 16  # shapes of blocks, and draws of each, of which masks that cover a grid are chosen
 
 
 def block_shape(spec: BlockMask, grid: Grid, rng: np.random.Generator) -> tuple[int, int]:
@@ -69,6 +71,33 @@ def sample_mask(spec: BlockMask, grid: Grid, batch: int, rng: np.random.Generato
     """
     hidden = hidden_positions(spec, block_shape(spec, grid, rng), grid, batch, rng)
     return Mask(context=_indices(~hidden, grid, rng), target=_indices(hidden, grid, rng))
+
+
+def covering_masks(specs: Sequence[BlockMask], grid: Grid, rng: np.random.Generator) -> list[Mask]:
+    """A few masks of one sample that together hide each token at least once.
+
+    Of many draws of each kind, that which hides the most tokens that were visible so far is taken, kind by kind in
+    turn. The masks are those of training, without truncation.
+
+    Returns:
+        The masks; tokens that no draw hides, as in the corners of large grids under small blocks, stay visible.
+    """
+    draws = [
+        np.concatenate(
+            [hidden_positions(spec, block_shape(spec, grid, rng), grid, _DRAWS, rng) for _ in range(_SHAPES)]
+        )
+        for spec in specs
+    ]
+    visible, masks, kind, useless = np.ones((grid.h, grid.w), bool), list[Mask](), 0, 0
+    while visible.any() and useless < len(specs):
+        gains = (draws[kind] & visible).sum(axis=(1, 2))
+        best = draws[kind][[int(gains.argmax())]]
+        kind = (kind + 1) % len(specs)
+        useless = 0 if gains.max() else useless + 1
+        if gains.max():
+            visible &= ~best[0]
+            masks.append(Mask(context=_indices(~best, grid, rng), target=_indices(best, grid, rng)))
+    return masks
 
 
 def _indices(positions: np.ndarray, grid: Grid, rng: np.random.Generator) -> Tensor:

@@ -1,5 +1,8 @@
 """Dense features of whole files on a fine token grid, and how surprising each token is to a predictor."""
 
+import logging
+import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +14,9 @@ from torch import Tensor
 
 from tubelet.config import MaskConfig
 from tubelet.data.clips import normalize
-from tubelet.data.masks import sample_mask
-from tubelet.errors import DataError
+from tubelet.data.decode import Video
+from tubelet.data.masks import covering_masks
+from tubelet.errors import DataError, escape_filename
 from tubelet.grid import Grid, MaskedGrid, round_to_patches
 from tubelet.model.tokenizer import modality_of
 from tubelet.objective import normalize_targets, token_errors
@@ -22,7 +26,8 @@ from tubelet.pretrained.inputs import Sampling, read_inputs
 from tubelet.pretrained.sliding_windows import read_windows
 from tubelet.vjepa import VJEPA
 
-_DRAWS, _ROUNDS = 2, 8
+_LOGGED_S = 5
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,9 @@ def surprise(
 ) -> NDArray[np.float32]:
     """The error of the predictor for each token of a file when the token is hidden.
 
-    Masks are drawn as in training, until each token has been hidden at least once, or for 16 draws; the L1 errors at
-    hidden tokens are averaged over the draws and over overlapping windows.
+    Each window is seen under a few masks of training that together hide each token at least once, see
+    `covering_masks`. The L1 errors at hidden tokens are averaged over the masks and over overlapping windows. After the
+    first window, the time that the file will take is logged.
 
     Args:
         model: student, predictor and teacher, in eval mode.
@@ -108,7 +114,7 @@ def surprise(
         seed: of the masks.
 
     Returns:
-        (T', H', W') mean L1 error over the channels of all levels; NaN where no draw hid a token.
+        (T', H', W') mean L1 error over the channels of all levels; NaN where no mask hid a token.
 
     Raises:
         DataError: if the file cannot be read.
@@ -116,25 +122,38 @@ def surprise(
     rng = np.random.default_rng(seed)
     sums: dict[float, NDArray[np.float64]] = {}
     counts: dict[float, NDArray[np.float64]] = {}
-    for pixels, times in _windows(model, path, video, sampling):
+    begin = time.monotonic()
+    for number, (pixels, times, windows) in enumerate(_windows(model, path, video, sampling)):
         total, count = _window_errors(model, pixels, masks, rng)
         for step, second in enumerate(times):
             sums[second] = sums.get(second, 0.0) + total[step]
             counts[second] = counts.get(second, 0.0) + count[step]
+        expected = (time.monotonic() - begin) * windows
+        if number == 0 and expected > _LOGGED_S:
+            _LOG.info(
+                "%s: surprise of %d windows takes about %.0f s (--no-surprise leaves it out)",
+                escape_filename(str(path)),
+                windows,
+                expected,
+            )
     order = sorted(sums)
     total, count = np.stack([sums[t] for t in order]), np.stack([counts[t] for t in order])
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
-def _windows(model: VJEPA, path: Path, video: bool, sampling: FrameSampling) -> Iterator[tuple[Tensor, list[float]]]:
-    """Clips (1, C, T, H, W) of uint8 that cover a file, and the seconds of their time steps."""
+def _windows(
+    model: VJEPA, path: Path, video: bool, sampling: FrameSampling
+) -> Iterator[tuple[Tensor, list[float], int]]:
+    """Clips (1, C, T, H, W) of uint8 that cover a file, the seconds of their time steps, and the number of clips."""
     resize, tubelet = (sampling.height, sampling.width), model.config.tubelet_size
     if not video:
-        yield read_inputs(str(path), model.config, Sampling(), resize).pixels, [0.0]
+        yield read_inputs(str(path), model.config, Sampling(), resize).pixels, [0.0], 1
         return
+    with Video(path) as opened:
+        windows = max(1, math.ceil(opened.info.duration_s * sampling.fps / sampling.frames - 1e-3))
     for frames, times in read_windows(path, sampling.frames, 0, sampling.fps, tubelet):
         pixels = read_inputs(frames, model.config, Sampling(), resize).pixels
-        yield pixels, times.unflatten(0, (-1, tubelet)).mean(-1).tolist()
+        yield pixels, times.unflatten(0, (-1, tubelet)).mean(-1).tolist(), windows
 
 
 @torch.no_grad()
@@ -145,17 +164,11 @@ def _window_errors(
     weight = model.predictor.target_head.weight
     pixels = normalize(pixels.to(weight.device), weight.dtype)
     grid, modality = model.student.tokenizer.grid(pixels), modality_of(pixels)
-    targets = normalize_targets(model.teacher(pixels)).expand(_DRAWS, -1, -1)
-    clips = pixels.expand(_DRAWS, *pixels.shape[1:])
-    specs = masks.specs_for(modality)
+    targets = normalize_targets(model.teacher(pixels))
     total, count = torch.zeros(2, grid.tokens, dtype=torch.float64)
-    for number in range(_ROUNDS):
-        drawn = sample_mask(specs[number % len(specs)], grid, _DRAWS, rng)
+    for drawn in covering_masks(masks.specs_for(modality), grid, rng):
         mask = drawn.to(weight.device)
-        ((predicted, _),) = model.predictor(model.student(clips, mask.context), [MaskedGrid(mask, grid, modality)])
-        errors = token_errors(predicted, targets, mask.target).cpu().double()
-        total.index_add_(0, drawn.target.flatten(), errors.flatten())
-        count.index_add_(0, drawn.target.flatten(), torch.ones_like(errors).flatten())
-        if number + 1 >= len(specs) and bool((count > 0).all()):
-            break
+        ((predicted, _),) = model.predictor(model.student(pixels, mask.context), [MaskedGrid(mask, grid, modality)])
+        total[drawn.target[0]] += token_errors(predicted, targets, mask.target)[0].cpu().double()
+        count[drawn.target[0]] += 1
     return total.view(grid.shape).numpy(), count.view(grid.shape).numpy()
