@@ -316,3 +316,30 @@ def test_everything_is_within_the_window(browser, made, width, dark):
     for mode in ("similarity", "clusters", "surprise", "compare", "pca"):
         browser.evaluate(f"setMode('{mode}')")
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.browser
+def test_fingers_do_what_the_mouse_does(browser, made):
+    browser.open(made.page, 390, 844, touch=True)
+    browser.wait("layers.length > 0 && cards[0].video?.readyState >= 2")
+    browser.tap(SCREEN, x=2.5 / 8, y=5.5 / 8)
+    assert browser.evaluate("[state.mode, layers[0].values[5 * 8 + 2]]") == ["similarity", pytest.approx(1, abs=0.01)]
+    browser.swipe("#file-0 .timeline", [(0.1, 0.5), (0.4, 0.5), (0.75, 0.5)])
+    browser.wait("!cards[0].video.seeking && Math.abs(cards[0].video.currentTime - 1.5) < 0.1")
+    browser.evaluate("cards[0].seek(0)")
+    browser.tap("summary")
+    browser.tap("#draw")
+    browser.swipe(SCREEN, [(0.5 / 8, 0.5 / 8), (2 / 8, 1 / 8), (3.5 / 8, 1.5 / 8)])
+    unit = F.normalize(exact_tokens(made, made.media[0]), dim=-1)
+    query = F.normalize(unit[0, 0:2, 0:4].flatten(0, 1).mean(0), dim=-1)
+    shown = np.array(browser.evaluate("[...layers[0].values]"))[: 4 * 64]
+    assert np.abs(shown - (unit @ query).flatten().numpy()).max() < 0.02
+    browser.tap("[data-mode=compare]")
+    browser.evaluate("comparison.pairs = [{from: [0.3, 0.5], to: [0.5, 0.5], similarity: 0.9}]; drawComparison()")
+    browser.tap("#compare canvas", x=0.3, y=0.5 * 0.45)
+    assert browser.evaluate("comparison.hovered?.similarity") == 0.9
+    assert browser.small_controls() == []
+    assert browser.evaluate("document.documentElement.scrollWidth") == 390
+    assert browser.evaluate("cards[0].screens[0].marks.width") == 2 * browser.evaluate(
+        "cards[0].screens[0].stage.clientWidth"
+    )

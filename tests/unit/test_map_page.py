@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.helpers.browser import Browser
 from tests.helpers.commands import run_tubelet
 from tests.helpers.media import write_video
 from tubelet.cli.map import read_colorings
@@ -71,18 +70,10 @@ def test_neighbors_are_of_other_files_where_there_are_any(page):
     assert (clips.file[found] != clips.file[:, None]).all() and (np.diff(similarity, axis=1) <= 0).all()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with Browser() as browser:
-        yield browser
-
-
 @pytest.fixture
 def opened(browser, page):
-    browser.errors.clear()
     browser.open(page[0], 1300, 900)
-    yield browser
-    assert browser.errors == []
+    return browser
 
 
 def move_to(browser, clip):
@@ -237,3 +228,23 @@ def test_labels_of_other_files_are_refused(tmp_path, page):
     (tmp_path / "labels.csv").write_text("path,label\nother.mp4,walk\n")
     with pytest.raises(TubeletError, match="has no label for any clip of the table"):
         read_colorings(tmp_path / "labels.csv", page[1].clips)
+
+
+@pytest.mark.browser
+def test_fingers_move_zoom_choose_and_draw(browser, page):
+    browser.open(page[0], 390, 844, touch=True)
+    assert browser.small_controls() == [] and browser.evaluate("document.documentElement.scrollWidth") == 390
+    width, height = browser.evaluate("[width, height]")
+    x, y = browser.evaluate("screen(20)")
+    browser.tap("#overlay", x / width, y / height)
+    assert browser.evaluate("[state.focus, state.list, $('list').children.length]") == [20, "neighbors", 8]
+    before = browser.evaluate("state.scale")
+    browser.swipe("#overlay", [(0.4, 0.5), (0.3, 0.5), (0.2, 0.5)], [(0.6, 0.5), (0.7, 0.5), (0.8, 0.5)])
+    assert browser.evaluate("state.scale") == pytest.approx(3 * before, rel=0.01)
+    left = browser.evaluate("state.left")
+    browser.swipe("#overlay", [(0.5, 0.7), (0.6, 0.7), (0.7, 0.7)])
+    assert browser.evaluate("state.left") == pytest.approx(left + 0.2 * width, abs=1)
+    browser.tap("#all")
+    browser.tap("#lasso")
+    browser.swipe("#overlay", [(0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99)])
+    assert browser.evaluate("state.count") == N

@@ -17,16 +17,19 @@ from tubelet.checkpoint.run import save_checkpoint
 from tubelet.config import MODELS, DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, to_dict
 from tubelet.data.loader import StepDataset
 from tubelet.data.sources import list_media
+from tubelet.embed.search import Hit
 from tubelet.errors import TubeletError
 from tubelet.grid import Grid
-from tubelet.tasks.common.result import Metric, Result, write_result
+from tubelet.tasks.common.result import Example, Metric, Result, write_result
 from tubelet.view.explain import explain
 from tubelet.view.feature_maps import Gallery, _recall_at_k, fine_size
 from tubelet.view.input_trace import trace_input
 from tubelet.view.page import Line, boundary, chart, columns, heat, significant
 from tubelet.view.pca import fit_projection
 from tubelet.view.report import write_report
+from tubelet.view.results import write_result_page
 from tubelet.view.run_curves import run_curves
+from tubelet.view.search_page import write_search_page
 from tubelet.view.step_facts import STEPS
 from tubelet.view.training_samples import training_strips
 from tubelet.vjepa import VJEPA, MaskedBatch
@@ -195,12 +198,46 @@ def test_the_scene_answers_pointer_keyboard_and_sliders(scene_page):
 @pytest.mark.browser
 def test_the_scene_of_an_image_fits_a_phone(browser, image, run, tmp_path):
     explained(image, run, tmp_path)
-    browser.open(tmp_path / "page.html", width=390, height=800, dark=True)
+    browser.open(tmp_path / "page.html", width=390, height=800, dark=True, touch=True)
     browser.wait("document.documentElement.dataset.ready === 'yes'")
-    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.evaluate("document.documentElement.scrollWidth") == 390 and browser.small_controls() == []
+    browser.tap("[data-view=patches] canvas", 0.4, 0.9)
+    assert browser.evaluate("tubelet.state.token") == 7 * 8 + 3
+    browser.tap("[data-view=mask] input[type=range]", 0.99)
+    assert browser.evaluate("tubelet.state.draw") == browser.evaluate("tubelet.draws.length - 1") > 0
     assert not browser.evaluate(
         "[...document.querySelectorAll('.slider span')].some(e => e.textContent === 'time step')"
     )
+
+
+@pytest.mark.browser
+def test_a_file_name_is_text_on_every_page(browser, run, tmp_path):
+    name = """"><img src=x onerror='window.attacked = 1'>\n\u202e&amp;"""
+    folder = tmp_path / name
+    folder.mkdir()
+    image, clip = write_image(folder / f"{name}.png", size=64), write_video(folder / f"{name}.mp4", frames=8, size=64)
+    explained(image, run, tmp_path)
+    hits = [Hit(str(path), 0.0, 0.5, 0.9) for path in (image, clip, folder / f"{name} is not there.mp4")]
+    write_search_page(hits, str(image), tmp_path / "search.html", None, None)
+    report(run, tmp_path, data=folder)
+    example = Example(name=name, score=None, images={name: np.zeros((8, 8, 3), np.uint8)}, note=name)
+    result = Result(
+        task=name,
+        benchmark=name,
+        data=name,
+        model_id=name,
+        protocol=name,
+        metrics={},
+        counts={name: 1},
+        examples=[example],
+    )
+    write_result_page(result, tmp_path / "result.html")
+    for page in ("page", "search", "report", "result"):
+        browser.open(tmp_path / f"{page}.html")
+        text = browser.evaluate("document.documentElement.textContent")
+        assert "<img src=x onerror='window.attacked = 1'>" in text and "\\u202e&amp;" in text, page
+        assert browser.evaluate("document.querySelectorAll('[onerror], [src=x]').length") == 0
+        assert "\u202e" not in (tmp_path / f"{page}.html").read_text()
 
 
 def test_the_losses_on_the_page_are_what_training_would_compute(video, video_page, run):
@@ -415,6 +452,12 @@ def test_curves_of_a_report_are_enlarged_together(browser, run, tmp_path):
     browser.click("[data-step='120']")
     browser.wait(f"{ranges}.every(([low, high]) => low === 112 && high === 128)")
     browser.evaluate("document.getElementById('whole-run').click()")  # the page still scrolls to the curves
+    browser.wait(f"{ranges}.every(([low, high]) => low === 1 && high === 200)")
+    browser.open(tmp_path / "report.html", 390, 844, touch=True)
+    assert browser.small_controls() == [] and browser.evaluate("document.documentElement.scrollWidth") == 390
+    browser.swipe(".plot .u-over", [(0.25, 0.5), (0.3, 0.5), (0.5, 0.5)])
+    browser.wait(f"{ranges}.every(([low, high]) => Math.abs(low - 51) < 3 && Math.abs(high - 100) < 3)")
+    browser.tap("#whole-run")
     browser.wait(f"{ranges}.every(([low, high]) => low === 1 && high === 200)")
 
 

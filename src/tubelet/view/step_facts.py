@@ -192,7 +192,7 @@ def loss(trace: Trace) -> Facts:
 
 STEPS = (
     Step(1, "Tokenize, by modality", (Code(Tokenizer),), tokenize),
-    Step(2, "Say where and what", (Code(rotary_table), Code(rotate)), positions),
+    Step(2, "Position and modality", (Code(rotary_table), Code(rotate)), positions),
     Step(3, "Mask", (Code(sample_mask), Code(hidden_positions)), masks),
     Step(
         4, "X-encoder", (Code(Encoder.get_intermediate_layers), Code(Block.forward), Code(Attention.forward)), student

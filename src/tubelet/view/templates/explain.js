@@ -160,6 +160,7 @@ const fate = token => mask().hidden[token] ? "hidden: a target token" : "visible
 
 const fill = {
   bar(host) {
+    new ResizeObserver(() => document.documentElement.style.setProperty("--bar-height", `${host.offsetHeight}px`)).observe(host);
     const map = make("div", { className: "mini" }, host), words = make("div", { className: "bar-words" }, host), controls = make("div", { className: "bar-controls" }, host);
     tokenMap(map, "The token that all figures follow", paintMask);
     views.push(() => {

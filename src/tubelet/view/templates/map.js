@@ -322,7 +322,7 @@ const LISTS = {
   selection() {
     const found = selection();
     $("about").textContent = found.length ? `${plural(found.length, "clip")} selected. Give them a label, or save the list.`
-      : "Nothing is selected. Draw around clips with the lasso, or press S on one.";
+      : "Nothing is selected. Draw around clips with the lasso, or press S when a clip has the focus.";
     return found.map(i => row(i, shown(fileOf(i)), [timesOf(i), state.labels.get(i)].filter(Boolean).map(shown).join(", ")));
   },
   neighbors() {

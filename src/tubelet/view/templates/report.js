@@ -39,7 +39,25 @@ function makePlot(host) {
   host.setAttribute("role", "img");
   host.setAttribute("aria-label", `${unit} by step`);
   new ResizeObserver(() => { if (plot.width !== size().width) plot.setSize(size()); }).observe(host);
+  listenToTouch(plot);
   plots.push(plot);
+}
+
+// uPlot selects with the mouse alone: a finger that moves sideways does the same.
+function listenToTouch(plot) {
+  const { over } = plot, x = event => Math.max(0, Math.min(over.clientWidth, event.clientX - over.getBoundingClientRect().left));
+  let start = null;
+  const select = (event, done) => {
+    if (start === null) return;
+    const end = x(event), left = Math.min(start, end), width = Math.abs(end - start);
+    if (done) start = null;
+    plot.setSelect({ left, width: width > 8 ? width : 0, top: 0, height: over.clientHeight }, done);
+  };
+  over.style.touchAction = "pan-y pinch-zoom";
+  over.addEventListener("pointerdown", event => { if (event.pointerType === "touch" && event.isPrimary) start = x(event); });
+  over.addEventListener("pointermove", event => { if (event.pointerType === "touch" && event.isPrimary) select(event, false); });
+  over.addEventListener("pointerup", event => { if (event.pointerType === "touch" && event.isPrimary) select(event, true); });
+  over.addEventListener("pointercancel", event => { if (event.pointerType === "touch") { start = null; plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false); } });
 }
 
 function showSelection(plot) {

@@ -2,16 +2,16 @@
 
 const data = readJson("data");
 const MODES = {
-  pca: { name: "PCA colors", legend: "Patches of one color look alike to the model: the three directions in which its features vary most are red, green and blue, the same in all files." },
-  similarity: { name: "similarity", legend: "Click a patch, or drag over several: bright patches have features that point in the same direction (cosine similarity), in every frame of every file." },
-  clusters: { name: "clusters", legend: "Features in groups found by k-means, without any label: patches of one color belong to one group. Give the groups names; click a color to see it alone." },
-  surprise: { name: "surprise", legend: "How wrong the predictor was about each patch while it was hidden from it: dark is expected from the surroundings, bright is surprising." },
-  compare: { name: "compare", legend: "Lines join patches of two frames that are each other's nearest neighbor among the features: what the model takes for the same thing." },
+  pca: { name: "PCA colors", legend: "Patches of one color look alike to the model: the three directions in which its features vary most are red, green and blue, the same in all files.", timeline: "the mean color of each row of patches" },
+  similarity: { name: "similarity", legend: "Click a patch, or drag over several: bright patches have features that point in the same direction (cosine similarity), in every frame of every file.", timeline: "the highest similarity in each time step" },
+  clusters: { name: "clusters", legend: "Features in groups found by k-means, without any label: patches of one color belong to one group. Give the groups names; click a color to see only this group.", timeline: "the fraction of each group" },
+  surprise: { name: "surprise", legend: "How wrong the predictor was about each patch while it was hidden from it: dark is expected from the surroundings, bright is surprising.", timeline: "the mean error of each time step" },
+  compare: { name: "compare", legend: "Lines join patches of two frames that are each other's nearest neighbor among the features: what the model takes for the same thing.", timeline: "the mean color of each row of patches" },
 };
 const PALETTE = [[68, 119, 170], [238, 136, 102], [68, 187, 153], [238, 221, 136], [170, 68, 153], [153, 221, 255], [204, 51, 17], [187, 187, 187],
   [17, 119, 51], [255, 170, 187], [51, 34, 136], [170, 170, 0], [0, 153, 136], [136, 34, 85], [119, 170, 221], [85, 85, 85]];
 const state = {
-  mode: "pca", opacity: 0.8, level: data.encoders[0].levels.length - 1, encoderName: data.encoders[0].encoder, smooth: true, beside: false,
+  mode: "pca", opacity: 0.8, level: data.encoders[0].levels.length - 1, encoderName: data.encoders[0].encoder, smooth: true, original: false,
   shown: [], active: null, drawing: false, query: null, temperature: 10 ** -0.8, threshold: 0, follow: true, k: 6, alone: new Set(), names: {},
   region: null, foreground: 0, invert: false, pins: { A: null, B: null }, lines: 40,
 };
@@ -74,9 +74,13 @@ function plotCurve(context, values, width, height, color, low, high) {  // value
   context.lineWidth = 1.8;
   context.stroke();
   context.fillStyle = cssColor("--ink2");
+  context.strokeStyle = cssColor("--card");
+  context.lineWidth = 4;
   context.font = "12px system-ui, sans-serif";
-  context.fillText(high.toFixed(2), 4, 13);
-  context.fillText(low.toFixed(2), 4, height - 5);
+  for (const [value, y] of [[high, 13], [low, height - 5]]) {
+    context.strokeText(value.toFixed(2), 6, y);
+    context.fillText(value.toFixed(2), 6, y);
+  }
 }
 function plotSteps(context, width, height, steps, rows, paint) {  // a column of colors for each time step
   const canvas = element("canvas");
@@ -302,7 +306,7 @@ function setMode(mode) {
   if (mode === "compare") $("compare").scrollIntoView({ block: "nearest", behavior: "instant" });
 }
 function pinDefaults() {
-  const other = cards[1] ?? cards[0];
+  const other = cards.find(card => card !== cards[0] && card.file.video === cards[0].file.video) ?? (cards[0].file.video ? cards[0] : cards.at(-1));  // images have an embedding of their own
   state.pins.A ??= { card: cards[0], second: cards[0].time };
   state.pins.B ??= { card: other, second: other === cards[0] ? (cards[0].time + cards[0].file.duration / 3) % (cards[0].file.duration || 1) : other.time };
 }
@@ -335,7 +339,7 @@ const output = (id, text) => { $(id).parentElement.querySelector("output").textC
 
 function drawLegend() {
   const { mode } = state, layer = layers[state.shown[0]], missing = data.encoders[state.shown[0]].note;
-  $("legend").textContent = MODES[mode].legend;
+  $("legend").textContent = MODES[mode].legend + (data.files.some(file => file.video) ? ` Under a video: ${MODES[mode].timeline}.` : "");
   $("colorbar").hidden = !(mode === "similarity" && layer && !state.threshold || mode === "surprise" && layer);
   if (!$("colorbar").hidden) {
     const context = document.querySelector("#colorbar canvas").getContext("2d"), image = context.createImageData(128, 1);
@@ -344,7 +348,7 @@ function drawLegend() {
     $("low").textContent = mode === "similarity" ? layer.low.toFixed(2) : "expected";
     $("high").textContent = mode === "similarity" ? layer.high.toFixed(2) : "surprising";
   }
-  $("surprise-note").textContent = layer ? "Each patch was hidden with blocks around it, as in training; the curve is the mean over the frame." : `There is no surprise for this model. ${missing}`;
+  $("surprise-note").textContent = layer ? "Each patch was hidden with blocks around it, as in training." : `There is no surprise for this model. ${missing}`;
   $("all-tokens").disabled = !state.region && !state.foreground;
   if (mode === "similarity" && layer && state.threshold) {
     const above = layer.values.reduce((count, value) => count + (value >= state.threshold), 0);
@@ -409,7 +413,7 @@ $("invert").addEventListener("change", event => { state.invert = event.target.ch
 $("all-tokens").addEventListener("click", () => { state.region = null; setForeground(0); update(); });
 $("path").addEventListener("change", event => { state.follow = event.target.checked; update(); });
 $("smooth").addEventListener("change", event => { state.smooth = event.target.checked; document.body.classList.toggle("smooth", state.smooth); });
-$("beside").addEventListener("change", event => { state.beside = event.target.checked; arrange(); });
+$("original").addEventListener("change", event => { state.original = event.target.checked; arrange(); });
 $("level").addEventListener("change", event => setLevel(Number(event.target.value)));
 $("encoder").addEventListener("change", event => { state.encoderName = event.target.value; arrange(); });
 $("draw").addEventListener("click", event => {
@@ -461,7 +465,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
 document.body.classList.add("smooth");
 $("settings").open = innerWidth > 860;
-$("beside").checked = state.beside = innerWidth > 960 && !several;
+$("original").checked = state.original = innerWidth > 960 && !several;
 activate(cards[0]);
 requestAnimationFrame(() => setTimeout(() => {  // after the first paint
   arrange();

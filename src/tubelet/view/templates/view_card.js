@@ -205,7 +205,7 @@ class Card {
     this.video.paused ? this.video.play().catch(() => {}) : this.video.pause();
   }
   arrange() {  // the screens that the state asks for
-    const encoders = state.beside ? [null, ...state.shown] : state.shown;
+    const encoders = state.original ? [null, ...state.shown] : state.shown;
     this.screens = encoders.map(encoder => new Screen(this, encoder));
     this.screensBox.style.setProperty("--columns", encoders.length);
     this.screensBox.replaceChildren(...this.screens.map(screen => screen.box));

@@ -30,7 +30,7 @@ function computePairs() {
     .map(([i, j, similarity]) => ({ from: center(i, left), to: center(j, right), similarity }));
 }
 function placeFrames() {
-  const { A, B } = state.pins, width = compareCanvas.parentElement.clientWidth - 34, narrow = innerWidth <= 860;
+  const { A, B } = state.pins, { clientWidth } = compareCanvas.parentElement, { paddingLeft } = getComputedStyle(compareCanvas.parentElement), width = clientWidth - 2 * parseFloat(paddingLeft), narrow = innerWidth <= 860;
   const most = narrow ? width : Math.min((width - 90) / 2, 0.6 * innerHeight * A.card.file.width / A.card.file.height);
   const size = pin => [most, most * pin.card.file.height / pin.card.file.width];
   const [wA, hA] = size(A), [wB, hB] = size(B);
@@ -44,11 +44,12 @@ function drawComparison() {
   for (const side of ["A", "B"]) {
     const [x, y, w, h] = places[side], pin = state.pins[side];
     context.drawImage(grabFrame(pin), x, y, w, h);
-    context.fillStyle = "rgba(0,0,0,.62)";
-    context.fillRect(x, y, 96, 24);
-    context.fillStyle = "#fff";
     context.font = "600 14px system-ui, sans-serif";
-    context.fillText(`${side}  ${pin.card.file.video ? formatTime(pin.second) : ""}`, x + 8, y + 17);
+    const caption = `${side}  ${pin.card.file.name}${pin.card.file.video ? `  ${formatTime(pin.second)}` : ""}`;
+    context.fillStyle = "rgba(0,0,0,.62)";
+    context.fillRect(x, y, Math.min(w, context.measureText(caption).width + 16), 24);
+    context.fillStyle = "#fff";
+    context.fillText(caption, x + 8, y + 17, w - 16);
   }
   const at = ([x, y], [left, top, w, h]) => [left + x * w, top + y * h];
   for (const pair of shown) {
@@ -65,11 +66,12 @@ function drawComparison() {
   context.globalAlpha = 1;
   $("matches").textContent = `${shown.length} of ${comparison.pairs.length} pairs` + (hovered ? `, cosine ${hovered.similarity.toFixed(3)}` : "");
 }
-compareCanvas.addEventListener("pointermove", event => {
+const pointAt = event => {
   const [x, y, w, h] = placeFrames().A, px = (event.offsetX - x) / w, py = (event.offsetY - y) / h;
   const distance = pair => Math.hypot(pair.from[0] - px, pair.from[1] - py), shown = comparison.pairs.slice(0, state.lines);
   const best = shown.reduce((found, pair) => !found || distance(pair) < distance(found) ? pair : found, null);
   comparison.hovered = best && px <= 1 && distance(best) < 0.12 ? best : null;
   drawComparison();
-});
-compareCanvas.addEventListener("pointerleave", () => { comparison.hovered = null; drawComparison(); });
+};
+for (const kind of ["pointermove", "pointerdown"]) compareCanvas.addEventListener(kind, pointAt);
+compareCanvas.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") { comparison.hovered = null; drawComparison(); } });
