@@ -18,6 +18,7 @@ from tubelet.pretrained.convert import convert_to
 
 transformers = pytest.importorskip("transformers", reason="transformers, the other side of the comparison, is absent")
 
+pytestmark = pytest.mark.slow  # importing transformers takes longer than all tests here together
 # Depth and levels of a port: they are a function of each other there.
 CONFIG = ModelConfig(
     width=48,
@@ -40,7 +41,6 @@ def saved(folder, config=CONFIG, predictor=False):
     return tubelet.load(folder, with_predictor=predictor, **CPU)
 
 
-@pytest.mark.slow
 def test_vjepa2_0_is_a_model_of_transformers(tmp_path):
     theirs = build(tmp_path / "theirs")
     message = convert_to(tmp_path / "theirs", tmp_path / "out", "transformers", LoadSpec(), image_size=32, frames=4)

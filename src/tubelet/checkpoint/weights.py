@@ -114,7 +114,7 @@ def _from_pt(path: Path, name: str, spec: LoadSpec) -> Weights:
 
 
 def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
-    tensors, header = _read_safetensors(files)
+    tensors, header = read_safetensors_files(files)
     where, part = str(files[0]), spec.encoder or "teacher"
     if header.get("format") == CHECKPOINT_FORMAT:
         train = config_from_header(header, TrainConfig, where)
@@ -161,7 +161,7 @@ def _strip_prefix(tensors: Mapping[str, Any], prefix: str) -> State:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _read_safetensors(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
+def read_safetensors_files(files: Iterable[Path]) -> tuple[State, dict[str, str]]:
     """All tensors of a model's files, memory-mapped, and the header of the last file."""
     tensors: State = {}
     header: dict[str, str] = {}

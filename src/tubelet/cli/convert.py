@@ -26,9 +26,10 @@ class Convert(Command):
     """A run directory, a file, a released name or a Hub id."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder."""
-    to: Literal["transformers", "vjepa21"] | None = None
-    """Layout of the folder: "transformers" is V-JEPA 2.0 as VJEPA2Model, any other model as the one that
-    `import tubelet.hf` registers; "vjepa21" is that of the ports on the Hub. By default that of tubelet.load."""
+    to: Literal["transformers", "vjepa21", "head"] | None = None
+    """Layout: "transformers" is a folder with V-JEPA 2.0 as VJEPA2Model, any other model as the one that
+    `import tubelet.hf` registers; "vjepa21" a folder like those of the ports on the Hub; "head" a head file
+    NAME.safetensors, from a classification model of transformers, or from a released probe with --head."""
     encoder: Literal["teacher", "student"] | None = None
     """Which encoder; by default the teacher, or the one that the file holds. A .pt of a run holds both."""
     with_predictor: bool = False
@@ -49,7 +50,9 @@ class Convert(Command):
     """Export the path of the image tokenizer instead of the video tokenizer's."""
     head: Path | None = None
     """A head that was fitted on the model: for .pt2 and .onnx, one graph from uint8 frames to scores; with
-    `--to transformers`, a model for video classification."""
+    `--to transformers`, a model for video classification. With `--to head`, the .pt file of a released probe."""
+    class_names: Path | None = None
+    """With `--to head`: a file of the names of the classes, one a line; by default those of the model, or numbers."""
 
     def run(self) -> None:
         """Convert the model."""
@@ -61,11 +64,12 @@ class Convert(Command):
         for option, is_set, applies in (
             ("--with-predictor", self.with_predictor, not exported and not with_head),
             ("--images", self.images, exported and not with_head),
-            ("--head", with_head, exported or self.to == "transformers"),
+            ("--head", with_head, exported or self.to in ("transformers", "head")),
+            ("--class-names", self.class_names is not None, self.to == "head"),
             ("--license", self.license is not None, folder and self.to is None),
-            ("--to", self.to is not None, folder),
-            ("--image-size", self.image_size is not None, self.to is not None and not with_head),
-            ("--frames", self.frames is not None, self.to is not None and not with_head),
+            ("--to", self.to is not None, self.out.suffix == ".safetensors" if self.to == "head" else folder),
+            ("--image-size", self.image_size is not None, self.to in ("transformers", "vjepa21") and not with_head),
+            ("--frames", self.frames is not None, self.to in ("transformers", "vjepa21") and not with_head),
         ):
             if is_set and not applies:
                 raise ConfigError(f"{option} has no effect for {self.out}; remove it")
@@ -76,6 +80,15 @@ class Convert(Command):
             from tubelet.pretrained.convert import convert
 
             summary = convert(self.model, self.out, spec, self.license or "unknown")
+        elif self.to == "head":
+            from tubelet.heads.head_import import import_head, read_class_names
+
+            check_output(self.out, "head", [self.model, *([self.head] if self.head else [])])
+            names = read_class_names(self.class_names) if self.class_names else None
+            source, encoder = (self.model, None) if self.head is None else (self.head, self.model)
+            head = import_head(source, encoder, names)
+            head.save(self.out)
+            summary = f"{self.out}: a head for {len(head.spec.classes)} classes on {head.spec.encoder.model_id}"
         elif self.head is None:
             from tubelet.pretrained.convert import convert_to
 

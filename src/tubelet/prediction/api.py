@@ -8,7 +8,8 @@ from typing import Any
 from tubelet.config import PredictConfig
 from tubelet.config.fields import from_dict
 from tubelet.errors import MissingFileError
-from tubelet.heads.head_file import Head, load_head
+from tubelet.heads.head_file import Head
+from tubelet.prediction.fitted_head import load_head
 from tubelet.prediction.pipeline import predict_collection
 from tubelet.prediction.predictions import Predictions
 from tubelet.pretrained.backbone import Backbone
@@ -26,7 +27,7 @@ def predict(
     """Apply a head to videos and images.
 
     Args:
-        head: a head, or the path of a head file.
+        head: a head, or what `tubelet.load_head` takes.
         sources: files, folders, globs, lists of files, folders of shards; paths or URLs.
         model: the encoder that the head was trained on, or anything that `tubelet.load` takes; None is where it was
             when the head was trained.

@@ -6,9 +6,11 @@ from typing import Any, Self
 
 import torch
 
+from tubelet.errors import ConfigError
 from tubelet.heads import head_file
 from tubelet.heads.head_file import Head
 from tubelet.heads.head_hub import push_head
+from tubelet.heads.head_import import import_head
 from tubelet.prediction.predictions import Predictions
 from tubelet.pretrained.backbone import Backbone
 
@@ -93,16 +95,35 @@ class FittedHead(Head):
         return push_head(self, repository, name, model=model, private=private, token=token, license=license)
 
 
-def load_head(path: str | Path, device: torch.device | str = "cpu", **hub: Any) -> FittedHead:
-    """Load a head file, in eval mode.
+def load_head(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    encoder: str | Path | Backbone | None = None,
+    classes: Sequence[str] | None = None,
+    **hub: Any,
+) -> FittedHead:
+    """Load a head, in eval mode.
 
     Args:
-        path: the file, or a head on the Hub: owner/name/heads/HEAD.safetensors.
+        path: a head file, or one on the Hub: owner/name/heads/HEAD.safetensors. Or a head of others: the .pt file of a
+            probe that V-JEPA 2.0 released, a folder or a repository of the Hub with a classification model of
+            `transformers`.
         device: device of the head.
+        encoder: the encoder of a released probe, or anything that `tubelet.load` takes; None is the one that it was
+            trained on, by its file name.
+        classes: names of the classes of a head of others; None is those in its config, or numbers.
         hub: options of `huggingface_hub`: revision, token, cache_dir, force_download, local_files_only.
 
     Raises:
         CheckpointError: if the file is damaged, or is not a head.
+        ConfigError: if an option has no effect, or the encoder of a probe is not known.
         MissingFileError: if it does not exist.
     """
-    return FittedHead.of(head_file.load_head(path, device, **hub))
+    if Path(path).suffix == ".safetensors":
+        if encoder is not None or classes is not None:
+            raise ConfigError(
+                f"{path}: encoder= and classes= have no effect for a head file, which has them; omit them"
+            )
+        return FittedHead.of(head_file.load_head(path, device, **hub))
+    return FittedHead.of(import_head(path, encoder, classes, **hub).to(device))
