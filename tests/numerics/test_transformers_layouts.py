@@ -130,3 +130,33 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
     tiny_encoder().save_pretrained(tmp_path / "other")
     with pytest.raises(TubeletError, match="output levels of their depth"):
         convert_to(tmp_path / "other", tmp_path / "out", "vjepa21", LoadSpec())
+
+
+def test_an_encoder_for_mlx_comes_back_to_the_bit(tmp_path):
+    model = saved(tmp_path / "mine")
+    convert_to(tmp_path / "mine", tmp_path / "mlx.safetensors", "mlx", LoadSpec())
+    tensors = load_file(tmp_path / "mlx.safetensors")
+    assert tensors["patch_embed.proj.weight"].shape == (48, 2, 16, 16, 3)
+    assert tensors["patch_embed_img.proj.weight"].shape == (48, 1, 16, 16, 3)
+    again = tubelet.load(tmp_path / "mlx.safetensors", heads=2, levels=(0, 1, 2, 3), **CPU)
+    assert again.fingerprint == model.fingerprint
+    with pytest.raises(TubeletError, match="contain only an encoder, not the requested predictor"):
+        tubelet.load(tmp_path / "mlx.safetensors", heads=2, levels=(0, 1, 2, 3), with_predictor=True, **CPU)
+    tensors["norms_block.0.shift"] = tensors.pop("norms_block.0.bias")
+    save_file(tensors, tmp_path / "mlx.safetensors", {"format": "mlx"})
+    with pytest.raises(TubeletError, match=r"missing norms_block\.0\.bias.*unexpected norms_block\.0\.shift"):
+        tubelet.load(tmp_path / "mlx.safetensors", heads=2, levels=(0, 1, 2, 3), **CPU)
+    with pytest.raises(TubeletError, match="an encoder that this package wrote"):  # no more, by its header
+        convert_to(tmp_path / "mine", tmp_path / "mlx.safetensors", "mlx", LoadSpec())
+
+
+def test_vjepa2_0_of_mlx_is_a_folder_in_the_names_of_transformers(tmp_path):
+    build(tmp_path / "theirs")
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    del config["model_type"]  # which that port's config does not have
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "config.json").write_text(json.dumps(config))
+    kernels = {name: x.movedim(1, -1).contiguous() if x.dim() == 5 else x for name, x in tensors.items()}
+    save_file(kernels, tmp_path / "mlx" / "model.safetensors", {"format": "mlx"})
+    assert tubelet.load(tmp_path / "mlx", **CPU).fingerprint == tubelet.load(tmp_path / "theirs", **CPU).fingerprint

@@ -108,19 +108,22 @@ _FIXED_IN_PORTS = {
 }
 
 
-def from_transformers(path: Path, tensors: Mapping[str, Tensor], predictor: bool = False) -> TransformersModel:
+def from_transformers(
+    path: Path, tensors: Mapping[str, Tensor], predictor: bool = False, default_type: str | None = None
+) -> TransformersModel:
     """Read a model from the tensors in `path` and `path`/config.json.
 
     Args:
         path: the folder.
         tensors: its tensors by name, of a model or of one with a classification head around it.
         predictor: whether to read the predictor too.
+        default_type: model type of a config that has none.
 
     Raises:
         CheckpointError: if the config is of another model, or a tensor is missing, unexpected or misshapen.
         MissingFileError: if there is no config.
     """
-    values = read_transformers_config(path / "config.json")
+    values = read_transformers_config(path / "config.json", default_type)
     model_type = values["model_type"]
     # Of a model with a head: its module is called by the model type.
     names = {name.removeprefix(f"{model_type}."): value for name, value in tensors.items()}
@@ -145,7 +148,7 @@ def from_transformers(path: Path, tensors: Mapping[str, Tensor], predictor: bool
     return TransformersModel(config, own, from_released_names(state, config, "predictor"))
 
 
-def read_transformers_config(path: Path) -> dict[str, Any]:
+def read_transformers_config(path: Path, default_type: str | None = None) -> Values:
     """The config.json of a model of one of the supported types.
 
     Raises:
@@ -153,6 +156,8 @@ def read_transformers_config(path: Path) -> dict[str, Any]:
         MissingFileError: if it does not exist.
     """
     values = read_json(path, dict[str, Any], _EXPECTED_FILES)
+    if default_type is not None:
+        values.setdefault("model_type", default_type)
     if values.get("model_type") not in ("vjepa2", *_PORTS, MODEL_TYPE):
         raise CheckpointError(
             f"{path}: model_type is {values.get('model_type')!r:.100}, expected 'vjepa2', 'vjepa21' or 'tubelet'; "

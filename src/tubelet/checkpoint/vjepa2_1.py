@@ -108,6 +108,20 @@ def read_released(
     return ReleasedCheckpoint(config, own.get("student", {}), own.get("predictor", {}), own.get("teacher", {}))
 
 
+def from_released_encoder(
+    path: Path, state: Mapping[str, Tensor], heads: int | None, levels: tuple[int, ...] | None
+) -> tuple[ModelConfig, State]:
+    """Config and state dictionary of `Encoder` from an encoder's tensors in the released names, without prefixes.
+
+    Raises:
+        CheckpointError: if a tensor is missing, unexpected or misshapen.
+        ConfigError: if the width is unknown and `heads` is None.
+    """
+    config = _infer_config(path, state, heads, levels, {}, distilled=False)
+    _require_match(path, {"encoder": (dict(state), expected_state(config, "teacher"))})
+    return config, from_released_names(state, config, "teacher")
+
+
 def write_released(path: Path, config: ModelConfig, states: Mapping[ModuleName, Mapping[str, Tensor]]) -> None:
     """Write state dictionaries of this package as a released checkpoint; `read_released` restores them to the bit.
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tubelet.checkpoint.mlx import FORMAT as MLX
+from tubelet.checkpoint.mlx import from_mlx
 from tubelet.checkpoint.run import FORMAT as CHECKPOINT_FORMAT
 from tubelet.checkpoint.run import config_from_header, is_model_tensor, list_checkpoints, no_checkpoint, read_checkpoint
 from tubelet.checkpoint.sharded import is_sharded
@@ -92,7 +94,7 @@ def is_encoder_file(path: Path) -> bool:
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     with open_safetensors(path) as file:
-        return file.header.get("format") in (None, "pt", FORMAT)  # transformers writes "pt"
+        return file.header.get("format") in (None, "pt", MLX, FORMAT)  # transformers writes "pt"
 
 
 def _from_pt(path: Path, name: str, spec: LoadSpec) -> Weights:
@@ -129,6 +131,12 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
             )
         encoder = {key: value for key, value in tensors.items() if not key.startswith("predictor.")}
         return Weights(config, encoder, _predictor(tensors, spec, where), header.get("name", name), stored)
+    if header.get("format") == MLX:
+        if part != "teacher":
+            raise CheckpointError(f"{where}: MLX files contain only the teacher, not the {part}; omit encoder=")
+        if spec.predictor:
+            raise CheckpointError(f"{where}: MLX files contain only an encoder, not the requested predictor")
+        return Weights(*from_mlx(files[0], tensors, spec.heads, spec.levels), {}, name, part)
     model = from_transformers(files[0].parent, tensors, spec.predictor)
     stored = _stored(model.encoder_name)
     if stored != (spec.encoder or stored):

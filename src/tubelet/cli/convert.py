@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tubelet.checkpoint.weights import LoadSpec
 
 
+_FOLDERS = ("transformers", "vjepa21")
+"""Layouts that are folders."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Convert(Command):
     """Write a model in another format: released .pt, .safetensors, a folder for the Hub or others, .pt2 or .onnx."""
@@ -26,10 +30,11 @@ class Convert(Command):
     """A run directory, a file, a released name or a Hub id."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder."""
-    to: Literal["transformers", "vjepa21", "head"] | None = None
+    to: Literal["transformers", "vjepa21", "mlx", "head"] | None = None
     """Layout: "transformers" is a folder with V-JEPA 2.0 as VJEPA2Model, any other model as the one that
-    `import tubelet.hf` registers; "vjepa21" a folder like those of the ports on the Hub; "head" a head file
-    NAME.safetensors, from a classification model of transformers, or from a released probe with --head."""
+    `import tubelet.hf` registers; "vjepa21" a folder like those of the ports on the Hub; "mlx" NAME.safetensors of an
+    encoder for the port of V-JEPA 2.1 to MLX; "head" a head file NAME.safetensors, from a classification model of
+    transformers, or from a released probe with --head."""
     encoder: Literal["teacher", "student"] | None = None
     """Which encoder; by default the teacher, or the one that the file holds. A .pt of a run holds both."""
     with_predictor: bool = False
@@ -62,14 +67,18 @@ class Convert(Command):
         folder = self.out.suffix not in (".pt", ".safetensors", ".pt2", ".onnx")
         with_head = self.head is not None
         for option, is_set, applies in (
-            ("--with-predictor", self.with_predictor, not exported and not with_head),
+            (
+                "--with-predictor",
+                self.with_predictor,
+                not exported and not with_head and self.to not in ("mlx", "head"),
+            ),
             ("--images", self.images, exported and not with_head),
             ("--head", with_head, exported or self.to in ("transformers", "head")),
             ("--class-names", self.class_names is not None, self.to == "head"),
             ("--license", self.license is not None, folder and self.to is None),
-            ("--to", self.to is not None, self.out.suffix == ".safetensors" if self.to == "head" else folder),
-            ("--image-size", self.image_size is not None, self.to in ("transformers", "vjepa21") and not with_head),
-            ("--frames", self.frames is not None, self.to in ("transformers", "vjepa21") and not with_head),
+            ("--to", self.to is not None, folder if self.to in _FOLDERS else self.out.suffix == ".safetensors"),
+            ("--image-size", self.image_size is not None, self.to in _FOLDERS and not with_head),
+            ("--frames", self.frames is not None, self.to in _FOLDERS and not with_head),
         ):
             if is_set and not applies:
                 raise ConfigError(f"{option} has no effect for {self.out}; remove it")

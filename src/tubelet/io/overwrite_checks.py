@@ -72,7 +72,7 @@ def _is_encoder(path: Path) -> bool:
 
 
 def _is_transformers_weights(path: Path) -> bool:
-    """Whether a .safetensors file in the layout of `transformers` was written by this package."""
+    """Whether a .safetensors file in the layout of another program was written by this package."""
     try:
         with open_safetensors(path) as file:
             return TRANSFORMERS_MARK in file.header
@@ -159,6 +159,7 @@ KINDS: Mapping[str, OutputKind] = {
     "onnx": OutputKind("a graph that this package wrote", _is_onnx),
     "head": OutputKind("a head that this package wrote", _is_head, (".safetensors",)),
     "encoder": OutputKind("an encoder that this package wrote", _is_encoder),
+    "mlx": OutputKind("an encoder that this package wrote", _is_transformers_weights, (".safetensors",)),
     "evaluation": OutputKind("an evaluation of this package", _is_evaluation),
     "model": OutputKind(
         "a model directory of this package", files={"config.json": _is_hub_config, "model.safetensors": _is_encoder}

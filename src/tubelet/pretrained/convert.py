@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from tubelet.checkpoint.hub import WEIGHTS_FILE, save_encoder
+from tubelet.checkpoint.mlx import write_mlx
 from tubelet.checkpoint.registry import RELEASED, resolve_checkpoint
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.checkpoint.state_dict import State
@@ -22,8 +23,8 @@ from tubelet.pretrained.load import load_unplaced
 
 _LOCK = ".convert.lock"
 _EVALUATE_AGAIN = "delete it and run `tubelet evaluate` again"
-Layout = Literal["transformers", "vjepa21"]
-"""Layouts of folders that are chosen by name."""
+Layout = Literal["transformers", "vjepa21", "mlx"]
+"""Layouts that are chosen by name."""
 _FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # suffixes of files; not directory names
 
 
@@ -82,14 +83,15 @@ def convert_to(
     image_size: int | None = None,
     frames: int | None = None,
 ) -> str:
-    """Write a model as a folder of the `transformers` package.
+    """Write a model in a layout of another program.
 
     Args:
         what: whatever `load` takes.
-        out: the folder.
+        out: the folder; for "mlx" the file.
         layout: "transformers" writes a V-JEPA 2.0 encoder as transformers' own `VJEPA2Model`, and every other model as
             `tubelet.hf.TubeletModel`, which `import tubelet.hf` registers; "vjepa21" is the layout of the ports of
-            V-JEPA 2.1 on the Hub, which have code of their own.
+            V-JEPA 2.1 on the Hub, which have code of their own; "mlx" writes the .safetensors file of a V-JEPA 2.1
+            encoder for the port to MLX.
         spec: the encoder to write, and whether to include the predictor.
         image_size: side of the images that the video processor gives, and that the positions of `VJEPA2Model` refer to;
             None is the size in a released name, else that of the pre-training grid.
@@ -102,6 +104,11 @@ def convert_to(
         CheckpointError: if the source cannot be loaded, or cannot be stored in the layout.
         FileError: if the target cannot be written.
     """
+    if layout == "mlx":
+        check_output(out, "mlx", _read_from(resolve_checkpoint(what)))
+        model = load_unplaced(what, spec._replace(predictor=False))
+        write_mlx(out, split_state(model)[0], model.config, model.model_id)
+        return f"{out}: {model.model_id} for MLX"
     if out.suffix in (".pt", ".safetensors", *_FOREIGN) or out.is_file():
         raise ConfigError(f"{out}: --to {layout} writes a folder, expected a name without a suffix")
     check_output(out, "transformers", _read_from(resolve_checkpoint(what)))
