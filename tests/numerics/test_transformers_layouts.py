@@ -11,10 +11,12 @@ import tubelet
 from tests.helpers.heads import tiny_encoder
 from tests.numerics.test_vjepa2_0 import CPU, build
 from tubelet.checkpoint.weights import LoadSpec
+from tubelet.cli.convert import Convert
 from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.errors import TubeletError
+from tubelet.io.gguf import read_gguf, write_gguf
 from tubelet.pretrained.backbone import Backbone
-from tubelet.pretrained.convert import convert_to
+from tubelet.pretrained.convert import convert, convert_to
 
 transformers = pytest.importorskip("transformers", reason="transformers, the other side of the comparison, is absent")
 
@@ -140,7 +142,7 @@ def test_an_encoder_for_mlx_comes_back_to_the_bit(tmp_path):
     assert tensors["patch_embed_img.proj.weight"].shape == (48, 1, 16, 16, 3)
     again = tubelet.load(tmp_path / "mlx.safetensors", heads=2, levels=(0, 1, 2, 3), **CPU)
     assert again.fingerprint == model.fingerprint
-    with pytest.raises(TubeletError, match="contain only an encoder, not the requested predictor"):
+    with pytest.raises(TubeletError, match="of MLX files only the encoder is read, not the requested predictor"):
         tubelet.load(tmp_path / "mlx.safetensors", heads=2, levels=(0, 1, 2, 3), with_predictor=True, **CPU)
     tensors["norms_block.0.shift"] = tensors.pop("norms_block.0.bias")
     save_file(tensors, tmp_path / "mlx.safetensors", {"format": "mlx"})
@@ -160,3 +162,45 @@ def test_vjepa2_0_of_mlx_is_a_folder_in_the_names_of_transformers(tmp_path):
     kernels = {name: x.movedim(1, -1).contiguous() if x.dim() == 5 else x for name, x in tensors.items()}
     save_file(kernels, tmp_path / "mlx" / "model.safetensors", {"format": "mlx"})
     assert tubelet.load(tmp_path / "mlx", **CPU).fingerprint == tubelet.load(tmp_path / "theirs", **CPU).fingerprint
+
+
+def test_gguf_comes_back_to_the_bit(tmp_path):
+    model = saved(tmp_path / "mine", replace(CONFIG, mlp_ratio=48 / 11))
+    Convert(model=str(tmp_path / "mine"), out=tmp_path / "2.1.gguf", image_size=32, frames=4).run()
+    assert tubelet.load(tmp_path / "2.1.gguf", **CPU).fingerprint == model.fingerprint
+    build(tmp_path / "theirs")
+    convert_to(tmp_path / "theirs", tmp_path / "2.0.gguf", "gguf", LoadSpec())
+    assert (
+        tubelet.load(tmp_path / "2.0.gguf", **CPU).fingerprint == tubelet.load(tmp_path / "theirs", **CPU).fingerprint
+    )
+    convert(tmp_path / "2.1.gguf", tmp_path / "again.pt", LoadSpec())
+    metadata, tensors = read_gguf(tmp_path / "2.1.gguf")
+    assert metadata["jepa.enc.hier_layers"] == [0, 1, 2, 3] and metadata["jepa.enc.ffn_dim"] == 209
+    assert metadata["jepa.pre.resize_short"] == 36 and metadata["jepa.enc.layer_scale"] is False
+    assert tensors["enc.patch_embed.weight"].shape == (48, 3 * 2 * 16 * 16)
+    assert torch.equal(tensors["enc.norm.bias"], tensors["enc.hier_norm.3.bias"])
+
+
+def test_damaged_gguf_files_are_refused(tmp_path):
+    saved(tmp_path / "mine")
+    path = tmp_path / "a.gguf"
+    convert_to(tmp_path / "mine", path, "gguf", LoadSpec())
+    whole = path.read_bytes()
+    metadata, tensors = read_gguf(path)
+    tensors["enc.blk.0.ln3.weight"] = tensors.pop("enc.blk.0.ln2.weight")
+    for changed, message in (
+        (whole[:-40], "ends at byte .*, the file at"),
+        (whole[:100], "it ends too early"),
+        (b"GGML" + whole[4:], "does not begin with GGUF"),
+        (whole[:4] + b"\x09" + whole[5:], "version is 9, expected 2 or 3"),
+        (whole[:8] + b"\xff" * 8 + whole[16:], "tensors and .* keys, expected at most"),
+    ):
+        path.write_bytes(changed)
+        with pytest.raises(TubeletError, match=message):
+            tubelet.load(path, **CPU)
+    write_gguf(path, metadata, tensors)
+    with pytest.raises(TubeletError, match=r"missing enc\.blk\.0\.ln2\.weight.*unexpected enc\.blk\.0\.ln3\.weight"):
+        tubelet.load(path, **CPU)
+    write_gguf(path, metadata | {"jepa.enc.cls_token": True}, tensors)
+    with pytest.raises(TubeletError, match=r"jepa\.enc\.cls_token is True, supported is only False"):
+        tubelet.load(path, **CPU)

@@ -18,7 +18,7 @@ from tubelet.checkpoint.vjepa2_1 import from_released_encoder, is_vjepa2, to_rel
 from tubelet.config import ModelConfig
 from tubelet.errors import CheckpointError
 from tubelet.io.files import atomic_write
-from tubelet.io.overwrite_checks import TRANSFORMERS_MARK, check_output
+from tubelet.io.overwrite_checks import MODEL_MARK, check_output
 
 FORMAT = "mlx"
 
@@ -44,7 +44,7 @@ def write_mlx(path: Path, state: Mapping[str, Tensor], config: ModelConfig, mode
     }
     check_output(path, "mlx")
     with atomic_write(path, also=(SafetensorError,)) as partial:
-        save_file(tensors, partial, {"format": FORMAT, TRANSFORMERS_MARK: model_id})
+        save_file(tensors, partial, {"format": FORMAT, MODEL_MARK: model_id})
 
 
 def from_mlx(

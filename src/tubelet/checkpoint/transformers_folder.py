@@ -12,7 +12,7 @@ from tubelet.checkpoint.hub import WEIGHTS_FILE
 from tubelet.checkpoint.transformers import Values
 from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD
 from tubelet.io.files import atomic_write, directory_lock, file_errors
-from tubelet.io.overwrite_checks import TRANSFORMERS_MARK, check_output
+from tubelet.io.overwrite_checks import MODEL_MARK, check_output
 
 _ZOOM = 256 / 224
 """Short side of a resized video over that of its center crop, in the evaluation of V-JEPA 2.0."""
@@ -35,7 +35,7 @@ def write_folder(out: Path, values: Values, tensors: Mapping[str, Tensor], proce
         FileError: if the folder has files that this package did not write, or cannot be written.
     """
     check_output(out, "transformers")
-    mark = {TRANSFORMERS_MARK: model_id}
+    mark = {MODEL_MARK: model_id}
     values = values | {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}
     with directory_lock(out, _LOCK, "write to another directory"), file_errors(out, "choose another directory"):
         try:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tubelet.checkpoint.gguf import read_encoder_gguf
 from tubelet.checkpoint.mlx import FORMAT as MLX
 from tubelet.checkpoint.mlx import from_mlx
 from tubelet.checkpoint.run import FORMAT as CHECKPOINT_FORMAT
@@ -84,7 +85,10 @@ def read_weights(path: Path, name: str, spec: LoadSpec) -> Weights:
         return _from_pt(path, name, spec)
     if path.suffix == ".safetensors":
         return _from_safetensors([path], name, spec)
-    raise CheckpointError(f"{path}: expected a run directory, a .safetensors or a .pt file")
+    if path.suffix == ".gguf":
+        _require_teacher(path, "GGUF", spec)
+        return Weights(*read_encoder_gguf(path), {}, name, "teacher")
+    raise CheckpointError(f"{path}: expected a run directory, a .safetensors, .pt or .gguf file")
 
 
 def is_encoder_file(path: Path) -> bool:
@@ -92,7 +96,7 @@ def is_encoder_file(path: Path) -> bool:
     if path.is_dir():
         return not is_sharded(path) and not list_checkpoints(path) and bool(without_hidden(path.glob("*.safetensors")))
     if path.suffix != ".safetensors" or not path.is_file():
-        return False
+        return path.suffix == ".gguf"
     with open_safetensors(path) as file:
         return file.header.get("format") in (None, "pt", MLX, FORMAT)  # transformers writes "pt"
 
@@ -132,10 +136,7 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
         encoder = {key: value for key, value in tensors.items() if not key.startswith("predictor.")}
         return Weights(config, encoder, _predictor(tensors, spec, where), header.get("name", name), stored)
     if header.get("format") == MLX:
-        if part != "teacher":
-            raise CheckpointError(f"{where}: MLX files contain only the teacher, not the {part}; omit encoder=")
-        if spec.predictor:
-            raise CheckpointError(f"{where}: MLX files contain only an encoder, not the requested predictor")
+        _require_teacher(where, "MLX", spec)
         return Weights(*from_mlx(files[0], tensors, spec.heads, spec.levels), {}, name, part)
     model = from_transformers(files[0].parent, tensors, spec.predictor)
     stored = _stored(model.encoder_name)
@@ -146,6 +147,13 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
 
 def _stored(name: str | None) -> EncoderName:
     return "student" if name == "student" else "teacher"
+
+
+def _require_teacher(where: str | Path, kind: str, spec: LoadSpec) -> None:
+    if spec.encoder not in (None, "teacher"):
+        raise CheckpointError(f"{where}: {kind} files contain only the teacher, not the {spec.encoder}; omit encoder=")
+    if spec.predictor:
+        raise CheckpointError(f"{where}: of {kind} files only the encoder is read, not the requested predictor")
 
 
 def _no_predictor(path: Path, spec: LoadSpec) -> State:

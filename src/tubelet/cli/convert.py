@@ -29,7 +29,7 @@ class Convert(Command):
     model: Model
     """A run directory, a file, a released name or a Hub id."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
-    """NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a folder."""
+    """NAME.pt, NAME.safetensors, NAME.gguf (an encoder for jepa.cpp), NAME.pt2, NAME.onnx, or a folder."""
     to: Literal["transformers", "vjepa21", "mlx", "head"] | None = None
     """Layout: "transformers" is a folder with V-JEPA 2.0 as VJEPA2Model, any other model as the one that
     `import tubelet.hf` registers; "vjepa21" a folder like those of the ports on the Hub; "mlx" NAME.safetensors of an
@@ -46,9 +46,9 @@ class Convert(Command):
     levels: tuple[Annotated[int, Bounds(0, MAX_DEPTH)], ...] | None = None
     """Output blocks, for a .pt file that is not in the model family."""
     image_size: Side | None = None
-    """With --to: side of the images in pixels; by default that in a released name, or of the pre-training grid."""
+    """With --to or for .gguf: side of the images; by default that in a released name, or of the pre-training grid."""
     frames: Frames | None = None
-    """With --to: frames of a clip, by default 16."""
+    """With --to or for .gguf: frames of a clip, by default 16."""
     license: str | None = None
     """License of the weights, for a folder's model card; by default "unknown"."""
     images: bool = False
@@ -64,28 +64,26 @@ class Convert(Command):
         from tubelet.checkpoint.weights import LoadSpec
 
         exported = self.out.suffix in (".pt2", ".onnx")
-        folder = self.out.suffix not in (".pt", ".safetensors", ".pt2", ".onnx")
-        with_head = self.head is not None
+        folder = self.out.suffix not in (".pt", ".safetensors", ".gguf", ".pt2", ".onnx")
+        with_head, gguf = self.head is not None, self.out.suffix == ".gguf"
+        sized = gguf or (self.to in _FOLDERS and not with_head)
+        encoder_only = exported or with_head or gguf or self.to in ("mlx", "head")
         for option, is_set, applies in (
-            (
-                "--with-predictor",
-                self.with_predictor,
-                not exported and not with_head and self.to not in ("mlx", "head"),
-            ),
+            ("--with-predictor", self.with_predictor, not encoder_only),
             ("--images", self.images, exported and not with_head),
             ("--head", with_head, exported or self.to in ("transformers", "head")),
             ("--class-names", self.class_names is not None, self.to == "head"),
             ("--license", self.license is not None, folder and self.to is None),
             ("--to", self.to is not None, folder if self.to in _FOLDERS else self.out.suffix == ".safetensors"),
-            ("--image-size", self.image_size is not None, self.to in _FOLDERS and not with_head),
-            ("--frames", self.frames is not None, self.to in _FOLDERS and not with_head),
+            ("--image-size", self.image_size is not None, sized),
+            ("--frames", self.frames is not None, sized),
         ):
             if is_set and not applies:
                 raise ConfigError(f"{option} has no effect for {self.out}; remove it")
         spec = LoadSpec(self.encoder, self.with_predictor, self.heads, self.predictor_heads, self.levels)
         if exported:
             summary = self._export(spec)
-        elif self.to is None:
+        elif self.to is None and not gguf:
             from tubelet.pretrained.convert import convert
 
             summary = convert(self.model, self.out, spec, self.license or "unknown")
@@ -101,7 +99,7 @@ class Convert(Command):
         elif self.head is None:
             from tubelet.pretrained.convert import convert_to
 
-            summary = convert_to(self.model, self.out, self.to, spec, self.image_size, self.frames)
+            summary = convert_to(self.model, self.out, self.to or "gguf", spec, self.image_size, self.frames)
         else:
             from tubelet.heads.head_file import load_head
             from tubelet.heads.head_folder import write_classifier

@@ -22,7 +22,7 @@ PAGE_MARK = '<meta name="generator" content="tubelet">'
 ARCHIVE_MARK = b"tubelet"
 PRODUCER = "tubelet"
 VIDEO_MARK = "written by tubelet"
-TRANSFORMERS_MARK = "tubelet_model_id"  # a field of config.json, and of the header of the weights
+MODEL_MARK = "tubelet_model_id"  # a field of config.json, and of the headers of others' formats
 _HEAD_BYTES = 1024
 _VIDEO_HEADER_BYTES = 16 * 2**20
 _JSON_BYTES = 64 * 2**20
@@ -75,14 +75,19 @@ def _is_transformers_weights(path: Path) -> bool:
     """Whether a .safetensors file in the layout of another program was written by this package."""
     try:
         with open_safetensors(path) as file:
-            return TRANSFORMERS_MARK in file.header
+            return MODEL_MARK in file.header
     except TubeletError:
         return False
 
 
+def _is_gguf(path: Path) -> bool:
+    """Whether a GGUF file was written by this package; the mark is one of its first keys."""
+    return MODEL_MARK.encode() in _head(path)
+
+
 def _is_transformers_config(path: Path) -> bool:
     values = _object(path)
-    return values is not None and TRANSFORMERS_MARK in values
+    return values is not None and MODEL_MARK in values
 
 
 def _is_head(path: Path) -> bool:
@@ -160,6 +165,7 @@ KINDS: Mapping[str, OutputKind] = {
     "head": OutputKind("a head that this package wrote", _is_head, (".safetensors",)),
     "encoder": OutputKind("an encoder that this package wrote", _is_encoder),
     "mlx": OutputKind("an encoder that this package wrote", _is_transformers_weights, (".safetensors",)),
+    "gguf": OutputKind("an encoder that this package wrote", _is_gguf, (".gguf",)),
     "evaluation": OutputKind("an evaluation of this package", _is_evaluation),
     "model": OutputKind(
         "a model directory of this package", files={"config.json": _is_hub_config, "model.safetensors": _is_encoder}

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from tubelet.checkpoint.gguf import write_encoder_gguf
 from tubelet.checkpoint.hub import WEIGHTS_FILE, save_encoder
 from tubelet.checkpoint.mlx import write_mlx
 from tubelet.checkpoint.registry import RELEASED, resolve_checkpoint
@@ -23,9 +24,9 @@ from tubelet.pretrained.load import load_unplaced
 
 _LOCK = ".convert.lock"
 _EVALUATE_AGAIN = "delete it and run `tubelet evaluate` again"
-Layout = Literal["transformers", "vjepa21", "mlx"]
-"""Layouts that are chosen by name."""
-_FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5", ".gguf")  # suffixes of files; not directory names
+Layout = Literal["transformers", "vjepa21", "mlx", "gguf"]
+"""Layouts of other programs."""
+_FOREIGN = (".pth", ".ckpt", ".bin", ".pkl", ".npz", ".h5")  # suffixes of files; not directory names
 
 
 class _SuiteResult(TypedDict):
@@ -87,11 +88,11 @@ def convert_to(
 
     Args:
         what: whatever `load` takes.
-        out: the folder; for "mlx" the file.
+        out: the folder; for "mlx" and "gguf" the file.
         layout: "transformers" writes a V-JEPA 2.0 encoder as transformers' own `VJEPA2Model`, and every other model as
             `tubelet.hf.TubeletModel`, which `import tubelet.hf` registers; "vjepa21" is the layout of the ports of
             V-JEPA 2.1 on the Hub, which have code of their own; "mlx" writes the .safetensors file of a V-JEPA 2.1
-            encoder for the port to MLX.
+            encoder for the port to MLX, and "gguf" the .gguf file of an encoder for jepa.cpp.
         spec: the encoder to write, and whether to include the predictor.
         image_size: side of the images that the video processor gives, and that the positions of `VJEPA2Model` refer to;
             None is the size in a released name, else that of the pre-training grid.
@@ -104,18 +105,20 @@ def convert_to(
         CheckpointError: if the source cannot be loaded, or cannot be stored in the layout.
         FileError: if the target cannot be written.
     """
-    if layout == "mlx":
-        check_output(out, "mlx", _read_from(resolve_checkpoint(what)))
-        model = load_unplaced(what, spec._replace(predictor=False))
-        write_mlx(out, split_state(model)[0], model.config, model.model_id)
-        return f"{out}: {model.model_id} for MLX"
-    if out.suffix in (".pt", ".safetensors", *_FOREIGN) or out.is_file():
+    in_file = layout in ("mlx", "gguf")
+    if not in_file and (out.suffix in (".pt", ".safetensors", ".gguf", *_FOREIGN) or out.is_file()):
         raise ConfigError(f"{out}: --to {layout} writes a folder, expected a name without a suffix")
-    check_output(out, "transformers", _read_from(resolve_checkpoint(what)))
+    check_output(out, layout if in_file else "transformers", _read_from(resolve_checkpoint(what)))
     model = load_unplaced(what, spec)
     size, frames = image_size or image_size_of(model), frames or Sampling().frames
     model.config.grid(frames, size, size)
     encoder, predictor = split_state(model)
+    if layout == "mlx":
+        write_mlx(out, encoder, model.config, model.model_id)
+        return f"{out}: {model.model_id} for MLX"
+    if layout == "gguf":
+        write_encoder_gguf(out, encoder, model.config, model.model_id, size, frames)
+        return f"{out}: {model.model_id} in float32 for jepa.cpp, for clips of {frames} x {size} x {size}"
     if layout == "vjepa21":
         parts: dict[ModuleName, State] = {model.encoder_name: encoder} | ({"predictor": predictor} if predictor else {})
         values, tensors = to_vjepa21(parts, model.config, size, frames)
@@ -156,10 +159,10 @@ def image_size_of(model: Backbone) -> int:
 
 def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
     path = resolve_checkpoint(what)
-    if path.is_file() and path.suffix not in (".pt", ".pth", ".safetensors"):
-        raise ConfigError(f"{path}: expected a run directory, a .safetensors or a .pt file")
+    if path.is_file() and path.suffix not in (".pt", ".pth", ".safetensors", ".gguf"):
+        raise ConfigError(f"{path}: expected a run directory, a .safetensors, .pt or .gguf file")
     if out.suffix in _FOREIGN:
-        raise ConfigError(f"{out}: expected NAME.pt, NAME.safetensors, NAME.pt2, NAME.onnx, or a directory")
+        raise ConfigError(f"{out}: expected NAME.pt, NAME.safetensors, NAME.gguf, NAME.pt2, NAME.onnx, or a directory")
     check_output(out, {".pt": "released", ".safetensors": "encoder"}.get(out.suffix, "model"), _read_from(path))
     if out.is_dir() and any(file.name != WEIGHTS_FILE for file in without_hidden(out.glob("*.safetensors"))):
         raise ConfigError(f"{out}: holds the weights of another model: write to another directory")
