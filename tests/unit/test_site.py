@@ -27,6 +27,18 @@ def public_functions():
             yield name, value
 
 
+def test_images_are_small_and_on_a_page():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    shown = {
+        (page.parent / link).resolve()
+        for page in pages
+        for link in re.findall(r"!\[[^]]*\]\(([^):]+)\)", page.read_text())
+    }
+    assert shown == {path.resolve() for path in (ROOT / "docs" / "images").iterdir()}
+    moving = {path for path in shown if getattr(Image.open(path), "n_frames", 1) > 1}
+    assert len(moving) == 1 and all(path.stat().st_size < (2e6 if path in moving else 150e3) for path in shown)
+
+
 def test_every_public_name_has_a_docstring():
     objects = [(name, getattr(tubelet, name)) for name in tubelet.__all__ if not name.startswith("__")]
     missing = [name for name, value in [*objects, *public_functions()] if not inspect.getdoc(value)]
