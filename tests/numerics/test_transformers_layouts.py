@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import tubelet
 from tests.helpers.heads import tiny_encoder
-from tests.numerics.test_vjepa2_0 import CPU, build
+from tests.numerics.test_vjepa2_0 import CPU, as_release, build
 from tubelet.checkpoint.weights import LoadSpec
 from tubelet.cli.convert import Convert
 from tubelet.config import ModelConfig, PredictorConfig
@@ -59,6 +59,31 @@ def test_vjepa2_0_is_a_model_of_transformers(tmp_path):
     again = tubelet.load(tmp_path / "out", **CPU)
     assert again.fingerprint == tubelet.load(tmp_path / "theirs", **CPU).fingerprint
     assert json.loads((tmp_path / "out" / "video_preprocessor_config.json").read_text())["size"]["shortest_edge"] == 36
+
+
+@pytest.mark.parametrize("source", ["release", "transformers"])
+def test_the_predictor_of_vjepa2_0_goes_to_transformers(tmp_path, source):
+    theirs = build(tmp_path / "theirs")
+    path = tmp_path / "theirs"
+    if source == "release":
+        path = as_release(load_file(path / "model.safetensors"), tmp_path)
+    spec = LoadSpec(predictor=True, heads=2, predictor_heads=2)
+    convert_to(path, tmp_path / "out", "transformers", spec, image_size=32, frames=4)
+    model, info = transformers.AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    pixels = torch.randn(2, 4, 3, 32, 32)
+    masks = {"context_mask": [torch.arange(20).expand(2, -1)], "target_mask": [torch.arange(20, 32).expand(2, -1)]}
+    with torch.no_grad():
+        found, expected = model(pixels, **masks), theirs(pixels, **masks)
+    for outputs in ((found, expected), (found.predictor_output, expected.predictor_output)):
+        torch.testing.assert_close(*(output.last_hidden_state for output in outputs), rtol=0, atol=2e-5)
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    name = "predictor.layer.0.attention.key.bias"
+    save_file(
+        {key.replace(name, name + "_old"): x for key, x in tensors.items()}, tmp_path / "out" / "model.safetensors"
+    )
+    with pytest.raises(TubeletError, match=f"missing {name} .*unexpected {name}_old"):
+        convert_to(tmp_path / "out", tmp_path / "again", "transformers", spec)
 
 
 def test_an_encoder_that_is_not_vjepa2_0_becomes_a_model_of_this_package(tmp_path):

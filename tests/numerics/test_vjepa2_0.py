@@ -43,18 +43,30 @@ def saved(tmp_path):
 
 
 def as_release(tensors, folder):
-    """The same weights as the release lays them out, with the position table that it never took out."""
-    state = {"pos_embed": torch.zeros(1, 4, 48)}
+    """The same weights as the release lays them out, with the position tables that it never took out."""
+    state = {
+        "encoder": {"pos_embed": torch.zeros(1, 4, 48)},
+        "predictor": {"predictor_pos_embed": torch.zeros(1, 4, 24)},
+    }
     for name, value in tensors.items():
-        if name.startswith("encoder."):
-            name = name.removeprefix("encoder.").replace("layernorm", "norm").replace("layer.", "blocks.")
-            name = name.replace("embeddings.patch_embeddings", "patch_embed").replace("attention.", "attn.")
-            state[name] = value
-    for name in [name for name in state if ".query." in name]:
-        parts = [state.pop(name.replace("query", part)) for part in ("query", "key", "value")]
-        state[name.replace("query", "qkv")] = torch.cat(parts)
-    encoder = {f"module.backbone.{name}": value for name, value in state.items()}
-    torch.save({"encoder": encoder, "target_encoder": encoder, "predictor": {}}, folder / "old.pt")
+        module, _, name = name.partition(".")
+        prefix = "predictor_" if module == "predictor" else ""
+        name = name.replace("layernorm", f"{prefix}norm").replace("layer.", f"{prefix}blocks.")
+        name = name.replace("embeddings.patch_embeddings", "patch_embed").replace("attention.", "attn.")
+        name = name.replace("embeddings.predictor_embeddings", "predictor_embed")
+        name = f"predictor_{name}" if prefix and name.startswith("proj.") else name
+        if name == "embeddings.mask_tokens":
+            state[module] |= {f"mask_tokens.{i}": token for i, token in enumerate(value)}
+        elif module in state:
+            state[module][name] = value
+    for values in state.values():
+        for name in [name for name in values if ".query." in name]:
+            parts = [values.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+            values[name.replace("query", "qkv")] = torch.cat(parts)
+    encoder, predictor = (
+        {f"module.backbone.{name}": x for name, x in state[m].items()} for m in ("encoder", "predictor")
+    )
+    torch.save({"encoder": encoder, "target_encoder": encoder, "predictor": predictor}, folder / "old.pt")
     return folder / "old.pt"
 
 

@@ -166,44 +166,54 @@ def read_transformers_config(path: Path, default_type: str | None = None) -> Val
     return values
 
 
-def to_vjepa2(state: Mapping[str, Tensor], config: ModelConfig, image_size: int, frames: int) -> tuple[Values, State]:
+def to_vjepa2(
+    state: Mapping[str, Tensor],
+    config: ModelConfig,
+    image_size: int,
+    frames: int,
+    predictor: tuple[Values, State] | None = None,
+) -> tuple[Values, State]:
     """Config and tensors of transformers' `VJEPA2Model` for a V-JEPA 2.0 encoder.
 
-    The predictor of V-JEPA 2.0 is not a model of this package, and theirs is not optional: it becomes one of no layers
-    whose prediction is 0; `skip_predictor=True` omits it.
+    The predictor of V-JEPA 2.0 is not a model of this package, and theirs is not optional: without one, it becomes one
+    of no layers whose prediction is 0; `skip_predictor=True` omits it.
 
     Args:
         state: state dictionary of `Encoder`.
         config: its architecture.
         image_size: side of the images, to which the positions of their rotary embedding refer.
         frames: frames of a clip.
+        predictor: fields and tensors of the predictor, see `vjepa2_predictor`.
 
     Raises:
         CheckpointError: if the weights are not a V-JEPA 2.0 encoder.
     """
     released = single_norm(to_released(state, config, "teacher"), config)
-    tensors = _split(released, _NAMES)
-    zeros = {
-        "predictor.embeddings.mask_tokens": (1, 1, 1, 1),
-        "predictor.embeddings.predictor_embeddings.weight": (1, config.width),
-        "predictor.embeddings.predictor_embeddings.bias": (1,),
-        "predictor.layernorm.weight": (1,),
-        "predictor.layernorm.bias": (1,),
-        "predictor.proj.weight": (config.width, 1),
-        "predictor.proj.bias": (config.width,),
-    }
-    dtype = next(iter(tensors.values())).dtype
-    tensors |= {name: torch.zeros(shape, dtype=dtype) for name, shape in zeros.items()}
+    tensors = split_tensors(released, _NAMES)
+    fields, weights = predictor or _no_predictor(config.width, next(iter(tensors.values())).dtype)
     values = {
         "architectures": ["VJEPA2Model"],
         "model_type": "vjepa2",
         **_encoder_values(config, image_size, frames),
-        "pred_hidden_size": 1,
-        "pred_num_attention_heads": 1,
-        "pred_num_hidden_layers": 0,
-        "pred_num_mask_tokens": 1,
+        **fields,
     }
-    return values, tensors
+    return values, tensors | weights
+
+
+def _no_predictor(width: int, dtype: torch.dtype) -> tuple[Values, State]:
+    """Fields and tensors of a predictor without layers whose prediction is 0."""
+    shapes = {
+        "embeddings.mask_tokens": (1, 1, 1, 1),
+        "embeddings.predictor_embeddings.weight": (1, width),
+        "embeddings.predictor_embeddings.bias": (1,),
+        "layernorm.weight": (1,),
+        "layernorm.bias": (1,),
+        "proj.weight": (width, 1),
+        "proj.bias": (width,),
+    }
+    fields = ("hidden_size", "num_attention_heads", "num_mask_tokens")
+    values = {f"pred_{name}": 1 for name in fields} | {"pred_num_hidden_layers": 0}
+    return values, {f"predictor.{name}": torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
 
 
 def to_vjepa21(
@@ -237,7 +247,7 @@ def to_vjepa21(
     tensors: State = {}
     for module, state in states.items():
         names = _PREDICTOR_NAMES if module == "predictor" else _NAMES
-        tensors |= _split(to_released(state, config, module), names)
+        tensors |= split_tensors(to_released(state, config, module), names)
     values = {
         "architectures": ["VJEPA21Model"],
         "model_type": "vjepa21",
@@ -313,12 +323,17 @@ def _joined(
     path: Path, tensors: State, expected: Mapping[str, Tensor], names: tuple[tuple[str, str], ...], architecture: str
 ) -> State:
     """Tensors in the released names, from a file's, which are compared with what is expected by their own names."""
-    require_match(path, tensors, _split(expected, names), architecture)
+    require_match(path, tensors, split_tensors(expected, names), architecture)
     return {name: torch.cat([tensors[part] for part in _their_names(name, names)]) for name in expected}
 
 
-def _split(released: Mapping[str, Tensor], names: tuple[tuple[str, str], ...]) -> State:
-    """Tensors in the names of `transformers`, from the released ones."""
+def split_tensors(released: Mapping[str, Tensor], names: tuple[tuple[str, str], ...]) -> State:
+    """Tensors in the names of `transformers`, from the released ones.
+
+    Args:
+        released: tensors by released name.
+        names: pairs of prefixes, released and theirs.
+    """
     found: State = {}
     for name, value in released.items():
         theirs = _their_names(name, names)

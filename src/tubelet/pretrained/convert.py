@@ -12,6 +12,7 @@ from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.transformers import Values, to_own, to_vjepa2, to_vjepa21
 from tubelet.checkpoint.transformers_folder import own_processor, vjepa2_processor, write_folder
 from tubelet.checkpoint.vjepa2_1 import MODULE_NAMES, ModuleName, write_released
+from tubelet.checkpoint.vjepa2_predictor import is_vjepa2_file, read_vjepa2_predictor
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.io.files import directory_lock, file_errors
@@ -109,7 +110,7 @@ def convert_to(
     if not in_file and (out.suffix in (".pt", ".safetensors", ".gguf", *_FOREIGN) or out.is_file()):
         raise ConfigError(f"{out}: --to {layout} writes a folder, expected a name without a suffix")
     check_output(out, layout if in_file else "transformers", _read_from(resolve_checkpoint(what)))
-    model = load_unplaced(what, spec)
+    model, predictor2 = _load_with_vjepa2_predictor(what, layout, spec)
     size, frames = image_size or image_size_of(model), frames or Sampling().frames
     model.config.grid(frames, size, size)
     encoder, predictor = split_state(model)
@@ -124,17 +125,30 @@ def convert_to(
         values, tensors = to_vjepa21(parts, model.config, size, frames)
         processor, note = vjepa2_processor(size), "vjepa21, for the code of the ports on the Hub"
     else:
-        values, tensors, processor, note = transformers_files(model, size, frames)
+        values, tensors, processor, note = transformers_files(model, size, frames, predictor2)
     write_folder(out, values, tensors, processor, model.model_id)
     return f"{out}: {model.model_id} as {note}, for clips of {frames} x {size} x {size}"
 
 
-def transformers_files(model: Backbone, image_size: int, frames: int) -> tuple[Values, State, Values, str]:
+def _load_with_vjepa2_predictor(
+    what: str | Path, layout: Layout, spec: LoadSpec
+) -> tuple[Backbone, tuple[Values, State] | None]:
+    """A model, and a requested predictor of V-JEPA 2.0, which is none of this package, for transformers."""
+    path = resolve_checkpoint(what)
+    if layout != "transformers" or not spec.predictor or not is_vjepa2_file(path):
+        return load_unplaced(what, spec), None
+    model = load_unplaced(what, spec._replace(predictor=False))
+    return model, read_vjepa2_predictor(path, spec.predictor_heads, model.config.width)
+
+
+def transformers_files(
+    model: Backbone, image_size: int, frames: int, predictor2: tuple[Values, State] | None = None
+) -> tuple[Values, State, Values, str]:
     """Config, tensors and processor of a model of `transformers`, and what it is."""
     encoder, predictor = split_state(model)
     if model.config.rope == "2.0":
         try:
-            values, tensors = to_vjepa2(encoder, model.config, image_size, frames)
+            values, tensors = to_vjepa2(encoder, model.config, image_size, frames, predictor2)
             return values, tensors, vjepa2_processor(image_size), "VJEPA2Model of transformers"
         except CheckpointError:  # trained further, in ways that V-JEPA 2.0 has no place for
             pass
