@@ -104,7 +104,7 @@ def measure(table: Path, model: Backbone, queries: list[Query], truths: dict[str
 
 def print_means(name: str, rows: NDArray[np.float64]) -> None:
     """Print means over queries with 95 % intervals."""
-    for metric, values in zip(METRICS, rows.T, strict=True):
+    for metric, values in zip(METRICS, rows.T, strict=False):
         found = bootstrap_interval(metric, lambda w, v=values: w @ v / w.sum(1), len(rows), bounds=(-1, 1))
         print(f"{name:<26}{metric:<24}{found.value:6.3f}  [{found.low:.3f}, {found.high:.3f}]", flush=True)
 
@@ -128,7 +128,7 @@ def main() -> None:
             embed_collection(encoder, list(truths), Path(folder) / "table", size)
             measured.append(measure(Path(folder) / "table", encoder, queries, truths))
         print_means(name, measured[-1])
-    print_means("trained - random weights", measured[0] - measured[1])
+    print_means("trained - random weights", (measured[0] - measured[1])[:, :-1])
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Browser:
             raise
         self.errors = list[str]()
         self._pages = dict[bool, Page]()
+        self._served = ""
         self.page = self._page(touch=False)
 
     def __enter__(self) -> Self:
@@ -61,14 +62,17 @@ class Browser:
             self.errors.append(message.text)
 
     def _note_request(self, request: Request) -> None:
-        if not request.url.startswith(("file:", "data:", "blob:", "about:")):
+        served = self._served and request.url.startswith(self._served)
+        if not served and not request.url.startswith(("file:", "data:", "blob:", "about:")):
             self.errors.append(f"request to {request.url}")
 
-    def open(self, page: Path, width: int = 1400, height: int = 1000, dark: bool = False, touch: bool = False) -> None:
+    def open(
+        self, page: Path | str, width: int = 1400, height: int = 1000, dark: bool = False, touch: bool = False
+    ) -> None:
         """Open a file in a window of a size, and wait until it has loaded.
 
         Args:
-            page: the file.
+            page: the file, or the address of a page on this machine, which may request what its address begins.
             width: of the window, in CSS pixels.
             height: of the window, in CSS pixels.
             dark: whether the system prefers dark colors.
@@ -77,7 +81,8 @@ class Browser:
         self.page = self._page(touch)
         self.page.set_viewport_size({"width": width, "height": height})
         self.page.emulate_media(color_scheme="dark" if dark else "light")
-        self.page.goto(page.absolute().as_uri())
+        self._served = page if isinstance(page, str) else ""
+        self.page.goto(page if isinstance(page, str) else page.absolute().as_uri())
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression of JavaScript; a promise is awaited."""

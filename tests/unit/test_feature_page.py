@@ -234,7 +234,7 @@ def test_a_point_is_followed_and_a_click_on_the_plot_seeks(page):
 @pytest.mark.browser
 def test_colors_begin_as_in_python_and_spread_over_a_region(page):
     everything = page.evaluate("layers[0].basis.axes")
-    computed = page.evaluate("features(0).components([...Array(features(0).count).keys()]).axes.map(axis => [...axis])")
+    computed = page.evaluate("principalComponents(features(0).sample).axes.map(axis => [...axis])")
     assert np.abs(np.array(everything) - np.array(computed)).max() < 1e-3
     page.drag(SCREEN, (0.1, 0.1), (0.1, 0.6), (0.6, 0.1), (0.6, 0.6))
     assert page.evaluate("state.region.points.length") > 4

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
+from PIL import Image
 
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa, resolve_best
 from tubelet.checkpoint.weights import EncoderName
@@ -63,7 +64,7 @@ class EncoderView:
 
     Attributes:
         model: name of the model.
-        encoder: teacher or student.
+        encoder: teacher or student; empty where that is unknown.
         files: grid and times of each file; their features are in `levels`.
         names: names of the levels, for a reader.
         levels: the tokens of all files, level by level.
@@ -72,7 +73,7 @@ class EncoderView:
     """
 
     model: str
-    encoder: EncoderName
+    encoder: str
     files: list[FileTokens]
     names: list[str]
     levels: list[QuantizedTokens]
@@ -278,12 +279,21 @@ def _surprise(
     return [surprise(model, file.path, file.video, own, masks) for file, own in pairs], ""
 
 
-def page_values(files: Sequence[ViewedFile], views: Sequence[EncoderView]) -> dict[str, Any]:
-    """Values of the template."""
+def page_values(
+    files: Sequence[ViewedFile], views: Sequence[EncoderView], media: Sequence[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Values of the template.
+
+    Args:
+        files: the files.
+        views: what the page has of each encoder.
+        media: size and address of each file, for a page that is served; None embeds media and features in the page.
+    """
     blocks: list[Markup] = []
+    sizes = [_embed_media(number, file, blocks) for number, file in enumerate(files)] if media is None else media
     data = {
-        "files": [_file(number, file, blocks) for number, file in enumerate(files)],
-        "encoders": [_encoder(number, view, blocks) for number, view in enumerate(views)],
+        "files": [_describe_file(file) | size for file, size in zip(files, sizes, strict=True)],
+        "encoders": [_encoder(number, view, blocks, media is None) for number, view in enumerate(views)],
         "colormaps": {use: colormap(name).tobytes().hex() for use, name in _COLORMAPS.items()},
     }
     names = dict.fromkeys(view.model for view in views)
@@ -296,10 +306,11 @@ def page_values(files: Sequence[ViewedFile], views: Sequence[EncoderView]) -> di
         "blocks": blocks,
         "views": views,
         "tokens": sum(each.grid.tokens for each in views[0].files),
+        "served": media is not None,
     }
 
 
-def _file(number: int, file: ViewedFile, blocks: list[Markup]) -> dict[str, Any]:
+def _embed_media(number: int, file: ViewedFile, blocks: list[Markup]) -> dict[str, Any]:
     scale = min(1.0, MEDIA_LINES / file.height)
     height, width = even(file.height * scale), even(file.width * scale)
     if file.video:
@@ -308,24 +319,25 @@ def _file(number: int, file: ViewedFile, blocks: list[Markup]) -> dict[str, Any]
             write_frames(video.iter_frames((height, width)), buffer, video.time_base, file.duration_s, crf=27)
         blocks.append(binary_block(f"media-{number}", buffer.getvalue()))
     else:
-        from PIL import Image
-
-        pixels = Image.fromarray(read_image(str(file.path)).numpy()).resize((width, height))
-        uri = data_uri(np.asarray(pixels), "jpeg")
-        blocks.append(binary_block(f"media-{number}", base64.b64decode(uri.partition(",")[2])))
-    return {
-        "name": escape_filename(file.path.name),
-        "video": file.video,
-        "duration": round(file.duration_s, 4),
-        "height": height,
-        "width": width,
-    }
+        blocks.append(binary_block(f"media-{number}", encode_image(file.path, height, width)))
+    return {"height": height, "width": width}
 
 
-def _encoder(number: int, view: EncoderView, blocks: list[Markup]) -> dict[str, Any]:
+def encode_image(path: Path, height: int, width: int) -> bytes:
+    """An image at a size, as JPEG."""
+    pixels = Image.fromarray(read_image(str(path)).numpy()).resize((width, height))
+    return base64.b64decode(data_uri(np.asarray(pixels), "jpeg").partition(",")[2])
+
+
+def _describe_file(file: ViewedFile) -> dict[str, Any]:
+    return {"name": escape_filename(file.path.name), "video": file.video, "duration": round(file.duration_s, 4)}
+
+
+def _encoder(number: int, view: EncoderView, blocks: list[Markup], embedded: bool) -> dict[str, Any]:
     levels = []
     for i, (name, level) in enumerate(zip(view.names, view.levels, strict=True)):
-        blocks.append(binary_block(f"tokens-{number}-{i}", level.values.tobytes()))
+        if embedded:
+            blocks.append(binary_block(f"tokens-{number}-{i}", level.values.tobytes()))
         colors = level.colors
         levels.append(
             {

@@ -259,13 +259,33 @@ def write_page(
         TubeletError: if it cannot be written.
     """
     check_output(out, "page")
+    text = render_page(template, values, folder, links_media=links_media)
+    with atomic_write(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def render_page(
+    template: str,
+    values: Mapping[str, Any],
+    folder: Path | None = None,
+    *,
+    links_media: bool = False,
+    fetches: bool = False,
+) -> str:
+    """Render a template with its content security policy.
+
+    Args:
+        template: file name of the template.
+        values: values of the template.
+        folder: folder of a template outside the package.
+        links_media: whether the page shows images and videos of other files.
+        fetches: whether the page fetches data from the server that it came from.
+    """
     environment, hashes = _templates(folder), list[str]()
     environment.globals["inline_script"] = _script_inliner(environment, hashes)
     # The scripts are known when the page is rendered; the policy stands before them.
     text = environment.get_template(template).render(**values, content_security_policy=_POLICY)
-    text = text.replace(_POLICY, _security_policy(hashes, links_media), 1)
-    with atomic_write(out) as partial:
-        partial.write_text(text, encoding="utf-8")
+    return text.replace(_POLICY, _security_policy(hashes, links_media, fetches), 1)
 
 
 def _script_inliner(environment: Environment, hashes: list[str]) -> Callable[..., Markup]:
@@ -278,7 +298,7 @@ def _script_inliner(environment: Environment, hashes: list[str]) -> Callable[...
     return inline_script
 
 
-def _security_policy(hashes: Sequence[str], links_media: bool) -> str:
+def _security_policy(hashes: Sequence[str], links_media: bool, fetches: bool) -> str:
     media = "'self' file: data: blob:" if links_media else "data: blob:"
     rules = {
         "default-src": "'none'",
@@ -286,6 +306,7 @@ def _security_policy(hashes: Sequence[str], links_media: bool) -> str:
         "style-src": "'unsafe-inline'",
         "img-src": media,
         "media-src": media,
+        "connect-src": "'self'" if fetches else "'none'",
         "base-uri": "'none'",
         "form-action": "'none'",
     }

@@ -1,6 +1,6 @@
 """Features of a page: projected to few directions and quantized to a byte a number, with the error that this costs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,9 @@ from tubelet.view.pca import Projection, fit_projection
 
 _CHUNK = 16_384
 _PAIRS = 20_000
+_SAMPLE = 4 * _CHUNK
+
+Chunks = Callable[[], Iterable[tuple[NDArray[np.int64], Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -35,64 +38,72 @@ class QuantizedTokens:
 
     def units(self) -> Tensor:
         """(N, P) float32 tokens of length 1."""
-        return F.normalize(torch.from_numpy(self.values).float(), dim=-1)
+        return _units(self.values)
 
 
 def quantize_tokens(tokens: Sequence[Tensor], directions: int, seed: int = 0) -> QuantizedTokens:
     """Project tokens to the directions that preserve their cosines best, and quantize them.
-
-    The directions are the eigenvectors of the second moment of the tokens scaled to length 1, which minimize the
-    squared error of the projection; nothing is centered, since that would change cosines.
 
     Args:
         tokens: (N, D) of each file, with finite values.
         directions: P, at least 3 and at most D.
         seed: of the random pairs that the error is measured on.
     """
-    width = tokens[0].shape[-1]
-    moment = torch.zeros(width, width, dtype=torch.float64)
-    for chunk in _chunks(tokens):
-        moment += (chunk.T @ chunk).double()
-    basis = torch.linalg.eigh(moment)[1][:, -directions:].flip(1)
-    parts = []
-    for chunk in _chunks(tokens):
-        projected = chunk @ basis.float()
+    starts = np.cumsum([0, *map(len, tokens)])
+
+    def chunks() -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        for start, each in zip(starts, tokens, strict=False):
+            for begin in range(0, len(each), _CHUNK):
+                chunk = each[begin : begin + _CHUNK]
+                yield np.arange(start + begin, start + begin + len(chunk)), chunk
+
+    return quantize_chunks(chunks, np.empty((starts[-1], directions), np.int8), seed)
+
+
+def quantize_chunks(chunks: Chunks, values: NDArray[np.int8], seed: int = 0) -> QuantizedTokens:
+    """Project tokens that are read chunk by chunk, twice, and quantize them.
+
+    The directions are the eigenvectors of the second moment of the tokens scaled to length 1, which minimize the
+    squared error of the projection; nothing is centered, since that would change cosines.
+
+    Args:
+        chunks: each call iterates over all tokens: row numbers (n,) and finite tokens (n, D).
+        values: (N, P) to write to, with P at least 3 and at most D; perhaps mapped from a file.
+        seed: of the random pairs that the error is measured on.
+    """
+    basis = _directions(chunks, values.shape[1])
+    pairs = np.random.default_rng(seed).integers(0, len(values), 2 * _PAIRS)
+    exact = torch.empty(2 * _PAIRS, len(basis))
+    for rows, chunk in chunks():
+        units = F.normalize(chunk.float().cpu(), dim=-1)
+        projected = units @ basis
         largest = projected.abs().amax(-1, keepdim=True).clamp_min(1e-12)
-        parts.append((projected / largest * 127).round().to(torch.int8))
-    values = torch.cat(parts)
-    units = F.normalize(values.float(), dim=-1)
-    errors = _cosine_errors(tokens, units, np.random.default_rng(seed))
-    return QuantizedTokens(
-        values.numpy(), float(errors.mean()), float(np.quantile(errors, 0.99)), fit_projection(_sample(units))
-    )
+        values[rows] = (projected / largest * 127).round().to(torch.int8).numpy()
+        order = np.argsort(rows)
+        places = np.minimum(np.searchsorted(rows, pairs, sorter=order), len(rows) - 1)
+        own = np.flatnonzero(rows[order[places]] == pairs)
+        exact[own] = units[order[places[own]]]
+    approximate = _units(values[pairs])
+    left, right = slice(None, _PAIRS), slice(_PAIRS, None)
+    cosines = [(each[left] * each[right]).sum(-1).double() for each in (exact, approximate)]
+    errors = (cosines[0] - cosines[1]).abs().numpy()
+    stride = max(1, -(-len(values) // _SAMPLE))  # principal components of more rows would be the same
+    colors = fit_projection(_units(values[::stride]))
+    return QuantizedTokens(values, float(errors.mean()), float(np.quantile(errors, 0.99)), colors)
 
 
-def _chunks(tokens: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Tokens of length 1, a few thousand at a time."""
-    for each in tokens:
-        for chunk in each.split(_CHUNK):
-            yield F.normalize(chunk.float().cpu(), dim=-1)
+def _directions(chunks: Chunks, count: int) -> Tensor:
+    """(D, P) eigenvectors of the second moment, by decreasing eigenvalue, their largest entries positive."""
+    moment: Tensor | None = None
+    for _, chunk in chunks():
+        units = F.normalize(chunk.float().cpu(), dim=-1)
+        own = (units.T @ units).double()
+        moment = own if moment is None else moment + own
+    assert moment is not None
+    basis = torch.linalg.eigh(moment)[1][:, -count:].flip(1)
+    peaks = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    return (basis * torch.where(peaks < 0, -1.0, 1.0)).float()
 
 
-def _cosine_errors(tokens: Sequence[Tensor], units: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
-    left, right = torch.from_numpy(rng.integers(0, len(units), (2, _PAIRS)))
-    exact = F.cosine_similarity(_rows(tokens, left), _rows(tokens, right), dim=-1)
-    approximate = (units[left] * units[right]).sum(-1)
-    errors: NDArray[np.float64] = (exact - approximate).abs().double().numpy()
-    return errors
-
-
-def _rows(tokens: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """Rows of the concatenation of the files' tokens, which is not made."""
-    starts = torch.tensor([0, *(len(each) for each in tokens)]).cumsum(0)
-    files = torch.searchsorted(starts, rows, right=True) - 1
-    found = torch.empty(len(rows), tokens[0].shape[-1])
-    for number, each in enumerate(tokens):
-        own = files == number
-        found[own] = each[rows[own] - starts[number]].float().cpu()
-    return found
-
-
-def _sample(units: Tensor, most: int = 4 * _CHUNK) -> Tensor:
-    """Evenly spaced rows; principal components of more would be the same."""
-    return units[:: max(1, -(-len(units) // most))]
+def _units(values: NDArray[np.int8]) -> Tensor:
+    return F.normalize(torch.from_numpy(np.ascontiguousarray(values)).float(), dim=-1)

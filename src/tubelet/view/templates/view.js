@@ -16,7 +16,7 @@ const state = {
   region: null, foreground: 0, invert: false, pins: { A: null, B: null }, lines: 40,
 };
 const several = new Set(data.encoders.map(each => each.model)).size > 1;
-const encoderName = encoder => several ? data.encoders[encoder].model : `${data.encoders[encoder].model} ${data.encoders[encoder].encoder}`;
+const encoderName = encoder => several ? data.encoders[encoder].model : `${data.encoders[encoder].model} ${data.encoders[encoder].encoder}`.trim();
 const levelName = () => data.encoders[state.shown[0]].levels[levelOf(state.shown[0])].name;
 const levelOf = encoder => Math.min(state.level, data.encoders[encoder].levels.length - 1);
 
@@ -33,10 +33,12 @@ function tokenAt(card, encoder, step, x, y) {
   return firstToken(encoder, card.number, step) + Math.floor(y * rows) * columns + Math.floor(x * columns);
 }
 
+const SERVED = data.files.some(file => file.source);
 const decoded = new Map();
 function features(encoder, level = levelOf(encoder)) {
   const key = `${encoder}-${level}`;
-  if (!decoded.has(key)) decoded.set(key, new Features(readBinary(`tokens-${key}`), data.encoders[encoder].levels[level].directions));
+  const { grids, levels } = data.encoders[encoder];
+  if (!decoded.has(key)) decoded.set(key, new FeatureStore(grids, levels[level].directions, SERVED ? null : readBinary(`tokens-${key}`), key));
   return decoded.get(key);
 }
 const surprises = new Map();
@@ -62,14 +64,14 @@ function plotCurve(context, values, width, height, color, low, high) {  // value
   const y = value => height - 3 - (height - 8) * Math.min(1, Math.max(0, (value - low) / (high - low || 1)));
   context.beginPath();
   context.moveTo(0, height);
-  values.forEach((value, step) => context.lineTo(x(step), y(value)));
+  values.forEach((value, step) => context.lineTo(x(step), Number.isNaN(value) ? height : y(value)));
   context.lineTo(width, height);
   context.fillStyle = color;
   context.globalAlpha = 0.16;
   context.fill();
   context.globalAlpha = 1;
   context.beginPath();
-  values.forEach((value, step) => context[step ? "lineTo" : "moveTo"](x(step), y(value)));
+  values.forEach((value, step) => context[step && !Number.isNaN(values[step - 1]) ? "lineTo" : "moveTo"](x(step), y(value)));  // NaN draws nothing
   context.strokeStyle = color;
   context.lineWidth = 1.8;
   context.stroke();
@@ -94,25 +96,25 @@ function plotSteps(context, width, height, steps, rows, paint) {  // a column of
   context.imageSmoothingEnabled = false;
   context.drawImage(canvas, 0, 0, width, height);
 }
-const perStep = (encoder, card, of) => {
+const isFilled = (encoder, token) => { const filled = layers[encoder]?.filled; return !filled || filled.has(features(encoder).chunkAt(token)); };
+const perStep = (encoder, card, of) => {  // a value of each time step, NaN where it is not known yet
   const [steps, rows, columns] = data.encoders[encoder].grids[card.number];
-  return Array.from({ length: steps }, (_, step) => { const begin = firstToken(encoder, card.number, step); return of(begin, begin + rows * columns); });
+  return Array.from({ length: steps }, (_, step) => { const begin = firstToken(encoder, card.number, step); return isFilled(encoder, begin) ? of(begin, begin + rows * columns) : NaN; });
 };
 
 function basisOf(encoder) {  // of everything, of a region, or of the foreground
-  const found = features(encoder), everything = data.encoders[encoder].levels[levelOf(encoder)].pca;
+  const everything = data.encoders[encoder].levels[levelOf(encoder)].pca;
   if (state.region) {
-    const { card, points, second } = state.region, step = card.stepAt(encoder, second);
-    const [, rows, columns] = data.encoders[encoder].grids[card.number], begin = firstToken(encoder, card.number, step), inside = [];
-    for (let i = 0; i < rows * columns; i++) if (isInside([(i % columns + 0.5) / columns, (Math.floor(i / columns) + 0.5) / rows], points)) inside.push(begin + i);
-    return { basis: inside.length > 3 ? found.components(inside) : everything, count: inside.length };
+    const { card, points, second } = state.region, step = card.stepAt(encoder, second), inside = [];
+    const [, rows, columns] = data.encoders[encoder].grids[card.number], begin = firstToken(encoder, card.number, step), found = features(encoder).at(begin);
+    for (let i = 0; i < rows * columns; i++) if (isInside([(i % columns + 0.5) / columns, (Math.floor(i / columns) + 0.5) / rows], points)) inside.push(found.unit(begin + i));
+    return { basis: inside.length > 3 ? principalComponents(inside) : everything };
   }
   if (!state.foreground) return { basis: everything };
-  const first = Float32Array.from({ length: found.count }, (_, i) => (state.invert ? -1 : 1) * found.project(everything, i, 0));
-  const limit = first.slice().sort()[Math.floor(state.foreground / 100 * (found.count - 1))];
-  const kept = Uint8Array.from(first, value => value >= limit ? 1 : 0), tokens = [];
-  kept.forEach((keep, i) => { if (keep) tokens.push(i); });
-  return { basis: tokens.length > 3 ? found.components(tokens) : everything, kept, count: tokens.length };
+  const rows = features(encoder).sample, sign = state.invert ? -1 : 1;  // of the first component that is kept
+  const first = Float32Array.from(rows, row => sign * row.reduce((sum, value, d) => sum + (value - everything.mean[d]) * everything.axes[0][d], 0));
+  const limit = first.slice().sort()[Math.floor(state.foreground / 100 * (rows.length - 1))], inside = rows.filter((_, i) => first[i] >= limit);
+  return { basis: inside.length > 3 ? principalComponents(inside) : everything, keeps: (found, token) => sign * found.project(everything, token, 0) >= limit - 1e-6 };
 }
 function isInside([x, y], polygon) {
   let inside = false;
@@ -122,14 +124,23 @@ function isInside([x, y], polygon) {
   }
   return inside;
 }
+const colored = new Map();  // the last layer in the colors of everything, by encoder
 function pcaLayer(encoder) {
-  const found = features(encoder), { basis, kept } = basisOf(encoder);
-  const rgb = token => basis.low.map((low, axis) => 255 * (found.project(basis, token, axis) - low) / (basis.high[axis] - low || 1));
-  return {
-    basis, kept,
+  const found = features(encoder), before = colored.get(encoder), everything = !state.region && !state.foreground;
+  if (everything && before?.found === found) return before.layer;
+  const { basis, keeps } = basisOf(encoder), rgb = new Uint8ClampedArray(3 * found.count), kept = keeps && new Uint8Array(found.count);
+  const spans = basis.low.map((low, axis) => basis.high[axis] - low || 1);
+  const layer = {
+    basis, kept, filled: new Set(),
+    fill({ begin, end, features: own }) {
+      for (let i = begin; i < end; i++) {
+        for (let axis = 0; axis < 3; axis++) rgb[3 * i + axis] = 255 * (own.project(basis, i, axis) - basis.low[axis]) / spans[axis];
+        if (kept) kept[i] = keeps(own, i) ? 1 : 0;
+      }
+    },
     paint(pixels, begin, end) {
       for (let i = begin, at = 0; i < end; i++, at += 4) {
-        pixels.set(rgb(i), at);  // clamped by the array
+        for (let axis = 0; axis < 3; axis++) pixels[at + axis] = rgb[3 * i + axis];
         pixels[at + 3] = !kept || kept[i] ? 255 : 0;
       }
     },
@@ -138,28 +149,42 @@ function pcaLayer(encoder) {
       plotSteps(context, width, height, steps, rows, (step, row) => {
         const begin = firstToken(encoder, card.number, step) + row * columns, sum = [0, 0, 0];
         let count = 0;
-        for (let i = begin; i < begin + columns; i++) if (!kept || kept[i]) { rgb(i).forEach((value, c) => { sum[c] += value; }); count++; }
+        if (isFilled(encoder, begin)) {
+          for (let i = begin; i < begin + columns; i++) if (!kept || kept[i]) { for (let c = 0; c < 3; c++) sum[c] += rgb[3 * i + c]; count++; }
+        }
         return count ? sum.map(value => value / count) : [24, 26, 30];
       });
     },
-    describe: token => `components ${basis.low.map((_, axis) => found.project(basis, token, axis).toFixed(2)).join(", ")}`,
+    describe(token) {
+      const own = found.at(token);
+      return own ? `components ${basis.low.map((_, axis) => own.project(basis, token, axis).toFixed(2)).join(", ")}` : "";
+    },
   };
+  if (everything) colored.set(encoder, { found, layer });
+  return layer;
 }
 function similarityLayer(encoder) {
   const { query } = state, found = features(encoder), map = colormaps.similarity;
   if (!query) return null;
-  const values = found.similarity(queryDirection(encoder)), [low, high] = range(values);
-  const least = Math.exp((low - high) / state.temperature);
-  const brightness = value => (Math.exp((value - high) / state.temperature) - least) / (1 - least || 1);
+  const values = new Float32Array(found.count).fill(NaN), direction = queryDirection(encoder);
   const layer = {
-    values, low, high, path: new Map(),
+    values, low: Infinity, high: -Infinity, path: new Map(), filled: new Set(),
+    fill({ begin, features: own }) {
+      const here = own.similarity(direction), [low, high] = range(here);
+      values.set(here, begin);
+      layer.low = Math.min(layer.low, low);
+      layer.high = Math.max(layer.high, high);
+    },
+    finish() { if (state.follow && query.card.file.video) layer.path.set(query.card.number, followPoint(encoder, values)); },
     paint(pixels, begin, end) {
+      const { low, high } = layer, least = Math.exp((low - high) / state.temperature);
+      const brightness = value => (Math.exp((value - high) / state.temperature) - least) / (1 - least || 1);
       if (!state.threshold) return paintMap(pixels, map, end - begin, i => brightness(values[begin + i]));
       for (let i = begin, at = 3; i < end; i++, at += 4) pixels[at] = values[i] >= state.threshold ? 0 : 235;
     },
     plot(context, card, width, height) {
       const maxima = perStep(encoder, card, (begin, end) => range(values, begin, end)[1]);
-      const least = Math.min(...maxima) - 0.02, bottom = state.threshold ? Math.min(least, state.threshold) : least;
+      const { high } = layer, least = range(maxima)[0] - 0.02, bottom = state.threshold ? Math.min(least, state.threshold) : least;
       plotCurve(context, maxima, width, height, cssColor("--target"), bottom, high);
       if (state.threshold) {
         const y = height - 3 - (height - 8) * (state.threshold - bottom) / (high - bottom);
@@ -177,14 +202,13 @@ function similarityLayer(encoder) {
       return [((most - begin) % columns + 0.5) / columns, (Math.floor((most - begin) / columns) + 0.5) / rows];
     },
   };
-  if (state.follow && query.card.file.video) layer.path.set(query.card.number, followPoint(encoder, values));
   return layer;
 }
 function queryDirection(encoder) {
   const { card, box, second } = state.query, [, rows, columns] = data.encoders[encoder].grids[card.number];
   const [x0, y0, x1, y1] = cells(box, rows, columns), begin = firstToken(encoder, card.number, card.stepAt(encoder, second)), tokens = [];
   for (let y = y0; y < y1; y++) for (let x = x0; x < x1; x++) tokens.push(begin + y * columns + x);
-  return features(encoder).mean(tokens);
+  return features(encoder).at(begin).mean(tokens);
 }
 const LOST = 0.5;  // similarity below which a point is no longer followed
 // The most similar patch near that of the step before, in both directions of time; between patches by their similarity.
@@ -217,14 +241,18 @@ function followPoint(encoder, values) {
   return path;
 }
 function clusterLayer(encoder) {
-  const found = features(encoder), centers = found.clusters(state.k), groups = found.assign(centers, 0, found.count);
-  const counts = new Float64Array(state.k);
-  groups.forEach(group => { counts[group]++; });
-  const order = [...counts.keys()].sort((a, b) => counts[b] - counts[a]), rank = new Uint8Array(state.k);  // the largest is 0
-  order.forEach((group, place) => { rank[group] = place; });
-  for (let i = 0; i < groups.length; i++) groups[i] = rank[groups[i]];
-  return {
-    groups, shares: order.map(group => counts[group] / groups.length),
+  const found = features(encoder), { sample } = found, centers = kMeans(sample, state.k), groups = new Uint8Array(found.count);
+  const sizes = new Float64Array(state.k), counts = new Float64Array(state.k);
+  for (const row of sample) sizes[nearest(centers, row)]++;
+  const order = [...sizes.keys()].sort((a, b) => sizes[b] - sizes[a]), sorted = order.map(group => centers[group]);  // the largest is the first
+  const layer = {
+    groups, shares: [], filled: new Set(),
+    fill({ begin, features: own }) {
+      const here = own.assign(sorted);
+      for (const group of here) counts[group]++;
+      groups.set(here, begin);
+    },
+    finish() { const total = counts.reduce((sum, count) => sum + count); layer.shares = [...counts].map(count => count / total); },
     paint(pixels, begin, end) {
       for (let i = begin, at = 0; i < end; i++, at += 4) {
         const on = !state.alone.size || state.alone.has(groups[i]);
@@ -240,12 +268,14 @@ function clusterLayer(encoder) {
       });
       plotSteps(context, width, height, shares.length, 80, (step, row) => {
         let sum = 0, group = 0;
+        if (!isFilled(encoder, firstToken(encoder, card.number, step))) return [60, 64, 70];
         while (group < state.k - 1 && (sum += shares[step][group]) < (row + 0.5) / 80) group++;
         return !state.alone.size || state.alone.has(group) ? PALETTE[group] : [60, 64, 70];
       });
     },
     describe: token => nameOf(groups[token]),
   };
+  return layer;
 }
 const nameOf = group => state.names[group] || `cluster ${group + 1}`;
 function surpriseLayer(encoder) {
@@ -268,9 +298,61 @@ function surpriseLayer(encoder) {
 }
 const MAKERS = { pca: pcaLayer, similarity: similarityLayer, clusters: clusterLayer, surprise: surpriseLayer, compare: pcaLayer };
 
-// From the state to what is seen.
+// From the state to what is seen. Features that a query needs are loaded first; all others fill the layers in slices of
+// time, those nearest to what is visible first.
+function missing() {
+  const { mode, query, region, pins } = state, loads = [];
+  for (const encoder of state.shown) {
+    const store = features(encoder), moments = mode === "compare" ? [pins.A, pins.B] : mode === "similarity" ? [query] : mode === "pca" ? [region] : [];
+    for (const each of moments) {
+      if (!each) continue;
+      const chunk = store.chunkAt(firstToken(encoder, each.card.number, each.card.stepAt(encoder, each.second)));
+      if (!chunk.features) loads.push(store.load(chunk));
+    }
+    if ((mode === "clusters" || mode === "pca" && state.foreground) && !store.sampled) loads.push(store.loadSample());
+  }
+  return loads;
+}
+const visibleToken = encoder => { const card = state.active ?? cards[0]; return firstToken(encoder, card.number, card.stepOf(encoder)); };
+function fillChunk(layer, chunk) {
+  if (layer.filled.has(chunk)) return;
+  layer.fill(chunk);
+  layer.filled.add(chunk);
+}
+async function fillRest(encoder, layer) {
+  const store = features(encoder), rest = new Set(store.chunks.filter(chunk => !layer.filled.has(chunk)));
+  const take = () => {
+    const at = visibleToken(encoder), distance = chunk => Math.max(chunk.begin - at, at - chunk.end, 0);
+    let best = null;
+    for (const chunk of rest) if (!best || distance(chunk) < distance(best)) best = chunk;
+    rest.delete(best);
+    return best;
+  };
+  let drawn = performance.now(), paused = drawn;
+  for (let chunk = take(), next; chunk; chunk = next) {
+    const loaded = store.load(chunk);
+    next = take();
+    await loaded;
+    if (next) store.load(next).catch(() => {});  // reported when it is awaited
+    if (layers[encoder] !== layer) return;
+    if (!chunk.features) await store.load(chunk);
+    fillChunk(layer, chunk);
+    const now = performance.now();
+    if (!next || now - drawn > 100) { layer.finish?.(); redraw(); drawn = now; }
+    if (now - paused > 12) { await new Promise(resolve => setTimeout(resolve)); paused = performance.now(); }
+  }
+}
+function reportFailure(error) { $("error").textContent = `Features cannot be loaded (${error.message}); start tubelet view --serve again.`; }
 function compute() {
-  for (const encoder of state.shown) layers[encoder] = MAKERS[state.mode](encoder);
+  for (const encoder of state.shown) {
+    const layer = layers[encoder] = MAKERS[state.mode](encoder);
+    if (!layer?.fill) continue;
+    const store = features(encoder), { query } = state;
+    const near = [visibleToken(encoder), ...(state.mode === "similarity" ? [firstToken(encoder, query.card.number, query.card.stepAt(encoder, query.second))] : [])].map(token => store.chunkAt(token));
+    for (const chunk of store.served ? near.filter(each => each.features) : store.chunks) fillChunk(layer, chunk);
+    layer.finish?.();
+    if (store.served) fillRest(encoder, layer).catch(reportFailure);
+  }
   if (state.mode === "compare") computePairs();
 }
 function redraw() {
@@ -278,7 +360,17 @@ function redraw() {
   drawComparison();
   drawLegend();
 }
-function update() { compute(); redraw(); }
+let updates = 0;
+function update() {
+  const loads = SERVED ? missing() : [], own = ++updates;
+  if (loads.length) {
+    for (const encoder of state.shown) layers[encoder] = null;  // until then
+    Promise.all(loads).then(() => { if (own === updates) update(); }, reportFailure);
+    return;
+  }
+  compute();
+  redraw();
+}
 let pending = 0;
 function updateSoon() { cancelAnimationFrame(pending); pending = requestAnimationFrame(update); }
 
@@ -312,6 +404,7 @@ function pinDefaults() {
 }
 function choose(card, box) { state.query = { card, second: card.time, box }; }
 function clicked(card, [x, y], encoder) {
+  if (!layers[encoder]) return;
   if (state.mode === "clusters") return toggleCluster(layers[encoder].groups[tokenAt(card, encoder, card.stepOf(encoder), x, y)]);
   if (state.mode === "compare") return;
   choose(card, [x, y, x, y]);
@@ -354,7 +447,7 @@ function drawLegend() {
     const above = layer.values.reduce((count, value) => count + (value >= state.threshold), 0);
     $("answer").textContent = `${(100 * above / layer.values.length).toFixed(1)} % of all patches are above the threshold.`;
   } else $("answer").textContent = "";
-  if (mode === "clusters") drawNames(layer);
+  if (mode === "clusters" && layer) drawNames(layer);
   const { error, largest, directions } = data.encoders[state.shown[0]].levels[levelOf(state.shown[0])];
   $("error").textContent = `Features of ${encoderName(state.shown[0])}, ${levelName()}, are projected to ${directions} directions of a byte each. Similarities differ from the exact ones by ${error.toFixed(4)} on average, 99 % of them by less than ${largest.toFixed(4)}.`;
 }

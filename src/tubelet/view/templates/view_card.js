@@ -64,14 +64,14 @@ class Screen {  // encoder: number of an encoder, null for the frame alone
     return layer.describe(tokenAt(this.card, encoder, this.card.stepOf(encoder), x, y));
   }
   drawFrame(source) {
-    this.frame.getContext("2d").drawImage(source, 0, 0, this.frame.width, this.frame.height);
+    drawMedia(this.frame.getContext("2d"), source, this.frame.width, this.frame.height);
   }
   drawOverlay() {
     if (!this.overlay || !layers[this.encoder]) return;
     const { width, height } = this.overlay, context = this.overlay.getContext("2d");
     const image = context.createImageData(width, height);
     const begin = firstToken(this.encoder, this.card.number, this.step);
-    layers[this.encoder].paint(image.data, begin, begin + width * height);
+    if (isFilled(this.encoder, begin)) layers[this.encoder].paint(image.data, begin, begin + width * height);
     context.putImageData(image, 0, 0);
     this.overlay.style.opacity = state.opacity;
   }
@@ -168,15 +168,18 @@ class Card {
   load() {
     if (this.loaded) return;
     this.loaded = true;
-    const url = URL.createObjectURL(new Blob([readBinary(`media-${this.number}`)], { type: this.file.video ? "video/mp4" : "image/jpeg" }));
+    const url = this.file.source ?? URL.createObjectURL(new Blob([readBinary(`media-${this.number}`)], { type: this.file.video ? "video/mp4" : "image/jpeg" }));
+    const fail = () => this.box.append(element("p", "missing", `${this.file.name} cannot be read any more; its features are still here.`));
     if (!this.file.video) {
       this.image = new Image();
       this.image.addEventListener("load", () => this.draw());
+      this.image.addEventListener("error", fail, { once: true });
       this.image.src = url;
       return;
     }
     const video = this.video = element("video");
     Object.assign(video, { muted: true, loop: true, playsInline: true, preload: "auto", src: url });
+    video.addEventListener("error", fail, { once: true });
     for (const kind of ["loadeddata", "seeked"]) video.addEventListener(kind, () => this.draw());
     const show = () => { this.playButton.textContent = video.paused ? "▶ Play" : "❚❚ Pause"; };
     video.addEventListener("pause", show);
@@ -278,6 +281,11 @@ class Card {
   }
 }
 
+// The central part of a frame that has the shape of the canvas: tables have the features of the central square.
+function drawMedia(context, source, width, height) {
+  const w = source.videoWidth || source.naturalWidth, h = source.videoHeight || source.naturalHeight, scale = Math.min(w / width, h / height);
+  context.drawImage(source, (w - width * scale) / 2, (h - height * scale) / 2, width * scale, height * scale, 0, 0, width, height);
+}
 function bounds(points) {
   const x = points.map(point => point[0]), y = points.map(point => point[1]);
   return [Math.min(...x), Math.min(...y), Math.max(...x), Math.max(...y)];

@@ -9,7 +9,7 @@ function grabFrame({ card, second }) {  // a frame at a time, from a video of it
   card.load();
   const canvas = element("canvas");
   [canvas.width, canvas.height] = [card.file.width, card.file.height];
-  const draw = source => { canvas.getContext("2d").drawImage(source, 0, 0, canvas.width, canvas.height); drawComparison(); };
+  const draw = source => { drawMedia(canvas.getContext("2d"), source, canvas.width, canvas.height); drawComparison(); };
   if (!card.file.video) card.image.decode().then(() => draw(card.image));
   else {
     const video = element("video");
@@ -26,7 +26,7 @@ function computePairs() {
     return { range: [begin, begin + rows * columns], rows, columns };
   });
   const center = (token, { rows, columns }) => [(token % columns + 0.5) / columns, (Math.floor(token / columns) + 0.5) / rows];
-  comparison.pairs = Features.mutualNeighbors(found, left.range, found, right.range)
+  comparison.pairs = Features.mutualNeighbors(found.at(left.range[0]), left.range, found.at(right.range[0]), right.range)
     .map(([i, j, similarity]) => ({ from: center(i, left), to: center(j, right), similarity }));
 }
 function placeFrames() {

@@ -1,0 +1,168 @@
+"""Features of a page from a table of `tubelet embed --dense`, read in pieces: its tokens need not fit into memory."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tubelet.data.decode import Video
+from tubelet.data.file_types import IMAGE_SUFFIXES
+from tubelet.data.images import read_image
+from tubelet.data.part_table import parts
+from tubelet.data.storage import suffix_of
+from tubelet.embed.table import dense_rows, read_part, read_settings
+from tubelet.errors import ConfigError, DataError, escape_filename
+from tubelet.grid import Grid
+from tubelet.view.feature_page import EncoderView, ViewedFile
+from tubelet.view.quantization import quantize_chunks
+from tubelet.view.token_maps import FileTokens
+
+MOST_FILES = 100
+_READ_VALUES = 2**22  # values of tokens that are decoded at once
+_NOTE = "A table has the features alone, without the predictor."
+
+
+@dataclass
+class _TableFile:
+    """Rows of one file.
+
+    Attributes:
+        times: (t,) seconds of the time steps of each clip, by the clip's number.
+        clips: number of clips that the file has.
+        version: size in bytes and modification time in seconds of the file when it was embedded.
+        space: rows and columns of the tokens.
+    """
+
+    times: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    clips: int = 0
+    version: tuple[int, float] = (0, 0.0)
+    space: tuple[int, int] = (0, 0)
+
+    def order(self) -> tuple[NDArray[np.float64], dict[int, NDArray[np.int64]]]:
+        """Sorted seconds of all time steps, and where those of each clip are among them."""
+        numbers = sorted(self.times)
+        seconds = np.concatenate([self.times[number] for number in numbers])
+        order = np.argsort(seconds, kind="stable")
+        ranks = np.empty(len(order), np.int64)
+        ranks[order] = np.arange(len(order))
+        ends = np.cumsum([len(self.times[number]) for number in numbers])
+        return seconds[order], dict(zip(numbers, np.split(ranks, ends[:-1]), strict=True))
+
+
+def read_dense_table(
+    table: Path, chosen: Sequence[str], directions: int, weights: str | None = None
+) -> tuple[list[ViewedFile], EncoderView]:
+    """Files of a table, and the deepest level of their tokens, projected and quantized as for any page.
+
+    The quantized tokens are in a temporary file without a name, which ends with the process.
+
+    Args:
+        table: a folder that `tubelet embed --dense` wrote.
+        chosen: the files to show; none means all.
+        directions: most directions that features are projected to.
+        weights: id of the weights that the features must be from; None takes any.
+
+    Raises:
+        ConfigError: if there are too many files, or a chosen one is not in the table.
+        DataError: if the table has no tokens, is not complete or is of another model, or a file is missing or changed.
+    """
+    settings = read_settings(table)
+    if not settings["dense"]:
+        raise DataError(
+            f"{table}: has no tokens, which the page shows; embed the videos with --dense into another folder"
+        )
+    if weights not in (None, settings["weights"]):
+        raise DataError(
+            f"{table}: features are from {settings['model_id']}, --model has other weights; pass the model of "
+            "the table, leave --model out, or embed the videos again"
+        )
+    rows = _choose(table, _list_rows(table), chosen)
+    files = [_open_file(path, own) for path, own in rows.items()]
+    orders = {path: own.order() for path, own in rows.items()}
+    grids = [Grid(len(orders[path][0]), *own.space) for path, own in rows.items()]
+    starts = dict(zip(rows, np.cumsum([0, *(grid.tokens for grid in grids)]).tolist(), strict=False))
+
+    def chunks() -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        for columns, tokens, _ in dense_rows(table, ["path", "clip"], _READ_VALUES):
+            for row, clip in zip(columns.to_pylist(), tokens, strict=True):
+                if row["path"] not in rows:
+                    continue
+                if not np.isfinite(clip).all():
+                    raise DataError(f"{table}: features of {row['path']} are not finite; embed it by another model")
+                h, w = clip.shape[1:3]
+                first = starts[row["path"]] + orders[row["path"]][1][row["clip"]] * h * w
+                yield (first[:, None] + np.arange(h * w)).ravel(), torch.from_numpy(clip.reshape(-1, clip.shape[-1]))
+
+    width = next(iter(chunks()))[1].shape[1]
+    with tempfile.TemporaryFile() as file:  # stays open, and on disk, as long as it is mapped
+        shape = (sum(grid.tokens for grid in grids), min(directions, width))
+        level = quantize_chunks(chunks, np.memmap(file, np.int8, "w+", shape=shape))
+    tokens = [FileTokens(grid, orders[path][0], ()) for grid, path in zip(grids, rows, strict=True)]
+    return files, EncoderView(settings["model_id"], "", tokens, ["deepest level"], [level], None, _NOTE)
+
+
+def _list_rows(table: Path) -> dict[str, _TableFile]:
+    """All files of a table, without their tokens."""
+    found: dict[str, _TableFile] = {}
+    for part in parts(table):
+        columns = read_part(part, ["path", "clip", "clips", "size_bytes", "changed_s", "grid", "times"])
+        for row in columns.to_pylist():
+            file = found.setdefault(row["path"], _TableFile())
+            file.times[row["clip"]] = np.array(row["times"])
+            file.clips, file.space = row["clips"], (row["grid"][1], row["grid"][2])
+            file.version = row["size_bytes"], row["changed_s"]
+    return dict(sorted(found.items()))
+
+
+def _choose(table: Path, rows: Mapping[str, _TableFile], chosen: Sequence[str]) -> dict[str, _TableFile]:
+    by_path = {Path(path).resolve(): path for path in rows}
+    for name in chosen:
+        if Path(name).resolve() not in by_path:
+            raise ConfigError(
+                f"{escape_filename(name)} is not in {table}; pass files that were embedded, or embed it, too"
+            )
+    found = {by_path[Path(name).resolve()]: rows[by_path[Path(name).resolve()]] for name in chosen} or dict(rows)
+    if not found:
+        raise DataError(f"{table}: has no rows yet; wait for `tubelet embed` to finish")
+    if len(found) > MOST_FILES:
+        raise ConfigError(
+            f"{table} has {len(found):,} files, expected at most {MOST_FILES} on a page; "
+            "name those to show after the table"
+        )
+    for path, own in found.items():
+        if len(own.times) < own.clips:
+            raise DataError(
+                f"{table}: has {len(own.times)} of {own.clips} clips of {path}; run the same `tubelet embed` again to "
+                "complete it"
+            )
+    return found
+
+
+def _open_file(path: str, own: _TableFile) -> ViewedFile:
+    """What the page says about a file, which must be that which was embedded."""
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{path}: is in the table but not on this machine; move it back, or name the files to show")
+    if file.stat().st_size != own.version[0]:
+        raise DataError(
+            f"{path}: has {file.stat().st_size:,} bytes, {own.version[0]:,} when it was embedded; "
+            "run `tubelet embed` again"
+        )
+    if suffix_of(path) in IMAGE_SUFFIXES:
+        height, width = read_image(path).shape[:2]
+        return ViewedFile(file, False, height, width, 0.0)
+    with Video(path) as video:
+        info = video.info
+    return ViewedFile(file, True, info.height, info.width, info.duration_s)
+
+
+def square_side(file: ViewedFile, most: int) -> dict[str, Any]:
+    """Height and width in pixels at which a page draws the central square of a file, which a table has."""
+    side = min(most, file.height, file.width)
+    return {"height": side, "width": side}
