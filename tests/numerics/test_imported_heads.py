@@ -167,6 +167,9 @@ def test_damaged_folders_are_refused(saved):
     (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "a", "1": "b"}}))
     with pytest.raises(TubeletError, match="id2label has 2 names, expected those of 3 classes"):
         tubelet.load_head(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"frames_per_clip": "4"}))
+    with pytest.raises(TubeletError, match=r"are 32, '4' and 4\.0, expected positive numbers"):
+        tubelet.load_head(folder)
     encoder = {key.removeprefix("vjepa2."): value for key, value in tensors.items() if key.startswith("vjepa2.")}
     save_file(encoder, folder / "model.safetensors")
     with pytest.raises(TubeletError, match="has an encoder without a classification head"):

@@ -127,10 +127,21 @@ def _from_folder(path: Path, what: str, encoder: str | Path | Backbone | None) -
     state, blocks, count = read_probe(names, "transformers", model.config.heads, str(path))
     if count != len(classes):
         raise CheckpointError(f"{path}: id2label has {len(classes)} names, expected those of {count} classes")
-    size, frames, fps = values.get("crop_size", 256), values.get("frames_per_clip", 64), values.get("fps", DEFAULT_FPS)
-    fields = {"image_size": size, "frames": frames, "fps": fps}
-    clips: HeadInput = from_dict(HeadInput, fields | {"stride_s": frames / fps}, str(path / "config.json"))
+    clips = _clips(path / "config.json", values)
     return _probe_head(state, {"blocks": blocks, "heads": model.config.heads}, classes, clips, model, what, str(path))
+
+
+def _clips(path: Path, values: Mapping[str, Any]) -> HeadInput:
+    """The clips of a `VJEPA2ForVideoClassification`, by its config."""
+    defaults = {"crop_size": 256, "frames_per_clip": 64, "fps": DEFAULT_FPS}
+    size, frames, fps = (values.get(key, default) for key, default in defaults.items())
+    whole = all(isinstance(value, int) and 0 < value <= 65_536 for value in (size, frames))
+    if not (whole and isinstance(fps, (int, float)) and 0 < fps <= 65_536):
+        raise CheckpointError(
+            f"{path}: crop_size, frames_per_clip and fps are {size!r:.40}, {frames!r:.40} and {fps!r:.40}, expected "
+            "positive numbers"
+        )
+    return HeadInput(image_size=size, frames=frames, fps=float(fps), stride_s=frames / fps)
 
 
 def _from_own(
