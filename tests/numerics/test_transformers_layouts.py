@@ -58,6 +58,7 @@ def test_vjepa2_0_is_a_model_of_transformers(tmp_path):
     assert not outputs.predictor_output.last_hidden_state.any()
     again = tubelet.load(tmp_path / "out", **CPU)
     assert again.fingerprint == tubelet.load(tmp_path / "theirs", **CPU).fingerprint
+    assert "clips of 4 x 32 x 32" in convert_to(tmp_path / "out", tmp_path / "again", "transformers", LoadSpec())
     assert json.loads((tmp_path / "out" / "video_preprocessor_config.json").read_text())["size"]["shortest_edge"] == 36
 
 
@@ -89,7 +90,8 @@ def test_the_predictor_of_vjepa2_0_goes_to_transformers(tmp_path, source):
 def test_an_encoder_that_is_not_vjepa2_0_becomes_a_model_of_this_package(tmp_path):
     config = replace(CONFIG, rope="2.0")
     saved(tmp_path / "mine", config)  # with an image tokenizer of its own
-    assert "TubeletModel" in convert_to(tmp_path / "mine", tmp_path / "out", "transformers", LoadSpec())
+    message = convert_to(tmp_path / "mine", tmp_path / "out", "transformers", LoadSpec())
+    assert "TubeletModel" in message and "since the encoder has an image tokenizer, modality embeddings" in message
     assert tubelet.load(tmp_path / "out", **CPU).config == config
 
 

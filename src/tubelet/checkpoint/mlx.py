@@ -55,8 +55,8 @@ def from_mlx(
     Args:
         path: the file, or one of its folder.
         tensors: its tensors by name.
-        heads: attention heads, which a file without a config does not tell; None looks the width up in the family.
-        levels: output blocks of V-JEPA 2.1, which it does not tell either.
+        heads: attention heads, which a file without a config does not store; None looks the width up in the family.
+        levels: output blocks of V-JEPA 2.1, which it does not store either.
 
     Raises:
         CheckpointError: if a tensor is missing, unexpected or misshapen.

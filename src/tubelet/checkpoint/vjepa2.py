@@ -105,7 +105,7 @@ def single_norm(released: Mapping[str, Tensor], config: ModelConfig) -> State:
         CheckpointError: if they compute something that V-JEPA 2.0 does not.
     """
     if config.rope != "2.0":
-        raise CheckpointError(f"a V-JEPA {config.rope} encoder has no place in the layout of V-JEPA 2.0")
+        raise CheckpointError(f"the layout of V-JEPA 2.0 cannot represent a V-JEPA {config.rope} encoder")
     kernel, bias = released["patch_embed.proj.weight"], released["patch_embed.proj.bias"]
     as_image = kernel.sum(2, keepdim=True)
     close = torch.allclose(released["patch_embed_img.proj.weight"].float(), as_image.float(), rtol=1e-3, atol=1e-6)

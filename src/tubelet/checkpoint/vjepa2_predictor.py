@@ -52,7 +52,7 @@ def read_vjepa2_predictor(path: Path, heads: int | None, width: int) -> tuple[Va
 
     Args:
         path: a file for which `is_vjepa2_file` holds.
-        heads: attention heads of the predictor, which a .pt file does not tell; None looks its width up.
+        heads: attention heads of the predictor, which a .pt file does not store; None looks its width up.
         width: channels of the encoder.
 
     Returns:

@@ -46,9 +46,10 @@ class Convert(Command):
     levels: tuple[Annotated[int, Bounds(0, MAX_DEPTH)], ...] | None = None
     """Output blocks, for a .pt file that is not in the model family."""
     image_size: Side | None = None
-    """With --to or for .gguf: side of the images; by default that in a released name, or of the pre-training grid."""
+    """With --to or for .gguf: side of the images in pixels; by default that in the config of a run or of a model of
+    transformers, or in a released name, else that of the pre-training grid."""
     frames: Frames | None = None
-    """With --to or for .gguf: frames of a clip, by default 16."""
+    """With --to or for .gguf: frames of a clip; by default the number in that config, else 16."""
     license: str | None = None
     """License of the weights, for a folder's model card; by default "unknown"."""
     images: bool = False

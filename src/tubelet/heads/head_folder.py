@@ -43,12 +43,13 @@ def write_classifier(model: Backbone, head: Head, out: Path) -> str:
         "problem_type": _TASKS[spec.task],
     }
     encoder = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor.")}
+    reason = ""
     if _is_vjepa2_head(model, head):
         assert isinstance(head.network, AttentiveNetwork)
         try:
             values, tensors = to_vjepa2(encoder, model.config, size, frames)
-        except CheckpointError:  # trained further, in ways that V-JEPA 2.0 has no place for
-            pass
+        except CheckpointError as error:  # trained further, in ways that V-JEPA 2.0 cannot represent
+            reason = f", since {error}"
         else:
             probe = write_probe(head.network.probe.state_dict(), "transformers")
             for name in ("classifier.weight", "classifier.bias"):
@@ -78,7 +79,7 @@ def write_classifier(model: Backbone, head: Head, out: Path) -> str:
     write_folder(out, values, tensors, own_processor(size, frames, spec.input.fps), model.model_id)
     return (
         f"{out}: {model.model_id} with {len(spec.classes)} classes as TubeletForVideoClassification, which "
-        "`import tubelet.hf` registers"
+        f"`import tubelet.hf` registers{reason}"
     )
 
 

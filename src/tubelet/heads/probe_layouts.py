@@ -40,7 +40,7 @@ def read_probe(tensors: Mapping[str, Tensor], layout: ProbeLayout, heads: int, w
     Args:
         tensors: those of the probe, by the file's names without prefixes.
         layout: which names they are.
-        heads: attention heads, which the tensors do not tell.
+        heads: attention heads, which the tensors do not determine.
         where: name of the file for messages.
 
     Returns:

@@ -1,7 +1,7 @@
 """Convert a model to another file layout, chosen by the suffix of the target or by name."""
 
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from tubelet.checkpoint.gguf import write_encoder_gguf
 from tubelet.checkpoint.hub import WEIGHTS_FILE, save_encoder
@@ -96,8 +96,9 @@ def convert_to(
             encoder for the port to MLX, and "gguf" the .gguf file of an encoder for jepa.cpp.
         spec: the encoder to write, and whether to include the predictor.
         image_size: side of the images that the video processor gives, and that the positions of `VJEPA2Model` refer to;
-            None is the size in a released name, else that of the pre-training grid.
-        frames: frames of a clip, by default 16.
+            None is the size in the config of a run or of another model of transformers, or in a released name, else
+            that of the pre-training grid.
+        frames: frames of a clip; None is the number in that config, else 16.
 
     Returns:
         A message about what was written.
@@ -110,8 +111,9 @@ def convert_to(
     if not in_file and (out.suffix in (".pt", ".safetensors", ".gguf", *_FOREIGN) or out.is_file()):
         raise ConfigError(f"{out}: --to {layout} writes a folder, expected a name without a suffix")
     check_output(out, layout if in_file else "transformers", _read_from(resolve_checkpoint(what)))
-    model, predictor2 = _load_with_vjepa2_predictor(what, layout, spec)
-    size, frames = image_size or image_size_of(model), frames or Sampling().frames
+    model, vjepa2_predictor = _load_with_vjepa2_predictor(what, layout, spec)
+    stored_size, stored_frames = _stored_clip(resolve_checkpoint(what))
+    size, frames = image_size or stored_size or image_size_of(model), frames or stored_frames or Sampling().frames
     model.config.grid(frames, size, size)
     encoder, predictor = split_state(model)
     if layout == "mlx":
@@ -125,7 +127,7 @@ def convert_to(
         values, tensors = to_vjepa21(parts, model.config, size, frames)
         processor, note = vjepa2_processor(size), "vjepa21, for the code of the ports on the Hub"
     else:
-        values, tensors, processor, note = transformers_files(model, size, frames, predictor2)
+        values, tensors, processor, note = transformers_files(model, size, frames, vjepa2_predictor)
     write_folder(out, values, tensors, processor, model.model_id)
     return f"{out}: {model.model_id} as {note}, for clips of {frames} x {size} x {size}"
 
@@ -142,20 +144,23 @@ def _load_with_vjepa2_predictor(
 
 
 def transformers_files(
-    model: Backbone, image_size: int, frames: int, predictor2: tuple[Values, State] | None = None
+    model: Backbone, image_size: int, frames: int, vjepa2_predictor: tuple[Values, State] | None = None
 ) -> tuple[Values, State, Values, str]:
     """Config, tensors and processor of a model of `transformers`, and what it is."""
     encoder, predictor = split_state(model)
+    reason = ""
     if model.config.rope == "2.0":
         try:
-            values, tensors = to_vjepa2(encoder, model.config, image_size, frames, predictor2)
+            values, tensors = to_vjepa2(encoder, model.config, image_size, frames, vjepa2_predictor)
             return values, tensors, vjepa2_processor(image_size), "VJEPA2Model of transformers"
-        except CheckpointError:  # trained further, in ways that V-JEPA 2.0 has no place for
-            pass
+        except CheckpointError as error:  # trained further, in ways that V-JEPA 2.0 cannot represent
+            if vjepa2_predictor is not None:
+                raise
+            reason = f", since {error}"
     identity = {"name": model.name, "encoder_name": model.encoder_name, "image_size": image_size, "num_frames": frames}
     values, tensors = to_own(encoder, predictor, model.config, identity)
     processor = own_processor(image_size, frames, DEFAULT_FPS)
-    return values, tensors, processor, "TubeletModel, which `import tubelet.hf` registers"
+    return values, tensors, processor, f"TubeletModel, which `import tubelet.hf` registers{reason}"
 
 
 def split_state(model: Backbone) -> tuple[State, State]:
@@ -163,6 +168,19 @@ def split_state(model: Backbone) -> tuple[State, State]:
     predictor = model.predictor.state_dict() if model.predictor is not None else {}
     encoder = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor.")}
     return encoder, predictor
+
+
+def _stored_clip(path: Path) -> tuple[int | None, int | None]:
+    """Image size and frames in the config.json of a run or of a model of transformers, where there is one."""
+    if not (path / "config.json").is_file():
+        return None, None
+    values = read_json(path / "config.json", dict[str, Any])
+    data = values.get("data")
+    fields: dict[str, Any] = data if isinstance(data, dict) else values  # a run has them in its settings of the data
+    names = (("crop_size", "image_size"), ("frames", "num_frames", "frames_per_clip"))
+    found = (next((fields[name] for name in each if isinstance(fields.get(name), int)), None) for each in names)
+    size, frames = (value if value and value > 0 else None for value in found)
+    return size, frames
 
 
 def image_size_of(model: Backbone) -> int:
