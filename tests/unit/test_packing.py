@@ -13,6 +13,7 @@ from tubelet.grid import Grid, Modality
 from tubelet.model.layers import Attention, Block
 from tubelet.model.packing import pack, unpack
 from tubelet.model.rope import RotaryTable, rotary_table
+from tubelet.train import packing
 from tubelet.train.compilation import prepare_model
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
@@ -135,5 +136,16 @@ def test_masks_are_packed_on_cuda_where_memory_suffices_or_as_the_config_has_it(
     assert packs(int((needed / 2 + state) / 0.69), processes=2)
     assert packs(int((needed / 2 + state) / 0.69), grad_accum_steps=2)
     assert packs(int((needed / 2 + state) / 0.69), activation_checkpointing=True)
-    assert not packs(None) and packs(None, pack_masks=True)
     assert not packs(2**50, pack_masks=False)
+
+
+def test_masks_are_packed_on_a_cpu_where_a_step_is_small(monkeypatch):
+    model = VJEPA(SIZES)
+    needed = packed_bytes(CONFIG, model, COUNTS, 1)
+
+    def packs(largest, **changes):
+        monkeypatch.setattr(packing, "_CPU_BYTES", largest)
+        return should_pack(dataclasses.replace(CONFIG, **changes), model, COUNTS, None, 1, 2**40)
+
+    assert packs(needed) and not packs(0.99 * needed)
+    assert packs(0, pack_masks=True) and not packs(needed, pack_masks=False)

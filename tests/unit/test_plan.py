@@ -22,7 +22,13 @@ SIZES = ModelConfig(
     width=48, depth=2, heads=2, levels=(0, 1), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)
 )
 RUN = TrainConfig(
-    model=SIZES, data=DataConfig(image_size=64, frames=4), batch_size=4, precision="fp32", compile=False, steps=100
+    pack_masks=False,
+    model=SIZES,
+    data=DataConfig(image_size=64, frames=4),
+    batch_size=4,
+    precision="fp32",
+    compile=False,
+    steps=100,
 )
 LAPTOP = PlanConfig(device_kind="cpu")
 

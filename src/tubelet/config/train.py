@@ -144,7 +144,7 @@ class TrainConfig(Settings):
     """Recompute the blocks' activations in the backward pass to save memory."""
     pack_masks: bool | None = None
     """Run all masks of a step, of videos and images, in one forward and backward pass, which takes fewer kernels and
-    more memory than one pass after the other; None does so on CUDA where memory suffices."""
+    more memory than one pass after the other; None does so on CUDA where memory suffices, elsewhere in small steps."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints; the last step always saves one."""
     keep_checkpoints: Count = 2

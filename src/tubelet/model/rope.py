@@ -125,7 +125,7 @@ def rotate(x: Tensor, table: RotaryTable) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return (x * cos).add_(_swap_halves(x) * sin).to(x.dtype)
+    return (x * cos).addcmul_(_swap_halves(x), sin).to(x.dtype)
 
 
 def _swap_halves(x: Tensor) -> Tensor:

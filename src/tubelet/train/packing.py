@@ -1,4 +1,4 @@
-"""Whether all masks of a step go through the model in one pass, or one after the other, by the memory there is."""
+"""Whether all masks of a step go through the model in one pass or one after the other, by what that takes."""
 
 import torch
 
@@ -9,6 +9,9 @@ from tubelet.vjepa import VJEPA
 
 # Of a device's memory, what state and activations may take by these estimates, which are good to a fifth.
 _MEMORY_FRACTION = 0.7
+# On a CPU, activations of all masks up to which one pass is faster: what one pass saves there is the threads' waits for
+# each other at the end of each operator, which larger operators make small. Measured in docs/performance.md.
+_CPU_BYTES = 2**30
 
 
 def should_pack(
@@ -17,7 +20,7 @@ def should_pack(
     """Whether a run packs its masks: as the config has it or, if it is silent, where memory suffices.
 
     One pass in place of one a mask and modality saves more than half of a step's kernels, which is time where a device
-    waits for its host to start them: on CUDA.
+    waits for its host to start them: on CUDA. On another kind of device it pays where a step is small.
 
     Args:
         config: The run.
@@ -29,9 +32,10 @@ def should_pack(
     """
     if config.pack_masks is not None:
         return config.pack_masks
+    activations = packed_bytes(config, model, counts, processes)
     if memory is None:
-        return False
-    return state + packed_bytes(config, model, counts, processes) <= _MEMORY_FRACTION * memory
+        return activations <= _CPU_BYTES
+    return state + activations <= _MEMORY_FRACTION * memory
 
 
 def device_memory(device: torch.device) -> int | None:
