@@ -78,7 +78,8 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
         close = get_close_matches(str(what), [*RELEASED, *HUB_NAMES], n=1)
         raise MissingFileError(
             f"{what}: no such file or directory{f' (nearest released name: {close[0]!r})' if close else ''}; expected "
-            f"a run directory, a .safetensors or .pt file, a Hub id (owner/name), or one of {', '.join(RELEASED)}"
+            "a run directory, a .safetensors, .pt or .gguf file, a Hub id (owner/name), or one of "
+            f"{', '.join(RELEASED)}"
         )
     if sha256 is not None:
         _check_hash(found, sha256)

@@ -64,8 +64,8 @@ def read_weights(path: Path, name: str, spec: LoadSpec) -> Weights:
     """Read an encoder from any supported layout; missing tensors are reported when they are loaded into a model.
 
     Args:
-        path: a run directory, a directory with .safetensors files and a config.json, a .safetensors file, or a released
-            .pt file.
+        path: a run directory, a directory with .safetensors files and a config.json, a .safetensors file, a released
+            .pt file, or a .gguf file.
         name: name of the model, unless the file has one.
         spec: what to read.
 

@@ -43,7 +43,8 @@ def load(
 
     Args:
         what: a run directory, one of its checkpoints, or RUN/best; a .safetensors file or directory of
-            `save_pretrained`; a released .pt file; a released name such as "vjepa2.1-vitb16-384", also as torch.hub
+            `save_pretrained`; a folder of `transformers`, of a port of V-JEPA 2.1 to it, or of the MLX ports; a .gguf
+            file of jepa.cpp; a released .pt file; a released name such as "vjepa2.1-vitb16-384", also as torch.hub
             has it ("vjepa2_1_vit_base_384"); or the id of a repository on the Hub.
         encoder: "teacher" (Y-encoder), which has the better features, or "student" (X-encoder); None is the
             teacher, or the only one in the file.
