@@ -203,6 +203,8 @@ def fake_cuda(devices: int = 8) -> Iterator[None]:
         F: {"scaled_dot_product_attention": _attention},
         FakeTensor: {"numpy": _numpy},
     }
+    with torch.device("meta"):  # remembers at its first use what makes tensors, which must not be what replaces it here
+        torch.empty(0)
     clips._statistics.cache_clear()  # constants of a device, which must be those of this context
     with ExitStack() as stack:
         for owner, attributes in replaced.items():

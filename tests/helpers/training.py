@@ -20,6 +20,7 @@ PRELOADED = [
     "torch._dynamo",
     "tubelet.checkpoint.dcp",
     "tubelet.prediction.pipeline",
+    "pandas",  # which pyarrow imports where it is installed
 ]
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(PRELOADED)

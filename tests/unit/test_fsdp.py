@@ -23,11 +23,11 @@ from tubelet.vjepa import VJEPA
 CPU = torch.device("cpu")
 SIZES = ModelConfig(
     width=24,
-    depth=3,
+    depth=2,
     heads=2,
-    levels=(0, 1, 2),
+    levels=(0, 1),
     patch_size=8,
-    predictor=PredictorConfig(width=24, depth=2, heads=2),
+    predictor=PredictorConfig(width=24, depth=1, heads=2),
 )
 
 
@@ -69,7 +69,7 @@ def test_compiled_and_recomputing_shards_have_the_losses_of_a_whole_model(group,
 
     monkeypatch.setattr(torch, "compile", compile_quickly)
     ours = losses(group, "fsdp", compile=True, activation_checkpointing=True)
-    assert len(compiled) >= 3 + 3 + 2
+    assert len(compiled) >= 2 + 2 + 1
     assert ours == pytest.approx(losses(group, "ddp"), abs=1e-5)
 
 

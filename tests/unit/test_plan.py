@@ -39,6 +39,11 @@ def plan():
 
 
 @pytest.fixture(scope="module")
+def bf16_plan():
+    return plan_run(dataclasses.replace(RUN, precision="bf16"), LAPTOP)
+
+
+@pytest.fixture(scope="module")
 def sharded():
     """A plan of shards over the devices of two machines of two."""
     run = dataclasses.replace(RUN, batch_size=8, parallel="hsdp")
@@ -47,9 +52,9 @@ def sharded():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_planned_bytes_and_operations_are_those_of_a_real_steps_tensors(precision):
+def test_planned_bytes_and_operations_are_those_of_a_real_steps_tensors(precision, plan, bf16_plan):
     run = dataclasses.replace(RUN, precision=precision)
-    plan = plan_run(run, LAPTOP)
+    plan = {"fp32": plan, "bf16": bf16_plan}[precision]
     for step, recompute in ((plan.step, False), (plan.other, True)):
         run = dataclasses.replace(run, activation_checkpointing=recompute)
         model, optimizer, data = real_run(run, "ddp", ctx := DistContext(CPU))
@@ -66,15 +71,12 @@ def test_planned_bytes_and_operations_are_those_of_a_real_steps_tensors(precisio
 
 
 @pytest.mark.slow
-@pytest.mark.slow
-def test_a_plan_does_not_depend_on_the_state_that_other_code_left_in_this_process():
-    run = dataclasses.replace(RUN, precision="bf16")
-    expected = plan_run(run, LAPTOP).step.total
+def test_a_plan_does_not_depend_on_the_state_that_other_code_left_in_this_process(bf16_plan):
     torch.autocast_increment_nesting()
     torch.set_autocast_cache_enabled(False)
     try:
         with torch.no_grad():
-            assert plan_run(run, LAPTOP).step.total == expected
+            assert plan_run(bf16_plan.config, LAPTOP).step.total == bf16_plan.step.total
     finally:
         torch.set_autocast_cache_enabled(True)
         torch.autocast_decrement_nesting()
