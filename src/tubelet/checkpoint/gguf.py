@@ -1,4 +1,4 @@
-"""Encoders as GGUF files for CPU runtimes, by the published schema of jepa.cpp, version 1 (its docs/gguf-schema.md).
+"""Encoders as GGUF files for CPU runtimes, by the published schema of jepa.cpp, version 1.
 
 Tensors are float32; the runtime's own tool makes smaller files of them.
 """

@@ -1,4 +1,4 @@
-"""GGUF files, version 3: metadata and tensors (github.com/ggml-org/ggml, docs/gguf.md).
+"""GGUF files, version 3: metadata and tensors (github.com/ggml-org/ggml).
 
 A file is a header, key-value pairs, tensor infos, and the tensors' data at aligned offsets. Dimensions are stored from
 the last to the first.
