@@ -88,4 +88,5 @@ def preserved_state() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
         torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(deterministic)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:  # or else it would import the compiler
+            torch.use_deterministic_algorithms(deterministic)

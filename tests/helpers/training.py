@@ -26,6 +26,12 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(PRELOADED)
 
 
+# The smallest model, for runs of several compilations or many steps of shards.
+ONE_BLOCK = ModelConfig(
+    width=24, depth=1, heads=2, levels=(0,), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)
+)
+
+
 def tiny_config(source, steps=20, **changes):
     """A run that takes milliseconds a step: 32 px, 4 frames, 3 blocks."""
     model = ModelConfig(

@@ -11,8 +11,8 @@ from functools import partial
 import pytest
 import torch
 
-from tests.helpers.training import rows, tiny_config, train_quietly
-from tubelet.config import ModelConfig, PredictorConfig, TrainConfig, vit_pico
+from tests.helpers.training import ONE_BLOCK, rows, tiny_config, train_quietly
+from tubelet.config import TrainConfig, vit_pico
 from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
 from tubelet.model.layers import Block
@@ -38,10 +38,7 @@ def test_a_compiled_run_gives_the_losses_of_an_eager_one_and_compiles_nothing_af
             counted.append((record.getMessage(), torch._dynamo.utils.counters["stats"]["unique_graphs"]))
 
     torch._dynamo.reset()
-    model = ModelConfig(
-        width=24, depth=1, heads=2, levels=(0,), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)
-    )
-    config = dataclasses.replace(tiny_config(media, steps=24), model=model)
+    config = dataclasses.replace(tiny_config(media, steps=24), model=ONE_BLOCK)
     caplog.set_level(logging.INFO, "tubelet")
     logging.getLogger("tubelet").addHandler(handler := Counting())
     train(dataclasses.replace(config, compile=True), tmp_path / "compiled")

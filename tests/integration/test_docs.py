@@ -14,6 +14,7 @@ from tests.conftest import shared_folder
 from tests.helpers.commands import run_call, run_code, run_module, run_tubelet
 from tests.helpers.launcher import torchrun
 from tests.helpers.media import write_image, write_video
+from tests.helpers.training import processes
 from tubelet.heads.head_file import get_network, network_names
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +41,9 @@ def workplace(tmp_path):
 
 
 @pytest.fixture
-def short_training(monkeypatch):
-    """Heads of a few steps: what pages show must work; `python -m benchmarks.fit` measures it."""
+def quick_commands(monkeypatch):
+    """Heads of a few steps and forked sides of benchmarks: what pages show must work, and nothing is measured."""
+    monkeypatch.setattr("benchmarks.measure.get_context", lambda method: processes)
     for name in network_names():
         network = get_network(name)
         if network.recipe is not None:
@@ -90,7 +92,7 @@ def test_pages_show_commands():
 @pytest.mark.docs
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workplace, short_training, rendered):
+def test_commands_of_a_page_work_in_their_order_and_then_its_python(page, workplace, quick_commands, rendered):
     for name, text in re.findall(r"```yaml\n# (\S+)\n(.*?)```", page.read_text(), flags=re.DOTALL):
         (workplace / name).write_text(text)
     for name, text in re.findall(r'```csv title="(\S+)"\n(.*?)```', page.read_text(), flags=re.DOTALL):

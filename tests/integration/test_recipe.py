@@ -11,7 +11,7 @@ from benchmarks.measure import log_to_file
 from benchmarks.recipe import SIZES, VARIANTS, Run, main, trained_teacher
 from benchmarks.recipe_table import Row, verdicts
 from benchmarks.recipe_tasks import MEASURES
-from tests.helpers.training import rows
+from tests.helpers.training import processes, rows
 from tubelet.checkpoint.run import load_vjepa
 from tubelet.errors import TubeletError
 from tubelet.model.encoder import random_encoder
@@ -24,6 +24,7 @@ TRAINED_VARIANTS = [name for name, variant in VARIANTS.items() if variant.traine
 def test_two_variants_end_to_end_then_nothing_is_done_twice_and_other_settings_are_refused(
     sample_set, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setattr(recipe, "get_context", lambda method: processes)  # forks what has imported PyTorch
     arguments = {"out": tmp_path, "data": sample_set, "size": "toy", "variants": ("a", "e"), "seeds": (0,), "jobs": 2}
     main(**arguments)
     table = capsys.readouterr().out
