@@ -25,7 +25,7 @@ from tubelet.errors import ConfigError, DataError
 from tubelet.view import dense_table
 from tubelet.view.quantization import quantize_tokens
 from tubelet.view.serve import serve_table
-from tubelet.view.server import PageServer
+from tubelet.view.server import PageServer, Resource
 
 SETTINGS = {"format": FORMAT, "model": "m", "model_id": "m", "weights": "w", "image_size": 8, "frames": 4, "fps": 8.0}
 SETTINGS |= {"stride_s": None, "dense": True, "levels": False}
@@ -122,6 +122,12 @@ def test_parts_of_files_are_sent_as_requested(server, made):
     assert ask(server, address, "HEAD")[1]["Content-Length"] == str(len(whole))
 
 
+def test_a_file_that_is_gone_is_reported_and_all_else_goes_on(server, made, tmp_path):
+    server.resources["media/gone"] = Resource("video/mp4", tmp_path / "gone.mp4")
+    assert ask(server, f"/{server.token}/media/gone")[0] == 410
+    assert ask(server, f"/{server.token}/")[0] == 200
+
+
 def test_nobody_else_can_read(server):
     own = f"/{server.token}/"
     assert server.server_address[0] == "127.0.0.1"
@@ -194,6 +200,17 @@ def page(browser, server):
     return browser
 
 
+SAMPLE_IS_THAT_OF_THE_CHUNKS = """(() => {
+  const store = features(0), stride = store.count / SAMPLE;
+  let row = 0;
+  for (let i = 0; i < store.count; i += stride, row++) {
+    const token = Math.floor(i), unit = store.at(token).unit(token);
+    if (unit.some((value, d) => Math.abs(value - store.sampled[row][d]) > 1e-6)) return false;
+  }
+  return row === store.sampled.length;
+})()"""
+
+
 @pytest.mark.browser
 def test_the_served_page_shows_the_numbers_of_the_table(page, made):
     assert page.evaluate("[features(0).count, features(0).chunks.length]") == [20_736, 3]
@@ -209,12 +226,22 @@ def test_the_served_page_shows_the_numbers_of_the_table(page, made):
     page.click("[data-mode=clusters]")
     page.wait("layers[0]?.shares?.length === 6 && layers[0].filled.size === 3")
     assert page.evaluate("layers[0].shares.reduce((a, b) => a + b)") == pytest.approx(1)
+    assert page.evaluate(SAMPLE_IS_THAT_OF_THE_CHUNKS)
     page.click("[data-mode=compare]")
     page.wait("comparison.pairs.length > 0")
     page.click("[data-mode=pca]")
     page.evaluate("$('foreground').value = 50; $('foreground').dispatchEvent(new Event('input'))")
     page.wait("Math.abs(layers[0]?.kept?.reduce((a, b) => a + b) / features(0).count - 0.5) < 0.02")
     assert page.evaluate("[cards[0].screens.at(-1).frame.width, cards[0].screens.at(-1).frame.height]") == [96, 96]
+
+
+@pytest.mark.browser
+def test_the_page_shows_what_the_server_no_longer_has(page):
+    page.evaluate("fetch = async () => new Response(null, { status: 410 })")
+    page.evaluate("for (const chunk of features(0).chunks) chunk.features = null; setMode('similarity')")
+    page.wait("$('error').textContent.includes('the server answers 410); start tubelet view --serve again')")
+    page.evaluate("cards[0].video.dispatchEvent(new Event('error'))")
+    assert "a.mp4 cannot be read any more" in page.evaluate("document.querySelector('#file-0 .missing').textContent")
 
 
 @pytest.mark.browser
