@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.helpers.commands import run_tubelet
 from tests.helpers.media import variable_times, write_image, write_variable_rate, write_video
-from tubelet.labels.build import parse_time
+from tubelet.data.tables import parse_time
 from tubelet.labels.checks import check_labels
 from tubelet.labels.infer import infer_task
 from tubelet.labels.masks import read_mask

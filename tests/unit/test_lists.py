@@ -260,9 +260,9 @@ def test_the_first_process_of_each_machine_lists_and_the_others_receive(rank, lo
         def run_on_rank0(self, work):
             return work() if self.is_rank0 else received
 
-    def listed(*arguments):
+    def listed(*arguments, **options):
         calls.append(arguments)
-        return list_media(*arguments)
+        return list_media(*arguments, **options)
 
     calls: list[object] = []
     received = list_media([str(tree)])

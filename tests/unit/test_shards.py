@@ -21,7 +21,7 @@ from tubelet.data import storage
 from tubelet.data.batch import MediaBytes
 from tubelet.data.decode import read_frames
 from tubelet.data.images import read_image
-from tubelet.data.sample_index import build_index, check_shard_configs
+from tubelet.data.sample_index import Sample, build_index, check_shard_configs
 from tubelet.data.sampler import epoch_order
 from tubelet.data.shards.reader import open_shards
 from tubelet.data.shards.transcode import EncodedSegment, scaled_size, transcode
@@ -296,9 +296,9 @@ def test_files_and_shards_mix_and_every_sample_has_its_own_name(folder, sources)
     assert len(index) == media.count(Modality.VIDEO) == 1 + 8
     assert media.count(Modality.IMAGE) == len(build_index(media, Modality.IMAGE)) == 3
     assert len({index.name(k) for k in range(9)}) == 9
-    assert index.read(0) == (str(sources / "1.mp4"), None)
-    media_of_member, seconds = index.read(5)
-    assert media_of_member.name == index.name(5) and seconds == pytest.approx(2.0)
+    assert index.read(0) == Sample(str(sources / "1.mp4"))
+    member = index.read(5)
+    assert member.media.name == index.name(5) and member.end_s == pytest.approx(2.0)
 
 
 def test_a_run_that_asks_for_more_than_shards_hold_is_refused(folder):

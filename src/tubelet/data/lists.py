@@ -7,9 +7,10 @@ have a path in the same position. Of several possible interpretations, the one w
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,8 @@ from tubelet.data.tables import SEPARATORS, decode_list
 from tubelet.errors import DataError
 from tubelet.io.text import parse_json
 
-PATH_COLUMN = "path"
+PATH_COLUMNS = ("path", "file_name")  # the second as in the metadata of Hugging Face's folders of media
+ROW_COLUMNS = ("start_s", "end_s", "weight")
 LABEL_COLUMNS = ("label", "class", "class_id", "label_id", "target")
 _TEXT = pa.large_string()
 # Number of paths that are looked up to choose between interpretations.
@@ -47,12 +49,14 @@ class PathList:
         labels: (N,) large_string, the label of each path; None if there is none, or several columns.
         lines: (N,) int64 line numbers, from 1.
         form: description of the form of the list.
+        values: those of `ROW_COLUMNS` that a header names, each (N,) large_string as written, or double; null for none.
     """
 
     paths: pa.Array
     labels: pa.Array | None
     lines: np.ndarray
     form: str
+    values: Mapping[str, pa.Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -69,9 +73,16 @@ class _Interpretation(PathList):
     """
 
     def __init__(
-        self, paths: pa.Array, labels: pa.Array | None, lines: np.ndarray, form: str, missing: str, named: bool
+        self,
+        paths: pa.Array,
+        labels: pa.Array | None,
+        lines: np.ndarray,
+        form: str,
+        missing: str,
+        named: bool,
+        values: Mapping[str, pa.Array] | None = None,
     ) -> None:
-        super().__init__(paths, labels, lines, form)
+        super().__init__(paths, labels, lines, form, values or {})
         self.missing, self.named = missing, named
         self.media = _matches(paths, names_with(MEDIA_SUFFIXES))
         self.valid = self.media if self.media.all() else self.media | _matches(paths, _OTHER_FILE)
@@ -112,7 +123,12 @@ def parse_list(name: str, data: bytes, existing: Existing) -> PathList:
     wrong = np.flatnonzero(~best.valid)
     if len(wrong):
         raise DataError(f"{name}, line {best.lines[wrong[0]]}: {_explain(text, best, wrong)}")
-    return PathList(best.paths, best.labels, best.lines, best.form)
+    return PathList(best.paths, best.labels, best.lines, best.form, best.values)
+
+
+def path_column(header: Sequence[str]) -> int | None:
+    """The number of the column of the paths in a header in lower case; None if it names none."""
+    return next((header.index(name) for name in PATH_COLUMNS if name in header), None)
 
 
 def _lines(name: str, text: str) -> tuple[pa.Array, np.ndarray]:
@@ -151,7 +167,7 @@ def _interpret(
     kind: str, separator: str, text: str, lines: pa.Array, numbers: np.ndarray, end: int
 ) -> Iterator[_Interpretation]:
     if kind == "line":
-        skip = int(lines[0].as_py().strip("\"'").lower() == PATH_COLUMN)
+        skip = int(lines[0].as_py().strip("\"'").lower() in PATH_COLUMNS)
         form = "a path on each line" + ", below a header" * skip
         yield _Interpretation(lines[skip:], None, numbers[skip:], form, "has no path", bool(skip))
     elif '"' not in text and not pc.any(pc.match_substring(lines, separator)).as_py():
@@ -196,14 +212,14 @@ def _tables(
 
     form = f"columns separated by {SEPARATORS[separator]}"
     header = [cell.strip("\ufeff \t").lower() for cell in header]
-    if PATH_COLUMN in header:
+    if (place := path_column(header)) is not None:
         if first:
-            place = header.index(PATH_COLUMN)
             label = next((header.index(name) for name in LABEL_COLUMNS if name in header), None)
             labels = None if label is None else column(label)[1:]
-            form = f"{form}, the paths in the one that the header names {PATH_COLUMN!r}"
+            form = f"{form}, the paths in the one that the header names {header[place]!r}"
             missing = f"has no path in column {place + 1}"
-            yield _Interpretation(column(place)[1:], labels, numbers[1:], form, missing, named=True)
+            values = {name: column(header.index(name))[1:] for name in ROW_COLUMNS if name in header}
+            yield _Interpretation(column(place)[1:], labels, numbers[1:], form, missing, True, values)
         return
     for place in [0] if first else range(1, width):
         labels = column(1 - place) if width == 2 and place < 2 else None
@@ -263,17 +279,18 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Int
     mark = r"[ \t]+" if separator == " " else rf"\s*{re.escape(separator)}\s*"
     header = [cell.strip('" ') for cell in re.split(mark, lines[0].as_py().lower())]
     words = SEPARATORS[separator]
-    if PATH_COLUMN in header and len(header) > 1:
-        place = header.index(PATH_COLUMN)
+    if (place := path_column(header)) is not None and len(header) > 1:
         label = next((header.index(name) for name in LABEL_COLUMNS if name in header), -1)
         cell = rf"[^{re.escape(separator[0])}]*"
-        names = ["path" if i == place else "rest" if i == label else "" for i in range(len(header))]
+        columns = {header.index(name): name for name in ROW_COLUMNS if name in header}
+        names = ["path" if i == place else "rest" if i == label else columns.get(i, "") for i in range(len(header))]
         cells = [f"(?P<{name}>{'.*' if name == 'path' else cell})" if name else cell for name in names]
         found = pc.extract_regex(lines[1:], f"^{mark.join(cells)}$")
         rest = pc.struct_field(found, "rest") if label >= 0 else None
         form = f"columns separated by {words}, which paths contain too, below a header"
         missing = f"has no path in column {place + 1}"
-        return _Interpretation(pc.struct_field(found, "path"), rest, numbers[1:], form, missing, named=True)
+        values = {name: pc.struct_field(found, name) for name in columns.values()}
+        return _Interpretation(pc.struct_field(found, "path"), rest, numbers[1:], form, missing, True, values)
     paths, rest = pa.nulls(len(lines), _TEXT), pa.nulls(len(lines), _TEXT)
     for pattern in (
         rf'^"(?P<path>(?:[^"]|"")*)"(?:{mark}(?P<rest>.*))?$',
@@ -343,23 +360,30 @@ def _explain(text: str, best: _Interpretation, wrong: np.ndarray) -> str:
 def _json_lines(name: str, lines: pa.Array, numbers: np.ndarray) -> PathList:
     """The paths of objects, one on a line."""
     form = "an object with a path on each line"
-    paths = _by_arrow(lines)
-    if paths is None:  # with a line to name, or beyond what pyarrow reads
-        paths = pa.array(
-            [_path_of(name, int(n), line) for n, line in zip(numbers, lines.to_pylist(), strict=True)], _TEXT
-        )
-    return PathList(pc.utf8_trim_whitespace(paths), None, numbers, form)
+    table = _by_arrow(lines)
+    if table is None:  # with a line to name, or beyond what pyarrow reads
+        rows = [_row_of(name, int(n), line) for n, line in zip(numbers, lines.to_pylist(), strict=True)]
+        table = {"path": pa.array([row["path"] for row in rows], _TEXT)}
+        for column in ROW_COLUMNS:
+            values = pa.array([row.get(column) for row in rows], pa.float64())
+            if values.null_count < len(values):
+                table[column] = values
+    paths = pc.utf8_trim_whitespace(table.pop("path"))
+    return PathList(paths, None, numbers, form, table)
 
 
-def _by_arrow(lines: pa.Array) -> pa.Array | None:
-    """The paths as pyarrow parses them; None if a line is not valid."""
+def _by_arrow(lines: pa.Array) -> dict[str, pa.Array] | None:
+    """The paths and values as pyarrow parses them; None if a line is not valid."""
     if not len(lines):
-        return pa.array([], _TEXT)
+        return {"path": pa.array([], _TEXT)}
     # A key that is there twice, or escaped, is a matter of interpretation.
-    if pc.max(pc.count_substring(lines, f'"{PATH_COLUMN}"')).as_py() != 1:
+    counts = {key: pc.max(pc.count_substring(lines, f'"{key}"')).as_py() for key in (*PATH_COLUMNS, *ROW_COLUMNS)}
+    key = next((column for column in PATH_COLUMNS if counts[column]), None)
+    if key is None or max(counts.values()) > 1:
         return None
+    columns = [column for column in ROW_COLUMNS if counts[column]]
     joined = pc.binary_join_element_wise(lines, pa.scalar("", _TEXT), pa.scalar("\n", _TEXT))
-    schema = pa.schema([(PATH_COLUMN, _TEXT)])
+    schema = pa.schema([(key, _TEXT), *((column, pa.float64()) for column in columns)])
     try:
         table = pyarrow.json.read_json(
             pa.BufferReader(joined.buffers()[2]),
@@ -368,16 +392,22 @@ def _by_arrow(lines: pa.Array) -> pa.Array | None:
         )
     except (pa.ArrowException, ValueError):
         return None
-    paths = pa.concat_arrays(table[PATH_COLUMN].chunks)
+    found = {column: pa.concat_arrays(table[column].chunks) for column in (key, *columns)}
+    paths = found.pop(key)
     empty = pc.any(pc.equal(pc.binary_length(pc.utf8_trim_whitespace(paths)), 0)).as_py()
-    return None if len(paths) != len(lines) or paths.null_count or empty else paths
+    return None if len(paths) != len(lines) or paths.null_count or empty else {"path": paths, **found}
 
 
-def _path_of(name: str, number: int, line: str) -> str:
+def _row_of(name: str, number: int, line: str) -> dict[str, Any]:
+    """The path of an object as "path", and its values."""
     row = parse_json(line, f"{name}, line {number}", remedy='write {"path": "video.mp4"}')
-    listed = row.get(PATH_COLUMN) if isinstance(row, dict) else None
+    listed = next((row[key] for key in PATH_COLUMNS if key in row), None) if isinstance(row, dict) else None
     if not isinstance(listed, str) or not listed.strip():
         raise DataError(f'{name}, line {number}: has no path; write {{"path": "video.mp4"}}')
     if any("\ud800" <= character <= "\udfff" for character in listed):
         raise DataError(f"{name}, line {number}: {ascii(listed)[:200]} is not a valid file name; remove the line")
-    return listed
+    for column in ROW_COLUMNS:
+        value = row.get(column)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise DataError(f"{name}, line {number}: {column} is {value!r:.60}, expected a number")
+    return {**row, "path": listed}

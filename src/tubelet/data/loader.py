@@ -12,7 +12,6 @@ oscillate between the two.
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -45,6 +44,8 @@ from tubelet.data.worker_status import WorkerStatus, shared_memory_full
 from tubelet.errors import BadFile, ConfigError, DataError, DecodeError, FileError, TubeletError, first_line
 from tubelet.grid import Grid, Mask, Modality
 
+# A file and its span.
+_SampleKey = tuple[str, tuple[float, float | None] | None]
 # One number for every use of randomness, so that no two share a stream.
 _VIDEO_ORDER, _IMAGE_ORDER, _VIDEO_SAMPLE, _IMAGE_SAMPLE, _FALLBACK, _MASKS, _VIDEO_SOURCE, _IMAGE_SOURCE = range(8)
 _ORDER = {Modality.VIDEO: _VIDEO_ORDER, Modality.IMAGE: _IMAGE_ORDER}
@@ -127,7 +128,7 @@ class StepDataset(Dataset[StepData]):
         self.counts = samples_per_step(config, media)
         accumulation_slices(config, self.counts, processes)  # refuses what is too small
         self.own = {m: micro_batches(config, n, rank, processes) for m, n in self.counts.items()}
-        self.known_bad: dict[str, BadFile] = {}
+        self.known_bad: dict[_SampleKey, BadFile] = {}
         self.status = WorkerStatus(resolve_workers(config.data.workers))
 
     def __len__(self) -> int:
@@ -136,7 +137,7 @@ class StepDataset(Dataset[StepData]):
     def __getitem__(self, step: int) -> StepData:
         """The micro-batches of one step, and the files that were replaced because they cannot be read."""
         began = time.perf_counter()
-        bad: dict[str, BadFile] = {}
+        bad: dict[_SampleKey, BadFile] = {}
         batches: list[Batch] = []
         short = 0
         try:
@@ -176,7 +177,7 @@ class StepDataset(Dataset[StepData]):
             first = own.index(samples.start)
             yield Batch(tokenizer, pixels[first : first + len(samples)], masks, weight=weight / self.config.batch_size)
 
-    def _fill(self, pixels: Tensor, modality: Modality, positions: list[int], bad: dict[str, BadFile]) -> int:
+    def _fill(self, pixels: Tensor, modality: Modality, positions: list[int], bad: dict[_SampleKey, BadFile]) -> int:
         """Read the samples at some positions of a modality's endless sequence; returns how many clips were short."""
         per_file = self.config.data.clips_per_video if modality is Modality.VIDEO else 1
         row = short = 0
@@ -189,39 +190,39 @@ class StepDataset(Dataset[StepData]):
         return short
 
     def _read_draw(
-        self, modality: Modality, draw: int, positions: list[int], bad: dict[str, BadFile]
+        self, modality: Modality, draw: int, positions: list[int], bad: dict[_SampleKey, BadFile]
     ) -> tuple[list[Tensor], int]:
         """Read the samples of one file; if it cannot be read, of a random other one."""
         worker = get_worker_info()
         for index, sample in self.samplers[modality].with_fallbacks(draw, _FALLBACK):
             path = index.name(sample)
-            if path not in self.known_bad:
+            key = (path, index.span(sample))
+            if key not in self.known_bad:
                 rngs = [np.random.default_rng([self.config.seed, _SAMPLE[modality], p]) for p in positions]
                 try:
                     with self.status.track(worker.id if worker else None, path):
                         return self._read(modality, index, sample, rngs)
                 except DecodeError as error:
-                    self.known_bad[path] = BadFile(path, error.reason)
-            bad[path] = self.known_bad[path]
+                    self.known_bad[key] = BadFile(path, error.reason)
+            bad[key] = self.known_bad[key]
             total = sum(map(len, self.samplers.values()))
             check_failed_fraction(bad.values(), total, self.config.data.max_failed_fraction)
-        raise DataError(f"all {len(index)} {modality} files cannot be read; one is {bad[path]}")
+        raise DataError(f"all {len(index)} {modality} files cannot be read; one is {bad[key]}")
 
     def _read(
         self, modality: Modality, index: SampleIndex, sample: int, rngs: list[np.random.Generator]
     ) -> tuple[list[Tensor], int]:
         """One augmented sample (3, T, S, S) uint8 for each generator, and how many clips exceed a too short video."""
         data = self.config.data
-        media, shown_s = index.read(sample)
+        source = index.read(sample)
         if modality is Modality.IMAGE:
-            frames = [read_image(media).unsqueeze(0)]
+            frames = [read_image(source.media).unsqueeze(0)]
             short = (False,)
         else:
-            with Video(media) as video:
-                # The last frame of a segment of a shard may last longer than the segment.
-                info = replace(video.info, duration_s=shown_s or video.info.duration_s)
+            with Video(source.media) as video:
+                info = source.limit(video.info)
                 times, short = zip(*(clip_times(info, data.frames, data.fps, rng) for rng in rngs), strict=True)
-                frames = [clip.pixels for clip in video.clips(times)]
+                frames = [clip.pixels for clip in video.clips([source.start_s + clip for clip in times])]
         samples = [
             augment(pixels, data.image_size, rng, scale=data.crop_scale, aspect=data.crop_aspect, flip=data.flip)
             for pixels, rng in zip(frames, rngs, strict=True)

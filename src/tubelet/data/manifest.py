@@ -15,36 +15,46 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tubelet.data.lists import PathList, parse_list
+from tubelet.data.file_types import IMAGE_SUFFIXES, names_with
+from tubelet.data.listed_rows import ListedRows, rows_of_list
+from tubelet.data.lists import ROW_COLUMNS, PathList, parse_list, path_column
 from tubelet.data.size_limits import MANIFEST_BYTES
-from tubelet.data.storage import exists, fetch, is_url, size_of
+from tubelet.data.storage import exists, fetch, is_url, size_of, suffix_of
 from tubelet.errors import DataError
+from tubelet.io.arrays import read_parquet
 from tubelet.io.text import read_bytes
 
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".parquet")
 # Objects that are looked up for a remote list with several interpretations.
 _REMOTE_LOOKUPS = 4
 
 
-def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, str]:
-    """Absolute paths and URLs of the files in a manifest, in its order, and the form of the manifest.
+def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, ListedRows | None, str]:
+    """Absolute paths and URLs of the files in a manifest, in its order, their spans and weights, and its form.
 
     Args:
         manifest: path or URL.
         roots: allowed folders and URLs besides the manifest's own folder, each as `root_of` writes it.
 
     Returns:
-        (N,) large_binary in the file system's encoding, and a description of the form.
+        (N,) large_binary in the file system's encoding; the rows, None without spans and weights; and a description of
+        the form.
 
     Raises:
-        DataError: a line cannot be parsed or is too long, or a path is outside of the allowed folders.
+        DataError: a line cannot be parsed or is too long, a path is outside of the allowed folders, or a span or weight
+            is not valid.
         StorageError: a URL cannot be reached.
     """
     home = manifest.rsplit("/", 1)[0] if is_url(manifest) else str(Path(manifest).parent)
     allowed = [root_of(home), *roots]
-    listed = parse_list(manifest, _content(manifest), lambda paths: _existing(paths, home, allowed))
+    if suffix_of(manifest) == ".parquet":
+        listed = _read_parquet(manifest)
+    else:
+        listed = parse_list(manifest, _content(manifest), lambda paths: _existing(paths, home, allowed))
     if not len(listed):
-        return pa.chunked_array([], pa.large_binary()), listed.form
+        return pa.chunked_array([], pa.large_binary()), None, listed.form
+    image = pc.match_substring_regex(listed.paths, names_with(IMAGE_SUFFIXES)).to_numpy(zero_copy_only=False)
+    rows = rows_of_list(manifest, listed, image)
     _check_names(manifest, home, listed)
     folders, which, names = _resolve(manifest, home, listed)
     parents = pa.array(map(os.fsencode, folders), pa.large_binary())
@@ -63,7 +73,7 @@ def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, 
         )
     parents = parents.take(pa.array(which))
     joined = pc.binary_join_element_wise(parents, names.cast(pa.large_binary()), pa.scalar(b"/", pa.large_binary()))
-    return pa.chunked_array([joined]), listed.form
+    return pa.chunked_array([joined]), rows, listed.form
 
 
 def root_of(place: str) -> str:
@@ -207,6 +217,32 @@ def _common(files: list[str]) -> list[str]:
     places = [commonpath(local)] if local else []
     urls = [urlsplit(file) for file in files if is_url(file)]
     return places + sorted({f"{url.scheme}://{url.netloc}" for url in urls})
+
+
+def _read_parquet(manifest: str) -> PathList:
+    """The rows of a Parquet file, whose lines are its rows."""
+    if is_url(manifest):
+        raise DataError(f"{manifest}: Parquet lists are read from a local disk; copy it")
+    table = read_parquet(Path(manifest), None, "write the list again")
+    header = [name.lower() for name in table.column_names]
+    place = path_column(header)
+    if place is None:
+        found = ", ".join(table.column_names)[:300]
+        raise DataError(f"{manifest}: has no column path, found {found}; rename the column with the paths")
+    try:
+        paths = pc.utf8_trim_whitespace(table.column(place).cast(pa.large_string()).combine_chunks())
+        values = {
+            name: table.column(header.index(name)).cast(pa.float64()).combine_chunks()
+            for name in ROW_COLUMNS
+            if name in header
+        }
+    except pa.ArrowException as error:
+        raise DataError(f"{manifest}: its paths are no texts, or its times and weights no numbers ({error})") from error
+    lines = np.arange(1, len(paths) + 1)
+    empty = pc.fill_null(pc.equal(pc.binary_length(paths), 0), True).to_numpy(zero_copy_only=False)
+    if empty.any():
+        raise DataError(f"{manifest}, row {lines[np.argmax(empty)]}: has no path; fill it or remove the row")
+    return PathList(paths, None, lines, f"Parquet, the paths in column {table.column_names[place]!r}", values)
 
 
 def _content(manifest: str) -> bytes:

@@ -1,4 +1,7 @@
-"""Which sample of a modality is drawn when: uniformly over all sources, or with a weight for each source.
+"""Which sample of a modality is drawn when: uniformly, or with weights of sources and of rows of lists.
+
+Where rows have weights, an epoch still has as many draws as there are samples, of which each sample gets its weight's
+fraction, rounded up or down at random (systematic resampling).
 
 With weights, draws are numbered in blocks. Every block has the same whole number of draws from each source, in random
 order, so the n-th draw of a source is known without replaying earlier ones: any process finds the sample of any draw,
@@ -90,7 +93,13 @@ class WeightedSourceSampler:
         known = self.orders.get(which)
         if known is None or known[0] != epoch:
             own = (self.sources[which],) if self.weighted else ()
-            order = epoch_order(self.indices[which].shard_ids(), (self.seed, self.order_key, epoch, *own))
+            seed = (self.seed, self.order_key, epoch, *own)
+            index = self.indices[which]
+            weights = index.weights()
+            if weights is None:
+                order = epoch_order(index.shard_ids(), seed)
+            else:
+                order = weighted_epoch_order(index.shard_ids(), len(index.files), weights, seed)
             kind = np.min_scalar_type(len(order))  # every worker has a copy
             known = self.orders[which] = (epoch, order.astype(kind))
         return known[1]
@@ -112,6 +121,27 @@ def apportion(weights: Sequence[float], modality: Modality) -> np.ndarray:
                 "remove the source"
             )
     return quota
+
+
+def weighted_epoch_order(shard_ids: np.ndarray, files: int, weights: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+    """The order of one epoch of M draws in which samples occur in proportion to their weights.
+
+    Args:
+        shard_ids: see `epoch_order`.
+        files: how many of the samples, the first ones, are plain files: each draw of one is a shard of its own.
+        weights: (M,) above 0.
+        seed: determines the draws and their order.
+
+    Returns:
+        (M,) samples, each floor(M w / sum w) times or once more.
+    """
+    count = len(weights)
+    ends = np.cumsum(weights) / weights.sum() * count
+    ends[-1] = count
+    places = np.arange(count) + np.random.default_rng((*seed, count)).random()
+    drawn = np.minimum(np.searchsorted(ends, places, side="right"), count - 1)
+    own = np.where(drawn < files, np.arange(count), count + shard_ids[drawn])
+    return drawn[epoch_order(np.unique(own, return_inverse=True)[1], seed)]
 
 
 def epoch_order(shard_ids: np.ndarray, seed: tuple[int, ...], window: int = WINDOW) -> np.ndarray:

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet.data.file_types import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, names_with
+from tubelet.data.listed_rows import ListedRows, join_rows
 from tubelet.data.manifest import MANIFEST_SUFFIXES, absolute, listed_files, root_of
 from tubelet.data.paths import Paths, checksum, to_arrow
 from tubelet.data.shards.reader import ShardFolder, is_shards, open_shards
@@ -34,6 +36,9 @@ class MediaList:
         ignored: number of ignored files of each other suffix ("" for none), the most frequent first.
         ends: for each source, the number of videos, images and folders of shards up to and including it.
         notes: messages for the user: the forms of lists, and ignored files.
+        video_rows: spans and weights of the videos; None if no list has any. One file with several spans is several
+            videos.
+        image_rows: weights of the images; None if no list has any.
     """
 
     videos: Sequence[str]
@@ -42,12 +47,24 @@ class MediaList:
     ignored: dict[str, int] = field(default_factory=dict)
     ends: list[tuple[int, int, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    video_rows: ListedRows | None = None
+    image_rows: ListedRows | None = None
 
     def of_source(self, number: int) -> "MediaList":
         """The files that source `number`, from 0, is the first to contain."""
         first = self.ends[number - 1] if number else (0, 0, 0)
         videos, images, shards = (slice(start, end) for start, end in zip(first, self.ends[number], strict=True))
-        return MediaList(self.videos[videos], self.images[images], self.shards[shards])
+        return MediaList(
+            self.videos[videos],
+            self.images[images],
+            self.shards[shards],
+            video_rows=self.video_rows and self.video_rows.take(videos),
+            image_rows=self.image_rows and self.image_rows.take(images),
+        )
+
+    def rows(self, modality: Modality) -> ListedRows | None:
+        """Spans and weights of the files of a modality."""
+        return self.image_rows if modality is Modality.IMAGE else self.video_rows
 
     def count(self, modality: Modality) -> int:
         """How many samples of a modality there are: files, and members of shards."""
@@ -56,8 +73,11 @@ class MediaList:
         return len(self.images if image else self.videos) + members
 
     def checksum(self) -> int:
-        """CRC-32 of all names."""
-        return checksum(self._printed())
+        """CRC-32 of all names, and of the spans and weights where there are some."""
+        crc = checksum(self._printed())
+        for rows in filter(None, (self.video_rows, self.image_rows)):
+            crc = crc32(rows.content(), crc)
+        return crc
 
     def _printed(self) -> Iterator[bytes]:
         for files in (self.videos, self.images):
@@ -84,15 +104,17 @@ class _Hidden:
         return [f"ignored: {words}, such as {self.example}"]
 
 
-def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaList:
+def list_media(sources: Sequence[str], allow_path: Sequence[str] = (), spans: bool = False) -> MediaList:
     """Find the media files of some sources.
 
     Args:
-        sources: each a folder (searched with its subfolders, sorted), a media file, a list (CSV, TSV, TXT or JSONL), a
-            glob (`**` matches any number of folders), or a folder of shards; all of these may be URLs. A table has a
-            `path` column, or no header; a line of JSONL is an object with a `path`. Relative paths in a list are
-            relative to its folder.
+        sources: each a folder (searched with its subfolders, sorted), a media file, a list (CSV, TSV, TXT, JSONL or
+            Parquet), a glob (`**` matches any number of folders), or a folder of shards; all of these may be URLs. A
+            table has a `path` or `file_name` column, or no header; a line of JSONL is an object with one of them.
+            Relative paths in a list are relative to its folder.
         allow_path: folders and URLs that lists may contain files of, besides those below their own folders.
+        spans: whether the columns `start_s`, `end_s` and `weight` of lists are used; otherwise whole files are listed,
+            and a note says so.
 
     Returns:
         The files. Those of lists are not opened: one that does not exist is an error when it is read.
@@ -115,28 +137,47 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
         if not single and is_shards(source):
             root = source.rstrip("/") if is_url(source) else os.path.realpath(Path(source).expanduser())
             shards.setdefault(root, open_shards(root))
-            found = _NONE
+            found, rows = _NONE, None
         else:
-            found = _files_of(source, roots, notes, hidden)
+            found, rows = _files_of(source, roots, notes, hidden)
+            if rows and not spans:
+                notes.append(f"{source}: its columns start_s, end_s and weight are not used here: whole files are read")
+                rows = None
+            if rows:
+                found, rows = _without_weight(source, found, rows, notes)
             video, image = (
                 pc.match_substring_regex(found, names_with(suffixes)) for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
             )
             media = pc.or_(video, image)
             if not pc.any(media).as_py():
                 raise DataError(f"{source}: {_what_instead(found)}; pass a source that has some")
-            videos.add(found.filter(video))
-            images.add(found.filter(image))
+            videos.add(found.filter(video), rows and rows.take(video.to_numpy()))
+            images.add(found.filter(image), rows and rows.take(image.to_numpy()))
             others.add(found.filter(pc.invert(media)))
         for files in (videos, images, others):
             files.close()
         ends.append(len(shards))
-    (video_files, video_ends), (image_files, image_ends) = videos.distinct(), images.distinct()
+    (video_files, video_ends, video_rows), (image_files, image_ends, image_rows) = videos.distinct(), images.distinct()
     left = others.distinct()[0]
     if left:
         notes.append(f"ignored: {_in_words(left)}")
     notes += hidden.note()
     counts = list(zip(video_ends, image_ends, ends, strict=True))
-    return MediaList(video_files, image_files, list(shards.values()), _by_suffix(left), counts, notes)
+    folders = list(shards.values())
+    return MediaList(video_files, image_files, folders, _by_suffix(left), counts, notes, video_rows, image_rows)
+
+
+def _without_weight(
+    source: str, found: pa.ChunkedArray, rows: ListedRows, notes: list[str]
+) -> tuple[pa.ChunkedArray, ListedRows]:
+    """The files and rows of a list without those of weight 0."""
+    drawn = (rows.weight > 0).numpy()
+    if drawn.all():
+        return found, rows
+    if not drawn.any():
+        raise DataError(f"{source}: every row has the weight 0; give some a weight above 0")
+    notes.append(f"{source}: {int((~drawn).sum())} rows have the weight 0 and are left out")
+    return found.filter(pa.array(drawn)), rows.take(drawn)
 
 
 class _Files:
@@ -144,38 +185,59 @@ class _Files:
 
     def __init__(self) -> None:
         self.chunks: list[pa.Array] = []
+        self.rows: list[ListedRows | None] = []
+        self.counts: list[int] = []
         self.size = 0
         self.ends: list[int] = []
 
-    def add(self, files: pa.ChunkedArray) -> None:
+    def add(self, files: pa.ChunkedArray, rows: ListedRows | None = None) -> None:
         self.chunks += files.chunks
+        self.rows.append(rows)
+        self.counts.append(len(files))
         self.size += len(files)
 
     def close(self) -> None:
         """End the current source."""
         self.ends.append(self.size)
 
-    def distinct(self) -> tuple[Paths, list[int]]:
-        """Each file once, and how many there are up to the end of each source."""
+    def distinct(self) -> tuple[Paths, list[int], ListedRows | None]:
+        """Each file, or span of a file, once; how many there are up to the end of each source; and the rows."""
         encoded = pa.chunked_array(self.chunks, pa.large_binary()).combine_chunks().dictionary_encode()
         if isinstance(encoded, pa.ChunkedArray):
             encoded = encoded.combine_chunks()
+        names, rows = encoded.dictionary, None
+        if any(self.rows):
+            numbered = zip(self.rows, self.counts, strict=True)
+            rows = join_rows([own or ListedRows.whole(count) for own, count in numbered])
+            paths, encoded = encoded.indices, _spans_encoded(encoded.indices, rows)
+            first = np.unique(encoded.indices.to_numpy(), return_index=True)[1]
+            names, rows = names.take(paths.take(pa.array(first))), rows.take(first)
         seen = np.maximum.accumulate(encoded.indices.to_numpy()) + 1 if len(encoded) else np.zeros(0, int)
         ends = [int(seen[end - 1]) if end else 0 for end in self.ends]
-        return Paths.from_arrow(pa.chunked_array([encoded.dictionary.cast(pa.large_binary())])), ends
+        return Paths.from_arrow(pa.chunked_array([names.cast(pa.large_binary())])), ends, rows
 
 
-def _files_of(source: str, roots: Sequence[str], notes: list[str], hidden: _Hidden) -> pa.ChunkedArray:
-    """Absolute paths or URLs of all files of a source, media or not, as large_binary."""
+def _spans_encoded(paths: pa.Array, rows: ListedRows) -> pa.DictionaryArray:
+    """The numbers of equal paths with equal spans, in the order of their first occurrence."""
+    key = np.stack([paths.to_numpy().astype(np.float64), rows.start_s.numpy(), rows.end_s.numpy()], axis=1)
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(key))]
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(24), len(key), buffers).dictionary_encode()
+
+
+def _files_of(
+    source: str, roots: Sequence[str], notes: list[str], hidden: _Hidden
+) -> tuple[pa.ChunkedArray, ListedRows | None]:
+    """Absolute paths or URLs of all files of a source, media or not, as large_binary, and spans and weights."""
     path = Path(source).expanduser()
     remote = is_url(source)
     listed = suffix_of(source) in MANIFEST_SUFFIXES and (remote or path.is_file())
     if listed:
         place = source if remote else str(path)
-        files, form = listed_files(place, roots)
-        notes.append(f"{place}: {_counted(len(files), 'file')} listed; read as {form}")
-        return files
-    return to_arrow(_remote_files_of(source, hidden) if remote else _local_files_of(path, hidden))
+        files, rows, form = listed_files(place, roots)
+        what = "span" if rows and rows.has_spans() else "file"
+        notes.append(f"{place}: {_counted(len(files), what)} listed; read as {form}")
+        return files, rows
+    return to_arrow(_remote_files_of(source, hidden) if remote else _local_files_of(path, hidden)), None
 
 
 def _local_files_of(path: Path, hidden: _Hidden) -> Iterator[str]:

@@ -1,16 +1,21 @@
-"""Text files with one item per line or row: their encodings, line ends and separators."""
+"""Text files with one item per line or row: their encodings, line ends, separators, numbers and times."""
 
 import codecs
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from tubelet.errors import DataError
 from tubelet.io.text import read_bytes, read_start
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "::": "'::'", " ": "spaces"}
+_CLOCK = re.compile(r"(?:(\d{1,6}):)?(\d{1,6}):([0-5]?\d(?:[.,]\d*)?)", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -140,3 +145,29 @@ def parse_table(data: bytes, name: str | Path, columns: Sequence[str] | None) ->
     except csv.Error as error:
         table.faults.append((reader.line_num + blank, f"cannot be read as CSV ({error})"))
     return table
+
+
+def parse_number(text: str, decimal_comma: bool = False) -> float | None:
+    """The finite number in a cell; None for anything else.
+
+    Args:
+        text: the cell.
+        decimal_comma: whether 1,5 is a number too, as spreadsheets of many countries write it.
+    """
+    text = text.strip()
+    if decimal_comma and _DECIMAL_COMMA.fullmatch(text):
+        text = text.replace(",", ".")
+    if not _NUMBER.fullmatch(text):
+        return None
+    value = float(text)
+    return value if isfinite(value) else None
+
+
+def parse_time(text: str, decimal_comma: bool = False) -> float | None:
+    """Seconds of a time that is written as seconds, m:ss.mmm or h:mm:ss.mmm; None for anything else."""
+    if match := _CLOCK.fullmatch(text.strip()):
+        hours, minutes, seconds = match.groups()
+        if hours is not None and int(minutes) > 59:
+            return None
+        return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
+    return parse_number(text, decimal_comma)

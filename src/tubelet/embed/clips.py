@@ -1,7 +1,7 @@
 """Clips of a collection, decoded by worker processes into batches of one shape."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -121,16 +121,16 @@ class CollectionClips(IterableDataset[EmbedBatch]):
     ) -> Iterator[tuple[Tensor, dict[str, Any], bool]]:
         """Missing clips of one file, their rows, and whether the video is too short for the rate."""
         version = index.version(sample)  # before reading: a change in the meantime is detected by the next call
-        media, shown_s = index.read(sample)
+        source = index.read(sample)
         path, size = escape_filename(index.name(sample)), self.config.image_size
         size_bytes, changed_s = version or (0, 0.0)  # None if removed after it was opened
         shared = {"path": path, "modality": str(modality), "size_bytes": size_bytes, "changed_s": changed_s}
         if modality is Modality.IMAGE:
-            pixels = resize_center_crop(read_image(media).unsqueeze(0), size)
+            pixels = resize_center_crop(read_image(source.media).unsqueeze(0), size)
             yield pixels, shared | {"clip": 0, "clips": 1, "times": np.zeros(1)}, False
             return
-        with Video(media) as video:
-            info = replace(video.info, duration_s=shown_s or video.info.duration_s)
+        with Video(source.media) as video:
+            info = source.limit(video.info)
             times, is_short = window_times(info, self.config.frames, self.config.fps, self.config.stride_s)
             missing = [clip for clip in range(len(times)) if clip not in self.done.get(path, ())]
             for clip, frames in zip(missing, video.stream([times[clip] for clip in missing]), strict=True):

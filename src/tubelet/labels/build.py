@@ -3,50 +3,21 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tubelet.data.manifest import absolute
 from tubelet.data.storage import is_url
+from tubelet.data.tables import parse_number
 from tubelet.labels.records import LabelRow, LabelTable
 
-_CLOCK = re.compile(r"(?:(\d{1,6}):)?(\d{1,6}):([0-5]?\d(?:[.,]\d*)?)", re.ASCII)
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf(inity)?)", re.IGNORECASE)
 _DIGEST_BYTES = 16
-
-
-def parse_number(text: str, decimal_comma: bool = False) -> float | None:
-    """The finite number in a cell; None for anything else.
-
-    Args:
-        text: the cell.
-        decimal_comma: whether 1,5 is a number too, as spreadsheets of many countries write it.
-    """
-    text = text.strip()
-    if decimal_comma and _DECIMAL_COMMA.fullmatch(text):
-        text = text.replace(",", ".")
-    if not _NUMBER.fullmatch(text):
-        return None
-    value = float(text)
-    return value if isfinite(value) else None
 
 
 def looks_numeric(text: str, decimal_comma: bool = False) -> bool:
     """Whether a cell has a number, or one of the words for values that are no number, such as nan."""
     return parse_number(text, decimal_comma) is not None or bool(_NOT_FINITE.fullmatch(text.strip()))
-
-
-def parse_time(text: str, decimal_comma: bool = False) -> float | None:
-    """Seconds of a time that is written as seconds, m:ss.mmm or h:mm:ss.mmm; None for anything else."""
-    if match := _CLOCK.fullmatch(text.strip()):
-        hours, minutes, seconds = match.groups()
-        if hours is not None and int(minutes) > 59:
-            return None
-        return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
-    return parse_number(text, decimal_comma)
 
 
 def split_labels(text: str) -> tuple[str, ...]:

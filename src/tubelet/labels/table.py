@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.config.fields import nearest
-from tubelet.data.tables import SEPARATORS, decode_list, parse_table
+from tubelet.data.tables import SEPARATORS, decode_list, parse_number, parse_table, parse_time
 from tubelet.errors import DataError
 from tubelet.io.arrays import read_parquet
 from tubelet.io.text import parse_json, read_bytes
@@ -16,8 +16,6 @@ from tubelet.labels.build import (
     build_table,
     digest_of,
     looks_numeric,
-    parse_number,
-    parse_time,
     resolve_listed,
     split_labels,
 )

@@ -157,7 +157,7 @@ class CollectionWindows(IterableDataset[WindowBatch]):
     def _windows(self, index: SampleIndex, modality: Modality, sample: int) -> Iterator[tuple[FileWindow, Tensor]]:
         """The windows of one file, and their pixels (3, T, S, S)."""
         version = index.version(sample)  # before reading: a change in the meantime is detected by the next call
-        media, shown_s = index.read(sample)
+        source = index.read(sample)
         size_bytes, changed_s = version or (0, 0.0)  # None if removed after it was opened
         file = SourceFile(
             path=self._path(index, sample),
@@ -168,15 +168,15 @@ class CollectionWindows(IterableDataset[WindowBatch]):
             windows=1,
         )
         if modality is Modality.IMAGE:
-            image = read_image(media)
+            image = read_image(source.media)
             if self.layout.whole:
                 yield from _squares(image, self.layout, file, [(None, False)])
             else:
                 pixels = resize_center_crop(image.unsqueeze(0), self.layout.clips.image_size)
                 yield FileWindow(file=file, number=0, window=None), pixels
             return
-        with Video(media) as video:
-            duration_s = shown_s or video.info.duration_s
+        with Video(source.media) as video:
+            duration_s = source.limit(video.info).duration_s
             if self.layout.whole:
                 yield from _video_squares(video, self.layout, replace(file, duration_s=duration_s))
                 return

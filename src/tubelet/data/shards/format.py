@@ -34,6 +34,7 @@ RECORD = np.dtype(
         ("crc32", np.uint32),
         ("image", np.bool_),
         ("duration_s", np.float64),
+        ("weight", np.float64),
     ]
 )
 _HEADER = {"tubelet_shards": int, "recipe": dict, "shards": list, "members": int}
@@ -56,6 +57,7 @@ class Member:
         fps: average frame rate; 0 for an image.
         width: pixels.
         height: pixels.
+        weight: sampling weight; members that were written before it existed have 1.
     """
 
     shard: str
@@ -70,9 +72,11 @@ class Member:
     fps: float
     width: int
     height: int
+    weight: float = 1.0
 
 
 _MEMBER = {field.name: (int, float) if field.type is float else field.type for field in fields(Member)}
+del _MEMBER["weight"]  # not in every index
 
 
 def parse_header(path: str, line: str) -> dict[str, Any]:
@@ -123,8 +127,11 @@ def parse_member(path: str, number: int, line: str, shards: Mapping[str, tuple[i
         raise DataError(f"{path}, line {number}: {row['name']} is not within {row['shard']}; {COPY_INDEX}")
     if not row["name"].isascii() or len(row["name"]) > _NAME or not row["duration_s"] >= 0:
         raise DataError(f"{path}, line {number}: {ascii(row['name'])[:200]} is not a member of `tubelet shard`")
+    weight = row.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+        raise DataError(f"{path}, line {number}: has no valid weight; {COPY_INDEX}")
     image = row["modality"] == Modality.IMAGE
-    return row["name"].encode(), shard, row["offset"], row["size"], row["crc32"], image, row["duration_s"]
+    return row["name"].encode(), shard, row["offset"], row["size"], row["crc32"], image, row["duration_s"], weight
 
 
 def _parse_line(path: str, number: int, line: str, kinds: Mapping[str, Any]) -> dict[str, Any]:

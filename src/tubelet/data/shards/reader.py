@@ -26,7 +26,7 @@ class ShardFolder:
         header: first line of the index.
         shards: names of the tars.
         members: (M,) records: name in the tar, number of the shard in `shards`, offset and size in bytes, crc32,
-            whether it is an image, duration_s in seconds.
+            whether it is an image, duration_s in seconds, sampling weight.
     """
 
     root: str

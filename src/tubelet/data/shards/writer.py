@@ -291,6 +291,7 @@ def _read_marker(job: ShardJob) -> dict[str, Any] | None:
     marker: dict[str, Any] = read_json(job.marker, _DoneMarker, _WRITE_AGAIN)
     for number, row in enumerate(marker["members"]):
         try:
+            row.setdefault("weight", 1.0)  # of a marker that was written before weights existed
             if {*row} != {*type_hints(Member)}:
                 raise InvalidValueError(f"members[{number}]", f"has the fields {sorted(row)!r:.200}")
             for name, kind in type_hints(Member).items():

@@ -11,10 +11,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tubelet.data.tables import decode_list, parse_table
+from tubelet.data.tables import decode_list, parse_number, parse_table, parse_time
 from tubelet.errors import DataError
 from tubelet.io.text import read_bytes, read_json
-from tubelet.labels.build import parse_number, parse_time
 from tubelet.labels.formats.annotation_format import AnnotationFormat, AnnotationRows, head_of
 from tubelet.labels.records import LabelTable
 
