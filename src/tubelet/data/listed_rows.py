@@ -20,20 +20,20 @@ class ListedRows:
     """Spans and weights of N files, as tensors, which worker processes share.
 
     Attributes:
+        lists: names of the lists.
         start_s: (N,) float64 start of the span in seconds; 0 for the start of the video.
         end_s: (N,) float64 end of the span in seconds; infinity for the end of the video.
         weight: (N,) float64 sampling weight, above 0.
         line: (N,) int64 line in the list, from 1; 0 for a file of no list.
         list_number: (N,) int64 index into `lists`.
-        lists: names of the lists.
     """
 
+    lists: tuple[str, ...]
     start_s: Tensor
     end_s: Tensor
     weight: Tensor
     line: Tensor
     list_number: Tensor
-    lists: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.line)
@@ -51,7 +51,7 @@ class ListedRows:
         columns = zip((start_s, end_s, weight), (0.0, np.inf, 1.0), strict=True)
         filled = [np.full(len(line), default) if column is None else column for column, default in columns]
         numbers = (line.astype(np.int64), np.zeros(len(line), np.int64))
-        return cls(*(torch.from_numpy(np.ascontiguousarray(column)) for column in (*filled, *numbers)), lists=(name,))
+        return cls((name,), *(torch.from_numpy(np.ascontiguousarray(column)) for column in (*filled, *numbers)))
 
     @classmethod
     def whole(cls, count: int) -> "ListedRows":
@@ -94,7 +94,7 @@ def join_rows(parts: Sequence[ListedRows]) -> ListedRows:
         for part in parts
     ]
     names = [each.name for each in fields(ListedRows) if each.name != "lists"]
-    return ListedRows(*(torch.cat([getattr(part, name) for part in moved]) for name in names), lists=lists)
+    return ListedRows(lists, *(torch.cat([getattr(part, name) for part in moved]) for name in names))
 
 
 def rows_of_list(name: str, listed: PathList, image: NDArray[np.bool_]) -> ListedRows | None:

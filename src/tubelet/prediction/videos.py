@@ -103,7 +103,7 @@ def draw_videos(
             digest = _digest(each, index.version(samples[each.path]), classes)
             try:
                 if drawn.get(out.name) != digest or not out.is_file():
-                    draw_video(index.read(samples[each.path])[0], each, out, classes)
+                    draw_video(index.read(samples[each.path]).media, each, out, classes)
                     drawn[out.name] = digest
                     with atomic_write(folder / DRAWN) as partial:
                         partial.write_text(json.dumps(drawn, indent=0) + "\n")
