@@ -1,6 +1,7 @@
-"""torchrun with its own parser, agent and restarts, whose processes are forks of one that has imported everything."""
+"""Commands and torchrun, with its own parser, agent and restarts, as forks of a process that has imported all."""
 
 import importlib
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -44,11 +45,30 @@ def start_torchrun(words, log):
     return process
 
 
+def start_tubelet(words, log, prepare=None):
+    """`tubelet WORDS` in a process of its own, which writes to a file; `prepare` is called in it first."""
+    process = processes.Process(target=_log_and_call, args=(list(map(str, words)), str(log), prepare))
+    process.start()
+    return process
+
+
 def _log_and_run(words, log):
+    _write_to(log)
+    torchrun(words, Path(log).parent)
+
+
+def _log_and_call(words, log, prepare):
+    multiprocessing.set_start_method(None, force=True)  # what a fork server has set, a shell has not
+    _write_to(log)
+    if prepare is not None:
+        prepare()
+    _tubelet(*words)
+
+
+def _write_to(log):
     with Path(log).open("w") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
-    torchrun(words, Path(log).parent)
 
 
 def _tubelet(*words):

@@ -10,6 +10,7 @@ import pytest
 
 import tubelet
 from tests.helpers.commands import run_tubelet
+from tests.helpers.launcher import start_tubelet
 from tests.helpers.media import write_image, write_text, write_video
 from tests.helpers.training import rows
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa
@@ -47,14 +48,15 @@ TRAIN = ("--model", "vit-pico", "--image-size", "32", "--patch-size", "8", "--fr
 def test_sigterm_writes_a_checkpoint_reports_it_and_the_run_resumes_with_one_row_a_step(media, tmp_path):
     out = tmp_path / "run"
     options = ("train", media, "--out", out, *TRAIN, "--checkpoint-every", "1000", "--precision", "fp32")
-    process = start(*options, "--steps", "500")
+    process = start_tubelet((*options, "--steps", "500"), tmp_path / "log")
     while len(rows(out)) < 2:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=300)
+    process.terminate()
+    process.join(300)
+    err = (tmp_path / "log").read_text()
     stopped = rows(out)[-1]["step"]
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.exitcode == 128 + signal.SIGTERM
     assert f"SIGTERM: stopped after step {stopped}" in err
     assert "--resume" in err
     assert len(list_checkpoints(out)) == 1

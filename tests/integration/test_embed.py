@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,10 +19,12 @@ import torch
 from PIL import Image
 
 from tests.helpers.commands import run_tubelet
+from tests.helpers.launcher import start_tubelet
 from tests.helpers.media import indexed_image, write_video
 from tests.helpers.training import tiny_config, train_quietly
 from tubelet.cli import main
 from tubelet.config import EmbedConfig
+from tubelet.data import part_table
 from tubelet.data.decode import Video
 from tubelet.data.part_table import parts
 from tubelet.data.sources import list_media
@@ -118,21 +119,24 @@ def test_pandas_polars_and_duckdb_read_the_same(table):
     assert list(with_duckdb["start_s"]) == list(expected["start_s"]) == with_polars["start_s"].to_list()
 
 
+def write_a_part_a_clip():
+    """So that there is something to kill between."""
+    part_table.PART_BYTES = 1
+
+
 @pytest.mark.slow
 def test_killed_twice_it_ends_with_every_row_once(films, run, table, tmp_path):
     out = tmp_path / "table"
     words = f"embed {films} --model {run} --out {out} --image-size 32 --frames 4 --fps 12 --batch-size 1".split()
-    # A part a clip, so that there is something to kill between.
-    script = "import sys, tubelet.data.part_table as t; t.PART_BYTES = 1; from tubelet.cli import main; main()"
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", script, *words])
+        process = start_tubelet(words, tmp_path / "log", prepare=write_a_part_a_clip)
         before, deadline = len(parts(out)), time.monotonic() + 300
-        while len(parts(out)) < before + 3 and process.poll() is None:
+        while len(parts(out)) < before + 3 and process.is_alive():
             assert time.monotonic() < deadline
             time.sleep(0.005)
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
-        process.wait()
+        process.join()
         psutil.wait_procs(family, timeout=120)
     killed_at = len(parts(out))
     assert killed_at < len(rows(table))

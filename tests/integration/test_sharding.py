@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 import time
 
 import psutil
 import pytest
 
 from tests.helpers.commands import run_tubelet
+from tests.helpers.launcher import start_tubelet
 from tests.helpers.media import write_image, write_text, write_video
 from tests.helpers.training import rows, start_training, tiny_config, train_quietly
 from tubelet.config import ShardConfig
@@ -36,15 +35,6 @@ def folder(media, tmp_path_factory):
     out = tmp_path_factory.mktemp("shards") / "out"
     write_shards([str(media)], out, RECIPE, workers=1, shard_mb=0.02)
     return out
-
-
-def command(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tubelet", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def contents(folder):
@@ -80,11 +70,11 @@ def test_sharding_that_was_killed_continues_to_the_same_bytes_and_leaves_no_proc
         2,
     )
     out = tmp_path / "killed"
-    process = command("shard", films, "--out", out, *recipe)
+    process = start_tubelet(("shard", films, "--out", out, *recipe), tmp_path / "log")
     wait_for(lambda: len(list(out.glob("shard-*.json"))) >= 2)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.communicate()
+    process.join()
     assert not (out / "index.jsonl").exists()
     assert len(workers) >= 2
     assert not psutil.wait_procs(workers, timeout=120)[1]
