@@ -273,7 +273,7 @@ def test_clusters_partition_the_tokens_and_take_names(page):
     page.page.locator("#names input").first.press("Tab")
     assert page.evaluate("nameOf(0)") == "<b>wall</b>"
     page.click("#names button")
-    assert page.evaluate("state.alone.size") == 1
+    assert page.evaluate("state.isolated.size") == 1
 
 
 @pytest.mark.browser

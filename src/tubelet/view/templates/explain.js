@@ -323,15 +323,15 @@ const fill = {
       const rows = draws[state.draw].masks.map(losses), mean = part => rows.reduce((sum, row) => sum + row[part], 0) / rows.length;
       const total = row => row.prediction + state.context_weight * row.context, token = state.token, current = mask();
       const share = current.hidden[token]
-        ? `one of ${format(rows[state.mask].targets, 9)} hidden tokens: ${format(tokenError(current, token))} / ${format(rows[state.mask].targets, 9)} = ${format(tokenError(current, token) / rows[state.mask].targets, 2)} of L_predict`
-        : `one of ${format(N - rows[state.mask].targets, 9)} visible tokens: ${format(current.weights[token])} × ${format(tokenError(current, token))} / ${format(N - rows[state.mask].targets, 9)} = ${format(current.weights[token] * tokenError(current, token) / (N - rows[state.mask].targets), 2)} of L_context`;
+        ? `one of ${format(rows[state.mask].targets, 9)} hidden tokens: ${format(tokenError(current, token))} / ${format(rows[state.mask].targets, 9)} = ${format(tokenError(current, token) / rows[state.mask].targets, 2)} of L<sub>predict</sub>`
+        : `one of ${format(N - rows[state.mask].targets, 9)} visible tokens: ${format(current.weights[token])} × ${format(tokenError(current, token))} / ${format(N - rows[state.mask].targets, 9)} = ${format(current.weights[token] * tokenError(current, token) / (N - rows[state.mask].targets), 2)} of L<sub>context</sub>`;
       box.innerHTML = `<p class="equation">${format(mean("prediction"), 4)} + ${format(state.context_weight, 2)} · ${format(mean("context"), 4)} = <b data-total>${format(mean("prediction") + state.context_weight * mean("context"), 4)}</b></p>`
-        + `<details${box.querySelector("details")?.open ? " open" : ""}><summary>Open the sum</summary>${rows.map((row, i) => `<p><b>Mask ${i + 1}</b>: L_predict = mean of ${format(row.targets, 9)} errors = ${format(row.prediction, 4)}; L_context = mean of ${format(N - row.targets, 9)} weighted errors = ${format(row.context, 4)}; together ${format(total(row), 4)}.</p>`).join("")}`
+        + `<details${box.querySelector("details")?.open ? " open" : ""}><summary>Open the sum</summary>${rows.map((row, i) => `<p><b>Mask ${i + 1}</b>: L<sub>predict</sub> = mean of ${format(row.targets, 9)} errors = ${format(row.prediction, 4)}; L<sub>context</sub> = mean of ${format(N - row.targets, 9)} weighted errors = ${format(row.context, 4)}; together ${format(total(row), 4)}.</p>`).join("")}`
         + `<p>Token ${token} under mask ${state.mask + 1} is ${share}. Its error is the mean over levels: ${Array.from({ length: LEVELS }, (_, level) => format(current.errors[level * N + token])).join(", ")}.</p></details>`;
     });
   },
   blend(host) {
-    tokenMap(host, "Features at this m", (context, width, height) => paintCells(context, width, height, token => rgb(blends[state.blend].colors, token, state.level)));
+    tokenMap(host, "Features of the mixed network", (context, width, height) => paintCells(context, width, height, token => rgb(blends[state.blend].colors, token, state.level)));
     const detail = make("div", { className: "detail" }, host);
     slider(detail, "mix", { min: 0, max: blends.length - 1, step: 1 }, blend => update({ blend }), () => [state.blend, format(blends[state.blend].momentum)]);
     make("p", { innerHTML: "0 is the student, 1 the teacher. Each position is the real network with weights mix · teacher + (1 − mix) · student, run on this input and shown in the teacher's colors." }, detail);

@@ -43,7 +43,7 @@ function makePlot(host) {
   plots.push(plot);
 }
 
-// uPlot selects with the mouse alone: a finger that moves sideways does the same.
+// uPlot selects only with the mouse: a finger that moves sideways does the same.
 function listenToTouch(plot) {
   const { over } = plot, x = event => Math.max(0, Math.min(over.clientWidth, event.clientX - over.getBoundingClientRect().left));
   let start = null;

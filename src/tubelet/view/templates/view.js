@@ -12,7 +12,7 @@ const PALETTE = [[68, 119, 170], [238, 136, 102], [68, 187, 153], [238, 221, 136
   [17, 119, 51], [255, 170, 187], [51, 34, 136], [170, 170, 0], [0, 153, 136], [136, 34, 85], [119, 170, 221], [85, 85, 85]];
 const state = {
   mode: "pca", opacity: 0.8, level: data.encoders[0].levels.length - 1, encoderName: data.encoders[0].encoder, smooth: true, original: false,
-  shown: [], active: null, drawing: false, query: null, temperature: 10 ** -0.8, threshold: 0, follow: true, k: 6, alone: new Set(), names: {},
+  shown: [], active: null, drawing: false, query: null, temperature: 10 ** -0.8, threshold: 0, follow: true, k: 6, isolated: new Set(), names: {},
   region: null, foreground: 0, invert: false, pins: { A: null, B: null }, lines: 40,
 };
 const several = new Set(data.encoders.map(each => each.model)).size > 1;
@@ -255,7 +255,7 @@ function clusterLayer(encoder) {
     finish() { const total = counts.reduce((sum, count) => sum + count); layer.shares = [...counts].map(count => count / total); },
     paint(pixels, begin, end) {
       for (let i = begin, at = 0; i < end; i++, at += 4) {
-        const on = !state.alone.size || state.alone.has(groups[i]);
+        const on = !state.isolated.size || state.isolated.has(groups[i]);
         pixels.set(on ? PALETTE[groups[i]] : [20, 22, 26], at);
         pixels[at + 3] = 255;
       }
@@ -270,7 +270,7 @@ function clusterLayer(encoder) {
         let sum = 0, group = 0;
         if (!isFilled(encoder, firstToken(encoder, card.number, step))) return [60, 64, 70];
         while (group < state.k - 1 && (sum += shares[step][group]) < (row + 0.5) / 80) group++;
-        return !state.alone.size || state.alone.has(group) ? PALETTE[group] : [60, 64, 70];
+        return !state.isolated.size || state.isolated.has(group) ? PALETTE[group] : [60, 64, 70];
       });
     },
     describe: token => nameOf(groups[token]),
@@ -420,7 +420,7 @@ function dragged(card, points) {
   state.mode === "similarity" ? update() : setMode("similarity");
 }
 function toggleCluster(group) {
-  state.alone.has(group) ? state.alone.delete(group) : state.alone.add(group);
+  state.isolated.has(group) ? state.isolated.delete(group) : state.isolated.add(group);
   redraw();
 }
 function setForeground(percent) {
@@ -456,9 +456,9 @@ function drawNames(layer) {
     const row = element("div"), chip = element("button"), input = element("input");
     chip.type = "button";
     chip.style.background = `rgb(${PALETTE[group]})`;
-    chip.title = "Show this cluster alone";
-    chip.setAttribute("aria-pressed", state.alone.has(group));
-    chip.setAttribute("aria-label", `${nameOf(group)} alone`);
+    chip.title = "Show only this cluster";
+    chip.setAttribute("aria-pressed", state.isolated.has(group));
+    chip.setAttribute("aria-label", `Only ${nameOf(group)}`);
     chip.addEventListener("click", () => toggleCluster(group));
     Object.assign(input, { type: "text", value: state.names[group] ?? "", placeholder: `cluster ${group + 1}`, maxLength: 60 });
     input.setAttribute("aria-label", `Name of cluster ${group + 1}`);
@@ -467,7 +467,7 @@ function drawNames(layer) {
     return row;
   });
   if (!$("names").contains(document.activeElement) || $("names").childElementCount !== rows.length) $("names").replaceChildren(...rows);
-  else [...$("names").children].forEach((row, group) => row.firstChild.setAttribute("aria-pressed", state.alone.has(group)));
+  else [...$("names").children].forEach((row, group) => row.firstChild.setAttribute("aria-pressed", state.isolated.has(group)));
 }
 function activate(card) {
   if (state.active === card) return;
@@ -499,7 +499,7 @@ for (const button of document.querySelectorAll("[data-mode]")) button.addEventLi
 slider("opacity", value => `${Math.round(100 * value)} %`, setOpacity);
 slider("temperature", value => (10 ** value).toFixed(2), value => { state.temperature = 10 ** value; updateSoon(); });
 slider("threshold", value => value ? value.toFixed(2) : "off", value => { state.threshold = value; redraw(); });
-slider("k", value => value, value => { state.k = value; state.alone.clear(); updateSoon(); });
+slider("k", value => value, value => { state.k = value; state.isolated.clear(); updateSoon(); });
 slider("lines", value => value, value => { state.lines = value; drawComparison(); });
 slider("foreground", value => value ? `${100 - value} %` : "off", value => { state.foreground = value; state.region = null; updateSoon(); });
 $("invert").addEventListener("change", event => { state.invert = event.target.checked; if (state.foreground) update(); });

@@ -2,7 +2,7 @@
 
 const PLOT = 84;
 
-class Screen {  // encoder: number of an encoder, null for the frame alone
+class Screen {  // encoder: number of an encoder, null for only the frame
   constructor(card, encoder) {
     Object.assign(this, { card, encoder, step: -1 });
     this.box = element("figure", "screen");
@@ -254,16 +254,19 @@ class Card {
     context.fillRect(x - 1, 0, 2, height);
   }
   savePng() {
-    const { width, height } = this.file, scale = Math.max(1, Math.min(3, 720 / height)), gap = 8, line = 30;
+    const { width, height } = this.file, scale = Math.max(1, Math.min(3, 720 / height)), gap = 8, line = this.screens.length > 1 ? 52 : 30;
     const w = Math.round(width * scale), h = Math.round(height * scale), canvas = element("canvas");
     canvas.width = this.screens.length * (w + gap) - gap;
     canvas.height = h + line;
     const context = canvas.getContext("2d");
     context.fillStyle = "#fff";
     context.fillRect(0, 0, canvas.width, canvas.height);
+    context.fillStyle = "#22262c";
+    context.font = "15px system-ui, sans-serif";
     this.screens.forEach((screen, column) => {
       context.save();
       context.translate(column * (w + gap), 0);
+      context.fillText(screen.caption.textContent, 4, h + 20, w - 8);
       context.drawImage(screen.frame, 0, 0, w, h);
       if (screen.overlay) {
         context.globalAlpha = state.opacity;
@@ -274,9 +277,7 @@ class Card {
       screen.paintMarks(context, w, h, null);
       context.restore();
     });
-    context.fillStyle = "#22262c";
-    context.font = "15px system-ui, sans-serif";
-    context.fillText(`${this.file.name} ${this.clock.textContent} · ${MODES[state.mode].name} · ${levelName()}`, 4, h + 20, canvas.width - 8);
+    context.fillText(`${this.file.name} ${this.clock.textContent} · ${MODES[state.mode].name} · ${levelName()}`, 4, canvas.height - 10, canvas.width - 8);
     return new Promise(resolve => canvas.toBlob(blob => { saveFile(blob, `${this.file.name.replace(/\.\w+$/, "")}-${state.mode}.png`); resolve(); }));
   }
 }

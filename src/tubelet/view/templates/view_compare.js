@@ -64,7 +64,7 @@ function drawComparison() {
     for (const [x, y] of [[x0, y0], [x1, y1]]) { context.beginPath(); context.arc(x, y, pair === hovered ? 5 : 3, 0, 7); context.fill(); }
   }
   context.globalAlpha = 1;
-  $("matches").textContent = `${shown.length} of ${comparison.pairs.length} pairs` + (hovered ? `, cosine ${hovered.similarity.toFixed(3)}` : "");
+  $("matches").textContent = `${shown.length} of ${comparison.pairs.length} pair${comparison.pairs.length === 1 ? "" : "s"}` + (hovered ? `, cosine ${hovered.similarity.toFixed(3)}` : "");
 }
 const pointAt = event => {
   const [x, y, w, h] = placeFrames().A, px = (event.offsetX - x) / w, py = (event.offsetY - y) / h;
