@@ -49,17 +49,13 @@ try:
         BatchFeature,
         PreTrainedConfig,
         PreTrainedModel,
-        video_processing_utils,
     )
     from transformers.modeling_outputs import ImageClassifierOutput, ModelOutput
     from transformers.models.auto.video_processing_auto import AutoVideoProcessor  # without torchvision it is only here
+    from transformers.video_processing_utils import VideoProcessorMixin
 except ImportError as error:
-    raise MissingPackageError("tubelet.hf needs transformers 5 or later: pip install 'tubelet[hf]'") from error
+    raise MissingPackageError("tubelet.hf needs transformers 5.20 or later: pip install 'tubelet[hf]'") from error
 
-# Without its methods that need torchvision; older versions have only the whole class.
-_VideoProcessor: Any = getattr(
-    video_processing_utils, "VideoProcessorMixin", getattr(video_processing_utils, "BaseVideoProcessor", None)
-)
 _DEFAULT_HEAD: dict[str, Any] = {
     "network": "attentive",
     "options": {},
@@ -237,7 +233,7 @@ class TubeletForVideoClassification(TubeletPreTrainedModel):
         return output if as_object else output.to_tuple()
 
 
-class TubeletVideoProcessor(_VideoProcessor):
+class TubeletVideoProcessor(VideoProcessorMixin):
     """Videos and images to normalized clips, as `tubelet predict` prepares them: the middle square, resized.
 
     Files are decoded by this package, at `fps` from their middle.

@@ -107,7 +107,7 @@ def test_a_head_file_of_it_is_written_and_goes_back(saved, tmp_path):
 @pytest.fixture
 def released(tmp_path):
     """An encoder and a probe as the release has them, of sixteen heads, and both as one model of transformers."""
-    theirs = build_classifier(tmp_path / "theirs", width=96, heads=16)
+    theirs = build_classifier(tmp_path / "theirs", width=192, heads=16)
     tensors = load_file(tmp_path / "theirs" / "model.safetensors")
     names = {name.removeprefix("vjepa2."): value for name, value in tensors.items()}
     encoder = tubelet.load(as_release(names, tmp_path), heads=16, **CPU)
