@@ -17,9 +17,9 @@ import pytest
 
 from tests.helpers.launcher import start_torchrun
 from tests.helpers.media import write_image, write_video
-from tests.helpers.training import rows, train_together
+from tests.helpers.training import rows, tiny_config, train_together
 from tubelet.checkpoint.run import list_checkpoints, read_checkpoint
-from tubelet.config import TrainConfig, from_dict
+from tubelet.config import TrainConfig, from_dict, to_dict
 from tubelet.data.loader import build_samplers, samples_per_step
 from tubelet.data.sources import list_media
 from tubelet.train.run_directory import read_config
@@ -27,10 +27,6 @@ from tubelet.train.run_directory import read_config
 SECONDS = float(os.environ.get("TUBELET_CHAOS_SECONDS", "0"))
 FIRST_STEPS = int(40 + 2 * SECONDS)  # more, if the run ends before the kills do
 PROCESSES = 4 if SECONDS else 2
-OPTIONS = (
-    "--resume --model vit-pico --patch-size 8 --image-size 32 --frames 4 --batch-size 8 --workers 0 --precision fp32 "
-    "--checkpoint-every 5"
-)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +48,9 @@ def start(media, out, steps):
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     launcher = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--nproc-per-node", PROCESSES]
-    training = ["tubelet", "train", media, "--out", out, "--steps", steps, *OPTIONS.split()]
+    settings = out.with_suffix(".json")
+    settings.write_text(json.dumps(to_dict(tiny_config(media, steps, batch_size=8))))
+    training = ["tubelet", "train", "--config", settings, "--out", out, "--resume"]
     return start_torchrun([*launcher, "--max-restarts", 1000, "-m", *training], out.with_suffix(".log"))
 
 

@@ -44,6 +44,7 @@ def workplace(tmp_path):
 def quick_commands(monkeypatch):
     """Heads of a few steps and forked sides of benchmarks: what pages show must work, and nothing is measured."""
     monkeypatch.setattr("benchmarks.measure.get_context", lambda method: processes)
+    monkeypatch.setattr("benchmarks.measure.product_shape", lambda device, width: (64, 64, 64))
     for name in network_names():
         network = get_network(name)
         if network.recipe is not None:
