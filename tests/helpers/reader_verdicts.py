@@ -13,6 +13,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 from av.filter import Graph
+from av.video.reformatter import Interpolation
 
 from tests.helpers.video_cards import circle_ratio, combing, read_number, read_patches
 from tests.helpers.video_corpus import Truth
@@ -245,8 +246,10 @@ def decoded(path: Path, tolerant: bool) -> tuple[list[Any], Fraction]:
 
 
 def rgb(frame: Any) -> np.ndarray:
-    """(H, W, 3) uint8, converted on one core."""
-    return frame.reformat(format="rgb24", threads=1).to_ndarray()
+    """(H, W, 3) uint8, converted on one core; of more than 8 bits with swscale's exact arithmetic."""
+    deep = frame.format.components[0].bits > 8
+    exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+    return frame.reformat(format="rgb24", interpolation=exact if deep else None, threads=1).to_ndarray()
 
 
 def among(pixels: Sequence[Any], times: np.ndarray) -> Callable[[Sequence[np.ndarray]], Sequence[Sequence[Any]]]:

@@ -1,7 +1,9 @@
 """What frames show: orientation, square pixels, interlaced fields, transfer curves, primaries, bits."""
 
+import io
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ import av
 import numpy as np
 import pytest
 from av.filter import Graph
+from numpy.lib.stride_tricks import sliding_window_view
 
 from tests.helpers.decoding import decode_clips, video_info
 from tests.helpers.media import indexed_image, read_index, write_video
+from tests.helpers.video_files import frame_of
+from tubelet.data.containers import MediaBytes
 from tubelet.data.decode import Video, read_frames
 from tubelet.data.video.color import to_bt709
 from tubelet.errors import DecodeError
@@ -284,6 +289,68 @@ def test_matrices_and_ranges_are_those_of_the_tags(matrix: int, primaries: int, 
         path = write(tmp_path / "a.mp4", [image] * 2, pix_fmt="yuv444p", setup=setup, frames=frames)
         found = read_frames(path).pixels[0, 32, 32::64].numpy().astype(int)
         assert np.abs(found - colors).max() <= 4, (matrix, full)
+
+
+def source_frame(name: str, options: str, pix_fmt: str) -> Any:
+    """The first frame of one of FFmpeg's own sources."""
+    graph = Graph()
+    nodes = [graph.add(name, options), graph.add("format", pix_fmt), graph.add("buffersink")]
+    graph.link_nodes(*nodes).configure()
+    return graph.pull()
+
+
+def ffv1(frame: Any, matrix: int, color_range: int) -> MediaBytes:
+    """A lossless video of twice the same frame, with a matrix and a range in its tags."""
+    target = io.BytesIO()
+    with av.open(target, "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, frame.format.name
+        context = stream.codec_context
+        context.thread_count, context.colorspace, context.color_range = 1, matrix, color_range
+        frame.colorspace, frame.color_range = matrix, color_range
+        for number in range(2):
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return MediaBytes("bars.mkv", target.getvalue())
+
+
+def flat_areas(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) bool: pixels whose neighbors up to four pixels away in all directions have the same color."""
+    same = np.zeros(pixels.shape[:2], bool)
+    blocks = sliding_window_view(pixels.astype(int), (9, 9), axis=(0, 1))
+    same[4:-4, 4:-4] = (np.ptp(blocks, axis=(-2, -1)) == 0).all(-1)
+    return same
+
+
+# What is not specified is read as BT.601, whatever the resolution.
+TAGGED = {"bt601": (2, 5, 6), "bt709": (1,), "bt2020": (9,)}
+
+
+@pytest.mark.parametrize("source", ["smptehdbars", "testsrc2"])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("matrix", TAGGED)
+def test_color_bars_of_ffmpeg_are_exact_in_all_matrices_ranges_and_samplings(
+    matrix: str, full: bool, source: str
+) -> None:
+    colors = source_frame(source, "size=192x120", "rgb24").to_ndarray(format="rgb24")
+    flat = flat_areas(colors)
+    assert flat.mean() > 0.1 and len(np.unique(colors[flat], axis=0)) >= 3
+    for number, sampling, bits in product(TAGGED[matrix], ("420", "422", "444"), (8, 10)):
+        frame = frame_of(colors, f"yuv{sampling}p{'10le' if bits == 10 else ''}", matrix, full)
+        found = read_frames(ffv1(frame, number, 1 + full)).pixels[0].numpy().astype(int)
+        # FFmpeg's default for 8 bits of subsampled chroma, kept to the bit, is less exact.
+        assert np.abs(found - colors)[flat].max() <= (2 if bits == 10 or sampling == "444" else 5), (sampling, bits)
+
+
+def test_hd_color_bars_of_ffmpeg_have_the_colors_of_their_codes() -> None:
+    frame = source_frame("smptehdbars", "size=192x120", "yuv444p")
+    y, cb, cr = (frame.to_ndarray(format="yuv444p").astype(float) - np.array([16, 128, 128])[:, None, None]) / 219
+    red, blue = y + cr * 219 / 224 * 2 * (1 - 0.2126), y + cb * 219 / 224 * 2 * (1 - 0.0722)
+    colors = np.stack([red, (y - 0.2126 * red - 0.0722 * blue) / 0.7152, blue], axis=-1).clip(0, 1) * 255
+    found = read_frames(ffv1(frame, 1, 1)).pixels[0].numpy()
+    assert len(np.unique(found.reshape(-1, 3), axis=0)) > 10
+    assert np.abs(found - colors).max() <= 2
 
 
 @pytest.mark.parametrize(

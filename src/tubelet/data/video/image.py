@@ -12,6 +12,11 @@ from tubelet.data.video.deinterlace import deinterlace
 from tubelet.data.video.display import display_of
 from tubelet.errors import DecodeError
 
+# By default swscale's chroma is up to 5 of 255 off in flat areas of 4:2:0 and 4:2:2. Frames of 8 bits keep it:
+# it is what every reader on top of FFmpeg gives, to the bit, and takes a ninth of the time (720p).
+_DEFAULT = Interpolation.BILINEAR
+_ACCURATE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
 
 class Converter:
     """From frames of one video to RGB.
@@ -54,11 +59,10 @@ class Converter:
             height, width = width, height
         plain = is_plain(frame)
         kind, size = ("rgb24", 1) if plain else ("rgb48le", 2)
+        scaling = _ACCURATE if plain and frame.format.components[0].bits > 8 else _DEFAULT
         with as_decode_error(self.path, f"pixel format {frame.format.name} cannot be converted to RGB"):
             # By default PyAV converts the colors of each frame on all cores.
-            rgb = self.reformatter.reformat(
-                frame, width, height, format=kind, interpolation=Interpolation.BILINEAR, threads=1
-            )
+            rgb = self.reformatter.reformat(frame, width, height, format=kind, interpolation=scaling, threads=1)
             plane: Any = rgb.planes[0]
             rows = np.frombuffer(plane, dtype=np.uint8 if plain else "<u2")
         rows = rows.reshape(-1, plane.line_size // size)  # they may end in padding
