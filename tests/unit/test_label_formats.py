@@ -34,7 +34,7 @@ def spans(table):
 
 def test_every_format_has_a_module_and_a_name():
     names = [each.name for each in annotation_formats()]
-    assert len(set(names)) == len(names) == 11
+    assert len(set(names)) == len(names) == 12
 
 
 # VIA

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet.data.file_types import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, names_with
+from tubelet.data.lerobot import INFO, dataset_root, is_dataset, read_episodes
 from tubelet.data.listed_rows import ListedRows, join_rows
 from tubelet.data.manifest import MANIFEST_SUFFIXES, absolute, listed_files, root_of
 from tubelet.data.paths import Paths, checksum, to_arrow
@@ -141,7 +142,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = (), spans: bo
         else:
             found, rows = _files_of(source, roots, notes, hidden)
             if rows and not spans:
-                notes.append(f"{source}: its columns start_s, end_s and weight are not used here: whole files are read")
+                notes.append(f"{source}: its spans and weights are not used here: whole files are read")
                 rows = None
             if rows:
                 found, rows = _without_weight(source, found, rows, notes)
@@ -237,7 +238,46 @@ def _files_of(
         what = "span" if rows and rows.has_spans() else "file"
         notes.append(f"{place}: {_counted(len(files), what)} listed; read as {form}")
         return files, rows
-    return to_arrow(_remote_files_of(source, hidden) if remote else _local_files_of(path, hidden)), None
+    if remote:
+        return to_arrow(_remote_files_of(source, hidden)), None
+    return _episodes_in(path, to_arrow(_local_files_of(path, hidden)), notes)
+
+
+def _episodes_in(source: Path, files: pa.ChunkedArray, notes: list[str]) -> tuple[pa.ChunkedArray, ListedRows | None]:
+    """The files of a source, those of LeRobot data sets as their episodes."""
+    info = files.filter(pc.ends_with(files, f"/{INFO}"))
+    roots = [Path(os.fsdecode(each)).parent.parent for each in info.to_pylist()]
+    parts_before = source.absolute().parts[: _first_magic(source)]
+    own = dataset_root(Path(os.path.realpath(Path(*parts_before))))
+    roots = [root for root in dict.fromkeys([*roots, *filter(None, [own])]) if is_dataset(root)]
+    if not roots:
+        return files, None
+    chunks, parts = [], []
+    for root in roots:
+        inside = pc.starts_with(files, os.fsencode(f"{root}/"))
+        within, files = set(files.filter(inside).to_pylist()), files.filter(pc.invert(inside))
+        every = read_episodes(root)
+        episodes = [each for each in every if os.fsencode(each.path) in within]
+        missing = sum(not each.path.is_file() for each in every)
+        cameras = ", ".join(dict.fromkeys(each.camera for each in episodes))
+        count = len({each.episode for each in episodes})
+        notes.append(f"{root}: LeRobot data set, {_counted(count, 'episode')} of the cameras {cameras or 'none'}")
+        if missing:
+            notes.append(f"{root}: {missing} of {len(every)} videos of episodes are missing and left out")
+        chunks.append(to_arrow(str(each.path) for each in episodes))
+        start = np.array([each.start_s for each in episodes], np.float64)
+        end = np.array([np.inf if each.end_s is None else each.end_s for each in episodes], np.float64)
+        numbers = np.array([each.episode for each in episodes], np.int64)
+        parts.append(ListedRows.of(f"{root}, episodes", numbers, start, end))
+    rows = join_rows([*parts, ListedRows.whole(len(files))])
+    joined = pa.chunked_array([chunk for each in [*chunks, files] for chunk in each.chunks], pa.large_binary())
+    return joined, rows if rows.has_spans() else None
+
+
+def _first_magic(source: Path) -> int:
+    """How many parts of an absolute glob come before the first wildcard."""
+    parts = source.absolute().parts
+    return next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
 
 
 def _local_files_of(path: Path, hidden: _Hidden) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.config.fields import nearest
+from tubelet.data.lerobot import INFO, is_dataset
 from tubelet.data.tables import SEPARATORS, decode_list, parse_number, parse_table, parse_time
 from tubelet.errors import DataError
 from tubelet.io.arrays import read_parquet
@@ -70,7 +71,7 @@ def read_labels(path: str | Path) -> LabelTable:
 
     Args:
         path: CSV with a header (the separator and encoding are found), Parquet, JSON lines, an annotation file, or a
-            folder of annotation files.
+            folder of annotation files, or a LeRobot data set, whose classes are the tasks of its episodes.
 
     Raises:
         LabelError: if the file has no rows, or no column of paths.
@@ -78,6 +79,8 @@ def read_labels(path: str | Path) -> LabelTable:
         FileError: if it cannot be read.
     """
     path = Path(path).expanduser().absolute()
+    if path.is_dir() and is_dataset(path):
+        path = path / INFO
     annotation_format = find_format(path)
     if path.is_dir():
         table = _read_folder(path)
@@ -112,6 +115,8 @@ def _read_own(path: Path) -> LabelTable:
     content = read_bytes(path, "check the name of the label table")
     cells = _cells(path, content)
     known = {name.lower(): name for name in cells.header if name.lower() in COLUMNS}
+    if "path" not in known and "file_name" in cells.header:  # of Hugging Face's folders of media
+        known["path"] = "file_name"
     if "path" not in known:
         hint = nearest("path", cells.header)
         found = ", ".join(cells.header)[:300] or "nothing"
