@@ -76,5 +76,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """For completion."""
-    return [*globals(), *__all__]
+    """The public names, for completion."""
+    return sorted(__all__)

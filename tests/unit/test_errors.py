@@ -82,7 +82,7 @@ def test_a_locked_directory_is_refused(tmp_path):
 
 def test_public_names_are_found_and_others_are_not():
     assert tubelet.load is load and tubelet.TubeletError is TubeletError
-    assert set(tubelet.__all__) <= set(dir(tubelet))
+    assert dir(tubelet) == sorted(tubelet.__all__)
     for name in tubelet.__all__:
         assert getattr(tubelet, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
