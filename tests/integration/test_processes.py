@@ -36,7 +36,7 @@ LOSSES = ("loss", "prediction_loss", "context_loss")
 def alone(media, tmp_path_factory):
     """What one process makes of 20 steps of 8 samples."""
     run = tmp_path_factory.mktemp("runs") / "alone"
-    train_quietly(tiny_config(media, pack_masks=False, batch_size=8), run)
+    train_quietly(tiny_config(media, batch_size=8), run)
     return run
 
 
@@ -46,7 +46,7 @@ def assert_same_losses(run, other):
         for name in LOSSES:
             assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
         # The gradient of |x| jumps where x changes its sign, so that rounding grows in it over the steps.
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5 if ours["step"] < 4 else 1e-2)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=3e-5 if ours["step"] < 4 else 1e-2)
 
 
 def wait_for(condition):
@@ -60,7 +60,7 @@ def wait_for(condition):
     ("changes", "processes"), [({}, 4), ({"grad_accum_steps": 2, "data": {"clips_per_video": 3}}, 3)]
 )
 def test_processes_share_each_step_without_overlap_and_their_data_are_those_of_one(media, changes, processes):
-    config = tiny_config(media, pack_masks=False, batch_size=14, **changes)
+    config = tiny_config(media, batch_size=14, **changes)
     files = list_media(config.data.sources)
     whole = StepDataset(config, files)[3]
     shares = [StepDataset(config, files, rank, processes)[3] for rank in range(processes)]
@@ -75,13 +75,13 @@ def test_processes_share_each_step_without_overlap_and_their_data_are_those_of_o
 
 
 def test_a_batch_too_small_for_its_processes_is_refused(media):
-    config = tiny_config(media, pack_masks=False, batch_size=7)
+    config = tiny_config(media, batch_size=7)
     with pytest.raises(TubeletError, match="3 videos in 1 micro-batches, too few for 4 processes"):
         StepDataset(config, list_media(config.data.sources), 0, 4)
 
 
 def test_four_processes_have_the_losses_and_weights_of_one(media, alone, tmp_path):
-    run, config = tmp_path / "run", tiny_config(media, pack_masks=False, batch_size=8)
+    run, config = tmp_path / "run", tiny_config(media, batch_size=8)
     codes, said = train_together(4, config, run)
     assert (codes, said) == ([0, 0, 0, 0], "")
     assert_same_losses(run, alone)
@@ -100,7 +100,7 @@ def sum_at_the_end():
 
 
 def test_sums_during_the_last_backward_pass_have_the_losses_of_sums_at_the_end(media, tmp_path):
-    config = tiny_config(media, pack_masks=False, batch_size=12, steps=8)
+    config = tiny_config(media, batch_size=12, steps=8)
     for prepare in (sum_during_the_last_pass, sum_at_the_end):
         run = tmp_path / prepare.__name__
         assert wait_for_all(start_together(3, config, run, prepare=prepare), run) == ([0, 0, 0], "")
@@ -112,7 +112,7 @@ def test_sums_during_the_last_backward_pass_have_the_losses_of_sums_at_the_end(m
 
 def test_shards_and_groups_of_masks_whose_borders_cross_have_the_losses_of_one_process(media, tmp_path):
     masks = dataclasses.replace(tiny_config(media).masks, truncation_group_size=5)
-    config = tiny_config(media, pack_masks=False, batch_size=20, steps=4, masks=masks)
+    config = tiny_config(media, batch_size=20, steps=4, masks=masks)
     train_quietly(config, tmp_path / "alone")
     codes, said = train_together(3, dataclasses.replace(config, parallel="fsdp"), tmp_path / "shards")
     assert (codes, said) == ([0, 0, 0], "")
@@ -121,7 +121,7 @@ def test_shards_and_groups_of_masks_whose_borders_cross_have_the_losses_of_one_p
 
 
 def test_a_run_continues_on_other_numbers_of_processes(media, alone, tmp_path):
-    run, config = tmp_path / "run", tiny_config(media, pack_masks=False, batch_size=8)
+    run, config = tmp_path / "run", tiny_config(media, batch_size=8)
     started = start_together(4, config, run)
     wait_for(lambda: len(rows(run)) >= 6)
     for process in started:
@@ -142,9 +142,7 @@ def test_a_run_continues_on_other_numbers_of_processes(media, alone, tmp_path):
 
 def test_a_sharded_run_has_the_losses_of_one_process_and_reshards_its_checkpoints(media, alone, tmp_path):
     run = tmp_path / "run"
-    config = tiny_config(
-        media, pack_masks=False, batch_size=8, parallel="fsdp", activation_checkpointing=True, checkpoint_every=2
-    )
+    config = tiny_config(media, batch_size=8, parallel="fsdp", activation_checkpointing=True, checkpoint_every=2)
     started = start_together(2, config, run)
     wait_for(lambda: len(rows(run)) >= 6)
     for process in started:
@@ -174,7 +172,7 @@ def test_a_sharded_run_continues_from_a_single_file(media, alone, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(alone, run)
     list_checkpoints(run)[-1].unlink()
-    config = tiny_config(media, pack_masks=False, batch_size=8, parallel="fsdp")
+    config = tiny_config(media, batch_size=8, parallel="fsdp")
     assert train_together(3, config, run, resume=True) == ([0, 0, 0], "")
     assert_same_losses(run, alone)
     mine, theirs = (load_vjepa(folder)[0].state_dict() for folder in (run, alone))
@@ -187,9 +185,7 @@ def test_a_sharded_run_continues_from_a_single_file(media, alone, tmp_path):
 
 
 def test_a_sharded_run_begins_with_another_runs_weights_and_moments_as_one_process_does(media, alone, tmp_path):
-    config = tiny_config(
-        media, pack_masks=False, batch_size=8, init_from=str(alone), optim=OptimConfig(lr=1e-3, warmup_fraction=0)
-    )
+    config = tiny_config(media, batch_size=8, init_from=str(alone), optim=OptimConfig(lr=1e-3, warmup_fraction=0))
     train_quietly(config, tmp_path / "one")
     sharded = dataclasses.replace(config, parallel="fsdp")
     assert train_together(2, sharded, tmp_path / "two") == ([0, 0], "")
