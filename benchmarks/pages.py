@@ -1,4 +1,4 @@
-"""Sizes of pages of features, their first paint, and the time that a click takes in Chromium, beside their limits.
+"""Sizes of pages of features, their first paint, and the time that a click takes in Chromium, and their limits.
 
 python -m benchmarks.pages               # a minute of video at 256 pixels; the largest page; a served table
 python -m benchmarks.pages page.html     # pages that `tubelet view` wrote

@@ -35,7 +35,8 @@ class View(ConfigurableCommand):
     """Also write the only video among the sources, with its features as colors next to it."""
 
     serve: bool = False
-    """Serve the page of a table on this machine until Ctrl-C, for videos that are too long for a file."""
+    """Serve the page of a table on this machine until Ctrl-C, for videos that are too long for a file; size, frames and
+    rate are those of the table, and it has no surprise."""
     port: Annotated[int, Bounds(0, 65535)] = 0
     """Port of --serve on 127.0.0.1; 0 takes any that is free."""
 

@@ -25,7 +25,7 @@ from tubelet.view.token_maps import FileTokens
 
 MOST_FILES = 100
 _READ_VALUES = 2**22  # values of tokens that are decoded at once
-_NOTE = "A table has the features alone, without the predictor."
+_NOTE = "A table contains features, but no predictor."
 
 
 @dataclass
