@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import tubelet
 from tests.helpers.heads import tiny_encoder, tiny_head
 from tests.helpers.media import write_video
-from tests.numerics.test_vjepa2_0 import CPU, as_release
+from tests.numerics.test_vjepa2_0 import CPU, as_release, build
 from tubelet.cli.convert import Convert
 from tubelet.errors import TubeletError
 from tubelet.heads.head_file import load_head
@@ -21,27 +21,8 @@ CLASSES = {0: "falls", 1: "stays", 2: "rises"}
 
 def build_classifier(folder, width=48, heads=2):
     """A small VJEPA2ForVideoClassification with every parameter filled at random, saved in its own layout."""
-    torch.manual_seed(0)
-    config = transformers.VJEPA2Config(
-        patch_size=8,
-        crop_size=32,
-        frames_per_clip=4,
-        hidden_size=width,
-        num_attention_heads=heads,
-        num_hidden_layers=4,
-        pred_hidden_size=24,
-        pred_num_attention_heads=2,
-        pred_num_hidden_layers=1,
-        num_pooler_layers=2,
-        id2label=CLASSES,
-        label2id={name: i for i, name in CLASSES.items()},
-    )
-    theirs = transformers.VJEPA2ForVideoClassification(config).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.normal_(std=0.1).add_(float(parameter.dim() == 1) * 0.3)
-    theirs.save_pretrained(folder)
-    return theirs
+    labels = {"id2label": CLASSES, "label2id": {name: i for i, name in CLASSES.items()}, "num_pooler_layers": 2}
+    return build(folder, width, heads, transformers.VJEPA2ForVideoClassification, **labels)
 
 
 @pytest.fixture

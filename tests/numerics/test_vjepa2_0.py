@@ -15,8 +15,8 @@ transformers = pytest.importorskip("transformers", reason="transformers, the oth
 CPU = {"device": "cpu", "dtype": torch.float32}
 
 
-def build(folder, width=48, heads=2):
-    """A small VJEPA2Model with every parameter filled at random, saved in its own layout."""
+def build(folder, width=48, heads=2, kind=transformers.VJEPA2Model, **settings):
+    """A small model of transformers with every parameter filled at random, saved in its own layout."""
     torch.manual_seed(0)
     config = transformers.VJEPA2Config(
         patch_size=8,
@@ -28,8 +28,9 @@ def build(folder, width=48, heads=2):
         pred_hidden_size=24,
         pred_num_attention_heads=2,
         pred_num_hidden_layers=1,
+        **settings,
     )
-    theirs = transformers.VJEPA2Model(config).eval()
+    theirs = kind(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(std=0.1).add_(float(parameter.dim() == 1) * 0.3)
