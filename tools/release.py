@@ -52,7 +52,8 @@ def build(out: Path) -> tuple[Path, Path]:
         source = out / run(sys.executable, "-c", code.format(hook="build_sdist"), out.resolve(), cwd=folder).split()[-1]
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(source) as archive:
-            archive.extractall(folder, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 and later have it
+            archive.extractall(folder)
         (unpacked,) = Path(folder).iterdir()
         wheel = run(sys.executable, "-c", code.format(hook="build_wheel"), out.resolve(), cwd=unpacked).split()[-1]
     return source, out / wheel
