@@ -1,9 +1,11 @@
 """What pyproject.toml claims to work with is what the files of constraints install."""
 
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -44,6 +46,14 @@ def test_pinned_versions_are_within_the_bounds():
         name = canonicalize_name(requirement.name)
         if name != "tubelet":
             assert requirement.specifier.contains(versions[name]), requirement
+
+
+def test_pinned_versions_are_for_the_oldest_python_too():
+    oldest = lower_bound(Requirement(f"python{PROJECT['requires-python']}")).base_version + ".0"
+    versions = pinned("constraints.txt")
+    checked = [d for d in distributions() if versions.get(canonicalize_name(d.name)) == Version(d.version)]
+    assert len(checked) > 20
+    assert [d.name for d in checked if not SpecifierSet(d.metadata["Requires-Python"] or "").contains(oldest)] == []
 
 
 def test_the_matrix_installs_the_extras_that_are_compared_here():
