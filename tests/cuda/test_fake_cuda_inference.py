@@ -102,7 +102,7 @@ def test_predictions_of_a_batch_come_to_the_host_in_few_copies(task):
     pixels = torch.empty(len(windows), 3, head.spec.input.frames, 32, 32, dtype=torch.uint8)
     if pixel:
         output._write_files = lambda *_: None
-        output.discard = lambda path: output.pending.pop(path, None)
+        output.discard = lambda key: output.pending.pop(key, None)
         output.summarize = lambda found: found[0, :3]
     with OperatorLog() as log, torch.no_grad():
         tokens = reduce_tokens(model.encode(pixels), head.spec.input)

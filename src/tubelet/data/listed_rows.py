@@ -15,6 +15,12 @@ from tubelet.data.tables import parse_number, parse_time
 from tubelet.errors import DataError
 
 
+def span_name(path: str, start_s: float, end_s: float | None) -> str:
+    """The name of a span of a file, as in W3C Media Fragments: `a.mp4#t=2.5,7`, or `a.mp4#t=2.5` to the end."""
+    times = [np.format_float_positional(second, trim="-") for second in (start_s, end_s) if second is not None]
+    return f"{path}#t={','.join(times)}"
+
+
 @dataclass(frozen=True)
 class ListedRows:
     """Spans and weights of N files, as tensors, which worker processes share.

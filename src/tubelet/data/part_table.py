@@ -15,12 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tubelet.data.listed_rows import span_name
 from tubelet.errors import DataError
 from tubelet.io.arrays import read_parquet
 from tubelet.io.files import atomic_write
 
 # Readers of Parquet folders skip names that begin with "_" or ".".
 SETTINGS = "_settings.json"
+SPAN = {"span_start_s": "double", "span_end_s": "double"}
+"""Columns of the span of a row, and their types."""
 # Maximum work that a crash may lose, and maximum of rows buffered in memory.
 PART_SECONDS = 60.0
 PART_BYTES = 256 * 2**20
@@ -28,6 +31,9 @@ PART_BYTES = 256 * 2**20
 
 class PartTable:
     """A folder of parts `part-000000.parquet`, ..., with rows of files, whose column `path` names the file.
+
+    A row of a listed span of a video has the span in `span_start_s` and `span_end_s`, which are NaN otherwise; parts of
+    earlier versions lack these columns.
 
     Attributes:
         path: the folder.
@@ -49,18 +55,21 @@ class PartTable:
         self.size = 0
         self.began = time.monotonic()
 
-    def drop(self, paths: Collection[str]) -> None:
-        """Remove all rows of some files.
+    def drop(self, keys: Collection[str]) -> None:
+        """Remove all rows of some files and spans.
+
+        Args:
+            keys: their keys, see `row_keys`.
 
         Raises:
             TubeletError: if a part cannot be read or written.
         """
-        self.rows = [row for row in self.rows if row["path"] not in paths]
-        if not paths:
+        if not keys:
             return
-        gone = pa.array(sorted(paths))
+        self.rows = [row for row in self.rows if _key(row["path"], row["span_start_s"], row["span_end_s"]) not in keys]
+        gone = pa.array(sorted(keys))
         for part in parts(self.path):
-            stale = pc.is_in(read_parquet(part, {"path": "string"}, self.remedy)["path"], value_set=gone)
+            stale = pc.is_in(row_keys(read_parquet(part, {"path": "string"}, self.remedy, SPAN)), value_set=gone)
             count = pc.sum(stale).as_py() or 0
             if count == len(stale):
                 part.unlink()
@@ -98,6 +107,25 @@ def _write(path: Path, table: pa.Table) -> None:
 def parts(path: Path) -> list[Path]:
     """Parts of a table, in order."""
     return sorted(path.glob("part-*.parquet"))
+
+
+def span_columns(span: tuple[float, float | None] | None) -> dict[str, float]:
+    """The cells of a row for its span; None for a whole file."""
+    start_s, end_s = span or (None, None)
+    return {"span_start_s": np.nan if start_s is None else start_s, "span_end_s": np.nan if end_s is None else end_s}
+
+
+def row_keys(table: pa.Table) -> pa.ChunkedArray:
+    """What tells the file or span of each row from all others: its path, with the times of a span."""
+    paths = table["path"]
+    if SPAN.keys() - {*table.column_names} or pc.all(pc.is_nan(table["span_start_s"])).as_py() is not False:
+        return paths
+    spans = zip(*(table[name].to_pylist() for name in ("path", *SPAN)), strict=True)
+    return pa.chunked_array([pa.array([_key(*span) for span in spans], pa.string())])
+
+
+def _key(path: str, start_s: float, end_s: float) -> str:
+    return path if np.isnan(start_s) else span_name(path, start_s, None if np.isnan(end_s) else end_s)
 
 
 def check_same_settings(path: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tubelet.config import DataConfig
 from tubelet.data.containers import Media
-from tubelet.data.listed_rows import ListedRows
+from tubelet.data.listed_rows import ListedRows, span_name
 from tubelet.data.shards.reader import ShardFolder
 from tubelet.data.sources import MediaList
 from tubelet.data.video.reader import VideoInfo
@@ -97,6 +97,11 @@ class SampleIndex:
         """The name of a sample in messages and lists of bad files."""
         member = self.member(sample)
         return self.files[sample] if member is None else member[0].title(member[1])
+
+    def key(self, sample: int) -> str:
+        """What tells a sample from all others: its name, with the times of a span."""
+        span = self.span(sample)
+        return self.name(sample) if span is None else span_name(self.name(sample), *span)
 
     def read(self, sample: int) -> Sample:
         """A sample: the path of its file, or its bytes if it is a member of a shard.

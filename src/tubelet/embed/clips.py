@@ -13,6 +13,7 @@ from tubelet.config import EmbedConfig
 from tubelet.data.clips import resize_center_crop, window_times
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
+from tubelet.data.part_table import span_columns
 from tubelet.data.prefetch import prefetching_loader
 from tubelet.data.sample_index import SampleIndex, build_index
 from tubelet.data.sources import MediaList
@@ -30,8 +31,9 @@ class EmbedBatch:
 
     Attributes:
         pixels: (B, 3, T, S, S) uint8; None if there is nothing to encode.
-        rows: for each clip path, modality, size_bytes and changed_s (the version of the file), clip (its index in the
-            file), clips (their number in the file) and times (T,) in seconds.
+        rows: for each clip key (of the file or span), path, modality, size_bytes and changed_s (the version of the
+            file), clip (its index in the file or span), clips (their number there), times (T,) in seconds of the file,
+            and span_start_s and span_end_s.
         ended: number of files that were read to their end or are bad.
         short: number of videos among them that are too short for the requested rate.
         bad: files among them that could not be read to their end.
@@ -51,7 +53,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
 
     Attributes:
         samples: modality -> indices (F,) of incomplete files.
-        changed: paths of files with rows of an earlier version of the file.
+        changed: keys of files and spans with rows of an earlier version of the file.
     """
 
     def __init__(self, media: MediaList, config: EmbedConfig, done: Mapping[str, FileProgress]) -> None:
@@ -64,16 +66,16 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         for modality, index in self.indices.items():
             undone = np.ones(len(index), bool)
             for sample in range(len(index) if done else 0):
-                path = escape_filename(index.name(sample))
-                before = done.get(path)
+                key = escape_filename(index.key(sample))
+                before = done.get(key)
                 if before is not None:
                     version = index.version(sample)
                     if version is not None and before.versions != {version}:
-                        self.changed.add(path)
+                        self.changed.add(key)
                     elif before.complete:
                         undone[sample] = False
                     else:
-                        self.done[path] = before.found
+                        self.done[key] = before.found
             self.samples[modality] = np.flatnonzero(undone)
 
     def remaining(self) -> int:
@@ -109,7 +111,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
                             yield EmbedBatch(torch.stack(pixels), rows, ended, short, bad)
                             pixels, rows, ended, short, bad = [], [], 0, 0, []
             except DecodeError as error:
-                bad.append(BadFile(error.path, error.reason))
+                bad.append(BadFile(error.path if index.span(sample) is None else index.key(sample), error.reason))
             except StorageError as error:  # keeps the clips read before it
                 yield EmbedBatch(torch.stack(pixels) if pixels else None, rows, ended, short, bad, str(error))
                 return
@@ -122,9 +124,10 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         """Missing clips of one file, their rows, and whether the video is too short for the rate."""
         version = index.version(sample)  # before reading: a change in the meantime is detected by the next call
         source = index.read(sample)
-        path, size = escape_filename(index.name(sample)), self.config.image_size
+        key, size = escape_filename(index.key(sample)), self.config.image_size
         size_bytes, changed_s = version or (0, 0.0)  # None if removed after it was opened
-        shared = {"path": path, "modality": str(modality), "size_bytes": size_bytes, "changed_s": changed_s}
+        shared = {"key": key, "path": escape_filename(index.name(sample)), "modality": str(modality)}
+        shared |= {"size_bytes": size_bytes, "changed_s": changed_s, **span_columns(index.span(sample))}
         if modality is Modality.IMAGE:
             pixels = resize_center_crop(read_image(source.media).unsqueeze(0), size)
             yield pixels, shared | {"clip": 0, "clips": 1, "times": np.zeros(1)}, False
@@ -132,9 +135,10 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         with Video(source.media) as video:
             info = source.limit(video.info)
             times, is_short = window_times(info, self.config.frames, self.config.fps, self.config.stride_s)
-            missing = [clip for clip in range(len(times)) if clip not in self.done.get(path, ())]
-            for clip, frames in zip(missing, video.stream([times[clip] for clip in missing]), strict=True):
-                row = shared | {"clip": clip, "clips": len(times), "times": times[clip]}
+            missing = [clip for clip in range(len(times)) if clip not in self.done.get(key, ())]
+            chosen = [source.start_s + times[clip] for clip in missing]
+            for clip, seconds, frames in zip(missing, chosen, video.stream(chosen), strict=True):
+                row = shared | {"clip": clip, "clips": len(times), "times": seconds}
                 yield resize_center_crop(frames.pixels, size), row, is_short
 
 

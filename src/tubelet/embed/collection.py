@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tubelet.config import EmbedConfig
 from tubelet.data.bad_files import check_failed_fraction
+from tubelet.data.part_table import SPAN
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
@@ -80,7 +81,7 @@ def embed_collection(
     out = Path(out)
     check_output(out, "table", [*sources, name])
     model.config.grid(config.frames, config.image_size, config.image_size)  # raises if the sizes do not fit
-    media = list_media(sources, config.allow_path)
+    media = list_media(sources, config.allow_path, spans=True)
     for message in media.notes:
         logger.info(escape_filename(message))
     path = Path(name).expanduser()
@@ -110,18 +111,19 @@ def _embed(
     table.drop(clips.changed)
     ended = before = total - clips.remaining()
     bad: list[BadFile] = []
-    made: Counter[str] = Counter()  # rows of each file
+    made: Counter[str] = Counter()  # rows of each file and span
     short = 0
     progress(ended, total)
     try:
         for batch in clip_loader(clips):
-            made.update(row["path"] for row in batch.rows)
+            made.update(row["key"] for row in batch.rows)
             new = list(batch.bad)
             if batch.pixels is not None:
                 rows = _rows(model, batch, batch.pixels, config)
                 table.add(rows)
                 named = {file.path for file in bad}
-                new += [BadFile(path, _NOT_FINITE) for path in dict.fromkeys(_not_finite(rows)) if path not in named]
+                broken = {source["key"]: None for source, row in zip(batch.rows, rows, strict=True) if not _finite(row)}
+                new += [BadFile(key, _NOT_FINITE) for key in broken if key not in named]
             if batch.failure is not None:
                 raise StorageError(batch.failure)
             for file in new:
@@ -132,14 +134,14 @@ def _embed(
             check_failed_fraction(bad, total, config.max_failed_fraction)
     finally:  # computed rows are kept after any error, except those of truncated files
         names = {escape_filename(file.path) for file in bad}
-        truncated = {path for path in names if path in made or path in clips.done}
+        truncated = {key for key in names if key in made or key in clips.done}
         listed = "".join(json.dumps(asdict(file)) + "\n" for file in bad)
         try:
             _write(table, truncated, listed)
         except RuntimeError:  # the death of a worker is raised once, possibly here
             _write(table, truncated, listed)
             raise
-    kept = sum(count for path, count in made.items() if path not in truncated)
+    kept = sum(count for key, count in made.items() if key not in truncated)
     return EmbedSummary(total, kept, before, len(clips.changed), len(bad), len(truncated), short)
 
 
@@ -162,18 +164,16 @@ def _rows(model: Backbone, batch: EmbedBatch, pixels: Tensor, config: EmbedConfi
     rows = []
     for i, row in enumerate(batch.rows):
         times = row["times"].reshape(features.grid.t, -1)
-        shared = {key: row[key] for key in ("path", "modality", "size_bytes", "changed_s", "clip", "clips")}
+        shared = {name: row[name] for name in ("path", "modality", "size_bytes", "changed_s", *SPAN, "clip", "clips")}
         shared |= {"start_s": float(times[0, 0]), "end_s": float(times[-1, -1]), "times": times.mean(axis=1)}
         shared |= {"grid": grid, "model_id": model.model_id, "config_hash": model.config_hash}
         rows.append(shared | {name: vector[i] for name, vector in vectors.items()})
     return rows
 
 
-def _not_finite(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Paths of rows whose features hold NaN or infinity."""
-    for row in rows:
-        if not all(np.isfinite(x).all() for name, x in row.items() if name.startswith(("pooled", "tokens"))):
-            yield row["path"]
+def _finite(row: dict[str, Any]) -> bool:
+    """Whether the features of a row have neither NaN nor infinity."""
+    return all(np.isfinite(x).all() for name, x in row.items() if name.startswith(("pooled", "tokens")))
 
 
 def _half(x: Tensor) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 import pyarrow as pa
 
-from tubelet.data.part_table import SETTINGS, PartTable, check_same_settings, parts
+from tubelet.data.part_table import SETTINGS, SPAN, PartTable, check_same_settings, parts, row_keys
 from tubelet.errors import DataError, MissingFileError, TubeletError
 from tubelet.io.arrays import numbers, read_parquet, vectors
 from tubelet.io.text import file_error, read_json, validate_content
@@ -56,10 +56,10 @@ class _Settings(TypedDict):
 
 @dataclass
 class FileProgress:
-    """Rows of one file in a table.
+    """Rows of one file, or of a listed span of one, in a table.
 
     Attributes:
-        clips: number of clips of the file.
+        clips: number of its clips.
         found: indices of the clips that have a row.
         versions: sizes in bytes and modification times in seconds of the file when they were computed.
     """
@@ -92,12 +92,14 @@ class FeatureTable(PartTable):
         super().__init__(path, settings, _DELETE_PART)
 
     def done(self) -> dict[str, FileProgress]:
-        """Progress of each file, by path."""
+        """Progress of each file and span, by key, see `row_keys`."""
         found: dict[str, FileProgress] = {}
+        names = ["clip", "clips", "size_bytes", "changed_s"]
         for part in parts(self.path):
-            columns = read_part(part, ["path", "clip", "clips", "size_bytes", "changed_s"]).to_pydict()
-            for path, clip, clips, size, changed in zip(*columns.values(), strict=True):
-                file = found.setdefault(path, FileProgress(clips))
+            table = read_part(part, ["path", *names], SPAN)
+            columns = [row_keys(table).to_pylist(), *(table[name].to_pylist() for name in names)]
+            for key, clip, clips, size, changed in zip(*columns, strict=True):
+                file = found.setdefault(key, FileProgress(clips))
                 file.found.add(clip)
                 file.versions.add((size, changed))
         return found
@@ -121,8 +123,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def read_part(part: Path, columns: Sequence[str] | None) -> pa.Table:
-    """Columns of a part; None reads all.
+def read_part(part: Path, columns: Sequence[str] | None, optional: Mapping[str, str] | None = None) -> pa.Table:
+    """Columns of a part, where None means all, and optional ones where it has them.
 
     Raises:
         PartRemovedError: if it was removed.
@@ -130,7 +132,7 @@ def read_part(part: Path, columns: Sequence[str] | None) -> pa.Table:
     """
     expected = None if columns is None else {name: _COLUMNS[name] for name in columns}
     try:
-        return read_parquet(part, expected, _DELETE_PART)
+        return read_parquet(part, expected, _DELETE_PART, optional)
     except TubeletError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             message = f"{part}: was removed while the table was read; try again when `tubelet embed` has finished"

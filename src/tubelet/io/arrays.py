@@ -184,7 +184,9 @@ def _check_unpacked_size(path: Path, limit: int, remedy: str) -> None:
                 raise ValueError(f"{entry.filename} claims the shape {shape}, more than is stored")
 
 
-def read_parquet(path: Path, columns: Mapping[str, str] | None, remedy: str) -> pa.Table:
+def read_parquet(
+    path: Path, columns: Mapping[str, str] | None, remedy: str, optional: Mapping[str, str] | None = None
+) -> pa.Table:
     """Columns of a Parquet file, without nulls.
 
     Args:
@@ -193,6 +195,7 @@ def read_parquet(path: Path, columns: Mapping[str, str] | None, remedy: str) -> 
             values, "sizes" one of whole numbers, "numbers" a list of floating-point values of any length. None reads
             all columns without a check.
         remedy: what to do about a file that cannot be read.
+        optional: more columns, read where the file has them.
 
     Raises:
         DataError: if it is damaged or too large when unpacked, or a column is missing or of another type.
@@ -206,6 +209,8 @@ def read_parquet(path: Path, columns: Mapping[str, str] | None, remedy: str) -> 
         with pq.ParquetFile(path) as file:
             _check_table(path, file.metadata, remedy)
             if columns is not None:
+                found = {name: kind for name, kind in (optional or {}).items() if name in file.schema_arrow.names}
+                columns = {**columns, **found}
                 _check_columns(path, file.schema_arrow, columns, remedy)
         texts = [name for name, kind in (columns or {}).items() if kind == "string"]
         # Strings stay dictionary-encoded until their lengths are known: few bytes can stand for many long strings.

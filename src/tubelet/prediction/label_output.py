@@ -83,10 +83,10 @@ class LabelOutput(HeadOutput):
                 for label, found in bouts.items():
                     if found.count or item.file.duration_s:
                         fraction = found.seconds / item.file.duration_s if item.file.duration_s else None
-                        summary.add((item.file.path, label, found.seconds, found.count, fraction))
+                        summary.add((item.file.key, label, found.seconds, found.count, fraction))
         self.counts = {"rows": table.rows, **self.counts}
 
     def media_predictions(self, item: FileScores) -> MediaPredictions:
         """The labels of a file."""
         labels = [each for each in self.records(item) if each.label]
-        return MediaPredictions(path=item.file.path, duration_s=item.file.duration_s, labels=labels)
+        return MediaPredictions(path=item.file.path, duration_s=item.file.video_s, labels=labels)

@@ -54,7 +54,7 @@ class HeadPredictions:
         output: what wrote them.
         table: the scores.
         number: which of the heads of the table it is.
-        paths: the files, in the order of the tables.
+        keys: the files and spans, in the order of the tables.
     """
 
     name: str
@@ -62,11 +62,11 @@ class HeadPredictions:
     output: HeadOutput
     table: ScoreTable
     number: int
-    paths: Sequence[str]
+    keys: Sequence[str]
 
     def files(self) -> Iterator[FileScores]:
         """The scores of all files, in the order of the tables."""
-        return self.table.read(self.paths, self.number, len(self.output.head.spec.classes))
+        return self.table.read(self.keys, self.number, len(self.output.head.spec.classes))
 
     def media_predictions(self) -> Iterator[MediaPredictions]:
         """What videos, pages and ethograms show, in the order of the tables."""
@@ -105,7 +105,7 @@ class PredictSummary:
         return tuple(dict.fromkeys(name for names in labels for name in names))
 
     def media_predictions(self, most: int | None = None) -> list[MediaPredictions]:
-        """What videos, pages and ethograms show of each file, of all heads.
+        """What videos, pages and ethograms show of each file, of all heads and spans.
 
         Args:
             most: largest number of files; None for all.
@@ -187,7 +187,7 @@ def predict_collection(
     out = Path(out)
     check_output(out, "predictions", [*sources, *inputs])
     passes = _plan_passes(model, heads, out, config)
-    media = list_media(sources, config.allow_path)
+    media = list_media(sources, config.allow_path, spans=True)
     for message in media.notes:
         logger.info(escape_filename(message))
     bad: dict[str, BadFile] = {}
@@ -323,7 +323,7 @@ def _score_batch(run: _Pass, table: ScoreTable, batch: WindowBatch, made: set[st
         table.discard(escape_filename(file.path))
     if batch.pixels is None:
         return []
-    files = {item.file.path: item.file for item in batch.windows}
+    files = {item.file.key: item.file for item in batch.windows}
     features = run.model.encode(batch.pixels)
     reduced: dict[tuple[tuple[int, ...], int], Tensor] = {}
     broken: set[str] = set()
@@ -337,27 +337,27 @@ def _score_batch(run: _Pass, table: ScoreTable, batch: WindowBatch, made: set[st
         for item in batch.windows:
             if item.number == item.file.windows - 1:
                 rows += output.end(item.file)
-        broken |= {each.path for each in rows if not np.isfinite(each.scores).all()}
+        broken |= {each.key for each in rows if not np.isfinite(each.scores).all()}
         for each in rows:
-            table.add_scores(files[each.path], number, each)
+            table.add_scores(files[each.key], number, each)
     made.update(files)
     for item in batch.windows:
-        if item.number == item.file.windows - 1 and item.file.path not in broken:
+        if item.number == item.file.windows - 1 and item.file.key not in broken:
             table.end_file(item.file, len(run.outputs))
-    for path in broken:
-        table.discard(path)
-    return [BadFile(path, _NOT_FINITE) for path in sorted(broken)]
+    for key in broken:
+        table.discard(key)
+    return [BadFile(key, _NOT_FINITE) for key in sorted(broken)]
 
 
 def _write_tables(name: str, number: int, each: _Pass, table: ScoreTable, media: MediaList) -> HeadPredictions:
     """Write the tables of a head from the scores of all files."""
     output = each.outputs[name]
-    paths = [
-        escape_filename(index.name(sample))
+    keys = [
+        escape_filename(index.key(sample))
         for index in (build_index(media, modality) for modality in each.layout.modalities)
         for sample in range(len(index))
     ]
-    output.ascii_paths = all(map(str.isascii, paths))
-    found = HeadPredictions(name, output.folder, output, table, number, paths)
+    output.ascii_paths = all(map(str.isascii, keys))
+    found = HeadPredictions(name, output.folder, output, table, number, keys)
     output.write(found.files())
     return found

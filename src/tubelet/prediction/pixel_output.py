@@ -88,17 +88,17 @@ class PixelOutput(HeadOutput):
             square = item.square
             assert square is not None  # the layout of these tasks sees frames whole
             if item.number == 0:
-                self.discard(item.file.path)  # what is left of a call that was interrupted
-            squares = self.pending.setdefault(item.file.path, [])
+                self.discard(item.file.key)  # what is left of a call that was interrupted
+            squares = self.pending.setdefault(item.file.key, [])
             squares.append((own_tokens[0], own_pixels[:, 0]))
             if square.number < square.count - 1:
                 continue
-            del self.pending[item.file.path]
-            time_s = 0.0 if item.window is None else round(float(item.window.times[0]), 6)
+            del self.pending[item.file.key]
+            time_s = 0.0 if item.window is None else round(item.file.start_s + float(item.window.times[0]), 6)
             found = self.predict(torch.stack([each for each, _ in squares]), square.shape)
             self._write_files(item, time_s, found, torch.stack([each for _, each in squares]))
             yield ScoreRows(
-                path=item.file.path,
+                key=item.file.key,
                 first=item.number // square.count,
                 start_s=np.array([time_s]),
                 end_s=np.array([time_s]),
@@ -108,29 +108,29 @@ class PixelOutput(HeadOutput):
 
     def _write_files(self, item: FileWindow, time_s: float, found: NDArray[Any], squares: Tensor) -> None:
         video = item.window is not None
-        with atomic_write(self.folder / self.map_file(item.file.path, time_s, video)) as partial:
+        with atomic_write(self.folder / self.map_file(item.file.key, time_s, video)) as partial:
             self.encode(found).save(partial, format="PNG")
         size = self.layout.clips.image_size
         shape = (found.shape[0], found.shape[1])
         seen = segmentation.merge_windows(squares.float(), size, shape)
         image = seen.round().to(torch.uint8).permute(1, 2, 0).numpy()
         small = found[segmentation.nearest_pixels(shape, (image.shape[0], image.shape[1]))]
-        with atomic_write(self.folder / self.picture_file(item.file.path, time_s, video)) as partial:
+        with atomic_write(self.folder / self.picture_file(item.file.key, time_s, video)) as partial:
             Image.fromarray(self.paint(small, image)).save(partial, format="JPEG", quality=_JPEG_QUALITY)
 
-    def map_file(self, path: str, time_s: float, video: bool) -> PurePosixPath:
+    def map_file(self, key: str, time_s: float, video: bool) -> PurePosixPath:
         """The file of a map, relative to the folder of the tables."""
-        return _file(self.kind, path, time_s, video, ".png")
+        return _file(self.kind, key, time_s, video, ".png")
 
-    def picture_file(self, path: str, time_s: float, video: bool) -> PurePosixPath:
+    def picture_file(self, key: str, time_s: float, video: bool) -> PurePosixPath:
         """The file of a painted map, relative to the folder of the tables."""
-        return _file(PICTURES, path, time_s, video, ".jpg")
+        return _file(PICTURES, key, time_s, video, ".jpg")
 
-    def discard(self, path: str) -> None:
-        """Remove the maps of a file."""
-        self.pending.pop(path, None)
+    def discard(self, key: str) -> None:
+        """Remove the maps of a file or span."""
+        self.pending.pop(key, None)
         for kind in (self.kind, PICTURES):
-            shutil.rmtree(self.folder / _file_folder(kind, path), ignore_errors=True)
+            shutil.rmtree(self.folder / _file_folder(kind, key), ignore_errors=True)
 
     def write(self, files: Iterable[FileScores]) -> None:
         """Write `predictions.csv`, `predictions.parquet` and `summary.csv`, the means over the maps of each file."""
@@ -144,38 +144,38 @@ class PixelOutput(HeadOutput):
             TableWriter(self.folder, SUMMARY, short, ascii_only, parquet=False) as summary,
         ):
             for item in files:
-                path, video = item.file.path, item.file.duration_s > 0
+                path, key, video = item.file.path, item.file.key, item.file.duration_s > 0
                 total, count = np.zeros(len(self.names)), 0
                 for rows in item.rows:
                     for time_s, values in zip(rows.start_s.tolist(), rows.scores, strict=True):
-                        files_of = (self.map_file(path, time_s, video), self.picture_file(path, time_s, video))
+                        files_of = (self.map_file(key, time_s, video), self.picture_file(key, time_s, video))
                         table.add((path, time_s if video else None, *map(str, files_of), *constants, *values.tolist()))
                         total, count = total + values, count + 1
                 if count:
-                    summary.add((path, count, *constants, *(total / count).tolist()))
+                    summary.add((key, count, *constants, *(total / count).tolist()))
         self.counts = {"maps": table.rows, **self.counts}
 
     def media_predictions(self, item: FileScores) -> MediaPredictions:
         """The painted maps of a file."""
-        path, duration_s = item.file.path, item.file.duration_s
+        file = item.file
         overlays = [
             Overlay(
                 time_s=time_s,
-                picture=self.folder / self.picture_file(path, time_s, duration_s > 0),
+                picture=self.folder / self.picture_file(file.key, time_s, file.duration_s > 0),
                 caption=self.caption(values),
             )
             for rows in item.rows
             for time_s, values in zip(rows.start_s.tolist(), rows.scores, strict=True)
         ]
-        return MediaPredictions(path=path, duration_s=duration_s, overlays=overlays)
+        return MediaPredictions(path=file.path, duration_s=file.video_s, overlays=overlays)
 
 
-def _file(kind: str, path: str, time_s: float, video: bool, suffix: str) -> PurePosixPath:
+def _file(kind: str, key: str, time_s: float, video: bool, suffix: str) -> PurePosixPath:
     name = f"{time_s:010.3f}" if video else "image"
-    return _file_folder(kind, path) / f"{name}{suffix}"
+    return _file_folder(kind, key) / f"{name}{suffix}"
 
 
-def _file_folder(kind: str, path: str) -> PurePosixPath:
-    """The folder of a media file's maps, relative to that of the tables."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePosixPath(path).stem)[:60]
-    return PurePosixPath(kind) / f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+def _file_folder(kind: str, key: str) -> PurePosixPath:
+    """The folder of the maps of a media file or span, relative to that of the tables."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePosixPath(key).stem)[:60]
+    return PurePosixPath(kind) / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

@@ -6,13 +6,14 @@ which it counts as done.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tubelet.data.part_table import SETTINGS, PartTable, check_same_settings, parts
+from tubelet.data.part_table import SETTINGS, SPAN, PartTable, check_same_settings, parts, row_keys, span_columns
 from tubelet.errors import DataError
 from tubelet.grid import Modality
 from tubelet.io.arrays import read_parquet
@@ -54,21 +55,22 @@ class ScoreTable(PartTable):
         self.waiting: dict[tuple[str, int], _WaitingRows] = {}
 
     def done(self) -> tuple[dict[str, DoneFile], set[str]]:
-        """The files whose scores are complete, and paths of those that have some."""
+        """The files and spans whose scores are complete, and keys of those that have some."""
         done: dict[str, DoneFile] = {}
         found: set[str] = set()
         columns = {name: _COLUMNS[name] for name in ("path", "size_bytes", "changed_s", "windows", "head")}
         for part in parts(self.path):
-            for row in read_parquet(part, columns, self.remedy).to_pylist():
-                found.add(row["path"])
+            table = read_parquet(part, columns, self.remedy, SPAN)
+            for key, row in zip(row_keys(table).to_pylist(), table.to_pylist(), strict=True):
+                found.add(key)
                 if row["head"] == _END:
                     version = (row["size_bytes"], row["changed_s"])
-                    done[row["path"]] = DoneFile(version=version, windows=row["windows"])
+                    done[key] = DoneFile(version=version, windows=row["windows"])
         return done, found - done.keys()
 
     def add_scores(self, file: SourceFile, head: int, rows: ScoreRows) -> None:
         """Add rows of a file, which follow those that were added before."""
-        key, count = (file.path, head), len(rows.start_s)
+        key, count = (file.key, head), len(rows.start_s)
         if key in self.waiting and self.waiting[key].count + count > _ROWS:
             self._store(file, head)
         if key not in self.waiting:
@@ -78,25 +80,25 @@ class ScoreTable(PartTable):
     def end_file(self, file: SourceFile, heads: int) -> None:
         """Record that a file was read to its end."""
         for head in range(heads):
-            if (file.path, head) in self.waiting:
+            if (file.key, head) in self.waiting:
                 self._store(file, head)
         nothing = {name: np.zeros(0, kind) for name, kind in _ARRAYS.items()}
         self.add([_file_columns(file) | {"head": _END, "first": 0} | nothing])
 
-    def discard(self, path: str) -> None:
-        """Forget the rows of a file that have not been stored yet."""
-        for key in [key for key in self.waiting if key[0] == path]:
-            del self.waiting[key]
+    def discard(self, key: str) -> None:
+        """Forget the rows of a file or span that have not been stored yet."""
+        for waiting in [waiting for waiting in self.waiting if waiting[0] == key]:
+            del self.waiting[waiting]
 
     def _store(self, file: SourceFile, head: int) -> None:
-        rows = self.waiting.pop((file.path, head))
+        rows = self.waiting.pop((file.key, head))
         self.add([_file_columns(file) | {"head": head, "first": rows.first} | rows.columns()])
 
-    def read(self, paths: Sequence[str], head: int, width: int) -> Iterator[FileScores]:
-        """Scores of files in the order of `paths`, of those that are done.
+    def read(self, keys: Sequence[str], head: int, width: int) -> Iterator[FileScores]:
+        """Scores of files and spans in the order of `keys`, of those that are done.
 
         Args:
-            paths: the files.
+            keys: the files and spans.
             head: number of the head.
             width: K.
         """
@@ -104,16 +106,18 @@ class ScoreTable(PartTable):
         places: dict[str, list[tuple[int, int, int]]] = {}
         ends: dict[str, tuple[int, int]] = {}
         for number, part in enumerate(cache.parts):
-            columns = read_parquet(part, {name: _COLUMNS[name] for name in ("path", "head", "first")}, self.remedy)
-            for row, (path, of, first) in enumerate(zip(*columns.to_pydict().values(), strict=True)):
+            names = {name: _COLUMNS[name] for name in ("path", "head", "first")}
+            table = read_parquet(part, names, self.remedy, SPAN)
+            columns = (row_keys(table).to_pylist(), table["head"].to_pylist(), table["first"].to_pylist())
+            for row, (key, of, first) in enumerate(zip(*columns, strict=True)):
                 if of == head:
-                    places.setdefault(path, []).append((first, number, row))
+                    places.setdefault(key, []).append((first, number, row))
                 elif of == _END:
-                    ends[path] = (number, row)
-        for path in paths:
-            if path in ends:
-                file = cache.file(*ends[path])
-                yield FileScores(file=file, rows=_FileRows(cache, path, sorted(places.get(path, [])), width))
+                    ends[key] = (number, row)
+        for key in keys:
+            if key in ends:
+                file = cache.file(*ends[key])
+                yield FileScores(file=file, rows=_FileRows(cache, key, sorted(places.get(key, [])), width))
 
 
 _ARRAYS = {"start_s": np.float64, "end_s": np.float64, "scores": np.float32, "distance": np.float32}
@@ -150,6 +154,8 @@ def _file_columns(file: SourceFile) -> dict[str, Any]:
         "changed_s": file.changed_s,
         "duration_s": file.duration_s,
         "windows": file.windows,
+        "video_s": file.video_s,
+        **span_columns(file.span),
     }
 
 
@@ -180,16 +186,22 @@ class _PartCache:
         """The file of a row."""
         table = self.table(number)
         values = {name: table[name][row].as_py() for name in _COLUMNS if name not in ("head", "first")}
-        return SourceFile(**values | {"modality": Modality(values["modality"])})
+        more = {name: table[name][row].as_py() for name in ("video_s", *SPAN) if name in table.column_names}
+        start_s, end_s = (None if isnan(more.get(name, nan)) else more[name] for name in SPAN)
+        return SourceFile(
+            **values | {"modality": Modality(values["modality"])},
+            span=None if start_s is None else (start_s, end_s),
+            video_s=more.get("video_s", values["duration_s"]),  # of a table that was written before it existed
+        )
 
-    def rows(self, path: str, number: int, row: int, width: int) -> ScoreRows:
+    def rows(self, key: str, number: int, row: int, width: int) -> ScoreRows:
         """The scores of a row."""
         table = self.table(number)
         arrays = {name: table[name][row].values.to_numpy(zero_copy_only=False) for name in _ARRAYS}
         if len(arrays["scores"]) != width * len(arrays["start_s"]):
             raise DataError(f"{self.parts[number]}: row {row} has scores of another head; {self.remedy}")
         return ScoreRows(
-            path=path,
+            key=key,
             first=table["first"][row].as_py(),
             start_s=arrays["start_s"],
             end_s=arrays["end_s"],
@@ -201,9 +213,9 @@ class _PartCache:
 class _FileRows:
     """The rows of a file, read when they are iterated."""
 
-    def __init__(self, cache: _PartCache, path: str, places: Sequence[tuple[int, int, int]], width: int) -> None:
-        self.cache, self.path, self.places, self.width = cache, path, places, width
+    def __init__(self, cache: _PartCache, key: str, places: Sequence[tuple[int, int, int]], width: int) -> None:
+        self.cache, self.key, self.places, self.width = cache, key, places, width
 
     def __iter__(self) -> Iterator[ScoreRows]:
         for _, number, row in self.places:
-            yield self.cache.rows(self.path, number, row, self.width)
+            yield self.cache.rows(self.key, number, row, self.width)

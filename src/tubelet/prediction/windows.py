@@ -35,7 +35,7 @@ from tubelet.tasks.segmentation import image_windows
 
 @dataclass(frozen=True, kw_only=True)
 class DoneFile:
-    """A file whose scores are in the table.
+    """A file or span whose scores are in the table.
 
     Attributes:
         version: size in bytes and modification time in seconds of the file when they were computed.
@@ -69,7 +69,7 @@ class CollectionWindows(IterableDataset[WindowBatch]):
     """The windows of all files of a collection that a table lacks; each worker reads its share of the groups.
 
     Attributes:
-        stale: paths of files whose rows in the table are to be replaced.
+        stale: keys of files and spans whose rows in the table are to be replaced.
         changed: those of them that changed since.
         pending: for each modality, indices of the files to read, group by group.
     """
@@ -91,23 +91,23 @@ class CollectionWindows(IterableDataset[WindowBatch]):
         size = self.config.batch_size
         for first in range(0, len(index), size):
             group = range(first, min(first + size, len(index)))
-            files = {sample: done.get(self._path(index, sample)) for sample in group} if done else {}
+            files = {sample: done.get(self._key(index, sample)) for sample in group} if done else {}
             changed = {
                 sample
                 for sample, file in files.items()
                 if file is not None and (version := index.version(sample)) is not None and version != file.version
             }
-            self.changed |= {self._path(index, sample) for sample in changed}
+            self.changed |= {self._key(index, sample) for sample in changed}
             missing = {sample for sample in group if files.get(sample) is None} | changed
             if missing:
                 short = {sample for sample, file in files.items() if file is not None and file.windows < size}
                 chosen = sorted(missing | short)
-                self.stale |= {self._path(index, sample) for sample in chosen if files.get(sample) is not None}
+                self.stale |= {self._key(index, sample) for sample in chosen if files.get(sample) is not None}
                 yield chosen
 
     @staticmethod
-    def _path(index: SampleIndex, sample: int) -> str:
-        return escape_filename(index.name(sample))
+    def _key(index: SampleIndex, sample: int) -> str:
+        return escape_filename(index.key(sample))
 
     def remaining(self) -> int:
         """Number of files to read."""
@@ -145,7 +145,8 @@ class CollectionWindows(IterableDataset[WindowBatch]):
                         own.ended = 1
                         yield own.flush()
             except DecodeError as error:
-                shared.bad.append(BadFile(error.path, error.reason))
+                name = error.path if index.span(sample) is None else index.key(sample)
+                shared.bad.append(BadFile(name, error.reason))
                 shared.ended += 1
             except StorageError as error:  # keeps what was read before it
                 last = shared.flush()
@@ -160,12 +161,13 @@ class CollectionWindows(IterableDataset[WindowBatch]):
         source = index.read(sample)
         size_bytes, changed_s = version or (0, 0.0)  # None if removed after it was opened
         file = SourceFile(
-            path=self._path(index, sample),
+            path=escape_filename(index.name(sample)),
             modality=modality,
             size_bytes=size_bytes,
             changed_s=changed_s,
             duration_s=0.0,
             windows=1,
+            span=index.span(sample),
         )
         if modality is Modality.IMAGE:
             image = read_image(source.media)
@@ -177,11 +179,14 @@ class CollectionWindows(IterableDataset[WindowBatch]):
             return
         with Video(source.media) as video:
             duration_s = source.limit(video.info).duration_s
+            video_s = duration_s if file.span is None else video.info.duration_s
+            file = replace(file, duration_s=duration_s, video_s=video_s)
             if self.layout.whole:
-                yield from _video_squares(video, self.layout, replace(file, duration_s=duration_s))
+                yield from _video_squares(video, self.layout, file)
                 return
-            file = replace(file, duration_s=duration_s, windows=self.layout.count(duration_s))
-            for number, (window, stretched, pixels) in enumerate(decode_windows(video, self.layout, duration_s)):
+            file = replace(file, windows=self.layout.count(duration_s))
+            decoded = decode_windows(video, self.layout, duration_s, file.start_s)
+            for number, (window, stretched, pixels) in enumerate(decoded):
                 yield FileWindow(file=file, number=number, window=window, stretched=stretched), pixels
 
 
@@ -212,16 +217,20 @@ class _Batcher:
         return batch
 
 
-def decode_windows(video: Video, layout: WindowLayout, duration_s: float) -> Iterator[tuple[Window, bool, Tensor]]:
-    """Decode the windows of a video in one pass, each frame once, with the frames of one window in memory.
+def decode_windows(
+    video: Video, layout: WindowLayout, duration_s: float, start_s: float = 0.0
+) -> Iterator[tuple[Window, bool, Tensor]]:
+    """Decode the windows of a video or span in one pass, each frame once, with the frames of one window in memory.
 
     Args:
         video: the video.
         layout: how it is covered.
-        duration_s: its seconds.
+        duration_s: seconds of the video or span.
+        start_s: start of the span in seconds of the video.
 
     Yields:
-        Each window, whether it is a short video at a higher rate, and its pixels (3, T, S, S) uint8.
+        Each window, whose times are from the start of the span; whether it is a short video at a higher rate; and its
+        pixels (3, T, S, S) uint8.
 
     Raises:
         DecodeError: the video cannot be read to its end.
@@ -231,7 +240,7 @@ def decode_windows(video: Video, layout: WindowLayout, duration_s: float) -> Ite
     ahead = next(windows, None)
     buffer: deque[Tensor] = deque()  # the crops at times[end - len(buffer) : end]
     end = 0
-    for image, _, repeats in video.scan(times):
+    for image, _, repeats in video.scan(times + start_s):
         crop = resize_center_crop(torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0), layout.clips.image_size)
         buffer.extend([crop] * repeats)
         end += repeats
@@ -254,7 +263,7 @@ def _video_squares(video: Video, layout: WindowLayout, file: SourceFile) -> Iter
     windows = layout.windows(file.duration_s)
     file = replace(file, windows=len(times))
     done = 0
-    for image, _, repeats in video.scan(times):
+    for image, _, repeats in video.scan(times + file.start_s):
         shown = list(islice(windows, repeats))
         yield from _squares(torch.from_numpy(np.ascontiguousarray(image)), layout, file, shown, done)
         done += repeats

@@ -14,7 +14,7 @@ from torch import Tensor
 from tubelet.data.decode import Video
 from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.data.images import read_image
-from tubelet.data.part_table import parts
+from tubelet.data.part_table import SPAN, parts, row_keys
 from tubelet.data.storage import suffix_of
 from tubelet.embed.table import dense_rows, read_part, read_settings
 from tubelet.errors import ConfigError, DataError, escape_filename
@@ -111,7 +111,12 @@ def _list_rows(table: Path) -> dict[str, _TableFile]:
     """All files of a table, without their tokens."""
     found: dict[str, _TableFile] = {}
     for part in parts(table):
-        columns = read_part(part, ["path", "clip", "clips", "size_bytes", "changed_s", "grid", "times"])
+        columns = read_part(part, ["path", "clip", "clips", "size_bytes", "changed_s", "grid", "times"], SPAN)
+        if row_keys(columns) != columns["path"]:
+            raise DataError(
+                f"{table}: has spans of videos, and --serve shows whole videos; pass the list to `tubelet view` "
+                "without --serve, or embed the whole videos"
+            )
         for row in columns.to_pylist():
             file = found.setdefault(row["path"], _TableFile())
             file.times[row["clip"]] = np.array(row["times"])

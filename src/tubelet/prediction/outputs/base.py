@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.config import PredictConfig
+from tubelet.data.listed_rows import span_name
 from tubelet.errors import ConfigError
 from tubelet.grid import Modality
 from tubelet.heads.head_file import Head
@@ -32,15 +33,17 @@ Seconds = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A media file that is read.
+    """A media file that is read, or a listed span of one.
 
     Attributes:
         path: the file as the sources name it.
         modality: whether it is a video or an image.
         size_bytes: size of the version that is read.
         changed_s: its modification time in seconds since 1970.
-        duration_s: seconds of a video; 0 for an image.
+        duration_s: seconds of the video or span; 0 for an image.
         windows: number of its windows; 1 for an image, or the number of its squares if it is seen whole.
+        span: start and end of the span as it is listed, in seconds of the video; None for a whole file.
+        video_s: seconds of the whole video; 0 for an image.
     """
 
     path: str
@@ -49,6 +52,18 @@ class SourceFile:
     changed_s: float
     duration_s: float
     windows: int
+    span: tuple[float, float | None] | None = None
+    video_s: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others: the path, with the times of a span."""
+        return self.path if self.span is None else span_name(self.path, *self.span)
+
+    @property
+    def start_s(self) -> float:
+        """Where it starts, in seconds of the video."""
+        return 0.0 if self.span is None else self.span[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +102,18 @@ class FileWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRows:
-    """Consecutive rows of scores of one file and one head.
+    """Consecutive rows of scores of one file or span and one head.
 
     Attributes:
-        path: the file.
+        key: the key of the file or span.
         first: number of the first row among those of the file.
-        start_s: (n,) start of each row in seconds; 0 for an image.
-        end_s: (n,) end of each row in seconds; 0 for an image.
+        start_s: (n,) start of each row in seconds of the file; 0 for an image.
+        end_s: (n,) end of each row in seconds of the file; 0 for an image.
         scores: (n, K) probabilities or values.
         distance: (n,) distance from the training features, see `NoveltyModel`; NaN where the head has no such model.
     """
 
-    path: str
+    key: str
     first: int
     start_s: Seconds
     end_s: Seconds
@@ -165,7 +180,7 @@ class HeadOutput(ABC):
         for number, item in enumerate(windows):
             start_s, end_s = self.bounds(item)
             yield ScoreRows(
-                path=item.file.path,
+                key=item.file.key,
                 first=item.number,
                 start_s=np.array([start_s]),
                 end_s=np.array([end_s]),
@@ -177,8 +192,8 @@ class HeadOutput(ABC):
         """The rows of a file that are left when its last window has been passed to `score`."""
         yield from ()
 
-    def discard(self, path: str) -> None:
-        """Forget a file that turned out to be unreadable."""
+    def discard(self, key: str) -> None:
+        """Forget a file or span that turned out to be unreadable."""
         return
 
     @abstractmethod
@@ -209,14 +224,15 @@ class HeadOutput(ABC):
         return as_floats(self.head.novelty(tokens.float().mean((1, 2))))
 
     def bounds(self, item: FileWindow) -> tuple[float, float]:
-        """Start and end in seconds of the time steps that a window owns."""
+        """Start and end in seconds of the file of the time steps that a window owns."""
         if item.window is None:
             return 0.0, 0.0
+        start_s, duration_s = item.file.start_s, item.file.duration_s
         if item.stretched:
-            return 0.0, item.file.duration_s
+            return start_s, start_s + duration_s
         step_s = self.layout.step_s
         first, last = (item.window.start_step + step for step in (item.window.first, item.window.last))
-        return first * step_s, min(last * step_s, item.file.duration_s)
+        return start_s + first * step_s, start_s + min(last * step_s, duration_s)
 
     def is_novel(self, distance: Floats) -> NDArray[np.bool_]:
         """(n,) whether clips are none of the classes."""

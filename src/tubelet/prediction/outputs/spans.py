@@ -73,7 +73,7 @@ class SpanOutput(LabelOutput):
     def score(self, tokens: Tensor, windows: Sequence[FileWindow], pixels: Tensor) -> Iterator[ScoreRows]:
         """Append the time steps that each window owns, and score those whose context is complete."""
         for own, item in zip(tokens, windows, strict=True):
-            buffer = self.buffers.setdefault(item.file.path, _StepBuffer())
+            buffer = self.buffers.setdefault(item.file.key, _StepBuffer())
             first, last = (0, len(own)) if item.window is None else (item.window.first, item.window.last)
             buffer.tokens.append(own[first:last].clone())
             while buffer.end - buffer.done >= CHUNK_STEPS + self.context:
@@ -81,13 +81,13 @@ class SpanOutput(LabelOutput):
 
     def end(self, file: SourceFile) -> Iterator[ScoreRows]:
         """Score the last time steps."""
-        buffer = self.buffers.pop(file.path, _StepBuffer())
+        buffer = self.buffers.pop(file.key, _StepBuffer())
         while buffer.done < buffer.end:
             yield self._score_chunk(file, buffer)
 
-    def discard(self, path: str) -> None:
-        """Forget the tokens of a file."""
-        self.buffers.pop(path, None)
+    def discard(self, key: str) -> None:
+        """Forget the tokens of a file or span."""
+        self.buffers.pop(key, None)
 
     def _score_chunk(self, file: SourceFile, buffer: _StepBuffer) -> ScoreRows:
         steps = torch.cat(buffer.tokens)
@@ -98,9 +98,9 @@ class SpanOutput(LabelOutput):
         distance = self.distances(steps[first - buffer.begin : last - buffer.begin].unsqueeze(1))
         kept = max(buffer.begin, last - self.context)
         buffer.tokens, buffer.begin, buffer.done = [steps[kept - buffer.begin :]], kept, last
-        edges = np.minimum(np.arange(first, last + 1) * self.layout.step_s, file.duration_s)
+        edges = np.minimum(np.arange(first, last + 1) * self.layout.step_s, file.duration_s) + file.start_s
         return ScoreRows(
-            path=file.path, first=first, start_s=edges[:-1], end_s=edges[1:], scores=scores, distance=distance
+            key=file.key, first=first, start_s=edges[:-1], end_s=edges[1:], scores=scores, distance=distance
         )
 
     def records(self, item: FileScores) -> Iterator[Prediction]:
@@ -109,8 +109,8 @@ class SpanOutput(LabelOutput):
         duration_s = item.file.duration_s or None
         decoder = SpanDecoder(self.layout.step_s, self.rules, spec.exclusive, duration_s)
         for rows in item.rows:
-            yield from self._labels(item.file.path, decoder.add(self._decoded_scores(rows)))
-        yield from self._labels(item.file.path, decoder.finish())
+            yield from self._labels(item.file, decoder.add(self._decoded_scores(rows)))
+        yield from self._labels(item.file, decoder.finish())
 
     def _decoded_scores(self, rows: ScoreRows) -> Floats:
         """Scores of the classes, and of "none of these" where that is asked for."""
@@ -121,14 +121,15 @@ class SpanOutput(LabelOutput):
         scores: Floats = np.concatenate((np.where(novel, 0.0, rows.scores), none), axis=1).astype(np.float32)
         return scores
 
-    def _labels(self, path: str, spans: Sequence[tuple[int, float, float, float]]) -> Iterator[Prediction]:
+    def _labels(self, file: SourceFile, spans: Sequence[tuple[int, float, float, float]]) -> Iterator[Prediction]:
         names = (*self.head.spec.classes, NONE_OF_THESE)
         for class_index, start_s, end_s, score in spans:
             label = names[class_index]
             if class_index == len(self.head.spec.classes):
                 score = 2 * score - 1  # the mean fraction, see `_decoded_scores`
             if label != NO_LABEL:
-                yield Prediction(path=path, start_s=start_s, end_s=end_s, label=label, score=score)
+                start_s, end_s = (file.start_s + second for second in (start_s, end_s))
+                yield Prediction(path=file.path, start_s=start_s, end_s=end_s, label=label, score=score)
 
     @property
     def classes(self) -> tuple[str, ...]:

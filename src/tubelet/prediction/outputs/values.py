@@ -68,13 +68,13 @@ class ValueOutput(HeadOutput):
                     low, high = np.minimum(low, values), np.maximum(high, values)
                 if weight:
                     for name, *numbers in zip(targets, total / weight, low, high, strict=True):
-                        summary.add((item.file.path, name, *map(float, numbers)))
+                        summary.add((item.file.key, name, *map(float, numbers)))
         self.counts = {"rows": table.rows, **self.counts}
 
     def media_predictions(self, item: FileScores) -> MediaPredictions:
         """The values of a file as curves."""
         curves = value_curves(list(self.records(item)), self.head.spec.classes)
-        return MediaPredictions(path=item.file.path, duration_s=item.file.duration_s, curves=curves)
+        return MediaPredictions(path=item.file.path, duration_s=item.file.video_s, curves=curves)
 
 
 OUTPUT = ValueOutput
