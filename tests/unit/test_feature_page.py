@@ -141,6 +141,25 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded(made, tmp_path,
     assert not out.exists()
 
 
+def test_a_span_of_a_list_is_shown_as_a_video_of_its_own(made, tmp_path):
+    (tmp_path / "list.csv").write_text("path,start_s,end_s\na.mp4,0.5,1.5\n")
+    write_video(tmp_path / "a.mp4", frames=24, size=96)
+    out, settings = tmp_path / "page.html", ViewConfig(**{**to_dict(SETTINGS), "surprise": True})
+    write_feature_page([str(tmp_path / "list.csv")], [str(made.run)], out, settings, video=tmp_path / "pca.mp4")
+    (file,), (view,) = page_data(out)["files"], page_data(out)["encoders"]
+    assert (file["name"], file["duration"]) == ("a.mp4#t=0.5,1.5", 1)
+    assert view["grids"] == [[2, 8, 8]] and view["times"] == [[0.125, 0.625]]
+    assert view["surprise"] is not None
+    with tubelet.Video(tmp_path / "pca.mp4") as written, tubelet.Video(tmp_path / "a.mp4") as video:
+        shown, (source,) = written.frames(), video.clips([np.array([0.5, 1.49])])
+        assert written.info.duration_s == pytest.approx(1, abs=1e-3) and len(shown.times) == 12
+    colors = [
+        [float(clip[:, :, : clip.shape[1]].float().mean()) for clip in clips]
+        for clips in ((shown.pixels[0][:, :480], shown.pixels[-1][:, :480]), (source.pixels[0], source.pixels[-1]))
+    ]
+    np.testing.assert_allclose(*colors, atol=2)
+
+
 def test_a_video_has_the_original_beside_the_colors_of_the_page(made, tmp_path):
     out = tmp_path / "pca.mp4"
     write_feature_page([str(made.media[0])], [str(made.run)], tmp_path / "page.html", SETTINGS, video=out)

@@ -126,7 +126,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         source = index.read(sample)
         key, size = escape_filename(index.key(sample)), self.config.image_size
         size_bytes, changed_s = version or (0, 0.0)  # None if removed after it was opened
-        shared = {"key": key, "path": escape_filename(index.name(sample)), "modality": str(modality)}
+        shared: dict[str, Any] = {"key": key, "path": escape_filename(index.name(sample)), "modality": str(modality)}
         shared |= {"size_bytes": size_bytes, "changed_s": changed_s, **span_columns(index.span(sample))}
         if modality is Modality.IMAGE:
             pixels = resize_center_crop(read_image(source.media).unsqueeze(0), size)

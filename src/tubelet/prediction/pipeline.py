@@ -344,9 +344,9 @@ def _score_batch(run: _Pass, table: ScoreTable, batch: WindowBatch, made: set[st
     for item in batch.windows:
         if item.number == item.file.windows - 1 and item.file.key not in broken:
             table.end_file(item.file, len(run.outputs))
-    for key in broken:
-        table.discard(key)
-    return [BadFile(key, _NOT_FINITE) for key in sorted(broken)]
+    for name in broken:
+        table.discard(name)
+    return [BadFile(name, _NOT_FINITE) for name in sorted(broken)]
 
 
 def _write_tables(name: str, number: int, each: _Pass, table: ScoreTable, media: MediaList) -> HeadPredictions:

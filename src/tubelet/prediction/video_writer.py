@@ -69,6 +69,19 @@ def write_frames(
             mux(stream.encode(None))
 
 
+def span_frames(
+    video: Video, size: tuple[int, int], start_s: float = 0.0, end_s: float | None = None
+) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    """The frames of a span of a video at a size, and the second from its start at which each begins to be shown."""
+    if start_s == 0 and end_s is None:
+        yield from video.iter_frames(size)
+        return
+    times = video.frame_times()
+    times = times[(times > start_s) & (times < (np.inf if end_s is None else end_s - 1e-6))]
+    for pixels, begins_s, _ in video.scan(np.append(start_s, times), size):
+        yield pixels, max(0.0, begins_s - start_s)
+
+
 def rewrite_video(
     file: Path,
     out: Path,
@@ -77,8 +90,9 @@ def rewrite_video(
     *,
     enlarge: bool = True,
     crf: int = 20,
+    bounds_s: tuple[float, float | None] = (0.0, None),
 ) -> None:
-    """Write a video as MP4, scaled and perhaps changed, with its frames at the same times and without sound.
+    """Write a video or a span of it as MP4, scaled and perhaps changed, without sound; frames keep their times.
 
     Args:
         file: the video.
@@ -87,6 +101,7 @@ def rewrite_video(
         change: function of a scaled frame (H, W, 3) and its second to the frame that is written.
         enlarge: whether frames of fewer lines are enlarged.
         crf: x264's constant rate factor.
+        bounds_s: start and end of what is written, in seconds of the video; None for its end.
 
     Raises:
         DecodeError: if the video cannot be read.
@@ -95,8 +110,9 @@ def rewrite_video(
     with Video(file) as video, atomic_write(out, also=(FFmpegError,)) as partial:
         height = lines if enlarge else min(lines, video.info.height)
         size = even(height), even(height * video.info.width / video.info.height)
-        frames = ((change(pixels, second), second) for pixels, second in video.iter_frames(size))
-        write_frames(frames, partial, video.time_base, video.info.duration_s, crf)
+        frames = ((change(pixels, second), second) for pixels, second in span_frames(video, size, *bounds_s))
+        duration_s = (video.info.duration_s if bounds_s[1] is None else bounds_s[1]) - bounds_s[0]
+        write_frames(frames, partial, video.time_base, duration_s, crf)
 
 
 def _open_stream(container: Any, shape: tuple[int, ...], time_base: Fraction, crf: int) -> Any:

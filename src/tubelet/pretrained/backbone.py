@@ -68,6 +68,8 @@ class Backbone(HubEncoder):
         overlap: int | None = None,
         fps: float | None = None,
         resize: Resize = None,
+        start: float = 0.0,
+        end: float | None = None,
     ) -> Iterator[DenseFeatures]:
         """Encode a whole video of any length in constant memory.
 
@@ -80,6 +82,8 @@ class Backbone(HubEncoder):
                 more.
             fps: sampling rate in frames per second, by default 4.
             resize: as in `encode`.
+            start: where to start in the video, in seconds.
+            end: where to end, in seconds; None for the end of the video.
 
         Yields:
             Features of the windows in order, each a batch of one.
@@ -95,7 +99,7 @@ class Backbone(HubEncoder):
             overlap = frames // 2 - frames // 2 % self.config.tubelet_size
         if not isinstance(overlap, (int, np.integer)):
             raise ConfigError(f"overlap is {overlap!r}, expected a whole number of frames")
-        for pixels, times in read_windows(path, frames, overlap, fps, self.config.tubelet_size):
+        for pixels, times in read_windows(path, frames, overlap, fps, self.config.tubelet_size, start, end):
             clips = read_inputs(pixels, self.config, Sampling(), resize)
             with torch.no_grad():
                 features = self.dense_features(clips.pixels, times.unsqueeze(0))

@@ -13,7 +13,13 @@ from tubelet.errors import ConfigError, DecodeError
 
 
 def read_windows(
-    path: str | Path, frames: int, overlap: int, fps: float, tubelet: int
+    path: str | Path,
+    frames: int,
+    overlap: int,
+    fps: float,
+    tubelet: int,
+    start_s: float = 0.0,
+    end_s: float | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Decode a video once, in order, and yield overlapping windows of frames.
 
@@ -23,9 +29,11 @@ def read_windows(
         overlap: frames that a window shares with the previous one; the last may share more, to have full length.
         fps: sampling rate in frames per second.
         tubelet: frames per time step; windows start at multiples of it.
+        start_s: start in seconds of the video.
+        end_s: end in seconds of the video; None for its end.
 
     Yields:
-        Pixels (T, H, W, 3) uint8, which the next window overwrites, and times (T,) float64 in seconds.
+        Pixels (T, H, W, 3) uint8, which the next window overwrites, and times (T,) float64 in seconds of the video.
 
     Raises:
         ConfigError: if the sizes are not multiples of the tubelet.
@@ -38,7 +46,10 @@ def read_windows(
     with Video(path) as video:
         info = video.info
         # Durations are rounded to the container's time base; a frame that starts at the very end does not exist.
-        count = max(1, int(np.ceil(info.duration_s * fps - 1e-3)))
+        duration_s = (info.duration_s if end_s is None else min(end_s, info.duration_s)) - start_s
+        if duration_s <= 0:
+            raise DecodeError(str(path), f"starts at {start_s:g} s, but lasts {info.duration_s:.3f} s; choose less")
+        count = max(1, int(np.ceil(duration_s * fps - 1e-3)))
         missing = -count % tubelet
         if missing:
             warnings.warn(
@@ -46,12 +57,12 @@ def read_windows(
                 stacklevel=2,
             )
         total = count + missing
-        times = torch.arange(total, dtype=torch.float64) / fps
+        times = start_s + torch.arange(total, dtype=torch.float64) / fps
         window = torch.empty(min(frames, total), info.height, info.width, 3, dtype=torch.uint8)
         bounds = _bounds(total, frames, overlap)
         begin, end = next(bounds)
         at = 0
-        shown = np.minimum(np.arange(total), count - 1) / fps
+        shown = start_s + np.minimum(np.arange(total), count - 1) / fps
         for frame, _, repeats in video.scan(shown):
             pixels = torch.from_numpy(np.ascontiguousarray(frame))
             for _ in range(repeats):
@@ -64,7 +75,9 @@ def read_windows(
                     kept = at - begin
                     window[:kept] = window[begin - before :][:kept].clone()
         if at < total:
-            raise DecodeError(str(path), f"ends at {at / fps:.1f} s, its header promises {info.duration_s:.1f} s")
+            raise DecodeError(
+                str(path), f"ends at {start_s + at / fps:.1f} s, its header promises {info.duration_s:.1f} s"
+            )
 
 
 def _bounds(count: int, frames: int, overlap: int) -> Iterator[tuple[int, int]]:

@@ -18,11 +18,14 @@ from tubelet.checkpoint.weights import EncoderName
 from tubelet.config import MaskConfig, ViewConfig
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
+from tubelet.data.listed_rows import span_name
+from tubelet.data.sample_index import build_index
 from tubelet.data.sources import list_media
 from tubelet.device import pick_device, pick_dtype
 from tubelet.errors import ConfigError, DataError, escape_filename, escape_unprintable
+from tubelet.grid import Modality
 from tubelet.io.overwrite_checks import check_output
-from tubelet.prediction.video_writer import even, write_frames
+from tubelet.prediction.video_writer import even, span_frames, write_frames
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load
 from tubelet.view.page import binary_block, colormap, data_uri, json_block, write_page
@@ -42,13 +45,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ViewedFile:
-    """A file of the page.
+    """A file of the page, or a span of one.
 
     Attributes:
         path: the file.
         video: whether it is a video, not an image.
         height, width: size in pixels.
-        duration_s: duration in seconds, 0 for an image.
+        duration_s: duration of the video or span in seconds, 0 for an image.
+        span: start and end of the span as it is listed, in seconds of the video; None for a whole file.
     """
 
     path: Path
@@ -56,6 +60,17 @@ class ViewedFile:
     height: int
     width: int
     duration_s: float
+    span: tuple[float, float | None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the file, with the times of a span."""
+        return self.path.name if self.span is None else span_name(self.path.name, *self.span)
+
+    @property
+    def bounds_s(self) -> tuple[float, float | None]:
+        """Start and end in seconds of the video; None for its end."""
+        return (0.0, None) if self.span is None else (self.span[0], self.span[0] + self.duration_s)
 
 
 @dataclass(frozen=True)
@@ -160,14 +175,17 @@ def _with_unique_names(views: Sequence[EncoderView], models: Sequence[str]) -> l
 
 
 def _find_files(sources: Sequence[str]) -> list[ViewedFile]:
-    media = list_media(sources)
+    media = list_media(sources, spans=True)
     if media.shards:
         raise DataError(f"{media.shards[0].root}: shards cannot be shown on a page; pass the videos they were made of")
     files = []
-    for name in media.videos:
-        with Video(name) as video:
-            info = video.info
-        files.append(ViewedFile(Path(name), True, info.height, info.width, info.duration_s))
+    index = build_index(media, Modality.VIDEO)
+    for sample in range(len(index)):
+        source = index.read(sample)
+        with Video(source.media) as video:
+            info = source.limit(video.info)
+        path = Path(index.name(sample))
+        files.append(ViewedFile(path, True, info.height, info.width, info.duration_s, index.span(sample)))
     for name in media.images:
         height, width = read_image(name).shape[:2]
         files.append(ViewedFile(Path(name), False, height, width, 0.0))
@@ -184,7 +202,7 @@ def _sampling(file: ViewedFile, model: Backbone, settings: ViewConfig) -> FrameS
     tubelet = model.config.tubelet_size
     if settings.frames % tubelet:
         raise ConfigError(f"--frames is {settings.frames}, expected a multiple of the tubelet of {tubelet} frames")
-    return FrameSampling(height, width, settings.frames, settings.fps)
+    return FrameSampling(height, width, settings.frames, settings.fps, *file.bounds_s)
 
 
 def _count_tokens(model: Backbone, files: Sequence[ViewedFile], samplings: Sequence[FrameSampling]) -> int:
@@ -298,7 +316,7 @@ def page_values(
     }
     names = dict.fromkeys(view.model for view in views)
     return {
-        "title": escape_unprintable(files[0].path.name) if len(files) == 1 else f"{len(files)} files",
+        "title": escape_unprintable(files[0].name) if len(files) == 1 else f"{len(files)} files",
         "models": [escape_unprintable(name) for name in names],
         "files": files,
         "videos": sum(file.video for file in files),
@@ -316,7 +334,8 @@ def _embed_media(number: int, file: ViewedFile, blocks: list[Markup]) -> dict[st
     if file.video:
         buffer = BytesIO()
         with Video(file.path) as video:
-            write_frames(video.iter_frames((height, width)), buffer, video.time_base, file.duration_s, crf=27)
+            frames = span_frames(video, (height, width), *file.bounds_s)
+            write_frames(frames, buffer, video.time_base, file.duration_s, crf=27)
         blocks.append(binary_block(f"media-{number}", buffer.getvalue()))
     else:
         blocks.append(binary_block(f"media-{number}", encode_image(file.path, height, width)))
@@ -330,7 +349,7 @@ def encode_image(path: Path, height: int, width: int) -> bytes:
 
 
 def _describe_file(file: ViewedFile) -> dict[str, Any]:
-    return {"name": escape_filename(file.path.name), "video": file.video, "duration": round(file.duration_s, 4)}
+    return {"name": escape_filename(file.name), "video": file.video, "duration": round(file.duration_s, 4)}
 
 
 def _encoder(number: int, view: EncoderView, blocks: list[Markup], embedded: bool) -> dict[str, Any]:
@@ -390,4 +409,4 @@ def _write_video(out: Path, files: Sequence[ViewedFile], views: Sequence[Encoder
         grid = view.files[number].grid
         colors = level.colors.colors(level.units()[before : before + grid.tokens])
         maps.append((colors.view(*grid.shape, 3).numpy(), view.files[number].times))
-    write_pca_video(files[number].path, maps, out)
+    write_pca_video(files[number].path, maps, out, bounds_s=files[number].bounds_s)

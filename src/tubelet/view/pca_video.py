@@ -13,15 +13,21 @@ LINES = 480
 
 
 def write_pca_video(
-    path: Path, maps: Sequence[tuple[NDArray[np.uint8], NDArray[np.float64]]], out: Path, lines: int = LINES
+    path: Path,
+    maps: Sequence[tuple[NDArray[np.uint8], NDArray[np.float64]]],
+    out: Path,
+    lines: int = LINES,
+    bounds_s: tuple[float, float | None] = (0.0, None),
 ) -> None:
     """Write a video with maps of colors to the right of each frame, at the source's times.
 
     Args:
         path: the source.
-        maps: (T', H', W', 3) colors and the seconds (T',) of their time steps; each frame gets the nearest step.
+        maps: (T', H', W', 3) colors and the seconds (T',) of their time steps, from the start of what is written; each
+            frame gets the nearest step.
         out: MP4 file.
         lines: height of the video.
+        bounds_s: start and end of what is written, in seconds of the source; None for its end.
 
     Raises:
         DecodeError: if the source cannot be read.
@@ -35,4 +41,4 @@ def write_pca_video(
             columns.append(np.asarray(nearest.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.BICUBIC)))
         return np.concatenate(columns, axis=1)
 
-    rewrite_video(path, out, lines, add_maps)
+    rewrite_video(path, out, lines, add_maps, bounds_s=bounds_s)

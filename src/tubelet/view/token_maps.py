@@ -38,12 +38,16 @@ class FrameSampling:
         height, width: size in pixels, multiples of the patch size.
         frames: frames of a window of a video.
         fps: frames per second of a video.
+        start_s: start in seconds of a video.
+        end_s: end in seconds of a video; None for its end.
     """
 
     height: int
     width: int
     frames: int
     fps: float
+    start_s: float = 0.0
+    end_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class FileTokens:
 
     Attributes:
         grid: time steps, rows and columns of the tokens.
-        times: (T',) seconds of the time steps.
+        times: (T',) seconds of the time steps, from the start of the sampled span.
         levels: requested output levels, (N, D) float16 each.
     """
 
@@ -82,14 +86,23 @@ def encode_file(model: Backbone, path: Path, video: bool, sampling: FrameSamplin
     """
     resize = (sampling.height, sampling.width)
     if video:
-        windows = model.stream(path, frames=sampling.frames, fps=sampling.fps, resize=resize)
+        windows = model.stream(
+            path,
+            frames=sampling.frames,
+            fps=sampling.fps,
+            resize=resize,
+            start=sampling.start_s,
+            end=sampling.end_s,
+        )
         found = DenseFeatures.merge(_keep(window, levels) for window in windows)
     else:
         found = _keep(model.encode(path, resize=resize), levels)
     assert found.times is not None
     if not all(bool(level.isfinite().all()) for level in found.levels):
         raise DataError(f"{path}: the model's features are not finite; load its weights as float32 to see which")
-    return FileTokens(found.grid, found.times[0].numpy(), tuple(level[0].half() for level in found.levels))
+    return FileTokens(
+        found.grid, found.times[0].numpy() - sampling.start_s, tuple(level[0].half() for level in found.levels)
+    )
 
 
 def _keep(features: DenseFeatures, levels: Sequence[int]) -> DenseFeatures:
@@ -150,8 +163,10 @@ def _windows(
         yield read_inputs(str(path), model.config, Sampling(), resize).pixels, [0.0], 1
         return
     with Video(path) as opened:
-        windows = max(1, math.ceil(opened.info.duration_s * sampling.fps / sampling.frames - 1e-3))
-    for frames, times in read_windows(path, sampling.frames, 0, sampling.fps, tubelet):
+        end_s = opened.info.duration_s if sampling.end_s is None else sampling.end_s
+        windows = max(1, math.ceil((end_s - sampling.start_s) * sampling.fps / sampling.frames - 1e-3))
+    span = (sampling.start_s, sampling.end_s)
+    for frames, times in read_windows(path, sampling.frames, 0, sampling.fps, tubelet, *span):
         pixels = read_inputs(frames, model.config, Sampling(), resize).pixels
         yield pixels, times.unflatten(0, (-1, tubelet)).mean(-1).tolist(), windows
 
