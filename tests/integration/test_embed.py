@@ -23,7 +23,7 @@ from tests.helpers.launcher import start_tubelet
 from tests.helpers.media import indexed_image, write_video
 from tests.helpers.training import tiny_config, train_quietly
 from tubelet.cli import main
-from tubelet.config import EmbedConfig
+from tubelet.config import EmbedConfig, vit_pico
 from tubelet.data import part_table
 from tubelet.data.decode import Video
 from tubelet.data.part_table import parts
@@ -170,7 +170,7 @@ def test_a_video_that_breaks_half_way_leaves_no_rows_and_is_counted(films, model
     data[middle : middle + 200] = bytes(255 - byte for byte in data[middle : middle + 200])
     (tmp_path / "0.mp4").write_bytes(data)
     lenient = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=2, workers=0, max_failed_fraction=0.5)
-    clips = CollectionClips(list_media([str(tmp_path / "0.mp4")]), lenient, {})
+    clips = CollectionClips(list_media([str(tmp_path / "0.mp4")]), lenient, vit_pico(), {})
     assert sum(len(batch.rows) for batch in clips) > 1  # so much of it can be read
     for _ in range(2):
         made = embed_collection(model, [str(films / "1.mp4"), str(tmp_path / "0.mp4")], tmp_path / "table", lenient)
@@ -233,7 +233,7 @@ def test_a_file_that_crashes_its_decoder_is_named(films, model, tmp_path, monkey
                 signal.raise_signal(signal.SIGSEGV)
             super().__init__(media)
 
-    monkeypatch.setattr("tubelet.embed.clips.Video", Crashing)
+    monkeypatch.setattr("tubelet.data.model_frames.Video", Crashing)
     config = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=1, workers=2)
     with pytest.raises(
         TubeletError,

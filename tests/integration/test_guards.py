@@ -394,7 +394,7 @@ def test_a_file_that_crashes_its_decoder_is_named(media, tmp_path, monkeypatch):
                 signal.raise_signal(signal.SIGSEGV)
             super().__init__(media)
 
-    monkeypatch.setattr("tubelet.data.loader.Video", Crashing)
+    monkeypatch.setattr("tubelet.data.model_frames.Video", Crashing)
     with pytest.raises(
         TubeletError,
         match=r"before step \d \(ended by SIGSEGV\) while reading \S+1\.mp4: the decoder crashed on this file",

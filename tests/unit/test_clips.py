@@ -136,4 +136,4 @@ def test_normalized_pixels_have_imagenet_statistics() -> None:
     assert result.abs().max() < 0.01
     white = normalize(torch.full((1, 3, 1, 1, 1), 255, dtype=torch.uint8))[0, :, 0, 0, 0]
     assert torch.allclose(white, (1 - means / 255) / torch.tensor([0.229, 0.224, 0.225]))
-    assert normalize(pixels, torch.bfloat16).dtype == torch.bfloat16
+    assert normalize(pixels, dtype=torch.bfloat16).dtype == torch.bfloat16

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.media import write_image, write_text
-from tubelet.config import EmbedConfig, ModelConfig, PredictorConfig
+from tubelet.config import EmbedConfig, ModelConfig, PredictorConfig, vit_pico
 from tubelet.data.clips import resize_center_crop
 from tubelet.data.images import read_image
 from tubelet.data.sources import MediaList
@@ -228,9 +228,9 @@ def test_batches_of_clips_that_wait_are_bounded():
     media = MediaList(["a.mp4", "b.mp4", "c.mp4"], [])
     config = EmbedConfig(frames=4, image_size=128, batch_size=4, workers=3, prefetch_mb=1)  # 786 kB
     with pytest.warns(UserWarning, match="the clips of a batch are 0.8 MB, .* 1 of 3 workers start; .* 3 has room"):
-        loader = clip_loader(CollectionClips(media, config, {}))
+        loader = clip_loader(CollectionClips(media, config, vit_pico(), {}))
     assert (loader.loader.num_workers, loader.loader.prefetch_factor) == (1, 1)
-    loader = clip_loader(CollectionClips(media, dataclasses.replace(config, prefetch_mb=5), {}))
+    loader = clip_loader(CollectionClips(media, dataclasses.replace(config, prefetch_mb=5), vit_pico(), {}))
     assert (loader.loader.num_workers, loader.loader.prefetch_factor) == (3, 2)
 
 

@@ -8,6 +8,7 @@ from tubelet.config.fit import FitConfig
 from tubelet.config.model import (
     MODELS,
     ModelConfig,
+    PixelStatistics,
     PredictorConfig,
     RopeVersion,
     model_preset,
@@ -38,6 +39,7 @@ __all__ = [
     "MaskConfig",
     "ModelConfig",
     "OptimConfig",
+    "PixelStatistics",
     "PlanConfig",
     "Precision",
     "PredictConfig",

@@ -20,6 +20,8 @@ from tubelet.value_checks import (
 
 # Maximum over all frames of a clip together: 64 frames of 4K.
 CLIP_PIXELS = 64 * 3840 * 2160
+# Settings that are not written without a value, so that configs from before they were introduced keep their hashes.
+_LEFT_OUT_IF_NONE = {"pixels"}
 
 Count = Annotated[int, Bounds(1, 10**9 - 1)]  # the name of a checkpoint has nine digits for the step
 Seed = Annotated[int, Bounds(0, LARGEST_INT)]
@@ -118,7 +120,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain dictionaries, lists and scalars, ready for JSON; `version` first where its file has one."""
     version = type(config).FORMAT_VERSION
-    return ({"version": version} if version else {}) | dataclasses.asdict(config)
+    return ({"version": version} if version else {}) | dataclasses.asdict(config, dict_factory=_without_absent)
+
+
+def _without_absent(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if value is not None or name not in _LEFT_OUT_IF_NONE}
 
 
 def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "config") -> Any:
@@ -201,6 +207,8 @@ def _rebuild(kind: Any, value: Any, where: str, path: str) -> Any:
     if origin is Annotated and (dataclasses.is_dataclass(parts[0]) or isinstance(value, list)):
         made = _rebuild(parts[0], value, where, path)
         return made if dataclasses.is_dataclass(parts[0]) else _fit(kind, made, where, path)
+    if isinstance(value, Mapping):  # an optional config
+        kind = next((part for part in parts if dataclasses.is_dataclass(part)), kind)
     if dataclasses.is_dataclass(kind):
         return _rebuild_config(kind, value, where, path)  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list):

@@ -42,6 +42,36 @@ class PredictorConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PixelStatistics(Settings):
+    """How stored values become inputs of a model that is not of 8-bit RGB: window, then mean and standard deviation.
+
+    `tubelet stats` measures them over a collection.
+    """
+
+    window: tuple[float, float]
+    """Stored values that become 0 and 1; what is below or above is clipped."""
+    mean: tuple[float, ...]
+    """Mean of each channel, where the window is 0 to 1."""
+    std: tuple[Annotated[float, Bounds(0, 1e6, exclusive=True)], ...]
+    """Standard deviation of each channel, where the window is 0 to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.window
+        require(low < high, "window", f"is {self.window}, expected two ascending values")
+        require(
+            len(self.mean) == len(self.std) > 0,
+            "std",
+            f"has {len(self.std)} numbers and mean has {len(self.mean)}, expected one of each for each channel",
+        )
+
+    @property
+    def channels(self) -> int:
+        """C, number of channels."""
+        return len(self.mean)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig(Settings):
     """Architecture of encoder and predictor."""
 
@@ -62,7 +92,9 @@ class ModelConfig(Settings):
     tubelet_size: Annotated[int, Bounds(1, 1024)] = 2
     """Frames of a video token."""
     channels: Annotated[int, Bounds(1, 1024)] = 3
-    """Color channels of the input."""
+    """C, channels of the input."""
+    pixels: PixelStatistics | None = None
+    """Window, mean and standard deviation of the stored values; None is 8-bit RGB with the statistics of ImageNet."""
     rope_grid: Width = 16
     """Rows (and columns) of the pre-training grid that rotary positions are rescaled to."""
     rope: RopeVersion = "2.1"
@@ -84,6 +116,11 @@ class ModelConfig(Settings):
             "output_levels",
             f"is {self.output_levels}, expected 1..{len(self.levels)}",
         )
+        require(
+            self.pixels is None or self.pixels.channels == self.channels,
+            "channels",
+            f"is {self.channels}, and pixels has statistics of {self.pixels and self.pixels.channels}",
+        )
 
     @property
     def num_output_levels(self) -> int:
@@ -94,6 +131,10 @@ class ModelConfig(Settings):
     def prediction_width(self) -> int:
         """Channels of one prediction: the predictor's output width, or L·D."""
         return self.predictor.output_width or self.num_output_levels * self.width
+
+    def clip_bytes(self, frames: int, size: int) -> int:
+        """Bytes of a decoded clip of `size` x `size` pixels: uint8 colors, or float32 with statistics of pixels."""
+        return self.channels * frames * size**2 * (1 if self.pixels is None else 4)
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """Token grid of an input; frames = 1 is an image.

@@ -32,7 +32,7 @@ class Batch:
 
     Attributes:
         modality: the tokenizer that they go through.
-        pixels: (B, 3, T, H, W) uint8, T = 1 for images.
+        pixels: (B, C, T, H, W) uint8 colors, or normalized floats; T = 1 for images.
         masks: masks of the samples; the losses are averaged over them.
         weight: fraction of the step's samples in this batch; the weights of a step sum to 1 over all ranks.
     """

@@ -8,11 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet.config import PixelStatistics
 from tubelet.data.decode import VideoInfo
+from tubelet.errors import DataError
 
 # Mean and standard deviation of red, green and blue over ImageNet, on pixels scaled to [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Weights of red, green and blue in gray (ITU-R BT.601), as of Pillow's mode L.
+LUMA = (0.299, 0.587, 0.114)
 # Largest ratio of long to short side up to which a whole image is resized before its center is cropped.
 _LONGEST = 4
 
@@ -215,22 +219,39 @@ def resize_clip(pixels: Tensor, height: int, width: int) -> Tensor:
     return resized.transpose(0, 1)
 
 
-def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Pixels as models take them: mean 0 and standard deviation 1 over ImageNet.
+def normalize(pixels: Tensor, statistics: PixelStatistics | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels as models take them: mean 0 and standard deviation 1 over the collection of the model.
 
     Args:
-        pixels: (B, 3, T, H, W) uint8, on any device.
+        pixels: (B, 3, T, H, W) uint8 colors, on any device; or floats (B, C, T, H, W), which are normalized already, as
+            `tubelet.data.model_frames` reads them.
+        statistics: `ModelConfig.pixels`; None are those of ImageNet.
         dtype: type of the result; the arithmetic is in float32.
 
     Returns:
-        (B, 3, T, H, W) of `dtype` on the same device.
+        (B, C, T, H, W) of `dtype` on the same device. For a model of one channel, the luma of the colors.
+
+    Raises:
+        DataError: the pixels are colors, and the model has neither one channel nor three.
     """
-    mean, std = _statistics(pixels.device)
-    return ((pixels.float() - mean) / std).to(dtype)
+    if pixels.is_floating_point():
+        return pixels.to(dtype)
+    mean, std = _constants(pixels.device, statistics)
+    values = pixels.float()
+    if statistics is not None:
+        if statistics.channels not in (1, 3) or pixels.shape[1] not in (1, 3):
+            raise DataError(f"pixels have {pixels.shape[1]} channels, the model takes {statistics.channels}")
+        if statistics.channels < pixels.shape[1]:
+            values = torch.einsum("bcthw,c->bthw", values, values.new_tensor(LUMA)).unsqueeze(1)
+        low, high = statistics.window
+        values = ((values - low) / (high - low)).clamp(0, 1)
+    return ((values - mean) / std).to(dtype)
 
 
 @cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation on the scale of uint8, each (3, 1, 1, 1), copied to a device once."""
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+def _constants(device: torch.device, statistics: PixelStatistics | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, each (C, 1, 1, 1), copied to a device once; ImageNet's on the scale of uint8."""
+    both = (IMAGENET_MEAN, IMAGENET_STD) if statistics is None else (statistics.mean, statistics.std)
+    scale = 255 if statistics is None else 1
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1, 1) * scale for values in both)
     return mean, std

@@ -31,9 +31,8 @@ from tubelet.data.batch_partition import (
     samples_per_step,
 )
 from tubelet.data.clips import augment, clip_times
-from tubelet.data.decode import Video
-from tubelet.data.images import read_image
 from tubelet.data.masks import sample_mask
+from tubelet.data.model_frames import open_frames, read_still
 from tubelet.data.prefetch import MB, Prefetch, prefetch_auto
 from tubelet.data.sample_index import SampleIndex
 from tubelet.data.sampler import WeightedSourceSampler
@@ -151,9 +150,8 @@ class StepDataset(Dataset[StepData]):
         return StepData(batches, list(bad.values()), short, seconds=time.perf_counter() - began)
 
     def _allocate(self, modality: Modality, count: int) -> Tensor:
-        """(B, 3, T, S, S) uint8 for this rank's samples; in a worker, in memory shared with its parent."""
-        data = self.config.data
-        pixels = torch.empty(count, 3, data.frames_for(modality), data.image_size, data.image_size, dtype=torch.uint8)
+        """(B, C, T, S, S) for this rank's samples; in a worker, in memory shared with its parent."""
+        pixels = empty_clips(self.config, modality, count)
         if get_worker_info() is None:
             return pixels
         try:
@@ -163,7 +161,7 @@ class StepDataset(Dataset[StepData]):
             raise FileError(shared_memory_full(problem)) from error
 
     def _micro_batches(self, modality: Modality, own: list[int], pixels: Tensor, step: int) -> Iterator[Batch]:
-        """This rank's samples (B, 3, T, S, S) uint8, with the numbers `own` in the step, and their masks."""
+        """This rank's samples (B, C, T, S, S), with the numbers `own` in the step, and their masks."""
         shape = pixels.shape[2:]
         grid = self.config.model.grid(*shape)
         tokenizer = Modality.IMAGE if shape[0] == 1 else Modality.VIDEO  # an image may be repeated as a clip
@@ -212,14 +210,14 @@ class StepDataset(Dataset[StepData]):
     def _read(
         self, modality: Modality, index: SampleIndex, sample: int, rngs: list[np.random.Generator]
     ) -> tuple[list[Tensor], int]:
-        """One augmented sample (3, T, S, S) uint8 for each generator, and how many clips exceed a too short video."""
-        data = self.config.data
+        """One augmented sample (C, T, S, S) for each generator, and how many clips exceed a too short video."""
+        data, statistics = self.config.data, self.config.model.pixels
         source = index.read(sample)
         if modality is Modality.IMAGE:
-            frames = [read_image(source.media).unsqueeze(0)]
+            frames = [read_still(source.media, statistics).unsqueeze(0)]
             short = (False,)
         else:
-            with Video(source.media) as video:
+            with open_frames(source.media, statistics, data.fps) as video:
                 info = source.limit(video.info)
                 times, short = zip(*(clip_times(info, data.frames, data.fps, rng) for rng in rngs), strict=True)
                 frames = [clip.pixels for clip in video.clips([source.start_s + clip for clip in times])]
@@ -230,12 +228,19 @@ class StepDataset(Dataset[StepData]):
         return samples, sum(short)  # an image is repeated as a clip where it is copied into the batch
 
 
+def empty_clips(config: TrainConfig, modality: Modality, count: int) -> Tensor:
+    """Uninitialized samples (B, C, T, S, S): uint8 colors, or float32 for a model with statistics of pixels."""
+    frames, size, model = config.data.frames_for(modality), config.data.image_size, config.model
+    dtype = torch.uint8 if model.pixels is None else torch.float32
+    return torch.empty(count, model.channels, frames, size, size, dtype=dtype)
+
+
 def step_bytes(config: TrainConfig, own: dict[Modality, list[MicroBatch]]) -> int:
     """Bytes of one rank's samples of a step and of their masks, whose lengths are at most the number of tokens."""
     total = 0
     for modality, batches in own.items():
         frames, size = config.data.frames_for(modality), config.data.image_size
-        pixels = 3 * frames * size**2
+        pixels = config.model.clip_bytes(frames, size)
         indices = config.model.grid(frames, size, size).tokens * 8 * len(config.masks.specs_for(modality))
         total += len(rank_samples(batches)) * pixels + sum(len(batch.samples) for batch in batches) * indices
     return total

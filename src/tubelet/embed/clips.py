@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from tubelet.config import EmbedConfig
+from tubelet.config import EmbedConfig, ModelConfig
 from tubelet.data.clips import resize_center_crop, window_times
-from tubelet.data.decode import Video
-from tubelet.data.images import read_image
+from tubelet.data.model_frames import open_frames, read_still
 from tubelet.data.part_table import span_columns
 from tubelet.data.prefetch import prefetching_loader
 from tubelet.data.sample_index import SampleIndex, build_index
@@ -30,7 +29,7 @@ class EmbedBatch:
     """Clips of one modality, and the state of their files.
 
     Attributes:
-        pixels: (B, 3, T, S, S) uint8; None if there is nothing to encode.
+        pixels: (B, C, T, S, S) uint8 colors, or normalized floats; None if there is nothing to encode.
         rows: for each clip key (of the file or span), path, modality, size_bytes and changed_s (the version of the
             file), clip (its index in the file or span), clips (their number there), times (T,) in seconds of the file,
             and span_start_s and span_end_s.
@@ -56,8 +55,10 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         changed: keys of files and spans with rows of an earlier version of the file.
     """
 
-    def __init__(self, media: MediaList, config: EmbedConfig, done: Mapping[str, FileProgress]) -> None:
-        self.config = config
+    def __init__(
+        self, media: MediaList, config: EmbedConfig, model: ModelConfig, done: Mapping[str, FileProgress]
+    ) -> None:
+        self.config, self.model = config, model
         self.indices = {modality: build_index(media, modality) for modality in Modality}
         self.status = WorkerStatus(config.workers)
         self.done: dict[str, set[int]] = {}
@@ -129,10 +130,10 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         shared: dict[str, Any] = {"key": key, "path": escape_filename(index.name(sample)), "modality": str(modality)}
         shared |= {"size_bytes": size_bytes, "changed_s": changed_s, **span_columns(index.span(sample))}
         if modality is Modality.IMAGE:
-            pixels = resize_center_crop(read_image(source.media).unsqueeze(0), size)
+            pixels = resize_center_crop(read_still(source.media, self.model.pixels).unsqueeze(0), size)
             yield pixels, shared | {"clip": 0, "clips": 1, "times": np.zeros(1)}, False
             return
-        with Video(source.media) as video:
+        with open_frames(source.media, self.model.pixels, self.config.fps) as video:
             info = source.limit(video.info)
             times, is_short = window_times(info, self.config.frames, self.config.fps, self.config.stride_s)
             missing = [clip for clip in range(len(times)) if clip not in self.done.get(key, ())]
@@ -152,6 +153,6 @@ def clip_loader(clips: CollectionClips) -> WorkerLoader[EmbedBatch]:
     count, frames = config.batch_size, config.frames
     if not len(clips.samples[Modality.VIDEO]):
         count, frames = min(count, clips.remaining()), 1
-    batch_bytes = count * 3 * frames * config.image_size**2
+    batch_bytes = count * clips.model.clip_bytes(frames, config.image_size)
     workers = min(config.workers, clips.remaining())
     return prefetching_loader(clips, clips.status, config.prefetch_mb, "the clips of a batch", batch_bytes, workers)

@@ -94,7 +94,7 @@ def embed_collection(
     with directory_lock(out):
         shared = {key: getattr(config, key) for key in ("image_size", "frames", "fps", "stride_s", "dense")}
         table = FeatureTable(out, settings | shared | {"levels": config.all_levels})
-        clips = CollectionClips(media, config, table.done())
+        clips = CollectionClips(media, config, model.config, table.done())
         with translate_worker_crash("run the same command again to continue"):
             return _embed(model, table, clips, sum(map(media.count, Modality)), progress)
 

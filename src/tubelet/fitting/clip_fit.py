@@ -137,7 +137,9 @@ def load_clip_data(
         DataError: if a split has no readable rows left.
     """
     table = context.table
-    features = features or extract_rows(context.extract, table.rows, table, context.head_input)
+    features = features or extract_rows(
+        context.extract, table.rows, table, context.head_input, context.model.config.pixels
+    )
     place = {id(row): i for i, row in enumerate(features.rows)}
     kept = [place.get(id(row), -1) for row in table.rows]
     splits = [

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet.config import PixelStatistics
 from tubelet.data.clips import resize_center_crop
-from tubelet.data.decode import Video
-from tubelet.data.images import read_image
+from tubelet.data.model_frames import open_frames, read_still
 from tubelet.errors import BadFile, DataError
 from tubelet.heads.head_file import HeadInput, reduce_tokens
 from tubelet.heads.window_grid import count_steps, frame_times, iter_windows, row_windows
@@ -93,22 +93,29 @@ def span_of(row: LabelRow, table: LabelTable) -> tuple[float, float]:
     return row.start_s or 0.0, end_s
 
 
-def read_row_clips(source: Source, head_input: HeadInput) -> Tensor:
-    """The clips of a labeled span, (V, 3, T, S, S) uint8; those of an image are the image.
+def read_row_clips(source: Source, head_input: HeadInput, statistics: PixelStatistics | None = None) -> Tensor:
+    """The clips of a labeled span, (V, C, T, S, S); those of an image are the image.
+
+    Args:
+        source: the span.
+        head_input: the clips.
+        statistics: of the pixels of the model that takes them.
 
     Raises:
         DecodeError: the file cannot be read.
     """
     (path,), (start_s, end_s) = source.files, map(float, source.part)
     if head_input.frames == 1:
-        return resize_center_crop(read_image(path).unsqueeze(0), head_input.image_size).unsqueeze(0)
-    with Video(path) as video:
+        return resize_center_crop(read_still(path, statistics).unsqueeze(0), head_input.image_size).unsqueeze(0)
+    with open_frames(path, statistics, head_input.fps) as video:
         clips = video.clips(row_windows(start_s, end_s, video.info.duration_s, head_input))
     return torch.stack([resize_center_crop(clip.pixels, head_input.image_size) for clip in clips])
 
 
-def read_chunk_windows(source: Source, head_input: HeadInput, tubelet: int) -> Tensor:
-    """Some windows of the grid over a video, (V, 3, T, S, S) uint8; their frames are decoded once.
+def read_chunk_windows(
+    source: Source, head_input: HeadInput, tubelet: int, statistics: PixelStatistics | None = None
+) -> Tensor:
+    """Some windows of the grid over a video, (V, C, T, S, S); their frames are decoded once. See `read_row_clips`.
 
     Raises:
         DecodeError: the file cannot be read.
@@ -117,14 +124,14 @@ def read_chunk_windows(source: Source, head_input: HeadInput, tubelet: int) -> T
     windows = list(iter_windows(duration_s, head_input, tubelet))[first:last]
     frames = [window.start_step * tubelet for window in windows]
     count = frames[-1] + head_input.frames - frames[0]
-    with Video(source.files[0]) as video:
+    with open_frames(source.files[0], statistics, head_input.fps) as video:
         (clip,) = video.clips([frame_times(frames[0], count, duration_s, head_input.fps)])
-    pixels = resize_center_crop(clip.pixels, head_input.image_size)  # (3, count, S, S)
+    pixels = resize_center_crop(clip.pixels, head_input.image_size)  # (C, count, S, S)
     return torch.stack([pixels[:, frame - frames[0] :][:, : head_input.frames] for frame in frames])
 
 
 def encode_tokens(model: Backbone, pixels: Tensor, head_input: HeadInput) -> dict[str, Tensor]:
-    """What is kept of normalized clips (B, 3, T, H, W).
+    """What is kept of normalized clips (B, C, T, H, W).
 
     Returns:
         `tokens` (B, T, S, D) as a head takes them; and for baselines that see no features `pixels` (B, T, P), a gray
@@ -143,7 +150,13 @@ def encode_tokens(model: Backbone, pixels: Tensor, head_input: HeadInput) -> dic
     }
 
 
-def extract_rows(extract: Extract, rows: Sequence[LabelRow], table: LabelTable, head_input: HeadInput) -> ClipFeatures:
+def extract_rows(
+    extract: Extract,
+    rows: Sequence[LabelRow],
+    table: LabelTable,
+    head_input: HeadInput,
+    statistics: PixelStatistics | None = None,
+) -> ClipFeatures:
     """Tokens of the clips of rows.
 
     Args:
@@ -151,6 +164,7 @@ def extract_rows(extract: Extract, rows: Sequence[LabelRow], table: LabelTable, 
         rows: the rows.
         table: the table that they are of.
         head_input: the clips.
+        statistics: of the pixels of the model.
 
     Raises:
         DataError: more features than fit in memory, or more unreadable files than allowed.
@@ -160,7 +174,7 @@ def extract_rows(extract: Extract, rows: Sequence[LabelRow], table: LabelTable, 
     features = extract(
         sources,
         recipe,
-        partial(read_row_clips, head_input=head_input),
+        partial(read_row_clips, head_input=head_input, statistics=statistics),
         partial(encode_tokens, head_input=head_input),
     )
     parts = _load(features)
@@ -170,7 +184,12 @@ def extract_rows(extract: Extract, rows: Sequence[LabelRow], table: LabelTable, 
 
 
 def extract_videos(
-    extract: Extract, paths: Sequence[Path], durations_s: Sequence[float], head_input: HeadInput, tubelet: int
+    extract: Extract,
+    paths: Sequence[Path],
+    durations_s: Sequence[float],
+    head_input: HeadInput,
+    tubelet: int,
+    statistics: PixelStatistics | None = None,
 ) -> tuple[list[VideoSteps], list[BadFile]]:
     """Tokens of all time steps of videos, each from the window that owns it.
 
@@ -180,6 +199,7 @@ def extract_videos(
         durations_s: seconds of each.
         head_input: the windows.
         tubelet: frames of a time step.
+        statistics: of the pixels of the model.
 
     Returns:
         The readable videos, and the others with the reasons.
@@ -201,7 +221,7 @@ def extract_videos(
     features = extract(
         sources,
         recipe,
-        partial(read_chunk_windows, head_input=head_input, tubelet=tubelet),
+        partial(read_chunk_windows, head_input=head_input, tubelet=tubelet, statistics=statistics),
         partial(encode_tokens, head_input=head_input),
     )
     broken = {bad.path for bad in features.bad_files}

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import Dataset, get_worker_info
 
-from tubelet.config import FitConfig
+from tubelet.config import FitConfig, PixelStatistics
 from tubelet.data.clips import augment, normalize
-from tubelet.data.decode import Video
-from tubelet.data.images import read_image
+from tubelet.data.model_frames import open_frames, read_still
 from tubelet.data.prefetch import prefetch_within
 from tubelet.data.worker_loader import WorkerLoader, translate_worker_crash
 from tubelet.data.worker_status import WorkerStatus
@@ -134,16 +133,23 @@ class AugmentedClips(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Clips at random crops: item (step, i) is clip i as the step sees it, a pure function of seed, step and i."""
 
     def __init__(
-        self, clips: Sequence[TrainingClip], head_input: HeadInput, recipe: FinetuneRecipe, seed: int, workers: int
+        self,
+        clips: Sequence[TrainingClip],
+        head_input: HeadInput,
+        recipe: FinetuneRecipe,
+        seed: int,
+        workers: int,
+        statistics: PixelStatistics | None = None,
     ) -> None:
         self.clips, self.head_input, self.recipe, self.seed = clips, head_input, recipe, seed
+        self.statistics = statistics
         self.status = WorkerStatus(workers)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """(3, T, S, S) uint8 pixels, (K,) target and () weight.
+        """(C, T, S, S) pixels, (K,) target and () weight.
 
         Raises:
             DecodeError: the file cannot be read.
@@ -157,10 +163,10 @@ class AugmentedClips(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return pixels, clip.target, torch.tensor(clip.weight)
 
     def _read(self, clip: TrainingClip) -> Tensor:
-        """(T, H, W, 3) uint8, as displayed."""
+        """(T, H, W, C), as the encoder takes them."""
         if self.head_input.frames == 1:
-            return read_image(clip.path).unsqueeze(0)
-        with Video(clip.path) as video:
+            return read_still(clip.path, self.statistics).unsqueeze(0)
+        with open_frames(clip.path, self.statistics, self.head_input.fps) as video:
             windows = row_windows(clip.start_s, clip.end_s, video.info.duration_s, self.head_input)
             (frames,) = video.clips([windows[clip.number]])
         return frames.pixels
@@ -312,7 +318,7 @@ def _take_step(
     loss: Loss,
     seed: int,
 ) -> None:
-    """One optimizer step on pixels (B, 3, T, S, S) uint8, targets (B, K) and weights (B,).
+    """One optimizer step on pixels (B, C, T, S, S), targets (B, K) and weights (B,).
 
     Raises:
         TrainingError: if the loss is not finite.
@@ -324,7 +330,7 @@ def _take_step(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # of dropout, also after a resume
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            tokens = reduce_tokens(encoder.dense_features(normalize(pixels)), head_input)
+            tokens = reduce_tokens(encoder.dense_features(normalize(pixels, encoder.config.pixels)), head_input)
         value = loss(network(tokens.float()), targets, weights)
         if not value.isfinite():
             raise TrainingError(
@@ -343,12 +349,12 @@ def _loader(
     batches: Sequence[Sequence[tuple[int, int]]],
 ) -> Iterable[list[Tensor]]:
     """Pixels, targets and weights of each step."""
-    config, head_input = context.config, context.head_input
-    size = 3 * head_input.frames * head_input.image_size**2 * max(map(len, batches), default=0)
+    config, head_input, sizes = context.config, context.head_input, context.model.config
+    size = sizes.clip_bytes(head_input.frames, head_input.image_size) * max(map(len, batches), default=0)
     ahead = prefetch_within(config.prefetch_mb, "the clips of a step", size, config.workers)
     if ahead.note and batches:
         warnings.warn(ahead.note, stacklevel=2)
-    dataset = AugmentedClips(clips, head_input, recipe, config.seed, ahead.workers)
+    dataset = AugmentedClips(clips, head_input, recipe, config.seed, ahead.workers, sizes.pixels)
     return WorkerLoader(
         dataset,
         ahead.workers if batches else 0,

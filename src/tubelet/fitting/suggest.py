@@ -83,7 +83,7 @@ def suggest_clips(context: FitContext, head: Head, unlabeled: UnlabeledClips) ->
     """
     context = context.with_model(head.adapt(context.model))
     table = replace(context.table, rows=unlabeled.rows, durations_s=unlabeled.durations_s)
-    features = extract_rows(context.extract, unlabeled.rows, table, context.head_input)
+    features = extract_rows(context.extract, unlabeled.rows, table, context.head_input, context.model.config.pixels)
     rows, answers, pooled = features.rows, _answers(head, features), features.pooled.double().numpy()
     if context.task == "timeline":
         rows, answers, pooled = _by_video(rows, answers, pooled, unlabeled.durations_s)

@@ -77,7 +77,9 @@ def load_timelines(context: FitContext) -> TimelineData:
     step_s = step_seconds(context.head_input, tubelet)
     paths = list(dict.fromkeys(row.path for row in table.rows))
     durations = [table.durations_s[path] for path in paths]
-    videos, skipped = extract_videos(context.extract, paths, durations, context.head_input, tubelet)
+    videos, skipped = extract_videos(
+        context.extract, paths, durations, context.head_input, tubelet, context.model.config.pixels
+    )
     index = {name: k for k, name in enumerate(table.classes)}
     spans: dict[Path, list[Span]] = {path: [] for path in paths}
     units = dict(zip((row.path for row in table.rows), row_units(table).tolist(), strict=True))

@@ -22,6 +22,7 @@ from tubelet.config import PlanConfig, Precision, TrainConfig
 from tubelet.data.batch import Batch, StepData
 from tubelet.data.batch_partition import accumulation_slices, micro_batches, samples_per_step
 from tubelet.data.clips import normalize
+from tubelet.data.loader import empty_clips
 from tubelet.data.masks import mean_mask_lengths
 from tubelet.data.sources import MediaList
 from tubelet.device import training_dtype
@@ -381,10 +382,9 @@ def _mask_pass(config: TrainConfig, views: list[tuple[str, Batch, Mask]]) -> Mas
 
 
 def _fake_batch(config: TrainConfig, modality: Modality, count: int, lengths: list[tuple[int, int]]) -> Batch:
-    frames, size = config.data.frames_for(modality), config.data.image_size
-    pixels = torch.zeros(count, config.model.channels, frames, size, size, dtype=torch.uint8)
+    pixels = empty_clips(config, modality, count).zero_()
     ids = [[torch.zeros(count, length, dtype=torch.int64) for length in pair] for pair in lengths]
-    tokenizer = Modality.IMAGE if frames == 1 else Modality.VIDEO
+    tokenizer = Modality.IMAGE if pixels.shape[2] == 1 else Modality.VIDEO
     return Batch(tokenizer, pixels, [Mask(*pair) for pair in ids], count / config.batch_size)
 
 

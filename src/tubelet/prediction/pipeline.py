@@ -280,7 +280,7 @@ def _run_pass(
 ) -> _PassResult:
     """Score the windows that the table lacks; bad files are added to `bad`."""
     done, incomplete = table.done()
-    windows = CollectionWindows(media, each.layout, config, done)
+    windows = CollectionWindows(media, each.layout, config, each.model.config, done)
     table.drop(windows.stale | incomplete)
     total = sum(map(media.count, each.layout.modalities))
     before = ended = total - windows.remaining()

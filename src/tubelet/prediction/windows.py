@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from tubelet.config import PredictConfig
+from tubelet.config import ModelConfig, PredictConfig
 from tubelet.data.clips import resize_center_crop
-from tubelet.data.decode import Video
-from tubelet.data.images import read_image
+from tubelet.data.model_frames import FrameReader, open_frames, read_still
 from tubelet.data.prefetch import prefetching_loader
 from tubelet.data.sample_index import SampleIndex, build_index
 from tubelet.data.sources import MediaList
@@ -51,7 +50,7 @@ class WindowBatch:
     """Windows of one modality, and the files that ended.
 
     Attributes:
-        pixels: (B, 3, T, S, S) uint8; None if there is nothing to encode.
+        pixels: (B, C, T, S, S) uint8 colors, or normalized floats; None if there is nothing to encode.
         windows: the B windows.
         ended: number of files that were read to their end or are bad.
         bad: files among them that could not be read to their end.
@@ -75,9 +74,14 @@ class CollectionWindows(IterableDataset[WindowBatch]):
     """
 
     def __init__(
-        self, media: MediaList, layout: WindowLayout, config: PredictConfig, done: Mapping[str, DoneFile]
+        self,
+        media: MediaList,
+        layout: WindowLayout,
+        config: PredictConfig,
+        model: ModelConfig,
+        done: Mapping[str, DoneFile],
     ) -> None:
-        self.layout, self.config = layout, config
+        self.layout, self.config, self.model = layout, config, model
         self.status = WorkerStatus(config.workers)
         self.indices = {modality: build_index(media, modality) for modality in layout.modalities}
         self.stale: set[str] = set()
@@ -156,7 +160,7 @@ class CollectionWindows(IterableDataset[WindowBatch]):
         yield shared.flush()
 
     def _windows(self, index: SampleIndex, modality: Modality, sample: int) -> Iterator[tuple[FileWindow, Tensor]]:
-        """The windows of one file, and their pixels (3, T, S, S)."""
+        """The windows of one file, and their pixels (C, T, S, S)."""
         version = index.version(sample)  # before reading: a change in the meantime is detected by the next call
         source = index.read(sample)
         size_bytes, changed_s = version or (0, 0.0)  # None if removed after it was opened
@@ -170,14 +174,14 @@ class CollectionWindows(IterableDataset[WindowBatch]):
             span=index.span(sample),
         )
         if modality is Modality.IMAGE:
-            image = read_image(source.media)
+            image = read_still(source.media, self.model.pixels)
             if self.layout.whole:
                 yield from _squares(image, self.layout, file, [(None, False)])
             else:
                 pixels = resize_center_crop(image.unsqueeze(0), self.layout.clips.image_size)
                 yield FileWindow(file=file, number=0, window=None), pixels
             return
-        with Video(source.media) as video:
+        with open_frames(source.media, self.model.pixels, self.layout.clips.fps) as video:
             duration_s = source.limit(video.info).duration_s
             video_s = duration_s if file.span is None else video.info.duration_s
             file = replace(file, duration_s=duration_s, video_s=video_s)
@@ -218,7 +222,7 @@ class _Batcher:
 
 
 def decode_windows(
-    video: Video, layout: WindowLayout, duration_s: float, start_s: float = 0.0
+    video: FrameReader, layout: WindowLayout, duration_s: float, start_s: float = 0.0
 ) -> Iterator[tuple[Window, bool, Tensor]]:
     """Decode the windows of a video or span in one pass, each frame once, with the frames of one window in memory.
 
@@ -230,7 +234,7 @@ def decode_windows(
 
     Yields:
         Each window, whose times are from the start of the span; whether it is a short video at a higher rate; and its
-        pixels (3, T, S, S) uint8.
+        pixels (C, T, S, S).
 
     Raises:
         DecodeError: the video cannot be read to its end.
@@ -253,8 +257,8 @@ def decode_windows(
                 buffer.popleft()
 
 
-def _video_squares(video: Video, layout: WindowLayout, file: SourceFile) -> Iterator[tuple[FileWindow, Tensor]]:
-    """The squares (3, 1, S, S) of all frames of a video that are seen whole, with one frame in memory.
+def _video_squares(video: FrameReader, layout: WindowLayout, file: SourceFile) -> Iterator[tuple[FileWindow, Tensor]]:
+    """The squares (C, 1, S, S) of all frames of a video that are seen whole, with one frame in memory.
 
     Raises:
         DecodeError: the video cannot be read to its end.
@@ -276,7 +280,7 @@ def _squares(
     windows: Sequence[tuple[Window | None, bool]],
     first: int = 0,
 ) -> Iterator[tuple[FileWindow, Tensor]]:
-    """The squares (3, 1, S, S) of a frame (H, W, 3), for each window that shows it.
+    """The squares (C, 1, S, S) of a frame (H, W, C), for each window that shows it.
 
     Args:
         image: the frame.
@@ -305,6 +309,6 @@ def window_loader(windows: CollectionWindows) -> WorkerLoader[WindowBatch]:
         TubeletError: shared memory is too small for the batches of the workers.
     """
     config, clips = windows.config, windows.layout.clips
-    batch_bytes = config.batch_size * 3 * clips.frames * clips.image_size**2
+    batch_bytes = config.batch_size * windows.model.clip_bytes(clips.frames, clips.image_size)
     workers = min(config.workers, sum(map(len, windows.pending.values())))
     return prefetching_loader(windows, windows.status, config.prefetch_mb, "the clips of a batch", batch_bytes, workers)

@@ -120,7 +120,7 @@ class Backbone(HubEncoder):
         """
         pixels = pixels.to(self.device, non_blocking=True)
         if pixels.dtype == torch.uint8:
-            pixels = normalize(pixels, self.dtype)
+            pixels = normalize(pixels, self.config.pixels, self.dtype)
         else:
             # A look at the values waits for the device: bfloat16 ends where float32 does.
             narrower = torch.finfo(self.dtype).max < 0.99 * torch.finfo(pixels.dtype).max

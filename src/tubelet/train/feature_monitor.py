@@ -110,7 +110,8 @@ class FeatureMonitor:
             products of centered channels, summed over tokens. And (L, D) of both.
         """
         with autocast(self.config, self.ctx.device):
-            levels = self.model.teacher(normalize(batch.pixels.to(self.ctx.device, non_blocking=True)))
+            pixels = batch.pixels.to(self.ctx.device, non_blocking=True)
+            levels = self.model.teacher(normalize(pixels, self.config.model.pixels))
         teacher = torch.cat([subsample_tokens(level, self.ctx.world_size).float() for level in levels], dim=-1)
         assert self.predicted is not None
         predicted, self.predicted = self.predicted.float(), None

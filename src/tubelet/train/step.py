@@ -42,7 +42,7 @@ def train_step(
     sums = torch.zeros(5, device=device)
     joints = list(joint_batches(data.batches, model.pack_masks))
     for number, batches in enumerate(joints, start=1):
-        inputs = [replace(batch, pixels=normalize(batch.pixels)) for batch in ctx.upload(batches)]
+        inputs = [replace(batch, pixels=normalize(batch.pixels, config.model.pixels)) for batch in ctx.upload(batches)]
         before_last = None
         if number == len(joints):
             before_last = partial(ctx.arm_gradient_sum, model, tuple(batch.modality for batch in batches))

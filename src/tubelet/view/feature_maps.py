@@ -154,7 +154,7 @@ def read_video_clip(file: str, size: int, frames: int, tubelet: int, fps: float)
 @torch.inference_mode()
 def last_level(encoder: Encoder, clip: Clip) -> tuple[Tensor, Grid]:
     """(N, D) the encoder's last level of a clip, normalized token by token as a target is, and the grid."""
-    pixels = normalize(clip.pixels.unsqueeze(0))
+    pixels = normalize(clip.pixels.unsqueeze(0), encoder.config.pixels)
     level = encoder(pixels)[-1][0]
     return F.layer_norm(level.float(), level.shape[-1:]), encoder.tokenizer.grid(pixels)
 

@@ -226,7 +226,7 @@ def trace_input(
 def _run(
     model: VJEPA, source: TracedInput, specs: MaskConfig, weight: float, weights: str | None, name: str, seed: int
 ) -> Trace:
-    pixels = normalize(source.pixels.unsqueeze(0))
+    pixels = normalize(source.pixels.unsqueeze(0), model.config.pixels)
     grid, modality = model.student.tokenizer.grid(pixels), modality_of(pixels)
     config = model.config
     levels = model.teacher(pixels)

@@ -177,7 +177,7 @@ def _window_errors(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sums of the errors of hidden tokens, and how often each was hidden, (T', H', W') both."""
     weight = model.predictor.target_head.weight
-    pixels = normalize(pixels.to(weight.device), weight.dtype)
+    pixels = normalize(pixels.to(weight.device), model.config.pixels, weight.dtype)
     grid, modality = model.student.tokenizer.grid(pixels), modality_of(pixels)
     targets = normalize_targets(model.teacher(pixels))
     total, count = torch.zeros(2, grid.tokens, dtype=torch.float64)

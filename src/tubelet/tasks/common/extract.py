@@ -238,7 +238,9 @@ class _EncodedBatches:
         features: dict[str, list[Tensor]] = {}
         for chunk in pixels.split(step):
             chunk = chunk.to(self.model.device, non_blocking=self.on_cuda)
-            for name, value in self.encode(self.model, normalize(chunk, self.model.dtype)).items():
+            for name, value in self.encode(
+                self.model, normalize(chunk, self.model.config.pixels, self.model.dtype)
+            ).items():
                 features.setdefault(name, []).append(value.half().to("cpu", non_blocking=self.on_cuda))
         self.flush()
         self.features = features

@@ -166,7 +166,7 @@ def iter_token_targets(
         clips = [_read(entry, view) for entry in entries[start : start + size]]
         pixels, labels, depth = (torch.stack(parts) for parts in zip(*clips, strict=True))
         yield TokenTargets(
-            features=frozen_features(encoders, normalize(pixels.to(device)), grid),
+            features=frozen_features(encoders, normalize(pixels.to(device), first.config.pixels), grid),
             class_pixels=count_classes(labels, grid, len(view.classes)),
             log_depth=mean_log_depth(depth, grid),
         )
@@ -251,7 +251,7 @@ def iter_whole_clips(
     for entry in entries:
         frames, truth = read_frames(entry.media).pixels, read_truth(entry.truth)
         check_truth(entry, frames, truth, window)
-        pixels = normalize(temporal_windows(frames, window, size).to(device))
+        pixels = normalize(temporal_windows(frames, window, size).to(device), first.config.pixels)
         features = frozen_features(encoders, pixels, grid)
         places, visible = crop_tracks(truth.tracks, truth.visible, truth.classes.shape[1:], window, size)
         yield WholeClip(

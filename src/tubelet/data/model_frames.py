@@ -1,0 +1,135 @@
+"""Frames as a model takes them: decoded 8-bit RGB, or values of any depth and number of channels, normalized in float.
+
+A model without `PixelStatistics` takes (T, H, W, 3) uint8 colors, which are normalized on its device. For a model with
+them, frames are scaled by the window, clipped and normalized where they are read, and stay float32 from there on.
+
+T frames of H x W pixels, C channels of the model.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from tubelet.config import PixelStatistics
+from tubelet.data.clips import LUMA
+from tubelet.data.containers import Media, media_name
+from tubelet.data.decode import Frames, Video, VideoInfo
+from tubelet.data.images import read_image
+from tubelet.errors import ConfigError, DecodeError
+
+
+class FrameReader(Protocol):
+    """What `Video` and its counterparts for other files have in common; see `Video`."""
+
+    info: VideoInfo
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def clips(self, times: Sequence[ArrayLike]) -> list[Frames]:
+        """As `Video.clips`."""
+
+    def stream(self, times: Sequence[ArrayLike]) -> Iterator[Frames]:
+        """As `Video.stream`."""
+
+    def scan(self, times: np.ndarray) -> Iterator[tuple[np.ndarray, float, int]]:
+        """As `Video.scan`."""
+
+
+def open_frames(media: Media, pixels: PixelStatistics | None, fps: float) -> FrameReader:
+    """Open a video or a stack, to be used in a `with` statement; its frames are as a model takes them.
+
+    Args:
+        media: path or URL, or the bytes of a video.
+        pixels: statistics of the model; None for one of 8-bit RGB.
+        fps: frames per second of a stack that states no rate: the rate of the clips takes its frames one by one.
+
+    Raises:
+        ConfigError: the model is of 8-bit RGB and the file is not.
+        DecodeError: the file cannot be read, or has other channels than the model.
+    """
+    if pixels is None:
+        return Video(media)
+    return _Converted(Video(media), pixels)
+
+
+def read_still(media: Media, pixels: PixelStatistics | None) -> Tensor:
+    """An image (H, W, C) as a model takes it: uint8, or normalized float32; see `open_frames`."""
+    image = read_image(media)
+    return image if pixels is None else to_input(image.numpy(), pixels, media_name(media))
+
+
+def to_input(values: np.ndarray, pixels: PixelStatistics | None, name: str) -> Tensor:
+    """Stored values (..., C') as a model takes them, (..., C).
+
+    Of three channels for a model of one, the luma is taken; a single channel is repeated for a model of three.
+
+    Args:
+        values: colors or values of any real type.
+        pixels: statistics of the model; None for one of 8-bit RGB.
+        name: name of the file in messages.
+
+    Returns:
+        Normalized float32; uint8 for a model of 8-bit RGB.
+
+    Raises:
+        ConfigError: the model is of 8-bit RGB and the values are not of 8 bits.
+        DecodeError: there are other channels than the model's, or values that are not finite.
+    """
+    if pixels is None:
+        if values.dtype != np.uint8 or values.shape[-1] not in (1, 3):
+            raise ConfigError(
+                f"{name}: has {values.shape[-1]} channels of {values.dtype}, the model takes 8-bit RGB: measure the "
+                "collection with `tubelet stats SOURCE --out stats.json`, and train with --stats stats.json"
+            )
+        return torch.from_numpy(np.array(np.broadcast_to(values, (*values.shape[:-1], 3))))
+    kind = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
+    scaled = _match_channels(values.astype(kind), pixels.channels, name)
+    if values.dtype.kind == "f" and not np.isfinite(scaled).all():
+        raise DecodeError(name, "has values that are not finite numbers; replace them")
+    low, high = pixels.window
+    scaled = np.clip((scaled - low) / (high - low), 0, 1).astype(np.float32)
+    mean, std = (np.asarray(each, dtype=np.float32) for each in (pixels.mean, pixels.std))
+    return torch.from_numpy((scaled - mean) / std)
+
+
+def _match_channels(values: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """Values (..., C') as (..., C): gray and RGB are converted, everything else must be equal."""
+    found = values.shape[-1]
+    if found == channels:
+        return values
+    if (found, channels) == (3, 1):
+        return (values @ np.asarray(LUMA, dtype=values.dtype))[..., None]
+    if (found, channels) == (1, 3):
+        return np.broadcast_to(values, (*values.shape[:-1], 3))
+    raise DecodeError(name, f"has {found} channels, the model takes {channels}; leave it out, or select its channels")
+
+
+class _Converted:
+    """A reader whose frames are converted by `to_input`."""
+
+    def __init__(self, reader: FrameReader, pixels: PixelStatistics | None) -> None:
+        self._reader, self.info = reader, reader.info
+        self._convert: Callable[[np.ndarray], Tensor] = lambda values: to_input(values, pixels, self.info.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._reader.__exit__(*error)
+
+    def clips(self, times: Sequence[ArrayLike]) -> list[Frames]:
+        return [Frames(self._convert(clip.pixels.numpy()), clip.times) for clip in self._reader.clips(times)]
+
+    def stream(self, times: Sequence[ArrayLike]) -> Iterator[Frames]:
+        for clip in self._reader.stream(times):
+            yield Frames(self._convert(clip.pixels.numpy()), clip.times)
+
+    def scan(self, times: np.ndarray) -> Iterator[tuple[np.ndarray, float, int]]:
+        for image, begins_s, repeats in self._reader.scan(times):
+            yield self._convert(image).numpy(), begins_s, repeats
