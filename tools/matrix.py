@@ -25,7 +25,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 VERSIONS = ("pinned", "torch-oldest", "torch-newest", "oldest", "newest")
 CELLS = (*(f"{python}-{versions}" for python in PYTHONS for versions in VERSIONS[:3]), "3.11-oldest", "3.13-newest")
 # What the tests need, without linters, types and the site. trackeval needs a newer numpy than the oldest.
-EXTRAS = "sample,fp8,lora,map,export,s3,test"
+EXTRAS = "sample,fp8,lora,map,export,stacks,s3,test"
 
 
 def torch_bounds() -> tuple[str, str]:

@@ -13,7 +13,7 @@ from tools.matrix import EXTRAS, constraints, torch_bounds
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-RUN_WITH_OLDEST = ("sample", "fp8", "lora", "map", "export", "s3", "test")
+RUN_WITH_OLDEST = ("sample", "fp8", "lora", "map", "export", "stacks", "s3", "test")
 
 
 def pinned(name: str) -> dict[str, Version]:

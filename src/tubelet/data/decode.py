@@ -1,4 +1,4 @@
-"""Videos to uint8 frames and their times.
+"""Videos and stacks to frames and their times.
 
 Frames are chosen by their timestamps, never by counting: files of variable frame rate, with edit lists or cut from a
 broadcast have no other reliable order. A file that cannot be read is a `DecodeError` that says why.
@@ -14,8 +14,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from tubelet.data.batch import MediaBytes
 from tubelet.data.containers import Media
 from tubelet.data.size_limits import check_clip
+from tubelet.data.stacks import is_stack
+from tubelet.data.stacks.reader import StackReader
 from tubelet.data.video.reader import Shown, VideoInfo, VideoReader
 from tubelet.data.video.sequential import decode_clips_sequentially
 
@@ -27,7 +30,7 @@ class Frames:
     """Decoded frames.
 
     Attributes:
-        pixels: (T, H, W, 3) uint8 RGB, as displayed.
+        pixels: (T, H, W, 3) uint8 RGB, as displayed; at full depth (T, H, W, C) of the file's type.
         times: (T,) float64, seconds from the start of the video at which each frame begins to be shown.
     """
 
@@ -36,7 +39,7 @@ class Frames:
 
 
 class Video:
-    """An open video file, to be used in a `with` statement.
+    """An open video file or stack, to be used in a `with` statement.
 
     Example:
         ```python
@@ -49,17 +52,36 @@ class Video:
         info: properties of the video.
     """
 
-    def __init__(self, media: Media) -> None:
+    def __init__(
+        self,
+        media: Media,
+        *,
+        full_depth: bool = False,
+        window: tuple[float, float] | None = None,
+        stack_fps: float | None = None,
+    ) -> None:
         """Open a video and decode its first frame.
 
         Args:
-            media: path or URL of a video, or its bytes as a `MediaBytes`.
+            media: path or URL of a video, or its bytes as a `MediaBytes`; or the path of a stack (TIFF with pages,
+                NumPy, Zarr, DICOM).
+            full_depth: whether pixels have the file's own channels and depth, instead of 8-bit RGB: of a stack the
+                stored values; of a video uint8, or uint16 scaled to 16 bits if it has more than 8, with one channel
+                if it is gray.
+            window: values of a stack that 8-bit RGB shows as black and white; None for those that the file states.
+            stack_fps: frames per second of a stack that states no rate; None for 4.
 
         Raises:
-            DecodeError: the file cannot be read as a video.
+            DecodeError: the file cannot be read as a video; or it is a stack of more than 8 bits without a window, and
+                not to be read at full depth.
+            MissingPackageError: the package that reads the stack is not installed.
             StorageError: the URL cannot be reached.
         """
-        self._reader = VideoReader(media)
+        self._reader: VideoReader | StackReader
+        if not isinstance(media, MediaBytes) and is_stack(media):
+            self._reader = StackReader(str(media), full_depth, window, stack_fps)
+        else:
+            self._reader = VideoReader(media, full_depth)
         try:
             self.info = self._reader.prepare()
         except BaseException:
@@ -118,7 +140,7 @@ class Video:
             size: height and width of the images in pixels; None for those of the video.
 
         Yields:
-            Each frame that is shown at some of the times: (H, W, 3) uint8, the second from which it is shown, and at
+            Each frame that is shown at some of the times: (H, W, C), the second from which it is shown, and at
             how many of the times.
 
         Raises:
@@ -141,7 +163,7 @@ class Video:
             size: height and width of the images in pixels; None for those of the video.
 
         Yields:
-            Each frame: (H, W, 3) uint8, and the second from which it is shown.
+            Each frame: (H, W, C), and the second from which it is shown.
 
         Raises:
             DecodeError: the file is corrupt.
@@ -170,7 +192,7 @@ class Video:
         found = []
         for shown in self._reader.all_frames():
             found.append(shown)
-            check_clip(self.info.path, len(found), shown.frame.width, shown.frame.height)
+            check_clip(self.info.path, len(found), self.info.width, self.info.height)
         return self._convert(found)
 
     def _clip(self, times: ArrayLike) -> Frames:
@@ -179,11 +201,12 @@ class Video:
     def _convert(self, found: list[Shown]) -> Frames:
         """Frames, each repeated as often as it is shown, as pixels and seconds."""
         repeats = [shown.repeats for shown in found]
-        height, width = self._reader.converter.size
+        converter = self._reader.converter
+        height, width = converter.size
         check_clip(self.info.path, sum(repeats), width, height)
-        pixels = np.empty((sum(repeats), height, width, 3), dtype=np.uint8)
+        pixels = np.empty((sum(repeats), height, width, converter.channels), converter.dtype)
         for shown, end in zip(found, np.cumsum(repeats), strict=True):
-            pixels[end - shown.repeats : end] = self._reader.converter.image(shown, height, width)
+            pixels[end - shown.repeats : end] = converter.image(shown, height, width)
         times = np.repeat([shown.begins_s for shown in found], repeats)
         return Frames(torch.from_numpy(pixels), times)
 

@@ -24,6 +24,14 @@ VIDEO_SUFFIXES = frozenset(suffix for suffixes in VIDEO_CONTAINERS.values() for 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
+# Modules of tubelet.data.stacks and the suffixes that they read; a TIFF file of one page is an image.
+STACK_FORMATS = {
+    "tiff": (".tif", ".tiff"),
+    "numpy_array": (".npy", ".npz"),
+    "zarr_array": (".zarr",),
+}
+STACK_SUFFIXES = frozenset(suffix for suffixes in STACK_FORMATS.values() for suffix in suffixes) - IMAGE_SUFFIXES
+
 
 @cache
 def any_of(suffixes: frozenset[str]) -> str:

@@ -1,37 +1,69 @@
-"""Still images -> uint8 pixels; a file that cannot be read is a `DecodeError` that says why."""
+"""Still images -> pixels; a file that cannot be read is a `DecodeError` that says why."""
 
 import warnings
 from typing import BinaryIO
 
+import av
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tubelet.data.containers import Media, media_name, open_media, raise_remote_failure
+from tubelet.data.batch import MediaBytes
+from tubelet.data.containers import Media, as_decode_error, media_name, open_media, raise_remote_failure
+from tubelet.data.file_types import STACK_SUFFIXES
 from tubelet.data.size_limits import IMAGE_PIXELS
-from tubelet.data.storage import StorageError
-from tubelet.errors import DecodeError, first_line
+from tubelet.data.stacks import read_stack_frames, read_stack_info
+from tubelet.data.stacks.reader import StackConverter
+from tubelet.data.stacks.tiff import is_deep, read_page
+from tubelet.data.storage import StorageError, suffix_of
+from tubelet.data.video.reader import Shown
+from tubelet.errors import DecodeError, TubeletError, first_line
 
 # Pillow's decoders that are used, whatever the suffix of a file: some others run external programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
-def read_image(media: Media) -> Tensor:
+# The orientation tag of EXIF, and for each of its values whether rows become columns, and then whether rows and
+# columns are reversed.
+_ORIENTATION_TAG = 0x0112
+_ORIENTATIONS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+def read_image(media: Media, *, full_depth: bool = False, window: tuple[float, float] | None = None) -> Tensor:
     """Decode a still image, rotated by its EXIF tag.
 
+    Args:
+        media: path or URL of an image, or its bytes; or the path of a stack with a single frame, such as a DICOM file.
+        full_depth: whether pixels have the file's own channels and depth, instead of 8-bit RGB.
+        window: values of a stack that 8-bit RGB shows as black and white; None for those that the file states.
+
     Returns:
-        (H, W, 3) uint8 RGB. Transparency is dropped; of an animation, the first frame.
+        (H, W, 3) uint8 RGB; at full depth (H, W, C) of the stored type. Transparency is dropped; of an animation, the
+        first frame.
 
     Raises:
         DecodeError: the file is missing, not an image, corrupt, truncated, or has more than 89 million pixels.
+        MissingPackageError: the package that reads the file is not installed.
         StorageError: its URL cannot be reached.
     """
     name = media_name(media)
+    if not isinstance(media, MediaBytes) and suffix_of(name) in STACK_SUFFIXES:
+        return _only_frame(name, full_depth, window)
     with open_media(media) as file:
         try:
-            return torch.from_numpy(_pixels(file, name))
-        except (DecodeError, StorageError):
+            return torch.from_numpy(_pixels(file, name, full_depth))
+        except (TubeletError, StorageError):
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _too_large(name) from error
@@ -43,7 +75,21 @@ def read_image(media: Media) -> Tensor:
             raise DecodeError(name, f"corrupt or truncated ({first_line(error)})") from error
 
 
-def _pixels(file: BinaryIO, name: str) -> np.ndarray:
+def _only_frame(name: str, full_depth: bool, window: tuple[float, float] | None) -> Tensor:
+    """The frame of a stack that has one."""
+    info = read_stack_info(name)
+    if info.frames != 1:
+        raise DecodeError(name, f"has {info.frames} frames, expected 1; read it as a video")
+    converter = StackConverter(name, info, full_depth, window)
+    shown = Shown(read_stack_frames(name, [0])[0], 1, 0.0)
+    return torch.from_numpy(converter.image(shown, info.height, info.width))
+
+
+def _pixels(file: BinaryIO, name: str, full_depth: bool) -> np.ndarray:
+    head = file.read(32)
+    if full_depth and head[:4] in _TIFF_HEADS and is_deep(file):
+        return _upright(*read_page(file, name))
+    file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=_FORMATS) as image:
@@ -51,8 +97,43 @@ def _pixels(file: BinaryIO, name: str) -> np.ndarray:
                 raise _too_large(name)
             pages = getattr(image, "n_frames", 1)
             if image.format == "TIFF" and pages > 1:
-                raise DecodeError(name, f"has {pages} pages; save each as a file of its own")
-            return rgb_of(image, name)
+                raise DecodeError(name, f"has {pages} pages, expected 1; read it as a stack, where a video is expected")
+            if not full_depth:
+                return rgb_of(image, name)
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            if head[24:25] == b"\x10" and image.mode not in _DEEP_MODES and image.format == "PNG":
+                return _upright(_deep_png(file, name, image.mode), orientation)
+            return _upright(_stored(image), orientation)
+
+
+def _stored(image: Image.Image) -> np.ndarray:
+    """The values of a Pillow image as (H, W, C): gray and deep values as stored, all others as uint8 RGB."""
+    if image.mode in ("L", *_DEEP_MODES):
+        values = np.array(image)[..., None]
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+    kept = {"1": "L", "LA": "L"}.get(image.mode, "RGB")
+    values = np.array(image.convert(kept))
+    return values if values.ndim == 3 else values[..., None]
+
+
+def _deep_png(file: BinaryIO, name: str, mode: str) -> np.ndarray:
+    """(H, W, C) uint16 of a PNG file with 16 bits and several channels, of which Pillow reads the upper eight."""
+    file.seek(0)
+    with (
+        as_decode_error(name, "corrupt or truncated", file),
+        av.open(file, "r", format="png_pipe") as container,
+    ):
+        frame = next(container.decode(video=0))
+        kind = "gray16le" if mode == "LA" else "rgb48le"
+        values = frame.to_ndarray(format=kind)
+    return values.reshape(values.shape[0], values.shape[1], -1)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, C) pixels rotated and mirrored by a value of the orientation tag."""
+    transposed, down, across = _ORIENTATIONS.get(orientation, (False, False, False))
+    pixels = pixels.swapaxes(0, 1) if transposed else pixels
+    return np.ascontiguousarray(pixels[:: -1 if down else 1, :: -1 if across else 1])
 
 
 def _too_large(name: str) -> DecodeError:

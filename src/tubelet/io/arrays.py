@@ -164,12 +164,70 @@ def read_npz(path: Path, expected: Mapping[str, ArraySpec], limit: int, remedy: 
     return arrays
 
 
+def map_npy(path: Path, remedy: str = COPY_AGAIN) -> NDArray[Any]:
+    """The array of an .npy file, memory-mapped.
+
+    Raises:
+        DataError: if it is damaged, or shorter than its header says.
+        MissingFileError: if it does not exist.
+    """
+    import math
+
+    import numpy as np
+
+    require_regular(path, remedy)
+    try:
+        with path.open("rb") as file:
+            shape, fortran, dtype = _npy_header(file)
+            offset, size = file.tell(), path.stat().st_size
+        if dtype.hasobject:
+            raise file_error(path, "contains pickled objects, which are not read", "save numbers")
+        needed = offset + math.prod(shape) * dtype.itemsize
+        if size < needed:
+            raise file_error(path, f"truncated: has {size} bytes, its header says {needed}", remedy)
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+    except TubeletError:
+        raise
+    except Exception as error:  # a damaged array header raises many kinds of errors
+        raise file_error(path, f"cannot be read as an array ({first_line(error)})", remedy) from error
+
+
+def read_single_npz(path: Path, limit: int, remedy: str = COPY_AGAIN) -> NDArray[Any]:
+    """The array of an .npz file that has one.
+
+    Raises:
+        DataError: if it is damaged, unpacks to more than `limit` bytes, or has several arrays.
+        MissingFileError: if it does not exist.
+    """
+    import zipfile
+
+    require_regular(path, remedy)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+    except Exception as error:  # a damaged archive raises many kinds of errors
+        raise file_error(path, f"cannot be read as arrays ({first_line(error)})", remedy) from error
+    if len(names) != 1:
+        found = ", ".join(names[:10])
+        raise file_error(path, f"has {len(names)} arrays ({found}), expected one", "save each as a file of its own")
+    return read_npz(path, {names[0]: ArraySpec("buif", None)}, limit, remedy)[names[0]]
+
+
+def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, Any]:
+    """Shape, whether the first axis is contiguous, and type by the header of an array."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
 def _check_unpacked_size(path: Path, limit: int, remedy: str) -> None:
     """Reject arrays that would take more memory than the limit, or than their data in the file."""
     import math
     import zipfile
-
-    import numpy as np
 
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -177,9 +235,7 @@ def _check_unpacked_size(path: Path, limit: int, remedy: str) -> None:
             raise file_error(path, f"unpacks to more than the limit of {limit} bytes", remedy)
         for entry in entries:
             with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, kind = read(file)
+                shape, _, kind = _npy_header(file)
             if math.prod(shape) * kind.itemsize > entry.file_size:
                 raise ValueError(f"{entry.filename} claims the shape {shape}, more than is stored")
 

@@ -15,26 +15,37 @@ from tubelet.errors import DecodeError
 # By default swscale's chroma is up to 5 of 255 off in flat areas of 4:2:0 and 4:2:2. Frames of 8 bits keep it:
 # it is what every reader on top of FFmpeg gives, to the bit, and takes a ninth of the time (720p).
 _DEFAULT = Interpolation.BILINEAR
+# FFmpeg's pixel formats by channels and bytes of a value.
+_FORMATS = {(3, 1): "rgb24", (3, 2): "rgb48le", (1, 1): "gray", (1, 2): "gray16le"}
 _ACCURATE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
 class Converter:
-    """From frames of one video to RGB.
+    """From frames of one video to RGB, or at full depth.
+
+    Full depth is what the first frame has: one channel if it is gray, else three; uint16 if its values have more than 8
+    bits, which swscale scales to 16, else uint8. The colors of high dynamic range and wide gamut are kept as coded.
 
     Attributes:
         display: orientation and pixel aspect ratio of the frames.
         size: height and width of the images in pixels.
+        channels: channels of the images.
+        dtype: type of the images' values.
     """
 
-    def __init__(self, path: str, first: Any, aspect: Fraction | None) -> None:
+    def __init__(self, path: str, first: Any, aspect: Fraction | None, full_depth: bool = False) -> None:
         self.path = path
         self.coded = (first.height, first.width)
         self.display = display_of(path, first, aspect)
         self.size = self.display.size(first.height, first.width)
+        self.full_depth = full_depth
+        self.channels = 1 if full_depth and first.format.name.startswith("gray") else 3
+        deep = full_depth and max(component.bits for component in first.format.components) > 8
+        self.dtype = np.dtype("<u2" if deep else np.uint8)
         self.reformatter = VideoReformatter()  # reused: its setup for a format is cached
 
     def image(self, shown: Any, height: int, width: int) -> np.ndarray:
-        """A frame as (height, width, 3) uint8 RGB as it is displayed; perhaps a view of the converted frame's memory.
+        """A frame as (height, width, C) values of `dtype` as displayed; perhaps a view of the converted frame's memory.
 
         Args:
             shown: frame, and its neighbors if it is interlaced.
@@ -57,16 +68,17 @@ class Converter:
                 frame = deinterlace(shown.before, frame, shown.after)
         if self.display.transposed:
             height, width = width, height
-        plain = is_plain(frame)
-        kind, size = ("rgb24", 1) if plain else ("rgb48le", 2)
+        plain = self.full_depth or is_plain(frame)
+        dtype = self.dtype if plain else np.dtype("<u2")
+        kind = _FORMATS[self.channels, dtype.itemsize]
         scaling = _ACCURATE if plain and frame.format.components[0].bits > 8 else _DEFAULT
         with as_decode_error(self.path, f"pixel format {frame.format.name} cannot be converted to RGB"):
             # By default PyAV converts the colors of each frame on all cores.
             rgb = self.reformatter.reformat(frame, width, height, format=kind, interpolation=scaling, threads=1)
             plane: Any = rgb.planes[0]
-            rows = np.frombuffer(plane, dtype=np.uint8 if plain else "<u2")
-        rows = rows.reshape(-1, plane.line_size // size)  # they may end in padding
-        pixels = rows[:height, : 3 * width].reshape(height, width, 3)
+            rows = np.frombuffer(plane, dtype)
+        rows = rows.reshape(-1, plane.line_size // dtype.itemsize)  # they may end in padding
+        pixels = rows[:height, : self.channels * width].reshape(height, width, self.channels)
         if not plain:
             pixels = to_bt709(pixels, frame.color_trc, frame.color_primaries)
         return self.display.apply(pixels)

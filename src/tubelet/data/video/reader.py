@@ -65,6 +65,9 @@ class VideoInfo:
         rotation: degrees (0, 90, 180, 270) by which frames are rotated counter-clockwise to be upright.
         mirrored: whether left and right are swapped after the rotation.
         frames: upper bound of the number of frames; None if only reading the whole file would tell.
+        channels: channels of the pixels that are read.
+        bits: significant bits of their values.
+        window: values that the file asks to show as black and as white; None if it states none.
     """
 
     path: str
@@ -75,6 +78,9 @@ class VideoInfo:
     rotation: int
     mirrored: bool = False
     frames: int | None = None
+    channels: int = 3
+    bits: int = 8
+    window: tuple[float, float] | None = None
 
 
 class _RetryError(Exception):
@@ -88,8 +94,9 @@ class VideoReader(VideoStream):
     where a header is doubtful, all packets are read first, which gives the timestamps of all frames.
     """
 
-    def __init__(self, media: Media) -> None:
+    def __init__(self, media: Media, full_depth: bool = False) -> None:
         super().__init__(media)
+        self.full_depth = full_depth
         self.edits = self.header.edits.get(self.stream.id, ()) if self.format == MP4 else ()
         self.timeline: EditTimeline | None = None
         self.interlaced = self.skipping = False
@@ -123,13 +130,24 @@ class VideoReader(VideoStream):
         check_duration(self.path, duration_s)
         height, width = self.converter.size
         display = self.converter.display
-        return VideoInfo(self.path, duration_s, fps, width, height, display.rotation, display.mirrored, frames)
+        return VideoInfo(
+            self.path,
+            duration_s,
+            fps,
+            width,
+            height,
+            display.rotation,
+            display.mirrored,
+            frames,
+            channels=self.converter.channels,
+            bits=8 * self.converter.dtype.itemsize,
+        )
 
     def display(self, first: Any) -> None:
         """Set how frames are displayed, by the first one."""
         aspect = self.stream.sample_aspect_ratio or self.decoder.sample_aspect_ratio
         check_frame_size(self.path, first.width, first.height)
-        self.converter = Converter(self.path, first, aspect)
+        self.converter = Converter(self.path, first, aspect, self.full_depth)
         height, width = self.converter.size
         check_frame_size(self.path, width, height)
 

@@ -1,0 +1,99 @@
+"""Stacks of frames that are not videos: TIFF, NumPy, Zarr and DICOM, read at full depth with any number of channels.
+
+A format is a module of this package with a function `open_stack(path) -> Stack`, and a row of `STACK_FORMATS` in
+`tubelet.data.file_types`. Its library is imported when a file of it is opened.
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tubelet.data.file_types import STACK_FORMATS
+from tubelet.data.size_limits import check_clip
+from tubelet.data.stacks.stack import Stack, StackInfo
+from tubelet.data.storage import is_url, suffix_of
+from tubelet.errors import DecodeError
+
+__all__ = ["Stack", "StackInfo", "is_stack", "open_stack", "read_frames_of", "read_stack_frames", "read_stack_info"]
+
+_MODULES = {suffix: module for module, suffixes in STACK_FORMATS.items() for suffix in suffixes}
+
+
+def is_stack(path: str | Path) -> bool:
+    """Whether a path is that of a stack: by its suffix; of TIFF files, those with pages; a folder of DICOM slices."""
+    suffix = suffix_of(str(path))
+    if suffix in (".tif", ".tiff"):
+        from tubelet.data.stacks.tiff import has_pages
+
+        return not is_url(str(path)) and has_pages(Path(path))
+    return suffix in _MODULES or _is_slices(path)
+
+
+def open_stack(path: str | Path) -> Stack:
+    """Open a stack.
+
+    Raises:
+        DecodeError: the file is damaged, or its axes cannot be decided.
+        MissingPackageError: the package that reads its format is not installed.
+    """
+    if is_url(str(path)):
+        raise DecodeError(str(path), "stacks are read from a local disk; copy it")
+    module = _MODULES.get(suffix_of(str(path)), "dicom" if _is_slices(path) else "")
+    if not module:
+        known = " ".join(sorted(_MODULES))
+        raise DecodeError(str(path), f"is not a stack: expected one of {known}, or a folder of DICOM slices")
+    stack: Stack = import_module(f"tubelet.data.stacks.{module}").open_stack(path)
+    return stack
+
+
+def read_stack_info(path: str | Path) -> StackInfo:
+    """Properties of a stack, without its pixels.
+
+    Raises:
+        DecodeError: see `open_stack`.
+        MissingPackageError: see `open_stack`.
+    """
+    stack = open_stack(path)
+    stack.close()
+    return stack.info
+
+
+def read_stack_frames(path: str | Path, indices: ArrayLike) -> np.ndarray:
+    """Some frames of a stack.
+
+    Args:
+        path: the file, or the folder of slices.
+        indices: (n,) numbers of frames, from 0, in any order.
+
+    Returns:
+        (n, H, W, C) values as they are stored.
+
+    Raises:
+        DecodeError: see `open_stack`; also if the stack has no such frame.
+        MissingPackageError: see `open_stack`.
+    """
+    stack = open_stack(path)
+    try:
+        return read_frames_of(stack, str(path), np.asarray(indices, dtype=np.int64))
+    finally:
+        stack.close()
+
+
+def read_frames_of(stack: Stack, path: str, indices: np.ndarray) -> np.ndarray:
+    """Some frames of an open stack, see `read_stack_frames`; `path` is its name in messages."""
+    info = stack.info
+    if indices.size and not 0 <= indices.min() <= indices.max() < info.frames:
+        raise DecodeError(path, f"has {info.frames} frames, expected a frame {int(indices.max())}")
+    check_clip(path, len(indices) * -(-info.channels // 3), info.width, info.height)
+    distinct, places = np.unique(indices, return_inverse=True)
+    pixels = stack.read(distinct) if len(distinct) else np.empty((0, info.height, info.width, info.channels))
+    pixels = np.ascontiguousarray(pixels, dtype=np.dtype(info.dtype))
+    return pixels if len(distinct) == len(indices) and (distinct == indices).all() else pixels[places]
+
+
+def _is_slices(path: str | Path) -> bool:
+    from tubelet.data.stacks.dicom import is_series_folder
+
+    return not is_url(str(path)) and is_series_folder(Path(path))
