@@ -295,10 +295,17 @@ class ConsoleHandler(logging.Handler):
     Above the level DEBUG only those of rank 0.
     """
 
-    def __init__(self, level: str) -> None:
-        """Print records from a level on: "debug", "info", "warning" or "error"."""
+    def __init__(self, level: str, dated: bool = False) -> None:
+        """Print records from a level on.
+
+        Args:
+            level: "debug", "info", "warning" or "error".
+            dated: Whether lines begin with date and time where the console is not a terminal.
+        """
         super().__init__(level.upper())
         self.addFilter(RankFilter())
+        if dated and not open_console().is_terminal:
+            self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         if self.level <= logging.DEBUG:
             self.setFormatter(logging.Formatter("%(asctime)s rank %(rank)d %(levelname)s %(name)s: %(message)s"))
 

@@ -19,7 +19,10 @@ from tubelet.errors import TubeletError
 from tubelet.io.files import directory_lock
 from tubelet.train import progress
 from tubelet.train.distributed import DistContext
+from tubelet.train.run_directory import RunDirectory
+from tubelet.train.startup import log_startup
 from tubelet.train.trainer import Trainer, train
+from tubelet.vjepa import VJEPA
 
 LOSSES = ("loss", "prediction_loss", "context_loss")
 
@@ -154,13 +157,20 @@ def test_a_run_that_no_step_can_be_made_for_leaves_no_folder_behind(media, tmp_p
 def test_a_run_whose_sources_hold_other_files_than_before_reports_it_when_it_is_resumed(media, tmp_path, caplog):
     files, run = tmp_path / "media", tmp_path / "run"
     shutil.copytree(media, files)
-    train_quietly(tiny_config(files, steps=2), run)
+    caplog.set_level(logging.INFO, "tubelet")
+    train(tiny_config(files, steps=2), run, resume=True)
+    assert f"{run}: nothing to resume; starting at step 0" in caplog.text
+    with (files / "1.mp4").open("ab") as file:
+        file.write(b"\0")
     train(tiny_config(files, steps=3), run, resume=True)
     assert "the sources hold" not in caplog.text
+    contents = f"contents of 1 of {len(list(files.iterdir()))} sampled files, such as {files / '1.mp4'}"
+    assert f"changed since this run began: {contents}" in caplog.text
+    caplog.clear()
     (files / "0.mp4").rename(files / os.fsdecode(b"\xff.mp4"))  # a name that is no text
     train(tiny_config(files, steps=4), run, resume=True)
     change = "what the sources hold, so that data come in another order: 5 videos"
-    assert f"changed since this run began: {change}" in caplog.text
+    assert f"changed since this run began: {change}" in caplog.text and "contents of" not in caplog.text
 
 
 @pytest.mark.slow
@@ -258,8 +268,21 @@ def test_a_run_without_a_checkpoint_names_the_step_of_its_first_and_what_is_lost
     train_quietly(config, tmp_path)
     for checkpoint in (tmp_path / "checkpoints").iterdir():
         checkpoint.unlink()
-    with pytest.raises(TubeletError, match=r"no checkpoint in this directory .* its first one after step 4"):
+    with pytest.raises(
+        TubeletError, match=r"no checkpoint in this directory .* its first one after 5 min of training, or step 4"
+    ):
         find_checkpoint(tmp_path)
-    with caplog.at_level("WARNING", "tubelet"):
+    with caplog.at_level("INFO", "tubelet"):
         train_quietly(config, tmp_path, resume=True)
     assert "starting at step 0, the 6 steps before are lost (--checkpoint-every 4)" in caplog.text
+    assert "the first checkpoint comes at step 4, or after 5 min if that is earlier, and then every 4" in caplog.text
+
+
+def test_a_cpu_gets_a_warning_of_a_run_of_days_and_the_options_of_one_of_minutes(media, tmp_path, caplog):
+    config = tiny_config(media, steps=10**8)
+    ctx, lists = DistContext(torch.device("cpu")), list_media([str(media)])
+    with caplog.at_level("WARNING", "tubelet"):
+        for flops, warned in ((1e11, True), (1e6, False)):
+            caplog.clear()
+            log_startup(config, lists, RunDirectory(tmp_path, config, False), VJEPA(config.model), ctx, 0, "ddp", flops)
+            assert ("takes in the order of 1157.4 days on a CPU" in caplog.text) is warned

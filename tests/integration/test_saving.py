@@ -35,6 +35,17 @@ def written(monkeypatch):
     return hooks, times
 
 
+def test_checkpoints_of_every_so_many_steps_are_kept_and_a_first_one_comes_after_some_minutes(
+    media, tmp_path, monkeypatch
+):
+    config = tiny_config(media, steps=7, checkpoint_every=5, keep_every=3, keep_checkpoints=1)
+    train_quietly(config, tmp_path / "run")
+    assert [step_from_name(path) for path in list_checkpoints(tmp_path / "run")] == [3, 6, 7]
+    monkeypatch.setattr(saving, "FIRST_CHECKPOINT_S", 0.0)
+    train_quietly(tiny_config(media, steps=3, checkpoint_every=100), tmp_path / "slow")
+    assert [step_from_name(path) for path in list_checkpoints(tmp_path / "slow")] == [1, 3]
+
+
 def test_training_continues_while_a_checkpoint_is_written_which_holds_the_state_of_its_step(media, tmp_path, written):
     config = tiny_config(media, steps=10, checkpoint_every=4, keep_checkpoints=9)
     train_quietly(config, tmp_path / "quiet")

@@ -218,6 +218,7 @@ def test_the_names_by_which_things_are_known_are_those_that_are_written():
         run_directory.ALERTS,
         run_directory.BAD_FILES,
         run_directory.SOURCES,
+        run_directory.SOURCE_SAMPLE,
     }
     assert weights.FORMAT.startswith("tubelet-encoder-")
 

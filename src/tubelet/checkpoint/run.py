@@ -36,6 +36,8 @@ BEST = "best.json"
 _NAME = re.compile(r"step-(\d{9})(\.safetensors)?$")
 _OPTIMIZER = "optimizer."
 KEEPS_OLDER = "older checkpoints are untouched"
+FIRST_CHECKPOINT_S = 300.0
+"""Seconds of training after which a run writes its first checkpoint, if `checkpoint_every` steps take longer."""
 
 C = TypeVar("C", bound=Settings)
 
@@ -77,7 +79,7 @@ def step_from_name(checkpoint: Path) -> int:
 
 
 def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], config: TrainConfig, keep: int) -> Path:
-    """Write the state after `step` optimizer steps, then remove all but the newest `keep` checkpoints.
+    """Write the state after `step` optimizer steps, then remove older checkpoints, see `prune_checkpoints`.
 
     The file gets its name only when all of it is on the disk: whenever the process dies, every visible checkpoint can
     be read.
@@ -96,7 +98,7 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], config: T
     prepare_directory(run)
     with atomic_write(path, durable=True, remedy=KEEPS_OLDER, also=(SafetensorError,)) as partial:
         save_file(dict(state), partial, metadata=make_header(step, config))
-    prune_checkpoints(run, keep)
+    prune_checkpoints(run, keep, config.keep_every)
     return path
 
 
@@ -114,11 +116,15 @@ def prepare_directory(run: Path) -> None:
         _try_to_remove(leftover)
 
 
-def prune_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one; failures are retried after the next checkpoint."""
+def prune_checkpoints(run: Path, keep: int, keep_every: int = 0) -> None:
+    """Remove all but the newest `keep` checkpoints, the best one, and those of every `keep_every` steps (0: none).
+
+    Failures are retried after the next checkpoint.
+    """
     best = read_best(run)
     for old in list_checkpoints(run)[:-keep]:
-        if best is None or step_from_name(old) != best["step"]:
+        step = step_from_name(old)
+        if (best is None or step != best["step"]) and not (keep_every and step % keep_every == 0):
             _try_to_remove(old)
 
 
@@ -320,7 +326,12 @@ def no_checkpoint(folder: Path, expected: str) -> MissingFileError:
     every = None
     with suppress(TubeletError, OSError, AttributeError):
         every = read_json(folder / "config.json").get("checkpoint_every")
-    first = f"; this run writes its first one after step {every}" if isinstance(every, int) else ""
+    minutes = f"{FIRST_CHECKPOINT_S / 60:.0f} min of training"
+    first = (
+        f"; this run writes its first one after {minutes}, or step {every} if that is earlier"
+        if isinstance(every, int)
+        else ""
+    )
     return MissingFileError(f"{folder}: no checkpoint in this directory (expected {expected}){first}")
 
 

@@ -102,7 +102,7 @@ def _run(words: list[str]) -> str | int | None:
         return 2
     try:
         command = parse(COMMANDS[name], name, words[1:])
-        with log_to(ConsoleHandler(command.log_level)):
+        with log_to(ConsoleHandler(command.log_level, dated=command.DISTRIBUTED)):
             command.run()
     except TubeletError as error:
         # What fails before the processes of a run have met fails in all of them: one on each machine reports it.

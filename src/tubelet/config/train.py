@@ -149,6 +149,8 @@ class TrainConfig(Settings):
     """Steps between checkpoints; the last step always saves one."""
     keep_checkpoints: Count = 2
     """Number of checkpoints to keep, the newest included."""
+    keep_every: Annotated[int, Bounds(0, LARGEST_INT)] = 0
+    """Steps between checkpoints that are never removed; 0 is none."""
     monitor_every: Count = 100
     """Steps between checks of the features of teacher and predictor for collapse."""
     eval_every: Annotated[int, Bounds(0, LARGEST_INT)] = 0

@@ -186,7 +186,7 @@ KINDS: Mapping[str, OutputKind] = {
     "sample set": OutputKind("a sample set"),
 }
 _WITH_TENSORS = ("run", "encoder", "model", "transformers", "head")
-_RUN_FILES = ("metrics.jsonl", "alerts.jsonl", "alarms.jsonl", "bad_files.jsonl", "sources.txt")
+_RUN_FILES = ("metrics.jsonl", "alerts.jsonl", "alarms.jsonl", "bad_files.jsonl", "sources.txt", "source_sample.json")
 
 
 def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:

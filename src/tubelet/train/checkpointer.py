@@ -3,6 +3,7 @@
 Rank 0 writes the checkpoints of a replicated model; of a sharded model, each rank writes its shards.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 
 from tubelet.checkpoint.adapters import save_adapters
 from tubelet.checkpoint.run import (
+    FIRST_CHECKPOINT_S,
     KEEPS_OLDER,
     copy_to_host,
     make_header,
@@ -101,6 +103,16 @@ class Checkpointer:
         self.newest = run.checkpoint
         self.saved = start
         self.before = start  # `saved` before the pending checkpoint
+        self.began = time.monotonic()
+
+    def is_overdue(self) -> bool:
+        """Whether the run has trained for `FIRST_CHECKPOINT_S` without a checkpoint, by the clock of this process."""
+        return self.newest is None and time.monotonic() - self.began > FIRST_CHECKPOINT_S
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint belongs after `step` steps, by the config."""
+        every = filter(None, (self.config.checkpoint_every, self.config.keep_every))
+        return step == self.config.steps or any(step % n == 0 for n in every)
 
     def save(self, step: int, required: bool = False) -> str | None:
         """Copy the state after `step` steps and write the copy in the background.
@@ -210,7 +222,7 @@ class Checkpointer:
         path = self.run / "checkpoints" / f"step-{step:09d}"
         self.ctx.run_on_rank0(partial(prepare_directory, self.run))
         state = training_state(self.model, self.optimizer)
-        finished = partial(prune_checkpoints, self.run, self.config.keep_checkpoints)
+        finished = partial(prune_checkpoints, self.run, self.config.keep_checkpoints, self.config.keep_every)
         written = async_save(state, path, make_header(step, self.config), self.group, finished)
         self.pending = Pending(path, written)
 

@@ -165,33 +165,36 @@ class DistContext:
                 )
 
     def sync_step_status(
-        self, data: StepData, known: Container[str], stop: Signals | None
-    ) -> tuple[StepData, Signals | None]:
+        self, data: StepData, known: Container[str], stop: Signals | None, save: bool
+    ) -> tuple[StepData, Signals | None, bool]:
         """Share what one process has found, such as a bad file or a signal, with all others.
 
         Args:
             data: this process's share of a step.
             known: files that all processes know to be bad.
             stop: the signal that this process received.
+            save: whether this process finds a checkpoint overdue.
 
         Returns:
-            the share, with the bad files, short clips and failure of all; and a stop signal that any of them received.
+            the share, with the bad files, short clips and failure of all; a stop signal that any of them received; and
+            whether any finds a checkpoint overdue.
         """
         self.current_op = "the exchange at the beginning of a step"
         if self.world_size == 1:
-            return data, stop
+            return data, stop, save
         bad = [file for file in data.bad if file.path not in known]
         signals = [int(stop == signal) for signal in STOP_SIGNALS]
-        status = torch.tensor([len(bad) + (data.failure is not None), data.short_clips, *signals])
+        status = torch.tensor([len(bad) + (data.failure is not None), data.short_clips, int(save), *signals])
         dist.all_reduce(status)
-        news, short, *signals = status.tolist()
+        news, short, saves, *signals = status.tolist()
         data = replace(data, bad=bad, short_clips=short)
         if news:
             every = self.all_gather_object((bad, data.failure))
             files = {file.path: file for theirs, _ in every for file in theirs}
             failure = next((failure for _, failure in every if failure), None)
             data = replace(data, bad=list(files.values()), failure=failure)
-        return data, next((s for s, count in zip(STOP_SIGNALS, signals, strict=True) if count), None)
+        received = next((s for s, count in zip(STOP_SIGNALS, signals, strict=True) if count), None)
+        return data, received, saves > 0
 
 
 @contextmanager

@@ -125,7 +125,7 @@ class PeriodicEvaluation:
                 write_atomically(self.run.path / BEST, json.dumps(candidate | {"checkpoint": checkpoint.name}) + "\n")
             except FileError as error:
                 return str(error)
-            prune_checkpoints(self.run.path, self.config.keep_checkpoints)
+            prune_checkpoints(self.run.path, self.config.keep_checkpoints, self.config.keep_every)
             return None
 
         if problem := self.ctx.run_on_rank0(write):

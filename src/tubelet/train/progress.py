@@ -12,9 +12,13 @@ from tubelet.console import duration
 
 logger = logging.getLogger(__name__)
 
-# Without a terminal there is no bar to redraw: so many lines are logged, and one whenever so many seconds are over.
+# Without a terminal there is no bar to redraw: so many lines are logged, one whenever so many seconds are over, and the
+# first after so many.
 _LOG_LINES = 20
 _LOG_SECONDS = 600.0
+_FIRST_LINE_SECONDS = 60.0
+# A bar estimates the time left from the steps of so many seconds: steps of half a minute are no rarity on a CPU.
+_RATE_SECONDS = 600.0
 
 
 class ProgressLine:
@@ -33,8 +37,8 @@ class ProgressLine:
         self.steps, self.peak_flops = steps, peak_flops
         self.on_terminal = console is not None and console.is_terminal
         self.every = max(steps // _LOG_LINES, 1)
-        self.began = self.logged_at = time.monotonic()
-        self.start = start
+        self.first: tuple[float, int] | None = None  # when the first step ended, which compiles, and its number
+        self.logged_at = time.monotonic() - max(0.0, _LOG_SECONDS - _FIRST_LINE_SECONDS)
         self.bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -42,6 +46,7 @@ class ProgressLine:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True),
             console=console,
+            speed_estimate_period=_RATE_SECONDS,
             disable=not self.on_terminal,
         )
         self.task = self.bar.add_task("train", total=steps, completed=start, figures="")
@@ -72,11 +77,10 @@ class ProgressLine:
         self.bar.update(self.task, completed=row["step"], figures=figures)
         if self.on_terminal:
             return
-        late = time.monotonic() - self.logged_at > _LOG_SECONDS  # a month has days between its twentieths
-        if late or row["step"] % self.every == 0 or row["step"] == self.steps:
-            self.logged_at = time.monotonic()
-            left = duration(
-                (self.logged_at - self.began) / max(row["step"] - self.start, 1) * (self.steps - row["step"])
-            )
-            plain = Text.from_markup(figures).plain
-            logger.info("%s step %d/%d  %s  %s left", time.strftime("%H:%M:%S"), row["step"], self.steps, plain, left)
+        now, step = time.monotonic(), row["step"]
+        began, first = self.first = self.first or (now, step)
+        late = now - self.logged_at > _LOG_SECONDS  # a month has days between its twentieths
+        if late or step % self.every == 0 or step == self.steps:
+            self.logged_at = now
+            left = f"  {duration((now - began) / (step - first) * (self.steps - step))} left" if step > first else ""
+            logger.info("step %d/%d  %s%s", step, self.steps, Text.from_markup(figures).plain, left)

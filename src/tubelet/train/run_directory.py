@@ -1,9 +1,9 @@
-"""A run's folder: its config, its metrics, its list of bad files, and what a resumed run takes up again."""
+"""A run's directory: its config, its metrics, its list of bad files, and what a resumed run continues with."""
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType
@@ -17,7 +17,7 @@ from tubelet.io.text import file_error, read_json, read_jsonl, read_text
 from tubelet.value_checks import LARGEST_INT, Bounds
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
-ALERTS, SOURCES = "alerts.jsonl", "sources.txt"
+ALERTS, SOURCES, SOURCE_SAMPLE = "alerts.jsonl", "sources.txt", "source_sample.json"
 ALARMS = "alarms.jsonl"  # the alerts of runs that version 0.1 began
 
 
@@ -54,7 +54,15 @@ class _AlarmRow(TypedDict):
 class RunDirectory:
     """The files of one run except its checkpoints. Rows reach the disk as they are written."""
 
-    def __init__(self, path: Path, config: TrainConfig, resume: bool, writes: bool = True, sources: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: TrainConfig,
+        resume: bool,
+        writes: bool = True,
+        sources: str = "",
+        sample: Mapping[str, int] | None = None,
+    ) -> None:
         """Read a run directory; nothing is written before `begin`.
 
         Args:
@@ -64,12 +72,13 @@ class RunDirectory:
             writes: whether this process is the one that writes.
             sources: what the sources hold, by which a run that is resumed knows whether it still is the same; empty if
                 they were not listed.
+            sample: checksums of the contents of some files of the sources, by path.
 
         Raises:
             TubeletError: if a run is there already and is not to be resumed, was of another model, or is beyond its
                 last step.
         """
-        self.path = path
+        self.path, self.resume = path, resume
         found = list_checkpoints(path)
         self.checkpoint = found[-1] if found else None
         self.changed: list[str] = []
@@ -92,7 +101,8 @@ class RunDirectory:
         before = read_text(path / SOURCES, _DELETE).strip() if (path / SOURCES).exists() else sources
         if sources and before != sources:
             self.changed.append(f"what the sources hold, so that data come in another order: {before} -> {sources}")
-        self.config, self.sources = config, sources
+        self.changed += _changed_contents(path / SOURCE_SAMPLE, sample or {})
+        self.config, self.sources, self.sample = config, sources, sample
         self.writes = writes
         self.bad: dict[str, str] = {row["path"]: row["reason"] for row in read_bad_files(path)}
         self.seen_bad: set[str] = set()  # since this process started: others may be mended by now
@@ -120,6 +130,8 @@ class RunDirectory:
         self.close()  # what waits is of steps that may be written anew
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
         write_atomically(self.path / SOURCES, self.sources + "\n")
+        if self.sample is not None:
+            write_atomically(self.path / SOURCE_SAMPLE, json.dumps(self.sample, indent=1) + "\n")
         self._cut_metrics(step, seen)
         write_atomically(self.path / ALERTS, "".join(json.dumps(row) + "\n" for row in self.alerts))
         (self.path / ALARMS).unlink(missing_ok=True)
@@ -268,6 +280,16 @@ def read_alerts(run: Path) -> list[dict[str, Any]]:
         if old:
             row["message"] = row.pop("said")
     return alerts
+
+
+def _changed_contents(path: Path, sample: Mapping[str, int]) -> list[str]:
+    """What has become of the files of the sample that the run began with; empty if all are as they were."""
+    before = read_json(path, dict[str, int], _DELETE) if path.exists() else {}
+    both = before.keys() & sample.keys()
+    changed = sorted(name for name in both if before[name] != sample[name])
+    if not changed:
+        return []
+    return [f"contents of {len(changed)} of {len(both)} sampled files, such as {changed[0]}: losses will be others"]
 
 
 def _changes(path: Path, config: TrainConfig) -> list[str]:

@@ -1,13 +1,19 @@
 """What is logged before a run's first step: its data, sizes, precision, and whatever a user might not expect."""
 
 import logging
+from contextlib import suppress
+from pathlib import Path
+from zlib import crc32
 
 import torch
 
+from tubelet.checkpoint.run import FIRST_CHECKPOINT_S
 from tubelet.config import TrainConfig
+from tubelet.console import duration
 from tubelet.data.batch_partition import samples_per_step
 from tubelet.data.loader import build_samplers, step_prefetch
 from tubelet.data.sources import MediaList
+from tubelet.data.storage import is_url
 from tubelet.device import has_bf16_units, training_dtype
 from tubelet.errors import escape_filename
 from tubelet.grid import Modality
@@ -17,11 +23,37 @@ from tubelet.vjepa import VJEPA
 
 logger = logging.getLogger(__name__)
 
+SAMPLED_FILES, _SAMPLED_BYTES = 64, 4096
+# Operations a second that a laptop's CPU does in training, by order of magnitude, and the run that is none for it.
+_CPU_RATE, _LONG_S = 1e11, 86_400.0
+
 
 def source_summary(media: MediaList) -> str:
     """One line for what the sources hold: counts, and a checksum of all names."""
     counts = ", ".join(f"{media.count(modality)} {modality}s" for modality in Modality)
     return f"{counts}, checksum {media.checksum():08x}"
+
+
+def sample_checksums(media: MediaList) -> dict[str, int]:
+    """Checksums of size, beginning and end of files that are spread over the sources; those behind URLs are left out.
+
+    A resumed run compares them: files that were made again under the same names are other data.
+    """
+    found = {}
+    for files in (media.videos, media.images):
+        for i in range(0, len(files), max(1, -(-2 * len(files) // SAMPLED_FILES))):
+            with suppress(OSError):  # a bad file, which is reported when it is read
+                if not is_url(files[i]):
+                    found[escape_filename(files[i])] = _checksum(Path(files[i]))
+    return found
+
+
+def _checksum(path: Path) -> int:
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        head = file.read(_SAMPLED_BYTES)
+        file.seek(max(0, size - _SAMPLED_BYTES))
+        return crc32(file.read(_SAMPLED_BYTES), crc32(head, crc32(str(size).encode())))
 
 
 def log_startup(
@@ -32,6 +64,7 @@ def log_startup(
     ctx: DistContext,
     start: int,
     parallel: str,
+    flops: float,
 ) -> None:
     """Log what is about to happen, with warnings for what a user might not expect.
 
@@ -43,9 +76,18 @@ def log_startup(
         ctx: The processes of the run.
         start: Optimizer steps done before.
         parallel: "ddp", "fsdp" or "hsdp".
+        flops: Operations of a step.
     """
     _log_data(config, media)
     _log_model(config, model, ctx, parallel)
+    cpu_s = (config.steps - start) * flops / _CPU_RATE / ctx.world_size
+    if ctx.device.type == "cpu" and cpu_s > _LONG_S:
+        logger.warning(
+            "this run takes in the order of %s on a CPU (%s steps of %.1e operations, at %.0e a second); the time left "
+            "is shown from the second step on. For a run of minutes: --model vit-pico --image-size 64 --frames 4 "
+            '--batch-size 8 --steps 2500 (docs/data.md, "On a CPU")',
+            *(duration(cpu_s), f"{config.steps - start:,}", flops, _CPU_RATE),
+        )
     if reason := step_prefetch(config, media, ctx.rank, ctx.world_size).note:
         logger.warning(reason)
     for change in run.changed:
@@ -55,8 +97,16 @@ def log_startup(
             "%s has no checkpoint: starting at step 0, the %d steps before are lost (--checkpoint-every %d)",
             *(run.path, run.lost_steps, config.checkpoint_every),
         )
+    elif run.resume and not start:
+        logger.info("%s: nothing to resume; starting at step 0", run.path)
     if start:
         logger.info("continuing after step %d from %s", start, run.checkpoint)
+    if run.checkpoint is None and config.steps > 1:
+        logger.info(
+            "the first checkpoint comes at step %d, or after %.0f min if that is earlier, and then every %d steps; a "
+            "stop signal writes one, too",
+            *(min(config.checkpoint_every, config.steps), FIRST_CHECKPOINT_S / 60, config.checkpoint_every),
+        )
     if config.distill_from:
         logger.info("predicting the last level of %s (%s)", config.distill_from, config.distill_weights)
 

@@ -44,7 +44,7 @@ from tubelet.train.run_directory import RunDirectory
 from tubelet.train.sharding import pick_parallel, to_device_or_shard, training_bytes
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.sinks import MetricSink, SinkGroup
-from tubelet.train.startup import log_startup, source_summary
+from tubelet.train.startup import log_startup, sample_checksums, source_summary
 from tubelet.train.step import train_step
 from tubelet.train.step_cost import step_cost
 from tubelet.train.step_stream import StepStream
@@ -158,7 +158,10 @@ class Trainer:
         check_steps(config, media, ctx.world_size)
         self.num_files = sum(map(media.count, Modality))
         ctx.run_on_rank0(self._lock)  # before any process reads the directory
-        self.run = run = RunDirectory(self.out, config, self.resume, writes=ctx.is_rank0, sources=source_summary(media))
+        sample = sample_checksums(media) if ctx.is_rank0 else {}
+        self.run = run = RunDirectory(
+            self.out, config, self.resume, writes=ctx.is_rank0, sources=source_summary(media), sample=sample
+        )
         self._assert_same_start()
         torch.manual_seed(config.seed)
         self.model, origin = init_model(config, resumed=run.checkpoint is not None)
@@ -188,7 +191,7 @@ class Trainer:
         self.buffer = MetricsBuffer(self._emit, device)
         self.progress = ProgressLine(self.console, config.steps, self.start, ctx.peak_flops())
         self._restore(self.start)
-        log_startup(config, media, run, self.model, ctx, self.start, parallel)
+        log_startup(config, media, run, self.model, ctx, self.start, parallel, cost.flops)
         packing = "all masks of a step go through the model in one pass" if self.model.pack_masks else None
         for message in filter(None, (initialized, packing, compiling)):
             logger.info(message)
@@ -208,7 +211,8 @@ class Trainer:
             for step, data in self.stream:
                 if error := self.checkpointer.fatal_error():
                     data = replace(data, failure=data.failure or error)
-                data, stop = self.ctx.sync_step_status(data, self.run.seen_bad, signals.received)
+                overdue = self.checkpointer.is_overdue()
+                data, stop, overdue = self.ctx.sync_step_status(data, self.run.seen_bad, signals.received, overdue)
                 if stop:
                     break
                 timer.data_arrived(self.stream.requested_at)
@@ -234,7 +238,7 @@ class Trainer:
                     timer.restart()
                 self._report_failed_save(done, self.checkpointer.poll())
                 self.buffer.add({"step": done} | metrics, delay=MONITOR_DELAY if monitored else 1)
-                saving = last or evaluating or done % config.checkpoint_every == 0
+                saving = evaluating or overdue or self.checkpointer.is_due(done)
                 if saving:
                     self.buffer.flush()  # the guard judges a step before it is kept
                 if self.guard.spike and self.rewind():

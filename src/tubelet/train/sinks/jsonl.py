@@ -1,6 +1,7 @@
 """metrics.jsonl of the run directory: one object a line, from which a resumed run restores its history."""
 
 import json
+import time
 from collections.abc import Mapping
 from math import isfinite
 
@@ -14,6 +15,7 @@ class JsonlSink(MetricSink):
     required = True
 
     def log(self, row: Mapping[str, float]) -> None:
-        """Append one row; it waits in memory while the disk is full."""
+        """Append one row with `time`, in seconds since 1970; it waits in memory while the disk is full."""
+        row = {**row, "time": round(time.time(), 3)}
         finite = {name: value if isfinite(value) else None for name, value in row.items()}
         self.run.append(METRICS, json.dumps(finite) + "\n")
