@@ -188,6 +188,8 @@ def test_a_source_that_is_not_there_is_named(tmp_path, command):
         ("convert", "model.safetensors", "model.pt", "--license", "mit"),
         ("convert", "model.safetensors", "folder", "--images"),
         ("convert", "model.safetensors", "model.onnx", "--with-predictor"),
+        ("convert", "model.safetensors", "model.pt2", "--int8"),
+        ("convert", "model.safetensors", "model.pt", "--preprocess"),
         ("convert", "model.safetensors", "model.pt", "--to", "transformers"),
         ("convert", "model.safetensors", "folder", "--image-size", "64"),
         ("convert", "model.safetensors", "model.gguf", "--with-predictor"),

@@ -10,11 +10,12 @@ from tests.helpers.commands import run_tubelet
 from tests.helpers.heads import tiny_encoder, tiny_head
 from tests.helpers.media import indexed_image
 from tubelet.checkpoint import export
+from tubelet.checkpoint.frame_preprocessing import FramePreprocessing
 from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import ModelConfig
 from tubelet.data.clips import resize_center_crop
 from tubelet.errors import TubeletError
-from tubelet.heads.head_export import ClipScores, export_head
+from tubelet.heads.head_export import export_head
 from tubelet.io.overwrite_checks import check_output
 from tubelet.model.encoder import Encoder
 from tubelet.pretrained.backbone import Backbone
@@ -48,14 +49,30 @@ def test_the_encoder_compiles_without_a_graph_break(rope):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "images"), [("a.pt2", True), ("a.onnx", False)])
-def test_an_exported_file_computes_what_eager_does_at_other_shapes(saved, tmp_path, name, images):
-    if name.endswith(".onnx"):
-        pytest.importorskip("onnxruntime", reason="onnxruntime, which the file is checked in, is absent")
-    said = export.export(load_unplaced(saved, LoadSpec()), tmp_path / name, images)
-    assert "over 3 shapes" in said and "tokens/s" in said
-    assert (tmp_path / name).stat().st_size > 10_000
-    check_output(tmp_path / name, export.output_kind(tmp_path / name))  # it may be replaced
+def test_an_exported_file_computes_what_eager_does_at_other_shapes(saved, tmp_path):
+    message = export.export(load_unplaced(saved, LoadSpec()), tmp_path / "a.pt2", images=True)
+    assert "over 3 shapes" in message and "tokens/s" in message
+    assert (tmp_path / "a.pt2").stat().st_size > 10_000
+    check_output(tmp_path / "a.pt2", "graph")  # it may be replaced
+
+
+@pytest.mark.slow
+def test_an_8_bit_file_takes_frames_of_any_size_and_gives_the_features_of_encode(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime, which the file is checked in, is absent")
+    model = tiny_encoder()
+    model.save_pretrained(tmp_path / "model")
+    out = tmp_path / "a.onnx"
+    done = run_tubelet("convert", tmp_path / "model", out, "--preprocess", "--image-size", "32", "--int8")
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.split())
+    assert "at most 1 of 255" in words and "over 3 shapes" in words and "cosine in int8 0.99" in words
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("a.")] == ["a.onnx"]
+    check_output(out, "onnx")  # it may be replaced
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    frames = torch.stack([torch.from_numpy(indexed_image(index, 96)) for index in range(4)])[None, :, 8:72]
+    levels = session.run(None, {"frames": frames.numpy()})
+    for ours, expected in zip(levels, model.encode(frames, resize=32).levels, strict=True):
+        assert torch.cosine_similarity(torch.from_numpy(ours), expected, dim=-1).mean() > 0.999
 
 
 def test_a_file_that_computes_something_else_is_refused(saved, tmp_path, monkeypatch):
@@ -94,8 +111,7 @@ def test_an_encoder_with_a_head_is_one_graph_from_frames_to_scores(tmp_path, tas
 
 
 def test_frames_are_resized_in_the_graph_as_by_pytorch():
-    model = tiny_encoder()
-    graph = ClipScores(model, tiny_head(model, "classification"))
+    graph = FramePreprocessing(32)
     for height, width in ((32, 32), (39, 54), (64, 97), (20, 48), (240, 135)):
         frames = torch.stack([torch.from_numpy(indexed_image(i, 256)) for i in range(4)])[:, :height, :width]
         ours, expected = graph.crop(frames), resize_center_crop(frames, 32).permute(1, 2, 3, 0).float()

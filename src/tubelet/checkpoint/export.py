@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
@@ -22,7 +23,9 @@ from tubelet.io.overwrite_checks import PRODUCER, check_output, mark_archive
 from tubelet.model.encoder import Encoder
 
 MAX_DIFFERENCE = 1e-4  # absolute, fp32
+MIN_COSINE = 0.99  # of outputs with 8-bit weights and activations
 _OPSET = 20
+_ONE_FILE_BYTES = 4 * 1.9e9  # of fp32 weights: a protobuf file ends at 2 GB, and int8 weights take a fourth
 _ROUNDS = 5
 
 
@@ -51,6 +54,7 @@ class ExportPlan:
         output_names: names of the outputs.
         metadata: texts to store in an ONNX file.
         max_difference: largest absolute difference from eager.
+        int8: whether matrix products with weights are in 8 bits, in ONNX.
     """
 
     graph: nn.Module
@@ -60,15 +64,33 @@ class ExportPlan:
     output_names: Sequence[str]
     metadata: Mapping[str, str] = field(default_factory=dict)
     max_difference: float = MAX_DIFFERENCE
+    int8: bool = False
 
 
-def export(model: Encoder, out: Path, images: bool = False) -> str:
+class GraphCheck(NamedTuple):
+    """A written graph compared with eager.
+
+    Attributes:
+        difference: largest absolute difference of an output, before quantization.
+        cosine: cosine of an output in int8 and the same in eager, the lowest over outputs and examples.
+        eager_s: median seconds of eager for the last example.
+        graph_s: those of the file.
+    """
+
+    difference: float
+    cosine: float
+    eager_s: float
+    graph_s: float
+
+
+def export(model: Encoder, out: Path, images: bool = False, int8: bool = False) -> str:
     """Write an encoder, in fp32, as .pt2 (torch.export) or .onnx, and compare the file with eager at other shapes.
 
     Args:
         model: the encoder on the CPU; it is cast to fp32 in place.
         out: the file.
         images: export the image tokenizer's graph, for inputs with T = 1, instead of the video tokenizer's.
+        int8: multiply by 8-bit weights, in ONNX, see `quantize_onnx`.
 
     Returns:
         a message with the largest difference and the speed relative to eager.
@@ -84,26 +106,35 @@ def export(model: Encoder, out: Path, images: bool = False) -> str:
         examples=[torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes],
         dynamic=_dynamic(model.config, images),
         input_name="pixels",
-        output_names=[f"level{i}" for i in range(len(model.config.levels))],
+        output_names=level_names(model.config),
+        int8=int8,
     )
-    worst, eager_s, exported_s = write_graph(plan, out)
+    check = write_graph(plan, out)
     tokens, size = model.config.grid(*shapes[-1][2:]).tokens * shapes[-1][0], "x".join(map(str, shapes[-1]))
     return (
-        f"{out}: differs from eager by at most {worst:.1e} over {len(shapes)} shapes; "
-        f"{tokens / exported_s:,.0f} tokens/s, eager {tokens / eager_s:,.0f} "
-        f"(ratio {eager_s / exported_s:.2f}) at {size} on this CPU"
+        f"{out}: {difference_text(check, int8)} over {len(shapes)} shapes; "
+        f"{tokens / check.graph_s:,.0f} tokens/s, eager {tokens / check.eager_s:,.0f} "
+        f"(ratio {check.eager_s / check.graph_s:.2f}) at {size} on this CPU"
     )
 
 
-def write_graph(plan: ExportPlan, out: Path) -> tuple[float, float, float]:
+def level_names(config: ModelConfig) -> list[str]:
+    """Names of the outputs of an exported encoder."""
+    return [f"level{i}" for i in range(len(config.levels))]
+
+
+def difference_text(check: GraphCheck, int8: bool) -> str:
+    """How far a file is from eager, for a message."""
+    differs = f"differs from eager by at most {check.difference:.1e}"
+    return f"{differs} in fp32, cosine in int8 {check.cosine:.5f}" if int8 else differs
+
+
+def write_graph(plan: ExportPlan, out: Path) -> GraphCheck:
     """Write a graph as .pt2 or .onnx, by the suffix, unless it differs from eager.
 
     Args:
         plan: the graph.
         out: the file.
-
-    Returns:
-        the largest difference, and the seconds of eager and of the file for the last example.
 
     Raises:
         CheckpointError: if the file computes something else; a previous file is then untouched.
@@ -117,8 +148,15 @@ def write_graph(plan: ExportPlan, out: Path) -> tuple[float, float, float]:
             raise CheckpointError(
                 f"{out}: differs from eager by {worst:.1e}, expected at most {plan.max_difference:.0e}; not written"
             )
-        eager_s, exported_s = _time_in_turn([plan.graph, run], plan.examples[-1])
-    return worst, eager_s, exported_s
+        if plan.int8:
+            quantize_onnx(partial)
+            run = _onnx_session(partial, plan.input_name)
+        cosine = min(_cosine(plan.graph, run, example) for example in plan.examples)
+        if not cosine >= MIN_COSINE:
+            raise CheckpointError(
+                f"{out}: cosine to eager is {cosine:.4f}, expected at least {MIN_COSINE}; not written"
+            )
+        return GraphCheck(worst, cosine, *_time_in_turn([plan.graph, run], plan.examples[-1]))
 
 
 def output_kind(out: Path) -> str:
@@ -193,16 +231,57 @@ def _to_onnx(plan: ExportPlan, out: Path) -> Callable[[Tensor], Sequence[Tensor]
     written.model.producer_name = PRODUCER
     written.model.metadata_props.update(plan.metadata)
     written.save(out)
+    return _onnx_session(out, plan.input_name)
+
+
+def _onnx_session(path: Path, input_name: str) -> Callable[[Tensor], Sequence[Tensor]]:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would slow down eager
-    session = onnxruntime.InferenceSession(out, options, providers=["CPUExecutionProvider"])
-    return lambda inputs: [torch.from_numpy(y) for y in session.run(None, {plan.input_name: inputs.numpy()})]
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda inputs: [torch.from_numpy(y) for y in session.run(None, {input_name: inputs.numpy()})]
+
+
+def quantize_onnx(path: Path) -> None:
+    """Make matrix products with weights 8-bit ones, in place, by onnxruntime's dynamic quantization.
+
+    Weights have a scale for each output channel. Activations get theirs when they are computed, one for each product,
+    so that no data set is needed to choose them.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with TemporaryDirectory(dir=path.parent) as folder:
+        written = [file for file in path.parent.iterdir() if file.is_file()]  # of a large model two
+        moved = [file.replace(Path(folder) / file.name) for file in written]
+        large = sum(file.stat().st_size for file in moved) > _ONE_FILE_BYTES
+        logging.disable(logging.WARNING)  # it recommends preparations that change nothing here
+        try:
+            quantize_dynamic(
+                Path(folder) / path.name,
+                path,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=large,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+    model = onnx.load(path, load_external_data=False)
+    model.producer_name = PRODUCER
+    onnx.save_model(model, path)
 
 
 def _difference(graph: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], inputs: Tensor) -> float:
     differences = [(a - b).abs().max() for a, b in zip(graph(inputs), run(inputs), strict=True)]
     return torch.stack(differences).max().item()  # unlike Python's max, this one propagates NaN
+
+
+def _cosine(graph: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], inputs: Tensor) -> float:
+    pairs = zip(graph(inputs), run(inputs), strict=True)
+    cosines = [F.cosine_similarity(a.flatten(), b.flatten(), dim=0) for a, b in pairs]
+    return torch.stack(cosines).min().item()
 
 
 def _time_in_turn(functions: Sequence[Callable[[Tensor], Any]], pixels: Tensor) -> list[float]:

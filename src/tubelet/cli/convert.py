@@ -46,14 +46,19 @@ class Convert(Command):
     levels: tuple[Annotated[int, Bounds(0, MAX_DEPTH)], ...] | None = None
     """Output blocks, for a .pt file that is not in the model family."""
     image_size: Side | None = None
-    """With --to or for .gguf: side of the images in pixels; by default that in the config of a run or of a model of
-    transformers, or in a released name, else that of the pre-training grid."""
+    """With --to, --preprocess or for .gguf: side of the images in pixels; by default that in the config of a run or
+    of a model of transformers, or in a released name, else that of the pre-training grid."""
     frames: Frames | None = None
     """With --to or for .gguf: frames of a clip; by default the number in that config, else 16."""
     license: str | None = None
     """License of the weights, for a folder's model card; by default "unknown"."""
     images: bool = False
     """Export the path of the image tokenizer instead of the video tokenizer's."""
+    preprocess: bool = False
+    """For .pt2 and .onnx: the graph takes uint8 frames of any size, (B, T, H, W, 3), and resizes, center-crops and
+    normalizes them to --image-size. With --head this is always so, for the size of the head."""
+    int8: bool = False
+    """For .onnx: 8-bit weights and activations in matrix products, for a file of a fourth of the size."""
     head: Path | None = None
     """A head that was fitted on the model: for .pt2 and .onnx, one graph from uint8 frames to scores; with
     `--to transformers`, a model for video classification. With `--to head`, the .pt file of a released probe."""
@@ -67,17 +72,19 @@ class Convert(Command):
         exported = self.out.suffix in (".pt2", ".onnx")
         folder = self.out.suffix not in (".pt", ".safetensors", ".gguf", ".pt2", ".onnx")
         with_head, gguf = self.head is not None, self.out.suffix == ".gguf"
-        sized = gguf or (self.to in _FOLDERS and not with_head)
+        sized = gguf or self.preprocess or (self.to in _FOLDERS and not with_head)
         encoder_only = exported or with_head or gguf or self.to in ("mlx", "head")
         for option, is_set, applies in (
             ("--with-predictor", self.with_predictor, not encoder_only),
             ("--images", self.images, exported and not with_head),
+            ("--preprocess", self.preprocess, exported and not with_head),
+            ("--int8", self.int8, self.out.suffix == ".onnx"),
             ("--head", with_head, exported or self.to in ("transformers", "head")),
             ("--class-names", self.class_names is not None, self.to == "head"),
             ("--license", self.license is not None, folder and self.to is None),
             ("--to", self.to is not None, folder if self.to in _FOLDERS else self.out.suffix == ".safetensors"),
             ("--image-size", self.image_size is not None, sized),
-            ("--frames", self.frames is not None, sized),
+            ("--frames", self.frames is not None, sized and not self.preprocess),
         ):
             if is_set and not applies:
                 raise ConfigError(f"{option} has no effect for {self.out}; remove it")
@@ -117,9 +124,15 @@ class Convert(Command):
 
         read_from = [self.model] if self.head is None else [self.model, self.head]
         check_output(self.out, output_kind(self.out), read_from)  # before minutes of work
+        if self.preprocess:
+            from tubelet.pretrained.convert import image_size_of
+            from tubelet.pretrained.frame_export import export_frames
+
+            model = load_unplaced(self.model, spec)
+            return export_frames(model, self.out, self.image_size or image_size_of(model), self.images, self.int8)
         if self.head is None:
-            return export(load_unplaced(self.model, spec), self.out, self.images)
+            return export(load_unplaced(self.model, spec), self.out, self.images, self.int8)
         from tubelet.heads.head_export import export_head
         from tubelet.heads.head_file import load_head
 
-        return export_head(load_unplaced(self.model, spec), load_head(self.head), self.out)
+        return export_head(load_unplaced(self.model, spec), load_head(self.head), self.out, self.int8)
