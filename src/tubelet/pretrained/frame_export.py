@@ -46,13 +46,16 @@ def export_frames(model: Backbone, out: Path, size: int, images: bool = False, i
         a message with the largest differences of colors and features at three shapes.
 
     Raises:
-        ConfigError: if the size does not divide into patches, or the model takes other channels than RGB.
+        ConfigError: if the size does not divide into patches, or the model takes other pixels than 8-bit RGB.
         CheckpointError: if the graph computes something else; a previous file is then untouched.
         MissingPackageError: if the packages for ONNX are not installed.
         FileError: if the file cannot be written.
     """
-    if model.config.channels != 3:
-        raise ConfigError(f"{out}: --preprocess takes RGB frames, but the model takes {model.config.channels} channels")
+    if model.config.pixels is not None or model.config.channels != 3:
+        raise ConfigError(
+            f"{out}: --preprocess is for 8-bit RGB, but the model has {model.config.channels} channels and "
+            "statistics of its own; export without --preprocess"
+        )
     t = 1 if images else model.config.tubelet_size
     model.config.grid(t, size, size)
     graph = FrameLevels(model.float(), size).eval()
