@@ -1,4 +1,5 @@
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tubelet.data.decode import read_frames
 from tubelet.data.images import read_image
 from tubelet.data.sample_index import Sample, build_index, check_shard_configs
 from tubelet.data.sampler import epoch_order
+from tubelet.data.shards import writer
 from tubelet.data.shards.reader import open_shards
 from tubelet.data.shards.transcode import EncodedSegment, scaled_size, transcode
 from tubelet.data.shards.writer import write_shards
@@ -30,6 +32,7 @@ from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
 from tubelet.errors import DecodeError, TubeletError
 from tubelet.grid import Modality
+from tubelet.train.startup import source_summary
 
 RECIPE = ShardConfig(size=48, fps=6, segment_s=2)
 
@@ -54,7 +57,7 @@ def folder(sources, tmp_path):
 
 
 def segments_of(path, recipe=RECIPE, modality=Modality.VIDEO) -> list[EncodedSegment]:
-    return list(transcode(str(path), modality, recipe))
+    return list(transcode(Sample(str(path)), modality, recipe))
 
 
 def frame_at(media, second: float) -> int:
@@ -320,15 +323,122 @@ def test_a_run_that_asks_for_more_than_shards_hold_is_refused(folder):
 def test_a_folder_is_used_again_only_for_the_same_shards(folder, sources, tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert write_shards([str(sources)], folder, RECIPE, workers=1, shard_mb=0.02).reused
+    made = write_shards([str(sources / "0.mp4")], folder, RECIPE, workers=1, shard_mb=0.02)
+    assert (made.added, made.gone, made.videos) == (0, 6, 8)
     assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     for change, words in (
         (([str(sources)], folder, ShardConfig(size=32, fps=6, segment_s=2)), "size: 48 -> 32"),
-        (([str(sources / "0.mp4")], folder, RECIPE), "other source files: 7 -> 1"),
         (([str(folder)], tmp_path / "twice", RECIPE), "is already a folder of shards"),
         (([str(sources)], sources, RECIPE), "contains other files"),
     ):
         with pytest.raises(TubeletError, match=words):
             write_shards(*change, workers=1, shard_mb=0.02)
+
+
+def copied(folder, out, *names):
+    out.mkdir()
+    for name in names:
+        shutil.copy(folder / name, out / name)
+    return out
+
+
+def test_files_that_are_added_become_further_shards_and_the_old_ones_stay(sources, tmp_path, caplog):
+    media, out = copied(sources, tmp_path / "media", "0.mp4", "1.mp4", "0.png"), tmp_path / "shards"
+    settings = {"workers": 1, "shard_mb": 0.02}
+    first = write_shards([str(media)], out, RECIPE, **settings)
+    assert (first.reused, first.added, first.videos, first.images) == (False, 0, 4, 1)
+    index = (out / "index.jsonl").read_text().splitlines()[1:]
+    before, summary = (
+        {path.name: path.read_bytes() for path in out.glob("*.tar")},
+        source_summary(list_media([str(out)])),
+    )
+    shutil.copy(sources / "2.mp4", media / "-1.mp4")  # first in the listing
+    shutil.copy(sources / "1.png", media / "1.png")
+    (media / "0.png").rename(tmp_path / "gone.png")
+    (media / "text.mp4").write_text("no video")
+    grown = write_shards([str(media)], out, RECIPE, max_failed_fraction=0.5, **settings)
+    assert (grown.reused, grown.added, grown.gone, grown.bad) == (True, 3, 1, 1)
+    assert (grown.videos, grown.images) == (6, 2) and "0.png; their members stay" in caplog.text
+    assert source_summary(list_media([str(out)])) != summary  # which a run reports when it is resumed
+    assert (out / "index.jsonl").read_text().splitlines()[1 : 1 + len(index)] == index
+    assert {name: (out / name).read_bytes() for name in before} == before
+    shards = open_shards(out)
+    assert len(shards.shards) == grown.shards == first.shards + 1 and len(set(shards.members["name"])) == 8
+    assert [len(shards.read(row).data) for row in range(8)] == shards.members["size"].tolist()
+    assert not list(out.glob("shard-*.json")) and not (out / "plan.json").exists()
+    assert write_shards([str(media)], out, RECIPE, **settings).added == 0
+    shutil.copy(sources / "3.mp4", media / "text.mp4")  # mended: tried again
+    mended = write_shards([str(media)], out, RECIPE, **settings)
+    assert (mended.added, mended.bad, mended.videos) == (1, 0, 8)
+    shutil.copy(sources / "3.mp4", media / "0.mp4")
+    with (media / "0.mp4").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(TubeletError, match=r"0\.mp4 changed since it was sharded \(size \d+ -> \d+\)"):
+        write_shards([str(media)], out, RECIPE, **settings)
+    with pytest.raises(TubeletError, match="size: 48 -> 32"):
+        write_shards([str(media)], out, ShardConfig(size=32, fps=6, segment_s=2), **settings)
+    (out / "sources.jsonl").unlink()  # shards of an earlier version
+    with pytest.raises(TubeletError, match="without which no files can be added"):
+        write_shards([str(media)], out, RECIPE, **settings)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_an_addition_that_is_interrupted_leaves_the_old_shards_and_is_continued(sources, tmp_path, monkeypatch, others):
+    media, out = copied(sources, tmp_path / "media", "0.mp4", "0.png"), tmp_path / "shards"
+    settings = {"workers": 1, "shard_mb": 1e-6}
+    write_shards([str(media)], out, RECIPE, **settings)
+    for name in ("1.mp4", "1.png"):
+        shutil.copy(sources / name, media / name)
+    for step in ("_write_index", "_write_lines"):
+        with monkeypatch.context() as patch:
+            patch.setattr(writer, step, interrupt(step, getattr(writer, step)))
+            with pytest.raises(KeyboardInterrupt):
+                write_shards([str(media)], out, RECIPE, **settings)
+        assert len(open_shards(out).members) == 3 and list_media([str(out)]).count(Modality.VIDEO) == 2
+    assert (out / "shard-000003.tar").exists()
+    if others:
+        (media / "1.png").unlink()
+    made = write_shards([str(media)], out, RECIPE, **settings)
+    assert (made.added, made.shards, made.images) == ((1, 3, 1) if others else (2, 4, 2))
+    assert len(list(out.glob("*.tar"))) == made.shards and not list(out.glob("shard-*.json"))
+    anew = write_shards([str(media)], tmp_path / "anew", RECIPE, **settings)
+    assert (made.videos, made.images, made.size) == (anew.videos, anew.images, anew.size)
+
+
+def interrupt(step, write):
+    """A kill before the index is written, or right before it replaces the old one."""
+
+    def stopped(path, *arguments):
+        if step == "_write_index" or path.name == "index.jsonl":
+            raise KeyboardInterrupt
+        write(path, *arguments)
+
+    return stopped
+
+
+def test_spans_and_weights_of_lists_are_in_the_shards(tmp_path):
+    write_video(tmp_path / "a.mp4")
+    (tmp_path / "list.csv").write_text("path,start_s,end_s,weight\na.mp4,1,3.1,3\na.mp4,3.5,,1\na.mp4,3,9,\n")
+    settings = {"workers": 1, "max_failed_fraction": 0.5}
+    made = write_shards([str(tmp_path / "list.csv")], tmp_path / "out", RECIPE, **settings)
+    assert (made.videos, made.bad) == (2, 1)
+    (bad,) = map(json.loads, (tmp_path / "out/bad_files.jsonl").open())
+    assert bad["path"].endswith("a.mp4#t=3,9") and "list.csv, line 4: end_s is 9, after" in bad["reason"]
+    shards = open_shards(tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out/index.jsonl").open()][1:]
+    found = sorted((row["start_s"], row["duration_s"], row["weight"]) for row in rows)
+    np.testing.assert_allclose(found, [(1, 2.1, 3), (3.5, 0.5, 1)], atol=1e-6)
+    for number, row in enumerate(rows):
+        times = np.arange(3) / 6
+        assert clip_at(shards.read(number), times) == clip_at(tmp_path / "a.mp4", row["start_s"] + times)
+    assert sorted(build_index(list_media([str(tmp_path / "out")]), Modality.VIDEO).weights()) == [1, 3]
+    with (tmp_path / "list.csv").open("a") as file:
+        file.write("a.mp4,0,1,2\n")
+    grown = write_shards([str(tmp_path / "list.csv")], tmp_path / "out", RECIPE, **settings)
+    assert (grown.added, grown.videos, grown.bad) == (1, 3, 1)
+    (tmp_path / "list.csv").write_text("path,start_s,end_s,weight\na.mp4,1,3.1,4\n")
+    with pytest.raises(TubeletError, match=r"a\.mp4#t=1,3\.1 changed since it was sharded \(weight 3\.0 -> 4\.0\)"):
+        write_shards([str(tmp_path / "list.csv")], tmp_path / "out", RECIPE, **settings)
 
 
 def test_a_file_that_breaks_off_leaves_nothing_in_its_shard(sources, tmp_path, caplog):

@@ -14,6 +14,7 @@ from tubelet.config import ShardConfig
 from tubelet.data.clips import window_times
 from tubelet.data.decode import Video, VideoInfo, read_frames
 from tubelet.data.file_types import VIDEO_CONTAINERS, VIDEO_SUFFIXES
+from tubelet.data.sample_index import Sample
 from tubelet.data.shards.transcode import transcode
 from tubelet.data.video import reader
 from tubelet.data.video.open_gop import drop_leading_pictures
@@ -297,7 +298,7 @@ def test_work_is_in_proportion_to_the_number_of_frames(suffix: str, tmp_path: Pa
     info = video_info(write_sparse(path, [0, 400, 800, 1200]))
     assert info.frames == 4
     assert len(window_times(info, 16, 4.0, None)[0]) == 4
-    assert len(list(transcode(str(path), Modality.VIDEO, ShardConfig(size=64, segment_s=2)))) == 16
+    assert len(list(transcode(Sample(str(path)), Modality.VIDEO, ShardConfig(size=64, segment_s=2)))) == 16
 
 
 def test_windows_do_not_outnumber_frames() -> None:

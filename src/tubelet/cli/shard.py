@@ -24,7 +24,7 @@ class Shard(ConfigurableCommand):
     )
     """Settings of the encoding."""
     out: Path
-    """Folder of the shards; an interrupted command is continued."""
+    """Folder of the shards; an interrupted command is continued, and files that existing shards lack are added."""
     workers: Annotated[int | None, Bounds(1, 1024)] = None
     """Processes; all cores by default."""
     shard_mb: Annotated[float, Bounds(0, 1e9, exclusive=True)] = 1024
@@ -50,7 +50,7 @@ class Shard(ConfigurableCommand):
                 allow_path=self.allow_path,
                 progress=progress,
             )
-        existing = " (already complete)" if made.reused else ""
+        existing = (f" ({made.added} files added)" if made.added else " (already complete)") if made.reused else ""
         print_wrapped(
             console,
             f"{self.out}{existing}: {made.videos} video segments and {made.images} images in {made.shards} shards, "

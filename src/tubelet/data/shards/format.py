@@ -20,6 +20,7 @@ from tubelet.io.text import parse_json
 INDEX = "index.jsonl"
 PLAN = "plan.json"
 BAD_FILES = "bad_files.jsonl"
+SOURCES = "sources.jsonl"
 FORMAT = 1
 COPY_INDEX = "copy the index again"
 

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -11,8 +11,10 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from tubelet.config import ShardConfig
+from tubelet.data.containers import Media
 from tubelet.data.decode import Video, VideoInfo
 from tubelet.data.images import read_image
+from tubelet.data.sample_index import Sample
 from tubelet.errors import DecodeError
 from tubelet.grid import Modality
 
@@ -35,20 +37,20 @@ class EncodedSegment:
     height: int
 
 
-def transcode(path: str, modality: Modality, config: ShardConfig) -> Iterator[EncodedSegment]:
-    """The segments of one file, in their order; of a video, one segment at a time is in memory.
+def transcode(sample: Sample, modality: Modality, config: ShardConfig) -> Iterator[EncodedSegment]:
+    """The segments of one file or span, in their order; of a video, one segment at a time is in memory.
 
     Raises:
         DecodeError: the file cannot be read, perhaps after some segments.
     """
     if modality is Modality.IMAGE:
-        yield _image(path, config)
+        yield _image(sample.media, config)
     else:
-        yield from _segments(path, config)
+        yield from _segments(sample, config)
 
 
-def _image(path: str, config: ShardConfig) -> EncodedSegment:
-    pixels = read_image(path).numpy()
+def _image(media: Media, config: ShardConfig) -> EncodedSegment:
+    pixels = read_image(media).numpy()
     height, width = scaled_size(pixels.shape[0], pixels.shape[1], config.size, multiple=1)
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     file = io.BytesIO()
@@ -56,22 +58,23 @@ def _image(path: str, config: ShardConfig) -> EncodedSegment:
     return EncodedSegment(file.getvalue(), Modality.IMAGE, 0.0, 0.0, 0.0, width, height)
 
 
-def _segments(path: str, config: ShardConfig) -> Iterator[EncodedSegment]:
-    """Equal segments of a video, each with the frames that are shown at the times 0, 1 / fps, 2 / fps, ...
+def _segments(sample: Sample, config: ShardConfig) -> Iterator[EncodedSegment]:
+    """Equal segments of a video or span, each with the frames that are shown at the times 0, 1 / fps, 2 / fps, ...
 
     A frame keeps the time at which it begins: a read between two of these times is off by less than 1 / fps, a read at
     one of them gives the same frame. There are at most four segments for each frame of the video.
     """
-    with Video(path) as video:
-        info = video.info
+    with Video(sample.media) as video:
+        info = sample.limit(video.info)
         total = int(np.ceil(info.duration_s * config.fps - 1e-3))
         if total < 2:
-            raise DecodeError(path, f"lasts {info.duration_s:.3f} s, less than two frames at {config.fps:g} fps")
+            raise DecodeError(info.path, f"lasts {info.duration_s:.3f} s, less than two frames at {config.fps:g} fps")
         count = max(1, min(int(info.duration_s / config.segment_s + 1e-3), _STILL * (info.frames or total)))
         bounds = [total * k // count for k in range(count + 1)]
         height, width = scaled_size(info.height, info.width, config.size, multiple=2)
         at, segment, encoder = 0, 0, _Mp4Encoder(config, height, width)
-        for image, begins_s, repeats in video.scan(np.arange(total) / config.fps, (height, width)):
+        for image, begins_s, repeats in video.scan(sample.start_s + np.arange(total) / config.fps, (height, width)):
+            begins_s -= sample.start_s
             shown_until = at + repeats
             while at < shown_until:
                 # The source's timestamps may round a frame to a little after the time that shows it.
@@ -80,7 +83,8 @@ def _segments(path: str, config: ShardConfig) -> Iterator[EncodedSegment]:
                 if at == bounds[segment + 1]:
                     if encoder.frames == 1:  # a still image; a video has two frames
                         encoder.add(image, (at - 1 - bounds[segment]) / config.fps)
-                    yield _segment(encoder, info, config, bounds[segment], None if at == total else at)
+                    made = _segment(encoder, info, config, bounds[segment], None if at == total else at)
+                    yield replace(made, start_s=made.start_s + sample.start_s)
                     segment, encoder = segment + 1, _Mp4Encoder(config, height, width)
 
 
