@@ -27,7 +27,7 @@ class FrameLevels(nn.Module):
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         """All output levels of the central squares of the frames."""
-        return self.levels(self.preprocess(frames))  # type: ignore[no-any-return]
+        return self.levels(self.preprocess(frames))
 
 
 def export_frames(model: Backbone, out: Path, size: int, images: bool = False, int8: bool = False) -> str:
