@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from json import dumps
 from typing import Any, Literal, NamedTuple
@@ -75,7 +76,7 @@ def package_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> C
     if sizes.compile:
         for block in model.blocks:
             block.compile(dynamic=True)
-    return model.encode
+    return partial(model.encode, normalized=True)
 
 
 def reference_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:

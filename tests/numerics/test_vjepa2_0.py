@@ -83,7 +83,7 @@ def test_the_encoder_computes_what_transformers_computes(tmp_path, width, heads)
         for pixels in (clips, images):
             expected = theirs(pixels.transpose(1, 2), skip_predictor=True).last_hidden_state
             assert expected.std() > 0.1
-            torch.testing.assert_close(model.encode(pixels).tokens, expected, rtol=0, atol=2e-5)
+            torch.testing.assert_close(model.encode(pixels, normalized=True).tokens, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_levels_are_the_blocks_outputs_after_the_one_norm(saved):
         hidden = theirs(pixels.transpose(1, 2), skip_predictor=True, output_hidden_states=True).hidden_states
         # Theirs are the outputs of blocks 1 to 4, the first of all being the embeddings where it is kept.
         expected = [theirs.encoder.layernorm(x) for x in hidden[-4:-1]]
-    levels = tubelet.load(folder, **CPU).encode(pixels).levels
+    levels = tubelet.load(folder, **CPU).encode(pixels, normalized=True).levels
     for ours, other in zip(levels[:3], expected, strict=True):
         torch.testing.assert_close(ours, other, rtol=0, atol=2e-5)
 
@@ -111,9 +111,11 @@ def test_the_release_and_transformers_give_the_same_model(saved):
 def test_the_two_generations_turn_by_different_angles(saved):
     model = tubelet.load(saved[0], **CPU)
     pixels = torch.randn(1, 3, 4, 32, 32)
-    before = model.encode(pixels).tokens
+    before = model.encode(pixels, normalized=True).tokens
     model.config = replace(model.config, rope="2.1")
-    assert (model.encode(pixels).tokens - before).abs().max() > 2e-3  # a hundred times the bound of parity
+    assert (
+        model.encode(pixels, normalized=True).tokens - before
+    ).abs().max() > 2e-3  # a hundred times the bound of parity
 
 
 def test_a_damaged_file_names_its_tensor_as_the_file_does(saved):

@@ -2,13 +2,14 @@
 
 import copy
 import warnings
+from dataclasses import dataclass
 
 import fsspec
 import numpy as np
 import psutil
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from tests.helpers.media import indexed_image, write_image, write_video
 from tubelet.config import ModelConfig
@@ -60,13 +61,113 @@ def test_every_form_of_a_clip_gives_the_same_features(model, frames):
     expected = model.encode(frames).tokens
     pictures = [Image.fromarray(frame) for frame in frames]
     tensor = torch.from_numpy(frames)
-    floats = normalize(tensor.permute(3, 0, 1, 2).unsqueeze(0))
-    for clip in (tensor, tensor.permute(3, 0, 1, 2), tensor.unsqueeze(0), pictures, list(frames), floats, floats[0]):
+    for clip in (tensor, pictures, list(frames), iter(pictures), [image / 255 for image in tensor]):
         assert torch.allclose(model.encode(clip).tokens, expected, atol=1e-6)
     for batch in (torch.stack([tensor, tensor]), [pictures, frames], [tensor.permute(3, 0, 1, 2)] * 2):
         both = model.encode(batch)
         assert both.tokens.shape == (2, 128, 48) and both.times is None
         assert torch.allclose(both.tokens[1], expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["THWC", "TCHW", "CTHW", "BTHWC", "BTCHW", "BCTHW"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_the_axis_of_the_channels_is_found_by_its_size(model, frames, layout, dtype):
+    expected = model.encode(frames).tokens
+    clip = torch.from_numpy(frames) if dtype == torch.uint8 else torch.from_numpy(frames).to(dtype) / 255
+    clip = clip.unsqueeze(0) if "B" in layout else clip
+    clip = clip.permute(["BTHWC"[-clip.dim() :].index(axis) for axis in layout])
+    for form in (clip, clip.numpy()):
+        assert torch.allclose(model.encode(form).tokens, expected, atol=1e-6)
+        assert torch.allclose(model.encode(form, layout=layout).tokens, expected, atol=1e-6)
+    if "B" in layout:
+        both = torch.cat([clip.roll(1, layout.index("T")), clip])
+        assert torch.allclose(model.encode(both).tokens[1:], expected, atol=1e-6)
+
+
+def test_a_shape_that_may_have_several_layouts_needs_one(model, frames):
+    clip = torch.from_numpy(frames[:3]).permute(0, 3, 1, 2)  # 3 frames of 3 channels
+    with pytest.raises(TubeletError, match=r"may be TCHW or CTHW; pass the one that it is, such as layout=\"TCHW\""):
+        model.encode(clip)
+    with pytest.raises(TubeletError, match="may be BTCHW or BCTHW"):
+        model.encode(clip[None])
+    with pytest.warns(UserWarning, match="3 frames do not divide"):
+        expected = model.encode(frames[:3]).tokens  # no frame is 3 pixels wide
+    with pytest.warns(UserWarning, match="3 frames do not divide"):
+        for form, layout in ((clip, "TCHW"), (clip.transpose(0, 1), "CTHW"), (clip.permute(3, 1, 0, 2), "WCTH")):
+            assert torch.equal(model.encode(form, layout=layout).tokens, expected)
+
+
+def test_a_batch_of_images_is_said_by_its_layout(model, frames):
+    expected = torch.cat([model.encode(frame).tokens for frame in frames])
+    tensor = torch.from_numpy(frames)
+    images = [Image.fromarray(frame) for frame in frames]
+    for batch, layout in (
+        (frames, "BHWC"),
+        (tensor.permute(0, 3, 1, 2), "BCHW"),
+        (images, "BHWC"),
+        (list(tensor), "BHWC"),
+        (tensor.permute(0, 3, 1, 2).unsqueeze(2), None),
+    ):
+        features = model.encode(batch, layout=layout)
+        assert features.grid == (1, 8, 8) and features.times.tolist() == [[0.0]] * 4
+        assert torch.allclose(features.tokens, expected, atol=1e-5)
+    larger = [image.resize((96, 64)) for image in images[:1]] + images[1:]
+    assert model.encode(larger, layout="BHWC", resize=32).tokens.shape == (4, 16, 48)
+    assert model.encode([images, images], layout="BTHWC").tokens.shape == (2, 128, 48)
+    with pytest.raises(TubeletError, match="an entry of the list is a batch itself"):
+        model.encode([torch.stack([tensor, tensor])])
+
+
+def test_channels_of_opencv_are_reversed(model, frames):
+    expected = model.encode(frames).tokens
+    for clip in (frames[..., ::-1], list(frames[..., ::-1]), frames[..., ::-1].transpose(3, 0, 1, 2).copy()):
+        assert torch.equal(model.encode(clip, bgr=True).tokens, expected)
+
+
+@dataclass
+class FrameBatch:
+    """The fields of torchcodec's class of this name, and of its Frame."""
+
+    data: torch.Tensor
+    pts_seconds: torch.Tensor | float
+    duration_seconds: torch.Tensor | float
+
+
+def test_frames_of_torchcodec_keep_their_times(model, frames):
+    expected = model.encode(frames).tokens
+    data, seconds = torch.from_numpy(frames).permute(0, 3, 1, 2), torch.tensor([1.0, 1.5, 2.0, 2.5]).double()
+    clip = FrameBatch(data, seconds, torch.full((4,), 0.5))
+    for form in (clip, [FrameBatch(image, float(time), 0.5) for image, time in zip(data, seconds, strict=True)]):
+        features = model.encode(form)
+        assert torch.equal(features.tokens, expected) and features.times.tolist() == [[1.25, 2.25]]
+    batch = model.encode(FrameBatch(data.expand(2, *data.shape), torch.stack([seconds, seconds + 1]), None))
+    assert batch.tokens.shape[0] == 2 and batch.times.tolist() == [[1.25, 2.25], [2.25, 3.25]]
+    assert model.encode(clip, layout="BCHW").times.tolist() == seconds[:, None].tolist()
+    with pytest.raises(TubeletError, match="fps is 4, but the frames have times of their own"):
+        model.encode(clip, fps=4)
+
+
+def test_frames_of_an_animation_need_copies(model, frames, tmp_path):
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    first.save(tmp_path / "moving.png", save_all=True, append_images=others)
+    with Image.open(tmp_path / "moving.png") as image:
+        tokens = model.encode(ImageSequence.Iterator(image)).tokens
+        assert torch.equal(tokens, model.encode(frames).tokens)
+        with pytest.raises(TubeletError, match=r"one and the same PIL image of an animation; copy each: .*frame\.copy\(\)"):
+            model.encode(list(ImageSequence.Iterator(image)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_features_become_arrays_whatever_the_precision(model, frames, dtype):
+    other = copy.deepcopy(model).to(dtype)
+    features = other.encode(frames)
+    expected = model.encode(frames).numpy()
+    assert expected.shape == (1, 2, 8, 8, 48) and expected.dtype == np.float32
+    assert features.pooled.numpy().dtype == features.tokens.numpy().dtype == np.float32
+    np.testing.assert_allclose(features.numpy(), expected, atol=0.1)
+    other.requires_grad_(dtype == torch.float32)
+    computed = other.dense_features(torch.from_numpy(frames).permute(3, 0, 1, 2)[None])
+    assert computed.tokens.dtype == dtype and np.allclose(computed.numpy(), features.numpy(), atol=1e-5)
 
 
 def test_images_go_through_the_image_tokenizer_whatever_they_come_as(model, films):
@@ -115,9 +216,11 @@ def test_sizes_that_do_not_divide_need_a_word_about_resizing(model):
 @pytest.mark.parametrize(
     ("x", "words"),
     [
-        (torch.zeros(5, 3, 32, 32, dtype=torch.uint8), "x.unsqueeze(2)"),
-        (torch.zeros(32, 32, 4, dtype=torch.uint8), "expected (height, width, 3)"),
-        (np.zeros((32, 32), np.uint8), "expected three channels"),
+        (torch.zeros(32, 32, 4, dtype=torch.uint8), "expected 3 channels: an image (HWC or CHW)"),
+        (torch.zeros(5, 4, 32, 32, dtype=torch.uint8), 'or another order by layout=, such as layout="BCHW"'),
+        (np.zeros((32, 32), np.uint8), "repeat the values of a grayscale image"),
+        (torch.zeros(3, 8, 3, dtype=torch.uint8), "expected 3 channels"),
+        (np.zeros((32, 32, 3), np.uint16), "uint16, expected uint8 (0 to 255) or floats from 0 to 1"),
         (np.array(["a film"]), "cannot encode an array of <U6"),
         (torch.zeros(0, 3, 2, 32, 32), "nothing to encode"),
         ("https://films.example/1.docx", "https://films.example/1.docx: expected a video"),
@@ -186,10 +289,40 @@ def test_a_very_long_image_is_cut_before_it_is_resized(model):
     assert resize_center_crop(torch.from_numpy(thin), 224).unique().tolist() == [200]
 
 
-@pytest.mark.parametrize(("scale", "words"), [(1, "from 0 to 1;"), (255, "from 0 to 255;")])
-def test_floats_that_look_like_colors_get_a_warning(model, scale, words):
-    with pytest.warns(UserWarning, match=f"look like values {words}"):
-        model.encode(torch.rand(3, 2, 16, 16) * scale)
+@pytest.mark.parametrize(
+    ("least", "top", "words"),
+    [
+        (0, 255, "floats are from 0 to 255, expected colors from 0 to 1; pass normalized=True .* or .* as uint8"),
+        (-2.1, 2.6, "floats are from -2.1 to 2.6, expected colors from 0 to 1; pass normalized=True"),
+    ],
+)
+def test_floats_that_are_no_colors_are_refused_unless_they_are_normalized(model, least, top, words):
+    pixels = torch.linspace(least, top, 3 * 2 * 16 * 16).view(3, 2, 16, 16)
+    with pytest.raises(TubeletError, match=words):
+        model.encode(pixels)
+    found = model.encode(pixels, normalized=True).tokens
+    assert torch.allclose(found, model(pixels[None])[-1], atol=1e-6)
+    colors = torch.rand(3, 2, 16, 16)  # may be both
+    assert not torch.allclose(model.encode(colors).tokens, model.encode(colors, normalized=True).tokens)
+
+
+@pytest.mark.parametrize(
+    ("x", "given", "words"),
+    [
+        (np.zeros((2, 32, 32, 3), np.uint8), {"layout": "TXHW"}, "layout is 'TXHW', expected a letter for each axis"),
+        (np.zeros((2, 32, 32, 3), np.uint8), {"layout": "TCC"}, "layout is 'TCC', expected"),
+        (np.zeros((2, 32, 32, 3), np.uint8), {"layout": "TCHW"}, 'does not fit layout="TCHW"'),
+        (np.zeros((2, 32, 32, 3), np.uint8), {"layout": "HWC"}, 'does not fit layout="HWC"'),
+        (np.zeros((2, 32, 32, 3), np.uint8), {"normalized": True}, "normalized is True, but pixels are uint8"),
+        (np.zeros((2, 32, 32, 3), np.uint8), {"bgr": 1}, "bgr is 1, expected True or False"),
+        (Image.new("RGB", (32, 32)), {"bgr": True}, "a PIL image has RGB colors"),
+        ("film.mp4", {"layout": "THWC"}, "are for pixels in memory, found the path film.mp4"),
+    ],
+)
+def test_options_of_pixels_that_do_not_fit_are_one_clear_sentence(model, x, given, words):
+    with pytest.raises(TubeletError) as error:
+        model.encode(x, **given)
+    assert words in str(error.value)
 
 
 def test_arrays_that_pytorch_does_not_share_are_copied_without_a_word(model, frames):
@@ -199,7 +332,7 @@ def test_arrays_that_pytorch_does_not_share_are_copied_without_a_word(model, fra
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(model.encode(pictures).tokens, expected)
-        assert torch.allclose(model.encode(floats.astype(">f4")).tokens, expected, atol=1e-6)
+        assert torch.allclose(model.encode(floats.astype(">f4"), normalized=True).tokens, expected, atol=1e-6)
 
 
 def test_a_video_behind_a_url_is_encoded_and_streamed(model, films):

@@ -79,17 +79,17 @@ def trained_weights(model, finetuned):
 @pytest.mark.slow
 def test_a_head_file_carries_the_trained_encoder(finetuned, tmp_path):
     model, pixels = tiny_backbone(with_predictor=True), torch.randn(2, 3, 4, 32, 32)
-    before, base_id = model.encode(pixels).tokens, model.weights_id
+    before, base_id = model.encode(pixels, normalized=True).tokens, model.weights_id
     weights, trained = trained_weights(model, finetuned)
     Head(spec_for(model, finetuned), encoder_weights=weights).save(tmp_path / "head.safetensors")
     head = load_head(tmp_path / "head.safetensors")
     adapted = head.adapt(model)
     with torch.no_grad():
         expected = trained(pixels)[-1]
-    torch.testing.assert_close(adapted.encode(pixels).tokens, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(adapted.encode(pixels, normalized=True).tokens, expected, rtol=1e-5, atol=1e-5)
     assert head.adapt(adapted) is adapted
     assert adapted.weights_id == head.adapted_weights_id != base_id == model.weights_id
-    assert torch.equal(model.encode(pixels).tokens, before)
+    assert torch.equal(model.encode(pixels, normalized=True).tokens, before)
     assert not torch.allclose(before, expected, atol=1e-2)
     assert not adapted.training and not any(p.requires_grad for p in adapted.parameters())
 

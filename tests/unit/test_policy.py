@@ -101,6 +101,7 @@ FLOAT64_MODULES = {
     "heads/regression.py",
     "pretrained/dense_features.py",
     "pretrained/inputs.py",
+    "pretrained/pixels.py",
     "pretrained/sliding_windows.py",
     "tasks/common/correspondence.py",
     "tasks/metrics/dense.py",

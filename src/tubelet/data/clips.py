@@ -248,6 +248,12 @@ def normalize(pixels: Tensor, statistics: PixelStatistics | None = None, dtype: 
     return ((values - mean) / std).to(dtype)
 
 
+def normalize_fractions(pixels: Tensor, statistics: PixelStatistics | None = None) -> Tensor:
+    """Floats (B, C, T, H, W) from 0 to 1, the ends of the colors or of the window of the model -> as `normalize`."""
+    mean, std = _constants(pixels.device, statistics)
+    return (pixels.float() * (255 if statistics is None else 1) - mean) / std
+
+
 @cache
 def _constants(device: torch.device, statistics: PixelStatistics | None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, each (C, 1, 1, 1), copied to a device once; ImageNet's on the scale of uint8."""

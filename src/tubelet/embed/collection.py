@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tubelet.config import EmbedConfig
@@ -154,7 +155,8 @@ def _write(table: FeatureTable, truncated: Collection[str], bad_files: str) -> N
 
 def _rows(model: Backbone, batch: EmbedBatch, pixels: Tensor, config: EmbedConfig) -> list[dict[str, Any]]:
     """Rows of the table, one for each clip of a batch."""
-    features = model.encode(pixels)
+    with torch.no_grad():
+        features = model.dense_features(pixels)
     levels = features.levels if config.all_levels else features.levels[-1:]
     names = [f"_level{i}" for i in range(len(levels) - 1)] + [""]
     vectors = {f"pooled{name}": _half(level.float().mean(dim=1)) for name, level in zip(names, levels, strict=True)}

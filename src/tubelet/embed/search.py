@@ -152,13 +152,13 @@ def _encode(model: Backbone, file: str | Path, settings: dict[str, Any], at_s: f
 def _query(features: DenseFeatures, file: str | Path, at_s: float | None, box: Box | None) -> NDArray[np.float32]:
     """(D,) features of the query: the mean of its tokens, or of those in the box at the moment."""
     if box is None:
-        return features.pooled[0].float().cpu().numpy()
+        return features.pooled[0].cpu().numpy()
     assert features.times is not None
     times = features.times[0].numpy()
     step = int(np.abs(times - (times.mean() if at_s is None else at_s)).argmin())
     height, width = frame_size(str(file))
     weights = region_weights(box, height, width, features.grid.h, features.grid.w, str(file))
-    tokens = features.map[0, step].float().cpu().numpy()
+    tokens = features.map[0, step].cpu().numpy()
     return np.asarray((tokens * weights[..., None]).sum((0, 1)), np.float32)
 
 

@@ -324,7 +324,7 @@ def _score_batch(run: _Pass, table: ScoreTable, batch: WindowBatch, made: set[st
     if batch.pixels is None:
         return []
     files = {item.file.key: item.file for item in batch.windows}
-    features = run.model.encode(batch.pixels)
+    features = run.model.dense_features(batch.pixels)
     reduced: dict[tuple[tuple[int, ...], int], Tensor] = {}
     broken: set[str] = set()
     for number, output in enumerate(run.outputs.values()):

@@ -15,6 +15,7 @@ from tubelet.errors import ConfigError, DataError
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.hub_encoder import HubEncoder
 from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, check_resize, read_inputs, step_times
+from tubelet.pretrained.pixels import PixelFormat
 from tubelet.pretrained.sliding_windows import read_windows
 
 
@@ -34,14 +35,18 @@ class Backbone(HubEncoder):
         frames: int = 16,
         fps: float | None = None,
         start: float | None = None,
+        layout: str | None = None,
+        normalized: bool = False,
+        bgr: bool = False,
     ) -> DenseFeatures:
         """Encode one image or clip, or a batch.
 
         Args:
-            x: a tensor or array: an image (H, W, 3) or (3, H, W), a clip (T, H, W, 3) or (3, T, H, W), or a batch with
-                another dimension in front; uint8 colors, or floats that are normalized already. Or a PIL image; a list
-                of images, which are the frames of one clip; the path or URL of a video or an image; or a list of any of
-                these except images, which is a batch. An input of one frame goes through the image tokenizer.
+            x: a tensor or array: an image (H, W, C) or (C, H, W), a clip (T, H, W, C), (T, C, H, W) or (C, T, H, W), or
+                a batch of clips with another axis in front; uint8 colors, or floats from 0 to 1. Or a PIL image; a list
+                or an iterator of images, which are the frames of one clip; a `FrameBatch` of torchcodec; the path or
+                URL of a video or an image; or a list of any of these except images, which is a batch. An input of one
+                frame goes through the image tokenizer.
             resize: None leaves the size unchanged; it must divide into patches. "round" resizes each side to the
                 nearest multiple of the patch size; a number center-crops to a square of that side; a pair is
                 (height, width).
@@ -49,16 +54,23 @@ class Backbone(HubEncoder):
             fps: sampling rate of a video file in frames per second (default 4); for frames in memory, their rate, from
                 which `times` are computed.
             start: start of the clip in a video file, in seconds; None takes the clip from the middle.
+            layout: a letter for each axis of pixels in memory: B of a batch, C channels, T frames, H height, W width;
+                for a list, its own axis may be the first. None finds the axis of the channels by its size, and takes
+                four axes for a clip: "BCHW" and "BHWC" are batches of images.
+            normalized: whether floats are normalized already, as `model(pixels)` takes them.
+            bgr: whether the channels are blue, green and red, as of OpenCV.
 
         Returns:
-            Features of all output levels, (B, N, D) each.
+            Features of all output levels, (B, N, D) float32 each, on the device of the model.
 
         Raises:
             ConfigError: if an argument is out of range.
-            DataError: if x cannot be read, or its size does not divide into patches.
+            DataError: if x cannot be read, its layout is ambiguous, its floats are not in range, or its size does not
+                divide into patches.
         """
-        clips = read_inputs(x, self.config, Sampling(frames, fps, start), resize)
-        return self.dense_features(clips.pixels, clips.times)
+        pixel_format = PixelFormat(layout, normalized, bgr)
+        clips = read_inputs(x, self.config, Sampling(frames, fps, start), resize, pixel_format)
+        return self.dense_features(clips.pixels, clips.times).float()
 
     def stream(
         self,
@@ -86,7 +98,7 @@ class Backbone(HubEncoder):
             end: where to end, in seconds; None for the end of the video.
 
         Yields:
-            Features of the windows in order, each a batch of one.
+            Features of the windows in order, each a batch of one, in float32.
 
         Raises:
             ConfigError: if an argument is out of range, or the window does not divide into tubelets.
@@ -100,9 +112,9 @@ class Backbone(HubEncoder):
         if not isinstance(overlap, (int, np.integer)):
             raise ConfigError(f"overlap is {overlap!r}, expected a whole number of frames")
         for pixels, times in read_windows(path, frames, overlap, fps, self.config.tubelet_size, start, end):
-            clips = read_inputs(pixels, self.config, Sampling(), resize)
+            clips = read_inputs(pixels, self.config, Sampling(), resize, PixelFormat("THWC"))
             with torch.no_grad():
-                features = self.dense_features(clips.pixels, times.unsqueeze(0))
+                features = self.dense_features(clips.pixels, times.unsqueeze(0)).float()
             yield features  # outside of no_grad, so that the mode of the caller is unchanged meanwhile
 
     def dense_features(self, pixels: Tensor, times: Tensor | None = None) -> DenseFeatures:
@@ -113,7 +125,7 @@ class Backbone(HubEncoder):
             times: (B, T) seconds of the frames; their mean over each time step is kept.
 
         Returns:
-            Features of all output levels, (B, N, D) each.
+            Features of all output levels, (B, N, D) each, in the data type of the model.
 
         Raises:
             DataError: if values are too large for the data type of the model.

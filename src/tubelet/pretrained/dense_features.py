@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.errors import DataError
@@ -71,6 +73,14 @@ class DenseFeatures:
     def to(self, device: torch.device | str) -> DenseFeatures:
         """The same features on another device; the times stay on the CPU."""
         return DenseFeatures(tuple(level.to(device) for level in self.levels), self.grid, self.times)
+
+    def float(self) -> DenseFeatures:
+        """The same features in float32."""
+        return DenseFeatures(tuple(level.float() for level in self.levels), self.grid, self.times)
+
+    def numpy(self) -> NDArray[np.float32]:
+        """The map (B, T', H', W', D) of the deepest level as an array, from any device and data type."""
+        return self.map.detach().float().cpu().numpy()
 
     @classmethod
     def merge(cls, windows: Iterable[DenseFeatures]) -> DenseFeatures:

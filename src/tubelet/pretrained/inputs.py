@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,18 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from tubelet.config import ModelConfig
-from tubelet.data.clips import center_clip_times, center_crop, resize_clip
+from tubelet.data.clips import center_clip_times, center_crop, normalize_fractions, resize_clip
 from tubelet.data.decode import Video, VideoInfo
 from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from tubelet.data.images import read_image, rgb_of
+from tubelet.data.images import read_image
 from tubelet.data.storage import suffix_of
-from tubelet.device import accumulation_dtype
 from tubelet.errors import ConfigError, DataError
+from tubelet.pretrained.pixels import PixelFormat, is_image, read_pixels, stack_images, unpack_frames
 
 Resize = Literal["round"] | int | tuple[int, int] | None
 DEFAULT_FPS = 4.0
-# Above the values of normalized images: white is at most 2.64.
-_BRIGHTEST = 3.0
 
 
 @dataclass(frozen=True)
@@ -80,25 +79,20 @@ def check_resize(resize: Any) -> None:
         )
 
 
-def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize) -> InputBatch:
+def read_inputs(
+    x: Any, config: ModelConfig, sampling: Sampling, resize: Resize, pixel_format: PixelFormat | None = None
+) -> InputBatch:
     """A batch from any input of `Backbone.encode`.
 
     Raises:
+        ConfigError: if an option is out of range.
         DataError: if it cannot be read as images or clips of one size that divides into patches.
     """
     check_resize(resize)
-    if isinstance(x, (list, tuple)) and not (x and _is_image(x[0])):
-        if not x:
-            raise DataError("nothing to encode: the list is empty")
-        batch = [resize_to_grid(*_read(item, config, sampling), config, resize) for item in x]
-    elif not isinstance(x, (list, tuple)) and _dimensions(x) == 5:
-        pixels = _channels_first(_tensor(x), config)
-        if not len(pixels):
-            raise DataError(f"nothing to encode: pixels have shape {tuple(pixels.shape)}")
-        times = _in_memory_times(pixels.shape[2], sampling)
-        batch = [resize_to_grid(clip, times, config, resize) for clip in pixels]
-    else:
-        batch = [resize_to_grid(*_read(x, config, sampling), config, resize)]
+    pixel_format = pixel_format or PixelFormat()
+    batch = [
+        resize_to_grid(pixels, times, config, resize) for pixels, times in _clips(x, config, sampling, pixel_format)
+    ]
     shapes = {tuple(pixels.shape) for pixels, _ in batch}
     kinds = {pixels.dtype for pixels, _ in batch}
     if len(shapes) > 1 or len(kinds) > 1:
@@ -107,30 +101,53 @@ def read_inputs(x: Any, config: ModelConfig, sampling: Sampling, resize: Resize)
             f"{', '.join(map(str, sorted(shapes)))} of {', '.join(map(str, kinds))}; pass resize=(height, width), or "
             "encode them one by one"
         )
-    known = [t for _, t in batch if t is not None]
-    return InputBatch(torch.stack([p for p, _ in batch]), torch.stack(known) if len(known) == len(batch) else None)
+    stacked = torch.stack([pixels for pixels, _ in batch])
+    if stacked.is_floating_point() and not pixel_format.normalized:
+        stacked = normalize_fractions(stacked, config.pixels)
+    known = [times for _, times in batch if times is not None]
+    return InputBatch(stacked, torch.stack(known) if len(known) == len(batch) else None)
 
 
-def _read(x: Any, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    """One image or clip (C, T, H, W), and the times (T,) of its frames."""
-    if isinstance(x, (str, Path)):
-        return _read_file(x, sampling)
+Clip = tuple[Tensor, Tensor | None]
+"""Pixels (C, T, H, W), and the times (T,) of their frames in seconds, if known."""
+
+
+def _clips(x: Any, config: ModelConfig, sampling: Sampling, pixel_format: PixelFormat) -> list[Clip]:
+    """The clips of a batch; of a single clip or image one."""
+    if isinstance(x, Iterator):  # one of PIL gives the same object again and again
+        x = [item.copy() if isinstance(item, Image.Image) else item for item in x]
     if isinstance(x, (list, tuple)):
-        if not (x and _is_image(x[0])):
-            raise DataError("a clip is a non-empty list of images; this list has other entries or none")
-        frames = [_image(frame, config) for frame in x]
-        if len({frame.shape for frame in frames}) > 1:
-            raise DataError(
-                f"the frames of a clip must have one size, found {sorted({tuple(f.shape) for f in frames})}"
-            )
-        if len({frame.dtype for frame in frames}) > 1:
-            raise DataError("the frames of a clip must have one type, found uint8 and normalized floats")
-        pixels = torch.stack(frames, dim=1)
-    elif _is_image(x):
-        pixels = _image(x, config).unsqueeze(1)
-    else:
-        pixels = _channels_first(_tensor(x).unsqueeze(0), config)[0]
-    return pixels, _in_memory_times(pixels.shape[1], sampling)
+        return _clips_of_list(x, config, sampling, pixel_format)
+    if isinstance(x, (str, Path)):
+        if pixel_format != PixelFormat():
+            raise DataError(f"layout, normalized and bgr are for pixels in memory, found the path {x}; leave them out")
+        return [_read_file(x, sampling)]
+    x, seconds = unpack_frames(x)
+    pixels = read_pixels(x, config, pixel_format)
+    times = _in_memory_times(len(pixels), pixels.shape[2], sampling, seconds)
+    return [(clip, None if times is None else times[i]) for i, clip in enumerate(pixels)]
+
+
+def _clips_of_list(x: Sequence[Any], config: ModelConfig, sampling: Sampling, pixel_format: PixelFormat) -> list[Clip]:
+    """The frames of one clip, or the entries of a batch: the first letter of a layout of the whole list decides."""
+    if not x:
+        raise DataError("nothing to encode: the list is empty")
+    layout = pixel_format.layout or ""
+    first, _ = unpack_frames(x[0])
+    images = is_image(first)
+    if layout[:1] == "B" or (images and layout[:1] == "T"):
+        pixel_format = pixel_format.inner()
+    if not images or layout[:1] == "B":
+        clips = [_clips(item, config, sampling, pixel_format) for item in x]
+        if any(len(clip) > 1 for clip in clips):
+            raise DataError("an entry of the list is a batch itself; encode the entries one by one")
+        return [clip for (clip,) in clips]
+    frames, seconds = zip(*map(unpack_frames, x), strict=True)
+    pixels = stack_images(frames, config, pixel_format)
+    known = [time for time in seconds if time is not None]
+    times = torch.stack(known) if len(known) == len(frames) else None
+    times = _in_memory_times(1, len(frames), sampling, times)
+    return [(pixels, None if times is None else times[0])]
 
 
 def _read_file(path: str | Path, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
@@ -169,83 +186,15 @@ def _clip_times(info: VideoInfo, sampling: Sampling) -> np.ndarray:
     return times
 
 
-def _in_memory_times(frames: int, sampling: Sampling) -> Tensor | None:
-    """Times of frames in memory: known for an image, and for a clip with a given rate."""
-    if frames == 1:
-        return torch.zeros(1, dtype=torch.float64)
-    return None if sampling.fps is None else torch.arange(frames, dtype=torch.float64) / sampling.fps
-
-
-def _dimensions(x: Any) -> int:
-    return getattr(x, "ndim", 0)
-
-
-def _is_image(x: Any) -> bool:
-    return isinstance(x, Image.Image) or (isinstance(x, (Tensor, np.ndarray)) and x.ndim in (2, 3))
-
-
-def _tensor(x: Any) -> Tensor:
-    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
-        # Copied if PyTorch cannot share the memory: read-only, as of a PIL image, or in another byte order.
-        x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
-    if not isinstance(x, Tensor):
-        what = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise DataError(f"cannot encode {what}: expected a tensor, an array, an image, a list of frames or a path")
-    if x.dim() < 3:
-        raise DataError(
-            f"pixels have shape {tuple(x.shape)}, expected three channels; repeat the values of a grayscale image"
-        )
-    if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise DataError(f"pixels are {x.dtype}, expected uint8 (0 to 255) or normalized floats")
-    if x.is_floating_point() and x.numel():
-        _check_floats(x)
-    return x
-
-
-def _check_floats(x: Tensor) -> None:
-    """Reject values that are not finite; warn about those that are not normalized."""
-    wide = accumulation_dtype(x.device)
-    # Read together: each number that is read from a device is waited for.
-    numbers = torch.stack([value.to(wide) for value in ((~x.isfinite()).sum(), *x.aminmax())])
-    wrong, least, top = numbers.tolist()
-    if wrong:
-        raise DataError(
-            f"{int(wrong)} of {x.numel()} pixel values are not finite (NaN or infinity), expected normalized floats or "
-            "uint8"
-        )
-    if least >= 0 and (0.5 < top <= 1 or top > _BRIGHTEST):
-        warnings.warn(
-            "floats must be normalized pixels, but these look like values from 0 to "
-            f"{1 if top <= 1 else 255}; pass uint8 instead",
-            stacklevel=3,
-        )
-
-
-def _image(x: Any, config: ModelConfig) -> Tensor:
-    """One image (C, H, W)."""
-    if isinstance(x, Image.Image):
-        x = rgb_of(x, "the image")
-    pixels = _tensor(x)
-    if pixels.shape[-1] == config.channels:
-        return pixels.permute(2, 0, 1)
-    if pixels.shape[0] == config.channels:
-        return pixels
-    raise DataError(f"an image has shape {tuple(pixels.shape)}, expected (height, width, 3) or (3, height, width)")
-
-
-def _channels_first(x: Tensor, config: ModelConfig) -> Tensor:
-    """(B, T, H, W, C) or (B, C, T, H, W) -> (B, C, T, H, W). An image is never as narrow as its number of channels."""
-    C = config.channels
-    if x.dim() == 5 and x.shape[-1] == C:
-        return x.permute(0, 4, 1, 2, 3)
-    if x.dim() == 5 and x.shape[1] == C and x.shape[2] != C:
-        return x
-    shape = tuple(x.shape)
-    raise DataError(
-        f"pixels have shape {shape[1:] if shape[0] == 1 else shape}, expected (clips, {C}, frames, height, width), "
-        f"(clips, frames, height, width, {C}), or one clip or image of these; of (frames, {C}, height, width), which "
-        f"could be images as well, make a clip with x.transpose(0, 1) or a batch of images with x.unsqueeze(2)"
-    )
+def _in_memory_times(clips: int, frames: int, sampling: Sampling, seconds: Tensor | None) -> Tensor | None:
+    """(B, T) times of frames in memory: those that they have, or of images, or of clips with a given rate."""
+    if seconds is not None:
+        if sampling.fps is not None:
+            raise DataError(f"fps is {sampling.fps:g}, but the frames have times of their own; leave fps out")
+        return seconds.reshape(clips, frames)
+    if frames > 1 and sampling.fps is None:
+        return None
+    return (torch.arange(frames, dtype=torch.float64) / (sampling.fps or 1.0)).expand(clips, frames)
 
 
 def resize_to_grid(

@@ -23,6 +23,7 @@ from tubelet.objective import normalize_targets, token_errors
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.inputs import Sampling, read_inputs
+from tubelet.pretrained.pixels import PixelFormat
 from tubelet.pretrained.sliding_windows import read_windows
 from tubelet.vjepa import VJEPA
 
@@ -106,7 +107,7 @@ def encode_file(model: Backbone, path: Path, video: bool, sampling: FrameSamplin
 
 
 def _keep(features: DenseFeatures, levels: Sequence[int]) -> DenseFeatures:
-    return DenseFeatures(tuple(features.levels[i].float().cpu() for i in levels), features.grid, features.times)
+    return DenseFeatures(tuple(features.levels[i].cpu() for i in levels), features.grid, features.times)
 
 
 def surprise(
@@ -167,7 +168,7 @@ def _windows(
         windows = max(1, math.ceil((end_s - sampling.start_s) * sampling.fps / sampling.frames - 1e-3))
     span = (sampling.start_s, sampling.end_s)
     for frames, times in read_windows(path, sampling.frames, 0, sampling.fps, tubelet, *span):
-        pixels = read_inputs(frames, model.config, Sampling(), resize).pixels
+        pixels = read_inputs(frames, model.config, Sampling(), resize, PixelFormat("THWC")).pixels
         yield pixels, times.unflatten(0, (-1, tubelet)).mean(-1).tolist(), windows
 
 

@@ -1,0 +1,193 @@
+"""Pixels in memory, as people hold them: tensors, arrays and PIL images of any layout to clips (C, T, H, W)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tubelet.config import ModelConfig
+from tubelet.data.images import rgb_of
+from tubelet.errors import ConfigError, DataError
+
+# Number of axes -> the layouts that are told apart by the axis of the channels.
+_LAYOUTS = {
+    2: ("HW",),
+    3: ("HWC", "CHW"),
+    4: ("THWC", "TCHW", "CTHW"),
+    5: ("BTHWC", "BTCHW", "BCTHW"),
+}
+_AXES = "BCTHW"
+# Colors from 0 to 1 that were resized or converted may exceed the range by a rounding error.
+_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """What the axes and values of pixels in memory are.
+
+    Attributes:
+        layout: a letter for each axis: B clips or images of a batch, C channels, T frames, H height, W width; None
+            finds the axis of the channels by its size.
+        normalized: whether floats are normalized already; otherwise they are colors from 0 to 1.
+        bgr: whether the channels are blue, green and red, as OpenCV has them.
+    """
+
+    layout: str | None = None
+    normalized: bool = False
+    bgr: bool = False
+
+    def __post_init__(self) -> None:
+        layout = self.layout
+        if layout is not None and not (
+            isinstance(layout, str) and set("HW") <= set(layout) <= set(_AXES) and len(set(layout)) == len(layout)
+        ):
+            raise ConfigError(
+                f'layout is {layout!r}, expected a letter for each axis: some of B, T, C, H and W, such as "TCHW"'
+            )
+        for name in ("normalized", "bgr"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected True or False")
+
+    def inner(self) -> "PixelFormat":
+        """The format of the entries of a list whose format this is."""
+        assert self.layout is not None
+        return PixelFormat(self.layout[1:], self.normalized, self.bgr)
+
+
+def is_image(x: Any) -> bool:
+    """Whether an object in memory is a single image by its number of axes."""
+    return isinstance(x, Image.Image) or (isinstance(x, (Tensor, np.ndarray)) and x.ndim in (2, 3))
+
+
+def unpack_frames(x: Any) -> tuple[Any, Tensor | None]:
+    """The pixels of a `FrameBatch` or `Frame` of torchcodec, and the seconds of their frames; others as they are.
+
+    Returns:
+        The pixels, and () seconds of a frame, (T,) of a clip or (B, T) of a batch as float64 on the CPU, or None.
+    """
+    pixels, seconds = getattr(x, "data", None), getattr(x, "pts_seconds", None)
+    if isinstance(pixels, Tensor) and seconds is not None:
+        return pixels, torch.as_tensor(seconds, dtype=torch.float64).cpu()
+    return x, None
+
+
+def stack_images(images: Sequence[Any], config: ModelConfig, pixel_format: PixelFormat) -> Tensor:
+    """The frames of one clip, each an image -> (C, T, H, W).
+
+    Raises:
+        DataError: if they are not images of one size and type.
+    """
+    if not all(map(is_image, images)):
+        raise DataError("a clip is a non-empty list of images; this list has other entries too")
+    if len(images) > 1 and getattr(images[0], "n_frames", 1) > 1 and all(image is images[0] for image in images):
+        raise DataError(
+            "the frames of the clip are one and the same PIL image of an animation; copy each: "
+            "[frame.copy() for frame in ImageSequence.Iterator(image)]"
+        )
+    frames = [read_pixels(image, config, pixel_format)[0][:, 0] for image in images]
+    if len({frame.shape for frame in frames}) > 1:
+        raise DataError(f"the frames of a clip must have one size, found {sorted({tuple(f.shape) for f in frames})}")
+    if len({frame.dtype for frame in frames}) > 1:
+        raise DataError(f"the frames of a clip must have one type, found {', '.join({str(f.dtype) for f in frames})}")
+    return torch.stack(frames, dim=1)
+
+
+def read_pixels(x: Any, config: ModelConfig, pixel_format: PixelFormat) -> Tensor:
+    """An image, a clip or a batch in memory -> (B, C, T, H, W), uint8 colors or floats.
+
+    Raises:
+        DataError: if its layout or its values are not those of pixels.
+    """
+    if isinstance(x, Image.Image):
+        if pixel_format.bgr or pixel_format.normalized:
+            raise DataError("bgr and normalized are for tensors and arrays; a PIL image has RGB colors of 8 bits")
+        x = rgb_of(x, "the image")
+    pixels = _tensor(x)
+    layout = _find_layout(tuple(pixels.shape), config.channels, pixel_format.layout)
+    if not pixels.numel():
+        raise DataError(f"nothing to encode: pixels have shape {tuple(pixels.shape)}")
+    if pixels.is_floating_point():
+        _check_floats(pixels, pixel_format.normalized)
+    elif pixel_format.normalized:
+        raise DataError("normalized is True, but pixels are uint8; leave it out, or pass floats")
+    pixels = pixels.permute([layout.index(axis) for axis in _AXES if axis in layout])
+    for place, axis in enumerate(_AXES):
+        if axis not in layout:
+            pixels = pixels.unsqueeze(place)
+    if pixel_format.bgr:
+        if config.channels != 3:
+            raise DataError(f"bgr is True, which is for three channels; the model takes {config.channels}")
+        pixels = pixels.flip(1)
+    return pixels
+
+
+def _tensor(x: Any) -> Tensor:
+    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
+        # Copied if PyTorch cannot share the memory: read-only, as of a PIL image, or in another byte order.
+        x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
+    if not isinstance(x, Tensor):
+        what = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise DataError(f"cannot encode {what}: expected a tensor, an array, an image, a list of frames or a path")
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise DataError(
+            f"pixels are {str(x.dtype).removeprefix('torch.')}, expected uint8 (0 to 255) or floats from 0 to 1; "
+            "divide by the largest value that a color can have"
+        )
+    return x
+
+
+def _find_layout(shape: tuple[int, ...], channels: int, layout: str | None) -> str:
+    """The letters of the axes of a shape.
+
+    Raises:
+        DataError: if the layout does not fit the shape; or, where there is none, if no axis or several may be that of
+            the channels.
+    """
+    if layout is not None:
+        sizes = dict(zip(layout, shape, strict=False))
+        if len(layout) != len(shape) or sizes.get("C", 1) != channels:
+            raise DataError(
+                f'pixels have shape {shape}, which does not fit layout="{layout}" and a model of {channels} channels'
+            )
+        return layout
+    usual = _LAYOUTS.get(len(shape), ())
+    fitting = [each for each in usual if _fits(dict(zip(each, shape, strict=True)), channels)]
+    # Where C is 1, layouts that fit differ in the place of axes of size 1 only.
+    if len(fitting) == 1 or (fitting and channels == 1):
+        return fitting[0]
+    if fitting:
+        raise DataError(
+            f"pixels have shape {shape}, which may be {' or '.join(fitting)}; pass the one that it is, such as "
+            f'layout="{fitting[0]}"'
+        )
+    gray = "; repeat the values of a grayscale image" if len(shape) == 2 or 1 in (shape[0], shape[-1]) else ""
+    raise DataError(
+        f"pixels have shape {shape}, expected {channels} channels: an image (HWC or CHW), a clip (THWC, TCHW or CTHW) "
+        f'or a batch of clips (BTHWC, BTCHW or BCTHW), or another order by layout=, such as layout="BCHW"{gray}'
+    )
+
+
+def _fits(sizes: dict[str, int], channels: int) -> bool:
+    """Whether a shape may have a layout. No frame is as narrow as its number of channels, where that is small."""
+    narrow = 1 < channels < 8 and channels in (sizes["H"], sizes["W"])
+    return sizes.get("C", 1) == channels and not narrow
+
+
+def _check_floats(x: Tensor, normalized: bool) -> None:
+    """Reject values that are not finite, and colors that are not from 0 to 1."""
+    # One pass, in which NaN propagates, and one read: each number that is read from a device is waited for.
+    least, top = torch.stack(x.aminmax()).tolist()
+    if not (np.isfinite(least) and np.isfinite(top)):
+        wrong = int((~x.isfinite()).sum())
+        raise DataError(
+            f"{wrong} of {x.numel()} pixel values are not finite (NaN or infinity), expected floats or uint8"
+        )
+    if not normalized and (least < -_ROUNDING or top > 1 + _ROUNDING):
+        raise DataError(
+            f"floats are from {least:.4g} to {top:.4g}, expected colors from 0 to 1; pass normalized=True if they are "
+            "normalized by the model's mean and std already, or colors from 0 to 255 as uint8"
+        )
