@@ -10,6 +10,7 @@ import zarr
 
 import tubelet
 from tubelet.data.images import read_image
+from tubelet.data.sources import list_media
 from tubelet.data.stacks import is_stack, read_stack_frames, read_stack_info
 from tubelet.errors import DecodeError, MissingPackageError
 
@@ -194,3 +195,35 @@ def test_a_stack_of_imagej_behind_a_single_page_is_found(tmp_path: Path) -> None
     data[at : at + 4] = struct.pack(f"{tifffile.TiffFile(file).byteorder}I", 0)  # no next page, as of more than 4 GB
     file.write_bytes(data)
     check(file, GRAY[..., None])
+
+
+def test_sources_have_stacks_among_videos_and_count_the_rest(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GRAY, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "b.tif", GRAY[0])
+    zarr.create_array(tmp_path / "c.zarr", data=GRAY)
+    np.save(tmp_path / "labels.npy", GRAY)
+    found = list_media([str(tmp_path)])
+    assert list(found.videos) == [str(tmp_path / name) for name in ("a.tif", "c.zarr")]
+    assert list(found.images) == [str(tmp_path / "b.tif")]
+    assert found.ignored == {".npy": 1}
+    assert any("2 stacks of frames; those that state no rate" in note for note in found.notes)
+    for source in ("c.zarr", "*.zarr", "**/*.zarr", "**"):
+        assert str(tmp_path / "c.zarr") in list_media([str(tmp_path / source)]).videos
+    assert not any("zarr/" in path for path in found.videos) and not list_media([str(tmp_path / "*.zarr")]).ignored
+
+
+def test_arrays_are_stacks_where_they_are_named_or_by_themselves(tmp_path: Path) -> None:
+    for name, values in {"a.npy": GRAY, "features.npy": GRAY[0], "b.npz": GRAY}.items():
+        np.save(tmp_path / name, values) if name.endswith("npy") else np.savez(tmp_path / name, values)
+    (tmp_path / "damaged.npy").write_bytes(b"x")
+    for source in (tmp_path, tmp_path / "*.np*"):
+        found = list_media([str(source)])
+        assert [Path(path).name for path in found.videos] == ["a.npy", "b.npz", "damaged.npy"]
+        assert found.ignored == {".npy": 1}
+    (tmp_path / "list.csv").write_text("path\na.npy\ngone.npy\n")
+    assert [Path(path).name for path in list_media([str(tmp_path / "list.csv")]).videos] == ["a.npy", "gone.npy"]
+
+
+def test_a_stack_behind_a_url_is_refused() -> None:
+    with pytest.raises(DecodeError, match=r"a\.npy: stacks are read from a local disk; copy it"):
+        tubelet.Video("s3://bucket/a.npy")

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
-from tubelet.data.file_types import MEDIA_SUFFIXES, any_of, names_with
+from tubelet.data.file_types import LISTED_SUFFIXES, any_of, names_with
 from tubelet.data.size_limits import LINE_CHARACTERS
 from tubelet.data.tables import SEPARATORS, decode_list
 from tubelet.errors import DataError
@@ -84,7 +84,7 @@ class _Interpretation(PathList):
     ) -> None:
         super().__init__(paths, labels, lines, form, values or {})
         self.missing, self.named = missing, named
-        self.media = _matches(paths, names_with(MEDIA_SUFFIXES))
+        self.media = _matches(paths, names_with(LISTED_SUFFIXES))
         self.valid = self.media if self.media.all() else self.media | _matches(paths, _OTHER_FILE)
 
     @property
@@ -294,7 +294,7 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Int
     paths, rest = pa.nulls(len(lines), _TEXT), pa.nulls(len(lines), _TEXT)
     for pattern in (
         rf'^"(?P<path>(?:[^"]|"")*)"(?:{mark}(?P<rest>.*))?$',
-        rf"(?i)^(?P<path>[^\"].*{any_of(MEDIA_SUFFIXES)})(?:{mark}(?P<rest>.*))?$",
+        rf"(?i)^(?P<path>[^\"].*{any_of(LISTED_SUFFIXES)})(?:{mark}(?P<rest>.*))?$",
         rf"^(?P<path>[^\"].*?)(?:{mark}(?P<rest>\S*))?$",  # another file
     ):
         left = pc.is_null(paths)
@@ -348,7 +348,7 @@ def _explain(text: str, best: _Interpretation, wrong: np.ndarray) -> str:
     if best.named and best.paths[int(wrong[0])].as_py() is None:
         return f"{best.missing}; fill it or remove the line"
     cells = [cell.strip('" ') for cell in re.split(r"[,;\t]|::| ", line)]
-    names_media = any(Path(cell).suffix.lower() in MEDIA_SUFFIXES for cell in cells)
+    names_media = any(Path(cell).suffix.lower() in LISTED_SUFFIXES for cell in cells)
     if wrong[0] == 0 and not best.named and not names_media and len(wrong) == 1:
         names = ", ".join(filter(None, cells))[:200]
         return f"its header has no column named path: {names}; rename the column with the paths"

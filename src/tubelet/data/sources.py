@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tubelet.data.file_types import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, names_with
+from tubelet.data.file_types import IMAGE_SUFFIXES, MEDIA_SUFFIXES, STACK_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.data.lerobot import INFO, dataset_root, is_dataset, read_episodes
 from tubelet.data.listed_rows import ListedRows, join_rows
 from tubelet.data.manifest import MANIFEST_SUFFIXES, absolute, listed_files, root_of
 from tubelet.data.paths import Paths, checksum, to_arrow
 from tubelet.data.shards.reader import ShardFolder, is_shards, open_shards
+from tubelet.data.stacks.listing import is_zarr, kinds_of
 from tubelet.data.storage import find, is_pattern, is_url, suffix_of
 from tubelet.errors import ConfigError, DataError, FileError, MissingFileError, escape_filename
 from tubelet.grid import Modality
@@ -31,8 +32,8 @@ class MediaList:
     """The media files of all sources, each once, in the order in which the sources name them.
 
     Attributes:
-        videos: files with the suffix of a video.
-        images: files with the suffix of an image.
+        videos: files with the suffix of a video, and stacks of frames.
+        images: files with the suffix of an image, and stacks of one frame.
         shards: folders of shards, which contain both.
         ignored: number of ignored files of each other suffix ("" for none), the most frequent first.
         ends: for each source, the number of videos, images and folders of shards up to and including it.
@@ -109,16 +110,17 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = (), spans: bo
     """Find the media files of some sources.
 
     Args:
-        sources: each a folder (searched with its subfolders, sorted), a media file, a list (CSV, TSV, TXT, JSONL or
-            Parquet), a glob (`**` matches any number of folders), or a folder of shards; all of these may be URLs. A
-            table has a `path` or `file_name` column, or no header; a line of JSONL is an object with one of them.
-            Relative paths in a list are relative to its folder.
+        sources: each a folder (searched with its subfolders, sorted), a media file or stack, a list (CSV, TSV, TXT,
+            JSONL or Parquet), a glob (`**` matches any number of folders), or a folder of shards; all of these may be
+            URLs. A table has a `path` or `file_name` column, or no header; a line of JSONL is an object with one of
+            them. Relative paths in a list are relative to its folder.
         allow_path: folders and URLs that lists may contain files of, besides those below their own folders.
         spans: whether the columns `start_s`, `end_s` and `weight` of lists are used; otherwise whole files are listed,
             and a note says so.
 
     Returns:
-        The files. Those of lists are not opened: one that does not exist is an error when it is read.
+        The files. Videos and images are not opened: one that a list names and that does not exist is an error when it
+        is read. Of TIFF, NumPy and DICOM files, the headers are read.
 
     Raises:
         TubeletError: a source is missing or has no media, a folder may not be read, or a list or an index has a line
@@ -146,15 +148,16 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = (), spans: bo
                 rows = None
             if rows:
                 found, rows = _without_weight(source, found, rows, notes)
-            video, image = (
-                pc.match_substring_regex(found, names_with(suffixes)) for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
-            )
-            media = pc.or_(video, image)
-            if not pc.any(media).as_py():
+            kinds = kinds_of(found, not is_url(source) and Path(source).expanduser().is_dir())
+            media = kinds.video | kinds.image
+            if not media.any():
                 raise DataError(f"{source}: {_what_instead(found)}; pass a source that has some")
-            videos.add(found.filter(video), rows and rows.take(video.to_numpy()))
-            images.add(found.filter(image), rows and rows.take(image.to_numpy()))
-            others.add(found.filter(pc.invert(media)))
+            if kinds.stacks:
+                what = _counted(kinds.stacks, "stack")
+                notes.append(f"{source}: {what} of frames; those that state no rate have the rate of the clips")
+            for files, own in ((videos, kinds.video), (images, kinds.image)):
+                files.add(kinds.files.filter(pa.array(own)), rows and rows.take(own))
+            others.add(found.filter(pa.array(~media & ~kinds.repeated)))
         for files in (videos, images, others):
             files.close()
         ends.append(len(shards))
@@ -281,9 +284,9 @@ def _first_magic(source: Path) -> int:
 
 
 def _local_files_of(path: Path, hidden: _Hidden) -> Iterator[str]:
-    if path.is_dir():
+    if path.is_dir() and not is_zarr(path.name):
         yield from _folder(str(path), hidden)
-    elif path.is_file():
+    elif path.is_file() or path.is_dir():
         yield absolute(path)
     elif glob.has_magic(str(path)):
         yield from _glob(str(path), hidden)
@@ -325,7 +328,7 @@ def _folder(folder: str, hidden: _Hidden) -> Iterator[str]:
                     if is_hidden(name):
                         if is_folder or suffix_of(name) in MEDIA_SUFFIXES:
                             hidden.add("folder" if is_folder else "file", entry.path)
-                    elif not is_folder:
+                    elif not is_folder or is_zarr(name):
                         files.append(name)
                     else:
                         folders.append((name, os.path.realpath(entry.path) if entry.is_symlink() else entry.path))
@@ -346,11 +349,13 @@ def _glob(pattern: str, hidden: _Hidden) -> Iterator[str]:
     written = set(Path(pattern).parts)
     for match in matches:
         path = Path(match)
+        if any(map(is_zarr, path.parts[:-1])):  # a chunk
+            continue
         if any(part not in written and not part.startswith(".") and is_hidden(part) for part in path.parts):
             if path.suffix.lower() in MEDIA_SUFFIXES:
                 hidden.add("file", match)
         # A folder that matches stands for its files, unless "**" matches them anyway.
-        elif not path.is_dir():
+        elif not path.is_dir() or is_zarr(path.name):
             yield absolute(path)
         elif "**" not in pattern:
             yield from _folder(match, hidden)
@@ -388,6 +393,7 @@ def _what_instead(found: pa.ChunkedArray) -> str:
     if not len(found):
         return "has no files"
     files = Paths.from_arrow(found)
-    kinds = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or image ({' '.join(sorted(IMAGE_SUFFIXES))})"
+    named = (("video", VIDEO_SUFFIXES), ("image", IMAGE_SUFFIXES), ("stack", STACK_SUFFIXES))
+    kinds = " or ".join(f"{kind} ({' '.join(sorted(suffixes))})" for kind, suffixes in named)
     counts = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in _by_suffix(files).items())
-    return f"{_counted(len(files), 'file')}, none of them {kinds}: {counts}"
+    return f"{_counted(len(files), 'file')}, none of them a {kinds}: {counts}"

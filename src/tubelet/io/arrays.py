@@ -194,11 +194,11 @@ def map_npy(path: Path, remedy: str = COPY_AGAIN) -> NDArray[Any]:
         raise file_error(path, f"cannot be read as an array ({first_line(error)})", remedy) from error
 
 
-def read_single_npz(path: Path, limit: int, remedy: str = COPY_AGAIN) -> NDArray[Any]:
-    """The array of an .npz file that has one.
+def npz_names(path: Path, remedy: str = COPY_AGAIN) -> list[str]:
+    """The names of the arrays in an .npz file.
 
     Raises:
-        DataError: if it is damaged, unpacks to more than `limit` bytes, or has several arrays.
+        DataError: if it is damaged.
         MissingFileError: if it does not exist.
     """
     import zipfile
@@ -206,9 +206,19 @@ def read_single_npz(path: Path, limit: int, remedy: str = COPY_AGAIN) -> NDArray
     require_regular(path, remedy)
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            return [name.removesuffix(".npy") for name in archive.namelist()]
     except Exception as error:  # a damaged archive raises many kinds of errors
         raise file_error(path, f"cannot be read as arrays ({first_line(error)})", remedy) from error
+
+
+def read_single_npz(path: Path, limit: int, remedy: str = COPY_AGAIN) -> NDArray[Any]:
+    """The array of an .npz file that has one.
+
+    Raises:
+        DataError: if it is damaged, unpacks to more than `limit` bytes, or has several arrays.
+        MissingFileError: if it does not exist.
+    """
+    names = npz_names(path, remedy)
     if len(names) != 1:
         found = ", ".join(names[:10])
         raise file_error(path, f"has {len(names)} arrays ({found}), expected one", "save each as a file of its own")

@@ -27,7 +27,7 @@ def is_stack(path: str | Path) -> bool:
     if suffix in (".tif", ".tiff"):
         from tubelet.data.stacks.tiff import has_pages
 
-        return not is_url(str(path)) and has_pages(Path(path))
+        return not is_url(str(path)) and has_pages(path)
     return suffix in _MODULES or _is_slices(path)
 
 

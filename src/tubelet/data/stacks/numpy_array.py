@@ -8,7 +8,22 @@ from pathlib import Path
 from tubelet.data.size_limits import ARRAY_BYTES
 from tubelet.data.stacks.stack import Stack, existing, info_of, layout_of
 from tubelet.errors import DecodeError, TubeletError
-from tubelet.io.arrays import map_npy, read_single_npz
+from tubelet.io.arrays import map_npy, npz_names, read_single_npz
+
+
+def may_be_frames(path: str | Path) -> bool:
+    """Whether the header of an array is that of frames; a damaged `.npy` counts as such, to be reported."""
+    place = Path(path)
+    if place.suffix.lower() == ".npz":
+        try:
+            return len(npz_names(place)) == 1
+        except TubeletError:
+            return False
+    try:
+        array = map_npy(place)
+    except TubeletError:
+        return True
+    return array.ndim in (3, 4) and array.dtype.kind in "buif"
 
 
 def open_stack(path: str | Path) -> Stack:

@@ -21,10 +21,10 @@ _OME_BITS = re.compile(r'<Pixels\b[^>]*?\bSignificantBits="(\d+)"')
 _UNIT_S = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "us": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
 
 
-def has_pages(path: Path) -> bool:
+def has_pages(path: str | Path) -> bool:
     """Whether a TIFF file has more than one page, by its header; False for one that cannot be read."""
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             head = file.read(16)
             order = {b"II": "<", b"MM": ">"}.get(head[:2])
             if order is None or len(head) < 8:
