@@ -1,7 +1,9 @@
 """Errors derive from `TubeletError` and from the standard class that a caller would catch."""
 
 import errno
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +73,23 @@ def test_an_atomic_write_replaces_all_or_nothing(tmp_path):
         partial.write_text("second")
         raise KeyError
     assert path.read_text() == "first" and [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_durable_write_works_where_directories_cannot_be_opened(tmp_path, monkeypatch):
+    open_file, flags = os.open, []
+
+    def open_as_windows_does(path, flag, *rest):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        flags.append(flag & os.O_ACCMODE)
+        return open_file(path, flag, *rest)
+
+    monkeypatch.setattr(os, "open", open_as_windows_does)
+    monkeypatch.setattr("tubelet.io.files._WINDOWS", True)
+    with atomic_write(tmp_path / "a.txt", durable=True) as partial:
+        partial.write_text("kept")
+    assert (tmp_path / "a.txt").read_text() == "kept"
+    assert os.O_RDWR in flags and os.O_RDONLY not in flags  # which Windows does not flush
 
 
 def test_a_locked_directory_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,18 @@ LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.s
 
 def imported_packages(file):
     """Subpackages and top-level modules of tubelet that a file imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse((SOURCE / file).read_text())):
+    for node in ast.walk(tree(file)):
         if isinstance(node, ast.ImportFrom) and node.module == "tubelet":
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tubelet."):
             yield node.module.split(".")[1]
         elif isinstance(node, ast.Import):
             yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("tubelet."))
+
+
+@cache
+def tree(file):
+    return ast.parse((SOURCE / file).read_text())
 
 
 def test_imports_go_to_lower_layers_only():
@@ -71,7 +77,7 @@ def test_every_package_and_top_level_module_has_a_layer_and_a_line_in_the_design
 def test_no_two_classes_have_one_name():
     modules = {}
     for file in FILES:
-        for node in ast.walk(ast.parse((SOURCE / file).read_text())):
+        for node in ast.walk(tree(file)):
             if isinstance(node, ast.ClassDef):
                 modules.setdefault(node.name, set()).add(file)
     assert {name: files for name, files in modules.items() if len(files) > 1} == {}
@@ -79,7 +85,7 @@ def test_no_two_classes_have_one_name():
 
 def test_every_config_field_is_documented():
     for file in [file for file in FILES if file.startswith("config/")]:
-        for node in ast.parse((SOURCE / file).read_text()).body:
+        for node in tree(file).body:
             if not isinstance(node, ast.ClassDef):
                 continue
             for field, doc in zip(node.body, node.body[1:], strict=False):
@@ -147,3 +153,17 @@ PARSERS = re.compile(
 def test_files_that_are_not_media_are_parsed_by_the_readers(file):
     found = [line.strip() for line in (SOURCE / file).read_text().splitlines() if PARSERS.search(line)]
     assert not found, f"{file} parses a file itself: use tubelet.io"
+
+
+def test_text_files_are_utf8_on_every_system():
+    found = []
+    for file in FILES:
+        for call in ast.walk(tree(file)):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            mode = call.args[0] if call.func.attr == "open" and call.args else None
+            text = isinstance(mode, ast.Constant) and mode.value in ("r", "w", "a", "x")
+            named = any(keyword.arg == "encoding" for keyword in call.keywords)
+            if (text or call.func.attr == "write_text") and not named:
+                found.append(f"{file}:{call.lineno}")
+    assert not found, "Windows has another default: pass encoding"

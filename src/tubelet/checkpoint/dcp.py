@@ -135,7 +135,7 @@ class _Writer(HuggingFaceStorageWriter):
         """Called by one rank when all have written."""
         files = {path.name: path.stat().st_size for path in sorted(self.partial.glob("*.safetensors"))}
         header = self.partial / HEADER
-        header.write_text(json.dumps({**self.header, FILES: files}))
+        header.write_text(json.dumps({**self.header, FILES: files}), encoding="utf-8")
         fsync(header)
         fsync(self.partial)
         if self.folder.exists():

@@ -44,7 +44,7 @@ def write_folder(out: Path, values: Values, tensors: Mapping[str, Tensor], proce
                 save_file(contiguous, partial, {"format": "pt"} | mark)
             for name, fields in (("video_preprocessor_config.json", processor), ("config.json", values)):
                 with atomic_write(out / name) as partial:
-                    partial.write_text(json.dumps(fields | mark, indent=2) + "\n")
+                    partial.write_text(json.dumps(fields | mark, indent=2) + "\n", encoding="utf-8")
         finally:
             (out / _LOCK).unlink(missing_ok=True)  # the directory is uploaded as it is
 

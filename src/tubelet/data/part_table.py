@@ -49,7 +49,7 @@ class PartTable:
                 leftover.unlink()
         else:
             with atomic_write(path / SETTINGS) as partial:
-                partial.write_text(json.dumps(settings, indent=2) + "\n")
+                partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         self.next_part = max((int(part.stem.split("-")[1]) for part in parts(path)), default=-1) + 1
         self.rows: list[dict[str, Any]] = []
         self.size = 0

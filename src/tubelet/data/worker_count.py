@@ -40,7 +40,7 @@ def cgroup_cores(membership: Path = Path("/proc/self/cgroup"), root: Path = _CGR
     """Processor cores that the control groups of this process allow, the least of all levels; None without a limit."""
     limits = []
     with suppress(OSError, ValueError):
-        for line in membership.read_text().splitlines():
+        for line in membership.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:  # version 2
                 folder, files = root / path.lstrip("/"), ["cpu.max"]
@@ -52,7 +52,7 @@ def cgroup_cores(membership: Path = Path("/proc/self/cgroup"), root: Path = _CGR
             for level in (folder, *folder.parents):
                 if level.is_relative_to(root):
                     with suppress(OSError, ValueError):
-                        quota, period = " ".join((level / name).read_text() for name in files).split()
+                        quota, period = " ".join((level / name).read_text(encoding="utf-8") for name in files).split()
                         if quota not in ("max", "-1"):
                             limits.append(int(quota) / int(period))
     return min(limits, default=None)

@@ -171,7 +171,7 @@ def oom_kills() -> int | None:
     """How many processes the kernel has killed for lack of memory, here or in this container; None if unknown."""
     files = [Path("/proc/vmstat")]
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:
                 files.append(Path(f"/sys/fs/cgroup{path}/memory.events"))
@@ -180,7 +180,7 @@ def oom_kills() -> int | None:
     counts = []
     for file in files:
         with suppress(OSError):
-            counts += re.findall(r"^oom_kill (\d+)", file.read_text(), re.MULTILINE)
+            counts += re.findall(r"^oom_kill (\d+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     return sum(map(int, counts)) if counts else None
 
 

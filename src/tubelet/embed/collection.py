@@ -150,7 +150,7 @@ def _write(table: FeatureTable, truncated: Collection[str], bad_files: str) -> N
     table.drop(truncated)
     table.flush()
     with atomic_write(table.path / BAD_FILES) as partial:
-        partial.write_text(bad_files)
+        partial.write_text(bad_files, encoding="utf-8")
 
 
 def _rows(model: Backbone, batch: EmbedBatch, pixels: Tensor, config: EmbedConfig) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ except ImportError:  # Windows, where stale directories are not removed
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+_WINDOWS = os.name == "nt"
 _IN_USE = "in-use"
 _ELSEWHERE = "choose another place"
 _COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -215,8 +216,11 @@ def _remove_stale(parent: Path, prefix: str, sweep: Callable[[Path], None]) -> N
 
 
 def fsync(path: Path) -> None:
-    """Wait until the contents of a file or directory are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until the contents of a file or directory are on the disk; Windows opens files only, and syncs no others."""
+    is_directory = path.is_dir()
+    if is_directory and _WINDOWS:
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)  # Windows flushes only what may be written
     try:
         os.fsync(descriptor)
     finally:

@@ -204,7 +204,9 @@ def predict_collection(
                 ]
         finally:
             with atomic_write(out / BAD_FILES) as partial:
-                partial.write_text("".join(json.dumps(asdict(bad[path])) + "\n" for path in sorted(bad)))
+                partial.write_text(
+                    "".join(json.dumps(asdict(bad[path])) + "\n" for path in sorted(bad)), encoding="utf-8"
+                )
         found = [
             _write_tables(name, number, each, table, media)
             for each, table in zip(passes, tables, strict=True)

@@ -106,7 +106,7 @@ def draw_videos(
                     draw_video(index.read(samples[each.path]).media, each, out, classes)
                     drawn[out.name] = digest
                     with atomic_write(folder / DRAWN) as partial:
-                        partial.write_text(json.dumps(drawn, indent=0) + "\n")
+                        partial.write_text(json.dumps(drawn, indent=0) + "\n", encoding="utf-8")
                 each = replace(each, drawn=out)
             except DecodeError as error:
                 bad.append(BadFile(error.path, error.reason))

@@ -120,7 +120,7 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
         # For people and for the Hub, which counts its downloads; the header of the weights file has the same.
         config = {"library_name": "tubelet", "model_id": self.model_id, "model": to_dict(self.config)}
         with atomic_write(save_directory / "config.json") as partial:
-            partial.write_text(json.dumps(config, indent=2) + "\n")
+            partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def generate_model_card(
         self, license: str = "unknown", metrics: Mapping[str, float] | None = None, **_: Any

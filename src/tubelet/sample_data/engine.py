@@ -126,7 +126,7 @@ def _sweep(folder: Path) -> None:
     """Remove the shared memory of engines that were killed before they or their supervisors could."""
     for place in _places(folder):
         if (file := place / supervisor.INSTANCE).is_file():
-            supervisor.remove_shared_memory(file.read_text(errors="replace").strip())
+            supervisor.remove_shared_memory(file.read_text(errors="replace", encoding="utf-8").strip())
 
 
 def _explain_engine_exit(place: Path) -> str:
@@ -134,10 +134,10 @@ def _explain_engine_exit(place: Path) -> str:
     ended, printed = place / supervisor.EXIT_CODE, place / supervisor.OUTPUT
     if not (place / supervisor.IN_USE).is_file():  # no supervisor came so far
         return ""
-    code = ended.read_text() if ended.is_file() else None
+    code = ended.read_text(encoding="utf-8") if ended.is_file() else None
     if code == supervisor.ORPHANED:
         return ""
-    output = printed.read_text(errors="replace") if printed.is_file() else ""
+    output = printed.read_text(errors="replace", encoding="utf-8") if printed.is_file() else ""
     lines = [line.strip() for line in output.split("\n") if line.strip()]
     found = ["the engine's supervisor was killed" if code is None else f"the engine: {describe_exit(int(code))}"]
     if lines:
@@ -236,7 +236,7 @@ def _supervised(game: Any, place: Path, vizdoom: Any) -> Iterator[None]:
         words = [sys.executable, "-I", "-S", supervisor.__file__, str(watched), str(place), str(engine)]
         program = place / "engine"
         script = f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
-        program.write_text(script)
+        program.write_text(script, encoding="utf-8")
         program.chmod(0o700)
         if not os.access(program, os.X_OK) and hasattr(os, "memfd_create"):  # mounted noexec; a file in memory is not
             opened.append(os.memfd_create("engine", 0))

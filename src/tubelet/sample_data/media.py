@@ -35,5 +35,5 @@ def write_video(
 
 def write_rows(path: Path, rows: Iterable[tuple[object, ...]]) -> None:
     """Write a CSV table, the first row of which is the header."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)

@@ -39,7 +39,7 @@ def main() -> int:
     working = _lock(folder / IN_USE)  # held until this process ends
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # which workers block
     instance = engine[engine.index("+viz_instance_id") + 1] if "+viz_instance_id" in engine else ""
-    (folder / INSTANCE).write_text(instance)
+    (folder / INSTANCE).write_text(instance, encoding="utf-8")
     orphaned = threading.Event()
     with (folder / OUTPUT).open("wb") as output:
         process = subprocess.Popen(
@@ -61,7 +61,7 @@ def main() -> int:
     threading.Thread(target=watch, daemon=True).start()
     code = process.wait()
     remove_shared_memory(instance)
-    (folder / EXIT_CODE).write_text(ORPHANED if orphaned.is_set() else str(code))
+    (folder / EXIT_CODE).write_text(ORPHANED if orphaned.is_set() else str(code), encoding="utf-8")
     if orphaned.is_set() and _lock(folder.parent / IN_USE) is not None:
         shutil.rmtree(folder.parent, ignore_errors=True)
     if working is not None:

@@ -311,7 +311,7 @@ def _write_set(
     for split in SPLITS:
         (settings.root / split).rename(out / split)
     with atomic_write(out / DATASET) as file:
-        file.write_text(json.dumps(description, indent=1) + "\n")
+        file.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     settings.root.rmdir()
     return description
 

@@ -193,7 +193,7 @@ class RunDirectory:
         path, lines = self.path / name, self.buffered_rows.pop(name, "") + line
         size = path.stat().st_size if path.exists() else 0
         try:
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(lines)
         except OSError as error:
             self.buffered_rows[name] = lines
@@ -221,7 +221,7 @@ def write_atomically(path: Path, text: str) -> None:
         TubeletError: if it cannot be written.
     """
     with atomic_write(path, remedy="check its permissions") as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def _bad_line(path: str, reason: str) -> str:

@@ -447,5 +447,5 @@ def _write_atomically(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with atomic_write(path, durable=True, remedy=_SHARDS_KEPT) as partial, partial.open("w") as file:
+    with atomic_write(path, durable=True, remedy=_SHARDS_KEPT) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)

@@ -37,5 +37,7 @@ def write_ade20k(root: Path, out: Path) -> Mapping[str, int]:
             counts[f"{folder} images"] = frame.number + 1
     names = dict(NEAREST.values())
     lines = [f"{k}\t\t\t\t{names.get(k, f'class {k}')}" for k in range(1, 151)]
-    (base / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *lines]) + "\n")
+    (base / "objectInfo150.txt").write_text(
+        "\n".join(["Idx\tRatio\tTrain\tVal\tName", *lines]) + "\n", encoding="utf-8"
+    )
     return counts

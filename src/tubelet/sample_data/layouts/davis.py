@@ -22,5 +22,5 @@ def write_davis(root: Path, out: Path) -> Mapping[str, int]:
         objects += len(clip.first)
     lists = out / "ImageSets" / "2017"
     lists.mkdir(parents=True)
-    (lists / "val.txt").write_text("".join(f"{name}\n" for name in names))
+    (lists / "val.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return {"sequences": len(names), "objects": objects}

@@ -34,5 +34,5 @@ def write_imagenet(root: Path, out: Path) -> Mapping[str, int]:
             raise DataError(f"{root}: no {split} image shows an object that can be its class; render more clips")
         counts[f"{split} images"] = number
     names = "".join(f"{_IDENTITIES[name]} {name}\n" for name in CLASSES if name in known)
-    (out / "LOC_synset_mapping.txt").write_text(names)
+    (out / "LOC_synset_mapping.txt").write_text(names, encoding="utf-8")
     return counts

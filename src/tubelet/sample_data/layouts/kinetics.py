@@ -16,7 +16,7 @@ def write_kinetics(root: Path, out: Path) -> Mapping[str, int]:
     counts = {}
     for split in ("train", "val"):
         entries = read_index(root, split)
-        with (out / "annotations" / f"{split}.csv").open("w", newline="") as file:
+        with (out / "annotations" / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(("label", "youtube_id", "time_start", "time_end", "split"))
             for entry in entries:

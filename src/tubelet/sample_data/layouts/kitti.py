@@ -40,7 +40,7 @@ def write_kitti(root: Path, out: Path) -> Mapping[str, int]:
                 write_map(out / "data_depth_annotated" / folder / depth, sparse)
             lines.append(f"{image} {depth} {FOCAL_LENGTH}\n")
             seen[drive] += 1
-        (out / f"eigen_{name}_files_with_gt.txt").write_text("".join(lines))
+        (out / f"eigen_{name}_files_with_gt.txt").write_text("".join(lines), encoding="utf-8")
         counts[f"{name} images"] = len(lines)
         counts[f"{name} drives"] = len(seen)
     return counts

@@ -22,7 +22,7 @@ def write_nyuv2(root: Path, out: Path) -> Mapping[str, int]:
             write_map(base / folder / f"{depth}.png", to_millimeters(frame.meters))
             lines.append(f"/{image}.jpg /{depth}.png {FOCAL_LENGTH}\n")
             seen[scene] += 1
-        (base / f"nyudepthv2_{name}_files_with_gt.txt").write_text("".join(lines))
+        (base / f"nyudepthv2_{name}_files_with_gt.txt").write_text("".join(lines), encoding="utf-8")
         counts[f"{name} images"] = len(lines)
         counts[f"{name} scenes"] = len(seen)
     return counts

@@ -27,7 +27,7 @@ def write_ssv2(root: Path, out: Path) -> Mapping[str, int]:
     fps = Fraction(read_description(root)["parameters"]["fps"])
     labels = {_TEMPLATES[motion].replace("[", "").replace("]", ""): str(i) for i, motion in enumerate(MOTIONS)}
     (out / "labels").mkdir()
-    (out / "labels" / "labels.json").write_text(json.dumps(labels, indent=1) + "\n")
+    (out / "labels" / "labels.json").write_text(json.dumps(labels, indent=1) + "\n", encoding="utf-8")
     counts, number = {}, 0
     for split, name in (("train", "train"), ("val", "validation")):
         entries = []
@@ -38,6 +38,6 @@ def write_ssv2(root: Path, out: Path) -> Mapping[str, int]:
             template, thing = _TEMPLATES[entry.motion], dominant_object(entry)
             label = template.replace("[something]", thing).lower()
             entries.append({"id": str(number), "label": label, "template": template, "placeholders": [thing]})
-        (out / "labels" / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n")
+        (out / "labels" / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
         counts[f"{name} videos"] = len(entries)
     return counts

@@ -37,7 +37,7 @@ def write_voc2012(root: Path, out: Path) -> Mapping[str, int]:
             names.append(name)
         lists = base / "ImageSets" / "Segmentation"
         lists.mkdir(parents=True, exist_ok=True)
-        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         counts[f"{split} images"] = len(names)
     return counts
 

@@ -34,5 +34,5 @@ def write_youtube_vos(root: Path, out: Path) -> Mapping[str, int]:
         }
         objects += len(clip.first)
     (out / "valid").mkdir(exist_ok=True)
-    (out / "valid" / "meta.json").write_text(json.dumps({"videos": videos}, indent=1) + "\n")
+    (out / "valid" / "meta.json").write_text(json.dumps({"videos": videos}, indent=1) + "\n", encoding="utf-8")
     return {"sequences": len(videos), "objects": objects}
