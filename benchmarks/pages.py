@@ -103,7 +103,7 @@ def write_table(folder: Path, tokens: int) -> Path:
         values = rng.standard_normal(STEPS * ROWS**2 * WIDTH, dtype=np.float32).astype(np.float16)
         times = (clip * STEPS + np.arange(STEPS)) * 20.0 / (STEPS * clips)
         grid = np.array([STEPS, ROWS, ROWS], np.int32)
-        table.add([version | {"clip": clip, "clips": clips, "grid": grid, "times": times, "tokens": values}])
+        table.add([version | {"clip_index": clip, "clips": clips, "grid": grid, "times": times, "tokens": values}])
     table.flush()
     return table.path
 

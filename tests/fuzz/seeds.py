@@ -190,11 +190,12 @@ def _tables(folder: Path) -> None:
     import pyarrow.parquet as pq
 
     row = {
-        "path": "a.mp4", "modality": "video", "size_bytes": 9, "changed_s": 1.0, "clip": 0, "clips": 2, "start_s": 0.0,
-        "end_s": 1.0, "times": np.zeros(2), "grid": np.array([2, 2, 2], np.int32), "model_id": "a", "config_hash": "0",
+        "path": "a.mp4", "modality": "video", "size_bytes": 9, "changed_s": 1.0, "clip_index": 0, "clips": 2,
+        "start_s": 0.0, "end_s": 1.0, "times": np.zeros(2), "grid": np.array([2, 2, 2], np.int32), "model_id": "a",
+        "config_hash": "0",
         "pooled": np.ones(8, np.float16),
     }  # fmt: skip
-    table = rows_to_table([row, row | {"clip": 1}, row | {"path": "b.png", "clips": 1}], {"format": TABLE_FORMAT})
+    table = rows_to_table([row, row | {"clip_index": 1}, row | {"path": "b.png", "clips": 1}], {"format": TABLE_FORMAT})
     pq.write_table(table, folder / "part-000000.parquet", compression="zstd")
     whole = folder.parent / "table"
     whole.mkdir()

@@ -29,10 +29,11 @@ from tubelet.data.decode import Video
 from tubelet.data.part_table import parts
 from tubelet.data.sources import list_media
 from tubelet.embed import collection
+from tubelet.embed.clip_vectors import read_clip_vectors
 from tubelet.embed.clips import CollectionClips
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
-from tubelet.embed.table import FeatureTable
+from tubelet.embed.table import FeatureTable, read_settings
 from tubelet.errors import TubeletError
 from tubelet.io.files import directory_lock
 from tubelet.pretrained.load import load
@@ -76,7 +77,7 @@ def rows(out):
 
 def test_each_clip_of_each_file_has_one_row(films, model, table):
     found = rows(table)
-    assert not found.duplicated(["path", "clip"]).any()
+    assert not found.duplicated(["path", "clip_index"]).any()
     assert found.groupby("path").size().equals(found.groupby("path")["clips"].first().astype("int64"))
     assert set(found["path"]) == {str(path.resolve()) for path in films.iterdir()}
     videos = found[found["modality"] == "video"]
@@ -110,10 +111,10 @@ def test_dense_rows_hold_all_tokens_of_all_levels_and_images_and_videos_share_a_
 
 def test_pandas_polars_and_duckdb_read_the_same(table):
     pattern = f"{table}/part-*.parquet"
-    expected = rows(table).sort_values(["path", "clip"])
+    expected = rows(table).sort_values(["path", "clip_index"])
     assert len(pd.read_parquet(table)) == len(expected)
-    with_polars = pl.read_parquet(pattern).sort("path", "clip")
-    with_duckdb = duckdb.sql(f"select * from '{pattern}' order by path, clip").df()
+    with_polars = pl.read_parquet(pattern).sort("path", "clip_index")
+    with_duckdb = duckdb.sql(f"select * from '{pattern}' order by path, clip_index").df()
     for found in (np.stack(with_polars["pooled"].to_list()), np.stack(with_duckdb["pooled"])):
         np.testing.assert_array_equal(found.astype(np.float16), np.stack(expected["pooled"]))
     assert list(with_duckdb["start_s"]) == list(expected["start_s"]) == with_polars["start_s"].to_list()
@@ -142,12 +143,12 @@ def test_killed_twice_it_ends_with_every_row_once(films, run, table, tmp_path):
     assert killed_at < len(rows(table))
     done = run_tubelet(*words)
     assert done.returncode == 0, done.stderr
-    key = ["path", "clip"]
+    key = ["path", "clip_index"]
     found, expected = (rows(o).sort_values(key, ignore_index=True) for o in (out, table))
     assert found[key].equals(expected[key])
-    assert f"{len(expected) - killed_at} clips of 10 files" in done.stdout
+    assert f"({len(expected) - killed_at} clips)" in done.stdout
     again = run_tubelet(*words)
-    assert "0 clips of 10 files (10 files were already complete)" in again.stdout
+    assert "0 new files (0 clips), 10 unchanged\n" in again.stdout
 
 
 def test_a_bad_file_costs_only_itself_and_too_many_stop_the_command(films, model, tmp_path, caplog):
@@ -195,6 +196,35 @@ def test_the_rows_of_a_file_that_changed_are_made_anew(model, tmp_path):
     assert (made.rows, made.changed) == (0, 0)
 
 
+def test_rows_of_files_that_no_longer_exist_are_counted_and_removed_on_demand(films, run, model, tmp_path, capsys):
+    folder, table = tmp_path / "films", tmp_path / "table"
+    shutil.copytree(films, folder, ignore=shutil.ignore_patterns("*.mp4"))
+    embed_collection(model, [str(folder)], table, SMALL)
+    made = embed_collection(model, [str(folder / "0.png")], table, SMALL)
+    assert (made.gone, made.before) == (0, 1)  # those of other sources are there
+    (folder / "0.png").rename(folder / "new.png")
+    (folder / "1.png").unlink()
+    words = f"embed {folder} --model {run} --out {table} --image-size 32 --frames 4 --fps 12".split()
+    for prune, rest in (([], "2 gone (kept; --prune removes them)"), (["--prune"], "2 gone (their rows were removed)")):
+        made = run_tubelet(*words, *prune)
+        assert made.returncode == 0, made.stderr
+        new = "0 new files (0 clips), 4 unchanged" if prune else "1 new file (1 clip), 3 unchanged"
+        assert f"{table}: {new}, {rest}\n" in made.stdout
+    assert {Path(path).name for path in rows(table)["path"]} == {"2.png", "3.png", "4.png", "new.png"}
+
+
+def test_a_table_of_the_format_before_is_read_and_continued_in_todays(tmp_path):
+    shutil.copytree(Path(__file__).parents[1] / "data" / "format-3-features", tmp_path / "table")
+    table = tmp_path / "table"
+    settings = read_settings(table)
+    assert settings["format"] == 3 and "clip" in rows(table)
+    assert len(read_clip_vectors(table).paths) == 3
+    done = FeatureTable(table, settings | {"format": 4}).done()
+    assert {Path(name).name: len(file.found) for name, file in done.items()} == {"0.mp4": 6, "0.png": 1, "1.png": 1}
+    assert read_settings(table) == settings | {"format": 4}
+    assert "clip" not in rows(table) and list(rows(table).clip_index) == [*range(6), 0, 0]
+
+
 def test_a_name_that_is_not_utf_8_is_embedded_once_and_can_be_found(model, tmp_path):
     folder, table = tmp_path / "films", tmp_path / "table"
     folder.mkdir()
@@ -223,7 +253,7 @@ def test_a_decoding_process_that_dies_is_one_sentence_and_costs_no_row(films, mo
     assert before > 0
     made = embed_collection(model, [str(films)], tmp_path / "table", SMALL)
     found = rows(tmp_path / "table")
-    assert len(found) == before + made.rows and not found.duplicated(["path", "clip"]).any()
+    assert len(found) == before + made.rows and not found.duplicated(["path", "clip_index"]).any()
 
 
 def test_a_file_that_crashes_its_decoder_is_named(films, model, tmp_path, monkeypatch):

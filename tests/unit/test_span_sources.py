@@ -74,7 +74,7 @@ def test_a_table_of_spans_continues_row_by_row(model, folder):
     made = embed_collection(model, [write_list(folder)], out, SMALL)
     assert (made.before, made.changed, made.rows) == (2, 2, 3 + 2)
     rows = read_rows(out)
-    assert not rows.duplicated(["path", "span_start_s", "clip"]).any() and len(rows) == 9
+    assert not rows.duplicated(["path", "span_start_s", "clip_index"]).any() and len(rows) == 9
 
 
 @pytest.mark.parametrize("task", ["classification", "timeline"])

@@ -47,7 +47,7 @@ def table_rows(media, clips, steps, tokens):
     shared |= {"grid": np.array([steps, SIDE, SIDE], np.int32)}
     return [
         shared
-        | {"clip": clip, "times": 0.125 + 0.25 * (clip * steps + np.arange(steps))}
+        | {"clip_index": clip, "times": 0.125 + 0.25 * (clip * steps + np.arange(steps))}
         | {"tokens": tokens[clip * steps : (clip + 1) * steps].ravel().astype(np.float16)}
         for clip in range(clips)
     ]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -10,6 +10,9 @@ from tubelet.cli.command import ConfigurableCommand, Known, Sources, trained_cli
 from tubelet.config import EmbedConfig
 from tubelet.config.fields import PathText
 from tubelet.console import files_progress, open_console, print_wrapped
+
+if TYPE_CHECKING:
+    from tubelet.embed.collection import EmbedSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +51,20 @@ class Embed(ConfigurableCommand):
                 self.model,
                 progress=progress,
             )
-        before = f" ({made.before} files were already complete)" if made.before else ""
-        changed = f"; {made.changed} files changed since: their rows were replaced" if made.changed else ""
+        print_wrapped(console, f"{self.out}: {_summary(made, self.settings.prune)}")
+
+
+def _summary(made: "EmbedSummary", pruned: bool) -> str:
+    """What a call did, in words; what did not occur is left out."""
+    changed = f" and {made.changed} changed, whose rows were replaced" if made.changed else ""
+    words = [f"{made.new} new file{'s' * (made.new != 1)}{changed} ({made.rows} clip{'s' * (made.rows != 1)})"]
+    if made.before:
+        words.append(f"{made.before} unchanged")
+    if made.gone:
+        words.append(f"{made.gone} gone ({'their rows were removed' if pruned else 'kept; --prune removes them'})")
+    if made.bad:
         truncated = f" ({made.truncated} of them truncated, without rows)" if made.truncated else ""
-        short = f"; {made.short} videos too short for --fps were sampled at a higher rate" if made.short else ""
-        print_wrapped(
-            console,
-            f"{self.out}: {made.rows} clips of {made.files} files{before}{changed}; {made.bad} bad files"
-            f"{truncated}{short}",
-        )
+        words.append(f"{made.bad} bad file{'s' * (made.bad != 1)}{truncated}")
+    if made.short:
+        words.append(f"{made.short} too short for --fps, sampled at a higher rate")
+    return ", ".join(words)

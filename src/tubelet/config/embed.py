@@ -45,6 +45,8 @@ class EmbedConfig(Settings):
     than a batch for each."""
     allow_path: tuple[PathText, ...] = ()
     """Folders and URLs, besides a manifest's own folder, that the manifest's files may lie in."""
+    prune: bool = False
+    """Remove the rows of files that no longer exist."""
     max_failed_fraction: Fraction = 0.05
     """Fraction of the files that may be unreadable before the command stops."""
 

@@ -74,7 +74,7 @@ class PartTable:
             if count == len(stale):
                 part.unlink()
             elif count:
-                _write(part, read_parquet(part, None, self.remedy).filter(pc.invert(stale)))
+                write_part(part, read_parquet(part, None, self.remedy).filter(pc.invert(stale)))
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Buffer rows, and write a part when there are enough of them or the last part is old."""
@@ -91,14 +91,14 @@ class PartTable:
         """
         number = self.next_part
         if self.rows:
-            _write(self.path / f"part-{number:06d}.parquet", rows_to_table(self.rows, self.settings))
+            write_part(self.path / f"part-{number:06d}.parquet", rows_to_table(self.rows, self.settings))
             number += 1
         now = time.monotonic()
         # All at once: an interrupt in between would have the same rows written again, as another part.
         self.rows, self.size, self.began, self.next_part = [], 0, now, number
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def write_part(path: Path, table: pa.Table) -> None:
     """Write a part atomically."""
     with atomic_write(path, durable=True, remedy="earlier parts are kept; run the same command to continue") as partial:
         pq.write_table(table, partial, compression="zstd")

@@ -53,6 +53,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
     Attributes:
         samples: modality -> indices (F,) of incomplete files.
         changed: keys of files and spans with rows of an earlier version of the file.
+        gone: keys of files and spans in the table that are no longer in the collection and whose files do not exist.
     """
 
     def __init__(
@@ -78,6 +79,8 @@ class CollectionClips(IterableDataset[EmbedBatch]):
                     else:
                         self.done[key] = before.found
             self.samples[modality] = np.flatnonzero(undone)
+        kept = {escape_filename(i.key(n)) for i in self.indices.values() for n in range(len(i) if done else 0)}
+        self.gone = {key for key, file in done.items() if key not in kept and file.is_gone()}
 
     def remaining(self) -> int:
         """Number of incomplete files."""
@@ -107,7 +110,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
                     for clip, row, is_short in self._clips(index, modality, sample):
                         pixels.append(clip)
                         rows.append(row)
-                        short += is_short and row["clip"] == 0
+                        short += is_short and row["clip_index"] == 0
                         if len(rows) == self.config.batch_size:
                             yield EmbedBatch(torch.stack(pixels), rows, ended, short, bad)
                             pixels, rows, ended, short, bad = [], [], 0, 0, []
@@ -131,7 +134,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         shared |= {"size_bytes": size_bytes, "changed_s": changed_s, **span_columns(index.span(sample))}
         if modality is Modality.IMAGE:
             pixels = resize_center_crop(read_still(source.media, self.model.pixels).unsqueeze(0), size)
-            yield pixels, shared | {"clip": 0, "clips": 1, "times": np.zeros(1)}, False
+            yield pixels, shared | {"clip_index": 0, "clips": 1, "times": np.zeros(1)}, False
             return
         with open_frames(source.media, self.model.pixels, self.config.fps) as video:
             info = source.limit(video.info)
@@ -139,7 +142,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
             missing = [clip for clip in range(len(times)) if clip not in self.done.get(key, ())]
             chosen = [source.start_s + times[clip] for clip in missing]
             for clip, seconds, frames in zip(missing, chosen, video.stream(chosen), strict=True):
-                row = shared | {"clip": clip, "clips": len(times), "times": seconds}
+                row = shared | {"clip_index": clip, "clips": len(times), "times": seconds}
                 yield resize_center_crop(frames.pixels, size), row, is_short
 
 

@@ -39,8 +39,10 @@ class EmbedSummary:
     Attributes:
         files: files of the collection.
         rows: rows written by this call.
+        new: files without rows before it, or with some of them only, that are complete now.
         before: files that were complete before it.
         changed: files that changed since they were embedded; their rows were replaced.
+        gone: files with rows that no longer exist; their rows were removed with `EmbedConfig.prune`.
         bad: files that could not be read.
         truncated: those of `bad` that are readable up to some point; they have no rows.
         short: videos too short for the requested rate.
@@ -48,8 +50,10 @@ class EmbedSummary:
 
     files: int
     rows: int
+    new: int
     before: int
     changed: int
+    gone: int
     bad: int
     truncated: int
     short: int
@@ -109,7 +113,7 @@ def _embed(
 ) -> EmbedSummary:
     """Encode the clips that the table lacks; `total` counts all files."""
     config = clips.config
-    table.drop(clips.changed)
+    table.drop(clips.changed | clips.gone if config.prune else clips.changed)
     ended = before = total - clips.remaining()
     bad: list[BadFile] = []
     made: Counter[str] = Counter()  # rows of each file and span
@@ -143,7 +147,18 @@ def _embed(
             _write(table, truncated, listed)
             raise
     kept = sum(count for key, count in made.items() if key not in truncated)
-    return EmbedSummary(total, kept, before, len(clips.changed), len(bad), len(truncated), short)
+    changed = clips.changed - names
+    return EmbedSummary(
+        files=total,
+        rows=kept,
+        new=total - before - len(changed) - len(names),
+        before=before,
+        changed=len(changed),
+        gone=len(clips.gone),
+        bad=len(bad),
+        truncated=len(truncated),
+        short=short,
+    )
 
 
 def _write(table: FeatureTable, truncated: Collection[str], bad_files: str) -> None:
@@ -166,7 +181,9 @@ def _rows(model: Backbone, batch: EmbedBatch, pixels: Tensor, config: EmbedConfi
     rows = []
     for i, row in enumerate(batch.rows):
         times = row["times"].reshape(features.grid.t, -1)
-        shared = {name: row[name] for name in ("path", "modality", "size_bytes", "changed_s", *SPAN, "clip", "clips")}
+        shared = {
+            name: row[name] for name in ("path", "modality", "size_bytes", "changed_s", *SPAN, "clip_index", "clips")
+        }
         shared |= {"start_s": float(times[0, 0]), "end_s": float(times[-1, -1]), "times": times.mean(axis=1)}
         shared |= {"grid": grid, "model_id": model.model_id, "config_hash": model.config_hash}
         rows.append(shared | {name: vector[i] for name, vector in vectors.items()})

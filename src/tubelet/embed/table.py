@@ -1,5 +1,7 @@
 """Features of a collection: a table of parts with one row per clip."""
 
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,20 +10,24 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 import pyarrow as pa
 
-from tubelet.data.part_table import SETTINGS, SPAN, PartTable, check_same_settings, parts, row_keys
+from tubelet.data.part_table import SETTINGS, SPAN, PartTable, check_same_settings, parts, row_keys, write_part
+from tubelet.data.storage import is_url
 from tubelet.errors import DataError, MissingFileError, TubeletError
 from tubelet.io.arrays import numbers, read_parquet, vectors
+from tubelet.io.files import atomic_write
 from tubelet.io.text import file_error, read_json, validate_content
 from tubelet.value_checks import Bounds
 
-FORMAT = 3  # 1 lacks the version of a row's file; the weights' id of 2 depends on a part of the values only
+# 1 lacks the version of a row's file; the weights' id of 2 depends on a part of the values only; 3 has `clip` for
+# `clip_index`, which hides behind a method of pandas' tables.
+FORMAT = 4
 
 _EMBED_AGAIN = "embed the collection again into another folder"
 _DELETE_PART = "delete this part and run `tubelet embed` again"
 # Columns that this package reads, and their types.
 _COLUMNS = {
     "path": "string",
-    "clip": "int64",
+    "clip_index": "int64",
     "clips": "int64",
     "size_bytes": "int64",
     "changed_s": "double",
@@ -59,11 +65,13 @@ class FileProgress:
     """Rows of one file, or of a listed span of one, in a table.
 
     Attributes:
+        path: name of the file.
         clips: number of its clips.
         found: indices of the clips that have a row.
         versions: sizes in bytes and modification times in seconds of the file when they were computed.
     """
 
+    path: str
     clips: int
     found: set[int] = field(default_factory=set)
     versions: set[tuple[int, float]] = field(default_factory=set)
@@ -73,36 +81,57 @@ class FileProgress:
         """Whether every clip has a row."""
         return len(self.found) == self.clips
 
+    def is_gone(self) -> bool:
+        """Whether the file no longer exists; objects behind URLs and names that are not UTF-8 count as there.
+
+        Of a member of a shard, the shard is looked for.
+        """
+        shard, is_member, _ = self.path.rpartition(".tar:")
+        path = f"{shard}.tar" if is_member else self.path
+        return not (is_url(path) or "\\udc" in path or os.path.lexists(path))
+
 
 class FeatureTable(PartTable):
     """A table with one row per clip."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Create a table in a folder that `check_output` accepted, or continue the table in it.
+        """Create a table in a folder that `check_output` accepted, or continue the table in it, in today's format.
 
         Raises:
             TubeletError: if the folder has rows with other settings.
         """
         settings = {"format": FORMAT, **settings}
+        before = None
         if (path / SETTINGS).exists():
-            before = read_settings(path)
+            before = read_settings(path) | {"format": FORMAT}
             # Name and path of the model may change if its weights are the same.
             compared = [key for key in settings if key not in ("model", "model_id", "config_hash")]
             check_same_settings(path, "features", before, {key: settings[key] for key in compared})
         super().__init__(path, settings, _DELETE_PART)
+        if before is not None and read_settings(path)["format"] != FORMAT:
+            _upgrade(path, before)
 
     def done(self) -> dict[str, FileProgress]:
         """Progress of each file and span, by key, see `row_keys`."""
         found: dict[str, FileProgress] = {}
-        names = ["clip", "clips", "size_bytes", "changed_s"]
+        names = ["clip_index", "clips", "size_bytes", "changed_s"]
         for part in parts(self.path):
             table = read_part(part, ["path", *names], SPAN)
-            columns = [row_keys(table).to_pylist(), *(table[name].to_pylist() for name in names)]
-            for key, clip, clips, size, changed in zip(*columns, strict=True):
-                file = found.setdefault(key, FileProgress(clips))
+            columns = [row_keys(table).to_pylist(), *(table[name].to_pylist() for name in ("path", *names))]
+            for key, path, clip, clips, size, changed in zip(*columns, strict=True):
+                file = found.setdefault(key, FileProgress(path, clips))
                 file.found.add(clip)
                 file.versions.add((size, changed))
         return found
+
+
+def _upgrade(path: Path, settings: Mapping[str, Any]) -> None:
+    """Bring a table of the format before to today's: parts, one after the other, then its settings."""
+    content = json.dumps(settings, indent=2)
+    for part in parts(path):
+        write_part(part, read_part(part, None).replace_schema_metadata({"tubelet": json.dumps(settings)}))
+    with atomic_write(path / SETTINGS) as partial:
+        partial.write_text(content + "\n")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -116,9 +145,9 @@ def read_settings(path: Path) -> dict[str, Any]:
             f"{path}: not a table of features ({SETTINGS} is missing); expected a folder that `tubelet embed` wrote"
         )
     settings: dict[str, Any] = read_json(path / SETTINGS, dict[str, Any], _EMBED_AGAIN)
-    if settings.get("format") != FORMAT:
-        found = settings.get("format")
-        raise file_error(path / SETTINGS, f"its format is {found!r:.100}, this version reads {FORMAT}", _EMBED_AGAIN)
+    if settings.get("format") not in (FORMAT - 1, FORMAT):
+        problem = f"its format is {settings.get('format')!r:.100}, this version reads {FORMAT - 1} and {FORMAT}"
+        raise file_error(path / SETTINGS, problem, _EMBED_AGAIN)
     validate_content(_Settings, settings, path / SETTINGS, _EMBED_AGAIN)
     return settings
 
@@ -131,8 +160,14 @@ def read_part(part: Path, columns: Sequence[str] | None, optional: Mapping[str, 
         TubeletError: if the file is damaged, or a column is missing or of another type.
     """
     expected = None if columns is None else {name: _COLUMNS[name] for name in columns}
+    either = dict.fromkeys(("clip", "clip_index"), _COLUMNS["clip_index"])
+    by_clip = expected is not None and expected.pop("clip_index", None) is not None
     try:
-        return read_parquet(part, expected, _DELETE_PART, optional)
+        table = read_parquet(part, expected, _DELETE_PART, {**(optional or {}), **(either if by_clip else {})})
+        names = ["clip_index" if name == "clip" else name for name in table.column_names]
+        if by_clip and "clip_index" not in names:
+            raise file_error(part, f"has no columns 'clip_index' (found {', '.join(names[:20])})", _DELETE_PART)
+        return table.rename_columns(names)
     except TubeletError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             message = f"{part}: was removed while the table was read; try again when `tubelet embed` has finished"

@@ -89,14 +89,14 @@ def read_dense_table(
     starts = dict(zip(rows, np.cumsum([0, *(grid.tokens for grid in grids)]).tolist(), strict=False))
 
     def chunks() -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        for columns, tokens, _ in dense_rows(table, ["path", "clip"], _READ_VALUES):
+        for columns, tokens, _ in dense_rows(table, ["path", "clip_index"], _READ_VALUES):
             for row, clip in zip(columns.to_pylist(), tokens, strict=True):
                 if row["path"] not in rows:
                     continue
                 if not np.isfinite(clip).all():
                     raise DataError(f"{table}: features of {row['path']} are not finite; embed it by another model")
                 h, w = clip.shape[1:3]
-                first = starts[row["path"]] + orders[row["path"]][1][row["clip"]] * h * w
+                first = starts[row["path"]] + orders[row["path"]][1][row["clip_index"]] * h * w
                 yield (first[:, None] + np.arange(h * w)).ravel(), torch.from_numpy(clip.reshape(-1, clip.shape[-1]))
 
     width = next(iter(chunks()))[1].shape[1]
@@ -111,7 +111,7 @@ def _list_rows(table: Path) -> dict[str, _TableFile]:
     """All files of a table, without their tokens."""
     found: dict[str, _TableFile] = {}
     for part in parts(table):
-        columns = read_part(part, ["path", "clip", "clips", "size_bytes", "changed_s", "grid", "times"], SPAN)
+        columns = read_part(part, ["path", "clip_index", "clips", "size_bytes", "changed_s", "grid", "times"], SPAN)
         if row_keys(columns) != columns["path"]:
             raise DataError(
                 f"{table}: has spans of videos, and --serve shows whole videos; pass the list to `tubelet view` "
@@ -119,7 +119,7 @@ def _list_rows(table: Path) -> dict[str, _TableFile]:
             )
         for row in columns.to_pylist():
             file = found.setdefault(row["path"], _TableFile())
-            file.times[row["clip"]] = np.array(row["times"])
+            file.times[row["clip_index"]] = np.array(row["times"])
             file.clips, file.space = row["clips"], (row["grid"][1], row["grid"][2])
             file.version = row["size_bytes"], row["changed_s"]
     return dict(sorted(found.items()))
