@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ class Backbone(HubEncoder):
         resize: Resize = None,
         start: float = 0.0,
         end: float | None = None,
+        causal: bool = False,
     ) -> Iterator[DenseFeatures]:
         """Encode a whole video of any length in constant memory.
 
@@ -96,9 +98,13 @@ class Backbone(HubEncoder):
             resize: as in `encode`.
             start: where to start in the video, in seconds.
             end: where to end, in seconds; None for the end of the video.
+            causal: whether the features of a time t come from frames up to t alone, as in a live application; by
+                default those of a time step come from all frames of its window, later ones too. Each time step then has
+                a window of its own that ends with it, for T' / 2 times the computation of windows that overlap by half,
+                and its `times` are those of its last frame. Before the video, its first frame is repeated.
 
         Yields:
-            Features of the windows in order, each a batch of one, in float32.
+            Features of the windows, or of the time steps where `causal`, in order, each a batch of one, in float32.
 
         Raises:
             ConfigError: if an argument is out of range, or the window does not divide into tubelets.
@@ -107,14 +113,22 @@ class Backbone(HubEncoder):
         check_resize(resize)
         Sampling(frames, fps)  # validates before a file is opened
         fps = DEFAULT_FPS if fps is None else fps
-        if overlap is None:
-            overlap = frames // 2 - frames // 2 % self.config.tubelet_size
+        step = self.config.tubelet_size
+        if causal:
+            if overlap is not None:
+                raise ConfigError(f"overlap is {overlap!r}, but causal windows advance by one time step; leave it out")
+            overlap = frames - step
+        elif overlap is None:
+            overlap = frames // 2 - frames // 2 % step
         if not isinstance(overlap, (int, np.integer)):
             raise ConfigError(f"overlap is {overlap!r}, expected a whole number of frames")
-        for pixels, times in read_windows(path, frames, overlap, fps, self.config.tubelet_size, start, end):
+        lead = frames - step if causal else 0
+        for pixels, times in read_windows(path, frames, overlap, fps, step, start, end, lead):
             clips = read_inputs(pixels, self.config, Sampling(), resize, PixelFormat("THWC"))
             with torch.no_grad():
                 features = self.dense_features(clips.pixels, times.unsqueeze(0)).float()
+            if causal:
+                features = replace(features.last_step(), times=times[None, -1:])
             yield features  # outside of no_grad, so that the mode of the caller is unchanged meanwhile
 
     def dense_features(self, pixels: Tensor, times: Tensor | None = None) -> DenseFeatures:

@@ -22,8 +22,8 @@ class DenseFeatures:
     Attributes:
         levels: output levels, (B, N, D) each, shallow to deep, after their LayerNorm.
         grid: time steps, rows and columns (T', H', W'); N = T'·H'·W' tokens, in that order.
-        times: (B, T') float64 seconds from the start of each video, averaged over the frames of a time step; None if
-            the frame rate is unknown.
+        times: (B, T') float64 seconds from the start of each video, averaged over the frames of a time step, or
+            those of its last frame where features are causal; None if the frame rate is unknown.
     """
 
     levels: tuple[Tensor, ...]
@@ -81,6 +81,11 @@ class DenseFeatures:
     def numpy(self) -> NDArray[np.float32]:
         """The map (B, T', H', W', D) of the deepest level as an array, from any device and data type."""
         return self.map.detach().float().cpu().numpy()
+
+    def last_step(self) -> DenseFeatures:
+        """The features of the last time step alone."""
+        levels = tuple(level.unflatten(1, self.grid.shape)[:, -1].flatten(1, 2).clone() for level in self.levels)
+        return DenseFeatures(levels, self.grid._replace(t=1), None if self.times is None else self.times[:, -1:])
 
     @classmethod
     def merge(cls, windows: Iterable[DenseFeatures]) -> DenseFeatures:

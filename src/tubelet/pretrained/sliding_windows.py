@@ -20,6 +20,7 @@ def read_windows(
     tubelet: int,
     start_s: float = 0.0,
     end_s: float | None = None,
+    lead: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Decode a video once, in order, and yield overlapping windows of frames.
 
@@ -31,6 +32,7 @@ def read_windows(
         tubelet: frames per time step; windows start at multiples of it.
         start_s: start in seconds of the video.
         end_s: end in seconds of the video; None for its end.
+        lead: number of times that the first frame is repeated before the video.
 
     Yields:
         Pixels (T, H, W, 3) uint8, which the next window overwrites, and times (T,) float64 in seconds of the video.
@@ -56,15 +58,16 @@ def read_windows(
                 f"{path}: {count} frames at {fps:g} fps do not divide into tubelets of {tubelet}; the last is repeated",
                 stacklevel=2,
             )
-        total = count + missing
-        times = start_s + torch.arange(total, dtype=torch.float64) / fps
+        total = lead + count + missing
+        frame = np.maximum(np.arange(total) - lead, 0)
+        times = torch.from_numpy(start_s + frame / fps)
         window = torch.empty(min(frames, total), info.height, info.width, 3, dtype=torch.uint8)
         bounds = _bounds(total, frames, overlap)
         begin, end = next(bounds)
         at = 0
-        shown = start_s + np.minimum(np.arange(total), count - 1) / fps
-        for frame, _, repeats in video.scan(shown):
-            pixels = torch.from_numpy(np.ascontiguousarray(frame))
+        shown = start_s + np.minimum(frame, count - 1) / fps
+        for image, _, repeats in video.scan(shown):
+            pixels = torch.from_numpy(np.ascontiguousarray(image))
             for _ in range(repeats):
                 window[at - begin] = pixels
                 at += 1
@@ -76,7 +79,8 @@ def read_windows(
                     window[:kept] = window[begin - before :][:kept].clone()
         if at < total:
             raise DecodeError(
-                str(path), f"ends at {start_s + at / fps:.1f} s, its header promises {info.duration_s:.1f} s"
+                str(path),
+                f"ends at {start_s + max(0, at - lead) / fps:.1f} s, its header promises {info.duration_s:.1f} s",
             )
 
 
