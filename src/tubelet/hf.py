@@ -30,9 +30,8 @@ from tubelet.config.fields import from_dict
 from tubelet.config.model import vit_b
 from tubelet.data.clips import center_clip_times, normalize, resize_center_crop
 from tubelet.data.decode import Video
-from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.data.images import read_image
-from tubelet.data.storage import suffix_of
+from tubelet.data.stacks import is_image_file
 from tubelet.errors import DataError, MissingPackageError
 from tubelet.heads.head_file import HeadInput, make_network, reduce_tokens
 from tubelet.heads.standardization import Standardization
@@ -303,7 +302,7 @@ class TubeletVideoProcessor(VideoProcessorMixin):
         return frames
 
     def _read(self, path: str | Path, count: int) -> Tensor:
-        if suffix_of(str(path)) in IMAGE_SUFFIXES:
+        if is_image_file(path):
             return read_image(path).unsqueeze(0)
         with Video(path) as video:
             times, _ = center_clip_times(video.info, count, self.fps)

@@ -3,15 +3,17 @@
 import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import tifffile
 import zarr
+from PIL import Image
 
 import tubelet
 from tubelet.data.images import read_image
 from tubelet.data.sources import list_media
-from tubelet.data.stacks import is_stack, read_stack_frames, read_stack_info
+from tubelet.data.stacks import is_image_file, is_stack, read_stack_frames, read_stack_info
 from tubelet.errors import DecodeError, MissingPackageError
 
 # Every value of 12 bits is once among those of the first channel.
@@ -227,3 +229,36 @@ def test_arrays_are_stacks_where_they_are_named_or_by_themselves(tmp_path: Path)
 def test_a_stack_behind_a_url_is_refused() -> None:
     with pytest.raises(DecodeError, match=r"a\.npy: stacks are read from a local disk; copy it"):
         tubelet.Video("s3://bucket/a.npy")
+
+
+def test_images_keep_their_depth_and_channels(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 2**16, (8, 6, 3)).astype(np.uint16)
+    with av.open(str(tmp_path / "a.png"), "w", format="image2") as container:
+        stream = container.add_stream("png")
+        stream.width, stream.height, stream.pix_fmt = 6, 8, "rgb48be"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(deep, format="rgb48le")))
+        container.mux(stream.encode(None))
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb", extratags=[(274, "H", 1, 6, True)])
+    Image.fromarray(GRAY[0]).save(tmp_path / "gray.png")
+    Image.fromarray((deep >> 8).astype(np.uint8)).save(tmp_path / "rgb.png")
+    turned = np.rot90(deep, -1)
+    for name, expected in {
+        "a.png": deep,
+        "a.tif": turned,
+        "gray.png": GRAY[0][..., None],
+        "rgb.png": deep >> 8,
+    }.items():
+        read = read_image(tmp_path / name, full_depth=True).numpy()
+        assert read.dtype == (np.uint8 if name == "rgb.png" else np.uint16) and np.array_equal(read, expected)
+    assert np.array_equal(read_image(tmp_path / "a.png").numpy(), deep >> 8)
+    assert is_image_file(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_images_are_turned_as_those_of_8_bits(tmp_path: Path, orientation: int) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    tag = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "8.tif", pixels, photometric="rgb", extratags=tag)
+    tifffile.imwrite(tmp_path / "16.tif", pixels.astype(np.uint16), photometric="rgb", extratags=tag)
+    shallow, deep = (read_image(tmp_path / f"{bits}.tif", full_depth=bits == 16) for bits in (8, 16))
+    assert np.array_equal(shallow.numpy(), deep.numpy())

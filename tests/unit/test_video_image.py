@@ -389,3 +389,44 @@ def test_plain_videos_are_those_of_a_plain_decoder(tmp_path: Path) -> None:
     frames = read_frames(path)
     assert np.array_equal(frames.pixels.numpy(), expected)
     assert [read_index(pixels) for pixels in frames.pixels] == [*range(12)]
+
+
+@pytest.mark.parametrize(("pix_fmt", "bits"), [("gray", 8), ("gray10le", 10), ("gray12le", 12), ("gray16le", 16)])
+def test_at_full_depth_a_gray_video_keeps_every_level(pix_fmt: str, bits: int, tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).permutation(4096).reshape(2, 64, 32) % 2**bits
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 64, pix_fmt
+        for image in levels:
+            plane = av.VideoFrame(32, 64, pix_fmt)
+            rows = np.frombuffer(plane.planes[0], np.uint8 if bits == 8 else "<u2").reshape(64, -1)
+            rows[:, :32] = image
+            container.mux(stream.encode(plane))
+        container.mux(stream.encode(None))
+    with Video(tmp_path / "a.mkv", full_depth=True) as video:
+        assert (video.info.channels, video.info.bits) == (1, 8 if bits == 8 else 16)
+        pixels = video.frames().pixels.numpy()[..., 0]
+    if bits in (8, 16):
+        assert np.array_equal(pixels, levels)
+    else:
+        ranked = np.unique(pixels)
+        assert len(ranked) == len(np.unique(levels))
+        assert np.array_equal(np.searchsorted(ranked, pixels), np.searchsorted(np.unique(levels), levels))
+    assert read_frames(tmp_path / "a.mkv").pixels.shape == (2, 64, 32, 3)
+
+
+def test_at_full_depth_colors_of_more_than_8_bits_are_16(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 1024, (32, 32, 3)).astype(np.uint16)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "gbrp10le"
+        for _ in range(2):
+            frame = av.VideoFrame(32, 32, "gbrp10le")
+            for plane, channel in zip(frame.planes, (1, 2, 0), strict=True):
+                np.frombuffer(plane, "<u2").reshape(32, -1)[:, :32] = image[..., channel]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with Video(tmp_path / "a.mkv", full_depth=True) as video:
+        assert (video.info.channels, video.info.bits) == (3, 16)
+        pixels = video.frames().pixels.numpy()
+    assert np.array_equal(pixels[0] >> 6, image)

@@ -4,9 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.data.decode import Video
-from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.data.images import read_image
-from tubelet.data.storage import suffix_of
+from tubelet.data.stacks import is_image_file
 from tubelet.errors import ConfigError
 
 Box = tuple[int, int, int, int]
@@ -20,7 +19,7 @@ def frame_size(path: str) -> tuple[int, int]:
     Raises:
         TubeletError: if it cannot be read.
     """
-    if suffix_of(path) in IMAGE_SUFFIXES:
+    if is_image_file(path):
         height, width = read_image(path).shape[:2]
         return height, width
     with Video(path) as video:

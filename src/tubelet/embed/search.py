@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.data.decode import Video
-from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.data.part_table import parts
-from tubelet.data.storage import suffix_of
+from tubelet.data.stacks import is_image_file
 from tubelet.embed.regions import Box, frame_size, grow_box, region_weights
 from tubelet.embed.table import PartRemovedError, dense_rows, pooled_rows, read_settings
 from tubelet.errors import ConfigError, DataError, TubeletError
@@ -136,7 +135,7 @@ def _encode(model: Backbone, file: str | Path, settings: dict[str, Any], at_s: f
     clip = {"resize": settings["image_size"], "frames": settings["frames"], "fps": settings["fps"]}
     if at_s is None:
         return model.encode(file, **clip)
-    if suffix_of(str(file)) in IMAGE_SUFFIXES:
+    if is_image_file(file):
         raise ConfigError(f"at is {at_s:g} s, but {file} is an image, which has no moments; leave it out")
     with Video(file) as video:
         duration_s = video.info.duration_s

@@ -17,6 +17,7 @@ from tubelet.data.clips import center_clip_times, center_crop, normalize_fractio
 from tubelet.data.decode import Video, VideoInfo
 from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.data.images import read_image
+from tubelet.data.stacks import is_image_file, is_stack
 from tubelet.data.storage import suffix_of
 from tubelet.errors import ConfigError, DataError
 from tubelet.pretrained.pixels import PixelFormat, is_image, read_pixels, stack_images, unpack_frames
@@ -151,10 +152,9 @@ def _clips_of_list(x: Sequence[Any], config: ModelConfig, sampling: Sampling, pi
 
 
 def _read_file(path: str | Path, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    suffix = suffix_of(str(path))
-    if suffix in IMAGE_SUFFIXES:
+    if is_image_file(path):
         return read_image(path).permute(2, 0, 1).unsqueeze(1), torch.zeros(1, dtype=torch.float64)
-    if suffix not in VIDEO_SUFFIXES:
+    if suffix_of(str(path)) not in VIDEO_SUFFIXES and not is_stack(path):
         known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
         raise DataError(
             f"{path}: expected a video or an image ({known}); pass names of released models to tubelet.load"

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.data.decode import Video
-from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.data.images import read_image
 from tubelet.data.part_table import SPAN, parts, row_keys
-from tubelet.data.storage import suffix_of
+from tubelet.data.stacks import is_image_file
 from tubelet.embed.table import dense_rows, read_part, read_settings
 from tubelet.errors import ConfigError, DataError, escape_filename
 from tubelet.grid import Grid
@@ -159,7 +158,7 @@ def _open_file(path: str, own: _TableFile) -> ViewedFile:
             f"{path}: has {file.stat().st_size:,} bytes, {own.version[0]:,} when it was embedded; "
             "run `tubelet embed` again"
         )
-    if suffix_of(path) in IMAGE_SUFFIXES:
+    if is_image_file(path):
         height, width = read_image(path).shape[:2]
         return ViewedFile(file, False, height, width, 0.0)
     with Video(path) as video:

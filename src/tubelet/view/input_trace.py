@@ -21,6 +21,7 @@ from tubelet.data.decode import Video
 from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.data.images import read_image
 from tubelet.data.masks import block_shape, sample_mask
+from tubelet.data.stacks import is_image_file, is_stack
 from tubelet.errors import ConfigError, DataError, MissingFileError
 from tubelet.grid import Grid, Mask, MaskedGrid, Modality
 from tubelet.model.rope import RotaryTable, rotary_table
@@ -356,13 +357,14 @@ def _load(what: str, seed: int) -> tuple[VJEPA, TrainConfig | None, str | None]:
 def _is_video(file: Path) -> bool:
     if not file.is_file():
         raise MissingFileError(f"{file}: no such file; expected a video or an image")
-    suffix = file.suffix.lower()
-    if suffix not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+    if is_image_file(file):
+        return False
+    if file.suffix.lower() not in VIDEO_SUFFIXES and not is_stack(file):
         raise DataError(
             f"{file}: neither a video ({' '.join(sorted(VIDEO_SUFFIXES))}) "
             f"nor an image ({' '.join(sorted(IMAGE_SUFFIXES))})"
         )
-    return suffix in VIDEO_SUFFIXES
+    return True
 
 
 def _read_video(file: Path, size: int, frames: int, fps: float) -> TracedInput:

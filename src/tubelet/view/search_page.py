@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.data.decode import Video
-from tubelet.data.file_types import IMAGE_SUFFIXES
-from tubelet.data.storage import suffix_of
+from tubelet.data.stacks import is_image_file
 from tubelet.embed.regions import Box, frame_size
 from tubelet.embed.search import Hit
 from tubelet.errors import TubeletError
@@ -42,7 +41,7 @@ def write_search_page(hits: Sequence[Hit], query: str, out: Path, at_s: float | 
 
 def _query(query: str, at_s: float | None, box: Box | None) -> dict[str, Any]:
     """The player of the query."""
-    if suffix_of(query) in IMAGE_SUFFIXES:
+    if is_image_file(query):
         return _player(query, 0.0, 0.0, box)
     with Video(query) as video:
         middle = video.info.duration_s / 2 if at_s is None else at_s

@@ -10,13 +10,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tubelet.data.file_types import STACK_FORMATS
+from tubelet.data.file_types import IMAGE_SUFFIXES, STACK_FORMATS
 from tubelet.data.size_limits import check_clip
 from tubelet.data.stacks.stack import Stack, StackInfo
 from tubelet.data.storage import is_url, suffix_of
 from tubelet.errors import DecodeError
 
-__all__ = ["Stack", "StackInfo", "is_stack", "open_stack", "read_frames_of", "read_stack_frames", "read_stack_info"]
+__all__ = [
+    "Stack",
+    "StackInfo",
+    "is_image_file",
+    "is_stack",
+    "open_stack",
+    "read_frames_of",
+    "read_stack_frames",
+    "read_stack_info",
+]
 
 _MODULES = {suffix: module for module, suffixes in STACK_FORMATS.items() for suffix in suffixes}
 
@@ -29,6 +38,14 @@ def is_stack(path: str | Path) -> bool:
 
         return not is_url(str(path)) and has_pages(path)
     return suffix in _MODULES or _is_slices(path)
+
+
+def is_image_file(path: str | Path) -> bool:
+    """Whether a path is that of a still image: no TIFF file with pages, but a DICOM file of one frame."""
+    suffix = suffix_of(str(path))
+    if suffix in STACK_FORMATS["dicom"]:
+        return read_stack_info(path).frames == 1
+    return suffix in IMAGE_SUFFIXES and not is_stack(path)
 
 
 def open_stack(path: str | Path) -> Stack:
