@@ -108,7 +108,6 @@ FLOAT64_MODULES = {
     "pretrained/dense_features.py",
     "pretrained/inputs.py",
     "pretrained/pixels.py",
-    "pretrained/sliding_windows.py",
     "tasks/common/correspondence.py",
     "tasks/metrics/dense.py",
     "tasks/metrics/ranking.py",

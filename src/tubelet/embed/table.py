@@ -131,7 +131,7 @@ def _upgrade(path: Path, settings: Mapping[str, Any]) -> None:
     for part in parts(path):
         write_part(part, read_part(part, None).replace_schema_metadata({"tubelet": json.dumps(settings)}))
     with atomic_write(path / SETTINGS) as partial:
-        partial.write_text(content + "\n")
+        partial.write_text(content + "\n", encoding="utf-8")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
