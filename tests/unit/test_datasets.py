@@ -202,7 +202,7 @@ def test_imagenet(tmp_path):
 def test_image_folders(tmp_path):
     images = [put(tmp_path / f"data/{split}/{name}/a.png") for split in ("train", "valid") for name in ("cat", "dog")]
     found = datasets.find(tmp_path, ClassificationDataset)
-    assert found.name == "image folders (2 classes)" and found.classes == ("cat", "dog")
+    assert found.name == f"{tmp_path.name} (2 classes, image folders)" and found.classes == ("cat", "dog")
     assert found.test == [LabeledFile(path=images[2], label=0), LabeledFile(path=images[3], label=1)]
     put(tmp_path / "data/valid/bird/a.png")
     with pytest.raises(TubeletError, match=r"valid/bird: class without a folder in .*train"):

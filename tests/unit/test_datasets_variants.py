@@ -110,7 +110,7 @@ def test_video_folders_and_lists_of_mmaction(tmp_path):
         put(tmp_path / f"{split}/riding a bike/a.mp4")
         put(tmp_path / f"{split}/run/b.mp4")
     folders = datasets.find(tmp_path, ClassificationDataset)
-    assert folders.name == "video folders (2 classes)"
+    assert folders.name == f"{tmp_path.name} (2 classes, video folders)"
     assert [(file.path.parent.name, file.label) for file in folders.train] == [
         ("riding a bike", 0),
         ("run", 1),

@@ -124,6 +124,8 @@ def test_an_image_has_no_moments(table, tmp_path):
     write_image(tmp_path / "a.png")
     with pytest.raises(TubeletError, match="is an image, which has no moments"):
         search(table, tmp_path / "a.png", 3, model([1.0, 0, 0, 0]), at_s=1.0)
+    with pytest.raises(TubeletError, match="people walking: no such file; search by an image or a video, words"):
+        search(table, "people walking", 3, model([1.0, 0, 0, 0]))
 
 
 def test_paths_have_a_common_folder():

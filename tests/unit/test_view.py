@@ -283,6 +283,7 @@ def test_a_video_shorter_than_its_clip_is_reported_to_be_stretched(run, tmp_path
 def test_what_cannot_be_explained_is_one_sentence(run, image, tmp_path):
     cases = [
         (tmp_path / "no.mp4", run, {}, "no such file"),
+        (tmp_path, run, {}, "is a folder, expected one video or image"),
         (write_text(tmp_path / "text.mp4"), run, {}, "text.mp4"),
         (write_text(tmp_path / "notes.txt"), run, {}, "neither a video"),
         (image, "vit-x", {}, "no such model"),
@@ -380,6 +381,7 @@ def test_a_report_shows_what_benchmarks_reported_of_the_run(tmp_path):
     )
     write_result(result, folder / "result.json")
     page = report(tmp_path, tmp_path)
+    assert f"<code>tubelet evaluate {tmp_path} --data FOLDER</code>" in page  # to be run from where the report was
     assert '<a href="evaluation/depth-nyu/page.html">depth on NYUv2</a>' in page and "run-1f2e" in page
     assert "1.25 m <small>this run</small>" in page and "2.50 m <small>random weights</small>" in page
 

@@ -28,11 +28,12 @@ def files_by_class(split: Path, train: Path, suffixes: frozenset[str]) -> list[L
 
 
 def load_class_folders(
-    kind: str, train: Path, val: Path, suffixes: frozenset[str], protocol: ProbeProtocol
+    root: Path, kind: str, train: Path, val: Path, suffixes: frozenset[str], protocol: ProbeProtocol
 ) -> ClassificationDataset:
     """The data set of two splits, each with a directory for each class.
 
     Args:
+        root: Directory that the user named, which the data set is called by.
         kind: Kind of directories, for the name of the data set.
         train: Directory of the train split, which has all classes.
         val: Directory of the validation split.
@@ -44,10 +45,15 @@ def load_class_folders(
     """
     classes = tuple(folder.name for folder in subfolders(train))
     return ClassificationDataset(
-        name=f"{kind} ({len(classes)} classes)",
+        name=own_name(root, len(classes), kind),
         classes=classes,
         train=files_by_class(train, train, suffixes),
         test=files_by_class(val, train, suffixes),
         excluded=count_hidden_media(folder for split in (train, val) for folder in subfolders(split)),
         protocol=protocol,
     )
+
+
+def own_name(root: Path, classes: int, layout: str) -> str:
+    """The name of a data set of one's own: that of its folder, with the layout it was read as."""
+    return f"{root.resolve().name} ({classes} classes, {layout})"

@@ -44,7 +44,7 @@ class ImageFolders(Layout[ClassificationDataset]):
         if found is None:
             raise layout_error(root, "no folders of images", ImageFolders.expected)
         train, val = (split_folder(found, split) for split in SPLITS)
-        return load_class_folders("image folders", train, val, IMAGE_SUFFIXES, IMAGE_PROTOCOL)
+        return load_class_folders(root, "image folders", train, val, IMAGE_SUFFIXES, IMAGE_PROTOCOL)
 
 
 def _root(root: Path) -> Path | None:

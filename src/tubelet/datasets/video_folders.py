@@ -33,7 +33,7 @@ class VideoFolders(Layout[ClassificationDataset]):
         if found is None:
             raise layout_error(root, "no folders of videos", VideoFolders.expected)
         train, val = (next(split_folders(found, split)) for split in SPLITS)
-        return load_class_folders("video folders", train, val, VIDEO_SUFFIXES, KINETICS_PROTOCOL)
+        return load_class_folders(root, "video folders", train, val, VIDEO_SUFFIXES, KINETICS_PROTOCOL)
 
 
 def split_folders(root: Path, split: str) -> Iterator[Path]:

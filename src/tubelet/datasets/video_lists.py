@@ -14,6 +14,7 @@ from pathlib import Path
 from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.data.tables import read_first_lines
 from tubelet.datasets.annotations import class_count, parse_index, read_labeled_paths
+from tubelet.datasets.class_folders import own_name
 from tubelet.datasets.layout import Layout, layout_error
 from tubelet.datasets.locate import candidate_roots, entry_names, find_folder, subfolders
 from tubelet.datasets.records import ClassificationDataset, LabeledFile, ProbeProtocol
@@ -46,7 +47,7 @@ class VideoLists(Layout[ClassificationDataset]):
         if found is None:
             split = "val" if find_list(root, "train") else "train"
             raise layout_error(root, f"no list of the {split} split", VideoLists.expected)
-        root, train, val = found
+        named, (root, train, val) = root, found
         lists = {path: read_labeled_paths(path, root) for path in (train, val)}
         classes, numbers = _classes({path: rows for path, (rows, _) in lists.items()})
         trained = {numbers[label] for _, _, label in lists[train][0]}
@@ -58,7 +59,7 @@ class VideoLists(Layout[ClassificationDataset]):
             for path, (rows, _) in lists.items()
         }
         return ClassificationDataset(
-            name=f"video lists ({len(trained)} classes)",
+            name=own_name(named, len(trained), "video lists"),
             classes=classes,
             train=files[train],
             test=files[val],

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from tubelet.data.decode import Video
 from tubelet.data.part_table import parts
 from tubelet.data.stacks import is_image_file
+from tubelet.data.storage import is_url, suffix_of
 from tubelet.embed.regions import Box, frame_size, grow_box, region_weights
 from tubelet.embed.table import PartRemovedError, dense_rows, pooled_rows, read_settings
-from tubelet.errors import ConfigError, DataError, TubeletError
+from tubelet.errors import ConfigError, DataError, MissingFileError, TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.load import load
@@ -132,6 +133,8 @@ def search(
 
 def _encode(model: Backbone, file: str | Path, settings: dict[str, Any], at_s: float | None) -> DenseFeatures:
     """Features of the query's clip."""
+    if not (suffix_of(str(file)) or is_url(str(file)) or Path(file).exists()):
+        raise MissingFileError(f"{file}: no such file; search by an image or a video, words cannot be compared")
     clip = {"resize": settings["image_size"], "frames": settings["frames"], "fps": settings["fps"]}
     if at_s is None:
         return model.encode(file, **clip)

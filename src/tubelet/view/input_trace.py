@@ -355,6 +355,8 @@ def _load(what: str, seed: int) -> tuple[VJEPA, TrainConfig | None, str | None]:
 
 
 def _is_video(file: Path) -> bool:
+    if file.is_dir():
+        raise DataError(f"{file}: is a folder, expected one video or image; name a file in it")
     if not file.is_file():
         raise MissingFileError(f"{file}: no such file; expected a video or an image")
     if is_image_file(file):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,7 @@ def _run_values(
     moments = [{"step": alert["step"], "message": alert["message"]} for alert in alerts]
     return {
         "run": run.resolve().name,
+        "run_path": shlex.quote(str(run)),
         "config": config,
         "model_name": _model_name(config.model),
         "sizes": _parameters(model or VJEPA(config.model)),

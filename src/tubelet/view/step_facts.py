@@ -104,7 +104,10 @@ def positions(trace: Trace) -> Facts:
             f"{head} channels: {each} turn with time, {each} with row, {each} with column, {head - 3 * each} never",
         ),
         ("angles", f"cos and sin of shape {shape(trace.rotary.cos.shape)}"),
-        ("last row", f"{grid.h - 1} → {significant(stretched)} on the pre-training grid of {config.rope_grid} rows"),
+        (
+            "last row",
+            f"{grid.h - 1} → {significant(stretched)}, scaled to {config.rope_grid} rows as the published runs have",
+        ),
         ("modality", f"one learnable vector of {trace.tokens.shape[-1]} for '{trace.modality}', added to every token"),
     ]
 

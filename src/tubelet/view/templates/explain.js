@@ -208,7 +208,7 @@ const fill = {
           other.setAttribute("transform", `rotate(${-angle(axis, state.hover ?? state.token, pair) * 180 / Math.PI} ${x} 24)`);
         });
         const position = place(state.token)[axis], scaled = position * scene.scales[axis];
-        label.innerHTML = `<b class="key bg-${name}"></b>${name} ${position}${scene.scales[axis] === 1 ? "" : ` → ${format(scaled)} on the pre-training grid`}; fastest pair turned by ${format(angle(axis, state.token, 0))} rad, slowest by ${format(angle(axis, state.token, scene.pairs - 1), 2)}`;
+        label.innerHTML = `<b class="key bg-${name}"></b>${name} ${position}${scene.scales[axis] === 1 ? "" : ` → ${format(scaled)} after scaling`}; fastest pair turned by ${format(angle(axis, state.token, 0))} rad, slowest by ${format(angle(axis, state.token, scene.pairs - 1), 2)}`;
         svg.setAttribute("aria-label", label.textContent);
       });
     });

@@ -369,7 +369,7 @@ function openList(name) {
   $("give").disabled = $("save-list").disabled = !state.count;
 }
 
-// Label tables, for `tubelet fit --labels`.
+// Label tables, for `tubelet fit`.
 const cell = text => /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 function tableRow(i, label) {
   const times = arrays.end[i] > arrays.start[i] ? [arrays.start[i].toFixed(3), arrays.end[i].toFixed(3)] : ["", ""];
