@@ -5,13 +5,26 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+from PIL import Image
 
+from tests.helpers.commands import run_tubelet
+from tests.helpers.training import ONE_BLOCK, tiny_config
 from tubelet.config import ModelConfig, PixelStatistics, from_dict, to_dict, vit_pico
 from tubelet.data.clips import normalize
+from tubelet.data.loader import StepDataset, step_bytes
 from tubelet.data.model_frames import to_input
+from tubelet.data.pixel_statistics import measure_collection, read_pixel_statistics
+from tubelet.data.sources import MediaList
 from tubelet.errors import ConfigError, DataError, DecodeError
+from tubelet.model.tokenizer import Tokenizer
 from tubelet.pretrained.backbone import Backbone
+from tubelet.train.distributed import DistContext
+from tubelet.train.initialization import adapt_channels
+from tubelet.train.optim import build_optimizer
+from tubelet.train.step import train_step
+from tubelet.vjepa import VJEPA
 
 GRAY12 = PixelStatistics(window=(0, 4095), mean=(0.25,), std=(0.125,))
 
@@ -50,7 +63,6 @@ def test_values_outside_of_the_window_are_clipped():
 
 def test_gray_becomes_rgb_by_repetition_and_rgb_gray_by_luma():
     gray = np.array([[[10], [200]]], np.uint8)
-    assert to_input(gray, None, "a").tolist() == [[[10] * 3, [200] * 3]]
     assert torch.equal(to_input(gray, statistics(3), "a"), to_input(gray, statistics(1), "a").expand(1, 2, 3))
     color = np.array([[[100, 200, 50]]], np.uint8)
     luma = 0.299 * 100 + 0.587 * 200 + 0.114 * 50
@@ -65,8 +77,6 @@ def test_other_channels_and_values_are_refused():
         to_input(np.zeros((1, 1, 2), np.uint16), statistics(3), "a")
     with pytest.raises(DecodeError, match="a: has values that are not finite"):
         to_input(np.full((1, 1, 1), np.nan, np.float32), GRAY12, "a")
-    with pytest.raises(ConfigError, match=r"a: has 1 channels of uint16, .* `tubelet stats SOURCE --out stats\.json`"):
-        to_input(np.zeros((1, 1, 1), np.uint16), None, "a")
     with pytest.raises(DataError, match="pixels have 3 channels, the model takes 2"):
         normalize(torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8), statistics(2))
 
@@ -74,3 +84,88 @@ def test_other_channels_and_values_are_refused():
 def test_floats_are_normalized_already():
     pixels = torch.randn(1, 2, 1, 8, 8)
     assert torch.equal(normalize(pixels, statistics(2)), pixels)
+
+
+def write_stack(path, seed=0, frames=4, channels=None):
+    """A 12-bit TIFF of 64 x 64 pixels, in each frame of which every gray level is once."""
+    rng = np.random.default_rng(seed)
+    count = frames * (channels or 1)
+    values = np.stack([rng.permutation(4096) for _ in range(count)]).astype(np.uint16)
+    shape, axes = ((frames, 64, 64), "TYX") if channels is None else ((frames, channels, 64, 64), "TCYX")
+    tifffile.imwrite(path, values.reshape(shape), photometric="minisblack", metadata={"axes": axes}, ome=True)
+    return str(path)
+
+
+def stack_config(model, **changes):
+    data = {"image_size": 64, "frames": 4, "crop_scale": (1, 1), "crop_aspect": (1, 1)}
+    return dataclasses.replace(tiny_config("unused", data=data, batch_size=2, **changes), model=model)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_20_steps_on_12_bit_stacks_keep_every_gray_level(tmp_path, channels):
+    files = [write_stack(tmp_path / f"{k}.ome.tif", k, channels=None if channels == 1 else channels) for k in range(2)]
+    media = MediaList(videos=files, images=[])
+    found = measure_collection(media, percentiles=(0, 100))
+    assert found.pixels.window == (0, 4095) and found.pixels.channels == channels
+    assert np.allclose(found.pixels.mean, 0.5, atol=0.01) and np.allclose(found.pixels.std, 12**-0.5, atol=0.01)
+    config = stack_config(dataclasses.replace(ONE_BLOCK, channels=channels, pixels=found.pixels), steps=20)
+    dataset = StepDataset(config, media)
+    torch.manual_seed(0)
+    model = VJEPA(config.model)
+    optimizer, ctx = build_optimizer(model, config.optim), DistContext(torch.device("cpu"), 0, 1)
+    before, losses = model.student.tokenizer.video.weight.detach().clone(), []
+    for step in range(20):
+        data = dataset[step]
+        assert not data.bad and data.failure is None
+        (batch,) = data.batches
+        assert batch.pixels.shape == (2, channels, 4, 64, 64) and batch.pixels.dtype == torch.float32
+        for channel in batch.pixels.flatten(2).flatten(0, 1):
+            assert len(channel.unique()) == 4096
+        losses.append(float(train_step(model, optimizer, data, config, step, ctx)["loss"]))
+    assert np.isfinite(losses).all() and not torch.equal(model.student.tokenizer.video.weight, before)
+    assert step_bytes(config, dataset.own) > 4 * batch.pixels.numel()
+
+
+def test_stacks_without_statistics_end_in_a_sentence_that_names_the_command(tmp_path):
+    media = MediaList(videos=[write_stack(tmp_path / "a.ome.tif")], images=[])
+    failure = StepDataset(stack_config(ONE_BLOCK), media)[0].failure
+    assert "a.ome.tif: has 1 channels of uint16, the model takes 8-bit RGB" in failure
+    assert "`tubelet stats SOURCE --out stats.json`, and train with --stats stats.json" in failure
+
+
+def test_a_gray_model_is_trained_on_8_bit_colors(tmp_path):
+    colors = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(colors).save(tmp_path / "a.png")
+    media = MediaList(videos=[], images=[str(tmp_path / "a.png")])
+    found = measure_collection(media, channels=1, window=(0, 255))
+    config = stack_config(dataclasses.replace(ONE_BLOCK, channels=1, pixels=found.pixels))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, flip=False))
+    pixels = StepDataset(config, media)[0].batches[0].pixels[0, 0, 0]
+    luma = colors @ np.array([0.299, 0.587, 0.114]) / 255
+    assert np.allclose(pixels * found.pixels.std[0] + found.pixels.mean[0], luma, atol=1e-5)
+
+
+def test_the_first_layer_is_adapted_so_that_repeated_values_have_equal_tokens():
+    torch.manual_seed(0)
+    rgb = Tokenizer(ONE_BLOCK)
+    state = {f"tokenizer.{name}": value for name, value in rgb.state_dict().items()}
+    for channels, frames in ((1, 4), (1, 1), (5, 4), (5, 1)):
+        other = Tokenizer(dataclasses.replace(ONE_BLOCK, channels=channels))
+        adapted = adapt_channels(state, 3, channels)
+        other.load_state_dict({name.removeprefix("tokenizer."): value for name, value in adapted.items()})
+        gray = torch.randn(2, 1, frames, 16, 16)
+        repeated = gray.expand(-1, channels, -1, -1, -1)
+        assert torch.allclose(other(repeated), rgb(gray.expand(-1, 3, -1, -1, -1)), atol=1e-5)
+    assert adapt_channels(state, 3, 3) is state
+
+
+def test_the_statistics_command_writes_what_training_takes(tmp_path):
+    values = np.arange(100, 164, dtype=np.uint16).reshape(8, 8)
+    for k in range(3):
+        tifffile.imwrite(tmp_path / f"{k}.tif", values + k)
+    (tmp_path / "broken.tif").write_bytes(b"II*\0")
+    out = tmp_path / "stats.json"
+    text = run_tubelet("stats", tmp_path, "--out", out, "--window", 90, 200).stdout.replace("\n", " ")
+    assert "3 of 4 files (3 of 1 channel of uint16); 1 failed; window 90 to 200" in text and "broken.tif" in text
+    found = read_pixel_statistics(out)
+    assert found.window == (90, 200) and found.mean[0] == pytest.approx((values.mean() + 1 - 90) / 110, abs=0.005)

@@ -29,6 +29,7 @@ EDGES = (
 
 def healthy(kind):
     required = {"width": 48, "depth": 4, "heads": 2, "levels": (0, 3), "blocks": 2, "area": 0.5}
+    required |= {"window": (0, 255), "mean": (0.5,), "std": (0.25,)}
     names = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     return kind(**{name: required[name] for name in names})
 

@@ -32,6 +32,7 @@ from tubelet.cli.report import Report
 from tubelet.cli.sample_data import SampleData
 from tubelet.cli.search import Search
 from tubelet.cli.shard import Shard
+from tubelet.cli.stats import Stats
 from tubelet.cli.train import Train
 from tubelet.cli.view import View
 from tubelet.config.fields import nearest
@@ -56,6 +57,7 @@ COMMANDS: dict[str, type[Command]] = {
     "distill": Distill,
     "sample-data": SampleData,
     "shard": Shard,
+    "stats": Stats,
     "fit": Fit,
     "predict": Predict,
     "evaluate": Evaluate,

@@ -64,6 +64,9 @@ class Train(TrainingCommand):
     """Frames of a video token, instead of the model's own."""
     output_levels: Annotated[int | None, Bounds(1, MAX_DEPTH)] = None
     """Number of output levels, counted from the last, that are used and predicted; 1 is V-JEPA 2.0's choice."""
+    stats: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Statistics of `tubelet stats`, by which data of any depth and number of channels are read; by default 8-bit RGB,
+    or as the model of --init-from takes them."""
 
     def run(self) -> None:
         """Train, or print the plan of a dry run."""
@@ -77,6 +80,11 @@ class Train(TrainingCommand):
         sizes = resized(self._model(), self.patch_size, self.tubelet_size)
         if self.output_levels is not None:
             sizes = dataclasses.replace(sizes, output_levels=self.output_levels)
+        if self.stats is not None:
+            from tubelet.data.pixel_statistics import read_pixel_statistics
+
+            pixels = read_pixel_statistics(self.stats)
+            sizes = dataclasses.replace(sizes, channels=pixels.channels, pixels=pixels)
         config = dataclasses.replace(self.settings, model=sizes)
         if self.planned.dry_run or self.out is None:
             print_plan(plan_run(config, self.planned), open_console())

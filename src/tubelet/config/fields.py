@@ -34,6 +34,7 @@ Workers = Processes | Literal["auto"]
 Fraction = Annotated[float, Bounds(0, 1)]
 # Operating systems wait for at most 2^31 milliseconds.
 Seconds = Annotated[float, Bounds(0, 1e6, exclusive=True, unit="seconds")]
+StoredValue = Annotated[float, Bounds(-1e30, 1e30)]
 LearningRate = Annotated[float, Bounds(0, 1e6, exclusive=True)]
 # A path, or what may stand for one: a URL, a released name, a Hub id.
 PathText = Annotated[str, ExpandUser()]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from tubelet.config.fields import Settings, nearest, require
+from tubelet.config.fields import Settings, StoredValue, nearest, require
 from tubelet.errors import ConfigError
 from tubelet.grid import Grid
 from tubelet.value_checks import Bounds
@@ -48,11 +48,11 @@ class PixelStatistics(Settings):
     `tubelet stats` measures them over a collection.
     """
 
-    window: tuple[float, float]
+    window: tuple[StoredValue, StoredValue]
     """Stored values that become 0 and 1; what is below or above is clipped."""
-    mean: tuple[float, ...]
+    mean: tuple[Annotated[float, Bounds(0, 1)], ...]
     """Mean of each channel, where the window is 0 to 1."""
-    std: tuple[Annotated[float, Bounds(0, 1e6, exclusive=True)], ...]
+    std: tuple[Annotated[float, Bounds(0, 1, exclusive=True)], ...]
     """Standard deviation of each channel, where the window is 0 to 1."""
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from tubelet.data.batch_partition import (
 )
 from tubelet.data.clips import augment, clip_times
 from tubelet.data.masks import sample_mask
-from tubelet.data.model_frames import open_frames, read_still
+from tubelet.data.model_frames import open_frames, read_still, require_8_bits
 from tubelet.data.prefetch import MB, Prefetch, prefetch_auto
 from tubelet.data.sample_index import SampleIndex
 from tubelet.data.sampler import WeightedSourceSampler
@@ -213,6 +213,8 @@ class StepDataset(Dataset[StepData]):
         """One augmented sample (C, T, S, S) for each generator, and how many clips exceed a too short video."""
         data, statistics = self.config.data, self.config.model.pixels
         source = index.read(sample)
+        if statistics is None:
+            require_8_bits(source.media)
         if modality is Modality.IMAGE:
             frames = [read_still(source.media, statistics).unsqueeze(0)]
             short = (False,)

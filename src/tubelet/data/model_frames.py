@@ -7,6 +7,7 @@ T frames of H x W pixels, C channels of the model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from tubelet.data.clips import LUMA
 from tubelet.data.containers import Media, media_name
 from tubelet.data.decode import Frames, Video, VideoInfo
 from tubelet.data.images import read_image
+from tubelet.data.stacks import is_stack, read_stack_info
 from tubelet.errors import ConfigError, DecodeError
 
 
@@ -50,46 +52,51 @@ def open_frames(media: Media, pixels: PixelStatistics | None, fps: float) -> Fra
         fps: frames per second of a stack that states no rate: the rate of the clips takes its frames one by one.
 
     Raises:
-        ConfigError: the model is of 8-bit RGB and the file is not.
         DecodeError: the file cannot be read, or has other channels than the model.
     """
     if pixels is None:
-        return Video(media)
-    return _Converted(Video(media), pixels)
+        return Video(media, stack_fps=fps)
+    return _Converted(Video(media, full_depth=True, stack_fps=fps), pixels)
 
 
 def read_still(media: Media, pixels: PixelStatistics | None) -> Tensor:
     """An image (H, W, C) as a model takes it: uint8, or normalized float32; see `open_frames`."""
-    image = read_image(media)
-    return image if pixels is None else to_input(image.numpy(), pixels, media_name(media))
+    if pixels is None:
+        return read_image(media)
+    return to_input(read_image(media, full_depth=True).numpy(), pixels, media_name(media))
 
 
-def to_input(values: np.ndarray, pixels: PixelStatistics | None, name: str) -> Tensor:
-    """Stored values (..., C') as a model takes them, (..., C).
+def require_8_bits(media: Media) -> None:
+    """Refuse a stack that a model of 8-bit RGB could only be trained on with less than its depth or channels.
+
+    Raises:
+        ConfigError: its values have more than 8 bits, or its channels are neither gray nor colors.
+        DecodeError: it cannot be read.
+    """
+    if isinstance(media, (str, Path)) and is_stack(media):
+        info = read_stack_info(media)
+        if info.dtype != "uint8" or info.channels not in (1, 3, 4):
+            raise ConfigError(
+                f"{media}: has {info.channels} channels of {info.dtype}, the model takes 8-bit RGB: measure the "
+                "collection with `tubelet stats SOURCE --out stats.json`, and train with --stats stats.json"
+            )
+
+
+def to_input(values: np.ndarray, pixels: PixelStatistics, name: str) -> Tensor:
+    """Stored values (..., C') as a model takes them, (..., C) normalized float32.
 
     Of three channels for a model of one, the luma is taken; a single channel is repeated for a model of three.
 
     Args:
         values: colors or values of any real type.
-        pixels: statistics of the model; None for one of 8-bit RGB.
+        pixels: statistics of the model.
         name: name of the file in messages.
 
-    Returns:
-        Normalized float32; uint8 for a model of 8-bit RGB.
-
     Raises:
-        ConfigError: the model is of 8-bit RGB and the values are not of 8 bits.
         DecodeError: there are other channels than the model's, or values that are not finite.
     """
-    if pixels is None:
-        if values.dtype != np.uint8 or values.shape[-1] not in (1, 3):
-            raise ConfigError(
-                f"{name}: has {values.shape[-1]} channels of {values.dtype}, the model takes 8-bit RGB: measure the "
-                "collection with `tubelet stats SOURCE --out stats.json`, and train with --stats stats.json"
-            )
-        return torch.from_numpy(np.array(np.broadcast_to(values, (*values.shape[:-1], 3))))
     kind = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
-    scaled = _match_channels(values.astype(kind), pixels.channels, name)
+    scaled = match_channels(values.astype(kind), pixels.channels, name)
     if values.dtype.kind == "f" and not np.isfinite(scaled).all():
         raise DecodeError(name, "has values that are not finite numbers; replace them")
     low, high = pixels.window
@@ -98,7 +105,7 @@ def to_input(values: np.ndarray, pixels: PixelStatistics | None, name: str) -> T
     return torch.from_numpy((scaled - mean) / std)
 
 
-def _match_channels(values: np.ndarray, channels: int, name: str) -> np.ndarray:
+def match_channels(values: np.ndarray, channels: int, name: str) -> np.ndarray:
     """Values (..., C') as (..., C): gray and RGB are converted, everything else must be equal."""
     found = values.shape[-1]
     if found == channels:
@@ -113,7 +120,7 @@ def _match_channels(values: np.ndarray, channels: int, name: str) -> np.ndarray:
 class _Converted:
     """A reader whose frames are converted by `to_input`."""
 
-    def __init__(self, reader: FrameReader, pixels: PixelStatistics | None) -> None:
+    def __init__(self, reader: FrameReader, pixels: PixelStatistics) -> None:
         self._reader, self.info = reader, reader.info
         self._convert: Callable[[np.ndarray], Tensor] = lambda values: to_input(values, pixels, self.info.path)
 

@@ -120,6 +120,11 @@ def _is_result(path: Path) -> bool:
     return values is not None and values.keys() >= {"task", "benchmark", "model_id", "metrics"}
 
 
+def _is_statistics(path: Path) -> bool:
+    values = _object(path)
+    return values is not None and str(values.get("format", "")).startswith("tubelet-pixel-statistics-")
+
+
 def _is_table_settings(path: Path) -> bool:
     values = _object(path)
     return values is not None and "format" in values
@@ -178,6 +183,7 @@ KINDS: Mapping[str, OutputKind] = {
             "video_preprocessor_config.json": _is_transformers_config,
         },
     ),
+    "statistics": OutputKind("statistics of this package", _is_statistics),
     "results": OutputKind("results of this package", files={"result.json": _is_result, "page.html": _is_page}),
     "run": OutputKind("a run", files={"config.json": _is_run_config}),
     "table": OutputKind("a table", marks=("_settings.json",)),

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from tubelet.checkpoint.registry import released_name, resolve_checkpoint
 from tubelet.checkpoint.run import find_checkpoint, load_optimizer_moments, load_vjepa
+from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.device import training_dtype
@@ -59,7 +60,9 @@ def distillation_config(student: ModelConfig, teacher: ModelConfig) -> ModelConf
         output_width=teacher.width,
         rescale_rope=False,
     )
-    return dataclasses.replace(student, output_levels=1, predictor=predictor)
+    return dataclasses.replace(
+        student, output_levels=1, predictor=predictor, channels=teacher.channels, pixels=teacher.pixels
+    )
 
 
 def load_frozen_teacher(config: TrainConfig, device: torch.device) -> Backbone | None:
@@ -85,6 +88,11 @@ def load_frozen_teacher(config: TrainConfig, device: torch.device) -> Backbone |
                 f"{config.distill_from}: it cuts {frames} frames at {data.image_size} px into {there} tokens, the "
                 f"student into {here}: use --patch-size {theirs.patch_size} --tubelet-size {theirs.tubelet_size}"
             )
+    if (ours.channels, ours.pixels) != (theirs.channels, theirs.pixels):
+        raise ConfigError(
+            f"{config.distill_from}: takes {theirs.channels} channels with the statistics {theirs.pixels}, the student "
+            f"{ours.channels} with {ours.pixels}: use those of the teacher"
+        )
     if (ours.num_output_levels, ours.prediction_width) != (1, theirs.width):
         raise ConfigError(
             f"{config.distill_from}: its last level is {theirs.width} wide, the student predicts "
@@ -97,10 +105,12 @@ class InitSource(NamedTuple):
     """A trained model that a run begins with, and the parts that it takes from it.
 
     The file, not the run that it is of: that one may go on, and have newer ones by the time that moments are read.
+    `adapted_from` is the number of its channels where its first layer was adapted to another number.
     """
 
     path: Path
     parts: tuple[str, ...]
+    adapted_from: int | None = None
 
 
 def init_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, InitSource | None]:
@@ -143,7 +153,8 @@ def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
         a sentence about what the run begins with.
     """
     weights_alone = origin.path.suffix == ".pt" or is_encoder_file(origin.path)
-    kept = set() if weights_alone else load_optimizer_moments(origin.path, model, optimizer, origin.parts)
+    fitting = [part for part in origin.parts if part != "student" or origin.adapted_from is None]
+    kept = set() if weights_alone else load_optimizer_moments(origin.path, model, optimizer, fitting)
     message = f"starting from {origin.path}, "
     if kept >= set(origin.parts):
         message += "AdamW's moments included"
@@ -152,6 +163,8 @@ def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
     if "predictor" not in origin.parts:
         why = "there is none in it" if is_encoder_file(origin.path) else "that one predicts another teacher's features"
         message += f"; the predictor starts anew, since {why}"
+    if origin.adapted_from is not None:
+        message += f"; the first layer is adapted from {origin.adapted_from} channels to {model.config.channels}"
     return message
 
 
@@ -161,13 +174,36 @@ def _load_init_weights(model: VJEPA, what: str) -> InitSource:
         dataclasses.replace(m.config, output_levels=None, predictor=model.config.predictor) for m in (model, source)
     )
     for field in dataclasses.fields(ours):
+        if field.name in ("channels", "pixels"):  # adapted below; the statistics are those of the run's own data
+            continue
         a, b = getattr(ours, field.name), getattr(theirs, field.name)
         if a != b:
             raise ConfigError(f"{what}: its encoder has {field.name} {b}, the run asks for {a}: leave --model out")
-    model.student.load_state_dict(source.student.state_dict())
-    model.teacher.load_state_dict(source.teacher.state_dict())
+    for part, trained in ((model.student, source.student), (model.teacher, source.teacher)):
+        part.load_state_dict(adapt_channels(trained.state_dict(), theirs.channels, ours.channels))
+    adapted_from = theirs.channels if theirs.channels != ours.channels else None
     targets = [(m.config.predictor, m.config.num_output_levels) for m in (model, source)]
     if encoder_alone or targets[0] != targets[1]:
-        return InitSource(path, ("student",))
+        return InitSource(path, ("student",), adapted_from)
     model.predictor.load_state_dict(source.predictor.state_dict())
-    return InitSource(path, ("student", "predictor"))
+    return InitSource(path, ("student", "predictor"), adapted_from)
+
+
+def adapt_channels(state: State, trained: int, channels: int) -> State:
+    """The weights of an encoder for another number of input channels.
+
+    Each new channel has the mean of the trained channels' weights times trained / channels, so that a value repeated in
+    all channels has the same tokens before and after.
+
+    Args:
+        state: state dictionary of `Encoder`.
+        trained: its number of channels.
+        channels: C, the new number.
+    """
+    if trained == channels:
+        return state
+    adapted = dict(state)
+    for name in ("tokenizer.video.weight", "tokenizer.image.weight"):
+        mean = state[name].unflatten(1, (trained, -1)).mean(1, keepdim=True)  # patches are flattened channel by channel
+        adapted[name] = (mean * (trained / channels)).expand(-1, channels, -1).flatten(1)
+    return adapted
