@@ -1,12 +1,19 @@
 """Features of a time come from frames up to it alone, where that is asked for."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers.media import indexed_image
-from tubelet.config import ModelConfig
+from tubelet.config import EmbedConfig, ModelConfig
+from tubelet.data.part_table import parts
+from tubelet.embed.collection import embed_collection
+from tubelet.embed.search import search
+from tubelet.embed.table import read_part
 from tubelet.errors import TubeletError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
@@ -72,3 +79,28 @@ def test_a_causal_window_ends_with_its_time_step_and_begins_with_the_first_frame
     assert [each.times.item() for each in part] == [1.125, 1.375, 1.625, 1.875]
     with pytest.raises(TubeletError, match="causal windows advance by one time step; leave it out"):
         next(model.stream(videos / "a.mkv", frames=8, overlap=4, causal=True))
+
+
+def test_causal_rows_of_a_table_do_not_change_with_later_frames(model, videos, tmp_path):
+    config = EmbedConfig(image_size=32, frames=8, fps=FPS, dense=True, causal=True, workers=0, batch_size=5)
+    embed_collection(model, [str(videos)], tmp_path / "table", config)
+    (part,) = parts(tmp_path / "table")
+    rows = {name: [] for name in ("a.mkv", "later.mkv", "begin.mkv")}
+    for row in read_part(part, None).to_pylist():
+        rows[Path(row["path"]).name].append(row)
+    assert [len(each) for each in rows.values()] == [12, 12, 6]
+    streamed = list(model.stream(videos / "a.mkv", frames=8, fps=FPS, causal=True))
+    for step, (row, other, expected) in enumerate(zip(rows["a.mkv"], rows["later.mkv"], streamed, strict=True)):
+        assert row["times"] == expected.times[0].tolist() == [row["end_s"]] and row["start_s"] == 2 * step / FPS
+        assert (row["tokens"] == other["tokens"]) == (row["pooled"] == other["pooled"]) == (step < CHANGED // 2)
+        np.testing.assert_allclose(row["tokens"], expected.tokens.flatten(), atol=2e-3)
+    assert [row["tokens"] for row in rows["begin.mkv"]] == [row["tokens"] for row in rows["a.mkv"][:6]]
+    for at_s in (0.3, 2.3):
+        best = search(tmp_path / "table", videos / "a.mkv", 2, model, at_s=at_s)
+        assert any(hit.path.endswith("a.mkv") and hit.start_s <= at_s <= hit.end_s + 1 / FPS for hit in best)
+    with pytest.raises(TubeletError, match="causal: True -> False"):
+        embed_collection(model, [str(videos)], tmp_path / "table", replace(config, causal=False))
+    sparse = replace(config, stride_s=0.8, dense=False)  # three time steps
+    embed_collection(model, [str(videos / "a.mkv")], tmp_path / "sparse", sparse)
+    (part,) = parts(tmp_path / "sparse")
+    assert [row["start_s"] for row in read_part(part, None).to_pylist()] == [0.0, 0.75, 1.5, 2.25]

@@ -66,6 +66,28 @@ def window_times(info: VideoInfo, frames: int, fps: float, stride_s: float | Non
     return list(starts[:, None] + np.arange(frames, dtype=np.float64) / fps), False
 
 
+def causal_times(
+    info: VideoInfo, frames: int, fps: float, tubelet: int, stride_s: float | None = None
+) -> list[np.ndarray]:
+    """Times of clips that end with the time steps of a video, so that they show nothing of what comes after.
+
+    Args:
+        info: properties of the video.
+        frames: number of frames T of each clip.
+        fps: frames per second of a clip.
+        tubelet: frames of a time step.
+        stride_s: seconds from one clip to the next, rounded to whole time steps; None for one time step.
+
+    Returns:
+        For each clip, (T,) float64 seconds; before the video its first frame is repeated, and after it the last.
+    """
+    count = max(1, math.ceil(info.duration_s * fps - 1e-3))
+    stride = tubelet * max(1, round((stride_s or 0) * fps / tubelet))
+    ends = np.arange(tubelet, count + tubelet, stride)
+    ends = ends[: max(1, info.frames or len(ends))]  # a file may declare a week
+    return list((ends[:, None] - frames + np.arange(frames)).clip(0, count - 1) / fps)
+
+
 def segment_times(info: VideoInfo, frames: int, fps: float, segments: int) -> tuple[list[np.ndarray], bool]:
     """Times of a fixed number of clips, the first at the video's start, the last at its end, the others between them.
 

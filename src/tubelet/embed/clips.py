@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tubelet.config import EmbedConfig, ModelConfig
-from tubelet.data.clips import resize_center_crop, window_times
+from tubelet.data.clips import causal_times, resize_center_crop, window_times
+from tubelet.data.decode import VideoInfo
 from tubelet.data.model_frames import open_frames, read_still
 from tubelet.data.part_table import span_columns
 from tubelet.data.prefetch import prefetching_loader
@@ -31,8 +32,8 @@ class EmbedBatch:
     Attributes:
         pixels: (B, C, T, S, S) uint8 colors, or normalized floats; None if there is nothing to encode.
         rows: for each clip key (of the file or span), path, modality, size_bytes and changed_s (the version of the
-            file), clip (its index in the file or span), clips (their number there), times (T,) in seconds of the file,
-            and span_start_s and span_end_s.
+            file), clip_index (in the file or span), clips (their number there), times (T,) in seconds of the file, or
+            those of the last time step where features are causal, and span_start_s and span_end_s.
         ended: number of files that were read to their end or are bad.
         short: number of videos among them that are too short for the requested rate.
         bad: files among them that could not be read to their end.
@@ -138,12 +139,20 @@ class CollectionClips(IterableDataset[EmbedBatch]):
             return
         with open_frames(source.media, self.model.pixels, self.config.fps) as video:
             info = source.limit(video.info)
-            times, is_short = window_times(info, self.config.frames, self.config.fps, self.config.stride_s)
+            times, is_short = self._times(info)
             missing = [clip for clip in range(len(times)) if clip not in self.done.get(key, ())]
             chosen = [source.start_s + times[clip] for clip in missing]
             for clip, seconds, frames in zip(missing, chosen, video.stream(chosen), strict=True):
-                row = shared | {"clip_index": clip, "clips": len(times), "times": seconds}
+                own = seconds[-self.model.tubelet_size :] if self.config.causal else seconds
+                row = shared | {"clip_index": clip, "clips": len(times), "times": own}
                 yield resize_center_crop(frames.pixels, size), row, is_short
+
+    def _times(self, info: VideoInfo) -> tuple[list[np.ndarray], bool]:
+        """The times of the clips of a video, and whether it is too short for the rate."""
+        config = self.config
+        if config.causal:
+            return causal_times(info, config.frames, config.fps, self.model.tubelet_size, config.stride_s), False
+        return window_times(info, config.frames, config.fps, config.stride_s)
 
 
 def clip_loader(clips: CollectionClips) -> WorkerLoader[EmbedBatch]:

@@ -97,7 +97,7 @@ def embed_collection(
         "weights": model.weights_id,
     }
     with directory_lock(out):
-        shared = {key: getattr(config, key) for key in ("image_size", "frames", "fps", "stride_s", "dense")}
+        shared = {key: getattr(config, key) for key in ("image_size", "frames", "fps", "stride_s", "causal", "dense")}
         table = FeatureTable(out, settings | shared | {"levels": config.all_levels})
         clips = CollectionClips(media, config, model.config, table.done())
         with translate_worker_crash("run the same command again to continue"):
@@ -172,6 +172,8 @@ def _rows(model: Backbone, batch: EmbedBatch, pixels: Tensor, config: EmbedConfi
     """Rows of the table, one for each clip of a batch."""
     with torch.no_grad():
         features = model.dense_features(pixels)
+    if config.causal:
+        features = features.last_step()
     levels = features.levels if config.all_levels else features.levels[-1:]
     names = [f"_level{i}" for i in range(len(levels) - 1)] + [""]
     vectors = {f"pooled{name}": _half(level.float().mean(dim=1)) for name, level in zip(names, levels, strict=True)}
@@ -184,7 +186,8 @@ def _rows(model: Backbone, batch: EmbedBatch, pixels: Tensor, config: EmbedConfi
         shared = {
             name: row[name] for name in ("path", "modality", "size_bytes", "changed_s", *SPAN, "clip_index", "clips")
         }
-        shared |= {"start_s": float(times[0, 0]), "end_s": float(times[-1, -1]), "times": times.mean(axis=1)}
+        shared |= {"start_s": float(times[0, 0]), "end_s": float(times[-1, -1])}
+        shared["times"] = times[:, -1] if config.causal else times.mean(axis=1)
         shared |= {"grid": grid, "model_id": model.model_id, "config_hash": model.config_hash}
         rows.append(shared | {name: vector[i] for name, vector in vectors.items()})
     return rows

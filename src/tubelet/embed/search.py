@@ -8,6 +8,7 @@ query. 0 is as similar as any two clips or tokens of the table are, 1 is the sam
 """
 
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -136,19 +137,31 @@ def _encode(model: Backbone, file: str | Path, settings: dict[str, Any], at_s: f
     if not (suffix_of(str(file)) or is_url(str(file)) or Path(file).exists()):
         raise MissingFileError(f"{file}: no such file; search by an image or a video, words cannot be compared")
     clip = {"resize": settings["image_size"], "frames": settings["frames"], "fps": settings["fps"]}
-    if at_s is None:
+    causal = settings["causal"] and not is_image_file(file)
+    if at_s is None and not causal:
         return model.encode(file, **clip)
     if is_image_file(file):
         raise ConfigError(f"at is {at_s:g} s, but {file} is an image, which has no moments; leave it out")
     with Video(file) as video:
         duration_s = video.info.duration_s
+    at_s = duration_s / 2 if at_s is None else at_s
     if not 0 <= at_s <= duration_s:
         raise ConfigError(f"at is {at_s:g} s, but {file} lasts {duration_s:.2f} s; choose a moment within it")
+    if causal:
+        return _encode_time_step(model, file, clip, min(at_s, duration_s - 0.5 / settings["fps"]))
     length_s = (settings["frames"] - 1) / settings["fps"]
     last_s = duration_s - length_s - 1e-3
     if last_s < 0:  # too short for the rate: the whole video, at a higher one
         return model.encode(file, **clip)
     return model.encode(file, **clip, start=min(max(0.0, at_s - length_s / 2), last_s))
+
+
+def _encode_time_step(model: Backbone, file: str | Path, clip: dict[str, Any], at_s: float) -> DenseFeatures:
+    """Causal features of the time step that a moment is in."""
+    tubelet, fps = model.config.tubelet_size, clip["fps"]
+    last = (int(at_s * fps) // tubelet + 1) * tubelet
+    span = {"start": max(0, last - clip["frames"]) / fps, "end": last / fps}
+    return deque(model.stream(file, **clip, **span, causal=True), maxlen=1)[0]
 
 
 def _query(features: DenseFeatures, file: str | Path, at_s: float | None, box: Box | None) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +56,7 @@ class _Settings(TypedDict):
     frames: _Count
     fps: Annotated[float, Bounds(0, 1e6, exclusive=True)]
     stride_s: float | None
+    causal: NotRequired[bool]
     dense: bool
     levels: bool
 
@@ -149,7 +150,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         problem = f"its format is {settings.get('format')!r:.100}, this version reads {FORMAT - 1} and {FORMAT}"
         raise file_error(path / SETTINGS, problem, _EMBED_AGAIN)
     validate_content(_Settings, settings, path / SETTINGS, _EMBED_AGAIN)
-    return settings
+    return {"causal": False} | settings
 
 
 def read_part(part: Path, columns: Sequence[str] | None, optional: Mapping[str, str] | None = None) -> pa.Table:
