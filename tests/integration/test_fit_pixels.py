@@ -56,4 +56,4 @@ def test_labels_of_some_images_become_files_for_others(kind, model, tmp_path):
         else:
             assert np.corrcoef(found.ravel(), truth.ravel())[0, 1] > 0.8
     page = (tmp_path / "answers" / "page.html").read_text()
-    assert rows[0]["picture"].split("/")[-1] in page
+    assert rows[0]["overlay_file"].split("/")[-1] in page

@@ -176,7 +176,7 @@ def test_values_are_columns_and_a_table_that_is_not_ascii_says_so(model, folder,
     rows = table(tmp_path / "out")
     assert list(rows.columns) == ["path", "start_s", "end_s", "speed", "größe"] and len(rows) == 15
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
-    np.testing.assert_allclose(summary["mean"], rows[["speed", "größe"]].mean(), rtol=1e-4)
+    np.testing.assert_allclose(summary["mean_value"], rows[["speed", "größe"]].mean(), rtol=1e-4)
     assert read_labels(tmp_path / "out" / "predictions.csv").targets == ("speed", "größe")
 
 

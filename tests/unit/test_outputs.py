@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import duckdb
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +25,9 @@ from tubelet.embed.collection import embed_collection
 from tubelet.errors import TubeletError
 from tubelet.io import overwrite_checks as outputs
 from tubelet.io.overwrite_checks import check_output
+from tubelet.prediction.label_output import _SUMMARY_COLUMNS as LABEL_SUMMARY
+from tubelet.prediction.label_output import LABEL_COLUMNS
+from tubelet.prediction.outputs.values import _FILE_COLUMNS, _SUMMARY_COLUMNS
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load
 from tubelet.tasks.common.result import Metric, Result, write_result
@@ -221,6 +226,29 @@ def test_the_names_by_which_things_are_known_are_those_that_are_written():
         run_directory.SOURCE_SAMPLE,
     }
     assert weights.FORMAT.startswith("tubelet-encoder-")
+
+
+def test_no_column_hides_behind_a_method_of_a_data_frame_or_a_word_of_sql():
+    file = Path(__file__).parents[1] / "data" / "format-3-features" / "part-000000.parquet"
+    tables = [
+        [*table.read_part(file, None).column_names, "tokens", "pooled_level0", "tokens_level0"],
+        *([name for name, _ in columns] for columns in (LABEL_COLUMNS, _FILE_COLUMNS, _SUMMARY_COLUMNS, LABEL_SUMMARY)),
+        [
+            "mask_file",
+            "depth_file",
+            "overlay_file",
+            "maps",
+            "per_unit",
+            "mean_depth",
+            "label",
+            "answer",
+            "answer_score",
+        ],
+    ]
+    reserved = "select keyword_name from duckdb_keywords() where keyword_category = 'reserved'"
+    words = {word for (word,) in duckdb.sql(reserved).fetchall()}
+    names = {name for columns in tables for name in columns}
+    assert not [name for name in names if hasattr(pd.DataFrame, name) or name in words]
 
 
 def test_a_template_of_another_folder_is_read_from_where_the_name_leads_now(place, monkeypatch):

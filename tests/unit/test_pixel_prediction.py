@@ -84,22 +84,22 @@ def test_masks_cover_whole_images_and_a_frame_of_each_time_step(model, media, tm
     head, out = make_head(model, indices=(3, 0, 7)), tmp_path / "out"
     summary = predict(model, head, media, out, batch_size=5)
     found = rows(out / "predictions.csv")
-    assert list(found[0]) == ["path", "start_s", "mask", "picture", *CLASSES]
+    assert list(found[0]) == ["path", "start_s", "mask_file", "overlay_file", *CLASSES]
     video = [row for row in found if row["path"].endswith(".mp4")]
     assert [row["start_s"] for row in video] == ["0.250", "0.750", "1.250", "1.750"] and len(found) == 6
     for row in found:
-        mask = read_indexed(out / row["mask"])
+        mask = read_indexed(out / row["mask_file"])
         assert set(np.unique(mask)) <= {0, 3, 7}
         fractions = [np.mean(mask == index) for index in (3, 0, 7)]
         assert [float(row[name]) for name in CLASSES] == pytest.approx(fractions, abs=1e-5)
-        assert read_image(str(out / row["picture"])).shape[:2] == segmentation.resize_shape(*mask.shape, 32)
+        assert read_image(str(out / row["overlay_file"])).shape[:2] == segmentation.resize_shape(*mask.shape, 32)
     for name in ("wide.png", "high.png"):
         (row,) = [row for row in found if row["path"].endswith(name)]
         image = read_image(str(media / name))
         with torch.no_grad():
             tokens = model.encode(segmentation.image_windows(image, 32)).tokens
         expected = segmentation.predict(tokens, head.network, 32, image.shape[:2])
-        assert np.array_equal(read_indexed(out / row["mask"]), np.array([3, 0, 7], np.uint8)[expected])
+        assert np.array_equal(read_indexed(out / row["mask_file"]), np.array([3, 0, 7], np.uint8)[expected])
     assert rows(out / "legend.csv") == [
         {"index": str(index), "name": name} for index, name in zip((3, 0, 7), CLASSES, strict=True)
     ]
@@ -127,14 +127,17 @@ def test_depth_maps_are_in_the_unit_of_the_labels(model, media, tmp_path, larges
     head, out = make_head(model, "depth", bins=np.linspace(largest / 1e4, largest, 256).tolist()), tmp_path / "out"
     predict(model, head, media, out)
     found = rows(out / "predictions.csv")
-    assert list(found[0]) == ["path", "start_s", "depth", "picture", "per_unit", "mean_depth"] and len(found) == 6
+    assert (
+        list(found[0]) == ["path", "start_s", "depth_file", "overlay_file", "per_unit", "mean_depth"]
+        and len(found) == 6
+    )
     for row in found:
-        depth = read_depth(LabelRow(line=1, path=out, depth=out / row["depth"]))
+        depth = read_depth(LabelRow(line=1, path=out, depth=out / row["depth_file"]))
         assert float(row["per_unit"]) == per_unit and depth.min() > 0 and depth.max() <= largest * per_unit
         assert float(row["mean_depth"]) == pytest.approx(depth.mean() / per_unit, rel=0.01, abs=1 / per_unit)
         assert len(np.unique(depth)) > 4
     assert {read_image(str(media / name)).shape[:2] for name in ("wide.png", "high.png")} < {
-        np.asarray(Image.open(out / row["depth"])).shape for row in found
+        np.asarray(Image.open(out / row["depth_file"])).shape for row in found
     }
 
 

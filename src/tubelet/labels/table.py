@@ -33,6 +33,8 @@ COLUMNS = (
 """Columns with a meaning; every other one of numbers is a target of regression."""
 IGNORED_COLUMNS = ("answer", "answer_score")
 """Columns of tables of suggestions (`tubelet fit --suggest`), which show what a head says."""
+# Names of Hugging Face's folders of media, and of the predictions of maps.
+_OTHER_NAMES = {"path": "file_name", "mask": "mask_file", "depth": "depth_file"}
 _REMEDY = "save the table again"
 # Columns of numbers that are a known column under another name rather than targets, and of text that are labels.
 _MISNOMERS = {
@@ -115,8 +117,9 @@ def _read_own(path: Path) -> LabelTable:
     content = read_bytes(path, "check the name of the label table")
     cells = _cells(path, content)
     known = {name.lower(): name for name in cells.header if name.lower() in COLUMNS}
-    if "path" not in known and "file_name" in cells.header:  # of Hugging Face's folders of media
-        known["path"] = "file_name"
+    for name, other in _OTHER_NAMES.items():
+        if name not in known and other in cells.header:
+            known[name] = other
     if "path" not in known:
         hint = nearest("path", cells.header)
         found = ", ".join(cells.header)[:300] or "nothing"

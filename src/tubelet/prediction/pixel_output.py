@@ -134,13 +134,13 @@ class PixelOutput(HeadOutput):
 
     def write(self, files: Iterable[FileScores]) -> None:
         """Write `predictions.csv`, `predictions.parquet` and `summary.csv`, the means over the maps of each file."""
-        fixed: list[tuple[str, Kind]] = [("path", "text"), ("start_s", "seconds"), (self.kind, "text")]
+        fixed: list[tuple[str, Kind]] = [("path", "text"), ("start_s", "seconds"), (f"{self.kind}_file", "text")]
         numbers: list[tuple[str, Kind]] = [(name, "number") for name in (*self.constants, *self.names)]
         ascii_only = self.ascii_paths and all(map(str.isascii, self.names))
         short: list[tuple[str, Kind]] = [("path", "text"), ("maps", "count"), *numbers]
         constants = tuple(self.constants.values())
         with (
-            TableWriter(self.folder, PREDICTIONS, [*fixed, ("picture", "text"), *numbers], ascii_only) as table,
+            TableWriter(self.folder, PREDICTIONS, [*fixed, ("overlay_file", "text"), *numbers], ascii_only) as table,
             TableWriter(self.folder, SUMMARY, short, ascii_only, parquet=False) as summary,
         ):
             for item in files:

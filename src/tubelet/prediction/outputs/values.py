@@ -18,9 +18,9 @@ _FILE_COLUMNS: tuple[tuple[str, Kind], ...] = (("path", "text"), ("start_s", "se
 _SUMMARY_COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("path", "text"),
     ("target", "text"),
-    ("mean", "number"),
-    ("min", "number"),
-    ("max", "number"),
+    ("mean_value", "number"),
+    ("min_value", "number"),
+    ("max_value", "number"),
 )
 
 
