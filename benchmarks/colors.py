@@ -1,0 +1,101 @@
+"""Conversions of swscale from YUV to RGB: processor time of a 720p frame, and largest errors of flat colors.
+
+    python -m benchmarks.colors
+
+Each frame has blocks of 16 x 16 pixels of random codes. The errors, in steps of 255, are those against the equations of
+the matrix in float64, in the middle of the blocks. The ways run in turn on one thread.
+"""
+
+import statistics
+import time
+from itertools import product
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+HEIGHT, WIDTH, BLOCK, ROUNDS = 720, 1280, 16, 25
+# FFmpeg's number of each matrix, and its weights of red and blue.
+MATRICES = {"BT.601": (5, 0.299, 0.114), "BT.709": (1, 0.2126, 0.0722), "BT.2020": (9, 0.2627, 0.0593)}
+SAMPLINGS, RANGES = ("420", "422", "444"), ("limited", "full")
+BILINEAR, ROUND, FULL = Interpolation.BILINEAR, Interpolation.ACCURATE_RND, Interpolation.FULL_CHR_H_INT
+# Pixel formats that a frame becomes one after the other, each with its flags.
+WAYS = {
+    "bilinear (default)": (("rgb24", BILINEAR),),
+    "with full_chroma_int": (("rgb24", BILINEAR | FULL),),
+    "with accurate_rnd": (("rgb24", BILINEAR | ROUND),),
+    "with both (more than 8 bits, full depth)": (("rgb24", BILINEAR | ROUND | FULL),),
+    "planar RGB": (("gbrp", BILINEAR),),
+    "planar RGB with accurate_rnd, not interleaved": (("gbrp", BILINEAR | ROUND),),
+    "4:4:4 first": (("yuv444p", BILINEAR), ("rgb24", BILINEAR)),
+}
+
+
+def make_frame(rng: np.random.Generator, sampling: str, matrix: str, color_range: str) -> tuple[Any, np.ndarray]:
+    """A frame of random codes, and the (rows, columns, 3) float64 RGB of its blocks."""
+    frame = av.VideoFrame(WIDTH, HEIGHT, f"yuv{sampling}p")
+    number, red, blue = MATRICES[matrix]
+    full = color_range == "full"
+    frame.colorspace, frame.color_range = number, 2 if full else 1
+    shape = (HEIGHT // BLOCK, WIDTH // BLOCK)
+    low, high, chroma = (0, 255, 255) if full else (16, 235, 240)
+    codes = [rng.integers(low, top + 1, shape) for top in (high, chroma, chroma)]
+    for plane, values in zip(frame.planes, codes, strict=True):
+        rows = np.repeat(values, BLOCK * plane.height // HEIGHT, 0)
+        rows = np.repeat(rows, BLOCK * plane.width // WIDTH, 1)
+        np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width] = rows
+    luma = (codes[0] - low) * 255 / (high - low)
+    cb, cr = ((each - 128) * 255 / (chroma - low) for each in codes[1:])
+    r, b = luma + (2 - 2 * red) * cr, luma + (2 - 2 * blue) * cb
+    g = (luma - red * r - blue * b) / (1 - red - blue)
+    return frame, np.stack([r, g, b], axis=-1).clip(0, 255)
+
+
+def convert(frame: Any, way: str, reformatters: list[VideoReformatter]) -> Any:
+    """A frame in the last format of a way."""
+    for (kind, flags), reformatter in zip(WAYS[way], reformatters, strict=True):
+        frame = reformatter.reformat(frame, WIDTH, HEIGHT, format=kind, interpolation=flags, threads=1)
+    return frame
+
+
+def error(frame: Any, colors: np.ndarray) -> float:
+    """The largest error of a converted frame."""
+    rows = [np.frombuffer(plane, np.uint8).reshape(HEIGHT, -1) for plane in frame.planes]
+    if len(rows) == 3:
+        pixels = np.stack([rows[i][:, :WIDTH] for i in (2, 0, 1)], axis=-1)
+    else:
+        pixels = rows[0][:, : 3 * WIDTH].reshape(HEIGHT, WIDTH, 3)
+    middle = slice(BLOCK // 2, None, BLOCK)
+    return float(np.abs(pixels[middle, middle] - colors).max())
+
+
+def main() -> None:
+    """Print the table."""
+    rng = np.random.default_rng(0)
+    reformatters = {way: [VideoReformatter() for _ in formats] for way, formats in WAYS.items()}
+    errors: dict[str, dict[tuple[str, str], float]] = {way: {} for way in WAYS}
+    for sampling, matrix, color_range in product(SAMPLINGS, MATRICES, RANGES):
+        frame, colors = make_frame(rng, sampling, matrix, color_range)
+        for way, formats in WAYS.items():
+            found = error(convert(frame, way, [VideoReformatter() for _ in formats]), colors)
+            errors[way][sampling, color_range] = max(found, errors[way].get((sampling, color_range), 0.0))
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    frame, _ = make_frame(rng, "420", "BT.709", "limited")
+    for _, way in product(range(ROUNDS), WAYS):
+        began = time.process_time()
+        convert(frame, way, reformatters[way])
+        seconds[way].append(time.process_time() - began)
+    keys = list(product(SAMPLINGS, RANGES))
+    names = " | ".join(f"{':'.join(sampling)}, {color_range}" for sampling, color_range in keys)
+    print(f"| flags | CPU ms | x | {names} |")
+    print("|---" * (3 + len(keys)) + "|")
+    base = statistics.median(next(iter(seconds.values())))
+    for way in WAYS:
+        took = statistics.median(seconds[way])
+        cells = " | ".join(f"{errors[way][key]:.1f}" for key in keys)
+        print(f"| {way} | {1e3 * took:.2f} | {took / base:.1f} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()
