@@ -111,7 +111,7 @@ def test_masks_cover_whole_images_and_a_frame_of_each_time_step(model, media, tm
     shown = {predictions.path: predictions for (each,) in [summary.heads] for predictions in each.media_predictions()}
     overlays = next(shown[path] for path in shown if path.endswith(".mp4")).overlays
     assert [overlay.time_s for overlay in overlays] == [0.25, 0.75, 1.25, 1.75]
-    assert all(overlay.picture.is_file() and "%" in overlay.caption for overlay in overlays)
+    assert all(overlay.image.is_file() and "%" in overlay.caption for overlay in overlays)
 
 
 def test_predictions_are_a_label_table(model, media, tmp_path):

@@ -132,7 +132,7 @@ def folder(tmp_path_factory):
         media(
             folder / "a b#1.mp4",
             overlays=[
-                Overlay(time_s=float(i), picture=write_image(folder / f"{i}.png", i), caption=f"cat {i}")
+                Overlay(time_s=float(i), image=write_image(folder / f"{i}.png", i), caption=f"cat {i}")
                 for i in range(3)
             ],
         ),

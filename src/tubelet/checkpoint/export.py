@@ -166,7 +166,7 @@ def output_kind(out: Path) -> str:
 
 @contextmanager
 def _staging_directory(out: Path) -> Iterator[Path]:
-    """A path in a temporary directory beside `out`, whose files are moved next to `out` if the block succeeds."""
+    """A path in a temporary directory next to `out`, whose files are moved next to `out` if the block succeeds."""
     with file_errors(out, "choose another file"):
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:

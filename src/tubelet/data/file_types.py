@@ -32,7 +32,7 @@ STACK_FORMATS = {
     "dicom": (".dcm", ".dicom"),
 }
 STACK_SUFFIXES = frozenset(suffix for suffixes in STACK_FORMATS.values() for suffix in suffixes) - IMAGE_SUFFIXES
-# What a list may name. A column of arrays beside one of videos has labels or features.
+# What a list may name. A column of arrays next to one of videos has labels or features.
 LISTED_SUFFIXES = MEDIA_SUFFIXES | STACK_SUFFIXES - frozenset(STACK_FORMATS["numpy_array"])
 
 

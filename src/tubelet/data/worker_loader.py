@@ -190,7 +190,7 @@ class _ResultQueue:
 class _DatasetWithErrors(Dataset[Any]):
     """A dataset in a worker whose item is a TubeletError where one was raised.
 
-    PyTorch would raise it in the parent from its text alone, with the worker's traceback in it.
+    PyTorch would raise it in the parent from nothing but its text, with the worker's traceback in it.
     """
 
     def __init__(self, dataset: Any) -> None:

@@ -5,7 +5,7 @@
     Diving48_vocab.json      [["Back", "15som", "05Twis", "FREE"], ...], the dive of each class number
     rgb/-mmq0PT-u8k_00155.mp4
 
-The JSON files may lie in annotations/ or labels/, the videos in videos/ or beside the lists, in any container.
+The JSON files may lie in annotations/ or labels/, the videos in videos/ or next to the lists, in any container.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@
     val/n01440764/ILSVRC2012_val_00000293.JPEG
     LOC_synset_mapping.txt   n01440764 tench, Tinca tinca      (class names, optional)
 
-Validation images may also lie in one folder, as the official archive unpacks, with a list of their classes beside it or
+Validation images may also lie in one folder, as the official archive unpacks, with a list of their classes next to it or
 in a directory above: LOC_val_solution.csv (Kaggle), val.txt (Caffe: a name and a class number),
 imagenet_2012_validation_synset_labels.txt (a class on each line, in the order of the names) or val_annotations.txt
 (Tiny ImageNet). Kaggle's archive has both splits in ILSVRC/Data/CLS-LOC.
@@ -99,7 +99,7 @@ def _ancestors(named: Path, base: Path) -> Iterator[Path]:
 
 
 def _listed_images(named: Path, val: Path, images: list[Path], synsets: list[str]) -> list[LabeledFile]:
-    """Images of a flat folder with the classes of a list beside it.
+    """Images of a flat folder with the classes of a list next to it.
 
     Raises:
         DataError: There is no list, or it lacks an image or has a class without training images.

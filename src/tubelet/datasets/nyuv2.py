@@ -5,7 +5,7 @@
     nyudepthv2_train_files_with_gt.txt, nyudepthv2_test_files_with_gt.txt   the lists, optional
 
 Each line of a list has an image, its depth map and a focal length. Without lists, all samples of the two folders are
-used. Both splits in one folder beside nyu_train.txt and nyu_test.txt are also supported.
+used. Both splits in one folder next to nyu_train.txt and nyu_test.txt are also supported.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Positions of tokens in a square window, as channels.
 
 Rotary encoders give tokens that say where they are relative to each other, hardly where they are in the image: a head
-on pixels sees that beside the features.
+on pixels gets that in addition to the features.
 """
 
 import torch

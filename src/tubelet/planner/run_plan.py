@@ -289,7 +289,7 @@ def fake_group(processes: int) -> Iterator[None]:
         yield
         return
     if dist.is_initialized():
-        raise ConfigError("--dry-run is made by one process alone: start it without torchrun")
+        raise ConfigError("--dry-run is made by a single process: start it without torchrun")
     dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
     try:
         yield

@@ -33,12 +33,12 @@ class Overlay:
 
     Attributes:
         time_s: seconds of presentation time of the image; 0 for an image file.
-        picture: the painted image.
+        image: the file of the painted image.
         caption: names of the classes in it, or the range of the depth.
     """
 
     time_s: float
-    picture: Path
+    image: Path
     caption: str = ""
 
 

@@ -1,4 +1,4 @@
-"""What outputs of masks and depth maps have in common: files of maps, painted pictures, and the table of them.
+"""What outputs of masks and depth maps have in common: files of maps, overlays, and the table of them.
 
 H x W pixels of an image, S side of a square in pixels, V squares of an image, N tokens of a square, D channels, K
 classes, or 1 for depth.
@@ -37,7 +37,7 @@ class PixelOutput(HeadOutput):
     """Maps of pixels as files, and a table of them.
 
     `predictions.csv` has the columns path, start_s (the time of the frame; empty for an image), the map's file, the
-    painted picture, and what is known about the map. A file's maps are in a folder that its name and a hash of its
+    overlay's file, and what is known about the map. A file's maps are in a folder that its name and a hash of its
     path name; a map of a video is named by its time.
 
     Attributes:
@@ -161,7 +161,7 @@ class PixelOutput(HeadOutput):
         overlays = [
             Overlay(
                 time_s=time_s,
-                picture=self.folder / self.picture_file(file.key, time_s, file.duration_s > 0),
+                image=self.folder / self.picture_file(file.key, time_s, file.duration_s > 0),
                 caption=self.caption(values),
             )
             for rows in item.rows

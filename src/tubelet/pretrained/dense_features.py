@@ -83,7 +83,7 @@ class DenseFeatures:
         return self.map.detach().float().cpu().numpy()
 
     def last_step(self) -> DenseFeatures:
-        """The features of the last time step alone."""
+        """The features of the last time step only."""
         levels = tuple(level.unflatten(1, self.grid.shape)[:, -1].flatten(1, 2).clone() for level in self.levels)
         return DenseFeatures(levels, self.grid._replace(t=1), None if self.times is None else self.times[:, -1:])
 

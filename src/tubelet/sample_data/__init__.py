@@ -1,6 +1,6 @@
 """A generated data set with ground truth: first-person clips through the textured 3-D levels of Freedoom.
 
-The reader (`read_truth`, `read_index`) needs numpy alone; the writer needs ViZDoom, which is the extra `sample`.
+The reader (`read_truth`, `read_index`) needs only numpy; the writer needs ViZDoom, which is the extra `sample`.
 """
 
 from tubelet.sample_data.long_videos import write_long_videos

@@ -36,7 +36,7 @@ def main() -> int:
     """Run the engine to its end; returns its exit code as a shell has it."""
     pipe, folder, engine = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     os.setsid()
-    working = _lock(folder / IN_USE)  # held until this process ends
+    working = _lock(folder / IN_USE)  # locked until this process ends
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # which workers block
     instance = engine[engine.index("+viz_instance_id") + 1] if "+viz_instance_id" in engine else ""
     (folder / INSTANCE).write_text(instance, encoding="utf-8")

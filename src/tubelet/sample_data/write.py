@@ -44,7 +44,7 @@ class LevelJob:
         settings: settings of the set.
         split: "train" or "val".
         wad, level: the level.
-        seed: seed of this job alone, so that the result does not depend on the process that runs it.
+        seed: seed of this job only, so that the result does not depend on the process that runs it.
         clips: (index, motion) of each clip.
         images: index of each image.
     """

@@ -328,7 +328,7 @@ def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, time
 
 
 def _abort_collectives() -> None:
-    """End NCCL's kernels that wait for other processes: a process that leaves beside them may hang.
+    """End NCCL's kernels that wait for other processes: a process that exits meanwhile may hang.
 
     In a thread, since the abort itself may hang after an error of the device.
     """

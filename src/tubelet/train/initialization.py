@@ -37,7 +37,7 @@ def config_from_checkpoint(what: str) -> ModelConfig:
 
 
 def _trained(what: str) -> tuple[Path, VJEPA, bool]:
-    """What `init_from` names: its file, the model in it, and whether that is an encoder alone, the rest at random."""
+    """What `init_from` names: its file, the model in it, and whether that is only an encoder, the rest at random."""
     path = resolve_checkpoint(what) if released_name(what) else Path(what)
     if not is_encoder_file(path):
         path = find_checkpoint(path)

@@ -36,7 +36,7 @@ def pick_parallel(model: VJEPA, config: TrainConfig, ctx: DistContext) -> str:
     """Which way of sharing the work: what the config asks for, or what the devices' memory asks for.
 
     Returns:
-        "ddp" (also for a process alone), "fsdp" or "hsdp".
+        "ddp" (also for a single process), "fsdp" or "hsdp".
 
     Raises:
         TubeletError: if the config asks for what cannot be.

@@ -29,7 +29,7 @@ from tubelet.view.pca import fit_projection
 TRAINED, RANDOM = "trained teacher", "random encoder"
 SIMILARITY = "magma"
 SEARCHED_CLIPS = 100
-MAX_ROWS = 24  # of a map's tokens: more cannot be told apart at the size of a page
+MAX_ROWS = 24  # of a map's tokens: more cannot be distinguished at the size of a page
 _MAP_FLOPS = 5e11  # of one encoder on one clip: seconds on a CPU
 TRANSIENT = CLASSES.index("effect")
 

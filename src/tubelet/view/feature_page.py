@@ -128,7 +128,7 @@ def write_feature_page(
         models: arguments of `tubelet.load`.
         out: the page.
         settings: see `ViewConfig`.
-        video: a video to write, of the only video among the sources: beside the original, the deepest level of each
+        video: a video to write, of the only video among the sources: next to the original, the deepest level of each
             model in the colors that the page begins with.
         progress: called with the number of encoded files and of all, each counted once for each encoder.
 

@@ -1,4 +1,4 @@
-"""A video beside its features in colors."""
+"""A video next to its features in colors."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -70,7 +70,7 @@ def _file(each: MediaPredictions, player: Player, folder: Path, numbers: dict[st
         "overlays": [
             {
                 "time": round(overlay.time_s, 3),
-                "link": relative_link(overlay.picture, folder),
+                "link": relative_link(overlay.image, folder),
                 "caption": escape_unprintable(overlay.caption),
             }
             for overlay in each.overlays

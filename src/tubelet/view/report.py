@@ -229,7 +229,7 @@ def _suite_row(suite: Result, name: str) -> SuiteRow:
 
 
 def _benchmark(result: Result, path: Path, folder: Path) -> dict[str, Any]:
-    """One row for another result: its first metric alone."""
+    """One row for another result: only its first metric."""
     name = next(iter(result.metrics), "")
     values = {"this run": result.metrics} | dict(result.baselines) if name else {}
     return {

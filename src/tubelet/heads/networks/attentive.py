@@ -13,7 +13,7 @@ class AttentiveNetwork(HeadNetwork):
     """Attention over all tokens of a clip.
 
     The published probe has four blocks, three of which are self-attention among the tokens. A few hundred labels do
-    not train those: the default is the cross-attention of the learnable query alone.
+    not train those: the default is only the cross-attention of the learnable query.
     """
 
     tasks = CLIP_TASKS

@@ -50,7 +50,7 @@ class CorrelationNetwork(HeadNetwork):
             width: D.
             classes: K.
             hidden: H.
-            layers: convolutions over time; none sees each step and its neighbors alone.
+            layers: convolutions over time; 0 reads only each step and its neighbors.
             dropout: fraction of hidden channels that are dropped in training.
         """
         super().__init__()

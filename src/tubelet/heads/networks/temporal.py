@@ -39,7 +39,7 @@ class TemporalConvolutions(nn.Module):
         Args:
             hidden: H.
             classes: K.
-            layers: convolutions; none sees each step alone.
+            layers: convolutions; 0 reads each step by itself.
             dropout: fraction of hidden channels that are dropped in training.
         """
         super().__init__()
@@ -79,7 +79,7 @@ class TemporalNetwork(HeadNetwork):
             classes: K.
             hidden: H.
             queries: learnable queries that attend to the cells of a step.
-            layers: convolutions over time; none sees each step alone.
+            layers: convolutions over time; 0 reads each step by itself.
             dropout: fraction of hidden channels that are dropped in training.
         """
         super().__init__()

@@ -26,7 +26,7 @@ TASKS = ("segmentation",)
 LEGEND = "legend"
 _BACKGROUND = "background"  # which is not painted
 _OPACITY = 0.5
-_SHOWN = 0.005  # fraction of pixels from which a class is named below a picture
+_SHOWN = 0.005  # fraction of pixels from which a class is named below an overlay
 
 
 class MaskOutput(PixelOutput):

@@ -103,7 +103,7 @@ class Task:
         name: name on the command line: that of the module, with `-` for `_`.
         evaluate: fits the head, if there is one, to the train split, predicts the test split and scores it.
         metric: name of the metric that results show first.
-        dataset: type of the data sets, whose layouts `tubelet.datasets` finds; None for tasks on the sample set alone.
+        dataset: type of the data sets, whose layouts `tubelet.datasets` finds; None for tasks on the sample set only.
         head: class of the heads that are trained on features; None if nothing is trained.
         unused: names of settings of `EvaluateConfig` that the task refuses, besides those of heads if it has none.
         load_options: options of `tubelet.load` for the model, such as {"with_predictor": True}.

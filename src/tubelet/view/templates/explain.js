@@ -1,4 +1,4 @@
-// The scene of the explain page: one input's tokens, seen by every step. All views show the same token, time step and mask.
+// The scene of the explain page: one input's tokens in every step. All views show the same token, time step and mask.
 const scene = readJson("scene");
 const [T, H, W] = scene.grid, PER = H * W, N = T * PER, LEVELS = scene.level_blocks.length;
 const AXES = ["time", "row", "column"];
