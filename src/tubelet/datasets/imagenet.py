@@ -4,7 +4,7 @@
     val/n01440764/ILSVRC2012_val_00000293.JPEG
     LOC_synset_mapping.txt   n01440764 tench, Tinca tinca      (class names, optional)
 
-Validation images may also lie in one folder, as the official archive unpacks, with a list of their classes next to it or
+Validation images may also lie in one folder, as the official archive unpacks, with a list of classes next to it or
 in a directory above: LOC_val_solution.csv (Kaggle), val.txt (Caffe: a name and a class number),
 imagenet_2012_validation_synset_labels.txt (a class on each line, in the order of the names) or val_annotations.txt
 (Tiny ImageNet). Kaggle's archive has both splits in ILSVRC/Data/CLS-LOC.

@@ -249,7 +249,7 @@ class Checkpointer:
 
     @contextmanager
     def _copying(self) -> Iterator[None]:
-        """Copies that are queued in the block run at the same time as the next step, on CUDA, up to its update of the weights."""
+        """On CUDA, copies that are queued in the block run during the next step, up to its update of the weights."""
         if self.copy_stream is None:
             yield
             return
