@@ -1,17 +1,26 @@
 """LeRobot data sets as sources and label tables; both versions are made here, of tiny videos."""
 
 import json
+from pathlib import Path
 
+import fsspec
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.media import write_video
+from tests.helpers.training import tiny_config, train_quietly
+from tubelet.config import EmbedConfig, FitConfig
+from tubelet.data.part_table import parts
 from tubelet.data.sample_index import build_index
 from tubelet.data.sources import list_media
+from tubelet.embed.collection import embed_collection
 from tubelet.errors import TubeletError
+from tubelet.fitting.run import fit_head, read_label_table
 from tubelet.grid import Modality
 from tubelet.labels.table import read_labels
+from tubelet.pretrained.load import load
 
 CAMERAS = ("observation.images.top", "observation.images.wrist")
 TASKS = ("push the block", "lift the block", "push the block")
@@ -21,8 +30,8 @@ PATHS = {
 }
 
 
-def make_dataset(root, version):
-    """Three episodes of two cameras; in version 3 the first two are in one file."""
+def make_dataset(root, version, tasks=TASKS):
+    """Episodes of a second of two cameras; in version 3 each file has two of them."""
     features = {camera: {"dtype": "video", "shape": [64, 64, 3]} for camera in CAMERAS}
     features["action"] = {"dtype": "float32", "shape": [2]}
     info = {
@@ -34,18 +43,22 @@ def make_dataset(root, version):
     }
     (root / "meta").mkdir(parents=True)
     (root / "meta/info.json").write_text(json.dumps(info))
-    rows = [{"episode_index": i, "tasks": [task], "length": 12} for i, task in enumerate(TASKS)]
-    places = [(0, 0, 0.0, 1.0), (0, 0, 1.0, 2.0), (1, 0, 0.0, 1.0)]
+    rows = [{"episode_index": i, "tasks": [task], "length": 12} for i, task in enumerate(tasks)]
     for camera in CAMERAS:
-        for row, (chunk, file, start, end) in zip(rows, places, strict=True):
-            number = row["episode_index"]
-            place = {"episode_chunk": number // 2, "episode_index": number, "chunk_index": chunk, "file_index": file}
-            path = root / PATHS[version].format(video_key=camera, **place)
+        for row in rows:
+            chunk, second = divmod(row["episode_index"], 2)
+            place = {"episode_chunk": chunk, "episode_index": row["episode_index"], "chunk_index": chunk}
+            path = root / PATHS[version].format(video_key=camera, file_index=0, **place)
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                write_video(path, frames=24 if version == "v3.0" and not chunk else 12)
-            names = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-            row |= {f"videos/{camera}/{name}": v for name, v in zip(names, (chunk, file, start, end), strict=True)}
+                write_video(path, frames=12 * min(2, len(tasks) - 2 * chunk) if version == "v3.0" else 12)
+            values = {
+                "chunk_index": chunk,
+                "file_index": 0,
+                "from_timestamp": float(second),
+                "to_timestamp": second + 1.0,
+            }
+            row |= {f"videos/{camera}/{name}": value for name, value in values.items()}
     if version == "v3.0":
         (root / "meta/episodes/chunk-000").mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows), root / "meta/episodes/chunk-000/file-000.parquet")
@@ -97,6 +110,60 @@ def test_a_data_set_that_cannot_be_read_is_refused_with_its_reason(change, words
     (root / "meta/info.json").write_text(json.dumps(info | change))
     with pytest.raises(TubeletError, match=words):
         list_media([str(root)], spans=True)
+
+
+def test_a_damaged_data_set_is_no_folder_of_plain_files(tmp_path):
+    root = make_dataset(tmp_path / "robot", "v3.0")
+    (root / "meta/info.json").write_text('{"codebase_version": "v3')
+    for read in (lambda: list_media([str(tmp_path)], spans=True), lambda: read_labels(root)):
+        with pytest.raises(TubeletError, match=r"meta/info\.json.*download the data set again"):
+            read()
+    (tmp_path / "other/meta").mkdir(parents=True)
+    write_video(tmp_path / "other/a.mp4", frames=12)
+    (tmp_path / "other/meta/info.json").write_text("no JSON, and no list of episodes")
+    assert list_media([str(tmp_path / "other")]).count(Modality.VIDEO) == 1
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_data_set_behind_a_url_has_the_episodes_of_the_folder(version, tmp_path):
+    root = make_dataset(tmp_path / "robot", version)
+    url = f"memory:///{version}/robot"
+    fsspec.filesystem("memory").put(f"{root}/", f"{url}/", recursive=True)
+    near, far = list_media([str(root)], spans=True), list_media([url], spans=True)
+    assert [path.removeprefix(f"{url}/") for path in far.videos] == [
+        str(Path(p).relative_to(root)) for p in near.videos
+    ]
+    spans = [[build_index(media, Modality.VIDEO).span(i) for i in range(6)] for media in (near, far)]
+    assert spans[0] == spans[1] and any(f"{url}: LeRobot data set, 3 episodes" in note for note in far.notes)
+    wrist = list_media([f"{url}/videos/{'*wrist' if version == 'v3.0' else '*/*wrist'}"], spans=True)
+    assert wrist.count(Modality.VIDEO) == 3 and not any("missing" in note for note in wrist.notes)
+    assert list_media([f"memory://{version}"], spans=True).videos == far.videos
+    with pytest.raises(TubeletError, match="labels are read from a local disk"):
+        read_labels(url)
+    fsspec.filesystem("memory").rm(far.videos[0])
+    assert any("videos of episodes are missing" in note for note in list_media([url], spans=True).notes)
+    fsspec.filesystem("memory").pipe(f"{url}/meta/info.json", b'{"codebase_version": "v1.6", "features": {"a": {}}}')
+    with pytest.raises(TubeletError, match=rf"{url}/meta/info.json: names no video"):
+        list_media([url], spans=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_training_features_and_a_head_of_a_data_set(version, tmp_path):
+    root = make_dataset(tmp_path / "robot", version, ["push the block", "lift the block"] * 3)
+    train_quietly(tiny_config(root, steps=2), tmp_path / "run")
+    model = load(tmp_path / "run", device="cpu")
+    made = embed_collection(
+        model, [str(root)], tmp_path / "table", EmbedConfig(image_size=32, frames=4, fps=12, workers=0)
+    )
+    assert (made.files, made.rows, made.bad) == (12, 36, 0)
+    table = pd.concat([pd.read_parquet(part) for part in parts(tmp_path / "table")])
+    assert (table["end_s"] - table["span_start_s"].fillna(0) < 1).all() and table["path"].nunique() in (6, 12)
+    config = FitConfig(networks=("linear",), epochs=2, learning_rates=(1e-2,), weight_decays=(0.0,), workers=0, folds=2)
+    labels, task = read_label_table(root, config)
+    assert task.name == "classification" and labels.durations_s
+    _, result = fit_head(labels, task, model, str(tmp_path / "run"), config, cache=tmp_path / "cache")
+    assert result.spec.classes == ("lift the block", "push the block")
 
 
 def test_metadata_of_a_hugging_face_folder_is_a_list_and_a_label_table(tmp_path):

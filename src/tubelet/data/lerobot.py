@@ -1,4 +1,4 @@
-"""LeRobot data sets of versions 2.0, 2.1 and 3.0 on a local disk, without the lerobot package.
+"""LeRobot data sets of versions 2.0, 2.1 and 3.0 on a local disk or behind a URL, without the lerobot package.
 
 `meta/info.json` has the version, the features and the template of the videos' paths. In version 2 each episode has a
 file for each camera, and `meta/episodes.jsonl` lists the episodes. In version 3 a file holds several episodes, and the
@@ -6,13 +6,16 @@ tables in `meta/episodes` have the file and the timestamps of each episode for e
 """
 
 import re
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tubelet.data.size_limits import MANIFEST_BYTES
+from tubelet.data.storage import StorageError, exists, fetch, find, is_url, size_of
 from tubelet.data.tables import decode_list
-from tubelet.errors import DataError
+from tubelet.errors import DataError, TubeletError
 from tubelet.io.arrays import read_parquet
 from tubelet.io.text import file_error, parse_json, read_bytes, read_json
 
@@ -28,7 +31,7 @@ class EpisodeVideo:
     """What one camera recorded of one episode.
 
     Attributes:
-        path: the file, absolute.
+        path: the file, absolute, or its URL.
         camera: name of the camera, a feature of the data set.
         episode: number of the episode, from 0.
         tasks: descriptions of what is done in it.
@@ -36,7 +39,7 @@ class EpisodeVideo:
         end_s: end of the episode in the file, in seconds; None for the end of the file.
     """
 
-    path: Path
+    path: str
     camera: str
     episode: int
     tasks: tuple[str, ...]
@@ -44,26 +47,80 @@ class EpisodeVideo:
     end_s: float | None = None
 
 
-def dataset_root(place: Path) -> Path | None:
-    """The data set that a folder or file is in or is; None if there is none."""
-    return next((folder for folder in (place, *place.parents) if is_dataset(folder)), None)
+def dataset_root(place: str) -> str | None:
+    """The data set that a folder or file is in or is, absolute or a URL; None if there is none.
+
+    Raises:
+        DataError: its meta/info.json is damaged.
+    """
+    if not is_url(place):
+        path = Path(place)
+        return next((str(folder) for folder in (path, *path.parents) if is_dataset(str(folder))), None)
+    scheme, _, rest = place.partition("://")
+    parts = rest.rstrip("/").split("/")
+    folders = ("/".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((url for folder in folders if folder and _is_remote_dataset(url := f"{scheme}://{folder}")), None)
 
 
-def is_dataset(folder: Path) -> bool:
-    """Whether a folder is a LeRobot data set."""
-    info = folder / INFO
+def _is_remote_dataset(url: str) -> bool:
     try:
-        return info.is_file() and "codebase_version" in read_json(info, dict[str, Any], _REMEDY)
-    except (DataError, OSError):
+        return exists(f"{url}/{INFO}") and is_dataset(url)
+    except StorageError:  # what is above the source need not be readable
         return False
 
 
-def read_episodes(root: Path) -> list[EpisodeVideo]:
+def is_dataset(root: str) -> bool:
+    """Whether a folder, or a URL with a meta/info.json, is a LeRobot data set.
+
+    Raises:
+        DataError: its meta/info.json is damaged, but it has a list of episodes.
+        StorageError: the URL cannot be reached.
+    """
+    if is_url(root):
+        return "codebase_version" in parse_json(fetch(f"{root}/{INFO}"), f"{root}/{INFO}", dict[str, Any], _REMEDY)
+    info = Path(root, INFO)
+    try:
+        return info.is_file() and "codebase_version" in read_json(info, dict[str, Any], _REMEDY)
+    except (TubeletError, OSError):
+        if any(Path(root, "meta", name).exists() for name in ("episodes.jsonl", "episodes", "tasks.jsonl")):
+            raise
+        return False  # a file of this name that has nothing to do with LeRobot
+
+
+def read_episodes(root: str) -> list[EpisodeVideo]:
     """The episodes of a data set, each once for each camera; camera by camera.
+
+    Args:
+        root: the folder, or its URL.
 
     Raises:
         DataError: it is of another version, has no videos, or its lists are damaged.
+        StorageError: the URL cannot be reached.
     """
+    if not is_url(root):
+        return _read_episodes(Path(root))
+    with tempfile.TemporaryDirectory(prefix="tubelet-lerobot-") as folder:
+        copy = Path(folder, "copy").resolve()
+        for file in find(f"{root}/meta")[0]:
+            if file.endswith((INFO, "meta/episodes.jsonl")) or file.startswith(f"{root}/meta/episodes/"):
+                _download(file, copy / file.removeprefix(f"{root}/"))
+        try:
+            episodes = _read_episodes(copy)
+        except TubeletError as error:
+            raise DataError(str(error).replace(str(copy), root)) from error
+    return [replace(each, path=f"{root}/{Path(each.path).relative_to(copy).as_posix()}") for each in episodes]
+
+
+def _download(url: str, path: Path) -> None:
+    """Copy a list of a data set, whose name is below the folder of the copy."""
+    size = size_of(url)
+    if size > MANIFEST_BYTES or ".." in path.parts:
+        raise DataError(f"{url}: has {size} bytes, expected a list of at most {MANIFEST_BYTES}; copy the data set")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(fetch(url))
+
+
+def _read_episodes(root: Path) -> list[EpisodeVideo]:
     info = read_json(root / INFO, dict[str, Any], _REMEDY)
     version = str(info["codebase_version"])
     features = info.get("features")
@@ -115,7 +172,7 @@ def _episode_video(
         raise ValueError(f"{path} is outside of the data set")
     tasks = row.get("tasks") or ()
     tasks = (tasks,) if isinstance(tasks, str) else tuple(str(task) for task in tasks)
-    return EpisodeVideo(path, camera, episode, tasks, start_s, end_s)
+    return EpisodeVideo(str(path), camera, episode, tasks, start_s, end_s)
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from tubelet.data.manifest import MANIFEST_SUFFIXES, absolute, listed_files, roo
 from tubelet.data.paths import Paths, checksum, to_arrow
 from tubelet.data.shards.reader import ShardFolder, is_shards, open_shards
 from tubelet.data.stacks.listing import is_zarr, kinds_of
-from tubelet.data.storage import find, is_pattern, is_url, suffix_of
+from tubelet.data.storage import canonical_url, find, is_pattern, is_url, suffix_of
 from tubelet.errors import ConfigError, DataError, FileError, MissingFileError, escape_filename
 from tubelet.grid import Modality
 from tubelet.io.hidden_files import is_hidden
@@ -241,17 +241,15 @@ def _files_of(
         what = "span" if rows and rows.has_spans() else "file"
         notes.append(f"{place}: {_counted(len(files), what)} listed; read as {form}")
         return files, rows
-    if remote:
-        return to_arrow(_remote_files_of(source, hidden)), None
-    return _episodes_in(path, to_arrow(_local_files_of(path, hidden)), notes)
+    files = to_arrow(_remote_files_of(source, hidden) if remote else _local_files_of(path, hidden))
+    return _episodes_in(source, files, notes)
 
 
-def _episodes_in(source: Path, files: pa.ChunkedArray, notes: list[str]) -> tuple[pa.ChunkedArray, ListedRows | None]:
+def _episodes_in(source: str, files: pa.ChunkedArray, notes: list[str]) -> tuple[pa.ChunkedArray, ListedRows | None]:
     """The files of a source, those of LeRobot data sets as their episodes."""
-    info = files.filter(pc.ends_with(files, f"/{INFO}"))
-    roots = [Path(os.fsdecode(each)).parent.parent for each in info.to_pylist()]
-    parts_before = source.absolute().parts[: _first_magic(source)]
-    own = dataset_root(Path(os.path.realpath(Path(*parts_before))))
+    info = [os.fsdecode(each) for each in files.filter(pc.ends_with(files, f"/{INFO}")).to_pylist()]
+    roots = [file.removesuffix(f"/{INFO}") for file in info]
+    own = None if roots and not is_pattern(source) else dataset_root(_without_pattern(source))
     roots = [root for root in dict.fromkeys([*roots, *filter(None, [own])]) if is_dataset(root)]
     if not roots:
         return files, None
@@ -261,13 +259,16 @@ def _episodes_in(source: Path, files: pa.ChunkedArray, notes: list[str]) -> tupl
         within, files = set(files.filter(inside).to_pylist()), files.filter(pc.invert(inside))
         every = read_episodes(root)
         episodes = [each for each in every if os.fsencode(each.path) in within]
-        missing = sum(not each.path.is_file() for each in every)
+        if is_url(root):  # of a part of a data set, the other files are not listed
+            missing = len(every) - len(episodes) if root != own else 0
+        else:
+            missing = sum(not Path(each.path).is_file() for each in every)
         cameras = ", ".join(dict.fromkeys(each.camera for each in episodes))
         count = len({each.episode for each in episodes})
         notes.append(f"{root}: LeRobot data set, {_counted(count, 'episode')} of the cameras {cameras or 'none'}")
         if missing:
             notes.append(f"{root}: {missing} of {len(every)} videos of episodes are missing and left out")
-        chunks.append(to_arrow(str(each.path) for each in episodes))
+        chunks.append(to_arrow(each.path for each in episodes))
         start = np.array([each.start_s for each in episodes], np.float64)
         end = np.array([np.inf if each.end_s is None else each.end_s for each in episodes], np.float64)
         numbers = np.array([each.episode for each in episodes], np.int64)
@@ -277,10 +278,16 @@ def _episodes_in(source: Path, files: pa.ChunkedArray, notes: list[str]) -> tupl
     return joined, rows if rows.has_spans() else None
 
 
-def _first_magic(source: Path) -> int:
-    """How many parts of an absolute glob come before the first wildcard."""
-    parts = source.absolute().parts
-    return next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+def _without_pattern(source: str) -> str:
+    """What precedes the first wildcard of a source, absolute or a URL."""
+    if is_url(source):
+        parts = source.rstrip("/").split("/")
+        return canonical_url(
+            "/".join(parts[: next((i for i, part in enumerate(parts) if is_pattern(part)), len(parts))])
+        )
+    path = Path(source).expanduser().absolute()
+    count = next((i for i, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts))
+    return os.path.realpath(Path(*path.parts[:count]))
 
 
 def _local_files_of(path: Path, hidden: _Hidden) -> Iterator[str]:

@@ -82,6 +82,15 @@ def exists(url: str) -> bool:
         raise StorageError(f"{url}: permission denied ({first_line(error)}); check the credentials") from error
 
 
+def canonical_url(url: str) -> str:
+    """A URL as listings write it."""
+    try:
+        files, path = fsspec.core.url_to_fs(url)
+        return str(files.unstrip_protocol(path)).rstrip("/")
+    except Exception as error:  # every storage client has exceptions of its own
+        raise StorageError(f"{url}: cannot be read ({first_line(error)}); check the URL") from error
+
+
 def find(url: str) -> tuple[list[str], list[str]]:
     """URLs of all objects below a folder, or that match a glob, sorted: those that are visible, and the hidden ones.
 

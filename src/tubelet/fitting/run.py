@@ -11,6 +11,7 @@ import numpy as np
 
 from tubelet.config import FitConfig
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
+from tubelet.errors import ConfigError
 from tubelet.fitting.label_task import FitContext, LabelTask, Split, get_label_task
 from tubelet.fitting.result import FitResult
 from tubelet.fitting.suggest import find_unlabeled, suggest_clips
@@ -18,7 +19,7 @@ from tubelet.heads.head_file import Head, HeadInput
 from tubelet.heads.window_grid import clip_steps
 from tubelet.labels.checks import check_labels
 from tubelet.labels.infer import infer_task
-from tubelet.labels.records import LabelTable
+from tubelet.labels.records import EPISODES, LabelTable
 from tubelet.labels.splits import fold_rows, row_units, split_rows
 from tubelet.labels.table import read_labels
 from tubelet.pretrained.backbone import Backbone
@@ -47,6 +48,7 @@ def read_label_table(
 
     Raises:
         LabelError: names every fault of the table.
+        ConfigError: the task does not fit the table.
     """
     table = check_labels(
         read_labels(path),
@@ -57,6 +59,8 @@ def read_label_table(
         progress=partial(progress, "checking media"),
     )
     name, reason = (config.task, f"{config.task}, as requested") if config.task else infer_task(table)
+    if name == "timeline" and table.format == EPISODES:
+        raise ConfigError(f"{path}: an episode has its tasks from its start to its end; leave --task timeline out")
     logger.info("%s: %d rows, read as %s; task: %s", path, len(table.rows), table.format, reason)
     return table, get_label_task(name)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tubelet.labels.records import LabelError, LabelRow, LabelTable
+from tubelet.labels.records import EPISODES, LabelError, LabelRow, LabelTable
 
 _COVERED = 0.5
 
@@ -46,6 +46,12 @@ def _task_of_labels(table: LabelTable) -> tuple[str, str]:
     spans = [row for row in table.rows if row.start_s is not None and row.end_s is not None]
     fraction = covered_fraction(spans, table) if spans else 0.0
     several = next((row for row in table.rows if len(row.labels) > 1), None) or _second_class(table.rows)
+    if table.format == EPISODES:  # whole recordings, of which a file may have several
+        return (
+            ("multilabel", "episodes have several tasks")
+            if several
+            else ("classification", "each episode has one task")
+        )
     if spans and len(spans) == len(table.rows) and fraction >= _COVERED:
         other = "several classes at once (--task multilabel)" if several else "clips (--task classification)"
         return "timeline", f"the spans cover {fraction:.0%} of their videos; to learn them as {other} is possible too"

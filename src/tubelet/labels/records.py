@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tubelet.errors import DataError, escape_unprintable
 
+EPISODES = "LeRobot episodes"
+"""Format of tables whose rows are whole recordings, of which a file may have several."""
 SPLITS = ("train", "val", "test")
 """Values of the column `split`; `val` and `test` are both held out."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.labels.records import LabelError, LabelRow, LabelTable
+from tubelet.labels.records import EPISODES, LabelError, LabelRow, LabelTable
 
 _QUANTILES = (0.25, 0.5, 0.75)
 
@@ -63,7 +63,12 @@ def fold_rows(table: LabelTable, folds: int, seed: int) -> list[tuple[NDArray[np
 
 
 def row_units(table: LabelTable) -> NDArray[np.int64]:
-    """(rows,) number of the unit of each row, from 0: rows of one file, or of files of one group, are one unit."""
+    """(rows,) number of the unit of each row, from 0: rows of one file, or of files of one group, are one unit.
+
+    Episodes are units whatever file they are stored in.
+    """
+    if table.format == EPISODES:
+        return np.unique([row.group for row in table.rows], return_inverse=True)[1].astype(np.int64)
     parents: dict[str, str] = {}
 
     def root(name: str) -> str:

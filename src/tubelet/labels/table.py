@@ -1,6 +1,7 @@
 """Label tables: CSV with a header, Parquet and JSON lines; annotation files of other programs are recognized first."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isnan
@@ -36,6 +37,7 @@ IGNORED_COLUMNS = ("answer", "answer_score")
 # Names of Hugging Face's folders of media, and of the predictions of maps.
 _OTHER_NAMES = {"path": "file_name", "mask": "mask_file", "depth": "depth_file"}
 _REMEDY = "save the table again"
+_URL = re.compile(r"\w{2,}:/")  # as a URL and as the path that it becomes; a drive of Windows has one letter
 # Columns of numbers that are a known column under another name rather than targets, and of text that are labels.
 _MISNOMERS = {
     "start_s": ("start", "begin", "begin_s", "start_time", "onset", "start (s)", "start_sec", "start_ms"),
@@ -80,8 +82,10 @@ def read_labels(path: str | Path) -> LabelTable:
         DataError: if it cannot be parsed at all.
         FileError: if it cannot be read.
     """
+    if _URL.match(str(path)):
+        raise DataError(f"{path}: labels are read from a local disk; copy them, with their media, and pass their path")
     path = Path(path).expanduser().absolute()
-    if path.is_dir() and is_dataset(path):
+    if path.is_dir() and is_dataset(str(path)):
         path = path / INFO
     annotation_format = find_format(path)
     if path.is_dir():
