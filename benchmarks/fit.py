@@ -168,8 +168,8 @@ def _workplace(data: Path, model: str) -> Iterator[tuple[Path, Path]]:
             yield place, Path(model)
             return
         torch.manual_seed(0)
-        config, weights = model_preset(model), place / "encoder.safetensors"
-        save_encoder(weights, Backbone(config).state_dict(), config, model, "teacher")
+        encoder, weights = Backbone(model_preset(model)), place / "encoder.safetensors"
+        save_encoder(weights, encoder.state_dict(), encoder.config, model, "teacher", encoder.native_clip)
         yield place, weights
 
 

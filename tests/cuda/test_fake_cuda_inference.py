@@ -39,9 +39,9 @@ def count(log, text):
 def test_encode_of_colors():
     model = encoder()
     with OperatorLog() as log:
-        features = model.encode(torch.empty(2, 3, 4, 32, 32, dtype=torch.uint8))
+        features = model.encode(torch.empty(2, 3, 4, 32, 32, dtype=torch.uint8), resize=None)
         model.encode(torch.empty(2, 3, 4, 40, 40, device=CUDA, dtype=torch.uint8), resize=32)
-        model.encode(torch.empty(3, 32, 32, dtype=torch.uint8))
+        model.encode(torch.empty(3, 32, 32, dtype=torch.uint8), resize=None)
         features.upsample(16), features.pooled, features.map, repr(features)
         model.forward_intermediates(torch.empty(2, 3, 32, 32, device=CUDA), 2, norm=True)
     assert features.tokens.device == CUDA and features.tokens.dtype == torch.float32
@@ -105,7 +105,7 @@ def test_predictions_of_a_batch_come_to_the_host_in_few_copies(task):
         output.discard = lambda key: output.pending.pop(key, None)
         output.summarize = lambda found: found[0, :3]
     with OperatorLog() as log, torch.no_grad():
-        tokens = reduce_tokens(model.encode(pixels), head.spec.input)
+        tokens = reduce_tokens(model.encode(pixels, resize=None), head.spec.input)
         rows = [*output.score(tokens, windows, pixels), *output.end(file)]
     assert rows
     assert count(log, RESULT) <= (len(windows) if pixel else 2)

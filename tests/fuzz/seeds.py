@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tests.helpers.annotations import BORIS, BORIS_EVENTS, CVAT, ELAN, LABEL_STUDIO, VIA3, instances
 from tests.helpers.media import indexed_image, write_image, write_rotated, write_variable_rate, write_video
 from tubelet.checkpoint.gguf import write_encoder_gguf
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.run import save_checkpoint
 from tubelet.checkpoint.vjepa2_1 import write_released
 from tubelet.config import DataConfig, ModelConfig, PredictorConfig, ShardConfig, TrainConfig, to_dict
@@ -86,7 +87,7 @@ def _checkpoints(folder: Path) -> None:
     config = replace(TrainConfig(), model=SMALL)
     run = folder.parent / "run"
     save_checkpoint(run, 3, model.state_dict(), config, keep=1).rename(folder / "a.safetensors")
-    write_encoder_gguf(folder / "a.gguf", model.teacher.state_dict(), SMALL, "a", image_size=16, frames=4)
+    write_encoder_gguf(folder / "a.gguf", model.teacher.state_dict(), SMALL, "a", NativeClip(16, 4))
 
 
 def _released(folder: Path) -> None:

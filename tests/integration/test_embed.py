@@ -22,6 +22,7 @@ from tests.helpers.commands import run_tubelet
 from tests.helpers.launcher import start_tubelet
 from tests.helpers.media import indexed_image, write_video
 from tests.helpers.training import tiny_config, train_quietly
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.cli import main
 from tubelet.config import EmbedConfig, vit_pico
 from tubelet.data import part_table
@@ -171,7 +172,8 @@ def test_a_video_that_breaks_half_way_leaves_no_rows_and_is_counted(films, model
     data[middle : middle + 200] = bytes(255 - byte for byte in data[middle : middle + 200])
     (tmp_path / "0.mp4").write_bytes(data)
     lenient = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=2, workers=0, max_failed_fraction=0.5)
-    clips = CollectionClips(list_media([str(tmp_path / "0.mp4")]), lenient, vit_pico(), {})
+    media = list_media([str(tmp_path / "0.mp4")])
+    clips = CollectionClips(media, NativeClip(32, 4, 12.0), lenient, vit_pico(), {})
     assert sum(len(batch.rows) for batch in clips) > 1  # so much of it can be read
     for _ in range(2):
         made = embed_collection(model, [str(films / "1.mp4"), str(tmp_path / "0.mp4")], tmp_path / "table", lenient)

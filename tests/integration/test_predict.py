@@ -88,7 +88,7 @@ def all_steps(model, head, path):
     with Video(path) as video:
         windows = list(iter_windows(video.info.duration_s, head.spec.input, 2))
         clips = [resize_center_crop(clip.pixels, 32) for clip in video.clips([window.times for window in windows])]
-    tokens = reduce_tokens(model.encode(torch.stack(clips)), head.spec.input)
+    tokens = reduce_tokens(model.encode(torch.stack(clips), resize=None), head.spec.input)
     steps = torch.cat([own[window.first : window.last] for own, window in zip(tokens, windows, strict=True)])
     return head(steps.unsqueeze(0))[0].numpy()
 
@@ -111,7 +111,7 @@ def test_clips_have_the_scores_of_the_head_on_their_features(model, heads, folde
     with Video(folder / "0.mp4") as video:
         clips = [own.times for own in iter_windows(5.0, head.spec.input, 2)]
         pixels = torch.stack([resize_center_crop(clip.pixels, 32) for clip in video.clips(clips)])
-    scores = head(model.encode(pixels))
+    scores = head(model.encode(pixels, resize=None))
     assert list(own["label"]) == [head.spec.classes[k] for k in scores.argmax(1)]
     np.testing.assert_allclose(own["score"], scores.max(1).values, rtol=1e-4)
 
@@ -133,8 +133,8 @@ def test_several_heads_have_the_tables_that_each_has_for_itself(model, heads, fo
 
 def test_heads_of_equal_clips_share_one_encoding(model, heads, folder, tmp_path, monkeypatch):
     batches = []
-    encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda pixels: batches.append(len(pixels)) or encode(pixels))
+    encode = model.dense_features
+    monkeypatch.setattr(model, "dense_features", lambda pixels: batches.append(len(pixels)) or encode(pixels))
     both = {name: heads[name] for name in ("spans", "many")}
     predict_collection(model, both, [str(folder / "0.mp4"), str(folder / "1.mp4")], tmp_path / "out", QUICK)
     layout = WindowLayout.of_head(heads["spans"].spec, 2)
@@ -190,7 +190,7 @@ def test_an_image_head_takes_images_and_single_frames_of_videos(model, folder, t
     assert made.files == 2 and list(rows["end_s"]) == [1, 2, 3, 4, 5, 0]
     with Video(folder / "0.mp4") as video:
         (clip,) = video.clips([[2.5]])
-    scores = head(model.encode(resize_center_crop(clip.pixels, 32).unsqueeze(0)))
+    scores = head(model.encode(resize_center_crop(clip.pixels, 32).unsqueeze(0), resize=None))
     assert rows["score"][2] == pytest.approx(float(scores.max()), rel=1e-4)
 
 

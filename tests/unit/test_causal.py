@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.media import indexed_image
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.config import EmbedConfig, ModelConfig
 from tubelet.data.part_table import parts
 from tubelet.embed.collection import embed_collection
@@ -25,7 +26,9 @@ FRAMES, FPS, CHANGED = 24, 8, 13  # frames of a video, and the first that differ
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return Backbone(CONFIG).eval().requires_grad_(False)
+    backbone = Backbone(CONFIG).eval().requires_grad_(False)
+    backbone.native_clip = NativeClip(32)
+    return backbone
 
 
 def write_lossless(path, frames):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from tests.helpers.media import indexed_image, write_image, write_video
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.config import ModelConfig
 from tubelet.data import decode
 from tubelet.data.clips import normalize, resize_center_crop
@@ -26,7 +27,9 @@ CONFIG = ModelConfig(width=48, depth=4, heads=2, levels=(0, 1, 2, 3), patch_size
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return Backbone(CONFIG).eval().requires_grad_(False)
+    backbone = Backbone(CONFIG).eval().requires_grad_(False)
+    backbone.native_clip = NativeClip(64)
+    return backbone
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +205,11 @@ def test_an_odd_count_of_frames_repeats_the_last_and_reports_it(model, frames):
     assert features.times.tolist() == repeated.times.tolist()
 
 
-def test_sizes_that_do_not_divide_need_a_word_about_resizing(model):
+def test_sizes_that_do_not_divide_into_patches_need_resizing(model):
     clip = torch.randint(0, 256, (2, 50, 90, 3), dtype=torch.uint8)
     with pytest.raises(TubeletError, match='resize="round"'):
-        model.encode(clip)
+        model.encode(clip, resize=None)
+    assert model.encode(clip).grid == (1, 8, 8)
     assert model.encode(clip, resize="round").grid == (1, 6, 11)
     assert model.encode(clip, resize=32).grid == (1, 4, 4)
     assert model.encode(clip, resize=(16, 40)).grid == (1, 2, 5)
@@ -229,12 +233,12 @@ def test_sizes_that_do_not_divide_need_a_word_about_resizing(model):
         ("film.docx", "expected a video or an image"),
         (7, "cannot encode int"),
         ([np.zeros((32, 32, 3), np.uint8), np.zeros((16, 32, 3), np.uint8)], "have one size"),
-        ([np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 16, 32, 3), np.uint8)], "resize=(height, width)"),
+        ([np.zeros((2, 32, 32, 3), np.float32), np.zeros((2, 16, 32, 3), np.float32)], "resize=(height, width)"),
     ],
 )
 def test_what_cannot_be_encoded_names_what_was_expected(model, x, words):
     with pytest.raises(TubeletError) as error:
-        model.encode(x)
+        model.encode(x, resize=None)
     assert words in str(error.value)
 
 
@@ -250,6 +254,7 @@ def test_what_cannot_be_encoded_names_what_was_expected(model, x, words):
         ({"resize": 0}, "resize is 0"),
         ({"resize": "big"}, "resize is 'big'"),
         ({"resize": (32, 32, 3)}, "resize is (32, 32, 3)"),
+        ({"crop": 0}, "crop is 0"),
     ],
 )
 def test_odd_numbers_are_one_clear_sentence(model, films, numbers, words):
@@ -303,7 +308,8 @@ def test_floats_that_are_no_colors_are_refused_unless_they_are_normalized(model,
     found = model.encode(pixels, normalized=True).tokens
     assert torch.allclose(found, model(pixels[None])[-1], atol=1e-6)
     colors = torch.rand(3, 2, 16, 16)  # may be both
-    assert not torch.allclose(model.encode(colors).tokens, model.encode(colors, normalized=True).tokens)
+    found = model.encode(colors, resize=None).tokens
+    assert not torch.allclose(found, model.encode(colors, normalized=True).tokens)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.media import write_image, write_text
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.config import EmbedConfig, ModelConfig, PredictorConfig, vit_pico
 from tubelet.data.clips import resize_center_crop
 from tubelet.data.images import read_image
@@ -226,11 +227,12 @@ def test_views_that_wait_are_bounded_by_the_size_of_the_first_that_can_be_read()
 
 def test_batches_of_clips_that_wait_are_bounded():
     media = MediaList(["a.mp4", "b.mp4", "c.mp4"], [])
-    config = EmbedConfig(frames=4, image_size=128, batch_size=4, workers=3, prefetch_mb=1)  # 786 kB
+    config = EmbedConfig(batch_size=4, workers=3, prefetch_mb=1)
+    clip = NativeClip(128, 4)  # 786 kB in a batch
     with pytest.warns(UserWarning, match="the clips of a batch are 0.8 MB, .* 1 of 3 workers start; .* 3 has room"):
-        loader = clip_loader(CollectionClips(media, config, vit_pico(), {}))
+        loader = clip_loader(CollectionClips(media, clip, config, vit_pico(), {}))
     assert (loader.loader.num_workers, loader.loader.prefetch_factor) == (1, 1)
-    loader = clip_loader(CollectionClips(media, dataclasses.replace(config, prefetch_mb=5), vit_pico(), {}))
+    loader = clip_loader(CollectionClips(media, clip, dataclasses.replace(config, prefetch_mb=5), vit_pico(), {}))
     assert (loader.loader.num_workers, loader.loader.prefetch_factor) == (3, 2)
 
 

@@ -97,7 +97,7 @@ def test_masks_cover_whole_images_and_a_frame_of_each_time_step(model, media, tm
         (row,) = [row for row in found if row["path"].endswith(name)]
         image = read_image(str(media / name))
         with torch.no_grad():
-            tokens = model.encode(segmentation.image_windows(image, 32)).tokens
+            tokens = model.encode(segmentation.image_windows(image, 32), resize=None).tokens
         expected = segmentation.predict(tokens, head.network, 32, image.shape[:2])
         assert np.array_equal(read_indexed(out / row["mask_file"]), np.array([3, 0, 7], np.uint8)[expected])
     assert rows(out / "legend.csv") == [

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.vjepa2 import expected_tensors, require_match, single_norm, to_encoder_state
 from tubelet.checkpoint.vjepa2_1 import expected_state, from_released_names, to_released
@@ -49,7 +50,7 @@ _FIXED = {
 
 
 def write_encoder_gguf(
-    path: Path, state: Mapping[str, Tensor], config: ModelConfig, model_id: str, image_size: int, frames: int
+    path: Path, state: Mapping[str, Tensor], config: ModelConfig, model_id: str, clip: NativeClip
 ) -> None:
     """Write an encoder as a GGUF file.
 
@@ -58,8 +59,7 @@ def write_encoder_gguf(
         state: state dictionary of `Encoder`.
         config: its architecture.
         model_id: name and fingerprint of the encoder.
-        image_size: side of the images that it is for.
-        frames: frames of a clip.
+        clip: the clips that it is for.
 
     Raises:
         CheckpointError: for a model of V-JEPA 2.0 whose tensors are not all of that architecture.
@@ -69,11 +69,13 @@ def write_encoder_gguf(
     if config.rope == "2.0":
         released = single_norm(released, config)
     check_output(path, "gguf")
-    write_gguf(path, _metadata(config, model_id, image_size, frames), _to_schema(released, config))
+    write_gguf(path, _metadata(config, model_id, clip), _to_schema(released, config))
 
 
-def read_encoder_gguf(path: Path) -> tuple[ModelConfig, State]:
-    """Config and state dictionary of `Encoder` from a GGUF file; a predictor or head in it is not read.
+def read_encoder_gguf(path: Path) -> tuple[ModelConfig, State, NativeClip | None]:
+    """Config and state dictionary of `Encoder` from a GGUF file, and the clips that it is for.
+
+    A predictor or head in it is not read.
 
     Raises:
         CheckpointError: if it is of another architecture, quantized, or a tensor is missing, unexpected or misshapen.
@@ -81,13 +83,14 @@ def read_encoder_gguf(path: Path) -> tuple[ModelConfig, State]:
     """
     metadata, tensors = read_gguf(path)
     config = _config(path, metadata)
+    clip = NativeClip.from_fields(metadata, ("jepa.enc.img_size",), ("jepa.enc.n_frames",), "")
     encoder = {name: value for name, value in tensors.items() if not name.startswith(("pred.", "head."))}
     expected = expected_tensors(config) if config.rope == "2.0" else expected_state(config, "teacher")
     require_match(path, encoder, _to_schema(expected, config), f"V-JEPA {config.rope}")
     state = {name: encoder[_their_name(name)].view(value.shape).float() for name, value in expected.items()}
     if config.rope == "2.0":
-        return config, to_encoder_state(state, config)
-    return config, from_released_names(state, config, "teacher")
+        return config, to_encoder_state(state, config), clip
+    return config, from_released_names(state, config, "teacher"), clip
 
 
 def _to_schema(released: Mapping[str, Tensor], config: ModelConfig) -> State:
@@ -108,7 +111,7 @@ def _their_name(name: str) -> str:
     raise AssertionError(name)
 
 
-def _metadata(config: ModelConfig, model_id: str, image_size: int, frames: int) -> dict[str, Any]:
+def _metadata(config: ModelConfig, model_id: str, clip: NativeClip) -> dict[str, Any]:
     later = config.rope == "2.1"
     values: dict[str, Any] = {
         "general.architecture": "jepa",
@@ -123,8 +126,8 @@ def _metadata(config: ModelConfig, model_id: str, image_size: int, frames: int) 
         "jepa.enc.ffn_dim": round(config.width * config.mlp_ratio),
         "jepa.enc.patch_size": config.patch_size,
         "jepa.enc.tubelet_size": config.tubelet_size,
-        "jepa.enc.img_size": image_size,
-        "jepa.enc.n_frames": frames,
+        "jepa.enc.img_size": clip.image_size,
+        "jepa.enc.n_frames": clip.frames,
         "jepa.enc.in_chans": config.channels,
         "jepa.enc.ln_eps": NORM_EPS,
         "jepa.enc.rope_theta": 10000.0,
@@ -135,8 +138,8 @@ def _metadata(config: ModelConfig, model_id: str, image_size: int, frames: int) 
         "jepa.head.kind": "none",
         "jepa.pre.mean": list(IMAGENET_MEAN),
         "jepa.pre.std": list(IMAGENET_STD),
-        "jepa.pre.resize_short": int(image_size * 256 / 224),
-        "jepa.pre.crop": image_size,
+        "jepa.pre.resize_short": int(clip.image_size * 256 / 224),
+        "jepa.pre.crop": clip.image_size,
         "jepa.pre.resample": "bilinear",
         "jepa.pre.rescale": 1 / 255,
     }

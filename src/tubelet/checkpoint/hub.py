@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.weights import FORMAT
 from tubelet.config import ModelConfig, to_dict
 from tubelet.errors import escape_unprintable
@@ -31,7 +32,7 @@ Dense, temporally consistent features of videos and images: one vector of {{ wid
 import tubelet
 
 model = tubelet.load("this repository's id, or the directory")
-features = model.encode("video.mp4", resize=256)  # .tokens, .map, .levels, .pooled, .times
+features = model.encode("video.mp4")  # .tokens, .map, .levels, .pooled, .times
 ```
 {% if metrics %}
 | metric | value |
@@ -40,13 +41,18 @@ features = model.encode("video.mp4", resize=256)  # .tokens, .map, .levels, .poo
 {% endfor %}{% endif %}"""
 
 
-def save_encoder(path: Path, tensors: Mapping[str, Tensor], config: ModelConfig, name: str, part: str) -> None:
-    """Write an encoder, with its predictor if it has one, as one safetensors file with its config in the header.
+def save_encoder(
+    path: Path, tensors: Mapping[str, Tensor], config: ModelConfig, name: str, part: str, clip: NativeClip
+) -> None:
+    """Write an encoder, with its predictor if it has one, as one safetensors file.
+
+    Config, name, and the clips that the model is for are in its header.
 
     Raises:
         FileError: if it cannot be written.
     """
     header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "name": escape_unprintable(name), "part": part}
+    header |= clip.to_header()
     check_output(path, "encoder")
     with atomic_write(path, also=(SafetensorError,)) as partial:
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=header)

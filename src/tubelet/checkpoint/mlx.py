@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.transformers import from_transformers
 from tubelet.checkpoint.vjepa2 import from_release
@@ -23,7 +24,7 @@ from tubelet.io.overwrite_checks import MODEL_MARK, check_output
 FORMAT = "mlx"
 
 
-def write_mlx(path: Path, state: Mapping[str, Tensor], config: ModelConfig, model_id: str) -> None:
+def write_mlx(path: Path, state: Mapping[str, Tensor], config: ModelConfig, model_id: str, clip: NativeClip) -> None:
     """Write a V-JEPA 2.1 encoder as one file.
 
     Args:
@@ -31,6 +32,7 @@ def write_mlx(path: Path, state: Mapping[str, Tensor], config: ModelConfig, mode
         state: state dictionary of `Encoder`.
         config: its architecture.
         model_id: name and fingerprint of the encoder.
+        clip: the clips that it is for.
 
     Raises:
         CheckpointError: for a V-JEPA 2.0 model, whose rotary version the port does not have.
@@ -44,13 +46,13 @@ def write_mlx(path: Path, state: Mapping[str, Tensor], config: ModelConfig, mode
     }
     check_output(path, "mlx")
     with atomic_write(path, also=(SafetensorError,)) as partial:
-        save_file(tensors, partial, {"format": FORMAT, MODEL_MARK: model_id})
+        save_file(tensors, partial, {"format": FORMAT, MODEL_MARK: model_id} | clip.to_header())
 
 
 def from_mlx(
     path: Path, tensors: Mapping[str, Tensor], heads: int | None, levels: tuple[int, ...] | None
-) -> tuple[ModelConfig, State]:
-    """Config and state dictionary of `Encoder` from the tensors of a port.
+) -> tuple[ModelConfig, State, NativeClip | None]:
+    """Config and state dictionary of `Encoder` from the tensors of a port, and the clips in its config.json.
 
     Args:
         path: the file, or one of its folder.
@@ -65,7 +67,7 @@ def from_mlx(
     kernels = {name: value.movedim(-1, 1) if value.dim() == 5 else value for name, value in tensors.items()}
     if any(name.startswith(("encoder.", "vjepa2.")) for name in kernels):
         model = from_transformers(path.parent, kernels, default_type="vjepa2")
-        return model.config, model.encoder
+        return model.config, model.encoder, model.clip
     if is_vjepa2(kernels):
-        return from_release(path, kernels, heads)
-    return from_released_encoder(path, kernels, heads, levels)
+        return *from_release(path, kernels, heads), None
+    return *from_released_encoder(path, kernels, heads, levels), None

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.vjepa2 import expected_tensors, require_match, single_norm, to_encoder_state
 from tubelet.checkpoint.vjepa2_1 import ModuleName, expected_state, from_released_names, to_released
@@ -86,6 +87,7 @@ class TransformersModel(NamedTuple):
         predictor: state dictionary of `Predictor`; empty if not requested.
         name: name of the model in the config; None if it has none.
         encoder_name: "teacher" or "student" in the config; None if it has neither.
+        clip: the clips that it is for, if its config says so.
     """
 
     config: ModelConfig
@@ -93,6 +95,7 @@ class TransformersModel(NamedTuple):
     predictor: State
     name: str | None = None
     encoder_name: str | None = None
+    clip: NativeClip | None = None
 
 
 _EXPECTED_FILES = "expected the config.json of a V-JEPA model next to its .safetensors files"
@@ -125,11 +128,12 @@ def from_transformers(
     """
     values = read_transformers_config(path / "config.json", default_type)
     model_type = values["model_type"]
+    clip = NativeClip.from_fields(values, ("crop_size", "image_size"), ("num_frames", "frames_per_clip"), "fps")
     # Of a model with a head: its module is called by the model type.
     names = {name.removeprefix(f"{model_type}."): value for name, value in tensors.items()}
     names = {name: value for name, value in names.items() if not name.startswith(_HEAD_MODULES)}
     if model_type == MODEL_TYPE:
-        return _from_own(path, values, names, predictor)
+        return _from_own(path, values, names, predictor)._replace(clip=clip)
     if predictor and model_type != "vjepa21":
         kind = "predictor of V-JEPA 2.0 has other heads and" if model_type == "vjepa2" else "predictor of this port"
         raise CheckpointError(f"{path}: the {kind} is not supported; load only the encoder")
@@ -137,15 +141,15 @@ def from_transformers(
     config = _encoder_config(path / "config.json", values)
     if model_type == "vjepa2":
         state = _joined(path, encoder, expected_tensors(config), _NAMES, "V-JEPA 2.0")
-        return TransformersModel(config, to_encoder_state(state, config), {})
+        return TransformersModel(config, to_encoder_state(state, config), {}, clip=clip)
     own = from_released_names(
         _joined(path, encoder, expected_state(config, "teacher"), _NAMES, "V-JEPA 2.1"), config, "teacher"
     )
     if not predictor:
-        return TransformersModel(config, own, {})
+        return TransformersModel(config, own, {}, clip=clip)
     theirs = {name: value for name, value in names.items() if name.startswith("predictor.")}
     state = _joined(path, theirs, expected_state(config, "predictor"), _PREDICTOR_NAMES, "V-JEPA 2.1")
-    return TransformersModel(config, own, from_released_names(state, config, "predictor"))
+    return TransformersModel(config, own, from_released_names(state, config, "predictor"), clip=clip)
 
 
 def read_transformers_config(path: Path, default_type: str | None = None) -> Values:
@@ -278,7 +282,7 @@ def to_own(
         encoder: state dictionary of `Encoder`.
         predictor: state dictionary of `Predictor`, or empty.
         config: the architecture.
-        identity: further fields of the config: `name`, `encoder_name`, `image_size`, `num_frames`.
+        identity: further fields of the config: `name`, `encoder_name`, `image_size`, `num_frames`, `fps`.
     """
     values = {
         "architectures": ["TubeletModel"],

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from tubelet.checkpoint.gguf import read_encoder_gguf
 from tubelet.checkpoint.mlx import FORMAT as MLX
 from tubelet.checkpoint.mlx import from_mlx
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.run import FORMAT as CHECKPOINT_FORMAT
 from tubelet.checkpoint.run import config_from_header, is_model_tensor, list_checkpoints, no_checkpoint, read_checkpoint
 from tubelet.checkpoint.sharded import is_sharded
@@ -33,6 +34,7 @@ class Weights(NamedTuple):
         predictor: state dictionary of `Predictor`; empty if not requested.
         name: name of the model, independent of where its file is.
         encoder_name: which of the two encoders it is.
+        clip: the clips that it is for; None if the file does not say.
     """
 
     config: ModelConfig
@@ -40,6 +42,7 @@ class Weights(NamedTuple):
     predictor: State
     name: str
     encoder_name: EncoderName
+    clip: NativeClip | None = None
 
 
 class LoadSpec(NamedTuple):
@@ -87,7 +90,8 @@ def read_weights(path: Path, name: str, spec: LoadSpec) -> Weights:
         return _from_safetensors([path], name, spec)
     if path.suffix == ".gguf":
         _require_teacher(path, "GGUF", spec)
-        return Weights(*read_encoder_gguf(path), {}, name, "teacher")
+        config, encoder, clip = read_encoder_gguf(path)
+        return Weights(config, encoder, {}, name, "teacher", clip)
     raise CheckpointError(f"{path}: expected a run directory, a .safetensors, .pt or .gguf file")
 
 
@@ -125,7 +129,8 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
     if header.get("format") == CHECKPOINT_FORMAT:
         train = config_from_header(header, TrainConfig, where)
         encoder = merge_adapters(_strip_prefix(tensors, f"{part}."))
-        return Weights(train.model, encoder, _predictor(tensors, spec, where), name, part)
+        predictor = _predictor(tensors, spec, where)
+        return Weights(train.model, encoder, predictor, name, part, NativeClip.of_run(train.data))
     if header.get("format") == FORMAT:
         config = config_from_header(header, ModelConfig, where)
         stored = _stored(header.get("part"))
@@ -134,15 +139,18 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
                 f"{where}: contains only the {stored}, not the {part}; omit encoder=, or name another file"
             )
         encoder = {key: value for key, value in tensors.items() if not key.startswith("predictor.")}
-        return Weights(config, encoder, _predictor(tensors, spec, where), header.get("name", name), stored)
+        predictor = _predictor(tensors, spec, where)
+        clip = NativeClip.from_header(header, where)
+        return Weights(config, encoder, predictor, header.get("name", name), stored, clip)
     if header.get("format") == MLX:
         _require_teacher(where, "MLX", spec)
-        return Weights(*from_mlx(files[0], tensors, spec.heads, spec.levels), {}, name, part)
+        config, encoder, clip = from_mlx(files[0], tensors, spec.heads, spec.levels)
+        return Weights(config, encoder, {}, name, part, clip or NativeClip.from_header(header, where))
     model = from_transformers(files[0].parent, tensors, spec.predictor)
     stored = _stored(model.encoder_name)
     if stored != (spec.encoder or stored):
         raise CheckpointError(f"{where}: transformers files contain only the {stored}, not the {part}; omit encoder=")
-    return Weights(model.config, model.encoder, model.predictor, model.name or name, stored)
+    return Weights(model.config, model.encoder, model.predictor, model.name or name, stored, model.clip)
 
 
 def _stored(name: str | None) -> EncoderName:

@@ -1,7 +1,7 @@
 """What all commands share: options as the fields of a checked dataclass, and one way to parse them.
 
-Parsing has two phases. The first reads the few options that name files with defaults (`--config`, `--out --resume`,
-`--model`); the second parses the whole command line with those defaults. Flags therefore win over every file.
+Parsing has two phases. The first reads the few options that name files with defaults (`--config`,
+`--out --resume`); the second parses the whole command line with those defaults. Flags therefore win over every file.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -21,9 +21,6 @@ from tubelet.config.fields import PathText, SettingError, Settings, check, curre
 from tubelet.errors import ConfigError, escape_unprintable
 from tubelet.io.config_file import read_config_file
 from tubelet.value_checks import InvalidValueError, check_text, type_hints
-
-if TYPE_CHECKING:
-    from tubelet.config import DataConfig
 
 C = TypeVar("C", bound="Command")
 Sources = Annotated[tuple[PathText, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")]
@@ -38,24 +35,12 @@ class Known(Settings):
     Attributes:
         config: path of `--config`.
         out: path of `--out`.
-        model: value of `--model`.
         resume: whether `--resume` is set.
     """
 
     config: Path | None
     out: Path | None
-    model: PathText | None
     resume: bool
-
-
-def trained_clips(known: Known) -> "DataConfig | None":
-    """The clips that the run named by --model was trained on; None if it names no run directory."""
-    run = Path(known.model or "")
-    if not (run / "config.json").is_file() or not (run / "checkpoints").is_dir():  # a folder for the Hub has none
-        return None
-    from tubelet.train.run_directory import read_config
-
-    return read_config(run).data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,14 +143,14 @@ def _check_words(words: Sequence[str]) -> None:
 
 def _known_options(words: Sequence[str]) -> Known:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option in ("--config", "--out", "--model"):
+    for option in ("--config", "--out"):
         parser.add_argument(option)
     parser.add_argument("--resume", action="store_true")
     try:
         found, _ = parser.parse_known_args(list(words))
     except argparse.ArgumentError:  # the second phase reports it
         found = parser.parse_args([])
-    return Known(found.config, found.out, found.model, found.resume)
+    return Known(found.config, found.out, found.resume)
 
 
 def _default(kind: type[C], known: Known) -> C:
@@ -187,11 +172,10 @@ def _default(kind: type[C], known: Known) -> C:
 
 def _with_file(known: Known, content: Mapping[str, Any]) -> Known:
     """The options of the first phase that the command line does not set, from a config file."""
-    out, model = (value if isinstance(value := content.get(name), str) else None for name in ("out", "model"))
+    out = content.get("out")
     return dataclasses.replace(
         known,
-        out=known.out or (Path(out) if out else None),
-        model=known.model or model,
+        out=known.out or (Path(out) if isinstance(out, str) and out else None),
         resume=known.resume or content.get("resume") is True,
     )
 

@@ -125,11 +125,11 @@ class Convert(Command):
         read_from = [self.model] if self.head is None else [self.model, self.head]
         check_output(self.out, output_kind(self.out), read_from)  # before minutes of work
         if self.preprocess:
-            from tubelet.pretrained.convert import image_size_of
             from tubelet.pretrained.frame_export import export_frames
 
             model = load_unplaced(self.model, spec)
-            return export_frames(model, self.out, self.image_size or image_size_of(model), self.images, self.int8)
+            size = self.image_size or model.native_clip.image_size
+            return export_frames(model, self.out, size, self.images, self.int8)
         if self.head is None:
             return export(load_unplaced(self.model, spec), self.out, self.images, self.int8)
         from tubelet.heads.head_export import export_head

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tubelet.cli.command import ConfigurableCommand, Known, Sources, trained_clips
+from tubelet.cli.command import ConfigurableCommand, Sources
 from tubelet.config import EmbedConfig
 from tubelet.config.fields import PathText
 from tubelet.console import files_progress, open_console, print_wrapped
@@ -29,12 +29,6 @@ class Embed(ConfigurableCommand):
     """A run directory, a .safetensors or released .pt file, a released name, or a Hub id."""
     out: Path
     """Folder of the table; an interrupted command is continued."""
-
-    @classmethod
-    def defaults(cls, known: Known) -> dict[str, Any]:
-        """The clips that the run named by --model was trained on."""
-        data = trained_clips(known)
-        return {"settings": EmbedConfig(image_size=data.image_size, frames=data.frames, fps=data.fps)} if data else {}
 
     def run(self) -> None:
         """Compute and write the features."""

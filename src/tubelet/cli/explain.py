@@ -22,11 +22,11 @@ class Explain(Command):
     out: Path = Path("explain.html")
     """The page."""
     image_size: Side | None = None
-    """Side of the center crop in pixels; by default that of the run, or 224."""
+    """Side of the center crop in pixels; by default the model's own."""
     frames: Frames | None = None
-    """Frames of the clip; by default those of the run, or 16."""
+    """Frames of the clip; by default the model's own."""
     fps: Rate | None = None
-    """Frames per second of the clip; by default that of the run, or 4."""
+    """Frames per second of the clip; by default the model's own."""
     seed: Seed = 0
     """Seed of the masks, and of random weights."""
 

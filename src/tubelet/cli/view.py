@@ -3,11 +3,11 @@
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from tubelet.cli.command import ConfigurableCommand, Known, Sources, trained_clips
+from tubelet.cli.command import ConfigurableCommand, Sources
 from tubelet.config import ViewConfig
 from tubelet.config.fields import PathText
 from tubelet.console import files_progress, open_console, print_wrapped
@@ -39,12 +39,6 @@ class View(ConfigurableCommand):
     rate are those of the table, and it has no surprise."""
     port: Annotated[int, Bounds(0, 65535)] = 0
     """Port of --serve on 127.0.0.1; 0 takes any that is free."""
-
-    @classmethod
-    def defaults(cls, known: Known) -> dict[str, Any]:
-        """The clips that the run named by --model was trained on."""
-        data = trained_clips(known)
-        return {"settings": ViewConfig(frames=data.frames, fps=data.fps)} if data else {}
 
     def run(self) -> None:
         """Encode the files and write the page, or serve the page of a table."""

@@ -24,12 +24,12 @@ DUPLICATE_MARGIN = 0.3
 class EmbedConfig(Settings):
     """Settings of the clips of a collection and of their features."""
 
-    image_size: Side = 224
-    """Side of the center crop, in pixels."""
-    frames: Frames = 16
-    """Frames of a clip."""
-    fps: Rate = 4.0
-    """Frames per second of a clip; shorter videos are sampled at a higher rate, and counted."""
+    image_size: Side | None = None
+    """Side of the center crop, in pixels; None is the model's own, see docs/features.md."""
+    frames: Frames | None = None
+    """Frames of a clip; None is the model's own."""
+    fps: Rate | None = None
+    """Frames per second of a clip; None is the model's own. Shorter videos are sampled at a higher one, and counted."""
     stride_s: Seconds | None = None
     """Seconds from clip to clip of a video; None places clips end to end, spread evenly over the video."""
     causal: bool = False
@@ -55,4 +55,4 @@ class EmbedConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_clip(self.frames, self.image_size)
+        require_clip(self.frames or 1, self.image_size or 1)

@@ -28,9 +28,9 @@ class EvaluateConfig(Settings):
     """Settings of an evaluation that override the benchmark's protocol."""
 
     image_size: Side | None = None
-    """Side of a view in pixels; None is the protocol's."""
+    """Side of a view in pixels; None is the model's own, and for dense tasks the protocol's unless a run's is less."""
     frames: Frames | None = None
-    """Frames of a clip; None is the protocol's."""
+    """Frames of a clip; None is the protocol's, or a run's own if that is less."""
     max_samples: Count | None = None
     """Maximum number of files per split, spread evenly; None uses all."""
     epochs: Count | None = None

@@ -12,11 +12,11 @@ class ViewConfig(Settings):
     """Settings of a page of features."""
 
     image_size: Side | None = None
-    """Shorter side of the frames that the model sees, in pixels; None is 24 patches, finer than most training."""
-    frames: Frames = 16
-    """Frames of a window of a video; windows overlap by half."""
-    fps: Rate = 4.0
-    """Frames per second of a video that the model sees; the page plays all frames."""
+    """Shorter side of the frames that the model sees, in pixels; None is the model's own, at least 24 patches."""
+    frames: Frames | None = None
+    """Frames of a window of a video; windows overlap by half. None is the model's own."""
+    fps: Rate | None = None
+    """Frames per second of a video that the model sees; the page plays all frames. None is the model's own."""
     levels: tuple[Annotated[int, Bounds(-64, 63)], ...] = ()
     """Output levels in the page, 0 the shallowest and -1 the deepest; none means all."""
     encoder: Literal["teacher", "student", "both"] | None = None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.config import EmbedConfig, ModelConfig
 from tubelet.data.clips import causal_times, resize_center_crop, window_times
 from tubelet.data.decode import VideoInfo
@@ -55,12 +56,18 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         samples: modality -> indices (F,) of incomplete files.
         changed: keys of files and spans with rows of an earlier version of the file.
         gone: keys of files and spans in the table that are no longer in the collection and whose files do not exist.
+        clip: size, length and rate of the clips.
     """
 
     def __init__(
-        self, media: MediaList, config: EmbedConfig, model: ModelConfig, done: Mapping[str, FileProgress]
+        self,
+        media: MediaList,
+        clip: NativeClip,
+        config: EmbedConfig,
+        model: ModelConfig,
+        done: Mapping[str, FileProgress],
     ) -> None:
-        self.config, self.model = config, model
+        self.clip, self.config, self.model = clip, config, model
         self.indices = {modality: build_index(media, modality) for modality in Modality}
         self.status = WorkerStatus(config.workers)
         self.done: dict[str, set[int]] = {}
@@ -129,7 +136,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         """Missing clips of one file, their rows, and whether the video is too short for the rate."""
         version = index.version(sample)  # before reading: a change in the meantime is detected by the next call
         source = index.read(sample)
-        key, size = escape_filename(index.key(sample)), self.config.image_size
+        key, size = escape_filename(index.key(sample)), self.clip.image_size
         size_bytes, changed_s = version or (0, 0.0)  # None if removed after it was opened
         shared: dict[str, Any] = {"key": key, "path": escape_filename(index.name(sample)), "modality": str(modality)}
         shared |= {"size_bytes": size_bytes, "changed_s": changed_s, **span_columns(index.span(sample))}
@@ -137,7 +144,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
             pixels = resize_center_crop(read_still(source.media, self.model.pixels).unsqueeze(0), size)
             yield pixels, shared | {"clip_index": 0, "clips": 1, "times": np.zeros(1)}, False
             return
-        with open_frames(source.media, self.model.pixels, self.config.fps) as video:
+        with open_frames(source.media, self.model.pixels, self.clip.fps) as video:
             info = source.limit(video.info)
             times, is_short = self._times(info)
             missing = [clip for clip in range(len(times)) if clip not in self.done.get(key, ())]
@@ -149,10 +156,10 @@ class CollectionClips(IterableDataset[EmbedBatch]):
 
     def _times(self, info: VideoInfo) -> tuple[list[np.ndarray], bool]:
         """The times of the clips of a video, and whether it is too short for the rate."""
-        config = self.config
-        if config.causal:
-            return causal_times(info, config.frames, config.fps, self.model.tubelet_size, config.stride_s), False
-        return window_times(info, config.frames, config.fps, config.stride_s)
+        clip, stride_s = self.clip, self.config.stride_s
+        if self.config.causal:
+            return causal_times(info, clip.frames, clip.fps, self.model.tubelet_size, stride_s), False
+        return window_times(info, clip.frames, clip.fps, stride_s)
 
 
 def clip_loader(clips: CollectionClips) -> WorkerLoader[EmbedBatch]:
@@ -162,9 +169,9 @@ def clip_loader(clips: CollectionClips) -> WorkerLoader[EmbedBatch]:
         TubeletError: shared memory is too small for the batches of the workers.
     """
     config = clips.config
-    count, frames = config.batch_size, config.frames
+    count, frames = config.batch_size, clips.clip.frames
     if not len(clips.samples[Modality.VIDEO]):
         count, frames = min(count, clips.remaining()), 1
-    batch_bytes = count * clips.model.clip_bytes(frames, config.image_size)
+    batch_bytes = count * clips.model.clip_bytes(frames, clips.clip.image_size)
     workers = min(config.workers, clips.remaining())
     return prefetching_loader(clips, clips.status, config.prefetch_mb, "the clips of a batch", batch_bytes, workers)

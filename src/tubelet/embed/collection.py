@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tubelet.checkpoint.native_clip import choose_clip
 from tubelet.config import EmbedConfig
 from tubelet.data.bad_files import check_failed_fraction
 from tubelet.data.part_table import SPAN
@@ -85,7 +86,8 @@ def embed_collection(
     require_main_guard()
     out = Path(out)
     check_output(out, "table", [*sources, name])
-    model.config.grid(config.frames, config.image_size, config.image_size)  # raises if the sizes do not fit
+    clip = choose_clip(model.name, model.native_clip, config.image_size, config.frames, config.fps)
+    model.config.grid(clip.frames, clip.image_size, clip.image_size)  # raises if the sizes do not fit
     media = list_media(sources, config.allow_path, spans=True)
     for message in media.notes:
         logger.info(escape_filename(message))
@@ -97,9 +99,10 @@ def embed_collection(
         "weights": model.weights_id,
     }
     with directory_lock(out):
-        shared = {key: getattr(config, key) for key in ("image_size", "frames", "fps", "stride_s", "causal", "dense")}
+        shared: dict[str, Any] = {"image_size": clip.image_size, "frames": clip.frames, "fps": clip.fps}
+        shared |= {key: getattr(config, key) for key in ("stride_s", "causal", "dense")}
         table = FeatureTable(out, settings | shared | {"levels": config.all_levels})
-        clips = CollectionClips(media, config, model.config, table.done())
+        clips = CollectionClips(media, clip, config, model.config, table.done())
         with translate_worker_crash("run the same command again to continue"):
             return _embed(model, table, clips, sum(map(media.count, Modality)), progress)
 

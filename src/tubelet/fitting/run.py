@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tubelet.checkpoint.native_clip import choose_clip
 from tubelet.config import FitConfig
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
 from tubelet.errors import ConfigError
@@ -25,12 +26,9 @@ from tubelet.labels.table import read_labels
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.cache import FeatureCache, default_folder
 from tubelet.tasks.common.extract import RESUME_HINT, Progress
-from tubelet.train.run_directory import read_config
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_CLIP = (224, 16, 4.0)
-"""Side in pixels, frames, and frames per second of clips of encoders that do not say what they were trained on."""
 FEW_FILES = 10
 """Held-out files of a class below which one split says too little, so that rows are held out in turn."""
 FOLDS = 5
@@ -98,7 +96,7 @@ def fit_head(
         splits=choose_splits(table, config),
         model=model,
         source=source,
-        head_input=head_input(task, model, source, config, images),
+        head_input=head_input(task, model, config, images),
         config=config,
         cache=FeatureCache(cache or default_folder(), model),
         progress=progress,
@@ -111,16 +109,14 @@ def fit_head(
     return head, result
 
 
-def head_input(task: LabelTask, model: Backbone, source: str, config: FitConfig, images: bool) -> HeadInput:
-    """The clips of a head: the user's settings, and otherwise those that the encoder was trained on.
+def head_input(task: LabelTask, model: Backbone, config: FitConfig, images: bool) -> HeadInput:
+    """The clips of a head: the user's settings, and otherwise the encoder's own.
 
     Raises:
         ConfigError: if the sizes do not divide into patches and time steps.
     """
-    size, frames, fps = trained_clip(source)
-    size, frames, fps = config.image_size or size, config.frames or frames, config.fps or fps
-    if images:
-        frames = 1
+    clip = choose_clip(model.name, model.native_clip, config.image_size, config.frames, config.fps)
+    size, frames, fps = clip.image_size, 1 if images else clip.frames, clip.fps
     step_s = model.config.tubelet_size / fps
     steps = max(1, frames // model.config.tubelet_size)
     stride_s = config.stride_s or max(1, round(task.stride_clips * steps)) * step_s
@@ -131,17 +127,6 @@ def head_input(task: LabelTask, model: Backbone, source: str, config: FitConfig,
     if not images:
         clip_steps(found, model.config.tubelet_size)
     return found
-
-
-def trained_clip(source: str) -> tuple[int, int, float]:
-    """Side in pixels, frames, and frames per second of the clips that an encoder was trained on, as far as is known."""
-    run = Path(source).expanduser()
-    found = next((folder for folder in (run, *run.parents[:2]) if (folder / "checkpoints").is_dir()), None)
-    if found is None:
-        side = source.rsplit("-", 1)[-1]
-        return (int(side) if side.isdigit() else DEFAULT_CLIP[0], *DEFAULT_CLIP[1:])
-    data = read_config(found).data
-    return data.image_size, data.frames, data.fps
 
 
 def choose_splits(table: LabelTable, config: FitConfig) -> Sequence[Split]:

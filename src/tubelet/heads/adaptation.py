@@ -39,6 +39,7 @@ def with_encoder_weights(model: Backbone, trained: Mapping[str, Tensor], finetun
         state = {name: value.to(model.device, model.dtype) for name, value in trained.items()}
     with torch.device("meta"):
         adapted = Backbone(model.config)
+        adapted.native_clip = model.native_clip
     load_strict(adapted, state, "the trained encoder", assign=True)
     adapted.name, adapted.encoder_name = f"{model.name}-{finetuned}", model.encoder_name
     adapted.stored_dtype = model.stored_dtype

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tubelet.checkpoint.native_clip import log_native
 from tubelet.data.clips import normalize
 from tubelet.errors import ConfigError, DataError
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.hub_encoder import HubEncoder
-from tubelet.pretrained.inputs import DEFAULT_FPS, Resize, Sampling, check_resize, read_inputs, step_times
+from tubelet.pretrained.inputs import Resize, Sampling, check_resize, read_inputs, step_times
 from tubelet.pretrained.pixels import PixelFormat
 from tubelet.pretrained.sliding_windows import read_windows
 
@@ -27,13 +28,16 @@ class Backbone(HubEncoder):
     see `HubEncoder`.
     """
 
+    _native_clip_logged = False
+
     @torch.no_grad()
     def encode(
         self,
         x: Any,
         *,
-        resize: Resize = None,
-        frames: int = 16,
+        resize: Resize | Literal["native"] = "native",
+        crop: int | None = None,
+        frames: int | None = None,
         fps: float | None = None,
         start: float | None = None,
         layout: str | None = None,
@@ -48,12 +52,16 @@ class Backbone(HubEncoder):
                 or an iterator of images, which are the frames of one clip; a `FrameBatch` of torchcodec; the path or
                 URL of a video or an image; or a list of any of these except images, which is a batch. An input of one
                 frame goes through the image tokenizer.
-            resize: None leaves the size unchanged; it must divide into patches. "round" resizes each side to the
-                nearest multiple of the patch size; a number center-crops to a square of that side; a pair is
-                (height, width).
-            frames: T, for a video file; an odd count repeats the last frame, with a warning.
-            fps: sampling rate of a video file in frames per second (default 4); for frames in memory, their rate, from
-                which `times` are computed.
+            resize: "native" brings the short side to `native_clip.image_size` and crops the center of the long one,
+                unless pixels are `normalized`; a number does the same for any size. "round" resizes each side to the
+                nearest multiple of the patch size; a pair is (height, width). None leaves the size unchanged; it must
+                divide into patches.
+            crop: side of a center crop after resizing; resize=438, crop=384 is the transform of the release's
+                evaluations, whose short side is 256 / 224 of the crop.
+            frames: T, for a video file, by default `native_clip.frames`; an odd count repeats the last frame, with a
+                warning.
+            fps: sampling rate of a video file in frames per second, by default `native_clip.fps`; for frames in memory,
+                their rate, from which `times` are computed.
             start: start of the clip in a video file, in seconds; None takes the clip from the middle.
             layout: a letter for each axis of pixels in memory: B of a batch, C channels, T frames, H height, W width;
                 for a list, its own axis may be the first. None finds the axis of the channels by its size, and takes
@@ -69,18 +77,21 @@ class Backbone(HubEncoder):
             DataError: if x cannot be read, its layout is ambiguous, its floats are not in range, or its size does not
                 divide into patches.
         """
-        pixel_format = PixelFormat(layout, normalized, bgr)
-        clips = read_inputs(x, self.config, Sampling(frames, fps, start), resize, pixel_format)
+        native = self.native_clip
+        sampling = Sampling(native.frames if frames is None else frames, fps, start, native.fps)
+        size = self._size(resize, normalized)
+        clips = read_inputs(x, self.config, sampling, size, PixelFormat(layout, normalized, bgr), crop)
         return self.dense_features(clips.pixels, clips.times).float()
 
     def stream(
         self,
         path: str | Path,
         *,
-        frames: int = 16,
+        frames: int | None = None,
         overlap: int | None = None,
         fps: float | None = None,
-        resize: Resize = None,
+        resize: Resize | Literal["native"] = "native",
+        crop: int | None = None,
         start: float = 0.0,
         end: float | None = None,
         causal: bool = False,
@@ -91,11 +102,12 @@ class Backbone(HubEncoder):
 
         Args:
             path: path or URL of the video.
-            frames: T of a window; a shorter video is one window.
+            frames: T of a window, by default `native_clip.frames`; a shorter video is one window.
             overlap: frames that a window shares with the previous one, by default half of them; the last may share
                 more.
-            fps: sampling rate in frames per second, by default 4.
+            fps: sampling rate in frames per second, by default `native_clip.fps`.
             resize: as in `encode`.
+            crop: as in `encode`.
             start: where to start in the video, in seconds.
             end: where to end, in seconds; None for the end of the video.
             causal: whether the features of a time t come from frames up to t alone, as in a live application; by
@@ -110,9 +122,10 @@ class Backbone(HubEncoder):
             ConfigError: if an argument is out of range, or the window does not divide into tubelets.
             DataError: if the video cannot be read, or its size does not divide into patches.
         """
-        check_resize(resize)
+        size, native = self._size(resize), self.native_clip
+        frames, fps = native.frames if frames is None else frames, native.fps if fps is None else fps
+        check_resize(size, crop)
         Sampling(frames, fps)  # validates before a file is opened
-        fps = DEFAULT_FPS if fps is None else fps
         step = self.config.tubelet_size
         if causal:
             if overlap is not None:
@@ -124,12 +137,24 @@ class Backbone(HubEncoder):
             raise ConfigError(f"overlap is {overlap!r}, expected a whole number of frames")
         lead = frames - step if causal else 0
         for pixels, times in read_windows(path, frames, overlap, fps, step, start, end, lead):
-            clips = read_inputs(pixels, self.config, Sampling(), resize, PixelFormat("THWC"))
+            clips = read_inputs(pixels, self.config, Sampling(), size, PixelFormat("THWC"), crop)
             with torch.no_grad():
                 features = self.dense_features(clips.pixels, times.unsqueeze(0)).float()
             if causal:
                 features = replace(features.last_step(), times=times[None, -1:])
             yield features  # outside of no_grad, so that the mode of the caller is unchanged meanwhile
+
+    def _size(self, resize: Resize | Literal["native"], normalized: bool = False) -> Resize:
+        """What inputs are resized to; the model's own size is logged once."""
+        if resize != "native":
+            return resize
+        if normalized:
+            return None
+        if not self._native_clip_logged:
+            options = dict.fromkeys(("resize=", "frames=", "fps="))
+            log_native(self.name, self.native_clip, str(self.native_clip), options)
+            self._native_clip_logged = True
+        return self.native_clip.image_size
 
     def dense_features(self, pixels: Tensor, times: Tensor | None = None) -> DenseFeatures:
         """Features of clips that divide into patches, without any conversion of inputs.

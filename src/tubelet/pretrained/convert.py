@@ -1,12 +1,13 @@
 """Convert a model to another file layout, chosen by the suffix of the target or by name."""
 
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from tubelet.checkpoint.gguf import write_encoder_gguf
 from tubelet.checkpoint.hub import WEIGHTS_FILE, save_encoder
 from tubelet.checkpoint.mlx import write_mlx
-from tubelet.checkpoint.registry import RELEASED, resolve_checkpoint
+from tubelet.checkpoint.native_clip import NativeClip
+from tubelet.checkpoint.registry import resolve_checkpoint
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.transformers import Values, to_own, to_vjepa2, to_vjepa21
@@ -20,7 +21,6 @@ from tubelet.io.hidden_files import without_hidden
 from tubelet.io.overwrite_checks import check_output
 from tubelet.io.text import read_json
 from tubelet.pretrained.backbone import Backbone
-from tubelet.pretrained.inputs import DEFAULT_FPS, Sampling
 from tubelet.pretrained.load import load_unplaced
 
 _LOCK = ".convert.lock"
@@ -96,9 +96,8 @@ def convert_to(
             encoder for the port to MLX, and "gguf" the .gguf file of an encoder for jepa.cpp.
         spec: the encoder to write, and whether to include the predictor.
         image_size: side of the images that the video processor gives, and that the positions of `VJEPA2Model` refer to;
-            None is the size in the config of a run or of another model of transformers, or in a released name, else
-            that of the pre-training grid.
-        frames: frames of a clip; None is the number in that config, else 16.
+            None is the model's own, see `NativeClip`.
+        frames: frames of a clip; None is the model's own.
 
     Returns:
         A message about what was written.
@@ -112,24 +111,26 @@ def convert_to(
         raise ConfigError(f"{out}: --to {layout} writes a folder, expected a name without a suffix")
     check_output(out, layout if in_file else "transformers", _read_from(resolve_checkpoint(what)))
     model, vjepa2_predictor = _load_with_vjepa2_predictor(what, layout, spec)
-    stored_size, stored_frames = _stored_clip(resolve_checkpoint(what))
-    size, frames = image_size or stored_size or image_size_of(model), frames or stored_frames or Sampling().frames
-    model.config.grid(frames, size, size)
+    clip = model.native_clip._replace(frames=frames or model.native_clip.frames)
+    if image_size is not None:
+        clip = clip._replace(image_size=image_size, source="published")
+    model.config.grid(clip.frames, clip.image_size, clip.image_size)
+    shape = f"{clip.frames} x {clip.image_size} x {clip.image_size}"
     encoder, predictor = split_state(model)
     if layout == "mlx":
-        write_mlx(out, encoder, model.config, model.model_id)
+        write_mlx(out, encoder, model.config, model.model_id, clip)
         return f"{out}: {model.model_id} for MLX"
     if layout == "gguf":
-        write_encoder_gguf(out, encoder, model.config, model.model_id, size, frames)
-        return f"{out}: {model.model_id} in float32 for jepa.cpp, for clips of {frames} x {size} x {size}"
+        write_encoder_gguf(out, encoder, model.config, model.model_id, clip)
+        return f"{out}: {model.model_id} in float32 for jepa.cpp, for clips of {shape}"
     if layout == "vjepa21":
         parts: dict[ModuleName, State] = {model.encoder_name: encoder} | ({"predictor": predictor} if predictor else {})
-        values, tensors = to_vjepa21(parts, model.config, size, frames)
-        processor, note = vjepa2_processor(size), "vjepa21, for the code of the ports on the Hub"
+        values, tensors = to_vjepa21(parts, model.config, clip.image_size, clip.frames)
+        processor, note = vjepa2_processor(clip.image_size), "vjepa21, for the code of the ports on the Hub"
     else:
-        values, tensors, processor, note = transformers_files(model, size, frames, vjepa2_predictor)
+        values, tensors, processor, note = transformers_files(model, clip, vjepa2_predictor)
     write_folder(out, values, tensors, processor, model.model_id)
-    return f"{out}: {model.model_id} as {note}, for clips of {frames} x {size} x {size}"
+    return f"{out}: {model.model_id} as {note}, for clips of {shape}"
 
 
 def _load_with_vjepa2_predictor(
@@ -144,22 +145,23 @@ def _load_with_vjepa2_predictor(
 
 
 def transformers_files(
-    model: Backbone, image_size: int, frames: int, vjepa2_predictor: tuple[Values, State] | None = None
+    model: Backbone, clip: NativeClip, vjepa2_predictor: tuple[Values, State] | None = None
 ) -> tuple[Values, State, Values, str]:
     """Config, tensors and processor of a model of `transformers`, and what it is."""
     encoder, predictor = split_state(model)
     reason = ""
     if model.config.rope == "2.0":
         try:
-            values, tensors = to_vjepa2(encoder, model.config, image_size, frames, vjepa2_predictor)
-            return values, tensors, vjepa2_processor(image_size), "VJEPA2Model of transformers"
+            values, tensors = to_vjepa2(encoder, model.config, clip.image_size, clip.frames, vjepa2_predictor)
+            return values, tensors, vjepa2_processor(clip.image_size), "VJEPA2Model of transformers"
         except CheckpointError as error:  # trained further, in ways that V-JEPA 2.0 cannot represent
             if vjepa2_predictor is not None:
                 raise
             reason = f", since {error}"
-    identity = {"name": model.name, "encoder_name": model.encoder_name, "image_size": image_size, "num_frames": frames}
-    values, tensors = to_own(encoder, predictor, model.config, identity)
-    processor = own_processor(image_size, frames, DEFAULT_FPS)
+    identity = {"name": model.name, "encoder_name": model.encoder_name}
+    clips = {"image_size": clip.image_size, "num_frames": clip.frames, "fps": clip.fps}
+    values, tensors = to_own(encoder, predictor, model.config, identity | clips)
+    processor = own_processor(clip.image_size, clip.frames, clip.fps)
     return values, tensors, processor, f"TubeletModel, which `import tubelet.hf` registers{reason}"
 
 
@@ -168,25 +170,6 @@ def split_state(model: Backbone) -> tuple[State, State]:
     predictor = model.predictor.state_dict() if model.predictor is not None else {}
     encoder = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor.")}
     return encoder, predictor
-
-
-def _stored_clip(path: Path) -> tuple[int | None, int | None]:
-    """Image size and frames in the config.json of a run or of a model of transformers, where there is one."""
-    if not (path / "config.json").is_file():
-        return None, None
-    values = read_json(path / "config.json", dict[str, Any])
-    data = values.get("data")
-    fields: dict[str, Any] = data if isinstance(data, dict) else values  # a run has them in its settings of the data
-    names = (("crop_size", "image_size"), ("frames", "num_frames", "frames_per_clip"))
-    found = (next((fields[name] for name in each if isinstance(fields.get(name), int)), None) for each in names)
-    size, frames = (value if value and value > 0 else None for value in found)
-    return size, frames
-
-
-def image_size_of(model: Backbone) -> int:
-    """Side of the images that a model is for: the one in a released name, else that of the pre-training grid."""
-    _, _, size = model.name.rpartition("-")
-    return int(size) if model.name in RELEASED and size.isdigit() else model.config.rope_grid * model.config.patch_size
 
 
 def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
@@ -209,7 +192,7 @@ def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
         write_released(out, model.config, parts)
         return f"{out}: the {' and the '.join(parts)} in the released layout"
     if out.suffix == ".safetensors":
-        save_encoder(out, model.state_dict(), model.config, model.name, model.encoder_name)
+        save_encoder(out, model.state_dict(), model.config, model.name, model.encoder_name, model.native_clip)
         return f"{out}: {model.model_id}"
     card = "its card"
     if (out / "README.md").exists():

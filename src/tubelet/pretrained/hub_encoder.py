@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 
 from tubelet.checkpoint.hub import WEIGHTS_FILE, model_card, save_encoder
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.weights import EncoderName
 from tubelet.config import ModelConfig, to_dict
 from tubelet.io.files import atomic_write
@@ -29,6 +30,7 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
         name: what the model is called, wherever its file lies.
         model_id: name and fingerprint of the weights; the same wherever the file lies and whatever its format.
         encoder_name: "teacher" or "student".
+        native_clip: size, length and rate of the clips that it is for.
         predictor: the predictor, or None.
         stored_dtype: data type of the weights in the file that they were loaded from.
     """
@@ -39,6 +41,7 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
         super().__init__(config)
         self.predictor = Predictor(config) if with_predictor else None
         self.name = "untitled"
+        self.native_clip = NativeClip.of_name(self.name, config)
         self.encoder_name: EncoderName = "teacher"
         self.stored_dtype = self.dtype  # of the file that it was loaded from
         self._identified: tuple[int, str] | None = None
@@ -116,7 +119,8 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
                 stacklevel=2,
             )
         self.identify()  # of the weights in memory, which may be a cast of the loaded ones
-        save_encoder(save_directory / WEIGHTS_FILE, self.state_dict(), self.config, self.name, self.encoder_name)
+        file = save_directory / WEIGHTS_FILE
+        save_encoder(file, self.state_dict(), self.config, self.name, self.encoder_name, self.native_clip)
         # For people and for the Hub, which counts its downloads; the header of the weights file has the same.
         config = {"library_name": "tubelet", "model_id": self.model_id, "model": to_dict(self.config)}
         with atomic_write(save_directory / "config.json") as partial:

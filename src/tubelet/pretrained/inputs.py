@@ -45,14 +45,16 @@ class Sampling:
 
     Attributes:
         frames: number of frames.
-        fps: sampling rate in frames per second; for frames in memory, their rate. None is 4 for a file, and unknown for
-            frames in memory.
+        fps: sampling rate in frames per second; for frames in memory, their rate. None is `native_fps` for a file, and
+            unknown for frames in memory.
         start: time of the first frame in seconds; None takes the clip from the middle.
+        native_fps: sampling rate of a file if `fps` is None.
     """
 
     frames: int = 16
     fps: float | None = None
     start: float | None = None
+    native_fps: float = DEFAULT_FPS
 
     def __post_init__(self) -> None:
         if not _is_whole(self.frames):
@@ -71,28 +73,46 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
 
 
-def check_resize(resize: Any) -> None:
-    """Raise a `ConfigError` for an invalid `Resize`."""
+def check_resize(resize: Any, crop: Any) -> None:
+    """Raise a `ConfigError` for an invalid `Resize`, or side of a crop."""
+    if not (crop is None or _is_whole(crop)):
+        raise ConfigError(f"crop is {crop!r}, expected the side of a center square in pixels")
     pair = isinstance(resize, (tuple, list)) and len(resize) == 2 and all(map(_is_whole, resize))
-    if not (resize is None or (isinstance(resize, str) and resize == "round") or _is_whole(resize) or pair):
+    named = isinstance(resize, str) and resize == "round"
+    if not (resize is None or named or _is_whole(resize) or pair):
         raise ConfigError(
-            f'resize is {resize!r}, expected "round", the side of a center square, or (height, width), in pixels'
+            f'resize is {resize!r}, expected "native", "round", the side of a center square, or (height, width), in '
+            "pixels, or None for the input's own size"
         )
 
 
 def read_inputs(
-    x: Any, config: ModelConfig, sampling: Sampling, resize: Resize, pixel_format: PixelFormat | None = None
+    x: Any,
+    config: ModelConfig,
+    sampling: Sampling,
+    resize: Resize,
+    pixel_format: PixelFormat | None = None,
+    crop: int | None = None,
 ) -> InputBatch:
     """A batch from any input of `Backbone.encode`.
+
+    Args:
+        x: the input.
+        config: architecture of the model.
+        sampling: frames to take from a video file.
+        resize: as in `Backbone.encode`, but for "native".
+        pixel_format: what pixels in memory are.
+        crop: side of a center crop after resizing.
 
     Raises:
         ConfigError: if an option is out of range.
         DataError: if it cannot be read as images or clips of one size that divides into patches.
     """
-    check_resize(resize)
+    check_resize(resize, crop)
     pixel_format = pixel_format or PixelFormat()
     batch = [
-        resize_to_grid(pixels, times, config, resize) for pixels, times in _clips(x, config, sampling, pixel_format)
+        resize_to_grid(pixels, times, config, resize, crop)
+        for pixels, times in _clips(x, config, sampling, pixel_format)
     ]
     shapes = {tuple(pixels.shape) for pixels, _ in batch}
     kinds = {pixels.dtype for pixels, _ in batch}
@@ -167,7 +187,7 @@ def _read_file(path: str | Path, sampling: Sampling) -> tuple[Tensor, Tensor | N
 
 def _clip_times(info: VideoInfo, sampling: Sampling) -> np.ndarray:
     """(T,) seconds of the frames to read from a video."""
-    fps = sampling.fps or DEFAULT_FPS
+    fps = sampling.fps or sampling.native_fps
     if sampling.start is None:
         times, short = center_clip_times(info, sampling.frames, fps)
         if short:
@@ -198,7 +218,7 @@ def _in_memory_times(clips: int, frames: int, sampling: Sampling, seconds: Tenso
 
 
 def resize_to_grid(
-    pixels: Tensor, times: Tensor | None, config: ModelConfig, resize: Resize
+    pixels: Tensor, times: Tensor | None, config: ModelConfig, resize: Resize, crop: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Resize and pad a clip (C, T, H, W) to whole patches and tubelets."""
     C, T, H, W = pixels.shape
@@ -217,11 +237,17 @@ def resize_to_grid(
     elif resize is not None:
         rounded = max(p, round(H / p) * p), max(p, round(W / p) * p)
         pixels = resize_clip(pixels, *(rounded if isinstance(resize, str) else resize))
-    elif H % p or W % p:
+    elif (H % p or W % p) and crop is None:
         raise DataError(
             f"frames of {H} x {W} pixels (height x width) do not divide into patches of {p}; pass "
             f'resize="round" (nearest multiples), resize={14 * p} (center square) or resize=(height, width)'
         )
+    if crop is not None:
+        H, W = pixels.shape[2:]
+        if crop > min(H, W):
+            raise DataError(f"crop is {crop}, but frames have {H} x {W} pixels (height x width); resize to more first")
+        top, left = (H - crop) // 2, (W - crop) // 2
+        pixels = pixels[:, :, top : top + crop, left : left + crop]
     config.grid(*pixels.shape[1:])  # a requested size must divide too
     return pixels, times
 

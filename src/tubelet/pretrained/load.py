@@ -13,6 +13,7 @@ from typing import Any, get_args
 import torch
 
 from tubelet.checkpoint.adapters import apply_adapters
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.registry import HUB_OPTIONS, RELEASED, released_name, resolve_checkpoint
 from tubelet.checkpoint.run import resolve_best
 from tubelet.checkpoint.state_dict import load_strict, require_finite
@@ -86,7 +87,7 @@ def random_init_like(model: Backbone, seed: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin = Backbone(model.config, model.predictor is not None)
-    twin.name = "random"
+    twin.name, twin.native_clip = "random", model.native_clip
     twin.identify()
     return twin.requires_grad_(False).eval().to(model.device, model.dtype)
 
@@ -111,6 +112,7 @@ def load_unplaced(what: str | Path, spec: LoadSpec, sha256: str | None = None, *
     state = weights.encoder | {f"predictor.{name}": value for name, value in weights.predictor.items()}
     load_strict(model, state, str(path), assign=True)
     model.name, model.encoder_name = escape_unprintable(weights.name), weights.encoder_name
+    model.native_clip = weights.clip or NativeClip.of_name(weights.name, weights.config)
     model.stored_dtype = model.dtype
     model.identify()
     return model.requires_grad_(False).eval()

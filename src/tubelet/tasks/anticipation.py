@@ -192,7 +192,7 @@ def evaluate(context: EvaluationContext) -> Result:
 
 def _view(context: EvaluationContext) -> tuple[PreActionClip, int]:
     """The clip that the encoder sees, and the number of time steps from its end to the predicted one."""
-    size, frames = context.config.image_size or PROTOCOL.image_size, context.config.frames or PROTOCOL.frames
+    size, frames = context.native_size(PROTOCOL.image_size), context.native_frames(PROTOCOL.frames)
     context.model.config.grid(frames, size, size)
     return PreActionClip(size=size, frames=frames), int(ANTICIPATION_S * FPS / context.model.config.tubelet_size)
 

@@ -84,7 +84,9 @@ def evaluate(context: EvaluationContext) -> Result:
     depths: DepthDataset = context.dataset
     config, patch = context.config, context.model.patch_size
     test = subsample_evenly(depths.test, config.max_samples)
-    view = input_size(depths, _first_shape(test), config.image_size, patch)
+    shape = _first_shape(test)
+    top, _, bottom, _ = depths.input_region(shape)
+    view = input_size(depths, shape, context.dense_size(depths.input_height or bottom - top), patch)
     crop = tuple(round_to_patches(side * part, patch) for side, part in zip(view, depths.train_crop, strict=True))
     crops = training_set(context, depths, subsample_evenly(depths.train, config.max_samples), (crop[0], crop[1]))
     bins = torch.linspace(PROTOCOL.min_depth, depths.max_depth, PROTOCOL.bins, device=context.model.device)

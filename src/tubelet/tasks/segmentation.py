@@ -80,7 +80,7 @@ def evaluate(context: EvaluationContext) -> Result:
     """
     labels: SegmentationDataset = context.dataset
     config = context.config
-    size = _size(context.model, config.image_size or labels.image_size or PROTOCOL.image_size)
+    size = _size(context.model, context.dense_size(labels.image_size or PROTOCOL.image_size))
     crops = training_set(context, labels, subsample_evenly(labels.train, config.max_samples), size)
     head = fit(context, labels, crops)
     test = subsample_evenly(labels.test, config.max_samples)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.checkpoint.run import config_from_header, list_checkpoints, resolve_best, step_from_header
+from tubelet.checkpoint.run import list_checkpoints, resolve_best, step_from_header
 from tubelet.checkpoint.sharded import read_header
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.errors import ConfigError, DataError, MissingFileError
@@ -68,7 +68,7 @@ class _Probes:
 
 
 def evaluate(context: EvaluationContext) -> Result:
-    """Evaluate a model on a sample set, at a run's own size and number of frames by default.
+    """Evaluate a model on a sample set, at its own size and number of frames by default.
 
     Raises:
         TubeletError: if there is no sample set, or it does not fit the model.
@@ -78,22 +78,19 @@ def evaluate(context: EvaluationContext) -> Result:
     path = resolve_best(Path(context.source).expanduser())
     found = list_checkpoints(path)
     checkpoint = found[-1] if found else path
-    step, image_size, frames = None, config.image_size, config.frames
+    step = None
     if found or path in list_checkpoints(path.parent.parent):
-        header = read_header(checkpoint)
-        step = step_from_header(header, checkpoint)
-        trained_at = config_from_header(header, TrainConfig, str(checkpoint)).data
-        image_size = image_size or trained_at.image_size
-        there = read_description(data)["parameters"]["frames"]
-        frames = frames or frames_that_fit(trained_at.frames, there, model.config.tubelet_size)
+        step = step_from_header(read_header(checkpoint), checkpoint)
+    made = read_description(data)["parameters"]
+    there = frames_that_fit(made["frames"], made["frames"], model.config.tubelet_size)
     result = evaluate_encoder(
         model,
         data,
         seed=config.seed,
         max_train_clips=config.max_samples or MAX_TRAIN_CLIPS,
         max_val_clips=config.max_samples or MAX_VAL_CLIPS,
-        image_size=image_size,
-        frames=frames,
+        image_size=context.native_size(_whole_patches(made["size"], model.config.patch_size)),
+        frames=context.native_frames(there),
         model_id=model.model_id,
     )
     return replace(result, details={**result.details, "step": step})
@@ -225,10 +222,14 @@ def require_sample_set(data: Path) -> None:
         )
 
 
+def _whole_patches(size: int, patch: int) -> int:
+    return max(size - size % patch, patch)
+
+
 def _view(data: Path, config: ModelConfig, image_size: int | None, frames: int | None) -> ClipCrop:
     description = read_description(data)
     made = description["parameters"]
-    size = image_size or max(made["size"] - made["size"] % config.patch_size, config.patch_size)
+    size = image_size or _whole_patches(made["size"], config.patch_size)
     count = frames or frames_that_fit(made["frames"], made["frames"], config.tubelet_size)
     if count > made["frames"]:
         raise ConfigError(f"frames is {count}, but the clips of {data} have {made['frames']}")

@@ -56,8 +56,8 @@ def evaluate(context: EvaluationContext) -> Result:
     """
     model, data, config = context.model, context.data, context.config
     dataset: TrackingDataset = context.dataset
-    size = config.image_size or max(dataset.image_size - dataset.image_size % model.patch_size, model.patch_size)
-    window = config.frames or frames_that_fit(PROTOCOL.frames, dataset.frames, model.config.tubelet_size)
+    size = context.native_size(max(dataset.image_size - dataset.image_size % model.patch_size, model.patch_size))
+    window = context.native_frames(frames_that_fit(PROTOCOL.frames, dataset.frames, model.config.tubelet_size))
     if window > dataset.frames:
         raise ConfigError(f"frames is {window}, but the clips of {data} have {dataset.frames}")
     grid = model.config.grid(window, size, size)

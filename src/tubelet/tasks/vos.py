@@ -84,7 +84,7 @@ def evaluate(context: EvaluationContext) -> Result:
     model, data, config = context.model, context.data, context.config
     found: VideoObjectDataset = context.dataset
     sequences = subsample_evenly(found.sequences, config.max_samples)
-    short, window = config.image_size or PROTOCOL.short_side, config.frames or 1
+    short, window = context.dense_size(PROTOCOL.short_side), config.frames or 1
     windows = [(n, part) for n, sequence in enumerate(sequences) for part in _windows(sequence, window)]
     options: dict[str, Any] = {"short": short, "patch": model.patch_size}
     options["repeat"] = model.config.tubelet_size if window > 1 else 1

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from tubelet.checkpoint.native_clip import NativeClip, log_native
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa, resolve_best
 from tubelet.checkpoint.weights import EncoderName
 from tubelet.config import MaskConfig, ViewConfig
@@ -146,7 +147,10 @@ def write_feature_page(
                 f"--video {video} needs one video among the sources, found {sum(each.video for each in files)}"
             )
     encoders = [(what, load(what, encoder=name)) for what in models for name in _encoder_names(settings)]
-    samplings = [[_sampling(each, model, settings) for each in files] for _, model in encoders]
+    clips = [_native_clip(model, settings) for _, model in encoders]
+    samplings = [
+        [_sampling(each, model, clip) for each in files] for (_, model), clip in zip(encoders, clips, strict=True)
+    ]
     tokens = max(_count_tokens(model, files, own) for (_, model), own in zip(encoders, samplings, strict=True))
     directions = _directions([model for _, model in encoders], tokens, settings)
     views = []
@@ -196,13 +200,23 @@ def _encoder_names(settings: ViewConfig) -> tuple[EncoderName | None, ...]:
     return ("teacher", "student") if settings.encoder == "both" else (settings.encoder,)
 
 
-def _sampling(file: ViewedFile, model: Backbone, settings: ViewConfig) -> FrameSampling:
-    patch = model.config.patch_size
-    height, width = fine_size(file.height, file.width, settings.image_size or PATCHES * patch, patch)
+def _native_clip(model: Backbone, settings: ViewConfig) -> NativeClip:
+    """Short side, length and rate of the windows; a small model gets larger frames, for a finer picture."""
+    native = model.native_clip
+    side = max(native.image_size, PATCHES * model.config.patch_size)
+    clip = native._replace(image_size=side).override(settings.image_size, settings.frames, settings.fps)
+    options = {"--image-size": settings.image_size, "--frames": settings.frames, "--fps": settings.fps}
+    whole = f"whole frames with a short side of {clip.image_size} px, {clip.frames} frames at {clip.fps:g} fps"
+    log_native(model.name, native, whole, options)
     tubelet = model.config.tubelet_size
-    if settings.frames % tubelet:
-        raise ConfigError(f"--frames is {settings.frames}, expected a multiple of the tubelet of {tubelet} frames")
-    return FrameSampling(height, width, settings.frames, settings.fps, *file.bounds_s)
+    if clip.frames % tubelet:
+        raise ConfigError(f"--frames is {clip.frames}, expected a multiple of the tubelet of {tubelet} frames")
+    return clip
+
+
+def _sampling(file: ViewedFile, model: Backbone, clip: NativeClip) -> FrameSampling:
+    height, width = fine_size(file.height, file.width, clip.image_size, model.config.patch_size)
+    return FrameSampling(height, width, clip.frames, clip.fps, *file.bounds_s)
 
 
 def _count_tokens(model: Backbone, files: Sequence[ViewedFile], samplings: Sequence[FrameSampling]) -> int:

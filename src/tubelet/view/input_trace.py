@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tubelet.checkpoint.native_clip import NativeClip, choose_clip
+from tubelet.checkpoint.registry import released_name
 from tubelet.checkpoint.run import load_vjepa
-from tubelet.config import MODELS, BlockMask, DataConfig, MaskConfig, OptimConfig, TrainConfig, model_preset
+from tubelet.config import MODELS, BlockMask, MaskConfig, OptimConfig, TrainConfig, model_preset
 from tubelet.data.clips import center_clip_times, normalize, resize_center_crop
 from tubelet.data.decode import Video
 from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -29,7 +31,6 @@ from tubelet.model.tokenizer import modality_of
 from tubelet.objective import Losses, normalize_targets, target_distance, token_errors
 from tubelet.vjepa import VJEPA
 
-DEFAULT_SIZE = 224
 # Name and number of blocks, relative to the recipe's, of each draw of the masks; the first is what training would draw.
 DRAWS = (
     ("as in training", 1.0),
@@ -204,9 +205,9 @@ def trace_input(
     Args:
         file: a video or an image.
         what: a preset's name (random weights), a run directory, a checkpoint, or a released .pt file.
-        image_size: side of the center crop in pixels; None is the run's, or 224.
-        frames: frames of the clip; None is the run's, or 16.
-        fps: frames per second of the clip; None is the run's, or 4.
+        image_size: side of the center crop in pixels; None is the model's own.
+        frames: frames of the clip; None is the model's own.
+        fps: frames per second of the clip; None is the model's own.
         seed: seed of the masks, and of random weights.
 
     Raises:
@@ -214,13 +215,14 @@ def trace_input(
     """
     is_video = _is_video(file)
     model, config, weights = _load(what, seed)
-    data = config.data if config else DataConfig(image_size=DEFAULT_SIZE)
-    size, length = image_size or data.image_size, frames or data.frames
+    name = what if weights is None else Path(what).name or what
+    native = NativeClip.of_run(config.data) if config else NativeClip.of_name(released_name(name) or name, model.config)
+    size, length, rate, _ = choose_clip(name, native, image_size, frames, fps)
     model.config.grid(length if is_video else 1, size, size)  # raises before decoding
-    source = _read_video(file, size, length, fps or data.fps) if is_video else _read_still(file, size)
+    source = _read_video(file, size, length, rate) if is_video else _read_still(file, size)
     specs = config.masks if config else MaskConfig()
     weight = (config.optim if config else OptimConfig()).context_weight
-    return _run(model, source, specs, weight, weights, what if weights is None else Path(what).name or what, seed)
+    return _run(model, source, specs, weight, weights, name, seed)
 
 
 @torch.no_grad()

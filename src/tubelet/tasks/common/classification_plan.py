@@ -89,14 +89,14 @@ def make_plan(context: EvaluationContext) -> ClassificationPlan:
     benchmark: ClassificationDataset = context.dataset
     config, model = context.config, context.model
     protocol = benchmark.protocol
-    size = config.image_size or protocol.image_size
+    size = context.native_size(protocol.image_size)
     if protocol.frames == 1:
         config.reject_unused(("frames",), f"{benchmark.name}")
         model.config.grid(1, size, size)
         train_view: View = ImageView(size=size)
         val_view = train_view
     else:
-        frames = config.frames or protocol.frames
+        frames = context.native_frames(protocol.frames)
         model.config.grid(frames, size, size)
         step, segments = protocol.frame_step, protocol.segments
         train_view = ClipView(size=size, frames=frames, frame_step=step, segments=segments)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tubelet import datasets
+from tubelet.checkpoint.native_clip import log_native
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig
 from tubelet.data.worker_loader import translate_worker_crash
 from tubelet.datasets import DatasetRecord
@@ -59,6 +60,34 @@ class EvaluationContext:
     def token_features(self) -> TokenFeatures:
         """What heads on tokens see of each."""
         return self.features or level_features(self.model)
+
+    def native_size(self, otherwise: int) -> int:
+        """Side of square views: the user's, otherwise the model's own if it is known.
+
+        Args:
+            otherwise: the protocol's, for a model that does not say.
+        """
+        native = self.model.native_clip
+        if self.config.image_size or native.source == "assumed":
+            return self.config.image_size or otherwise
+        log_native(self.model.name, native, f"views of {native.image_size} px", {"--image-size": None})
+        return native.image_size
+
+    def dense_size(self, protocol: int) -> int:
+        """Side of whole images: the user's, otherwise the protocol's, or a run's own if that is less."""
+        native = self.model.native_clip
+        if self.config.image_size or native.source != "run" or native.image_size >= protocol:
+            return self.config.image_size or protocol
+        log_native(self.model.name, native, f"images of {native.image_size} px", {"--image-size": None})
+        return native.image_size
+
+    def native_frames(self, protocol: int) -> int:
+        """Frames of a clip: the user's, otherwise the protocol's, or a run's own if it has fewer."""
+        native = self.model.native_clip
+        if self.config.frames or native.source != "run" or native.frames >= protocol:
+            return self.config.frames or protocol
+        log_native(self.model.name, native, f"{native.frames} frames", {"--frames": None})
+        return native.frames
 
     def extract(
         self,
