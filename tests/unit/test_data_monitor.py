@@ -125,6 +125,11 @@ def test_no_alert_where_the_device_hardly_waits(wait, more):
     assert not alerts
 
 
+def test_clips_of_short_videos_are_reported_once(caplog):
+    observe(DataMonitor(1, 16, lambda *alert: None), 3, 0.1, short_clips=2)
+    assert caplog.text.count("step 1 has 2 clips of videos that are too short") == caplog.text.count("too short") == 1
+
+
 def test_the_progress_line_has_the_devices_wait_where_it_is_known(caplog):
     caplog.set_level(logging.INFO, "tubelet")
     row = {

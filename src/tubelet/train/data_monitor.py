@@ -81,7 +81,7 @@ class DataMonitor:
         self.waits: deque[float] = deque(maxlen=_WINDOW)  # fractions of a step's time
         self.made: deque[float] = deque(maxlen=_WINDOW)  # seconds that one worker takes for a step's samples
         self.taken: deque[float] = deque(maxlen=_WINDOW)  # seconds of a step without its wait
-        self.alerted = False
+        self.alerted = self.reported_short = False
 
     def observe(self, row: Mapping[str, Any], step_samples: int) -> None:
         """Take the next step's row of metrics.
@@ -91,6 +91,13 @@ class DataMonitor:
             step_samples: Samples of the step, over all processes.
         """
         self.steps += 1
+        if row.get("short_clips") and not self.reported_short:
+            self.reported_short = True
+            logger.warning(
+                "step %d has %d clips of videos that are too short for --frames at --fps and are sampled at a higher "
+                "rate; further ones are counted in metrics.jsonl (short_clips)",
+                *(row["step"], row["short_clips"]),
+            )
         if self.steps <= _FIRST_STEPS:
             return
         wait = row.get("device_wait_fraction", row["data_wait_fraction"])
