@@ -23,6 +23,7 @@ from tubelet.labels.build import (
 )
 from tubelet.labels.formats.annotation_format import find_format
 from tubelet.labels.legend import read_legend
+from tubelet.labels.media_folders import read_media_folder
 from tubelet.labels.records import SPLITS, LabelError, LabelRow, LabelTable
 from tubelet.value_checks import LARGEST_INT
 
@@ -75,7 +76,8 @@ def read_labels(path: str | Path) -> LabelTable:
 
     Args:
         path: CSV with a header (the separator and encoding are found), Parquet, JSON lines, an annotation file, or a
-            folder of annotation files, or a LeRobot data set, whose classes are the tasks of its episodes.
+            folder of annotation files, a LeRobot data set, whose classes are the tasks of its episodes, or a folder of
+            media with metadata files, folders of splits or folders of classes, see `read_media_folder`.
 
     Raises:
         LabelError: if the file has no rows, or no column of paths.
@@ -102,7 +104,9 @@ def _read_folder(folder: Path) -> LabelTable:
     found = [(path, annotation_format) for path in sorted(folder.iterdir()) if (annotation_format := find_format(path))]
     tables = [annotation_format.read(path) for path, annotation_format in found]
     if not tables:
-        raise LabelError(folder, ["has no annotation file; name the label table"])
+        if (table := read_media_folder(folder, _read_own)) is not None:
+            return table
+        raise LabelError(folder, ["has no annotation file, metadata.csv or folders of classes; name the label table"])
     if len({tuple(table.legend.items()) for table in tables if table.legend}) > 1:
         raise LabelError(folder, ["has annotation files of masks with different classes; convert them with one list"])
     rows = [replace(row, source=table.path.name) for table in tables for row in table.rows]
