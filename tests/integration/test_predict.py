@@ -206,7 +206,7 @@ def test_thresholds_and_none_of_these_change_tables_without_reading_again(model,
     out, sources = tmp_path / "out", [str(folder)]
     predict_collection(model, {"head": head}, sources, out, QUICK)
     before = table(out)
-    monkeypatch.setattr(model, "encode", None)
+    monkeypatch.setattr(model, "dense_features", None)
     high = float(before["score"].median())
     predict_collection(model, {"head": head}, sources, out, replace(QUICK, threshold=high))
     rows = table(out)

@@ -211,7 +211,7 @@ def extract_videos(
     owned: list[list[tuple[int, int]]] = []
     for path, duration_s in zip(paths, durations_s, strict=True):
         windows = list(iter_windows(duration_s, head_input, tubelet))
-        stride = windows[1].start_step * tubelet if len(windows) > 1 else head_input.frames
+        stride = (windows[1].start_step - windows[0].start_step) * tubelet if len(windows) > 1 else head_input.frames
         size = max(1, (CHUNK_FRAMES - head_input.frames) // stride + 1)
         for first in range(0, len(windows), size):
             chunk = windows[first : first + size]

@@ -44,7 +44,7 @@ from tubelet.tasks.common.test_set import iter_test_set
 from tubelet.tasks.segmentation import PROTOCOL, nearest_pixels, sliding_windows
 
 OWN = "this head"
-UNUSED = ("networks", "frames", "suggest")
+UNUSED = ("networks", "frames", "suggest", "causal")
 """Settings that have no meaning for pixels."""
 LEAST_STEPS = 300
 """Steps that heads are trained for at least: the epochs of the published protocols are few on small sets."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from tubelet.checkpoint.native_clip import choose_clip
 from tubelet.config import FitConfig
+from tubelet.config.fields import require
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
 from tubelet.errors import ConfigError
 from tubelet.fitting.label_task import FitContext, LabelTask, Split, get_label_task
@@ -117,11 +118,26 @@ def head_input(task: LabelTask, model: Backbone, config: FitConfig, images: bool
     """
     clip = choose_clip(model.name, model.native_clip, config.image_size, config.frames, config.fps)
     size, frames, fps = clip.image_size, 1 if images else clip.frames, clip.fps
+    if images:
+        require(not config.causal, "causal", "is True, but the labeled files are images, which have no time; remove it")
     step_s = model.config.tubelet_size / fps
     steps = max(1, frames // model.config.tubelet_size)
-    stride_s = config.stride_s or max(1, round(task.stride_clips * steps)) * step_s
+    stride_steps = max(1, round(task.stride_clips * steps))
+    if config.causal and task.name == "timeline":  # a window for each time step
+        require(
+            config.stride_s is None or abs(config.stride_s - step_s) < 1e-6,
+            "stride_s",
+            f"is {config.stride_s}, expected {step_s:g}, the seconds of a time step, for causal timelines; remove it",
+        )
+        stride_steps = 1
     found = HeadInput(
-        image_size=size, frames=frames, fps=fps, stride_s=stride_s, levels=config.levels, cells=task.cells
+        image_size=size,
+        frames=frames,
+        fps=fps,
+        stride_s=config.stride_s or stride_steps * step_s,
+        levels=config.levels,
+        cells=task.cells,
+        causal=config.causal,
     )
     model.config.grid(frames, size, size)
     if not images:

@@ -77,6 +77,7 @@ def candidates(task: str, networks: Sequence[str], config: FitConfig, samples: i
             if config.finetune == "none":  # an encoder is trained through a network with gradients
                 found.append(Candidate(network=name, options={}, hparams=None))
             continue
+        options = recipe.options | ({"causal": True} if config.causal and task == "timeline" else {})
         batch_size = min(config.batch_size or recipe.batch_size, samples)
         per_epoch = -(-samples // batch_size)
         steps = per_epoch * config.epochs if config.epochs else max(recipe.least_steps, per_epoch * recipe.epochs)
@@ -84,7 +85,7 @@ def candidates(task: str, networks: Sequence[str], config: FitConfig, samples: i
             found += [
                 Candidate(
                     network=name,
-                    options=recipe.options,
+                    options=options,
                     hparams=HParams(lr=rate, weight_decay=decay),
                     steps=steps,
                     batch_size=batch_size,

@@ -50,6 +50,7 @@ class HeadInput(Settings):
         stride_s: seconds from clip to clip of a video.
         levels: output levels whose channels are concatenated; -1 is the deepest.
         cells: side of the grid that the tokens of each time step are averaged to; 0 keeps all tokens.
+        causal: whether an answer comes from frames up to its time alone, of clips that end there.
     """
 
     image_size: int
@@ -58,6 +59,7 @@ class HeadInput(Settings):
     stride_s: float
     levels: tuple[int, ...] = (-1,)
     cells: int = 0
+    causal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Windows of a video on a fixed grid: every time step of the video belongs to exactly one window.
 
 Windows start at multiples of the stride, but the last one ends with the video. Of two windows that overlap, each owns
-the half of the overlap that is nearer to its middle, where an encoder sees what comes before and after. A video can be
-read in one pass, and the same moment has the same features in training and in prediction.
+the half of the overlap that is nearer to its middle, where an encoder sees what comes before and after. Causal windows
+own the steps at their end instead, and the first ones begin before the video, whose first frame is repeated. A video
+can be read in one pass, and the same moment has the same features in training and in prediction.
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ class Window:
             the video the last frame is repeated.
         first: first time step that the window owns, counted in the window.
         last: time step after the last one that the window owns, counted in the window.
-        start_step: the window's first time step, counted in the video.
+        start_step: the window's first time step, counted in the video; below 0 for causal windows at its start.
     """
 
     times: NDArray[np.float64]
@@ -64,6 +65,12 @@ def iter_windows(duration_s: float, head_input: HeadInput, tubelet: int) -> Iter
     """
     steps, stride = clip_steps(head_input, tubelet)
     total, margin = count_steps(duration_s, head_input, tubelet), (steps - stride) // 2
+    if head_input.causal:
+        for owned in range(0, total, stride):
+            end = min(owned + stride, total)
+            times = frame_times((end - steps) * tubelet, head_input.frames, duration_s, head_input.fps)
+            yield Window(times, owned - end + steps, steps, end - steps)
+        return
     count = max(1, ceil((total - steps) / stride) + 1)
     owned = 0  # time steps that earlier windows own
     for k in range(count):
@@ -78,10 +85,10 @@ def frame_times(first: int, count: int, duration_s: float, fps: float) -> NDArra
     """(count,) seconds at which frames of the grid are taken, from frame `first` on.
 
     They are in the middle of the frames' intervals, where no rounding of timestamps changes which frame is shown, and
-    stay before the end of the video.
+    stay before the end of the video. Before the first frame, where `first` is below 0, it is repeated.
     """
     latest = max(0.0, duration_s - _ROUNDING / fps)
-    return np.minimum((first + np.arange(count) + 0.5) / fps, latest)
+    return np.minimum((np.maximum(first + np.arange(count), 0) + 0.5) / fps, latest)
 
 
 def clip_steps(head_input: HeadInput, tubelet: int) -> tuple[int, int]:
@@ -115,15 +122,18 @@ def row_windows(
 
     Returns:
         For each clip (frames,) float64 seconds: side by side within the span, or one around the middle of a span that
-        is shorter than a clip. A video that is shorter than a clip is seen as a whole, at a higher rate.
+        is shorter than a clip. A video that is shorter than a clip is seen as a whole, at a higher rate. Causal clips
+        end with a span that is shorter, and before the video its first frame is repeated.
     """
     clip_s = head_input.frames / head_input.fps
     middles = np.arange(0.5, head_input.frames) / head_input.fps
-    if duration_s < clip_s * (1 - 1e-6):
+    if duration_s < clip_s * (1 - 1e-6) and not head_input.causal:
         return [middles * (duration_s / clip_s)]
     count = int(np.clip(round((end_s - start_s) / clip_s), 1, most))
     room = max(0.0, (end_s - start_s) - clip_s)
-    first = start_s if room else (start_s + end_s - clip_s) / 2
+    first = start_s if room else end_s - clip_s if head_input.causal else (start_s + end_s - clip_s) / 2
     starts = first + (np.arange(count) / max(1, count - 1) * room if count > 1 else np.array([room / 2]))
+    if head_input.causal:
+        return [np.maximum(start + middles, middles[0]) for start in np.minimum(starts, duration_s - clip_s)]
     starts = np.clip(starts, 0.0, duration_s - clip_s)
     return [start + middles for start in starts]

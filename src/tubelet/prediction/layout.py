@@ -62,8 +62,8 @@ class WindowLayout:
         return tuple(Modality) if self.clips.frames == 1 and self.stretched else (Modality.VIDEO,)
 
     def is_short(self, duration_s: float) -> bool:
-        """Whether a video is shorter than a clip."""
-        return duration_s < self.clips.frames / self.clips.fps * (1 - 1e-6)
+        """Whether a video is shorter than a clip; before causal clips the first frame is repeated instead."""
+        return duration_s < self.clips.frames / self.clips.fps * (1 - 1e-6) and not self.clips.causal
 
     def windows(self, duration_s: float) -> Iterator[tuple[Window, bool]]:
         """The windows of a video of some seconds, in order, and whether each is a short video at a higher rate."""

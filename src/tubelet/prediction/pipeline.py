@@ -240,6 +240,11 @@ def _plan_passes(model: Backbone, heads: Mapping[str, Head], out: Path, config: 
         encoder = encoders.setdefault(encoder.weights_id, encoder)
         layout = WindowLayout.of_head(head.spec, encoder.config.tubelet_size)
         clips = layout.clips
+        if clips.frames > 1 and config.causal != clips.causal:
+            raise ConfigError(
+                f"the head {name} was fitted with causal {clips.causal}, found {config.causal}; "
+                + ("pass --causal (causal=True)" if clips.causal else "fit it with --causal, or leave --causal out")
+            )
         encoder.config.grid(clips.frames, clips.image_size, clips.image_size)  # raises if the sizes do not fit
         clip_steps(clips, layout.tubelet)  # raises if the stride does not fit
         folder = out if len(heads) == 1 else out / name

@@ -242,10 +242,11 @@ def _baselines(context: FitContext, data: TimelineData, best: Candidate) -> list
     neighbors = Candidate(network="knn", options={}, hparams=None)
     pixels = _with_tokens(data, [video.steps.pixels[:, None] for video in data.videos])
     motion = _with_tokens(data, [video.steps.motion[:, None] for video in data.videos])
+    causal = {"causal": True} if context.config.causal else {}
     return [
         _majority(data),
         _measure(context, pixels, neighbors, "k-NN on pixels"),
-        _measure(context, motion, replace(best, network="temporal", options={}), "motion energy"),
+        _measure(context, motion, replace(best, network="temporal", options=causal), "motion energy"),
         _measure(random, load_timelines(random), best, "random weights"),
     ]
 
@@ -372,7 +373,8 @@ def _protocol(context: FitContext, data: TimelineData, best: Candidate, tried: i
     )
     return (
         f"{tried} heads trained side by side on frozen features of windows of {head_input.frames} frames at "
-        f"{head_input.fps:g} per second, {head_input.image_size} px, every {head_input.stride_s:.2f} s; time steps of "
+        f"{head_input.fps:g} per second, {head_input.image_size} px, every {head_input.stride_s:.2f} s"
+        f"{', the last time step of each, from the past alone' if head_input.causal else ''}; time steps of "
         f"{data.step_s:.2f} s. The best of them ({best}) and the rules that turn scores into spans are "
         f"chosen on a part of the training videos. {measured}."
     )

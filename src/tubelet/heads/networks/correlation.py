@@ -43,6 +43,7 @@ class CorrelationNetwork(HeadNetwork):
         hidden: int = 128,
         layers: int = 4,
         dropout: float = 0.25,
+        causal: bool = False,
     ) -> None:
         """Initialize.
 
@@ -52,15 +53,17 @@ class CorrelationNetwork(HeadNetwork):
             hidden: H.
             layers: convolutions over time; 0 reads only each step and its neighbors.
             dropout: fraction of hidden channels that are dropped in training.
+            causal: whether a step sees earlier ones only.
         """
         super().__init__()
-        similarities = 2 * (2 * REACH + 1) ** 2 * GRID**2  # to two neighbors in time
+        self.causal = causal
+        similarities = (1 if causal else 2) * (2 * REACH + 1) ** 2 * GRID**2  # to the neighbors in time
         self.standardization = Standardization(width)
         self.normalize = nn.BatchNorm1d(similarities)
         self.normalize.num_batches_tracked = torch.zeros(())  # head files hold floats only
         self.merge = nn.Linear(similarities, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.temporal = TemporalConvolutions(hidden, classes, layers, dropout)
+        self.temporal = TemporalConvolutions(hidden, classes, layers, dropout, causal)
         self.context = self.temporal.context + 1
 
     def prepare(self, tokens: Tensor, targets: Tensor) -> None:
@@ -71,7 +74,7 @@ class CorrelationNetwork(HeadNetwork):
         """(B, T, S, D) tokens -> (B, T, K) logits."""
         after = step_similarities(self.standardization(tokens))
         before = torch.cat([after[:, :1], after[:, :-1]], dim=1)
-        similarities = torch.cat([before, after], dim=-1)  # (B, T, F)
+        similarities = before if self.causal else torch.cat([before, after], dim=-1)  # (B, T, F)
         normalized = self.normalize(similarities.flatten(0, 1)).unflatten(0, similarities.shape[:2])
         return self.temporal(F.gelu(self.merge(self.dropout(normalized))))
 

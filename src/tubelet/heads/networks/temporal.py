@@ -30,10 +30,10 @@ class TemporalConvolutions(nn.Module):
     """Residual dilated convolutions over time, and the logits of each step.
 
     Attributes:
-        context: time steps on each side of a step that its logits depend on.
+        context: time steps on each side of a step that its logits depend on; where causal, before it alone.
     """
 
-    def __init__(self, hidden: int, classes: int, layers: int, dropout: float) -> None:
+    def __init__(self, hidden: int, classes: int, layers: int, dropout: float, causal: bool = False) -> None:
         """Initialize.
 
         Args:
@@ -41,11 +41,14 @@ class TemporalConvolutions(nn.Module):
             classes: K.
             layers: convolutions; 0 reads each step by itself.
             dropout: fraction of hidden channels that are dropped in training.
+            causal: whether a step sees earlier ones only.
         """
         super().__init__()
-        self.context = sum(2**layer for layer in range(layers))
+        self.causal = causal
+        self.context = sum(2**layer for layer in range(layers)) * (2 if causal else 1)
         self.dilated = nn.ModuleList(
-            nn.Conv1d(hidden, hidden, 3, padding=2**layer, dilation=2**layer) for layer in range(layers)
+            nn.Conv1d(hidden, hidden, 3, padding=0 if causal else 2**layer, dilation=2**layer)
+            for layer in range(layers)
         )
         self.mix = nn.ModuleList(nn.Conv1d(hidden, hidden, 1) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
@@ -54,8 +57,9 @@ class TemporalConvolutions(nn.Module):
     def forward(self, steps: Tensor) -> Tensor:
         """(B, T, H) -> (B, T, K)."""
         x = steps.transpose(1, 2)  # (B, H, T)
-        for dilated, mix in zip(self.dilated, self.mix, strict=True):
-            x = x + self.dropout(mix(F.gelu(dilated(x))))
+        for layer, (dilated, mix) in enumerate(zip(self.dilated, self.mix, strict=True)):
+            seen = F.pad(x, (2 * 2**layer, 0)) if self.causal else x
+            x = x + self.dropout(mix(F.gelu(dilated(seen))))
         return self.out(x.transpose(1, 2))
 
 
@@ -70,7 +74,14 @@ class TemporalNetwork(HeadNetwork):
     recipe = Recipe(learning_rates=(3e-3, 1e-3), weight_decays=(0.05,), epochs=30, least_steps=150, batch_size=8)
 
     def __init__(
-        self, width: int, classes: int, hidden: int = 128, queries: int = 4, layers: int = 4, dropout: float = 0.25
+        self,
+        width: int,
+        classes: int,
+        hidden: int = 128,
+        queries: int = 4,
+        layers: int = 4,
+        dropout: float = 0.25,
+        causal: bool = False,
     ) -> None:
         """Initialize.
 
@@ -81,6 +92,7 @@ class TemporalNetwork(HeadNetwork):
             queries: learnable queries that attend to the cells of a step.
             layers: convolutions over time; 0 reads each step by itself.
             dropout: fraction of hidden channels that are dropped in training.
+            causal: whether a step sees earlier ones only.
         """
         super().__init__()
         self.standardization = Standardization(width)
@@ -88,7 +100,7 @@ class TemporalNetwork(HeadNetwork):
         self.queries = nn.Linear(hidden, queries)
         self.merge = nn.Linear(queries * hidden, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.temporal = TemporalConvolutions(hidden, classes, layers, dropout)
+        self.temporal = TemporalConvolutions(hidden, classes, layers, dropout, causal)
         self.context = self.temporal.context
 
     def prepare(self, tokens: Tensor, targets: Tensor) -> None:
