@@ -131,7 +131,7 @@ def test_zarr_names_its_axes(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "a.zarr", data=VALUES, dimension_names=["time", "channel", "y", "x"])
     check(tmp_path / "a.zarr", CHANNELS_LAST)
     group = zarr.create_group(tmp_path / "ome.zarr")
-    group.create_array("0", data=VALUES[:, :, None])
+    group.create_array("0", shape=(4, 2, 1, 64, 16), dtype=VALUES.dtype)[:] = VALUES[:, :, None]
     axes = [{"name": name, "unit": "millisecond"} if name == "t" else {"name": name} for name in "tczyx"]
     levels = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [50, 1, 1, 1, 1]}]}]
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
@@ -145,7 +145,7 @@ def test_what_zarr_cannot_read_is_named(tmp_path: Path) -> None:
         read_stack_info(tmp_path / "empty.zarr")
     group = zarr.create_group(tmp_path / "two.zarr")
     for name in "ab":
-        group.create_array(name, data=GRAY)
+        group.create_array(name, shape=GRAY.shape, dtype=GRAY.dtype)
     with pytest.raises(DecodeError, match=r"is a group of 2 arrays \(a, b\), expected one"):
         read_stack_info(tmp_path / "two.zarr")
     with pytest.raises(DecodeError, match=r"none\.zarr: does not exist"):
@@ -177,7 +177,7 @@ def test_a_stack_is_a_video_at_its_own_rate_else_at_that_of_the_caller(tmp_path:
 
 def test_deep_values_become_8_bits_by_a_window_alone(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", GRAY)
-    with pytest.raises(DecodeError, match="values of type uint16, of which 8 bits are asked for; state the window"):
+    with pytest.raises(DecodeError, match="values of type uint16, expected 8 bits; pass a window"):
         tubelet.Video(tmp_path / "a.npy")
     with tubelet.Video(tmp_path / "a.npy", window=(1000, 3000)) as video:
         pixels = video.frames().pixels.numpy()
@@ -257,8 +257,10 @@ def test_images_keep_their_depth_and_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_deep_images_are_turned_as_those_of_8_bits(tmp_path: Path, orientation: int) -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(pixels).save(tmp_path / "8.png", exif=exif)
     tag = [(274, "H", 1, orientation, True)]
-    tifffile.imwrite(tmp_path / "8.tif", pixels, photometric="rgb", extratags=tag)
     tifffile.imwrite(tmp_path / "16.tif", pixels.astype(np.uint16), photometric="rgb", extratags=tag)
-    shallow, deep = (read_image(tmp_path / f"{bits}.tif", full_depth=bits == 16) for bits in (8, 16))
-    assert np.array_equal(shallow.numpy(), deep.numpy())
+    for read in (read_image(tmp_path / "8.png", full_depth=True), read_image(tmp_path / "16.tif", full_depth=True)):
+        assert np.array_equal(read.numpy(), read_image(tmp_path / "8.png").numpy())

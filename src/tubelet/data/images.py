@@ -110,6 +110,8 @@ def _stored(image: Image.Image) -> np.ndarray:
     """The values of a Pillow image as (H, W, C): gray and deep values as stored, all others as uint8 RGB."""
     if image.mode in ("L", *_DEEP_MODES):
         values = np.array(image)[..., None]
+        if image.mode == "I" and image.format == "PNG":  # Pillow 10 reads 16 bits as 32
+            values = values.astype(np.uint16)
         return values.astype(values.dtype.newbyteorder("="), copy=False)
     kept = {"1": "L", "LA": "L"}.get(image.mode, "RGB")
     values = np.array(image.convert(kept))

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from tubelet.data.decode import Video
-from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.data.process_map import process_map, track_file
+from tubelet.data.stacks import is_image_file
 from tubelet.datasets.annotations import image_shape
 from tubelet.errors import DecodeError, TubeletError
 from tubelet.labels.depth_maps import read_depth
@@ -120,7 +120,7 @@ def _facts(job: MediaJob) -> MediaFacts:
     frames = sorted({f for _, row in job.rows for f in (row.start_frame, row.end_frame) if f is not None})
     try:
         with track_file(str(job.path)):
-            if job.path.suffix.lower() in IMAGE_SUFFIXES:
+            if is_image_file(job.path):
                 return MediaFacts(size=image_shape(job.path), masks=masks)
             with Video(str(job.path)) as video:
                 info = video.info

@@ -116,17 +116,18 @@ def open_stack(path: str | Path) -> Stack:
     if fault := next((header.fault for header in headers if header.fault), ""):
         raise DecodeError(name, fault)
     if first.frames > 1:
-        frames, fps = [(first, index) for index in range(first.frames)], first.fps
+        count, fps = first.frames, first.fps
     else:
         headers, fps = _ordered(name, headers)
-        frames = [(header, 0) for header in headers]
+        count = len(headers)
     dtype = _dtype(headers)
     rows, columns, samples = first.shape
-    layout = layout_of(name, "TYXC", (len(frames), rows, columns, samples))
+    layout = layout_of(name, "TYXC", (count, rows, columns, samples))
     info = info_of(name, layout, dtype, first.bits, fps, _window(headers))
 
     def read(indices: np.ndarray) -> np.ndarray:
-        return np.stack([_frame(*frames[int(number)], dtype) for number in indices])
+        places = [(first, int(i)) if first.frames > 1 else (headers[int(i)], 0) for i in indices]
+        return np.stack([_frame(header, index, dtype) for header, index in places])
 
     return Stack(info, read, lambda: None)
 
@@ -268,7 +269,7 @@ def _header(path: str, mtime_ns: int) -> _SliceHeader:
             rescale,
             _stated_window(data, [*shared, *frames[len(frames) // 2 :][:1]]),
             _rate(data),
-            _fault(data),
+            _fault(data, existing(path).stat().st_size),
         )
 
 
@@ -341,7 +342,7 @@ def _rate(data: Any) -> float | None:
     return 1000 / frame_ms if frame_ms > 0 else next((rate for rate in shown if rate > 0), None)
 
 
-def _fault(data: Any) -> str:
+def _fault(data: Any, size: int) -> str:
     """Why the pixels of a file cannot be read."""
     from pydicom.pixels import get_decoder
 
@@ -352,6 +353,11 @@ def _fault(data: Any) -> str:
     if data.get("ModalityLUTSequence"):
         return "has a table of rescaled values, expected a slope and an intercept; convert it"
     syntax = data.file_meta.TransferSyntaxUID
+    values = int(data.Rows) * int(data.Columns) * int(data.get("SamplesPerPixel") or 1)
+    needed = int(data.get("NumberOfFrames") or 1) * values * (bits // 8)
+    stored_halves = photometric == "YBR_FULL_422"
+    if not syntax.is_compressed and size < needed // (2 if stored_halves else 1):
+        return f"truncated: has {size} bytes, its frames need {needed}; copy it again"
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:

@@ -147,7 +147,8 @@ def _window(path: str, info: StackInfo, window: tuple[float, float] | None) -> t
     if window is None and info.dtype != "uint8":
         raise DecodeError(
             path,
-            f"has values of type {info.dtype}, of which 8 bits are asked for; state the window of values to show",
+            f"has values of type {info.dtype}, expected 8 bits; pass a window to tubelet.Video, or use a model of "
+            "such values (tubelet stats)",
         )
     if window is not None and not window[0] < window[1]:
         raise DecodeError(path, f"has the window {window[0]:g} to {window[1]:g}, expected two ascending values")

@@ -4,6 +4,7 @@ Axes are those of OME-NGFF, else the array's `dimension_names` (in version 2, `_
 arrays: (T, H, W) or (T, H, W, C). Of a group, the largest level of OME-NGFF is read, or its only array.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tubelet.data.stacks.stack import Stack, as_stack_error, existing, info_of, layout_of
+from tubelet.data.stacks.stack import CHUNK_BYTES, Stack, as_stack_error, existing, info_of, layout_of
 from tubelet.errors import DecodeError
 
 _KIND = "Zarr"
@@ -38,7 +39,11 @@ def open_stack(path: str | Path) -> Stack:
     with as_stack_error(name, _KIND):
         array, axes, fps = _array_and_axes(name, node)
         layout = layout_of(name, axes, array.shape)
-        info = info_of(name, layout, np.dtype(array.dtype), fps=fps)
+        dtype = np.dtype(array.dtype)
+        info = info_of(name, layout, dtype, fps=fps)
+        size = math.prod(map(int, array.chunks)) * dtype.itemsize
+        if size > CHUNK_BYTES:
+            raise DecodeError(name, f"has chunks of {size} bytes, above the limit of {CHUNK_BYTES}; write smaller ones")
 
     def read(indices: np.ndarray) -> np.ndarray:
         with as_stack_error(name, _KIND):
