@@ -260,10 +260,10 @@ def test_a_decoding_process_that_dies_is_one_sentence_and_costs_no_row(films, mo
 
 def test_a_file_that_crashes_its_decoder_is_named(films, model, tmp_path, monkeypatch):
     class Crashing(Video):
-        def __init__(self, media):
+        def __init__(self, media, **options):
             if Path(media).name == "1.mp4":
                 signal.raise_signal(signal.SIGSEGV)
-            super().__init__(media)
+            super().__init__(media, **options)
 
     monkeypatch.setattr("tubelet.data.model_frames.Video", Crashing)
     config = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=1, workers=2)

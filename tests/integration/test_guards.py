@@ -389,10 +389,10 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_reported_as_that(med
 
 def test_a_file_that_crashes_its_decoder_is_named(media, tmp_path, monkeypatch):
     class Crashing(Video):
-        def __init__(self, media):
+        def __init__(self, media, **options):
             if Path(media).name == "1.mp4":
                 signal.raise_signal(signal.SIGSEGV)
-            super().__init__(media)
+            super().__init__(media, **options)
 
     monkeypatch.setattr("tubelet.data.model_frames.Video", Crashing)
     with pytest.raises(
