@@ -25,16 +25,16 @@ from tubelet.pretrained.load import load
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_episodes_of_all_cameras_are_samples_and_a_folder_or_glob_chooses_cameras(version, tmp_path):
     root = make_dataset(tmp_path / "robot", version)
-    media = list_media([str(root)], spans=True)
+    media = list_media([str(root)])
     assert media.count(Modality.VIDEO) == 6 and media.count(Modality.IMAGE) == 0
     assert any("3 episodes of the cameras observation.images.top, observation.images.wrist" in n for n in media.notes)
     spans = [build_index(media, Modality.VIDEO).span(i) for i in range(6)]
     assert spans == [(0.0, 1.0), (1.0, 2.0), (0.0, 1.0)] * 2 if version == "v3.0" else [None] * 6
     chosen = "videos/*wrist" if version == "v3.0" else "videos/*/*wrist"
-    wrist = list_media([str(root / chosen)], spans=True)
+    wrist = list_media([str(root / chosen)])
     assert wrist.count(Modality.VIDEO) == 3 and all("wrist" in path for path in wrist.videos)
-    assert list_media([str(tmp_path)], spans=True).videos == media.videos  # found below a folder
-    assert len(set(list_media([str(root)]).videos)) == (4 if version == "v3.0" else 6)
+    assert list_media([str(tmp_path)]).videos == media.videos  # found below a folder
+    assert len(set(media.videos)) == (4 if version == "v3.0" else 6)
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
@@ -63,13 +63,13 @@ def test_a_data_set_that_cannot_be_read_is_refused_with_its_reason(change, words
     info = json.loads((root / "meta/info.json").read_text())
     (root / "meta/info.json").write_text(json.dumps(info | change))
     with pytest.raises(TubeletError, match=words):
-        list_media([str(root)], spans=True)
+        list_media([str(root)])
 
 
 def test_a_damaged_data_set_is_no_folder_of_plain_files(tmp_path):
     root = make_dataset(tmp_path / "robot", "v3.0")
     (root / "meta/info.json").write_text('{"codebase_version": "v3')
-    for read in (lambda: list_media([str(tmp_path)], spans=True), lambda: read_labels(root)):
+    for read in (lambda: list_media([str(tmp_path)]), lambda: read_labels(root)):
         with pytest.raises(TubeletError, match=r"meta/info\.json.*download the data set again"):
             read()
     (tmp_path / "other/meta").mkdir(parents=True)
@@ -83,22 +83,22 @@ def test_a_data_set_behind_a_url_has_the_episodes_of_the_folder(version, tmp_pat
     root = make_dataset(tmp_path / "robot", version)
     url = f"memory:///{version}/robot"
     fsspec.filesystem("memory").put(f"{root}/", f"{url}/", recursive=True)
-    near, far = list_media([str(root)], spans=True), list_media([url], spans=True)
+    near, far = list_media([str(root)]), list_media([url])
     assert [path.removeprefix(f"{url}/") for path in far.videos] == [
         str(Path(p).relative_to(root)) for p in near.videos
     ]
     spans = [[build_index(media, Modality.VIDEO).span(i) for i in range(6)] for media in (near, far)]
     assert spans[0] == spans[1] and any(f"{url}: LeRobot data set, 3 episodes" in note for note in far.notes)
-    wrist = list_media([f"{url}/videos/{'*wrist' if version == 'v3.0' else '*/*wrist'}"], spans=True)
+    wrist = list_media([f"{url}/videos/{'*wrist' if version == 'v3.0' else '*/*wrist'}"])
     assert wrist.count(Modality.VIDEO) == 3 and not any("missing" in note for note in wrist.notes)
-    assert list_media([f"memory://{version}"], spans=True).videos == far.videos
+    assert list_media([f"memory://{version}"]).videos == far.videos
     with pytest.raises(TubeletError, match="labels are read from a local disk"):
         read_labels(url)
     fsspec.filesystem("memory").rm(far.videos[0])
-    assert any("videos of episodes are missing" in note for note in list_media([url], spans=True).notes)
+    assert any("videos of episodes are missing" in note for note in list_media([url]).notes)
     fsspec.filesystem("memory").pipe(f"{url}/meta/info.json", b'{"codebase_version": "v1.6", "features": {"a": {}}}')
     with pytest.raises(TubeletError, match=rf"{url}/meta/info.json: names no video"):
-        list_media([url], spans=True)
+        list_media([url])
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from tubelet.grid import Modality
 
 def listed(tmp_path, text, name="list.csv"):
     (tmp_path / name).write_text(text)
-    return list_media([str(tmp_path / name)], spans=True)
+    return list_media([str(tmp_path / name)])
 
 
 def test_one_file_with_several_spans_is_several_samples(tmp_path):
@@ -31,8 +31,6 @@ def test_one_file_with_several_spans_is_several_samples(tmp_path):
     assert [index.span(i) for i in range(3)] == [(1.0, 2.5), (3.5, None), None]
     assert index.weights().tolist() == [3, 1, 1]
     assert index.read(1).place.endswith("list.csv, line 3")
-    whole = list_media([str(tmp_path / "list.csv")])
-    assert len(whole.videos) == 2 and any("whole files are read" in note for note in whole.notes)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "quoted"])
@@ -48,7 +46,7 @@ def test_all_forms_of_lists_have_the_same_spans(kind, tmp_path):
         mark, quote = ("\t" if kind == "tsv" else ","), '"' * (kind == "quoted")
         cells = [[quote + ("" if v is None else str(v)) + quote for v in row] for row in [names, *rows]]
         path.write_text("".join(mark.join(row) + "\n" for row in cells))
-    media = list_media([str(path)], spans=True)
+    media = list_media([str(path)])
     index = build_index(media, Modality.VIDEO)
     assert [index.span(i) for i in range(2)] == [(1.0, 2.5), (0.5, None)]
     assert index.weights().tolist() == [3, 1]
@@ -127,6 +125,6 @@ def test_a_million_lines_are_read_in_three_seconds_of_processor_time(tmp_path):
     lines = "".join(f"v/{i // 4:07d}.mp4,{i % 4},{i % 4 + 1},{1 + i % 3}\n" for i in range(1_000_000))
     (tmp_path / "list.csv").write_text("path,start_s,end_s,weight\n" + lines)
     began = time.process_time()
-    media = list_media([str(tmp_path / "list.csv")], spans=True)
+    media = list_media([str(tmp_path / "list.csv")])
     assert time.process_time() - began < 6  # 3 on a quiet machine
     assert len(media.videos) == 1_000_000

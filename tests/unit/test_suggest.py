@@ -1,5 +1,7 @@
 """Unlabeled clips that are suggested for labeling next."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,8 @@ from tubelet.config import FitConfig
 from tubelet.errors import DataError, FileError
 from tubelet.fitting.result import Suggestion
 from tubelet.fitting.run import fit_head, read_label_table
-from tubelet.fitting.suggest import check_suggestions, choose_clips, write_suggestions
+from tubelet.fitting.suggest import check_suggestions, choose_clips, find_unlabeled, write_suggestions
+from tubelet.heads.head_file import HeadInput
 from tubelet.labels.table import read_labels
 
 
@@ -117,6 +120,20 @@ def test_suggestions_for_timelines_are_whole_videos(moments, model, tmp_path):  
     )
     assert len({one.path for one in result.suggestions}) == 2
     assert all(one.start_s == 0 and one.end_s == pytest.approx(2, abs=0.1) for one in result.suggestions)
+
+
+def test_candidates_from_a_list_lie_in_its_spans(moments, tmp_path):
+    write_colors(tmp_path / "new.mp4", [("blue", 4)], np.random.default_rng(1))
+    (tmp_path / "list.csv").write_text("path,start_s,end_s\nnew.mp4,1,2.2\nnew.mp4,3,\n0.mp4,0.5,2.5\n")
+    context = SimpleNamespace(
+        table=read_labels(moments),
+        config=FitConfig(suggest=4, unlabeled=(str(tmp_path / "list.csv"),)),
+        task="classification",
+        head_input=HeadInput(image_size=16, frames=4, fps=8.0, stride_s=0.5),
+    )
+    found = [(row.path.name, row.start_s, row.end_s) for row in find_unlabeled(context).rows]
+    spans = [("new.mp4", 1, 1.5), ("new.mp4", 1.5, 2), ("new.mp4", 3, 3.5), ("new.mp4", 3.5, 4)]
+    assert found == [*spans, ("0.mp4", 1, 1.5), ("0.mp4", 1.5, 2)]
 
 
 def test_nothing_to_suggest_is_an_error_before_anything_is_trained(moments, model, tmp_path):  # noqa: F811

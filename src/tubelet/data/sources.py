@@ -106,7 +106,7 @@ class _Hidden:
         return [f"ignored: {words}, such as {self.example}"]
 
 
-def list_media(sources: Sequence[str], allow_path: Sequence[str] = (), spans: bool = False) -> MediaList:
+def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaList:
     """Find the media files of some sources.
 
     Args:
@@ -115,8 +115,6 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = (), spans: bo
             URLs. A table has a `path` or `file_name` column, or no header; a line of JSONL is an object with one of
             them. Relative paths in a list are relative to its folder.
         allow_path: folders and URLs that lists may contain files of, besides those below their own folders.
-        spans: whether the columns `start_s`, `end_s` and `weight` of lists are used; otherwise whole files are listed,
-            and a note says so.
 
     Returns:
         The files. Videos and images are not opened: one that a list names and that does not exist is an error when it
@@ -143,9 +141,6 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = (), spans: bo
             found, rows = _NONE, None
         else:
             found, rows = _files_of(source, roots, notes, hidden)
-            if rows and not spans:
-                notes.append(f"{source}: its spans and weights are not used here: whole files are read")
-                rows = None
             if rows:
                 found, rows = _without_weight(source, found, rows, notes)
             kinds = kinds_of(found, not is_url(source) and Path(source).expanduser().is_dir())

@@ -88,7 +88,7 @@ def embed_collection(
     check_output(out, "table", [*sources, name])
     clip = choose_clip(model.name, model.native_clip, config.image_size, config.frames, config.fps)
     model.config.grid(clip.frames, clip.image_size, clip.image_size)  # raises if the sizes do not fit
-    media = list_media(sources, config.allow_path, spans=True)
+    media = list_media(sources, config.allow_path)
     for message in media.notes:
         logger.info(escape_filename(message))
     path = Path(name).expanduser()

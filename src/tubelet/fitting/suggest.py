@@ -17,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tubelet.data.sample_index import build_index
 from tubelet.data.sources import list_media
 from tubelet.embed.pick import farthest_first
 from tubelet.errors import ConfigError, DataError, FileError, TubeletError
 from tubelet.fitting.features import ClipFeatures, extract_rows, mean_by_row
 from tubelet.fitting.label_task import FitContext
 from tubelet.fitting.result import Suggestion
+from tubelet.grid import Modality
 from tubelet.heads.head_file import Head, HeadInput
 from tubelet.io.files import atomic_write
 from tubelet.labels.media_facts import read_media_facts
@@ -168,7 +170,7 @@ def write_suggestions(suggestions: Sequence[Suggestion], path: Path, targets: Se
 def find_unlabeled(context: FitContext) -> UnlabeledClips:
     """Clips without a label, evenly from all files in `config.unlabeled`, or in the folders of the labeled files.
 
-    They are of files without a label, and of parts of videos that no label overlaps.
+    They are of files without a label, and of parts of videos that no label overlaps; of lists with spans, in the spans.
 
     Raises:
         TubeletError: if there is none, or the task has no suggestions.
@@ -179,13 +181,15 @@ def find_unlabeled(context: FitContext) -> UnlabeledClips:
     most = max(LEAST_CANDIDATES, CANDIDATES_EACH * config.suggest)
     sources = config.unlabeled or sorted({str(row.path.parent) for row in table.rows})
     media = list_media(sources)
-    names = media.images if context.head_input.frames == 1 else media.videos
+    index = build_index(media, Modality.IMAGE if context.head_input.frames == 1 else Modality.VIDEO)
+    found = [(Path(path), index.span(number) or (0.0, None)) for number, path in enumerate(index.files)]
     whole = {row.path.resolve() for row in table.rows if row.start_s is None or context.task == "timeline"}
     spans: dict[Path, list[tuple[float, float]]] = {}
     for row in table.rows:
         if row.start_s is not None and row.end_s is not None:
             spans.setdefault(row.path.resolve(), []).append((row.start_s, row.end_s))
-    files = _evenly([file for file in map(Path, names) if file.resolve() not in whole], most)
+    parts = _evenly([(file, span) for file, span in found if file.resolve() not in whole], most)
+    files = list(dict.fromkeys(file for file, _ in parts))
     bare = LabelTable(path=table.path, format="", digest="", columns=(), rows=[_row(file) for file in files])
     facts = read_media_facts(bare, context.task, max(1, config.workers))
     broken = [file for file in files if facts[file].fault]
@@ -194,8 +198,15 @@ def find_unlabeled(context: FitContext) -> UnlabeledClips:
     durations_s = {file: facts[file].duration_s for file in files if not facts[file].fault}
     rows = [
         row
-        for file, duration_s in durations_s.items()
-        for row in _clips_of(file, duration_s, context.head_input, spans.get(file.resolve(), []))
+        for file, (start_s, end_s) in parts
+        if file in durations_s
+        for row in _clips_of(
+            file,
+            start_s,
+            durations_s[file] if end_s is None else min(end_s, durations_s[file]),
+            context.head_input,
+            spans.get(file.resolve(), []),
+        )
     ]
     if not rows:
         raise DataError(
@@ -210,14 +221,16 @@ def _row(path: Path, start_s: float | None = None, end_s: float | None = None) -
 
 
 def _clips_of(
-    file: Path, duration_s: float, head_input: HeadInput, labeled: Sequence[tuple[float, float]]
+    file: Path, start_s: float, end_s: float, head_input: HeadInput, labeled: Sequence[tuple[float, float]]
 ) -> list[LabelRow]:
-    """Clips of a file side by side that no labeled span overlaps; an image, or a short video, is one."""
+    """Clips of a file or span side by side that no labeled span overlaps; an image, or a short one, is one."""
     clip_s = head_input.frames / head_input.fps
     if head_input.frames == 1:
         return [_row(file)]
-    count = max(1, int(duration_s / clip_s + 1e-6))
-    ends = [(i * clip_s, min((i + 1) * clip_s, duration_s)) for i in range(count)]
+    if start_s >= end_s:
+        return []
+    count = max(1, int((end_s - start_s) / clip_s + 1e-6))
+    ends = [(start_s + i * clip_s, min(start_s + (i + 1) * clip_s, end_s)) for i in range(count)]
     return [_row(file, a, b) for a, b in ends if not any(s < b - 1e-3 and a < e - 1e-3 for s, e in labeled)]
 
 

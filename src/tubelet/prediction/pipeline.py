@@ -187,7 +187,7 @@ def predict_collection(
     out = Path(out)
     check_output(out, "predictions", [*sources, *inputs])
     passes = _plan_passes(model, heads, out, config)
-    media = list_media(sources, config.allow_path, spans=True)
+    media = list_media(sources, config.allow_path)
     for message in media.notes:
         logger.info(escape_filename(message))
     bad: dict[str, BadFile] = {}

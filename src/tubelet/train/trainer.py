@@ -402,7 +402,7 @@ def list_media_once_a_machine(config: TrainConfig, ctx: DistContext) -> MediaLis
 
     Whether the machines have found the same files is compared afterward, by `source_summary`.
     """
-    lists = partial(list_media, config.data.sources, config.data.allow_path, spans=True)
+    lists = partial(list_media, config.data.sources, config.data.allow_path)
     own = lists() if is_local_rank0() and not ctx.is_rank0 else None  # at the same time as rank 0
     received = ctx.run_on_rank0(lists)
     return own or received

@@ -18,6 +18,7 @@ from torch import Tensor
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.data.clips import center_clip_times, normalize, resize_center_crop
 from tubelet.data.decode import Video, read_frames
+from tubelet.data.sample_index import Sample
 from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
 from tubelet.model.tokenizer import patchify
@@ -137,16 +138,16 @@ def read_sample_clip(entry: SampleEntry, size: int, frames: int, tubelet: int) -
     return Clip(name, f"{name}, {entry.motion}", first, resize_center_crop(pixels[first : first + length], size))
 
 
-def read_video_clip(file: str, size: int, frames: int, tubelet: int, fps: float) -> Clip:
-    """Middle clip of a video at a given rate, cropped to `size` pixels.
+def read_video_clip(sample: Sample, size: int, frames: int, tubelet: int, fps: float) -> Clip:
+    """Middle clip of a video or span at a given rate, cropped to `size` pixels.
 
     Raises:
         DecodeError: if it cannot be read.
     """
     length = max(frames // tubelet, 1) * tubelet
-    with Video(file) as video:
-        (clip,) = video.clips([center_clip_times(video.info, length, fps)[0]])
-    name = PurePosixPath(file).name
+    with Video(sample.media) as video:
+        (clip,) = video.clips([sample.start_s + center_clip_times(sample.limit(video.info), length, fps)[0]])
+        name = PurePosixPath(video.info.path).name
     caption = f"{name}, {clip.times[0]:.1f} to {clip.times[-1]:.1f} s"
     return Clip(name, caption, 0, resize_center_crop(clip.pixels, size))
 

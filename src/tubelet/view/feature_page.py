@@ -179,7 +179,7 @@ def _with_unique_names(views: Sequence[EncoderView], models: Sequence[str]) -> l
 
 
 def _find_files(sources: Sequence[str]) -> list[ViewedFile]:
-    media = list_media(sources, spans=True)
+    media = list_media(sources)
     if media.shards:
         raise DataError(f"{media.shards[0].root}: shards cannot be shown on a page; pass the videos they were made of")
     files = []

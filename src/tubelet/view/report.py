@@ -14,8 +14,10 @@ from tubelet.checkpoint.run import list_checkpoints, load_vjepa, step_from_name
 from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.console import duration
 from tubelet.data.decode import Video, read_frames
+from tubelet.data.sample_index import Sample, build_index
 from tubelet.data.sources import list_media
 from tubelet.errors import DataError, DecodeError, MissingFileError, TubeletError
+from tubelet.grid import Modality
 from tubelet.io.overwrite_checks import check_output
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.sample_data.truth import SampleEntry, read_index
@@ -163,36 +165,38 @@ def _sample_features(
     }
 
 
-def _find_videos(data: Path | None, config: TrainConfig) -> Sequence[str]:
-    """Videos of a folder, or those of the run's own sources that still exist.
+def _find_videos(data: Path | None, config: TrainConfig) -> Sequence[Sample]:
+    """Some videos and spans of a folder or list, or of the run's own sources.
 
     Raises:
         TubeletError: if `data` has no videos.
     """
     if data is None:
         try:
-            return list_media(config.data.sources, config.data.allow_path).videos
+            media = list_media(config.data.sources, config.data.allow_path)
         except TubeletError:
             return []  # the run may be from another machine
-    videos = list_media((str(data),)).videos
-    if not videos:
+    else:
+        media = list_media((str(data),))
+    index = build_index(media, Modality.VIDEO)
+    if data is not None and not index.files:
         raise DataError(f"{data}: no videos found, and not a sample set (dataset.json is missing)")
-    return videos
+    return [index.read(number) for number in subsample_evenly(range(len(index.files)), SHOWN_CLIPS)]
 
 
 def _video_features(
-    encoders: dict[str, Encoder], config: TrainConfig, videos: Sequence[str], gallery: Gallery
+    encoders: dict[str, Encoder], config: TrainConfig, videos: Sequence[Sample], gallery: Gallery
 ) -> dict[str, Any]:
     """Feature maps of videos without ground truth."""
     data, clips, unread, size = config.data, [], [], 0
-    for path in subsample_evenly(videos, SHOWN_CLIPS):
+    for sample in videos:
         try:
             if not size:  # one for all clips, which share their colors
-                with Video(path) as video:
+                with Video(sample.media) as video:
                     size = fine_size(config, min(video.info.height, video.info.width))
-            clips.append(read_video_clip(path, size, data.frames, config.model.tubelet_size, data.fps))
+            clips.append(read_video_clip(sample, size, data.frames, config.model.tubelet_size, data.fps))
         except DecodeError as error:
-            unread.append(f"{path}: {error}")
+            unread.append(f"{sample.media}: {error}")
     return {"size": size, "strips": pca_strips(clips, encoders, gallery) if clips else [], "unread": unread}
 
 

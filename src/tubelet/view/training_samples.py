@@ -29,7 +29,7 @@ def training_strips(config: TrainConfig, step: int, gallery: Gallery) -> dict[st
         gallery: where the frames go.
     """
     try:
-        data = StepDataset(config, list_media(config.data.sources, config.data.allow_path, spans=True))[step]
+        data = StepDataset(config, list_media(config.data.sources, config.data.allow_path))[step]
     except TubeletError as error:
         return {"training_strips": [], "training_problem": str(error)}
     if data.failure:

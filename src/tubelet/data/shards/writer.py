@@ -164,7 +164,7 @@ def write_shards(
             raise ConfigError(f"{source}: is already a folder of shards; name the files that it was made from")
     out = Path(out)
     check_output(out, "shards", sources)
-    media = list_media(sources, allow_path, spans=True)
+    media = list_media(sources, allow_path)
     for message in media.notes:
         logger.info(escape_filename(message))
     files = shard_sources(media)
