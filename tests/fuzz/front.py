@@ -90,6 +90,13 @@ def _image(path: Path, way: int) -> None:
     read_image(path if way % 2 else MediaBytes("blob", path.read_bytes()))
 
 
+def _stack(path: Path, way: int) -> None:
+    list_media([str(path)])
+    with Video(path, full_depth=way % 2 == 0, window=(0, 4095)) as video:
+        times = video.frame_times()
+        video.clips([times[:4], times[-2:]])
+
+
 def _manifest(path: Path, _: int) -> None:
     list_media([str(path)])
 
@@ -292,6 +299,7 @@ READERS = {
     "tensors": _tensors,
     "cli": _command_line,
     "labels": _labels,
+    "stack": _stack,
 }
 
 

@@ -29,8 +29,8 @@ from tests.fuzz.mutate import mutate
 
 # Inputs of a hundred.
 SHARES = {
-    "video": 36, "image": 8, "manifest": 6, "config": 4, "checkpoint": 5, "released": 4, "index": 3, "truth": 3,
-    "json": 9, "jsonl": 4, "parquet": 5, "tensors": 3, "cli": 6, "labels": 4,
+    "video": 32, "image": 8, "manifest": 6, "config": 4, "checkpoint": 5, "released": 4, "index": 3, "truth": 3,
+    "json": 9, "jsonl": 4, "parquet": 5, "tensors": 3, "cli": 6, "labels": 4, "stack": 4,
 }  # fmt: skip
 MAX_CPU_S = 5.0
 MAX_MB = 2000

@@ -4,11 +4,14 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from tests.helpers.annotations import BORIS, BORIS_EVENTS, CVAT, ELAN, LABEL_STUDIO, VIA3, instances
+from tests.helpers.dicom_files import write_dicom
 from tests.helpers.media import indexed_image, write_image, write_rotated, write_variable_rate, write_video
 from tubelet.checkpoint.gguf import write_encoder_gguf
 from tubelet.checkpoint.native_clip import NativeClip
@@ -66,6 +69,17 @@ def _images(folder: Path) -> None:
     write_image(folder / "still.tif", size=32)
     Image.fromarray(indexed_image(5, 32)).save(folder / "progressive.jpg", progressive=True)
     Image.fromarray(indexed_image(5, 32)).convert("P").save(folder / "palette.png", transparency=0)
+
+
+def _stacks(folder: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (4, 16, 16)).astype(np.uint16)
+    np.save(folder / "a.npy", values)
+    np.savez_compressed(folder / "a.npz", values)
+    tifffile.imwrite(folder / "plain.tif", values, photometric="minisblack", metadata=None)
+    tifffile.imwrite(folder / "packed.tif", values, photometric="minisblack", compression="zlib")
+    tifffile.imwrite(folder / "imagej.tif", values, imagej=True, metadata={"axes": "TYX", "finterval": 0.1})
+    tifffile.imwrite(folder / "ome.tif", values, ome=True, metadata={"axes": "ZYX"})
+    write_dicom(folder / "a.dcm", values, FrameTime=40, RescaleSlope=2, RescaleIntercept=-1024, WindowWidth=400)
 
 
 def _manifests(folder: Path) -> None:
@@ -241,4 +255,5 @@ SEEDS = {
     "parquet": _tables,
     "tensors": _tensors,
     "labels": _labels,
+    "stack": _stacks,
 }

@@ -49,5 +49,5 @@ def test_a_hundred_damaged_inputs_are_read_or_refused_with_a_reason(seeds):
     faults = [f"{o.kind} {o.number} {o.name}: {o.said}" for o in outcomes if o.fault]
     assert not faults
     kinds = summary(outcomes)["kinds"]
-    assert len(outcomes) == 100 and len(kinds) == 14
+    assert len(outcomes) == 100 and len(kinds) == 15
     assert kinds["video"]["read"] > 5 and kinds["video"]["refused"] > 5  # damage of the kind that matters

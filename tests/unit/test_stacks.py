@@ -1,5 +1,7 @@
 """Stacks of frames: every format is read to the last bit, by its own axes; what cannot be read is named."""
 
+import os
+import signal
 import struct
 from pathlib import Path
 
@@ -137,6 +139,16 @@ def test_zarr_names_its_axes(tmp_path: Path) -> None:
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
     check(tmp_path / "ome.zarr", CHANNELS_LAST)
     assert read_stack_info(tmp_path / "ome.zarr").fps == pytest.approx(20)
+
+
+def test_zarr_arrays_are_read_in_forked_workers_too(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "a.zarr", data=GRAY)
+    read_stack_info(tmp_path / "a.zarr")  # starts the threads of zarr, which a fork does not copy
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if np.array_equal(read_stack_frames(tmp_path / "a.zarr", [1])[0, ..., 0], GRAY[1]) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_what_zarr_cannot_read_is_named(tmp_path: Path) -> None:
