@@ -284,7 +284,11 @@ def test_the_same_seed_gives_identical_numbers_and_an_untrained_encoder_is_no_be
 ) -> None:
     encoder = random_encoder(TINY, 5)
     limits = {"seed": 5, "max_train_clips": 12, "max_val_clips": 4, "image_size": 32, "frames": 2}
-    found = evaluate_encoder(encoder, sample_set, **limits)
+    stages: dict[str, tuple[int, int]] = {}
+    found = evaluate_encoder(
+        encoder, sample_set, **limits, progress=lambda stage, done, total: stages.update({stage: (done, total)})
+    )
+    assert len(stages) == 4 and all(done == total > 0 for done, total in stages.values())
     assert found == evaluate_encoder(encoder, sample_set, **limits)
     assert found.counts == {"train clips": 12, "val clips": 4}
     assert found.metrics == found.baselines["random weights"]  # they are the same encoder, on the same path

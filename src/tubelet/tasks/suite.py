@@ -6,7 +6,7 @@ linear and solved to their optimum. Segmentation and depth are read off single t
 see `camera_motion`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,8 +24,17 @@ from tubelet.heads.training import held_out_count
 from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.sample_data.truth import SampleEntry, read_description, read_index
 from tubelet.tasks.common.camera_motion import evaluate_motion_and_tracking
+from tubelet.tasks.common.extract import Progress
 from tubelet.tasks.common.result import Metric, Result
-from tubelet.tasks.common.sample_clips import FEATURES, RANDOM, TRAINED, ClipCrop, frames_that_fit, iter_token_targets
+from tubelet.tasks.common.sample_clips import (
+    FEATURES,
+    RANDOM,
+    TRAINED,
+    ClipCrop,
+    TokenTargets,
+    frames_that_fit,
+    iter_token_targets,
+)
 from tubelet.tasks.common.suite_score import SuiteScore
 from tubelet.tasks.common.task import EvaluationContext, Task
 from tubelet.tasks.metrics.dense import accuracy, confusion, explained_variance, iou_by_class, mean_iou, rmse
@@ -92,6 +101,7 @@ def evaluate(context: EvaluationContext) -> Result:
         image_size=context.native_size(_whole_patches(made["size"], model.config.patch_size)),
         frames=context.native_frames(there),
         model_id=model.model_id,
+        progress=context.progress,
     )
     return replace(result, details={**result.details, "step": step})
 
@@ -106,6 +116,7 @@ def evaluate_encoder(
     image_size: int | None = None,
     frames: int | None = None,
     model_id: str = "",
+    progress: Progress = lambda what, done, total: None,
 ) -> Result:
     """Evaluate an encoder in memory, on the device that it is on; neither it nor any generator is changed.
 
@@ -118,6 +129,7 @@ def evaluate_encoder(
         image_size: side of the center crop in pixels; the data's size by default.
         frames: frames of a clip, from its middle; as many as the clips have by default.
         model_id: id of the encoder in the result.
+        progress: called with a stage's name, what is done of it, and its total.
 
     Returns:
         the result, with random weights and raw patches as baselines.
@@ -132,13 +144,17 @@ def evaluate_encoder(
         raise DataError(f"{data}: {len(train)} train and {len(val)} val clips, expected at least 2 and 1")
     device = encoder.tokenizer.video.weight.device
     encoders = {TRAINED: encoder, RANDOM: random_encoder(encoder.config, seed).to(device)}
-    rows = _training_rows(train, encoders, view, seed)
+    rows = _training_rows(train, encoders, view, seed, progress)
     if not rows.log_depth.isfinite().any() or (rows.labels < 0).all():
         raise DataError(f"{data}: the training clips have no pixel of known depth or class")
     # A kind's rows go when its probes are fitted: the pixels of many patches fill memory.
-    probes = {kind: _fit(rows.tokens.pop(kind), rows, view) for kind in FEATURES}
-    scores = _score(val, encoders, probes, view, len(rows.labels))
-    scores += evaluate_motion_and_tracking(train, val, encoders, view, rows.held_out_clips)
+    probes = {}
+    for number, kind in enumerate(FEATURES):
+        progress("fitting probes", number, len(FEATURES))
+        probes[kind] = _fit(rows.tokens.pop(kind), rows, view)
+    progress("fitting probes", len(FEATURES), len(FEATURES))
+    scores = _score(val, encoders, probes, view, len(rows.labels), progress)
+    scores += evaluate_motion_and_tracking(train, val, encoders, view, rows.held_out_clips, progress)
     counts = {"train clips": len(train), "val clips": len(val)}
     return _result(scores, counts, data, seed, model_id)
 
@@ -245,7 +261,21 @@ def _some(entries: list[SampleEntry], at_most: int, seed: int) -> list[SampleEnt
     return [entries[i] for i in sorted(chosen)]
 
 
-def _training_rows(entries: Sequence[SampleEntry], encoders: dict[str, Encoder], view: ClipCrop, seed: int) -> _Rows:
+def _batches(
+    entries: Sequence[SampleEntry], encoders: dict[str, Encoder], view: ClipCrop, stage: str, progress: Progress
+) -> Iterator[TokenTargets]:
+    """`iter_token_targets`, reporting the clips that are done."""
+    done = 0
+    progress(stage, done, len(entries))
+    for batch in iter_token_targets(entries, encoders, view):
+        yield batch
+        done += len(batch.log_depth)
+        progress(stage, done, len(entries))
+
+
+def _training_rows(
+    entries: Sequence[SampleEntry], encoders: dict[str, Encoder], view: ClipCrop, seed: int, progress: Progress
+) -> _Rows:
     """Features and targets of training clips: of each the same number of tokens, drawn once for all features."""
     rng = np.random.default_rng([seed, 1])
     order = torch.from_numpy(rng.permutation(len(entries)))
@@ -253,7 +283,7 @@ def _training_rows(entries: Sequence[SampleEntry], encoders: dict[str, Encoder],
     held_out_clips[order[: held_out_count(len(entries), HELD_OUT_FRACTION)]] = True
     tokens: dict[str, list[Tensor]] = {kind: [] for kind in FEATURES}
     labels, log_depth = [], []
-    for batch in iter_token_targets(entries, encoders, view):
+    for batch in _batches(entries, encoders, view, "encoding training clips", progress):
         B, N = batch.log_depth.shape
         share = min(N, max(1, MAX_TRAIN_TOKENS // len(entries)))
         chosen = torch.from_numpy(np.stack([np.sort(rng.choice(N, share, replace=False)) for _ in range(B)]))
@@ -294,13 +324,14 @@ def _score(
     probes: dict[str, _Probes],
     view: ClipCrop,
     train_tokens: int,
+    progress: Progress,
 ) -> list[SuiteScore]:
     """Scores of the probes on validation clips, over all tokens; features are not stored."""
     K = len(view.classes)
     patch_counts = {kind: torch.zeros(K, K, dtype=torch.int64) for kind in FEATURES}
     right_pixels, depths = dict.fromkeys(FEATURES, 0), {kind: [] for kind in FEATURES}  # type: ignore[var-annotated]
     pixels, truths = 0, []
-    for batch in iter_token_targets(entries, encoders, view):
+    for batch in _batches(entries, encoders, view, "scoring validation clips", progress):
         labels = _majority(batch.class_pixels)
         named, deep = labels >= 0, batch.log_depth.isfinite()
         pixels += int(batch.class_pixels.sum())

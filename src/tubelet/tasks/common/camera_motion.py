@@ -30,6 +30,7 @@ from tubelet.tasks.common.correspondence import (
     moved_accuracy,
     point_errors,
 )
+from tubelet.tasks.common.extract import Progress
 from tubelet.tasks.common.sample_clips import FEATURES, TRAINED, ClipCrop, iter_whole_clips
 from tubelet.tasks.common.suite_score import SuiteScore
 from tubelet.tasks.metrics.dense import accuracy, confusion
@@ -44,6 +45,7 @@ def evaluate_motion_and_tracking(
     encoders: dict[str, Encoder],
     view: ClipCrop,
     held_out: Tensor,
+    progress: Progress,
 ) -> list[SuiteScore]:
     """Camera motion by a linear probe, and tracking without one.
 
@@ -53,6 +55,7 @@ def evaluate_motion_and_tracking(
         encoders: kind of feature -> encoder.
         view: how clips are cropped; its frames are those of a window.
         held_out: (train clips,) bool, what chooses the probe's penalty.
+        progress: called with a stage's name, what is done of it, and its total.
     """
     rows: dict[str, list[Tensor]] = {kind: [] for kind in FEATURES}
     pairs: dict[str, list[PointErrors]] = {kind: [] for kind in FEATURES}
@@ -63,6 +66,7 @@ def evaluate_motion_and_tracking(
             rows[kind].append(displacements(maps))
             if number >= len(train):
                 pairs[kind].append(point_errors(maps, clip.tracks))
+        progress("following motion and points", number + 1, len(train) + len(val))
     joined = {kind: concat_errors(found) for kind, found in pairs.items()}
     shared = {"image_size": view.image_size, "frames in a window": view.frames, "time steps": len(maps)}
     features = {kind: torch.stack(found) for kind, found in rows.items()}
