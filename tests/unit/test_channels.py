@@ -9,7 +9,9 @@ import tifffile
 import torch
 from PIL import Image
 
+import tubelet
 from tests.helpers.commands import run_tubelet
+from tests.helpers.dicom_files import write_dicom
 from tests.helpers.training import ONE_BLOCK, tiny_config
 from tubelet.config import ModelConfig, PixelStatistics, from_dict, to_dict, vit_pico
 from tubelet.data.clips import normalize
@@ -169,3 +171,29 @@ def test_the_statistics_command_writes_what_training_takes(tmp_path):
     assert "3 of 4 files (3 of 1 channel of uint16); 1 failed; window 90 to 200" in text and "broken.tif" in text
     found = read_pixel_statistics(out)
     assert found.window == (90, 200) and found.mean[0] == pytest.approx((values.mean() + 1 - 90) / 110, abs=0.005)
+
+
+def test_a_run_on_tiff_and_dicom_stacks_by_the_commands(tmp_path):
+    sources = tmp_path / "stacks"
+    sources.mkdir()
+    write_stack(sources / "a.ome.tif")
+    levels = np.random.default_rng(1).permuted(np.tile(np.arange(4096, dtype=np.uint16), (4, 1)), axis=1)
+    write_dicom(sources / "b.dcm", levels.reshape(4, 64, 64))
+    sizes = ("--image-size", 64, "--frames", 4, "--batch-size", 2, "--workers", 0, "--crop-scale", 1, 1)
+    options = (sources, "--out", tmp_path / "run", "--model", "vit-pico", *sizes, "--steps", 1)
+    refused = run_tubelet("train", *options)
+    assert refused.returncode == 1 and not (tmp_path / "run").exists()
+    assert "the model takes 8-bit RGB: measure the collection with `tubelet stats" in " ".join(refused.stderr.split())
+    made = run_tubelet("stats", sources, "--out", tmp_path / "stats.json", "--percentiles", 0, 100)
+    assert "2 of 2 files (2 of 1 channel of uint16)" in " ".join(made.stdout.split()), made
+    done = run_tubelet("train", *options, "--stats", tmp_path / "stats.json")
+    assert done.returncode == 0, done
+    model = tubelet.load(tmp_path / "run", dtype=torch.float32)
+    assert model.config.channels == 1 and model.config.pixels == read_pixel_statistics(tmp_path / "stats.json")
+    from_file = model.encode(sources / "b.dcm", frames=4, resize=None)
+    fractions = torch.from_numpy(levels.astype(np.float32)).view(1, 1, 4, 64, 64) / 4095
+    assert torch.allclose(
+        from_file.levels[-1], model.encode(fractions, layout="BCTHW", resize=None).levels[-1], atol=1e-4
+    )
+    streamed = tubelet.DenseFeatures.merge(model.stream(sources / "b.dcm", frames=4, resize=None))
+    assert torch.allclose(streamed.levels[-1], from_file.levels[-1], atol=1e-4)

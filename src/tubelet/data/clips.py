@@ -276,6 +276,19 @@ def normalize_fractions(pixels: Tensor, statistics: PixelStatistics | None = Non
     return (pixels.float() * (255 if statistics is None else 1) - mean) / std
 
 
+def to_colors(pixels: Tensor, statistics: PixelStatistics | None) -> Tensor:
+    """Pixels of a model (C, ...) as uint8 colors (3, ...) to show; uint8 colors stay as they are.
+
+    One channel is gray; of more, the first three are red, green and blue; two are shown as gray, their mean.
+    """
+    if statistics is None or not pixels.is_floating_point():
+        return pixels
+    mean, std = (torch.tensor(each).view(-1, *[1] * (pixels.dim() - 1)) for each in (statistics.mean, statistics.std))
+    fractions = pixels.float() * std + mean
+    colors = fractions[:3] if len(fractions) >= 3 else fractions.mean(0, keepdim=True).expand(3, *pixels.shape[1:])
+    return (255 * colors).round().clamp(0, 255).to(torch.uint8)
+
+
 @cache
 def _constants(device: torch.device, statistics: PixelStatistics | None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, each (C, 1, 1, 1), copied to a device once; ImageNet's on the scale of uint8."""

@@ -12,6 +12,7 @@ oscillate between the two.
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import groupby
 
 import numpy as np
@@ -45,6 +46,8 @@ from tubelet.grid import Grid, Mask, Modality
 
 # A file and its span.
 _SampleKey = tuple[str, tuple[float, float | None] | None]
+# Files of a modality that are checked for their depth before a run begins.
+_CHECKED_FILES = 16
 # One number for every use of randomness, so that no two share a stream.
 _VIDEO_ORDER, _IMAGE_ORDER, _VIDEO_SAMPLE, _IMAGE_SAMPLE, _FALLBACK, _MASKS, _VIDEO_SOURCE, _IMAGE_SOURCE = range(8)
 _ORDER = {Modality.VIDEO: _VIDEO_ORDER, Modality.IMAGE: _IMAGE_ORDER}
@@ -76,8 +79,19 @@ def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
     """Check, before anything is written, that steps can be made of the sources.
 
     Raises:
-        TubeletError: see `samples_per_step`, `accumulation_slices`, `build_samplers` and `ModelConfig.grid`.
+        TubeletError: see `samples_per_step`, `accumulation_slices`, `build_samplers` and `ModelConfig.grid`; or the
+            model lacks the statistics that its channels, or one of some files, require.
     """
+    if config.model.pixels is None:
+        if config.model.channels != 3:
+            raise ConfigError(
+                f"the model has {config.model.channels} channels and no statistics of pixels: measure the collection "
+                "with `tubelet stats SOURCE --out stats.json`, and train with --stats stats.json"
+            )
+        for files in (media.videos, media.images):  # some of them here, the others when they are read
+            for number in np.unique(np.linspace(0, len(files) - 1, _CHECKED_FILES, dtype=int)) if files else ():
+                with suppress(DecodeError):  # counted as a bad file when it is read
+                    require_8_bits(files[int(number)])
     for frames in (config.data.frames, config.data.image_frames):
         config.model.grid(frames, config.data.image_size, config.data.image_size)
     accumulation_slices(config, samples_per_step(config, media), processes)

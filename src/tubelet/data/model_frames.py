@@ -7,6 +7,7 @@ T frames of H x W pixels, C channels of the model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -64,6 +65,13 @@ def read_still(media: Media, pixels: PixelStatistics | None) -> Tensor:
     if pixels is None:
         return read_image(media)
     return to_input(read_image(media, full_depth=True).numpy(), pixels, media_name(media))
+
+
+def as_fractions(pixels: PixelStatistics | None) -> PixelStatistics | None:
+    """The same window with values from 0 to 1, for frames that are normalized later, as those in memory are."""
+    if pixels is None:
+        return None
+    return replace(pixels, mean=(0.0,) * pixels.channels, std=(1.0,) * pixels.channels)
 
 
 def require_8_bits(media: Media) -> None:

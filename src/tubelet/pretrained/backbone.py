@@ -136,7 +136,7 @@ class Backbone(HubEncoder):
         if not isinstance(overlap, (int, np.integer)):
             raise ConfigError(f"overlap is {overlap!r}, expected a whole number of frames")
         lead = frames - step if causal else 0
-        for pixels, times in read_windows(path, frames, overlap, fps, step, start, end, lead):
+        for pixels, times in read_windows(path, frames, overlap, fps, step, start, end, lead, self.config.pixels):
             clips = read_inputs(pixels, self.config, Sampling(), size, PixelFormat("THWC"), crop)
             with torch.no_grad():
                 features = self.dense_features(clips.pixels, times.unsqueeze(0)).float()

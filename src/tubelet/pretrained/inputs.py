@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tubelet.config import ModelConfig
 from tubelet.data.clips import center_clip_times, center_crop, normalize_fractions, resize_clip
-from tubelet.data.decode import Video, VideoInfo
+from tubelet.data.decode import VideoInfo
 from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from tubelet.data.images import read_image
+from tubelet.data.model_frames import as_fractions, open_frames, read_still
 from tubelet.data.stacks import is_image_file, is_stack
 from tubelet.data.storage import suffix_of
 from tubelet.errors import ConfigError, DataError
@@ -142,7 +142,7 @@ def _clips(x: Any, config: ModelConfig, sampling: Sampling, pixel_format: PixelF
     if isinstance(x, (str, Path)):
         if pixel_format != PixelFormat():
             raise DataError(f"layout, normalized and bgr are for pixels in memory, found the path {x}; leave them out")
-        return [_read_file(x, sampling)]
+        return [_read_file(x, config, sampling)]
     x, seconds = unpack_frames(x)
     pixels = read_pixels(x, config, pixel_format)
     times = _in_memory_times(len(pixels), pixels.shape[2], sampling, seconds)
@@ -171,15 +171,16 @@ def _clips_of_list(x: Sequence[Any], config: ModelConfig, sampling: Sampling, pi
     return [(pixels, None if times is None else times[0])]
 
 
-def _read_file(path: str | Path, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+def _read_file(path: str | Path, config: ModelConfig, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    statistics = as_fractions(config.pixels)
     if is_image_file(path):
-        return read_image(path).permute(2, 0, 1).unsqueeze(1), torch.zeros(1, dtype=torch.float64)
+        return read_still(path, statistics).permute(2, 0, 1).unsqueeze(1), torch.zeros(1, dtype=torch.float64)
     if suffix_of(str(path)) not in VIDEO_SUFFIXES and not is_stack(path):
         known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
         raise DataError(
             f"{path}: expected a video or an image ({known}); pass names of released models to tubelet.load"
         )
-    with Video(path) as video:
+    with open_frames(path, statistics, sampling.fps or DEFAULT_FPS) as video:
         times = _clip_times(video.info, sampling)
         (clip,) = video.clips([times])
     return clip.pixels.permute(3, 0, 1, 2), torch.from_numpy(times)

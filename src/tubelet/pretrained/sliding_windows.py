@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.data.decode import Video
+from tubelet.config import PixelStatistics
+from tubelet.data.model_frames import as_fractions, open_frames
 from tubelet.errors import ConfigError, DecodeError
 
 
@@ -21,6 +22,7 @@ def read_windows(
     start_s: float = 0.0,
     end_s: float | None = None,
     lead: int = 0,
+    statistics: PixelStatistics | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Decode a video once, in order, and yield overlapping windows of frames.
 
@@ -33,9 +35,11 @@ def read_windows(
         start_s: start in seconds of the video.
         end_s: end in seconds of the video; None for its end.
         lead: number of times that the first frame is repeated before the video.
+        statistics: of the pixels of the model that takes the windows.
 
     Yields:
-        Pixels (T, H, W, 3) uint8, which the next window overwrites, and times (T,) float64 in seconds of the video.
+        Pixels (T, H, W, C), uint8 colors or fractions of the model's window, which the next window overwrites, and
+        times (T,) float64 in seconds of the video.
 
     Raises:
         ConfigError: if the sizes are not multiples of the tubelet.
@@ -45,7 +49,7 @@ def read_windows(
         raise ConfigError(
             f"windows of {frames} frames that overlap by {overlap}: expected multiples of {tubelet}, and less overlap"
         )
-    with Video(path) as video:
+    with open_frames(path, as_fractions(statistics), fps) as video:
         info = video.info
         # Durations are rounded to the container's time base; a frame that starts at the very end does not exist.
         duration_s = (info.duration_s if end_s is None else min(end_s, info.duration_s)) - start_s
@@ -61,7 +65,8 @@ def read_windows(
         total = lead + count + missing
         frame = np.maximum(np.arange(total) - lead, 0)
         times = torch.from_numpy(start_s + frame / fps)
-        window = torch.empty(min(frames, total), info.height, info.width, 3, dtype=torch.uint8)
+        channels, dtype = (3, torch.uint8) if statistics is None else (statistics.channels, torch.float32)
+        window = torch.empty(min(frames, total), info.height, info.width, channels, dtype=dtype)
         bounds = _bounds(total, frames, overlap)
         begin, end = next(bounds)
         at = 0

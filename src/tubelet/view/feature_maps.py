@@ -15,9 +15,10 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet.config import ModelConfig, TrainConfig
-from tubelet.data.clips import center_clip_times, normalize, resize_center_crop
-from tubelet.data.decode import Video, read_frames
+from tubelet.config import ModelConfig, PixelStatistics, TrainConfig
+from tubelet.data.clips import center_clip_times, normalize, resize_center_crop, to_colors
+from tubelet.data.decode import read_frames
+from tubelet.data.model_frames import open_frames
 from tubelet.data.sample_index import Sample
 from tubelet.grid import Grid
 from tubelet.model.encoder import Encoder
@@ -42,7 +43,7 @@ class Clip(NamedTuple):
         file: name of its file.
         caption: description for a reader.
         first: index of its first frame in the file.
-        pixels: (3, T, S, S) uint8.
+        pixels: (C, T, S, S) as the model takes them.
     """
 
     file: str
@@ -95,12 +96,13 @@ class TrackedObject:
 class Gallery:
     """Frames of a page; cells refer to them by number."""
 
-    def __init__(self) -> None:
+    def __init__(self, statistics: PixelStatistics | None = None) -> None:
+        self.statistics = statistics
         self.frames: list[Markup] = []
 
     def add(self, pixels: Tensor) -> int:
-        """Add a (3, S, S) uint8 frame and return its number."""
-        self.frames.append(data_uri(pixels.permute(1, 2, 0).numpy(), "jpeg"))
+        """Add a frame (C, S, S) of a model with the statistics, and return its number."""
+        self.frames.append(data_uri(to_colors(pixels, self.statistics).permute(1, 2, 0).numpy(), "jpeg"))
         return len(self.frames) - 1
 
 
@@ -138,14 +140,14 @@ def read_sample_clip(entry: SampleEntry, size: int, frames: int, tubelet: int) -
     return Clip(name, f"{name}, {entry.motion}", first, resize_center_crop(pixels[first : first + length], size))
 
 
-def read_video_clip(sample: Sample, size: int, frames: int, tubelet: int, fps: float) -> Clip:
+def read_video_clip(sample: Sample, size: int, frames: int, model: ModelConfig, fps: float) -> Clip:
     """Middle clip of a video or span at a given rate, cropped to `size` pixels.
 
     Raises:
         DecodeError: if it cannot be read.
     """
-    length = max(frames // tubelet, 1) * tubelet
-    with Video(sample.media) as video:
+    length = max(frames // model.tubelet_size, 1) * model.tubelet_size
+    with open_frames(sample.media, model.pixels, fps) as video:
         (clip,) = video.clips([sample.start_s + center_clip_times(sample.limit(video.info), length, fps)[0]])
         name = PurePosixPath(video.info.path).name
     caption = f"{name}, {clip.times[0]:.1f} to {clip.times[-1]:.1f} s"

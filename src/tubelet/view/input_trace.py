@@ -17,12 +17,19 @@ from torch import Tensor, nn
 from tubelet.checkpoint.native_clip import NativeClip, choose_clip
 from tubelet.checkpoint.registry import released_name
 from tubelet.checkpoint.run import load_vjepa
-from tubelet.config import MODELS, BlockMask, MaskConfig, OptimConfig, TrainConfig, model_preset
+from tubelet.config import (
+    MODELS,
+    BlockMask,
+    MaskConfig,
+    OptimConfig,
+    PixelStatistics,
+    TrainConfig,
+    model_preset,
+)
 from tubelet.data.clips import center_clip_times, normalize, resize_center_crop
-from tubelet.data.decode import Video
 from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from tubelet.data.images import read_image
 from tubelet.data.masks import block_shape, sample_mask
+from tubelet.data.model_frames import open_frames, read_still
 from tubelet.data.stacks import is_image_file, is_stack
 from tubelet.errors import ConfigError, DataError, MissingFileError
 from tubelet.grid import Grid, Mask, MaskedGrid, Modality
@@ -48,7 +55,7 @@ class TracedInput:
 
     Attributes:
         path: the file.
-        pixels: (3, T, S, S) uint8, the center crop.
+        pixels: (C, T, S, S), the center crop as the model takes it.
         times: (T,) timestamps of the frames in seconds; (0,) for an image.
         height, width: size of the file's frames in pixels.
         duration_s: duration of the video; None for an image.
@@ -148,7 +155,7 @@ class Trace:
         name: name of the network.
         modality: modality of the input, which selects the tokenizer.
         grid: the token grid.
-        pixels: (1, 3, T, S, S) normalized.
+        pixels: (1, C, T, S, S) normalized.
         tokens: (1, N, D) all tokens, embedded by the student's tokenizer.
         rotary: the encoder's angles of all N tokens.
         draws: draws of the masks, the first as in training.
@@ -219,7 +226,8 @@ def trace_input(
     native = NativeClip.of_run(config.data) if config else NativeClip.of_name(released_name(name) or name, model.config)
     size, length, rate, _ = choose_clip(name, native, image_size, frames, fps)
     model.config.grid(length if is_video else 1, size, size)  # raises before decoding
-    source = _read_video(file, size, length, rate) if is_video else _read_still(file, size)
+    statistics = model.config.pixels
+    source = _read_video(file, size, length, rate, statistics) if is_video else _read_still(file, size, statistics)
     specs = config.masks if config else MaskConfig()
     weight = (config.optim if config else OptimConfig()).context_weight
     return _run(model, source, specs, weight, weights, name, seed)
@@ -371,8 +379,8 @@ def _is_video(file: Path) -> bool:
     return True
 
 
-def _read_video(file: Path, size: int, frames: int, fps: float) -> TracedInput:
-    with Video(file) as video:
+def _read_video(file: Path, size: int, frames: int, fps: float, statistics: PixelStatistics | None) -> TracedInput:
+    with open_frames(file, statistics, fps) as video:
         info = video.info
         times, stretched = center_clip_times(info, frames, fps)
         (clip,) = video.clips([times])
@@ -383,7 +391,7 @@ def _read_video(file: Path, size: int, frames: int, fps: float) -> TracedInput:
     )
 
 
-def _read_still(file: Path, size: int) -> TracedInput:
-    pixels = read_image(file)
+def _read_still(file: Path, size: int, statistics: PixelStatistics | None) -> TracedInput:
+    pixels = read_still(file, statistics)
     height, width = pixels.shape[:2]
     return TracedInput(file, resize_center_crop(pixels.unsqueeze(0), size), np.zeros(1), height, width)

@@ -13,7 +13,8 @@ from urllib.parse import quote
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa, step_from_name
 from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.console import duration
-from tubelet.data.decode import Video, read_frames
+from tubelet.data.decode import read_frames
+from tubelet.data.model_frames import open_frames
 from tubelet.data.sample_index import Sample, build_index
 from tubelet.data.sources import list_media
 from tubelet.errors import DataError, DecodeError, MissingFileError, TubeletError
@@ -88,7 +89,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     videos = _find_videos(data, config) if entries is None else []
     rows, bad, alerts = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alerts(run))
     model = load_vjepa(run)[0] if list_checkpoints(run) else None
-    gallery = Gallery()
+    gallery = Gallery(config.model.pixels)
     encoders = _encoders(run, model, config) if model else {}
     values = _run_values(run, config, rows, alerts, model) | {
         **_evaluations(run, out.parent),
@@ -192,9 +193,9 @@ def _video_features(
     for sample in videos:
         try:
             if not size:  # one for all clips, which share their colors
-                with Video(sample.media) as video:
+                with open_frames(sample.media, config.model.pixels, data.fps) as video:
                     size = fine_size(config, min(video.info.height, video.info.width))
-            clips.append(read_video_clip(sample, size, data.frames, config.model.tubelet_size, data.fps))
+            clips.append(read_video_clip(sample, size, data.frames, config.model, data.fps))
         except DecodeError as error:
             unread.append(f"{sample.media}: {error}")
     return {"size": size, "strips": pca_strips(clips, encoders, gallery) if clips else [], "unread": unread}

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tubelet.data.clips import to_colors
 from tubelet.grid import Modality
 from tubelet.model.rope import axis_size
 from tubelet.objective import normalize_targets
@@ -29,6 +30,7 @@ def scene_data(trace: Trace) -> dict[str, Any]:
     N tokens, L levels. "u8" arrays of colors are (L, N, 3); errors and weights are "f32".
     """
     config, grid = trace.model.config, trace.grid
+    colors = to_colors(trace.source.pixels, config.pixels)
     bases = [fit_projection(level) for level in _levels(trace, trace.targets)]
     fused = fit_projection(torch.cat([mask.fused[0] for draw in trace.draws for mask in draw.masks]))
     head_dim = config.width // config.heads
@@ -38,7 +40,7 @@ def scene_data(trace: Trace) -> dict[str, Any]:
         "grid": list(grid.shape),
         "patch": config.patch_size,
         "frames_per_step": trace.source.pixels.shape[1] // grid.t,
-        "frames": [data_uri(frame.permute(1, 2, 0).numpy(), "jpeg") for frame in trace.source.pixels.unbind(1)],
+        "frames": [data_uri(frame.permute(1, 2, 0).numpy(), "jpeg") for frame in colors.unbind(1)],
         "times": [float(time) for time in trace.source.times],
         "image": trace.modality is Modality.IMAGE,
         "pairs": axis_size(head_dim) // 2,
@@ -112,5 +114,5 @@ def _contrasting_token(trace: Trace) -> int:
     grid, p = trace.grid, trace.model.config.patch_size
     t = grid.t // 2
     frame = trace.source.pixels[:, t * (trace.source.pixels.shape[1] // grid.t)].float()
-    contrast = frame.view(3, grid.h, p, grid.w, p).std(dim=(2, 4)).mean(0)
+    contrast = frame.view(-1, grid.h, p, grid.w, p).std(dim=(2, 4)).mean(0)
     return t * grid.h * grid.w + int(contrast.argmax())

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tubelet.config import MaskConfig
 from tubelet.data.clips import normalize
-from tubelet.data.decode import Video
 from tubelet.data.masks import covering_masks
+from tubelet.data.model_frames import open_frames
 from tubelet.errors import DataError, escape_filename
 from tubelet.grid import Grid, MaskedGrid, round_to_patches
 from tubelet.model.tokenizer import modality_of
@@ -158,16 +158,16 @@ def surprise(
 def _windows(
     model: VJEPA, path: Path, video: bool, sampling: FrameSampling
 ) -> Iterator[tuple[Tensor, list[float], int]]:
-    """Clips (1, C, T, H, W) of uint8 that cover a file, the seconds of their time steps, and the number of clips."""
+    """Clips (1, C, T, H, W) that cover a file, the seconds of their time steps, and the number of clips."""
     resize, tubelet = (sampling.height, sampling.width), model.config.tubelet_size
     if not video:
         yield read_inputs(str(path), model.config, Sampling(), resize).pixels, [0.0], 1
         return
-    with Video(path) as opened:
+    with open_frames(path, model.config.pixels, sampling.fps) as opened:
         end_s = opened.info.duration_s if sampling.end_s is None else sampling.end_s
         windows = max(1, math.ceil((end_s - sampling.start_s) * sampling.fps / sampling.frames - 1e-3))
-    span = (sampling.start_s, sampling.end_s)
-    for frames, times in read_windows(path, sampling.frames, 0, sampling.fps, tubelet, *span):
+    span, statistics = (sampling.start_s, sampling.end_s), model.config.pixels
+    for frames, times in read_windows(path, sampling.frames, 0, sampling.fps, tubelet, *span, statistics=statistics):
         pixels = read_inputs(frames, model.config, Sampling(), resize, PixelFormat("THWC")).pixels
         yield pixels, times.unflatten(0, (-1, tubelet)).mean(-1).tolist(), windows
 
