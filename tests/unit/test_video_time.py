@@ -160,6 +160,22 @@ def stream_copy(source: Path, path: Path, shift: bool = False) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_pass_that_begins_late_enters_at_a_keyframe_and_shows_the_same_frames(name, tmp_path, monkeypatch):
+    path = write_video(tmp_path / name, frames=72)
+    times = np.arange(72) / 12 + 0.01
+    decoded = []
+    decode = reader.VideoReader._decoded
+    monkeypatch.setattr(reader, "_NEAR_START_S", 3.0)
+    with Video(path) as video:
+        whole = [(image.tobytes(), begins_s) for image, begins_s, _ in video.scan(times)]
+        monkeypatch.setattr(
+            reader.VideoReader, "_decoded", lambda self, chosen: decode(self, (decoded.append(1) or x for x in chosen))
+        )
+        found = [(image.tobytes(), begins_s) for image, begins_s, _ in video.scan(times[50:60])]
+    assert found == whole[50:60] and len(decoded) < 40
+
+
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_open_groups_cut_by_stream_copy_are_read_from_the_keyframe_on(codec: str, tmp_path: Path) -> None:
     params = {"x264-params": OPEN_X264} if codec == "libx264" else {"preset": "ultrafast", "x265-params": OPEN_X265}

@@ -37,6 +37,8 @@ _TOLERANCE_S, _TOLERANCE = 1.0, 0.1
 # Average seconds of a frame, and bytes per second, beyond which all packets are read before a length is trusted: such
 # sparse files are small, too.
 _SPARSE_S, _SPARSE_BYTES = 10.0, 2_000
+# Seconds up to which a pass decodes from the start, which is right in any file.
+_NEAR_START_S = 4.0
 
 
 class Shown(NamedTuple):
@@ -266,23 +268,43 @@ class VideoReader(VideoStream):
         return found
 
     def scan(self, times: np.ndarray) -> Iterator[Shown]:
-        """As `frames_at`, one by one in a pass from the start, with a few frames in memory."""
+        """As `frames_at`, one by one in a pass, with a few frames in memory.
+
+        The pass is from the start, or from the keyframe before times that are far from it.
+        """
         for targets, shown in self._edit_runs(self._ticks(times)):
-            delivered = 0
+            delivered, seeking = 0, self.seekable and not self.joins
             while delivered < len(targets):
-                self._restart()
+                rest, entered = targets[delivered:], delivered
+                packets = self._packets_from(int(rest[0])) if seeking else None
+                seeking = packets is not None
+                if packets is None:
+                    self._restart()
+                    packets = self._packets()
                 try:
-                    for each in self._decode_targets(
-                        targets[delivered:], self._packets(), None if shown is None else shown[delivered:]
-                    ):
+                    for each in self._decode_targets(rest, packets, None if shown is None else shown[delivered:]):
+                        if seeking and delivered == entered and not self._entered_early_enough(each, rest):
+                            break
                         if each.repeats == len(times) > 1:
                             self._require_several_frames()
                         delivered += each.repeats
                         yield each
                 except _RetryError:
                     continue  # from where it failed
-                if delivered < len(targets):
+                except DecodeError:
+                    if not seeking:  # otherwise the keyframe may be incomplete
+                        raise
+                if delivered < len(targets) and not seeking:
                     raise DecodeError(self.path, "has no frames; remove it")
+                seeking = False
+
+    def _packets_from(self, target: int) -> Iterator[Any] | None:
+        """Packets from the keyframe before a tick; None if it is near the start, or the file cannot be entered."""
+        ahead_s = self._two_frames_s() if self.interlaced else 0.0
+        offset = target - round(ahead_s / float(self.tick))
+        if float((offset - self.first) * self.tick) < _NEAR_START_S or not self._seek(offset):
+            return None
+        return self._from_keyframe(self._packets(), target)
 
     def all_frames(self) -> Iterator[Shown]:
         """All frames, after `prepare`."""
