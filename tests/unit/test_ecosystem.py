@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,9 @@ from threading import Thread
 
 import pytest
 import torch
+import torch.distributed as dist
 from huggingface_hub import HfApi, ModelCard
+from torch.nn.parallel import DistributedDataParallel
 
 import tubelet
 from tests.helpers.media import write_image, write_video
@@ -205,6 +208,30 @@ def test_the_id_sees_every_value_of_a_tensor_and_no_type_that_it_is_stored_in(pl
     wide.load_state_dict({name: value.float() for name, value in rounded.items()})
     again.identify()
     assert again.weights_id == wide.weights_id
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own_is_trained_by_ddp_that_finds_unused_parameters(model, tmp_path):
+    own = torch.nn.ModuleDict({"encoder": model.requires_grad_(), "head": torch.nn.Linear(48, 1)})
+    own.forward = lambda clips: own["head"](own["encoder"].forward_features(clips).mean(1))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        for finds in (True, False):
+            network = DistributedDataParallel(own, find_unused_parameters=finds)
+            with nullcontext() if finds else pytest.raises(RuntimeError, match="find_unused_parameters=True"):
+                for _ in range(2):
+                    network(torch.randn(2, 3, 4, 16, 16)).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    unused = {name.split(".")[0] for name, value in model.named_parameters() if value.grad is None}
+    assert unused == {"norms", "tokenizer", "predictor"} and model.norms[-1].weight.grad is not None
+
+
+def test_a_state_goes_into_a_model_without_a_file(model):
+    again = tubelet.Backbone(model.config, with_predictor=True)
+    assert not same(model, again)
+    again.load_state_dict(model.state_dict())
+    assert same(model, again) and again.weights_id == model.weights_id
 
 
 def test_heads_for_vits_find_what_timm_has(model):

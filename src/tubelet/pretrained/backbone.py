@@ -22,7 +22,7 @@ from tubelet.pretrained.sliding_windows import read_windows
 
 
 class Backbone(HubEncoder):
-    """A trained encoder for images and videos; created by `tubelet.load`.
+    """An encoder for images and videos; `tubelet.load` creates it with trained weights, `Backbone(config)` with random.
 
     It also has the interface of `timm`'s vision transformers, see `TimmEncoder`, and the methods of `huggingface_hub`,
     see `HubEncoder`.

@@ -38,6 +38,12 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
     predictor: Predictor | None
 
     def __init__(self, config: ModelConfig, with_predictor: bool = False) -> None:
+        """Create an encoder with random weights, as at the start of training.
+
+        Args:
+            config: the architecture, such as `model_preset("vit-b")`, or the `config` of another model.
+            with_predictor: whether it has a predictor.
+        """
         super().__init__(config)
         self.predictor = Predictor(config) if with_predictor else None
         self.name = "untitled"
