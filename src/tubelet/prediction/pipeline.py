@@ -257,14 +257,12 @@ def _plan_passes(model: Backbone, heads: Mapping[str, Head], out: Path, config: 
             each.layout, stretched=each.layout.stretched or layout.stretched, padded=each.layout.padded or layout.padded
         )
         found[key] = _Pass(encoder, both, each.outputs | {name: output})
-    if len(heads) > 1:
-        for each in found.values():
-            names = ", ".join(each.outputs)
-            clips = each.layout.clips
-            logger.info(
-                f"one pass over the files for {names}: {clips.frames} frames of {clips.image_size} pixels at "
-                f"{clips.fps:g} a second, every {clips.stride_s:g} s"
-            )
+    for each in found.values():
+        clips = each.layout.clips
+        logger.info(
+            f"one pass over the files for {', '.join(each.outputs)}: {clips.frames} frames of {clips.image_size} pixels "
+            f"at {clips.fps:g} a second, every {clips.stride_s:g} s"
+        )
     return list(found.values())
 
 
