@@ -260,8 +260,8 @@ def _plan_passes(model: Backbone, heads: Mapping[str, Head], out: Path, config: 
     for each in found.values():
         clips = each.layout.clips
         logger.info(
-            f"one pass over the files for {', '.join(each.outputs)}: {clips.frames} frames of {clips.image_size} pixels "
-            f"at {clips.fps:g} a second, every {clips.stride_s:g} s"
+            f"one pass over the files for {', '.join(each.outputs)}: {clips.frames} frames of {clips.image_size} "
+            f"pixels at {clips.fps:g} a second, every {clips.stride_s:g} s"
         )
     return list(found.values())
 
