@@ -5,7 +5,6 @@ arrays: (T, H, W) or (T, H, W, C). Of a group, the largest level of OME-NGFF is 
 """
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,7 @@ def open_stack(path: str | Path) -> Stack:
     name, place = str(path), existing(path)
     with as_stack_error(name, _KIND, "zarr"):
         import zarr
-        from zarr.core import sync
 
-        _forget_threads_after_fork(sync)
         node = zarr.open(str(place), mode="r")
     with as_stack_error(name, _KIND):
         array, axes, fps = _array_and_axes(name, node)
@@ -96,11 +93,3 @@ def _rate(scale: Mapping[str, Any]) -> float | None:
 def _scale_of(scale: Mapping[str, Any]) -> list[float]:
     changes = scale["datasets"][0].get("coordinateTransformations") or []
     return next((change["scale"] for change in changes if change.get("type") == "scale"), [])
-
-
-def _forget_threads_after_fork(sync: Any) -> None:
-    """Let a forked worker start an event loop of its own: threads do not survive a fork."""
-    loop = sync.loop[0]
-    if loop is not None and getattr(sync, "_tubelet_process", os.getpid()) != os.getpid():
-        sync.loop[0], sync.iothread[0], sync._lock, sync._executor = None, None, None, None
-    sync._tubelet_process = os.getpid()
