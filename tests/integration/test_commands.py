@@ -100,6 +100,9 @@ def test_a_resumed_run_continues_with_its_own_settings_but_for_those_that_are_gi
     with pytest.raises(SystemExit):  # what was resumed leaves nothing behind in the process
         train("train", "--out", tmp_path / "other", "--steps", "3")
     assert "no data source" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train("train", "--out", tmp_path / "other", "--resume")
+    assert "other: nothing to resume (no config.json); check --out" in capsys.readouterr().err
 
 
 def test_a_run_is_not_written_where_it_does_not_belong(media, tmp_path, monkeypatch, capsys):

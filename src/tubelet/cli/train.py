@@ -34,6 +34,8 @@ class TrainingCommand(ConfigurableCommand):
         from tubelet.tasks.suite import teacher_evaluator
         from tubelet.train.trainer import train
 
+        if self.resume and not config.data.sources:
+            raise ConfigError(f"{out}: nothing to resume (no config.json); check --out, or name sources to start a run")
         train(config, out, self.resume, open_console(), evaluate=teacher_evaluator(config))
 
     @classmethod
