@@ -195,5 +195,12 @@ def test_a_run_on_tiff_and_dicom_stacks_by_the_commands(tmp_path):
     assert torch.allclose(
         from_file.levels[-1], model.encode(fractions, layout="BCTHW", resize=None).levels[-1], atol=1e-4
     )
+    embedded = run_tubelet("embed", sources, "--model", tmp_path / "run", "--out", tmp_path / "table", "--fps", 4)
+    assert "2 new files" in embedded.stdout, embedded
     streamed = tubelet.DenseFeatures.merge(model.stream(sources / "b.dcm", frames=4, resize=None))
     assert torch.allclose(streamed.levels[-1], from_file.levels[-1], atol=1e-4)
+    for target in ("a.pt", "a.gguf"):
+        refused = run_tubelet("convert", tmp_path / "run", tmp_path / target)
+        assert refused.returncode == 1 and "which this layout cannot hold" in " ".join(refused.stderr.split())
+    assert run_tubelet("convert", tmp_path / "run", tmp_path / "a.safetensors").returncode == 0
+    assert tubelet.load(tmp_path / "a.safetensors", dtype=torch.float32).config == model.config

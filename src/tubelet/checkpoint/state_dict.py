@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from tubelet.config import ModelConfig
 from tubelet.errors import CheckpointError
 from tubelet.vjepa import local_shard
 
@@ -68,3 +69,16 @@ def state_dict_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Te
         for name in expected
         if name in state and state[name].shape != expected[name].shape
     ]
+
+
+def require_colors(config: ModelConfig, where: object) -> None:
+    """Refuse a layout whose readers normalize 8-bit RGB for a model of other pixels.
+
+    Raises:
+        CheckpointError: the model has statistics of its own.
+    """
+    if config.pixels is not None:
+        raise CheckpointError(
+            f"{where}: the model takes {config.channels} channels by a window, means and deviations of its own, "
+            "which this layout cannot hold; write NAME.safetensors or a folder for the Hub"
+        )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tubelet.checkpoint.export import ExportPlan, LevelOutputs, difference_text, write_graph
 from tubelet.checkpoint.frame_preprocessing import FramePreprocessing
+from tubelet.checkpoint.state_dict import require_colors
 from tubelet.config.fields import to_dict
 from tubelet.data.clips import resize_center_crop
 from tubelet.errors import CheckpointError
@@ -64,6 +65,7 @@ def export_head(model: Backbone, head: Head, out: Path, int8: bool = False) -> s
         FileError: if the file cannot be written.
     """
     model = head.adapt(model)
+    require_colors(model.config, out)
     graph = ClipScores(model.float(), head).eval()
     count, size = head.spec.input.frames, head.spec.input.image_size
     generator = torch.Generator().manual_seed(0)

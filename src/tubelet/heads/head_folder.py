@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from tubelet.checkpoint.state_dict import require_colors
 from tubelet.checkpoint.transformers import to_own, to_vjepa2
 from tubelet.checkpoint.transformers_folder import own_processor, vjepa2_processor, write_folder
 from tubelet.errors import CheckpointError, ConfigError
@@ -36,6 +37,7 @@ def write_classifier(model: Backbone, head: Head, out: Path) -> str:
     if spec.task not in _TASKS:
         raise ConfigError(f"{out}: the head is for {spec.task}, expected one for {' or '.join(_TASKS)}")
     model = head.adapt(model)
+    require_colors(model.config, out)
     size, frames = spec.input.image_size, spec.input.frames
     labels = {
         "id2label": {str(i): name for i, name in enumerate(spec.classes)},

@@ -9,7 +9,7 @@ from tubelet.checkpoint.mlx import write_mlx
 from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.registry import resolve_checkpoint
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa
-from tubelet.checkpoint.state_dict import State
+from tubelet.checkpoint.state_dict import State, require_colors
 from tubelet.checkpoint.transformers import Values, to_own, to_vjepa2, to_vjepa21
 from tubelet.checkpoint.transformers_folder import own_processor, vjepa2_processor, write_folder
 from tubelet.checkpoint.vjepa2_1 import MODULE_NAMES, ModuleName, write_released
@@ -111,6 +111,7 @@ def convert_to(
         raise ConfigError(f"{out}: --to {layout} writes a folder, expected a name without a suffix")
     check_output(out, layout if in_file else "transformers", _read_from(resolve_checkpoint(what)))
     model, vjepa2_predictor = _load_with_vjepa2_predictor(what, layout, spec)
+    require_colors(model.config, out)
     clip = model.native_clip._replace(frames=frames or model.native_clip.frames)
     if image_size is not None:
         clip = clip._replace(image_size=image_size, source="published")
@@ -183,10 +184,12 @@ def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
         raise ConfigError(f"{out}: holds the weights of another model: write to another directory")
     if out.suffix == ".pt" and not is_encoder_file(path):
         system, _ = load_vjepa(path)
+        require_colors(system.config, out)
         write_released(out, system.config, {name: getattr(system, name).state_dict() for name in MODULE_NAMES})
         return f"{out}: student, predictor and teacher in the released layout"
     model = load_unplaced(what, spec)
     if out.suffix == ".pt":
+        require_colors(model.config, out)
         encoder, predictor = split_state(model)
         parts: dict[ModuleName, State] = {model.encoder_name: encoder} | ({"predictor": predictor} if predictor else {})
         write_released(out, model.config, parts)
