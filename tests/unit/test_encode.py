@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import fsspec
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image, ImageSequence
 
 from tests.helpers.media import indexed_image, write_image, write_video
 from tubelet.checkpoint.native_clip import NativeClip
-from tubelet.config import ModelConfig
+from tubelet.config import ModelConfig, PixelStatistics
 from tubelet.data import decode
 from tubelet.data.clips import normalize, resize_center_crop
 from tubelet.errors import TubeletError
@@ -125,6 +125,25 @@ def test_channels_of_opencv_are_reversed(model, frames):
     expected = model.encode(frames).tokens
     for clip in (frames[..., ::-1], list(frames[..., ::-1]), frames[..., ::-1].transpose(3, 0, 1, 2).copy()):
         assert torch.equal(model.encode(clip, bgr=True).tokens, expected)
+
+
+def test_models_of_other_channels_find_their_axis(frames):
+    gray = PixelStatistics(window=(0, 255), mean=(0.4,), std=(0.2,))
+    model = Backbone(replace(CONFIG, channels=1, pixels=gray)).eval()
+    luma = np.stack([np.array(Image.fromarray(frame).convert("L")) for frame in frames])
+    expected = model.encode(luma[:, None], resize=None).tokens  # (T, 1, H, W)
+    for form, layout in ((luma, "THW"), (luma[..., None], None), (luma[None] / 255, None), (list(luma), None)):
+        assert torch.allclose(model.encode(form, resize=None, layout=layout).tokens, expected, atol=1e-6)
+    colors = model.encode([Image.fromarray(frame) for frame in frames], resize=None).tokens
+    assert torch.allclose(colors, expected, atol=0.05)  # the luma, rounded otherwise than by PIL
+    with pytest.raises(TubeletError, match="expected 1 channel: "):
+        model.encode(luma, resize=None)
+    many = PixelStatistics(window=(0, 255), mean=(0.4,) * 5, std=(0.2,) * 5)
+    model = Backbone(replace(CONFIG, channels=5, pixels=many)).eval()
+    clip = torch.rand(4, 5, 16, 32)
+    expected = model.encode(clip, resize=None).tokens
+    assert torch.allclose(model.encode(clip.transpose(0, 1), resize=None).tokens, expected, atol=1e-6)
+    assert torch.allclose(model.encode((clip - 0.4) / 0.2, normalized=True).tokens, expected, atol=1e-5)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tubelet.config import ModelConfig
+from tubelet.data.clips import LUMA
 from tubelet.data.images import rgb_of
 from tubelet.errors import ConfigError, DataError
 
@@ -106,6 +107,8 @@ def read_pixels(x: Any, config: ModelConfig, pixel_format: PixelFormat) -> Tenso
         if pixel_format.bgr or pixel_format.normalized:
             raise DataError("bgr and normalized are for tensors and arrays; a PIL image has RGB colors of 8 bits")
         x = rgb_of(x, "the image")
+        if config.channels == 1:
+            x = (x @ np.array(LUMA, np.float32)).round().astype(np.uint8)
     pixels = _tensor(x)
     layout = _find_layout(tuple(pixels.shape), config.channels, pixel_format.layout)
     if not pixels.numel():
@@ -166,8 +169,9 @@ def _find_layout(shape: tuple[int, ...], channels: int, layout: str | None) -> s
         )
     gray = "; repeat the values of a grayscale image" if len(shape) == 2 or 1 in (shape[0], shape[-1]) else ""
     raise DataError(
-        f"pixels have shape {shape}, expected {channels} channels: an image (HWC or CHW), a clip (THWC, TCHW or CTHW) "
-        f'or a batch of clips (BTHWC, BTCHW or BCTHW), or another order by layout=, such as layout="BCHW"{gray}'
+        f"pixels have shape {shape}, expected {channels} channel{'s' * (channels > 1)}: an image (HWC or CHW), a clip "
+        "(THWC, TCHW or CTHW) or a batch of clips (BTHWC, BTCHW or BCTHW), or another order by layout=, such as "
+        f'layout="BCHW"{gray}'
     )
 
 
