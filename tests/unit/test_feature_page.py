@@ -4,6 +4,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -134,6 +135,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded(made, tmp_path,
         write_feature_page([video], run, out, ViewConfig(frames=3))
     with pytest.raises(ConfigError, match="needs one video among the sources, found 0"):
         write_feature_page([image], run, out, SETTINGS, video=tmp_path / "pca.mp4")
+    fsspec.filesystem("memory").put(video, "memory:///page/a.mp4")
+    with pytest.raises(
+        DataError, match=r"memory:///page/a\.mp4: is a URL, and a page is made of files on this machine"
+    ):
+        write_feature_page(["memory:///page/a.mp4"], run, out, SETTINGS)
     with pytest.raises(FileError, match="not a page"):
         write_feature_page([video], run, write_text(tmp_path / "mine.html"), SETTINGS)
     with pytest.raises(FileError, match="not a video"):

@@ -22,6 +22,7 @@ from tubelet.data.images import read_image
 from tubelet.data.listed_rows import span_name
 from tubelet.data.sample_index import build_index
 from tubelet.data.sources import list_media
+from tubelet.data.storage import is_url
 from tubelet.device import pick_device, pick_dtype
 from tubelet.errors import ConfigError, DataError, escape_filename, escape_unprintable
 from tubelet.grid import Modality
@@ -182,6 +183,8 @@ def _find_files(sources: Sequence[str]) -> list[ViewedFile]:
     media = list_media(sources)
     if media.shards:
         raise DataError(f"{media.shards[0].root}: shards cannot be shown on a page; pass the videos they were made of")
+    if urls := [name for name in (*media.videos, *media.images) if is_url(name)]:
+        raise DataError(f"{urls[0]}: is a URL, and a page is made of files on this machine; copy it, and pass the copy")
     files = []
     index = build_index(media, Modality.VIDEO)
     for sample in range(len(index)):
