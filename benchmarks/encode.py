@@ -2,8 +2,11 @@
 
     python -m benchmarks.encode --model vit-b --image-size 224 --frames 16 --batch-size 1
     python -m benchmarks.encode --baseline transformers --image-size 224 384 --precision fp32 bf16
+    python -m benchmarks.encode --baseline transformers --precision fp32 --variants tubelet compile int8 onnx onnx-int8
 
-The package's side is `model.encode`, which is what its users call, from normalized pixels to all tapped levels.
+The package's side is `model.encode`, which is what its users call, from normalized pixels to all tapped levels. Its
+variants have the same weights: compiled blocks, 8-bit weights, both, and files of onnxruntime, which compute in fp32
+whatever the precision. The cosine is that of the deepest features to those in fp32, uncompiled.
 `transformers` has V-JEPA 2.0 only, whose encoder is the same network but for the image tokenizer and the tapped
 levels: the same sizes, random weights, loaded in the same dtype, its own choice of attention (sdpa). The specification
 runs under autocast. The sides run in turn, each in a process of its own.
@@ -13,16 +16,19 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it
 
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from itertools import product
 from json import dumps
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -30,12 +36,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import matrix_rate, run_in_turn, seconds_per_call
+from tubelet.checkpoint.export import export, onnx_session
 from tubelet.config import ModelConfig, Precision, model_preset
 from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
 from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.compilation import compile_encoder
+from tubelet.pretrained.quantization import quantize_linear_layers
 
 Peer = Literal["reference", "transformers"]
+Variant = Literal["tubelet", "compile", "int8", "int8-compile", "onnx", "onnx-int8"]
 
 
 class Sizes(NamedTuple):
@@ -46,37 +56,61 @@ class Sizes(NamedTuple):
     frames: int
     batch_size: int
     precision: Precision
-    compile: bool
 
 
-def build(side: str, sizes: Sizes) -> Callable[[int], tuple[float, float]]:
-    """A side's process: a function that returns the seconds of encoding a batch, and those of its processors."""
-    torch.manual_seed(0)
+def build(side: str, sizes: Sizes) -> Callable[[int], tuple[float, float, float]]:
+    """A side's process: a function that returns the seconds of encoding a batch, those of its processors, the cosine.
+
+    The cosine to features in fp32 is measured once, before the first round; it is NaN for a side with other weights.
+    """
     device = pick_device()
-    encoders = {"tubelet": package_encoder, "reference": reference_encoder, "transformers": transformers_encoder}
     dtype = pick_dtype(sizes.precision, device)
-    encode = encoders[side](sizes, device, dtype)
-    shape = (sizes.batch_size, 3, sizes.frames, sizes.image_size, sizes.image_size)
+    if side in get_args(Variant):
+        encode: Callable[[Tensor], Any] = package_encoder(sizes, device, dtype, side)
+    else:
+        torch.manual_seed(0)
+        encoders = {"reference": reference_encoder, "transformers": transformers_encoder}
+        encode = encoders[side](sizes, device, dtype)
     calls = 10 if device.type == "cuda" else 1  # in a row, as a collection is encoded
 
-    def timed(number: int) -> tuple[float, float]:
-        pixels = torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(device)
+    def timed(number: int) -> tuple[float, float, float]:
+        pixels = torch.randn(shape_of(sizes), generator=torch.Generator().manual_seed(number)).to(device)
         worked = time.process_time()
         with torch.inference_mode():
             seconds = seconds_per_call(lambda: encode(pixels), device, calls)
-        return seconds, (time.process_time() - worked) / calls
+        return seconds, (time.process_time() - worked) / calls, cosine
 
+    cosine = float("nan")
+    if side in get_args(Variant):
+        few = sizes._replace(frames=2 * sizes.model.tubelet_size, batch_size=1)
+        pixels = torch.randn(shape_of(few), generator=torch.Generator().manual_seed(0)).to(device)
+        with torch.inference_mode():
+            expected = package_encoder(few, device, torch.float32)(pixels)[-1]
+            cosine = F.cosine_similarity(encode(pixels)[-1].float(), expected, dim=-1).mean().item()
     return timed
 
 
-def package_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:
-    """The package's encoder, as `tubelet.load` gives it."""
-    with device:
-        model = Backbone(sizes.model).requires_grad_(False).eval().to(dtype)
-    if sizes.compile:
-        for block in model.blocks:
-            block.compile(dynamic=True)
-    return partial(model.encode, normalized=True)
+def shape_of(sizes: Sizes) -> tuple[int, ...]:
+    """(B, C, T, H, W) of a batch."""
+    return sizes.batch_size, sizes.model.channels, sizes.frames, sizes.image_size, sizes.image_size
+
+
+def package_encoder(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, variant: str = "tubelet"
+) -> Callable[[Tensor], Sequence[Tensor]]:
+    """The package's encoder, as `tubelet.load` gives it, with random weights of one seed: pixels to output levels."""
+    torch.manual_seed(0)
+    model = Backbone(sizes.model).requires_grad_(False).eval()
+    if variant.startswith("onnx"):
+        with TemporaryDirectory() as folder:
+            export(model, Path(folder) / "model.onnx", int8=variant == "onnx-int8")
+            return onnx_session(Path(folder) / "model.onnx", "pixels")
+    model = model.to(device, dtype)
+    if "int8" in variant:
+        quantize_linear_layers(model)
+    if "compile" in variant:
+        compile_encoder(model)
+    return lambda pixels: model.encode(pixels, normalized=True).levels
 
 
 def reference_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:
@@ -134,7 +168,7 @@ def timm_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Call
 def encode_flops(sizes: Sizes) -> float:
     """Floating-point operations of the matrix products of one batch, attention's included; nothing is computed."""
     nowhere = torch.device("meta")
-    shape = (sizes.batch_size, 3, sizes.frames, sizes.image_size, sizes.image_size)
+    shape = shape_of(sizes)
     encoder = Encoder(sizes.model).to(nowhere)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder(torch.empty(shape, device=nowhere))
@@ -149,7 +183,7 @@ def main(
     precision: tuple[Precision, ...] = ("auto",),
     rounds: int = 5,
     warmup: int = 1,
-    compile: bool = False,
+    variants: tuple[Variant, ...] = ("tubelet",),
     baseline: Peer = "reference",
     json: bool = False,
 ) -> None:
@@ -163,7 +197,7 @@ def main(
         precision: bf16, fp32, or what the device is fast at.
         rounds: Batches that are timed on each side; the table holds their medians.
         warmup: Batches before them.
-        compile: Compile the blocks of the package's encoder.
+        variants: The package's sides: tubelet is the plain model, onnx and onnx-int8 are fp32 and 8-bit files.
         baseline: The other side; transformers must be installed.
         json: Print one JSON object a case as the last lines.
     """
@@ -173,23 +207,26 @@ def main(
         except ImportError:
             sys.exit("transformers is not installed: pip install transformers")
     device = pick_device()
-    console, table, results = Console(), Table(), []
+    console, table, results = Console(width=None if sys.stdout.isatty() else 110), Table(), []
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     console.print(f"{model}, {frames} frames, batch {batch_size} on {name}")
-    for column in ("px", "precision", "side", "s/batch", "clips/s", "CPU s", "peak GB", "share of bound"):
+    for column in ("px", "precision", "side", "s/batch", "CPU s", "speed", "by CPU s", "cosine", "peak GB", "bound"):
         table.add_column(column, justify="left" if column in ("precision", "side") else "right")
     for size, asked in product(image_size, precision):
-        sizes = Sizes(model_preset(model), size, frames, batch_size, asked, compile)
-        result = measure(sizes, baseline, warmup, rounds, device)
+        sizes = Sizes(model_preset(model), size, frames, batch_size, asked)
+        result = measure(sizes, (*variants, baseline), warmup, rounds, device)
         results.append({"image_size": size, "precision": asked, "baseline": baseline} | result)
-        for side in ("tubelet", baseline):
-            found = [result[key][side] for key in ("seconds", "cpu_seconds", "peak_gb", "bound_share")]
-            seconds, worked, peak, bound = found
-            rates = f"{seconds:.3f}", f"{batch_size / seconds:.3f}", f"{worked:.3f}"
-            table.add_row(str(size), asked, side, *rates, f"{peak:.2f}", f"{bound:.2f}")
-        ratios = (result["time_ratio"], 1 / result["time_ratio"], result["cpu_ratio"], result["memory_ratio"])
-        table.add_row("", "", "ratio", *(f"{ratio:.2f}" for ratio in ratios), "", end_section=True)
+        for side in (*variants, baseline):
+            seconds, worked, cosine, peak, bound = (
+                result[key][side] for key in ("seconds", "cpu_seconds", "cosine", "peak_gb", "bound_fraction")
+            )
+            ratios = result["seconds"][baseline] / seconds, result["cpu_seconds"][baseline] / worked
+            times = f"{seconds:.3f}", f"{worked:.3f}", *(f"{ratio:.2f}" for ratio in ratios)
+            close = "" if math.isnan(cosine) else f"{cosine:.5f}"
+            table.add_row(str(size), asked, side, *times, close, f"{peak:.2f}", f"{bound:.2f}")
+        table.add_section()
     console.print(table)
+    console.print(f"speed: clips a second as multiples of those of {baseline}")
     console.print("CPU s: of all cores together, which tells more than a clock where others use them too")
     console.print("bound: the matrix products of a batch, attention's included, at their measured rate")
     if json:
@@ -197,23 +234,24 @@ def main(
             print(dumps(result))
 
 
-def measure(sizes: Sizes, baseline: Peer, warmup: int, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Medians, peak memory and share of the bound of both sides of one case, and the ratios of the two."""
+def measure(sizes: Sizes, sides: Sequence[str], warmup: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Medians, cosine, peak memory and fraction of the bound of each side of a case, and ratios of first to last."""
     dtype = pick_dtype(sizes.precision, device)
     flops, rate = encode_flops(sizes), matrix_rate(device, dtype, sizes.model.width)
-    sides = ("tubelet", baseline)
     timed, peak = run_in_turn(build, sizes, sides, warmup, rounds)
-    seconds, worked = (
-        {side: statistics.median(times[kind] for times in timed[side]) for side in sides} for kind in (0, 1)
+    seconds, worked, cosine = (
+        {side: statistics.median(times[kind] for times in timed[side]) for side in sides} for kind in range(3)
     )
+    first, last = sides[0], sides[-1]
     return {
         "seconds": seconds,
         "cpu_seconds": worked,
+        "cosine": cosine,
         "peak_gb": peak,
-        "bound_share": {side: flops / rate / seconds[side] for side in sides},
-        "time_ratio": seconds["tubelet"] / seconds[baseline],
-        "cpu_ratio": worked["tubelet"] / worked[baseline],
-        "memory_ratio": peak["tubelet"] / peak[baseline],
+        "bound_fraction": {side: flops / rate / seconds[side] for side in sides},
+        "time_ratio": seconds[first] / seconds[last],
+        "cpu_ratio": worked[first] / worked[last],
+        "memory_ratio": peak[first] / peak[last],
     }
 
 

@@ -14,10 +14,11 @@ import torch
 from tests.helpers.training import ONE_BLOCK, rows, tiny_config, train_quietly
 from tubelet.config import TrainConfig, vit_pico
 from tubelet.grid import Grid
+from tubelet.io.files import remove_incomplete_libraries
 from tubelet.model.encoder import Encoder
 from tubelet.model.layers import Block
 from tubelet.model.rope import rotary_table
-from tubelet.train.compilation import compile_blocks, prepare_model, remove_incomplete_libraries
+from tubelet.train.compilation import compile_blocks, prepare_model
 from tubelet.train.signals import InterruptedRunError, StopSignals
 from tubelet.train.trainer import train
 from tubelet.vjepa import VJEPA
@@ -103,13 +104,14 @@ def test_an_error_in_a_step_that_was_asked_to_stop_is_reported_as_that():
     assert told.value.exit_code == 128 + signal.SIGUSR1
 
 
-def test_an_empty_library_that_a_killed_compiler_left_is_removed(tmp_path):
+def test_an_empty_library_that_a_killed_compiler_left_is_removed(tmp_path, monkeypatch):
     left, fresh, whole = (tmp_path / f"{name}.so" for name in ("left", "fresh", "whole"))
     whole.write_bytes(b"ELF")
     for path in (left, fresh):
         path.touch()
     os.utime(left, (0, 0))
-    remove_incomplete_libraries(tmp_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    remove_incomplete_libraries()
     assert sorted(path.stem for path in tmp_path.glob("*.so")) == ["fresh", "whole"]
 
 

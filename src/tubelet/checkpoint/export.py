@@ -150,7 +150,7 @@ def write_graph(plan: ExportPlan, out: Path) -> GraphCheck:
             )
         if plan.int8:
             quantize_onnx(partial)
-            run = _onnx_session(partial, plan.input_name)
+            run = onnx_session(partial, plan.input_name)
         cosine = min(_cosine(plan.graph, run, example) for example in plan.examples)
         if not cosine >= MIN_COSINE:
             raise CheckpointError(
@@ -231,10 +231,11 @@ def _to_onnx(plan: ExportPlan, out: Path) -> Callable[[Tensor], Sequence[Tensor]
     written.model.producer_name = PRODUCER
     written.model.metadata_props.update(plan.metadata)
     written.save(out)
-    return _onnx_session(out, plan.input_name)
+    return onnx_session(out, plan.input_name)
 
 
-def _onnx_session(path: Path, input_name: str) -> Callable[[Tensor], Sequence[Tensor]]:
+def onnx_session(path: Path, input_name: str) -> Callable[[Tensor], Sequence[Tensor]]:
+    """A function that runs an ONNX file on this CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ _WINDOWS = os.name == "nt"
 _IN_USE = "in-use"
 _ELSEWHERE = "choose another place"
 _COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_LINKING_S = 5.0  # for so long an empty library may be one that another process is writing
 _Result = TypeVar("_Result")
 
 
@@ -272,3 +274,11 @@ def set_compile_cache() -> None:
         return
     if there.is_dir() and os.access(there, os.W_OK):
         os.environ[_COMPILE_CACHE] = str(folder)
+
+
+def remove_incomplete_libraries() -> None:
+    """Remove what a compiler that was killed left: an empty library would be taken for a finished one for ever."""
+    for library in Path(os.environ[_COMPILE_CACHE]).rglob("*.so") if os.environ.get(_COMPILE_CACHE) else ():
+        found = library.stat()
+        if found.st_size == 0 and time.time() - found.st_mtime > _LINKING_S:
+            library.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from tubelet.checkpoint.hub import WEIGHTS_FILE, model_card, save_encoder
 from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.weights import EncoderName
 from tubelet.config import ModelConfig, to_dict
+from tubelet.errors import ConfigError
 from tubelet.io.files import atomic_write
 from tubelet.io.overwrite_checks import check_output
 from tubelet.model.predictor import Predictor
@@ -33,9 +34,11 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
         native_clip: size, length and rate of the clips that it is for.
         predictor: the predictor, or None.
         stored_dtype: data type of the weights in the file that they were loaded from.
+        int8: whether linear layers have 8-bit weights, see `tubelet.load`.
     """
 
     predictor: Predictor | None
+    int8 = False
 
     def __init__(self, config: ModelConfig, with_predictor: bool = False) -> None:
         """Create an encoder with random weights, as at the start of training.
@@ -112,8 +115,11 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
         """Write weights, config.json and, where there is none, a model card; options as of `huggingface_hub`.
 
         Raises:
+            ConfigError: if the weights are 8-bit ones.
             FileError: if the directory has a config or weights that this package did not write.
         """
+        if self.int8:
+            raise ConfigError("8-bit weights are not saved; load the model without int8, and save that")
         check_output(Path(save_directory), "model")  # before the mixin deletes config.json
         result: str | None = super().save_pretrained(save_directory, **options)
         return result

@@ -31,6 +31,8 @@ def load(
     with_predictor: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    int8: bool = False,
+    compile: bool = False,
     heads: int | None = None,
     predictor_heads: int | None = None,
     levels: tuple[int, ...] | None = None,
@@ -52,6 +54,9 @@ def load(
         with_predictor: load the predictor too, as `model.predictor`.
         device: by default an accelerator if there is one.
         dtype: by default bfloat16 if the device supports it natively, else float32.
+        int8: use 8-bit weights and activations in the linear layers of the blocks, on a CPU with VNNI units; the model
+            cannot be saved.
+        compile: compile the blocks, which takes up to a minute the first time.
         heads: attention heads, for a .pt file of a width outside the family.
         predictor_heads: attention heads of the predictor, for a .pt file of a width outside the family.
         levels: 0-based output blocks, for a .pt file outside the family.
@@ -62,7 +67,7 @@ def load(
     Raises:
         MissingFileError: if there is no such model.
         CheckpointError: if a tensor is missing, unexpected or misshapen; a model is never loaded partially.
-        ConfigError: if an option is unknown or not valid.
+        ConfigError: if an option is unknown or not valid, or int8 or compile is not possible on this machine.
     """
     for option in hub:
         if option not in HUB_OPTIONS:
@@ -79,6 +84,14 @@ def load(
     model = model.to(chosen, dtype or pick_dtype("auto", chosen))
     if model.dtype == torch.float16:
         require_finite(model.state_dict(), f"{what} as float16, which ends at 65,504 (bfloat16 does not)")
+    if int8:
+        from tubelet.pretrained.quantization import quantize_linear_layers
+
+        quantize_linear_layers(model)
+    if compile:
+        from tubelet.pretrained.compilation import compile_encoder
+
+        compile_encoder(model)
     return model
 
 

@@ -1,15 +1,11 @@
 """torch.compile of the blocks, with dynamic sequence length and a cache that runs share."""
 
-import os
-import time
-from pathlib import Path
-
 import torch
 
 from tubelet.config import TrainConfig
 from tubelet.device import has_bf16_units
 from tubelet.errors import ConfigError, first_line
-from tubelet.io.files import set_compile_cache
+from tubelet.io.files import remove_incomplete_libraries, set_compile_cache
 from tubelet.model.encoder import Encoder
 from tubelet.model.predictor import Predictor
 from tubelet.train.float8 import use_float8
@@ -19,7 +15,6 @@ from tubelet.vjepa import VJEPA
 # Compiling takes up to two minutes. On a CPU it saves a tenth of the time or more, on CUDA, where it also halves the
 # number of kernels, a third or more: what is over sooner does not gain.
 WORTH_SECONDS = {"cpu": 20 * 60, "cuda": 5 * 60}
-_LINKING_S = 5.0  # for so long an empty library may be one that another process is writing
 # Operations a second that a modest device of each kind does; whether to compile must not hang on a measurement, since
 # compiled blocks round differently and a resumed run has to decide as it did before.
 _RATES = {"cuda": 1e14, "cpu": 1e11, "cpu with bf16 units": 5e11}
@@ -73,8 +68,7 @@ def compile_blocks(model: VJEPA, device: torch.device, sharded: bool = False) ->
         A message for the user.
     """
     set_compile_cache()
-    if cache := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
-        remove_incomplete_libraries(Path(cache))
+    remove_incomplete_libraries()
     if problem := _problem(device):
         return f"not compiling, steps will be slower: {problem}"
     parts: list[Encoder | Predictor] = [model.student, model.teacher, model.predictor, *model.frozen_teacher]
@@ -117,14 +111,6 @@ def is_worth_compiling(config: TrainConfig, cost: StepCost, device: torch.device
     if device.type == "cuda":
         seconds = max(seconds, cost.kernels * _LAUNCH_S)
     return config.steps * seconds > WORTH_SECONDS[device.type]
-
-
-def remove_incomplete_libraries(cache: Path) -> None:
-    """Remove what a compiler that was killed left: an empty library would be taken for a finished one for ever."""
-    for library in cache.rglob("*.so"):
-        found = library.stat()
-        if found.st_size == 0 and time.time() - found.st_mtime > _LINKING_S:
-            library.unlink(missing_ok=True)
 
 
 def _problem(device: torch.device) -> str | None:

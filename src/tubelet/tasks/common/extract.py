@@ -141,7 +141,7 @@ def extract(
         TubeletError: if more sources cannot be read, or none can, naming one; or features cannot be written.
     """
     assert cache.weights_id == model.weights_id, f"a cache of {cache.weights_id} for the features of {model.weights_id}"
-    identity = {"dtype": str(model.dtype)} | dict(recipe)
+    identity = {"dtype": f"{model.dtype} int8" if model.int8 else str(model.dtype)} | dict(recipe)
     paths = [cache.path_for(identity | {"part": source.part}, list(source.files)) for source in sources]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     bad: dict[int, BadFile] = {}

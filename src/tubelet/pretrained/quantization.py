@@ -1,0 +1,102 @@
+"""8-bit matrix products for inference on CPUs: the linear layers of the blocks in int8.
+
+Weights have a scale for each output channel, activations one for each token, which is computed from the token alone:
+features do not depend on what else is in the batch, and no data set is needed to choose scales. Sums are in int32.
+Attention, norms and activation functions stay in the data type of the model.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.errors import ConfigError, first_line
+from tubelet.pretrained.backbone import Backbone
+
+_LARGEST = 127
+_ZERO = 128
+# Rows that are quantized, multiplied and scaled at once, in cache.
+_ROWS = 256
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@torch.library.custom_op("tubelet::int8_product", mutates_args=())
+def int8_product(x: Tensor, packed_weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """(K, D) uint8 less 128, times packed weights: (K, D') of `dtype`, each column multiplied by its scale (D',)."""
+    zeros = torch.zeros(len(scale), dtype=torch.long)
+    return torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, _ZERO, packed_weight, scale, zeros, None, 1.0, 0, dtype, "none", [], ""
+    )
+
+
+@int8_product.register_fake
+def _(x: Tensor, packed_weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape[0], scale.shape[0], dtype=dtype)  # len(x) would fix the number of rows
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights, for inference; it has no parameters, and copies share the weights."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1).clamp_(min=1e-12) / _LARGEST
+        self._packed = torch.ops.onednn.qlinear_prepack((weight / scale[:, None]).round_().to(torch.int8), None)
+        self._scale = scale / _LARGEST  # a token's scale is its largest value, which becomes 127
+        self._bias = torch.zeros(len(scale)) if linear.bias is None else linear.bias.detach().float().clone()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        clone = self.__new__(type(self))
+        clone.__dict__ = self.__dict__.copy()
+        return clone
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D')."""
+        rows = x.flatten(0, -2)
+        if torch.compiler.is_compiling():
+            out = self._product(rows)
+        else:
+            out = torch.cat([self._product(chunk) for chunk in rows.split(_ROWS)])
+        return out.unflatten(0, x.shape[:-1])
+
+    def _product(self, x: Tensor) -> Tensor:
+        """(K, D) -> (K, D')."""
+        largest = x.abs().amax(1, keepdim=True).float().clamp(min=1e-12)
+        # The processors without AMX multiply unsigned by signed numbers: zero is 128, and adding a half rounds.
+        rounded = (x * (_LARGEST / largest)).add_(_ZERO + 0.5).to(torch.uint8)
+        product = int8_product(rounded, self._packed, self._scale, x.dtype)
+        return torch.addcmul(self._bias.to(x.dtype), product, largest.to(x.dtype))
+
+
+def quantize_linear_layers(model: Backbone) -> None:
+    """Replace the linear layers of a model's blocks by ones with int8 weights, in place.
+
+    Raises:
+        ConfigError: if the model is not on a CPU, or in a data type without such products, or the CPU or PyTorch has
+            none.
+    """
+    if model.device.type != "cpu" or model.dtype not in _DTYPES:
+        raise ConfigError(
+            f"int8 is for CPUs, with float32 or bfloat16 around it, but the model is {model.dtype} on {model.device}; "
+            'pass device="cpu", or leave int8 out'
+        )
+    if not torch.cpu._is_vnni_supported():
+        # Slower than fp32 there, and sums of two products in 16 bits overflow.
+        raise ConfigError("int8 needs a CPU with 8-bit units (AVX-512 VNNI), which this one has not; leave int8 out")
+    fingerprint = model.fingerprint
+    for block in model.blocks:
+        for parent in (block.attention, block.mlp):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, nn.Linear):
+                    setattr(parent, name, _quantized(layer))
+    model.int8 = True
+    model.identify(fingerprint)  # of the weights before rounding, whose features are comparable
+
+
+def _quantized(layer: nn.Linear) -> Int8Linear:
+    try:
+        quantized = Int8Linear(layer)
+        quantized(torch.zeros(1, layer.in_features))
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        raise ConfigError(f"int8: this build of PyTorch has no 8-bit products ({first_line(error)})") from error
+    return quantized
