@@ -84,11 +84,10 @@ def quantize_linear_layers(model: Backbone) -> None:
         # Slower than fp32 there, and sums of two products in 16 bits overflow.
         raise ConfigError("int8 needs a CPU with 8-bit units (AVX-512 VNNI), which this one has not; leave int8 out")
     fingerprint = model.fingerprint
-    for block in model.blocks:
-        for parent in (block.attention, block.mlp):
-            for name, layer in list(parent.named_children()):
-                if isinstance(layer, nn.Linear):
-                    setattr(parent, name, _quantized(layer))
+    for parent in list(model.blocks.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(parent, name, _quantized(layer))
     model.int8 = True
     model.identify(fingerprint)  # of the weights before rounding, whose features are comparable
 
