@@ -110,7 +110,7 @@ def package_encoder(
         quantize_linear_layers(model)
     if "compile" in variant:
         compile_encoder(model)
-    return lambda pixels: model.encode(pixels, normalized=True).levels
+    return lambda pixels: model.encode(pixels, resize=None, normalized=True).levels
 
 
 def reference_encoder(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:
