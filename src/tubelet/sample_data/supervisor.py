@@ -7,7 +7,7 @@ the number of a file descriptor, whose other end only the asking process has: wh
 reading from the pipe does, the engine is killed (it ignores SIGTERM then), and its shared memory is removed. So is the
 folder around FOLDER, unless the command that made it lives: it holds the lock `in-use` there, and removes it itself.
 The supervisor has a session of its own, so that no signal to the asking process's group ends both at once; if it is
-killed alone, the kernel kills the engine, and the command removes what is left.
+killed by itself, the kernel kills the engine, and the command removes what is left.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Point tracks: where points of walls, floors and ceilings are seen through a clip, from geometry alone."""
+"""Point tracks: where points of walls, floors and ceilings are seen through a clip, from geometry."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""NumPy arrays: `.npy`, of which frames alone are read, and `.npz` with one array, which is read as a whole.
+"""NumPy arrays: `.npy`, of which only frames are read, and `.npz` with one array, which is read as a whole.
 
 Axes: (T, H, W) or (T, H, W, C).
 """

@@ -374,7 +374,7 @@ def _protocol(context: FitContext, data: TimelineData, best: Candidate, tried: i
     return (
         f"{tried} heads trained side by side on frozen features of windows of {head_input.frames} frames at "
         f"{head_input.fps:g} per second, {head_input.image_size} px, every {head_input.stride_s:.2f} s"
-        f"{', the last time step of each, from the past alone' if head_input.causal else ''}; time steps of "
+        f"{', the last time step of each, from the past only' if head_input.causal else ''}; time steps of "
         f"{data.step_s:.2f} s. The best of them ({best}) and the rules that turn scores into spans are "
         f"chosen on a part of the training videos. {measured}."
     )

@@ -30,7 +30,7 @@ class TemporalConvolutions(nn.Module):
     """Residual dilated convolutions over time, and the logits of each step.
 
     Attributes:
-        context: time steps on each side of a step that its logits depend on; where causal, before it alone.
+        context: time steps on each side of a step that its logits depend on; where causal, only before it.
     """
 
     def __init__(self, hidden: int, classes: int, layers: int, dropout: float, causal: bool = False) -> None:
