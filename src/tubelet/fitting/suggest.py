@@ -1,8 +1,8 @@
 """Which unlabeled clips to label next.
 
 Those of which the head is least sure (smallest margin: Scheffer et al. 2001), and among them some that differ from each
-other (farthest-first traversal), since the least sure clips are often copies of one moment. n clips, D channels, K classes
-or targets.
+other (farthest-first traversal), since the least sure clips are often copies of one moment. n clips, D channels, K
+classes or targets.
 """
 
 import csv
