@@ -122,7 +122,7 @@ def _facts(job: MediaJob) -> MediaFacts:
         with track_file(str(job.path)):
             if is_image_file(job.path):
                 return MediaFacts(size=image_shape(job.path), masks=masks)
-            with Video(str(job.path)) as video:
+            with Video(str(job.path), full_depth=True) as video:  # a deep stack has no window to be shown by
                 info = video.info
                 times = video.frame_times() if frames else np.empty(0)
     except DecodeError as error:
