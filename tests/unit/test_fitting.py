@@ -174,9 +174,9 @@ def timeline_table(tmp_path, videos=9, gap=False):
     return write_table(tmp_path / "timeline.csv", rows)
 
 
-@pytest.mark.parametrize("gap", [False, True], ids=["dense", "with gaps"])
+@pytest.mark.parametrize(("gap", "causal"), [(False, False), (True, True)], ids=["dense", "with gaps, causal"])
 @pytest.mark.slow
-def test_a_timeline_finds_spans_and_their_edges(tmp_path, model, gap):
+def test_a_timeline_finds_spans_and_their_edges(tmp_path, model, gap, causal):
     head = tubelet.fit(
         timeline_table(tmp_path, gap=gap),
         model,
@@ -184,6 +184,7 @@ def test_a_timeline_finds_spans_and_their_edges(tmp_path, model, gap):
         learning_rates=(1e-2,),
         epochs=20,
         cache=tmp_path / "cache",
+        causal=causal,
         **CLIP,
     )
     own, pixels = scores(head), scores(head, "majority class")
@@ -191,6 +192,9 @@ def test_a_timeline_finds_spans_and_their_edges(tmp_path, model, gap):
     assert own[name].value > 90 > pixels[name].value
     edge = next(metric for metric in own.values() if metric.unit == "s")
     assert edge.value <= 0.125, "half a time step of 0.25 s"
+    assert head.spec.input.causal == head.spec.options.get("causal", False) == causal
+    if causal:
+        assert tubelet.predict(head, tmp_path / "7.mp4", model=model, causal=True, workers=0).records
     assert len(head.spec.novelty_quantiles) == 101 and head.novelty is not None
     assert ("no label" in head.spec.classes) == gap and len(head.spec.spans) == len(head.spec.classes)
 
