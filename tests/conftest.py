@@ -39,13 +39,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def sample_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small sample set with ground truth: 24 clips of 8 frames and 8 images at 64 px. No test changes it."""
+    """A small sample set with ground truth: 24 clips of 8 frames and 6 images at 64 px. No test changes it."""
     from tubelet.sample_data import write_sample_data
 
     root = shared_folder(tmp_path_factory) / "sample"
     with FileLock(f"{root}.lock"):
         if not root.exists():
-            write_sample_data(root, clips=24, images=8, size=64, frames=8, seed=0, workers=1)
+            write_sample_data(root, clips=24, images=6, size=64, frames=8, seed=0, workers=1)
     return root
 
 

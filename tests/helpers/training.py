@@ -33,14 +33,14 @@ ONE_BLOCK = ModelConfig(
 
 
 def tiny_config(source, steps=20, **changes):
-    """A run that takes milliseconds a step: 32 px, 4 frames, 3 blocks."""
+    """A run that takes milliseconds a step: 32 px, 4 frames, 2 blocks."""
     model = ModelConfig(
         width=24,
-        depth=3,
+        depth=2,
         heads=2,
-        levels=(0, 1, 2),
+        levels=(0, 1),
         patch_size=8,
-        predictor=PredictorConfig(width=24, depth=2, heads=2),
+        predictor=PredictorConfig(width=24, depth=1, heads=2),
     )
     data = changes.pop("data", {})
     return TrainConfig(

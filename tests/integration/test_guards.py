@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ from tubelet.data.decode import Video
 from tubelet.data.loader import StepDataset
 from tubelet.data.sample_index import SampleIndex
 from tubelet.errors import TubeletError
-from tubelet.train import collapse, trainer
+from tubelet.train import collapse, distributed, trainer
 from tubelet.train import step as step_module
 
 
@@ -47,7 +48,7 @@ def alerts(run):
 
 FIGURES = {
     f"{who}{figure}"
-    for who in ("", *(f"teacher_level_{i}_" for i in (1, 2)), *(f"predictor_level_{i}_" for i in (1, 2, 3)))
+    for who in ("", "teacher_level_1_", "predictor_level_1_", "predictor_level_2_")
     for figure in ("effective_rank", "channel_std")
 }
 
@@ -251,6 +252,7 @@ def test_a_worker_that_hangs_ends_the_run_with_the_file_that_it_reads(media, tmp
         return real(index, sample)
 
     monkeypatch.setattr(SampleIndex, "read", hanging)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # for each worker that does not end
     config = tiny_config(media, data={"workers": 2}, guards=GuardConfig(data_timeout_s=1.5))
     began = time.monotonic()
     with pytest.raises(TubeletError, match=r"within 1.5 s .*: worker \d has been reading .*1\.mp4 for [1-9]\d* s"):
@@ -258,9 +260,13 @@ def test_a_worker_that_hangs_ends_the_run_with_the_file_that_it_reads(media, tmp
     assert time.monotonic() - began < 300
 
 
+def wait_briefly_for_others():
+    distributed.SHUTDOWN_GRACE = timedelta(seconds=0.5)
+
+
 def test_a_process_that_hangs_ends_the_others_with_its_number(media, tmp_path):
-    run, config = tmp_path / "run", tiny_config(media, steps=10**6, guards=GuardConfig(process_timeout_s=5.0))
-    started = start_together(2, config, run)
+    run, config = tmp_path / "run", tiny_config(media, steps=10**6, guards=GuardConfig(process_timeout_s=4.0))
+    started = start_together(2, config, run, prepare=wait_briefly_for_others)
     deadline = time.monotonic() + 300
     while len(rows(run)) < 2:
         assert time.monotonic() < deadline
@@ -272,7 +278,7 @@ def test_a_process_that_hangs_ends_the_others_with_its_number(media, tmp_path):
     finally:
         started[1].kill()
     said = (tmp_path / "run.0.err").read_text()
-    assert "error: rank 0 timed out after 5 s (--process-timeout-s) in " in said
+    assert "error: rank 0 timed out after 4 s (--process-timeout-s) in " in said
     assert "missing ranks: 1" in said
 
 
@@ -351,13 +357,13 @@ def test_time_that_a_checkpoint_takes_is_not_counted_as_spent_waiting_for_data(m
     real = checkpoint.save_file
 
     def slow(tensors, path, metadata):
-        time.sleep(2)
+        time.sleep(1)
         real(tensors, path, metadata=metadata)
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
     train_quietly(tiny_config(media, steps=6), tmp_path / "run")
     after = rows(tmp_path / "run")[5]
-    assert after["clips_per_s"] < 2
+    assert after["clips_per_s"] < 4
     assert after["data_wait_fraction"] < 0.5
 
 

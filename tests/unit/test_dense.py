@@ -222,7 +222,7 @@ def test_depth_of_eight_bits_is_refused(tmp_path):
 @pytest.mark.slow
 def test_the_sample_set_gives_images_and_middle_frames(sample_set):
     labels, depths = sample_layouts.SampleSegmentation.load(sample_set), sample_layouts.SampleDepth.load(sample_set)
-    assert [p.frame for p in labels.train].count(4) == 19 and len(labels.train) + len(labels.test) == 32
+    assert [p.frame for p in labels.train].count(4) == 19 and len(labels.train) + len(labels.test) == 30
     classes, meters = labels.load_target(labels.test[-1]), depths.load_target(depths.test[-1])
     assert classes.shape == meters.shape == (64, 64)
     assert set(np.unique(classes)) <= {*range(13), IGNORED}

@@ -121,10 +121,10 @@ def test_a_step_counts_short_spans_and_replaces_those_outside_of_the_video(tmp_p
 
 
 @pytest.mark.slow
-def test_a_million_lines_are_read_in_three_seconds_of_processor_time(tmp_path):
-    lines = "".join(f"v/{i // 4:07d}.mp4,{i % 4},{i % 4 + 1},{1 + i % 3}\n" for i in range(1_000_000))
+def test_lines_are_read_at_the_speed_of_a_million_in_three_seconds_of_processor_time(tmp_path):
+    lines = "".join(f"v/{i // 4:07d}.mp4,{i % 4},{i % 4 + 1},{1 + i % 3}\n" for i in range(200_000))
     (tmp_path / "list.csv").write_text("path,start_s,end_s,weight\n" + lines)
     began = time.process_time()
     media = list_media([str(tmp_path / "list.csv")])
-    assert time.process_time() - began < 6  # 3 on a quiet machine
-    assert len(media.videos) == 1_000_000
+    assert time.process_time() - began < 1.2  # 0.6 on a quiet machine
+    assert len(media.videos) == 200_000

@@ -231,7 +231,8 @@ def test_an_error_of_a_worker_is_raised_with_its_class_and_fields(workers, optio
     ],
 )
 @pytest.mark.slow
-def test_no_wait_for_a_worker_is_endless(make, sentence):
+def test_no_wait_for_a_worker_is_endless(make, sentence, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # for a worker that does not end
     timeout_s = 0.5 if "timed" in sentence else None
     loader = WorkerLoader(Items(make), 1, batch_size=None, timeout_s=timeout_s)
     began = time.monotonic()
