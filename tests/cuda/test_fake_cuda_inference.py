@@ -52,8 +52,8 @@ def test_encode_of_colors():
 def test_encode_of_floats_looks_at_their_range():
     model = encoder()
     with OperatorLog(value=0.0) as log:  # none is infinite
-        model.encode(torch.empty(2, 3, 4, 32, 32, device=CUDA))
-        model.encode(torch.empty(1, 3, 4, 32, 32, device=CUDA, dtype=torch.bfloat16))
+        model.encode(torch.empty(2, 3, 4, 32, 32, device=CUDA), resize=None)
+        model.encode(torch.empty(1, 3, 4, 32, 32, device=CUDA, dtype=torch.bfloat16), resize=None)
     assert count(log, "a value is read") == 2 * 2  # two numbers, in one copy on a device
     assert_clean(log, "a value is read", INPUT, "clips.py")
 

@@ -205,13 +205,13 @@ def fake_cuda(devices: int = 8) -> Iterator[None]:
     }
     with torch.device("meta"):  # remembers at its first use what makes tensors, which must not be what replaces it here
         torch.empty(0)
-    clips._statistics.cache_clear()  # constants of a device, which must be those of this context
+    clips._constants.cache_clear()  # constants of a device, which must be those of this context
     with ExitStack() as stack:
         for owner, attributes in replaced.items():
             for name, value in attributes.items():
                 stack.enter_context(mock.patch.object(owner, name, value, create=owner is FakeTensor))
         stack.callback(_pinned.clear)
-        stack.callback(clips._statistics.cache_clear)
+        stack.callback(clips._constants.cache_clear)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
 
