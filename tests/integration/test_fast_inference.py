@@ -33,10 +33,10 @@ def test_features_of_8_bit_weights_are_close_and_do_not_depend_on_the_batch(save
     model = tubelet.load(saved, device="cpu", dtype=dtype)
     small = tubelet.load(saved, device="cpu", dtype=dtype, int8=True)
     assert small.weights_id == model.weights_id
-    both = small.encode(clips(2)).tokens
-    assert F.cosine_similarity(both, model.encode(clips(2)).tokens, dim=-1).min() > 0.999
-    torch.testing.assert_close(both[:1], small.encode(clips(2)[:1]).tokens)
-    torch.testing.assert_close(copy.deepcopy(small).encode(clips(2)).tokens, both)
+    both = small.encode(clips(2), resize=None).tokens
+    assert F.cosine_similarity(both, model.encode(clips(2), resize=None).tokens, dim=-1).min() > 0.999
+    torch.testing.assert_close(both[:1], small.encode(clips(2)[:1], resize=None).tokens)
+    torch.testing.assert_close(copy.deepcopy(small).encode(clips(2), resize=None).tokens, both)
 
 
 @has_vnni
@@ -67,16 +67,20 @@ def test_compiled_features_are_equal_for_all_shapes_and_few_graphs_serve_them(mo
     compile_encoder(compiled)
 
     def check(pixels):
-        torch.testing.assert_close(compiled.encode(pixels).tokens, model.encode(pixels).tokens, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            compiled.encode(pixels, resize=None).tokens, model.encode(pixels, resize=None).tokens, atol=1e-5, rtol=0
+        )
 
     for count, frames in ((1, 4), (2, 4), (3, 4), (1, 8), (2, 1), (5, 2)):
         check(clips(count, frames))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
     with torch.autocast("cpu", torch.bfloat16):
-        assert compiled.encode(clips(1)).tokens.isfinite().all()
+        assert compiled.encode(clips(1), resize=None).tokens.isfinite().all()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(check, [clips(1, seed=seed) for seed in range(4)]))
-    torch.testing.assert_close(copy.deepcopy(compiled).encode(clips(1)).tokens, model.encode(clips(1)).tokens)
+    torch.testing.assert_close(
+        copy.deepcopy(compiled).encode(clips(1), resize=None).tokens, model.encode(clips(1), resize=None).tokens
+    )
 
 
 def test_without_a_compiler_compile_is_one_clear_error(saved, monkeypatch):
