@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -88,13 +89,18 @@ def test_floats_are_normalized_already():
     assert torch.equal(normalize(pixels, statistics(2)), pixels)
 
 
-def write_stack(path, seed=0, frames=4, channels=None):
-    """A 12-bit TIFF of 64 x 64 pixels, in each frame of which every gray level is once."""
+def every_level(seed, *shape):
+    """Frames (..., 64, 64) of 12 bits, in each of which every gray level is once."""
     rng = np.random.default_rng(seed)
-    count = frames * (channels or 1)
-    values = np.stack([rng.permutation(4096) for _ in range(count)]).astype(np.uint16)
-    shape, axes = ((frames, 64, 64), "TYX") if channels is None else ((frames, channels, 64, 64), "TCYX")
-    tifffile.imwrite(path, values.reshape(shape), photometric="minisblack", metadata={"axes": axes}, ome=True)
+    frames = [rng.permutation(4096) for _ in range(math.prod(shape))]
+    return np.stack(frames).astype(np.uint16).reshape(*shape, 64, 64)
+
+
+def write_stack(path, seed=0, frames=4, channels=None):
+    """A TIFF of frames with every gray level."""
+    shape, axes = ((frames,), "TYX") if channels is None else ((frames, channels), "TCYX")
+    values = every_level(seed, *shape)
+    tifffile.imwrite(path, values, photometric="minisblack", metadata={"axes": axes}, ome=True)
     return str(path)
 
 
@@ -105,7 +111,10 @@ def stack_config(model, **changes):
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_20_steps_on_12_bit_stacks_keep_every_gray_level(tmp_path, channels):
-    files = [write_stack(tmp_path / f"{k}.ome.tif", k, channels=None if channels == 1 else channels) for k in range(2)]
+    files = [write_stack(tmp_path / "a.ome.tif", channels=None if channels == 1 else channels)]
+    if channels == 1:
+        write_dicom(tmp_path / "b.dcm", every_level(1, 4))
+        files.append(str(tmp_path / "b.dcm"))
     media = MediaList(videos=files, images=[])
     found = measure_collection(media, percentiles=(0, 100))
     assert found.pixels.window == (0, 4095) and found.pixels.channels == channels
