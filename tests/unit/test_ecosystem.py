@@ -85,7 +85,7 @@ def test_a_file_of_the_student_only_loads_and_converts_as_it_is(run, tmp_path, n
     convert(run, tmp_path / "student.safetensors", LoadSpec("student"))
     convert(tmp_path / "student.safetensors", tmp_path / name, LoadSpec()) if name != "a.safetensors" else None
     path = tmp_path / ("student.safetensors" if name == "a.safetensors" else name)
-    again = load(path, **({"heads": 2, "levels": (0, 1, 2)} if name == "a.pt" else {}))
+    again = load(path, **({"heads": 2, "levels": (0, 1)} if name == "a.pt" else {}))
     assert again.encoder_name == "student" and again.weights_id == student.weights_id
 
 
@@ -130,7 +130,7 @@ def test_a_hub_id_that_is_not_there_is_one_sentence(monkeypatch):
 @pytest.mark.parametrize("first", ["own.safetensors", "own", "own.pt"])
 def test_a_run_survives_every_conversion_to_the_bit(run, tmp_path, first):
     convert(run, tmp_path / first, LoadSpec(predictor=True))
-    heads = {"heads": 2, "predictor_heads": 2, "levels": (0, 1, 2)}
+    heads = {"heads": 2, "predictor_heads": 2, "levels": (0, 1)}
     model = load(tmp_path / first, with_predictor=True, **heads)
     assert same(model, load(run, with_predictor=True))
     convert(tmp_path / first, tmp_path / "back.safetensors", LoadSpec(predictor=True, **heads))
@@ -140,7 +140,7 @@ def test_a_run_survives_every_conversion_to_the_bit(run, tmp_path, first):
 def test_a_single_encoder_becomes_a_released_file_with_its_teacher(run, tmp_path):
     convert(run, tmp_path / "own", LoadSpec())
     convert(tmp_path / "own", tmp_path / "own.pt", LoadSpec())
-    assert same(load(tmp_path / "own.pt", heads=2, levels=(0, 1, 2)), load(run))
+    assert same(load(tmp_path / "own.pt", heads=2, levels=(0, 1)), load(run))
     with pytest.raises(TubeletError, match="expected the keys 'encoder'"):
         read_released(tmp_path / "own.pt")
 
