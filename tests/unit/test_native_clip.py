@@ -30,6 +30,7 @@ from tubelet.embed.table import read_settings
 from tubelet.errors import TubeletError
 from tubelet.fitting.label_task import get_label_task
 from tubelet.fitting.run import head_input
+from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.convert import convert, convert_to
 from tubelet.pretrained.load import load, random_init_like
 from tubelet.tasks.common.task import EvaluationContext
@@ -197,3 +198,13 @@ def test_evaluations_are_at_the_size_of_a_run_and_otherwise_at_the_benchmarks():
     assert run.dense_size(32) == 32 and run.native_frames(2) == 2  # no more than the benchmark's
     chosen = evaluation(NativeClip(64, 4, 4.0, "run"), image_size=32, frames=8)
     assert (chosen.native_size(256), chosen.dense_size(512), chosen.native_frames(16)) == (32, 32, 8)
+
+
+def test_a_stack_without_a_rate_is_read_frame_by_frame_at_the_models_own(tmp_path):
+    model = Backbone(ModelConfig(width=24, depth=1, heads=2, levels=(0,), patch_size=8)).eval()
+    model.native_clip = NativeClip(image_size=32, frames=4, fps=10)
+    frames = np.stack([indexed_image(i, 32) for i in range(8)])
+    np.save(tmp_path / "a.npy", frames)
+    features = model.encode(tmp_path / "a.npy", start=0)
+    assert features.times[0].diff().tolist() == pytest.approx([0.2])
+    assert torch.equal(features.tokens, model.encode(frames[:4]).tokens)

@@ -180,7 +180,7 @@ def _read_file(path: str | Path, config: ModelConfig, sampling: Sampling) -> tup
         raise DataError(
             f"{path}: expected a video or an image ({known}); pass names of released models to tubelet.load"
         )
-    with open_frames(path, statistics, sampling.fps or DEFAULT_FPS) as video:
+    with open_frames(path, statistics, sampling.fps or sampling.native_fps) as video:
         times = _clip_times(video.info, sampling)
         (clip,) = video.clips([times])
     return clip.pixels.permute(3, 0, 1, 2), torch.from_numpy(times)
