@@ -14,19 +14,27 @@ import tubelet
 from tests.helpers.commands import run_tubelet
 from tests.helpers.dicom_files import write_dicom
 from tests.helpers.training import ONE_BLOCK, tiny_config
-from tubelet.config import ModelConfig, PixelStatistics, from_dict, to_dict, vit_pico
+from tubelet.config import EmbedConfig, ModelConfig, PixelStatistics, from_dict, to_dict, vit_pico
 from tubelet.data.clips import normalize
+from tubelet.data.images import read_image
 from tubelet.data.loader import StepDataset, step_bytes
 from tubelet.data.model_frames import to_input
 from tubelet.data.pixel_statistics import measure_collection, read_pixel_statistics
 from tubelet.data.sources import MediaList
+from tubelet.embed.clip_vectors import read_clip_vectors
+from tubelet.embed.collection import embed_collection
+from tubelet.embed.search import search
 from tubelet.errors import ConfigError, DataError, DecodeError
 from tubelet.model.tokenizer import Tokenizer
+from tubelet.prediction.video_writer import rewrite_video
 from tubelet.pretrained.backbone import Backbone
 from tubelet.train.distributed import DistContext
 from tubelet.train.initialization import adapt_channels
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import train_step
+from tubelet.view.dense_table import read_dense_table
+from tubelet.view.map_page import _strips
+from tubelet.view.search_page import write_search_page
 from tubelet.vjepa import VJEPA
 
 GRAY12 = PixelStatistics(window=(0, 4095), mean=(0.25,), std=(0.125,))
@@ -213,3 +221,37 @@ def test_a_run_on_tiff_and_dicom_stacks_by_the_commands(tmp_path):
         assert refused.returncode == 1 and "which this layout cannot hold" in " ".join(refused.stderr.split())
     assert run_tubelet("convert", tmp_path / "run", tmp_path / "a.safetensors").returncode == 0
     assert tubelet.load(tmp_path / "a.safetensors", dtype=torch.float32).config == model.config
+
+
+def test_a_table_of_12_bit_stacks_is_searched_mapped_and_viewed(tmp_path):
+    sources = tmp_path / "stacks"
+    sources.mkdir()
+    for number in range(2):
+        write_stack(sources / f"{number}.ome.tif", number, frames=8)
+    model = Backbone(dataclasses.replace(vit_pico(), channels=1, pixels=GRAY12))
+    settings = EmbedConfig(image_size=32, frames=4, fps=2, workers=0, dense=True)
+    assert embed_collection(model, [str(sources)], tmp_path / "table", settings).files == 2
+    query = str(sources / "1.ome.tif")
+    hits = search(tmp_path / "table", query, top=2, model=model, at_s=3.0, box=(8, 8, 16, 16))
+    assert hits[0].path == query and hits[0].box is not None
+    write_search_page(hits, query, tmp_path / "search.html", 3.0, None, 2.0)
+    assert (tmp_path / "search.html").read_text().count("data:video/mp4") == 3
+    clips = read_clip_vectors(tmp_path / "table")
+    assert clips.end_s.max() > 2.5 and len(_strips(clips, range(len(clips.file)))) == len(clips.file)  # at 2 fps
+    files, _ = read_dense_table(tmp_path / "table", [query], 8)
+    assert files[0].duration_s == 4.0
+    rewrite_video(files[0].path, tmp_path / "copy.mp4", 64, stack_fps=2)
+    with tubelet.Video(tmp_path / "copy.mp4") as video:
+        assert video.info.duration_s == pytest.approx(4) and video.frames().pixels.float().std() > 40
+
+
+def test_displays_show_any_depth_and_channels(tmp_path):
+    values = np.linspace(0, 1, 2 * 64 * 64 * 5, dtype=np.float32).reshape(2, 64, 64, 5)
+    values[0, 0, 0] = np.nan
+    for name, shown in {"five": values, "two": values[..., :2], "flat": np.full_like(values[..., :1], 7)}.items():
+        np.save(tmp_path / f"{name}.npy", shown)
+        with tubelet.Video(tmp_path / f"{name}.npy", display=True) as video:
+            pixels = video.frames().pixels
+        assert pixels.shape == (2, 64, 64, 3) and (name == "flat" or pixels.float().std() > 60)
+    Image.fromarray(every_level(0, 1)[0]).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", display=True).float().std() > 60

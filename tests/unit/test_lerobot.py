@@ -72,6 +72,10 @@ def test_a_damaged_data_set_is_no_folder_of_plain_files(tmp_path):
     for read in (lambda: list_media([str(tmp_path)]), lambda: read_labels(root)):
         with pytest.raises(TubeletError, match=r"meta/info\.json.*download the data set again"):
             read()
+    (root / "meta/info.json").unlink()
+    for read in (lambda: list_media([str(tmp_path)]), lambda: list_media([str(root / "videos")])):
+        with pytest.raises(TubeletError, match=r"meta/info\.json: is missing"):
+            read()
     (tmp_path / "other/meta").mkdir(parents=True)
     write_video(tmp_path / "other/a.mp4", frames=12)
     (tmp_path / "other/meta/info.json").write_text("no JSON, and no list of episodes")

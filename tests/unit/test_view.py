@@ -218,7 +218,7 @@ def test_a_file_name_is_text_on_every_page(browser, run, tmp_path):
     image, clip = write_image(folder / f"{name}.png", size=64), write_video(folder / f"{name}.mp4", frames=8, size=64)
     explained(image, run, tmp_path)
     hits = [Hit(str(path), 0.0, 0.5, 0.9) for path in (image, clip, folder / f"{name} is not there.mp4")]
-    write_search_page(hits, str(image), tmp_path / "search.html", None, None)
+    write_search_page(hits, str(image), tmp_path / "search.html", None, None, 4.0)
     report(run, tmp_path, data=folder)
     example = Example(name=name, score=None, images={name: np.zeros((8, 8, 3), np.uint8)}, note=name)
     result = Result(

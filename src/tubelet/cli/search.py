@@ -60,6 +60,7 @@ class Search(Command):
     def run(self) -> None:
         """Print the nearest clips."""
         from tubelet.embed.search import search
+        from tubelet.embed.table import read_settings
         from tubelet.io.overwrite_checks import check_output
         from tubelet.pretrained.load import load
         from tubelet.view.search_page import write_search_page
@@ -69,7 +70,7 @@ class Search(Command):
         model = load(self.model) if self.model else None
         hits = search(self.index, self.file, self.top, model, self.at, self.region())
         if self.page is not None:
-            write_search_page(hits, self.file, self.page, self.at, self.region())
+            write_search_page(hits, self.file, self.page, self.at, self.region(), read_settings(self.index)["fps"])
         if self.json:
             print(json.dumps([asdict(hit) for hit in hits], indent=1))
             return

@@ -59,6 +59,7 @@ class Video:
         full_depth: bool = False,
         window: tuple[float, float] | None = None,
         stack_fps: float | None = None,
+        display: bool = False,
     ) -> None:
         """Open a video and decode its first frame.
 
@@ -70,6 +71,8 @@ class Video:
                 if it is gray.
             window: values of a stack that 8-bit RGB shows as black and white; None for those that the file states.
             stack_fps: frames per second of a stack that states no rate; None for 4.
+            display: whether 8-bit RGB is only looked at: a stack of more than 8 bits that states no window is shown
+                between percentiles of its values, and of other channels than gray and colors the first ones are shown.
 
         Raises:
             DecodeError: the file cannot be read as a video; or it is a stack of more than 8 bits without a window, and
@@ -79,7 +82,7 @@ class Video:
         """
         self._reader: VideoReader | StackReader
         if not isinstance(media, MediaBytes) and is_stack(media):
-            self._reader = StackReader(str(media), full_depth, window, stack_fps)
+            self._reader = StackReader(str(media), full_depth, window, stack_fps, display)
         else:
             self._reader = VideoReader(media, full_depth)
         try:

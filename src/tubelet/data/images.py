@@ -13,8 +13,8 @@ from tubelet.data.batch import MediaBytes
 from tubelet.data.containers import Media, as_decode_error, media_name, open_media, raise_remote_failure
 from tubelet.data.file_types import STACK_SUFFIXES
 from tubelet.data.size_limits import IMAGE_PIXELS
-from tubelet.data.stacks import read_stack_frames, read_stack_info
-from tubelet.data.stacks.reader import StackConverter
+from tubelet.data.stacks import open_stack, read_frames_of
+from tubelet.data.stacks.reader import StackConverter, display_window, displayed, to_rgb
 from tubelet.data.stacks.tiff import is_deep, read_page
 from tubelet.data.storage import StorageError, suffix_of
 from tubelet.data.video.reader import Shown
@@ -40,13 +40,20 @@ _ORIENTATIONS = {
 }
 
 
-def read_image(media: Media, *, full_depth: bool = False, window: tuple[float, float] | None = None) -> Tensor:
+def read_image(
+    media: Media,
+    *,
+    full_depth: bool = False,
+    window: tuple[float, float] | None = None,
+    display: bool = False,
+) -> Tensor:
     """Decode a still image, rotated by its EXIF tag.
 
     Args:
         media: path or URL of an image, or its bytes; or the path of a stack with a single frame, such as a DICOM file.
         full_depth: whether pixels have the file's own channels and depth, instead of 8-bit RGB.
         window: values of a stack that 8-bit RGB shows as black and white; None for those that the file states.
+        display: whether 8-bit RGB is only looked at: values of more than 8 bits are shown as in `tubelet.Video`.
 
     Returns:
         (H, W, 3) uint8 RGB; at full depth (H, W, C) of the stored type. Transparency is dropped; of an animation, the
@@ -59,10 +66,11 @@ def read_image(media: Media, *, full_depth: bool = False, window: tuple[float, f
     """
     name = media_name(media)
     if not isinstance(media, MediaBytes) and suffix_of(name) in STACK_SUFFIXES:
-        return _only_frame(name, full_depth, window)
+        return _only_frame(name, full_depth, window, display)
     with open_media(media) as file:
         try:
-            return torch.from_numpy(_pixels(file, name, full_depth))
+            pixels = _pixels(file, name, full_depth or display)
+            return torch.from_numpy(_to_display(pixels) if display else pixels)
         except (TubeletError, StorageError):
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -75,14 +83,26 @@ def read_image(media: Media, *, full_depth: bool = False, window: tuple[float, f
             raise DecodeError(name, f"corrupt or truncated ({first_line(error)})") from error
 
 
-def _only_frame(name: str, full_depth: bool, window: tuple[float, float] | None) -> Tensor:
+def _only_frame(name: str, full_depth: bool, window: tuple[float, float] | None, display: bool) -> Tensor:
     """The frame of a stack that has one."""
-    info = read_stack_info(name)
-    if info.frames != 1:
-        raise DecodeError(name, f"has {info.frames} frames, expected 1; read it as a video")
-    converter = StackConverter(name, info, full_depth, window)
-    shown = Shown(read_stack_frames(name, [0])[0], 1, 0.0)
-    return torch.from_numpy(converter.image(shown, info.height, info.width))
+    stack = open_stack(name)
+    try:
+        info = stack.info
+        if info.frames != 1:
+            raise DecodeError(name, f"has {info.frames} frames, expected 1; read it as a video")
+        if display:
+            stack = displayed(stack, name)
+        converter = StackConverter(name, stack.info, full_depth, window)
+        shown = Shown(read_frames_of(stack, name, np.array([0]))[0], 1, 0.0)
+        return torch.from_numpy(converter.image(shown, info.height, info.width))
+    finally:
+        stack.close()
+
+
+def _to_display(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, C) values of an image as (H, W, 3) uint8."""
+    pixels = pixels if pixels.shape[-1] >= 3 else pixels[..., :1]
+    return to_rgb(pixels, None if pixels.dtype == np.uint8 else display_window(pixels))
 
 
 def _pixels(file: BinaryIO, name: str, full_depth: bool) -> np.ndarray:

@@ -20,6 +20,8 @@ from tubelet.io.arrays import read_parquet
 from tubelet.io.text import file_error, parse_json, read_bytes, read_json
 
 INFO = "meta/info.json"
+METADATA = r"/meta/(?:info\.json|episodes\.jsonl|episodes/chunk-\d+/file-\d+\.parquet)$"
+"""Pattern of the files that a data set is found by: a folder without `INFO` is a damaged one."""
 _TEMPLATE = re.compile(r"(?:[^{}]|\{\w+(?::0?\d{1,2}d)?\})+", re.ASCII)
 _REMEDY = "download the data set again"
 _VERSION_2 = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
@@ -64,7 +66,7 @@ def dataset_root(place: str) -> str | None:
 
 def _is_remote_dataset(url: str) -> bool:
     try:
-        return exists(f"{url}/{INFO}") and is_dataset(url)
+        return is_dataset(url)
     except StorageError:  # what is above the source need not be readable
         return False
 
@@ -73,16 +75,21 @@ def is_dataset(root: str) -> bool:
     """Whether a folder, or a URL with a meta/info.json, is a LeRobot data set.
 
     Raises:
-        DataError: its meta/info.json is damaged, but it has a list of episodes.
+        DataError: its meta/info.json is damaged or missing, but it has a list of episodes.
         StorageError: the URL cannot be reached.
     """
     if is_url(root):
+        if not exists(f"{root}/{INFO}"):
+            return False
         return "codebase_version" in parse_json(fetch(f"{root}/{INFO}"), f"{root}/{INFO}", dict[str, Any], _REMEDY)
     info = Path(root, INFO)
+    listed = any(Path(root, "meta", name).exists() for name in ("episodes.jsonl", "episodes", "tasks.jsonl"))
+    if listed and not info.exists() and Path(root, "videos").is_dir():
+        raise DataError(f"{info}: is missing, and {root} has the episodes of a LeRobot data set; {_REMEDY}")
     try:
         return info.is_file() and "codebase_version" in read_json(info, dict[str, Any], _REMEDY)
     except (TubeletError, OSError):
-        if any(Path(root, "meta", name).exists() for name in ("episodes.jsonl", "episodes", "tasks.jsonl")):
+        if listed:
             raise
         return False  # a file of this name that has nothing to do with LeRobot
 

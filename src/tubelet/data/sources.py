@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet.data.file_types import IMAGE_SUFFIXES, MEDIA_SUFFIXES, STACK_SUFFIXES, VIDEO_SUFFIXES
-from tubelet.data.lerobot import INFO, dataset_root, is_dataset, read_episodes
+from tubelet.data.lerobot import METADATA, dataset_root, is_dataset, read_episodes
 from tubelet.data.listed_rows import ListedRows, join_rows
 from tubelet.data.manifest import MANIFEST_SUFFIXES, absolute, listed_files, root_of
 from tubelet.data.paths import Paths, checksum, to_arrow
@@ -242,8 +242,8 @@ def _files_of(
 
 def _episodes_in(source: str, files: pa.ChunkedArray, notes: list[str]) -> tuple[pa.ChunkedArray, ListedRows | None]:
     """The files of a source, those of LeRobot data sets as their episodes."""
-    info = [os.fsdecode(each) for each in files.filter(pc.ends_with(files, f"/{INFO}")).to_pylist()]
-    roots = [file.removesuffix(f"/{INFO}") for file in info]
+    metadata = files.filter(pc.match_substring_regex(files, METADATA))
+    roots = list(dict.fromkeys(os.fsdecode(each).rpartition("/meta/")[0] for each in metadata.to_pylist()))
     own = None if roots and not is_pattern(source) else dataset_root(_without_pattern(source))
     roots = [root for root in dict.fromkeys([*roots, *filter(None, [own])]) if is_dataset(root)]
     if not roots:

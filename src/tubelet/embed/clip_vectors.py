@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from tubelet.data.part_table import parts
+from tubelet.data.stacks.reader import DEFAULT_FPS
 from tubelet.embed.table import pooled_rows, read_settings
 from tubelet.errors import DataError
 
@@ -28,6 +29,7 @@ class ClipVectors:
         start_s: (n,) timestamp of the first frame, in seconds.
         end_s: (n,) timestamp of the last frame, in seconds; equal to the start for an image.
         vectors: (n, d) float32 of length 1.
+        fps: frames per second of the clips, at which stacks without a rate are shown.
     """
 
     paths: list[str]
@@ -35,6 +37,7 @@ class ClipVectors:
     start_s: NDArray[np.float64]
     end_s: NDArray[np.float64]
     vectors: NDArray[np.float32]
+    fps: float = DEFAULT_FPS
 
 
 def read_clip_vectors(table: Path) -> ClipVectors:
@@ -46,7 +49,7 @@ def read_clip_vectors(table: Path) -> ClipVectors:
     Warns:
         UserWarning: if rows are left out because their features are not finite or all zero.
     """
-    read_settings(table)
+    fps = read_settings(table)["fps"]
     if not parts(table):
         raise DataError(f"{table}: has no rows yet; wait for `tubelet embed` to finish")
     names: list[str] = []
@@ -73,7 +76,7 @@ def read_clip_vectors(table: Path) -> ClipVectors:
     paths, file = np.unique(np.array(names, object), return_inverse=True)
     order = np.lexsort((start_s, file))
     order = order[healthy[order]]
-    return ClipVectors(list(paths), file[order], start_s[order], end_s[order], whiten(x[order]))
+    return ClipVectors(list(paths), file[order], start_s[order], end_s[order], whiten(x[order]), fps)
 
 
 def whiten(x: NDArray[np.float32]) -> NDArray[np.float32]:

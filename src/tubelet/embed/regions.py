@@ -20,9 +20,9 @@ def frame_size(path: str) -> tuple[int, int]:
         TubeletError: if it cannot be read.
     """
     if is_image_file(path):
-        height, width = read_image(path).shape[:2]
+        height, width = read_image(path, display=True).shape[:2]
         return height, width
-    with Video(path) as video:
+    with Video(path, display=True) as video:
         return video.info.height, video.info.width
 
 

@@ -142,7 +142,7 @@ def _encode(model: Backbone, file: str | Path, settings: dict[str, Any], at_s: f
         return model.encode(file, **clip)
     if is_image_file(file):
         raise ConfigError(f"at is {at_s:g} s, but {file} is an image, which has no moments; leave it out")
-    with Video(file) as video:
+    with Video(file, stack_fps=settings["fps"], display=True) as video:
         duration_s = video.info.duration_s
     at_s = duration_s / 2 if at_s is None else at_s
     if not 0 <= at_s <= duration_s:

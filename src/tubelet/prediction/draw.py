@@ -18,7 +18,7 @@ from tubelet.data.decode import Video
 from tubelet.errors import escape_unprintable
 from tubelet.io.files import atomic_write
 from tubelet.prediction.label_colors import assign_colors, rgb
-from tubelet.prediction.media_predictions import MediaPredictions, ValueCurve, labels_by_seconds
+from tubelet.prediction.media_predictions import MediaPredictions, ValueCurve, labels_by_seconds, stack_fps
 from tubelet.prediction.video_writer import even, write_frames
 
 MIN_LINES, MIN_COLUMNS = 480, 480
@@ -50,7 +50,11 @@ def draw_video(source: Media, predictions: MediaPredictions, out: Path, classes:
         DecodeError: if the source cannot be read.
         FileError: if the output cannot be written.
     """
-    with Video(source) as video, atomic_write(out, also=(FFmpegError,)) as partial:
+    fps = stack_fps(source, predictions.duration_s)
+    with (
+        Video(source, stack_fps=fps, display=True) as video,
+        atomic_write(out, also=(FFmpegError,)) as partial,
+    ):
         layout = _Layout(video.info.height, video.info.width)
         panel = _Panel(predictions, layout, video.info.duration_s, classes)
         frames = (

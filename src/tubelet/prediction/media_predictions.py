@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tubelet.data.batch import MediaBytes
+from tubelet.data.containers import Media
+from tubelet.data.stacks import is_stack, read_stack_info
 from tubelet.prediction.records import Prediction, ValuePrediction
 
 
@@ -63,6 +66,17 @@ class MediaPredictions:
     labels: Sequence[Prediction] = ()
     curves: Sequence[ValueCurve] = ()
     overlays: Sequence[Overlay] = ()
+
+
+def stack_fps(source: Media, duration_s: float) -> float | None:
+    """Frames per second of a stack of which predictions have the duration; None for other files.
+
+    Raises:
+        DecodeError: if the stack cannot be read.
+    """
+    if isinstance(source, MediaBytes) or duration_s <= 0 or not is_stack(source):
+        return None
+    return read_stack_info(source).frames / duration_s
 
 
 def value_curves(values: Sequence[ValuePrediction], targets: Sequence[str]) -> list[ValueCurve]:

@@ -128,7 +128,7 @@ def _merged(a: MediaPredictions, b: MediaPredictions) -> MediaPredictions:
 
 def _located(each: MediaPredictions) -> MediaPredictions:
     file = Path(each.path)
-    return replace(each, file=file if file.is_file() else None)
+    return replace(each, file=file if file.exists() else None)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def rewrite_video(
     enlarge: bool = True,
     crf: int = 20,
     bounds_s: tuple[float, float | None] = (0.0, None),
+    stack_fps: float | None = None,
 ) -> None:
     """Write a video or a span of it as MP4, scaled and perhaps changed, without sound; frames keep their times.
 
@@ -102,12 +103,16 @@ def rewrite_video(
         enlarge: whether frames of fewer lines are enlarged.
         crf: x264's constant rate factor.
         bounds_s: start and end of what is written, in seconds of the video; None for its end.
+        stack_fps: frames per second of a stack that states no rate.
 
     Raises:
         DecodeError: if the video cannot be read.
         FileError: if the MP4 cannot be written.
     """
-    with Video(file) as video, atomic_write(out, also=(FFmpegError,)) as partial:
+    with (
+        Video(file, stack_fps=stack_fps, display=True) as video,
+        atomic_write(out, also=(FFmpegError,)) as partial,
+    ):
         height = lines if enlarge else min(lines, video.info.height)
         size = even(height), even(height * video.info.width / video.info.height)
         frames = ((change(pixels, second), second) for pixels, second in span_frames(video, size, *bounds_s))

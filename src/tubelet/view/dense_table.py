@@ -82,7 +82,7 @@ def read_dense_table(
             "the table, leave --model out, or embed the videos again"
         )
     rows = _choose(table, _list_rows(table), chosen)
-    files = [_open_file(path, own) for path, own in rows.items()]
+    files = [_open_file(path, own, settings["fps"]) for path, own in rows.items()]
     orders = {path: own.order() for path, own in rows.items()}
     grids = [Grid(len(orders[path][0]), *own.space) for path, own in rows.items()]
     starts = dict(zip(rows, np.cumsum([0, *(grid.tokens for grid in grids)]).tolist(), strict=False))
@@ -148,10 +148,10 @@ def _choose(table: Path, rows: Mapping[str, _TableFile], chosen: Sequence[str]) 
     return found
 
 
-def _open_file(path: str, own: _TableFile) -> ViewedFile:
+def _open_file(path: str, own: _TableFile, fps: float) -> ViewedFile:
     """What the page says about a file, which must be that which was embedded."""
     file = Path(path)
-    if not file.is_file():
+    if not file.exists():
         raise DataError(f"{path}: is in the table but not on this machine; move it back, or name the files to show")
     if file.stat().st_size != own.version[0]:
         raise DataError(
@@ -159,11 +159,11 @@ def _open_file(path: str, own: _TableFile) -> ViewedFile:
             "run `tubelet embed` again"
         )
     if is_image_file(path):
-        height, width = read_image(path).shape[:2]
+        height, width = read_image(path, display=True).shape[:2]
         return ViewedFile(file, False, height, width, 0.0)
-    with Video(path) as video:
+    with Video(path, stack_fps=fps, display=True) as video:
         info = video.info
-    return ViewedFile(file, True, info.height, info.width, info.duration_s)
+    return ViewedFile(file, True, info.height, info.width, info.duration_s, stack_fps=fps)
 
 
 def square_side(file: ViewedFile, most: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tubelet.data.images import read_image
 from tubelet.data.listed_rows import span_name
 from tubelet.data.sample_index import build_index
 from tubelet.data.sources import list_media
+from tubelet.data.stacks import is_stack
 from tubelet.data.storage import is_url
 from tubelet.device import pick_device, pick_dtype
 from tubelet.errors import ConfigError, DataError, escape_filename, escape_unprintable
@@ -55,6 +56,7 @@ class ViewedFile:
         height, width: size in pixels.
         duration_s: duration of the video or span in seconds, 0 for an image.
         span: start and end of the span as it is listed, in seconds of the video; None for a whole file.
+        stack_fps: frames per second of a stack that states no rate.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class ViewedFile:
     width: int
     duration_s: float
     span: tuple[float, float | None] | None = None
+    stack_fps: float | None = None
 
     @property
     def name(self) -> str:
@@ -138,7 +141,7 @@ def write_feature_page(
         ConfigError: if a setting does not fit the models.
         TubeletError: if a file or a model cannot be read, or the page cannot be written.
     """
-    files = _find_files(sources)
+    files = _find_files(sources, settings.fps)
     inputs = [each.path for each in files]
     check_output(out, "page", [*inputs, *models])
     if video is not None:
@@ -149,6 +152,8 @@ def write_feature_page(
             )
     encoders = [(what, load(what, encoder=name)) for what in models for name in _encoder_names(settings)]
     clips = [_native_clip(model, settings) for _, model in encoders]
+    if any(each.video and is_stack(each.path) for each in files):  # their duration depends on the rate
+        files = _find_files(sources, clips[0].fps)
     samplings = [
         [_sampling(each, model, clip) for each in files] for (_, model), clip in zip(encoders, clips, strict=True)
     ]
@@ -179,7 +184,7 @@ def _with_unique_names(views: Sequence[EncoderView], models: Sequence[str]) -> l
     ]
 
 
-def _find_files(sources: Sequence[str]) -> list[ViewedFile]:
+def _find_files(sources: Sequence[str], fps: float | None) -> list[ViewedFile]:
     media = list_media(sources)
     if media.shards:
         raise DataError(f"{media.shards[0].root}: shards cannot be shown on a page; pass the videos they were made of")
@@ -189,12 +194,12 @@ def _find_files(sources: Sequence[str]) -> list[ViewedFile]:
     index = build_index(media, Modality.VIDEO)
     for sample in range(len(index)):
         source = index.read(sample)
-        with Video(source.media) as video:
+        with Video(source.media, stack_fps=fps, display=True) as video:
             info = source.limit(video.info)
         path = Path(index.name(sample))
-        files.append(ViewedFile(path, True, info.height, info.width, info.duration_s, index.span(sample)))
+        files.append(ViewedFile(path, True, info.height, info.width, info.duration_s, index.span(sample), fps))
     for name in media.images:
-        height, width = read_image(name).shape[:2]
+        height, width = read_image(name, display=True).shape[:2]
         files.append(ViewedFile(Path(name), False, height, width, 0.0))
     return files
 
@@ -350,7 +355,7 @@ def _embed_media(number: int, file: ViewedFile, blocks: list[Markup]) -> dict[st
     height, width = even(file.height * scale), even(file.width * scale)
     if file.video:
         buffer = BytesIO()
-        with Video(file.path) as video:
+        with Video(file.path, stack_fps=file.stack_fps, display=True) as video:
             frames = span_frames(video, (height, width), *file.bounds_s)
             write_frames(frames, buffer, video.time_base, file.duration_s, crf=27)
         blocks.append(binary_block(f"media-{number}", buffer.getvalue()))
@@ -361,7 +366,7 @@ def _embed_media(number: int, file: ViewedFile, blocks: list[Markup]) -> dict[st
 
 def encode_image(path: Path, height: int, width: int) -> bytes:
     """An image at a size, as JPEG."""
-    pixels = Image.fromarray(read_image(str(path)).numpy()).resize((width, height))
+    pixels = Image.fromarray(read_image(str(path), display=True).numpy()).resize((width, height))
     return base64.b64decode(data_uri(np.asarray(pixels), "jpeg").partition(",")[2])
 
 
@@ -426,4 +431,5 @@ def _write_video(out: Path, files: Sequence[ViewedFile], views: Sequence[Encoder
         grid = view.files[number].grid
         colors = level.colors.colors(level.units()[before : before + grid.tokens])
         maps.append((colors.view(*grid.shape, 3).numpy(), view.files[number].times))
-    write_pca_video(files[number].path, maps, out, bounds_s=files[number].bounds_s)
+    file = files[number]
+    write_pca_video(file.path, maps, out, bounds_s=file.bounds_s, stack_fps=file.stack_fps)

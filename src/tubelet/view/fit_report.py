@@ -45,8 +45,8 @@ def write_fit_report(result: FitResult, out: Path) -> None:
         "reliability_sentence": reliability_sentence(result.reliability),
         "curve": _curve_chart(result.curve),
         "curve_sentence": curve_sentence(result.curve),
-        "errors": [(each, _thumbnail(each)) for each in result.errors[:SHOWN_ERRORS]],
-        "suggestions": [(each, _thumbnail(each)) for each in result.suggestions[:SHOWN_SUGGESTIONS]],
+        "errors": [(each, _thumbnail(each, spec.input.fps)) for each in result.errors[:SHOWN_ERRORS]],
+        "suggestions": [(each, _thumbnail(each, spec.input.fps)) for each in result.suggestions[:SHOWN_SUGGESTIONS]],
         "most_examples": max(result.examples.values(), default=1) or 1,
         "sweep": _sweep(result),
         "shown_files": SHOWN_FILES,
@@ -254,8 +254,8 @@ def _curve_chart(curve: Sequence[LearningCurvePoint]) -> Any:
     return chart(lines, x="labels", y=f"{first.name}{unit}", size=(4.6, 2.8), margin=0.03)
 
 
-def _thumbnail(each: Any) -> Thumbnail:
-    return make_thumbnail(each.path, each.start_s, each.end_s)
+def _thumbnail(each: Any, fps: float) -> Thumbnail:
+    return make_thumbnail(each.path, each.start_s, each.end_s, stack_fps=fps)
 
 
 def _sweep(result: FitResult) -> dict[str, Any] | None:

@@ -197,11 +197,11 @@ def _strips(clips: ClipVectors, chosen: Iterable[int]) -> dict[int, str]:
         own, path = list(group), clips.paths[file]
         try:
             if clips.end_s[own[0]] <= clips.start_s[own[0]]:
-                frames = [read_image(path).numpy()]
+                frames = [read_image(path, display=True).numpy()]
             else:
                 times = np.concatenate([np.linspace(clips.start_s[i], clips.end_s[i], _FRAMES) for i in own])
                 order = np.argsort(times, kind="stable")
-                with Video(path) as video:
+                with Video(path, stack_fps=clips.fps, display=True) as video:
                     scanned = [pixels for pixels, _, repeats in video.scan(times[order]) for _ in range(repeats)]
                 frames = [scanned[k] for k in np.argsort(order, kind="stable")]
         except TubeletError:

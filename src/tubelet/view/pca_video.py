@@ -18,6 +18,7 @@ def write_pca_video(
     out: Path,
     lines: int = LINES,
     bounds_s: tuple[float, float | None] = (0.0, None),
+    stack_fps: float | None = None,
 ) -> None:
     """Write a video with maps of colors to the right of each frame, at the source's times.
 
@@ -28,6 +29,7 @@ def write_pca_video(
         out: MP4 file.
         lines: height of the video.
         bounds_s: start and end of what is written, in seconds of the source; None for its end.
+        stack_fps: frames per second of a stack that states no rate.
 
     Raises:
         DecodeError: if the source cannot be read.
@@ -41,4 +43,4 @@ def write_pca_video(
             columns.append(np.asarray(nearest.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.BICUBIC)))
         return np.concatenate(columns, axis=1)
 
-    rewrite_video(path, out, lines, add_maps, bounds_s=bounds_s)
+    rewrite_video(path, out, lines, add_maps, bounds_s=bounds_s, stack_fps=stack_fps)

@@ -8,9 +8,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tubelet.data.file_types import MATROSKA, MP4
+from tubelet.data.stacks import is_stack
 from tubelet.data.video.reader import VideoReader
 from tubelet.errors import DecodeError
-from tubelet.prediction.media_predictions import MediaPredictions
+from tubelet.prediction.media_predictions import MediaPredictions, stack_fps
 from tubelet.prediction.video_writer import rewrite_video
 
 COPIES = "players"
@@ -58,7 +59,8 @@ def make_player(each: MediaPredictions, folder: Path) -> Player:
         copy = folder / COPIES / f"{hashlib.sha256(os.fsencode(each.path)).hexdigest()[:12]}.mp4"
         if not copy.is_file() or copy.stat().st_mtime < each.file.stat().st_mtime:
             _LOG.info("%s: browsers do not play it as it is; writing a small copy", each.path)
-            rewrite_video(each.file, copy, COPY_LINES, enlarge=False, crf=COPY_CRF)
+            fps = stack_fps(each.file, each.duration_s)
+            rewrite_video(each.file, copy, COPY_LINES, enlarge=False, crf=COPY_CRF, stack_fps=fps)
         return Player(relative_link(copy, folder), f"A small copy: browsers do not play {each.file.name} as it is.")
     except (DecodeError, OSError) as error:
         return Player("", str(error))
@@ -70,6 +72,8 @@ def is_playable(file: Path) -> bool:
     Raises:
         DecodeError: if it cannot be read.
     """
+    if is_stack(file):
+        return False
     reader = VideoReader(file)
     try:
         reader.prepare()

@@ -65,5 +65,5 @@ def _media(file: ViewedFile, copy: Path) -> Resource:
         return Resource("image/jpeg", encode_image(file.path, round(file.height * scale), round(file.width * scale)))
     if is_playable(file.path):
         return Resource(_TYPES.get(file.path.suffix.lower(), "video/mp4"), file.path)
-    rewrite_video(file.path, copy, COPY_LINES, enlarge=False, crf=COPY_CRF)
+    rewrite_video(file.path, copy, COPY_LINES, enlarge=False, crf=COPY_CRF, stack_fps=file.stack_fps)
     return Resource("video/mp4", copy)

@@ -38,7 +38,9 @@ class Thumbnail:
     fault: str = ""
 
 
-def make_thumbnail(path: Path, start_s: float, end_s: float, side: int = SIDE) -> Thumbnail:
+def make_thumbnail(
+    path: Path, start_s: float, end_s: float, side: int = SIDE, stack_fps: float | None = None
+) -> Thumbnail:
     """A thumbnail of a span of a video, at most 32 frames at 8 a second, or of an image; tens of kilobytes.
 
     Args:
@@ -46,13 +48,14 @@ def make_thumbnail(path: Path, start_s: float, end_s: float, side: int = SIDE) -
         start_s: start of the span in seconds.
         end_s: its end in seconds; not after the start for an image.
         side: largest width and height in pixels.
+        stack_fps: frames per second of a stack that states no rate.
     """
     try:
         if end_s <= start_s:
-            return Thumbnail(image=data_uri(_shrink(read_image(str(path)).numpy(), side), "jpeg"))
+            return Thumbnail(image=data_uri(_shrink(read_image(str(path), display=True).numpy(), side), "jpeg"))
         length_s = end_s - start_s
         count = int(np.clip(round(length_s * FPS), 2, FRAMES))
-        with Video(str(path)) as video:
+        with Video(str(path), stack_fps=stack_fps, display=True) as video:
             size = _size(video.info.height, video.info.width, side)
             last = max(start_s, min(end_s, video.info.duration_s) - 1e-3)
             times = np.minimum(start_s + (np.arange(count) + 0.5) * length_s / count, last)

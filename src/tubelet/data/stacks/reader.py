@@ -1,6 +1,7 @@
 """Stacks in the role of videos: frames shown at times, by the rate of the file or of the caller."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -8,12 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from tubelet.data.stacks import open_stack, read_frames_of
-from tubelet.data.stacks.stack import StackInfo
+from tubelet.data.stacks.stack import Stack, StackInfo
 from tubelet.data.video.reader import Shown, VideoInfo
 from tubelet.errors import DecodeError
 
 # Frames per second of a stack that states no rate, where the caller has none: as many as clips have by default.
 DEFAULT_FPS = 4.0
+# Percentiles that displays show as black and white, of values of frames that are spread evenly.
+DISPLAY_PERCENTILES = (0.5, 99.5)
+_DISPLAY_FRAMES, _DISPLAY_VALUES = 8, 2**18
 
 
 class StackReader:
@@ -28,12 +32,16 @@ class StackReader:
 
     seekable, joins = True, 0
 
-    def __init__(self, path: str, full_depth: bool, window: tuple[float, float] | None, fps: float | None) -> None:
+    def __init__(
+        self, path: str, full_depth: bool, window: tuple[float, float] | None, fps: float | None, display: bool
+    ) -> None:
         self.path = path
         self.stack = open_stack(path)
         self.fps = self.stack.info.fps or fps or DEFAULT_FPS
         self.tick = 1 / Fraction(self.fps).limit_denominator(1_000_000)
         try:
+            if display:
+                self.stack = displayed(self.stack, path)
             self.converter = StackConverter(path, self.stack.info, full_depth, window)
         except BaseException:
             self.close()
@@ -118,6 +126,31 @@ class StackConverter:
         return (resized if self.dtype.kind == "f" else np.rint(resized)).astype(self.dtype)
 
 
+def displayed(stack: Stack, path: str) -> Stack:
+    """A stack that can be shown as 8-bit RGB, whatever its depth and channels.
+
+    Of channels that are neither gray nor colors, the first three are shown as red, green and blue; of two, the first.
+    Where the file states no window and has more than 8 bits, `display_window` is that of up to 8 frames.
+    """
+    info = stack.info
+    channels = info.channels if info.channels in (1, 3, 4) else 3 if info.channels > 3 else 1
+    shown = Stack(replace(info, channels=channels), lambda indices: stack.read(indices)[..., :channels], stack.close)
+    if info.window is not None or info.dtype == "uint8":
+        return shown
+    numbers = np.unique(np.linspace(0, info.frames - 1, _DISPLAY_FRAMES).astype(np.int64))
+    frames = (read_frames_of(shown, path, np.array([number])) for number in numbers)
+    step = -(-info.height * info.width * channels * len(numbers) // _DISPLAY_VALUES)
+    values = np.concatenate([frame.ravel()[::step] for frame in frames])
+    return replace(shown, info=replace(shown.info, window=display_window(values)))
+
+
+def display_window(values: np.ndarray) -> tuple[float, float]:
+    """Percentiles 0.5 and 99.5 of the finite values, which displays show as black and white."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    low, high = map(float, np.percentile(finite, DISPLAY_PERCENTILES)) if finite.size else (0.0, 1.0)
+    return (low, high) if low < high else (low, low + max(1.0, abs(low)))
+
+
 def to_rgb(pixels: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
     """(..., C) values of one channel, or of red, green, blue and perhaps alpha, as (..., 3) uint8.
 
@@ -129,7 +162,7 @@ def to_rgb(pixels: np.ndarray, window: tuple[float, float] | None) -> np.ndarray
     if window is not None:
         low, high = window
         scaled = (colors.astype(np.float64) - low) * (255 / (high - low))
-        colors = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+        colors = np.rint(np.nan_to_num(np.clip(scaled, 0, 255))).astype(np.uint8)
     return np.repeat(colors, 3, axis=-1) if colors.shape[-1] == 1 else colors
 
 
