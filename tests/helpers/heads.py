@@ -3,16 +3,19 @@
 import torch
 
 from tests.helpers.training import tiny_config
+from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.heads.head_file import EncoderId, Head, HeadInput, HeadSpec, SpanRule
 from tubelet.heads.novelty import NoveltyModel
 from tubelet.pretrained.backbone import Backbone
 
 
 def tiny_encoder(seed=0):
-    """An encoder of 24 channels and 3 blocks with random weights, for clips of 32 pixels."""
+    """An encoder of 24 channels and 3 blocks with random weights, for clips of 4 frames of 32 pixels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Backbone(tiny_config("none").model).eval().requires_grad_(False)
+        model = Backbone(tiny_config("none").model).eval().requires_grad_(False)
+    model.native_clip = NativeClip(32, frames=4, fps=12.0)
+    return model
 
 
 def tiny_head(model, task, classes=("a", "b", "c"), network=None, options=None, seed=0, **changes):

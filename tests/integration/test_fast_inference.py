@@ -1,6 +1,7 @@
 """8-bit weights and compiled blocks: features next to those of the plain model."""
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 import tubelet
 from tests.helpers.heads import tiny_encoder
 from tubelet.errors import ConfigError
+from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.compilation import compile_encoder
 from tubelet.pretrained.quantization import quantize_linear_layers
 
@@ -44,6 +46,19 @@ def test_a_model_with_8_bit_weights_is_not_saved(saved, tmp_path):
     with pytest.raises(ConfigError, match="load the model without int8"):
         tubelet.load(saved, device="cpu", int8=True).save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+@has_vnni
+def test_what_8_bit_weights_cannot_do_is_one_clear_error(saved):
+    model = tubelet.load(saved, device="cpu", int8=True)
+    pixels = torch.randn(1, 3, 4, 32, 32, requires_grad=True)
+    for call in (pickle.dumps, Backbone.double, lambda model: model.to("meta")):
+        with pytest.raises(ConfigError, match=r"8-bit weights cannot .*; load the model"):
+            call(copy.deepcopy(model))
+    with pytest.raises(ConfigError, match="8-bit weights give no gradients"):
+        model.forward_features(pixels)
+    with torch.no_grad():
+        assert model.forward_features(pixels).isfinite().all()
 
 
 def test_8_bit_weights_need_a_cpu_with_units_for_them(saved, monkeypatch):

@@ -92,6 +92,42 @@ def test_other_channels_and_values_are_refused():
         normalize(torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8), statistics(2))
 
 
+def test_stored_values_in_memory_are_those_of_a_file(tmp_path):
+    for channels in (1, 3, 5):
+        config = dataclasses.replace(vit_pico(), depth=1, levels=(0,), channels=channels, pixels=statistics(channels))
+        model = Backbone(config).eval()
+        clip = every_level(0, 4, channels).transpose(0, 2, 3, 1)
+        np.save(tmp_path / "clip.npy", clip)
+        expected = model.encode(tmp_path / "clip.npy", frames=4, fps=4, resize=32).tokens
+        for form in (clip, torch.from_numpy(clip), clip.astype(np.int64), (clip / 4095).astype(np.float32)):
+            assert torch.allclose(model.encode(form, resize=32).tokens, expected, atol=1e-4)
+        narrow = (clip >> 4).astype(np.uint8)
+        found = model.encode(narrow, resize=None).tokens
+        assert torch.allclose(found, model.encode(narrow.astype(np.int32), resize=None).tokens, atol=1e-5)
+        with pytest.raises(DataError, match=r"floats are from 0 to 4095, expected 0 to 1 for the model's window of 0"):
+            model.encode(clip.astype(np.float32))
+        assert model.pretrained_cfg["mean"] == (0.25,) * channels
+
+
+def test_deep_pil_images_keep_their_depth_in_memory(tmp_path):
+    model = Backbone(dataclasses.replace(vit_pico(), depth=1, levels=(0,), channels=1, pixels=GRAY12)).eval()
+    values = every_level(0)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    expected = model.encode(values, resize=None).tokens
+    for form in (Image.fromarray(values), Image.fromarray(values.astype(np.int32)), tmp_path / "deep.png"):
+        assert torch.allclose(model.encode(form, resize=None).tokens, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_models_without_statistics_take_normalized_pixels_only(channels):
+    model = Backbone(dataclasses.replace(vit_pico(), depth=1, levels=(0,), channels=channels)).eval()
+    pixels = torch.randn(1, channels, 2, 16, 16)
+    assert torch.allclose(model.encode(pixels, normalized=True).tokens, model(pixels)[-1], atol=1e-5)
+    for form in (pixels.sigmoid(), (255 * pixels.sigmoid()).byte()):
+        with pytest.raises(DataError, match="has no mean and std of pixels"):
+            model.encode(form, resize=None)
+
+
 def test_floats_are_normalized_already():
     pixels = torch.randn(1, 2, 1, 8, 8)
     assert torch.equal(normalize(pixels, statistics(2)), pixels)
@@ -148,7 +184,7 @@ def test_20_steps_on_12_bit_stacks_keep_every_gray_level(tmp_path, channels):
 def test_stacks_without_statistics_end_in_a_sentence_that_names_the_command(tmp_path):
     media = MediaList(videos=[write_stack(tmp_path / "a.ome.tif")], images=[])
     failure = StepDataset(stack_config(ONE_BLOCK), media)[0].failure
-    assert "a.ome.tif: has 1 channels of uint16, the model takes 8-bit RGB" in failure
+    assert "a.ome.tif: has 1 channel of uint16, the model takes 8-bit RGB" in failure
     assert "`tubelet stats SOURCE --out stats.json`, and train with --stats stats.json" in failure
 
 

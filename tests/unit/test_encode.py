@@ -251,6 +251,11 @@ def test_sizes_that_do_not_divide_into_patches_need_resizing(model):
         ([], "nothing to encode"),
         ("film.docx", "expected a video or an image"),
         (7, "cannot encode int"),
+        (np.zeros((32, 32, 3), "M8[s]"), "cannot encode an array of datetime64[s]"),
+        (np.zeros((32, 32, 3), np.longdouble), f"cannot encode an array of {np.dtype(np.longdouble)}"),
+        (np.zeros((), np.uint8), "pixels have shape ()"),
+        (torch.zeros(2, 3, 32, 32).to_sparse(), "sparse"),
+        (torch.zeros(2, 3, 32, 32, device="meta"), "without values"),
         ([np.zeros((32, 32, 3), np.uint8), np.zeros((16, 32, 3), np.uint8)], "have one size"),
         ([np.zeros((2, 32, 32, 3), np.float32), np.zeros((2, 16, 32, 3), np.float32)], "resize=(height, width)"),
     ],
@@ -285,8 +290,14 @@ def test_odd_numbers_are_one_clear_sentence(model, films, numbers, words):
 
 def test_odd_places_and_overlaps_are_one_clear_sentence(model, films):
     for start in (float("nan"), -1):
-        with pytest.raises(TubeletError, match=f"start is {start}, expected"):
-            model.encode(films / "film.mp4", start=start)
+        for call in (model.encode, lambda path, **given: next(model.stream(path, **given))):
+            with pytest.raises(TubeletError, match=f"start is {start}, expected"):
+                call(films / "film.mp4", start=start)
+    for end in (float("nan"), 1, 0.5):
+        with pytest.raises(TubeletError, match=f"end is {end}, expected seconds after start"):
+            next(model.stream(films / "film.mp4", start=1, end=end))
+    with pytest.raises(TubeletError, match=r"lasts 4\.000 s, windows would start at 4 s"):
+        next(model.stream(films / "film.mp4", start=4))
     for overlap in (-2, 8, 2.5):
         with pytest.raises(TubeletError, match=r"overlap.*expected"):
             next(model.stream(films / "film.mp4", frames=8, overlap=overlap))
@@ -331,9 +342,21 @@ def test_floats_that_are_no_colors_are_refused_unless_they_are_normalized(model,
     assert not torch.allclose(found, model.encode(colors, normalized=True).tokens)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_floats_of_few_bits_are_resized_in_float32(model, frames, dtype):
+    colors = (torch.from_numpy(frames) / 255).to(dtype)
+    expected = model.encode(colors.float()).tokens
+    assert torch.allclose(model.encode(colors).tokens, expected, atol=1e-5)
+    pixels = torch.randn(3, 2, 16, 16).to(dtype)
+    found = model.encode(pixels, normalized=True).tokens
+    assert torch.allclose(found, model(pixels.float()[None])[-1], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("x", "given", "words"),
     [
+        (np.zeros((8, 32, 32, 3), np.uint8), {"frames": 4}, "frames is 4, which is for files"),
+        ([Image.new("RGB", (32, 32))], {"start": 0.5}, "start is 0.5, which is for files"),
         (np.zeros((2, 32, 32, 3), np.uint8), {"layout": "TXHW"}, "layout is 'TXHW', expected a letter for each axis"),
         (np.zeros((2, 32, 32, 3), np.uint8), {"layout": "TCC"}, "layout is 'TCC', expected"),
         (np.zeros((2, 32, 32, 3), np.uint8), {"layout": "TCHW"}, 'does not fit layout="TCHW"'),

@@ -258,7 +258,8 @@ def quantize_onnx(path: Path) -> None:
         written = [file for file in path.parent.iterdir() if file.is_file()]  # of a large model two
         moved = [file.replace(Path(folder) / file.name) for file in written]
         large = sum(file.stat().st_size for file in moved) > _ONE_FILE_BYTES
-        logging.disable(logging.WARNING)  # it recommends preparations that change nothing here
+        disabled = logging.root.manager.disable
+        logging.disable(max(disabled, logging.WARNING))  # it recommends preparations that change nothing here
         try:
             quantize_dynamic(
                 Path(folder) / path.name,
@@ -268,7 +269,7 @@ def quantize_onnx(path: Path) -> None:
                 use_external_data_format=large,
             )
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(disabled)
     model = onnx.load(path, load_external_data=False)
     model.producer_name = PRODUCER
     onnx.save_model(model, path)

@@ -245,8 +245,8 @@ def normalize(pixels: Tensor, statistics: PixelStatistics | None = None, dtype: 
     """Pixels as models take them: mean 0 and standard deviation 1 over the collection of the model.
 
     Args:
-        pixels: (B, 3, T, H, W) uint8 colors, on any device; or floats (B, C, T, H, W), which are normalized already, as
-            `tubelet.data.model_frames` reads them.
+        pixels: (B, C, T, H, W) uint8 colors or stored values, on any device; or floats, which are normalized already,
+            as `tubelet.data.model_frames` reads them.
         statistics: `ModelConfig.pixels`; None are those of ImageNet.
         dtype: type of the result; the arithmetic is in float32.
 
@@ -254,20 +254,26 @@ def normalize(pixels: Tensor, statistics: PixelStatistics | None = None, dtype: 
         (B, C, T, H, W) of `dtype` on the same device. For a model of one channel, the luma of the colors.
 
     Raises:
-        DataError: the pixels are colors, and the model has neither one channel nor three.
+        DataError: the pixels have other channels than the model, and are not gray or RGB for a model of the other.
     """
     if pixels.is_floating_point():
         return pixels.to(dtype)
     mean, std = _constants(pixels.device, statistics)
     values = pixels.float()
     if statistics is not None:
-        if statistics.channels not in (1, 3) or pixels.shape[1] not in (1, 3):
-            raise DataError(f"pixels have {pixels.shape[1]} channels, the model takes {statistics.channels}")
-        if statistics.channels < pixels.shape[1]:
+        found, expected = pixels.shape[1], statistics.channels
+        if found != expected and {found, expected} != {1, 3}:
+            raise DataError(f"pixels have {found} channel{'s' * (found > 1)}, the model takes {expected}")
+        if found > expected:
             values = torch.einsum("bcthw,c->bthw", values, values.new_tensor(LUMA)).unsqueeze(1)
-        low, high = statistics.window
-        values = ((values - low) / (high - low)).clamp(0, 1)
+        values = window_fractions(values, statistics)
     return ((values - mean) / std).to(dtype)
+
+
+def window_fractions(values: Tensor, statistics: PixelStatistics) -> Tensor:
+    """Stored floats as fractions of the window of a model, clipped to it."""
+    low, high = statistics.window
+    return ((values - low) / (high - low)).clamp(0, 1)
 
 
 def normalize_fractions(pixels: Tensor, statistics: PixelStatistics | None = None) -> Tensor:

@@ -120,14 +120,22 @@ def _pixels(file: BinaryIO, name: str, full_depth: bool) -> np.ndarray:
                 raise DecodeError(name, f"has {pages} pages, expected 1; read it as a stack, where a video is expected")
             if not full_depth:
                 return rgb_of(image, name)
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
             if head[24:25] == b"\x10" and image.mode not in _DEEP_MODES and image.format == "PNG":
-                return _upright(_deep_png(file, name, image.mode), orientation)
-            return _upright(_stored(image), orientation)
+                return _upright(_deep_png(file, name, image.mode), _orientation(image))
+            return stored_of(image)
+
+
+def stored_of(image: Image.Image) -> np.ndarray:
+    """A Pillow image as (H, W, C), rotated by its EXIF tag: gray and deep values as stored, all others as uint8 RGB."""
+    return _upright(_stored(image), _orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    orientation: int = image.getexif().get(_ORIENTATION_TAG, 1)
+    return orientation
 
 
 def _stored(image: Image.Image) -> np.ndarray:
-    """The values of a Pillow image as (H, W, C): gray and deep values as stored, all others as uint8 RGB."""
     if image.mode in ("L", *_DEEP_MODES):
         values = np.array(image)[..., None]
         if image.mode == "I" and image.format == "PNG":  # Pillow 10 reads 16 bits as 32

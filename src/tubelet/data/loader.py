@@ -85,8 +85,9 @@ def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
     if config.model.pixels is None:
         if config.model.channels != 3:
             raise ConfigError(
-                f"the model has {config.model.channels} channels and no statistics of pixels: measure the collection "
-                "with `tubelet stats SOURCE --out stats.json`, and train with --stats stats.json"
+                f"the model has {config.model.channels} channel{'s' * (config.model.channels > 1)} and no statistics "
+                "of pixels: measure the collection with `tubelet stats SOURCE --out stats.json`, and train with "
+                "--stats stats.json"
             )
         for files in (media.videos, media.images):  # some of them here, the others when they are read
             for number in np.unique(np.linspace(0, len(files) - 1, _CHECKED_FILES, dtype=int)) if files else ():

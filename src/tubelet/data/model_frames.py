@@ -85,8 +85,9 @@ def require_8_bits(media: Media) -> None:
         info = read_stack_info(media)
         if info.dtype != "uint8" or info.channels not in (1, 3, 4):
             raise ConfigError(
-                f"{media}: has {info.channels} channels of {info.dtype}, the model takes 8-bit RGB: measure the "
-                "collection with `tubelet stats SOURCE --out stats.json`, and train with --stats stats.json"
+                f"{media}: has {info.channels} channel{'s' * (info.channels > 1)} of {info.dtype}, the model takes "
+                "8-bit RGB: measure the collection with `tubelet stats SOURCE --out stats.json`, and train with "
+                "--stats stats.json"
             )
 
 
@@ -122,7 +123,8 @@ def match_channels(values: np.ndarray, channels: int, name: str) -> np.ndarray:
         return (values @ np.asarray(LUMA, dtype=values.dtype))[..., None]
     if (found, channels) == (1, 3):
         return np.broadcast_to(values, (*values.shape[:-1], 3))
-    raise DecodeError(name, f"has {found} channels, the model takes {channels}; leave it out, or select its channels")
+    has = f"has {found} channel{'s' * (found > 1)}"
+    raise DecodeError(name, f"{has}, the model takes {channels}; leave it out, or select its channels")
 
 
 class _Converted:

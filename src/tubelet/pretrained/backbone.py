@@ -48,21 +48,22 @@ class Backbone(HubEncoder):
 
         Args:
             x: a tensor or array: an image (H, W, C) or (C, H, W), a clip (T, H, W, C), (T, C, H, W) or (C, T, H, W), or
-                a batch of clips with another axis in front; uint8 colors, or floats from 0 to 1. Or a PIL image; a list
-                or an iterator of images, which are the frames of one clip; a `FrameBatch` of torchcodec; the path or
-                URL of a video or an image; or a list of any of these except images, which is a batch. An input of one
-                frame goes through the image tokenizer.
+                a batch of clips with another axis in front; uint8 colors, or floats from 0 to 1. For a model with
+                statistics of pixels, integers are stored values, and 0 and 1 the ends of its window. Or a PIL image; a
+                list or an iterator of images, which are the frames of one clip; a `FrameBatch` of torchcodec; the path
+                or URL of a video or an image; or a list of any of these except images, which is a batch. An input of
+                one frame goes through the image tokenizer.
             resize: "native" brings the short side to `native_clip.image_size` and crops the center of the long one,
                 unless pixels are `normalized`; a number does the same for any size. "round" resizes each side to the
                 nearest multiple of the patch size; a pair is (height, width). None leaves the size unchanged; it must
                 divide into patches.
             crop: side of a center crop after resizing; resize=438, crop=384 is the transform of the release's
                 evaluations, whose short side is 256 / 224 of the crop.
-            frames: T, for a video file, by default `native_clip.frames`; an odd count repeats the last frame, with a
-                warning.
+            frames: T, for video files only, by default `native_clip.frames`; an odd count repeats the last frame, with
+                a warning.
             fps: sampling rate of a video file in frames per second, by default `native_clip.fps`; for frames in memory,
                 their rate, from which `times` are computed.
-            start: start of the clip in a video file, in seconds; None takes the clip from the middle.
+            start: start of the clip in seconds, for video files only; None takes the clip from the middle.
             layout: a letter for each axis of pixels in memory: B of a batch, C channels, T frames, H height, W width;
                 for a list, its own axis may be the first. None finds the axis of the channels by its size, and takes
                 four axes for a clip: "BCHW" and "BHWC" are batches of images.
@@ -78,7 +79,7 @@ class Backbone(HubEncoder):
                 divide into patches.
         """
         native = self.native_clip
-        sampling = Sampling(native.frames if frames is None else frames, fps, start, native.fps)
+        sampling = Sampling(frames, fps, start, native.frames, native.fps)
         size = self._size(resize, normalized)
         clips = read_inputs(x, self.config, sampling, size, PixelFormat(layout, normalized, bgr), crop)
         return self.dense_features(clips.pixels, clips.times).float()
@@ -109,7 +110,7 @@ class Backbone(HubEncoder):
             resize: as in `encode`.
             crop: as in `encode`.
             start: where to start in the video, in seconds.
-            end: where to end, in seconds; None for the end of the video.
+            end: where to end, in seconds; None, or a later time, for the end of the video.
             causal: whether the features of a time t come from frames up to t alone, as in a live application; by
                 default those of a time step come from all frames of its window, later ones too. Each time step then has
                 a window of its own that ends with it, for T' / 2 times the computation of windows that overlap by half,
@@ -125,7 +126,9 @@ class Backbone(HubEncoder):
         size, native = self._size(resize), self.native_clip
         frames, fps = native.frames if frames is None else frames, native.fps if fps is None else fps
         check_resize(size, crop)
-        Sampling(frames, fps)  # validates before a file is opened
+        Sampling(frames, fps, start)  # validates before a file is opened
+        if end is not None and not end > start:
+            raise ConfigError(f"end is {end!r}, expected seconds after start, which is {start:g}")
         step = self.config.tubelet_size
         if causal:
             if overlap is not None:

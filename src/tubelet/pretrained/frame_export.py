@@ -53,8 +53,8 @@ def export_frames(model: Backbone, out: Path, size: int, images: bool = False, i
     """
     if model.config.pixels is not None or model.config.channels != 3:
         raise ConfigError(
-            f"{out}: --preprocess is for 8-bit RGB, but the model has {model.config.channels} channels and "
-            "statistics of its own; export without --preprocess"
+            f"{out}: --preprocess is for 8-bit RGB, but the model has statistics of its own, or other channels "
+            f"({model.config.channels}); export without --preprocess"
         )
     t = 1 if images else model.config.tubelet_size
     model.config.grid(t, size, size)

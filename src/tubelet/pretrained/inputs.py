@@ -44,20 +44,22 @@ class Sampling:
     """The frames to take from a video file.
 
     Attributes:
-        frames: number of frames.
+        frames: number of frames; None is `native_frames` for a video file.
         fps: sampling rate in frames per second; for frames in memory, their rate. None is `native_fps` for a file, and
             unknown for frames in memory.
         start: time of the first frame in seconds; None takes the clip from the middle.
+        native_frames: number of frames of a file if `frames` is None.
         native_fps: sampling rate of a file if `fps` is None.
     """
 
-    frames: int = 16
+    frames: int | None = None
     fps: float | None = None
     start: float | None = None
+    native_frames: int = 16
     native_fps: float = DEFAULT_FPS
 
     def __post_init__(self) -> None:
-        if not _is_whole(self.frames):
+        if not (self.frames is None or _is_whole(self.frames)):
             raise ConfigError(f"frames is {self.frames!r}, expected a whole number of at least 1")
         if self.fps is not None and not (_is_number(self.fps) and self.fps > 0):
             raise ConfigError(f"fps is {self.fps!r}, expected a positive number of frames per second")
@@ -66,7 +68,8 @@ class Sampling:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _is_whole(value: Any) -> bool:
@@ -188,17 +191,17 @@ def _read_file(path: str | Path, config: ModelConfig, sampling: Sampling) -> tup
 
 def _clip_times(info: VideoInfo, sampling: Sampling) -> np.ndarray:
     """(T,) seconds of the frames to read from a video."""
-    fps = sampling.fps or sampling.native_fps
+    fps, frames = sampling.fps or sampling.native_fps, sampling.frames or sampling.native_frames
     if sampling.start is None:
-        times, short = center_clip_times(info, sampling.frames, fps)
+        times, short = center_clip_times(info, frames, fps)
         if short:
             warnings.warn(
-                f"{info.path}: {info.duration_s:.1f} s are too short for {sampling.frames} frames at {fps:g} a second: "
+                f"{info.path}: {info.duration_s:.1f} s are too short for {frames} frames at {fps:g} a second: "
                 "they are read at a higher rate",
                 stacklevel=2,
             )
         return times
-    times = sampling.start + np.arange(sampling.frames) / fps
+    times = sampling.start + np.arange(frames) / fps
     if times[-1] >= info.duration_s:
         raise DataError(
             f"{info.path}: lasts {info.duration_s:.1f} s, the clip would end at {times[-1]:.1f} s: begin earlier "
@@ -208,10 +211,19 @@ def _clip_times(info: VideoInfo, sampling: Sampling) -> np.ndarray:
 
 
 def _in_memory_times(clips: int, frames: int, sampling: Sampling, seconds: Tensor | None) -> Tensor | None:
-    """(B, T) times of frames in memory: those that they have, or of images, or of clips with a given rate."""
+    """(B, T) times of frames in memory: those that they have, or of images, or of clips with a given rate.
+
+    Raises:
+        DataError: if frames are to be taken from them, as from a file.
+    """
+    for name in ("frames", "start"):
+        if (value := getattr(sampling, name)) is not None:
+            raise DataError(f"{name} is {value}, which is for files; select the frames of pixels in memory by indexing")
     if seconds is not None:
         if sampling.fps is not None:
             raise DataError(f"fps is {sampling.fps:g}, but the frames have times of their own; leave fps out")
+        if seconds.numel() != clips * frames:
+            raise DataError(f"{clips * frames} frames have {seconds.numel()} times, expected one for each")
         return seconds.reshape(clips, frames)
     if frames > 1 and sampling.fps is None:
         return None

@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tubelet.config import ModelConfig
-from tubelet.data.clips import LUMA
-from tubelet.data.images import rgb_of
+from tubelet.config import ModelConfig, PixelStatistics
+from tubelet.data.clips import window_fractions
+from tubelet.data.images import rgb_of, stored_of
+from tubelet.data.model_frames import as_fractions, to_input
+from tubelet.device import accumulation_dtype
 from tubelet.errors import ConfigError, DataError
 
 # Number of axes -> the layouts that are told apart by the axis of the channels.
@@ -70,8 +72,8 @@ def unpack_frames(x: Any) -> tuple[Any, Tensor | None]:
     Returns:
         The pixels, and () seconds of a frame, (T,) of a clip or (B, T) of a batch as float64 on the CPU, or None.
     """
-    pixels, seconds = getattr(x, "data", None), getattr(x, "pts_seconds", None)
-    if isinstance(pixels, Tensor) and seconds is not None:
+    seconds = getattr(x, "pts_seconds", None)
+    if seconds is not None and isinstance(pixels := getattr(x, "data", None), Tensor):
         return pixels, torch.as_tensor(seconds, dtype=torch.float64).cpu()
     return x, None
 
@@ -105,18 +107,26 @@ def read_pixels(x: Any, config: ModelConfig, pixel_format: PixelFormat) -> Tenso
     """
     if isinstance(x, Image.Image):
         if pixel_format.bgr or pixel_format.normalized:
-            raise DataError("bgr and normalized are for tensors and arrays; a PIL image has RGB colors of 8 bits")
-        x = rgb_of(x, "the image")
-        if config.channels == 1:
-            x = (x @ np.array(LUMA, np.float32)).round().astype(np.uint8)
-    pixels = _tensor(x)
+            raise DataError("bgr and normalized are for tensors and arrays; a PIL image has RGB colors")
+        statistics, name = as_fractions(config.pixels), "the image"
+        x = rgb_of(x, name) if statistics is None else to_input(stored_of(x), statistics, name)
+    pixels = _tensor(x, config.pixels)
     layout = _find_layout(tuple(pixels.shape), config.channels, pixel_format.layout)
     if not pixels.numel():
         raise DataError(f"nothing to encode: pixels have shape {tuple(pixels.shape)}")
     if pixels.is_floating_point():
-        _check_floats(pixels, pixel_format.normalized)
+        _check_floats(pixels, pixel_format.normalized, config.pixels)
     elif pixel_format.normalized:
-        raise DataError("normalized is True, but pixels are uint8; leave it out, or pass floats")
+        raise DataError(f"normalized is True, but pixels are {_dtype_name(pixels)}; leave it out, or pass floats")
+    elif pixels.dtype != torch.uint8:
+        assert config.pixels is not None
+        exact = torch.float32 if pixels.dtype.itemsize <= 2 else accumulation_dtype(pixels.device)
+        pixels = window_fractions(pixels.to(exact), config.pixels).float()
+    if config.pixels is None and config.channels != 3 and not pixel_format.normalized:
+        raise DataError(
+            f"the model takes {config.channels} channel{'s' * (config.channels > 1)}, but has no mean and std of "
+            "pixels; normalize them, and pass normalized=True"
+        )
     pixels = pixels.permute([layout.index(axis) for axis in _AXES if axis in layout])
     for place, axis in enumerate(_AXES):
         if axis not in layout:
@@ -128,19 +138,33 @@ def read_pixels(x: Any, config: ModelConfig, pixel_format: PixelFormat) -> Tenso
     return pixels
 
 
-def _tensor(x: Any) -> Tensor:
-    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
+def _tensor(x: Any, statistics: PixelStatistics | None) -> Tensor:
+    """Pixels as a tensor of uint8, of floats of 32 bits or more, or of stored integers where there are statistics.
+
+    Raises:
+        DataError: if they are of another type.
+    """
+    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub" and x.dtype.itemsize <= 8:
         # Copied if PyTorch cannot share the memory: read-only, as of a PIL image, or in another byte order.
         x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
     if not isinstance(x, Tensor):
         what = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
         raise DataError(f"cannot encode {what}: expected a tensor, an array, an image, a list of frames or a path")
-    if x.dtype != torch.uint8 and not x.is_floating_point():
+    if x.layout != torch.strided or x.is_meta or x.is_quantized:
+        raise DataError("pixels are a tensor that is sparse, quantized or without values, expected a dense one")
+    if x.is_floating_point():
+        return x.float() if x.dtype.itemsize < 4 else x  # fewer bits are too coarse for resizing
+    stored = statistics is not None and not x.is_complex() and x.dtype != torch.bool
+    if x.dtype != torch.uint8 and not stored:
         raise DataError(
-            f"pixels are {str(x.dtype).removeprefix('torch.')}, expected uint8 (0 to 255) or floats from 0 to 1; "
+            f"pixels are {_dtype_name(x)}, expected uint8 (0 to 255) or floats from 0 to 1; "
             "divide by the largest value that a color can have"
         )
     return x
+
+
+def _dtype_name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 def _find_layout(shape: tuple[int, ...], channels: int, layout: str | None) -> str:
@@ -167,11 +191,11 @@ def _find_layout(shape: tuple[int, ...], channels: int, layout: str | None) -> s
             f"pixels have shape {shape}, which may be {' or '.join(fitting)}; pass the one that it is, such as "
             f'layout="{fitting[0]}"'
         )
-    gray = "; repeat the values of a grayscale image" if len(shape) == 2 or 1 in (shape[0], shape[-1]) else ""
+    gray = "; repeat the values of a grayscale image" if len(shape) == 2 or 1 in (*shape[:1], *shape[-1:]) else ""
     raise DataError(
         f"pixels have shape {shape}, expected {channels} channel{'s' * (channels > 1)}: an image (HWC or CHW), a clip "
         "(THWC, TCHW or CTHW) or a batch of clips (BTHWC, BTCHW or BCTHW), or another order by layout=, such as "
-        f'layout="BCHW"{gray}'
+        f'layout="{"THW" if channels == 1 else "BCHW"}"{gray if channels == 3 else ""}'
     )
 
 
@@ -181,7 +205,7 @@ def _fits(sizes: dict[str, int], channels: int) -> bool:
     return sizes.get("C", 1) == channels and not narrow
 
 
-def _check_floats(x: Tensor, normalized: bool) -> None:
+def _check_floats(x: Tensor, normalized: bool, statistics: PixelStatistics | None) -> None:
     """Reject values that are not finite, and colors that are not from 0 to 1."""
     # One pass, in which NaN propagates, and one read: each number that is read from a device is waited for.
     least, top = torch.stack(x.aminmax()).tolist()
@@ -191,7 +215,11 @@ def _check_floats(x: Tensor, normalized: bool) -> None:
             f"{wrong} of {x.numel()} pixel values are not finite (NaN or infinity), expected floats or uint8"
         )
     if not normalized and (least < -_ROUNDING or top > 1 + _ROUNDING):
+        scale, integers = "colors from 0 to 1", "colors from 0 to 255 as uint8"
+        if statistics is not None:
+            low, high = statistics.window
+            scale, integers = f"0 to 1 for the model's window of {low:g} to {high:g}", "stored values as integers"
         raise DataError(
-            f"floats are from {least:.4g} to {top:.4g}, expected colors from 0 to 1; pass normalized=True if they are "
-            "normalized by the model's mean and std already, or colors from 0 to 255 as uint8"
+            f"floats are from {least:.4g} to {top:.4g}, expected {scale}; pass normalized=True if they are "
+            f"normalized by the model's mean and std already, or {integers}"
         )

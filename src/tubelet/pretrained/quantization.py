@@ -5,6 +5,7 @@ features do not depend on what else is in the batch, and no data set is needed t
 Attention, norms and activation functions stay in the data type of the model.
 """
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -45,13 +46,29 @@ class Int8Linear(nn.Module):
         self._scale = scale / _LARGEST  # a token's scale is its largest value, which becomes 127
         self._bias = torch.zeros(len(scale)) if linear.bias is None else linear.bias.detach().float().clone()
 
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise ConfigError("8-bit weights cannot be saved or sent to other processes; load the model there")
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         clone = self.__new__(type(self))
         clone.__dict__ = self.__dict__.copy()
         return clone
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        moved = fn(torch.empty(0))
+        if moved.device.type != "cpu" or moved.dtype.itemsize > 4:
+            place = f"{moved.dtype} on {moved.device}"
+            raise ConfigError(f"8-bit weights cannot become {place}; load the model without int8")
+        return super()._apply(fn, recurse)
+
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D')."""
+        """(..., D) -> (..., D').
+
+        Raises:
+            ConfigError: if gradients are requested, which rounding has none of.
+        """
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ConfigError("8-bit weights give no gradients; load the model without int8, or use torch.no_grad()")
         rows = x.flatten(0, -2)
         if torch.compiler.is_compiling():
             out = self._product(rows)

@@ -54,7 +54,7 @@ def read_windows(
         # Durations are rounded to the container's time base; a frame that starts at the very end does not exist.
         duration_s = (info.duration_s if end_s is None else min(end_s, info.duration_s)) - start_s
         if duration_s <= 0:
-            raise DecodeError(str(path), f"starts at {start_s:g} s, but lasts {info.duration_s:.3f} s; choose less")
+            raise DecodeError(str(path), f"lasts {info.duration_s:.3f} s, windows would start at {start_s:g} s")
         count = max(1, int(np.ceil(duration_s * fps - 1e-3)))
         missing = -count % tubelet
         if missing:

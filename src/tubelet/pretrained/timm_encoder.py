@@ -46,8 +46,13 @@ class TimmEncoder(Encoder):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """Normalization of pixels, (x / 255 - mean) / std per channel, in timm's format."""
-        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear"}
+        """Normalization of colors from 0 to 1, (x - mean) / std per channel, in timm's format.
+
+        Of a model with statistics of its own, 0 and 1 are the ends of `config.pixels.window`.
+        """
+        pixels = self.config.pixels
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if pixels is None else (pixels.mean, pixels.std)
+        return {"mean": mean, "std": std, "interpolation": "bilinear"}
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
