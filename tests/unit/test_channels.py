@@ -14,7 +14,16 @@ import tubelet
 from tests.helpers.commands import run_tubelet
 from tests.helpers.dicom_files import write_dicom
 from tests.helpers.training import ONE_BLOCK, tiny_config
-from tubelet.config import EmbedConfig, ModelConfig, PixelStatistics, from_dict, to_dict, vit_pico
+from tubelet.config import (
+    EmbedConfig,
+    FitConfig,
+    ModelConfig,
+    PixelStatistics,
+    PredictConfig,
+    from_dict,
+    to_dict,
+    vit_pico,
+)
 from tubelet.data.clips import normalize
 from tubelet.data.images import read_image
 from tubelet.data.loader import StepDataset, step_bytes
@@ -25,8 +34,11 @@ from tubelet.embed.clip_vectors import read_clip_vectors
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
 from tubelet.errors import ConfigError, DataError, DecodeError
+from tubelet.fitting.run import fit_head, read_label_table
 from tubelet.model.tokenizer import Tokenizer
+from tubelet.prediction.pipeline import predict_collection
 from tubelet.prediction.video_writer import rewrite_video
+from tubelet.prediction.videos import draw_videos
 from tubelet.pretrained.backbone import Backbone
 from tubelet.train.distributed import DistContext
 from tubelet.train.initialization import adapt_channels
@@ -34,6 +46,7 @@ from tubelet.train.optim import build_optimizer
 from tubelet.train.step import train_step
 from tubelet.view.dense_table import read_dense_table
 from tubelet.view.map_page import _strips
+from tubelet.view.players import make_player
 from tubelet.view.search_page import write_search_page
 from tubelet.vjepa import VJEPA
 
@@ -291,3 +304,33 @@ def test_displays_show_any_depth_and_channels(tmp_path):
         assert pixels.shape == (2, 64, 64, 3) and (name == "flat" or pixels.float().std() > 60)
     Image.fromarray(every_level(0, 1)[0]).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", display=True).float().std() > 60
+
+
+@pytest.mark.slow
+def test_a_head_is_fitted_and_applied_to_deep_stacks_of_every_format(tmp_path):
+    lines, rng = ["path,label"], np.random.default_rng(0)
+    for number in range(8):
+        bright = number % 2
+        values = rng.integers(3000 * bright, 1000 + 3000 * bright, (4, 32, 32)).astype(np.uint16)
+        name = f"{number}{('.ome.tif', '.npy', '.dcm')[number // 2 % 3]}"
+        if name.endswith(".npy"):
+            np.save(tmp_path / name, values)
+        elif name.endswith(".dcm"):
+            write_dicom(tmp_path / name, values)
+        else:
+            tifffile.imwrite(tmp_path / name, values, photometric="minisblack", metadata={"axes": "TYX"})
+        lines.append(f"{name},{('dark', 'bright')[bright]}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    model = Backbone(dataclasses.replace(tiny_config("none").model, channels=1, pixels=GRAY12))
+    choices = {"networks": ("linear",), "learning_rates": (1e-2,), "weight_decays": (0.0,)}
+    config = FitConfig(**choices, image_size=32, frames=4, fps=4, epochs=1, folds=2, workers=0)
+    labels, task = read_label_table(tmp_path / "labels.csv", config)
+    head, result = fit_head(labels, task, model, "none", config, cache=tmp_path / "cache")
+    assert result.spec.classes == ("bright", "dark") and len(labels.rows) == 8
+    made = predict_collection(
+        model, {"a": head}, [str(tmp_path / "labels.csv")], tmp_path / "out", PredictConfig(workers=0), []
+    )
+    assert made.files == 8 and not made.bad_files
+    shown, bad = draw_videos(made.media_predictions(1), made.media, tmp_path / "videos", made.classes)
+    assert not bad and shown[0].drawn.is_file()
+    assert make_player(dataclasses.replace(shown[0], drawn=None), tmp_path).note.startswith("A small copy")

@@ -12,7 +12,7 @@ import tubelet
 from tests.helpers.dicom_files import PATIENT, write_dicom
 from tubelet.data.images import read_image
 from tubelet.data.sources import list_media
-from tubelet.data.stacks import is_stack, read_stack_frames, read_stack_info
+from tubelet.data.stacks import is_stack, open_stack, read_stack_frames, read_stack_info
 from tubelet.errors import DecodeError, MissingPackageError
 
 # Each value of 12 bits once.
@@ -156,3 +156,16 @@ def test_without_pydicom_the_package_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingPackageError, match=r"DICOM files need pydicom: pip install 'tubelet\[stacks\]'"):
         list_media([str(tmp_path)])
+
+
+def test_missing_elements_and_impossible_rescaling_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.dcm"
+    for elements, words in (
+        ({"SamplesPerPixel": None, "BitsStored": None}, "lacks the elements SamplesPerPixel, BitsStored"),
+        ({"RescaleSlope": float("nan")}, "has a slope or intercept that is no number"),
+        ({"RescaleSlope": 0}, "or a slope of 0"),
+    ):
+        write_dicom(file, VALUES, **elements)
+        with pytest.raises(DecodeError, match=words):
+            open_stack(file)
+        file.unlink()

@@ -70,11 +70,27 @@ def test_axes_that_cannot_be_decided_are_an_error_with_what_was_found(tmp_path: 
     with pytest.raises(DecodeError, match=r"axes TZYX of sizes 4 x 2 x 64 x 16, expected one axis of frames"):
         read_stack_info(tmp_path / "a.tif")
     np.save(tmp_path / "a.npy", GRAY[0])
-    with pytest.raises(DecodeError, match=r"has 2 axes \(64 x 16\), expected 3 .* or 4"):
+    with pytest.raises(DecodeError, match=r"has 2 axes \(64 x 16\) without names, expected 3 .* or 4"):
         read_stack_info(tmp_path / "a.npy")
-    np.save(tmp_path / "b.npy", np.zeros((2, 3, 8, 80), np.uint8))
-    with pytest.raises(DecodeError, match=r"has 80 channels, above the limit of 64; its shape is 2 x 3 x 8 x 80"):
+    np.save(tmp_path / "b.npy", np.zeros((6, 6, 8, 80), np.uint8))
+    with pytest.raises(DecodeError, match=r"has 80 channels, above the limit of 64; its shape is 6 x 6 x 8 x 80"):
         read_stack_info(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 32, 32), (2, 8, 32, 32), (32, 32, 3)])
+def test_arrays_without_names_of_axes_have_their_channels_last(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.uint16))
+    zarr.create_array(tmp_path / "a.zarr", data=np.zeros(shape, np.uint16))
+    for name in ("a.npy", "a.zarr"):
+        with pytest.raises(DecodeError, match=f"has the shape {' x '.join(map(str, shape))}, as (of|an)"):
+            read_stack_info(tmp_path / name)
+
+
+def test_pages_of_several_sizes_are_an_error(tmp_path: Path) -> None:
+    for size in (32, 16):
+        tifffile.imwrite(tmp_path / "a.tif", np.zeros((size, size), np.uint16), append=True)
+    with pytest.raises(DecodeError, match=r"has 2 series of pages of their own \(32 x 32, 16 x 16\), expected one"):
+        read_stack_info(tmp_path / "a.tif")
 
 
 def test_a_tiff_of_one_page_is_an_image(tmp_path: Path) -> None:

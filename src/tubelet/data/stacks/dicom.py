@@ -32,6 +32,7 @@ _TAGS = [
     "WindowWidth", "VOILUTFunction", "FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
+_REQUIRED = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
 _GRAY, _COLORS = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
@@ -252,24 +253,26 @@ def _header(path: str, mtime_ns: int) -> _SliceHeader:
         import pydicom
 
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+        if missing := [element for element in _REQUIRED if data.get(element) is None]:
+            raise DecodeError(path, f"lacks the elements {', '.join(missing)}; export it again")
         shared = _groups(data, "SharedFunctionalGroupsSequence")
         frames = _groups(data, "PerFrameFunctionalGroupsSequence")
-        bits, signed = int(data.BitsAllocated), bool(data.get("PixelRepresentation", 0))
+        bits, signed = int(data.BitsAllocated), bool(data.PixelRepresentation)
         rescale = _rescale(data, shared, frames)
         return _SliceHeader(
             path,
             "" if data.get("Modality") in _RADIOGRAPHS else str(data.get("SeriesInstanceUID") or ""),
-            (int(data.Rows), int(data.Columns), int(data.get("SamplesPerPixel") or 1)),
+            (int(data.Rows), int(data.Columns), int(data.SamplesPerPixel)),
             int(data.get("NumberOfFrames") or 1),
             _position(data),
             _order(data),
             np.dtype(f"{'i' if signed else 'u'}{max(1, bits // 8)}"),
-            int(data.get("BitsStored") or bits),
+            int(data.BitsStored),
             data.get("PhotometricInterpretation") == "MONOCHROME1",
             rescale,
             _stated_window(data, [*shared, *frames[len(frames) // 2 :][:1]]),
             _rate(data),
-            _fault(data, existing(path).stat().st_size),
+            _fault(data, rescale, existing(path).stat().st_size),
         )
 
 
@@ -342,7 +345,7 @@ def _rate(data: Any) -> float | None:
     return 1000 / frame_ms if frame_ms > 0 else next((rate for rate in shown if rate > 0), None)
 
 
-def _fault(data: Any, size: int) -> str:
+def _fault(data: Any, rescale: np.ndarray, size: int) -> str:
     """Why the pixels of a file cannot be read."""
     from pydicom.pixels import get_decoder
 
@@ -350,10 +353,12 @@ def _fault(data: Any, size: int) -> str:
     if photometric not in (*_GRAY, *_COLORS) or bits not in (8, 16, 32):
         known = ", ".join((*_GRAY, *_COLORS))
         return f"has values of {bits} bits or another color space, expected 8, 16 or 32 of {known}; convert it"
+    if not (np.isfinite(rescale).all() and rescale[:, 0].all()):
+        return "has a slope or intercept that is no number, or a slope of 0; export it again"
     if data.get("ModalityLUTSequence"):
         return "has a table of rescaled values, expected a slope and an intercept; convert it"
     syntax = data.file_meta.TransferSyntaxUID
-    values = int(data.Rows) * int(data.Columns) * int(data.get("SamplesPerPixel") or 1)
+    values = int(data.Rows) * int(data.Columns) * int(data.SamplesPerPixel)
     needed = int(data.get("NumberOfFrames") or 1) * values * (bits // 8)
     stored_halves = photometric == "YBR_FULL_422"
     if not syntax.is_compressed and size < needed // (2 if stored_halves else 1):

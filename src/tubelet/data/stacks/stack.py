@@ -120,6 +120,28 @@ def layout_of(path: str, axes: Sequence[str], shape: Sequence[int]) -> AxisLayou
     return AxisLayout(letters, tuple(map(int, shape)))
 
 
+def unnamed_layout(path: str, shape: Sequence[int]) -> AxisLayout:
+    """The layout of an array without names of axes: (T, H, W) or (T, H, W, C).
+
+    Raises:
+        DecodeError: it has other axes, or sizes as of an image or of channels that come before the rows.
+    """
+    sizes = " x ".join(map(str, shape))
+    if len(shape) not in (3, 4):
+        raise DecodeError(
+            path,
+            f"has {len(shape)} axes ({sizes}) without names, expected 3 (frames, height, width) or 4 (with channels "
+            "last)",
+        )
+    if len(shape) == 3 and shape[2] <= 4 < min(shape[:2]):
+        raise DecodeError(path, f"has the shape {sizes}, as an image of colors, expected frames first; add that axis")
+    if len(shape) == 4 and shape[3] > 4 and (shape[1] <= 4 or (shape[0] <= 4 and shape[2] <= shape[3])):
+        raise DecodeError(
+            path, f"has the shape {sizes}, as of channels before the rows, expected channels last; transpose it"
+        )
+    return layout_of(path, "TYXC"[: len(shape)], shape)
+
+
 def info_of(
     path: str,
     layout: AxisLayout,

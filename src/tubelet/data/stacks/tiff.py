@@ -117,6 +117,13 @@ def open_stack(path: str | Path) -> Stack:
             if _page_at(file.filehandle, last.offset, file.byteorder, file.is_bigtiff)[0]:  # tifffile stops there
                 raise DecodeError(name, f"truncated after {len(file.pages)} pages; copy it again")
             series = file.series[0]
+            if len(file.series) > 1:
+                shapes = ", ".join(" x ".join(map(str, each.shape)) for each in file.series[:4])
+                raise DecodeError(
+                    name,
+                    f"has {len(file.series)} series of pages of their own ({shapes}), expected one; save each as a "
+                    "file of its own",
+                )
             layout = layout_of(name, series.axes, series.shape)
             bits, fps = _bits_and_rate(file)
             info = info_of(name, layout, series.dtype, bits, fps)

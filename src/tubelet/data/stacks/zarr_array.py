@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tubelet.data.stacks.stack import CHUNK_BYTES, Stack, as_stack_error, existing, info_of, layout_of
+from tubelet.data.stacks.stack import CHUNK_BYTES, Stack, as_stack_error, existing, info_of, layout_of, unnamed_layout
 from tubelet.errors import DecodeError
 
 _KIND = "Zarr"
@@ -35,7 +35,7 @@ def open_stack(path: str | Path) -> Stack:
         node = zarr.open(str(place), mode="r")
     with as_stack_error(name, _KIND):
         array, axes, fps = _array_and_axes(name, node)
-        layout = layout_of(name, axes, array.shape)
+        layout = unnamed_layout(name, array.shape) if axes is None else layout_of(name, axes, array.shape)
         dtype = np.dtype(array.dtype)
         info = info_of(name, layout, dtype, fps=fps)
         size = math.prod(map(int, array.chunks)) * dtype.itemsize
@@ -49,8 +49,8 @@ def open_stack(path: str | Path) -> Stack:
     return Stack(info, read, lambda: None)
 
 
-def _array_and_axes(name: str, node: Any) -> tuple[Any, list[str], float | None]:
-    """The array of a node, the letter of each of its axes, and frames per second."""
+def _array_and_axes(name: str, node: Any) -> tuple[Any, list[str] | None, float | None]:
+    """The array of a node, the letter of each of its axes if they have names, and frames per second."""
     attributes = dict(node.attrs)
     if not hasattr(node, "shape"):
         scales = (attributes.get("ome") or attributes).get("multiscales")
@@ -61,20 +61,15 @@ def _array_and_axes(name: str, node: Any) -> tuple[Any, list[str], float | None]
         arrays = dict(node.arrays())
         if len(arrays) != 1:
             found = ", ".join(sorted(arrays)[:10]) or "none"
-            raise DecodeError(name, f"is a group of {len(arrays)} arrays ({found}), expected one; name one of them")
+            raise DecodeError(
+                name, f"is a group of {len(arrays)} arrays ({found}), expected one; copy one of them to a NAME.zarr"
+            )
         (node,) = arrays.values()
         attributes = dict(node.attrs)
     named = getattr(node.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
     if named and all(named):
         return node, [_letter(axis) for axis in named], None
-    if node.ndim not in (3, 4):
-        shape = " x ".join(map(str, node.shape))
-        raise DecodeError(
-            name,
-            f"has {node.ndim} axes ({shape}) without names, expected 3 (frames, height, width) or 4 (with channels "
-            "last); write it with dimension_names",
-        )
-    return node, list("TYXC"[: node.ndim]), None
+    return node, None, None
 
 
 def _letter(axis: str) -> str:
