@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 import torch
+from PIL import Image
 
+import tubelet
 from tests.helpers.training import rows, start_training, tiny_config, train_quietly
 from tubelet.checkpoint.run import find_checkpoint, list_checkpoints, read_checkpoint, step_from_name
 from tubelet.data.loader import StepDataset, step_loader
@@ -32,6 +34,19 @@ def undisturbed(media, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "undisturbed"
     train_quietly(tiny_config(media), run)
     return run
+
+
+def test_a_run_without_images_encodes_them_by_its_video_tokenizer(media, tmp_path):
+    (tmp_path / "videos").mkdir()
+    shutil.copy(media / "0.mp4", tmp_path / "videos")
+    train_quietly(tiny_config(tmp_path / "videos", steps=1), tmp_path / "run")
+    model = tubelet.load(tmp_path / "run", device="cpu", dtype=torch.float32)
+    with Image.open(media / "0.png") as image:
+        still, clip = model.encode(image), model.encode([image, image])
+    assert still.grid == clip.grid
+    assert torch.allclose(still.tokens, clip.tokens, atol=1e-5)
+    raw = read_checkpoint(find_checkpoint(tmp_path / "run"))[0]
+    assert not torch.equal(model.tokenizer.image.weight, raw["teacher.tokenizer.image.weight"])
 
 
 def wait_for(condition, seconds=300):

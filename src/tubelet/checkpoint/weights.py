@@ -129,6 +129,8 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
     if header.get("format") == CHECKPOINT_FORMAT:
         train = config_from_header(header, TrainConfig, where)
         encoder = merge_adapters(_strip_prefix(tensors, f"{part}."))
+        if train.data.image_frames > 1:  # the image tokenizer was not trained
+            encoder |= _image_tokenizer(encoder, train.model)
         predictor = _predictor(tensors, spec, where)
         return Weights(train.model, encoder, predictor, name, part, NativeClip.of_run(train.data))
     if header.get("format") == FORMAT:
@@ -151,6 +153,16 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
     if stored != (spec.encoder or stored):
         raise CheckpointError(f"{where}: transformers files contain only the {stored}, not the {part}; omit encoder=")
     return Weights(model.config, model.encoder, model.predictor, model.name or name, stored, model.clip)
+
+
+def _image_tokenizer(encoder: State, config: ModelConfig) -> State:
+    """An image tokenizer whose tokens are those of the video tokenizer for the image as a clip of repeated frames."""
+    kernel = encoder["tokenizer.video.weight"].unflatten(1, (config.channels, config.tubelet_size, -1))
+    return {
+        "tokenizer.image.weight": kernel.sum(2).flatten(1),
+        "tokenizer.image.bias": encoder["tokenizer.video.bias"].clone(),
+        "tokenizer.image_embedding": encoder["tokenizer.video_embedding"].clone(),
+    }
 
 
 def _stored(name: str | None) -> EncoderName:

@@ -125,11 +125,11 @@ def _log_data(config: TrainConfig, media: MediaList) -> None:
         if fractions := sampler.fractions():
             parts = (f"{100 * fraction:.2f} % from {config.data.sources[i]}" for i, fraction in fractions.items())
             logger.info("%ss: %s", modality, ", ".join(parts))
-    if config.data.frames > 1 and config.data.image_frames == 1 and not media.count(Modality.IMAGE):
-        logger.warning(
-            "no images in the sources: the image tokenizer keeps its random weights; encode images with this model as "
-            "clips of one frame repeated, or add images to the sources"
+    if config.data.frames > 1 and not media.count(Modality.IMAGE):
+        trained = (
+            "by the video tokenizer, repeated" if config.data.image_frames > 1 else "by the initial image tokenizer"
         )
+        logger.info("no images in the sources: the trained model encodes images %s", trained)
     for note in media.notes:
         logger.info(escape_filename(note))
 

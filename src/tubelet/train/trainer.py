@@ -152,8 +152,8 @@ class Trainer:
         """
         ctx, device = self.ctx, self.ctx.device
         teacher = self._resolve_config()
-        config = self.config
-        media = list_media_once_a_machine(config, ctx)
+        media = list_media_once_a_machine(self.config, ctx)
+        self.config = config = resolve_image_frames(self.config, media)
         check_shard_configs(media, config.data)
         check_steps(config, media, ctx.world_size)
         self.num_files = sum(map(media.count, Modality))
@@ -406,3 +406,13 @@ def list_media_once_a_machine(config: TrainConfig, ctx: DistContext) -> MediaLis
     own = lists() if is_local_rank0() and not ctx.is_rank0 else None  # at the same time as rank 0
     received = ctx.run_on_rank0(lists)
     return own or received
+
+
+def resolve_image_frames(config: TrainConfig, media: MediaList) -> TrainConfig:
+    """Without images in the sources, those that the trained model encodes are repeated for the video tokenizer.
+
+    An image tokenizer with random weights would never be trained; one of `init_from` stays as it is.
+    """
+    if config.data.frames == 1 or config.data.image_frames > 1 or config.init_from or media.count(Modality.IMAGE):
+        return config
+    return replace(config, data=replace(config.data, image_frames=config.model.tubelet_size))
