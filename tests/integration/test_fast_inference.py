@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import tubelet
 from tests.helpers.heads import tiny_encoder
 from tubelet.errors import ConfigError
+from tubelet.heads.adaptation import with_encoder_weights
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.compilation import compile_encoder
 from tubelet.pretrained.quantization import quantize_linear_layers
@@ -55,6 +56,8 @@ def test_what_8_bit_weights_cannot_do_is_one_clear_error(saved):
     for call in (pickle.dumps, Backbone.double, lambda model: model.to("meta")):
         with pytest.raises(ConfigError, match=r"8-bit weights cannot .*; load the model"):
             call(copy.deepcopy(model))
+    with pytest.raises(ConfigError, match="in 8 bits; load it without int8"):
+        with_encoder_weights(model, dict(tiny_encoder(1).state_dict()), "full")
     with pytest.raises(ConfigError, match="8-bit weights give no gradients"):
         model.forward_features(pixels)
     with torch.no_grad():

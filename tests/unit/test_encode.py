@@ -293,8 +293,13 @@ def test_odd_places_and_overlaps_are_one_clear_sentence(model, films):
         for call in (model.encode, lambda path, **given: next(model.stream(path, **given))):
             with pytest.raises(TubeletError, match=f"start is {start}, expected"):
                 call(films / "film.mp4", start=start)
-    for end in (float("nan"), 1, 0.5):
-        with pytest.raises(TubeletError, match=f"end is {end}, expected seconds after start"):
+    with pytest.raises(TubeletError, match="start is None, expected seconds"):
+        next(model.stream(films / "film.mp4", start=None))
+    for path in (films / "still.png", np.zeros((4, 32, 32, 3), np.uint8)):
+        with pytest.raises(TubeletError, match=r"the path or URL of a video, found .*; pass it to encode"):
+            next(model.stream(path))
+    for end in (float("nan"), 1, 0.5, "3"):
+        with pytest.raises(TubeletError, match=f"end is {end!r}, expected seconds after start"):
             next(model.stream(films / "film.mp4", start=1, end=end))
     with pytest.raises(TubeletError, match=r"lasts 4\.000 s, windows would start at 4 s"):
         next(model.stream(films / "film.mp4", start=4))

@@ -300,5 +300,6 @@ def _constants(device: torch.device, statistics: PixelStatistics | None) -> tupl
     """Mean and standard deviation, each (C, 1, 1, 1), copied to a device once; ImageNet's on the scale of uint8."""
     both = (IMAGENET_MEAN, IMAGENET_STD) if statistics is None else (statistics.mean, statistics.std)
     scale = 255 if statistics is None else 1
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1, 1) * scale for values in both)
+    with torch.inference_mode(False):  # gradients may be computed with them later
+        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1, 1) * scale for values in both)
     return mean, std

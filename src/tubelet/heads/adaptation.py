@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tubelet.checkpoint.adapters import adapted_weights
 from tubelet.checkpoint.state_dict import load_strict
+from tubelet.errors import ConfigError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.fingerprint import FINGERPRINT_DIGITS, hash_weights
 
@@ -30,8 +31,11 @@ def with_encoder_weights(model: Backbone, trained: Mapping[str, Tensor], finetun
         an encoder of the same device and data type. Its fingerprint is `adapted_fingerprint`.
 
     Raises:
+        ConfigError: if the encoder has 8-bit weights, which cannot be replaced.
         CheckpointError: if the weights do not fit the encoder, or are not finite.
     """
+    if model.int8:
+        raise ConfigError("the head has trained weights for the encoder, which is in 8 bits; load it without int8")
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor.")}
     if finetuned == "lora":
         state = weights | adapted_weights(weights, trained, "the head")

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from tubelet.checkpoint.native_clip import log_native
 from tubelet.data.clips import normalize
+from tubelet.data.stacks import is_image_file
 from tubelet.errors import ConfigError, DataError
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.hub_encoder import HubEncoder
-from tubelet.pretrained.inputs import Resize, Sampling, check_resize, read_inputs, step_times
+from tubelet.pretrained.inputs import Resize, Sampling, check_resize, is_number, read_inputs, step_times
 from tubelet.pretrained.pixels import PixelFormat
 from tubelet.pretrained.sliding_windows import read_windows
 
@@ -126,9 +127,8 @@ class Backbone(HubEncoder):
         size, native = self._size(resize), self.native_clip
         frames, fps = native.frames if frames is None else frames, native.fps if fps is None else fps
         check_resize(size, crop)
+        _check_span(path, start, end)
         Sampling(frames, fps, start)  # validates before a file is opened
-        if end is not None and not end > start:
-            raise ConfigError(f"end is {end!r}, expected seconds after start, which is {start:g}")
         step = self.config.tubelet_size
         if causal:
             if overlap is not None:
@@ -186,3 +186,14 @@ class Backbone(HubEncoder):
         outputs = self.get_intermediate_layers(pixels, self.config.levels)
         levels = tuple(norm(x) for norm, x in zip(self.norms, outputs, strict=True))
         return DenseFeatures(levels, grid, step_times(times, grid.t))
+
+
+def _check_span(path: Any, start: Any, end: Any) -> None:
+    """Raise an error if these are not a video, and where to start and end in it."""
+    if not isinstance(path, (str, Path)) or is_image_file(path):
+        found = f"the image {path}" if isinstance(path, (str, Path)) else type(path).__name__
+        raise DataError(f"stream takes the path or URL of a video, found {found}; pass it to encode")
+    if not is_number(start):
+        raise ConfigError(f"start is {start!r}, expected seconds from the beginning of the video, 0 or more")
+    if end is not None and not (is_number(end) and end > start):
+        raise ConfigError(f"end is {end!r}, expected seconds after start, which is {start:g}")

@@ -107,6 +107,8 @@ class DenseFeatures:
                 if time in sums:
                     step = [a + b for a, b in zip(sums[time], step, strict=True)]
                 sums[time], counts[time] = step, counts.get(time, 0) + 1
+        if not grids:
+            raise DataError("there are no windows to merge; an iterator of them can be merged once")
         if len(grids) != 1:
             raise DataError(f"windows of one video must have the same size, found (rows, columns) {sorted(grids)}")
         times = sorted(sums)

@@ -77,7 +77,7 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies count from zero.
-        return self.__dict__ | {"_identified": (0, self.fingerprint)}
+        return super().__getstate__() | {"_identified": (0, self.fingerprint)}
 
     @property
     def model_id(self) -> str:

@@ -61,13 +61,14 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.frames is None or _is_whole(self.frames)):
             raise ConfigError(f"frames is {self.frames!r}, expected a whole number of at least 1")
-        if self.fps is not None and not (_is_number(self.fps) and self.fps > 0):
+        if self.fps is not None and not (is_number(self.fps) and self.fps > 0):
             raise ConfigError(f"fps is {self.fps!r}, expected a positive number of frames per second")
-        if self.start is not None and not (_is_number(self.start) and self.start >= 0):
+        if self.start is not None and not (is_number(self.start) and self.start >= 0):
             raise ConfigError(f"start is {self.start!r}, expected seconds from the beginning of the video, 0 or more")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     return number and math.isfinite(value)
 
