@@ -14,6 +14,7 @@ from PIL import Image
 
 import tubelet
 from tubelet.data.images import read_image
+from tubelet.data.sample_index import version_of
 from tubelet.data.sources import list_media
 from tubelet.data.stacks import is_image_file, is_stack, read_stack_frames, read_stack_info
 from tubelet.errors import DecodeError, MissingPackageError
@@ -292,3 +293,11 @@ def test_deep_images_are_turned_as_those_of_8_bits(tmp_path: Path, orientation: 
     tifffile.imwrite(tmp_path / "16.tif", pixels.astype(np.uint16), photometric="rgb", extratags=tag)
     for read in (read_image(tmp_path / "8.png", full_depth=True), read_image(tmp_path / "16.tif", full_depth=True)):
         assert np.array_equal(read.numpy(), read_image(tmp_path / "8.png").numpy())
+
+
+def test_a_zarr_array_of_which_a_chunk_changes_is_another_version(tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "a.zarr", data=GRAY, chunks=(1, *GRAY.shape[1:]))
+    before = version_of(str(tmp_path / "a.zarr"))
+    array[1] = 0
+    assert version_of(str(tmp_path / "a.zarr")) != before
+    assert version_of(str(tmp_path / "b.zarr")) is None

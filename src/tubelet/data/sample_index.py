@@ -1,5 +1,6 @@
 """All samples of one modality: plain files, and members of shards."""
 
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,16 +122,13 @@ class SampleIndex:
     def version(self, sample: int) -> tuple[int, float] | None:
         """Size of a file in bytes and its modification time in seconds since 1970; None if it does not exist.
 
-        A member of a shard has no modification time; its checksum takes the place.
+        A member of a shard has no modification time; its checksum takes the place. Of a Zarr array, the sum of the
+        sizes of its files and their latest time.
         """
         if member := self.member(sample):
             folder, place = member
             return int(folder.members["size"][place]), float(folder.members["crc32"][place])
-        try:
-            status = Path(self.files[sample]).stat()
-        except OSError:
-            return None
-        return status.st_size, status.st_mtime
+        return version_of(self.files[sample])
 
     def member(self, sample: int) -> tuple[ShardFolder, int] | None:
         """The shards that have a sample and its row among their members; None for a plain file."""
@@ -142,6 +140,17 @@ class SampleIndex:
                 return folder, int(rows[sample])
             sample -= len(rows)
         raise IndexError(f"no sample {sample}")
+
+
+def version_of(path: str) -> tuple[int, float] | None:
+    """Size of a file, or of the files of a folder, in bytes and the latest modification time; None if there is none."""
+    try:
+        status = [Path(path).stat()]
+        if stat.S_ISDIR(status[0].st_mode):
+            status = [each.stat() for each in Path(path).rglob("*") if each.is_file()] or status
+    except OSError:
+        return None
+    return sum(each.st_size for each in status), max(each.st_mtime for each in status)
 
 
 def build_index(media: MediaList, modality: Modality) -> SampleIndex:

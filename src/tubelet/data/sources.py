@@ -175,7 +175,7 @@ def _without_weight(
         return found, rows
     if not drawn.any():
         raise DataError(f"{source}: every row has the weight 0; give some a weight above 0")
-    notes.append(f"{source}: {int((~drawn).sum())} rows have the weight 0 and are left out")
+    notes.append(f"{source}: {_counted(int((~drawn).sum()), 'row')} of weight 0 left out")
     return found.filter(pa.array(drawn)), rows.take(drawn)
 
 

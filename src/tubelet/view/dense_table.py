@@ -14,6 +14,7 @@ from torch import Tensor
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.data.part_table import SPAN, parts, row_keys
+from tubelet.data.sample_index import version_of
 from tubelet.data.stacks import is_image_file
 from tubelet.embed.table import dense_rows, read_part, read_settings
 from tubelet.errors import ConfigError, DataError, escape_filename
@@ -153,9 +154,10 @@ def _open_file(path: str, own: _TableFile, fps: float) -> ViewedFile:
     file = Path(path)
     if not file.exists():
         raise DataError(f"{path}: is in the table but not on this machine; move it back, or name the files to show")
-    if file.stat().st_size != own.version[0]:
+    version = version_of(path)
+    if version is None or version[0] != own.version[0]:
         raise DataError(
-            f"{path}: has {file.stat().st_size:,} bytes, {own.version[0]:,} when it was embedded; "
+            f"{path}: has {version[0] if version else 0:,} bytes, {own.version[0]:,} when it was embedded; "
             "run `tubelet embed` again"
         )
     if is_image_file(path):
