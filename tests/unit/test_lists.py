@@ -273,3 +273,18 @@ def test_the_first_process_of_each_machine_lists_and_the_others_receive(rank, lo
     media = trainer.list_media_once_a_machine(TrainConfig(data=DataConfig(sources=(str(tree),))), Group())
     assert len(calls) == lists and media.videos == received.videos and (media is received) == (lists == 0)
     assert startup.source_summary(media) == f"6 videos, 0 images, checksum {received.checksum():08x}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "path,start,label\nrun/0.mp4,0.5,a\n"),
+        ("a.tsv", "label\tpath\tStart\na\trun/0.mp4\t0.5\n"),
+        ("a.jsonl", '{"path": "run/0.mp4", "start": 0.5, "height": 3}\n'),
+    ],
+)
+def test_a_column_with_almost_the_name_of_one_that_is_used_is_reported(name, text, tree, caplog):
+    parse_list(name, text.encode(), len)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name}: column start is not used (nearest: 'start_s')"
+    ]

@@ -6,6 +6,7 @@ have a path in the same position. Of several possible interpretations, the one w
 
 import csv
 import io
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +19,19 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
+from tubelet.config.fields import nearest
 from tubelet.data.file_types import LISTED_SUFFIXES, any_of, names_with
 from tubelet.data.size_limits import LINE_CHARACTERS
 from tubelet.data.tables import SEPARATORS, decode_list
-from tubelet.errors import DataError
+from tubelet.errors import DataError, escape_unprintable
 from tubelet.io.text import parse_json
+
+logger = logging.getLogger(__name__)
 
 PATH_COLUMNS = ("path", "file_name")  # the second as in the metadata of Hugging Face's folders of media
 ROW_COLUMNS = ("start_s", "end_s", "weight")
 LABEL_COLUMNS = ("label", "class", "class_id", "label_id", "target")
+_NOT_MISNAMED = ("height",)
 _TEXT = pa.large_string()
 # Number of paths that are looked up to choose between interpretations.
 _LOOKED_UP = 64
@@ -116,6 +121,7 @@ def parse_list(name: str, data: bytes, existing: Existing) -> PathList:
     text = decode_list(data, name)
     lines, numbers = _lines(name, text)
     if name.lower().endswith(".jsonl"):
+        warn_of_misnamed_columns(name, re.findall(r'"([^"]+)"\s*:', lines[0].as_py()) if len(lines) else [])
         return _json_lines(name, lines, numbers)
     if not len(lines):
         return PathList(pa.array([], _TEXT), None, numbers, "no lines")
@@ -123,7 +129,17 @@ def parse_list(name: str, data: bytes, existing: Existing) -> PathList:
     wrong = np.flatnonzero(~best.valid)
     if len(wrong):
         raise DataError(f"{name}, line {best.lines[wrong[0]]}: {_explain(text, best, wrong)}")
+    if best.named:
+        warn_of_misnamed_columns(name, re.split(r'["\s,;]+', lines[0].as_py().lower()))
     return PathList(best.paths, best.labels, best.lines, best.form, best.values)
+
+
+def warn_of_misnamed_columns(name: str, header: Sequence[str]) -> None:
+    """Warn of columns of a list that are not used, but have almost the name of one that would be."""
+    for column in header:
+        hint = nearest(column, [known for known in ROW_COLUMNS if known not in header])
+        if hint and column not in (*ROW_COLUMNS, *_NOT_MISNAMED):
+            logger.warning("%s: column %s is not used%s", *map(escape_unprintable, (name, column)), hint)
 
 
 def path_column(header: Sequence[str]) -> int | None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from tubelet.data.file_types import IMAGE_SUFFIXES, names_with
 from tubelet.data.listed_rows import ListedRows, rows_of_list
-from tubelet.data.lists import ROW_COLUMNS, PathList, parse_list, path_column
+from tubelet.data.lists import ROW_COLUMNS, PathList, parse_list, path_column, warn_of_misnamed_columns
 from tubelet.data.size_limits import MANIFEST_BYTES
 from tubelet.data.storage import exists, fetch, is_url, size_of, suffix_of
 from tubelet.errors import DataError
@@ -229,6 +229,7 @@ def _read_parquet(manifest: str) -> PathList:
     if place is None:
         found = ", ".join(table.column_names)[:300]
         raise DataError(f"{manifest}: has no column path, found {found}; rename the column with the paths")
+    warn_of_misnamed_columns(manifest, header)
     try:
         paths = pc.utf8_trim_whitespace(table.column(place).cast(pa.large_string()).combine_chunks())
         values = {
