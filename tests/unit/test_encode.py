@@ -498,3 +498,9 @@ def test_pixels_are_normalized_as_the_model_needs(model, frames):
     mean, std = (torch.tensor(model.pretrained_cfg[name]).view(3, 1, 1, 1) for name in ("mean", "std"))
     tokens = model.forward_features((clip / 255 - mean) / std)
     torch.testing.assert_close(tokens, model.encode(clip).tokens, atol=1e-5, rtol=1e-4)
+
+
+def test_features_are_arrays_for_numpy(model, frames):
+    features = model.encode(frames, resize=None)
+    assert np.array_equal(np.asarray(features), features.map.numpy())
+    assert np.asarray(features, dtype=np.float16).dtype == np.float16

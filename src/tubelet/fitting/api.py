@@ -5,6 +5,7 @@ from typing import Any
 
 from tubelet.config import FitConfig
 from tubelet.config.fields import from_dict
+from tubelet.errors import ConfigError
 from tubelet.fitting.run import fit_head, read_label_table
 from tubelet.prediction.fitted_head import FittedHead
 from tubelet.pretrained.backbone import Backbone
@@ -44,6 +45,11 @@ def fit(
         ConfigError: for a setting that does not exist or is out of range.
         TubeletError: for unreadable files, or labels that cannot be split.
     """
+    if not isinstance(labels, (str, Path)):
+        raise ConfigError(
+            f"labels is a {type(labels).__name__}, expected the path of a label table; write a data frame by "
+            'labels.to_csv("labels.csv", index=False)'
+        )
     config: FitConfig = from_dict(FitConfig, settings, "tubelet.fit")
     table, task = read_label_table(Path(labels).expanduser(), config)
     encoder = model if isinstance(model, Backbone) else load(model)

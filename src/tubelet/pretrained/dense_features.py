@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from tubelet.errors import DataError
@@ -81,6 +82,11 @@ class DenseFeatures:
     def numpy(self) -> NDArray[np.float32]:
         """The map (B, T', H', W', D) of the deepest level as an array, from any device and data type."""
         return self.map.detach().float().cpu().numpy()
+
+    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+        """What `np.asarray(features)` gives: `numpy()`."""
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype)
 
     def last_step(self) -> DenseFeatures:
         """The features of the last time step only."""
