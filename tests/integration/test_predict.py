@@ -362,6 +362,7 @@ def test_the_command_writes_tables_page_ethogram_and_videos(model, heads, folder
     done = run_tubelet("predict", *words)
     assert done.returncode == 0, done.stderr
     assert "2 files; 0 bad files" in done.stdout and "spans/predictions.csv: " in done.stdout
+    assert "spans: Nothing was measured" in done.stdout and "clips: Nothing was measured" in done.stdout
     for name in ("page.html", "ethogram.png", "bad_files.jsonl", "clips/summary.csv", "videos/0.mp4", "videos/3.mp4"):
         assert (tmp_path / "out" / name).is_file(), name
     with Video(tmp_path / "out" / "videos" / "0.mp4") as video:

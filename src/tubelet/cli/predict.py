@@ -50,6 +50,7 @@ class Predict(ConfigurableCommand):
         from tubelet.prediction.pipeline import predict_collection
         from tubelet.prediction.videos import draw_videos
         from tubelet.view.ethogram import draw_ethogram
+        from tubelet.view.fit_report import trust_sentence
         from tubelet.view.predictions_page import write_predictions_page
 
         files, sources = split_heads(self.heads_and_sources)
@@ -83,6 +84,8 @@ class Predict(ConfigurableCommand):
             draw_ethogram(shown[:MOST_FILES], self.out / "ethogram.png", made.classes)
         for line in summary_lines(made, page):
             print_wrapped(console, line)
+        for name, head in heads.items():
+            print_wrapped(console, f"{escape_filename(name)}: {trust_sentence(head.spec.scores)}")
 
 
 def split_heads(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -83,7 +83,7 @@ class DenseFeatures:
         """The map (B, T', H', W', D) of the deepest level as an array, from any device and data type."""
         return self.map.detach().float().cpu().numpy()
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """What `np.asarray(features)` gives: `numpy()`."""
         array = self.numpy()
         return array if dtype is None else array.astype(dtype)
