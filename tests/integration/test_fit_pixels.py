@@ -48,7 +48,7 @@ def test_labels_of_some_images_become_files_for_others(kind, model, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2
     for row, seed in zip(rows, (100, 101), strict=True):
-        found = np.asarray(Image.open(tmp_path / "answers" / row[kind]))
+        found = np.asarray(Image.open(tmp_path / "answers" / row[f"{kind}_file"]))
         truth = make(seed, 48, 80)[1]
         assert found.shape == truth.shape == (48, 80)
         if kind == "mask":

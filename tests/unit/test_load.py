@@ -200,7 +200,7 @@ def test_files_of_the_true_sizes_load_by_their_released_name(tmp_path, monkeypat
     assert (model.config.width, model.config.heads, model.config.levels) == (config.width, config.heads, config.levels)
     assert model.model_id.startswith(f"{name}-teacher-")
     assert model.model_id == by_path.model_id
-    assert model.encode(torch.zeros(1, 3, 2, 32, 32)).tokens.shape == (1, 4, config.width)
+    assert model.encode(torch.zeros(1, 3, 2, 32, 32), resize=None).tokens.shape == (1, 4, config.width)
 
 
 def test_torch_hubs_names_and_file_names_are_those_of_released_models(tmp_path, monkeypatch):
