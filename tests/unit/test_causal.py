@@ -1,4 +1,4 @@
-"""Features of a time come from frames up to it alone, where that is asked for."""
+"""Features of a time come from frames up to it only, where that is asked for."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -33,7 +33,7 @@ class EmbedConfig(Settings):
     stride_s: Seconds | None = None
     """Seconds from clip to clip of a video; None places clips end to end, spread evenly over the video."""
     causal: bool = False
-    """Whether a row is a time step whose features come from its frames and those before it alone, encoded from the clip
+    """Whether a row is a time step whose features come from its frames and those before it only, encoded from the clip
     that ends with it; stride_s is then from time step to time step, by default each."""
     dense: bool = False
     """Keep all tokens, not only their mean."""

@@ -56,7 +56,7 @@ class FitConfig(Settings):
     levels: tuple[Annotated[int, Bounds(-64, 63)], ...] = (-1,)
     """Output levels whose channels a head sees; -1 is the deepest."""
     causal: bool = False
-    """Whether the head answers from frames up to a time alone: clips end with the time step or span that they are
+    """Whether the head answers from frames up to a time only: clips end with the time step or span that they are
     about, and networks over time see earlier time steps only. `tubelet predict` then needs causal too."""
     epochs: Count | None = None
     """Epochs of head training; None is the task's."""

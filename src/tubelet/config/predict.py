@@ -15,7 +15,7 @@ class PredictConfig(Settings):
     """Report "none of these" for clips that are farther from the training clips than this fraction of held-out clips,
     such as 0.99; None never does."""
     causal: bool = False
-    """Whether an answer comes from frames up to its time alone; for heads that were fitted with causal, which need
+    """Whether an answer comes from frames up to its time only; for heads that were fitted with causal, which need
     it."""
     video: bool = False
     """Write each video with its timeline, labels and scores drawn in."""

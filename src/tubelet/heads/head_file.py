@@ -50,7 +50,7 @@ class HeadInput(Settings):
         stride_s: seconds from clip to clip of a video.
         levels: output levels whose channels are concatenated; -1 is the deepest.
         cells: side of the grid that the tokens of each time step are averaged to; 0 keeps all tokens.
-        causal: whether an answer comes from frames up to its time alone, of clips that end there.
+        causal: whether an answer comes from frames up to its time only, of clips that end there.
     """
 
     image_size: int

@@ -112,7 +112,7 @@ class Backbone(HubEncoder):
             crop: as in `encode`.
             start: where to start in the video, in seconds.
             end: where to end, in seconds; None, or a later time, for the end of the video.
-            causal: whether the features of a time t come from frames up to t alone, as in a live application; by
+            causal: whether the features of a time t come from frames up to t only, as in a live application; by
                 default those of a time step come from all frames of its window, later ones too. Each time step then has
                 a window of its own that ends with it, for T' / 2 times the computation of windows that overlap by half,
                 and its `times` are those of its last frame. Before the video, its first frame is repeated.

@@ -1,6 +1,6 @@
 """8-bit matrix products for inference on CPUs: the linear layers of the blocks in int8.
 
-Weights have a scale for each output channel, activations one for each token, which is computed from the token alone:
+Weights have a scale for each output channel, activations one for each token, which is computed from the token only:
 features do not depend on what else is in the batch, and no data set is needed to choose scales. Sums are in int32.
 Attention, norms and activation functions stay in the data type of the model.
 """
