@@ -14,7 +14,7 @@ from PIL import Image
 
 import tubelet
 from tests.helpers.training import rows, start_training, tiny_config, train_quietly
-from tubelet.checkpoint.run import find_checkpoint, list_checkpoints, read_checkpoint, step_from_name
+from tubelet.checkpoint.run import find_checkpoint, list_checkpoints, load_vjepa, read_checkpoint, step_from_name
 from tubelet.data.loader import StepDataset, step_loader
 from tubelet.data.sources import list_media
 from tubelet.errors import TubeletError
@@ -47,6 +47,7 @@ def test_a_run_without_images_encodes_them_by_its_video_tokenizer(media, tmp_pat
     assert torch.allclose(still.tokens, clip.tokens, atol=1e-5)
     raw = read_checkpoint(find_checkpoint(tmp_path / "run"))[0]
     assert not torch.equal(model.tokenizer.image.weight, raw["teacher.tokenizer.image.weight"])
+    assert torch.equal(load_vjepa(tmp_path / "run")[0].teacher.tokenizer.image.weight, model.tokenizer.image.weight)
 
 
 def wait_for(condition, seconds=300):

@@ -352,6 +352,27 @@ def find_checkpoint(what: str | Path) -> Path:
     return path
 
 
+def untrained_image_tokenizer(state: Mapping[str, Tensor], prefix: str, config: TrainConfig) -> dict[str, Tensor]:
+    """Tensors that replace an image tokenizer which a run did not train; none if it did.
+
+    The tokens of an image are then those of the video tokenizer for a clip of one frame repeated.
+
+    Args:
+        state: a state dictionary with that of an encoder.
+        prefix: start of the names of the encoder.
+        config: the run.
+    """
+    if config.data.image_frames == 1:
+        return {}
+    names = f"{prefix}tokenizer."
+    kernel = state[f"{names}video.weight"].unflatten(1, (config.model.channels, config.model.tubelet_size, -1))
+    return {
+        f"{names}image.weight": kernel.sum(2).flatten(1),
+        f"{names}image.bias": state[f"{names}video.bias"].clone(),
+        f"{names}image_embedding": state[f"{names}video_embedding"].clone(),
+    }
+
+
 def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
     """Load student, predictor and teacher from a run directory, a checkpoint, or a released .pt file.
 
@@ -379,6 +400,8 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
         raise CheckpointError(f"{path} does not match the model: {'; '.join(wrong)}")
     model = VJEPA(config.model)
     model.distance_weighting = config.optim.distance_weighting
+    for encoder in ("student.", "teacher."):
+        state |= untrained_image_tokenizer(state, encoder, config)
     load_strict(model, state, str(path))
     return model.eval(), config
 

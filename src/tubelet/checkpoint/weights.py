@@ -9,7 +9,14 @@ from tubelet.checkpoint.mlx import FORMAT as MLX
 from tubelet.checkpoint.mlx import from_mlx
 from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.run import FORMAT as CHECKPOINT_FORMAT
-from tubelet.checkpoint.run import config_from_header, is_model_tensor, list_checkpoints, no_checkpoint, read_checkpoint
+from tubelet.checkpoint.run import (
+    config_from_header,
+    is_model_tensor,
+    list_checkpoints,
+    no_checkpoint,
+    read_checkpoint,
+    untrained_image_tokenizer,
+)
 from tubelet.checkpoint.sharded import is_sharded
 from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.transformers import from_transformers
@@ -129,8 +136,7 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
     if header.get("format") == CHECKPOINT_FORMAT:
         train = config_from_header(header, TrainConfig, where)
         encoder = merge_adapters(_strip_prefix(tensors, f"{part}."))
-        if train.data.image_frames > 1:  # the image tokenizer was not trained
-            encoder |= _image_tokenizer(encoder, train.model)
+        encoder |= untrained_image_tokenizer(encoder, "", train)
         predictor = _predictor(tensors, spec, where)
         return Weights(train.model, encoder, predictor, name, part, NativeClip.of_run(train.data))
     if header.get("format") == FORMAT:
@@ -153,16 +159,6 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
     if stored != (spec.encoder or stored):
         raise CheckpointError(f"{where}: transformers files contain only the {stored}, not the {part}; omit encoder=")
     return Weights(model.config, model.encoder, model.predictor, model.name or name, stored, model.clip)
-
-
-def _image_tokenizer(encoder: State, config: ModelConfig) -> State:
-    """An image tokenizer whose tokens are those of the video tokenizer for the image as a clip of repeated frames."""
-    kernel = encoder["tokenizer.video.weight"].unflatten(1, (config.channels, config.tubelet_size, -1))
-    return {
-        "tokenizer.image.weight": kernel.sum(2).flatten(1),
-        "tokenizer.image.bias": encoder["tokenizer.video.bias"].clone(),
-        "tokenizer.image_embedding": encoder["tokenizer.video_embedding"].clone(),
-    }
 
 
 def _stored(name: str | None) -> EncoderName:
