@@ -25,7 +25,7 @@ def listed(tmp_path, text, name="list.csv"):
 
 
 def test_one_file_with_several_spans_is_several_samples(tmp_path):
-    media = listed(tmp_path, "path,start_s,end_s,weight\na.mp4,1,2.5,3\na.mp4,0:03.5,,1\nb.mp4,,,\na.mp4,1,2.5,9\n")
+    media = listed(tmp_path, "path,start_s,end_s,weight\na.mp4,1,2.5,3\na.mp4,0:03.5,,1\nb.mp4,,,\na.mp4,1,2.5,3\n")
     assert [path.rsplit("/", 1)[1] for path in media.videos] == ["a.mp4", "a.mp4", "b.mp4"]
     index = build_index(media, Modality.VIDEO)
     assert [index.span(i) for i in range(3)] == [(1.0, 2.5), (3.5, None), None]
@@ -63,12 +63,30 @@ def test_all_forms_of_lists_have_the_same_spans(kind, tmp_path):
         ("path,weight\na.mp4,inf\n", "line 2: weight is inf, expected from 0 on"),
         ("path,weight\na.mp4,0\n", "every row has the weight 0"),
         ("path,end_s\na.mp4,2\nb.png,2\n", "line 3: an image has no start_s and end_s"),
+        (
+            "path,start_s,end_s,weight\na.mp4,0,1,3\nb.mp4,,,\na.mp4,0,1,2\n",
+            "line 4: has the file and span of line 2, but the weight 2 instead of 3",
+        ),
+        ("path,start_s\nb.mp4,1\na.mp4,1,2\n", "line 3: 'a.mp4,1,2' has 3 values, more than the header has columns"),
     ],
 )
 def test_a_span_that_cannot_be_is_named_with_its_line(text, words, tmp_path):
     with pytest.raises(TubeletError) as error:
         listed(tmp_path, text)
     assert words in str(error.value)
+
+
+def test_numbers_may_have_a_comma_where_semicolons_separate_columns_and_empty_cells_may_follow(tmp_path):
+    media = listed(tmp_path, "path;start_s;weight\na.mp4;0,5;1,5;\nb.mp4;1;;;\n")
+    assert media.video_rows.start_s.tolist() == [0.5, 1] and media.video_rows.weight.tolist() == [1.5, 1]
+
+
+def test_the_first_of_several_sources_gives_the_weight(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "list.csv").write_text("path,weight\na.mp4,3\n")
+    media = list_media([str(tmp_path / "list.csv"), str(tmp_path)])
+    assert media.video_rows.weight.tolist() == [3]
+    assert "1 file of several sources: the weight in the first of them counts" in media.notes
 
 
 def test_lists_without_these_columns_are_drawn_as_before(tmp_path):

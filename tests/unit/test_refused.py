@@ -89,7 +89,7 @@ def tree(tmp_path):
         ("../other/b.mp4", "other"),
         ("{up}/other/b.mp4", "other"),
         ("../set2/c.mp4", "set2"),
-        ("way-out/b.mp4", "other"),
+        ("way-out/../other/b.mp4", "other"),
         ("a/../../other/b.mp4", "other"),
     ],
 )
@@ -106,6 +106,12 @@ def test_a_path_out_of_the_manifests_folder_is_refused_and_the_message_names_wha
     assert len(list_media([str(manifest)], [place]).videos) == 2
     with pytest.raises(TubeletError):  # its beginning is not enough
         list_media([str(manifest)], [place[:-1]])
+
+
+def test_a_link_below_the_manifests_folder_is_followed_as_in_a_source(tree):
+    (tree / "list.csv").write_text("way-out/b.mp4\n")
+    assert list(list_media([str(tree / "list.csv")]).videos) == [str(tree.parent / "other/b.mp4")]
+    assert str(tree.parent / "other/b.mp4") in list(list_media([str(tree)]).videos)
 
 
 @pytest.mark.parametrize("listed", ["s3://bucket/a.mp4", "file:///etc/a.mp4", "http://10.0.0.1/a.mp4", "~/a.mp4"])

@@ -157,7 +157,7 @@ def _numbers(name: str, listed: PathList, column: str) -> NDArray[np.float64]:
     except pa.ArrowInvalid:  # with a line to name, or times such as 1:02:03.5
         parse = parse_number if column == "weight" else parse_time
         texts = cells.to_pylist()
-        parsed = [None if text is None else parse(text) for text in texts]
+        parsed = [None if text is None else parse(text, listed.decimal_comma) for text in texts]
         for row, (text, value) in enumerate(zip(texts, parsed, strict=True)):
             if text is not None and value is None:
                 expected = "a number" if column == "weight" else "seconds or h:mm:ss.mmm"

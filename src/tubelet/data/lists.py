@@ -55,6 +55,7 @@ class PathList:
         lines: (N,) int64 line numbers, from 1.
         form: description of the form of the list.
         values: those of `ROW_COLUMNS` that a header names, each (N,) large_string as written, or double; null for none.
+        decimal_comma: whether numbers may have a comma, since another character separates the columns.
     """
 
     paths: pa.Array
@@ -62,6 +63,7 @@ class PathList:
     lines: np.ndarray
     form: str
     values: Mapping[str, pa.Array] = field(default_factory=dict)
+    decimal_comma: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -74,7 +76,8 @@ class _Interpretation(PathList):
         missing: message about a line without a path.
         named: whether a header names the column of the paths.
         media: (N,) bool, paths with the suffix of a video or image.
-        valid: (N,) bool, paths with the suffix of any file.
+        valid: (N,) bool, paths with the suffix of any file, in rows that are not too long.
+        too_long: row -> its number of cells, of rows with more cells than the header.
     """
 
     def __init__(
@@ -86,11 +89,16 @@ class _Interpretation(PathList):
         missing: str,
         named: bool,
         values: Mapping[str, pa.Array] | None = None,
+        decimal_comma: bool = False,
+        too_long: Mapping[int, int] | None = None,
     ) -> None:
-        super().__init__(paths, labels, lines, form, values or {})
-        self.missing, self.named = missing, named
+        super().__init__(paths, labels, lines, form, values or {}, decimal_comma)
+        self.missing, self.named, self.too_long = missing, named, too_long or {}
         self.media = _matches(paths, names_with(LISTED_SUFFIXES))
         self.valid = self.media if self.media.all() else self.media | _matches(paths, _OTHER_FILE)
+        if self.too_long:
+            self.valid = self.valid.copy()
+            self.valid[list(self.too_long)] = False
 
     @property
     def perfect(self) -> bool:
@@ -131,7 +139,7 @@ def parse_list(name: str, data: bytes, existing: Existing) -> PathList:
         raise DataError(f"{name}, line {best.lines[wrong[0]]}: {_explain(text, best, wrong)}")
     if best.named:
         warn_of_misnamed_columns(name, re.split(r'["\s,;]+', lines[0].as_py().lower()))
-    return PathList(best.paths, best.labels, best.lines, best.form, best.values)
+    return PathList(best.paths, best.labels, best.lines, best.form, best.values, best.decimal_comma)
 
 
 def warn_of_misnamed_columns(name: str, header: Sequence[str]) -> None:
@@ -206,6 +214,7 @@ def _tables(
     if '"' in text and len(separator) > 1:
         return
     columns = _by_csv(text, len(lines), separator) if '"' in text else None
+    too_long = {}
     if columns is not None:
         width, header = len(columns), [column[0].as_py() for column in columns]
     else:
@@ -220,6 +229,8 @@ def _tables(
             cells = pc.split_pattern(lines, separator)
         counts = pc.list_value_length(cells).to_numpy()
         width, header = int(np.bincount(counts).argmax()), cells[0].as_py()
+        more = np.flatnonzero(counts[1:] > len(header))
+        too_long = {int(row): int(counts[row + 1]) for row in more if _has_more(cells[int(row) + 1], len(header))}
 
     def column(place: int) -> pa.Array:
         values = columns[place] if columns is not None else _column(cells, counts, place)
@@ -235,7 +246,8 @@ def _tables(
             form = f"{form}, the paths in the one that the header names {header[place]!r}"
             missing = f"has no path in column {place + 1}"
             values = {name: column(header.index(name))[1:] for name in ROW_COLUMNS if name in header}
-            yield _Interpretation(column(place)[1:], labels, numbers[1:], form, missing, True, values)
+            rows = (column(place)[1:], labels, numbers[1:], form, missing, True, values)
+            yield _Interpretation(*rows, separator != ",", too_long)
         return
     for place in [0] if first else range(1, width):
         labels = column(1 - place) if width == 2 and place < 2 else None
@@ -290,6 +302,11 @@ def _column(cells: pa.Array, counts: np.ndarray, place: int) -> pa.Array:
     return cells.values.take(pa.array(starts, mask=short) if short.any() else pa.array(starts))
 
 
+def _has_more(cells: pa.Scalar, width: int) -> bool:
+    """Whether a row has cells with content after those of the header."""
+    return any(map(str.strip, cells.as_py()[width:]))
+
+
 def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Interpretation:
     """The list as lines whose paths contain the separator too; they end with the last media suffix before one."""
     mark = r"[ \t]+" if separator == " " else rf"\s*{re.escape(separator)}\s*"
@@ -306,7 +323,8 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Int
         form = f"columns separated by {words}, which paths contain too, below a header"
         missing = f"has no path in column {place + 1}"
         values = {name: pc.struct_field(found, name) for name in columns.values()}
-        return _Interpretation(pc.struct_field(found, "path"), rest, numbers[1:], form, missing, True, values)
+        rows = (pc.struct_field(found, "path"), rest, numbers[1:], form, missing, True, values)
+        return _Interpretation(*rows, separator != ",")
     paths, rest = pa.nulls(len(lines), _TEXT), pa.nulls(len(lines), _TEXT)
     for pattern in (
         rf'^"(?P<path>(?:[^"]|"")*)"(?:{mark}(?P<rest>.*))?$',
@@ -363,6 +381,9 @@ def _explain(text: str, best: _Interpretation, wrong: np.ndarray) -> str:
     line = text.split("\n", int(best.lines[wrong[0]]))[best.lines[wrong[0]] - 1].strip()
     if best.named and best.paths[int(wrong[0])].as_py() is None:
         return f"{best.missing}; fill it or remove the line"
+    if cells := best.too_long.get(int(wrong[0])):
+        remedy = "put a value with a separator in it in quotes"
+        return f"{line[:200]!r} has {cells} values, more than the header has columns; {remedy}"
     cells = [cell.strip('" ') for cell in re.split(r"[,;\t]|::| ", line)]
     names_media = any(Path(cell).suffix.lower() in LISTED_SUFFIXES for cell in cells)
     if wrong[0] == 0 and not best.named and not names_media and len(wrong) == 1:

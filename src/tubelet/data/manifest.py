@@ -56,13 +56,9 @@ def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, 
     image = pc.match_substring_regex(listed.paths, names_with(IMAGE_SUFFIXES)).to_numpy(zero_copy_only=False)
     rows = rows_of_list(manifest, listed, image)
     _check_names(manifest, home, listed)
-    folders, which, names = _resolve(manifest, home, listed)
+    folders, entered, which, names = _resolve(manifest, home, listed, allowed)
     parents = pa.array(map(os.fsencode, folders), pa.large_binary())
-    below = np.zeros(len(folders), bool)
-    for root in {os.fsencode(root.rstrip("/")) for root in allowed}:
-        beneath = pc.or_(pc.starts_with(parents, root + b"/"), pc.equal(parents, root))
-        below |= beneath.to_numpy(zero_copy_only=False)
-    outside = np.flatnonzero(~below[which])
+    outside = np.flatnonzero(~np.array(entered, bool)[which])
     if len(outside):
         first = int(outside[0])
         files = [f"{folders[folder]}/x" for folder in np.unique(which[outside])]
@@ -134,10 +130,12 @@ def _check_names(manifest: str, home: str, listed: PathList) -> None:
         raise DataError(f"{manifest}, line {listed.lines[row]}: {named} is a chain of URLs; list its target")
 
 
-def _resolve(manifest: str, home: str, listed: PathList) -> tuple[list[str], np.ndarray, pa.Array]:
-    """Canonical folders, the number of the folder of each listed file, and its name there.
+def _resolve(
+    manifest: str, home: str, listed: PathList, allowed: Sequence[str]
+) -> tuple[list[str], list[bool], np.ndarray, pa.Array]:
+    """Canonical folders, whether each is entered from an allowed one, the folder of each listed file, and its name.
 
-    Links in parents are resolved, so that none leads out of the manifest's folder; each parent is resolved once.
+    Links in parents are resolved, each parent once.
     """
     paths = listed.paths
     special = pc.match_substring_regex(paths, r"^~|://|(?:^|/)\.{0,2}$")
@@ -154,15 +152,33 @@ def _resolve(manifest: str, home: str, listed: PathList) -> tuple[list[str], np.
     starts, values = parts.offsets.to_numpy(), parts.values
     bare = np.diff(starts) == 1  # no slash: in the manifest's own folder
     parents = values.take(pa.array(starts[:-1], mask=bare)).dictionary_encode("encode")
-    base, real, folders = str(Path(home).absolute()), RealFolders(), []
+    base, real, folders, entered = str(Path(home).absolute()), RealFolders(), [], []
     for parent in parents.dictionary.to_pylist():
-        if parent is None:
-            folders.append(real[base])
-        elif "://" in parent or parent.endswith(":/"):
+        if parent is not None and ("://" in parent or parent.endswith(":/")):
             folders.append(parent)
+            entered.append(any(_is_below(f"{parent}/x", root) for root in allowed))
+            continue
+        if parent is None:
+            place = base
         else:  # "" is the root
-            folders.append(real[parent.rstrip("/") if parent[:1] in ("", "/") else f"{base}/{parent}".rstrip("/")])
-    return folders, parents.indices.to_numpy(), values.take(pa.array(starts[1:] - 1))
+            place = parent.rstrip("/") if parent[:1] in ("", "/") else f"{base}/{parent}".rstrip("/")
+        folders.append(real[place])
+        entered.append(_is_entered(place, real, allowed))
+    return folders, entered, parents.indices.to_numpy(), values.take(pa.array(starts[1:] - 1))
+
+
+def _is_entered(folder: str, real: RealFolders, allowed: Sequence[str]) -> bool:
+    """Whether a folder is in an allowed one, or is reached from there by links alone, which are followed as in sources.
+
+    What follows `..` counts by where it is: behind a link, that is not the folder before it.
+    """
+    while folder:
+        if any(_is_below(f"{real[folder]}/x", root) for root in allowed):
+            return True
+        folder, _, name = folder.rpartition("/")
+        if name == "..":
+            return False
+    return False
 
 
 def _resolve_one(manifest: str, number: int, home: str, listed: str) -> str:
@@ -186,7 +202,8 @@ def _existing(paths: Sequence[str], home: str, allowed: Sequence[str]) -> int:
         urls = [_resolve_one(home, 0, home, path) for path in paths[:: max(1, len(paths) // _REMOTE_LOOKUPS)]]
         return sum(exists(url) for url in urls if any(_is_below(url, root) for root in allowed))
     places = [os.path.join(home, path) for path in paths if not is_url(path)]  # noqa: PTH118
-    inside = [place for place in places if any(_is_below(absolute(Path(place)), root) for root in allowed)]
+    real = RealFolders()
+    inside = [place for place in places if _is_entered(str(Path(place).absolute().parent), real, allowed)]
     return sum(map(lexists, inside))
 
 

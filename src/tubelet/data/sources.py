@@ -156,8 +156,10 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
         for files in (videos, images, others):
             files.close()
         ends.append(len(shards))
-    (video_files, video_ends, video_rows), (image_files, image_ends, image_rows) = videos.distinct(), images.distinct()
-    left = others.distinct()[0]
+    (video_files, video_ends, video_rows), (image_files, image_ends, image_rows) = (
+        each.distinct(notes) for each in (videos, images)
+    )
+    left = others.distinct(notes)[0]
     if left:
         notes.append(f"ignored: {_in_words(left)}")
     notes += hidden.note()
@@ -199,8 +201,12 @@ class _Files:
         """End the current source."""
         self.ends.append(self.size)
 
-    def distinct(self) -> tuple[Paths, list[int], ListedRows | None]:
-        """Each file, or span of a file, once; how many there are up to the end of each source; and the rows."""
+    def distinct(self, notes: list[str]) -> tuple[Paths, list[int], ListedRows | None]:
+        """Each file, or span of a file, once; how many there are up to the end of each source; and the rows.
+
+        Raises:
+            DataError: if a list has one twice, with two weights.
+        """
         encoded = pa.chunked_array(self.chunks, pa.large_binary()).combine_chunks().dictionary_encode()
         if isinstance(encoded, pa.ChunkedArray):
             encoded = encoded.combine_chunks()
@@ -209,7 +215,8 @@ class _Files:
             numbered = zip(self.rows, self.counts, strict=True)
             rows = join_rows([own or ListedRows.whole(count) for own, count in numbered])
             paths, encoded = encoded.indices, _spans_encoded(encoded.indices, rows)
-            first = np.unique(encoded.indices.to_numpy(), return_index=True)[1]
+            first, same = np.unique(encoded.indices.to_numpy(), return_index=True, return_inverse=True)[1:]
+            notes += _weights_left_out(rows, first[same])
             names, rows = names.take(paths.take(pa.array(first))), rows.take(first)
         seen = np.maximum.accumulate(encoded.indices.to_numpy()) + 1 if len(encoded) else np.zeros(0, int)
         ends = [int(seen[end - 1]) if end else 0 for end in self.ends]
@@ -221,6 +228,26 @@ def _spans_encoded(paths: pa.Array, rows: ListedRows) -> pa.DictionaryArray:
     key = np.stack([paths.to_numpy().astype(np.float64), rows.start_s.numpy(), rows.end_s.numpy()], axis=1)
     buffers = [None, pa.py_buffer(np.ascontiguousarray(key))]
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(24), len(key), buffers).dictionary_encode()
+
+
+def _weights_left_out(rows: ListedRows, first: np.ndarray) -> list[str]:
+    """A message if files or spans that were listed before, in row `first` (N,), have other weights there.
+
+    Raises:
+        DataError: if that is in the same list.
+    """
+    before = rows.take(first)
+    other = (rows.weight != before.weight).numpy()
+    if not other.any():
+        return []
+    in_list = np.flatnonzero(other & (rows.line > 0).numpy() & (rows.list_number == before.list_number).numpy())
+    if len(in_list):
+        row = int(in_list[0])
+        raise DataError(
+            f"{rows.place(row)}: has the file and span of line {int(before.line[row])}, but the weight "
+            f"{float(rows.weight[row]):g} instead of {float(before.weight[row]):g}; remove one of the lines"
+        )
+    return [f"{_counted(int(other.sum()), 'file')} of several sources: the weight in the first of them counts"]
 
 
 def _files_of(

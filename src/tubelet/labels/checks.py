@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tubelet.config.fields import nearest
 from tubelet.datasets.annotations import IGNORED
 from tubelet.labels.infer import infer_task, overlapping_rows
 from tubelet.labels.media_facts import MediaFacts, read_media_facts
@@ -64,8 +65,9 @@ def check_labels(
     if task is None:
         try:
             task, _ = infer_task(timed_table)
-        except LabelError as error:
-            raise LabelError(table.path, _sentences([*faults, *((0, fault) for fault in error.faults)])) from None
+        except LabelError as error:  # which a column of another name explains
+            unexplained = [] if any(line == 0 for line, _ in faults) else error.faults
+            raise LabelError(table.path, _sentences([*faults, *((0, fault) for fault in unexplained)])) from None
     checked = _for_task(timed_table, task, facts)
     if not inferred:
         faults += _column_faults(table, task)
@@ -90,10 +92,13 @@ def _without_unreadable(table: LabelTable, facts: Mapping[Path, MediaFacts], lim
 
 
 def _timed(table: LabelTable, facts: Mapping[Path, MediaFacts], faults: list[Fault]) -> LabelTable:
-    """The rows of readable media with their times in seconds, and the lengths of these media."""
-    rows = []
+    """The rows of readable media with their times in seconds, and the lengths of these media.
+
+    Rows with a fault are left out: others would follow from it.
+    """
+    rows, faulty = [], {line for line, _ in table.faults}
     for row in table.rows:
-        if not facts[row.path].fault:
+        if not facts[row.path].fault and row.line not in faulty:
             found: list[str] = []
             timed = _with_times(row, facts[row.path], found)
             faults += [_fault(table, row, problem) for problem in found]
@@ -283,10 +288,9 @@ def _class_faults(table: LabelTable, task: str, min_examples: int) -> Iterator[F
         if len(where) < min_examples:
             count = f"{len(where)} example{'s' * (len(where) != 1)}"
             place = _listed(table.row_kind, where)
-            yield (
-                where[0],
-                f"{place}: class {label} has {count}, expected at least {min_examples}; add some, or remove the class",
-            )
+            hint = nearest(label, [other for other, found in lines.items() if len(found) > len(where)])
+            remedy = "add some, or remove the class"
+            yield where[0], f"{place}: class {label} has {count}, expected at least {min_examples}{hint}; {remedy}"
     if task == "classification" and len(lines) == 1:
         yield 0, f"column label: has one class, {next(iter(lines))}, expected at least two"
     elif not lines and "label" in table.columns and table.rows:

@@ -245,9 +245,17 @@ def _targets(cells: _Cells, known: dict[str, str], faults: list[tuple[int, str]]
                 shown = f"is {text!r:.60}" if text else "is empty"
                 fault = f"{cells.row_kind} {line}: {column} {shown}, expected a number as in the other rows"
                 faults.append((line, fault))
+    lacking = [name for name in COLUMNS if name not in known]
+    learned = found or {"label", "mask", "depth"} & known.keys()
     for column in unused:
-        hint = nearest(column, [name for name in COLUMNS if name not in known])
-        logger.warning("column %s of the labels is not used: it does not have numbers%s", column, hint)
+        hint = nearest(column, lacking)
+        if hint and not learned:
+            faults.append((0, f"header: column {column!r} is unknown{hint}; rename it"))
+        else:
+            logger.warning("column %s of the labels is not used: it does not have numbers%s", column, hint)
+    for column in found:
+        if hint := nearest(column, lacking):
+            logger.warning("column %s of the labels is taken for numbers to predict%s", column, hint)
     return found
 
 
