@@ -246,8 +246,8 @@ def _tables(
             form = f"{form}, the paths in the one that the header names {header[place]!r}"
             missing = f"has no path in column {place + 1}"
             values = {name: column(header.index(name))[1:] for name in ROW_COLUMNS if name in header}
-            rows = (column(place)[1:], labels, numbers[1:], form, missing, True, values)
-            yield _Interpretation(*rows, separator != ",", too_long)
+            paths = column(place)[1:]
+            yield _Interpretation(paths, labels, numbers[1:], form, missing, True, values, separator != ",", too_long)
         return
     for place in [0] if first else range(1, width):
         labels = column(1 - place) if width == 2 and place < 2 else None
@@ -381,9 +381,9 @@ def _explain(text: str, best: _Interpretation, wrong: np.ndarray) -> str:
     line = text.split("\n", int(best.lines[wrong[0]]))[best.lines[wrong[0]] - 1].strip()
     if best.named and best.paths[int(wrong[0])].as_py() is None:
         return f"{best.missing}; fill it or remove the line"
-    if cells := best.too_long.get(int(wrong[0])):
+    if number := best.too_long.get(int(wrong[0])):
         remedy = "put a value with a separator in it in quotes"
-        return f"{line[:200]!r} has {cells} values, more than the header has columns; {remedy}"
+        return f"{line[:200]!r} has {number} values, more than the header has columns; {remedy}"
     cells = [cell.strip('" ') for cell in re.split(r"[,;\t]|::| ", line)]
     names_media = any(Path(cell).suffix.lower() in LISTED_SUFFIXES for cell in cells)
     if wrong[0] == 0 and not best.named and not names_media and len(wrong) == 1:
