@@ -50,9 +50,11 @@ class TubeletError(Exception):
 
     Attributes:
         reported: whether the message was printed, by this process or by another rank of the same run.
+        prefix: what the command line prints before it.
     """
 
     reported = False
+    prefix = "error: "
 
     def __init__(self, message: str) -> None:
         super().__init__(escape_unprintable(message))

@@ -252,7 +252,7 @@ def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_a
         finally:
             for process in filter(psutil.Process.is_running, family):
                 process.kill()
-    stops = re.findall(r"error: (SIG\w+): stopped after step (\d+) of 5000", said)
+    stops = re.findall(r"(SIG\w+): stopped after step (\d+) of 5000", said)
     assert stops == [("SIGTERM", str(first)), ("SIGUSR1", str(len(rows(run))))], said
     assert f"continuing after step {first}" in said
     assert [step_from_name(path) for path in list_checkpoints(run)] == [first, len(rows(run))]

@@ -33,7 +33,7 @@ from tubelet.data.sources import MediaList
 from tubelet.embed.clip_vectors import read_clip_vectors
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
-from tubelet.errors import ConfigError, DataError, DecodeError
+from tubelet.errors import ConfigError, DataError, DecodeError, TubeletError
 from tubelet.fitting.run import fit_head, read_label_table
 from tubelet.model.tokenizer import Tokenizer
 from tubelet.prediction.pipeline import predict_collection
@@ -174,6 +174,8 @@ def test_20_steps_on_12_bit_stacks_keep_every_gray_level(tmp_path, channels):
         files.append(str(tmp_path / "b.dcm"))
     media = MediaList(videos=files, images=[])
     found = measure_collection(media, percentiles=(0, 100))
+    with pytest.raises(TubeletError, match="max_files is 0, expected 1 to"):
+        measure_collection(media, max_files=0)
     assert found.pixels.window == (0, 4095) and found.pixels.channels == channels
     assert np.allclose(found.pixels.mean, 0.5, atol=0.01) and np.allclose(found.pixels.std, 12**-0.5, atol=0.01)
     config = stack_config(dataclasses.replace(ONE_BLOCK, channels=channels, pixels=found.pixels), steps=20)

@@ -1,6 +1,8 @@
 """One call from anything that holds a picture or a film to dense features."""
 
 import copy
+import io
+import logging
 import warnings
 from dataclasses import dataclass, replace
 
@@ -12,7 +14,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from tests.helpers.media import indexed_image, write_image, write_video
-from tubelet.checkpoint.native_clip import NativeClip
+from tubelet.checkpoint.native_clip import NativeClip, log_native
 from tubelet.config import ModelConfig, PixelStatistics
 from tubelet.data import decode
 from tubelet.data.clips import normalize, resize_center_crop
@@ -232,8 +234,11 @@ def test_sizes_that_do_not_divide_into_patches_need_resizing(model):
     assert model.encode(clip, resize="round").grid == (1, 6, 11)
     assert model.encode(clip, resize=32).grid == (1, 4, 4)
     assert model.encode(clip, resize=(16, 40)).grid == (1, 2, 5)
-    with pytest.raises(TubeletError, match="multiple of the patch size 8"):
-        model.encode(clip, resize=30)
+    for given in ({"resize": 30}, {"crop": 30}):
+        with pytest.raises(
+            TubeletError, match=r"(resize|crop) is 30, expected a multiple of the patch size of 8 pixels, such"
+        ):
+            model.encode(clip, **given)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +255,7 @@ def test_sizes_that_do_not_divide_into_patches_need_resizing(model):
         (torch.zeros(1, 3, 2, 32, 32, dtype=torch.int64), "expected uint8"),
         ([], "nothing to encode"),
         ("film.docx", "expected a video or an image"),
+        (".", "is a folder, expected a video or an image; `tubelet embed` encodes all of a folder"),
         (7, "cannot encode int"),
         (np.zeros((32, 32, 3), "M8[s]"), "cannot encode an array of datetime64[s]"),
         (np.zeros((32, 32, 3), np.longdouble), f"cannot encode an array of {np.dtype(np.longdouble)}"),
@@ -286,6 +292,46 @@ def test_odd_numbers_are_one_clear_sentence(model, films, numbers, words):
         with pytest.raises(TubeletError) as error:
             call(films / "film.mp4", **numbers)
         assert words in str(error.value) and "expected" in str(error.value)
+
+
+def test_a_rate_above_the_videos_own_is_reported_once(model, films):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        model.encode(films / "film.mp4", fps=12)
+        list(model.stream(films / "film.mp4", fps=12))
+        assert not caught
+        for _ in range(2):
+            model.encode(films / "film.mp4", fps=30)
+            list(model.stream(films / "film.mp4", fps=30))
+    (warning,) = caught
+    assert "film.mp4: has 12 frames a second, the clips 30: frames are repeated" in str(warning.message)
+
+
+def test_what_is_chosen_is_printed_once_where_nothing_shows_the_log(films, capsys, monkeypatch):
+    logger = logging.getLogger("tubelet")
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    names = [str(films), "b", "c"]
+    for name, level in ((names[0], logging.NOTSET), (names[0], logging.NOTSET), (names[1], logging.WARNING)):
+        monkeypatch.setattr(logger, "level", level)
+        log_native(name, NativeClip(64), "64 px", {"resize=": None})
+    assert capsys.readouterr().err == f"tubelet: {films}: 64 px (its own; resize= changes it)\n"
+    monkeypatch.setattr(root, "handlers", [logging.StreamHandler(io.StringIO())])
+    log_native(names[2], NativeClip(64), "64 px", {"resize=": None})
+    assert not capsys.readouterr().err
+
+
+def test_only_true_and_false_are_switches(model, films):
+    calls = [
+        lambda: next(model.stream(films / "film.mp4", causal="no")),
+        lambda: decode.Video(films / "film.mp4", full_depth="no"),
+        lambda: decode.Video(films / "film.mp4", display=1),
+        lambda: Backbone(CONFIG, with_predictor=0),
+        *(lambda name=name: load("no-model", **{name: "no"}) for name in ("int8", "compile", "with_predictor")),
+    ]
+    for call in calls:
+        with pytest.raises(TubeletError, match="expected true or false"):
+            call()
 
 
 def test_odd_places_and_overlaps_are_one_clear_sentence(model, films):
@@ -332,7 +378,7 @@ def test_a_very_long_image_is_cut_before_it_is_resized(model):
 @pytest.mark.parametrize(
     ("least", "top", "words"),
     [
-        (0, 255, "floats are from 0 to 255, expected colors from 0 to 1; pass normalized=True .* or .* as uint8"),
+        (0, 255, "floats are from 0 to 255, expected colors from 0 to 1; divide by 255, or pass uint8; pass"),
         (-2.1, 2.6, "floats are from -2.1 to 2.6, expected colors from 0 to 1; pass normalized=True"),
     ],
 )

@@ -1,11 +1,14 @@
 """Lists of spans as sources of commands: what they read lies in the spans, at the times of the video."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.helpers.heads import tiny_encoder, tiny_head
 from tests.helpers.media import write_image, write_video
+from tubelet.cli.embed import _summary
 from tubelet.config import EmbedConfig, PredictConfig
 from tubelet.data.part_table import parts
 from tubelet.embed.collection import embed_collection
@@ -14,6 +17,7 @@ from tubelet.prediction.pipeline import predict_collection
 from tubelet.view.dense_table import read_dense_table
 
 SMALL = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=4, workers=0, dense=True, max_failed_fraction=0.5)
+FAST = replace(SMALL, fps=24)
 QUICK = PredictConfig(batch_size=4, workers=0)
 ROWS = ("a.mp4,1,2", "a.mp4,2.5,", "b.mp4,,", "c.png,,")
 
@@ -51,7 +55,8 @@ def test_clips_of_a_table_lie_in_the_spans_and_equal_those_of_the_video(model, f
     expected += [("a.mp4", 2.5, np.nan, s, s + 0.25) for s in np.linspace(2.5, 4 - 1 / 3, 5)]
     expected += [("b.mp4", np.nan, np.nan, s, s + 0.25) for s in (0, 1 / 3, 2 / 3)]
     expected += [("c.png", np.nan, np.nan, 0, 0)]
-    assert made.files == 4 and made.rows == len(expected)
+    assert made.files == 4 and made.rows == len(expected) and made.repeating == 0
+    assert _summary(made, False) == f"4 new spans ({len(expected)} clips)"
     for found, row in zip(spans, expected, strict=True):
         assert found[0] == row[0]
         np.testing.assert_allclose(found[1:], row[1:], atol=1e-6)
@@ -67,6 +72,9 @@ def test_a_table_of_spans_continues_row_by_row(model, folder):
     embed_collection(model, [write_list(folder, ROWS[:1])], out, SMALL)
     made = embed_collection(model, [write_list(folder)], out, SMALL)
     assert (made.before, made.rows) == (1, 9)
+    made = embed_collection(model, [str(folder / "b.mp4"), str(folder / "c.png")], out.with_name("fast"), FAST)
+    assert (made.entry, made.repeating) == ("file", 1)
+    assert _summary(made, False).endswith("1 with fewer frames a second than --fps, which repeat")
     made = embed_collection(model, [write_list(folder, [*ROWS[:1], "a.mp4,3,9"])], out, SMALL)
     assert (made.before, made.rows, made.bad, made.truncated) == (1, 0, 1, 0)
     assert '#t=3,9", "reason": ' in (out / "_bad_files.jsonl").read_text()

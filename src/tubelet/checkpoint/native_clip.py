@@ -3,17 +3,20 @@
 import json
 import logging
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from tubelet.checkpoint.registry import RELEASED
 from tubelet.config import DataConfig, ModelConfig
+from tubelet.errors import escape_unprintable
 from tubelet.io.text import parse_json
 
 logger = logging.getLogger(__name__)
 
 _FRAMES, _FPS = 16, 4.0  # of V-JEPA's pre-training and of most of its evaluations; its cool-down has 64 frames
 _HEADER_KEY = "clip"
+_printed: set[str] = set()
 ClipSource = Literal["run", "published", "assumed"]
 
 
@@ -131,7 +134,23 @@ def log_native(name: str, native: NativeClip, clips: str, options: Mapping[str, 
         note = f"{origin}; {', '.join(own)} {'change them' if len(own) > 1 else 'changes it'}"
     else:
         note = f"{' and '.join(own)}: {origin}"
-    logger.info(f"{name}: {clips} ({note})")
+    log_or_print_once(f"{name}: {clips} ({note})")
+
+
+def log_or_print_once(message: str) -> None:
+    """Log a choice that was made for the user; where no handler would show it, print it to standard error, once.
+
+    Python discards what is logged at INFO unless a program asks for it. A level of the logger `tubelet` above INFO
+    silences the message.
+    """
+    logger.info(message)
+    chain = (logger, *(logging.getLogger(name) for name in ("tubelet.checkpoint", "tubelet", None)))
+    handlers = [handler for each in chain for handler in each.handlers if not isinstance(handler, logging.NullHandler)]
+    levels = [each.level for each in chain[:-1] if each.level != logging.NOTSET]
+    if handlers or message in _printed or any(level > logging.INFO for level in levels):
+        return
+    _printed.add(message)
+    print(f"tubelet: {escape_unprintable(message)}", file=sys.stderr)
 
 
 def _first_count(fields: Mapping[str, Any], names: Sequence[str]) -> int | None:

@@ -109,13 +109,14 @@ def _run(words: list[str]) -> str | int | None:
     except TubeletError as error:
         # What fails before the processes of a run have met fails in all of them: one on each machine reports it.
         if not error.reported and (is_local_rank0() or not COMMANDS[name].DISTRIBUTED):
-            for line in f"error: {error}".split("\n"):  # a list of faults has several
+            for line in f"{error.prefix}{error}".split("\n"):  # a list of faults has several
                 print_wrapped(open_console(stderr=True), line)
         return getattr(error, "exit_code", 1)
     except SystemExit as ended:  # help, or a command line that cannot be parsed
         return ended.code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        remedy = "; run the same command again to continue" if COMMANDS[name].CONTINUES else ""
+        print(f"interrupted{remedy}", file=sys.stderr)
         return 130
     return None
 

@@ -48,6 +48,7 @@ class Command(Settings):
     """Options of a command, checked by their annotations when the command line is parsed."""
 
     DISTRIBUTED = False  # whether several processes run the command together
+    CONTINUES = False  # whether the same command continues what was interrupted
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe messages that are printed."""

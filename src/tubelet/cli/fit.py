@@ -26,6 +26,8 @@ Labels = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LABELS")]
 class Fit(ConfigurableCommand):
     """Train a head on own labels, and measure how far to trust it."""
 
+    CONTINUES = True
+
     labels: Labels
     """Table of labels: CSV, Parquet or JSONL with a column path, or an export of an annotation tool; see
     docs/labels.md."""

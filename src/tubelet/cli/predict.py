@@ -28,6 +28,8 @@ MOST_FILES = 1000
 class Predict(ConfigurableCommand):
     """Apply heads to videos and images of any length, and write what they answer to tables, a page and videos."""
 
+    CONTINUES = True
+
     heads_and_sources: HeadsAndSources
     """Head files of `tubelet fit`, which are the arguments that end in .safetensors; and sources: folders, media
     files, globs, lists (CSV, TSV, TXT or JSONL), and folders of shards; paths or URLs."""
@@ -114,11 +116,12 @@ def summary_lines(made: "PredictSummary", page: Path) -> list[str]:
     for head in made.heads:
         counts = ", ".join(f"{number} {what}" for what, number in head.output.counts.items())
         lines.append(f"{escape_filename(str(head.folder / 'predictions.csv'))}: {counts}")
-    before = f" ({made.before} files were already complete)" if made.before else ""
-    changed = f"; {made.changed} files changed since: their rows were replaced" if made.changed else ""
+    entries = f"{made.media.entry}s"
+    before = f" ({made.before} {entries} were already complete)" if made.before else ""
+    changed = f"; {made.changed} {entries} changed since: their rows were replaced" if made.changed else ""
     truncated = f" ({made.truncated} of them truncated, without rows)" if made.truncated else ""
     ignored = f"; {made.ignored} images ignored, since a head takes videos" if made.ignored else ""
-    files = f"{made.files} files{before}{changed}; {len(made.bad_files)} bad files{truncated}{ignored}"
+    files = f"{made.files} {entries}{before}{changed}; {len(made.bad_files)} bad {entries}{truncated}{ignored}"
     more = made.files - len(made.bad_files) - MOST_FILES
-    shown = f" (its first {MOST_FILES} files)" if more > 0 else ""
+    shown = f" (its first {MOST_FILES} {entries})" if more > 0 else ""
     return [*lines, files, f"{escape_filename(str(page))}{shown}"]

@@ -17,6 +17,8 @@ from tubelet.value_checks import Bounds
 class Shard(ConfigurableCommand):
     """Transcode videos and images into shards for faster training: short clips in indexed tar files."""
 
+    CONTINUES = True
+
     sources: Sources
     """Folders, media files, globs, and lists (CSV, TSV, TXT or JSONL); paths or URLs."""
     settings: Annotated[ShardConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = field(

@@ -143,7 +143,8 @@ class ModelConfig(Settings):
             ConfigError: if height, width or frames are not multiples of the patch.
         """
         p, t = self.patch_size, self.tubelet_size
-        for name, size in (("height", height), ("width", width)):
+        square = height == width
+        for name, size in (("the image size" if square else "height", height), ("width", width)):
             if size < p or size % p:
                 raise ConfigError(f"{name} is {size} pixels, expected a multiple of the patch size {p}")
         if frames == 1:

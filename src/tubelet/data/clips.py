@@ -42,6 +42,11 @@ def center_clip_times(info: VideoInfo, frames: int, fps: float) -> tuple[np.ndar
     return _times(info, frames, fps, 0.5)
 
 
+def repeats_frames(info: VideoInfo, fps: float) -> bool:
+    """Whether clips at a rate show frames of a video more than once, by more than rounding."""
+    return fps > 1.01 * info.fps > 0
+
+
 def window_times(info: VideoInfo, frames: int, fps: float, stride_s: float | None) -> tuple[list[np.ndarray], bool]:
     """Times of clips that cover a video.
 

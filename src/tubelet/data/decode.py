@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from tubelet.config.fields import check
 from tubelet.data.batch import MediaBytes
 from tubelet.data.containers import Media
 from tubelet.data.size_limits import check_clip
@@ -80,6 +81,8 @@ class Video:
             MissingPackageError: the package that reads the stack is not installed.
             StorageError: the URL cannot be reached.
         """
+        check(bool, full_depth, "full_depth")
+        check(bool, display, "display")
         self._reader: VideoReader | StackReader
         if not isinstance(media, MediaBytes) and is_stack(media):
             self._reader = StackReader(str(media), full_depth, window, stack_fps, display)

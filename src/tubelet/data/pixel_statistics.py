@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tubelet.config import PixelStatistics, from_dict
-from tubelet.config.fields import to_dict
+from tubelet.config.fields import Count, check, to_dict
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.data.model_frames import match_channels
@@ -141,9 +141,10 @@ def measure_collection(
 
     Raises:
         DataError: no file can be read, or a channel is constant.
-        ConfigError: the percentiles are out of range.
+        ConfigError: the percentiles or the number of files are out of range.
         StorageError: a source cannot be reached.
     """
+    max_files = check(Count, max_files, "max_files")
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise ConfigError(f"percentiles are {percentiles}, expected two ascending numbers from 0 to 100")
     rng = np.random.default_rng(seed)

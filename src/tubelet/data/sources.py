@@ -41,6 +41,7 @@ class MediaList:
         video_rows: spans and weights of the videos; None if no list has any. One file with several spans is several
             videos.
         image_rows: weights of the images; None if no list has any.
+        has_stacks: whether some of the videos are stacks of frames.
     """
 
     videos: Sequence[str]
@@ -51,6 +52,7 @@ class MediaList:
     notes: list[str] = field(default_factory=list)
     video_rows: ListedRows | None = None
     image_rows: ListedRows | None = None
+    has_stacks: bool = False
 
     def of_source(self, number: int) -> "MediaList":
         """The files that source `number`, from 0, is the first to contain."""
@@ -63,6 +65,11 @@ class MediaList:
             video_rows=self.video_rows and self.video_rows.take(videos),
             image_rows=self.image_rows and self.image_rows.take(images),
         )
+
+    @property
+    def entry(self) -> str:
+        """What one of the files is called: a span where a list has spans of files."""
+        return "span" if self.video_rows is not None and self.video_rows.has_spans() else "file"
 
     def rows(self, modality: Modality) -> ListedRows | None:
         """Spans and weights of the files of a modality."""
@@ -132,7 +139,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
     shards: dict[str, ShardFolder] = {}
     ends: list[int] = []
     notes: list[str] = []
-    hidden = _Hidden()
+    hidden, has_stacks = _Hidden(), False
     for source in sources:
         single = is_url(source) and suffix_of(source) in (*MANIFEST_SUFFIXES, *MEDIA_SUFFIXES)
         if not single and is_shards(source):
@@ -148,6 +155,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
             if not media.any():
                 raise DataError(f"{source}: {_what_instead(found)}; pass a source that has some")
             if kinds.stacks:
+                has_stacks = True
                 what = _counted(kinds.stacks, "stack")
                 notes.append(f"{source}: {what} of frames; those that state no rate have the rate of the clips")
             for files, own in ((videos, kinds.video), (images, kinds.image)):
@@ -165,7 +173,9 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
     notes += hidden.note()
     counts = list(zip(video_ends, image_ends, ends, strict=True))
     folders = list(shards.values())
-    return MediaList(video_files, image_files, folders, _by_suffix(left), counts, notes, video_rows, image_rows)
+    return MediaList(
+        video_files, image_files, folders, _by_suffix(left), counts, notes, video_rows, image_rows, has_stacks
+    )
 
 
 def _without_weight(

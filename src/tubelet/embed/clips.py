@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.config import EmbedConfig, ModelConfig
-from tubelet.data.clips import causal_times, resize_center_crop, window_times
+from tubelet.data.clips import causal_times, repeats_frames, resize_center_crop, window_times
 from tubelet.data.decode import VideoInfo
 from tubelet.data.model_frames import open_frames, read_still
 from tubelet.data.part_table import span_columns
@@ -34,9 +34,9 @@ class EmbedBatch:
         pixels: (B, C, T, S, S) uint8 colors, or normalized floats; None if there is nothing to encode.
         rows: for each clip key (of the file or span), path, modality, size_bytes and changed_s (the version of the
             file), clip_index (in the file or span), clips (their number there), times (T,) in seconds of the file, or
-            those of the last time step where features are causal, and span_start_s and span_end_s.
+            those of the last time step where features are causal, span_start_s and span_end_s; of a video's first clip
+            also short, whether it is too short for the rate of the clips, and repeating, whether its own rate is lower.
         ended: number of files that were read to their end or are bad.
-        short: number of videos among them that are too short for the requested rate.
         bad: files among them that could not be read to their end.
         failure: error that ends reading, if any.
     """
@@ -44,7 +44,6 @@ class EmbedBatch:
     pixels: Tensor | None
     rows: list[dict[str, Any]]
     ended: int
-    short: int
     bad: list[BadFile]
     failure: str | None = None
 
@@ -57,6 +56,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         changed: keys of files and spans with rows of an earlier version of the file.
         gone: keys of files and spans in the table that are no longer in the collection and whose files do not exist.
         clip: size, length and rate of the clips.
+        entry: "file" or "span".
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         model: ModelConfig,
         done: Mapping[str, FileProgress],
     ) -> None:
-        self.clip, self.config, self.model = clip, config, model
+        self.clip, self.config, self.model, self.entry = clip, config, model, media.entry
         self.indices = {modality: build_index(media, modality) for modality in Modality}
         self.status = WorkerStatus(config.workers)
         self.done: dict[str, set[int]] = {}
@@ -107,33 +107,30 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         pixels: list[Tensor] = []
         rows: list[dict[str, Any]] = []
         bad: list[BadFile] = []
-        ended = short = 0
+        ended = 0
         for modality, sample in self._share(first, step):
             if rows and rows[0]["modality"] != modality:
-                yield EmbedBatch(torch.stack(pixels), rows, ended, short, bad)
-                pixels, rows, ended, short, bad = [], [], 0, 0, []
+                yield EmbedBatch(torch.stack(pixels), rows, ended, bad)
+                pixels, rows, ended, bad = [], [], 0, []
             index = self.indices[modality]
             try:
                 with self.status.track(worker.id if worker else None, index.name(sample)):
-                    for clip, row, is_short in self._clips(index, modality, sample):
+                    for clip, row in self._clips(index, modality, sample):
                         pixels.append(clip)
                         rows.append(row)
-                        short += is_short and row["clip_index"] == 0
                         if len(rows) == self.config.batch_size:
-                            yield EmbedBatch(torch.stack(pixels), rows, ended, short, bad)
-                            pixels, rows, ended, short, bad = [], [], 0, 0, []
+                            yield EmbedBatch(torch.stack(pixels), rows, ended, bad)
+                            pixels, rows, ended, bad = [], [], 0, []
             except DecodeError as error:
                 bad.append(BadFile(error.path if index.span(sample) is None else index.key(sample), error.reason))
             except StorageError as error:  # keeps the clips read before it
-                yield EmbedBatch(torch.stack(pixels) if pixels else None, rows, ended, short, bad, str(error))
+                yield EmbedBatch(torch.stack(pixels) if pixels else None, rows, ended, bad, str(error))
                 return
             ended += 1
-        yield EmbedBatch(torch.stack(pixels) if pixels else None, rows, ended, short, bad)
+        yield EmbedBatch(torch.stack(pixels) if pixels else None, rows, ended, bad)
 
-    def _clips(
-        self, index: SampleIndex, modality: Modality, sample: int
-    ) -> Iterator[tuple[Tensor, dict[str, Any], bool]]:
-        """Missing clips of one file, their rows, and whether the video is too short for the rate."""
+    def _clips(self, index: SampleIndex, modality: Modality, sample: int) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Missing clips of one file, and their rows."""
         version = index.version(sample)  # before reading: a change in the meantime is detected by the next call
         source = index.read(sample)
         key, size = escape_filename(index.key(sample)), self.clip.image_size
@@ -142,7 +139,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         shared |= {"size_bytes": size_bytes, "changed_s": changed_s, **span_columns(index.span(sample))}
         if modality is Modality.IMAGE:
             pixels = resize_center_crop(read_still(source.media, self.model.pixels).unsqueeze(0), size)
-            yield pixels, shared | {"clip_index": 0, "clips": 1, "times": np.zeros(1)}, False
+            yield pixels, shared | {"clip_index": 0, "clips": 1, "times": np.zeros(1)}
             return
         with open_frames(source.media, self.model.pixels, self.clip.fps) as video:
             info = source.limit(video.info)
@@ -152,7 +149,9 @@ class CollectionClips(IterableDataset[EmbedBatch]):
             for clip, seconds, frames in zip(missing, chosen, video.stream(chosen), strict=True):
                 own = seconds[-self.model.tubelet_size :] if self.config.causal else seconds
                 row = shared | {"clip_index": clip, "clips": len(times), "times": own}
-                yield resize_center_crop(frames.pixels, size), row, is_short
+                if clip == 0:
+                    row |= {"short": is_short, "repeating": repeats_frames(info, self.clip.fps)}
+                yield resize_center_crop(frames.pixels, size), row
 
     def _times(self, info: VideoInfo) -> tuple[list[np.ndarray], bool]:
         """The times of the clips of a video, and whether it is too short for the rate."""

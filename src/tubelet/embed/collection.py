@@ -38,7 +38,8 @@ class EmbedSummary:
     """Counts of a call of `embed_collection`.
 
     Attributes:
-        files: files of the collection.
+        files: files of the collection, or spans of them.
+        entry: "file" or "span": what all numbers are of.
         rows: rows written by this call.
         new: files without rows before it, or with some of them only, that are complete now.
         before: files that were complete before it.
@@ -47,9 +48,11 @@ class EmbedSummary:
         bad: files that could not be read.
         truncated: those of `bad` that are readable up to some point; they have no rows.
         short: videos too short for the requested rate.
+        repeating: videos with a lower rate than requested, whose frames are repeated.
     """
 
     files: int
+    entry: str
     rows: int
     new: int
     before: int
@@ -58,6 +61,7 @@ class EmbedSummary:
     bad: int
     truncated: int
     short: int
+    repeating: int
 
 
 def embed_collection(
@@ -120,7 +124,7 @@ def _embed(
     ended = before = total - clips.remaining()
     bad: list[BadFile] = []
     made: Counter[str] = Counter()  # rows of each file and span
-    short = 0
+    noted: Counter[str] = Counter()
     progress(ended, total)
     try:
         for batch in clip_loader(clips):
@@ -137,7 +141,8 @@ def _embed(
             for file in new:
                 bad.append(file)
                 logger.warning("bad file %s", file)
-            ended, short = ended + batch.ended, short + batch.short
+            noted.update(name for row in batch.rows for name in ("short", "repeating") if row.get(name))
+            ended += batch.ended
             progress(ended, total)
             check_failed_fraction(bad, total, config.max_failed_fraction)
     finally:  # computed rows are kept after any error, except those of truncated files
@@ -153,6 +158,7 @@ def _embed(
     changed = clips.changed - names
     return EmbedSummary(
         files=total,
+        entry=clips.entry,
         rows=kept,
         new=total - before - len(changed) - len(names),
         before=before,
@@ -160,7 +166,8 @@ def _embed(
         gone=len(clips.gone),
         bad=len(bad),
         truncated=len(truncated),
-        short=short,
+        short=noted["short"],
+        repeating=noted["repeating"],
     )
 
 

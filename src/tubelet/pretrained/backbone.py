@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tubelet.checkpoint.native_clip import log_native
+from tubelet.config.fields import check
 from tubelet.data.clips import normalize
 from tubelet.data.stacks import is_image_file
 from tubelet.errors import ConfigError, DataError
@@ -124,9 +125,10 @@ class Backbone(HubEncoder):
             ConfigError: if an argument is out of range, or the window does not divide into tubelets.
             DataError: if the video cannot be read, or its size does not divide into patches.
         """
+        check(bool, causal, "causal")
         size, native = self._size(resize), self.native_clip
         frames, fps = native.frames if frames is None else frames, native.fps if fps is None else fps
-        check_resize(size, crop)
+        check_resize(size, crop, self.config.patch_size)
         _check_span(path, start, end)
         Sampling(frames, fps, start)  # validates before a file is opened
         step = self.config.tubelet_size

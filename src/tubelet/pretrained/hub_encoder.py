@@ -16,6 +16,7 @@ from tubelet.checkpoint.hub import WEIGHTS_FILE, model_card, save_encoder
 from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.weights import EncoderName
 from tubelet.config import ModelConfig, to_dict
+from tubelet.config.fields import check
 from tubelet.errors import ConfigError
 from tubelet.io.files import atomic_write
 from tubelet.io.overwrite_checks import check_output
@@ -47,6 +48,7 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
             config: the architecture, such as `model_preset("vit-b")`, or the `config` of another model.
             with_predictor: whether it has a predictor.
         """
+        check(bool, with_predictor, "with_predictor")
         super().__init__(config)
         self.predictor = Predictor(config) if with_predictor else None
         self.name = "untitled"

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from tubelet.config import ModelConfig
-from tubelet.data.clips import center_clip_times, center_crop, normalize_fractions, resize_clip
+from tubelet.data.clips import center_clip_times, center_crop, normalize_fractions, repeats_frames, resize_clip
 from tubelet.data.decode import VideoInfo
 from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.data.model_frames import as_fractions, open_frames, read_still
@@ -77,8 +77,8 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
 
 
-def check_resize(resize: Any, crop: Any) -> None:
-    """Raise a `ConfigError` for an invalid `Resize`, or side of a crop."""
+def check_resize(resize: Any, crop: Any, patch: int) -> None:
+    """Raise a `ConfigError` for an invalid `Resize`, side of a crop, or side that does not divide into patches."""
     if not (crop is None or _is_whole(crop)):
         raise ConfigError(f"crop is {crop!r}, expected the side of a center square in pixels")
     pair = isinstance(resize, (tuple, list)) and len(resize) == 2 and all(map(_is_whole, resize))
@@ -88,6 +88,10 @@ def check_resize(resize: Any, crop: Any) -> None:
             f'resize is {resize!r}, expected "native", "round", the side of a center square, or (height, width), in '
             "pixels, or None for the input's own size"
         )
+    name, side = ("resize", resize) if crop is None else ("crop", crop)
+    if isinstance(side, (int, np.integer)) and side % patch:
+        near = max(patch, round(side / patch) * patch)
+        raise ConfigError(f"{name} is {side}, expected a multiple of the patch size of {patch} pixels, such as {near}")
 
 
 def read_inputs(
@@ -112,7 +116,7 @@ def read_inputs(
         ConfigError: if an option is out of range.
         DataError: if it cannot be read as images or clips of one size that divides into patches.
     """
-    check_resize(resize, crop)
+    check_resize(resize, crop, config.patch_size)
     pixel_format = pixel_format or PixelFormat()
     batch = [
         resize_to_grid(pixels, times, config, resize, crop)
@@ -180,14 +184,28 @@ def _read_file(path: str | Path, config: ModelConfig, sampling: Sampling) -> tup
     if is_image_file(path):
         return read_still(path, statistics).permute(2, 0, 1).unsqueeze(1), torch.zeros(1, dtype=torch.float64)
     if suffix_of(str(path)) not in VIDEO_SUFFIXES and not is_stack(path):
+        if Path(path).is_dir():
+            raise DataError(
+                f"{path}: is a folder, expected a video or an image; `tubelet embed` encodes all of a folder"
+            )
         known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
         raise DataError(
             f"{path}: expected a video or an image ({known}); pass names of released models to tubelet.load"
         )
     with open_frames(path, statistics, sampling.fps or sampling.native_fps) as video:
+        warn_of_repeats(video.info, sampling.fps or sampling.native_fps)
         times = _clip_times(video.info, sampling)
         (clip,) = video.clips([times])
     return clip.pixels.permute(3, 0, 1, 2), torch.from_numpy(times)
+
+
+def warn_of_repeats(info: VideoInfo, fps: float) -> None:
+    """Warn if a rate is above that of the video."""
+    if repeats_frames(info, fps):
+        warnings.warn(
+            f"{info.path}: has {info.fps:.4g} frames a second, the clips {fps:g}: frames are repeated",
+            stacklevel=1,  # one place, so that a file is reported once
+        )
 
 
 def _clip_times(info: VideoInfo, sampling: Sampling) -> np.ndarray:

@@ -18,7 +18,7 @@ from tubelet.checkpoint.registry import HUB_OPTIONS, RELEASED, released_name, re
 from tubelet.checkpoint.run import resolve_best
 from tubelet.checkpoint.state_dict import load_strict, require_finite
 from tubelet.checkpoint.weights import EncoderName, LoadSpec, read_weights
-from tubelet.config.fields import nearest
+from tubelet.config.fields import check, nearest
 from tubelet.device import pick_device, pick_dtype
 from tubelet.errors import ConfigError, escape_unprintable, first_line
 from tubelet.pretrained.backbone import Backbone
@@ -73,6 +73,8 @@ def load(
         if option not in HUB_OPTIONS:
             hint = nearest(option, [*signature(load).parameters, *HUB_OPTIONS])
             raise ConfigError(f"tubelet.load has no option {option!r}{hint}")
+    for name, value in (("with_predictor", with_predictor), ("int8", int8), ("compile", compile)):
+        check(bool, value, name)
     chosen = _device(device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ConfigError(f"dtype is {dtype!r}, expected a floating-point type such as torch.bfloat16")

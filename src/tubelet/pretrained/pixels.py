@@ -215,11 +215,11 @@ def _check_floats(x: Tensor, normalized: bool, statistics: PixelStatistics | Non
             f"{wrong} of {x.numel()} pixel values are not finite (NaN or infinity), expected floats or uint8"
         )
     if not normalized and (least < -_ROUNDING or top > 1 + _ROUNDING):
-        scale, integers = "colors from 0 to 1", "colors from 0 to 255 as uint8"
+        scale, remedy = "colors from 0 to 1", "pass normalized=True if they are normalized by the model's mean and std"
+        if least >= -_ROUNDING and top <= 255:
+            remedy = f"divide by 255, or pass uint8; {remedy}"
         if statistics is not None:
             low, high = statistics.window
-            scale, integers = f"0 to 1 for the model's window of {low:g} to {high:g}", "stored values as integers"
-        raise DataError(
-            f"floats are from {least:.4g} to {top:.4g}, expected {scale}; pass normalized=True if they are "
-            f"normalized by the model's mean and std already, or {integers}"
-        )
+            scale = f"0 to 1 for the model's window of {low:g} to {high:g}"
+            remedy = "pass stored values as integers, or normalized=True if they are normalized already"
+        raise DataError(f"floats are from {least:.4g} to {top:.4g}, expected {scale}; {remedy}")

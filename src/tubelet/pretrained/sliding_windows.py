@@ -11,6 +11,7 @@ from torch import Tensor
 from tubelet.config import PixelStatistics
 from tubelet.data.model_frames import as_fractions, open_frames
 from tubelet.errors import ConfigError, DecodeError
+from tubelet.pretrained.inputs import warn_of_repeats
 
 
 def read_windows(
@@ -51,6 +52,7 @@ def read_windows(
         )
     with open_frames(path, as_fractions(statistics), fps) as video:
         info = video.info
+        warn_of_repeats(info, fps)
         # Durations are rounded to the container's time base; a frame that starts at the very end does not exist.
         duration_s = (info.duration_s if end_s is None else min(end_s, info.duration_s)) - start_s
         if duration_s <= 0:
@@ -60,7 +62,7 @@ def read_windows(
         if missing:
             warnings.warn(
                 f"{path}: {count} frames at {fps:g} fps do not divide into tubelets of {tubelet}; the last is repeated",
-                stacklevel=2,
+                stacklevel=1,  # one place, so that a file is reported once
             )
         total = lead + count + missing
         frame = np.maximum(np.arange(total) - lead, 0)

@@ -27,6 +27,8 @@ class InterruptedRunError(TrainingError):
         exit_code: what the shell expects of a process that such a signal ended.
     """
 
+    prefix = ""
+
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number

@@ -1,6 +1,7 @@
 """Pre-training: set up a run, take its steps, rewind after a spike of the loss, close it."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -385,8 +386,9 @@ class Trainer:
             raise TrainingError(problem + (f"; {newest} is written" if newest else ""))
         if stop:
             kept = f"{newest} is written" if newest else "no checkpoint is written"
+            again = shlex.join(["tubelet", "train", "--out", str(self.out), "--resume"])
             raise InterruptedRunError(
-                f"{stop.name}: stopped after step {step} of {steps}; {kept}, continue with --resume", stop
+                f"{stop.name}: stopped after step {step} of {steps}; {kept}, continue with: {again}", stop
             )
         if newest is None:
             raise TrainingError("the run has no steps")
