@@ -245,10 +245,12 @@ class TubeletVideoProcessor(VideoProcessorMixin):
         crop_size: int | dict[str, int] = 256,
         num_frames: int = 16,
         fps: float = 4.0,
+        size: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         side = crop_size["height"] if isinstance(crop_size, dict) else crop_size
+        self.size = {"shortest_edge": side} if size is None else size
         self.crop_size = {"height": side, "width": side}
         self.num_frames = num_frames
         self.fps = fps
@@ -277,8 +279,9 @@ class TubeletVideoProcessor(VideoProcessorMixin):
         if isinstance(videos, (str, Path, Image.Image)) or getattr(videos, "ndim", 0) == 4 or _is_frames(videos):
             videos = [videos]
         count = num_frames or self.num_frames
-        side = self.crop_size["height"]
-        clips = [resize_center_crop(self._frames(video, count, bool(do_sample_frames)), side) for video in videos]
+        side, short = self.crop_size["height"], self.size["shortest_edge"]
+        frames = [self._frames(video, count, bool(do_sample_frames)) for video in videos]
+        clips = [resize_center_crop(each, side, short) for each in frames]
         pixels = normalize(torch.stack(clips)).transpose(1, 2).contiguous()
         return BatchFeature(data={"pixel_values_videos": pixels})
 

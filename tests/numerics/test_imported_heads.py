@@ -60,7 +60,9 @@ def test_a_classification_model_of_transformers_is_a_head(saved, tmp_path):
     folder, theirs = saved
     head = tubelet.load_head(folder)
     assert head.spec.classes == tuple(CLASSES.values()) and head.spec.options == {"blocks": 3, "heads": 2}
-    assert (head.spec.input.image_size, head.spec.input.frames) == (32, 4)
+    processor = transformers.VJEPA2VideoProcessor(crop_size=32)
+    clips = head.spec.input
+    assert (clips.image_size, clips.frames, clips.resize) == (32, 4, processor.size["shortest_edge"])
     pixels = torch.randn(2, 4, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(logits_of(head, folder, pixels), theirs(pixels).logits, rtol=0, atol=2e-5)
@@ -99,6 +101,7 @@ def test_a_released_probe_gives_the_same_logits(released, tmp_path):
     encoder, probe, theirs = released
     head = tubelet.load_head(probe, encoder=encoder, classes=list(CLASSES.values()))
     assert head.spec.classes == tuple(CLASSES.values()) and head.spec.options == {"blocks": 3, "heads": 16}
+    assert (head.spec.input.views, head.spec.input.resize, head.spec.input.padded) == (3, None, True)
     pixels = torch.randn(2, 4, 3, 32, 32)
     with torch.no_grad():
         expected = theirs(pixels).logits

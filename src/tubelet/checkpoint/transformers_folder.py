@@ -54,15 +54,16 @@ def vjepa2_processor(image_size: int) -> Values:
     return _processor("VJEPA2VideoProcessor", image_size, int(image_size * _ZOOM))
 
 
-def own_processor(image_size: int, frames: int, fps: float) -> Values:
+def own_processor(image_size: int, frames: int, fps: float, resize: int | None = None) -> Values:
     """Fields of `tubelet.hf.TubeletVideoProcessor`.
 
     Args:
-        image_size: side of the center crop, whose short side the video is resized to.
+        image_size: side of the center crop.
         frames: frames of a clip.
         fps: frames per second of a clip.
+        resize: length that the short side is resized to; None is `image_size`.
     """
-    return _processor("TubeletVideoProcessor", image_size, image_size) | {"num_frames": frames, "fps": fps}
+    return _processor("TubeletVideoProcessor", image_size, resize or image_size) | {"num_frames": frames, "fps": fps}
 
 
 def _processor(name: str, image_size: int, short_side: int) -> Values:

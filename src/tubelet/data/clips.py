@@ -178,26 +178,27 @@ def crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resize_center_crop(pixels: Tensor, size: int) -> Tensor:
+def resize_center_crop(pixels: Tensor, size: int, resize: int | None = None) -> Tensor:
     """The central square of each frame, for evaluation; see `center_crop`.
 
     Args:
         pixels: (T, H, W, 3) uint8.
         size: side of the result in pixels.
+        resize: length of the resized short side in pixels; None is `size`.
 
     Returns:
         (3, T, size, size) uint8, contiguous.
     """
-    return center_crop(pixels.permute(3, 0, 1, 2), size).contiguous()
+    return center_crop(pixels.permute(3, 0, 1, 2), size, resize).contiguous()
 
 
-def center_crop(pixels: Tensor, size: int) -> Tensor:
-    """(C, T, H, W) -> (C, T, size, size): the short side becomes `size`, the ends of the long side are cropped."""
+def center_crop(pixels: Tensor, size: int, resize: int | None = None) -> Tensor:
+    """(C, T, H, W) -> (C, T, size, size): the short side becomes `resize` (None is `size`), the center is cropped."""
     height, width = pixels.shape[2:]
     longest = _LONGEST * min(height, width)  # very long images are cropped first: resized as a whole they may be vast
     top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
     pixels = pixels[:, :, top : top + longest, left : left + longest]
-    pixels = resize_clip(pixels, *resize_shape(pixels.shape[2], pixels.shape[3], size))
+    pixels = resize_clip(pixels, *resize_shape(pixels.shape[2], pixels.shape[3], resize or size))
     top, left = (pixels.shape[2] - size) // 2, (pixels.shape[3] - size) // 2
     return pixels[:, :, top : top + size, left : left + size]
 

@@ -10,7 +10,6 @@ from tubelet.checkpoint.export import ExportPlan, LevelOutputs, difference_text,
 from tubelet.checkpoint.frame_preprocessing import FramePreprocessing
 from tubelet.checkpoint.state_dict import require_colors
 from tubelet.config.fields import to_dict
-from tubelet.data.clips import resize_center_crop
 from tubelet.errors import CheckpointError
 from tubelet.grid import Grid
 from tubelet.heads.head_file import Head
@@ -25,20 +24,20 @@ values, in standard deviations. Resized colors that lie between two whole ones m
 class ClipScores(nn.Module):
     """The exported module: frames (T, H, W, 3) uint8 of any size to what the head gives for the clip.
 
-    Frames are resized, cropped to the head's central square and normalized by `FramePreprocessing`.
+    Frames are resized, cropped to the head's squares and normalized by `FramePreprocessing`.
     """
 
     def __init__(self, model: Backbone, head: Head) -> None:
         super().__init__()
         self.levels, self.head = LevelOutputs(model), head
-        size = head.spec.input.image_size
-        self.preprocess = FramePreprocessing(size)
-        self.grid: Grid = model.config.grid(head.spec.input.frames, size, size)
+        clips = head.spec.input
+        self.preprocess = FramePreprocessing(clips.image_size, clips.resize, clips.views)
+        self.grid: Grid = model.config.grid(clips.frames, clips.image_size, clips.image_size)
 
     def forward(self, frames: Tensor) -> tuple[Tensor]:
         """Scores of one clip: (K,), (T', K) or (T', cells, K), see `Head.forward`."""
         features = DenseFeatures(self.levels(self.preprocess(frames.unsqueeze(0))), self.grid, None)
-        return (self.head(features)[0],)
+        return (self.head(features).mean(0),)
 
 
 def export_head(model: Backbone, head: Head, out: Path, int8: bool = False) -> str:
@@ -72,8 +71,7 @@ def export_head(model: Backbone, head: Head, out: Path, int8: bool = False) -> s
     examples = [torch.randint(0, 256, (count, *shape, 3), generator=generator, dtype=torch.uint8) for shape in shapes]
     scale = max(1.0, float(head.target_scale.max()))
     with torch.no_grad():
-        crops = [resize_center_crop(frames, size).unsqueeze(0) for frames in examples]
-        eager = [head(model.dense_features(pixels))[0] for pixels in crops]
+        eager = [head(model.dense_features(head.spec.input.crop_views(frames))).mean(0) for frames in examples]
         apart = max((graph(frames)[0] - scores).abs().max() for frames, scores in zip(examples, eager, strict=True))
     if not apart <= MAX_SCORE_DIFFERENCE * scale:
         raise CheckpointError(

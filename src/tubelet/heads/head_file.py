@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from tubelet.checkpoint.registry import resolve_head
 from tubelet.checkpoint.state_dict import load_strict
-from tubelet.config.fields import Settings, from_dict, nearest, to_dict
+from tubelet.config.fields import Settings, from_dict, nearest, require, to_dict
+from tubelet.data.clips import crops_along, resize_center_crop
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.heads.adaptation import adapted_fingerprint, with_encoder_weights
 from tubelet.heads.head_network import HeadNetwork
@@ -33,10 +34,14 @@ from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
 
 FORMAT = "tubelet-head-1"
+FORMAT_2 = "tubelet-head-2"
+"""Format of the files of heads that use one of `_FIELDS_OF_2`, which code before them would not apply; other heads are
+written in the first one."""
 NO_LABEL = "no label"
 """Class of time steps without a label, where classes exclude each other; no span is reported of it."""
 _REMEDY = "fit the head again with `tubelet fit`"
 _ENCODER = "encoder."
+_FIELDS_OF_2 = {"causal": False, "resize": None, "views": 1, "padded": False}  # of `HeadInput`, and their defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,11 @@ class HeadInput(Settings):
         levels: output levels whose channels are concatenated; -1 is the deepest.
         cells: side of the grid that the tokens of each time step are averaged to; 0 keeps all tokens.
         causal: whether an answer comes from frames up to its time only, of clips that end there.
+        resize: length of the short side in pixels that frames are resized to before their center is cropped; None is
+            `image_size`.
+        views: squares from one end of the long side to the other, over which scores are averaged; 1 is the center.
+        padded: whether the last frame of a video shorter than a clip is repeated; otherwise such a video is shown at a
+            higher rate. Timelines are always padded.
     """
 
     image_size: int
@@ -60,6 +70,37 @@ class HeadInput(Settings):
     levels: tuple[int, ...] = (-1,)
     cells: int = 0
     causal: bool = False
+    resize: int | None = None
+    views: int = 1
+    padded: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.resize is None or self.resize >= self.image_size,
+            "resize",
+            f"is {self.resize}, expected at least image_size, {self.image_size}",
+        )
+        require(
+            self.views == 1 or (self.views > 1 and self.resize is None),
+            "views",
+            f"is {self.views} and resize is {self.resize}, expected 1, or more without resize",
+        )
+
+    def crop_views(self, frames: Tensor) -> Tensor:
+        """The squares of decoded frames that the head is shown: (T, H, W, C) -> (views, C, T, S, S), S = image_size."""
+        if self.views == 1:
+            return resize_center_crop(frames, self.image_size, self.resize).unsqueeze(0)
+        crops = crops_along(frames, self.image_size, self.views)
+        return crops.expand(self.views, *crops.shape[1:])  # a square frame has one
+
+    def to_fields(self) -> dict[str, Any]:
+        """The settings, ready for JSON, without those of format 2 that have their default."""
+        return {
+            name: value
+            for name, value in to_dict(self).items()
+            if name not in _FIELDS_OF_2 or value != _FIELDS_OF_2[name]
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +330,11 @@ class Head(nn.Module):
         """
         path = Path(path)
         check_output(path, "head")
-        header = {"format": FORMAT, "head": json.dumps(to_dict(self.spec), sort_keys=True)}
+        clips = self.spec.input.to_fields()
+        header = {
+            "format": FORMAT_2 if clips.keys() & _FIELDS_OF_2 else FORMAT,
+            "head": json.dumps(to_dict(self.spec) | {"input": clips}, sort_keys=True),
+        }
         state = self.state_dict() | {_ENCODER + name: value for name, value in self.encoder_weights.items()}
         tensors = {name: value.contiguous().cpu() for name, value in state.items()}
         with atomic_write(path, also=(SafetensorError,)) as partial:
@@ -310,9 +355,10 @@ def load_head(path: str | Path, device: torch.device | str = "cpu", **hub: Any) 
     """
     path = resolve_head(path, **hub)
     tensors, header = read_safetensors(path, _REMEDY)
-    if header.get("format") != FORMAT:
+    if header.get("format") not in (FORMAT, FORMAT_2):
         found = header.get("format", "no head")
-        raise file_error(path, f"its format is {found!r:.60}, expected {FORMAT!r}", _REMEDY, CheckpointError)
+        problem = f"its format is {found!r:.60}, this version reads {FORMAT!r} and {FORMAT_2!r}"
+        raise file_error(path, problem, _REMEDY, CheckpointError)
     spec: HeadSpec = from_dict(HeadSpec, parse_json(header.get("head", ""), path, dict[str, Any], _REMEDY), str(path))
     novelty = NoveltyModel.empty_like(tensors) if "novelty.mean" in tensors else None
     encoder_weights = {name.removeprefix(_ENCODER): tensors[name] for name in tensors if name.startswith(_ENCODER)}

@@ -1,6 +1,5 @@
 """An encoder with a head as a model of `transformers` for `AutoModelForVideoClassification`, and back."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from tubelet.checkpoint.state_dict import require_colors
@@ -73,12 +72,13 @@ def write_classifier(model: Backbone, head: Head, out: Path) -> str:
             "network": spec.network,
             "options": spec.options,
             "temperature": spec.temperature,
-            "input": asdict(spec.input),
+            "input": spec.input.to_fields(),
         },
     }
     tensors = {f"tubelet.{name}": value for name, value in tensors.items()}
     tensors |= {f"head.{name}": value for name, value in head.network.state_dict().items()}
-    write_folder(out, values, tensors, own_processor(size, frames, spec.input.fps), model.model_id)
+    processor = own_processor(size, frames, spec.input.fps, spec.input.resize)
+    write_folder(out, values, tensors, processor, model.model_id)
     return (
         f"{out}: {model.model_id} with {len(spec.classes)} classes as TubeletForVideoClassification, which "
         f"`import tubelet.hf` registers{reason}"

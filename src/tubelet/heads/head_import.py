@@ -25,6 +25,10 @@ from tubelet.pretrained.load import load_unplaced
 _PROBE_HEADS = 16  # of all released probes, whatever their width
 
 
+_VIEWS = 3  # of all released probes: squares along the long side, without a zoom
+_ZOOM = 256 / 224  # of the `VJEPA2VideoProcessor`, whatever its config says: short side over the side of the crop
+
+
 class _ReleasedProbe(NamedTuple):
     """What the evaluation config of a released probe says.
 
@@ -106,7 +110,7 @@ def _from_release(path: Path, encoder: str | Path | Backbone | None) -> Head:
     size, frames, fps = (known.image_size, known.frames, known.fps) if known else (256, 16, DEFAULT_FPS)
     numbers = tuple(map(str, range(classes)))
     name = model.name if isinstance(source, Backbone) else str(source)
-    clips = HeadInput(image_size=size, frames=frames, fps=fps, stride_s=frames / fps)
+    clips = HeadInput(image_size=size, frames=frames, fps=fps, stride_s=frames / fps, views=_VIEWS, padded=True)
     return _probe_head(state, {"blocks": blocks, "heads": _PROBE_HEADS}, numbers, clips, model, name, str(path))
 
 
@@ -141,7 +145,7 @@ def _clips(path: Path, values: Mapping[str, Any]) -> HeadInput:
             f"{path}: crop_size, frames_per_clip and fps are {size!r:.40}, {frames!r:.40} and {fps!r:.40}, expected "
             "positive numbers"
         )
-    return HeadInput(image_size=size, frames=frames, fps=float(fps), stride_s=frames / fps)
+    return HeadInput(image_size=size, frames=frames, fps=float(fps), stride_s=frames / fps, resize=int(size * _ZOOM))
 
 
 def _from_own(

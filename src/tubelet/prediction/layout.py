@@ -40,16 +40,17 @@ class WindowLayout:
             spec: the head.
             tubelet: frames of a time step of the encoder.
         """
-        clips, timeline = spec.input, spec.task == "timeline"
+        clips, padded = spec.input, spec.task == "timeline" or spec.input.padded
         if clips.frames == 1:
             clips, tubelet = replace(clips, fps=1 / clips.stride_s), 1
         whole = spec.task in ("segmentation", "depth")
-        return cls(clips=clips, tubelet=tubelet, stretched=not timeline, padded=timeline, whole=whole)
+        return cls(clips=clips, tubelet=tubelet, stretched=not padded, padded=padded, whole=whole)
 
     @property
     def shareable(self) -> "WindowLayout":
         """What heads must have in common to share an encoding: all but how tokens are reduced, and short videos."""
-        return replace(self, clips=replace(self.clips, levels=(-1,), cells=0), stretched=False, padded=False)
+        clips = replace(self.clips, levels=(-1,), cells=0, padded=False)
+        return replace(self, clips=clips, stretched=False, padded=False)
 
     @property
     def step_s(self) -> float:

@@ -276,6 +276,7 @@ def _head_id(head: Head) -> str:
     """Hash of all of a head that its scores depend on."""
     names = ("task", "network", "options", "classes", "input", "exclusive", "temperature")
     settings = {name: value for name, value in to_dict(head.spec).items() if name in names}
+    settings["input"] = {"causal": False} | head.spec.input.to_fields()  # as written before format 2
     text = json.dumps(settings, sort_keys=True) + hash_weights(head.state_dict())
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -329,16 +330,17 @@ def _score_batch(run: _Pass, table: ScoreTable, batch: WindowBatch, made: set[st
     if batch.pixels is None:
         return []
     files = {item.file.key: item.file for item in batch.windows}
-    features = run.model.dense_features(batch.pixels)
+    views = [run.model.dense_features(pixels) for pixels in batch.pixels.unbind(1)]
     reduced: dict[tuple[tuple[int, ...], int], Tensor] = {}
     broken: set[str] = set()
     for number, output in enumerate(run.outputs.values()):
         clips = output.head.spec.input
         key = (clips.levels, clips.cells)
         if key not in reduced:
-            reduced[key] = reduce_tokens(features, clips)
+            reduced[key] = torch.stack([reduce_tokens(features, clips) for features in views], dim=1)
         own = [i for i, item in enumerate(batch.windows) if output.takes(item)]
-        rows = list(output.score(reduced[key][own], [batch.windows[i] for i in own], batch.pixels[own])) if own else []
+        items = [batch.windows[i] for i in own]
+        rows = list(output.score(reduced[key][own].flatten(0, 1), items, batch.pixels[own, 0])) if own else []
         for item in batch.windows:
             if item.number == item.file.windows - 1:
                 rows += output.end(item.file)

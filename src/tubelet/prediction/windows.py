@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tubelet.config import ModelConfig, PredictConfig
-from tubelet.data.clips import resize_center_crop
 from tubelet.data.model_frames import FrameReader, open_frames, read_still
 from tubelet.data.prefetch import prefetching_loader
 from tubelet.data.sample_index import SampleIndex, build_index
@@ -50,7 +49,8 @@ class WindowBatch:
     """Windows of one modality, and the files that ended.
 
     Attributes:
-        pixels: (B, C, T, S, S) uint8 colors, or normalized floats; None if there is nothing to encode.
+        pixels: (B, V, C, T, S, S) uint8 colors, or normalized floats, with V the `views` of the clips; None if there is
+            nothing to encode.
         windows: the B windows.
         ended: number of files that were read to their end or are bad.
         bad: files among them that could not be read to their end.
@@ -160,7 +160,7 @@ class CollectionWindows(IterableDataset[WindowBatch]):
         yield shared.flush()
 
     def _windows(self, index: SampleIndex, modality: Modality, sample: int) -> Iterator[tuple[FileWindow, Tensor]]:
-        """The windows of one file, and their pixels (C, T, S, S)."""
+        """The windows of one file, and their pixels (V, C, T, S, S)."""
         version = index.version(sample)  # before reading: a change in the meantime is detected by the next call
         source = index.read(sample)
         size_bytes, changed_s = version or (0, 0.0)  # None if removed after it was opened
@@ -178,7 +178,7 @@ class CollectionWindows(IterableDataset[WindowBatch]):
             if self.layout.whole:
                 yield from _squares(image, self.layout, file, [(None, False)])
             else:
-                pixels = resize_center_crop(image.unsqueeze(0), self.layout.clips.image_size)
+                pixels = self.layout.clips.crop_views(image.unsqueeze(0))
                 yield FileWindow(file=file, number=0, window=None), pixels
             return
         with open_frames(source.media, self.model.pixels, self.layout.clips.fps) as video:
@@ -234,7 +234,7 @@ def decode_windows(
 
     Yields:
         Each window, whose times are from the start of the span; whether it is a short video at a higher rate; and its
-        pixels (C, T, S, S).
+        pixels (V, C, T, S, S).
 
     Raises:
         DecodeError: the video cannot be read to its end.
@@ -245,20 +245,20 @@ def decode_windows(
     buffer: deque[Tensor] = deque()  # the crops at times[end - len(buffer) : end]
     end = 0
     for image, _, repeats in video.scan(times + start_s):
-        crop = resize_center_crop(torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0), layout.clips.image_size)
+        crop = layout.clips.crop_views(torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0))
         buffer.extend([crop] * repeats)
         end += repeats
         while ahead is not None and ahead[0].times[-1] <= times[end - 1]:
             window, stretched = ahead
             places = np.searchsorted(times, window.times) - (end - len(buffer))
-            yield window, stretched, torch.cat([buffer[place] for place in places], dim=1)
+            yield window, stretched, torch.cat([buffer[place] for place in places], dim=2)
             ahead = next(windows, None)
             while ahead is not None and buffer and times[end - len(buffer)] < ahead[0].times[0]:
                 buffer.popleft()
 
 
 def _video_squares(video: FrameReader, layout: WindowLayout, file: SourceFile) -> Iterator[tuple[FileWindow, Tensor]]:
-    """The squares (C, 1, S, S) of all frames of a video that are seen whole, with one frame in memory.
+    """The squares (1, C, 1, S, S) of all frames of a video that are seen whole, with one frame in memory.
 
     Raises:
         DecodeError: the video cannot be read to its end.
@@ -280,7 +280,7 @@ def _squares(
     windows: Sequence[tuple[Window | None, bool]],
     first: int = 0,
 ) -> Iterator[tuple[FileWindow, Tensor]]:
-    """The squares (C, 1, S, S) of a frame (H, W, C), for each window that shows it.
+    """The squares (1, C, 1, S, S) of a frame (H, W, C), for each window that shows it.
 
     Args:
         image: the frame.
@@ -298,7 +298,7 @@ def _squares(
                 FileWindow(
                     file=file, number=frame * len(squares) + number, window=window, stretched=stretched, square=square
                 ),
-                pixels,
+                pixels.unsqueeze(0),
             )
 
 
@@ -309,6 +309,6 @@ def window_loader(windows: CollectionWindows) -> WorkerLoader[WindowBatch]:
         TubeletError: shared memory is too small for the batches of the workers.
     """
     config, clips = windows.config, windows.layout.clips
-    batch_bytes = config.batch_size * windows.model.clip_bytes(clips.frames, clips.image_size)
+    batch_bytes = config.batch_size * clips.views * windows.model.clip_bytes(clips.frames, clips.image_size)
     workers = min(config.workers, sum(map(len, windows.pending.values())))
     return prefetching_loader(windows, windows.status, config.prefetch_mb, "the clips of a batch", batch_bytes, workers)

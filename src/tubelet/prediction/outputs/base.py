@@ -3,7 +3,7 @@
 Scores are kept in a table of their own, from which all tables are written when every file has been read: in the order
 of the sources, whatever the order in which worker processes read them, and again with another threshold at no cost.
 
-B clips, T time steps, S cells of a step, D channels, K classes or targets, n rows.
+B clips of V views, T time steps, S cells of a step, D channels, K classes or targets, n rows.
 """
 
 from abc import ABC, abstractmethod
@@ -168,15 +168,16 @@ class HeadOutput(ABC):
         """Apply the head to a batch: here, one row for each clip.
 
         Args:
-            tokens: (B, T, S, D) as `reduce_tokens` gives them, on the head's device.
+            tokens: (B * V, T, S, D) as `reduce_tokens` gives them, on the head's device: all V views of a window, over
+                which scores are averaged, then those of the next.
             windows: the B windows; those of a file come in order, and batches in a fixed composition.
-            pixels: (B, 3, F, H, W) uint8, their F frames, on the CPU.
+            pixels: (B, C, F, H, W) of the first view, their F frames, on the CPU.
 
         Yields:
             Rows of scores, those of a file in order.
         """
-        scores = as_floats(self.head(tokens))
-        distances = self.distances(tokens)
+        scores = as_floats(self.head(tokens).unflatten(0, (len(windows), -1)).mean(1))
+        distances = self.distances(tokens).reshape(len(windows), -1).mean(1)
         for number, item in enumerate(windows):
             start_s, end_s = self.bounds(item)
             yield ScoreRows(
