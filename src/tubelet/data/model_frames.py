@@ -44,13 +44,14 @@ class FrameReader(Protocol):
         """As `Video.scan`."""
 
 
-def open_frames(media: Media, pixels: PixelStatistics | None, fps: float) -> FrameReader:
+def open_frames(media: Media, pixels: PixelStatistics | None, fps: float | None = None) -> FrameReader:
     """Open a video or a stack, to be used in a `with` statement; its frames are as a model takes them.
 
     Args:
         media: path or URL, or the bytes of a video.
         pixels: statistics of the model; None for one of 8-bit RGB.
-        fps: frames per second of a stack that states no rate: the rate of the clips takes its frames one by one.
+        fps: frames per second of a stack that states no rate: the rate of the clips takes its frames one by one; None
+            for that of `Video`.
 
     Raises:
         DecodeError: the file cannot be read, or has other channels than the model.

@@ -11,8 +11,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tubelet.config import PixelStatistics
 from tubelet.data.decode import Video, read_frames
 from tubelet.data.images import read_image
+from tubelet.data.model_frames import open_frames, read_still, to_input
 from tubelet.data.palette_png import VOID
 from tubelet.datasets.annotations import image_shape, read_gray_png, read_object_mask, to_class_indices
 from tubelet.datasets.locate import find_other_suffix
@@ -155,21 +157,39 @@ class DenseSample:
     frame: int | None = None
     time_s: float | None = None
 
-    def load_image(self) -> NDArray[np.uint8]:
-        """(H, W, 3) RGB.
+    def load_image(self, pixels: PixelStatistics | None = None) -> NDArray[Any]:
+        """The image as a model takes it, see `tubelet.data.model_frames`.
+
+        Args:
+            pixels: Statistics of the model; None for one of 8-bit RGB.
+
+        Returns:
+            (H, W, 3) uint8 RGB, or (H, W, C) normalized float32.
 
         Raises:
             DecodeError: The file is unreadable, or the video has no such frame.
         """
         if self.time_s is not None:
-            with Video(self.image) as video:
-                return video.clips([[self.time_s]])[0].pixels[0].numpy()
+            with open_frames(self.image, pixels) as reader:
+                return reader.clips([[self.time_s]])[0].pixels[0].numpy()
         if self.frame is None:
-            return read_image(self.image).numpy()
+            return read_still(self.image, pixels).numpy()
         frames = read_frames(self.image).pixels
         if self.frame >= len(frames):
             raise DecodeError(str(self.image), f"has {len(frames)} frames, but frame {self.frame} is requested")
-        return frames[self.frame].numpy()
+        image = frames[self.frame].numpy()
+        return image if pixels is None else to_input(image, pixels, str(self.image)).numpy()
+
+    def show_image(self) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB to look at; values of more than 8 bits are shown as in `tubelet.Video`.
+
+        Raises:
+            DecodeError: See `load_image`.
+        """
+        if self.time_s is not None:
+            with Video(self.image, display=True) as video:
+                return video.clips([[self.time_s]])[0].pixels[0].numpy()
+        return read_image(self.image, display=True).numpy() if self.frame is None else self.load_image()
 
     def image_shape(self) -> tuple[int, int]:
         """(H, W) of the image, from the header of its file.
@@ -178,7 +198,7 @@ class DenseSample:
             DecodeError: The file is unreadable.
         """
         if self.frame is not None or self.time_s is not None:
-            with Video(self.image) as video:
+            with Video(self.image, full_depth=True) as video:  # a deep stack has no window to be shown by
                 return video.info.height, video.info.width
         return image_shape(self.image)
 

@@ -195,10 +195,12 @@ def _encode_placed(model: Backbone, pixels: Tensor, encode: Encode) -> dict[str,
     return {"tokens": append_positions(encode(model, pixels)["tokens"])}
 
 
-def patch_colors() -> TokenFeatures:
+def patch_colors(channels: int) -> TokenFeatures:
     """What the baseline sees of a patch: its colors in 4 x 4 cells, and its position in the window."""
     return TokenFeatures(
-        width=3 * _PATCH_CELLS**2 + POSITION_CHANNELS, encode=_encode_colors, recipe={"features": "patch colors"}
+        width=channels * _PATCH_CELLS**2 + POSITION_CHANNELS,
+        encode=_encode_colors,
+        recipe={"features": "patch colors"},
     )
 
 
@@ -359,7 +361,7 @@ def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[st
             inputs.samples[row].name: {
                 name: _shrink(image)
                 for name, image in {
-                    "image": inputs.samples[row].load_image(),
+                    "image": inputs.samples[row].show_image(),
                     **objective.draw(predicted, truth, used),
                 }.items()
             }
@@ -374,7 +376,7 @@ def _baselines(context: FitContext, objective: PixelObjective, inputs: PixelInpu
     found = [ModelMetrics(model=objective.constant, metrics=_measure_constant(context, objective, inputs))]
     twin = random_init_like(context.model, context.config.seed)
     for name, model, features in (
-        ("linear head on pixels", context.model, patch_colors()),
+        ("linear head on pixels", context.model, patch_colors(context.model.config.channels)),
         ("random weights", twin, placed_features(twin, context.head_input.levels)),
     ):
         cache = context.cache if model is context.model else FeatureCache(context.cache.folder.parent, model)

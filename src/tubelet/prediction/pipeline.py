@@ -16,6 +16,7 @@ from torch import Tensor
 from tubelet.config import PredictConfig
 from tubelet.config.fields import to_dict
 from tubelet.data.bad_files import check_failed_fraction
+from tubelet.data.clips import to_colors
 from tubelet.data.sample_index import build_index
 from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import StorageError
@@ -340,7 +341,10 @@ def _score_batch(run: _Pass, table: ScoreTable, batch: WindowBatch, made: set[st
             reduced[key] = torch.stack([reduce_tokens(features, clips) for features in views], dim=1)
         own = [i for i, item in enumerate(batch.windows) if output.takes(item)]
         items = [batch.windows[i] for i in own]
-        rows = list(output.score(reduced[key][own].flatten(0, 1), items, batch.pixels[own, 0])) if own else []
+        pixels = batch.pixels[own, 0]
+        if own and run.layout.whole:
+            pixels = torch.stack([to_colors(each, run.model.config.pixels) for each in pixels])
+        rows = list(output.score(reduced[key][own].flatten(0, 1), items, pixels)) if own else []
         for item in batch.windows:
             if item.number == item.file.windows - 1:
                 rows += output.end(item.file)

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.config import EvaluateConfig
-from tubelet.data.clips import resize_center_crop
-from tubelet.data.decode import Frames, Video
+from tubelet.data.clips import resize_center_crop, to_colors
+from tubelet.data.decode import Frames
+from tubelet.data.model_frames import open_frames
 from tubelet.datasets import ActionSegment, AnticipationDataset, ProbeProtocol
 from tubelet.datasets.records import drop_missing_files
 from tubelet.errors import BadFile, ConfigError, DataError
@@ -63,7 +64,7 @@ class PreActionClip:
     gap_s: float = ANTICIPATION_S
 
     def __call__(self, source: Source) -> Tensor:
-        """(1, 1, C, T, H, W) uint8: one view of one segment."""
+        """(1, 1, C, T, H, W) uint8, or normalized floats: one view of one segment."""
         return resize_center_crop(self.read(source).pixels, self.size)[None, None]
 
     def read(self, source: Source) -> Frames:
@@ -71,7 +72,7 @@ class PreActionClip:
         steps = np.arange(self.frames, dtype=np.float64) - self.frames
         # What lies before the start of the video is its first frame.
         times = np.maximum(float(source.part[0]) - self.gap_s + steps / self.fps, 0.0)
-        with Video(source.files[0]) as video:
+        with open_frames(source.files[0], source.pixels) as video:
             return video.clips([times])[0]
 
 
@@ -255,7 +256,7 @@ def _examples(
     for i in most_confident_errors(scores[2], _K):
         segment = segments[i]
         clip = view.read(features.sources[i])
-        pixels = resize_center_crop(clip.pixels, view.size)
+        pixels = to_colors(resize_center_crop(clip.pixels, view.size), features.sources[i].pixels)
         examples.append(
             Example(
                 name=segment.name,

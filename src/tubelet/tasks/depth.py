@@ -337,7 +337,7 @@ def _example(pair: DenseSample, predicted: NDArray[np.float32], truth: NDArray[A
         name=pair.name,
         score=errors.rmse,
         images={
-            "image": pair.load_image(),
+            "image": pair.show_image(),
             f"truth, {low:.1f} to {high:.1f} m": color_depth(truth, low, max(high, 1.01 * low)),
             "prediction": color_depth(predicted, low, max(high, 1.01 * low)),
             "blue too near, red too far": color_depth_errors(ratio, known),

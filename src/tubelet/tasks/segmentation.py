@@ -143,7 +143,7 @@ def window_starts(length: int, size: int) -> list[int]:
 
 
 def sliding_windows(source: Source, size: int) -> Tensor:
-    """The windows of an image whose short side becomes `size`, row by row: (V, 3, 1, size, size) uint8.
+    """The windows of an image whose short side becomes `size`, row by row: (V, C, 1, size, size).
 
     Raises:
         DecodeError: if the image cannot be read.
@@ -152,7 +152,7 @@ def sliding_windows(source: Source, size: int) -> Tensor:
 
 
 def image_windows(image: Tensor, size: int) -> Tensor:
-    """The windows of an image (H, W, 3) whose short side becomes `size`, row by row: (V, 3, 1, size, size) uint8."""
+    """The windows of an image (H, W, C) whose short side becomes `size`, row by row: (V, C, 1, size, size)."""
     height, width = resize_shape(image.shape[0], image.shape[1], size)
     resized = resize(image.unsqueeze(0), height, width)
     return torch.stack(
@@ -334,7 +334,7 @@ def _example(
         name=pair.name,
         score=100 * score,
         images={
-            "image": pair.load_image(),
+            "image": pair.show_image(),
             "truth": color_classes(truth, shown),
             "prediction": color_classes(predicted, shown),
             "wrong in red": color_errors(predicted, truth, IGNORED),

@@ -171,7 +171,8 @@ class HeadOutput(ABC):
             tokens: (B * V, T, S, D) as `reduce_tokens` gives them, on the head's device: all V views of a window, over
                 which scores are averaged, then those of the next.
             windows: the B windows; those of a file come in order, and batches in a fixed composition.
-            pixels: (B, C, F, H, W) of the first view, their F frames, on the CPU.
+            pixels: (B, C, F, H, W) of the first view, their F frames, on the CPU; (B, 3, 1, H, W) uint8 colors to look
+                at where frames are seen whole.
 
         Yields:
             Rows of scores, those of a file in order.

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tubelet.data.clips import crops_along, resize_center_crop, segment_times
-from tubelet.data.decode import Frames, Video
-from tubelet.data.images import read_image
+from tubelet.data.clips import crops_along, resize_center_crop, segment_times, to_colors
+from tubelet.data.decode import Frames
+from tubelet.data.model_frames import open_frames, read_still
 from tubelet.tasks.common.extract import Source
 
 _MARGIN = 256 / 224  # an image's short side over the side of its middle square, as is usual since AlexNet
@@ -41,12 +41,12 @@ class ClipView:
     views: int = 1
 
     def __call__(self, source: Source) -> Tensor:
-        """(V, S, C, T, H, W) uint8."""
+        """(V, S, C, T, H, W) uint8, or normalized floats."""
         return torch.stack([crops_along(clip.pixels, self.size, self.views) for clip in self.read(source)], dim=1)
 
     def read(self, source: Source) -> list[Frames]:
         """The segments as they are in the file, and the times of their frames."""
-        with Video(source.files[0]) as video:
+        with open_frames(source.files[0], source.pixels) as video:
             return video.clips(
                 segment_times(video.info, self.frames, video.info.fps / self.frame_step, self.segments)[0]
             )
@@ -68,8 +68,9 @@ class ImageView:
     size: int
 
     def __call__(self, source: Source) -> Tensor:
-        """(1, 1, C, 1, H, W) uint8."""
-        square = resize_center_crop(read_image(source.files[0]).unsqueeze(0), round(self.size * _MARGIN))
+        """(1, 1, C, 1, H, W) uint8, or normalized floats."""
+        image = read_still(source.files[0], source.pixels)
+        square = resize_center_crop(image.unsqueeze(0), round(self.size * _MARGIN))
         first = (square.shape[2] - self.size) // 2
         return square[:, :, first : first + self.size, first : first + self.size][None, None]
 
@@ -85,10 +86,11 @@ View = ClipView | ImageView
 def shown_frames(view: View, source: Source, at_most: int = 5) -> dict[str, NDArray[np.uint8]]:
     """Some frames of a file's middle, as the model saw them: the time of each -> (H, W, 3)."""
     if isinstance(view, ImageView):
-        return {"image": view(source)[0, 0, :, 0].permute(1, 2, 0).numpy()}
+        return {"image": to_colors(view(source)[0, 0, :, 0], source.pixels).permute(1, 2, 0).numpy()}
     clips = view.read(source)
     middle = clips[len(clips) // 2]
-    return frames_by_time(resize_center_crop(middle.pixels, view.size), middle.times, at_most)
+    colors = to_colors(resize_center_crop(middle.pixels, view.size), source.pixels)
+    return frames_by_time(colors, middle.times, at_most)
 
 
 def frames_by_time(pixels: Tensor, times: Sequence[float] | np.ndarray, at_most: int) -> dict[str, NDArray[np.uint8]]:

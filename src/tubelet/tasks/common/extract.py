@@ -6,7 +6,7 @@ B views of a batch, V views of a source, C channels, T frames, H x W pixels, N t
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from tubelet.config import PixelStatistics
 from tubelet.data.bad_files import check_failed_fraction
 from tubelet.data.clips import normalize
 from tubelet.data.prefetch import prefetch_within
@@ -38,10 +39,12 @@ class Source:
     Attributes:
         files: the files in their order.
         part: parameters of the part of them that is used, ready for JSON; empty for all.
+        pixels: statistics of the model that is shown them, which `extract` sets; None for one of 8-bit RGB.
     """
 
     files: tuple[Path, ...]
     part: tuple[float | str, ...] = ()
+    pixels: PixelStatistics | None = None
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,9 @@ def extract(
         cache: of that model.
         sources: the sources to encode.
         recipe: everything besides model and source that the features depend on: a name, sizes, levels, ...
-        transform: a source to its views (..., C, T, H, W) uint8; called in worker processes, so it must be picklable.
-            Raises `DecodeError` for a file that cannot be read.
+        transform: a source to its views (..., C, T, H, W), uint8 colors or normalized floats as
+            `tubelet.data.model_frames` reads them; called in worker processes, so it must be picklable. Raises
+            `DecodeError` for a file that cannot be read.
         encode: normalized views (B, C, T, H, W) to tensors (B, ...), which are kept in float16 in the order, and
             under the leading dimensions, of the views.
         workers: decoding processes; 0 decodes here.
@@ -142,6 +146,9 @@ def extract(
     """
     assert cache.weights_id == model.weights_id, f"a cache of {cache.weights_id} for the features of {model.weights_id}"
     identity = {"dtype": f"{model.dtype} int8" if model.int8 else str(model.dtype)} | dict(recipe)
+    if model.config.pixels is not None:
+        identity["depth"] = "full"
+        sources = [replace(source, pixels=model.config.pixels) for source in sources]
     paths = [cache.path_for(identity | {"part": source.part}, list(source.files)) for source in sources]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     bad: dict[int, BadFile] = {}

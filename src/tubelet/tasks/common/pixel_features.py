@@ -81,17 +81,17 @@ def test_source(pair: DenseSample) -> Source:
     return Source(files=(pair.image,), part=(_position(pair),))
 
 
-def source_image(source: Source) -> NDArray[np.uint8]:
-    """The image (H, W, 3) of a source.
+def source_image(source: Source) -> NDArray[Any]:
+    """The image (H, W, C) of a source as its model takes it: uint8, or normalized float32.
 
     Raises:
         DecodeError: if it cannot be read.
     """
     position, path = source.part[0], source.files[0]
     if isinstance(position, str):
-        return DenseSample(name="", image=path, target=path, time_s=float(position)).load_image()
+        return DenseSample(name="", image=path, target=path, time_s=float(position)).load_image(source.pixels)
     frame = int(position)
-    return DenseSample(name="", image=path, target=path, frame=None if frame < 0 else frame).load_image()
+    return DenseSample(name="", image=path, target=path, frame=None if frame < 0 else frame).load_image(source.pixels)
 
 
 def _position(pair: DenseSample) -> float | str:
@@ -109,7 +109,7 @@ def source_draws(source: Source) -> list[Draw]:
 
 
 def crop_image(source: Source, choose: ChooseCrop, size: tuple[int, int]) -> Tensor:
-    """The crops of an image, (V, 3, 1, *size) uint8.
+    """The crops of an image, (V, C, 1, *size) of the type of `source_image`.
 
     Raises:
         DecodeError: if the image cannot be read.
@@ -120,8 +120,8 @@ def crop_image(source: Source, choose: ChooseCrop, size: tuple[int, int]) -> Ten
     return torch.stack([crop_and_resize(image, crop, size) for crop in crops])
 
 
-def crop_and_resize(image: NDArray[np.uint8], crop: Crop, size: tuple[int, int]) -> Tensor:
-    """Part of an image (H, W, 3) at a size in pixels: (3, 1, *size) uint8."""
+def crop_and_resize(image: NDArray[Any], crop: Crop, size: tuple[int, int]) -> Tensor:
+    """Part of an image (H, W, C) at a size in pixels: (C, 1, *size) of the same type."""
     rows, columns = slice(crop.top, crop.top + crop.height), slice(crop.left, crop.left + crop.width)
     pixels = resize(torch.from_numpy(image[rows, columns]).unsqueeze(0), *size)
     return pixels.flip(-1) if crop.mirrored else pixels
